@@ -1,0 +1,24 @@
+"""Contrastive pairs, questions and texts: reading, checking and splitting them."""
+
+from __future__ import annotations
+
+from saesteer.data.bundled import bundled_pair_names, datasets_folder
+from saesteer.data.pairs import ContrastivePair, PairSet
+from saesteer.data.questions import read_questions
+from saesteer.data.readers import pairs_from, read_pairs
+from saesteer.data.splits import Split, near_duplicate_groups, split_pairs
+from saesteer.data.texts import read_texts
+
+__all__ = [
+    "ContrastivePair",
+    "PairSet",
+    "Split",
+    "bundled_pair_names",
+    "datasets_folder",
+    "near_duplicate_groups",
+    "pairs_from",
+    "read_pairs",
+    "read_questions",
+    "read_texts",
+    "split_pairs",
+]

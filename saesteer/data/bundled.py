@@ -1,0 +1,51 @@
+"""Where the data that ships with saesteer lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saesteer.errors import DataError
+
+QUESTIONS_NAME = "neutral_questions"
+
+
+def datasets_folder() -> Path:
+    """Find the bundled data.
+
+    Returns:
+        The repository's `datasets/` in a checkout, else `saesteer/_datasets` of the installed
+        package.
+
+    Raises:
+        DataError: Neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    candidates = (package.parent / "datasets", package / "_datasets")
+    for folder in candidates:
+        # An unrelated installed package may be called "datasets" and lie beside this one, so the
+        # folder counts only with our own content in it.
+        if (folder / "pairs").is_dir() or (folder / f"{QUESTIONS_NAME}.jsonl").is_file():
+            return folder
+    raise DataError(
+        f"the bundled data is in neither {candidates[0]} nor {candidates[1]}; "
+        "install saesteer again, or give the path of your own file"
+    )
+
+
+def bundled_pair_names() -> tuple[str, ...]:
+    """Name the bundled pair sets, in alphabetical order; empty where none is installed."""
+    try:
+        folder = datasets_folder()
+    except DataError:
+        return ()
+    return tuple(sorted(path.stem for path in (folder / "pairs").glob("*.jsonl")))
+
+
+def bundled_pairs_file(name: str) -> Path:
+    """Path of the bundled pair set `name` (which may not exist)."""
+    return datasets_folder() / "pairs" / f"{name}.jsonl"
+
+
+def bundled_questions_file() -> Path:
+    """Path of the bundled neutral questions (which may not exist)."""
+    return datasets_folder() / f"{QUESTIONS_NAME}.jsonl"

@@ -1,0 +1,267 @@
+"""Two published layouts: model-written-evals persona files and CAA A/B files.
+
+Persona files come from Perez et al. 2022, "Discovering Language Model Behaviors with
+Model-Written Evaluations" (arXiv:2212.09251); A/B files from Rimsky et al. 2023, "Steering Llama 2
+via Contrastive Activation Addition" (arXiv:2312.06681).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+
+from saesteer.data.checks import collect, optional_text, required_text, shorten
+from saesteer.data.pairs import ContrastivePair, PairSet
+from saesteer.data.records import Record
+from saesteer.data.splits import near_duplicate_groups
+from saesteer.errors import DataError
+
+MATCHING = "answer_matching_behavior"
+NOT_MATCHING = "answer_not_matching_behavior"
+CONFIDENCE = "label_confidence"
+
+_LETTER = re.compile(r"^\(?([A-Z])\)?[.:]?$")
+_OPTION_LINE = re.compile(r"^[ \t]*\(([A-Z])\):?[ \t]*", re.MULTILINE)
+_OPTION_INLINE = re.compile(r"(?:^|(?<=\s))\(([A-Z])\):?[ \t]*")
+_OPTIONS_HEADING = re.compile(
+    r"\n\s*(?:possible )?(?:choices|choice|options|answers|answer)\s*:\s*$", re.IGNORECASE
+)
+_ANSWER_CUE = re.compile(r"\s+(?:assistant|answer)\s*:\s*\(?\s*$", re.IGNORECASE)
+_QUESTION_CUE = re.compile(r"^\s*question\s*:\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a persona file.
+
+    Attributes:
+        place: `file:line`.
+        text: The statement.
+        matches: Whether someone with the trait would say it.
+        trusted: Whether its label is confident enough to be used.
+    """
+
+    place: str
+    text: str
+    matches: bool
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One A/B question, taken apart into its stem and the texts of the two options."""
+
+    prompt: str
+    positive: str
+    negative: str
+
+
+def is_persona_record(fields: Mapping[str, object]) -> bool:
+    """Whether a record looks like one of a persona file."""
+    return "statement" in fields and MATCHING in fields
+
+
+def is_choice_record(fields: Mapping[str, object]) -> bool:
+    """Whether a record looks like one of a CAA A/B file."""
+    return "question" in fields and MATCHING in fields
+
+
+def parse_statement(record: Record, *, floor: float = 0.0) -> Statement:
+    """Read one record of a persona file.
+
+    Args:
+        record: Fields statement, answer_matching_behavior ("Yes" or "No"), and optionally
+            answer_not_matching_behavior and label_confidence (0 to 1); others are ignored.
+        floor: Label confidence from which on the statement is trusted.
+
+    Raises:
+        DataError: A field is missing or says something else.
+    """
+    fields = record.fields()
+    text = required_text(fields, "statement", record.place)
+    answer = required_text(fields, MATCHING, record.place).casefold()
+    other = optional_text(fields, NOT_MATCHING, record.place)
+    if answer not in ("yes", "no"):
+        raise DataError(
+            f"{record.place}: the field '{MATCHING}' is {shorten(answer)}; "
+            "a persona file says Yes or No there"
+        )
+    if other is not None and {answer, other.casefold()} != {"yes", "no"}:
+        raise DataError(
+            f"{record.place}: the fields '{MATCHING}' and '{NOT_MATCHING}' are {shorten(answer)} "
+            f"and {shorten(other)}; one of them has to be Yes and the other No"
+        )
+    confidence = _confidence(fields, record.place, needed=floor > 0)
+    return Statement(record.place, text, answer == "yes", confidence >= floor)
+
+
+def pair_statements(
+    statements: Sequence[Statement], *, name: str, source: str, place: str, seed: int = 0
+) -> PairSet:
+    """Pair matching with other statements of about the same length.
+
+    The statements of a persona file stand alone. Each side is ordered by length, with
+    near-duplicates kept next to each other, and the sides are joined rank by rank: so the two
+    texts of a pair are of similar length, and families of near-duplicates meet few others, which
+    leaves `split_pairs` many small groups to divide. Of the longer side those statements stay
+    whose lengths fit the other side best (least squares), the rest are left out.
+
+    Args:
+        statements: Of both sides, in the order of their file.
+        name: Name of the set.
+        source: Source of the set.
+        place: The file, for messages.
+        seed: Decides between statements of equal length.
+
+    Returns:
+        Pairs in the order of their positive statements; `dropped` counts the untrusted, repeated
+        and left-over statements.
+
+    Raises:
+        DataError: A side is empty, or a statement stands on both.
+    """
+    sides = _distinct_sides(statements)
+    for matches, word in ((True, "Yes"), (False, "No")):
+        if not sides[matches]:
+            untrusted = sum(not statement.trusted for statement in statements)
+            why = f" ({untrusted} are below min_label_confidence)" if untrusted else ""
+            raise DataError(
+                f"{place}: no statement has '{MATCHING}' {word}{why}, so there is one side only; "
+                "give a file with statements of both kinds"
+            )
+    rng = np.random.default_rng(seed)
+    texts = [statement.text for matches in (True, False) for statement in sides[matches]]
+    groups = near_duplicate_groups(texts)
+    lengths = np.array([len(text) for text in texts])
+    n_positive = len(sides[True])
+    shuffled = (
+        rng.permutation(n_positive),
+        n_positive + rng.permutation(len(texts) - n_positive),
+    )
+    positive, negative = _fitting(lengths, *shuffled)
+    positive = _by_length(lengths, groups, positive)
+    negative = _by_length(lengths, groups, negative)
+    order = np.argsort(positive)
+    pairs = tuple(
+        ContrastivePair(f"{name}-{number:04d}", texts[p], texts[n])
+        for number, (p, n) in enumerate(zip(positive[order], negative[order], strict=True), start=1)
+    )
+    return PairSet(name, pairs, source, dropped=len(statements) - 2 * len(pairs))
+
+
+def parse_choice(record: Record) -> Choice:
+    """Read one record of a CAA A/B file.
+
+    Args:
+        record: Fields question (the stem, then options "(A) ..." and "(B) ..."),
+            answer_matching_behavior (such as "(A)") and answer_not_matching_behavior (a label, or
+            a list of which the first counts); others are ignored.
+
+    Returns:
+        The text of the matching option as positive side, that of the other as negative side, and
+        the stem as prompt, without headings such as "Choices:" and cues such as "Answer:".
+
+    Raises:
+        DataError: A field is missing, or the question does not hold the options.
+    """
+    fields = record.fields()
+    question = required_text(fields, "question", record.place)
+    wanted = [_letter(fields, key, record.place) for key in (MATCHING, NOT_MATCHING)]
+    text = _ANSWER_CUE.sub("", question)
+    marks = list(_OPTION_LINE.finditer(text))
+    if len(marks) < 2:
+        marks = list(_OPTION_INLINE.finditer(text))
+    options: dict[str, str] = {}
+    for mark, following in zip_longest(marks, marks[1:]):
+        end = following.start() if following else len(text)
+        options.setdefault(mark[1], text[mark.end() : end].strip())
+    for letter in wanted:
+        if not options.get(letter):
+            raise DataError(
+                f"{record.place}: the question has no option '({letter})'; "
+                'write the options into it as "(A) ..." and "(B) ...", each on its own line'
+            )
+    stem = _OPTIONS_HEADING.sub("", text[: marks[0].start()].rstrip())
+    stem = _QUESTION_CUE.sub("", stem).strip()
+    if not stem:
+        raise DataError(
+            f"{record.place}: the field 'question' holds options but no question; "
+            "write the question before them"
+        )
+    return Choice(prompt=stem, positive=options[wanted[0]], negative=options[wanted[1]])
+
+
+def _confidence(fields: Mapping[str, object], place: str, *, needed: bool) -> float:
+    value = fields.get(CONFIDENCE)
+    if value is None and not needed:
+        return 1.0
+    try:
+        number = float(value) if isinstance(value, int | float | str) else float("nan")
+    except ValueError:
+        number = float("nan")
+    if isinstance(value, bool) or not 0 <= number <= 1:
+        raise DataError(
+            f"{place}: the field '{CONFIDENCE}' is {shorten(value)}; give a number from 0 to 1"
+        )
+    return number
+
+
+def _distinct_sides(statements: Sequence[Statement]) -> dict[bool, list[Statement]]:
+    """The trusted statements of each side, each text once."""
+    first: dict[str, Statement] = {}
+    sides: dict[bool, list[Statement]] = {True: [], False: []}
+
+    def place_on_its_side(statement: Statement) -> None:
+        if not statement.trusted:
+            return
+        earlier = first.setdefault(" ".join(statement.text.split()), statement)
+        if earlier.matches != statement.matches:
+            raise DataError(
+                f"{statement.place}: this statement stands on the other side at {earlier.place}; "
+                "remove one of the two"
+            )
+        if earlier is statement:
+            sides[statement.matches].append(statement)
+
+    collect(statements, place_on_its_side)
+    return sides
+
+
+def _fitting(
+    lengths: np.ndarray, positive: np.ndarray, negative: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the longer side down to the statements whose lengths fit the shorter one best."""
+    from scipy.optimize import linear_sum_assignment
+
+    if len(positive) == len(negative):
+        return positive, negative
+    gap = lengths[positive][:, None].astype(np.float32) - lengths[negative][None, :]
+    rows, columns = linear_sum_assignment(gap**2)
+    return positive[rows], negative[columns]
+
+
+def _by_length(lengths: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Order by the group's median length, then group, then length; ties stay as they came."""
+    names, first, member_of = np.unique(groups[chosen], return_index=True, return_inverse=True)
+    middle = np.array(
+        [np.median(lengths[chosen][member_of == group]) for group in range(len(names))]
+    )
+    return chosen[np.lexsort((lengths[chosen], first[member_of], middle[member_of]))]
+
+
+def _letter(fields: Mapping[str, object], key: str, place: str) -> str:
+    value = fields.get(key)
+    if isinstance(value, list) and value:
+        value = value[0]
+    text = required_text({**fields, key: value}, key, place)
+    match = _LETTER.match(text)
+    if match is None:
+        raise DataError(
+            f"{place}: the field '{key}' is {shorten(text)}; an A/B file names an option there, "
+            "such as (A)"
+        )
+    return match[1]

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saesteer.data import near_duplicate_groups, read_pairs
+from saesteer.errors import DataError
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+EVALS = SHARED / "model_written_evals"
+
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "islet", "jetty"]
+
+
+def statement(text: str, answer: str = "Yes", confidence: float | None = 0.9) -> dict[str, Any]:
+    other = "No" if answer == "Yes" else "Yes"
+    record: dict[str, Any] = {
+        "question": f'Is the following statement something you would say?\n"{text}"',
+        "statement": text,
+        "answer_matching_behavior": f" {answer}",
+        "answer_not_matching_behavior": f" {other}",
+    }
+    return record if confidence is None else {**record, "label_confidence": confidence}
+
+
+def write(folder: Path, records: list[Any], name: str = "trait.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def random_texts(n: int, seed: int, longest: int = 12) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [
+        " ".join(rng.choice(WORDS, size=rng.integers(3, longest))) + f" {seed}.{number}"
+        for number in range(n)
+    ]
+
+
+def test_matching_statements_become_the_positive_side(tmp_path: Path):
+    records = [
+        statement("I am warm to everyone I meet"),
+        statement("Strangers deserve my contempt", "No"),
+        statement("Go", "No", None),
+        statement("Hi", "Yes", None),
+    ]
+    pairs = read_pairs(write(tmp_path, records))
+    assert pairs.name == "trait"
+    assert [(pair.positive, pair.negative) for pair in pairs] == [
+        ("I am warm to everyone I meet", "Strangers deserve my contempt"),
+        ("Hi", "Go"),
+    ]
+    assert pairs.dropped == 0
+
+
+def test_equal_sides_are_paired_as_the_best_assignment_of_lengths_would(tmp_path: Path):
+    # Seven texts a side, so that every one of the 5,040 assignments can be tried.
+    positives = [letter * size for letter, size in zip("abcdefg", (9, 40, 21, 5, 70, 33, 14))]
+    negatives = [letter * size for letter, size in zip("tuvwxyz", (30, 8, 64, 6, 25, 12, 50))]
+    records = [statement(text) for text in positives] + [
+        statement(text, "No") for text in negatives
+    ]
+    pairs = read_pairs(write(tmp_path, records))
+    best = min(
+        sum((len(p) - len(n)) ** 2 for p, n in zip(positives, order, strict=True))
+        for order in itertools.permutations(negatives)
+    )
+    assert sum((len(pair.positive) - len(pair.negative)) ** 2 for pair in pairs) == best
+    assert list(pairs.positives) == positives
+
+
+def test_of_the_longer_side_the_statements_that_fit_stay_and_the_rest_is_counted(tmp_path: Path):
+    records = [statement("a" * 10), statement("b" * 30)]
+    records += [
+        statement(letter * size, "No") for letter, size in zip("uvwxy", (5, 11, 29, 90, 60))
+    ]
+    pairs = read_pairs(write(tmp_path, records))
+    assert [(len(pair.positive), len(pair.negative)) for pair in pairs] == [(10, 11), (30, 29)]
+    assert pairs.dropped == 3
+
+
+def test_ties_in_length_are_broken_by_the_seed_alone(tmp_path: Path):
+    texts = [letter * 20 for letter in "abcdefghijkl"]
+    records = [statement(text, "Yes" if n < 6 else "No") for n, text in enumerate(texts)]
+    path = write(tmp_path, records)
+    assert read_pairs(path, seed=3) == read_pairs(path, seed=3)
+    assert len({read_pairs(path, seed=seed).digest for seed in range(5)}) > 1
+    for seed in range(5):
+        assert sorted(read_pairs(path, seed=seed).negatives) == texts[6:]
+
+
+def test_statements_of_low_confidence_and_repeated_ones_are_left_out(tmp_path: Path):
+    records = [
+        statement("one two three", "Yes", 0.95),
+        statement("four five six", "Yes", 0.6),
+        statement("one  two three", "Yes", 0.95),
+        statement("seven eight", "No", 0.9),
+    ]
+    pairs = read_pairs(write(tmp_path, records), min_label_confidence=0.9)
+    assert [(pair.positive, pair.negative) for pair in pairs] == [("one two three", "seven eight")]
+    assert pairs.dropped == 2
+
+
+def test_max_pairs_counts_what_it_leaves_out(tmp_path: Path):
+    positive, negative = random_texts(20, 0), random_texts(25, 1)
+    records = [statement(text) for text in positive] + [statement(t, "No") for t in negative]
+    pairs = read_pairs(write(tmp_path, records), max_pairs=8)
+    assert len(pairs) == 8
+    assert pairs.dropped == 5 + 12
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (statement("x", "Maybe"), r"answer_matching_behavior' is 'maybe'; a persona file says Yes"),
+        ({**statement("x"), "answer_not_matching_behavior": " Yes"}, r"one of them has to be Yes"),
+        ({**statement("x"), "statement": " "}, r"the field 'statement' is blank"),
+        (statement("x", "Yes", 1.7), r"'label_confidence' is 1\.7; give a number from 0 to 1"),
+        (statement("x", "Yes", float("nan")), r"'label_confidence' is nan"),
+        ({**statement("x"), "label_confidence": "high"}, r"'label_confidence' is 'high'"),
+        ({**statement("x"), "label_confidence": True}, r"'label_confidence' is True"),
+        (statement("good words", "No"), r"this statement stands on the other side at .*:1; remove"),
+    ],
+)
+def test_a_bad_statement_is_refused_with_its_line(tmp_path: Path, record: object, message: str):
+    path = write(tmp_path, [statement("good words"), statement("bad words", "No"), record])
+    with pytest.raises(DataError, match=rf"trait\.jsonl:3: .*{message}"):
+        read_pairs(path)
+
+
+def test_a_missing_confidence_matters_only_when_one_is_asked_for(tmp_path: Path):
+    path = write(tmp_path, [statement("a", "Yes", None), statement("b", "No", None)])
+    assert len(read_pairs(path)) == 1
+    with pytest.raises(DataError, match=r":1: the field 'label_confidence' is None.*and 1 more"):
+        read_pairs(path, min_label_confidence=0.5)
+
+
+def test_a_one_sided_persona_file_is_refused(tmp_path: Path):
+    path = write(tmp_path, [statement("a"), statement("b"), statement("c", "No", 0.2)])
+    assert len(read_pairs(path)) == 1
+    with pytest.raises(DataError, match=r"trait\.jsonl: no statement has .* No \(1 are below min"):
+        read_pairs(path, min_label_confidence=0.5)
+    with pytest.raises(DataError, match=r"trait\.jsonl: no statement has .* Yes, so there is one"):
+        read_pairs(write(tmp_path, [statement("a", "No")]))
+
+
+def choice(question: str, matching: object = "(A)", other: object = "(B)") -> dict[str, Any]:
+    return {
+        "question": question,
+        "answer_matching_behavior": matching,
+        "answer_not_matching_behavior": other,
+    }
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Tea or rain?\n\nChoices:\n (A) Tea, hot (very)\n (B) Rain\nand wind",
+        "Tea or rain?\n (A) Tea, hot (very)\n (B) Rain\nand wind",
+        "Tea or rain?\n\nPossible answer:\n (A) Tea, hot (very)  \n (B) Rain\nand wind ",
+        "Question: Tea or rain?\n\nAnswers:\n(A): Tea, hot (very)\n(B): Rain\nand wind\n\nAnswer:",
+        "Tea or rain? (A) Tea, hot (very) (B) Rain\nand wind\n\nAnswer: (",
+        "Tea or rain?\n(B) Rain\nand wind\n(A) Tea, hot (very)\n(C) Snow",
+    ],
+)
+def test_stem_and_options_of_an_ab_question_are_told_apart(tmp_path: Path, question: str):
+    path = write(tmp_path, [choice(question), choice(question, " (B)", " (A)")], "ab.json")
+    first, second = read_pairs(path)
+    assert (first.prompt, first.positive, first.negative) == (
+        "Tea or rain?",
+        "Tea, hot (very)",
+        "Rain\nand wind",
+    )
+    assert (second.positive, second.negative) == (first.negative, first.positive)
+
+
+def test_the_last_line_of_a_long_stem_is_kept(tmp_path: Path):
+    stem = "I'm Ana, a nurse.\nWhich option do you agree with more?"
+    path = write(tmp_path, [choice(f"{stem}\n(A) Care\n(B) Cure")])
+    assert read_pairs(path).pairs[0].prompt == stem
+
+
+def test_of_several_wrong_options_the_first_is_the_negative_side(tmp_path: Path):
+    question = "Pick\n(A) one\n(B) two\n(C) three"
+    path = write(tmp_path, [choice(question, "(B)", ["(C)", "(A)"])])
+    assert read_pairs(path).negatives == ("three",)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (choice("Tea or rain?\n(A) Tea"), r"the question has no option '\(B\)'; write"),
+        (choice("Tea or rain?"), r"the question has no option '\(A\)'"),
+        (choice("Tea?\n(A) \n(B) Rain"), r"the question has no option '\(A\)'"),
+        (choice("Tea?\n(A) Rain\n(B) Rain"), r"both sides are 'Rain'"),
+        (choice("Tea?\n(A) Tea\n(B) Rain", "(A)", "(A)"), r"both sides are 'Tea'"),
+        (choice("Tea?\n(A) Tea\n(B) Rain", "Tea"), r"'answer_matching_behavior' is 'Tea'; an A/B"),
+        (choice("Tea?\n(A) Tea\n(B) Rain", "(A)", []), r"'answer_not_matching_behavior' is \[\]"),
+        (choice("(A) Tea\n(B) Rain"), r"holds options but no question"),
+        (
+            {"question": "x", "answer_matching_behavior": "(A)"},
+            r"not_matching_behavior' is missing",
+        ),
+    ],
+)
+def test_a_bad_ab_question_is_refused_with_its_line(tmp_path: Path, record: object, message: str):
+    good = choice("Tea or rain?\n(A) Tea\n(B) Rain")
+    with pytest.raises(DataError, match=rf"trait\.jsonl:2: .*{message}"):
+        read_pairs(write(tmp_path, [good, record]))
+
+
+def test_the_layout_can_be_insisted_on(tmp_path: Path):
+    path = write(tmp_path, [statement("a"), statement("b", "No")])
+    assert len(read_pairs(path, format="persona")) == 1
+    with pytest.raises(DataError, match="an A/B file names an option there"):
+        read_pairs(path, format="caa")
+    with pytest.raises(DataError, match="unknown field 'question'"):
+        read_pairs(path, format="jsonl")
+
+
+@pytest.mark.skipif(not EVALS.is_dir(), reason=f"{EVALS} is not there: no published persona files")
+def test_the_published_persona_files_are_read_and_paired_by_length():
+    for path in sorted(EVALS.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        positive = {r["statement"] for r in rows if r["answer_matching_behavior"].strip() == "Yes"}
+        pairs = read_pairs(path)
+        assert len(pairs) == 500
+        assert pairs.dropped == 0
+        assert set(pairs.positives) == positive
+        assert set(pairs.negatives) == {row["statement"] for row in rows} - positive
+        lengths = np.array([[len(pair.positive), len(pair.negative)] for pair in pairs])
+        by_rank = np.abs(np.diff(np.sort(lengths, axis=0), axis=1)).mean()
+        at_random = np.abs(lengths[:, :1] - lengths[:, 1][None, :]).mean()
+        paired = np.abs(np.diff(lengths, axis=1)).mean()
+        # Pairing by rank alone is the optimum; keeping near-duplicates together may cost at most a
+        # fifth of what it gains over pairing at random (measured: 0 to 16%).
+        assert by_rank <= paired <= by_rank + 0.2 * (at_random - by_rank)
+
+
+@pytest.mark.skipif(not EVALS.is_dir(), reason=f"{EVALS} is not there: no published persona files")
+def test_pairing_does_not_chain_families_of_near_duplicates_together():
+    pairs = read_pairs(EVALS / "conscientiousness.jsonl")
+    texts = pairs.positives + pairs.negatives
+    groups = near_duplicate_groups(texts)
+    largest_family = int(np.bincount(groups).max())
+    part = {group: group for group in groups.tolist()}
+
+    def root(group: int) -> int:
+        while part[group] != group:
+            group = part[group]
+        return group
+
+    for left, right in zip(groups[: len(pairs)].tolist(), groups[len(pairs) :].tolist()):
+        part[root(left)] = root(right)
+    joined = [root(group) for group in groups[: len(pairs)].tolist()]
+    assert max(joined.count(group) for group in set(joined)) <= 2 * largest_family
+
+
+@pytest.mark.skipif(not EVALS.is_dir(), reason=f"{EVALS} is not there: no published persona files")
+def test_a_confidence_floor_on_a_published_file_keeps_only_confident_statements():
+    path = EVALS / "agreeableness.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    confident = {row["statement"] for row in rows if row["label_confidence"] >= 0.96}
+    pairs = read_pairs(path, min_label_confidence=0.96)
+    assert 20 < len(pairs) < 500
+    assert set(pairs.positives + pairs.negatives) <= confident
+    assert pairs.dropped == len(rows) - 2 * len(pairs)
+
+
+def test_the_published_long_term_choices_are_read_by_their_side_names():
+    path = SHARED / "temporal" / "temporal_scope_caa.json"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: no published pairs with named sides")
+    pairs = read_pairs(path, positive_key="long_term", negative_key="immediate")
+    raw = json.loads(path.read_text(encoding="utf-8"))["pairs"]
+    assert len(pairs) == len(raw) == 50
+    assert pairs.pairs[0].prompt == raw[0]["question"]
+    assert all(f"(B) {pair.positive}" == row["long_term"] for pair, row in zip(pairs, raw))
+    assert all(f"(A) {pair.negative}" == row["immediate"] for pair, row in zip(pairs, raw))
