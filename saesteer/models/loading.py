@@ -1,0 +1,201 @@
+"""Any causal language model as one `TransformerBridge`, with the plain model kept beside it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from saesteer.errors import ModelError, NetworkError
+from saesteer.models.gguf_files import converted_gguf
+from saesteer.models.placement import choose_device, choose_dtype
+from saesteer.models.resolve import ModelSource, resolve_model
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What saesteer keeps with a bridge.
+
+    Attributes:
+        source: Where the model came from.
+        plain: The Hugging Face model, sharing the bridge's weights but none of its wrappers; a
+            forward pass or `generate` on it runs at Hugging Face's own speed.
+        fingerprint: SHA-256 over the configuration and a sample of every weight.
+    """
+
+    source: ModelSource
+    plain: PreTrainedModel
+    fingerprint: str
+
+
+def load_model(
+    name: str | os.PathLike[str] = "smollm2",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """Load a language model with its tokenizer.
+
+    Args:
+        name: "smollm2" (bundled), a Hub id, a folder from save_pretrained, or a .gguf file.
+        device: Where to run; chosen if None.
+        dtype: float32, bfloat16 or float16; chosen by a quick measurement if None.
+        device_map: Passed to transformers, for a model larger than one GPU; excludes `device`.
+        trust_remote_code: Run code that comes with the model; only when the user asks for it.
+
+    Returns:
+        A bridge in evaluation mode; its `tokenizer` pads on the left.
+
+    Raises:
+        ModelError: The name points nowhere, or the model cannot be loaded or wrapped.
+        NetworkError: The model is not cached and the Hub cannot be reached.
+
+    Example:
+        >>> model = load_model("smollm2")  # doctest: +SKIP
+        >>> model.cfg.n_layers  # doctest: +SKIP
+        30
+    """
+    if device is not None and device_map is not None:
+        raise ModelError("device and device_map exclude each other; give one of the two.")
+    source = resolve_model(name)
+    place = choose_device(device) if device_map is None else None
+    chosen = choose_dtype(dtype, place or choose_device())
+    location = source.location
+    if source.kind == "gguf":
+        from pathlib import Path
+
+        location = str(converted_gguf(Path(source.location), source.sha256))
+    hf_model, tokenizer = _load_plain(
+        location, chosen, device_map=device_map, trust_remote_code=trust_remote_code
+    )
+    if place is not None:
+        hf_model = hf_model.to(place)
+    return wrap_model(hf_model, tokenizer, source=source)
+
+
+def wrap_model(
+    hf_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: ModelSource | None = None,
+) -> TransformerBridge:
+    """Wrap a Hugging Face model that is already in memory.
+
+    Args:
+        hf_model: A causal language model; the bridge takes it over.
+        tokenizer: Its tokenizer; set to left padding with a padding token.
+        source: Where the model came from, for the record.
+
+    Raises:
+        ModelError: transformer_lens has no adapter for the architecture.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    hf_model.eval().requires_grad_(False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    tokenizer.padding_side = "left"
+    name = source.name if source else hf_model.config.name_or_path or "model"
+    fingerprint = _fingerprint(hf_model)
+    # The bridge replaces the model's modules in place. A structural copy that shares every
+    # tensor keeps Hugging Face's own fast path at the price of the module objects alone.
+    shared = {id(t): t for t in (*hf_model.parameters(), *hf_model.buffers())}
+    plain = copy.deepcopy(hf_model, shared)
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            name,
+            hf_model=hf_model,
+            tokenizer=tokenizer,
+            dtype=hf_model.dtype,
+            device=None if hasattr(hf_model, "hf_device_map") else hf_model.device,
+        )
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} of architecture {type(hf_model).__name__} cannot be wrapped by "
+            f"transformer_lens ({error}); choose an architecture that it supports."
+        ) from error
+    bridge.tokenizer = tokenizer
+    bridge.eval()
+    info = ModelInfo(source or ModelSource(name, "folder", name), plain, fingerprint)
+    bridge.saesteer = info  # type: ignore[assignment]
+    return bridge
+
+
+def model_info(model: TransformerBridge) -> ModelInfo:
+    """Return what saesteer keeps with a bridge.
+
+    Raises:
+        ModelError: The bridge was not made by `load_model` or `wrap_model`.
+    """
+    info = model.__dict__.get("saesteer")
+    if not isinstance(info, ModelInfo):
+        raise ModelError(
+            "this TransformerBridge was not loaded by saesteer; use saesteer.load_model or "
+            "saesteer.wrap_model on the Hugging Face model."
+        )
+    return info
+
+
+def plain_model(model: TransformerBridge) -> PreTrainedModel:
+    """Return the plain Hugging Face model that shares the bridge's weights."""
+    return model_info(model).plain
+
+
+def _load_plain(
+    location: str, dtype: torch.dtype, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trust = kwargs["trust_remote_code"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+    except Exception as error:
+        raise _load_error(location, error) from error
+    return model, tokenizer
+
+
+def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
+    text = " ".join(str(error).split())
+    offline = ("connect", "offline", "resolve host", "Max retries", "LocalEntryNotFound")
+    if not os.path.isdir(location) and any(word.lower() in text.lower() for word in offline):
+        return NetworkError(
+            f"model {location!r} is not in the local cache and the Hugging Face Hub cannot be "
+            "reached; connect once, or use 'smollm2', a local folder or a .gguf file."
+        )
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"model {location!r} needs code of its own; read it, then pass trust_remote_code=True "
+            "(--trust-remote-code)."
+        )
+    return ModelError(
+        f"model {location!r} cannot be loaded ({text[:200]}); check the name, the files and, for a "
+        "gated model, HF_TOKEN."
+    )
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    # Rounding to bfloat16 and leaving out where and how the model was loaded gives one
+    # fingerprint for one set of weights, whatever dtype it runs in; a sample of each tensor
+    # tells two sets apart without reading gigabytes.
+    config = model.config.to_dict()
+    for key in ("dtype", "torch_dtype", "_name_or_path", "transformers_version"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.named_parameters()):
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // 64)
+        sample = flat[::step][:64].to(torch.bfloat16).to(torch.float32).cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()

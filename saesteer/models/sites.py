@@ -1,0 +1,166 @@
+"""Sites: named places in the residual stream, and the modules that hold them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from saesteer.errors import SiteError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Hidden = torch.Tensor
+SiteFunction = Callable[[Hidden], "Hidden | None"]
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.([\w.]+)")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One place in a model, in transformer_lens's names.
+
+    Attributes:
+        layer: The block's number, from 0.
+        hook: The hook's name inside the block, such as "hook_resid_post".
+    """
+
+    layer: int
+    hook: str = "hook_resid_post"
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.{self.hook}"
+
+    @classmethod
+    def parse(cls, text: str | Site) -> Site:
+        """Return the site named by text such as "blocks.10.hook_resid_post".
+
+        Raises:
+            SiteError: The text does not have that form.
+        """
+        if isinstance(text, Site):
+            return text
+        match = _BLOCK.fullmatch(str(text).strip())
+        if match is None:
+            raise SiteError(
+                f"site {text!r} is not of the form 'blocks.10.hook_resid_post'; "
+                "give the block's number and the hook's name."
+            )
+        return cls(int(match[1]), match[2])
+
+
+@dataclass(frozen=True)
+class HookTarget:
+    """The module to hook for a site, and the model to call so that it fires.
+
+    Attributes:
+        model: The Hugging Face causal language model to call or to generate with.
+        module: The module whose input or output is the site.
+        side: Which of the two.
+        site: The site it stands for.
+    """
+
+    model: nn.Module
+    module: nn.Module
+    side: Literal["input", "output"]
+    site: Site
+
+    def hook(self, function: SiteFunction) -> torch.utils.hooks.RemovableHandle:
+        """Call `function` with the hidden state at the site on every forward pass.
+
+        Args:
+            function: Takes the hidden state, [batch, pos, d_model] (at a head's site the heads
+                side by side), and returns a new one, or None to leave it as it is.
+
+        Returns:
+            The handle; call its remove() to take the hook off.
+        """
+        flat = _with_flat_heads(function)
+        if self.side == "output":
+            return self.module.register_forward_hook(_on_output(flat))
+        return self.module.register_forward_pre_hook(_on_input(flat), with_kwargs=True)
+
+
+def _with_flat_heads(function: SiteFunction) -> SiteFunction:
+    def flat(hidden: Hidden) -> Hidden | None:
+        if hidden.ndim <= 3:
+            return function(hidden)
+        changed = function(hidden.flatten(2))
+        return None if changed is None else changed.view_as(hidden)
+
+    return flat
+
+
+def _on_output(function: SiteFunction) -> Callable[..., Any]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            changed = function(output[0])
+            return None if changed is None else (changed, *output[1:])
+        return function(output)
+
+    return hook
+
+
+def _on_input(function: SiteFunction) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            changed = function(args[0])
+            return None if changed is None else ((changed, *args[1:]), kwargs)
+        changed = function(kwargs["hidden_states"])
+        return None if changed is None else (args, {**kwargs, "hidden_states": changed})
+
+    return hook
+
+
+def check_site(model: TransformerBridge, site: Site) -> None:
+    """Check that the model has the site.
+
+    Raises:
+        SiteError: The layer is past the last one, or the block has no such hook.
+    """
+    layers = model.cfg.n_layers
+    if not 0 <= site.layer < layers:
+        raise SiteError(
+            f"site {site}: the model {model.cfg.model_name} has blocks 0 to {layers - 1}; "
+            "choose one of them."
+        )
+    if site.hook in ("hook_resid_pre", "hook_resid_post"):
+        return
+    if str(site) not in model.hook_dict:
+        prefix = f"blocks.{site.layer}."
+        near = sorted(n.removeprefix(prefix) for n in model.hook_dict if n.startswith(prefix))
+        raise SiteError(
+            f"site {site}: the block has no hook {site.hook!r}; use hook_resid_post or one of "
+            f"{', '.join(near[:12])}, ..."
+        )
+
+
+def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = False) -> HookTarget:
+    """Return the module to hook for a site.
+
+    The residual stream before and after a block is read from the plain Hugging Face model, at its
+    full speed; every other site from the bridge's own hook points.
+
+    Args:
+        model: A model from `load_model`.
+        site: Where to read or write.
+        bridged: Use the bridge's hook point for every site, for a pass that reads several.
+
+    Raises:
+        SiteError: The model has no such site.
+    """
+    from saesteer.models.loading import plain_model
+
+    check_site(model, site)
+    plain = plain_model(model)
+    # A mapping from the bridge: "blocks" -> "model.layers" (Llama), "transformer.h" (GPT-2), ...
+    blocks = plain.get_submodule(model.adapter.component_mapping["blocks"].name)
+    if not bridged and site.hook in ("hook_resid_pre", "hook_resid_post"):
+        side = "input" if site.hook == "hook_resid_pre" else "output"
+        return HookTarget(plain, blocks.get_submodule(str(site.layer)), side, site)
+    return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site)

@@ -1,0 +1,270 @@
+"""Text to tokens: chat templates, character-exact spans and padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from saesteer.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One text's tokens.
+
+    Attributes:
+        ids: Token ids, a leading BOS included where the model wants one.
+        kept: For each token, whether it belongs to what is read or scored: the statement's or
+            answer's tokens, never BOS, template or other special tokens.
+    """
+
+    ids: tuple[int, ...]
+    kept: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded rows: on the left to generate from, on the right to read or to score.
+
+    On the right a causal model needs no position ids, whatever its position embedding.
+
+    Attributes:
+        input_ids: Token ids.
+        attention_mask: 1 at real tokens, 0 at padding; made from lengths, because several
+            tokenizers pad with BOS or EOS.
+        span: True at the kept tokens of each row.
+    """
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    span: Bool[Tensor, "batch pos"]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments for a forward pass or for `generate`."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer brings a chat template."""
+    return bool(tokenizer.chat_template)
+
+
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, system: str | None = None
+) -> str:
+    """Return the text that asks `question` and opens the assistant's turn.
+
+    Raises:
+        ModelError: The tokenizer has no chat template.
+    """
+    if not has_chat_template(tokenizer):
+        raise ModelError(
+            "this model's tokenizer has no chat template; use plain prompts (chat: false, --plain)."
+        )
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    prepend_bos: bool | None = None,
+    max_length: int | None = None,
+    what: str = "text",
+) -> list[TokenRow]:
+    """Tokenise whole texts, every token kept but the special ones.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        texts: Plain texts, or prompts that a chat template already formatted.
+        prepend_bos: Whether a row must start with BOS; where the tokenizer has one if None.
+        max_length: The model's context; a longer text is an error.
+        what: What a text is called in the error.
+
+    Raises:
+        DataError: A text has more tokens than `max_length`, naming which.
+    """
+    special = set(tokenizer.all_special_ids)
+    rows = []
+    for number, text in enumerate(texts, start=1):
+        ids = _with_bos(tokenizer, _plain_ids(tokenizer, text), prepend_bos)
+        rows.append(TokenRow(tuple(ids), tuple(i not in special for i in ids)))
+        _check_length(rows[-1], max_length, f"{what} {number}", text)
+    return rows
+
+
+def encode_statements(
+    tokenizer: PreTrainedTokenizerBase,
+    statements: Sequence[str],
+    prompts: str | Sequence[str | None] | None = None,
+    *,
+    spans: Sequence[str | None] | None = None,
+    chat: bool | None = None,
+    system: str | None = None,
+    prepend_bos: bool | None = None,
+    max_length: int | None = None,
+) -> list[TokenRow]:
+    """Tokenise statements as the assistant's words after a prompt; only the statement is kept.
+
+    The span is exact to the character: a token is the statement's if it reaches into it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        statements: What is said.
+        prompts: One prompt for all, one for each, or None for no prompt.
+        spans: For each statement the part of it to keep (its first occurrence), or None for all.
+        chat: Whether prompts go through the chat template; where there is one and a prompt is
+            given, if None.
+        system: A system prompt for the template.
+        prepend_bos: As in `encode_texts`.
+        max_length: The model's context; a longer row is an error.
+
+    Raises:
+        DataError: A row has more tokens than `max_length`, or a statement has no token.
+    """
+    each = [prompts] * len(statements) if prompts is None or isinstance(prompts, str) else prompts
+    use_chat = has_chat_template(tokenizer) if chat is None else chat
+    parts = [None] * len(statements) if spans is None else spans
+    rows = []
+    for number, (statement, prompt, part) in enumerate(
+        zip(statements, each, parts, strict=True), start=1
+    ):
+        prefix = _prefix(tokenizer, prompt, use_chat, system)
+        start = 0 if part is None else statement.find(part)
+        if start < 0:
+            raise DataError(
+                f"statement {number} ({statement[:40]!r}) does not contain its span {part!r}; "
+                "give a part of the statement, letter by letter."
+            )
+        stop = len(statement) if part is None else start + len(part)
+        ids, kept = _spanned_ids(tokenizer, prefix, statement, start, stop)
+        whole = _with_bos(tokenizer, ids, prepend_bos)
+        row = TokenRow(tuple(whole), (False,) * (len(whole) - len(ids)) + tuple(kept))
+        if not any(row.kept):
+            raise DataError(
+                f"statement {number} ({statement[:40]!r}) has no token of its own; remove it."
+            )
+        _check_length(row, max_length, f"statement {number}", statement)
+        rows.append(row)
+    return rows
+
+
+def pad_rows(
+    rows: Sequence[TokenRow],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    *,
+    side: Literal["left", "right"] = "left",
+) -> TokenBatch:
+    """Stack rows into one padded batch on a device."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention = torch.zeros((len(rows), width), dtype=torch.long)
+    span = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        start = width - len(row) if side == "left" else 0
+        real = slice(start, start + len(row))
+        ids[i, real] = torch.tensor(row.ids)
+        attention[i, real] = 1
+        span[i, real] = torch.tensor(row.kept)
+    return TokenBatch(ids.to(device), attention.to(device), span.to(device))
+
+
+def length_sorted_batches(
+    rows: Sequence[TokenRow], *, max_tokens: int = 4096, max_rows: int = 64
+) -> Iterator[list[int]]:
+    """Yield the indices of rows to run together, of like length so that little is padding.
+
+    Args:
+        rows: The rows.
+        max_tokens: The most tokens in a batch, padding included.
+        max_rows: The most rows in a batch.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        widest = len(rows[batch[0]]) if batch else 0
+        if batch and (len(batch) >= max_rows or (len(batch) + 1) * widest > max_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padding_id(model: Any) -> int:
+    """Return the token id to pad a bridge's batches with."""
+    return int(model.tokenizer.pad_token_id or 0)
+
+
+def input_device(model: Any) -> torch.device:
+    """Return the device that a Hugging Face model takes its token ids on."""
+    return model.get_input_embeddings().weight.device
+
+
+def _prefix(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | None, use_chat: bool, system: str | None
+) -> str:
+    if prompt is None:
+        return ""
+    if use_chat:
+        return chat_prompt(tokenizer, prompt, system)
+    # A plain prompt and its answer are words of one text.
+    return prompt if prompt[-1:].isspace() or not prompt else f"{prompt} "
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+
+
+def _spanned_ids(
+    tokenizer: PreTrainedTokenizerBase, prefix: str, statement: str, start: int, stop: int
+) -> tuple[list[int], list[bool]]:
+    """Tokenise prefix and statement; kept are tokens that reach into statement[start:stop]."""
+    if not tokenizer.is_fast:
+        # Without offsets the pieces are tokenised apart, which keeps the span exact.
+        pieces = (prefix + statement[:start], statement[start:stop], statement[stop:])
+        coded = [_plain_ids(tokenizer, piece) for piece in pieces]
+        flags = [[place == 1] * len(ids) for place, ids in enumerate(coded)]
+        return sum(coded, []), sum(flags, [])
+    text = tokenizer(prefix + statement, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = list(text["input_ids"])  # type: ignore[arg-type]
+    offsets: list[tuple[int, int]] = list(text["offset_mapping"])  # type: ignore[arg-type]
+    special = set(tokenizer.all_special_ids)
+    first, last = len(prefix) + start, len(prefix) + stop
+    kept = [
+        end > first and begin < last and token not in special
+        for token, (begin, end) in zip(ids, offsets, strict=True)
+    ]
+    return ids, kept
+
+
+def _with_bos(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], prepend_bos: bool | None
+) -> list[int]:
+    bos = tokenizer.bos_token_id
+    wanted = bos is not None if prepend_bos is None else prepend_bos
+    if not wanted or bos is None or ids[:1] == [bos]:
+        return ids
+    return [int(bos), *ids]  # type: ignore[arg-type]
+
+
+def _check_length(row: TokenRow, max_length: int | None, name: str, text: str) -> None:
+    if max_length is not None and len(row) > max_length:
+        raise DataError(
+            f"{name} ({text[:40]!r}...) has {len(row)} tokens, more than the model's context of "
+            f"{max_length}; shorten it."
+        )
