@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster
+from sklearn.metrics import adjusted_rand_score, roc_auc_score, silhouette_score
+
+from saesteer.errors import ConfigError, DataError, MismatchError
+from saesteer.features import (
+    CLUSTERINGS,
+    PairCodes,
+    cluster_features,
+    cluster_separation,
+    feature_distance,
+)
+
+
+@pytest.mark.parametrize("method", list(CLUSTERINGS))
+@pytest.mark.parametrize("firing_weight", [0.0, 0.5, 1.0])
+def test_planted_groups_are_recovered(groups, method: str, firing_weight: float):
+    found = cluster_features(
+        groups.codes, groups.selection, groups.decoder, method=method, firing_weight=firing_weight
+    )
+    assert adjusted_rand_score(groups.truth, found.labels) == 1
+    assert found.n_clusters == 3
+    assert not found.noise.any()
+    assert found.method == method
+
+
+@pytest.mark.parametrize("method", list(CLUSTERINGS))
+def test_clusters_that_do_not_separate_the_sides_are_dropped_whole(groups, method: str):
+    found = cluster_features(
+        groups.codes, groups.selection, groups.decoder, method=method, min_separation=0.7
+    )
+    assert set(found.kept_indices) == set(groups.selection.indices[groups.truth != 2])
+    assert found.note == ""
+    # The numbering follows the selection's order, so group 0 is cluster 0 and so on.
+    assert found.kept == (0, 1)
+    np.testing.assert_array_equal(found.members(2), groups.selection.indices[groups.truth == 2])
+
+
+def test_the_sign_is_recorded_and_does_not_change_the_geometry(groups, selection_of):
+    found = cluster_features(groups.codes, groups.selection, groups.decoder)
+    np.testing.assert_array_equal(found.signs[groups.truth == 0], 1)
+    np.testing.assert_array_equal(found.signs[groups.truth == 1], -1)
+    swapped_codes = PairCodes.from_dense(
+        groups.codes.negative.toarray(), groups.codes.positive.toarray()
+    )
+    swapped = cluster_features(
+        swapped_codes, selection_of(swapped_codes, list(range(20, 32))), groups.decoder
+    )
+    np.testing.assert_array_equal(swapped.labels, found.labels)
+    np.testing.assert_array_equal(swapped.signs, -found.signs)
+    np.testing.assert_allclose(swapped.separation, found.separation)
+
+
+def test_the_distance_is_the_stated_formula(groups):
+    indices = groups.selection.indices
+    distance = feature_distance(groups.codes, indices, groups.decoder, firing_weight=0.3)
+    correlation = np.corrcoef(groups.codes.stacked(indices).T)
+    rows = groups.decoder[indices]
+    lengths = np.linalg.norm(rows, axis=1)
+    cosine = rows @ rows.T / np.outer(lengths, lengths)
+    expected = 0.3 * (1 - correlation) / 2 + 0.7 * (1 - cosine) / 2
+    np.testing.assert_allclose(distance, expected, atol=1e-12)
+    assert (np.diag(distance) == 0).all()
+
+
+def test_a_feature_that_never_varies_has_a_distance_all_the_same(groups):
+    positive = groups.codes.positive.toarray()
+    negative = groups.codes.negative.toarray()
+    positive[:, 20] = negative[:, 20] = 1 / 3
+    codes = PairCodes.from_dense(positive, negative)
+    distance = feature_distance(codes, np.array([20, 21, 22]), groups.decoder, firing_weight=1.0)
+    np.testing.assert_allclose(distance[0, 1:], 0.5)
+
+
+def test_the_number_of_clusters_is_the_silhouette_s(groups):
+    found = cluster_features(groups.codes, groups.selection, groups.decoder, max_clusters=8)
+    assert list(found.silhouette) == list(range(2, 9))
+    assert max(found.silhouette, key=lambda k: found.silhouette[k]) == 3
+    distance = feature_distance(groups.codes, groups.selection.indices, groups.decoder)
+    expected = silhouette_score(distance, groups.truth, metric="precomputed")
+    assert found.silhouette[3] == pytest.approx(expected)
+
+
+def test_the_linkage_cut_at_the_same_number_gives_the_same_clusters(groups):
+    found = cluster_features(groups.codes, groups.selection, groups.decoder, n_clusters=5)
+    cut = fcluster(found.linkage, 5, criterion="maxclust")
+    assert adjusted_rand_score(cut, found.labels) == 1
+    assert found.n_clusters == 5
+
+
+def test_separation_is_the_auroc_of_the_signed_standardised_sum(groups):
+    found = cluster_features(groups.codes, groups.selection, groups.decoder)
+    sides = groups.codes.stacked(groups.selection.indices)
+    members = found.labels == 1
+    text = (sides / sides.std(axis=0) * found.signs)[:, members].sum(axis=1)
+    assert found.separation[1] == pytest.approx(roc_auc_score(groups.codes.labels, text))
+    n = groups.codes.n_pairs
+    higher = (text[:n] > text[n:]).mean() + (text[:n] == text[n:]).mean() / 2
+    assert found.paired_accuracy[1] == pytest.approx(higher)
+
+
+def test_separation_can_be_measured_on_held_out_pairs(groups):
+    positive, negative = groups.codes.positive.toarray(), groups.codes.negative.toarray()
+    # On these pairs the sides are swapped, so what separated before is now upside down.
+    swapped = PairCodes.from_dense(negative, positive)
+    found = cluster_features(groups.codes, groups.selection, groups.decoder)
+    held = cluster_features(groups.codes, groups.selection, groups.decoder, held_out=swapped)
+    np.testing.assert_allclose(held.separation, 1 - found.separation)
+    with pytest.raises(MismatchError, match="held_out"):
+        cluster_separation(
+            groups.codes,
+            groups.selection.indices,
+            groups.selection.signs,
+            found.labels,
+            held_out=swapped.columns(range(50)),
+        )
+
+
+def test_when_no_cluster_separates_the_best_is_kept_and_said_so(groups):
+    found = cluster_features(groups.codes, groups.selection, groups.decoder, min_separation=1.0)
+    best = int(found.separation.argmax())
+    assert found.kept == (best,)
+    assert f"cluster {best}" in found.note
+    assert found.kept_signs.size == found.kept_indices.size == 4
+
+
+def test_hdbscan_noise_becomes_marked_clusters_of_one_after_the_others(groups, selection_of):
+    # Two more features, each firing on its own and pointing away from all the others.
+    rng = np.random.default_rng(3)
+    positive, negative = groups.codes.positive.toarray(), groups.codes.negative.toarray()
+    positive[:, [1, 2]] = rng.random((40, 2)) * (rng.random((40, 2)) < 0.3)
+    codes = PairCodes.from_dense(positive, negative)
+    selection = selection_of(codes, [1, *range(20, 32), 2])
+    decoder = groups.decoder.copy()
+    decoder[[1, 2]] = -decoder[20:32].mean(axis=0) + 0.5 * rng.standard_normal((2, 24))
+    found = cluster_features(
+        codes, selection, decoder, method="hdbscan", min_cluster_size=3, min_separation=0.0
+    )
+    assert found.indices[found.noise].tolist() == [1, 2]
+    assert found.labels[[0, -1]].tolist() == [3, 4]
+    assert found.n_clusters == 5
+    assert found.kept == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("method", list(CLUSTERINGS))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_handful_of_features_can_be_clustered(groups, selection_of, method: str, count: int):
+    selection = selection_of(groups.codes, list(range(20, 20 + count)))
+    found = cluster_features(groups.codes, selection, groups.decoder, method=method)
+    assert found.labels.shape == (count,)
+    assert found.linkage.shape == (count - 1, 4)
+    assert set(found.labels) == set(range(found.n_clusters))
+
+
+@pytest.mark.parametrize("method", list(CLUSTERINGS))
+def test_duplicate_features_and_one_pair_do_not_break(groups, selection_of, method: str):
+    positive, negative = groups.codes.positive.toarray(), groups.codes.negative.toarray()
+    positive[:, 20:26] = positive[:, [20]]
+    negative[:, 20:26] = negative[:, [20]]
+    decoder = groups.decoder.copy()
+    decoder[20:26] = decoder[20]
+    codes = PairCodes.from_dense(positive, negative)
+    found = cluster_features(
+        codes, selection_of(codes, list(range(20, 26))), decoder, method=method
+    )
+    assert np.isfinite(found.separation).all()
+    one = PairCodes.from_dense(positive[:1] + 1, negative[:1])
+    found = cluster_features(one, selection_of(one, list(range(20, 32))), decoder, method=method)
+    assert np.isfinite(found.separation).all()
+
+
+def test_one_cluster_can_be_asked_for(groups):
+    found = cluster_features(groups.codes, groups.selection, groups.decoder, n_clusters=1)
+    assert found.n_clusters == 1
+    assert found.silhouette == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"method": "aglomerative"}, "did you mean 'agglomerative'"),
+        ({"firing_weight": 1.5}, "firing_weight"),
+        ({"n_clusters": 13}, "n_clusters"),
+        ({"n_clusters": 0}, "n_clusters"),
+        ({"n_clusters": 3, "method": "hdbscan"}, "n_clusters"),
+        ({"min_clusters": 1}, "min_clusters"),
+        ({"min_clusters": 5, "max_clusters": 4}, "max_clusters"),
+        ({"min_cluster_size": 1, "method": "hdbscan"}, "min_cluster_size"),
+        ({"min_separation": float("nan")}, "min_separation"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(groups, settings, field: str):
+    with pytest.raises(ConfigError, match=field):
+        cluster_features(groups.codes, groups.selection, groups.decoder, **settings)
+
+
+def test_a_dead_or_broken_decoder_row_is_refused_with_its_feature(groups):
+    decoder = groups.decoder.copy()
+    decoder[25] = 0
+    with pytest.raises(DataError, match="decoder row of feature 25 is zero"):
+        cluster_features(groups.codes, groups.selection, decoder)
+    decoder[25] = np.nan
+    with pytest.raises(DataError, match="not all finite"):
+        cluster_features(groups.codes, groups.selection, decoder)
+
+
+def test_the_decoder_of_another_sae_is_refused(groups):
+    with pytest.raises(MismatchError, match="60 features"):
+        cluster_features(groups.codes, groups.selection, groups.decoder[:-1])

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from saesteer.errors import ConfigError
+from saesteer.features import CRITERIA, PairCodes
+from saesteer.features.criteria import (
+    auroc,
+    cohens_d,
+    frequency_difference,
+    mean_difference,
+    per_prompt_top_n,
+    standardised_difference,
+    t_statistic,
+)
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_every_criterion_finds_the_planted_features_with_their_sign(planted, name: str):
+    scores = CRITERIA[name](planted.codes)
+    others = np.ones(planted.codes.d_sae, dtype=bool)
+    others[[*planted.toward_positive, *planted.toward_negative, planted.dense, planted.once]] = 0
+    highest = np.abs(scores[others]).max()
+    assert scores[list(planted.toward_positive)].min() > highest
+    assert scores[list(planted.toward_negative)].max() < -highest
+    assert scores[planted.silent] == 0
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_swapping_the_sides_turns_every_sign(planted, name: str):
+    swapped = PairCodes.from_dense(planted.negative, planted.positive)
+    np.testing.assert_allclose(CRITERIA[name](swapped), -CRITERIA[name](planted.codes), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+@pytest.mark.parametrize("n_pairs", [1, 2])
+def test_every_criterion_gives_finite_scores_for_few_pairs(planted, name: str, n_pairs: int):
+    few = PairCodes.from_dense(planted.positive[:n_pairs], planted.negative[:n_pairs])
+    assert np.isfinite(CRITERIA[name](few)).all()
+
+
+def test_auroc_equals_sklearn_with_ties(planted):
+    # Rounding makes many ties besides the zeros.
+    codes = PairCodes.from_dense(planted.positive.round(), planted.negative.round())
+    sides = codes.stacked()
+    expected = [2 * roc_auc_score(codes.labels, column) - 1 for column in sides.T]
+    np.testing.assert_allclose(auroc(codes), expected, atol=1e-12)
+
+
+def test_auroc_handles_negative_activations(planted):
+    codes = PairCodes.from_dense(planted.positive - 1, planted.negative - 1)
+    np.testing.assert_allclose(auroc(codes), auroc(planted.codes), atol=1e-12)
+
+
+def test_t_statistic_without_shrinkage_is_the_paired_t_test(planted):
+    expected = stats.ttest_rel(planted.positive, planted.negative).statistic
+    actual = t_statistic(planted.codes, shrinkage=1e-12)
+    live = np.arange(planted.codes.d_sae) != planted.silent
+    np.testing.assert_allclose(actual[live], expected[live], rtol=1e-9)
+
+
+def test_cohens_d_without_shrinkage_is_the_textbook_formula(planted):
+    pooled = np.sqrt((planted.positive.var(0, ddof=1) + planted.negative.var(0, ddof=1)) / 2)
+    live = pooled > 0
+    expected = (planted.positive.mean(0) - planted.negative.mean(0))[live] / pooled[live]
+    np.testing.assert_allclose(cohens_d(planted.codes, shrinkage=1e-12)[live], expected, rtol=1e-9)
+
+
+def test_a_feature_that_fires_once_does_not_win_however_strongly(planted):
+    assert np.argmax(np.abs(mean_difference(planted.codes)[:50])) in (3, 17, 29, 8, 41)
+    scores = np.abs(standardised_difference(planted.codes))
+    assert scores[planted.once] < scores[[3, 17, 29, 8, 41]].min() / 2
+
+
+def test_a_tiny_but_even_difference_does_not_win(planted):
+    positive, negative = planted.positive.copy(), planted.negative.copy()
+    positive[:, 10], negative[:, 10] = 1e-6, 0
+    scores = np.abs(standardised_difference(PairCodes.from_dense(positive, negative)))
+    assert scores[10] < scores[[3, 17, 29, 8, 41]].min()
+
+
+def test_one_pair_ranks_as_the_mean_difference(planted):
+    one = PairCodes.from_dense(planted.positive[:1], planted.negative[:1])
+    np.testing.assert_allclose(standardised_difference(one), mean_difference(one))
+
+
+@pytest.mark.parametrize("criterion", [standardised_difference, t_statistic, cohens_d])
+@pytest.mark.parametrize("shrinkage", [0.0, -1.0, np.nan])
+def test_a_shrinkage_that_cannot_shrink_is_refused(planted, criterion, shrinkage: float):
+    with pytest.raises(ConfigError, match="shrinkage"):
+        criterion(planted.codes, shrinkage=shrinkage)
+
+
+def test_frequency_difference_counts_texts(planted):
+    expected = (planted.positive != 0).mean(0) - (planted.negative != 0).mean(0)
+    np.testing.assert_allclose(frequency_difference(planted.codes), expected)
+
+
+def test_per_prompt_top_n_counts_by_hand():
+    positive = np.array([[3.0, 0, 0, 1], [0, 0, 2, 0], [1, 1, 0, 0]])
+    negative = np.array([[0.0, 2, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])
+    codes = PairCodes.from_dense(positive, negative)
+    # Pair 0 names +0 and -1, pair 1 names -0 and +2, pair 2 ties at +0 and +1.
+    np.testing.assert_array_equal(per_prompt_top_n(codes, n=2), [1, 0, 1, 0])
+    # With one each the tie of pair 2 goes to the lower index.
+    np.testing.assert_array_equal(per_prompt_top_n(codes, n=1), [1, 0, 0, 0])
+
+
+def test_per_prompt_top_n_agrees_with_a_dense_count(planted):
+    delta = planted.positive - planted.negative
+    expected = np.zeros(delta.shape[1])
+    for row in delta:
+        top = np.argsort(-np.abs(row), kind="stable")[:5]
+        expected[top] += np.sign(row[top])
+    np.testing.assert_array_equal(per_prompt_top_n(planted.codes, n=5), expected)
+
+
+def test_zero_features_per_prompt_are_refused(planted):
+    with pytest.raises(ConfigError, match="give 1 or more"):
+        partial(per_prompt_top_n, n=0)(planted.codes)
+
+
+def test_the_criteria_cannot_be_changed_from_outside():
+    with pytest.raises(TypeError):
+        CRITERIA["mine"] = auroc  # pyright: ignore[reportIndexIssue]

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+from sklearn.linear_model import Lasso, LogisticRegression, Ridge, orthogonal_mp
+
+from saesteer.errors import ConfigError, DataError, MismatchError
+from saesteer.features import REGRESSIONS, PairCodes, fit_weights
+
+N, K, D = 30, 6, 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """Deltas that are known weights on known rows, plus noise."""
+
+    codes: PairCodes
+    rows: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+    deltas: np.ndarray
+
+
+@pytest.fixture
+def task() -> Task:
+    rng = np.random.default_rng(5)
+    weights = np.array([2.0, -1.5, 1.0, 0.5, -0.5, 0.0])
+    rows = rng.standard_normal((K, D))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    indices = np.array([9, 2, 5, 7, 1, 4])
+    code_delta = weights + 0.5 * rng.standard_normal((N, K)) * (weights != 0)
+    base = 3 + rng.random((N, K))
+    positive, negative = np.zeros((N, 12)), np.zeros((N, 12))
+    positive[:, indices], negative[:, indices] = base + code_delta, base
+    deltas = code_delta @ rows + 0.02 * rng.standard_normal((N, D))
+    return Task(PairCodes.from_dense(positive, negative), rows, indices, weights, deltas)
+
+
+def fit(task: Task, method: str, **settings):
+    settings = {"indices": task.indices, "codes": task.codes, **settings}
+    return fit_weights(task.deltas, task.rows, method=method, **settings)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "least_squares",
+        "least_squares_per_prompt",
+        "ridge",
+        "sign_tied",
+        "omp",
+        "lasso",
+        "mean_difference",
+    ],
+)
+@pytest.mark.parametrize("basis", ["decoder", "decoded"])
+def test_planted_weights_are_recovered(task, method: str, basis: str):
+    found = fit(task, method, basis=basis, ridge_alpha=1e-3)
+    np.testing.assert_allclose(found.weights, task.weights, atol=0.25)
+    assert found.cosine > 0.99
+    assert found.r2_mean > 0.97
+
+
+@pytest.mark.parametrize("method", list(REGRESSIONS))
+def test_the_reported_fit_is_that_of_the_returned_direction(task, method: str):
+    found = fit(task, method)
+    np.testing.assert_allclose(found.direction_raw, found.weights @ task.rows, atol=1e-12)
+    residual = task.deltas - found.direction_raw
+    np.testing.assert_allclose(found.residual_norms, np.linalg.norm(residual, axis=1))
+    assert found.r2 == pytest.approx(1 - (residual**2).sum() / (task.deltas**2).sum())
+    mean = task.deltas.mean(axis=0)
+    missed = ((mean - found.direction_raw) ** 2).sum()
+    assert found.r2_mean == pytest.approx(1 - missed / (mean @ mean))
+    assert found.cosine == pytest.approx(
+        mean @ found.direction_raw / np.linalg.norm(mean) / np.linalg.norm(found.direction_raw)
+    )
+    assert np.linalg.norm(found.direction) == pytest.approx(1)
+    assert found.r2 <= found.details["r2_ceiling"] + 1e-12
+    np.testing.assert_array_equal(found.indices, task.indices)
+    assert all(np.isscalar(value) for value in found.details.values())
+
+
+def test_pooled_least_squares_equals_numpy_on_all_pairs_stacked(task):
+    design = np.tile(task.rows.T, (N, 1))
+    expected = np.linalg.lstsq(design, task.deltas.ravel(), rcond=None)[0]
+    np.testing.assert_allclose(fit(task, "least_squares").weights, expected, atol=1e-10)
+
+
+def test_least_squares_per_prompt_equals_numpy_pair_by_pair_on_each_pair_s_own_features(task):
+    positive = task.codes.positive.toarray()
+    negative = task.codes.negative.toarray()
+    positive[::2, 9] = negative[::2, 9]
+    codes = PairCodes.from_dense(positive, negative)
+    expected = np.zeros((N, K))
+    for pair in range(N):
+        used = (positive - negative)[pair, task.indices] != 0
+        expected[pair, used] = np.linalg.lstsq(task.rows[used].T, task.deltas[pair], rcond=None)[0]
+    found = fit(task, "least_squares_per_prompt", codes=codes)
+    np.testing.assert_allclose(found.per_pair, expected, atol=1e-9)
+    np.testing.assert_allclose(found.weights, expected.mean(axis=0), atol=1e-9)
+    assert (found.per_pair[::2, 0] == 0).all()
+    assert found.details["mean_features"] == pytest.approx(4.5)
+    residual = task.deltas - expected @ task.rows
+    assert found.details["r2_per_prompt"] == pytest.approx(
+        1 - (residual**2).sum() / (task.deltas**2).sum()
+    )
+
+
+def test_per_prompt_without_codes_averages_to_the_pooled_fit(task):
+    per_prompt = fit(task, "least_squares_per_prompt", codes=None)
+    np.testing.assert_allclose(per_prompt.weights, fit(task, "least_squares").weights, atol=1e-10)
+    assert per_prompt.per_pair.shape == (N, K)
+    assert fit(task, "least_squares").per_pair.shape == (0, K)
+
+
+def test_ridge_equals_sklearn_at_the_same_penalty(task):
+    rows = task.rows * np.linspace(0.5, 3, K)[:, None]
+    found = fit_weights(task.deltas, rows, method="ridge", ridge_alpha=0.3)
+    penalty = 0.3 * (rows**2).sum(axis=1).mean()
+    expected = Ridge(alpha=penalty, fit_intercept=False).fit(rows.T, task.deltas.mean(axis=0)).coef_
+    np.testing.assert_allclose(found.weights, expected, atol=1e-10)
+    assert found.details["penalty"] == pytest.approx(penalty)
+
+
+def test_non_negative_equals_scipy_and_sign_tied_the_same_on_signed_rows(task):
+    mean = task.deltas.mean(axis=0)
+    np.testing.assert_allclose(
+        fit(task, "non_negative").weights, nnls(task.rows.T, mean)[0], atol=1e-10
+    )
+    signs = np.array([1, -1, -1, 1, -1, 1])
+    tied = fit(task, "sign_tied", signs=signs)
+    expected = signs * nnls((task.rows * signs[:, None]).T, mean)[0]
+    np.testing.assert_allclose(tied.weights, expected, atol=1e-10)
+    assert (tied.weights * signs >= 0).all()
+    assert tied.weights[2] == 0
+
+
+def test_sign_tied_takes_its_signs_from_the_codes_and_leaves_out_what_has_none(task):
+    tied = fit(task, "sign_tied")
+    own = np.sign(task.codes.mean_delta[task.indices])
+    assert (tied.weights * own >= 0).all()
+    # The last feature's activation is the same on both sides of every pair.
+    assert tied.weights[-1] == 0
+    assert tied.details["n_untied"] == 1
+
+
+def test_omp_equals_sklearn_on_unit_rows_and_picks_no_more_than_asked(task):
+    rows = task.rows * np.linspace(0.5, 3, K)[:, None]
+    found = fit_weights(task.deltas, rows, method="omp", n_nonzero=2)
+    expected = orthogonal_mp(task.rows.T, task.deltas.mean(axis=0), n_nonzero_coefs=2)
+    np.testing.assert_allclose(found.weights, expected / np.linspace(0.5, 3, K), atol=1e-10)
+    assert found.details["n_nonzero"] == 2
+    np.testing.assert_array_equal(found.weights != 0, expected != 0)
+
+
+def test_lasso_equals_sklearn_at_a_share_of_the_largest_penalty(task):
+    mean = task.deltas.mean(axis=0)
+    largest = np.abs(task.rows @ mean).max() / D
+    expected = Lasso(alpha=0.2 * largest, fit_intercept=False, tol=1e-10).fit(task.rows.T, mean)
+    found = fit(task, "lasso", lasso_alpha=0.2)
+    np.testing.assert_allclose(found.weights, expected.coef_, atol=1e-5)
+
+
+def test_lasso_chooses_its_penalty_by_bic_and_drops_rows_that_play_no_part(task):
+    rng = np.random.default_rng(8)
+    extra = rng.standard_normal((8, D))
+    extra /= np.linalg.norm(extra, axis=1, keepdims=True)
+    found = fit_weights(task.deltas, np.vstack([task.rows, extra]), method="lasso")
+    assert 0 < found.details["lasso_alpha"] < 0.2
+    assert found.details["n_nonzero"] < 14
+    assert set(np.flatnonzero(np.abs(found.weights) > 0.3)) == {0, 1, 2, 3, 4}
+
+
+def test_logistic_weights_classify_as_sklearn_does_on_standardised_activations(task):
+    sides = task.codes.stacked(task.indices)
+    standard = (sides - sides.mean(0)) / sides.std(0)
+    model = LogisticRegression(C=0.5, max_iter=10_000, tol=1e-8).fit(standard, task.codes.labels)
+    coefficients = model.coef_[0] / sides.std(0)
+    found = fit(task, "logistic", logistic_c=0.5)
+    np.testing.assert_allclose(
+        found.weights / np.linalg.norm(found.weights),
+        coefficients / np.linalg.norm(coefficients),
+        atol=1e-6,
+    )
+    assert found.details["train_accuracy"] == model.score(standard, task.codes.labels)
+
+
+def test_the_logistic_direction_has_the_length_that_fits_the_deltas_best(task):
+    found = fit(task, "logistic")
+    best = min(
+        np.linspace(0.5, 1.5, 101),
+        key=lambda factor: ((task.deltas - factor * found.direction_raw) ** 2).sum(),
+    )
+    assert best == pytest.approx(1.0)
+    assert found.details["scale"] > 0
+
+
+def test_the_classifier_says_which_way_is_positive_even_against_the_target(task):
+    found = fit(task, "logistic")
+    against = fit_weights(
+        -task.deltas, task.rows, method="logistic", indices=task.indices, codes=task.codes
+    )
+    np.testing.assert_allclose(against.weights, found.weights)
+    assert against.details["scale"] < 0
+
+
+def test_mean_difference_is_the_decoded_mean_delta(task):
+    found = fit(task, "mean_difference")
+    np.testing.assert_allclose(found.weights, task.codes.mean_delta[task.indices])
+
+
+def test_the_decoded_basis_penalises_a_feature_less_the_more_it_is_active(task):
+    plain = fit(task, "ridge", ridge_alpha=1.0)
+    decoded = fit(task, "ridge", ridge_alpha=1.0, basis="decoded")
+    scale = np.abs(task.codes.delta.toarray()).mean(axis=0)[task.indices]
+    rows = task.rows * scale[:, None]
+    live = scale > 0
+    gram = rows[live] @ rows[live].T
+    inner = np.linalg.solve(
+        gram + np.diag(gram).mean() * np.eye(live.sum()), rows[live] @ task.deltas.mean(axis=0)
+    )
+    np.testing.assert_allclose(decoded.weights[live], scale[live] * inner, atol=1e-10)
+    assert decoded.weights[-1] == 0
+    assert abs(decoded.weights[0]) > abs(plain.weights[0])
+
+
+def test_in_a_metric_least_squares_solves_the_normal_equations_of_that_metric(task):
+    rng = np.random.default_rng(2)
+    root = rng.standard_normal((D, D))
+    fisher = root @ root.T / D
+    gradient = task.deltas.mean(axis=0)
+    target = np.linalg.solve(fisher, gradient)
+    found = fit_weights(target, task.rows, method="least_squares", metric=fisher)
+    expected = np.linalg.solve(task.rows @ fisher @ task.rows.T, task.rows @ gradient)
+    np.testing.assert_allclose(found.weights, expected, atol=1e-7)
+    error = target - found.direction_raw
+    assert found.residual_norms[0] == pytest.approx(np.sqrt(error @ fisher @ error))
+    assert found.r2 == pytest.approx(1 - error @ fisher @ error / (target @ fisher @ target))
+
+
+@pytest.mark.parametrize("method", list(REGRESSIONS))
+def test_an_identity_metric_changes_nothing(task, method: str):
+    plain, measured = fit(task, method), fit(task, method, metric=np.eye(D))
+    np.testing.assert_allclose(measured.weights, plain.weights, atol=1e-6)
+    assert measured.r2 == pytest.approx(plain.r2, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", list(REGRESSIONS))
+def test_more_features_than_dimensions_and_duplicate_rows_are_no_trouble(method: str):
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((40, 10))
+    rows[20:] = rows[:20]
+    delta = rng.standard_normal((12, 40)) + 1
+    codes = PairCodes.from_dense(delta * (delta > 0), -delta * (delta < 0))
+    found = fit_weights(delta @ rows, rows, method=method, codes=codes)
+    assert np.isfinite(found.weights).all()
+    assert np.abs(found.weights).max() < 100
+    assert found.cosine > 0.5
+
+
+def test_duplicate_rows_share_the_weight_of_least_norm(task):
+    twice = np.vstack([task.rows, task.rows])
+    found = fit_weights(task.deltas, twice, method="least_squares")
+    single = fit(task, "least_squares").weights
+    np.testing.assert_allclose(found.weights, np.tile(single / 2, 2), atol=1e-9)
+    assert found.details["rank"] == K
+
+
+def test_rows_that_differ_by_half_precision_only_do_not_explode(task):
+    noisy = task.rows.astype(np.float16).astype(np.float64) * (1 + 1e-8)
+    rounded = np.vstack([task.rows.astype(np.float16).astype(np.float64), noisy])
+    found = fit_weights(task.deltas, rounded, method="least_squares")
+    assert np.abs(found.weights).max() < 10
+
+
+@pytest.mark.parametrize("method", list(REGRESSIONS))
+def test_one_pair_is_enough(task, method: str):
+    one = PairCodes.from_dense(task.codes.positive[:1].toarray(), task.codes.negative[:1].toarray())
+    found = fit_weights(task.deltas[0], task.rows, method=method, indices=task.indices, codes=one)
+    assert found.residual_norms.shape == (1,)
+    assert found.cosine > 0.4
+
+
+@pytest.mark.parametrize("method", list(REGRESSIONS))
+def test_a_scaled_problem_has_scaled_weights(task, method: str):
+    codes = PairCodes.from_dense(
+        1e6 * task.codes.positive.toarray(), 1e6 * task.codes.negative.toarray()
+    )
+    small = fit(task, method)
+    large = fit_weights(
+        1e6 * task.deltas, task.rows, method=method, indices=task.indices, codes=codes
+    )
+    np.testing.assert_allclose(large.weights / 1e6, small.weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["logistic", "mean_difference", "sign_tied"])
+def test_a_method_that_needs_activations_says_so(task, method: str):
+    with pytest.raises(ConfigError, match=f"codes: method '{method}' needs"):
+        fit_weights(task.deltas, task.rows, method=method)
+
+
+def test_broken_numbers_are_refused_with_their_row(task):
+    deltas = task.deltas.copy()
+    deltas[3, 4] = np.nan
+    with pytest.raises(DataError, match=r"target: row 3 .* not all finite"):
+        fit_weights(deltas, task.rows)
+    rows = task.rows.copy()
+    rows[2, 0] = np.inf
+    with pytest.raises(DataError, match=r"decoder_rows: row 2 "):
+        fit_weights(task.deltas, rows)
+    rows[2] = 0
+    with pytest.raises(DataError, match="decoder row of feature 5 is zero"):
+        fit_weights(task.deltas, rows, indices=task.indices)
+
+
+def test_sides_that_do_not_differ_are_refused(task):
+    with pytest.raises(DataError, match="the mean over the pairs is zero"):
+        fit_weights(np.zeros((4, D)), task.rows)
+    with pytest.raises(DataError, match="the mean over the pairs is zero"):
+        fit_weights(np.vstack([task.deltas, -task.deltas]), task.rows)
+
+
+def test_no_rows_or_no_pairs_are_refused(task):
+    with pytest.raises(DataError, match="decoder_rows: shape"):
+        fit_weights(task.deltas, np.zeros((0, D)))
+    with pytest.raises(DataError, match="target: shape"):
+        fit_weights(np.zeros((0, D)), task.rows)
+
+
+def test_a_fit_that_leaves_nothing_is_refused(task):
+    only = task.rows[:1]
+    with pytest.raises(DataError, match="'non_negative' gives no direction"):
+        fit_weights(-only, only, method="non_negative")
+
+
+def test_parts_that_do_not_belong_together_are_refused(task):
+    with pytest.raises(MismatchError, match="width 19 is not the target's 20"):
+        fit_weights(task.deltas, task.rows[:, :-1])
+    with pytest.raises(MismatchError, match="indices: shape"):
+        fit_weights(task.deltas, task.rows, indices=task.indices[:-1])
+    with pytest.raises(MismatchError, match="signs: shape"):
+        fit(task, "sign_tied", signs=np.ones(K + 1))
+    with pytest.raises(MismatchError, match="29 targets"):
+        fit_weights(
+            task.deltas[1:],
+            task.rows,
+            method="least_squares_per_prompt",
+            indices=task.indices,
+            codes=task.codes,
+        )
+    with pytest.raises(MismatchError, match="metric: shape"):
+        fit(task, "ridge", metric=np.eye(D - 1))
+    with pytest.raises(DataError, match="feature 12 does not exist"):
+        fit(task, "ridge", indices=np.array([9, 2, 5, 7, 1, 12]))
+
+
+@pytest.mark.parametrize("bad", [-np.eye(D), np.triu(np.ones((D, D))), np.zeros((D, D))])
+def test_a_metric_that_measures_nothing_is_refused(task, bad: np.ndarray):
+    with pytest.raises(DataError, match="symmetric and positive semi-definite"):
+        fit(task, "ridge", metric=bad)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "match"),
+    [
+        ("rigde", {}, "did you mean 'ridge'"),
+        ("ridge", {"basis": "encoder"}, "basis: 'encoder'"),
+        ("ridge", {"basis": "decoded", "codes": None}, "codes: basis 'decoded'"),
+        ("ridge", {"ridge_alpha": 0.0}, "ridge_alpha"),
+        ("ridge", {"ridge_alpha": float("nan")}, "ridge_alpha"),
+        ("lasso", {"lasso_alpha": 1.0}, "lasso_alpha"),
+        ("omp", {"n_nonzero": 0}, "n_nonzero"),
+        ("logistic", {"logistic_c": -1.0}, "logistic_c"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(task, method: str, settings, match: str):
+    with pytest.raises(ConfigError, match=match):
+        fit(task, method, **settings)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from saesteer.errors import ConfigError, DataError, MismatchError
+from saesteer.features import CRITERIA, PairCodes, select_features
+from saesteer.features.criteria import mean_difference, per_prompt_top_n
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "mean_difference"])
+def test_the_planted_features_are_chosen_and_the_dense_one_is_not(planted, criterion: str):
+    chosen = select_features(planted.codes, criterion=criterion, n_features=5)
+    assert set(chosen.indices) == {*planted.toward_positive, *planted.toward_negative}
+    signs = dict(zip(chosen.indices.tolist(), chosen.signs.tolist(), strict=True))
+    assert all(signs[feature] == 1 for feature in planted.toward_positive)
+    assert all(signs[feature] == -1 for feature in planted.toward_negative)
+    assert chosen.criterion == criterion
+
+
+def test_a_single_outlier_misleads_the_mean_unless_it_must_fire_more_often(planted):
+    naive = select_features(planted.codes, criterion="mean_difference", min_firing=0.0)
+    assert naive.indices[0] == planted.once
+    stricter = select_features(planted.codes, criterion="mean_difference", n_features=5)
+    assert planted.once not in stricter.indices
+
+
+def test_features_come_strongest_first_with_the_lower_index_at_a_tie():
+    positive = np.array([[1.0, 2, 0, 1], [1, 2, 0, 1]])
+    negative = np.array([[0.0, 0, 1, 0], [0, 0, 1, 0]])
+    codes = PairCodes.from_dense(positive, negative)
+    chosen = select_features(codes, criterion="mean_difference", n_features=3)
+    assert chosen.indices.tolist() == [1, 0, 2]
+    assert chosen.scores.tolist() == [2, 1, -1]
+    assert chosen.n_candidates == 4
+    assert len(chosen) == 3
+
+
+def test_firing_rates_belong_to_the_chosen_features(planted):
+    chosen = select_features(planted.codes, n_features=5)
+    rates = {"positive": chosen.firing_positive, "negative": chosen.firing_negative}
+    for side, rate in rates.items():
+        fires = getattr(planted, side)[:, chosen.indices] > 0
+        np.testing.assert_allclose(rate, fires.mean(axis=0))
+
+
+def test_density_takes_away_features_that_are_common_in_the_corpus(planted):
+    density = np.full(planted.codes.d_sae, 0.01)
+    density[17] = 0.2
+    chosen = select_features(planted.codes, n_features=5, density=density, max_density=0.1)
+    assert 17 not in chosen.indices
+    assert chosen.removed["denser than max_density=0.1"] == 1
+
+
+def test_a_threshold_on_the_score_leaves_the_strong_features(planted):
+    chosen = select_features(planted.codes, criterion="t_statistic", min_abs_score=4.0)
+    assert set(chosen.indices) == {*planted.toward_positive, *planted.toward_negative}
+    assert chosen.n_candidates == 5
+
+
+def test_a_criterion_of_one_s_own_can_be_passed(planted):
+    chosen = select_features(planted.codes, criterion=partial(per_prompt_top_n, n=8), n_features=5)
+    assert chosen.criterion == "per_prompt_top_n"
+    assert set(chosen.indices) == {*planted.toward_positive, *planted.toward_negative}
+    assert select_features(planted.codes, criterion=mean_difference).criterion == "mean_difference"
+
+
+def test_an_unknown_criterion_is_refused_with_the_closest_name(planted):
+    with pytest.raises(ConfigError, match="criterion: 'aurok' is not known; did you mean 'auroc'"):
+        select_features(planted.codes, criterion="aurok")
+
+
+def test_when_nothing_is_left_the_sentence_counts_what_each_filter_took(planted):
+    with pytest.raises(DataError) as caught:
+        select_features(planted.codes, min_firing=0.7, max_firing=0.9)
+    message = str(caught.value)
+    assert "none of the 60 features is left" in message
+    assert "never fires: 1" in message
+    assert "fires on less than min_firing=0.7: 58" in message
+    assert "fires on more than max_firing=0.9: 1" in message
+
+
+def test_identical_sides_leave_nothing_to_choose(planted):
+    same = PairCodes.from_dense(planted.positive, planted.positive)
+    with pytest.raises(DataError, match="does not differ between the sides: "):
+        select_features(same)
+
+
+def test_activations_too_large_to_square_are_refused_and_not_ranked_last(planted):
+    huge = planted.positive.copy()
+    huge[:20, 3] = 1e300
+    with pytest.raises(DataError, match="gave feature 3 a score that is not finite"):
+        select_features(PairCodes.from_dense(huge, planted.negative))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"n_features": 0}, "n_features"),
+        ({"min_firing": -0.1}, "min_firing"),
+        ({"min_firing": 0.7, "max_firing": 0.6}, "min_firing"),
+        ({"max_firing": 1.5}, "max_firing"),
+        ({"min_firing": float("nan")}, "min_firing"),
+        ({"max_density": 0.1}, "max_density"),
+        ({"max_density": 0.0, "density": np.zeros(60)}, "max_density"),
+        ({"min_abs_score": -1.0}, "min_abs_score"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(planted, settings, field: str):
+    with pytest.raises(ConfigError, match=field):
+        select_features(planted.codes, **settings)
+
+
+def test_densities_of_another_sae_are_refused(planted):
+    with pytest.raises(MismatchError, match="60 features"):
+        select_features(planted.codes, density=np.zeros(61), max_density=0.1)
+    with pytest.raises(DataError, match="feature 4 has no finite density"):
+        density = np.zeros(60)
+        density[4] = np.nan
+        select_features(planted.codes, density=density, max_density=0.1)
+
+
+def test_a_criterion_of_the_wrong_length_is_refused(planted):
+    with pytest.raises(MismatchError, match="one score per feature"):
+        select_features(planted.codes, criterion=lambda codes: np.ones(3))
