@@ -1,0 +1,328 @@
+"""Generating text at several strengths at once, as rows of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from saesteer.errors import SteeringError
+from saesteer.models.loading import plain_model
+from saesteer.models.sites import resolve_target
+from saesteer.models.tokens import (
+    TokenRow,
+    chat_prompt,
+    encode_texts,
+    has_chat_template,
+    input_device,
+    pad_rows,
+)
+from saesteer.steering.apply import steer
+from saesteer.steering.sampling import sampling_processors
+from saesteer.steering.strength import Unit, check_strengths, check_unit, to_raw
+from saesteer.steering.vector import SteeringVector
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """One completion.
+
+    Attributes:
+        prompt: The prompt as it was given, without the chat template.
+        strength: How much of the vector was added, in `unit`.
+        unit: The strength's unit.
+        sample: Which sample of this prompt and strength, from 0.
+        text: The completion, without special tokens.
+        n_tokens: Tokens generated, the end-of-text token left out.
+        finished: Whether the model ended it, rather than `max_new_tokens`.
+    """
+
+    prompt: str
+    strength: float
+    unit: str
+    sample: int
+    text: str
+    n_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Completions, ordered by prompt, then sample, then strength as given."""
+
+    records: tuple[GenerationRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def texts(self, strength: float) -> tuple[str, ...]:
+        """Return the completions at one strength."""
+        return tuple(r.text for r in self.records if r.strength == strength)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one dict per completion, for a table or JSON."""
+        return [asdict(record) for record in self.records]
+
+
+@dataclass(frozen=True)
+class _Job:
+    prompt: int
+    sample: int
+    strength: float
+
+
+def generate(
+    model: TransformerBridge,
+    prompts: str | Sequence[str],
+    vector: SteeringVector | Sequence[SteeringVector] | None = None,
+    strengths: float | Sequence[float] = (0.0,),
+    unit: Unit = "norm",
+    *,
+    max_new_tokens: int = 64,
+    chat: bool | Literal["auto"] = "auto",
+    system: str | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    n_samples: int = 1,
+    positions: str | None = None,
+    max_batch_rows: int = 32,
+    on_token: Callable[[str], None] | None = None,
+) -> GenerationResult:
+    """Complete every prompt at every strength, all of them rows of one batch.
+
+    Sampling uses common random numbers: for one seed, a prompt's n-th sample meets the same noise
+    at every strength, so completions differ by the steering alone (see `sampling_processors`).
+
+    Args:
+        model: A model from `load_model`.
+        prompts: One prompt or several.
+        vector: What to steer with; None for the plain model.
+        strengths: The strengths to generate at, in `unit`.
+        unit: "norm", "raw" or "max_act".
+        max_new_tokens: The most tokens to generate for each row.
+        chat: Whether prompts go through the chat template; "auto" if there is one.
+        system: A system prompt; needs the chat template.
+        temperature: 0 for the likeliest token, else the softmax temperature.
+        top_p: Nucleus sampling: the smallest set of tokens with this probability (arXiv
+            1904.09751).
+        seed: Seeds the sampling.
+        n_samples: Completions for each prompt and strength; more than 1 needs a temperature.
+        positions: Where to write; the vector's own positions if None.
+        max_batch_rows: The most rows in a batch; more rows are run batch after batch.
+        on_token: Called with each new piece of text; for one row alone.
+
+    Raises:
+        SteeringError: A setting is out of range, a prompt is empty or does not fit the model's
+            context with `max_new_tokens`, or a strength has no vector; before generating.
+    """
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector or ())
+    chosen = check_strengths(strengths)
+    _check_settings(texts, max_new_tokens, temperature, top_p, n_samples, max_batch_rows)
+    _check_vectors(vectors, chosen, check_unit(unit))
+    rows = _encode(model, texts, chat, system, max_new_tokens)
+    jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in chosen]
+    if on_token is not None and len(jobs) > 1:
+        raise SteeringError(
+            f"streaming shows one completion and {len(jobs)} were asked for; give one prompt, one "
+            "strength and one sample, or leave on_token out."
+        )
+    runner = _runner(model, vectors)
+    records: list[GenerationRecord] = []
+    for first in range(0, len(jobs), max_batch_rows):
+        batch = jobs[first : first + max_batch_rows]
+        processors = sampling_processors(
+            [(job.prompt, job.sample) for job in batch], temperature, top_p, seed
+        )
+        generated = _run_batch(
+            model,
+            runner,
+            [rows[job.prompt] for job in batch],
+            steering=(vectors, [job.strength for job in batch], unit, positions),
+            processors=processors,
+            max_new_tokens=max_new_tokens,
+            on_token=on_token,
+        )
+        for job, tokens in zip(batch, generated, strict=True):
+            records.append(_record(model, texts[job.prompt], job, unit, tokens))
+    return GenerationResult(tuple(records))
+
+
+def _run_batch(
+    model: TransformerBridge,
+    runner: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    *,
+    steering: tuple[Sequence[SteeringVector], Sequence[float], Unit, str | None],
+    processors: Any,
+    max_new_tokens: int,
+    on_token: Callable[[str], None] | None,
+) -> list[list[int]]:
+    tokenizer = model.tokenizer
+    batch = pad_rows(rows, tokenizer.pad_token_id or 0, input_device(runner))
+    width = batch.input_ids.shape[1]
+    vectors, strengths, unit, positions = steering
+    context: AbstractContextManager[Any] = nullcontext()
+    if vectors:
+        context = steer(
+            model,
+            vectors,
+            strengths,
+            unit,
+            positions=positions,
+            prompt_length=width,
+            special_mask=~batch.span,
+        )
+    streamer = _streamer(tokenizer, on_token) if on_token is not None else None
+    with context, torch.no_grad():
+        output = runner.generate(  # type: ignore[operator]
+            **batch.inputs,
+            generation_config=_config(runner, tokenizer, max_new_tokens),
+            logits_processor=processors,
+            streamer=streamer,
+        )
+    return output[:, width:].tolist()
+
+
+def _record(
+    model: TransformerBridge, prompt: str, job: _Job, unit: str, tokens: list[int]
+) -> GenerationRecord:
+    ends = _end_ids(plain_model(model), model.tokenizer)
+    # Cut at the first end token, not at padding: padding may be a token that can be generated.
+    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    text = model.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+    return GenerationRecord(
+        prompt, job.strength, unit, job.sample, text, stop, finished=stop < len(tokens)
+    )
+
+
+def _encode(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    chat: bool | Literal["auto"],
+    system: str | None,
+    max_new_tokens: int,
+) -> list[TokenRow]:
+    tokenizer = model.tokenizer
+    use_chat = has_chat_template(tokenizer) if chat == "auto" else chat
+    if system is not None and not use_chat:
+        raise SteeringError(
+            "a system prompt needs the chat template; leave system out, or use a chat model."
+        )
+    if use_chat:
+        texts = [chat_prompt(tokenizer, text, system) for text in texts]
+    rows = encode_texts(tokenizer, texts)
+    config = plain_model(model).config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    for number, row in enumerate(rows, start=1):
+        if not row.ids:
+            raise SteeringError(f"prompt {number} is empty; give it at least one word.")
+        if context is not None and len(row) + max_new_tokens > context:
+            raise SteeringError(
+                f"prompt {number} has {len(row)} tokens, which with max_new_tokens "
+                f"{max_new_tokens} is more than the model's context of {context}; shorten it"
+                + ("." if len(row) >= context else " or generate fewer tokens.")
+            )
+    return rows
+
+
+def _check_settings(
+    texts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    n_samples: int,
+    max_batch_rows: int,
+) -> None:
+    if not texts:
+        raise SteeringError("there are no prompts; give at least one.")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise SteeringError(f"prompt {number} is empty; give it at least one word.")
+    counts = {
+        "max_new_tokens": max_new_tokens,
+        "n_samples": n_samples,
+        "max_batch_rows": max_batch_rows,
+    }
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SteeringError(f"{name} is {value!r}; give a whole number of at least 1.")
+    if not isinstance(temperature, Real) or not 0.0 <= temperature < float("inf"):
+        raise SteeringError(f"temperature is {temperature!r}; give 0 or more, such as 0.7.")
+    if not isinstance(top_p, Real) or not 0.0 < top_p <= 1.0:
+        raise SteeringError(f"top_p is {top_p!r}; give a number above 0 and at most 1.")
+    if n_samples > 1 and temperature == 0.0:
+        raise SteeringError(
+            f"n_samples is {n_samples} at temperature 0, where all samples are equal; give a "
+            "temperature such as 0.7."
+        )
+
+
+def _check_vectors(
+    vectors: Sequence[SteeringVector], strengths: Sequence[float], unit: Unit
+) -> None:
+    if not vectors and any(strengths):
+        raise SteeringError("strengths were given but no vector; give a vector, or strength 0.")
+    for vector in vectors:
+        for strength in strengths:
+            to_raw(strength, unit, vector)
+
+
+def _runner(model: TransformerBridge, vectors: Sequence[SteeringVector]) -> PreTrainedModel:
+    # Sites inside a block are hooked on the bridge, so there its own model has to generate.
+    plain = plain_model(model)
+    targets = [resolve_target(model, vector.site).model for vector in vectors]
+    return next((t for t in targets if t is not plain), plain)  # type: ignore[return-value]
+
+
+def _config(
+    runner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> GenerationConfig:
+    from transformers import GenerationConfig
+
+    ends = sorted(_end_ids(runner, tokenizer))
+    pad = tokenizer.pad_token_id
+    # Everything that the model's own configuration could slip in is set: a repetition penalty,
+    # for one, would be measured as an effect of steering.
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=ends or None,
+        pad_token_id=pad if pad is not None else (ends[0] if ends else 0),
+    )
+
+
+def _end_ids(runner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    config: Any = runner.generation_config
+    found: set[int] = set()
+    for ids in (config.eos_token_id, tokenizer.eos_token_id):
+        if ids is not None:
+            found.update([int(i) for i in ([ids] if isinstance(ids, int) else ids)])
+    return found
+
+
+def _streamer(tokenizer: PreTrainedTokenizerBase, on_token: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    class CallbackStreamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                on_token(text)
+
+    return CallbackStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""Which positions of a forward pass a vector is written to, with a KV cache and without.
+
+The mask is worked out in a forward pre-hook on the whole model, which alone sees the attention
+mask, the cache and the width of the pass; the hook at the site sees none of these. Padding is read
+from the attention mask, never from token ids, because several tokenizers pad with BOS or EOS.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from saesteer.errors import HookError, SteeringError
+
+DEFAULT_POSITIONS = "from_last_prompt_token"
+SAVED_POSITIONS = (DEFAULT_POSITIONS, "all", "generated")
+
+
+def check_saved_positions(name: object) -> None:
+    """Check the name of a writing position.
+
+    Raises:
+        SteeringError: There is no such position.
+    """
+    if name not in SAVED_POSITIONS:
+        raise SteeringError(
+            f"positions {name!r} are unknown; use one of {', '.join(SAVED_POSITIONS)}, or a "
+            "boolean mask [batch, pos] when steering."
+        )
+
+
+class SteeringMask:
+    """The positions to write to, kept up to date by `observe`, a pre-hook on the model.
+
+    What counts as the prompt: the first forward pass, and every later one that starts with an
+    empty KV cache. What a pass adds to a cache is generated. Without a cache, a pass that repeats
+    the last one with one more token goes on generating; two separate texts of which one is the
+    other plus one token look the same, so give `prompt_length`, a mask, or call `new_prompt`
+    between them. A prompt fed in chunks needs `prompt_length`.
+
+    Args:
+        positions: "from_last_prompt_token" (the last prompt token and all generated ones), "all"
+            (every real token), "generated" (only generated tokens), or a mask over the columns of
+            a whole sequence, True where the vector is added. Padding is never written to.
+        prompt_length: The prompt's width in columns, left padding included, where known.
+        special_mask: True at BOS and other special tokens, which are then left out; columns after
+            its last one are not special.
+    """
+
+    def __init__(
+        self,
+        positions: str | Bool[Tensor, "batch pos"] = DEFAULT_POSITIONS,
+        *,
+        prompt_length: int | None = None,
+        special_mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        self._explicit = _check_mask(positions, "positions") if _is_tensor(positions) else None
+        if self._explicit is None:
+            check_saved_positions(positions)
+        if prompt_length is not None and (
+            isinstance(prompt_length, bool)
+            or not isinstance(prompt_length, int)
+            or prompt_length < 1
+        ):
+            raise SteeringError(
+                f"prompt_length {prompt_length!r} is not a number of columns; give 1 or more."
+            )
+        self._positions = positions
+        self._given_length = prompt_length
+        self._special = None if special_mask is None else _check_mask(special_mask, "special_mask")
+        self._parameters: tuple[str, ...] | None = None
+        self._batch: int | None = None
+        self._mask: Tensor | None = None
+        self._moved: dict[torch.device, Tensor] = {}
+        self.new_prompt()
+
+    def new_prompt(self) -> None:
+        """Forget the prompt: the next forward pass is a new one, whatever it looks like."""
+        self._start: int | Tensor | None = None
+        self._seen: Tensor | None = None
+
+    def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Work out the mask of the forward pass about to run (a forward pre-hook).
+
+        Raises:
+            SteeringError: An explicit mask does not fit the pass.
+        """
+        inputs = self._named(model, args, kwargs)
+        tokens = inputs.get("input_ids")
+        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None:
+            raise HookError(
+                "the model was called without input_ids or inputs_embeds, so steering cannot tell "
+                "its positions; pass one of them."
+            )
+        batch, width = tokens.shape[:2]
+        cache = inputs.get("past_key_values")
+        past = _past_length(cache, inputs.get("attention_mask"), width)
+        real = _real_columns(inputs.get("attention_mask"), past, width)
+        self._batch = batch
+        self._moved.clear()
+        if self._explicit is not None:
+            self._mask = self._explicit_part(batch, past, width, real)
+            return
+        if self._is_new(tokens, cache, past):
+            self._start = self._first_column(past, width, real)
+        self._seen = tokens if cache is None else None
+        self._mask = self._part_from_start(batch, past, width, real, tokens.device)
+
+    def mask(self, batch: int, device: torch.device) -> Bool[Tensor, "batch pos 1"] | None:
+        """Return the running pass's mask on a device; None when every position is written to.
+
+        Raises:
+            HookError: The site fired outside a forward pass of the whole model.
+        """
+        if self._batch != batch:
+            raise HookError(
+                "the site ran outside a forward pass of the whole model, so steering cannot tell "
+                "its positions; call the model, not one of its blocks."
+            )
+        if self._mask is None:
+            return None
+        if device not in self._moved:
+            self._moved[device] = self._mask.to(device).unsqueeze(-1)
+        return self._moved[device]
+
+    def _named(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if not args:
+            return kwargs
+        if self._parameters is None:
+            self._parameters = tuple(inspect.signature(model.forward).parameters)
+        return {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+
+    def _is_new(self, tokens: Tensor, cache: Any, past: int) -> bool:
+        if self._start is None:
+            return True
+        if past > 0:
+            return False
+        seen = self._seen
+        grown = (
+            cache is None
+            and seen is not None
+            and tokens.shape[:2] == (seen.shape[0], seen.shape[1] + 1)
+            and torch.equal(tokens[:, :-1].to(seen.device), seen)
+        )
+        return not grown
+
+    def _first_column(self, past: int, width: int, real: Tensor | None) -> int | Tensor:
+        if self._positions == "all":
+            return 0
+        offset = 1 if self._positions == "generated" else 0
+        length = past + width if self._given_length is None else self._given_length
+        inside = length - past
+        if real is None or not 0 < inside <= width:
+            return length - 1 + offset
+        # The last real column of each row: the same for all rows unless they are right-padded.
+        columns = torch.arange(past, past + inside, device=real.device)
+        last = torch.where(real[:, :inside], columns, -1).amax(dim=1, keepdim=True)
+        return last + offset
+
+    def _part_from_start(
+        self,
+        batch: int,
+        past: int,
+        width: int,
+        real: Tensor | None,
+        device: torch.device,
+    ) -> Tensor | None:
+        start = self._start
+        assert start is not None
+        special = self._special_part(batch, past, width)
+        if special is None and isinstance(start, int) and past >= start:
+            return real
+        columns = torch.arange(past, past + width, device=device)
+        chosen = columns >= (start if isinstance(start, int) else start.to(device))
+        chosen = chosen.expand(batch, width)
+        if special is not None:
+            chosen = chosen & ~special.to(device)
+        return chosen if real is None else chosen & real.to(device)
+
+    def _special_part(self, batch: int, past: int, width: int) -> Tensor | None:
+        special = self._special
+        if special is None or past >= special.shape[1]:
+            return None
+        if special.shape[0] != batch:
+            raise _unfit("special_mask", special, batch, past + width)
+        part = special[:, past : past + width]
+        missing = width - part.shape[1]
+        return torch.nn.functional.pad(part, (0, missing)) if missing else part
+
+    def _explicit_part(self, batch: int, past: int, width: int, real: Tensor | None) -> Tensor:
+        mask = self._explicit
+        assert mask is not None
+        whole = past > 0 or mask.shape[1] == width
+        if mask.shape[0] != batch or past + width > mask.shape[1] or not whole:
+            raise _unfit("positions mask", mask, batch, past + width)
+        part = mask[:, past : past + width]
+        return part if real is None else part & real.to(part.device)
+
+
+def _is_tensor(positions: object) -> bool:
+    return isinstance(positions, Tensor)
+
+
+def _check_mask(mask: Any, name: str) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+        raise SteeringError(f"{name} is not a boolean tensor [batch, pos]; give one.")
+    return mask
+
+
+def _unfit(name: str, mask: Tensor, batch: int, width: int) -> SteeringError:
+    return SteeringError(
+        f"the {name} has shape {tuple(mask.shape)} and the forward pass {(batch, width)} in rows "
+        "and columns; give one that covers exactly the sequence that is run."
+    )
+
+
+def _past_length(cache: Any, attention: Any, width: int) -> int:
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    if isinstance(attention, Tensor) and attention.ndim == 2:
+        return attention.shape[1] - width
+    raise HookError(
+        f"a cache of type {type(cache).__name__} does not say how long it is; pass a "
+        "[batch, pos] attention_mask with it, or run without a cache."
+    )
+
+
+def _real_columns(attention: Any, past: int, width: int) -> Bool[Tensor, "batch pos"] | None:
+    """Return which columns of the pass hold real tokens; None if all do."""
+    if isinstance(attention, Mapping):
+        # Compiled caches bring one mask per kind of attention layer; their diagonals agree.
+        attention = next((m for m in attention.values() if isinstance(m, Tensor)), None)
+    if not isinstance(attention, Tensor):
+        return None
+    if attention.ndim == 4:
+        # A token attends to itself unless its column is padding; sliding windows keep that.
+        own = attention[:, 0].diagonal(past, dim1=-2, dim2=-1)
+        real = own if own.dtype == torch.bool else own >= 0
+    else:
+        end = past + width
+        part = attention[:, past:end] if attention.shape[1] >= end else attention[:, -width:]
+        real = part != 0
+    return None if bool(real.all()) else real

@@ -1,0 +1,363 @@
+"""The product of the house: a direction at a site, with the features it is made of."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import JsonValue
+from torch import Tensor
+
+from saesteer.errors import SteeringError
+from saesteer.models.sites import Site
+from saesteer.steering.positions import DEFAULT_POSITIONS, check_saved_positions
+from saesteer.steering.strength import Unit, check_strength
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.steering.apply import Steering
+
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class SteeredFeature:
+    """One SAE feature of a vector.
+
+    Attributes:
+        index: The feature's number in its SAE.
+        weight: How much of its decoder direction the natural (not normalised) vector holds.
+        cluster: The cluster it was kept with, if any.
+        description: What it stands for, if known.
+    """
+
+    index: int
+    weight: float
+    cluster: int | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A unit direction at a site, how long it naturally is, and where it came from.
+
+    Adding and scaling work on the natural vector, `norm * direction`.
+
+    Attributes:
+        direction: Unit L2 norm, float32.
+        site: Where activations were read and where the vector is added.
+        norm: L2 length of the natural vector, before it was normalised.
+        residual_norm: Mean L2 norm of the activations at the site over text tokens, BOS and other
+            special tokens left out; None if nobody measured it.
+        max_act: L2 length of the vector with every feature at its measured maximum activation;
+            None if unknown.
+        features: The features the vector is made of.
+        positions: Which positions are written to: "from_last_prompt_token", "all", "generated".
+        read_positions: Which positions the activations were read at.
+        model: The model's name.
+        model_fingerprint: The model's fingerprint, if known.
+        sae: The SAE's name, if one was used.
+        sae_fingerprint: The SAE's fingerprint, if known.
+        method: How the vector was made.
+        name: What to call it.
+        provenance: Anything else worth keeping, as JSON.
+    """
+
+    direction: Float[Tensor, " d_model"]
+    site: Site
+    norm: float
+    model: str
+    residual_norm: float | None = None
+    max_act: float | None = None
+    features: tuple[SteeredFeature, ...] = ()
+    positions: str = DEFAULT_POSITIONS
+    read_positions: str = "unknown"
+    model_fingerprint: str | None = None
+    sae: str | None = None
+    sae_fingerprint: str | None = None
+    method: str = "unknown"
+    name: str = "vector"
+    provenance: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        direction = _as_vector(self.direction)
+        length = float(direction.detach().norm())
+        if abs(length - 1.0) > _UNIT_TOLERANCE:
+            raise SteeringError(
+                f"direction of vector {self.name!r} has L2 norm {length:.4g}, not 1; use "
+                "SteeringVector.from_raw, which normalises."
+            )
+        object.__setattr__(self, "direction", direction)
+        object.__setattr__(self, "site", Site.parse(self.site))
+        object.__setattr__(self, "features", tuple(self.features))
+        check_saved_positions(self.positions)
+        _check_length("norm", self.norm)
+        for name in ("residual_norm", "max_act"):
+            if getattr(self, name) is not None:
+                _check_length(name, getattr(self, name))
+        for feature in self.features:
+            if not math.isfinite(feature.weight):
+                raise SteeringError(
+                    f"feature {feature.index} of vector {self.name!r} has weight "
+                    f"{feature.weight}; drop it or fit the weights again."
+                )
+
+    @classmethod
+    def from_raw(
+        cls,
+        raw_vector: Tensor | Sequence[float] | Any,
+        *,
+        site: Site | str,
+        model: str,
+        **rest: Any,
+    ) -> SteeringVector:
+        """Normalise a vector, keeping its length as `norm`.
+
+        Gradients flow from `direction` back to `raw_vector`, if that is a tensor.
+
+        Args:
+            raw_vector: The natural vector, [d_model]: tensor, array or list.
+            site: Where it was read and is to be added.
+            model: The model's name.
+            **rest: The other fields of SteeringVector.
+
+        Raises:
+            SteeringError: The vector is zero, not finite, or has not one dimension.
+        """
+        raw = _as_vector(raw_vector, torch.float64)
+        length = raw.norm()
+        norm = float(length.detach())
+        if norm == 0.0:
+            raise SteeringError(
+                f"vector {rest.get('name', 'vector')!r} is zero, so it has no direction; use pairs "
+                "whose sides differ, or keep at least one feature."
+            )
+        return cls(
+            (raw / length).float(),
+            site=Site.parse(site),
+            norm=norm,
+            model=model,
+            **rest,
+        )
+
+    @property
+    def raw(self) -> Float[Tensor, " d_model"]:
+        """The natural vector, `norm * direction`."""
+        return self.direction * self.norm
+
+    @property
+    def d_model(self) -> int:
+        """The vector's width."""
+        return self.direction.shape[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"SteeringVector({self.name!r}, site={self.site}, method={self.method!r}, "
+            f"norm={self.norm:.4g}, features={len(self.features)}, model={self.model!r})"
+        )
+
+    def scaled(self, factor: float) -> SteeringVector:
+        """Return the natural vector times `factor`; weights and max_act go along.
+
+        Raises:
+            SteeringError: The factor is zero or not a finite number.
+        """
+        number = check_strength(factor)
+        if number == 0.0:
+            raise SteeringError(
+                "a vector times 0 has no direction; to switch steering off use strength 0."
+            )
+        return replace(
+            self,
+            direction=self.direction if number > 0 else -self.direction,
+            norm=self.norm * abs(number),
+            max_act=None if self.max_act is None else self.max_act * abs(number),
+            features=tuple(replace(f, weight=f.weight * number) for f in self.features),
+        )
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        return self.scaled(factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVector:
+        return self.scaled(-1.0)
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        """Add two natural vectors of one site and model; the features' weights are summed.
+
+        The sum's `max_act` is unknown: the two maxima need not be reached together.
+        """
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        _check_addable(self, other)
+        known = [v.residual_norm for v in (self, other) if v.residual_norm is not None]
+        return SteeringVector.from_raw(
+            self.raw + other.raw.to(self.direction.device),
+            site=self.site,
+            model=self.model,
+            residual_norm=sum(known) / len(known) if known else None,
+            features=_sum_features(self.features, other.features),
+            positions=self.positions,
+            read_positions=_joined(self.read_positions, other.read_positions),
+            model_fingerprint=self.model_fingerprint or other.model_fingerprint,
+            sae=self.sae or other.sae,
+            sae_fingerprint=self.sae_fingerprint or other.sae_fingerprint,
+            method=_joined(self.method, other.method),
+            name=f"{self.name} + {other.name}",
+            provenance={"sum_of": [_parent(self), _parent(other)]},
+        )
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        return self + (-other)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the vector as safetensors with JSON metadata, whole or not at all.
+
+        Args:
+            path: A file ending in ".safetensors", or a folder, which gets "vector.safetensors".
+
+        Returns:
+            The file that was written.
+
+        Raises:
+            OutputError: The file cannot be written.
+            SteeringError: The provenance is not JSON.
+        """
+        from saesteer.steering.vector_file import save_vector
+
+        return save_vector(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SteeringVector:
+        """Read a vector from a file, or from "vector.safetensors" in a run's folder.
+
+        Raises:
+            SteeringError: There is no such file, or it is not a whole saesteer vector.
+        """
+        from saesteer.steering.vector_file import load_vector
+
+        return load_vector(path)
+
+    def apply(
+        self,
+        model: TransformerBridge,
+        strength: float | Sequence[float],
+        unit: Unit = "norm",
+        *,
+        positions: str | Bool[Tensor, "batch pos"] | None = None,
+        rows: Sequence[int] | None = None,
+        prompt_length: int | None = None,
+        special_mask: Bool[Tensor, "batch pos"] | None = None,
+        strict: bool = True,
+    ) -> AbstractContextManager[Steering]:
+        """Steer every forward pass inside a `with` block; see `saesteer.steering.steer`.
+
+        Example:
+            >>> with vector.apply(model, strength=0.2, unit="norm"):  # doctest: +SKIP
+            ...     model.generate("I think that")
+        """
+        from saesteer.steering.apply import steer
+
+        return steer(
+            model,
+            self,
+            strength,
+            unit,
+            positions=positions,
+            rows=rows,
+            prompt_length=prompt_length,
+            special_mask=special_mask,
+            strict=strict,
+        )
+
+
+def _as_vector(value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value).to(dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SteeringError(
+            f"vector of type {type(value).__name__} cannot be read as numbers; give a tensor, an "
+            "array or a list of [d_model] numbers."
+        ) from error
+    if tensor.ndim != 1 or tensor.numel() == 0:
+        raise SteeringError(
+            f"vector has shape {tuple(tensor.shape)}; give one dimension, [d_model]."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise SteeringError("vector holds NaN or infinite numbers; make it again.")
+    return tensor
+
+
+def _check_length(name: str, value: Any) -> None:
+    number = check_strength(value)
+    if number <= 0.0:
+        raise SteeringError(f"{name} is {number}; it is a length, so give a positive number.")
+
+
+def _check_addable(a: SteeringVector, b: SteeringVector) -> None:
+    both = f"vectors {a.name!r} and {b.name!r}"
+    known = a.model_fingerprint and b.model_fingerprint
+    same = a.model_fingerprint == b.model_fingerprint if known else a.model == b.model
+    if not same or a.d_model != b.d_model:
+        raise SteeringError(
+            f"{both} belong to different models ({a.model}, {a.d_model} wide, and {b.model}, "
+            f"{b.d_model} wide); add only vectors of one model."
+        )
+    for what, left, right in (
+        ("sites", a.site, b.site),
+        ("writing positions", a.positions, b.positions),
+    ):
+        if left != right:
+            raise SteeringError(
+                f"{both} have different {what} ({left} and {right}); steer with both at once "
+                "instead: steer(model, [a, b], strength)."
+            )
+    known = a.sae_fingerprint and b.sae_fingerprint
+    same = a.sae_fingerprint == b.sae_fingerprint if known else a.sae == b.sae
+    if a.features and b.features and not same:
+        raise SteeringError(
+            f"{both} name features of different SAEs ({a.sae} and {b.sae}); steer with both at "
+            "once instead: steer(model, [a, b], strength)."
+        )
+
+
+def _sum_features(
+    left: tuple[SteeredFeature, ...], right: tuple[SteeredFeature, ...]
+) -> tuple[SteeredFeature, ...]:
+    merged = {f.index: f for f in left}
+    for feature in right:
+        first = merged.get(feature.index)
+        if first is None:
+            # Cluster numbers mean nothing outside the run that made them.
+            merged[feature.index] = replace(feature, cluster=None if left else feature.cluster)
+            continue
+        merged[feature.index] = replace(
+            first,
+            weight=first.weight + feature.weight,
+            description=first.description or feature.description,
+        )
+    return tuple(f for f in merged.values() if f.weight != 0.0)
+
+
+def _joined(left: str, right: str) -> str:
+    return left if left == right else f"{left} + {right}"
+
+
+def _parent(vector: SteeringVector) -> dict[str, Any]:
+    return {
+        "name": vector.name,
+        "method": vector.method,
+        "norm": vector.norm,
+        "provenance": dict(vector.provenance),
+    }

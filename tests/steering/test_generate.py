@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from saesteer.errors import ModelError, SteeringError
+from saesteer.models.loading import plain_model
+from saesteer.models.tokens import encode_texts, pad_rows
+from saesteer.steering import generate
+
+PROMPTS = ["w1 w2 w3 w4 w5 w6", "w9 w8"]
+SETTINGS: dict[str, Any] = {"max_new_tokens": 8, "chat": False}
+
+
+def by_hugging_face(model, text, tokens, **kwargs):
+    """The reference: one prompt, alone, through Hugging Face's generate."""
+    batch = pad_rows(encode_texts(model.tokenizer, [text]), 1)
+    plain: Any = plain_model(model)
+    out = plain.generate(
+        **batch.inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=1, **kwargs
+    )
+    new = out[0, batch.input_ids.shape[1] :]
+    return model.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_all_prompts_and_strengths_are_as_if_each_ran_alone(llama, make_vector):
+    vector, strengths = make_vector(), (-6.0, 0.0, 6.0)
+    result = generate(llama, PROMPTS, vector, strengths, **SETTINGS)
+    assert [(r.prompt, r.strength) for r in result.records] == [
+        (p, s) for p in PROMPTS for s in strengths
+    ]
+    for record in result.records:
+        with vector.apply(llama, record.strength):
+            assert record.text == by_hugging_face(llama, record.prompt, 8)
+    assert len({r.text for r in result.records}) > 3
+    assert len(result) == 6
+    assert result.texts(6.0) == (result.records[2].text, result.records[5].text)
+
+
+def test_small_batches_give_the_same_texts(llama, make_vector):
+    arguments = (llama, PROMPTS, make_vector(), (-6.0, 0.0, 6.0))
+    whole = generate(*arguments, **SETTINGS, temperature=0.8, n_samples=2)
+    for rows in (1, 5):
+        parts = generate(*arguments, **SETTINGS, temperature=0.8, n_samples=2, max_batch_rows=rows)
+        assert parts == whole
+
+
+def test_without_a_vector_it_is_the_plain_model(llama):
+    result = generate(llama, PROMPTS[0], max_new_tokens=8, chat=False)
+    assert result.records[0].text == by_hugging_face(llama, PROMPTS[0], 8)
+    assert result.records[0].strength == 0.0
+
+
+def test_the_models_own_generation_settings_do_not_slip_in(llama, monkeypatch):
+    plain = generate(llama, PROMPTS, **SETTINGS)
+    monkeypatch.setattr(plain_model(llama).generation_config, "repetition_penalty", 5.0)
+    monkeypatch.setattr(plain_model(llama).generation_config, "do_sample", True)
+    assert generate(llama, PROMPTS, **SETTINGS) == plain
+
+
+def test_the_chat_template_is_used_when_there_is_one(llama, gpt2):
+    asked = generate(llama, "w1 w2", max_new_tokens=6).records[0]
+    assert asked.prompt == "w1 w2"
+    assert asked.text == by_hugging_face(llama, "<s> user w1 w2 bot", 6)
+    told = generate(llama, "w1 w2", system="w7", max_new_tokens=6).records[0]
+    assert told.text == by_hugging_face(llama, "<s> user w7 user w1 w2 bot", 6)
+    plain = generate(gpt2, "w1 w2", max_new_tokens=6).records[0]
+    assert plain.text == by_hugging_face(gpt2, "w1 w2", 6)
+    with pytest.raises(ModelError, match="no chat template"):
+        generate(gpt2, "w1 w2", chat=True)
+    with pytest.raises(SteeringError, match="system prompt needs the chat template"):
+        generate(gpt2, "w1 w2", system="w7")
+
+
+def ending_at(model, token, monkeypatch):
+    """Make a token that the model likes its end token."""
+    monkeypatch.setattr(plain_model(model).generation_config, "eos_token_id", [1, token])
+
+
+def test_rows_end_each_at_their_own_end_token(llama, make_vector, monkeypatch):
+    vector, strengths = make_vector(), (-6.0, 0.0, 6.0)
+    free = generate(llama, PROMPTS, vector, strengths, **SETTINGS)
+    words = free.records[1].text.split()
+    token = llama.tokenizer.convert_tokens_to_ids(words[3])
+    ending_at(llama, token, monkeypatch)
+    ended = generate(llama, PROMPTS, vector, strengths, **SETTINGS)
+    for before, after in zip(free.records, ended.records, strict=True):
+        said = before.text.split()
+        if words[3] not in said:
+            assert after == before
+            continue
+        assert after.finished
+        assert after.text.split() == said[: said.index(words[3])]
+        assert after.n_tokens < before.n_tokens == 8
+    assert {r.finished for r in ended.records} == {True, False}
+
+
+def test_sampling_meets_the_same_noise_at_every_strength(llama, make_vector):
+    vector = make_vector()
+    sampling: dict[str, Any] = {"temperature": 1.3, "seed": 3, "n_samples": 3}
+    result = generate(llama, PROMPTS, vector, (0.0, 1e-9, 6.0), **SETTINGS, **sampling)
+    still, nudged, moved = (result.texts(s) for s in (0.0, 1e-9, 6.0))
+    assert still == nudged
+    assert still != moved
+    assert len(set(still)) == 6
+    again = generate(llama, PROMPTS, vector, (0.0, 1e-9, 6.0), **SETTINGS, **sampling)
+    assert again == result
+    alone = generate(llama, PROMPTS, vector, 6.0, **SETTINGS, **sampling)
+    assert alone.texts(6.0) == moved
+    sampling["seed"] = 4
+    other = generate(llama, PROMPTS, vector, 0.0, **SETTINGS, **sampling)
+    assert other.texts(0.0) != still
+
+
+def test_a_tiny_nucleus_is_the_likeliest_token(llama):
+    greedy = generate(llama, PROMPTS, **SETTINGS)
+    nucleus = generate(llama, PROMPTS, **SETTINGS, temperature=1.0, top_p=1e-6)
+    assert [r.text for r in nucleus.records] == [r.text for r in greedy.records]
+
+
+def test_one_row_streams_its_text_as_it_comes(llama, make_vector):
+    pieces: list[str] = []
+    result = generate(llama, PROMPTS[0], make_vector(), 6.0, **SETTINGS, on_token=pieces.append)
+    assert "".join(pieces).split() == result.records[0].text.split()
+    assert len(pieces) > 3
+    with pytest.raises(SteeringError, match="2 were asked for"):
+        generate(llama, PROMPTS, on_token=pieces.append)
+
+
+def test_a_site_inside_a_block_generates_too(llama, make_vector):
+    vector = make_vector(site="blocks.1.hook_mlp_out")
+    plain = generate(llama, PROMPTS, **SETTINGS)
+    result = generate(llama, PROMPTS, vector, (0.0, 2.0), **SETTINGS)
+    assert result.texts(0.0) == tuple(r.text for r in plain.records)
+    assert result.texts(2.0) != result.texts(0.0)
+
+
+def test_all_leaves_the_templates_special_tokens_alone(llama, make_vector):
+    vector = make_vector(positions="all")
+    result = generate(llama, PROMPTS[0], vector, 6.0, **SETTINGS)
+    batch = pad_rows(encode_texts(llama.tokenizer, [PROMPTS[0]]), 1)
+    assert batch.span[0].tolist() == [False] + [True] * 6
+    with vector.apply(llama, 6.0, special_mask=~batch.span):
+        assert result.records[0].text == by_hugging_face(llama, PROMPTS[0], 8)
+
+
+def test_records_are_ready_for_a_table(llama):
+    rows = generate(llama, PROMPTS, **SETTINGS).to_dicts()
+    assert json.loads(json.dumps(rows)) == rows
+    assert set(rows[0]) >= {"prompt", "strength", "unit", "sample", "text", "n_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": ["w1", "  "]}, "prompt 2 is empty"),
+        ({"prompts": "w1 " * 200}, "201 tokens.*context of 96; shorten it"),
+        ({"prompts": "w1 " * 80, "max_new_tokens": 40}, "generate fewer tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"n_samples": 2}, "temperature"),
+        ({"n_samples": 1.5}, "n_samples"),
+        ({"max_batch_rows": 0}, "max_batch_rows"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"strengths": (0.0, 0.2)}, "no vector"),
+        ({"strengths": ()}, "empty"),
+        ({"strengths": float("nan")}, "not finite"),
+        ({"unit": "metres"}, "unit"),
+    ],
+)
+def test_bad_settings_are_said_before_anything_is_generated(llama, arguments, message):
+    def refuse(*_):
+        raise AssertionError("the model ran")
+
+    handle = plain_model(llama).register_forward_pre_hook(refuse)
+    try:
+        with pytest.raises(SteeringError, match=message):
+            generate(llama, **({"prompts": "w1 w2", "chat": False} | arguments))
+    finally:
+        handle.remove()
+
+
+def test_a_unit_that_the_vector_does_not_carry_is_said_first(llama, make_vector):
+    with pytest.raises(SteeringError, match="max_act"):
+        generate(llama, "w1", make_vector(max_act=None), 0.5, "max_act")
+
+
+def test_half_precision_generates(bf16_llama, make_vector):
+    vector = make_vector(model_fingerprint=None)
+    result = generate(bf16_llama, PROMPTS, vector, (0.0, 6.0), **SETTINGS)
+    assert result.texts(0.0) != result.texts(6.0)
+    with torch.no_grad():
+        alone = generate(bf16_llama, PROMPTS, **SETTINGS)
+    assert result.texts(0.0) == tuple(r.text for r in alone.records)
