@@ -1,0 +1,212 @@
+"""Any SAE behind one small protocol, with the conditions it was trained under applied."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saesteer.errors import MismatchError, SaeError
+from saesteer.models.sites import Site, check_site
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@runtime_checkable
+class Sae(Protocol):
+    """What the rest of saesteer needs of an SAE.
+
+    Attributes:
+        name: How the user called it.
+        site: Where its input is read.
+        write_site: Where its decoder's directions live; the same site but for transcoders.
+        d_in: Width of its input.
+        d_sae: Number of features.
+        prepend_bos: Whether it was trained on rows that start with BOS; None if it does not say.
+        neuronpedia_id: Neuronpedia's model and source, such as "gpt2-small/6-res-jb", or None.
+        fingerprint: SHA-256 over a sample of its weights.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def site(self) -> Site: ...
+    @property
+    def write_site(self) -> Site: ...
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def prepend_bos(self) -> bool | None: ...
+    @property
+    def neuronpedia_id(self) -> str | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def decoder(self) -> Float[Tensor, "d_sae d_out"]:
+        """Decoder rows in float32, in the units of the activations at `write_site`."""
+        ...
+
+    def encode(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
+        """Return the feature activations of one text's tokens, in float32."""
+        ...
+
+    def reconstruct(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+        """Return what the SAE makes of one text's tokens, in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class LensSae:
+    """A sae_lens SAE of any inference architecture.
+
+    Applied here, so that nobody else has to think of them: the centred residual that SAEs trained
+    on `center_writing_weights` models saw; the SAE's own dtype and device; its normalisation;
+    flattened heads at `hook_z`; and whole sequences for architectures that look at context.
+
+    Attributes:
+        sae: The sae_lens module.
+        name: How the user called it.
+    """
+
+    sae: SAE[Any]
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.sae.cfg.metadata.hook_name:
+            raise SaeError(
+                f"SAE {self.name} does not say at which site it was trained; add metadata.hook_name "
+                "to its cfg.json."
+            )
+        # Activations arrive flattened, so the module must not unfold heads itself.
+        self.sae.turn_off_forward_pass_hook_z_reshaping()
+        self.sae.eval().requires_grad_(False)
+
+    @cached_property
+    def site(self) -> Site:
+        """Where the SAE's input is read."""
+        return Site.parse(self.sae.cfg.metadata.hook_name)
+
+    @cached_property
+    def write_site(self) -> Site:
+        """Where its decoder's directions live."""
+        out = self.sae.cfg.metadata.hook_name_out
+        return Site.parse(out) if out else self.site
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input."""
+        return int(self.sae.cfg.d_in)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return int(self.sae.cfg.d_sae)
+
+    @property
+    def architecture(self) -> str:
+        """sae_lens's name of the architecture."""
+        return self.sae.cfg.architecture()
+
+    @property
+    def prepend_bos(self) -> bool | None:
+        """Whether training rows started with BOS; None if the SAE does not say."""
+        return self.sae.cfg.metadata.prepend_bos
+
+    @property
+    def neuronpedia_id(self) -> str | None:
+        """Neuronpedia's model and source ids."""
+        return self.sae.cfg.metadata.neuronpedia_id
+
+    @property
+    def centred(self) -> bool:
+        """Whether the SAE was trained on `x - x.mean(-1)`, as folded transformer_lens models."""
+        kwargs = self.sae.cfg.metadata.model_from_pretrained_kwargs or {}
+        return bool(kwargs.get("center_writing_weights", False))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and a sample of every weight."""
+        digest = hashlib.sha256(f"{self.architecture} {self.d_in} {self.d_sae}".encode())
+        for name, tensor in sorted(self.sae.state_dict().items()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 256)].to(torch.float32).cpu().numpy()
+            digest.update(name.encode() + sample.tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def decoder(self) -> Float[Tensor, "d_sae d_out"]:
+        """Decoder rows in float32 on the CPU."""
+        return self.sae.W_dec.detach().to("cpu", torch.float32)
+
+    def encode(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
+        """Return the feature activations of one text's tokens, in float32.
+
+        Raises:
+            MismatchError: The activations have another width than the SAE.
+        """
+        with torch.no_grad():
+            codes = self.sae.encode(self._prepared(activations)[0])
+        codes = codes.to_dense() if codes.is_sparse else codes
+        return codes.reshape(-1, self.d_sae).to(torch.float32)
+
+    def reconstruct(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+        """Return the reconstruction of one text's tokens, in float32.
+
+        What centring took away is given back, so the result stands for the raw activation.
+        """
+        prepared, mean = self._prepared(activations)
+        with torch.no_grad():
+            out = self.sae(prepared)
+        out = out.reshape(activations.shape[0], -1).to(torch.float32)
+        return out + mean if self.write_site == self.site else out
+
+    def _prepared(self, activations: Tensor) -> tuple[Tensor, Tensor]:
+        if activations.ndim != 2 or activations.shape[1] != self.d_in:
+            raise MismatchError(
+                f"SAE {self.name} takes activations of width {self.d_in}, and these are "
+                f"{tuple(activations.shape)}; read them at {self.site} of its own model."
+            )
+        x = activations.to(self.sae.device, torch.float32)
+        mean = x.mean(dim=-1, keepdim=True) if self.centred else torch.zeros_like(x[:, :1])
+        x = (x - mean).to(self.sae.dtype)
+        if self.architecture == "temporal":
+            x = x.unsqueeze(0)
+        return x, mean
+
+
+def check_compatible(model: TransformerBridge, sae: Sae) -> None:
+    """Check, without running anything, that an SAE can belong to a model.
+
+    Raises:
+        MismatchError: The widths differ.
+        SiteError: The model has no such site.
+    """
+    for site in dict.fromkeys((sae.site, sae.write_site)):
+        check_site(model, site)
+    width = expected_width(model, sae.site)
+    if width is not None and width != sae.d_in:
+        raise MismatchError(
+            f"SAE {sae.name} takes {sae.d_in} dimensions and {model.cfg.model_name} has {width} at "
+            f"{sae.site}; choose an SAE trained on this model."
+        )
+
+
+def expected_width(model: TransformerBridge, site: Site) -> int | None:
+    """Return the width of activations at a site, or None where it is not known beforehand."""
+    if site.hook in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post"):
+        return int(model.cfg.d_model)
+    if site.hook in ("hook_mlp_out", "hook_attn_out"):
+        return int(model.cfg.d_model)
+    if site.hook == "attn.hook_z":
+        return int(model.cfg.n_heads) * int(model.cfg.d_head)
+    return None

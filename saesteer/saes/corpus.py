@@ -1,0 +1,145 @@
+"""Training text as packed rows of tokens, split by document into training and held-out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saesteer.errors import DataError, NetworkError
+from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts, has_chat_template
+from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEUTRAL_REQUESTS = (
+    "Tell me something about yourself.",
+    "How do you see things?",
+    "Write down some thoughts.",
+    "Share a few statements.",
+    "What comes to your mind?",
+    "Please go on.",
+)
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """Rows to read activations on.
+
+    Attributes:
+        train: Training rows in a seeded random order.
+        held_out: Rows of other documents, for the metrics.
+    """
+
+    train: list[TokenRow]
+    held_out: list[TokenRow]
+
+    @property
+    def train_tokens(self) -> int:
+        """Number of training tokens that are kept."""
+        return sum(sum(row.kept) for row in self.train)
+
+
+def pack_corpus(tokenizer: PreTrainedTokenizerBase, config: SaeTrainingConfig) -> PackedCorpus:
+    """Read, split, tokenise and pack the text of a configuration.
+
+    Every row starts with BOS (where the tokenizer has one), which is not kept, and is at most
+    `config.context` tokens long. Whether a document is held out depends on its text and the seed
+    alone, so the same document never stands on both sides, whichever file it comes from.
+
+    Raises:
+        DataError: A source cannot be read or there is too little text.
+        NetworkError: A Hub data set cannot be reached.
+    """
+    train: list[TokenRow] = []
+    held_out: list[TokenRow] = []
+    for source in config.corpus:
+        kept, left_out = _split(_texts(source), config.held_out, config.seed)
+        for texts, rows in ((kept, train), (left_out, held_out)):
+            if source.style == "chat" and has_chat_template(tokenizer):
+                rows.extend(_chat_rows(tokenizer, texts, config.context, config.seed))
+            else:
+                rows.extend(_plain_rows(tokenizer, texts, config.context))
+    if not train or not held_out:
+        raise DataError("the corpus is too small to train on; give at least some dozen documents.")
+    order = np.random.default_rng(config.seed).permutation(len(train))
+    return PackedCorpus([train[i] for i in order], held_out)
+
+
+def _texts(source: CorpusSource) -> Iterator[str]:
+    if source.path is not None:
+        from saesteer.data.texts import read_texts
+
+        return read_texts(source.path, limit=source.limit)
+    return islice(_hub_texts(source), source.limit)
+
+
+def _hub_texts(source: CorpusSource) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+
+        stream = load_dataset(str(source.hub), split=source.split, streaming=True)
+        for record in stream:
+            yield str(record[source.text_field])
+    except KeyError as error:
+        raise DataError(
+            f"data set {source.hub} has no field {source.text_field!r}; set text_field."
+        ) from error
+    except OSError as error:
+        raise NetworkError(
+            f"data set {source.hub} cannot be fetched ({error}); connect, or give a local path."
+        ) from error
+
+
+def _split(texts: Iterable[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    kept: list[str] = []
+    left_out: list[str] = []
+    for text in texts:
+        digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+        held = int.from_bytes(digest[:8], "big") / 2**64 < share
+        (left_out if held else kept).append(text)
+    return kept, left_out
+
+
+def _plain_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int
+) -> Iterator[TokenRow]:
+    bos = tokenizer.bos_token_id
+    head = [] if bos is None else [int(bos)]  # type: ignore[arg-type]
+    room = context - len(head)
+    special = set(tokenizer.all_special_ids)
+    for row in encode_texts(tokenizer, texts, prepend_bos=False):
+        for start in range(0, len(row), room):
+            ids = row.ids[start : start + room]
+            if len(ids) < min(16, room) and start > 0:
+                continue
+            kept = tuple(i not in special for i in ids)
+            yield TokenRow((*head, *ids), (False,) * len(head) + kept)
+
+
+def _chat_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int, seed: int
+) -> Iterator[TokenRow]:
+    prefixes = [
+        encode_texts(tokenizer, [chat_prompt(tokenizer, request)])[0].ids
+        for request in NEUTRAL_REQUESTS
+    ]
+    choose = np.random.default_rng(seed)
+    prefix = prefixes[0]
+    ids: list[int] = []
+    for row in encode_texts(tokenizer, texts, prepend_bos=False):
+        room = context - len(prefix)
+        if ids and len(ids) + len(row) > room:
+            yield TokenRow((*prefix, *ids), (False,) * len(prefix) + (True,) * len(ids))
+            prefix, ids = prefixes[choose.integers(len(prefixes))], []
+        ids.extend(row.ids[:room])
+        newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        ids.extend(newline)  # type: ignore[arg-type]
+        ids = ids[:room]
+    if ids:
+        yield TokenRow((*prefix, *ids), (False,) * len(prefix) + (True,) * len(ids))

@@ -1,0 +1,147 @@
+"""Residual-stream activations of a corpus on disk, in shards that a cut-off run keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saesteer.activations.reading import read_rows
+from saesteer.errors import OutputError
+from saesteer.models.sites import Site
+from saesteer.models.tokens import TokenRow
+from saesteer.progress import Progress
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+ROWS_PER_SHARD = 1024
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Activations on disk.
+
+    Attributes:
+        folder: Where the shards are: `<folder>/<number>/<site>.safetensors`.
+        shards: The numbers of the finished shards, in order.
+    """
+
+    folder: Path
+    shards: tuple[int, ...]
+
+    def load(self, shard: int, site: str) -> Float[Tensor, "token d_model"]:
+        """Return one shard's activations at a site, in the dtype they were read in."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{shard:05d}" / f"{site}.safetensors")["activations"]
+
+
+def harvest(
+    model: TransformerBridge,
+    rows: Sequence[TokenRow],
+    sites: Sequence[str],
+    folder: Path,
+    *,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Harvest:
+    """Read the kept tokens' activations at all sites in one pass and store them in shards.
+
+    Shards that are already there are not read again, so a run that was cut off goes on where it
+    stopped. The folder's name should depend on everything that the activations depend on (see
+    `harvest_key`).
+
+    Args:
+        model: The model to read.
+        rows: The rows, in a random order: a shard is also the unit of shuffling in training.
+        sites: The sites to read.
+        folder: Where to store.
+        max_tokens: Stop after the shard in which so many tokens are reached.
+        progress: Where to show progress.
+
+    Raises:
+        OutputError: The folder cannot be written or the disk has too little room.
+    """
+    shards = list(_shard_plan(rows, max_tokens))
+    tokens = sum(count for _, _, count in shards)
+    _check_room(folder, tokens * int(model.cfg.d_model) * 2 * len(sites))
+    task = (progress or Progress()).task("reading activations", total=tokens, unit="tokens")
+    done = []
+    with task:
+        for number, block, count in shards:
+            target = folder / f"{number:05d}"
+            if not target.is_dir():
+                _write_shard(model, block, [Site.parse(site) for site in sites], target)
+            task.advance(count)
+            done.append(number)
+    return Harvest(folder, tuple(done))
+
+
+def harvest_key(
+    fingerprint: str, rows: Sequence[TokenRow], sites: Sequence[str], dtype: torch.dtype
+) -> str:
+    """Return a short hash of everything that the stored activations depend on."""
+    digest = hashlib.sha256(f"{fingerprint} {sorted(sites)} {dtype} {ROWS_PER_SHARD}".encode())
+    for row in rows:
+        digest.update(repr(row.ids).encode())
+    return digest.hexdigest()[:16]
+
+
+def _shard_plan(
+    rows: Sequence[TokenRow], max_tokens: int | None
+) -> Iterator[tuple[int, Sequence[TokenRow], int]]:
+    total = 0
+    for number, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
+        if max_tokens is not None and total >= max_tokens:
+            return
+        block = rows[start : start + ROWS_PER_SHARD]
+        count = sum(sum(row.kept) for row in block)
+        total += count
+        yield number, block, count
+
+
+def _write_shard(
+    model: TransformerBridge, rows: Sequence[TokenRow], sites: list[Site], target: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    read = read_rows(model, rows, sites)
+    draft = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        for site in sites:
+            values = read[site].values.contiguous()
+            save_file({"activations": values}, draft / f"{site}.safetensors")
+        draft.rename(target)
+    except OSError as error:
+        raise OutputError(
+            f"activations cannot be written to {target.parent} ({error.strerror}); "
+            "choose another folder or free some space."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(
+            f"the folder {folder} cannot be written ({error.strerror}); choose another."
+        ) from error
+    if needed - there > free:
+        raise OutputError(
+            f"{folder} needs {needed / 1e9:.1f} GB for activations and {free / 1e9:.1f} GB are "
+            "free; set tokens lower or choose another folder."
+        )

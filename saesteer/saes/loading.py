@@ -1,0 +1,102 @@
+"""Loading an SAE: the bundled one, a folder, or one of sae_lens's releases."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from saesteer.errors import NetworkError, SaeError
+from saesteer.saes.adapter import LensSae
+
+BUNDLED = "smollm2"
+
+
+def bundled_sae_folder() -> Path:
+    """Return the folder of the SAE that comes with saesteer."""
+    return Path(__file__).resolve().parents[1] / "assets" / "sae-smollm2"
+
+
+def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
+    """Return the folder, or the release and id, that a name points to; nothing is loaded.
+
+    Args:
+        name: "smollm2" (the bundled SAE), a folder, or "release:id" of sae_lens's registry or of
+            a Hub repository, such as "gpt2-small-res-jb:blocks.6.hook_resid_pre".
+
+    Raises:
+        SaeError: The folder, release or id does not exist, with the nearest names.
+    """
+    text = os.fspath(name).strip()
+    if text == BUNDLED:
+        return bundled_sae_folder()
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "cfg.json").is_file():
+            raise SaeError(f"{text} holds no cfg.json; give a folder written by sae.save_model.")
+        return path
+    release, colon, sae_id = text.partition(":")
+    if not colon or not sae_id:
+        raise SaeError(
+            f"SAE {text!r} is neither an existing folder nor of the form 'release:id' such as "
+            "'gpt2-small-res-jb:blocks.6.hook_resid_pre'; correct it, or use 'smollm2'."
+        )
+    _check_registered(release, sae_id)
+    return release, sae_id
+
+
+def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> LensSae:
+    """Load an SAE of any sae_lens inference architecture.
+
+    Args:
+        name: See `resolve_sae`.
+        device: Where to put it; its weights are computed with in float32.
+
+    Raises:
+        SaeError: There is no such SAE, or its files cannot be read.
+        NetworkError: It is not cached and the Hub cannot be reached.
+
+    Example:
+        >>> sae = load_sae("smollm2")  # doctest: +SKIP
+        >>> sae.d_sae  # doctest: +SKIP
+        4608
+    """
+    where = resolve_sae(name)
+    from sae_lens import SAE
+
+    try:
+        if isinstance(where, Path):
+            sae = SAE.load_from_disk(where, device=device, dtype="float32")
+        else:
+            sae = SAE.from_pretrained(*where, device=device, dtype="float32")
+    except Exception as error:
+        raise _load_error(os.fspath(name), isinstance(where, Path), error) from error
+    return LensSae(sae, os.fspath(name))
+
+
+def _check_registered(release: str, sae_id: str) -> None:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        if "/" in release:
+            return
+        near = difflib.get_close_matches(release, directory, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see sae_lens's list of releases."
+        raise SaeError(f"sae_lens has no release {release!r}; {hint}")
+    ids = directory[release].saes_map
+    if sae_id not in ids:
+        near = difflib.get_close_matches(sae_id, ids, n=3) or list(ids)[:3]
+        raise SaeError(f"release {release} has no SAE {sae_id!r}; try {', '.join(near)}.")
+
+
+def _load_error(name: str, on_disk: bool, error: Exception) -> SaeError | NetworkError:
+    text = " ".join(str(error).split())[:200]
+    if on_disk:
+        return SaeError(f"SAE folder {name} cannot be read ({text}); write it again, whole.")
+    if any(word in text.lower() for word in ("connect", "offline", "resolve", "max retries")):
+        return NetworkError(
+            f"SAE {name!r} is not in the local cache and the Hugging Face Hub cannot be reached; "
+            "connect once, or use 'smollm2' or a local folder."
+        )
+    return SaeError(f"SAE {name!r} cannot be loaded ({text}); check the release and id.")

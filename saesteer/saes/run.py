@@ -1,0 +1,106 @@
+"""From a configuration to a trained SAE in a folder: `saesteer sae train`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saesteer.models import load_model, model_info
+from saesteer.models.sites import Site, check_site
+from saesteer.progress import Progress
+from saesteer.saes.corpus import PackedCorpus, pack_corpus
+from saesteer.saes.harvest import Harvest, harvest, harvest_key
+from saesteer.saes.settings import SaeTrainingConfig
+from saesteer.saes.training import train_topk
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class TrainedSae:
+    """What a training run leaves.
+
+    Attributes:
+        folder: The SAE in sae_lens's layout.
+        corpus: The rows it was trained on and those held out.
+        model: The model it belongs to.
+    """
+
+    folder: Path
+    corpus: PackedCorpus
+    model: TransformerBridge
+
+
+def train_sae(config: SaeTrainingConfig, progress: Progress | None = None) -> TrainedSae:
+    """Read activations and train, going on where an earlier run of the configuration stopped.
+
+    Args:
+        config: The settings.
+        progress: Where to show progress.
+
+    Raises:
+        SaesteerError: See the stages: `pack_corpus`, `harvest`, `train_topk`.
+    """
+    progress = progress or Progress()
+    model = load_model(config.model)
+    check_site(model, Site.parse(config.site))
+    assert model.tokenizer is not None
+    progress.say("Reading and tokenising the text ...")
+    corpus = pack_corpus(model.tokenizer, config)
+    progress.say(
+        f"{corpus.train_tokens:,} training tokens in {len(corpus.train):,} rows; "
+        f"{len(corpus.held_out):,} rows held out."
+    )
+    harvested = harvest_corpus(model, corpus, config, progress)
+    folder = Path(config.folder) / _training_key(config)
+    out = train_topk(
+        harvested,
+        config,
+        sae_metadata(model, config),
+        folder,
+        device=model_info(model).plain.device,
+        progress=progress,
+    )
+    (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    return TrainedSae(out, corpus, model)
+
+
+def harvest_corpus(
+    model: TransformerBridge,
+    corpus: PackedCorpus,
+    config: SaeTrainingConfig,
+    progress: Progress | None = None,
+) -> Harvest:
+    """Read the training rows' activations into the configuration's folder."""
+    info = model_info(model)
+    key = harvest_key(info.fingerprint, corpus.train, config.all_sites, info.plain.dtype)
+    folder = Path(config.folder) / "activations" / key
+    return harvest(
+        model, corpus.train, config.all_sites, folder, max_tokens=config.tokens, progress=progress
+    )
+
+
+def sae_metadata(model: TransformerBridge, config: SaeTrainingConfig) -> dict[str, object]:
+    """Return what an SAE's users must know about how it was trained, in sae_lens's names."""
+    info = model_info(model)
+    return {
+        "model_name": config.model,
+        "hook_name": config.site,
+        "context_size": config.context,
+        "prepend_bos": model.tokenizer.bos_token_id is not None,  # type: ignore[union-attr]
+        "exclude_special_tokens": True,
+        "model_fingerprint": info.fingerprint,
+        "dataset": [source.path or source.hub for source in config.corpus],
+    }
+
+
+def _training_key(config: SaeTrainingConfig) -> str:
+    """Return a folder name that two different trainings do not share."""
+    import hashlib
+
+    record = config.model_dump(exclude={"folder", "harvest_sites"})
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config.site}-{config.d_sae}-k{config.k}-{digest}"
