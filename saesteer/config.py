@@ -1,0 +1,244 @@
+"""The settings of a run (`configs/*.yaml`), checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from saesteer.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown fields are errors, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """The language model; see `saesteer.load_model`."""
+
+    name: str = "smollm2"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: str | dict[str, str | int] | None = None
+    trust_remote_code: bool = False
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's choice if null")
+
+
+class PairSettings(Settings):
+    """The contrastive pairs; see `saesteer.read_pairs` and `saesteer.split_pairs`."""
+
+    source: str
+    format: str = "auto"
+    positive_key: str = "positive"
+    negative_key: str = "negative"
+    min_label_confidence: float = Field(default=0.0, ge=0, le=1)
+    max_pairs: int | None = Field(default=None, ge=3)
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.3, gt=0, lt=1)
+    near_duplicate: float = Field(default=0.5, gt=0, le=1)
+
+
+class ReadingSettings(Settings):
+    """Where activations are read; see `saesteer.read_pair_activations`."""
+
+    positions: Literal["mean", "last"] = "mean"
+    request: str | None = "Tell me something about yourself."
+    chat: bool | None = None
+    system: str | None = None
+
+
+class SelectionSettings(Settings):
+    """Which features are candidates; see `saesteer.select_features`."""
+
+    criterion: str = "standardised_difference"
+    n_features: int = Field(default=64, ge=1)
+    min_firing: float = Field(default=0.02, ge=0, le=1)
+    max_firing: float = Field(default=0.6, gt=0, le=1)
+    max_density: float | None = Field(default=None, gt=0, le=1)
+    min_abs_score: float = Field(default=0.0, ge=0)
+
+
+class ClusteringSettings(Settings):
+    """How candidates are clustered and clusters kept; see `saesteer.cluster_features`."""
+
+    method: str = "agglomerative"
+    firing_weight: float = Field(default=0.5, ge=0, le=1)
+    n_clusters: int | None = Field(default=None, ge=2)
+    min_clusters: int = Field(default=2, ge=2)
+    max_clusters: int | None = Field(default=None, ge=2)
+    min_cluster_size: int = Field(default=2, ge=2)
+    min_separation: float = Field(default=0.6, ge=0, le=1)
+
+
+class RegressionSettings(Settings):
+    """How weights are fitted; see `saesteer.fit_weights`."""
+
+    method: str = "ridge"
+    basis: Literal["decoder", "decoded"] = "decoder"
+    ridge_alpha: float = Field(default=0.1, ge=0)
+    lasso_alpha: float | None = Field(default=None, gt=0)
+    n_nonzero: int | None = Field(default=None, ge=1)
+    logistic_c: float = Field(default=1.0, gt=0)
+
+
+class EvaluationSettings(Settings):
+    """How the shift is measured on held-out pairs.
+
+    Attributes:
+        budget: KL(steered || base) on neutral text, nats per token, that every vector is given.
+        random_directions: How many random directions the vector is held against.
+        multiples: Strengths of the curve, as multiples of the matched strength of their sign.
+        request: The neutral request before held-out statements; other than the one read with.
+        neutral: Neutral answers that KL is measured on: a file with question and answer, or the
+            bundled set.
+        neutral_answers: How many of them.
+        max_pairs: The most held-out pairs to score; all if null.
+    """
+
+    budget: float = Field(default=0.3, gt=0)
+    random_directions: int = Field(default=20, ge=0)
+    multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+    request: str = "What would you say?"
+    neutral: str = "neutral_answers"
+    neutral_answers: int = Field(default=6, ge=1)
+    max_pairs: int | None = Field(default=None, ge=1)
+
+
+class CompletionSettings(Settings):
+    """The completions shown side by side."""
+
+    questions: str = "neutral_questions"
+    n_questions: int = Field(default=3, ge=0)
+    max_new_tokens: int = Field(default=48, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    chat: bool | Literal["auto"] = "auto"
+
+
+class RunConfig(Settings):
+    """Everything a run depends on.
+
+    Attributes:
+        name: What the run is called; part of its folder's name.
+        sae: The bundled SAE "smollm2", a folder, or "release:id".
+        site: Where to steer; the SAE's own site if null. Another one is refused.
+        seed: Seeds the split, the random directions and the sampling.
+        folder: Where runs are kept.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    model: ModelSettings = ModelSettings()
+    sae: str = "smollm2"
+    site: str | None = None
+    pairs: PairSettings
+    reading: ReadingSettings = ReadingSettings()
+    selection: SelectionSettings = SelectionSettings()
+    clustering: ClusteringSettings = ClusteringSettings()
+    regression: RegressionSettings = RegressionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    completions: CompletionSettings = CompletionSettings()
+    seed: int = Field(default=0, ge=0)
+    folder: str = "runs"
+
+    def digest(self, **inputs: str) -> str:
+        """Return a short hash of the settings, and of what else the results depend on."""
+        record = self.model_dump(mode="json", exclude={"folder": True, "model": {"threads"}})
+        text = json.dumps([record, inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, kind: type[Model] = RunConfig
+) -> Model:
+    """Read a YAML file of settings.
+
+    Args:
+        path: The file.
+        overrides: Settings that win over the file's, such as "selection.n_features=32"; the value
+            is read as YAML.
+        kind: The settings class.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a field is unknown (the nearest known one is
+            named), or a value does not fit.
+    """
+    import yaml
+
+    file = Path(path)
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML ({_one_line(error)}); correct it.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} holds no settings; write 'name: value' lines.")
+    for override in overrides:
+        _override(data, override)
+    return parse_config(data, kind=kind, place=str(file))
+
+
+def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Model:
+    """Check settings that are already in memory.
+
+    Raises:
+        ConfigError: As in `load_config`.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors()
+        first = problems[0]
+        field = ".".join(str(part) for part in first["loc"]) or "settings"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"{place}: {field} is not a known setting{_nearest(kind, first['loc'])}; correct "
+                f"or remove it{more}."
+            ) from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"{place}: {field}: {message[:1].lower()}{message[1:]}{more}.") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r} is not of the form a.b=c; write it so.")
+    place = data
+    for part in parts[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r}: {part} is a single value and has no fields.")
+        place = inner
+    try:
+        place[parts[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r} is not YAML ({_one_line(error)}).") from error
+
+
+def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    for part in location[:-1]:
+        annotation = kind.model_fields[str(part)].annotation if part in kind.model_fields else None
+        options = [annotation, *get_args(annotation)]
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not inner:
+            return ""
+        kind = inner[0]
+    near = difflib.get_close_matches(str(location[-1]), kind.model_fields, n=1)
+    return f", did you mean {near[0]!r}?" if near else f" (known: {', '.join(kind.model_fields)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
