@@ -28,7 +28,9 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device_map: str | dict[str, str | int] | None = None
     trust_remote_code: bool = False
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's choice if null")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads; torch's choice if null"
+    )
 
 
 class PairSettings(Settings):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.activations.reading import Activations
+from saesteer.errors import ConfigError
 
 Pooling = Literal["mean", "last"]
 
 
 def pool(activations: Activations, how: Pooling = "mean") -> Float[Tensor, "text d_model"]:
-    """Return one float32 vector per text: the mean over its read tokens, or its last one."""
+    """Return one float32 vector per text: the mean over its read tokens, or its last one.
+
+    Raises:
+        ConfigError: There is no such way to pool.
+    """
+    if how not in get_args(Pooling):
+        raise ConfigError(f"pooling {how!r} is unknown; use 'mean' or 'last'.")
     values = activations.values.to(torch.float32)
     ends = activations.offsets[1:]
     if how == "last":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.errors import DataError, HookError
-from saesteer.models.sites import HookTarget, Site, resolve_target
+from saesteer.errors import DataError, HookError, SiteError
+from saesteer.models.loading import plain_model
+from saesteer.models.sites import HookTarget, Site, SiteFunction, resolve_target
 from saesteer.models.tokens import (
     TokenRow,
     input_device,
@@ -36,7 +37,7 @@ class Activations:
     """
 
     values: Float[Tensor, "token d_model"]
-    offsets: Int[Tensor, text_plus_one]
+    offsets: Int[Tensor, " text_plus_one"]
     site: Site
 
     @property
@@ -82,12 +83,13 @@ def read_rows(
         For each site the activations, the rows in the order given.
 
     Raises:
-        SiteError: The model has no such site.
-        DataError: There are no rows, or a row keeps no token.
+        SiteError: There are no sites, or the model has no such site, or one not laid out by token.
+        DataError: There are no rows, or a row keeps no token or is longer than the context.
         HookError: A site did not fire.
     """
-    if not rows or not all(any(row.kept) for row in rows):
-        raise DataError("there is a text with no token to read; leave empty texts out.")
+    _check_rows(model, rows)
+    if not sites:
+        raise SiteError("there is no site to read; give one such as blocks.10.hook_resid_post.")
     targets = _targets(model, sites)
     counts = torch.tensor([sum(row.kept) for row in rows])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
@@ -99,11 +101,31 @@ def read_rows(
         caught = _forward(targets, tokens.inputs)
         where = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
         for site, hidden in caught.items():
+            if hidden.shape[:2] != tokens.span.shape:
+                raise SiteError(
+                    f"site {site} holds no vector for each token (shape {tuple(hidden.shape)}); "
+                    "use hook_resid_post, hook_mlp_out or attn.hook_z."
+                )
             kept = hidden[tokens.span.to(hidden.device)].cpu()
             if site not in stores:
                 stores[site] = kept.new_empty((int(offsets[-1]), kept.shape[1]))
             stores[site][where] = kept
     return {site: Activations(stores[site], offsets, site) for site in dict.fromkeys(sites)}
+
+
+def _check_rows(model: TransformerBridge, rows: Sequence[TokenRow]) -> None:
+    if not rows:
+        raise DataError("there are no texts to read; give at least one.")
+    config = plain_model(model).config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    for number, row in enumerate(rows, start=1):
+        if not any(row.kept):
+            raise DataError(f"text {number} has no token to read; leave empty texts out.")
+        if context is not None and len(row) > context:
+            raise DataError(
+                f"text {number} has {len(row)} tokens, more than the model's context of {context}; "
+                "shorten it."
+            )
 
 
 def _targets(model: TransformerBridge, sites: Sequence[Site]) -> list[HookTarget]:
@@ -117,7 +139,7 @@ def _targets(model: TransformerBridge, sites: Sequence[Site]) -> list[HookTarget
 def _forward(targets: Sequence[HookTarget], inputs: dict[str, Tensor]) -> dict[Site, Tensor]:
     caught: dict[Site, Tensor] = {}
 
-    def catch(site: Site):
+    def catch(site: Site) -> SiteFunction:
         def function(hidden: Tensor) -> None:
             caught[site] = hidden.detach()
             if len(caught) == len(targets):
@@ -128,10 +150,8 @@ def _forward(targets: Sequence[HookTarget], inputs: dict[str, Tensor]) -> dict[S
     with ExitStack() as stack, torch.inference_mode():
         for target in targets:
             stack.callback(target.hook(catch(target.site)).remove)
-        try:
+        with suppress(_Stop):
             targets[0].model(**inputs, use_cache=False)
-        except _Stop:
-            pass
     missing = [str(target.site) for target in targets if target.site not in caught]
     if missing:
         raise HookError(f"nothing passed through {', '.join(missing)}; choose another site.")

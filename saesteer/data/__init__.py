@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saesteer.data.answers import Answer, read_answers
 from saesteer.data.bundled import bundled_pair_names, datasets_folder
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.questions import read_questions
@@ -10,6 +11,7 @@ from saesteer.data.splits import Split, near_duplicate_groups, split_pairs
 from saesteer.data.texts import read_texts
 
 __all__ = [
+    "Answer",
     "ContrastivePair",
     "PairSet",
     "Split",
@@ -17,6 +19,7 @@ __all__ = [
     "datasets_folder",
     "near_duplicate_groups",
     "pairs_from",
+    "read_answers",
     "read_pairs",
     "read_questions",
     "read_texts",

@@ -118,9 +118,10 @@ def environment_record() -> dict[str, Any]:
 def write_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
     """Write `run.json`, keeping the first start of a resumed run."""
     earlier = folder.read_json("run.json") if folder.has("run.json") else {}
-    folder.write_json("run.json", {**earlier, **record, **{
-        key: earlier[key] for key in ("started",) if key in earlier
-    }})
+    folder.write_json(
+        "run.json",
+        {**earlier, **record, **{key: earlier[key] for key in ("started",) if key in earlier}},
+    )
 
 
 def _git_commit() -> str | None:

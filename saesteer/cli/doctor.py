@@ -1,0 +1,42 @@
+"""`saesteer doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def doctor_command(
+    model: Annotated[str, typer.Option(help="The model.")] = "smollm2",
+    sae: Annotated[str, typer.Option(help="smollm2, a folder, or release:id.")] = "smollm2",
+    text: Annotated[
+        Path | None, typer.Option(help="A .txt, .jsonl or .jsonl.gz file; bundled prose if none.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="The most texts to measure on.")] = 60,
+    context: Annotated[int, typer.Option(help="The most tokens of each text.")] = 256,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure on text whether a model and an SAE belong together."""
+    from saesteer.cli.show import show_doctor
+    from saesteer.data import datasets_folder, read_texts
+    from saesteer.models import load_model
+    from saesteer.models.resolve import resolve_model
+    from saesteer.progress import terminal_progress
+    from saesteer.saes.doctor import doctor, rows_for
+    from saesteer.saes.loading import load_sae, resolve_sae
+
+    texts = list(read_texts(text or datasets_folder() / "prose.jsonl", limit=limit))
+    resolve_model(model)
+    resolve_sae(sae)
+    loaded = load_sae(sae)
+    bridge = load_model(model, dtype=dtype)
+    rows = rows_for(bridge, loaded, texts, context=context)
+    report = doctor(bridge, loaded, rows, progress=terminal_progress())
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        show_doctor(report, sae, model, str(loaded.site))

@@ -1,0 +1,74 @@
+"""`saesteer generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate_command(
+    prompts: Annotated[list[str], typer.Argument(help="One prompt or several.")],
+    vector: Annotated[
+        Path | None, typer.Option(help="A run's folder or a vector.safetensors.")
+    ] = None,
+    strength: Annotated[
+        list[str] | None, typer.Option(help="A strength; give several to compare.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+    model: Annotated[
+        str | None, typer.Option(help="The model; the one of the vector if left out.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest token.")] = 0.0,
+    samples: Annotated[int, typer.Option(help="Completions for each strength.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="No chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Generate with a vector at several strengths side by side; one row streams."""
+    from saesteer.cli.show import console, heading
+    from saesteer.errors import SteeringError
+    from saesteer.steering import SteeringVector, parse
+    from saesteer.steering.strength import check_unit
+
+    strengths = [parse(text) for text in strength or (["0.2"] if vector else ["0"])]
+    known = check_unit(unit)
+    steering = SteeringVector.load(vector) if vector is not None else None
+    if steering is None and any(strengths):
+        raise SteeringError("a strength needs a vector; give --vector RUN, or --strength 0.")
+    from saesteer.models import load_model
+    from saesteer.steering import generate
+
+    bridge = load_model(model or (steering.model if steering else "smollm2"), dtype=dtype)
+    single = len(prompts) == len(strengths) == samples == 1
+    on_token = _print_piece if single else None
+    result = generate(
+        bridge,
+        prompts,
+        steering,
+        strengths,
+        known,
+        max_new_tokens=max_new_tokens,
+        chat=False if plain else "auto",
+        system=system,
+        temperature=temperature,
+        seed=seed,
+        n_samples=samples,
+        on_token=on_token,
+    )
+    if single:
+        typer.echo()
+        return
+    out = console()
+    for record in result.records:
+        heading(out, f"strength {record.strength:+.2f} {record.unit}: {record.prompt}")
+        out.print(record.text.strip(), markup=False, highlight=False)
+
+
+def _print_piece(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()

@@ -1,0 +1,64 @@
+"""The `saesteer` command: thin faces of the package, one file a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from saesteer.cli import doctor, generate, run, sae, vector
+from saesteer.errors import SaesteerError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Steer language models with sparse-autoencoder features, with evidence that it works.",
+)
+app.command("run")(run.run_command)
+app.command("generate")(generate.generate_command)
+app.command("doctor")(doctor.doctor_command)
+app.command("features")(run.features_command)
+app.add_typer(sae.app, name="sae")
+app.add_typer(vector.app, name="vector")
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+    if version:
+        from saesteer import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one sentence and exit code 2."""
+    # Libraries' own bars and notices would drown ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _quiet_libraries()
+    try:
+        app()
+    except SaesteerError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; run the same command again to go on where it stopped.", err=True)
+        sys.exit(130)
+
+
+def _quiet_libraries() -> None:
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("transformers", "transformer_lens", "sae_lens"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`saesteer sae train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saesteer.cli.run import Overrides
+
+app = typer.Typer(no_args_is_help=True, help="Train and inspect sparse autoencoders.")
+
+
+@app.callback()
+def _sae() -> None:
+    """Train and inspect sparse autoencoders."""
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="A YAML file such as configs/sae/smollm2.yaml.")],
+    set_: Overrides = None,
+) -> None:
+    """Train an SAE, going on where an earlier run of the same settings stopped."""
+    from saesteer.cli.show import console, show_doctor
+    from saesteer.config import load_config
+    from saesteer.progress import terminal_progress
+    from saesteer.saes.card import finish_sae
+    from saesteer.saes.run import train_sae
+    from saesteer.saes.settings import SaeTrainingConfig
+
+    settings = load_config(config, set_ or (), kind=SaeTrainingConfig)
+    progress = terminal_progress()
+    trained = train_sae(settings, progress)
+    report = finish_sae(trained, settings, progress)
+    show_doctor(report, str(trained.folder), settings.model, settings.site)
+    out = console()
+    out.print(f"\nThe SAE, its card and its feature table are in {trained.folder}", highlight=False)
+    out.print(f"Next: saesteer run configs/agreeableness.yaml --set sae={trained.folder}")

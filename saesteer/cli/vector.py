@@ -1,0 +1,77 @@
+"""`saesteer vector`: show, combine, export and import vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Show, combine, export and import vectors.")
+Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
+
+
+@app.command("show")
+def show_command(source: Source) -> None:
+    """Show where a vector belongs and what it is made of."""
+    from saesteer.cli.show import console
+    from saesteer.steering import SteeringVector
+
+    vector = SteeringVector.load(source)
+    out = console()
+    out.print(repr(vector), markup=False, highlight=False)
+    for feature in vector.features:
+        text = f"  {feature.index:>7} {feature.weight:+9.3f}  {feature.description or ''}"
+        out.print(text, markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
+
+
+@app.command("export")
+def export_command(
+    source: Source,
+    target: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
+    strength: Annotated[
+        str | None, typer.Option(help="Bake this strength in; the natural vector if left out.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+) -> None:
+    """Write a control vector for llama.cpp and repeng."""
+    from saesteer.steering import SteeringVector, export_gguf, parse
+    from saesteer.steering.strength import check_unit
+
+    baked = None if strength is None else parse(strength)
+    export_gguf(SteeringVector.load(source), target, strength=baked, unit=check_unit(unit))
+    typer.echo(f"wrote {target}; try: llama-cli -m MODEL.gguf --control-vector {target}")
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A control vector's .gguf file.")],
+    model: Annotated[str, typer.Argument(help="The model that it belongs to.")],
+    target: Annotated[Path, typer.Argument(help="A folder for one vector per layer.")],
+) -> None:
+    """Read a control vector of llama.cpp or repeng."""
+    from saesteer.steering import import_gguf
+
+    for vector in import_gguf(source, model=model):
+        typer.echo(f"wrote {vector.save(target / f'{vector.site}.safetensors')}")
+
+
+@app.command("combine")
+def combine_command(
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="PATH or PATH*FACTOR, such as runs/kind*0.5 runs/calm*-1.")
+    ],
+) -> None:
+    """Add scaled vectors of one site."""
+    from functools import reduce
+
+    from saesteer.steering import SteeringVector, parse
+
+    scaled = []
+    for source in sources:
+        path, star, factor = source.rpartition("*")
+        chosen = (path, parse(factor)) if star else (source, 1.0)
+        scaled.append(SteeringVector.load(chosen[0]).scaled(chosen[1]))
+    combined = reduce(lambda a, b: a + b, scaled)
+    typer.echo(f"wrote {combined.save(target)}")

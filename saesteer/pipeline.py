@@ -1,0 +1,296 @@
+"""The main line: from contrastive pairs to a steered model with its evidence in a folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from saesteer.activations import PairActivations, read_pair_activations
+from saesteer.activations.storage import load_pair_activations, save_pair_activations
+from saesteer.config import RunConfig
+from saesteer.evaluation import (
+    DivergenceMeter,
+    EqualCostComparison,
+    PropensityMeter,
+    VectorResult,
+    against_null,
+    is_monotone,
+)
+from saesteer.features import encode_pairs, feature_table
+from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
+from saesteer.models import model_info
+from saesteer.plan import Plan, plan_run, too_few
+from saesteer.progress import Progress
+from saesteer.steering import SteeringVector, generate
+from saesteer.tracking import RunFolder, environment_record, write_record
+from saesteer.workbench import Workbench
+
+VECTOR = "vector.safetensors"
+STAGES = ("activations", "features", "evaluation", "completions")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found; all of it is in its folder too.
+
+    Attributes:
+        folder: The run's folder.
+        vector: The steering vector.
+        metrics: `metrics.json`.
+        features: The rows of `features.parquet`, strongest weight first.
+        completions: Completions by question and strength.
+    """
+
+    folder: RunFolder
+    vector: SteeringVector
+    metrics: dict[str, Any]
+    features: list[dict[str, Any]]
+    completions: list[dict[str, Any]]
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """Run every stage that the run's folder does not hold yet.
+
+    Args:
+        config: The settings.
+        progress: Where to show progress.
+
+    Raises:
+        SaesteerError: Something does not fit; said before the model is loaded where possible.
+    """
+    progress = progress or Progress()
+    plan = plan_run(config)
+    too_few(plan.split)
+    folder = RunFolder(plan.folder)
+    bench = Workbench(plan, progress)
+    _write_inputs(folder, plan)
+    timings: dict[str, float] = {}
+    for stage, work in (
+        ("activations", _activations_stage),
+        ("features", _features_stage),
+        ("evaluation", _evaluation_stage),
+        ("completions", _completions_stage),
+    ):
+        start = time.perf_counter()
+        if not folder.has(f"stages/{stage}.json"):
+            work(bench, folder)
+            timings[stage] = round(time.perf_counter() - start, 2)
+            folder.write_json(f"stages/{stage}.json", {"seconds": timings[stage]})
+    _write_metrics(folder)
+    return load_result(folder)
+
+
+def pending_stages(folder: RunFolder) -> list[str]:
+    """Return the stages that a run's folder does not hold yet."""
+    return [stage for stage in STAGES if not folder.has(f"stages/{stage}.json")]
+
+
+def load_result(folder: RunFolder) -> RunResult:
+    """Read a finished run back from its folder."""
+    return RunResult(
+        folder=folder,
+        vector=SteeringVector.load(folder.path / VECTOR),
+        metrics=folder.read_json("metrics.json"),
+        features=folder.read_json("features.json"),
+        completions=folder.read_json("completions.json"),
+    )
+
+
+def _write_inputs(folder: RunFolder, plan: Plan) -> None:
+    folder.write_json("config.json", plan.config.model_dump(mode="json"))
+    folder.write_json(
+        "split.json",
+        {
+            name: [pair.id for pair in getattr(plan.split, name)]
+            for name in ("train", "validation", "test")
+        },
+    )
+    write_record(folder, {**environment_record(), "pairs_sha256": plan.pairs.digest})
+
+
+def _activations_stage(bench: Workbench, folder: RunFolder) -> None:
+    config = bench.plan.config.reading
+    sae, model = bench.sae, bench.model
+    write_record(
+        folder,
+        {
+            "model_fingerprint": model_info(model).fingerprint,
+            "sae_fingerprint": sae.fingerprint,
+            "dtype": str(model.cfg.dtype),
+        },
+    )
+    bench.progress.say("Reading activations at " + ", ".join({str(sae.site), str(sae.write_site)}))
+    for name in ("train", "validation"):
+        read = read_pair_activations(
+            model,
+            getattr(bench.plan.split, name),
+            [sae.site, sae.write_site],
+            request=config.request,
+            chat=config.chat,
+            system=config.system,
+            prepend_bos=sae.prepend_bos,
+            pooling=config.positions,
+        )
+        for site, activations in read.items():
+            folder.write(
+                f"activations/{name}.{site}.safetensors",
+                lambda draft, kept=activations: save_pair_activations(kept, draft),
+            )
+
+
+def _features_stage(bench: Workbench, folder: RunFolder) -> None:
+    config = bench.plan.config
+    bench.progress.say("Encoding, selecting, clustering and fitting features")
+    inputs = _method_inputs(bench, folder, with_codes=True)
+    method = ClusteredSae(
+        config.selection.model_dump(),
+        config.clustering.model_dump(),
+        config.regression.model_dump(),
+    )
+    fit = method.fit(inputs)
+    table = feature_table(fit.selection, fit.clusters, fit.weights, inputs.descriptions)
+    folder.write("features.parquet", table.to_parquet)
+    folder.write_json("features.json", json.loads(str(table.to_json(orient="records"))))
+    folder.write_json(
+        "fit.json",
+        {
+            "candidates": fit.selection.n_candidates,
+            "selected": len(fit.selection),
+            "clusters": int(fit.clusters.labels.max()) + 1,
+            "clusters_kept": len(fit.clusters.kept),
+            "cluster_note": fit.clusters.note,
+            "silhouette": {str(k): float(v) for k, v in fit.clusters.silhouette.items()},
+            "linkage": fit.clusters.linkage.tolist(),
+            "features": len(fit.vector.features),
+            "regression": fit.weights.method,
+            "r2": fit.weights.r2,
+            "r2_mean": fit.weights.r2_mean,
+            "cosine_to_mean_delta": fit.weights.cosine,
+            "mean_residual_norm": float(fit.weights.residual_norms.mean()),
+            "details": {key: float(value) for key, value in fit.weights.details.items()},
+        },
+    )
+    fit.vector.save(folder.path / VECTOR)
+
+
+def _evaluation_stage(bench: Workbench, folder: RunFolder) -> None:
+    settings = bench.plan.config.evaluation
+    vector = SteeringVector.load(folder.path / VECTOR)
+    inputs = _method_inputs(bench, folder, with_codes=False)
+    vectors = [vector, DifferenceInMeans()(inputs)]
+    vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
+    bench.progress.say(
+        f"Scoring {len(bench.plan.held_out)} held-out pairs at KL {settings.budget} per token"
+    )
+    comparison = EqualCostComparison(
+        DivergenceMeter(bench.model, bench.neutral_rows, site_vector=vector),
+        PropensityMeter(
+            bench.model,
+            bench.plan.held_out,
+            request=settings.request,
+            chat=bench.plan.config.reading.chat,
+            site_vector=vector,
+        ),
+        budget=settings.budget,
+        seed=bench.plan.config.seed,
+    )
+    start = 0.25
+    with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
+        for number, candidate in enumerate(vectors):
+            name = f"evaluation/{number:02d}-{candidate.method}.json"
+            record = folder.once(
+                name, lambda v=candidate, s=start: comparison.measure(v, start=s).as_dict()
+            )
+            if candidate.method == "random_direction":
+                # Random directions cost alike, so the last one's strength is a good first guess.
+                start = abs(VectorResult.from_dict(record).plus.strength)
+            task.advance(1, candidate.name)
+    for number, candidate in enumerate(vectors[:2]):
+        record = folder.read_json(f"evaluation/{number:02d}-{candidate.method}.json")
+        result = VectorResult.from_dict(record)
+        folder.once(
+            f"evaluation/curve-{candidate.method}.json",
+            lambda v=candidate, r=result: comparison.curve(v, r, settings.multiples),
+        )
+    folder.write_json(
+        "evaluation/unsteered.json",
+        {"margin": float((comparison.unsteered[0] - comparison.unsteered[1]).mean())},
+    )
+
+
+def _completions_stage(bench: Workbench, folder: RunFolder) -> None:
+    config = bench.plan.config
+    vector = SteeringVector.load(folder.path / VECTOR)
+    main = VectorResult.from_dict(folder.read_json("evaluation/00-clustered_sae.json"))
+    records: list[dict[str, Any]] = []
+    if bench.plan.questions:
+        bench.progress.say("Generating completions")
+        records = generate(
+            bench.model,
+            bench.plan.questions,
+            vector,
+            (main.minus.strength, 0.0, main.plus.strength),
+            max_new_tokens=config.completions.max_new_tokens,
+            temperature=config.completions.temperature,
+            chat=config.completions.chat,
+            seed=config.seed,
+        ).to_dicts()
+    folder.write_json("completions.json", records)
+
+
+def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> MethodInputs:
+    sae = bench.sae
+    table = bench.table
+
+    def stored(name: str, site: object) -> PairActivations:
+        return load_pair_activations(folder.path / f"activations/{name}.{site}.safetensors")
+
+    codes = encode_pairs(sae, stored("train", sae.site)) if with_codes else None
+    held = encode_pairs(sae, stored("validation", sae.site)) if with_codes else None
+    return MethodInputs(
+        activations=stored("train", sae.write_site),
+        model=bench.plan.config.model.name,
+        model_fingerprint=model_info(bench.model).fingerprint,
+        name=bench.plan.config.name,
+        codes=codes,
+        validation_codes=held,
+        sae=sae,
+        max_activation=None if table is None else table.max_activation,
+        density=None if table is None else table.density,
+        descriptions=_descriptions(bench),
+        seed=bench.plan.config.seed,
+    )
+
+
+def _descriptions(bench: Workbench) -> dict[int, str]:
+    table = bench.table
+    return {} if table is None else {i: table.describe(i) for i in range(bench.sae.d_sae)}
+
+
+def _write_metrics(folder: RunFolder) -> None:
+    files = sorted((folder.path / "evaluation").glob("[0-9][0-9]-*.json"))
+    results = [VectorResult.from_dict(folder.read_json(f"evaluation/{f.name}")) for f in files]
+    main, means, null = results[0], results[1], results[2:]
+    curve = folder.read_json("evaluation/curve-clustered_sae.json")
+    against = against_null(main, null)
+    folder.write_json(
+        "metrics.json",
+        {
+            "fit": folder.read_json("fit.json"),
+            "unsteered_margin": folder.read_json("evaluation/unsteered.json")["margin"],
+            "vector": main.as_dict(),
+            "difference_in_means": means.as_dict(),
+            "random_directions": [result.as_dict() for result in null],
+            "null": None if against is None else asdict(against),
+            "curve": curve,
+            "curve_difference_in_means": folder.read_json(
+                "evaluation/curve-difference_in_means.json"
+            ),
+            "monotone": is_monotone(curve),
+            "seconds": {
+                stage: folder.read_json(f"stages/{stage}.json")["seconds"] for stage in STAGES
+            },
+        },
+    )

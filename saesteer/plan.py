@@ -1,0 +1,139 @@
+"""What a run will do, worked out and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from saesteer.config import RunConfig
+from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questions, split_pairs
+from saesteer.data.answers import Answer
+from saesteer.errors import ConfigError, DataError
+from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.sites import Site
+from saesteer.saes.loading import resolve_sae
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run.
+
+    Attributes:
+        config: Its settings.
+        pairs: All pairs.
+        split: Training, validation and test pairs.
+        held_out: The test pairs that are scored.
+        answers: Neutral answers for the divergence.
+        questions: Questions for the completions.
+        model: Where the model comes from.
+        sae: The SAE's folder, or its release and id.
+        folder: The run's folder; the same settings and pairs give the same one.
+    """
+
+    config: RunConfig
+    pairs: PairSet
+    split: Split
+    held_out: PairSet
+    answers: tuple[Answer, ...]
+    questions: tuple[str, ...]
+    model: ModelSource
+    sae: Path | tuple[str, str]
+    folder: Path
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Read the data and check every name in the settings; nothing is loaded or written.
+
+    Raises:
+        SaesteerError: Something does not fit, said in one sentence.
+    """
+    _check_names(config)
+    if config.site is not None:
+        Site.parse(config.site)
+    pairs = read_pairs(
+        config.pairs.source,
+        format=config.pairs.format,
+        positive_key=config.pairs.positive_key,
+        negative_key=config.pairs.negative_key,
+        min_label_confidence=config.pairs.min_label_confidence,
+        max_pairs=config.pairs.max_pairs,
+        seed=config.seed,
+    )
+    split = split_pairs(
+        pairs,
+        validation=config.pairs.validation,
+        test=config.pairs.test,
+        seed=config.seed,
+        threshold=config.pairs.near_duplicate,
+    )
+    limit = config.evaluation.max_pairs
+    held_out = (
+        split.test if limit is None else split.test.subset(range(min(limit, len(split.test))))
+    )
+    answers = read_answers(config.evaluation.neutral)[: config.evaluation.neutral_answers]
+    questions = read_questions(config.completions.questions)[: config.completions.n_questions]
+    digest = config.digest(pairs=pairs.digest, answers=str(answers), questions=str(questions))
+    folder = Path(config.folder) / f"{config.name}-{digest}"
+    _check_writable(folder)
+    return Plan(
+        config=config,
+        pairs=pairs,
+        split=split,
+        held_out=held_out,
+        answers=answers,
+        questions=questions,
+        model=resolve_model(config.model.name),
+        sae=resolve_sae(config.sae),
+        folder=folder,
+    )
+
+
+def _check_names(config: RunConfig) -> None:
+    from saesteer.features import CLUSTERINGS, CRITERIA, REGRESSIONS
+
+    _check_name("selection.criterion", config.selection.criterion, CRITERIA)
+    _check_name("clustering.method", config.clustering.method, CLUSTERINGS)
+    _check_name("regression.method", config.regression.method, REGRESSIONS)
+    if config.pairs.validation + config.pairs.test >= 1:
+        raise ConfigError(
+            "pairs.validation and pairs.test leave no pairs to train on; make them sum to less "
+            "than 1."
+        )
+
+
+def _check_name(field: str, name: str, known: Iterable[str]) -> None:
+    names = sorted(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}."
+        raise ConfigError(f"{field} {name!r} is unknown; {hint}")
+
+
+def _check_writable(folder: Path) -> None:
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(
+            f"folder {folder}: {place} is a file; choose another with --set folder=..."
+        )
+    if not os.access(place, os.W_OK):
+        raise ConfigError(
+            f"folder {folder} cannot be written; choose another with --set folder=..."
+        )
+
+
+def too_few(split: Split) -> None:
+    """Refuse splits on which nothing can be fitted or measured.
+
+    Raises:
+        DataError: There are fewer than two training or test pairs.
+    """
+    if len(split.train) < 2 or len(split.test) < 2:
+        raise DataError(
+            f"the split leaves {len(split.train)} training and {len(split.test)} test pairs; give "
+            "more pairs or change pairs.test and pairs.validation."
+        )

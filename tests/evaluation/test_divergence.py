@@ -1,0 +1,120 @@
+"""The cost of steering is measured right and met by bisection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from saesteer.errors import DataError
+from saesteer.evaluation import DivergenceMeter, match_strength
+from saesteer.models import Site, encode_statements, plain_model
+from saesteer.models.tokens import pad_rows, padding_id
+from saesteer.steering import SteeringVector
+
+
+@dataclass
+class _Curve:
+    """Stands for a meter: KL as a known function of the strength."""
+
+    function: Any
+    calls: int = 0
+
+    def __call__(self, vector: Any, strength: float, unit: str = "norm") -> float:
+        self.calls += 1
+        return self.function(abs(strength))
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        lambda a: 3.0 * a**2,
+        lambda a: 0.002 * a**2,
+        lambda a: 900.0 * a**2,
+        lambda a: a if a < 0.1 else a**3,
+        lambda a: 5 * (1 - math.exp(-(a**2))),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_budget_is_met_whatever_the_curve(curve, sign):
+    meter = _Curve(curve)
+    match = match_strength(meter, None, 0.3, sign=sign, largest=100.0)  # type: ignore[arg-type]
+    assert match.reached
+    assert math.copysign(1, match.strength) == sign
+    assert curve(abs(match.strength)) == pytest.approx(0.3, rel=0.031)
+    assert match.kl == curve(abs(match.strength))
+    assert meter.calls == match.evaluations <= 16
+
+
+def test_a_budget_that_cannot_be_met_is_said_and_not_invented():
+    match = match_strength(_Curve(lambda a: 0.01), None, 0.3, largest=4.0)  # type: ignore[arg-type]
+    assert not match.reached
+    assert match.kl == 0.01
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_a_divergence_that_is_no_number_never_counts_as_met(value):
+    match = match_strength(_Curve(lambda a: value), None, 0.3)  # type: ignore[arg-type]
+    assert not match.reached
+
+
+def test_few_evaluations_suffice_where_kl_is_quadratic():
+    meter = _Curve(lambda a: 4.2 * a**2)
+    match_strength(meter, None, 0.3, start=0.2)  # type: ignore[arg-type]
+    assert meter.calls <= 3
+
+
+def _rows(model, n=12):
+    answers = [f"the little house number {i} stands on the hill by the water" for i in range(n)]
+    questions = ["where is it?" if i % 2 else "tell me about the house" for i in range(n)]
+    return encode_statements(model.tokenizer, answers, questions)
+
+
+def _vector(model, layer=1, seed=0, length=1.0):
+    raw = torch.randn(int(model.cfg.d_model), generator=torch.Generator().manual_seed(seed))
+    return SteeringVector.from_raw(
+        raw * length,
+        site=Site(layer),
+        model="tiny",
+        model_fingerprint=model.saesteer.fingerprint,
+        residual_norm=2.0,
+    )
+
+
+def test_divergence_equals_a_loop_over_single_rows(tiny_llama):
+    model = tiny_llama
+    rows = _rows(model)
+    vector = _vector(model)
+    measured = DivergenceMeter(model, rows)(vector, 0.7)
+    plain = plain_model(model)
+    block = plain.model.layers[1]  # type: ignore[union-attr]
+    total, count = 0.0, 0
+    for row in rows:
+        tokens = pad_rows([row], padding_id(model))
+        first = row.kept.index(True) - 1
+
+        def add(module, inputs, output, first=first):
+            changed = (output[0] if isinstance(output, tuple) else output).clone()
+            changed[:, first:] += 0.7 * 2.0 * vector.direction
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        with torch.no_grad():
+            base = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
+            handle = block.register_forward_hook(add)
+            steered = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
+            handle.remove()
+        total += float((steered.exp() * (steered - base)).sum())
+        count += sum(row.kept)
+    assert measured == pytest.approx(total / count, rel=1e-3)
+
+
+def test_no_steering_costs_nothing(tiny_llama):
+    assert DivergenceMeter(tiny_llama, _rows(tiny_llama))(_vector(tiny_llama), 0.0) == 0.0
+
+
+def test_too_little_neutral_text_is_refused(tiny_llama):
+    with pytest.raises(DataError, match="at least 200"):
+        DivergenceMeter(tiny_llama, _rows(tiny_llama, n=2))
