@@ -32,9 +32,9 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         build: Fills the empty folder it is given.
 
     Raises:
-        OutputError: The cache cannot be written.
+        OutputError: The cache cannot be written, or not to the end.
     """
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,14 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         try:
             draft.rename(folder)
         except OSError:
+            # Another process was faster: its folder holds the same.
             if not folder.is_dir():
                 raise
+    except OSError as error:
+        raise OutputError(
+            f"the cache folder {folder.parent} could not be filled ({error.strerror or error}); "
+            "free some space or set SAESTEER_CACHE to another folder."
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder

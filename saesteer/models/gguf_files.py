@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from saesteer.errors import ModelError
+from saesteer.errors import ModelError, OutputError
 from saesteer.models.cache import build_once, cache_folder
 
 
@@ -29,7 +29,12 @@ def converted_gguf(path: Path, sha256: str | None = None) -> Path:
         ModelError: The file has another digest, or transformers cannot read it.
         OutputError: The cache cannot be written.
     """
-    digest = file_sha256(path)
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
     if sha256 is not None and digest != sha256:
         raise ModelError(
             f"{path} has SHA-256 {digest[:16]}... where {sha256[:16]}... is expected; "
@@ -41,6 +46,7 @@ def converted_gguf(path: Path, sha256: str | None = None) -> Path:
 
 def _convert(path: Path, digest: str, folder: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
@@ -57,11 +63,18 @@ def _convert(path: Path, digest: str, folder: Path) -> None:
             f"{path} needs the package gguf to be read; pip install 'gguf>=0.10'."
         ) from error
     except Exception as error:
+        why = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path} cannot be read as a GGUF language model ({error}); "
+            f"{path} cannot be read as a GGUF language model ({why}); "
             "use a file of an architecture that transformers can load."
         ) from error
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OutputError(
+            f"the cache folder {folder.parent} could not be filled ({error}); free some space or "
+            "set SAESTEER_CACHE to another folder."
+        ) from error
     tokenizer.save_pretrained(folder)
     record = {"source": path.name, "sha256": digest, "dtype": "float32"}
     (folder / "saesteer.json").write_text(json.dumps(record, indent=2), encoding="utf-8")

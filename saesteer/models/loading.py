@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,13 @@ def load_model(
         location, chosen, device_map=device_map, trust_remote_code=trust_remote_code
     )
     if place is not None:
-        hf_model = hf_model.to(place)
+        try:
+            hf_model.to(place)  # type: ignore[arg-type]
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"model {source.name!r} in {str(chosen).removeprefix('torch.')} does not fit on "
+                f"{place}; use bfloat16, device_map='auto' or device='cpu'."
+            ) from error
     return wrap_model(hf_model, tokenizer, source=source)
 
 
@@ -98,7 +105,8 @@ def wrap_model(
         source: Where the model came from, for the record.
 
     Raises:
-        ModelError: transformer_lens has no adapter for the architecture.
+        ModelError: transformer_lens has no adapter for the architecture, or a part of the model
+            is offloaded.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -107,6 +115,11 @@ def wrap_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     tokenizer.padding_side = "left"
     name = source.name if source else hf_model.config.name_or_path or "model"
+    if any(tensor.is_meta for tensor in hf_model.parameters()):
+        raise ModelError(
+            f"model {name!r}: its device_map leaves a part of it outside the devices' memory, "
+            "where nothing can be hooked; use more devices, dtype bfloat16 or device='cpu'."
+        )
     fingerprint = _fingerprint(hf_model)
     # The bridge replaces the model's modules in place. A structural copy that shares every
     # tensor keeps Hugging Face's own fast path at the price of the module objects alone.
@@ -116,20 +129,32 @@ def wrap_model(
         bridge = TransformerBridge.boot_transformers(
             name,
             hf_model=hf_model,
-            tokenizer=tokenizer,
+            tokenizer=_stand_in(tokenizer),
             dtype=hf_model.dtype,
             device=None if hasattr(hf_model, "hf_device_map") else hf_model.device,
         )
     except Exception as error:
         raise ModelError(
             f"model {name!r} of architecture {type(hf_model).__name__} cannot be wrapped by "
-            f"transformer_lens ({error}); choose an architecture that it supports."
+            f"transformer_lens ({_one_line(error)[:200]}); choose an architecture that it supports."
         ) from error
-    bridge.tokenizer = tokenizer
+    # Not the property: its setter would read the tokenizer from disk again, make EOS the BOS of
+    # one that has none, and take the vocabulary's size from it where the model's is larger.
+    bridge._tokenizer = tokenizer
+    if tokenizer.bos_token is None:
+        bridge.cfg.tokenizer_prepends_bos = False
     bridge.eval()
     info = ModelInfo(source or ModelSource(name, "folder", name), plain, fingerprint)
     bridge.saesteer = info  # type: ignore[assignment]
     return bridge
+
+
+def _stand_in(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    # transformer_lens writes special tokens into the tokenizer it is given, and reads it from
+    # disk again unless it is said to add BOS.
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs = {"name_or_path": "", **copied.init_kwargs, "add_bos_token": True}
+    return copied
 
 
 def model_info(model: TransformerBridge) -> ModelInfo:
@@ -138,7 +163,7 @@ def model_info(model: TransformerBridge) -> ModelInfo:
     Raises:
         ModelError: The bridge was not made by `load_model` or `wrap_model`.
     """
-    info = model.__dict__.get("saesteer")
+    info = getattr(model, "__dict__", {}).get("saesteer")
     if not isinstance(info, ModelInfo):
         raise ModelError(
             "this TransformerBridge was not loaded by saesteer; use saesteer.load_model or "
@@ -160,14 +185,28 @@ def _load_plain(
     trust = kwargs["trust_remote_code"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location, dtype=dtype, output_loading_info=True, **kwargs
+        )
     except Exception as error:
         raise _load_error(location, error) from error
+    model, report = loaded
+    _check_complete(location, report["missing_keys"])
     return model, tokenizer
 
 
+def _check_complete(location: str, missing: Iterable[str]) -> None:
+    # transformers fills in missing weights with random numbers and says so in a log line.
+    lacking = sorted(missing)
+    if lacking:
+        raise ModelError(
+            f"model {location!r} lacks {len(lacking)} of its weights ({', '.join(lacking[:3])}"
+            f"{', ...' if len(lacking) > 3 else ''}); save or fetch it again, complete."
+        )
+
+
 def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
-    text = " ".join(str(error).split())
+    text = _one_line(error)
     offline = ("connect", "offline", "resolve host", "Max retries", "LocalEntryNotFound")
     if not os.path.isdir(location) and any(word.lower() in text.lower() for word in offline):
         return NetworkError(
@@ -185,13 +224,15 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
     )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _fingerprint(model: PreTrainedModel) -> str:
     # Rounding to bfloat16 and leaving out where and how the model was loaded gives one
     # fingerprint for one set of weights, whatever dtype it runs in; a sample of each tensor
     # tells two sets apart without reading gigabytes.
-    config = model.config.to_dict()
-    for key in ("dtype", "torch_dtype", "_name_or_path", "transformers_version"):
-        config.pop(key, None)
+    config = _lasting(model.config.to_dict())
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.named_parameters()):
         flat = tensor.detach().flatten()
@@ -199,3 +240,13 @@ def _fingerprint(model: PreTrainedModel) -> str:
         sample = flat[::step][:64].to(torch.bfloat16).to(torch.float32).cpu().numpy()
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration, and those inside it, without where and how it was loaded."""
+    passing = ("dtype", "torch_dtype", "_name_or_path", "transformers_version")
+    return {
+        key: _lasting(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in passing
+    }

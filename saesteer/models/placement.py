@@ -35,7 +35,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.empty(1, device=chosen).cpu()
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             f"device {str(device)!r} is not available here ({_first_line(error)}); "
@@ -87,4 +87,5 @@ def _matmul_seconds(dtype: torch.dtype, repeats: int = 5) -> float:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:200]

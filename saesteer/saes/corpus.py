@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saesteer.errors import DataError, NetworkError
+from saesteer.errors import ConfigError, DataError, NetworkError
 from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts, has_chat_template
 from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
 
@@ -54,6 +54,7 @@ def pack_corpus(tokenizer: PreTrainedTokenizerBase, config: SaeTrainingConfig) -
 
     Raises:
         DataError: A source cannot be read or there is too little text.
+        ConfigError: The chat template leaves no room in a row.
         NetworkError: A Hub data set cannot be reached.
     """
     train: list[TokenRow] = []
@@ -94,6 +95,11 @@ def _hub_texts(source: CorpusSource) -> Iterator[str]:
         raise NetworkError(
             f"data set {source.hub} cannot be fetched ({error}); connect, or give a local path."
         ) from error
+    except Exception as error:
+        raise DataError(
+            f"data set {source.hub} cannot be read ({' '.join(str(error).split())[:200]}); check "
+            "its id and split, or give a local path."
+        ) from error
 
 
 def _split(texts: Iterable[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -119,7 +125,8 @@ def _plain_rows(
             if len(ids) < min(16, room) and start > 0:
                 continue
             kept = tuple(i not in special for i in ids)
-            yield TokenRow((*head, *ids), (False,) * len(head) + kept)
+            if any(kept):
+                yield TokenRow((*head, *ids), (False,) * len(head) + kept)
 
 
 def _chat_rows(
@@ -129,17 +136,26 @@ def _chat_rows(
         encode_texts(tokenizer, [chat_prompt(tokenizer, request)])[0].ids
         for request in NEUTRAL_REQUESTS
     ]
+    longest = max(map(len, prefixes))
+    if context < longest + 16:
+        raise ConfigError(
+            f"context is {context} and the chat template alone takes {longest} tokens; set context "
+            f"to at least {longest + 16}, or style to plain."
+        )
+    newline = encode_texts(tokenizer, ["\n"], prepend_bos=False)[0].ids
+    special = set(tokenizer.all_special_ids)
     choose = np.random.default_rng(seed)
     prefix = prefixes[0]
     ids: list[int] = []
+
+    def packed() -> Iterator[TokenRow]:
+        kept = tuple(i not in special for i in ids)
+        if any(kept):
+            yield TokenRow((*prefix, *ids), (False,) * len(prefix) + kept)
+
     for row in encode_texts(tokenizer, texts, prepend_bos=False):
-        room = context - len(prefix)
-        if ids and len(ids) + len(row) > room:
-            yield TokenRow((*prefix, *ids), (False,) * len(prefix) + (True,) * len(ids))
+        if ids and len(ids) + len(row) > context - len(prefix):
+            yield from packed()
             prefix, ids = prefixes[choose.integers(len(prefixes))], []
-        ids.extend(row.ids[:room])
-        newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
-        ids.extend(newline)  # type: ignore[arg-type]
-        ids = ids[:room]
-    if ids:
-        yield TokenRow((*prefix, *ids), (False,) * len(prefix) + (True,) * len(ids))
+        ids = [*ids, *row.ids, *newline][: context - len(prefix)]
+    yield from packed()

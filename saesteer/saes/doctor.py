@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +15,11 @@ from torch import Tensor
 
 from saesteer.activations.reading import read_rows
 from saesteer.errors import DataError, MismatchError
-from saesteer.models.sites import resolve_target
+from saesteer.models.sites import HookTarget, resolve_target
 from saesteer.models.tokens import (
+    TokenBatch,
     TokenRow,
+    encode_texts,
     input_device,
     length_sorted_batches,
     pad_rows,
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 REFUSED_BELOW = 0.2
+FEWEST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,11 @@ def doctor(
         DataError: There is too little text.
     """
     check_compatible(model, sae)
-    if sum(sum(row.kept) for row in rows) < 64:
-        raise DataError("the doctor needs at least 64 tokens of text; give a longer file.")
+    # The first token of a row has no prediction, so rows of one token measure no loss.
+    if sum(sum(row.kept[1:]) for row in rows) < FEWEST_TOKENS:
+        raise DataError(
+            f"the doctor needs at least {FEWEST_TOKENS} tokens of text; give a longer file."
+        )
     fit = _reconstruction(model, sae, rows)
     refuse_misfit(model, sae, fit["explained_variance"])
     losses = _losses(model, sae, rows, progress or Progress())
@@ -122,7 +131,7 @@ def _reconstruction(
 ) -> dict[str, float]:
     read = read_rows(model, rows, [sae.site, sae.write_site])
     inputs, outputs = read[sae.site], read[sae.write_site]
-    mean = outputs.values.to(torch.float64).mean(dim=0)
+    mean = outputs.values.mean(dim=0, dtype=torch.float64)
     error = variance = active = ratio = norm = 0.0
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)
     for index in range(inputs.n_texts):
@@ -132,12 +141,12 @@ def _reconstruction(
         error += float((actual - rebuilt).pow(2).sum())
         variance += float((actual - mean).pow(2).sum())
         active += float((codes != 0).sum())
-        ratio += float((rebuilt.norm(dim=1) / actual.norm(dim=1)).sum())
+        ratio += float((rebuilt.norm(dim=1) / actual.norm(dim=1).clamp_min(1e-12)).sum())
         norm += float(actual.norm(dim=1).sum())
         fired |= (codes != 0).any(dim=0)
     n = len(inputs.values)
     return {
-        "explained_variance": 1 - error / variance,
+        "explained_variance": 1 - error / variance if variance else math.nan,
         "l0": active / n,
         "norm_ratio": ratio / n,
         "residual_norm": norm / n,
@@ -148,7 +157,7 @@ def _reconstruction(
 def _losses(
     model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow], progress: Progress
 ) -> dict[str, float]:
-    totals = dict.fromkeys(("clean", "spliced", "ablated"), 0.0)
+    totals: dict[str, float] = defaultdict(float)
     reading = resolve_target(model, sae.site, bridged=sae.site != sae.write_site)
     writing = resolve_target(model, sae.write_site, bridged=sae.site != sae.write_site)
     pad = padding_id(model)
@@ -157,24 +166,30 @@ def _losses(
     with progress.task("losses", total=len(rows), unit="rows") as task, torch.inference_mode():
         for batch in length_sorted_batches(rows, max_tokens=2048, max_rows=16):
             tokens = pad_rows([rows[i] for i in batch], pad, device, side="right")
-            seen: dict[str, Tensor] = {}
-            changes: dict[str, Callable[[Tensor], Tensor | None]] = {
-                "clean": lambda hidden: None,
-                "spliced": lambda hidden: _spliced(hidden, seen["input"], tokens.span, sae),
-                "ablated": lambda hidden: hidden * ~tokens.span.to(hidden.device)[..., None],
-            }
-            for name, change in changes.items():
-                watch = reading.hook(lambda hidden: seen.update(input=hidden))
-                handle = writing.hook(change)
-                try:
-                    logits = writing.model(**tokens.inputs, use_cache=False).logits
-                finally:
-                    watch.remove()
-                    handle.remove()
-                totals[name] += _summed_loss(logits, tokens.input_ids, tokens.span)
+            for name, loss in _batch_losses(reading, writing, sae, tokens).items():
+                totals[name] += loss
             count += int(tokens.span[:, 1:].sum())
             task.advance(len(batch))
     return {name: total / count for name, total in totals.items()}
+
+
+def _batch_losses(
+    reading: HookTarget, writing: HookTarget, sae: Sae, tokens: TokenBatch
+) -> dict[str, float]:
+    seen: dict[str, Tensor] = {}
+    changes: dict[str, Callable[[Tensor], Tensor | None]] = {
+        "clean": lambda hidden: None,
+        "spliced": lambda hidden: _spliced(hidden, seen["input"], tokens.span, sae),
+        "ablated": lambda hidden: hidden * ~tokens.span.to(hidden.device)[..., None],
+    }
+    losses = {}
+    for name, change in changes.items():
+        with ExitStack() as stack:
+            stack.callback(reading.hook(lambda hidden: seen.update(input=hidden)).remove)
+            stack.callback(writing.hook(change).remove)
+            logits = writing.model(**tokens.inputs, use_cache=False).logits
+        losses[name] = _summed_loss(logits, tokens.input_ids, tokens.span)
+    return losses
 
 
 def _spliced(hidden: Tensor, read: Tensor, span: Tensor, sae: Sae) -> Tensor:
@@ -194,3 +209,13 @@ def _summed_loss(logits: Tensor, ids: Tensor, span: Tensor) -> float:
         wanted = ids[row, 1:].to(logits.device)[kept]
         total += float(F.cross_entropy(logits[row, :-1][kept].float(), wanted, reduction="sum"))
     return total
+
+
+def rows_for(
+    model: TransformerBridge, sae: Sae, texts: Sequence[str], *, context: int
+) -> list[TokenRow]:
+    """Tokenise texts as the SAE wants them, each cut to `context` tokens."""
+    assert model.tokenizer is not None
+    rows = encode_texts(model.tokenizer, texts, prepend_bos=sae.prepend_bos)
+    limit = min(context, int(model.cfg.n_ctx))
+    return [TokenRow(row.ids[:limit], row.kept[:limit]) for row in rows]

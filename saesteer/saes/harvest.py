@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saesteer.activations.reading import read_rows
 from saesteer.errors import OutputError
+from saesteer.models.loading import plain_model
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
 from saesteer.progress import Progress
@@ -73,7 +74,9 @@ def harvest(
     """
     shards = list(_shard_plan(rows, max_tokens))
     tokens = sum(count for _, _, count in shards)
-    _check_room(folder, tokens * int(model.cfg.d_model) * 2 * len(sites))
+    itemsize = plain_model(model).dtype.itemsize
+    _check_room(folder, tokens * int(model.cfg.d_model) * itemsize * len(sites))
+    _clear_drafts(folder)
     task = (progress or Progress()).task("reading activations", total=tokens, unit="tokens")
     done = []
     with task:
@@ -112,6 +115,7 @@ def _shard_plan(
 def _write_shard(
     model: TransformerBridge, rows: Sequence[TokenRow], sites: list[Site], target: Path
 ) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     read = read_rows(model, rows, sites)
@@ -122,13 +126,29 @@ def _write_shard(
             values = read[site].values.contiguous()
             save_file({"activations": values}, draft / f"{site}.safetensors")
         draft.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if target.is_dir():
+            # Another run of the same harvest was faster.
+            return
+        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"activations cannot be written to {target.parent} ({error.strerror}); "
+            f"activations cannot be written to {target.parent} ({reason}); "
             "choose another folder or free some space."
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Remove what runs that were killed while writing a shard have left."""
+    for draft in folder.glob(".[0-9]*-[0-9]*"):
+        try:
+            os.kill(int(draft.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(draft, ignore_errors=True)
+        except (OSError, ValueError, OverflowError):
+            # Somebody else's process, alive: its draft is its own.
+            continue
 
 
 def _check_room(folder: Path, needed: int) -> None:

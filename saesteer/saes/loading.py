@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from saesteer.errors import NetworkError, SaeError
 from saesteer.saes.adapter import LensSae
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 BUNDLED = "smollm2"
 
@@ -30,13 +35,13 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
     text = os.fspath(name).strip()
     if text == BUNDLED:
         return bundled_sae_folder()
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if not (path / "cfg.json").is_file():
+    folder = _existing_folder(text)
+    if folder is not None:
+        if not (folder / "cfg.json").is_file():
             raise SaeError(f"{text} holds no cfg.json; give a folder written by sae.save_model.")
-        return path
+        return folder
     release, colon, sae_id = text.partition(":")
-    if not colon or not sae_id:
+    if not (release and colon and sae_id) or text[0] in "./~":
         raise SaeError(
             f"SAE {text!r} is neither an existing folder nor of the form 'release:id' such as "
             "'gpt2-small-res-jb:blocks.6.hook_resid_pre'; correct it, or use 'smollm2'."
@@ -62,16 +67,58 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
         4608
     """
     where = resolve_sae(name)
+    if isinstance(where, Path) and not where.is_dir():
+        raise SaeError(
+            f"the bundled SAE {BUNDLED!r} is not at {where}; install saesteer again, whole."
+        )
     from sae_lens import SAE
 
     try:
-        if isinstance(where, Path):
-            sae = SAE.load_from_disk(where, device=device, dtype="float32")
-        else:
-            sae = SAE.from_pretrained(*where, device=device, dtype="float32")
+        with warnings.catch_warnings():
+            # The conditions that it asks the user to see to are applied by LensSae.
+            warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty")
+            if isinstance(where, Path):
+                sae = SAE.load_from_disk(where, device=device, dtype="float32")
+                _fold_stored_scaling(sae, where)
+            else:
+                sae = SAE.from_pretrained(*where, device=device, dtype="float32")
+    except SaeError:
+        raise
     except Exception as error:
         raise _load_error(os.fspath(name), isinstance(where, Path), error) from error
     return LensSae(sae, os.fspath(name))
+
+
+def _fold_stored_scaling(sae: SAE[Any], folder: Path) -> None:
+    """Fold in the scaling that a training checkpoint of sae_lens keeps beside its weights."""
+    kind = sae.cfg.normalize_activations
+    if kind not in ("expected_average_only_in", "covariance_whitening"):
+        return
+    from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    scaler = ActivationScaler()
+    if (folder / ACTIVATION_SCALER_CFG_FILENAME).is_file():
+        scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+    if kind == "expected_average_only_in" and scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    elif kind == "covariance_whitening" and scaler.whitening is not None:
+        whitening = scaler.whitening
+        sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
+    else:
+        raise SaeError(
+            f"SAE folder {folder} asks for {kind} and holds no {ACTIVATION_SCALER_CFG_FILENAME} "
+            "with its factors; put that file of the checkpoint beside cfg.json."
+        )
+
+
+def _existing_folder(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.is_dir() else None
+    except (OSError, RuntimeError):
+        # A name too long for a file system, or a home that is nobody's.
+        return None
 
 
 def _check_registered(release: str, sae_id: str) -> None:
@@ -91,12 +138,39 @@ def _check_registered(release: str, sae_id: str) -> None:
 
 
 def _load_error(name: str, on_disk: bool, error: Exception) -> SaeError | NetworkError:
-    text = " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())[:200].rstrip(".")
+    if isinstance(error, KeyError):
+        text = f"unknown or missing: {text}"
     if on_disk:
         return SaeError(f"SAE folder {name} cannot be read ({text}); write it again, whole.")
-    if any(word in text.lower() for word in ("connect", "offline", "resolve", "max retries")):
+    if _is_offline(error):
         return NetworkError(
             f"SAE {name!r} is not in the local cache and the Hugging Face Hub cannot be reached; "
             "connect once, or use 'smollm2' or a local folder."
         )
-    return SaeError(f"SAE {name!r} cannot be loaded ({text}); check the release and id.")
+    return SaeError(
+        f"SAE {name!r} cannot be loaded ({text}); check the release and id and, "
+        "for a gated repository, HF_TOKEN."
+    )
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    # By type, along the chain of causes: the addresses in the Hub's answers about missing files
+    # hold words such as "resolve" as well.
+    import httpx
+    import requests
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    kinds = (
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        ConnectionError,
+        requests.ConnectionError,
+        requests.Timeout,
+        httpx.TransportError,
+    )
+    while error is not None:
+        if isinstance(error, kinds):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -50,6 +50,9 @@ class SaeTrainingConfig(BaseModel):
         epochs: Passes over them.
         d_sae: Number of features.
         k: Features active on each token (TopK).
+        k_start: Features active at the first step; falls linearly to k over `k_steps`, so that more
+            features find something to do before the competition is at its hardest.
+        k_steps: Steps of that fall.
         batch: Tokens in a step.
         learning_rate: Adam's peak rate; warmed up linearly, then decayed to zero by a cosine.
         warmup_steps: Steps of warm-up.
@@ -72,6 +75,8 @@ class SaeTrainingConfig(BaseModel):
     epochs: int = Field(default=2, ge=1)
     d_sae: int = Field(default=4608, ge=8)
     k: int = Field(default=48, ge=1)
+    k_start: int | None = Field(default=None, ge=1)
+    k_steps: int = Field(default=500, ge=0)
     batch: int = Field(default=4096, ge=16)
     learning_rate: float = Field(default=1.2e-3, gt=0)
     warmup_steps: int = Field(default=200, ge=0)

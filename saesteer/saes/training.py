@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,14 +66,20 @@ def train_topk(
         The folder of the finished SAE.
 
     Raises:
-        SaeError: Training diverged.
+        SaeError: Training diverged, there are too few tokens for one step, or the folder holds a
+            checkpoint of other settings.
         OutputError: The folder cannot be written.
     """
+    total_steps = _total_steps(harvested, config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable("checkpoint", folder, error) from error
     shards = _epoch_order(harvested, config)
-    first = harvested.load(harvested.shards[0], config.site)
-    steps_per_shard = [_steps(harvested, shard, config) for shard in harvested.shards]
-    total_steps = sum(steps_per_shard) * config.epochs
-    state = _resume(folder, config) or _start(first, config, metadata, device)
+    state = _resume(folder, config, device)
+    if state is None:
+        first = harvested.load(harvested.shards[0], config.site)
+        state = _start(first, config, metadata, device)
     task = (progress or Progress()).task("training", total=total_steps, unit="steps")
     with task:
         task.advance(state.step)
@@ -80,7 +88,7 @@ def train_topk(
                 continue
             _train_shard(state, harvested.load(shard, config.site), seed, total_steps, config, task)
             state.shards_done = position + 1
-            if state.shards_done % CHECKPOINT_EVERY_SHARDS == 0:
+            if state.shards_done % CHECKPOINT_EVERY_SHARDS == 0 or position + 1 == len(shards):
                 _save_checkpoint(state, folder)
     return _finish(state, folder)
 
@@ -102,6 +110,7 @@ def _train_shard(
         batch = activations[order[start : start + config.batch]].to(device, torch.float32)
         for group in state.optimizer.param_groups:
             group["lr"] = _rate(state.step, total_steps, config)
+        sae.activation_fn.k = _active(state.step, config)  # type: ignore[union-attr]
         dead = state.since_fired >= config.dead_after
         with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
             output = sae.training_forward_pass(
@@ -115,10 +124,7 @@ def _train_shard(
             )
         loss = output.loss
         if not math.isfinite(float(loss.detach())):
-            raise SaeError(
-                f"training diverged at step {state.step} (the loss is not finite); lower "
-                "learning_rate and start in a new folder."
-            )
+            raise _divergence(state.step, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
@@ -130,11 +136,30 @@ def _train_shard(
         task.advance(1, note)
 
 
+def _divergence(step: int, batch: Tensor) -> SaeError:
+    if not bool(torch.isfinite(batch).all()):
+        return SaeError(
+            f"the activations of step {step} hold NaN or infinity, so the model overflowed while "
+            "they were read; load it in float32 and read them again."
+        )
+    return SaeError(
+        f"training diverged at step {step} (the loss is not finite); lower learning_rate and start "
+        "in a new folder."
+    )
+
+
 def _rate(step: int, total: int, config: SaeTrainingConfig) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def _active(step: int, config: SaeTrainingConfig) -> int:
+    """Return how many features may fire on a token at a step, falling from k_start to k."""
+    start = max(config.k, min(config.k_start or config.k, config.d_sae - 1))
+    share = min(1.0, step / config.k_steps) if config.k_steps else 1.0
+    return round(start + (config.k - start) * share)
 
 
 def _epoch_order(harvested: Harvest, config: SaeTrainingConfig) -> list[tuple[int, int]]:
@@ -146,12 +171,28 @@ def _epoch_order(harvested: Harvest, config: SaeTrainingConfig) -> list[tuple[in
     return order
 
 
-def _steps(harvested: Harvest, shard: int, config: SaeTrainingConfig) -> int:
-    from safetensors import safe_open
+def _total_steps(harvested: Harvest, config: SaeTrainingConfig) -> int:
+    tokens = [_tokens(harvested, shard, config.site) for shard in harvested.shards]
+    steps = sum(count // config.batch for count in tokens)
+    if not steps:
+        raise SaeError(
+            f"the {sum(tokens):,} tokens in {harvested.folder} do not fill one batch of "
+            f"{config.batch:,} in any shard; lower batch, or give more text."
+        )
+    return steps * config.epochs
 
-    path = harvested.folder / f"{shard:05d}" / f"{config.site}.safetensors"
-    with safe_open(path, "pt") as file:
-        return file.get_slice("activations").get_shape()[0] // config.batch
+
+def _tokens(harvested: Harvest, shard: int, site: str) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    path = harvested.folder / f"{shard:05d}" / f"{site}.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_slice("activations").get_shape()[0]
+    except (OSError, SafetensorError) as error:
+        raise SaeError(
+            f"{path} cannot be read ({error}); delete the folder {path.parent} and run again."
+        ) from error
 
 
 def _start(
@@ -191,6 +232,7 @@ def _adam(sae: TopKTrainingSAE, config: SaeTrainingConfig) -> torch.optim.Adam:
 
 
 def _save_checkpoint(state: _State, folder: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {f"sae.{name}": value for name, value in state.sae.state_dict().items()}
@@ -202,48 +244,84 @@ def _save_checkpoint(state: _State, folder: Path) -> None:
     record["cfg"] = state.sae.cfg.to_dict()
     draft = folder / f".{CHECKPOINT}.draft"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
             draft,
             metadata={"saesteer": json.dumps(record)},
         )
         os.replace(draft, folder / CHECKPOINT)
-    except OSError as error:
-        raise OutputError(
-            f"the checkpoint cannot be written to {folder} ({error.strerror}); choose another "
-            "folder or free some space."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise _unwritable("checkpoint", folder, error) from error
 
 
-def _resume(folder: Path, config: SaeTrainingConfig) -> _State | None:
+def _unwritable(what: str, folder: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(
+        f"the {what} cannot be written to {folder} ({reason}); choose another folder or free some "
+        "space."
+    )
+
+
+def _resume(folder: Path, config: SaeTrainingConfig, device: torch.device) -> _State | None:
     path = folder / CHECKPOINT
     if not path.is_file():
         return None
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        record = json.loads(file.metadata()["saesteer"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(record["cfg"]))
-    sae.load_state_dict({n.removeprefix("sae."): t for n, t in tensors.items() if "sae." in n})
+    record, tensors = _read_checkpoint(path)
+    cfg = record["cfg"]
+    there, wanted = (cfg["d_sae"], cfg["k"]), (config.d_sae, config.k)
+    if there != wanted:
+        raise SaeError(
+            f"{path} belongs to an SAE with d_sae and k of {there} and the settings say {wanted}; "
+            "choose another folder, or delete the checkpoint to start anew."
+        )
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict({**cfg, "device": str(device)}))
+    sae.load_state_dict(
+        {n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")}
+    )
     optimizer = _adam(sae, config)
     for index, parameter in enumerate(sae.parameters()):
         optimizer.state[parameter] = {
-            key: tensors[f"adam.{index}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            key: tensors[f"adam.{index}.{key}"].to(device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
         }
-    device = sae.W_enc.device
     since = tensors["since_fired"].to(device)
     return _State(
         sae, optimizer, since, record["scale"], int(record["step"]), int(record["shards_done"])
     )
 
 
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["saesteer"])
+            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SaeError(
+            f"checkpoint {path} cannot be read ({error}); delete it, and training starts anew."
+        ) from error
+
+
 def _finish(state: _State, folder: Path) -> Path:
+    from safetensors import SafetensorError
+
     sae = state.sae
     # sae_lens's factor multiplies the input: W_enc * f, W_dec / f, b_dec / f.
     sae.fold_activation_norm_scaling_factor(1.0 / state.scale)
-    out = folder / "sae"
-    sae.save_inference_model(out)
+    out, draft = folder / "sae", folder / ".sae.draft"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        sae.save_inference_model(draft)
+        out.mkdir(exist_ok=True)
+        for file in sorted(draft.iterdir(), reverse=True):
+            os.replace(file, out / file.name)
+    except (OSError, SafetensorError) as error:
+        raise _unwritable("SAE", folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return out

@@ -1,0 +1,103 @@
+"""What goes with a trained SAE: half-precision weights, held-out metrics, card, feature table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from saesteer.errors import OutputError
+from saesteer.progress import Progress
+from saesteer.saes.doctor import DoctorReport, doctor
+from saesteer.saes.loading import load_sae
+from saesteer.saes.run import TrainedSae
+from saesteer.saes.settings import SaeTrainingConfig
+from saesteer.saes.table import build_feature_table, save_feature_table
+
+TABLE_ROWS = 4096
+HELD_OUT_ROWS = 400
+
+
+def finish_sae(
+    trained: TrainedSae, config: SaeTrainingConfig, progress: Progress | None = None
+) -> DoctorReport:
+    """Round the weights to bfloat16, measure the SAE on held-out text and write card and table.
+
+    Args:
+        trained: The trained SAE with its corpus and model.
+        config: The settings it was trained with.
+        progress: Where to show progress.
+
+    Returns:
+        The doctor's report on held-out rows, measured on the weights as saved.
+    """
+    folder = trained.folder
+    _round_weights(folder)
+    sae = load_sae(folder)
+    report = doctor(trained.model, sae, trained.corpus.held_out[:HELD_OUT_ROWS], progress=progress)
+    _write(folder / "metrics.json", json.dumps(report.as_dict(), indent=2) + "\n")
+    _write(folder / "README.md", sae_card(config, report, trained.corpus.train_tokens))
+    rows = trained.corpus.train[:TABLE_ROWS]
+    table = build_feature_table(trained.model, sae, rows, progress=progress)
+    save_feature_table(table, folder / "features.parquet")
+    return report
+
+
+def sae_card(config: SaeTrainingConfig, report: DoctorReport, tokens: int) -> str:
+    """Return the card as Markdown: site, data, tokens, settings and held-out metrics."""
+    sources = "\n".join(
+        f"- {Path(source.path).name if source.path else source.hub} ({source.style})"
+        for source in config.corpus
+    )
+    used = min(tokens, config.tokens or tokens)
+    return f"""# SAE of {config.model} at {config.site}
+
+TopK sparse autoencoder, {config.d_sae:,} features, k = {config.k}, trained with sae_lens's model
+and losses by `saesteer sae train`; bfloat16 weights in sae_lens's layout.
+
+## Data
+{sources}
+
+{used:,} distinct tokens, {config.epochs} passes ({used * config.epochs:,} tokens seen), rows of
+{config.context} tokens that start with BOS; BOS, template and other special tokens were left out.
+{config.held_out:.0%} of the documents were held out.
+
+## Settings
+Adam at {config.learning_rate:g} (warm-up {config.warmup_steps} steps, cosine decay to zero),
+{config.batch} tokens a step, bfloat16 autocast {"on" if config.autocast else "off"}, auxiliary loss
+for features that have not fired for {config.dead_after:,} tokens, seed {config.seed}.
+
+## Held-out metrics (`saesteer doctor`, {report.n_tokens:,} tokens)
+| measure | value |
+| --- | --- |
+| explained variance | {report.explained_variance:.4f} |
+| L0 | {report.l0:.1f} |
+| cross-entropy recovered | {report.ce_score:.4f} |
+| loss clean / spliced / ablated | {report.ce_clean:.3f} / {report.ce_spliced:.3f} / \
+{report.ce_ablated:.3f} |
+| norm ratio | {report.norm_ratio:.3f} |
+| features that never fired | {report.dead:.2%} |
+"""
+
+
+def _round_weights(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "sae_weights.safetensors"
+    weights = {name: t.to(torch.bfloat16) for name, t in load_file(path).items()}
+    draft = folder / ".sae_weights.draft"
+    save_file(weights, draft)
+    os.replace(draft, path)
+    config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    config.update(dtype="bfloat16", device="cpu")
+    _write(folder / "cfg.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}); free some space and run again."
+        ) from error

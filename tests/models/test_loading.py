@@ -1,0 +1,319 @@
+"""Models of four architectures through one door, and what is kept with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saesteer.errors import ModelError, NetworkError
+from saesteer.models import (
+    encode_texts,
+    load_model,
+    model_info,
+    plain_model,
+    wrap_model,
+)
+from saesteer.models.tokens import pad_rows, padding_id
+
+TEXTS = ["I like helping people, and I always listen.", "The cat", "What do you think?"]
+
+
+def inputs_for(model):
+    rows = encode_texts(model.tokenizer, TEXTS)
+    return pad_rows(rows, padding_id(model), side="right")
+
+
+def storages(*modules) -> dict[int, int]:
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def copied(folder, to):
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_bridge_and_plain_model_say_what_hugging_face_says(arch, tiny_model, hf_model):
+    model = tiny_model(arch)
+    batch = inputs_for(model)
+    real = batch.attention_mask.bool()
+    with torch.no_grad():
+        wanted = hf_model(arch)(**batch.inputs).logits[real]
+        plain = plain_model(model)(**batch.inputs).logits[real]
+        inner = model.original_model(**batch.inputs).logits[real]
+        bridge = model(batch.input_ids, attention_mask=batch.attention_mask)[real]
+    assert wanted.std() > 0.3
+    assert torch.equal(plain, wanted)
+    torch.testing.assert_close(inner, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bridge, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_loaded_model_is_ready_to_read(arch, tiny_model):
+    model = tiny_model(arch)
+    assert model.cfg.n_layers == 3
+    assert model.cfg.d_model == 32
+    assert model.tokenizer.padding_side == "left"
+    assert model.tokenizer.pad_token is not None
+    assert not model.training
+    assert not plain_model(model).training
+    assert not any(p.requires_grad for p in plain_model(model).parameters())
+
+
+def test_the_plain_model_shares_every_weight(arch, tiny_model, hf_model):
+    model = tiny_model(arch)
+    plain = plain_model(model)
+    together = storages(model.original_model, plain)
+    assert set(storages(plain)) <= set(together)
+    # The bridge may keep a few scalars of its own; a second copy of the weights would be 100%.
+    assert sum(together.values()) < 1.02 * sum(storages(hf_model(arch)).values())
+    inner = {p.data_ptr() for p in model.original_model.parameters()}
+    assert {p.data_ptr() for p in plain.parameters()} <= inner
+
+
+def test_a_change_of_the_weights_reaches_both_models(make_model_folder):
+    model = load_model(make_model_folder("llama"), device="cpu", dtype="float32")
+    batch = inputs_for(model)
+    before = plain_model(model)(**batch.inputs).logits
+    with torch.no_grad():
+        model.original_model.get_output_embeddings().weight.mul_(2.0)
+    torch.testing.assert_close(plain_model(model)(**batch.inputs).logits, 2 * before)
+
+
+def test_the_bridges_hooks_do_not_touch_the_plain_model(tiny_model):
+    model = tiny_model("llama")
+    batch = inputs_for(model)
+    before = plain_model(model)(**batch.inputs).logits
+    zero = [("blocks.1.hook_resid_post", lambda value, hook: torch.zeros_like(value))]
+    with model.hooks(fwd_hooks=zero):
+        inside = plain_model(model)(**batch.inputs).logits
+    assert torch.equal(before, inside)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16])
+def test_the_dtype_asked_for_is_the_dtype_of_the_weights(tiny_model_folder, dtype):
+    model = load_model(tiny_model_folder("llama"), device="cpu", dtype=dtype)
+    wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    assert {p.dtype for p in plain_model(model).parameters()} == {wanted}
+    assert model.cfg.dtype == wanted
+    logits = plain_model(model)(**inputs_for(model).inputs).logits
+    assert torch.isfinite(logits).all()
+
+
+def test_without_a_choice_a_cpu_gets_float32_or_bfloat16(tiny_model_folder):
+    model = load_model(tiny_model_folder("llama"), device="cpu")
+    assert plain_model(model).dtype in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_a_device_map_is_passed_through(tiny_model_folder, hf_model, device_map):
+    model = load_model(tiny_model_folder("llama"), dtype="float32", device_map=device_map)
+    batch = inputs_for(model)
+    plain = plain_model(model)
+    assert plain.device == torch.device("cpu")
+    assert torch.equal(plain(**batch.inputs).logits, hf_model("llama")(**batch.inputs).logits)
+
+
+def test_device_and_device_map_together_are_refused(tiny_model_folder):
+    with pytest.raises(ModelError, match=r"device and device_map exclude each other"):
+        load_model(tiny_model_folder("llama"), device="cpu", device_map="cpu")
+
+
+def test_an_unknown_device_map_is_a_sentence(tiny_model_folder):
+    with pytest.raises(ModelError, match=r"cannot be loaded .*device_map"):
+        load_model(tiny_model_folder("llama"), dtype="float32", device_map="everywhere")
+
+
+def test_an_offloaded_model_is_refused(hf_model, tiny_tokenizer):
+    import accelerate
+
+    model = hf_model("llama")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"leaves a part of it outside .*; use more devices"):
+        wrap_model(model, tiny_tokenizer())
+
+
+def test_a_model_too_large_for_the_device_is_a_sentence(tiny_model_folder, monkeypatch):
+    from transformers import PreTrainedModel
+
+    def full(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    with pytest.raises(ModelError, match=r"in float32 does not fit on cpu; use bfloat16"):
+        load_model(tiny_model_folder("llama"), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["gpt2-not-cached", "google/gemma-2-2b-not-cached"])
+def test_a_hub_model_while_offline_is_a_network_error(name):
+    with pytest.raises(NetworkError) as caught:
+        load_model(name, device="cpu", dtype="float32")
+    text = str(caught.value)
+    assert text.startswith(f"model '{name}' is not in the local cache")
+    assert "smollm2" in text
+    assert "Traceback" not in text
+    assert "\n" not in text
+
+
+def test_a_model_with_missing_weights_is_refused_not_made_up(tiny_model_folder, tmp_path):
+    folder = copied(tiny_model_folder("llama"), tmp_path / "cut")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if "layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    lost = len(weights) - len(kept)
+    with pytest.raises(ModelError, match=rf"lacks {lost} of its weights \(model\.layers\.1\."):
+        load_model(folder, device="cpu", dtype="float32")
+
+
+def test_a_cut_off_weight_file_is_a_sentence(tiny_model_folder, tmp_path):
+    folder = copied(tiny_model_folder("llama"), tmp_path / "cut")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ModelError, match=r"cut' cannot be loaded \(.*\); check"):
+        load_model(folder, device="cpu", dtype="float32")
+
+
+def test_a_folder_without_a_tokenizer_is_a_sentence(tiny_model_folder, tmp_path):
+    folder = copied(tiny_model_folder("llama"), tmp_path / "bare")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"bare' cannot be loaded \(.*tokenizer"):
+        load_model(folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "config", ["{", '{"model_type": "nonesuch"}', '{"model_type": "t5", "d_model": 8}']
+)
+def test_a_config_that_is_no_language_models_is_a_sentence(tiny_model_folder, tmp_path, config):
+    folder = copied(tiny_model_folder("llama"), tmp_path / "odd")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError) as caught:
+        load_model(folder, device="cpu", dtype="float32")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_an_architecture_the_bridge_does_not_know_is_a_sentence(hf_model, tiny_tokenizer):
+    model = hf_model("llama")
+    model.config.architectures = ["UnheardOfForCausalLM"]
+    model.config.model_type = "unheard_of"
+    with pytest.raises(ModelError, match=r"architecture LlamaForCausalLM cannot be wrapped"):
+        wrap_model(model, tiny_tokenizer())
+
+
+def test_a_model_with_its_own_code_asks_before_it_runs_it(tiny_model_folder, tmp_path):
+    folder = copied(tiny_model_folder("llama"), tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnModel",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text("raise SystemExit('this code ran')\n")
+    with pytest.raises(ModelError, match=r"pass trust_remote_code=True"):
+        load_model(folder, device="cpu", dtype="float32")
+
+
+def test_the_fingerprint_is_that_of_the_weights(tiny_model, tiny_model_folder, make_model_folder):
+    wanted = model_info(tiny_model("llama")).fingerprint
+    half = load_model(tiny_model_folder("llama"), device="cpu", dtype="bfloat16")
+    same = load_model(make_model_folder("llama", seed=0), device="cpu", dtype="float32")
+    other = load_model(make_model_folder("llama", seed=1), device="cpu", dtype="float32")
+    assert len(wanted) == 64
+    assert model_info(half).fingerprint == wanted
+    assert model_info(same).fingerprint == wanted
+    assert model_info(other).fingerprint != wanted
+    assert len({model_info(tiny_model(a)).fingerprint for a in ("gpt2", "llama", "qwen3")}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_a_dtype_inside_the_configuration(hf_model):
+    from saesteer.models.loading import _fingerprint
+
+    model = hf_model("llama")
+    seen = set()
+    for dtype in ("float32", "bfloat16"):
+        model.config.text_config = {"dtype": dtype, "hidden_size": 32}
+        seen.add(_fingerprint(model))
+    model.config.text_config = {"dtype": "float32", "hidden_size": 64}
+    assert len(seen) == 1
+    assert _fingerprint(model) not in seen
+
+
+def test_one_changed_weight_in_a_sampled_place_changes_the_fingerprint(hf_model):
+    from saesteer.models.loading import _fingerprint
+
+    model = hf_model("gpt2")
+    before = _fingerprint(model)
+    with torch.no_grad():
+        model.transformer.h[2].ln_2.bias[0] += 1.0
+    assert _fingerprint(model) != before
+
+
+def test_a_model_in_memory_is_wrapped_with_a_tokenizer_in_memory(hf_model, tiny_tokenizer):
+    reference = hf_model("gpt2")
+    tokenizer = tiny_tokenizer(chat=False)
+    model = wrap_model(hf_model("gpt2"), tokenizer)
+    batch = inputs_for(model)
+    assert model.tokenizer is tokenizer
+    assert torch.equal(
+        plain_model(model)(**batch.inputs).logits, reference(**batch.inputs).logits
+    )
+    assert model_info(model).source.kind == "folder"
+
+
+def test_the_tokenizer_keeps_its_special_tokens(hf_model, tiny_tokenizer):
+    # transformer_lens would make EOS the BOS, and add an <|endoftext|> where there is no EOS.
+    tokenizer = tiny_tokenizer(roles={"eos_token": "<|im_end|>"})
+    model = wrap_model(hf_model("qwen3"), tokenizer)
+    assert model.tokenizer.bos_token is None
+    assert model.tokenizer.pad_token == "<|im_end|>"
+    assert len(model.tokenizer) == len(tiny_tokenizer())
+    bare = wrap_model(hf_model("qwen3"), tiny_tokenizer(roles={}))
+    assert bare.tokenizer.eos_token is None
+    assert padding_id(bare) == 0
+
+
+def test_the_vocabulary_is_the_models_where_it_is_larger_than_the_tokenizers(tiny_tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = tiny_tokenizer()
+    config = GPT2Config(vocab_size=512, n_embd=8, n_layer=1, n_head=2, n_positions=32)
+    model = wrap_model(GPT2LMHeadModel(config), tokenizer)
+    assert model.cfg.d_vocab == 512
+    assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 512)
+
+
+def test_the_bridges_own_tokens_start_with_bos_where_there_is_one(tiny_model):
+    llama, qwen = tiny_model("llama"), tiny_model("qwen3")
+    assert llama.to_tokens("I like", prepend_bos=True)[0, 0] == llama.tokenizer.bos_token_id
+    without = llama.to_tokens("I like", prepend_bos=False)
+    assert llama.tokenizer.decode(without[0]) == "I like"
+    assert qwen.tokenizer.bos_token is None
+    assert qwen.tokenizer.decode(qwen.to_tokens("I like")[0]) == "I like"
+
+
+@pytest.mark.parametrize("stranger", ["foreign bridge", object(), None])
+def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_model_folder, stranger):
+    if stranger == "foreign bridge":
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoTokenizer
+
+        stranger = TransformerBridge.boot_transformers(
+            "foreign",
+            hf_model=hf_model("gpt2"),
+            tokenizer=AutoTokenizer.from_pretrained(tiny_model_folder("gpt2")),
+            device="cpu",
+        )
+    for function in (model_info, plain_model):
+        with pytest.raises(ModelError, match=r"was not loaded by saesteer; use .*load_model"):
+            function(stranger)
+
+
+def test_the_record_says_where_a_model_came_from(tiny_model, tiny_model_folder):
+    source = model_info(tiny_model("gpt2")).source
+    assert source.kind == "folder"
+    assert source.location == str(tiny_model_folder("gpt2").resolve())

@@ -1,0 +1,255 @@
+"""Where the residual stream is read and written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saesteer.errors import SiteError
+from saesteer.models import Site, check_site, encode_texts, plain_model, resolve_target
+from saesteer.models.tokens import pad_rows, padding_id
+
+TEXTS = ["I like helping people, and I always listen.", "The cat sat"]
+BRIDGED = ["hook_mlp_out", "hook_attn_out", "hook_resid_mid", "attn.hook_z", "mlp.hook_post"]
+
+
+def inputs_for(model):
+    rows = encode_texts(model.tokenizer, TEXTS)
+    return pad_rows(rows, padding_id(model), side="right")
+
+
+def seen_at(model, site, batch, *, bridged=False):
+    target = resolve_target(model, site, bridged=bridged)
+    caught = []
+    handle = target.hook(lambda hidden: caught.append(hidden.detach().clone()))
+    try:
+        with torch.no_grad():
+            target.model(**batch.inputs)
+    finally:
+        handle.remove()
+    assert len(caught) == 1
+    return caught[0]
+
+
+def count_hooks(model):
+    modules = [*plain_model(model).modules(), *model.original_model.modules()]
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+@pytest.mark.parametrize("text", ["blocks.10.hook_resid_post", " blocks.0.attn.hook_z "])
+def test_a_site_is_read_back_as_it_is_written(text):
+    site = Site.parse(text)
+    assert str(site) == text.strip()
+    assert Site.parse(site) is site
+    assert Site.parse(str(site)) == site
+
+
+def test_sites_sort_by_depth():
+    sites = [Site(10), Site(2), Site(2, "attn.hook_z")]
+    assert [str(s) for s in sorted(sites)] == [
+        "blocks.2.attn.hook_z",
+        "blocks.2.hook_resid_post",
+        "blocks.10.hook_resid_post",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "hook_resid_post", "blocks.hook_resid_post", "blocks.-1.hook_resid_post"]
+)
+def test_text_that_is_no_site_is_a_sentence(text):
+    with pytest.raises(SiteError, match=r"is not of the form 'blocks\.10\.hook_resid_post'"):
+        Site.parse(text)
+
+
+def test_the_residual_stream_is_what_hugging_face_calls_hidden_states(arch, tiny_model, hf_model):
+    model = tiny_model(arch)
+    batch = inputs_for(model)
+    real = batch.attention_mask.bool()
+    with torch.no_grad():
+        states = hf_model(arch)(**batch.inputs, output_hidden_states=True).hidden_states
+    for layer in range(3):
+        before = seen_at(model, Site(layer, "hook_resid_pre"), batch)
+        assert torch.equal(before[real], states[layer][real])
+        if layer < 2:
+            after = seen_at(model, Site(layer, "hook_resid_post"), batch)
+            assert torch.equal(after[real], states[layer + 1][real])
+
+
+def test_the_last_blocks_output_is_taken_before_the_final_norm(arch, tiny_model, hf_model):
+    # Hugging Face's last hidden state is after the norm, so it cannot be the reference itself.
+    model, reference = tiny_model(arch), hf_model(arch)
+    batch = inputs_for(model)
+    real = batch.attention_mask.bool()
+    norm = reference.transformer.ln_f if arch == "gpt2" else reference.model.norm
+    with torch.no_grad():
+        states = reference(**batch.inputs, output_hidden_states=True).hidden_states
+        last = seen_at(model, Site(2, "hook_resid_post"), batch)
+        torch.testing.assert_close(norm(last)[real], states[3][real])
+    assert not torch.allclose(last[real], states[3][real], atol=0.1)
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", *BRIDGED])
+def test_every_site_holds_what_the_bridge_caches_there(arch, tiny_model, hook):
+    model = tiny_model(arch)
+    batch = inputs_for(model)
+    real = batch.attention_mask.bool()
+    _, cache = model.run_with_cache(batch.input_ids, attention_mask=batch.attention_mask)
+    for layer in range(3):
+        site = Site(layer, hook)
+        wanted = cache[str(site)]
+        wanted = (wanted.flatten(2) if wanted.ndim == 4 else wanted)[real]
+        for bridged in (False, True):
+            seen = seen_at(model, site, batch, bridged=bridged)[real]
+            torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-5)
+
+
+def shifted(hidden):
+    return hidden + torch.linspace(-1, 2, hidden.shape[-1])
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "hook_attn_out", "mlp.hook_post"],
+)
+def test_what_is_written_has_the_effect_of_the_bridges_own_hook(arch, tiny_model, hook):
+    model = tiny_model(arch)
+    batch = inputs_for(model)
+    real = batch.attention_mask.bool()
+    site = Site(1, hook)
+    target = resolve_target(model, site)
+    with torch.no_grad():
+        clean = target.model(**batch.inputs).logits[real]
+        handle = target.hook(shifted)
+        written = target.model(**batch.inputs).logits[real]
+        handle.remove()
+        wanted = model.run_with_hooks(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            fwd_hooks=[(str(site), lambda value, hook: shifted(value))],
+        )[real]
+        after = target.model(**batch.inputs).logits[real]
+    torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(written, clean, atol=1e-2)
+    assert torch.equal(after, clean)
+
+
+def test_what_is_written_in_the_middle_of_a_block_reaches_the_residual_stream(arch, tiny_model):
+    # The bridge's own hook changes the MLP's input alone. The middle is the block's input plus
+    # the attention's output, so the same sum must come from writing at the latter.
+    model = tiny_model(arch)
+    batch = inputs_for(model)
+    real = batch.attention_mask.bool()
+    heard: dict[str, torch.Tensor] = {}
+
+    def logits_with(hook):
+        target = resolve_target(model, Site(1, hook))
+        after = resolve_target(model, Site(1, "hook_resid_post"), bridged=True)
+        # Whoever listens behind the block hears the change, also if they came first.
+        listening = after.hook(lambda hidden: heard.update(after=hidden[real].clone()))
+        handle = target.hook(shifted)
+        try:
+            with torch.no_grad():
+                return target.model(**batch.inputs).logits[real], heard["after"]
+        finally:
+            handle.remove()
+            listening.remove()
+
+    clean = count_hooks(model)
+    for got, wanted in zip(logits_with("hook_resid_mid"), logits_with("hook_attn_out"), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert count_hooks(model) == clean
+
+
+def test_writing_nothing_changes_no_bit(arch, tiny_model):
+    model = tiny_model(arch)
+    batch = inputs_for(model)
+    for hook in ("hook_resid_pre", "hook_resid_post", "hook_resid_mid", "attn.hook_z"):
+        target = resolve_target(model, Site(1, hook))
+        with torch.no_grad():
+            clean = target.model(**batch.inputs).logits
+            handle = target.hook(lambda hidden: None)
+            hooked = target.model(**batch.inputs).logits
+            handle.remove()
+        assert torch.equal(clean, hooked)
+
+
+def test_the_residual_stream_is_hooked_on_the_fast_model_and_the_rest_on_the_bridge(tiny_model):
+    model = tiny_model("llama")
+    assert resolve_target(model, Site(1)).model is plain_model(model)
+    assert resolve_target(model, Site(1), bridged=True).model is model.original_model
+    assert resolve_target(model, Site(1, "attn.hook_z")).model is model.original_model
+
+
+def test_heads_come_side_by_side_and_go_back_in_their_places(tiny_model):
+    model = tiny_model("llama")
+    batch = inputs_for(model)
+    site = Site(1, "attn.hook_z")
+    _, cache = model.run_with_cache(batch.input_ids, attention_mask=batch.attention_mask)
+    assert cache[str(site)].shape[2:] == (4, 8)
+    assert seen_at(model, site, batch).shape[2:] == (32,)
+
+    def second_head_off(hidden):
+        changed = hidden.clone()
+        changed[..., 8:16] = 0
+        return changed
+
+    def same_by_name(value, hook):
+        value = value.clone()
+        value[:, :, 1] = 0
+        return value
+
+    target = resolve_target(model, site)
+    with torch.no_grad():
+        handle = target.hook(second_head_off)
+        written = target.model(**batch.inputs).logits
+        handle.remove()
+        wanted = model.run_with_hooks(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            fwd_hooks=[(str(site), same_by_name)],
+        )
+    torch.testing.assert_close(written, wanted)
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "attn.hook_z"])
+def test_a_hook_is_off_after_remove_also_when_the_pass_failed(tiny_model, hook):
+    model = tiny_model("llama")
+    batch = inputs_for(model)
+    before = count_hooks(model)
+    target = resolve_target(model, Site(1, hook))
+
+    def broken(hidden):
+        raise ZeroDivisionError
+
+    handle = target.hook(broken)
+    assert count_hooks(model) == before + 1
+    with pytest.raises(ZeroDivisionError), torch.no_grad():
+        target.model(**batch.inputs)
+    handle.remove()
+    assert count_hooks(model) == before
+    with torch.no_grad():
+        assert torch.isfinite(target.model(**batch.inputs).logits).all()
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 10**9])
+@pytest.mark.parametrize("hook", ["hook_resid_post", "hook_mlp_out"])
+def test_a_block_that_is_not_there_is_a_sentence(tiny_model, layer, hook):
+    model = tiny_model("gpt2")
+    for function in (check_site, resolve_target):
+        with pytest.raises(SiteError, match=r"has blocks 0 to 2; choose one of them\.$"):
+            function(model, Site(layer, hook))
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_posst", "hook_result", "attn", "mlp.hook_mid"])
+def test_a_hook_that_is_not_there_is_a_sentence_with_those_that_are(tiny_model, hook):
+    model = tiny_model("qwen3")
+    with pytest.raises(SiteError) as caught:
+        resolve_target(model, Site(1, hook))
+    assert f"no hook '{hook}'" in str(caught.value)
+    assert "use hook_resid_post or one of attn.hook" in str(caught.value)
+
+
+@pytest.mark.parametrize("hook", ["attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_rot_q"])
+def test_a_site_that_holds_no_vector_for_each_token_is_refused(tiny_model, hook):
+    with pytest.raises(SiteError, match=r"holds no vector for each token; use hook_resid_post"):
+        resolve_target(tiny_model("llama"), Site(1, hook))

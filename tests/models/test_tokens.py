@@ -1,0 +1,284 @@
+"""Text to tokens: spans to the character, BOS, chat templates, padding."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from saesteer.errors import DataError, ModelError
+from saesteer.models import chat_prompt, encode_statements, encode_texts
+from saesteer.models.tokens import TokenRow, length_sorted_batches, pad_rows
+
+STATEMENTS = [
+    "I like helping people.",
+    " leading space",
+    "two\nlines and a trailing newline\n",
+    "\n\nnewlines first",
+    "naïve café, Grüße, 你好",
+    "🙂 I smile 👩‍👩‍👧 a lot",
+    "x",
+    "tab\tand  double  spaces   ",
+]
+BOS, EOS, UNK = 1, 2, 0
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer):
+    return tiny_tokenizer()
+
+
+def read(tokenizer, row, kept):
+    """Return the text of the kept tokens, or of the others."""
+    ids = [i for i, k in zip(row.ids, row.kept, strict=True) if k is kept]
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def whole(tokenizer, row):
+    return tokenizer.decode(list(row.ids), clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_after_a_chat_prompt_the_statement_alone_is_kept(tokenizer, statement, system):
+    (row,) = encode_statements(tokenizer, [statement], "Say something.", system=system)
+    prompt = chat_prompt(tokenizer, "Say something.", system)
+    assert whole(tokenizer, row) == prompt + statement
+    kept = read(tokenizer, row, True)
+    # A token that crosses the border belongs to the statement: whitespace before it at most.
+    assert kept.endswith(statement)
+    assert kept.removesuffix(statement).strip() == ""
+    assert row.kept == tuple(sorted(row.kept))
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("prompt", ["What do you say?", "Ends in space ", "Ends in newline\n", ""])
+def test_after_a_plain_prompt_the_statement_alone_is_kept(tokenizer, statement, prompt):
+    (row,) = encode_statements(tokenizer, [statement], prompt, chat=False)
+    joined = prompt if not prompt or prompt[-1].isspace() else f"{prompt} "
+    assert whole(tokenizer, row) == tokenizer.bos_token + joined + statement
+    kept = read(tokenizer, row, True)
+    assert kept.endswith(statement)
+    assert kept.removesuffix(statement).strip() == ""
+    assert row.ids[0] == BOS
+    assert row.kept[0] is False
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_without_a_prompt_everything_but_bos_is_kept(tokenizer, statement):
+    (row,) = encode_statements(tokenizer, [statement])
+    assert read(tokenizer, row, True) == statement
+    assert read(tokenizer, row, False) == tokenizer.bos_token
+
+
+@pytest.mark.parametrize(
+    ("statement", "span"),
+    [
+        ("I like helping people.", "helping"),
+        ("I like helping people.", "I like"),
+        ("I like helping people.", "people."),
+        ("a 🙂 b 🙂 c", "🙂"),
+        ("I think Grüße are kind", "Grüße are"),
+    ],
+)
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_marked_span_alone_is_kept(tokenizer, statement, span, chat):
+    (row,) = encode_statements(tokenizer, [statement], "Say it.", spans=[span], chat=chat)
+    kept = read(tokenizer, row, True)
+    assert span in kept
+    # Tokens are not cut: those at the borders may carry letters of a neighbour word.
+    assert len(kept) <= len(span) + 8
+    assert kept.strip() in statement
+    first = row.kept.index(True)
+    before = tokenizer.decode(list(row.ids[:first]), clean_up_tokenization_spaces=False)
+    assert span not in before.removeprefix(chat_prompt(tokenizer, "Say it.") if chat else "")
+
+
+def test_a_span_that_is_not_in_its_statement_is_refused(tokenizer):
+    with pytest.raises(DataError, match=r"statement 2 .* does not contain its span 'dogs'"):
+        encode_statements(tokenizer, ["I like cats", "I like birds"], spans=[None, "dogs"])
+
+
+@pytest.mark.parametrize("span", ["", "   "])
+def test_an_empty_span_is_refused(tokenizer, span):
+    with pytest.raises(DataError, match=r"statement 1"):
+        encode_statements(tokenizer, ["I like cats"], spans=[span])
+
+
+@pytest.mark.parametrize(
+    "asked", [{"prompts": ["one"]}, {"prompts": []}, {"spans": ["I"]}, {"prompts": [None] * 3}]
+)
+def test_as_many_prompts_and_spans_as_statements_or_a_sentence(tokenizer, asked):
+    with pytest.raises(DataError, match=r"there are \d (prompts|spans) for 2 statements"):
+        encode_statements(tokenizer, ["I like cats", "I like dogs"], **asked)
+
+
+def test_each_statement_can_have_its_own_prompt_or_none(tokenizer):
+    rows = encode_statements(tokenizer, ["Yes", "No"], ["Do you?", None])
+    assert whole(tokenizer, rows[0]) == chat_prompt(tokenizer, "Do you?") + "Yes"
+    assert whole(tokenizer, rows[1]) == f"{tokenizer.bos_token}No"
+
+
+@pytest.mark.parametrize("statement", ["", "<|im_end|>", "<|im_start|><|im_end|>"])
+def test_a_statement_without_a_token_of_its_own_is_refused(tokenizer, statement):
+    with pytest.raises(DataError, match=r"^statement 2 .* has no token of its own; remove it\.$"):
+        encode_statements(tokenizer, ["I like cats", statement], "Say it.")
+
+
+def test_a_tokenizer_that_knows_no_offsets_keeps_the_statement_exactly():
+    from transformers import ByT5Tokenizer
+
+    slow = ByT5Tokenizer()
+    assert not slow.is_fast
+    (row,) = encode_statements(slow, ["naïve 🙂"], "Say it.", chat=False)
+    assert read(slow, row, True) == "naïve 🙂"
+    assert read(slow, row, False) == "Say it. "
+    (row,) = encode_statements(slow, ["I like cats"], spans=["like"])
+    assert read(slow, row, True) == "like"
+
+
+def test_bos_stands_first_and_once(tokenizer):
+    for prompt, chat in (("Say it.", True), ("Say it.", False), (None, None)):
+        (row,) = encode_statements(tokenizer, ["I like cats"], prompt, chat=chat)
+        assert row.ids[0] == BOS
+        assert row.ids[1] != BOS
+    (again,) = encode_texts(tokenizer, [f"{tokenizer.bos_token}I like cats"])
+    assert again.ids.count(BOS) == 1
+
+
+def test_bos_can_be_left_out_or_asked_for(tokenizer):
+    (without,) = encode_texts(tokenizer, ["I like cats"], prepend_bos=False)
+    (with_bos,) = encode_texts(tokenizer, ["I like cats"], prepend_bos=True)
+    assert with_bos.ids == (BOS, *without.ids)
+    assert all(without.kept)
+
+
+def test_a_tokenizer_without_bos_puts_nothing_first(tiny_tokenizer):
+    tokenizer = tiny_tokenizer(roles={"eos_token": "<|im_end|>"})
+    (row,) = encode_texts(tokenizer, ["I like cats"])
+    assert whole(tokenizer, row) == "I like cats"
+    assert all(row.kept)
+
+
+def test_where_bos_is_asked_for_and_missing_eos_stands_in_as_in_transformer_lens(tiny_tokenizer):
+    tokenizer = tiny_tokenizer(roles={"eos_token": "<|im_end|>"})
+    (row,) = encode_texts(tokenizer, ["I like cats"], prepend_bos=True)
+    assert row.ids[0] == EOS
+    assert row.kept[0] is False
+    bare = tiny_tokenizer(roles={})
+    (row,) = encode_texts(bare, ["I like cats"], prepend_bos=True)
+    assert whole(bare, row) == "I like cats"
+
+
+def test_one_token_for_bos_eos_and_padding_does_not_confuse_the_masks(tiny_tokenizer):
+    one = "<|endoftext|>"
+    tokenizer = tiny_tokenizer(roles={"bos_token": one, "eos_token": one, "pad_token": one})
+    rows = encode_texts(tokenizer, ["I like cats and dogs", "I"])
+    assert [row.kept[0] for row in rows] == [False, False]
+    for side in ("left", "right"):
+        batch = pad_rows(rows, tokenizer.pad_token_id, side=side)
+        # By comparing with the padding token one would lose BOS.
+        assert batch.attention_mask.sum(1).tolist() == [len(row) for row in rows]
+        assert batch.span.sum(1).tolist() == [sum(row.kept) for row in rows]
+
+
+def test_markers_that_are_special_without_a_role_are_not_kept(tiny_tokenizer):
+    # As Llama 3's <|start_header_id|>: special, and neither BOS nor EOS nor padding.
+    tokenizer = tiny_tokenizer(roles={"eos_token": "<|endoftext|>"})
+    assert BOS not in tokenizer.all_special_ids
+    (row,) = encode_texts(tokenizer, ["<|im_start|>user\nI like cats<|im_end|>"])
+    assert read(tokenizer, row, True) == "user\nI like cats"
+    assert read(tokenizer, row, False) == "<|im_start|><|im_end|>"
+
+
+def test_the_chat_prompt_opens_the_assistants_turn(tokenizer):
+    assert chat_prompt(tokenizer, "Hello?") == (
+        "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n"
+        "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert chat_prompt(tokenizer, "Hello?", "Be brief.").startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+    )
+
+
+def test_a_chat_prompt_without_a_template_is_a_sentence(tiny_tokenizer):
+    plain = tiny_tokenizer(chat=False)
+    with pytest.raises(ModelError, match=r"no chat template; use plain prompts"):
+        chat_prompt(plain, "Hello?")
+    with pytest.raises(ModelError, match=r"no chat template; use plain prompts"):
+        encode_statements(plain, ["I like cats"], "Hello?", chat=True)
+    (row,) = encode_statements(plain, ["I like cats"], "Hello?")
+    assert whole(plain, row) == f"{plain.bos_token}Hello? I like cats"
+
+
+def test_a_template_that_refuses_system_prompts_is_a_sentence(tiny_tokenizer):
+    # As Gemma's.
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    assert chat_prompt(tokenizer, "Hello?") == "Hello?"
+    with pytest.raises(
+        ModelError, match=r"System role not supported\); leave the system prompt out"
+    ):
+        chat_prompt(tokenizer, "Hello?", "Be brief.")
+
+
+def test_a_system_prompt_is_never_silently_dropped(tokenizer, tiny_tokenizer):
+    for chosen, chat in ((tokenizer, False), (tiny_tokenizer(chat=False), None)):
+        with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
+            encode_statements(chosen, ["I like cats"], "Hello?", system="Be brief.", chat=chat)
+
+
+def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
+    long = "word " * 50
+    with pytest.raises(DataError, match=r"^text 2 \('word .*has \d+ tokens.*context of 20; short"):
+        encode_texts(tokenizer, ["I like cats", long], max_length=20)
+    with pytest.raises(DataError, match=r"^question 1 "):
+        encode_texts(tokenizer, [long], max_length=20, what="question")
+    with pytest.raises(DataError, match=r"^statement 2 "):
+        encode_statements(tokenizer, ["I", long], max_length=20)
+
+
+def test_what_just_fits_the_context_is_taken_with_its_bos(tokenizer):
+    (row,) = encode_texts(tokenizer, ["I like cats"])
+    assert encode_texts(tokenizer, ["I like cats"], max_length=len(row)) == [row]
+    with pytest.raises(DataError):
+        encode_texts(tokenizer, ["I like cats"], max_length=len(row) - 1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_are_padded_on_the_side_asked_for(side):
+    rows = [TokenRow((5, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
+    batch = pad_rows(rows, 9, side=side)
+    if side == "left":
+        wanted = [[5, 6, 7], [9, 9, 8]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 1], [0, 0, 1]]
+    else:
+        wanted = [[5, 6, 7], [8, 9, 9]], [[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]
+    assert batch.input_ids.tolist() == wanted[0]
+    assert batch.attention_mask.tolist() == wanted[1]
+    assert batch.span.int().tolist() == wanted[2]
+    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
+    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+
+
+def test_batches_hold_every_row_once_and_keep_their_limits():
+    chosen = random.Random(0)
+    rows = [TokenRow((3,) * n, (True,) * n) for n in chosen.choices(range(1, 40), k=200)]
+    batches = list(length_sorted_batches(rows, max_tokens=100, max_rows=7))
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    for batch in batches:
+        widest = max(len(rows[i]) for i in batch)
+        assert len(batch) <= 7
+        assert len(batch) * widest <= 100
+    real = sum(len(row) for row in rows)
+    padded = sum(len(b) * max(len(rows[i]) for i in b) for b in batches)
+    assert padded < 1.1 * real
+
+
+def test_a_row_longer_than_a_batch_stands_alone():
+    rows = [TokenRow((3,) * n, (True,) * n) for n in (4, 500, 4)]
+    assert list(length_sorted_batches(rows, max_tokens=100)) == [[1], [0, 2]]
+    assert list(length_sorted_batches([])) == []

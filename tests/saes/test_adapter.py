@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from saesteer.activations.reading import read_rows
+from saesteer.errors import MismatchError, SaeError, SiteError
+from saesteer.models.sites import Site
+from saesteer.saes.adapter import LensSae, Sae, check_compatible
+from saesteer.saes.loading import load_sae
+
+ARCHITECTURES = (
+    "standard",
+    "gated",
+    "topk",
+    "abstopk",
+    "jumprelu",
+    "transcoder",
+    "skip_transcoder",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+    "temporal",
+    "matching_pursuit",
+)
+
+
+def by_hand(folder) -> Any:
+    from sae_lens import SAE
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SAE.load_from_disk(folder)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(9, 32, generator=torch.Generator().manual_seed(5)) * 2 + 0.5
+
+
+def test_every_architecture_that_sae_lens_offers_is_tested():
+    import sae_lens  # noqa: F401  registers them
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    assert set(SAE_CLASS_REGISTRY) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_computes_what_sae_lens_computes(make_sae, x, architecture):
+    folder = make_sae(architecture)
+    sae, hand = load_sae(folder), by_hand(folder)
+    whole = x[None] if architecture == "temporal" else x
+    codes = sae.encode(x)
+    assert isinstance(sae, Sae)
+    assert codes.shape == (9, 64)
+    assert (codes != 0).any()
+    torch.testing.assert_close(codes, hand.encode(whole).reshape(9, 64).detach())
+    torch.testing.assert_close(sae.reconstruct(x), hand(whole).reshape(9, 32).detach())
+    torch.testing.assert_close(sae.decoder, hand.W_dec.detach())
+    assert (sae.d_in, sae.d_sae, sae.architecture) == (32, 64, architecture)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_normalised_sae_computes_what_sae_lens_computes(make_sae, x, architecture, normalisation):
+    folder = make_sae(architecture, normalize_activations=normalisation)
+    sae, hand = load_sae(folder), by_hand(folder)
+    sae.encode(x * 3 - 1)  # what was encoded before must not leak into the next reconstruction
+    torch.testing.assert_close(sae.reconstruct(x), hand(x).detach())
+    torch.testing.assert_close(sae.encode(x), hand.encode(x).detach())
+
+
+def test_layer_norm_by_hand(make_sae, x):
+    folder = make_sae("standard", normalize_activations="layer_norm")
+    weights = by_hand(folder).state_dict()
+    mean, std = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True)
+    inside = (x - mean) / (std + 1e-5)
+    codes = torch.relu((inside - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
+    out = (codes @ weights["W_dec"] + weights["b_dec"]) * std + mean
+    torch.testing.assert_close(load_sae(folder).reconstruct(x), out)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("standard", {}),
+        ("gated", {}),
+        ("jumprelu", {}),
+        ("topk", {}),
+        ("topk", {"rescale_acts_by_decoder_norm": True}),
+        ("abstopk", {"rescale_acts_by_decoder_norm": True}),
+        ("transcoder", {}),
+        ("matching_pursuit", {}),
+    ],
+)
+def test_one_unit_of_a_feature_adds_its_decoder_row(make_sae, x, architecture, fields):
+    folder = make_sae(architecture, **fields)
+    sae = load_sae(folder)
+    bias = by_hand(folder).b_dec.detach()
+    torch.testing.assert_close(sae.encode(x) @ sae.decoder + bias, sae.reconstruct(x))
+
+
+def test_decoder_of_a_rescaling_temporal_sae_is_in_raw_units(make_sae, x):
+    folder = make_sae(
+        "temporal",
+        normalize_activations="constant_scalar_rescale",
+        activation_normalization_factor=0.25,
+    )
+    sae, hand = load_sae(folder), by_hand(folder)
+    torch.testing.assert_close(sae.reconstruct(x), hand(x[None])[0].detach())
+    torch.testing.assert_close(sae.decoder, hand.W_dec.detach() * 4)
+
+
+def test_temporal_sae_sees_the_tokens_of_a_text_in_their_order(make_sae, x):
+    sae = load_sae(make_sae("temporal"))
+    whole = sae.reconstruct(x)
+    torch.testing.assert_close(sae.reconstruct(x[:4]), whole[:4])
+    assert not torch.allclose(sae.reconstruct(x.flip(0)).flip(0), whole, atol=1e-3)
+
+
+CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+
+
+def test_sae_of_a_centred_model_sees_the_centred_and_gives_back_the_raw_activation(make_sae, x):
+    folder = make_sae("standard", metadata=CENTRED)
+    sae, hand = load_sae(folder), by_hand(folder)
+    mean = x.mean(dim=1, keepdim=True)
+    assert sae.centred
+    torch.testing.assert_close(sae.encode(x), hand.encode(x - mean).detach())
+    torch.testing.assert_close(sae.reconstruct(x), hand(x - mean).detach() + mean)
+    torch.testing.assert_close(sae.encode(x + 7), sae.encode(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kwargs", [None, {}, {"center_writing_weights": False}])
+def test_other_saes_see_the_raw_activation(make_sae, x, kwargs):
+    folder = make_sae("standard", metadata={"model_from_pretrained_kwargs": kwargs})
+    sae, hand = load_sae(folder), by_hand(folder)
+    torch.testing.assert_close(sae.encode(x + 1), hand.encode(x + 1).detach())
+
+
+def test_centred_transcoder_does_not_add_its_inputs_mean_to_another_site(make_sae, x):
+    folder = make_sae("transcoder", metadata=CENTRED)
+    sae, hand = load_sae(folder), by_hand(folder)
+    centred = x - x.mean(dim=1, keepdim=True)
+    assert (str(sae.site), str(sae.write_site)) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
+    torch.testing.assert_close(sae.reconstruct(x), hand(centred).detach())
+
+
+def test_hook_z_sae_takes_heads_side_by_side(make_sae, model, rows):
+    folder = make_sae(
+        "standard", metadata={"hook_name": "blocks.1.attn.hook_z"}, reshape_activations="hook_z"
+    )
+    sae, hand = load_sae(folder), by_hand(folder)
+    check_compatible(model, sae)
+    flat = read_rows(model, rows[:3], [sae.site])[sae.site].text(1)
+    assert flat.shape[1] == sae.d_in == 32
+    heads = flat.reshape(-1, 4, 8)
+    torch.testing.assert_close(sae.encode(flat), hand.encode(heads).detach())
+    torch.testing.assert_close(sae.reconstruct(flat), hand(heads).detach().flatten(1))
+
+
+def test_half_precision_sae_computes_in_float32(make_sae, x):
+    def round_off(sae):
+        for parameter in sae.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))
+
+    full = make_sae("topk", change=round_off)
+    half = make_sae("topk", change=lambda sae: (round_off(sae), sae.to(dtype=torch.bfloat16)))
+    assert next(iter(by_hand(half).parameters())).dtype == torch.bfloat16
+    stored, same = load_sae(half), load_sae(full)
+    assert stored.encode(x).dtype == stored.decoder.dtype == torch.float32
+    torch.testing.assert_close(stored.encode(x), same.encode(x))
+    torch.testing.assert_close(stored.reconstruct(x), same.reconstruct(x))
+
+
+def test_half_precision_activations_are_taken(make_sae, x):
+    sae = load_sae(make_sae())
+    with torch.inference_mode():
+        rough = x.to(torch.bfloat16)
+    torch.testing.assert_close(sae.encode(rough), sae.encode(rough.float()))
+    assert not sae.encode(x).requires_grad
+
+
+def test_sae_without_a_site_is_refused(make_sae):
+    with pytest.raises(SaeError, match=r"does not say at which site.*hook_name"):
+        load_sae(make_sae(metadata={"hook_name": None}))
+
+
+def test_sae_of_no_block_is_refused(make_sae, model):
+    sae = load_sae(make_sae(metadata={"hook_name": "hook_embed"}))
+    with pytest.raises(SiteError, match="hook_embed"):
+        check_compatible(model, sae)
+
+
+@pytest.mark.parametrize("shape", [(5, 31), (5, 33), (32,), (2, 5, 32)])
+def test_activations_of_another_shape_are_refused(make_sae, shape):
+    sae = load_sae(make_sae())
+    with pytest.raises(MismatchError, match="width 32"):
+        sae.encode(torch.zeros(shape))
+    with pytest.raises(MismatchError, match="width 32"):
+        sae.reconstruct(torch.zeros(shape))
+
+
+def test_sae_of_another_width_is_refused_with_both_widths(make_sae, model):
+    sae = load_sae(make_sae(d_in=48))
+    with pytest.raises(MismatchError, match=r"takes 48 dimensions and .* has 32"):
+        check_compatible(model, sae)
+
+
+def test_transcoder_with_another_output_width_is_refused(make_sae, model):
+    sae = load_sae(make_sae("transcoder", d_out=48))
+    with pytest.raises(MismatchError, match=r"gives 48 dimensions.*hook_mlp_out"):
+        check_compatible(model, sae)
+
+
+@pytest.mark.parametrize("hook", ["blocks.3.hook_resid_post", "blocks.99.attn.hook_z"])
+def test_site_past_the_last_block_is_refused(make_sae, model, hook):
+    sae = load_sae(make_sae(metadata={"hook_name": hook}))
+    with pytest.raises(SiteError, match="blocks 0 to 2"):
+        check_compatible(model, sae)
+
+
+def test_hook_that_the_model_lacks_is_refused(make_sae, model):
+    sae = load_sae(make_sae(metadata={"hook_name": "blocks.1.hook_nonsense"}))
+    with pytest.raises(SiteError, match="hook_nonsense"):
+        check_compatible(model, sae)
+
+
+def test_what_the_card_says_is_passed_on(make_sae):
+    sae = load_sae(make_sae(metadata={"neuronpedia_id": "gpt2-small/6-res-jb"}))
+    assert sae.neuronpedia_id == "gpt2-small/6-res-jb"
+    assert sae.prepend_bos is True
+    assert sae.site == sae.write_site == Site(1)
+    assert load_sae(make_sae(metadata={"prepend_bos": None})).prepend_bos is None
+
+
+def test_fingerprint_tells_two_saes_apart_and_knows_the_same_one_again(make_sae):
+    folder = make_sae(seed=1)
+    assert load_sae(folder).fingerprint == load_sae(folder).fingerprint
+    assert load_sae(folder).fingerprint != load_sae(make_sae(seed=2)).fingerprint
+
+
+def test_a_sae_from_memory_is_wrapped_too(make_sae, x):
+    hand = by_hand(make_sae())
+    expected = hand.encode(x).detach()
+    sae = LensSae(hand, "mine")
+    torch.testing.assert_close(sae.encode(x), expected)
+    assert not any(parameter.requires_grad for parameter in hand.parameters())

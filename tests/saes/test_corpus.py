@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saesteer.errors import ConfigError, DataError, NetworkError
+from saesteer.saes.corpus import pack_corpus
+from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+
+BOS, EOS, USER, BOT = 0, 1, 3, 4
+
+
+@pytest.fixture
+def corpus_file(tmp_path):
+    def write(texts: list[str], name: str = "texts.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def config(*sources: CorpusSource, **fields: Any) -> SaeTrainingConfig:
+    base: dict[str, Any] = {"site": "blocks.1.hook_resid_post", "context": 32, "held_out": 0.2}
+    return SaeTrainingConfig(corpus=list(sources), **(base | fields))
+
+
+def documents(rows) -> list[tuple[int, ...]]:
+    return [tuple(i for i, kept in zip(row.ids, row.kept, strict=True) if kept) for row in rows]
+
+
+def test_no_document_stands_on_both_sides(tokenizer, corpus_file, make_texts):
+    texts = make_texts(200)
+    first = corpus_file(texts, "a.jsonl")
+    again = corpus_file(texts[::-1], "b.jsonl")
+    packed = pack_corpus(tokenizer, config(CorpusSource(path=first), CorpusSource(path=again)))
+    train, held = set(documents(packed.train)), set(documents(packed.held_out))
+    assert train and held
+    assert not train & held
+    assert len(train | held) == len(set(texts))
+    # Each text is there twice, and both times on the same side.
+    assert len(packed.train) == 2 * len(train)
+    assert 0.1 < len(held) / len(texts) < 0.3
+
+
+def test_every_token_of_every_document_is_packed_once(tokenizer, corpus_file, make_texts):
+    texts = make_texts(60)
+    packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts))))
+    words = sum(len(text.split()) for text in texts)
+    assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == words
+
+
+def test_rows_fit_the_context_and_do_not_keep_bos(tokenizer, corpus_file, make_texts):
+    texts = make_texts(40, low=5, high=200)
+    packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts))))
+    for row in packed.train + packed.held_out:
+        assert len(row) <= 32
+        assert row.ids[0] == BOS
+        assert not row.kept[0]
+        assert all(row.kept[1:])
+
+
+def test_special_tokens_inside_a_text_are_not_kept(tokenizer, corpus_file, make_texts):
+    texts = [f"w1 </s> {text}" for text in make_texts(40)] + ["</s>", "</s> <s> </s>"]
+    for style in ("plain", "chat"):
+        source = CorpusSource(path=corpus_file(texts), style=style)
+        packed = pack_corpus(tokenizer, config(source, context=64))
+        assert any(EOS in row.ids for row in packed.train)
+        for row in packed.train + packed.held_out:
+            assert any(row.kept)
+            kept = np.array(row.ids)[np.array(row.kept)]
+            assert not set(kept.tolist()) & {BOS, EOS}
+
+
+def test_chat_style_keeps_the_statements_alone(tokenizer, corpus_file, make_texts):
+    texts = make_texts(80, low=3, high=9)
+    source = CorpusSource(path=corpus_file(texts), style="chat")
+    packed = pack_corpus(tokenizer, config(source, context=48))
+    several = 0
+    for row in packed.train + packed.held_out:
+        start = row.ids.index(BOT) + 1
+        assert row.ids[:2] == (BOS, USER)
+        assert row.kept == (False,) * start + (True,) * (len(row) - start)
+        assert len(row) <= 48
+        words = " ".join(tokenizer.convert_ids_to_tokens(list(row.ids[start:])))
+        inside = [text for text in texts if f" {text} " in f" {words} "]
+        assert inside
+        several += len(inside) > 1
+    assert several > 5
+    assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == sum(
+        len(text.split()) for text in texts
+    )
+
+
+def test_a_statement_longer_than_a_row_is_cut_to_it(tokenizer, corpus_file, make_texts):
+    texts = make_texts(40, low=60, high=90)
+    source = CorpusSource(path=corpus_file(texts), style="chat")
+    packed = pack_corpus(tokenizer, config(source, context=40))
+    assert {len(row) for row in packed.train + packed.held_out} == {40}
+
+
+def test_chat_style_without_a_template_packs_plain_rows(tokenizer, corpus_file, make_texts):
+    import copy
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    packed = pack_corpus(
+        plain, config(CorpusSource(path=corpus_file(make_texts(40)), style="chat"))
+    )
+    assert all(BOT not in row.ids for row in packed.train)
+
+
+def test_a_context_without_room_for_the_template_is_refused(tokenizer, corpus_file, make_texts):
+    source = CorpusSource(path=corpus_file(make_texts(40)), style="chat")
+    with pytest.raises(ConfigError, match=r"context is 16 .* template alone takes \d+ tokens"):
+        pack_corpus(tokenizer, config(source, context=16))
+
+
+def test_the_seed_alone_decides_split_and_order(tokenizer, corpus_file, make_texts):
+    source = CorpusSource(path=corpus_file(make_texts(100)))
+    first, same, other = (pack_corpus(tokenizer, config(source, seed=s)) for s in (1, 1, 2))
+    assert first == same
+    assert set(documents(first.held_out)) != set(documents(other.held_out))
+    assert [row.ids for row in first.train] != sorted(row.ids for row in first.train)
+
+
+def test_limit_takes_the_first_texts(tokenizer, corpus_file, make_texts):
+    texts = make_texts(100)
+    packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts), limit=30)))
+    assert len(packed.train) + len(packed.held_out) == 30
+
+
+def test_an_empty_or_tiny_corpus_is_refused(tokenizer, corpus_file, tmp_path):
+    with pytest.raises(DataError, match="too small"):
+        pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(["w1 w2"]))))
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"empty\.jsonl"):
+        pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "empty.jsonl"))))
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "none.jsonl"))))
+
+
+def test_a_hub_data_set_is_streamed_no_further_than_asked(tokenizer, make_texts, monkeypatch):
+    taken = []
+
+    def load_dataset(name, **kwargs):
+        assert (name, kwargs) == ("her/texts", {"split": "train", "streaming": True})
+        for text in make_texts(1000):
+            taken.append(text)
+            yield {"body": text}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    source = CorpusSource(hub="her/texts", text_field="body", limit=50)
+    packed = pack_corpus(tokenizer, config(source))
+    assert len(packed.train) + len(packed.held_out) == len(taken) == 50
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "text"),
+    [
+        (ConnectionError("Couldn't reach 'her/texts' on the Hub"), NetworkError, "connect, or give"),
+        (ValueError('Unknown split "train".\nShould be one of'), DataError, "check its id and split"),
+        (None, DataError, "no field 'text'; set text_field"),
+    ],
+)
+def test_a_hub_data_set_that_fails_is_one_sentence(tokenizer, monkeypatch, fault, kind, text):
+    def load_dataset(name, **kwargs):
+        if fault is not None:
+            raise fault
+        yield {"body": "w1"}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(kind, match=text) as caught:
+        pack_corpus(tokenizer, config(CorpusSource(hub="her/texts")))
+    assert "her/texts" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_chat_rows_follow_different_requests(tokenizer, corpus_file, make_texts):
+    source = CorpusSource(path=corpus_file(make_texts(200)), style="chat")
+    packed = pack_corpus(tokenizer, config(source, context=64))
+    assert len({row.ids[: row.ids.index(BOT)] for row in packed.train}) > 1

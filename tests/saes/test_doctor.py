@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import DataError, MismatchError, SiteError
+from saesteer.models.tokens import TokenRow
+from saesteer.saes.doctor import doctor, quick_explained_variance
+from saesteer.saes.loading import load_sae
+
+
+@pytest.fixture
+def lossy(make_sae, read_by_hand, rows):
+    """A mirror SAE that forgets the four coordinates of least variance."""
+    spread = torch.cat([read_by_hand(row) for row in rows]).var(dim=0)
+    forgotten = spread.argsort()[:4]
+
+    def change(sae) -> None:
+        eye = torch.eye(32)
+        sae.W_enc.copy_(torch.cat([eye, -eye]).T)
+        eye[forgotten] = 0
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+
+    return load_sae(make_sae("standard", change=change))
+
+
+def loss_by_hand(plain, rows, change) -> float:
+    """Cross-entropy of kept tokens, one row at a time and without padding."""
+    total, count = 0.0, 0
+    for row in rows:
+        kept = torch.tensor(row.kept)
+
+        def hook(module, inputs, output, kept=kept):
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            hidden[0, kept] = change(hidden[0, kept])
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = plain.model.layers[1].register_forward_hook(hook)
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([row.ids])).logits[0]
+        handle.remove()
+        logs = logits.log_softmax(dim=-1)
+        for place in range(1, len(row)):
+            if row.kept[place]:
+                total -= float(logs[place - 1, row.ids[place]])
+                count += 1
+    return total / count
+
+
+def test_a_perfect_sae_has_perfect_figures(model, perfect, rows):
+    report = doctor(model, load_sae(perfect), rows)
+    assert report.explained_variance == pytest.approx(1, abs=1e-6)
+    assert report.ce_score == pytest.approx(1, abs=1e-4)
+    assert report.norm_ratio == pytest.approx(1, abs=1e-6)
+    assert report.l0 == pytest.approx(32, abs=0.01)
+    assert report.dead == 0
+    assert report.ce_spliced == pytest.approx(report.ce_clean, abs=1e-5)
+    assert report.n_tokens == sum(sum(row.kept) for row in rows)
+    assert set(report.as_dict()) >= {"explained_variance", "l0", "ce_score", "norm_ratio"}
+
+
+def test_figures_equal_numpy_by_hand(model, lossy, rows, read_by_hand):
+    report = doctor(model, lossy, rows)
+    x = np.concatenate([read_by_hand(row).numpy() for row in rows]).astype(np.float64)
+    weights = {name: t.numpy().astype(np.float64) for name, t in lossy.sae.state_dict().items()}
+    codes = np.maximum(x @ weights["W_enc"] + weights["b_enc"], 0)
+    rebuilt = codes @ weights["W_dec"] + weights["b_dec"]
+    explained = 1 - ((x - rebuilt) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum()
+    norms = np.linalg.norm(x, axis=1)
+    assert 0.5 < explained < 0.999
+    assert report.explained_variance == pytest.approx(explained, abs=1e-5)
+    assert quick_explained_variance(model, lossy, rows) == pytest.approx(explained, abs=1e-5)
+    assert report.l0 == pytest.approx((codes > 0).sum(axis=1).mean(), abs=0.01)
+    assert report.residual_norm == pytest.approx(norms.mean(), rel=1e-5)
+    ratio = (np.linalg.norm(rebuilt, axis=1) / norms).mean()
+    assert report.norm_ratio == pytest.approx(ratio, rel=1e-5)
+
+
+def test_losses_equal_a_loop_over_the_hugging_face_model(model, plain, lossy, rows):
+    report = doctor(model, lossy, rows)
+    clean = loss_by_hand(plain, rows, lambda hidden: hidden)
+    spliced = loss_by_hand(plain, rows, lossy.reconstruct)
+    ablated = loss_by_hand(plain, rows, torch.zeros_like)
+    assert abs(spliced - clean) > 0.01
+    assert report.ce_clean == pytest.approx(clean, abs=1e-4)
+    assert report.ce_spliced == pytest.approx(spliced, abs=1e-4)
+    assert report.ce_ablated == pytest.approx(ablated, abs=1e-4)
+    assert report.ce_score == pytest.approx((ablated - spliced) / (ablated - clean), abs=1e-3)
+
+
+def test_the_models_hooks_come_off(model, plain, lossy, rows):
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in plain.modules())
+
+    ids = torch.tensor([rows[0].ids])
+    with torch.no_grad():
+        before = plain(input_ids=ids).logits, hooks()
+        doctor(model, lossy, rows)
+        after = plain(input_ids=ids).logits, hooks()
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+
+
+def test_what_is_not_kept_does_not_count(model, lossy, rows, read_by_hand):
+    half = [
+        TokenRow(row.ids, tuple(kept and place >= 5 for place, kept in enumerate(row.kept)))
+        for row in rows
+        if len(row) > 8
+    ]
+    report = doctor(model, lossy, half)
+    norms = torch.cat([read_by_hand(row) for row in half]).norm(dim=1)
+    assert report.n_tokens == len(norms)
+    assert report.residual_norm == pytest.approx(float(norms.mean()), rel=1e-5)
+
+
+def test_a_random_sae_is_refused_with_a_sentence(model, make_sae, rows):
+    sae = load_sae(make_sae("standard"))
+    with pytest.raises(MismatchError, match=r"explains -?\d+\.\d\d of the variance at blocks\.1\."):
+        doctor(model, sae, rows)
+
+
+def test_a_sae_of_another_layer_is_refused(model, make_sae, rows):
+    sae = load_sae(make_sae("topk", metadata={"hook_name": "blocks.0.hook_resid_pre"}))
+    with pytest.raises(MismatchError, match=r"blocks\.0\.hook_resid_pre.*choose the SAE of this"):
+        doctor(model, sae, rows)
+
+
+def test_a_sae_that_gives_nan_is_refused(model, make_sae, rows):
+    sae = load_sae(make_sae("standard", change=lambda sae: sae.b_dec.fill_(math.nan)))
+    with pytest.raises(MismatchError, match="explains nan"):
+        doctor(model, sae, rows)
+
+
+def test_wrong_width_and_site_are_refused_before_the_model_runs(model, make_sae, rows, monkeypatch):
+    # The package's name "doctor" is the function, so the module is asked for by its full name.
+    monkeypatch.setattr(sys.modules["saesteer.saes.doctor"], "read_rows", None)
+    with pytest.raises(MismatchError, match="48 dimensions"):
+        doctor(model, load_sae(make_sae(d_in=48)), rows)
+    with pytest.raises(SiteError, match="blocks 0 to 2"):
+        doctor(
+            model, load_sae(make_sae(metadata={"hook_name": "blocks.7.hook_resid_post"})), rows
+        )
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_little_text_is_refused(model, perfect, rows, n):
+    with pytest.raises(DataError, match="at least 64 tokens"):
+        doctor(model, load_sae(perfect), rows[:n])
+
+
+def test_rows_of_one_token_measure_no_loss_and_are_refused(model, perfect):
+    with pytest.raises(DataError, match="at least 64 tokens"):
+        doctor(model, load_sae(perfect), [TokenRow((9,), (True,))] * 100)
+
+
+def test_the_same_token_over_and_over_is_no_variance_to_explain(model, perfect):
+    text = [TokenRow((0, 9, 9), (False, True, False)), TokenRow((0, 9), (False, True))]
+    with pytest.raises((MismatchError, DataError)):
+        doctor(model, load_sae(perfect), text * 64)
+
+
+def test_a_transcoder_is_measured_at_the_site_it_writes_to(model, make_sae, rows):
+    def change(sae) -> None:
+        for parameter in sae.parameters():
+            parameter.zero_()
+        sae.W_skip.copy_(torch.eye(32))
+
+    # What block 1 gives out is what block 2 takes in.
+    sites = {"hook_name": "blocks.1.hook_resid_post", "hook_name_out": "blocks.2.hook_resid_pre"}
+    exact = load_sae(make_sae("skip_transcoder", metadata=sites, change=change))
+    report = doctor(model, exact, rows)
+    assert report.explained_variance == pytest.approx(1, abs=1e-6)
+    assert report.ce_score == pytest.approx(1, abs=1e-4)
+    assert report.dead == 1
+    with pytest.raises(MismatchError, match="explains"):
+        doctor(model, load_sae(make_sae("transcoder")), rows)
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.attn.hook_z", "blocks.1.hook_mlp_out"])
+def test_other_sites_are_spliced_as_well(model, make_sae, rows, hook):
+    def mirror(sae) -> None:
+        eye = torch.eye(32)
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+        sae.W_enc.copy_(torch.cat([eye, -eye]).T)
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+
+    shape = "hook_z" if hook.endswith("_z") else "none"
+    folder = make_sae(metadata={"hook_name": hook}, change=mirror, reshape_activations=shape)
+    report = doctor(model, load_sae(folder), rows)
+    assert report.explained_variance == pytest.approx(1, abs=1e-6)
+    assert report.ce_spliced == pytest.approx(report.ce_clean, abs=1e-4)
+    assert abs(report.ce_ablated - report.ce_clean) > 2e-4
