@@ -57,7 +57,8 @@ def main() -> None:
     )
     print(f"  saesteer     {tokens / ratio.candidate:9.0f} tokens/s")
     print(f"  Hugging Face {tokens / ratio.reference:9.0f} tokens/s")
-    print(f"  ratio {ratio.median:.3f} (rounds {ratio.low:.3f} to {ratio.high:.3f}); wanted >= 0.80")
+    low, high = ratio.low, ratio.high
+    print(f"  ratio {ratio.median:.3f} (rounds {low:.3f} to {high:.3f}); wanted >= 0.80")
 
 
 if __name__ == "__main__":

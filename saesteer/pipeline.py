@@ -23,6 +23,7 @@ from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, Rand
 from saesteer.models import model_info
 from saesteer.plan import Plan, plan_run, too_few
 from saesteer.progress import Progress
+from saesteer.report import propensity_data, propensity_figure
 from saesteer.steering import SteeringVector, generate
 from saesteer.tracking import RunFolder, environment_record, write_record
 from saesteer.workbench import Workbench
@@ -79,6 +80,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
             timings[stage] = round(time.perf_counter() - start, 2)
             folder.write_json(f"stages/{stage}.json", {"seconds": timings[stage]})
     _write_metrics(folder)
+    _write_figure(folder, plan)
     return load_result(folder)
 
 
@@ -267,6 +269,14 @@ def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> 
 def _descriptions(bench: Workbench) -> dict[int, str]:
     table = bench.table
     return {} if table is None else {i: table.describe(i) for i in range(bench.sae.d_sae)}
+
+
+def _write_figure(folder: RunFolder, plan: Plan) -> None:
+    budget = plan.config.evaluation.budget
+    title = f"{plan.config.name}: {len(plan.held_out)} held-out pairs, KL {budget} per token"
+    figure = propensity_figure(propensity_data(folder.read_json("metrics.json")), title)
+    # The script is embedded, so the page opens offline.
+    folder.write("figure.html", lambda draft: figure.write_html(draft, include_plotlyjs=True))
 
 
 def _write_metrics(folder: RunFolder) -> None:

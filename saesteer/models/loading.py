@@ -141,8 +141,6 @@ def wrap_model(
     # Not the property: its setter would read the tokenizer from disk again, make EOS the BOS of
     # one that has none, and take the vocabulary's size from it where the model's is larger.
     bridge._tokenizer = tokenizer
-    if tokenizer.bos_token is None:
-        bridge.cfg.tokenizer_prepends_bos = False
     bridge.eval()
     info = ModelInfo(source or ModelSource(name, "folder", name), plain, fingerprint)
     bridge.saesteer = info  # type: ignore[assignment]

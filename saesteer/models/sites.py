@@ -211,7 +211,7 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
     if not bridged and site.hook in ("hook_resid_pre", "hook_resid_post"):
         side = "input" if site.hook == "hook_resid_pre" else "output"
         return HookTarget(plain, plain.get_submodule(name), side, site)
-    block = None
+    block: Any = None
     if site.hook == "hook_resid_mid":
         block = model.original_model.get_submodule(name).original_component
     return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site, block)

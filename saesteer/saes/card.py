@@ -14,7 +14,7 @@ from saesteer.saes.run import TrainedSae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import build_feature_table, save_feature_table
 
-TABLE_ROWS = 4096
+TABLE_ROWS = 1500
 HELD_OUT_ROWS = 400
 
 

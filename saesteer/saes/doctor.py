@@ -214,8 +214,9 @@ def _summed_loss(logits: Tensor, ids: Tensor, span: Tensor) -> float:
 def rows_for(
     model: TransformerBridge, sae: Sae, texts: Sequence[str], *, context: int
 ) -> list[TokenRow]:
-    """Tokenise texts as the SAE wants them, each cut to `context` tokens."""
+    """Tokenise texts as the SAE wants them, each cut to `context` tokens; empty ones left out."""
     assert model.tokenizer is not None
     rows = encode_texts(model.tokenizer, texts, prepend_bos=sae.prepend_bos)
     limit = min(context, int(model.cfg.n_ctx))
-    return [TokenRow(row.ids[:limit], row.kept[:limit]) for row in rows]
+    cut = [TokenRow(row.ids[:limit], row.kept[:limit]) for row in rows]
+    return [row for row in cut if any(row.kept)]

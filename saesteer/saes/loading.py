@@ -157,7 +157,6 @@ def _load_error(name: str, on_disk: bool, error: Exception) -> SaeError | Networ
 def _is_offline(error: BaseException | None) -> bool:
     # By type, along the chain of causes: the addresses in the Hub's answers about missing files
     # hold words such as "resolve" as well.
-    import httpx
     import requests
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -167,10 +166,10 @@ def _is_offline(error: BaseException | None) -> bool:
         ConnectionError,
         requests.ConnectionError,
         requests.Timeout,
-        httpx.TransportError,
     )
     while error is not None:
-        if isinstance(error, kinds):
+        # The last is httpx's, under whichever name huggingface_hub imports that library.
+        if isinstance(error, kinds) or "TransportError" in {k.__name__ for k in type(error).mro()}:
             return True
         error = error.__cause__ or error.__context__
     return False

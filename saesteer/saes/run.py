@@ -46,7 +46,8 @@ def train_sae(config: SaeTrainingConfig, progress: Progress | None = None) -> Tr
     """
     progress = progress or Progress()
     model = load_model(config.model)
-    check_site(model, Site.parse(config.site))
+    for site in config.all_sites:
+        check_site(model, Site.parse(site))
     assert model.tokenizer is not None
     progress.say("Reading and tokenising the text ...")
     corpus = pack_corpus(model.tokenizer, config)

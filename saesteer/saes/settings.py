@@ -58,6 +58,7 @@ class SaeTrainingConfig(BaseModel):
         warmup_steps: Steps of warm-up.
         dead_after: A feature is dead when it has not fired for so many tokens; it is then
             revived by sae_lens's auxiliary loss.
+        dead_weight: Weight of that loss.
         autocast: Run the matrix products in bfloat16.
         seed: Seeds the split, the order and the initial weights.
         folder: Where activations, checkpoints and the result are kept.
@@ -81,6 +82,7 @@ class SaeTrainingConfig(BaseModel):
     learning_rate: float = Field(default=1.2e-3, gt=0)
     warmup_steps: int = Field(default=200, ge=0)
     dead_after: int = Field(default=500_000, gt=0)
+    dead_weight: float = Field(default=1.0, ge=0)
     autocast: bool = True
     seed: int = 0
     folder: str = "runs/sae"

@@ -71,6 +71,11 @@ def train_topk(
         OutputError: The folder cannot be written.
     """
     total_steps = _total_steps(harvested, config)
+    if _active(total_steps, config) != config.k:
+        raise SaeError(
+            f"the features active on a token fall to k over {config.k_steps:,} steps and the "
+            f"training has {total_steps:,}; lower k_steps, or train for longer."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -213,7 +218,7 @@ def _start(
             device=str(device),
             normalize_activations="none",
             apply_b_dec_to_input=True,
-            aux_loss_coefficient=1 / 32,
+            aux_loss_coefficient=config.dead_weight,
             metadata=SAEMetadata(**metadata),
         )
     )

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from saesteer.errors import SiteError
-from saesteer.models import Site, check_site, encode_texts, plain_model, resolve_target
+from saesteer.models import (
+    HookTarget,
+    Site,
+    check_site,
+    encode_texts,
+    plain_model,
+    resolve_target,
+)
 from saesteer.models.tokens import pad_rows, padding_id
 
 TEXTS = ["I like helping people, and I always listen.", "The cat sat"]
@@ -155,7 +162,9 @@ def test_what_is_written_in_the_middle_of_a_block_reaches_the_residual_stream(ar
             listening.remove()
 
     clean = count_hooks(model)
-    for got, wanted in zip(logits_with("hook_resid_mid"), logits_with("hook_attn_out"), strict=True):
+    for got, wanted in zip(
+        logits_with("hook_resid_mid"), logits_with("hook_attn_out"), strict=True
+    ):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert count_hooks(model) == clean
 
@@ -209,6 +218,39 @@ def test_heads_come_side_by_side_and_go_back_in_their_places(tiny_model):
             fwd_hooks=[(str(site), same_by_name)],
         )
     torch.testing.assert_close(written, wanted)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_module_with_an_axis_of_heads_is_seen_flat_and_gets_its_axes_back(side):
+    module = torch.nn.Identity()
+    hidden = torch.arange(24.0).reshape(1, 2, 3, 4)
+    target = HookTarget(module, module, side, Site(0, "attn.hook_z"))
+    seen = []
+    handle = target.hook(lambda flat: seen.append(flat) or flat * torch.arange(12))
+    out = module(hidden)
+    handle.remove()
+    assert torch.equal(seen[0], torch.arange(24.0).reshape(1, 2, 12))
+    assert torch.equal(out, hidden * torch.arange(12.0).reshape(3, 4))
+    assert torch.equal(module(hidden), hidden)
+
+
+@pytest.mark.parametrize("what", ["tensor", "tuple"])
+def test_a_block_may_give_a_tensor_or_a_tuple_and_take_its_input_by_name(what):
+    class Block(torch.nn.Module):
+        def forward(self, hidden_states, other=None):
+            return hidden_states if what == "tensor" else (hidden_states, "cache")
+
+    block, hidden = Block(), torch.ones(1, 2, 4)
+    after = HookTarget(block, block, "output", Site(0)).hook(lambda value: value + 1)
+    before = HookTarget(block, block, "input", Site(0, "hook_resid_pre")).hook(lambda v: v * 10)
+    for out in (block(hidden), block(hidden_states=hidden)):
+        value = out if what == "tensor" else out[0]
+        assert torch.equal(value, torch.full((1, 2, 4), 11.0))
+        assert what == "tensor" or out[1] == "cache"
+    after.remove()
+    before.remove()
+    assert not block._forward_hooks
+    assert not block._forward_pre_hooks
 
 
 @pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "attn.hook_z"])

@@ -145,7 +145,8 @@ def make_sae(tmp_path):
         if "transcoder" in architecture:
             facts |= {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
         facts |= metadata or {}
-        settings = {"d_in": D_MODEL, "d_sae": D_SAE} | SPECIFIC[architecture] | fields
+        sizes = {"d_in": D_MODEL, "d_sae": D_SAE}
+        settings: dict[str, Any] = sizes | SPECIFIC[architecture] | fields
         config: Any = config_class(metadata=SAEMetadata(**facts), **settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

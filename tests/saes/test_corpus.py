@@ -161,8 +161,16 @@ def test_a_hub_data_set_is_streamed_no_further_than_asked(tokenizer, make_texts,
 @pytest.mark.parametrize(
     ("fault", "kind", "text"),
     [
-        (ConnectionError("Couldn't reach 'her/texts' on the Hub"), NetworkError, "connect, or give"),
-        (ValueError('Unknown split "train".\nShould be one of'), DataError, "check its id and split"),
+        (
+            ConnectionError("Couldn't reach 'her/texts' on the Hub"),
+            NetworkError,
+            "connect, or give",
+        ),
+        (
+            ValueError('Unknown split "train".\nShould be one of'),
+            DataError,
+            "check its id and split",
+        ),
         (None, DataError, "no field 'text'; set text_field"),
     ],
 )

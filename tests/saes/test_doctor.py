@@ -9,7 +9,7 @@ import torch
 
 from saesteer.errors import DataError, MismatchError, SiteError
 from saesteer.models.tokens import TokenRow
-from saesteer.saes.doctor import doctor, quick_explained_variance
+from saesteer.saes.doctor import doctor, quick_explained_variance, rows_for
 from saesteer.saes.loading import load_sae
 
 
@@ -143,9 +143,7 @@ def test_wrong_width_and_site_are_refused_before_the_model_runs(model, make_sae,
     with pytest.raises(MismatchError, match="48 dimensions"):
         doctor(model, load_sae(make_sae(d_in=48)), rows)
     with pytest.raises(SiteError, match="blocks 0 to 2"):
-        doctor(
-            model, load_sae(make_sae(metadata={"hook_name": "blocks.7.hook_resid_post"})), rows
-        )
+        doctor(model, load_sae(make_sae(metadata={"hook_name": "blocks.7.hook_resid_post"})), rows)
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -197,3 +195,15 @@ def test_other_sites_are_spliced_as_well(model, make_sae, rows, hook):
     assert report.explained_variance == pytest.approx(1, abs=1e-6)
     assert report.ce_spliced == pytest.approx(report.ce_clean, abs=1e-4)
     assert abs(report.ce_ablated - report.ce_clean) > 2e-4
+
+
+@pytest.mark.parametrize(("wanted", "first"), [(True, 0), (None, 0), (False, 9)])
+def test_texts_are_tokenised_as_the_sae_was_trained(model, make_sae, wanted, first):
+    sae = load_sae(make_sae(metadata={"prepend_bos": wanted}))
+    texts = ["w1 w2 w3 w4 w5 w6", "", "</s> </s>", "w7"]
+    rows = rows_for(model, sae, texts, context=4)
+    assert [row.ids[0] for row in rows] == [first, 0 if first == 0 else 15]
+    assert [len(row) for row in rows] == [4, 2 if first == 0 else 1]
+    assert rows[0].kept == ((False, True, True, True) if first == 0 else (True,) * 4)
+    longest = rows_for(model, sae, [" ".join(["w1"] * 500)], context=10**6)
+    assert len(longest[0]) == 96

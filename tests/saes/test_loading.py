@@ -20,7 +20,7 @@ KNOWN = [
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """What HF_HUB_OFFLINE=1 with an empty cache sets; the variable itself is read at import."""
-    import huggingface_hub.constants as constants
+    from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -49,18 +49,32 @@ def test_loaders_that_do_not_use_the_hub_library_need_the_network_too(monkeypatc
         load_sae("gpt2-small-res-jb:blocks.6.hook_resid_pre")
 
 
+def test_a_connection_that_breaks_off_inside_the_hub_library_needs_the_network(monkeypatch):
+    from huggingface_hub import errors
+    from sae_lens import SAE
+
+    class TransportError(Exception):
+        """As httpx names it."""
+
+    def refuse(*args: Any, **kwargs: Any):
+        try:
+            raise TransportError("[Errno -2] Name or service not known")
+        except TransportError as error:
+            raise errors.FileMetadataError("no metadata") from error
+
+    monkeypatch.setattr(SAE, "from_pretrained", refuse)
+    with pytest.raises(NetworkError, match="connect once"):
+        load_sae("somebody/her-sae:layer_1")
+
+
 def test_a_repository_without_the_file_is_not_called_a_network_fault(monkeypatch):
-    import httpx
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
     from sae_lens import SAE
 
     url = "https://example.org/somebody/her-sae/resolve/main/layer_1/cfg.json"
-    answer = httpx.Response(404, request=httpx.Request("GET", url))
 
     def refuse(*args: Any, **kwargs: Any):
-        raise RemoteEntryNotFoundError(
-            f"404 Client Error. Entry not found for {url}", response=answer
-        )
+        raise EntryNotFoundError(f"404 Client Error. Entry not found for {url}")
 
     monkeypatch.setattr(SAE, "from_pretrained", refuse)
     with pytest.raises(SaeError, match=r"cannot be loaded \(404.*check the release and id"):

@@ -174,6 +174,25 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(found[name], tensor), name
 
 
+def test_more_features_fire_at_first_and_k_at_the_end_also_after_a_break(
+    harvested, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(MODULE, "CHECKPOINT_EVERY_SHARDS", 1)
+    falling = {"k_start": 24, "k_steps": 60}
+    whole = train(harvested, tmp_path / "whole", **falling)
+    sae = load_sae(whole)
+    x = sparse_mixtures(500, seed=77)
+    assert int((sae.encode(x) != 0).sum(dim=1).max()) <= 4
+    assert explained_variance(x, sae.reconstruct(x)) > 0.5
+    with pytest.raises(KeyboardInterrupt):
+        train(harvested, tmp_path / "cut", progress=Breaking(30), **falling)
+    resumed = load_file(train(harvested, tmp_path / "cut", **falling) / "sae_weights.safetensors")
+    for name, tensor in load_file(whole / "sae_weights.safetensors").items():
+        assert torch.equal(resumed[name], tensor), name
+    with pytest.raises(SaeError, match=r"fall to k over 500 steps and the training has 120"):
+        train(harvested, tmp_path / "long", k_start=24, k_steps=500)
+
+
 def test_a_finished_run_is_not_trained_again(harvested, tmp_path, monkeypatch):
     first = train(harvested, tmp_path / "run")
     before = load_file(first / "sae_weights.safetensors")

@@ -1,0 +1,133 @@
+"""Both sides of pairs: the statement's tokens, pooled, and their difference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saesteer.activations import pool, read_pair_activations, read_rows
+from saesteer.data import ContrastivePair, PairSet
+from saesteer.errors import DataError, ModelError, SiteError
+from saesteer.models import Site, encode_statements
+
+SITE = Site(1)
+
+
+def pair_set(*pairs):
+    made = [
+        p if isinstance(p, ContrastivePair) else ContrastivePair(str(i), *p)
+        for i, p in enumerate(pairs)
+    ]
+    return PairSet("test", tuple(made), "python")
+
+
+PAIRS = pair_set(
+    ("I like helping people.", "I like ignoring people."),
+    ("I listen.", "I never listen to what they say about the weather today."),
+    ContrastivePair("own", "The dog", "The cat", prompt="What ran home?"),
+)
+
+
+def by_hand(model, reference, statement, prompt, layer=2):
+    """Return the statement's hidden states from Hugging Face, found from the end of the row."""
+    (row,) = encode_statements(model.tokenizer, [statement], prompt)
+    with torch.no_grad():
+        out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
+    length = len(model.tokenizer(statement, add_special_tokens=False)["input_ids"])
+    return out.hidden_states[layer][0, -length:]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_deltas_are_the_difference_of_pooled_statements(tiny_model, hf_model, pooling):
+    model, reference = tiny_model("llama"), hf_model("llama")
+    read = read_pair_activations(model, PAIRS, [SITE], request="Say it.", pooling=pooling)[SITE]
+    assert read.deltas.shape == (3, 32)
+    for index, pair in enumerate(PAIRS):
+        prompt = pair.prompt or "Say it."
+        sides = [by_hand(model, reference, s, prompt) for s in (pair.positive, pair.negative)]
+        means = [side.mean(0) if pooling == "mean" else side[-1] for side in sides]
+        torch.testing.assert_close(read.deltas[index], means[0] - means[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_residual_norm_is_the_mean_over_all_statement_tokens(tiny_model, hf_model):
+    model, reference = tiny_model("llama"), hf_model("llama")
+    read = read_pair_activations(model, PAIRS, [SITE], request="Say it.")[SITE]
+    norms = [
+        by_hand(model, reference, side, pair.prompt or "Say it.").norm(dim=1)
+        for pair in PAIRS
+        for side in (pair.positive, pair.negative)
+    ]
+    assert read.residual_norm == pytest.approx(float(torch.cat(norms).mean()), rel=1e-4)
+
+
+def test_every_site_is_read_with_its_name(tiny_model):
+    sites = [Site(2), Site(0, "hook_resid_pre")]
+    read = read_pair_activations(tiny_model("gpt2"), PAIRS, sites)
+    assert list(read) == sites
+    for site in sites:
+        assert read[site].site == site
+        assert read[site].positive.n_texts == read[site].negative.n_texts == 3
+
+
+def test_swapping_the_sides_turns_the_deltas_round(tiny_model):
+    model = tiny_model("llama")
+    turned = pair_set(*[(p.negative, p.positive) for p in PAIRS.pairs[:2]])
+    ahead = read_pair_activations(model, pair_set(*PAIRS.pairs[:2]), [SITE])[SITE].deltas
+    back = read_pair_activations(model, turned, [SITE])[SITE].deltas
+    torch.testing.assert_close(ahead, -back, rtol=1e-4, atol=1e-5)
+    assert ahead.norm() > 0.1
+
+
+def test_a_marked_span_alone_is_read(tiny_model):
+    model = tiny_model("llama")
+    pair = ContrastivePair(
+        "s", "I like cats a lot", "I like dogs a lot", positive_span="cats", negative_span="dogs"
+    )
+    read = read_pair_activations(model, pair_set(pair), [SITE], request="Say it.")[SITE]
+    (row,) = encode_statements(model.tokenizer, [pair.positive], "Say it.", spans=["cats"])
+    assert len(read.positive.values) == sum(row.kept)
+    whole = read_rows(model, encode_statements(model.tokenizer, [pair.positive], "Say it."), [SITE])
+    assert len(read.positive.values) < len(whole[SITE].values)
+    match = torch.cdist(read.positive.values, whole[SITE].values).min(1).values
+    assert match.max() < 1e-3
+
+
+def test_the_chat_template_and_bos_can_be_left_out(tiny_model):
+    model = tiny_model("llama")
+    shown = {
+        (chat, bos): read_pair_activations(
+            model, PAIRS, [SITE], request="Say it.", chat=chat, prepend_bos=bos
+        )[SITE].positive.values
+        for chat in (True, False)
+        for bos in (True, False)
+    }
+    plain, without = shown[False, True], shown[False, False]
+    # The template opens with BOS itself; a plain text loses it.
+    torch.testing.assert_close(shown[True, True], shown[True, False])
+    assert not torch.allclose(plain, without, atol=1e-2)
+    assert len(plain) == len(without)
+
+
+def test_no_pairs_is_a_sentence(tiny_model):
+    with pytest.raises(DataError, match=r"there are no texts to read"):
+        read_pair_activations(tiny_model("llama"), pair_set(), [SITE])
+
+
+def test_a_statement_longer_than_the_context_is_a_sentence(tiny_model):
+    pairs = pair_set(("I listen.", "word " * 300))
+    with pytest.raises(DataError, match=r"^statement 2 .*context of 192; shorten it\.$"):
+        read_pair_activations(tiny_model("gpt2"), pairs, [SITE])
+
+
+def test_an_unknown_site_and_a_lost_system_prompt_are_sentences(tiny_model):
+    with pytest.raises(SiteError, match=r"blocks 0 to 2"):
+        read_pair_activations(tiny_model("llama"), PAIRS, [Site(7)])
+    with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
+        read_pair_activations(
+            tiny_model("llama"), PAIRS, [SITE], request="Say it.", system="Be kind.", chat=False
+        )
+
+
+def test_pooling_here_is_pooling_there(tiny_model):
+    read = read_pair_activations(tiny_model("qwen3"), PAIRS, [SITE])[SITE]
+    assert torch.equal(read.deltas, pool(read.positive) - pool(read.negative))

@@ -1,0 +1,55 @@
+"""From tokens to one vector per text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.activations import Activations, mean_norm, pool
+from saesteer.errors import ConfigError
+from saesteer.models import Site
+
+LENGTHS = (3, 1, 5)
+
+
+@pytest.fixture
+def activations():
+    values = torch.randn(sum(LENGTHS), 4, generator=torch.Generator().manual_seed(0))
+    return Activations(values, torch.tensor([0, 3, 4, 9]), Site(0))
+
+
+def test_the_mean_and_the_last_token_by_hand(activations):
+    values = activations.values.numpy()
+    texts = np.split(values, [3, 4])
+    np.testing.assert_allclose(pool(activations), [t.mean(0) for t in texts], rtol=1e-5)
+    np.testing.assert_array_equal(pool(activations, "last"), [t[-1] for t in texts])
+
+
+def test_the_mean_norm_is_over_tokens_not_texts(activations):
+    wanted = np.linalg.norm(activations.values.numpy(), axis=1).mean()
+    assert mean_norm(activations) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ["mean", "last"])
+def test_half_precision_is_pooled_in_float32(how):
+    # In bfloat16 a sum of 1000 ones sticks at 256.
+    values = torch.ones(1000, 2, dtype=torch.bfloat16)
+    pooled = pool(Activations(values, torch.tensor([0, 1000]), Site(0)), how)
+    assert pooled.dtype == torch.float32
+    assert torch.equal(pooled, torch.ones(1, 2))
+
+
+def test_a_nan_stays_where_it_is(activations):
+    activations.values[3] = float("nan")
+    pooled = pool(activations)
+    assert torch.isnan(pooled[1]).all()
+    assert torch.isfinite(pooled[[0, 2]]).all()
+
+
+def test_an_unknown_way_to_pool_is_a_sentence(activations):
+    unknown: Any = "max"
+    with pytest.raises(ConfigError, match=r"pooling 'max' is unknown; use 'mean' or 'last'\."):
+        pool(activations, unknown)

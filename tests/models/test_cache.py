@@ -1,0 +1,95 @@
+"""A cache folder is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from saesteer.errors import ModelError, OutputError
+from saesteer.models.cache import build_once, cache_folder
+
+
+def write(text):
+    def build(draft):
+        (draft / "weights").write_text(text)
+
+    return build
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv("SAESTEER_CACHE", "~/models")
+    assert cache_folder() == Path.home() / "models"
+    monkeypatch.delenv("SAESTEER_CACHE")
+    assert cache_folder().name == "saesteer"
+
+
+def test_a_folder_is_built_once(tmp_path):
+    folder = tmp_path / "deep" / "model"
+    assert build_once(folder, write("first")) == folder
+    assert build_once(folder, write("second")) == folder
+    assert (folder / "weights").read_text() == "first"
+    assert os.listdir(folder.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [ModelError("it is broken."), KeyboardInterrupt(), ValueError()])
+def test_a_build_that_fails_leaves_nothing(tmp_path, error):
+    def build(draft):
+        (draft / "weights").write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        build_once(tmp_path / "model", build)
+    assert os.listdir(tmp_path) == []
+    build_once(tmp_path / "model", write("whole"))
+    assert (tmp_path / "model" / "weights").read_text() == "whole"
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path):
+    def build(draft):
+        (draft / "weights").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"\(No space left on device\); free some space or set"):
+        build_once(tmp_path / "model", build)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path):
+    # A file in the way stops also root, whom permissions do not.
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OutputError, match=r"cannot be written \(.+\); set SAESTEER_CACHE to"):
+        build_once(tmp_path / "cache" / "models" / "model", write("never"))
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_cache_is_a_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"):
+            build_once(tmp_path / "model", write("never"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_another_process_that_was_faster_wins(tmp_path):
+    folder = tmp_path / "model"
+
+    def build(draft):
+        write("mine")(draft)
+        folder.mkdir()
+        write("theirs")(folder)
+
+    assert build_once(folder, build) == folder
+    assert (folder / "weights").read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_others_can_read_what_was_built(tmp_path):
+    folder = build_once(tmp_path / "model", write("x"))
+    assert folder.stat().st_mode & 0o555 == 0o555

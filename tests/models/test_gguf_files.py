@@ -1,0 +1,200 @@
+"""GGUF files as dense folders, converted once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import ModelError, OutputError
+from saesteer.models import encode_texts, load_model, model_info, plain_model
+from saesteer.models import gguf_files as module
+from saesteer.models.gguf_files import converted_gguf, file_sha256
+from saesteer.models.tokens import pad_rows, padding_id
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SAESTEER_CACHE", str(folder))
+    return folder
+
+
+def interleaved(weight, heads):
+    # llama.cpp keeps the two halves of a rotated head side by side.
+    rows, width = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def gguf_names(weights):
+    """Yield each weight of the tiny Llama under llama.cpp's name for it."""
+    parts = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.v_proj": "attn_v",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    yield "token_embd.weight", weights["model.embed_tokens.weight"]
+    yield "output_norm.weight", weights["model.norm.weight"]
+    yield "output.weight", weights["lm_head.weight"]
+    for layer in range(3):
+        here = f"model.layers.{layer}."
+        for theirs, ours in parts.items():
+            yield f"blk.{layer}.{ours}.weight", weights[f"{here}{theirs}.weight"]
+        for name, heads in (("q", 4), ("k", 2)):
+            weight = weights[f"{here}self_attn.{name}_proj.weight"]
+            yield f"blk.{layer}.attn_{name}.weight", interleaved(weight, heads)
+
+
+def write_gguf(path, model, tokenizer):
+    from gguf import GGUFWriter, TokenType
+
+    writer = GGUFWriter(path, "llama")
+    config = model.config
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    special = set(tokenizer.all_special_tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocab)
+    writer.add_token_types(
+        [TokenType.CONTROL if token in special else TokenType.NORMAL for token in vocab]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in core["model"]["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_unk_token_id(tokenizer.unk_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    for name, weight in gguf_names(weights):
+        writer.add_tensor(name, np.ascontiguousarray(weight, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory, hf_model, tiny_tokenizer):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(path, hf_model("llama"), tiny_tokenizer())
+    return path
+
+
+def test_a_gguf_file_says_what_the_model_said_that_it_was_made_from(tiny_gguf, hf_model, cache):
+    model = load_model(tiny_gguf, device="cpu", dtype="float32")
+    texts = ["I like helping people.", "The cat"]
+    batch = pad_rows(encode_texts(model.tokenizer, texts), padding_id(model), side="right")
+    real = batch.attention_mask.bool()
+    with torch.no_grad():
+        wanted = hf_model("llama")(**batch.inputs).logits[real]
+        plain = plain_model(model)(**batch.inputs).logits[real]
+        bridge = model(batch.input_ids, attention_mask=batch.attention_mask)[real]
+    torch.testing.assert_close(plain, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bridge, wanted, rtol=1e-4, atol=1e-4)
+    assert model_info(model).source.kind == "gguf"
+
+
+def test_a_gguf_file_brings_its_tokenizer(tiny_gguf, tiny_tokenizer):
+    from saesteer.models import chat_prompt
+
+    model, wanted = load_model(tiny_gguf, device="cpu", dtype="float32"), tiny_tokenizer()
+    texts = ["I like helping people, and I always listen.", "naïve 🙂\n\n  x"]
+    assert encode_texts(model.tokenizer, texts) == encode_texts(wanted, texts)
+    assert chat_prompt(model.tokenizer, "Hello?") == chat_prompt(wanted, "Hello?")
+
+
+def test_a_file_is_converted_once_and_then_found_by_its_content(tiny_gguf, cache, monkeypatch):
+    first = converted_gguf(tiny_gguf, file_sha256(tiny_gguf))
+    assert (first / "model.safetensors").is_file()
+    digest = hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
+    assert json.loads((first / "saesteer.json").read_text())["sha256"] == digest
+    assert os.listdir(cache / "models") == [first.name]
+
+    def never(*args):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(module, "_convert", never)
+    assert converted_gguf(tiny_gguf) == first
+    by_file = load_model(tiny_gguf, device="cpu", dtype="float32")
+    by_folder = load_model(first, device="cpu", dtype="float32")
+    assert model_info(by_file).fingerprint == model_info(by_folder).fingerprint
+
+
+def test_another_digest_than_expected_is_a_sentence_and_nothing_is_converted(tiny_gguf, cache):
+    with pytest.raises(ModelError, match=r"has SHA-256 \w+\.\.\. where 0000.* is expected; reins"):
+        converted_gguf(tiny_gguf, "0" * 64)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF junk", b"\0" * 4096])
+def test_a_file_that_is_no_gguf_is_a_sentence_and_leaves_nothing(tmp_path, cache, content):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"broken\.gguf cannot be read as a GGUF") as caught:
+        load_model(file, device="cpu", dtype="float32")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(cache / "models") == []
+
+
+def test_a_cut_off_file_is_a_sentence_and_leaves_nothing(tiny_gguf, tmp_path, cache):
+    file = tmp_path / "cut.gguf"
+    file.write_bytes(tiny_gguf.read_bytes()[:-20_000])
+    with pytest.raises(ModelError, match=r"cut\.gguf cannot be read as a GGUF"):
+        load_model(file, device="cpu", dtype="float32")
+    assert os.listdir(cache / "models") == []
+
+
+def test_a_failed_write_is_a_sentence_and_leaves_nothing(tiny_gguf, cache, monkeypatch):
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    for error in (SafetensorError("I/O error: No space left"), OSError(28, "No space left")):
+
+        def full(self, folder, error=error):
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(OutputError, match=r"could not be filled \(.*No space left\); free"):
+            converted_gguf(tiny_gguf)
+        assert os.listdir(cache / "models") == []
+
+
+def test_without_the_package_gguf_the_way_out_is_named(tiny_gguf, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def needs_gguf(*args, **kwargs):
+        raise ImportError("Loading a GGUF checkpoint requires GGUF>=0.10.0")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", needs_gguf)
+    with pytest.raises(ModelError, match=r"needs the package gguf to be read; pip install 'gguf"):
+        converted_gguf(tiny_gguf)
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(tiny_gguf, cache):
+    cache.write_text("a file in the way")
+    with pytest.raises(OutputError, match=r"cannot be written .*set SAESTEER_CACHE"):
+        load_model(tiny_gguf, device="cpu", dtype="float32")
+
+
+def test_a_file_that_went_away_is_a_sentence(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot be read \(No such file or directory\); check"):
+        converted_gguf(tmp_path / "gone.gguf")
