@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from saesteer.errors import ConfigError
 
@@ -18,6 +26,15 @@ class Settings(BaseModel):
     """Base of every settings class: unknown fields are errors, numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        # YAML reads yes and on as true, and pydantic reads true as 1.
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"{str(value).lower()} is a yes or no; give a value of its own kind")
+        return value
 
 
 class ModelSettings(Settings):
@@ -66,6 +83,14 @@ class SelectionSettings(Settings):
     max_density: float | None = Field(default=None, gt=0, le=1)
     min_abs_score: float = Field(default=0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _firing_in_order(self) -> SelectionSettings:
+        if self.min_firing > self.max_firing:
+            raise ValueError(
+                f"min_firing ({self.min_firing}) is above max_firing ({self.max_firing}); lower it"
+            )
+        return self
+
 
 class ClusteringSettings(Settings):
     """How candidates are clustered and clusters kept; see `saesteer.cluster_features`."""
@@ -76,13 +101,24 @@ class ClusteringSettings(Settings):
     min_clusters: int = Field(default=2, ge=2)
     max_clusters: int | None = Field(default=None, ge=2)
     min_cluster_size: int = Field(default=2, ge=2)
-    min_separation: float = Field(default=0.6, ge=0, le=1)
+    min_separation: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> ClusteringSettings:
+        if self.n_clusters is not None and self.method == "hdbscan":
+            raise ValueError("hdbscan finds its own number of clusters; leave n_clusters out")
+        if self.max_clusters is not None and self.max_clusters < self.min_clusters:
+            raise ValueError(
+                f"max_clusters ({self.max_clusters}) is below min_clusters ({self.min_clusters}); "
+                "raise it"
+            )
+        return self
 
 
 class RegressionSettings(Settings):
     """How weights are fitted; see `saesteer.fit_weights`."""
 
-    method: str = "ridge"
+    method: str = "sign_tied"
     basis: Literal["decoder", "decoded"] = "decoder"
     ridge_alpha: float = Field(default=0.1, ge=0)
     lasso_alpha: float | None = Field(default=None, gt=0)
@@ -106,11 +142,18 @@ class EvaluationSettings(Settings):
 
     budget: float = Field(default=0.3, gt=0)
     random_directions: int = Field(default=20, ge=0)
-    multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+    multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"
     neutral: str = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
     max_pairs: int | None = Field(default=None, ge=1)
+
+    @field_validator("multiples")
+    @classmethod
+    def _no_multiple_twice(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < len(values):
+            raise ValueError(f"{values} names a multiple twice; name each once")
+        return values
 
 
 class CompletionSettings(Settings):
@@ -145,7 +188,7 @@ class RunConfig(Settings):
     regression: RegressionSettings = RegressionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     completions: CompletionSettings = CompletionSettings()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     folder: str = "runs"
 
     def digest(self, **inputs: str) -> str:
@@ -199,7 +242,8 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
         return kind.model_validate(data)
     except ValidationError as error:
         problems = error.errors()
-        first = problems[0]
+        # A misspelt field is also a missing one; the misspelling says more.
+        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         field = ".".join(str(part) for part in first["loc"]) or "settings"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         if first["type"] == "extra_forbidden":
@@ -208,6 +252,8 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
                 f"or remove it{more}."
             ) from None
         message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "model_type":
+            message = "needs fields of its own, each on a line 'name: value' below it"
         raise ConfigError(f"{place}: {field}: {message[:1].lower()}{message[1:]}{more}.") from None
 
 
@@ -232,14 +278,16 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
-        annotation = kind.model_fields[str(part)].annotation if part in kind.model_fields else None
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
         options = [annotation, *get_args(annotation)]
         inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not inner:
             return ""
         kind = inner[0]
     near = difflib.get_close_matches(str(location[-1]), kind.model_fields, n=1)
-    return f", did you mean {near[0]!r}?" if near else f" (known: {', '.join(kind.model_fields)})"
+    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(kind.model_fields)})"
 
 
 def _one_line(error: Exception) -> str:

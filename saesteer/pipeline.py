@@ -10,6 +10,7 @@ from typing import Any
 from saesteer.activations import PairActivations, read_pair_activations
 from saesteer.activations.storage import load_pair_activations, save_pair_activations
 from saesteer.config import RunConfig
+from saesteer.errors import MismatchError, OutputError, SteeringError
 from saesteer.evaluation import (
     DivergenceMeter,
     EqualCostComparison,
@@ -25,7 +26,7 @@ from saesteer.plan import Plan, plan_run, too_few
 from saesteer.progress import Progress
 from saesteer.report import propensity_data, propensity_figure
 from saesteer.steering import SteeringVector, generate
-from saesteer.tracking import RunFolder, environment_record, write_record
+from saesteer.tracking import RunFolder, environment_record, finite, write_record
 from saesteer.workbench import Workbench
 
 VECTOR = "vector.safetensors"
@@ -66,38 +67,57 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
     too_few(plan.split)
     folder = RunFolder(plan.folder)
     bench = Workbench(plan, progress)
-    _write_inputs(folder, plan)
-    timings: dict[str, float] = {}
-    for stage, work in (
-        ("activations", _activations_stage),
-        ("features", _features_stage),
-        ("evaluation", _evaluation_stage),
-        ("completions", _completions_stage),
-    ):
+    pending = pending_stages(folder)
+    start = time.perf_counter()
+    if STAGES[0] in pending:
+        bench.check()
+    if pending:
+        _write_inputs(folder.create(), plan)
+    works = (_activations_stage, _features_stage, _evaluation_stage, _completions_stage)
+    for stage, work in zip(STAGES, works, strict=True):
+        if stage in pending:
+            files = work(bench, folder)
+            seconds = round(time.perf_counter() - start, 2)
+            folder.write_json(f"stages/{stage}.json", {"seconds": seconds, "files": files})
         start = time.perf_counter()
-        if not folder.has(f"stages/{stage}.json"):
-            work(bench, folder)
-            timings[stage] = round(time.perf_counter() - start, 2)
-            folder.write_json(f"stages/{stage}.json", {"seconds": timings[stage]})
-    _write_metrics(folder)
-    _write_figure(folder, plan)
+    if pending or not folder.has("metrics.json"):
+        _write_metrics(folder, plan)
+    if pending or not folder.has("figure.html"):
+        _write_figure(folder, plan)
     return load_result(folder)
 
 
 def pending_stages(folder: RunFolder) -> list[str]:
-    """Return the stages that a run's folder does not hold yet."""
-    return [stage for stage in STAGES if not folder.has(f"stages/{stage}.json")]
+    """Return the stages that a run's folder does not hold yet, or not with all their files."""
+    return [stage for stage in STAGES if not _is_done(folder, stage)]
+
+
+def _is_done(folder: RunFolder, stage: str) -> bool:
+    marker = f"stages/{stage}.json"
+    record = folder.read_json(marker) if folder.has(marker) else None
+    files = record.get("files") if isinstance(record, dict) else None
+    return files is not None and all(map(folder.has, files))
 
 
 def load_result(folder: RunFolder) -> RunResult:
     """Read a finished run back from its folder."""
     return RunResult(
         folder=folder,
-        vector=SteeringVector.load(folder.path / VECTOR),
+        vector=_read_vector(folder),
         metrics=folder.read_json("metrics.json"),
         features=folder.read_json("features.json"),
         completions=folder.read_json("completions.json"),
     )
+
+
+def _read_vector(folder: RunFolder) -> SteeringVector:
+    try:
+        return SteeringVector.load(folder.path / VECTOR)
+    except SteeringError as error:
+        raise OutputError(
+            f"the run's vector is damaged or missing ({str(error).rstrip('.')}); delete it if it "
+            "is there, and run the same command again."
+        ) from error
 
 
 def _write_inputs(folder: RunFolder, plan: Plan) -> None:
@@ -112,7 +132,7 @@ def _write_inputs(folder: RunFolder, plan: Plan) -> None:
     write_record(folder, {**environment_record(), "pairs_sha256": plan.pairs.digest})
 
 
-def _activations_stage(bench: Workbench, folder: RunFolder) -> None:
+def _activations_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     config = bench.plan.config.reading
     sae, model = bench.sae, bench.model
     write_record(
@@ -123,12 +143,14 @@ def _activations_stage(bench: Workbench, folder: RunFolder) -> None:
             "dtype": str(model.cfg.dtype),
         },
     )
-    bench.progress.say("Reading activations at " + ", ".join({str(sae.site), str(sae.write_site)}))
+    sites = list(dict.fromkeys((sae.site, sae.write_site)))
+    bench.progress.say("Reading activations at " + ", ".join(map(str, sites)))
+    files = []
     for name in ("train", "validation"):
         read = read_pair_activations(
             model,
             getattr(bench.plan.split, name),
-            [sae.site, sae.write_site],
+            sites,
             request=config.request,
             chat=config.chat,
             system=config.system,
@@ -136,13 +158,14 @@ def _activations_stage(bench: Workbench, folder: RunFolder) -> None:
             pooling=config.positions,
         )
         for site, activations in read.items():
+            files.append(f"activations/{name}.{site}.safetensors")
             folder.write(
-                f"activations/{name}.{site}.safetensors",
-                lambda draft, kept=activations: save_pair_activations(kept, draft),
+                files[-1], lambda draft, kept=activations: save_pair_activations(kept, draft)
             )
+    return files
 
 
-def _features_stage(bench: Workbench, folder: RunFolder) -> None:
+def _features_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     config = bench.plan.config
     bench.progress.say("Encoding, selecting, clustering and fitting features")
     inputs = _method_inputs(bench, folder, with_codes=True)
@@ -155,8 +178,7 @@ def _features_stage(bench: Workbench, folder: RunFolder) -> None:
     table = feature_table(fit.selection, fit.clusters, fit.weights, inputs.descriptions)
     folder.write("features.parquet", table.to_parquet)
     folder.write_json("features.json", json.loads(str(table.to_json(orient="records"))))
-    folder.write_json(
-        "fit.json",
+    record = finite(
         {
             "candidates": fit.selection.n_candidates,
             "selected": len(fit.selection),
@@ -174,12 +196,14 @@ def _features_stage(bench: Workbench, folder: RunFolder) -> None:
             "details": {key: float(value) for key, value in fit.weights.details.items()},
         },
     )
+    folder.write_json("fit.json", record)
     fit.vector.save(folder.path / VECTOR)
+    return ["features.parquet", "features.json", "fit.json", VECTOR]
 
 
-def _evaluation_stage(bench: Workbench, folder: RunFolder) -> None:
+def _evaluation_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     settings = bench.plan.config.evaluation
-    vector = SteeringVector.load(folder.path / VECTOR)
+    vector = _read_vector(folder)
     inputs = _method_inputs(bench, folder, with_codes=False)
     vectors = [vector, DifferenceInMeans()(inputs)]
     vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
@@ -198,34 +222,55 @@ def _evaluation_stage(bench: Workbench, folder: RunFolder) -> None:
         budget=settings.budget,
         seed=bench.plan.config.seed,
     )
+    names = _result_names(settings.random_directions)
     start = 0.25
     with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
-        for number, candidate in enumerate(vectors):
-            name = f"evaluation/{number:02d}-{candidate.method}.json"
-            record = folder.once(
-                name, lambda v=candidate, s=start: comparison.measure(v, start=s).as_dict()
-            )
+        for name, candidate in zip(names, vectors, strict=True):
+            folder.once(name, lambda v=candidate, s=start: _record(comparison.measure(v, start=s)))
             if candidate.method == "random_direction":
                 # Random directions cost alike, so the last one's strength is a good first guess.
-                start = abs(VectorResult.from_dict(record).plus.strength)
+                start = abs(_read_result(folder, name).plus.strength)
             task.advance(1, candidate.name)
-    for number, candidate in enumerate(vectors[:2]):
-        record = folder.read_json(f"evaluation/{number:02d}-{candidate.method}.json")
-        result = VectorResult.from_dict(record)
+    curves = [f"evaluation/curve-{candidate.method}.json" for candidate in vectors[:2]]
+    for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
+        result = _read_result(folder, name)
         folder.once(
-            f"evaluation/curve-{candidate.method}.json",
-            lambda v=candidate, r=result: comparison.curve(v, r, settings.multiples),
+            curve,
+            lambda v=candidate, r=result: finite(comparison.curve(v, r, settings.multiples)),
         )
-    folder.write_json(
-        "evaluation/unsteered.json",
-        {"margin": float((comparison.unsteered[0] - comparison.unsteered[1]).mean())},
-    )
+    margin = float((comparison.unsteered[0] - comparison.unsteered[1]).mean())
+    folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
+    return [*names, *curves, "evaluation/unsteered.json"]
 
 
-def _completions_stage(bench: Workbench, folder: RunFolder) -> None:
+def _result_names(random_directions: int) -> list[str]:
+    methods = ["clustered_sae", "difference_in_means", *["random_direction"] * random_directions]
+    return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
+
+
+def _record(result: VectorResult) -> dict[str, Any]:
+    record = finite(result.as_dict())
+    effect = record["effect"]
+    # Half a result would be read as a whole one.
+    broken = effect is not None and None in effect.values()
+    return {**record, "effect": None if broken else effect}
+
+
+def _read_result(folder: RunFolder, name: str) -> VectorResult:
+    record = folder.read_json(name)
+    try:
+        return VectorResult.from_dict(record)
+    except (KeyError, TypeError) as error:
+        raise OutputError(
+            f"{folder.path / name} holds no result of a vector ({error!r}); delete it and run the "
+            "same command again."
+        ) from error
+
+
+def _completions_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     config = bench.plan.config
-    vector = SteeringVector.load(folder.path / VECTOR)
-    main = VectorResult.from_dict(folder.read_json("evaluation/00-clustered_sae.json"))
+    vector = _read_vector(folder)
+    main = _read_result(folder, _result_names(0)[0])
     records: list[dict[str, Any]] = []
     if bench.plan.questions:
         bench.progress.say("Generating completions")
@@ -240,11 +285,13 @@ def _completions_stage(bench: Workbench, folder: RunFolder) -> None:
             seed=config.seed,
         ).to_dicts()
     folder.write_json("completions.json", records)
+    return ["completions.json"]
 
 
 def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> MethodInputs:
     sae = bench.sae
     table = bench.table
+    _check_same_weights(bench, folder)
 
     def stored(name: str, site: object) -> PairActivations:
         return load_pair_activations(folder.path / f"activations/{name}.{site}.safetensors")
@@ -266,6 +313,17 @@ def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> 
     )
 
 
+def _check_same_weights(bench: Workbench, folder: RunFolder) -> None:
+    begun = folder.read_json("run.json")
+    weights = {"model": model_info(bench.model).fingerprint, "sae": bench.sae.fingerprint}
+    for what, fingerprint in weights.items():
+        if begun.get(f"{what}_fingerprint", fingerprint) != fingerprint:
+            raise MismatchError(
+                f"run folder {folder.path} was begun with other weights of the {what}; delete the "
+                "folder to begin anew, or put those weights back."
+            )
+
+
 def _descriptions(bench: Workbench) -> dict[int, str]:
     table = bench.table
     return {} if table is None else {i: table.describe(i) for i in range(bench.sae.d_sae)}
@@ -279,10 +337,9 @@ def _write_figure(folder: RunFolder, plan: Plan) -> None:
     folder.write("figure.html", lambda draft: figure.write_html(draft, include_plotlyjs=True))
 
 
-def _write_metrics(folder: RunFolder) -> None:
-    files = sorted((folder.path / "evaluation").glob("[0-9][0-9]-*.json"))
-    results = [VectorResult.from_dict(folder.read_json(f"evaluation/{f.name}")) for f in files]
-    main, means, null = results[0], results[1], results[2:]
+def _write_metrics(folder: RunFolder, plan: Plan) -> None:
+    names = _result_names(plan.config.evaluation.random_directions)
+    main, means, *null = [_read_result(folder, name) for name in names]
     curve = folder.read_json("evaluation/curve-clustered_sae.json")
     against = against_null(main, null)
     folder.write_json(
@@ -298,7 +355,7 @@ def _write_metrics(folder: RunFolder) -> None:
             "curve_difference_in_means": folder.read_json(
                 "evaluation/curve-difference_in_means.json"
             ),
-            "monotone": is_monotone(curve),
+            "monotone": all(row["margin"] is not None for row in curve) and is_monotone(curve),
             "seconds": {
                 stage: folder.read_json(f"stages/{stage}.json")["seconds"] for stage in STAGES
             },

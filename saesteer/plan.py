@@ -11,10 +11,11 @@ from pathlib import Path
 from saesteer.config import RunConfig
 from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questions, split_pairs
 from saesteer.data.answers import Answer
-from saesteer.errors import ConfigError, DataError
+from saesteer.errors import ConfigError, DataError, SaeError
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.sites import Site
 from saesteer.saes.loading import resolve_sae
+from saesteer.tracking import content_digest
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,17 @@ def plan_run(config: RunConfig) -> Plan:
     )
     answers = read_answers(config.evaluation.neutral)[: config.evaluation.neutral_answers]
     questions = read_questions(config.completions.questions)[: config.completions.n_questions]
-    digest = config.digest(pairs=pairs.digest, answers=str(answers), questions=str(questions))
+    model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
+    if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
+        raise SaeError(f"SAE {config.sae!r} is not at {sae}; install saesteer again, whole.")
+    digest = config.digest(
+        pairs=pairs.digest,
+        answers=str(answers),
+        questions=str(questions),
+        # Other weights under the same path are another run.
+        model=model.sha256 or ("" if model.kind == "hub" else content_digest(Path(model.location))),
+        sae=content_digest(sae) if isinstance(sae, Path) else ":".join(sae),
+    )
     folder = Path(config.folder) / f"{config.name}-{digest}"
     _check_writable(folder)
     return Plan(
@@ -85,8 +96,8 @@ def plan_run(config: RunConfig) -> Plan:
         held_out=held_out,
         answers=answers,
         questions=questions,
-        model=resolve_model(config.model.name),
-        sae=resolve_sae(config.sae),
+        model=model,
+        sae=sae,
         folder=folder,
     )
 
@@ -108,14 +119,25 @@ def _check_name(field: str, name: str, known: Iterable[str]) -> None:
     names = sorted(known)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}."
-        raise ConfigError(f"{field} {name!r} is unknown; {hint}")
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{field} {name!r} is unknown{hint}; choose one of {', '.join(names)}.")
 
 
 def _check_writable(folder: Path) -> None:
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = below = folder
+    # os.path, because a name that can be no path is then only not there.
+    while not os.path.exists(place) and place != place.parent:
+        place, below = place.parent, place
+    try:
+        os.stat(below)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"folder {str(folder)[:100]!r} cannot be used ({reason}); choose another with "
+            "--set folder=..."
+        ) from error
     if not place.is_dir():
         raise ConfigError(
             f"folder {folder}: {place} is a file; choose another with --set folder=..."

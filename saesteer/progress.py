@@ -31,7 +31,7 @@ class Task:
         self._start = self._last_line = time.monotonic()
         if self._console is not None and self._console.is_terminal:
             self._bar = RichProgress(
-                TextColumn("  {task.description:<28}"),
+                TextColumn("  {task.description:<28}", markup=False),
                 BarColumn(24),
                 MofNCompleteColumn(),
                 TextColumn(self._unit),
@@ -53,14 +53,15 @@ class Task:
             self._bar.update(task, advance=int(amount), description=name)
         elif self._console is not None and time.monotonic() - self._last_line > 30:
             self._last_line = time.monotonic()
-            self._console.print(f"  {self._line(note)}", highlight=False)
+            line = f"  {self._line(note)}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, note: str) -> str:
         elapsed = time.monotonic() - self._start
         share = self._done / self._total if self._total else 1.0
-        left = elapsed / share - elapsed if share else float("nan")
-        head = f"{self._name}: {self._done:,.0f} of {self._total:,.0f} {self._unit}"
-        return f"{head}, {elapsed:.0f} s, about {left:.0f} s left {note}".rstrip()
+        left = f", about {elapsed / share - elapsed:.0f} s left" if share else ""
+        head = f"{self._name}: {self._done:,.0f} of {self._total:,.0f} {self._unit}".rstrip()
+        return f"{head}, {elapsed:.0f} s{left} {note}".rstrip()
 
     def __exit__(
         self,
@@ -85,7 +86,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line."""
         if self._console is not None:
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def terminal_progress() -> Progress:

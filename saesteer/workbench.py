@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saesteer.errors import ConfigError
+from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
+from saesteer.evaluation.divergence import FEWEST_TOKENS
 from saesteer.models import Site, load_model
-from saesteer.models.tokens import encode_statements
+from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
 from saesteer.progress import Progress
 from saesteer.saes.adapter import LensSae, check_compatible
@@ -80,16 +81,71 @@ class Workbench:
         where = self.plan.sae
         if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
             return None
-        return load_feature_table(where / FEATURE_TABLE)
+        table = load_feature_table(where / FEATURE_TABLE)
+        if len(table) != self.sae.d_sae:
+            raise MismatchError(
+                f"feature table {table.source} lists {len(table)} features and the SAE beside it "
+                f"has {self.sae.d_sae}; remove the table or build it for this SAE."
+            )
+        return table
 
     @cached_property
     def neutral_rows(self) -> list[TokenRow]:
-        """The neutral answers as the assistant's words."""
+        """The neutral answers as the assistant's words.
+
+        Raises:
+            DataError: They are too long for the model, or too few to measure on.
+        """
         assert self.model.tokenizer is not None
-        return encode_statements(
+        rows = encode_statements(
             self.model.tokenizer,
             [answer.answer for answer in self.plan.answers],
             [answer.question for answer in self.plan.answers],
             chat=self.plan.config.reading.chat,
             max_length=int(self.model.cfg.n_ctx),
         )
+        tokens = sum(sum(row.kept) for row in rows)
+        if tokens < FEWEST_TOKENS:
+            raise DataError(
+                f"evaluation.neutral {self.plan.config.evaluation.neutral}: its first {len(rows)} "
+                f"answers have {tokens} tokens and KL needs at least {FEWEST_TOKENS}; give more "
+                "with evaluation.neutral_answers, or longer ones."
+            )
+        return rows
+
+    def check(self) -> None:
+        """Check, before anything is computed or written, all that later stages would stumble on.
+
+        Raises:
+            SaesteerError: Model and SAE do not belong together, or a text does not fit the model's
+                context.
+        """
+        config = self.plan.config
+        assert self.sae is not None
+        assert self.model.tokenizer is not None
+        held_out, context = self.plan.held_out, int(self.model.cfg.n_ctx)
+        prompts = [pair.prompt or config.evaluation.request for pair in held_out]
+        encode_statements(
+            self.model.tokenizer,
+            [*held_out.positives, *held_out.negatives],
+            [*prompts, *prompts],
+            chat=config.reading.chat,
+            max_length=context,
+        )
+        longest = config.completions.max_new_tokens
+        for number, question in enumerate(self.plan.questions, start=1):
+            length = self._prompt_length(question)
+            if length + longest > context:
+                raise SteeringError(
+                    f"question {number} ({question[:40]!r}) has {length} tokens, which with "
+                    f"completions.max_new_tokens {longest} is more than the model's context of "
+                    f"{context}; lower that or shorten the question."
+                )
+
+    def _prompt_length(self, question: str) -> int:
+        tokenizer = self.model.tokenizer
+        chat = self.plan.config.completions.chat
+        assert tokenizer is not None
+        if has_chat_template(tokenizer) if chat == "auto" else chat:
+            question = chat_prompt(tokenizer, question)
+        return len(encode_texts(tokenizer, [question])[0])

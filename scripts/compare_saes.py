@@ -1,6 +1,6 @@
 """Which SAE, or which site, steers better: the same pairs through each, side by side.
 
-    python scripts/compare_saes.py runs/sae/A/sae runs/sae/B/sae --pairs agreeableness optimism
+python scripts/compare_saes.py runs/sae/A/sae runs/sae/B/sae --pairs agreeableness optimism
 """
 
 from __future__ import annotations

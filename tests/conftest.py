@@ -217,3 +217,74 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here: it lies beside the project's own checkout only")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mirror_sae(tmp_path_factory) -> Callable[..., Path]:
+    """Return a function that writes an SAE that gives back what it gets: x = relu(x) - relu(-x).
+
+    32 wide, 64 features, at block 1's output unless said otherwise.
+    """
+
+    def make(*, site: str = "blocks.1.hook_resid_post", d_in: int = 32, gain: float = 1.0) -> Path:
+        from sae_lens import StandardSAE, StandardSAEConfig
+        from sae_lens.saes.sae import SAEMetadata
+
+        facts = SAEMetadata(hook_name=site, model_name="tiny", prepend_bos=None)
+        sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, metadata=facts))
+        both = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
+        with torch.no_grad():
+            sae.W_enc.copy_(both.T)
+            sae.W_dec.copy_(both * gain)
+        folder = tmp_path_factory.mktemp("sae")
+        sae.save_model(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory, tiny_model_folder, mirror_sae) -> Callable[..., dict[str, Any]]:
+    """Return a function that gives a run's settings: seconds on a tiny model.
+
+    `tiny_settings("llama", chat=True, sae=None)`; the SAE is a mirror if None. 24 pairs of made-up
+    words, two random directions; its `folder` is a new one each time.
+    """
+    import json
+
+    import numpy as np
+
+    data = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+
+    def words(n: int) -> str:
+        return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 5)) for _ in range(n))
+
+    def write(name: str, records: list[dict[str, str]]) -> str:
+        (data / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+        return str(data / name)
+
+    sides = [{"positive": f"glad {words(3)}", "negative": f"grim {words(3)}"} for _ in range(24)]
+    answers = [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
+    files = {
+        "pairs": write("pairs.jsonl", sides),
+        "neutral": write("answers.jsonl", answers),
+        "questions": write("questions.jsonl", [{"question": "Why?"}, {"question": "Who are you?"}]),
+    }
+    default_sae = cache(mirror_sae)
+
+    def make(arch: str, *, chat: bool = True, sae: Path | None = None) -> dict[str, Any]:
+        return {
+            "name": "tiny",
+            "model": {"name": str(tiny_model_folder(arch, chat)), "dtype": "float32"}
+            | {"device": "cpu"},
+            "sae": str(sae or default_sae()),
+            "pairs": {"source": files["pairs"]},
+            "selection": {"max_firing": 1.0},
+            "evaluation": {"budget": 0.05, "random_directions": 2, "multiples": [-1, 0, 1]}
+            | {"neutral": files["neutral"]},
+            "completions": {"questions": files["questions"], "max_new_tokens": 4},
+            "folder": str(tmp_path_factory.mktemp("runs")),
+        }
+
+    return make

@@ -15,8 +15,8 @@ def doctor_command(
     text: Annotated[
         Path | None, typer.Option(help="A .txt, .jsonl or .jsonl.gz file; bundled prose if none.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="The most texts to measure on.")] = 60,
-    context: Annotated[int, typer.Option(help="The most tokens of each text.")] = 256,
+    limit: Annotated[int, typer.Option(min=1, help="The most texts to measure on.")] = 60,
+    context: Annotated[int, typer.Option(min=2, help="The most tokens of each text.")] = 256,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -28,15 +28,18 @@ def doctor_command(
     from saesteer.progress import terminal_progress
     from saesteer.saes.doctor import doctor, rows_for
     from saesteer.saes.loading import load_sae, resolve_sae
+    from saesteer.tracking import finite
 
     texts = list(read_texts(text or datasets_folder() / "prose.jsonl", limit=limit))
     resolve_model(model)
     resolve_sae(sae)
+    progress = terminal_progress()
+    progress.say(f"Loading SAE {sae} and model {model} ...")
     loaded = load_sae(sae)
     bridge = load_model(model, dtype=dtype)
     rows = rows_for(bridge, loaded, texts, context=context)
-    report = doctor(bridge, loaded, rows, progress=terminal_progress())
+    report = doctor(bridge, loaded, rows, progress=progress)
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
+        typer.echo(json.dumps(finite(report.as_dict()), indent=2))
     else:
         show_doctor(report, sae, model, str(loaded.site))

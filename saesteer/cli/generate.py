@@ -21,18 +21,19 @@ def generate_command(
     model: Annotated[
         str | None, typer.Option(help="The model; the one of the vector if left out.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 for the likeliest token.")] = 0.0,
-    samples: Annotated[int, typer.Option(help="Completions for each strength.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Completions for each strength.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the sampling.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="No chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Generate with a vector at several strengths side by side; one row streams."""
-    from saesteer.cli.show import console, heading
+    from saesteer.cli.show import show_completions
     from saesteer.errors import SteeringError
-    from saesteer.steering import SteeringVector, parse
+    from saesteer.progress import terminal_progress
+    from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.strength import check_unit
 
     strengths = [parse(text) for text in strength or (["0.2"] if vector else ["0"])]
@@ -40,10 +41,21 @@ def generate_command(
     steering = SteeringVector.load(vector) if vector is not None else None
     if steering is None and any(strengths):
         raise SteeringError("a strength needs a vector; give --vector RUN, or --strength 0.")
+    if steering is not None:
+        for value in strengths:
+            to_raw(value, known, steering)
+    if not all(prompt.strip() for prompt in prompts):
+        raise SteeringError("a prompt is empty; give it at least one word.")
+    if samples > 1 and temperature == 0.0:
+        raise SteeringError(
+            f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
+        )
     from saesteer.models import load_model
     from saesteer.steering import generate
 
-    bridge = load_model(model or (steering.model if steering else "smollm2"), dtype=dtype)
+    name = model or (steering.model if steering else "smollm2")
+    terminal_progress().say(f"Loading model {name} ...")
+    bridge = load_model(name, dtype=dtype)
     single = len(prompts) == len(strengths) == samples == 1
     on_token = _print_piece if single else None
     result = generate(
@@ -63,10 +75,7 @@ def generate_command(
     if single:
         typer.echo()
         return
-    out = console()
-    for record in result.records:
-        heading(out, f"strength {record.strength:+.2f} {record.unit}: {record.prompt}")
-        out.print(record.text.strip(), markup=False, highlight=False)
+    show_completions(result.to_dicts())
 
 
 def _print_piece(piece: str) -> None:

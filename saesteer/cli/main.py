@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from saesteer.cli import doctor, generate, run, sae, vector
 from saesteer.errors import SaesteerError
 
+
+class _Stopped(Exception):
+    """Ctrl-C, which typer would otherwise answer in its own words, or not at all."""
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped from error
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,13 +40,25 @@ app.add_typer(sae.app, name="sae")
 app.add_typer(vector.app, name="vector")
 
 
-@app.callback()
-def _root(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from saesteer import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    # Eager, so that it needs no command behind it.
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -41,11 +69,11 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _quiet_libraries()
     try:
-        app()
+        app(prog_name="saesteer")
     except SaesteerError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (_Stopped, KeyboardInterrupt):
         typer.echo("\nstopped; run the same command again to go on where it stopped.", err=True)
         sys.exit(130)
 

@@ -47,7 +47,7 @@ def run_command(
 
 def features_command(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    top: Annotated[int, typer.Option(help="How many features to show.")] = 32,
+    top: Annotated[int, typer.Option(min=0, help="How many features to show.")] = 32,
 ) -> None:
     """Show the features of a run's vector."""
     from saesteer.cli.show import show_features
@@ -56,4 +56,11 @@ def features_command(
 
     if not (folder / "features.json").is_file():
         raise OutputError(f"{folder} holds no features.json; give the folder of a finished run.")
-    show_features(RunFolder(folder).read_json("features.json"), top)
+    features = RunFolder(folder).read_json("features.json")
+    try:
+        show_features(features, top)
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(
+            f"{folder / 'features.json'} holds no features of a run ({error!r}); delete it and "
+            "run saesteer run again."
+        ) from error

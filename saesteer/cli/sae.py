@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -36,5 +37,7 @@ def train_command(
     report = finish_sae(trained, settings, progress)
     show_doctor(report, str(trained.folder), settings.model, settings.site)
     out = console()
-    out.print(f"\nThe SAE, its card and its feature table are in {trained.folder}", highlight=False)
-    out.print(f"Next: saesteer run configs/agreeableness.yaml --set sae={trained.folder}")
+    where = trained.folder
+    out.print(f"\nThe SAE, its card and its feature table are in {where}", soft_wrap=True)
+    command = f"Next: saesteer run configs/agreeableness.yaml --set {shlex.quote(f'sae={where}')}"
+    out.print(command, soft_wrap=True)

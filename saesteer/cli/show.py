@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,23 +16,35 @@ if TYPE_CHECKING:
     from saesteer.pipeline import RunResult
     from saesteer.plan import Plan
     from saesteer.saes.doctor import DoctorReport
+    from saesteer.steering import SteeringVector
 
 WIDTH = 100
+MOST_COLUMNS = 3
 
 
 def console() -> Console:
-    """Return a console on standard output, at most 100 columns wide."""
+    """Return a console on standard output, at most 100 columns wide, that prints what it gets."""
     found = Console()
-    return Console(width=min(found.width, WIDTH) if found.is_terminal else WIDTH)
+    width = min(found.width, WIDTH) if found.is_terminal else WIDTH
+    # Paths and descriptions hold brackets, which are no markup.
+    return Console(width=width, markup=False, highlight=False)
 
 
 def table(*columns: str | tuple[str, str]) -> Table:
-    """Return an empty table; a column is a name, or a name and "right"."""
+    """Return an empty table; a column is a name, or a name and "right" for numbers on one line."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
     for column in columns:
         name, side = (column, "left") if isinstance(column, str) else column
-        made.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
+        if side == "right":
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     return made
+
+
+def number(value: float | None, form: str) -> str:
+    """Return a number in a format, or "none" where it could not be computed."""
+    return "none" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def heading(out: Console, text: str) -> None:
@@ -41,11 +55,12 @@ def heading(out: Console, text: str) -> None:
 
 def show_plan(plan: Plan) -> None:
     """Print what a run would do."""
-    from saesteer.pipeline import STAGES
+    from saesteer.pipeline import STAGES, pending_stages
+    from saesteer.tracking import RunFolder
 
     out = console()
     split = plan.split
-    done = [s for s in STAGES if (plan.folder / "stages" / f"{s}.json").is_file()]
+    to_do = pending_stages(RunFolder(plan.folder))
     rows = {
         "pairs": f"{len(plan.pairs)} of {plan.pairs.source}: {len(split.train)} to train, "
         f"{len(split.validation)} to validate, {len(split.test)} to test",
@@ -56,14 +71,47 @@ def show_plan(plan: Plan) -> None:
         "evaluation": f"{len(plan.held_out)} held-out pairs at KL {plan.config.evaluation.budget}, "
         f"{plan.config.evaluation.random_directions} random directions",
         "folder": str(plan.folder),
-        "stages": ", ".join(f"{s} ({'done' if s in done else 'to do'})" for s in STAGES),
+        "stages": ", ".join(f"{s} ({'to do' if s in to_do else 'done'})" for s in STAGES),
     }
+    _show_fields(out, rows)
+    out.print("Nothing was loaded or written.")
+
+
+def show_vector(vector: SteeringVector, top: int = 32) -> None:
+    """Print where a vector belongs, how long it is and what it is made of."""
+    out = console()
+    lengths = {"residual norm": vector.residual_norm, "length at max_act": vector.max_act}
+    rows = {
+        "name": f"{vector.name} ({vector.method})",
+        "site": str(vector.site),
+        "model": f"{vector.model}, {vector.d_model} wide",
+        "SAE": vector.sae or "none",
+        "norm": f"{vector.norm:.4g}",
+        **{name: "unknown" if value is None else f"{value:.4g}" for name, value in lengths.items()},
+        "read at": vector.read_positions,
+        "written at": vector.positions,
+        "features": str(len(vector.features)),
+    }
+    _show_fields(out, rows)
+    if not vector.features:
+        return
+    made = table(("feature", "right"), ("weight", "right"), ("cluster", "right"), "description")
+    for feature in vector.features[:top]:
+        cluster = "" if feature.cluster is None else str(feature.cluster)
+        text = Text(feature.description or "")
+        made.add_row(str(feature.index), f"{feature.weight:+.3f}", cluster, text)
+    out.print()
+    out.print(made)
+    if len(vector.features) > top:
+        out.print(f"... and {len(vector.features) - top} more")
+
+
+def _show_fields(out: Console, rows: Mapping[str, str]) -> None:
     made = table("", "")
     made.show_header = False
     for name, value in rows.items():
         made.add_row(name, Text(value))
     out.print(made)
-    out.print("Nothing was loaded or written.")
 
 
 def show_features(features: Sequence[dict[str, Any]], top: int = 16) -> None:
@@ -97,20 +145,19 @@ def show_result(plan: Plan, result: RunResult) -> None:
     """Print a finished run: features, fit, completions, shift, and where everything is."""
     out = console()
     _show_fit(out, result)
-    _show_completions(out, result)
+    show_completions(result.completions, out)
     _show_shift(out, plan, result)
     seconds = sum(result.metrics["seconds"].values())
+    # Paths and commands are for copying, so they are never broken over lines.
     out.print()
-    out.print(
-        f"Computed in {seconds:.0f} s. Everything is in {result.folder.path}", highlight=False
-    )
-    out.print("Next: steer with it yourself,", highlight=False)
-    strength = result.metrics["vector"]["plus"]["strength"]
+    out.print(f"Computed in {seconds:.0f} s. Everything is in {result.folder.path}", soft_wrap=True)
+    out.print("Next: steer with it yourself,")
+    plus, minus = (result.metrics["vector"][side]["strength"] for side in ("plus", "minus"))
     command = (
-        f"  saesteer generate --vector {result.folder.path} --strength {-strength:.2f} "
-        f'--strength 0 --strength {strength:.2f} "How was your day?"'
+        f"  saesteer generate --vector {shlex.quote(str(result.folder.path))} "
+        f'--strength {minus:.2g} --strength 0 --strength {plus:.2g} "How was your day?"'
     )
-    out.print(Text(command), soft_wrap=True)
+    out.print(command, soft_wrap=True)
 
 
 def _show_fit(out: Console, result: RunResult) -> None:
@@ -119,25 +166,48 @@ def _show_fit(out: Console, result: RunResult) -> None:
     show_features(result.features)
     out.print(
         f"{fit['candidates']} candidates, {fit['selected']} selected, {fit['clusters_kept']} of "
-        f"{fit['clusters']} clusters kept; {fit['regression']} weights: R2 {fit['r2_mean']:.3f} of "
-        f"the mean delta ({fit['r2']:.3f} over single pairs), cosine "
-        f"{fit['cosine_to_mean_delta']:.3f}.",
-        highlight=False,
+        f"{fit['clusters']} clusters kept; {fit['regression']} weights: R2 "
+        f"{number(fit['r2_mean'], '.3f')} of the mean delta ({number(fit['r2'], '.3f')} over "
+        f"single pairs), cosine {number(fit['cosine_to_mean_delta'], '.3f')}."
     )
     if fit["cluster_note"]:
         out.print(fit["cluster_note"])
 
 
-def _show_completions(out: Console, result: RunResult) -> None:
-    prompts = dict.fromkeys(record["prompt"] for record in result.completions)
-    for prompt in prompts:
-        records = [r for r in result.completions if r["prompt"] == prompt]
+def show_completions(records: Sequence[Mapping[str, Any]], out: Console | None = None) -> None:
+    """Print completions by prompt, up to three strengths side by side, more below each other.
+
+    Args:
+        records: As `GenerationResult.to_dicts` gives them.
+        out: Where to print; standard output if None.
+    """
+    out = out or console()
+    for prompt in dict.fromkeys(record["prompt"] for record in records):
+        own = [record for record in records if record["prompt"] == prompt]
+        strengths = list(dict.fromkeys(record["strength"] for record in own))
         heading(out, f"“{prompt}”")
+        if len(strengths) > MOST_COLUMNS:
+            _show_stacked(out, own)
+            continue
         made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for record in records:
-            made.add_column(f"strength {record['strength']:+.2f}", ratio=1, overflow="fold")
-        made.add_row(*(Text(" ".join(record["text"].split())) for record in records))
+        for strength in strengths:
+            made.add_column(_strength(strength, own[0]["unit"]), ratio=1, overflow="fold")
+        # Strengths are innermost: each sample is one row of the table.
+        for first in range(0, len(own), len(strengths)):
+            row = own[first : first + len(strengths)]
+            made.add_row(*(Text(" ".join(record["text"].split())) for record in row))
         out.print(made)
+
+
+def _show_stacked(out: Console, records: Sequence[Mapping[str, Any]]) -> None:
+    for record in records:
+        out.print(Text(_strength(record["strength"], record["unit"]), style="dim"))
+        out.print(Text(" ".join(record["text"].split())))
+
+
+def _strength(strength: float, unit: str) -> str:
+    amount = f"{strength:+.3g}" if strength else "0"
+    return f"strength {amount}" + ("" if unit == "norm" else f" {unit}")
 
 
 def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
@@ -154,47 +224,46 @@ def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
         ("KL -/+", "right"),
         ("effect E", "right"),
         ("95% over pairs", "right"),
-        ("pairs moved", "right"),
+        ("moved", "right"),
         ("common", "right"),
     )
-    for name, key in (("SAE features", "vector"), ("difference in means", "difference_in_means")):
+    for name, key in (("SAE features", "vector"), ("diff. in means", "difference_in_means")):
         made.add_row(name, *_shift_cells(metrics[key]))
     null = metrics["null"]
     if null is not None:
-        made.add_row(
-            f"{null['n']} random directions", "", "", f"|E| <= {null['largest']:.3f}", "", "", ""
-        )
+        made.add_row(f"{null['n']} random", "", "", f"|E| <= {null['largest']:.3f}", "", "", "")
     out.print(made)
     out.print(
-        "E: how far the margin between matching and non-matching statements moves, nats/token"
+        "E: how far the margin between matching and non-matching statements moves, nats per token; "
+        "moved: share of the pairs that move that way; common: what moves both statements alike"
     )
     if null is not None:
         verdict = "beyond all of" if null["beyond_all"] else "NOT beyond all of"
         out.print(
             f"SAE features are {verdict} {null['reached']} random directions at the same KL "
-            f"(p = {null['p_value']:.3f}).",
-            highlight=False,
+            f"(p = {null['p_value']:.3f})."
         )
-    curve = metrics["curve"]
-    steps = "  ".join(f"{row['strength']:+.2f}: {row['margin']:+.3f}" for row in curve)
+    steps = "  ".join(
+        f"{row['strength']:+.2f}: {number(row['margin'], '+.3f')}" for row in metrics["curve"]
+    )
     word = "monotone" if metrics["monotone"] else "NOT monotone"
-    out.print(f"Margin by strength ({word}): {steps}", highlight=False)
+    out.print(f"Margin by strength ({word}): {steps}")
 
 
 def _shift_cells(record: dict[str, Any]) -> list[str]:
     plus, minus, effect = record["plus"], record["minus"], record["effect"]
     cells = [
         f"{minus['strength']:+.2f} {plus['strength']:+.2f}",
-        f"{minus['kl']:.2f} {plus['kl']:.2f}",
+        f"{number(minus['kl'], '.2f')} {number(plus['kl'], '.2f')}",
     ]
     if effect is None:
-        return [*cells, "budget not reached", "", "", ""]
+        return [*cells, "KL not reached", "", "", ""]
     return [
         *cells,
-        f"{effect['effect']:+.3f}",
-        f"{effect['low']:+.3f} to {effect['high']:+.3f}",
-        f"{effect['moved_share']:.0%}",
-        f"{effect['common_shift']:+.2f}",
+        number(effect["effect"], "+.3f"),
+        f"{number(effect['low'], '+.3f')} to {number(effect['high'], '+.3f')}",
+        number(effect["moved_share"], ".0%"),
+        number(effect["common_shift"], "+.2f"),
     ]
 
 
@@ -206,7 +275,7 @@ def show_doctor(report: DoctorReport, sae: str, model: str, site: str) -> None:
     for name, value, meaning in (
         ("explained variance", f"{report.explained_variance:.3f}", "1 is a perfect reconstruction"),
         ("L0", f"{report.l0:.1f}", "features that fire on a token"),
-        ("CE recovered", f"{report.ce_score:.3f}", "share of the loss that ablation costs"),
+        ("CE recovered", number(report.ce_score, ".3f"), "share of the loss that ablation costs"),
         (
             "loss",
             f"{report.ce_clean:.3f} / {report.ce_spliced:.3f} / {report.ce_ablated:.3f}",

@@ -12,17 +12,15 @@ Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safeten
 
 
 @app.command("show")
-def show_command(source: Source) -> None:
+def show_command(
+    source: Source,
+    top: Annotated[int, typer.Option(min=0, help="How many features to show.")] = 32,
+) -> None:
     """Show where a vector belongs and what it is made of."""
-    from saesteer.cli.show import console
+    from saesteer.cli.show import show_vector
     from saesteer.steering import SteeringVector
 
-    vector = SteeringVector.load(source)
-    out = console()
-    out.print(repr(vector), markup=False, highlight=False)
-    for feature in vector.features:
-        text = f"  {feature.index:>7} {feature.weight:+9.3f}  {feature.description or ''}"
-        out.print(text, markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
+    show_vector(SteeringVector.load(source), top)
 
 
 @app.command("export")
@@ -66,12 +64,18 @@ def combine_command(
     """Add scaled vectors of one site."""
     from functools import reduce
 
+    from saesteer.errors import SteeringError
     from saesteer.steering import SteeringVector, parse
 
     scaled = []
     for source in sources:
         path, star, factor = source.rpartition("*")
-        chosen = (path, parse(factor)) if star else (source, 1.0)
+        try:
+            chosen = (path, parse(factor)) if star else (source, 1.0)
+        except SteeringError:
+            raise SteeringError(
+                f"{source!r}: {factor!r} is no finite number; write PATH or PATH*FACTOR."
+            ) from None
         scaled.append(SteeringVector.load(chosen[0]).scaled(chosen[1]))
     combined = reduce(lambda a, b: a + b, scaled)
     typer.echo(f"wrote {combined.save(target)}")

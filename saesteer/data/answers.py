@@ -41,7 +41,8 @@ def read_answers(source: str | Path) -> tuple[Answer, ...]:
 def _answer(record: Record) -> Answer:
     fields = record.fields()
     check_known_fields([str(field) for field in fields], FIELDS, record.place)
-    optional_text(fields, "id", record.place)
+    if not isinstance(fields.get("id"), int):
+        optional_text(fields, "id", record.place)
     return Answer(
         required_text(fields, "question", record.place),
         required_text(fields, "answer", record.place),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from saesteer.errors import OutputError
@@ -35,7 +37,9 @@ def finish_sae(
     _round_weights(folder)
     sae = load_sae(folder)
     report = doctor(trained.model, sae, trained.corpus.held_out[:HELD_OUT_ROWS], progress=progress)
-    _write(folder / "metrics.json", json.dumps(report.as_dict(), indent=2) + "\n")
+    # JSON has no word for NaN, which a model that ignores the site leaves in ce_score.
+    figures = {k: v if math.isfinite(v) else None for k, v in report.as_dict().items()}
+    _write(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
     _write(folder / "README.md", sae_card(config, report, trained.corpus.train_tokens))
     rows = trained.corpus.train[:TABLE_ROWS]
     table = build_feature_table(trained.model, sae, rows, progress=progress)
@@ -65,7 +69,8 @@ and losses by `saesteer sae train`; bfloat16 weights in sae_lens's layout.
 ## Settings
 Adam at {config.learning_rate:g} (warm-up {config.warmup_steps} steps, cosine decay to zero),
 {config.batch} tokens a step, bfloat16 autocast {"on" if config.autocast else "off"}, auxiliary loss
-for features that have not fired for {config.dead_after:,} tokens, seed {config.seed}.
+(weight {config.dead_weight:g}) for features that have not fired for {config.dead_after:,} tokens, \
+{_falling(config)}seed {config.seed}.
 
 ## Held-out metrics (`saesteer doctor`, {report.n_tokens:,} tokens)
 | measure | value |
@@ -80,24 +85,42 @@ for features that have not fired for {config.dead_after:,} tokens, seed {config.
 """
 
 
+def _falling(config: SaeTrainingConfig) -> str:
+    if config.k_start is None or config.k_start <= config.k:
+        return ""
+    return f"k falling from {config.k_start} over {config.k_steps} steps,\n"
+
+
 def _round_weights(folder: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     path = folder / "sae_weights.safetensors"
     weights = {name: t.to(torch.bfloat16) for name, t in load_file(path).items()}
     draft = folder / ".sae_weights.draft"
-    save_file(weights, draft)
-    os.replace(draft, path)
+    try:
+        save_file(weights, draft)
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path} cannot be written ({error}); free some space and run again."
+        ) from error
     config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     config.update(dtype="bfloat16", device="cpu")
     _write(folder / "cfg.json", json.dumps(config, indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.draft")
     try:
-        path.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
     except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise OutputError(
             f"{path} cannot be written ({error.strerror}); free some space and run again."
         ) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saesteer.errors import OutputError
 from saesteer.models import load_model, model_info
 from saesteer.models.sites import Site, check_site
 from saesteer.progress import Progress
@@ -65,8 +66,17 @@ def train_sae(config: SaeTrainingConfig, progress: Progress | None = None) -> Tr
         device=model_info(model).plain.device,
         progress=progress,
     )
-    (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    _write_settings(folder / "config.json", config)
     return TrainedSae(out, corpus, model)
+
+
+def _write_settings(path: Path, config: SaeTrainingConfig) -> None:
+    try:
+        path.write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}); free some space and run again."
+        ) from error
 
 
 def harvest_corpus(

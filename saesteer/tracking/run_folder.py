@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,28 +31,37 @@ class RunFolder:
     """The files of one run; each is written whole or not at all.
 
     Args:
-        path: The folder; made if it is not there.
-
-    Raises:
-        OutputError: The folder cannot be written.
+        path: The folder; made by `create` or by the first file written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def create(self) -> RunFolder:
+        """Make the folder, and remove what runs killed while writing have left in it.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".probe-{os.getpid()}"
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
             probe.write_text("")
             probe.unlink()
-        except OSError as error:
+            for draft in self.path.rglob(".*-*"):
+                if draft.is_file() and not _is_running(draft.name):
+                    draft.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"the run folder {path} cannot be written ({error.strerror}); choose another with "
+                f"the run folder {self.path} cannot be written ({reason}); choose another with "
                 "--set folder=..."
             ) from error
+        return self
 
     def has(self, name: str) -> bool:
         """Return whether a file is there."""
-        return (self.path / name).is_file()
+        return os.path.isfile(self.path / name)
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Write a file through `write`, which is given a draft beside it.
@@ -70,12 +81,23 @@ class RunFolder:
                 "folder, and run the same command again to go on."
             ) from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
         return target
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write a value as JSON."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        """Write a value as JSON.
+
+        Raises:
+            OutputError: It holds NaN, infinity or something that JSON has no word for, or the file
+                cannot be written.
+        """
+        try:
+            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise OutputError(
+                f"{self.path / name} cannot be written as JSON ({error}); see `finite`."
+            ) from error
         return self.write(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
 
     def read_json(self, name: str) -> Any:
@@ -88,7 +110,8 @@ class RunFolder:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(
-                f"{self.path / name} cannot be read ({error}); delete it and run again."
+                f"{self.path / name} is damaged or missing ({error}); delete it if it is there, "
+                "and run the same command again."
             ) from error
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -96,6 +119,15 @@ class RunFolder:
         if not self.has(name):
             self.write_json(name, compute())
         return self.read_json(name)
+
+
+def finite(value: Any) -> Any:
+    """Return a value with null for every NaN and infinity in it, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment_record() -> dict[str, Any]:
@@ -124,11 +156,27 @@ def write_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
     )
 
 
+def _is_running(draft: str) -> bool:
+    """Return whether a draft's process is alive, or cannot be told from the draft's name."""
+    try:
+        os.kill(int(draft.lstrip(".").partition("-")[0]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        # Somebody else's process, or no draft of ours.
+        return True
+    return True
+
+
 def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    # Installed into somebody else's checkout, that one's commit would say nothing of this code.
+    if not (root / ".git").exists():
+        return None
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             timeout=5,

@@ -66,7 +66,9 @@ def test_no_statement_is_nearly_repeated_in_another_pair(path: Path):
     homes: dict[int, set[str]] = {}
     texts: dict[int, set[str]] = {}
     ids = [pair.id for pair in pairs] * 2
-    for group, id, text in zip(groups.tolist(), ids, pairs.positives + pairs.negatives):
+    for group, id, text in zip(
+        groups.tolist(), ids, pairs.positives + pairs.negatives, strict=False
+    ):
         homes.setdefault(group, set()).add(id)
         texts.setdefault(group, set()).add(text)
     repeated = [texts[group] for group, members in homes.items() if len(members) > 1]

@@ -60,8 +60,12 @@ def test_matching_statements_become_the_positive_side(tmp_path: Path):
 
 def test_equal_sides_are_paired_as_the_best_assignment_of_lengths_would(tmp_path: Path):
     # Seven texts a side, so that every one of the 5,040 assignments can be tried.
-    positives = [letter * size for letter, size in zip("abcdefg", (9, 40, 21, 5, 70, 33, 14))]
-    negatives = [letter * size for letter, size in zip("tuvwxyz", (30, 8, 64, 6, 25, 12, 50))]
+    positives = [
+        letter * size for letter, size in zip("abcdefg", (9, 40, 21, 5, 70, 33, 14), strict=False)
+    ]
+    negatives = [
+        letter * size for letter, size in zip("tuvwxyz", (30, 8, 64, 6, 25, 12, 50), strict=False)
+    ]
     records = [statement(text) for text in positives] + [
         statement(text, "No") for text in negatives
     ]
@@ -77,7 +81,8 @@ def test_equal_sides_are_paired_as_the_best_assignment_of_lengths_would(tmp_path
 def test_of_the_longer_side_the_statements_that_fit_stay_and_the_rest_is_counted(tmp_path: Path):
     records = [statement("a" * 10), statement("b" * 30)]
     records += [
-        statement(letter * size, "No") for letter, size in zip("uvwxy", (5, 11, 29, 90, 60))
+        statement(letter * size, "No")
+        for letter, size in zip("uvwxy", (5, 11, 29, 90, 60), strict=False)
     ]
     pairs = read_pairs(write(tmp_path, records))
     assert [(len(pair.positive), len(pair.negative)) for pair in pairs] == [(10, 11), (30, 29)]
@@ -255,7 +260,9 @@ def test_pairing_does_not_chain_families_of_near_duplicates_together():
             group = part[group]
         return group
 
-    for left, right in zip(groups[: len(pairs)].tolist(), groups[len(pairs) :].tolist()):
+    for left, right in zip(
+        groups[: len(pairs)].tolist(), groups[len(pairs) :].tolist(), strict=False
+    ):
         part[root(left)] = root(right)
     joined = [root(group) for group in groups[: len(pairs)].tolist()]
     assert max(joined.count(group) for group in set(joined)) <= 2 * largest_family
@@ -280,5 +287,9 @@ def test_the_published_long_term_choices_are_read_by_their_side_names():
     raw = json.loads(path.read_text(encoding="utf-8"))["pairs"]
     assert len(pairs) == len(raw) == 50
     assert pairs.pairs[0].prompt == raw[0]["question"]
-    assert all(f"(B) {pair.positive}" == row["long_term"] for pair, row in zip(pairs, raw))
-    assert all(f"(A) {pair.negative}" == row["immediate"] for pair, row in zip(pairs, raw))
+    assert all(
+        f"(B) {pair.positive}" == row["long_term"] for pair, row in zip(pairs, raw, strict=False)
+    )
+    assert all(
+        f"(A) {pair.negative}" == row["immediate"] for pair, row in zip(pairs, raw, strict=False)
+    )

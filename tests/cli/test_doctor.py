@@ -1,0 +1,134 @@
+"""`saesteer doctor` and `saesteer sae train`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Prose that the tiny tokenizer can read."""
+    from saesteer.data import datasets_folder
+
+    lines = (datasets_folder() / "prose.jsonl").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "prose.jsonl"
+    file.write_text("\n".join(lines[:8]), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def doctor(tiny_model_folder, text):
+    """Return a function that makes the arguments for an SAE on the tiny Llama."""
+
+    def arguments(sae, *rest):
+        model = tiny_model_folder("llama")
+        given = ["--model", model, "--sae", sae, "--text", text, "--dtype", "float32"]
+        return ["doctor", *given, "--context", "64", *rest]
+
+    return arguments
+
+
+def test_a_fit_sae_is_measured(saesteer, doctor, mirror_sae):
+    answer = saesteer(*doctor(mirror_sae()))
+    assert answer.code == 0
+    for name in ("explained variance", "L0", "CE recovered", "norm ratio", "never fired"):
+        assert name in answer.out
+    assert max(len(line) for line in answer.out.splitlines()[2:]) <= 100
+
+
+def test_json_for_a_machine(saesteer, doctor, mirror_sae):
+    answer = saesteer(*doctor(mirror_sae(gain=0.9), "--json"))
+    report = json.loads(answer.out)
+    # A mirror that gives back nine tenths of it about the origin, not about the mean.
+    assert 0.9 < report["explained_variance"] < 0.995
+    assert report["norm_ratio"] == pytest.approx(0.9, abs=1e-4)
+    assert report["l0"] == pytest.approx(32, abs=0.01)
+
+
+def test_a_share_that_cannot_be_computed_is_null_and_not_nan(
+    saesteer, doctor, mirror_sae, monkeypatch
+):
+    # By its full name, since the package has a function of the same one.
+    module = import_module("saesteer.saes.doctor")
+    real = module.doctor
+
+    def flat(*args, **kwargs):
+        return replace(real(*args, **kwargs), ce_score=float("nan"))
+
+    monkeypatch.setattr(module, "doctor", flat)
+    assert json.loads(saesteer(*doctor(mirror_sae(), "--json")).out)["ce_score"] is None
+    assert "none" in saesteer(*doctor(mirror_sae())).out
+
+
+@pytest.mark.parametrize(
+    ("sae", "text_told"),
+    [
+        ({"d_in": 48}, "takes 48 dimensions"),
+        ({"site": "blocks.9.hook_resid_post"}, "blocks 0 to 2"),
+        ({"gain": 0.01}, "explains"),
+        ({"gain": -1.0}, "so it was not trained on these activations; choose the SAE"),
+    ],
+    ids=["width", "site", "misfit", "opposite"],
+)
+def test_an_unfit_sae_is_refused_with_exit_code_2(sae, text_told, refused, doctor, mirror_sae):
+    assert text_told in refused(*doctor(mirror_sae(**sae)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "./nowhere"], "neither an existing folder"),
+        (["--sae", "./nowhere"], "neither an existing folder"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--text", "nowhere.pdf"], "texts are read from .txt"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_loaded(
+    arguments, told, refused, mirror_sae, no_loading
+):
+    base = ["--sae", mirror_sae()] if "--sae" not in arguments else []
+    assert told in refused("doctor", *base, *arguments)
+
+
+def test_too_little_text_is_one_sentence(refused, doctor, mirror_sae, tmp_path):
+    (tmp_path / "short.txt").write_text("Too short.")
+    assert "at least 64 tokens" in refused(*doctor(mirror_sae(), "--text", tmp_path / "short.txt"))
+
+
+def test_sae_train_prints_the_doctors_figures_and_where_the_sae_is(
+    saesteer, tiny_model_folder, text, tmp_path
+):
+    settings = {
+        "model": str(tiny_model_folder("gpt2", False)),
+        "site": "blocks.1.hook_resid_post",
+        "corpus": [{"path": str(text)}],
+        "held_out": 0.3,
+        "context": 64,
+        "d_sae": 64,
+        "k": 16,
+        "batch": 64,
+        "epochs": 12,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "autocast": False,
+        "folder": str(tmp_path / "sae runs"),
+    }
+    file = tmp_path / "sae.yaml"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    answer = saesteer("sae", "train", file, "--set", "seed=3")
+    assert answer.code == 0, answer
+    assert "explained variance" in answer.out
+    assert f"table are in {tmp_path}" in answer.out
+    assert "--set 'sae=" in answer.out
+
+
+def test_sae_train_refuses_bad_settings(refused, tmp_path, no_loading):
+    assert "nowhere.yaml cannot be read" in refused("sae", "train", "nowhere.yaml")
+    file = tmp_path / "sae.yaml"
+    file.write_text("site: blocks.1.hook_resid_post\ncorpus: [{path: a}]\n", encoding="utf-8")
+    assert "did you mean 'd_sae'" in refused("sae", "train", file, "--set", "d_sea=3")
+    assert "must be smaller than d_sae" in refused("sae", "train", file, "--set", "k=9999")

@@ -1,0 +1,103 @@
+"""What every command has in common: help, version, errors and Ctrl-C."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def test_help_names_every_command(saesteer):
+    answer = saesteer("--help")
+    assert answer.code == 0
+    for command in ("run", "generate", "doctor", "features", "sae", "vector"):
+        assert f" {command} " in answer.out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run"],
+        ["generate"],
+        ["doctor"],
+        ["features"],
+        ["sae"],
+        ["sae", "train"],
+        ["vector"],
+        ["vector", "show"],
+        ["vector", "export"],
+        ["vector", "import"],
+        ["vector", "combine"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_help(command, saesteer, no_loading):
+    answer = saesteer(*command, "--help")
+    assert answer.code == 0
+    assert "Usage: saesteer" in answer.out
+    assert answer.err == ""
+
+
+def test_the_version_needs_no_command(saesteer):
+    from saesteer import __version__
+
+    assert saesteer("--version") == (0, f"{__version__}\n", "")
+
+
+def test_no_command_is_a_question_for_help(saesteer):
+    answer = saesteer()
+    assert "Usage: saesteer" in answer.out + answer.err
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rnu"], ["--vresion"], ["run"], ["generate"], ["run", "a.yaml", "--sett", "x=1"]]
+)
+def test_a_mistyped_command_is_told_with_exit_code_2(arguments, saesteer):
+    answer = saesteer(*arguments)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+    assert "Usage: saesteer" in answer.err
+
+
+def test_ctrl_c_says_how_to_go_on(saesteer, config, monkeypatch):
+    def stopped(*args: object, **kwargs: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saesteer.pipeline.run", stopped)
+    answer = saesteer("run", config)
+    assert answer.code == 130
+    assert answer.out == ""
+    assert answer.err.strip() == "stopped; run the same command again to go on where it stopped."
+
+
+def test_an_error_of_ours_is_one_sentence(refused, monkeypatch, config):
+    from saesteer.errors import HookError
+
+    def failed(*args: object, **kwargs: object):
+        raise HookError("nothing passed through; choose another site.")
+
+    monkeypatch.setattr("saesteer.pipeline.run", failed)
+    assert refused("run", config) == "nothing passed through; choose another site."
+
+
+def test_the_command_starts_without_loading_a_library_for_models():
+    code = (
+        "import sys, saesteer.cli.main\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'sae_lens', 'sklearn', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_installed_command_answers_and_exits_with_2(tmp_path):
+    command = [sys.executable, "-m", "saesteer.cli.main", "run", str(tmp_path / "none.yaml")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: ")
+    assert "none.yaml cannot be read" in found.stderr

@@ -1,0 +1,213 @@
+"""A wrong setting is told by its name before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from saesteer.config import RunConfig, load_config, parse_config
+from saesteer.errors import ConfigError
+from saesteer.saes.settings import SaeTrainingConfig
+
+PROJECT = Path(__file__).resolve().parents[1]
+BASE = "name: mine\npairs: {source: agreeableness}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that loads a text as a file of settings."""
+
+    def make(text: str, *overrides: str, kind=RunConfig):
+        file = tmp_path / "run.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load_config(file, overrides, kind=kind)
+
+    return make
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "configs").glob("*.yaml")), ids=str)
+def test_every_run_configuration_of_the_project_loads(file):
+    assert load_config(file).name
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "configs/sae").glob("*.yaml")), ids=str)
+def test_every_training_configuration_of_the_project_loads(file):
+    assert load_config(file, kind=SaeTrainingConfig).corpus
+
+
+def test_there_are_configurations_to_load():
+    assert list((PROJECT / "configs").glob("*.yaml"))
+    assert list((PROJECT / "configs/sae").glob("*.yaml"))
+
+
+def test_what_a_file_leaves_out_has_its_default(load):
+    config = load(BASE)
+    assert config == RunConfig.model_validate(
+        {"name": "mine", "pairs": {"source": "agreeableness"}}
+    )
+    assert config.model.name == "smollm2"
+    assert config.evaluation.random_directions == 20
+
+
+def test_overrides_win_over_the_file_and_the_last_one_wins(load):
+    config = load(
+        BASE + "selection: {n_features: 5}\n",
+        "selection.n_features=32",
+        "seed=3",
+        "seed=4",
+        "evaluation.multiples=[-1, 0, 1]",
+        "pairs.max_pairs=null",
+        "completions.chat=false",
+        'reading.request="Say: a = b"',
+        "regression.ridge_alpha=1e-3",
+    )
+    assert config.selection.n_features == 32
+    assert config.seed == 4
+    assert config.evaluation.multiples == [-1.0, 0.0, 1.0]
+    assert config.pairs.max_pairs is None
+    assert config.completions.chat is False
+    assert config.reading.request == "Say: a = b"
+    assert config.regression.ridge_alpha == 0.001
+
+
+def test_an_override_may_name_a_section_that_the_file_leaves_out(load):
+    assert load("name: mine\n", "pairs.source=optimism").pairs.source == "optimism"
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("seed", r"--set 'seed' is not of the form a\.b=c"),
+        ("=3", r"is not of the form a\.b=c"),
+        ("a..b=3", r"is not of the form a\.b=c"),
+        ("name.x=3", r"--set 'name\.x=3': name is a single value and has no fields"),
+        ("seed=[1", r"--set 'seed=\[1' is not YAML"),
+        ("sead=1", r"sead is not a known setting \(did you mean 'seed'\?\)"),
+        ("seed=one", r"seed: input should be a valid integer"),
+        ("seed=1.5", r"seed: input should be a valid integer"),
+        ("seed=-1", r"seed: input should be greater than or equal to 0"),
+        ("seed=99999999999999999999", r"seed: input should be less than 4294967296"),
+        ("seed=yes", r"seed: true is a yes or no"),
+        ("model.threads=off", r"model\.threads: false is a yes or no"),
+        ("evaluation.budget=yes", r"evaluation\.budget: true is a yes or no"),
+        ("model=gpt2", r"model: needs fields of its own"),
+        ("completions=", r"completions: needs fields of its own"),
+        ("sae=null", r"sae: input should be a valid string"),
+        ("name=../elsewhere", r"name: string should match pattern"),
+        ("name=", r"name: input should be a valid string"),
+        ("evaluation.multiples=[]", r"evaluation\.multiples: list should have at least 2 items"),
+        ("evaluation.multiples=[0, 1, 1.0]", r"names a multiple twice; name each once"),
+        ("selection.min_firing=0.7", r"min_firing \(0\.7\) is above max_firing \(0\.6\); lower"),
+        ("clustering={n_clusters: 3, method: hdbscan}", r"hdbscan finds its own number"),
+        ("clustering={min_clusters: 9, max_clusters: 3}", r"max_clusters \(3\) is below"),
+        ("pairs.test=1", r"pairs\.test: input should be less than 1"),
+        ("reading.positions=middle", r"reading\.positions: input should be 'mean' or 'last'"),
+        ("model.dtype=int8", r"model\.dtype: input should be 'auto', 'float32'"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_told_by_name(override, text, load):
+    with pytest.raises(ConfigError, match=text) as told:
+        load(BASE, override)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize(
+    "field", ["evaluation.budget", "regression.ridge_alpha", "completions.temperature"]
+)
+def test_numbers_are_finite(field, value, load):
+    with pytest.raises(ConfigError, match=rf"{field}: input should be a finite number"):
+        load(BASE, f"{field}={value}")
+    with pytest.raises(ConfigError, match=r"multiples\.1: input should be a finite number"):
+        load(BASE, f"evaluation.multiples=[0, {value}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("modle: {name: gpt2}\n", r"run\.yaml: modle .*did you mean 'model'\?"),
+        ("evaluation: {buget: 1}\n", r"run\.yaml: evaluation\.buget .*did you mean 'budget'\?"),
+        ("quite_another: 1\n", r"quite_another is not a known setting \(known: name, model, sae"),
+        ("1: x\n", r"run\.yaml: 1: keys should be strings"),
+    ],
+)
+def test_an_unknown_field_is_told_with_the_nearest_name(text, told, load):
+    with pytest.raises(ConfigError, match=told):
+        load(BASE + text)
+
+
+def test_a_misspelt_field_is_told_rather_than_that_it_is_missing(load):
+    with pytest.raises(ConfigError, match=r"pairs\.sorce .*'source'.*\(and 1 more\)\.$"):
+        load("name: mine\npairs: {sorce: x}\n")
+
+
+def test_an_unknown_field_in_a_list_is_told_with_the_nearest_name(load):
+    text = "site: blocks.1.hook_resid_post\ncorpus: [{path: a, limmit: 3}]\n"
+    with pytest.raises(ConfigError, match=r"corpus\.0\.limmit .*did you mean 'limit'\?"):
+        load(text, kind=SaeTrainingConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no settings"),
+        ("# nothing\n", "holds no settings"),
+        ("- name\n", "holds no settings"),
+        ("name", "holds no settings"),
+        ("name: [", "is not YAML"),
+        ("name: a: b", "is not YAML"),
+        ("name: \x00", "is not YAML"),
+        ("name: !!python/object:os.system x", "is not YAML"),
+        ("name: mine\n", r"pairs: field required"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_told(text, told, load):
+    with pytest.raises(ConfigError, match=told) as found:
+        load(text)
+    assert "\n" not in str(found.value)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=rf"{path.name} cannot be read"):
+            load_config(path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not YAML"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_settings_from_memory_name_their_place():
+    with pytest.raises(ConfigError, match=r"^sweep 3: pairs: field required\.$"):
+        parse_config({"name": "mine"}, kind=RunConfig, place="sweep 3")
+
+
+def test_the_digest_depends_on_what_the_numbers_depend_on():
+    def digest(data: str = "a", **changes: Any) -> str:
+        settings = {"name": "mine", "pairs": {"source": "x"}} | changes
+        return RunConfig.model_validate(settings).digest(pairs=data)
+
+    base = digest()
+    assert base == digest()
+    assert len(base) == 10
+    assert digest("b") != base
+    different: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"name": "other"},
+        {"evaluation": {"budget": 0.2}},
+        {"model": {"dtype": "float32"}},
+        {"pairs": {"source": "y"}},
+    ]
+    for changes in different:
+        assert digest(**changes) != base, changes
+    assert digest(folder="elsewhere", model={"threads": 2}) == base
+
+
+def test_settings_do_not_share_their_defaults():
+    first, second = (RunConfig.model_validate({"name": n, "pairs": {"source": "x"}}) for n in "ab")
+    first.evaluation.multiples.append(9.0)
+    assert 9.0 not in second.evaluation.multiples
+    with pytest.raises(ValidationError):
+        RunConfig.model_validate({"name": "a"})

@@ -1,0 +1,482 @@
+"""From pairs to a steered model on tiny models: whole, cut off, damaged and refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from saesteer import pipeline, workbench
+from saesteer.config import RunConfig
+from saesteer.data import datasets_folder
+from saesteer.errors import (
+    MismatchError,
+    OutputError,
+    SaesteerError,
+)
+from saesteer.evaluation import VectorResult
+from saesteer.features import encode_pairs
+from saesteer.pipeline import STAGES, pending_stages, run
+from saesteer.plan import plan_run
+from saesteer.saes import load_sae
+from saesteer.steering import SteeringVector
+from saesteer.tracking import RunFolder
+
+
+def refuse(*args: Any, **kwargs: Any):
+    raise AssertionError("this must not be called")
+
+
+def strict_json(path: Path) -> Any:
+    """Read JSON as a strict reader does, to whom NaN and Infinity are no words."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def tensors(file: Path) -> dict[str, Any]:
+    """A safetensors file, whose header is written in no fixed order."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        kept = {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}  # noqa: SIM118
+        return kept | dict(opened.metadata())
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """What must be the same in every run of the same settings, byte for byte."""
+    metrics = strict_json(folder / "metrics.json")
+    assert set(metrics.pop("seconds")) == set(STAGES)
+    # Times differ, the figure has random ids of its parts, and the settings name their folder.
+    other = ("metrics.json", "run.json", "config.json", "figure.html")
+    kept: dict[str, Any] = {
+        name: tensors(folder / name) if name.endswith(".safetensors") else content
+        for name, content in everything(folder).items()
+        if name not in other and not name.startswith("stages")
+    }
+    return kept | {"metrics": json.dumps(metrics).encode()}
+
+
+@pytest.fixture
+def settings(tiny_settings) -> dict[str, Any]:
+    return tiny_settings("llama")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_settings):
+    """A run that nobody cut off."""
+    return run(RunConfig(**tiny_settings("llama")))
+
+
+@pytest.fixture
+def copy_of_whole(whole, settings):
+    """A finished run of its own, to be damaged, with its settings."""
+    import shutil
+
+    target = plan_run(RunConfig(**settings)).folder
+    shutil.copytree(whole.folder.path, target)
+    return RunConfig(**settings), target
+
+
+@pytest.fixture(scope="module")
+def trained_sae(tiny_model_folder, tmp_path_factory):
+    """A TopK SAE of the tiny GPT-2 without a chat template, trained here, with its table."""
+    from saesteer.saes.card import finish_sae
+    from saesteer.saes.run import train_sae
+    from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+
+    place = tmp_path_factory.mktemp("training")
+    with (datasets_folder() / "prose.jsonl").open(encoding="utf-8") as lines:
+        prose = "".join(json.loads(line)["text"] + " " for line in lines)
+    pieces = [{"text": prose[start : start + 150]} for start in range(0, 30_000, 150)]
+    (place / "prose.jsonl").write_text("\n".join(map(json.dumps, pieces)), encoding="utf-8")
+    config = SaeTrainingConfig(
+        model=str(tiny_model_folder("gpt2", False)),
+        site="blocks.1.hook_resid_post",
+        corpus=[CorpusSource(path=str(place / "prose.jsonl"))],
+        held_out=0.1,
+        context=64,
+        d_sae=96,
+        k=12,
+        batch=128,
+        epochs=4,
+        learning_rate=5e-3,
+        warmup_steps=10,
+        dead_after=3000,
+        autocast=False,
+        folder=str(place / "sae"),
+    )
+    trained = train_sae(config)
+    return trained.folder, finish_sae(trained, config)
+
+
+@pytest.fixture(scope="module")
+def second_family(tiny_settings, trained_sae):
+    settings = tiny_settings("gpt2", chat=False, sae=trained_sae[0])
+    settings["name"] = "second"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", "wandb-key-of-mine")
+        patch.setenv("HF_TOKEN", "hf_token-of-mine")
+        return run(RunConfig(**settings))
+
+
+def test_a_second_family_and_an_sae_trained_here_go_through_the_pipeline(
+    second_family, trained_sae
+):
+    _, report = trained_sae
+    assert report.explained_variance > 0.5
+    assert report.l0 <= 12
+    metrics = second_family.metrics
+    assert metrics["vector"]["plus"]["reached"]
+    assert metrics["vector"]["minus"]["reached"]
+    for side in ("plus", "minus"):
+        assert metrics["vector"][side]["kl"] == pytest.approx(0.05, rel=0.031)
+        assert metrics["difference_in_means"][side]["kl"] == pytest.approx(0.05, rel=0.031)
+    assert [row["multiple"] for row in metrics["curve"]] == [-1, 0, 1]
+    assert metrics["curve"][1]["margin"] == pytest.approx(metrics["unsteered_margin"], abs=1e-5)
+    assert metrics["vector"]["effect"]["effect"] == pytest.approx(
+        (metrics["curve"][2]["margin"] - metrics["curve"][0]["margin"]) / 2, abs=1e-5
+    )
+    assert len(metrics["random_directions"]) == 2
+    assert len(second_family.completions) == 2 * 3
+    assert {record["strength"] for record in second_family.completions} == {
+        metrics["vector"]["minus"]["strength"],
+        0.0,
+        metrics["vector"]["plus"]["strength"],
+    }
+
+
+def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(second_family, trained_sae):
+    sae = load_sae(trained_sae[0])
+    vector = second_family.vector
+    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.features]).sum(dim=0)
+    torch.testing.assert_close(rebuilt, vector.raw, rtol=1e-4, atol=1e-5)
+    assert all(feature.description for feature in vector.features)
+    assert vector.max_act is not None
+    assert vector.sae_fingerprint == sae.fingerprint
+
+
+def test_a_finished_run_holds_all_that_the_readme_names(second_family):
+    folder = second_family.folder.path
+    for name in ("config", "split", "run", "fit", "metrics", "completions", "features"):
+        assert strict_json(folder / f"{name}.json")
+    assert strict_json(folder / "metrics.json") == second_family.metrics
+    assert (folder / "figure.html").stat().st_size > 1000
+    table = pd.read_parquet(folder / "features.parquet")
+    assert list(table["feature"]) == [row["feature"] for row in second_family.features]
+    record = strict_json(folder / "run.json")
+    assert record["model_fingerprint"] == second_family.vector.model_fingerprint
+    assert record["versions"]["torch"] == torch.__version__
+    assert SteeringVector.load(folder).norm == second_family.vector.norm
+    assert not list(folder.rglob(".*"))
+
+
+def test_no_secret_of_the_environment_is_in_any_file(second_family):
+    for name, content in everything(second_family.folder.path).items():
+        assert b"-of-mine" not in content, name
+
+
+def test_a_model_without_chat_template_or_bos_and_the_last_token_alone(tiny_settings):
+    settings = tiny_settings("qwen3", chat=False)
+    settings["reading"] = {"positions": "last"}
+    result = run(RunConfig(**settings))
+    assert result.vector.read_positions == "statement tokens, last"
+    assert math.isfinite(result.metrics["unsteered_margin"])
+    assert result.completions
+
+
+def test_the_same_settings_give_the_same_numbers_in_another_folder(whole, settings):
+    again = run(RunConfig(**settings))
+    assert again.folder.path.parent != whole.folder.path.parent
+    # The name says what the numbers depend on, which is neither the place nor the threads.
+    assert again.folder.path.name == whole.folder.path.name
+    assert numbers(again.folder.path) == numbers(whole.folder.path)
+
+
+def test_another_seed_is_another_run(whole, settings):
+    config = RunConfig(**settings, seed=1)
+    assert plan_run(config).folder.name != whole.folder.path.name
+    assert plan_run(config).split.train.digest != plan_run(RunConfig(**settings)).split.train.digest
+
+
+CUTS = {
+    "features": "encode_pairs",
+    "fit": "feature_table",
+    "evaluation": "DivergenceMeter",
+    "completions": "generate",
+    "metrics": "against_null",
+}
+
+
+@pytest.mark.parametrize("where", CUTS)
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole, monkeypatch):
+    config = RunConfig(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, CUTS[where], interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    folder = RunFolder(plan_run(config).folder)
+    left = {"features": 3, "fit": 3, "evaluation": 2, "completions": 1, "metrics": 0}[where]
+    assert pending_stages(folder) == list(STAGES[len(STAGES) - left :])
+    started = folder.read_json("run.json")["started"]
+
+    # What belongs to finished stages alone.
+    monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
+    if left < 3:
+        monkeypatch.setattr(pipeline.ClusteredSae, "fit", refuse)
+    if left < 2:
+        monkeypatch.setattr(pipeline, "EqualCostComparison", refuse)
+        monkeypatch.setattr(workbench, "load_sae", refuse)
+    if left < 1:
+        monkeypatch.setattr(workbench, "load_model", refuse)
+    resumed = run(config)
+    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+    assert folder.read_json("run.json")["started"] == started
+
+
+def interrupt(*args: Any, **kwargs: Any):
+    raise KeyboardInterrupt
+
+
+def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
+    config = RunConfig(**settings)
+    measure = pipeline.EqualCostComparison.measure
+    calls: Counter[str] = Counter()
+
+    def counted(self, vector, **rest):
+        calls[f"{vector.method} {vector.name}"] += 1
+        if sum(calls.values()) == 3:
+            raise KeyboardInterrupt
+        return measure(self, vector, **rest)
+
+    monkeypatch.setattr(pipeline.EqualCostComparison, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    resumed = run(config)
+    assert sorted(calls.values()) == [1, 1, 1, 2]
+    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+
+
+def test_a_finished_run_is_printed_again_without_loading_or_writing_anything(
+    copy_of_whole, whole, monkeypatch
+):
+    config, folder = copy_of_whole
+    before = everything(folder)
+    times = {name: (folder / name).stat().st_mtime_ns for name in before}
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(workbench, name, refuse)
+    again = run(config)
+    assert again.metrics == whole.metrics
+    assert again.features == whole.features
+    assert again.completions == whole.completions
+    assert torch.equal(again.vector.direction, whole.vector.direction)
+    assert everything(folder) == before
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == times
+
+
+def test_the_model_is_loaded_once(settings, monkeypatch):
+    loads = []
+    load = workbench.load_model
+    monkeypatch.setattr(workbench, "load_model", lambda *a, **k: loads.append(a) or load(*a, **k))
+    run(RunConfig(**settings))
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        "features.json",
+        "completions.json",
+        "vector.safetensors",
+        "stages/features.json",
+        "stages/evaluation.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_a_damaged_file_is_named_and_made_again_once_it_is_deleted(
+    name, damage, copy_of_whole, whole
+):
+    config, folder = copy_of_whole
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(SaesteerError, match=rf"{path.name}.*delete it") as told:
+        run(config)
+    assert "\n" not in str(told.value)
+    path.unlink()
+    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("evaluation/00-clustered_sae.json", "completions"),
+        ("evaluation/00-clustered_sae.json", "evaluation"),
+        ("evaluation/curve-clustered_sae.json", "evaluation"),
+        ("activations/train.blocks.1.hook_resid_post.safetensors", "features"),
+        ("run.json", "completions"),
+    ],
+)
+def test_a_damaged_file_that_a_later_stage_needs_is_named(name, after, copy_of_whole, whole):
+    config, folder = copy_of_whole
+    (folder / "stages" / f"{after}.json").unlink()
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OutputError, match=rf"{path.name}.*delete it"):
+        run(config)
+    path.unlink()
+    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"effect": {}}', "3"])
+def test_a_result_that_is_json_but_no_result_is_named(content, copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "metrics.json").unlink()
+    (folder / "evaluation/01-difference_in_means.json").write_text(content)
+    with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
+        run(config)
+
+
+def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(copy_of_whole, whole):
+    config, folder = copy_of_whole
+    (folder / "evaluation/00-clustered_sae.json").unlink()
+    (folder / "metrics.json").unlink()
+    again = run(config)
+    assert again.metrics["vector"]["method"] == "clustered_sae"
+    assert numbers(folder) == numbers(whole.folder.path)
+
+
+def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "stages/completions.json").unlink()
+    gone = folder / "evaluation" / f".{2**22 - 7}-00-x.json"
+    alive = folder / f".{os.getppid()}-x.json"
+    for draft in (gone, alive):
+        draft.write_text("half")
+    run(config)
+    assert not gone.exists()
+    assert alive.exists()
+
+
+def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "stages/features.json").unlink()
+    record = strict_json(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps(record | {"sae_fingerprint": "other"}))
+    with pytest.raises(MismatchError, match=r"begun with other weights of the sae; delete"):
+        run(config)
+
+
+def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror_sae):
+    from safetensors.torch import load_file, save_file
+
+    sae = mirror_sae()
+    settings = tiny_settings("llama", sae=sae)
+    before = plan_run(RunConfig(**settings)).folder
+    weights = load_file(sae / "sae_weights.safetensors")
+    save_file({k: v * 0.5 for k, v in weights.items()}, sae / "sae_weights.safetensors")
+    assert plan_run(RunConfig(**settings)).folder != before
+
+
+@pytest.mark.parametrize("kl", [math.inf, math.nan, 0.0])
+def test_a_budget_that_is_never_reached_is_a_result_in_plain_json(
+    kl, settings, monkeypatch, capsys
+):
+    from saesteer.cli.show import show_result
+
+    monkeypatch.setattr(pipeline.DivergenceMeter, "__call__", lambda *args: kl)
+    config = RunConfig(**settings)
+    result = run(config)
+    metrics = strict_json(result.folder.path / "metrics.json")
+    assert metrics["vector"]["effect"] is None
+    assert metrics["null"] is None
+    assert metrics["vector"]["plus"]["reached"] is False
+    assert metrics["vector"]["plus"]["kl"] == (0.0 if kl == 0 else None)
+    for file in result.folder.path.rglob("*.json"):
+        strict_json(file)
+    show_result(plan_run(config), result)
+    assert "KL not reached" in capsys.readouterr().out
+
+
+def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, capsys):
+    import numpy as np
+
+    from saesteer.cli.show import show_result
+
+    def overflowed(self, vector=None, strength=0.0, unit="norm"):
+        return np.full((2, self.n_pairs), math.nan if strength > 0 else -1.0)
+
+    monkeypatch.setattr(pipeline.PropensityMeter, "log_likelihoods", overflowed)
+    config = RunConfig(**settings)
+    result = run(config)
+    metrics = strict_json(result.folder.path / "metrics.json")
+    assert metrics["vector"]["effect"] is None
+    assert metrics["curve"][2]["margin"] is None
+    assert metrics["monotone"] is False
+    show_result(plan_run(config), result)
+    assert "none" in capsys.readouterr().out
+
+
+def test_random_directions_and_questions_may_be_left_out(settings, capsys):
+    from saesteer.cli.show import show_result
+
+    settings["evaluation"]["random_directions"] = 0
+    settings["completions"]["n_questions"] = 0
+    config = RunConfig(**settings)
+    result = run(config)
+    assert result.metrics["null"] is None
+    assert result.metrics["random_directions"] == []
+    assert result.completions == []
+    show_result(plan_run(config), result)
+    assert "random" not in capsys.readouterr().out
+
+
+def test_more_than_a_hundred_random_directions_keep_their_names_and_their_order():
+    names = pipeline._result_names(150)
+    assert len(set(names)) == 152
+    assert names[0] == "evaluation/00-clustered_sae.json"
+    assert names[1] == "evaluation/01-difference_in_means.json"
+    assert all("random_direction" in name for name in names[2:])
+
+
+def test_results_pass_through_a_file_unchanged(whole):
+    for number, record in enumerate(whole.metrics["random_directions"], start=2):
+        name = f"evaluation/{number:02d}-random_direction.json"
+        assert VectorResult.from_dict(whole.folder.read_json(name)).as_dict() == record
+
+
+def test_the_held_out_pairs_are_not_those_that_chose_the_features(whole):
+    split = whole.folder.read_json("split.json")
+    parts = [set(split[name]) for name in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == 24
+    assert len(set.union(*parts)) == 24
+
+
+def test_what_was_stored_is_what_the_features_were_computed_from(whole):
+    from saesteer.activations.storage import load_pair_activations
+
+    sae = load_sae(whole.vector.sae)
+    site = "blocks.1.hook_resid_post"
+    stored = load_pair_activations(whole.folder.path / f"activations/train.{site}.safetensors")
+    codes = encode_pairs(sae, stored)
+    assert codes.n_pairs == len(whole.folder.read_json("split.json")["train"])
+    # A mirror's features are the residual stream's coordinates and their opposites.
+    delta = torch.tensor(codes.delta.toarray())
+    torch.testing.assert_close(
+        (delta[:, :32] - delta[:, 32:]).float(), stored.deltas, rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,115 @@
+"""Model, SAE and texts that do not fit are refused before anything is computed or written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from saesteer import workbench
+from saesteer.config import RunConfig
+from saesteer.errors import (
+    ConfigError,
+    DataError,
+    MismatchError,
+    SaeError,
+    SaesteerError,
+    SiteError,
+    SteeringError,
+)
+from saesteer.pipeline import run
+from saesteer.saes.table import save_feature_table
+
+
+def refuse(*args: Any, **kwargs: Any):
+    raise AssertionError("this must not be called")
+
+
+@pytest.fixture
+def settings(tiny_settings) -> dict[str, Any]:
+    return tiny_settings("llama")
+
+
+@pytest.mark.parametrize(
+    ("sae", "kind", "text"),
+    [
+        ({"d_in": 48}, MismatchError, r"takes 48 dimensions and .* has 32 .*choose an SAE"),
+        ({"site": "blocks.7.hook_resid_post"}, SiteError, r"blocks 0 to 2; choose"),
+        ({"site": "blocks.1.hook_nowhere"}, SiteError, r"no hook 'hook_nowhere'"),
+        ({"gain": 0.05}, MismatchError, r"explains -?0\.\d+ of the variance .*not trained on"),
+        ({"gain": -1.0}, MismatchError, r"explains -\d"),
+    ],
+    ids=["width", "layer", "hook", "misfit", "opposite"],
+)
+def test_an_sae_that_does_not_belong_is_refused_and_nothing_is_written(
+    sae, kind, text, tiny_settings, mirror_sae
+):
+    config = RunConfig(**tiny_settings("llama", sae=mirror_sae(**sae)))
+    with pytest.raises(kind, match=text):
+        run(config)
+    assert list(Path(config.folder).iterdir()) == []
+
+
+def test_another_site_than_the_saes_is_refused_before_the_model_is_loaded(settings, monkeypatch):
+    monkeypatch.setattr(workbench, "load_model", refuse)
+    config = RunConfig(**settings, site="blocks.2.hook_resid_post")
+    with pytest.raises(ConfigError, match=r"blocks\.2\.hook_resid_post is not where SAE .* lives"):
+        run(config)
+    assert list(Path(config.folder).iterdir()) == []
+
+
+def test_a_feature_table_of_another_sae_is_refused(tiny_settings, mirror_sae):
+    sae = mirror_sae()
+    row = {"density": 0.1, "max_activation": 1.0, "mean_activation": 0.5, "description": "a word"}
+    row |= {"top_tokens": [], "bottom_tokens": [], "contexts": []}
+    table = pd.DataFrame([{"feature": index, **row} for index in range(5)])
+    save_feature_table(table, sae / "features.parquet")
+    with pytest.raises(MismatchError, match=r"lists 5 features and the SAE beside it has 64"):
+        run(RunConfig(**tiny_settings("llama", sae=sae)))
+    (sae / "features.parquet").write_bytes(b"cut off")
+    with pytest.raises(SaeError, match=r"features\.parquet cannot be read"):
+        run(RunConfig(**tiny_settings("llama", sae=sae)))
+
+
+def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(settings, tmp_path):
+    def refused(kind: type[SaesteerError], text: str, **changes: dict[str, Any]) -> None:
+        merged = {k: {**settings.get(k, {}), **v} for k, v in changes.items()}
+        config = RunConfig(**{**settings, **merged})
+        with pytest.raises(kind, match=text):
+            run(config)
+        assert list(Path(config.folder).iterdir()) == []
+
+    (tmp_path / "long.txt").write_text("Why?\n" + "word " * 200, encoding="utf-8")
+    refused(
+        SteeringError,
+        r"question 2 \('word .*\.max_new_tokens 4 is more than .* context of 192; lower",
+        completions={"questions": str(tmp_path / "long.txt")},
+    )
+    refused(
+        SteeringError,
+        r"question 1 .*\.max_new_tokens 500",
+        completions={"max_new_tokens": 500},
+    )
+    refused(DataError, r"context of 192; shorten it", evaluation={"request": "word " * 200})
+    answer = {"question": "Why?", "answer": "Because of the cat."}
+    (tmp_path / "short.jsonl").write_text(json.dumps(answer), encoding="utf-8")
+    refused(
+        DataError,
+        r"short\.jsonl: its first 1 answers have \d+ tokens and KL needs at least 200",
+        evaluation={"neutral": str(tmp_path / "short.jsonl")},
+    )
+    long = answer | {"answer": "word " * 200}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long), encoding="utf-8")
+    refused(DataError, r"context of 192", evaluation={"neutral": str(tmp_path / "long.jsonl")})
+
+
+def test_threads_are_set_as_asked(settings, monkeypatch):
+    seen = []
+    monkeypatch.setattr(workbench.torch, "set_num_threads", seen.append)
+    settings["model"]["threads"] = 1
+    settings["completions"]["n_questions"] = 0
+    run(RunConfig(**settings))
+    assert seen == [1]

@@ -1,0 +1,171 @@
+"""A run's files are whole or not there, and hold no secrets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from saesteer.errors import OutputError
+from saesteer.tracking import RunFolder, environment_record, finite, run_folder, write_record
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "run").create()
+
+
+def names(folder: RunFolder) -> list[str]:
+    return sorted(str(f.relative_to(folder.path)) for f in folder.path.rglob("*") if f.is_file())
+
+
+def test_naming_a_folder_makes_none_and_creating_one_leaves_no_trace_in_it(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert not folder.path.exists()
+    assert not folder.has("metrics.json")
+    assert folder.create() is folder
+    assert list(folder.path.iterdir()) == []
+    folder.create()
+
+
+def test_what_is_written_is_read_back(folder):
+    value = {"e": 0.1, "text": "naïve “quotes”", "none": None, "list": [1, 2.5, True]}
+    path = folder.write_json("deep/down/value.json", value)
+    assert path == folder.path / "deep/down/value.json"
+    assert folder.has("deep/down/value.json")
+    assert folder.read_json("deep/down/value.json") == value
+    assert "naïve" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, OSError(28, "No space")])
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(error, folder):
+    folder.write("a.txt", lambda draft: draft.write_text("old"))
+
+    def half(draft: Path) -> None:
+        draft.write_text("half")
+        raise error
+
+    kind = OutputError if isinstance(error, OSError) else error
+    for name in ("a.txt", "new/b.txt"):
+        with pytest.raises(kind):
+            folder.write(name, half)
+    assert names(folder) == ["a.txt"]
+    assert (folder.path / "a.txt").read_text() == "old"
+
+
+def test_a_full_disk_is_a_sentence_with_the_way_on(folder):
+    def full(draft: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        OutputError, match=r"a\.txt cannot be written \(No space left.*same command"
+    ):
+        folder.write("a.txt", full)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}, {1, 2}, object()])
+def test_what_json_has_no_word_for_is_refused(value, folder):
+    with pytest.raises(OutputError, match=r"value\.json cannot be written as JSON"):
+        folder.write_json("value.json", value)
+    assert names(folder) == []
+
+
+def test_numbers_that_are_none_become_null():
+    value = {"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": (2, "nan", None, True)}
+    assert finite(value) == {"a": None, "b": [1.0, None, {"c": None}], "d": [2, "nan", None, True]}
+    json.dumps(finite(value), allow_nan=False)
+    assert finite(0.1) == 0.1
+
+
+def test_a_value_is_computed_once(folder):
+    calls = []
+    for _ in range(3):
+        assert folder.once("v.json", lambda: calls.append(1) or {"n": len(calls)}) == {"n": 1}
+    assert calls == [1]
+
+
+def test_a_value_whose_computation_fails_is_computed_the_next_time(folder):
+    with pytest.raises(ZeroDivisionError):
+        folder.once("v.json", lambda: 1 / 0)
+    assert names(folder) == []
+    assert folder.once("v.json", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", None])
+def test_a_damaged_or_missing_file_is_a_sentence_also_where_it_would_be_computed(content, folder):
+    if content is not None:
+        (folder.path / "v.json").write_bytes(content)
+        with pytest.raises(OutputError, match=r"v\.json is damaged or missing .*delete it"):
+            folder.once("v.json", lambda: 3)
+    with pytest.raises(OutputError, match=r"v\.json is damaged or missing .*run the same"):
+        folder.read_json("v.json")
+
+
+def test_a_file_in_the_way_is_a_sentence(folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"the run folder .*file.*--set folder="):
+        RunFolder(tmp_path / "file").create()
+    with pytest.raises(OutputError, match=r"cannot be written"):
+        RunFolder(tmp_path / "file" / "below").create()
+    (folder.path / "stages").write_text("in the way")
+    with pytest.raises(OutputError, match=r"stages/x\.json cannot be written"):
+        folder.write_json("stages/x.json", 1)
+    (folder.path / "taken.json").mkdir()
+    with pytest.raises(OutputError, match=r"taken\.json cannot be written"):
+        folder.write_json("taken.json", 1)
+    assert names(folder) == ["stages"]
+
+
+def test_what_a_killed_process_left_half_is_cleared_and_nothing_else(folder, monkeypatch):
+    dead, alive = 2**22 - 11, os.getpid()
+    kept = [f".{alive}-a.json", ".hidden", ".git-keep", "a-b.json", f"{dead}-a.json"]
+    for name in [*kept, f".{dead}-a.json", f"..{dead}-b.safetensors", f"sub/.{dead}-c.json"]:
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("half")
+    folder.create()
+    assert names(folder) == sorted(kept)
+
+
+def test_the_record_names_versions_machine_and_commit():
+    record = environment_record()
+    assert record["versions"]["torch"].startswith("2.")
+    assert record["python"].startswith("3.")
+    assert record["git_commit"] is None or len(record["git_commit"]) == 40
+    assert set(record) == {"versions", "python", "machine", "git_commit", "started"}
+
+
+def test_outside_its_own_checkout_no_commit_is_claimed(tmp_path, monkeypatch):
+    installed = tmp_path / "site-packages" / "saesteer" / "tracking" / "run_folder.py"
+    monkeypatch.setattr(run_folder, "__file__", str(installed))
+    assert environment_record()["git_commit"] is None
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch):
+    def missing(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(run_folder.subprocess, "run", missing)
+    assert environment_record()["git_commit"] is None
+
+
+def test_a_resumed_run_keeps_its_first_start_and_what_was_learnt_before(folder):
+    write_record(folder, {"started": "monday", "dtype": "float32", "python": "3.11"})
+    write_record(folder, {"started": "tuesday", "python": "3.12"})
+    assert folder.read_json("run.json") == {
+        "started": "monday",
+        "dtype": "float32",
+        "python": "3.12",
+    }
+
+
+def test_secrets_of_the_environment_are_not_in_the_record(folder, monkeypatch):
+    secrets = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
+    for name in secrets:
+        monkeypatch.setenv(name, f"secret-{name}")
+    write_record(folder, environment_record())
+    text = (folder.path / "run.json").read_text(encoding="utf-8")
+    assert "secret-" not in text
+    assert not any(name in text for name in secrets)
