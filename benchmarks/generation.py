@@ -41,7 +41,7 @@ def main() -> None:
 
         def plain(tokens=tokens, length=length) -> None:
             with torch.inference_mode():
-                bare.generate(
+                bare.generate(  # type: ignore[operator]
                     **tokens.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False
                 )
 

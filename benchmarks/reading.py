@@ -10,7 +10,7 @@ from pairing import paired_ratio
 
 from saesteer.activations import read_rows
 from saesteer.data import datasets_folder, read_texts
-from saesteer.models import Site, encode_texts, load_model, plain_model
+from saesteer.models import Site, encode_texts, load_model, plain_model, resolve_target
 from saesteer.models.tokens import TokenRow, pad_rows, padding_id
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     ]
     bare = plain_model(model)
     batch = pad_rows(rows, padding_id(model), bare.device, side="right")
-    block = bare.get_submodule(model.adapter.component_mapping["blocks"].name)[options.layer]
+    block = resolve_target(model, Site(options.layer)).module
 
     def stop(*_: object) -> None:
         raise _Stop

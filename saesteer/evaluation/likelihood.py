@@ -135,7 +135,7 @@ def statement_log_likelihoods(
     vector: SteeringVector | None = None,
     strength: float = 0.0,
     unit: Unit = "norm",
-) -> Float[np.ndarray, row]:
+) -> Float[np.ndarray, " row"]:
     """Return each row's mean log-probability per kept token, in nats.
 
     Args:

@@ -64,7 +64,7 @@ class PropensityMeter:
 
     def margins(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
-    ) -> Float[np.ndarray, pair]:
+    ) -> Float[np.ndarray, " pair"]:
         """Return m_i at a strength, nats per token."""
         positive, negative = self.log_likelihoods(vector, strength, unit)
         return positive - negative

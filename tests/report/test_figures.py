@@ -27,13 +27,13 @@ def test_data_is_that_of_the_metrics():
 
 
 def test_a_vector_that_missed_the_budget_is_not_drawn():
-    figure = propensity_figure(propensity_data(_metrics()), "t")
-    drawn = [trace.x[0] for trace in figure.data if trace.mode == "markers"]
+    figure = propensity_figure(propensity_data(_metrics()), "t").to_dict()
+    drawn = [trace["x"][0] for trace in figure["data"] if trace["mode"] == "markers"]
     assert drawn == ["SAE features", "1 random"]
 
 
 def test_without_random_directions_the_figure_still_draws():
     metrics = {**_metrics(), "random_directions": []}
-    figure = propensity_figure(propensity_data(metrics), "t")
-    assert len(figure.data) == 3
-    assert "Effect E" in figure.to_json()
+    figure = propensity_figure(propensity_data(metrics), "t").to_dict()
+    assert len(figure["data"]) == 3
+    assert "Effect E" in str(figure["layout"])
