@@ -334,7 +334,12 @@ def _write_figure(folder: RunFolder, plan: Plan) -> None:
     title = f"{plan.config.name}: {len(plan.held_out)} held-out pairs, KL {budget} per token"
     figure = propensity_figure(propensity_data(folder.read_json("metrics.json")), title)
     # The script is embedded, so the page opens offline.
-    folder.write("figure.html", lambda draft: figure.write_html(draft, include_plotlyjs=True))
+    folder.write(
+        "figure.html",
+        lambda draft: figure.write_html(
+            draft, include_plotlyjs=True, config={"displaylogo": False}
+        ),
+    )
 
 
 def _write_metrics(folder: RunFolder, plan: Plan) -> None:

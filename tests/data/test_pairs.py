@@ -41,9 +41,9 @@ def test_a_subset_keeps_the_order_asked_for_and_the_origin():
 def test_the_digest_is_the_hash_of_the_content_and_of_nothing_else():
     pairs = make_set()
     rows = [
-        ["a", "I share.", "I hoard.", "On food:"],
-        ["b", "I help.", "I hinder.", None],
-        ["c", "I listen.", "I interrupt.", None],
+        ["a", "I share.", "I hoard.", "On food:", None, None],
+        ["b", "I help.", "I hinder.", None, None, None],
+        ["c", "I listen.", "I interrupt.", None, None, None],
     ]
     assert pairs.digest == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     renamed = dataclasses.replace(pairs, name="other", source="elsewhere.csv", dropped=4)

@@ -270,3 +270,14 @@ def test_ten_thousand_pairs_are_read_in_a_moment(tmp_path: Path):
     pairs = read_pairs(write_json(tmp_path, records))
     assert len(pairs) == 10_000
     assert pairs.pairs[-1].positive == "yes 9999"
+
+
+def test_spans_are_read_and_must_stand_in_their_text(tmp_path):
+    good = {"positive": "I love you", "negative": "I hate you", "positive_span": "love"}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(good) + "\n", encoding="utf-8")
+    pair = read_pairs(file).pairs[0]
+    assert (pair.positive_span, pair.negative_span) == ("love", None)
+    file.write_text(json.dumps({**good, "negative_span": "love"}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: negative_span 'love'"):
+        read_pairs(file)
