@@ -62,7 +62,7 @@ and losses by `saesteer sae train`; bfloat16 weights in sae_lens's layout.
 ## Data
 {sources}
 
-{used:,} distinct tokens, {config.epochs} passes ({used * config.epochs:,} tokens seen), rows of
+{used:,} distinct tokens, {used * config.epochs:,} seen in all (epochs: {config.epochs}), rows of
 {config.context} tokens that start with BOS; BOS, template and other special tokens were left out.
 {config.held_out:.0%} of the documents were held out.
 

@@ -1,0 +1,82 @@
+"""The demo on the real model: it steers, both ways, and more than chance does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saesteer.config import RunConfig, load_config
+from saesteer.saes import doctor, load_sae, rows_for
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def demo(smollm2, tmp_path_factory):
+    """The demo's own settings with fewer pairs, directions and completions."""
+    from saesteer.pipeline import run
+
+    config = load_config(
+        ROOT / "configs/agreeableness.yaml",
+        [
+            f"folder={tmp_path_factory.mktemp('runs')}",
+            "evaluation.random_directions=5",
+            "evaluation.max_pairs=24",
+            "evaluation.multiples=[-1.0, 0.0, 1.0]",
+            "completions.n_questions=1",
+            "completions.max_new_tokens=12",
+        ],
+        kind=RunConfig,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        # The session's model is the one that the run would load.
+        patch.setattr("saesteer.workbench.load_model", lambda *args, **kwargs: smollm2)
+        return run(config)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_shift_is_beyond_random_directions(demo):
+    metrics = demo.metrics
+    assert metrics["vector"]["plus"]["reached"]
+    assert metrics["vector"]["minus"]["reached"]
+    assert metrics["vector"]["effect"]["effect"] > 0
+    assert metrics["null"]["beyond_all"]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_opposite_strengths_move_held_out_pairs_opposite_ways(demo):
+    below, unsteered, above = [row["margin"] for row in demo.metrics["curve"]]
+    assert below < unsteered < above
+    assert unsteered == pytest.approx(demo.metrics["unsteered_margin"], abs=1e-6)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_vector_is_its_weighted_features(demo):
+    import torch
+
+    sae = load_sae("smollm2")
+    features = demo.vector.features
+    assert 1 <= len(features) <= 64
+    assert all(feature.description for feature in features)
+    rebuilt = sum(feature.weight * sae.decoder[feature.index] for feature in features)
+    assert isinstance(rebuilt, torch.Tensor)
+    cosine = torch.cosine_similarity(rebuilt, demo.vector.direction, dim=0)
+    assert float(cosine) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_bundled_sae_belongs_to_the_bundled_model(smollm2):
+    from saesteer.data import datasets_folder, read_texts
+
+    sae = load_sae("smollm2")
+    texts = list(read_texts(datasets_folder() / "prose.jsonl", limit=12))
+    report = doctor(smollm2, sae, rows_for(smollm2, sae, texts, context=256))
+    assert report.explained_variance > 0.8
+    assert report.l0 <= 64
+    assert report.ce_score > 0.95
+    assert 0.9 < report.norm_ratio < 1.05
