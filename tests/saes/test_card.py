@@ -48,7 +48,7 @@ def test_the_card_names_site_data_tokens_settings_and_figures(config):
         "64 features, k = 12",
         "- prose.jsonl.gz (plain)",
         "- her/texts (chat)",
-        "1,000 distinct tokens, 2 passes (2,000 tokens seen)",
+        "1,000 distinct tokens, 2,000 seen in all (epochs: 2)",
         "3% of the documents were held out",
         "4096 tokens a step",
         "12,345 tokens",
