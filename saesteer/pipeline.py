@@ -211,13 +211,13 @@ def _evaluation_stage(bench: Workbench, folder: RunFolder) -> list[str]:
         f"Scoring {len(bench.plan.held_out)} held-out pairs at KL {settings.budget} per token"
     )
     comparison = EqualCostComparison(
-        DivergenceMeter(bench.model, bench.neutral_rows, site_vector=vector),
+        DivergenceMeter(bench.model, bench.neutral_rows, site=vector.site),
         PropensityMeter(
             bench.model,
             bench.plan.held_out,
             request=settings.request,
             chat=bench.plan.config.reading.chat,
-            site_vector=vector,
+            site=vector.site,
         ),
         budget=settings.budget,
         seed=bench.plan.config.seed,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
-from saesteer.evaluation.divergence import FEWEST_TOKENS
 from saesteer.models import Site, load_model
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
@@ -17,6 +16,7 @@ from saesteer.saes.adapter import LensSae, check_compatible
 from saesteer.saes.doctor import quick_explained_variance, refuse_misfit
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable, load_feature_table
+from saesteer.steering.divergence import FEWEST_TOKENS
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -183,6 +183,12 @@ def hf_model(tiny_model_folder) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture
+def tiny_llama(tiny_model):
+    """A tiny random Llama with a chat template."""
+    return tiny_model("llama")
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def arch(request) -> str:
     """Run the test once for each architecture."""

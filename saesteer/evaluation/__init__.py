@@ -7,9 +7,9 @@ from saesteer.evaluation.comparison import (
     against_null,
     is_monotone,
 )
-from saesteer.evaluation.divergence import DivergenceMeter, StrengthMatch, match_strength
 from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
 from saesteer.evaluation.propensity import Effect, PropensityMeter, effect_of
+from saesteer.steering.divergence import DivergenceMeter, StrengthMatch, match_strength
 
 __all__ = [
     "DivergenceMeter",

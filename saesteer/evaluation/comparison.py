@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.evaluation.divergence import DivergenceMeter, StrengthMatch, match_strength
 from saesteer.evaluation.propensity import Effect, PropensityMeter, effect_of
+from saesteer.steering.divergence import DivergenceMeter, StrengthMatch, match_strength
 
 if TYPE_CHECKING:
     from saesteer.steering import SteeringVector

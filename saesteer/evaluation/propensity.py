@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data.pairs import PairSet
+    from saesteer.models.sites import Site
     from saesteer.steering import SteeringVector, Unit
 
 
@@ -31,7 +32,7 @@ class PropensityMeter:
         pairs: Held-out pairs.
         request: The neutral request before statements that have no prompt of their own.
         chat: Whether to use the chat template; where there is one if None.
-        site_vector: As in `TeacherForced`.
+        site: As in `TeacherForced`.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class PropensityMeter:
         *,
         request: str,
         chat: bool | None = None,
-        site_vector: SteeringVector | None = None,
+        site: Site | None = None,
     ) -> None:
         assert model.tokenizer is not None
         self.n_pairs = len(pairs)
@@ -53,7 +54,7 @@ class PropensityMeter:
             chat=chat,
             max_length=int(model.cfg.n_ctx),
         )
-        self._rows = TeacherForced(model, rows, site_vector=site_vector)
+        self._rows = TeacherForced(model, rows, site=site)
 
     def log_likelihoods(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"

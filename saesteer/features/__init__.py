@@ -11,6 +11,7 @@ from saesteer.features.clustering import (
 from saesteer.features.codes import PairCodes
 from saesteer.features.criteria import CRITERIA, Criterion
 from saesteer.features.encoding import encode_pairs
+from saesteer.features.output_score import output_scores
 from saesteer.features.partitions import CLUSTERINGS
 from saesteer.features.regression import FeatureWeights, fit_weights
 from saesteer.features.selection import FeatureSelection, select_features
@@ -32,5 +33,6 @@ __all__ = [
     "feature_distance",
     "feature_table",
     "fit_weights",
+    "output_scores",
     "select_features",
 ]

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.activations import PairActivations
-from saesteer.errors import ConfigError
-from saesteer.steering import SteeringVector
+from saesteer.activations import PairActivations, pool
+from saesteer.errors import ConfigError, DataError
+from saesteer.steering import SteeredFeature, SteeringVector
 
 if TYPE_CHECKING:
     from saesteer.features import PairCodes
@@ -36,6 +36,9 @@ class MethodInputs:
         density: Share of text tokens on which each feature fires, if measured.
         descriptions: What features stand for, by index.
         seed: Seeds methods that draw at random.
+        answers: The residual stream at the answer letters of A/B questions about the same pairs,
+            matching letter and other letter, as `answer_pairs` reads it.
+        output_scores: Each feature's output score (Arad et al. 2025), NaN where not computed.
     """
 
     activations: PairActivations
@@ -49,11 +52,34 @@ class MethodInputs:
     density: Float[np.ndarray, " d_sae"] | None = None
     descriptions: Mapping[int, str] = field(default_factory=dict)
     seed: int = 0
+    answers: PairActivations | None = None
+    output_scores: Float[np.ndarray, " d_sae"] | None = None
 
     @cached_property
     def deltas(self) -> Float[Tensor, "pair d_model"]:
         """The pairs' activation differences, computed once."""
         return self.activations.deltas
+
+    def sides(
+        self,
+    ) -> tuple[Float[np.ndarray, "pair d_model"], Float[np.ndarray, "pair d_model"]]:
+        """Return the positive and the negative sides, each text pooled, in float64.
+
+        Raises:
+            DataError: An activation is not a finite number.
+        """
+        given = self.activations
+        both = []
+        for side, name in ((given.positive, "positive"), (given.negative, "negative")):
+            pooled = pool(side, given.pooling).numpy().astype(np.float64)
+            bad = np.flatnonzero(~np.isfinite(pooled).all(axis=1))
+            if bad.size:
+                raise DataError(
+                    f"the activations of the {name} side of pair {bad[0] + 1} are not all finite "
+                    "numbers; read them in float32 or leave that pair out."
+                )
+            both.append(pooled)
+        return both[0], both[1]
 
     def needs_sae(self, method: str) -> tuple[PairCodes, Sae]:
         """Return codes and SAE.
@@ -73,9 +99,50 @@ class MethodInputs:
             model=self.model,
             model_fingerprint=self.model_fingerprint,
             residual_norm=self.activations.residual_norm,
-            read_positions=f"statement tokens, {self.activations.pooling}",
             method=method,
-            **{"name": self.name, **rest},
+            **{
+                "name": self.name,
+                "read_positions": f"statement tokens, {self.activations.pooling}",
+                **rest,
+            },
+        )
+
+    def decoded(
+        self, weights: Mapping[int, float], method: str, settings: Mapping[str, Any], **rest: Any
+    ) -> SteeringVector:
+        """Return sum_j w_j d_j over SAE features, d_j being decoder rows.
+
+        Args:
+            weights: Each feature's weight; features of weight 0 are left out.
+            method: How the weights came about.
+            settings: The method's settings, for the vector's provenance.
+            **rest: Other fields of the vector.
+
+        Raises:
+            ConfigError: There is no SAE.
+            SteeringError: No weight differs from 0.
+        """
+        _, sae = self.needs_sae(method)
+        kept = {index: float(weight) for index, weight in weights.items() if weight}
+        indices = sorted(kept, key=lambda index: (-abs(kept[index]), index))
+        rows = sae.decoder[indices].numpy().astype(np.float64)
+        sizes = np.array([kept[index] for index in indices])
+        length = None
+        if self.max_activation is not None and indices:
+            at_maximum = np.sign(sizes) * self.max_activation[indices]
+            length = float(np.linalg.norm(at_maximum @ rows)) or None
+        return self.vector(
+            sizes @ rows,
+            method,
+            features=tuple(
+                SteeredFeature(index, kept[index], None, self.descriptions.get(index))
+                for index in indices
+            ),
+            max_act=length,
+            sae=sae.name,
+            sae_fingerprint=sae.fingerprint,
+            provenance={"settings": dict(settings)},
+            **rest,
         )
 
 

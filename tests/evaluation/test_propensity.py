@@ -62,7 +62,7 @@ def test_a_shared_prefix_changes_no_number(tiny_model, architecture):
 
 
 def _unshared(model, part, row):
-    from saesteer.evaluation.likelihood import _block
+    from saesteer.steering.teacher_forced import _block
 
     return [_block([row], [0], 0, 0, torch.device("cpu"))]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from saesteer.activations import Activations, PairActivations
-from saesteer.errors import ConfigError, SteeringError
+from saesteer.errors import ConfigError, SaesteerError, SteeringError
 from saesteer.features import (
+    CRITERIA,
     REGRESSIONS,
     cluster_features,
     encode_pairs,
@@ -20,11 +21,18 @@ from saesteer.features import (
     select_features,
 )
 from saesteer.methods import (
+    CaaAnswers,
     ClusteredSae,
     DifferenceInMeans,
+    LogisticProbe,
+    MeanDecodedDelta,
     Method,
     MethodInputs,
+    Pca,
     RandomDirection,
+    RandomFeatures,
+    TargetAtoms,
+    TopFeature,
 )
 from saesteer.models import Site
 from saesteer.saes import load_sae
@@ -35,8 +43,22 @@ PAIRS = 20
 SITE = Site(1)
 # A mirror's features fire on every text.
 LOOSE = {"max_firing": 1.0}
-METHODS = [ClusteredSae(LOOSE), DifferenceInMeans(), RandomDirection()]
-FROM_PAIRS = METHODS[:2]
+TOP_FEATURES = [TopFeature(criterion) for criterion in (*CRITERIA, "output_score")]
+FROM_PAIRS: dict[str, Method] = {
+    "clustered_sae": ClusteredSae(LOOSE),
+    "difference_in_means": DifferenceInMeans(),
+    "caa_answers": CaaAnswers(),
+    "pca": Pca("pca_center"),
+    "logistic_probe": LogisticProbe(),
+    "mean_decoded_delta": MeanDecodedDelta(),
+    "target_atoms": TargetAtoms(),
+    **{method.name: method for method in TOP_FEATURES},
+}
+NULL: dict[str, Method] = {
+    "random_direction": RandomDirection(),
+    "random_features": RandomFeatures(n_features=5),
+}
+METHODS = [*FROM_PAIRS.items(), ("pca", Pca()), *NULL.items()]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +80,10 @@ def read(pairs: int, seed: int = 0) -> PairActivations:
 
 
 def inputs_of(activations: PairActivations, sae, **rest) -> MethodInputs:
+    given: dict[str, Any] = {
+        "answers": read(activations.positive.n_texts, seed=1),
+        "output_scores": np.linspace(0.1, 0.9, 2 * WIDTH),
+    }
     return MethodInputs(
         activations,
         model="tiny",
@@ -65,7 +91,7 @@ def inputs_of(activations: PairActivations, sae, **rest) -> MethodInputs:
         name="mine",
         codes=encode_pairs(sae, activations),
         sae=sae,
-        **rest,
+        **{**given, **rest},
     )
 
 
@@ -74,17 +100,27 @@ def inputs(sae) -> MethodInputs:
     return inputs_of(read(PAIRS), sae)
 
 
+def other_way_round(given: PairActivations) -> PairActivations:
+    return PairActivations(given.negative, given.positive, given.pooling)
+
+
 def swapped(inputs: MethodInputs, sae) -> MethodInputs:
-    given = inputs.activations
-    return inputs_of(PairActivations(given.negative, given.positive, given.pooling), sae)
+    assert inputs.answers is not None
+    answers = other_way_round(inputs.answers)
+    return inputs_of(other_way_round(inputs.activations), sae, answers=answers)
 
 
-@pytest.fixture(params=METHODS, ids=lambda method: type(method).__name__)
-def method(request) -> Method:
+@pytest.fixture(params=METHODS, ids=lambda named: named[0])
+def named(request) -> tuple[str, Method]:
     return request.param
 
 
-@pytest.fixture(params=FROM_PAIRS, ids=lambda method: type(method).__name__)
+@pytest.fixture
+def method(named) -> Method:
+    return named[1]
+
+
+@pytest.fixture(params=FROM_PAIRS.values(), ids=list(FROM_PAIRS))
 def from_pairs(request) -> Method:
     return request.param
 
@@ -92,8 +128,9 @@ def from_pairs(request) -> Method:
 def test_it_is_a_method_whose_settings_cannot_be_changed(method):
     assert isinstance(method, Method)
     assert hash(repr(method))
-    with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
-        method.draw = 3  # type: ignore[attr-defined]
+    for setting in (*asdict(method), "draw"):  # type: ignore[call-overload]
+        with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
+            setattr(method, setting, 3)
 
 
 def test_it_gives_a_unit_direction_at_the_pairs_site(method, inputs):
@@ -105,15 +142,25 @@ def test_it_gives_a_unit_direction_at_the_pairs_site(method, inputs):
     assert vector.direction.dtype == torch.float32
 
 
-def test_it_says_where_it_came_from(method, inputs):
+def test_it_says_where_it_came_from(named, inputs):
+    name, method = named
     vector = method(inputs)
     assert vector.model == "tiny"
     assert vector.model_fingerprint == "f" * 64
-    assert vector.read_positions == "statement tokens, mean"
-    assert vector.method in {"clustered_sae", "difference_in_means", "random_direction"}
-    assert vector.name == ("random 0" if isinstance(method, RandomDirection) else "mine")
+    assert vector.method == name
+    own = {"random_direction": "random 0", "random_features": "random features 0"}
+    assert vector.name == own.get(name, "mine")
     last = replace(inputs, activations=replace(inputs.activations, pooling="last"))
-    assert method(last).read_positions == "statement tokens, last"
+    read_at = [vector.read_positions, method(last).read_positions]
+    if name == "caa_answers":
+        assert read_at == ["answer letter token"] * 2
+    else:
+        assert read_at == ["statement tokens, mean", "statement tokens, last"]
+
+
+def test_it_keeps_the_settings_that_made_it(method, inputs):
+    if not isinstance(method, DifferenceInMeans | RandomDirection):
+        assert method(inputs).provenance["settings"] == asdict(method)  # type: ignore[call-overload]
 
 
 def test_strength_has_its_unit(method, inputs):
@@ -150,7 +197,9 @@ def test_a_vector_survives_its_file(method, inputs, tmp_path):
 def test_it_points_to_the_positive_side(from_pairs, inputs):
     vector = from_pairs(inputs)
     assert float(vector.direction @ inputs.deltas.mean(dim=0)) > 0
-    assert float((inputs.deltas @ vector.direction > 0).float().mean()) > 0.9
+    # A single feature is as good a direction as one coordinate among sixteen can be.
+    share = 0.6 if vector.method.startswith("top_feature") else 0.9
+    assert float((inputs.deltas @ vector.direction > 0).float().mean()) > share
 
 
 def test_the_sign_flips_with_the_sides(from_pairs, inputs, sae):
@@ -160,12 +209,45 @@ def test_the_sign_flips_with_the_sides(from_pairs, inputs, sae):
     assert {f.index: pytest.approx(-f.weight, rel=1e-4) for f in other.features} == weights
 
 
-def test_sides_that_do_not_differ_are_a_sentence(sae):
+def test_sides_that_do_not_differ_are_a_sentence(named, sae):
+    name, method = named
     side = read(3).positive
-    same = MethodInputs(PairActivations(side, side), "tiny", "f")
-    for method in (DifferenceInMeans(), RandomDirection()):
-        with pytest.raises(SteeringError, match=r"is zero, so it has no direction; use pairs"):
-            method(same)
+    same = inputs_of(PairActivations(side, side), sae, answers=PairActivations(side, side))
+    chooses = name in ("clustered_sae", "top_feature_output_score")
+    wanted = r"no feature|none of the" if chooses else r"is zero, so it has no direction"
+    with pytest.raises(SaesteerError if chooses else SteeringError, match=wanted):
+        method(same)
+
+
+def test_activations_that_are_not_numbers_are_a_sentence(method, sae):
+    given = read(4)
+    given.positive.values[2, 3] = float("nan")
+    with pytest.raises(SaesteerError, match=r"finite"):
+        method(inputs_of(given, sae, answers=given))
+
+
+def test_a_vector_of_features_is_the_sum_of_its_weighted_decoder_rows(method, inputs, sae):
+    vector = method(inputs)
+    if vector.features:
+        rows = [feature.weight * sae.decoder[feature.index] for feature in vector.features]
+        torch.testing.assert_close(torch.stack(rows).sum(dim=0), vector.raw, rtol=1e-4, atol=1e-5)
+        assert (vector.sae, vector.sae_fingerprint) == (sae.name, sae.fingerprint)
+        sizes = [abs(feature.weight) for feature in vector.features]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_method_on_features_says_that_it_needs_an_sae(named, inputs):
+    name, method = named
+    if method(inputs).features:
+        for lacking in (replace(inputs, codes=None), replace(inputs, sae=None)):
+            with pytest.raises(ConfigError, match=rf"{name} works on SAE features; give an SAE"):
+                method(lacking)
+
+
+def test_pca_of_the_deltas_points_where_more_pairs_do(inputs, sae):
+    vector, other = Pca()(inputs), Pca()(swapped(inputs, sae))
+    assert float((inputs.deltas @ vector.direction > 0).float().mean()) >= 0.5
+    torch.testing.assert_close(other.raw, -vector.raw, rtol=1e-4, atol=1e-5)
 
 
 def test_difference_in_means_is_what_numpy_gives_by_hand(inputs):
@@ -261,14 +343,15 @@ def test_features_carry_cluster_and_description(inputs):
     assert ClusteredSae(LOOSE)(inputs).features[0].description is None
 
 
-def test_the_length_at_maximum_is_every_feature_at_its_measured_maximum(inputs, sae):
+def test_the_length_at_maximum_is_every_feature_at_its_measured_maximum(method, inputs, sae):
     largest = np.linspace(1, 3, 2 * WIDTH)
-    vector = ClusteredSae(LOOSE)(replace(inputs, max_activation=largest))
+    vector = method(replace(inputs, max_activation=largest))
     rows = [
         np.sign(f.weight) * largest[f.index] * sae.decoder[f.index].numpy() for f in vector.features
     ]
-    assert vector.max_act == pytest.approx(float(np.linalg.norm(np.sum(rows, axis=0))), rel=1e-5)
-    assert ClusteredSae(LOOSE)(inputs).max_act is None
+    length = float(np.linalg.norm(np.sum(rows, axis=0))) if rows else None
+    assert vector.max_act == (None if length is None else pytest.approx(length, rel=1e-5))
+    assert method(inputs).max_act is None
 
 
 def test_the_vector_keeps_the_settings_that_made_it(inputs, sae):
@@ -279,12 +362,6 @@ def test_the_vector_keeps_the_settings_that_made_it(inputs, sae):
         "regression": {"ridge_alpha": 0.5},
     }
     assert (vector.sae, vector.sae_fingerprint) == (sae.name, sae.fingerprint)
-
-
-def test_clustered_sae_without_an_sae_is_a_sentence(inputs):
-    for lacking in (replace(inputs, codes=None), replace(inputs, sae=None)):
-        with pytest.raises(ConfigError, match=r"clustered_sae works on SAE features; give an SAE"):
-            ClusteredSae()(lacking)
 
 
 def test_a_limit_on_density_needs_densities_and_uses_them(inputs):

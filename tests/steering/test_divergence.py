@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from saesteer.errors import DataError
-from saesteer.evaluation import DivergenceMeter, match_strength
 from saesteer.models import Site, encode_statements, plain_model
 from saesteer.models.tokens import pad_rows, padding_id
-from saesteer.steering import SteeringVector
+from saesteer.steering import DivergenceMeter, SteeringVector, match_strength
 
 
 @dataclass

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from saesteer.errors import DataError
-from saesteer.evaluation.likelihood import TeacherForced
 from saesteer.models.tokens import TokenRow
+from saesteer.steering.teacher_forced import TeacherForced
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from saesteer.models.sites import Site
     from saesteer.steering import SteeringVector, Unit
 
 FEWEST_TOKENS = 200
@@ -29,7 +32,7 @@ class DivergenceMeter:
     Args:
         model: A model from `load_model`.
         rows: Neutral prompts with answers; divergence is measured on the answers' tokens.
-        site_vector: As in `TeacherForced`.
+        site: As in `TeacherForced`.
 
     Raises:
         DataError: There are fewer than 200 tokens, too few to measure on.
@@ -40,7 +43,7 @@ class DivergenceMeter:
         model: TransformerBridge,
         rows: Sequence[TokenRow],
         *,
-        site_vector: SteeringVector | None = None,
+        site: Site | None = None,
     ) -> None:
         self.n_tokens = sum(sum(row.kept) for row in rows)
         if self.n_tokens < FEWEST_TOKENS:
@@ -48,7 +51,7 @@ class DivergenceMeter:
                 f"the neutral text has {self.n_tokens} tokens and KL needs at least "
                 f"{FEWEST_TOKENS}; give more neutral answers."
             )
-        self._rows = TeacherForced(model, rows, site_vector=site_vector, max_tokens=1024)
+        self._rows = TeacherForced(model, rows, site=site, max_tokens=1024)
         self._base = [
             torch.log_softmax(logits[scored].float(), dim=-1)
             for _, logits, _, scored in self._rows.passes()
@@ -62,6 +65,24 @@ class DivergenceMeter:
             steered = torch.log_softmax(logits[scored].float(), dim=-1)
             total += float((steered.exp() * (steered - base)).sum())
         return total / self.n_tokens
+
+    def gradient(
+        self, vector: SteeringVector, strength: float, unit: Unit = "norm"
+    ) -> tuple[float, Float[Tensor, " d_model"]]:
+        """Return the divergence at a strength and its gradient.
+
+        The gradient is with respect to a vector added at the site on top of the steering, in nats
+        per token and unit of residual stream, float32 on the CPU.
+        """
+        total, gradient = 0.0, torch.zeros(vector.d_model)
+        passes = self._rows.open_passes(vector, strength, unit)
+        for base, ((_, logits, _, scored), offset) in zip(self._base, passes, strict=True):
+            steered = torch.log_softmax(logits[scored].float(), dim=-1)
+            summed = (steered.exp() * (steered - base)).sum()
+            (part,) = torch.autograd.grad(summed, offset)
+            gradient += part.sum(dim=0).float().cpu()
+            total += float(summed.detach())
+        return total / self.n_tokens, gradient / self.n_tokens
 
 
 @dataclass(frozen=True)

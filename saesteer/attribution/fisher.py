@@ -1,0 +1,74 @@
+"""The Fisher metric of a site: what a small push costs in KL divergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saesteer.steering.teacher_forced import TeacherForced
+
+
+@dataclass(frozen=True, eq=False)
+class FisherMetric:
+    """The second-order cost of a vector added at a site, KL(u) ~ u' F u / 2 per token.
+
+    Attributes:
+        matrix: F in nats per token and squared unit of residual stream.
+        n_samples: How many sampled gradients it was estimated from.
+        n_tokens: How many tokens of text they were sampled on.
+    """
+
+    matrix: Float[np.ndarray, "d_model d_model"]
+    n_samples: int
+    n_tokens: int
+
+    @cached_property
+    def mean_diagonal(self) -> float:
+        """Mean of the diagonal: the cost of a random direction of length 1, times two."""
+        return float(np.trace(self.matrix) / len(self.matrix))
+
+    def damped(self, ridge: float = 1.0) -> Float[np.ndarray, "d_model d_model"]:
+        """Return F plus `ridge` times its mean diagonal on the diagonal."""
+        return self.matrix + ridge * self.mean_diagonal * np.eye(len(self.matrix))
+
+    def cost(self, vector: Float[np.ndarray, " d_model"]) -> float:
+        """Return the KL per token that the metric predicts for a vector."""
+        return float(vector @ self.matrix @ vector) / 2
+
+
+def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) -> FisherMetric:
+    """Estimate the Fisher metric from answers that the model itself samples, token by token.
+
+    At each position t of a text a token y_t is drawn from the model's own distribution; the
+    gradient h of sum_t log p(y_t) with respect to a constant vector added at the site has
+    E[h h'] = sum_t F_t, because the y_t are independent given the text and each score has mean
+    zero. F is the mean of h h' over samples and texts, per token (Amari 1998, "Natural gradient
+    works efficiently in learning").
+
+    Args:
+        rows: Neutral texts prepared for the site.
+        n_samples: Draws for each text.
+        seed: Seeds the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total: Tensor | None = None
+    n_tokens = 0
+    for (_, logits, _, scored), offset in rows.open_passes():
+        log_probs = torch.log_softmax(logits[scored].float(), dim=-1)
+        n_tokens += int(scored.sum())
+        probabilities = log_probs.detach().exp().cpu()
+        for draw in range(n_samples):
+            sampled = torch.multinomial(probabilities, 1, generator=generator)
+            picked = log_probs.gather(1, sampled.to(log_probs.device)).sum()
+            (gradient,) = torch.autograd.grad(picked, offset, retain_graph=draw + 1 < n_samples)
+            rows_of_h = gradient.double().cpu()
+            part = rows_of_h.T @ rows_of_h
+            total = part if total is None else total + part
+    assert total is not None
+    matrix = (total / (n_tokens * n_samples)).numpy()
+    return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens)

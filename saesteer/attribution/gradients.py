@@ -1,0 +1,61 @@
+"""Gradients of what a model says with respect to a vector added at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saesteer.steering.teacher_forced import TeacherForced
+
+if TYPE_CHECKING:
+    from saesteer.steering import SteeringVector, Unit
+
+
+def row_gradients(
+    rows: TeacherForced,
+    vector: SteeringVector | None = None,
+    strength: float = 0.0,
+    unit: Unit = "norm",
+    *,
+    weights: Sequence[float] | None = None,
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
+    """Return each row's gradient of its mean log-probability, and that log-probability.
+
+    For a row with answer s, l(s; u) is the mean log-probability of its tokens with u added to the
+    residual stream from the last prompt token on; the gradient is taken at u = 0, or on top of
+    `vector` at `strength`.
+
+    Args:
+        rows: Rows prepared for the site.
+        vector: What steers meanwhile.
+        strength: How strongly.
+        unit: The strength's unit.
+        weights: A factor for each row's gradient; 1 if None.
+
+    Returns:
+        Gradients in nats per token and unit of residual stream, float32 on the CPU, and the
+        log-probabilities in nats per token.
+    """
+    gradients: Tensor | None = None
+    values = torch.zeros(rows.n_rows)
+    for (index, logits, after, scored), offset in rows.open_passes(vector, strength, unit):
+        chosen = torch.log_softmax(logits[scored].float(), dim=-1)
+        each = chosen.gather(1, after[scored][:, None])[:, 0]
+        row_of = torch.repeat_interleave(
+            torch.arange(len(index), device=each.device), scored.sum(dim=1)
+        )
+        counts = scored.sum(dim=1).float()
+        means = torch.zeros_like(counts).index_add(0, row_of, each) / counts
+        (gradient,) = torch.autograd.grad(means.sum(), offset)
+        if gradients is None:
+            gradients = torch.zeros((rows.n_rows, gradient.shape[1]))
+        gradients[index] = gradient.float().cpu()
+        values[index] = means.detach().float().cpu()
+    assert gradients is not None
+    if weights is not None:
+        gradients = gradients * torch.as_tensor(weights, dtype=torch.float32)[:, None]
+    return gradients, values

@@ -1,0 +1,200 @@
+"""What the model answers when asked: Yes/No and A/B margins of held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from saesteer.errors import ConfigError, DataError
+from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
+from saesteer.methods.caa_answers import LETTERS, QUESTION, answer_cue, choice_question
+from saesteer.models.tokens import TokenRow, encode_statements
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.data.pairs import PairSet
+    from saesteer.models.sites import Site
+    from saesteer.steering import SteeringVector, Unit
+
+Kind = Literal["yes_no", "a_b"]
+YES_NO_QUESTION = "Is the following statement something you would say?"
+
+
+@dataclass(frozen=True)
+class ChoiceAccuracy:
+    """How often the matching answer is the likelier one.
+
+    Attributes:
+        accuracy: Share of pairs with a margin above 0, ties one half.
+        low: Lower end of the exact 95% binomial interval (Clopper & Pearson 1934).
+        high: Upper end.
+        at_chance: Whether the interval holds one half, so that margins say little.
+        n_pairs: Number of pairs.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    at_chance: bool
+    n_pairs: int
+
+
+def accuracy_of(margins: Float[np.ndarray, " pair"]) -> ChoiceAccuracy:
+    """Summarise margins as an accuracy with its interval.
+
+    Args:
+        margins: One margin per pair, in nats.
+
+    Raises:
+        DataError: There is no margin, or one is not a number.
+    """
+    from scipy.stats import binomtest
+
+    if not len(margins) or not np.isfinite(margins).all():
+        raise DataError("margins: there are none, or some are not numbers; measure some pairs.")
+    share = float((margins > 0).mean() + (margins == 0).mean() / 2)
+    n = len(margins)
+    interval = binomtest(round(share * n), n).proportion_ci(0.95, method="exact")
+    low, high = float(interval.low), float(interval.high)
+    return ChoiceAccuracy(share, low, high, low <= 0.5 <= high, n)
+
+
+class ChoiceMeter:
+    """Margins of answers to questions about held-out pairs, with and without steering.
+
+    A margin is the log-probability of the matching answer less that of the other, in nats, as the
+    assistant's first words, averaged over the two questions of a pair so that a liking for an
+    answer as such cancels:
+
+    - "yes_no": whether each statement is something the model would say; "Yes" matches for the
+      positive one, "No" for the negative one.
+    - "a_b": which of the two it would rather say, in both orders of the options. The answer is
+      written "(A", whose bracket is common to both answers and cancels.
+
+    After a chat template's header an answer has no leading space; a plain prompt ends in "Answer:"
+    and a space. In bfloat16 logits come in steps of up to 1/8, so that small margins tie at 0;
+    where they matter load the model in float32.
+
+    Args:
+        model: A model from `load_model`.
+        pairs: Held-out pairs.
+        kind: Which questions to ask.
+        question: What to ask; where None, "Is the following statement something you would say?",
+            or for "a_b" the pair's own prompt, or which statement the model would rather say.
+        chat: Whether to use the chat template; where there is one if None.
+        system: A system prompt for the template.
+        site: As in `TeacherForced`.
+
+    Raises:
+        ConfigError: There is no such kind.
+        DataError: There are no pairs, or a question does not fit the model's context.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        pairs: PairSet,
+        *,
+        kind: Kind = "yes_no",
+        question: str | None = None,
+        chat: bool | None = None,
+        system: str | None = None,
+        site: Site | None = None,
+    ) -> None:
+        assert model.tokenizer is not None
+        if kind not in get_args(Kind):
+            raise ConfigError(f"kind: {kind!r} is not known; use 'yes_no' or 'a_b'.")
+        if not len(pairs):
+            raise DataError(f"pairs {pairs.name!r} are empty; give at least one held-out pair.")
+        self.kind: Kind = kind
+        self.n_pairs = len(pairs)
+        heads = _yes_no(pairs, question) if kind == "yes_no" else _a_b(pairs, question)
+        cue = answer_cue(model.tokenizer, chat)
+        asked = [f"{head}{cue}" for head in heads]
+        answers = ("Yes", "No") if kind == "yes_no" else tuple(f"({x}" for x in LETTERS)
+        first, second = (
+            encode_statements(
+                model.tokenizer,
+                [answer] * len(asked),
+                asked,
+                chat=chat,
+                system=system,
+                max_length=int(model.cfg.n_ctx),
+            )
+            for answer in answers
+        )
+        self._other = _last_ids(first, second)
+        rows = first if self._other is not None else [*first, *second]
+        self._lengths = np.array([sum(row.kept) for row in rows])
+        self._rows = TeacherForced(model, rows, site=site)
+
+    def margins(
+        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+    ) -> Float[np.ndarray, " pair"]:
+        """Return each pair's margin at a strength, in nats."""
+        if self._other is None:
+            flat = self._lengths * statement_log_likelihoods(self._rows, vector, strength, unit)
+            difference = flat[: 2 * self.n_pairs] - flat[2 * self.n_pairs :]
+        else:
+            difference = self._at_last_token(self._other, vector, strength, unit)
+        # In the first question of a pair the first answer matches, in the second the other one.
+        positive, negative = difference.reshape(2, self.n_pairs)
+        return (positive - negative) / 2
+
+    @cached_property
+    def unsteered(self) -> Float[np.ndarray, " pair"]:
+        """The margins without steering, measured once."""
+        return self.margins()
+
+    @property
+    def accuracy(self) -> ChoiceAccuracy:
+        """The unsteered model's accuracy."""
+        return accuracy_of(self.unsteered)
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the unsteered model cannot be told from one that guesses."""
+        return self.accuracy.at_chance
+
+    def _at_last_token(
+        self, other: Sequence[int], vector: SteeringVector | None, strength: float, unit: Unit
+    ) -> Float[np.ndarray, " question"]:
+        """Return the difference of two answers that part at their last token, from one pass."""
+        out = np.zeros(self._rows.n_rows)
+        for index, logits, after, scored in self._rows.passes(vector, strength, unit):
+            for place, row_logits, ids, kept in zip(index, logits, after, scored, strict=True):
+                last = int(torch.nonzero(kept)[-1])
+                two = row_logits[last, [int(ids[last]), other[place]]].double()
+                out[place] = float(two[0] - two[1])
+        return out
+
+
+def _yes_no(pairs: PairSet, question: str | None) -> list[str]:
+    asked = question or YES_NO_QUESTION
+    return [f'{asked}\n"{text}"' for text in (*pairs.positives, *pairs.negatives)]
+
+
+def _a_b(pairs: PairSet, question: str | None) -> list[str]:
+    heads = [question or pair.prompt or QUESTION for pair in pairs]
+    sides = (pairs.positives, pairs.negatives)
+    return [
+        choice_question(*options)
+        for first, second in (sides, sides[::-1])
+        for options in zip(first, second, heads, strict=True)
+    ]
+
+
+def _last_ids(first: Sequence[TokenRow], second: Sequence[TokenRow]) -> list[int] | None:
+    """Return the second answers' last tokens if that is all in which they differ, else None."""
+    alike = all(
+        a.ids[:-1] == b.ids[:-1] and a.kept == b.kept and a.ids[-1] != b.ids[-1]
+        for a, b in zip(first, second, strict=True)
+    )
+    return [row.ids[-1] for row in second] if alike else None

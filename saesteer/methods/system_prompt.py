@@ -1,0 +1,103 @@
+"""A persona system prompt: not a vector, but what a user would try first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from saesteer.data.pairs import PairSet
+from saesteer.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class PromptPersona:
+    """Two system prompts that ask for a persona and for its opposite.
+
+    Attributes:
+        positive: Asks for the positive side.
+        negative: Asks for the negative side.
+        name: The persona's name.
+        method: How it steers.
+    """
+
+    positive: str
+    negative: str
+    name: str
+    method: str = "system_prompt"
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """Describes a persona in words, by what it would say or as the user describes it.
+
+    Attributes:
+        n_statements: How many training statements of a side to quote.
+        description: Completes "You are ..." in place of quotes, such as "a warm person who
+            forgives easily".
+        opposite: The same for the negative side; "the very opposite of" the description if None.
+        seed: Seeds which statements are quoted.
+    """
+
+    n_statements: int = 4
+    description: str | None = None
+    opposite: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_statements < 1:
+            raise ConfigError(
+                f"n_statements: {self.n_statements} statements describe nobody; give 1 or more."
+            )
+        if self.opposite and not self.description:
+            raise ConfigError("opposite: it goes with a description; give description too.")
+
+    def __call__(self, pairs: PairSet) -> PromptPersona:
+        """Return the two prompts.
+
+        Quoted are the shortest of twice as many statements, drawn from the middle half of the
+        side's lengths, so that the prompt is typical and still short.
+
+        Args:
+            pairs: Training pairs; only their name counts where there is a description.
+
+        Raises:
+            DataError: There are no pairs.
+        """
+        if self.description:
+            away = self.opposite or f"the very opposite of {self.description}"
+            return PromptPersona(_described(self.description), _described(away), pairs.name)
+        if not len(pairs):
+            raise DataError(
+                f"pairs {pairs.name!r} are empty, so there is nothing to quote; give pairs or a "
+                "description."
+            )
+        sides = (pairs.positives, pairs.negatives)
+        prompts = [
+            _quoting(_typical(texts, self.n_statements, [self.seed, side]))
+            for side, texts in enumerate(sides)
+        ]
+        return PromptPersona(prompts[0], prompts[1], pairs.name)
+
+
+def _described(text: str) -> str:
+    return f"You are {text.strip().rstrip('.')}."
+
+
+def _quoting(statements: list[str]) -> str:
+    quotes = " ".join('"{}"'.format(" ".join(s.split()).replace('"', "'")) for s in statements)
+    return f"You are a person who would say things like: {quotes}"
+
+
+def _typical(texts: tuple[str, ...], count: int, seed: list[int]) -> list[str]:
+    # A statement may stand in several pairs, and is quoted once.
+    different = list(dict.fromkeys(texts))
+    lengths = np.array([len(text) for text in different])
+    low, high = np.quantile(lengths, [0.25, 0.75])
+    middle = np.flatnonzero((lengths >= low) & (lengths <= high))
+    if len(middle) < count:
+        # Too few to be choosy: the nearest to the median length.
+        middle = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:count]
+    drawn = np.random.default_rng(seed).permutation(middle)[: 2 * count]
+    shortest = sorted(drawn.tolist(), key=lambda index: (lengths[index], index))[:count]
+    return [different[index] for index in shortest]

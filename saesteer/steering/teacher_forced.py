@@ -1,0 +1,280 @@
+"""Texts prepared once for many passes under different steering."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saesteer.models.loading import plain_model
+from saesteer.models.sites import HookTarget, Site, resolve_target
+from saesteer.models.tokens import (
+    TokenRow,
+    input_device,
+    length_sorted_batches,
+    pad_rows,
+    padding_id,
+)
+from saesteer.steering.apply import steer
+from saesteer.steering.strength import Unit
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.steering.vector import SteeringVector
+
+SHORTEST_SHARED_PREFIX = 8
+_RESIDUAL = ("hook_resid_pre", "hook_resid_post")
+
+
+class Pass(NamedTuple):
+    """One batch of rows after a forward pass.
+
+    Attributes:
+        index: The rows' places in the caller's order.
+        logits: What the model says.
+        after: The token that follows each position.
+        scored: True where that token is one to score.
+    """
+
+    index: list[int]
+    logits: Float[Tensor, "row pos vocab"]
+    after: Int[Tensor, "row pos"]
+    scored: Bool[Tensor, "row pos"]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that run together behind one shared prefix.
+
+    Attributes:
+        index: The rows' places in the caller's order.
+        ids: What follows the shared prefix, right-padded.
+        attention: 1 at the prefix and at real tokens.
+        scored: True where the NEXT token is one to score.
+        steered: Over prefix and rest: True from the last prompt token on, never at padding.
+    """
+
+    index: list[int]
+    ids: Tensor
+    attention: Tensor
+    scored: Tensor
+    steered: Tensor
+
+
+class TeacherForced:
+    """Rows prepared once for many passes under different steering.
+
+    What every steered pass shares is computed once. Rows that share their beginning (a common
+    request in the chat template) share its keys and values: steering starts at the last prompt
+    token, so everything before it is the same under every vector and strength. And the blocks
+    below the steered site see nothing of the steering, so passes start at that site.
+
+    Args:
+        model: A model from `load_model`.
+        rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
+        site: Where passes will be steered; steering elsewhere works but shares less.
+        max_tokens: The most tokens in a batch.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        rows: Sequence[TokenRow],
+        *,
+        site: Site | None = None,
+        max_tokens: int = 4096,
+    ) -> None:
+        self._bridge = model
+        self._target = None if site is None else resolve_target(model, site)
+        self._model: Any = plain_model(model) if self._target is None else self._target.model
+        self._lower = _lower_blocks(model, self._target)
+        self._lower_output: dict[int, Any] = {}
+        self.n_rows = len(rows)
+        device = input_device(self._model)
+        shared = _shared_prefix(rows)
+        self._prefix = torch.tensor([rows[0].ids[:shared]], device=device) if shared else None
+        self._cache = self._prefix_cache()
+        self._blocks = [
+            _block(rows, index, shared, padding_id(model), device)
+            for index in length_sorted_batches(rows, max_tokens=max_tokens)
+        ]
+
+    def passes(
+        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+    ) -> Iterator[Pass]:
+        """Run every batch once, steered or not."""
+        for number, block in enumerate(self._blocks):
+            context = self._steered(block, vector, strength, unit)
+            with torch.inference_mode(), context:
+                logits = self._forward(number, vector)
+            yield Pass(block.index, logits, torch.roll(block.ids, -1, dims=1), block.scored)
+
+    def open_passes(
+        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+    ) -> Iterator[tuple[Pass, Float[Tensor, "row d_model"]]]:
+        """Run every batch once with a zero added to each row that gradients flow back to.
+
+        Args:
+            vector: What to steer with besides.
+            strength: How strongly.
+            unit: The strength's unit.
+
+        Yields:
+            The pass and its zeros: what is added at the steered positions of each row.
+        """
+        if self._target is None:
+            raise ValueError("open passes need a site")
+        for number, block in enumerate(self._blocks):
+            offset = torch.zeros(
+                (len(block.index), int(self._bridge.cfg.d_model)),
+                device=block.ids.device,
+                requires_grad=True,
+            )
+            where = block.steered[:, -block.ids.shape[1] :, None]
+
+            def add(hidden: Tensor, offset: Tensor = offset, where: Tensor = where) -> Tensor:
+                return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
+
+            with ExitStack() as stack:
+                stack.enter_context(torch.enable_grad())
+                stack.callback(self._target.hook(add).remove)
+                stack.enter_context(self._steered(block, vector, strength, unit))
+                logits = self._forward(number, vector)
+            after = torch.roll(block.ids, -1, dims=1)
+            yield Pass(block.index, logits, after, block.scored), offset
+
+    def _steered(
+        self, block: _Block, vector: SteeringVector | None, strength: float, unit: Unit
+    ) -> AbstractContextManager[Any]:
+        if vector is None or strength == 0.0:
+            return nullcontext()
+        return steer(self._bridge, vector, strength, unit, positions=block.steered)
+
+    def _forward(self, number: int, vector: SteeringVector | None) -> Tensor:
+        block = self._blocks[number]
+        elsewhere = vector is not None and (
+            self._target is None or vector.site != self._target.site
+        )
+        if self._lower and not elsewhere and number not in self._lower_output:
+            self._lower_output[number] = self._output_below(block)
+        if number not in self._lower_output or elsewhere:
+            return self._whole(block)
+        with _standing_in(self._lower, self._lower_output[number]):
+            return self._whole(block)
+
+    def _output_below(self, block: _Block) -> Any:
+        """Return what the last block below the site gives, as the block gives it."""
+        kept: list[Any] = []
+
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            kept.append(output)
+
+        handle = self._lower[-1].register_forward_hook(keep)
+        try:
+            with torch.no_grad():
+                self._whole(block)
+        finally:
+            handle.remove()
+        return kept[0]
+
+    def _whole(self, block: _Block) -> Tensor:
+        if self._cache is None:
+            return self._model(
+                input_ids=block.ids, attention_mask=block.attention, use_cache=False
+            ).logits
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(len(block.ids))
+        return self._model(
+            input_ids=block.ids,
+            attention_mask=block.attention,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+
+    def _prefix_cache(self) -> Any:
+        if self._prefix is None:
+            return None
+        # Not inference mode: gradients may pass by the keys and values kept here.
+        with torch.no_grad():
+            return self._model(input_ids=self._prefix, use_cache=True).past_key_values
+
+
+def _lower_blocks(model: TransformerBridge, target: HookTarget | None) -> list[Any]:
+    """Return the blocks whose output no steering at the target can change."""
+    if (
+        target is None
+        or target.site.hook not in _RESIDUAL
+        or target.model is not plain_model(model)
+    ):
+        return []
+    mapping: Any = model.adapter.component_mapping
+    name = mapping["blocks"].name
+    count = target.site.layer + (target.site.hook == "hook_resid_post")
+    return [target.model.get_submodule(f"{name}.{layer}") for layer in range(count)]
+
+
+@contextmanager
+def _standing_in(blocks: Sequence[Any], output: Any) -> Iterator[None]:
+    """Let the last of the blocks give `output` and the others pass their input on."""
+
+    def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if isinstance(output, tuple) else hidden_states
+
+    def give(*args: Any, **kwargs: Any) -> Any:
+        return output
+
+    missing = object()
+    before = [vars(block).get("forward", missing) for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = pass_on
+        blocks[-1].forward = give
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is missing:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
+
+
+def _shared_prefix(rows: Sequence[TokenRow]) -> int:
+    """Return how many first tokens all rows share, before anybody's last prompt token."""
+    limit = min(_first_kept(row) for row in rows) - 1
+    first = rows[0].ids
+    shared = 0
+    while shared < limit and all(row.ids[shared] == first[shared] for row in rows):
+        shared += 1
+    return shared if shared >= SHORTEST_SHARED_PREFIX else 0
+
+
+def _first_kept(row: TokenRow) -> int:
+    return row.kept.index(True)
+
+
+def _block(
+    rows: Sequence[TokenRow], index: list[int], shared: int, pad: int, device: torch.device
+) -> _Block:
+    rest = [TokenRow(rows[i].ids[shared:], rows[i].kept[shared:]) for i in index]
+    tokens = pad_rows(rest, pad, device, side="right")
+    prefix = torch.ones((len(index), shared), dtype=torch.long, device=device)
+    scored = torch.zeros_like(tokens.span)
+    scored[:, :-1] = tokens.span[:, 1:]
+    # The mask covers the shared prefix too, which nothing is written to.
+    steered = torch.zeros((len(index), shared + tokens.span.shape[1]), dtype=torch.bool)
+    for i, row in enumerate(rest):
+        steered[i, shared + max(0, _first_kept(row) - 1) : shared + len(row)] = True
+    return _Block(
+        index,
+        tokens.input_ids,
+        torch.cat([prefix, tokens.attention_mask], dim=1),
+        scored,
+        steered.to(device),
+    )

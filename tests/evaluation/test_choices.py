@@ -1,0 +1,185 @@
+"""Margins of answers are those of a plain loop, and chance is an exact binomial interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.data import PairSet, pairs_from
+from saesteer.errors import ConfigError, DataError, ModelError
+from saesteer.evaluation import choices
+from saesteer.evaluation.choices import ChoiceMeter, accuracy_of
+from saesteer.models import Site, chat_prompt, encode_texts, plain_model
+from saesteer.steering import SteeringVector, steer
+
+PAIRS = pairs_from(
+    [
+        ("i like the house", "i hate the hill"),
+        ("the water is good", "go away now please"),
+        ("help", "no"),
+    ]
+)
+KINDS = ("yes_no", "a_b")
+ASKED = "Is the following statement something you would say?"
+CHOOSE = "Which of these statements would you be more likely to say?"
+
+
+def questions(pair) -> dict[str, list[tuple[str, str, str]]]:
+    """For each kind (question, matching answer, other answer), written out."""
+    return {
+        "yes_no": [
+            (f'{ASKED}\n"{pair.positive}"', "Yes", "No"),
+            (f'{ASKED}\n"{pair.negative}"', "No", "Yes"),
+        ],
+        "a_b": [
+            (f"{CHOOSE}\n\nChoices:\n (A) {pair.positive}\n (B) {pair.negative}", "(A", "(B"),
+            (f"{CHOOSE}\n\nChoices:\n (A) {pair.negative}\n (B) {pair.positive}", "(B", "(A"),
+        ],
+    }
+
+
+def by_hand(model, question, answer, *, chat=True, system=None, vector=None, strength=0.0):
+    """The log-probability of an answer, one row, steered from the last prompt token on."""
+    plain = f"{question}\n\nAnswer:"
+    prompt = chat_prompt(model.tokenizer, question, system) if chat else plain
+    whole = encode_texts(model.tokenizer, [prompt + ("" if chat else " ") + answer])[0].ids
+    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
+    ids = torch.tensor([whole])
+    with torch.no_grad():
+        if vector is None:
+            logits = plain_model(model)(ids).logits
+        else:
+            where = torch.arange(len(whole))[None] >= n - 1
+            with steer(model, vector, strength, positions=where):
+                logits = plain_model(model)(ids).logits
+    log_probs = torch.log_softmax(logits[0].float(), -1)
+    return sum(float(log_probs[i - 1, whole[i]]) for i in range(n, len(whole)))
+
+
+def margins_by_hand(model, kind, **rest):
+    return [
+        np.mean([by_hand(model, q, a, **rest) - by_hand(model, q, b, **rest) for q, a, b in asked])
+        for asked in (questions(pair)[kind] for pair in PAIRS)
+    ]
+
+
+@pytest.fixture
+def vector(tiny_llama):
+    return SteeringVector.from_raw(
+        torch.randn(32, generator=torch.Generator().manual_seed(1)),
+        site=Site(1),
+        model="tiny",
+        residual_norm=1.0,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chat", [True, False])
+def test_margins_equal_a_loop_over_questions_and_answers(kind, chat, tiny_llama):
+    margins = ChoiceMeter(tiny_llama, PAIRS, kind=kind, chat=chat).margins()
+    np.testing.assert_allclose(margins, margins_by_hand(tiny_llama, kind, chat=chat), atol=2e-4)
+    assert np.ptp(margins) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("site", [None, Site(1)])
+def test_steered_margins_equal_the_loop_steered(kind, site, tiny_llama, vector):
+    meter = ChoiceMeter(tiny_llama, PAIRS, kind=kind, site=site)
+    unsteered = meter.margins()
+    for strength in (2.0, -2.0):
+        wanted = margins_by_hand(tiny_llama, kind, vector=vector, strength=strength)
+        np.testing.assert_allclose(meter.margins(vector, strength), wanted, atol=5e-4)
+        assert np.abs(np.subtract(wanted, unsteered)).max() > 1e-3
+    np.testing.assert_array_equal(meter.margins(vector, 0.0), unsteered)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_that_part_before_their_last_token_give_the_same(
+    kind, tiny_llama, vector, monkeypatch
+):
+    quick = ChoiceMeter(tiny_llama, PAIRS, kind=kind)
+    monkeypatch.setattr(choices, "_last_ids", lambda first, second: None)
+    slow = ChoiceMeter(tiny_llama, PAIRS, kind=kind)
+    assert slow._other is None
+    for strength in (0.0, 1.5):
+        np.testing.assert_allclose(
+            quick.margins(vector, strength), slow.margins(vector, strength), atol=2e-4
+        )
+
+
+def test_a_letter_takes_one_pass_and_not_two(tiny_llama):
+    meter = ChoiceMeter(tiny_llama, PAIRS, kind="a_b")
+    assert meter._other is not None
+    assert meter._rows.n_rows == 2 * len(PAIRS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_liking_for_one_answer_or_order_cancels(kind, tiny_llama):
+    same = pairs_from([(text, text + "!") for text in PAIRS.positives])
+    same = PairSet("same", tuple(type(p)(p.id, p.positive, p.positive) for p in same), "python")
+    np.testing.assert_allclose(ChoiceMeter(tiny_llama, same, kind=kind).margins(), 0, atol=1e-5)
+    turned = pairs_from([(pair.negative, pair.positive) for pair in PAIRS])
+    np.testing.assert_allclose(
+        ChoiceMeter(tiny_llama, turned, kind=kind).margins(),
+        -ChoiceMeter(tiny_llama, PAIRS, kind=kind).margins(),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_system_prompt_stands_before_the_question(kind, tiny_llama):
+    system = "You are a house."
+    margins = ChoiceMeter(tiny_llama, PAIRS, kind=kind, system=system).margins()
+    np.testing.assert_allclose(margins, margins_by_hand(tiny_llama, kind, system=system), atol=2e-4)
+    with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
+        ChoiceMeter(tiny_llama, PAIRS, kind=kind, system=system, chat=False)
+
+
+def test_pairs_with_their_own_prompt_are_asked_it(tiny_llama):
+    own = pairs_from([{"positive": "yes", "negative": "no", "prompt": "is the water good"}])
+    asked = ChoiceMeter(tiny_llama, own, kind="a_b").margins()
+    given = ChoiceMeter(
+        tiny_llama, pairs_from([("yes", "no")]), kind="a_b", question="is the water good"
+    )
+    np.testing.assert_array_equal(asked, given.margins())
+
+
+def test_the_interval_is_clopper_and_pearsons():
+    from scipy.stats import beta
+
+    for right, n in ((7, 10), (0, 5), (5, 5), (60, 100)):
+        found = accuracy_of(np.where(np.arange(n) < right, 0.3, -0.2))
+        low = beta.ppf(0.025, right, n - right + 1) if right else 0.0
+        high = beta.ppf(0.975, right + 1, n - right) if right < n else 1.0
+        assert (found.accuracy, found.n_pairs) == (right / n, n)
+        assert found.low == pytest.approx(low, abs=1e-6)
+        assert found.high == pytest.approx(high, abs=1e-6)
+
+
+def test_chance_is_an_interval_that_holds_one_half():
+    assert accuracy_of(np.array([1.0, -1.0] * 20)).at_chance
+    assert not accuracy_of(np.ones(20)).at_chance
+    # Reliably wrong is not chance.
+    assert not accuracy_of(-np.ones(20)).at_chance
+    assert accuracy_of(np.ones(4)).at_chance
+    assert accuracy_of(np.zeros(10)).accuracy == 0.5
+
+
+def test_a_meter_says_whether_the_unsteered_model_is_at_chance(tiny_llama):
+    meter = ChoiceMeter(tiny_llama, PAIRS)
+    assert meter.accuracy == accuracy_of(meter.margins())
+    # Three pairs are too few to say anything else.
+    assert meter.at_chance is True
+
+
+def test_what_cannot_be_asked_is_a_sentence(tiny_llama):
+    with pytest.raises(ConfigError, match=r"kind: 'abc' is not known; use 'yes_no' or 'a_b'"):
+        ChoiceMeter(tiny_llama, PAIRS, kind="abc")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"pairs 'none' are empty"):
+        ChoiceMeter(tiny_llama, PairSet("none", (), "python"))
+    with pytest.raises(DataError, match=r"more than the model's context of 192"):
+        ChoiceMeter(tiny_llama, pairs_from([("word " * 200, "no")]))
+    for bad in (np.array([]), np.array([1.0, float("nan")])):
+        with pytest.raises(DataError, match=r"margins: there are none, or some are not numbers"):
+            accuracy_of(bad)

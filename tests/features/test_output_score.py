@@ -1,0 +1,129 @@
+"""Output scores are those of one hooked pass per feature with Hugging Face alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import ConfigError, SaeError
+from saesteer.features import output_scores
+from saesteer.features.output_score import _score
+from saesteer.models import plain_model
+from saesteer.saes import load_sae
+
+PROMPT = "I like the dog"
+ARCHITECTURES = ("llama", "gpt2", "gemma3")
+
+
+@pytest.fixture(scope="module")
+def sae(mirror_sae):
+    return load_sae(mirror_sae(gain=0.5))
+
+
+def parts(model: Any) -> tuple[Any, Any, Any]:
+    """The blocks, the final norm and the unembedding."""
+    body = model.transformer if hasattr(model, "transformer") else model.model
+    if hasattr(body, "h"):
+        return body.h, body.ln_f, model.lm_head
+    return body.layers, body.norm, model.lm_head
+
+
+def by_hand(model: Any, tokenizer: Any, sae: Any, feature: int, n: int, factor: float) -> float:
+    """(1 - rank / |V|) * probability, the feature added at the last token in a hook."""
+    blocks, norm, head = parts(model)
+    ids = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids
+    if tokenizer.bos_token_id is not None:
+        ids = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids], dim=1)
+    row = sae.decoder[feature]
+    with torch.no_grad():
+        # Zero goes to the norm's bias, where there is one, and is not the feature's doing.
+        lens = head(norm(1e4 * row[None])[0]) - head(norm(torch.zeros(1, 32))[0])
+        promoted = lens.topk(n).indices.tolist()
+
+        def amplify(module: Any, given: Any, output: Any) -> Any:
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            largest = max(float(hidden[0, -1].max()), float((-hidden[0, -1]).max()))
+            hidden[0, -1] += factor * largest * row
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = blocks[1].register_forward_hook(amplify)
+        probabilities = model(ids).logits[0, -1].softmax(dim=0)
+        handle.remove()
+    order = probabilities.argsort(descending=True).tolist()
+    rank = min(order.index(token) for token in promoted)
+    return (1 - rank / len(order)) * max(float(probabilities[token]) for token in promoted)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+def test_scores_equal_a_loop_with_hugging_face_alone(arch, factor, tiny_model, hf_model, sae):
+    model = tiny_model(arch)
+    features = [0, 5, 33, 60]
+    scores = output_scores(model, sae, features, prompt=PROMPT, factor=factor, n_tokens=8)
+    wanted = [
+        by_hand(hf_model(arch), model.tokenizer, sae, feature, 8, factor) for feature in features
+    ]
+    np.testing.assert_allclose(scores[features], wanted, rtol=2e-3, atol=1e-5)
+    assert np.ptp(wanted) > 1e-3
+
+
+def test_only_the_features_asked_for_have_a_score(tiny_model, sae):
+    scores = output_scores(tiny_model("llama"), sae, np.array([3, 40, 3]))
+    assert scores.shape == (64,)
+    assert np.flatnonzero(np.isfinite(scores)).tolist() == [3, 40]
+    assert ((scores[[3, 40]] >= 0) & (scores[[3, 40]] <= 1)).all()
+
+
+def test_how_many_run_together_changes_no_score(tiny_model, sae):
+    model = tiny_model("llama")
+    together = output_scores(model, sae, range(64))
+    apart = output_scores(model, sae, range(64), batch_size=7)
+    np.testing.assert_allclose(apart, together, rtol=1e-3, atol=1e-6)
+
+
+def test_more_tokens_never_lower_a_score(tiny_model, sae):
+    model = tiny_model("llama")
+    few, many = (output_scores(model, sae, range(20), n_tokens=n)[:20] for n in (1, 10**6))
+    assert (many >= few - 1e-6).all()
+    # With the whole vocabulary promoted the likeliest token is among it: rank 0.
+    assert (many > 0).all()
+
+
+def test_rank_counts_from_zero_and_probability_is_the_best_tokens():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.5, 0.3, 0.15, 0.05]]))
+    scores = _score(logits, torch.tensor([[2, 1], [0, 3]]))
+    np.testing.assert_allclose(scores, [(1 - 1 / 4) * 0.3, 0.5], rtol=1e-6)
+
+
+def test_the_model_is_left_as_it_was(tiny_model, sae):
+    model = tiny_model("llama")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = plain_model(model)(ids).logits
+        output_scores(model, sae, [1, 2])
+        assert torch.equal(plain_model(model)(ids).logits, before)
+
+
+def test_what_cannot_be_scored_is_a_sentence(tiny_model, sae, mirror_sae):
+    model = tiny_model("llama")
+    with pytest.raises(ConfigError, match=r"feature 64 does not exist, SAE .* features 0 to 63"):
+        output_scores(model, sae, [1, 64])
+    with pytest.raises(ConfigError, match=r"features: there is none to score"):
+        output_scores(model, sae, [])
+    zero: dict[str, Any]
+    for zero in ({"factor": 0}, {"n_tokens": 0}, {"batch_size": 0}):
+        with pytest.raises(ConfigError, match=rf"{next(iter(zero))}: 0 is not above 0"):
+            output_scores(model, sae, [1], **zero)
+    beside = load_sae(mirror_sae(site="blocks.1.attn.hook_z"))
+    with pytest.raises(SaeError, match=r"attn.hook_z, where the logit lens says nothing"):
+        output_scores(model, beside, [1])
+
+
+def test_a_prompt_on_which_nothing_fires_is_a_sentence(tiny_model, sae, monkeypatch):
+    silent = type(sae).encode
+    monkeypatch.setattr(type(sae), "encode", lambda self, x: 0 * silent(self, x))
+    with pytest.raises(ConfigError, match=r"prompt: no feature of SAE .* fires at the end of 'so'"):
+        output_scores(tiny_model("llama"), sae, [1], prompt="so")

@@ -1,0 +1,139 @@
+"""The letters' vector is that of the package steering-vectors and of a plain loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.activations import Activations, PairActivations
+from saesteer.data import pairs_from
+from saesteer.errors import ConfigError, DataError, MismatchError
+from saesteer.methods import CaaAnswers, MethodInputs, answer_pairs
+from saesteer.methods.caa_answers import QUESTION, balanced_orders, choice_question
+from saesteer.models import Site, chat_prompt
+
+SITE = Site(1)
+PAIRS = pairs_from(
+    [
+        ("i like the dog", "i hate the cat"),
+        ("people are good", "people are bad and always will be"),
+        ("sun", "rain"),
+        ("i listen", "i talk"),
+    ]
+)
+
+
+def inputs_of(answers: PairActivations | None, site: Site = SITE) -> MethodInputs:
+    generator = torch.Generator().manual_seed(0)
+    sides = [
+        Activations(torch.randn(3, 32, generator=generator), torch.tensor([0, 1, 3]), site)
+        for _ in range(2)
+    ]
+    return MethodInputs(PairActivations(sides[0], sides[1]), "tiny", "f", answers=answers)
+
+
+def texts(tokenizer, chat: bool, seed: int) -> tuple[list[str], list[str]]:
+    """The matching and the other answer's whole text, written out."""
+    made: tuple[list[str], list[str]] = ([], [])
+    for pair, first in zip(PAIRS, balanced_orders(len(PAIRS), seed), strict=True):
+        options = (pair.positive, pair.negative) if first else (pair.negative, pair.positive)
+        asked = f"{QUESTION}\n\nChoices:\n (A) {options[0]}\n (B) {options[1]}"
+        prompt = chat_prompt(tokenizer, asked) if chat else f"{asked}\n\nAnswer: "
+        made[0].append(f"{prompt}({'A' if first else 'B'}")
+        made[1].append(f"{prompt}({'B' if first else 'A'}")
+    return made
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_it_equals_a_loop_with_hugging_face_alone(tiny_model, hf_model, chat):
+    model = tiny_model("llama")
+    reference, tokenizer = hf_model("llama"), model.tokenizer
+    vector = CaaAnswers()(
+        inputs_of(answer_pairs(model, PAIRS, [SITE], chat=chat, prepend_bos=False, seed=3)[SITE])
+    )
+    means = []
+    for side in texts(tokenizer, chat, seed=3):
+        hidden = []
+        for text in side:
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+            assert tokenizer.decode(ids[0, -1:]) in ("A", "B")
+            with torch.no_grad():
+                hidden.append(reference(ids, output_hidden_states=True).hidden_states[2][0, -1])
+        means.append(torch.stack(hidden).mean(dim=0))
+    torch.testing.assert_close(vector.raw, means[0] - means[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_it_equals_the_package_steering_vectors(tiny_model, hf_model, chat):
+    package = pytest.importorskip("steering_vectors")
+    model = tiny_model("llama")
+    pairs = list(zip(*texts(model.tokenizer, chat, seed=0), strict=True))
+    theirs = package.train_steering_vector(
+        hf_model("llama"), model.tokenizer, pairs, layers=[SITE.layer], read_token_index=-1
+    ).layer_activations[SITE.layer]
+    answers = answer_pairs(model, PAIRS, [SITE], chat=chat, prepend_bos=False)[SITE]
+    ours = CaaAnswers()(inputs_of(answers))
+    assert float(torch.cosine_similarity(ours.raw, theirs, dim=0)) > 0.9999
+    assert ours.norm == pytest.approx(float(theirs.norm()), rel=1e-4)
+
+
+def test_either_option_matches_in_half_of_the_questions():
+    for n in (2, 7, 100):
+        orders = [balanced_orders(n, seed) for seed in range(5)]
+        assert {int(order.sum()) for order in orders} == {(n + 1) // 2}
+    assert len({tuple(order) for order in orders}) == 5
+    np.testing.assert_array_equal(balanced_orders(9, 4), balanced_orders(9, 4))
+
+
+def test_the_order_of_options_depends_on_the_seed(tiny_model):
+    read = [answer_pairs(tiny_model("llama"), PAIRS, [SITE], seed=seed)[SITE] for seed in (0, 0, 1)]
+    assert torch.equal(read[0].deltas, read[1].deltas)
+    assert not torch.allclose(read[0].deltas, read[2].deltas)
+
+
+def test_swapping_the_sides_of_pairs_does_not_swap_the_letters(tiny_model):
+    # The letters stay in place, so what is turned round is which of them matches.
+    turned = pairs_from([(pair.negative, pair.positive) for pair in PAIRS])
+    read = answer_pairs(tiny_model("llama"), PAIRS, [SITE], seed=0)[SITE]
+    other = answer_pairs(tiny_model("llama"), turned, [SITE], seed=0)[SITE]
+    assert read.positive.n_texts == other.positive.n_texts == len(PAIRS)
+    assert not torch.allclose(read.deltas, -other.deltas, atol=1e-3)
+
+
+def test_one_token_is_read_for_each_letter_at_every_site(tiny_model):
+    sites = [Site(0), Site(2)]
+    read = answer_pairs(tiny_model("gpt2"), PAIRS, sites)
+    for site in sites:
+        assert read[site].site == site
+        assert read[site].positive.offsets.tolist() == list(range(len(PAIRS) + 1))
+
+
+def test_a_pairs_own_prompt_is_the_question(tiny_model):
+    def read(prompt: str | None) -> torch.Tensor:
+        one = {"positive": "yes", "negative": "no", "prompt": prompt}
+        return answer_pairs(tiny_model("llama"), pairs_from([one]), [SITE])[SITE].deltas
+
+    assert torch.equal(read(None), read(QUESTION))
+    assert not torch.allclose(read(None), read("Do you like dogs?"))
+    assert choice_question("x", "y", "Do you?") == "Do you?\n\nChoices:\n (A) x\n (B) y"
+
+
+def test_the_strength_unit_stays_that_of_the_statements(tiny_model):
+    answers = answer_pairs(tiny_model("llama"), PAIRS, [SITE])[SITE]
+    inputs = inputs_of(answers)
+    vector = CaaAnswers()(inputs)
+    assert vector.residual_norm == pytest.approx(inputs.activations.residual_norm)
+
+
+def test_what_is_missing_or_misplaced_is_a_sentence(tiny_model):
+    with pytest.raises(ConfigError, match=r"caa_answers reads the letters .* give answers="):
+        CaaAnswers()(inputs_of(None))
+    answers = answer_pairs(tiny_model("llama"), PAIRS, [SITE])[SITE]
+    with pytest.raises(MismatchError, match=r"answers were read at blocks.1.* pairs at blocks.0"):
+        CaaAnswers()(inputs_of(answers, Site(0)))
+
+
+def test_a_question_longer_than_the_context_is_a_sentence(tiny_model):
+    with pytest.raises(DataError, match=r"more than the model's context of 192"):
+        answer_pairs(tiny_model("llama"), pairs_from([("word " * 200, "no")]), [SITE])
