@@ -1,0 +1,289 @@
+"""Asking an OpenAI-compatible endpoint: patient with the server, silent about the key."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from saesteer.errors import ConfigError, NetworkError
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+
+LARGEST_REPLY = 200_000
+_RETRIED = (408, 425, 429)
+_REFUSED = (401, 403)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to ask.
+
+    Attributes:
+        model: The model's name at the endpoint.
+        base_url: What "/chat/completions" is put behind.
+        key_variable: Name of the environment variable that holds the key; without a value no key
+            is sent, as local servers want it. The key itself is never a setting.
+        timeout: The longest that one reply may take, seconds.
+        attempts: How often one question is asked before it counts as not answered.
+        first_wait: Seconds before the second attempt where the server names none; doubled each
+            time.
+        longest_wait: The longest wait, seconds; a server that asks for more ends the rating.
+        max_tokens: The longest reply, tokens; left to the server if None.
+    """
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 60.0
+    attempts: int = 5
+    first_wait: float = 1.0
+    longest_wait: float = 120.0
+    max_tokens: int | None = 256
+
+    def __post_init__(self) -> None:
+        # No message repeats a value that may hold a key put in the wrong place.
+        if not self.model.strip():
+            raise ConfigError("the LLM judge's model is empty; name one that the endpoint serves.")
+        if not _NAME.fullmatch(self.key_variable):
+            raise ConfigError(
+                "the LLM judge's key_variable is no name of an environment variable; give a name "
+                "such as OPENAI_API_KEY, never the key itself."
+            )
+        try:
+            parts = urlsplit(self.base_url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+            usable = usable and (parts.port is None or parts.port > 0)
+        except ValueError:
+            usable = False
+        else:
+            usable = usable and not ("@" in parts.netloc or parts.query or parts.fragment)
+        if not usable:
+            raise ConfigError(
+                "the LLM judge's base_url is no plain http or https address; give one such as "
+                "http://localhost:8000/v1, without user, password or query."
+            )
+        if self.attempts < 1 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise ConfigError(
+                f"the LLM judge's attempts ({self.attempts}) and max_tokens ({self.max_tokens}) "
+                "must be 1 or more; correct them."
+            )
+        if not (self.timeout > 0 and self.first_wait >= 0 and self.longest_wait >= 0):
+            raise ConfigError(
+                f"the LLM judge's timeout ({self.timeout}), first_wait ({self.first_wait}) and "
+                f"longest_wait ({self.longest_wait}) must not be negative, nor timeout 0; correct "
+                "them."
+            )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one question.
+
+    Attributes:
+        text: The model's words; None where there are none.
+        failure: Why there are none; None where there are.
+        answered: Whether the server answered at all, if only with something unreadable.
+    """
+
+    text: str | None
+    failure: str | None = None
+    answered: bool = True
+
+
+class ChatClient:
+    """Asks for chat completions at temperature 0.
+
+    Args:
+        endpoint: Where and how.
+        sleep: What waits.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.endpoint = endpoint
+        self._sleep = sleep
+
+    def payload(self, messages: Sequence[dict[str, str]]) -> dict[str, Any]:
+        """Return what is posted; it decides the answer, so it is what a cache goes by."""
+        body: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": list(messages),
+            "temperature": 0,
+        }
+        if self.endpoint.max_tokens is not None:
+            body["max_tokens"] = self.endpoint.max_tokens
+        return body
+
+    def ask(self, payload: dict[str, Any]) -> Reply:
+        """Post a payload, again and again while the server is busy or away.
+
+        Returns:
+            The reply; a failed one where the server stayed away or sent something unreadable.
+
+        Raises:
+            NetworkError: The server refuses the question, whose asking again would not help, or
+                asks to wait longer than `longest_wait`.
+            ConfigError: The key cannot be sent.
+        """
+        _check_key(self.endpoint.key_variable)
+        failure = ""
+        for attempt in range(self.endpoint.attempts):
+            outcome = self._once(payload)
+            if isinstance(outcome, Reply):
+                return outcome
+            failure = outcome.failure
+            if attempt + 1 < self.endpoint.attempts:
+                self._sleep(self._pause(outcome, attempt))
+        return Reply(None, failure, answered=False)
+
+    def _pause(self, outcome: _Again, attempt: int) -> float:
+        if outcome.wait is None:
+            # The exponent is bounded, so that no power overflows.
+            return min(
+                self.endpoint.first_wait * 2.0 ** min(attempt, 30), self.endpoint.longest_wait
+            )
+        if outcome.wait > self.endpoint.longest_wait:
+            raise NetworkError(
+                f"the LLM judge at {self.endpoint.base_url} asks to wait {outcome.wait:.0f} s; "
+                "run again later, what is rated is kept, or raise longest_wait."
+            )
+        return outcome.wait
+
+    def _once(self, payload: dict[str, Any]) -> Reply | _Again:
+        import requests
+
+        url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
+        limit = self.endpoint.timeout
+        failure = None
+        try:
+            # A redirect could carry the key to another host. `with` closes a reply half read.
+            with requests.post(
+                url,
+                json=payload,
+                auth=_bearer(self.endpoint.key_variable),
+                timeout=limit,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = _read(response, time.monotonic() + limit)
+        except (requests.RequestException, OSError, UnicodeError) as error:
+            # Only the kind: messages can hold headers. Outside the except block, so that nothing
+            # raised later carries the request along.
+            failure = f"no answer ({type(error).__name__})"
+        if failure is not None:
+            return _Again(failure, None)
+        if body is None:
+            return _Again("no complete answer in time", None)
+        return self._outcome(response.status_code, response.headers.get("Retry-After"), body)
+
+    def _outcome(self, status: int, retry_after: str | None, body: bytes) -> Reply | _Again:
+        if status == 200:
+            text = _words(body)
+            return Reply(text, None if text is not None else "unreadable answer")
+        if status in _RETRIED or status >= 500:
+            return _Again(f"status {status}", _seconds(retry_after))
+        variable = self.endpoint.key_variable
+        if status in _REFUSED:
+            raise NetworkError(
+                f"the LLM judge at {self.endpoint.base_url} refuses the key (status {status}); "
+                f"set the environment variable {variable} to one that is valid there."
+            )
+        raise NetworkError(
+            f"the LLM judge at {self.endpoint.base_url} refuses the question (status {status}"
+            f"{_said(body, variable)}); check base_url and model ({self.endpoint.model!r})."
+        )
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A failure that may pass.
+
+    Attributes:
+        failure: What happened.
+        wait: The seconds that the server asks to wait, if it says so.
+    """
+
+    failure: str
+    wait: float | None
+
+
+def _bearer(variable: str) -> Callable[[PreparedRequest], PreparedRequest]:
+    # An auth of our own also keeps requests from sending a password out of ~/.netrc. The key is
+    # read here alone and kept nowhere.
+    def sign(request: PreparedRequest) -> PreparedRequest:
+        if os.environ.get(variable, "").strip():
+            request.headers["Authorization"] = f"Bearer {os.environ[variable].strip()}"
+        return request
+
+    return sign
+
+
+def _check_key(variable: str) -> None:
+    usable = re.fullmatch(r"[\x21-\x7e]*", os.environ.get(variable, "").strip()) is not None
+    if not usable:
+        raise ConfigError(
+            f"the environment variable {variable} holds spaces or characters that no key has; set "
+            "it to the key alone."
+        )
+
+
+def _read(response: Response, deadline: float) -> bytes | None:
+    """Return the body; None where it is too long or drips in past the deadline."""
+    body = bytearray()
+    # Byte by byte: a larger read waits until it is full, and the socket's own timeout starts anew
+    # with every byte that drips in.
+    for byte in response.iter_content(chunk_size=1):
+        body += byte
+        if len(body) > LARGEST_REPLY or time.monotonic() > deadline:
+            return None
+    return bytes(body)
+
+
+def _words(body: bytes) -> str | None:
+    parsed = _json(body)
+    choices = parsed.get("choices") if isinstance(parsed, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    message = first.get("message") if isinstance(first, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read Retry-After: seconds, or a date (RFC 9110, section 10.2.3)."""
+    text = (retry_after or "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _said(body: bytes, variable: str) -> str:
+    """Return the server's own message, short and without the key."""
+    parsed = _json(body)
+    error = parsed.get("error") if isinstance(parsed, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(message, str):
+        return ""
+    key = os.environ.get(variable, "").strip()
+    clean = message.replace(key, "***") if key else message
+    return f": {' '.join(clean.split())[:200]}"

