@@ -1,0 +1,259 @@
+"""One self-contained page of a comparison: opens offline, asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesteer.errors import OutputError
+from saesteer.report import costs, drawing, effects, named_features, reading, written
+from saesteer.report.headline import headline_pieces, headline_remarks
+from saesteer.report.palette import AGAINST, TOWARDS, cluster_colours, method_colours
+from saesteer.report.reading import Method, Metrics
+from saesteer.report.trees import dendrogram_figure
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from plotly.graph_objects import Figure
+
+TEMPLATE = Path(__file__).parent / "template"
+SECTIONS = (
+    ("effect", "Effect"),
+    ("personas", "Personas"),
+    ("methods", "Methods"),
+    ("features", "Features"),
+    ("text", "Text"),
+    ("side-effects", "Side effects"),
+    ("secondary", "Secondary"),
+    ("run", "Run"),
+)
+
+
+def write_report(metrics: Metrics, path: str | os.PathLike[str]) -> Path:
+    """Write a comparison's page.
+
+    Args:
+        metrics: What `metrics.json` of `saesteer compare` holds; every part may be absent or
+            empty, and the page then says so.
+        path: The file to write, such as `report.html`; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    target = Path(path)
+    draft = target.with_name(f".{os.getpid()}-{target.name}")
+    # A lone surrogate, which a text cut inside an emoji can hold, has no UTF-8.
+    content = report_page(metrics).encode("utf-8", "replace")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        os.replace(draft, target)
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written ({error.strerror}); free some space or choose another "
+            "place for the report."
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return target
+
+
+def report_page(metrics: Metrics) -> str:
+    """Return a comparison's page as HTML."""
+    from plotly.offline import get_plotlyjs
+
+    figures: dict[str, str] = {}
+    scripts = {"plotly": get_plotlyjs(), "page": _asset("script.js")}
+    parts: dict[str, Any] = {
+        "metrics": metrics,
+        "sections": SECTIONS,
+        "budget": reading.headline_budget(metrics),
+        "budgets": reading.budgets(metrics),
+        "style": _asset("style.css"),
+        "scripts": scripts,
+        "script_hashes": [_hash(script) for script in scripts.values()],
+        **_headline(metrics),
+        **_effects(metrics, figures),
+        **_features(metrics, figures),
+        **_written(metrics, figures),
+        **_costs(metrics, figures),
+        "config": {
+            name: json.dumps(metrics[key], indent=2, ensure_ascii=False, default=str)
+            for name, key in (("Settings", "config"), ("Chosen on validation", "chosen"))
+            if metrics.get(key)
+        },
+        "stages": costs.stage_data(metrics),
+    }
+    # The figures come last: the calls above fill them in.
+    parts["figures"] = _embedded(figures)
+    return _environment().get_template("report.html").render(parts)
+
+
+def _headline(metrics: Metrics) -> dict[str, Any]:
+    data = effects.headline_data(metrics)
+    written_rows = {
+        row.method.name: row
+        for row in written.written_table(metrics)
+        if reading.same(row.budget, reading.headline_budget(metrics))
+    }
+    return {
+        "headline": data,
+        "pieces": headline_pieces(data) if data else [],
+        "remarks": headline_remarks(data) if data else [],
+        "headline_written": written_rows.get(str(metrics.get("headline_method"))),
+    }
+
+
+def _effects(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
+    methods = reading.methods(metrics)
+    names = (metrics.get("headline_method"), metrics.get("baseline"))
+    colours = method_colours(methods, *names)
+    curves, strengths = effects.budget_data(metrics), effects.strength_data(metrics)
+    forest = effects.forest_data(metrics)
+    if curves:
+        _add(figures, "budgets", drawing.budget_figure(curves, colours, *names))
+    if strengths:
+        _add(figures, "strengths", drawing.strength_figure(strengths, colours, *names))
+    if forest:
+        labels = (reading.label_of(metrics, name) if name else "" for name in names)
+        _add(figures, "forest", drawing.forest_figure(forest, *labels))
+    return {
+        "methods": methods,
+        "colours": colours,
+        "forest": forest,
+        "persona_rows": {str(row.get("name")): row for row in reading.rows(metrics, "personas")},
+        "method_rows": effects.method_table(metrics) if methods else [],
+        "missed": effects.missed_budgets(metrics),
+        "strengths": strengths,
+        "curves": curves,
+    }
+
+
+def _features(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
+    panels = []
+    for persona in reading.groups(metrics, "features"):
+        rows = named_features.feature_data(metrics, persona)
+        tree = named_features.dendrogram_data(metrics, persona)
+        clusters = named_features.cluster_order(rows)
+        if isinstance(tree, named_features.Dendrogram):
+            clusters += [c.cluster for c in tree.leaves if c.cluster is not None]
+        colours = cluster_colours([*dict.fromkeys(clusters)])
+        figure, note = "", ""
+        if isinstance(tree, str):
+            note = tree
+        else:
+            figure = f"tree-{len(panels)}"
+            _add(figures, figure, dendrogram_figure(tree, colours))
+        heaviest = max((abs(row.weight or 0.0) for row in rows), default=0.0) or 1.0
+        panels.append(
+            {
+                "persona": persona,
+                "rows": rows,
+                "colours": colours,
+                "heaviest": heaviest,
+                "figure": figure,
+                "note": note,
+            }
+        )
+    return {"feature_panels": panels}
+
+
+def _written(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
+    spans = written.judge_spans(metrics)
+    if spans:
+        colours = method_colours(
+            reading.methods(metrics), metrics.get("headline_method"), metrics.get("baseline")
+        )
+        _add(figures, "judge", drawing.judge_figure(spans, colours))
+    texts = {
+        persona: questions
+        for persona in reading.groups(metrics, "completions")
+        if (questions := written.completion_data(metrics, persona))
+    }
+    return {
+        "spans": spans,
+        "written_rows": written.written_table(metrics),
+        "written_means": written.written_means(metrics),
+        "texts": texts,
+        "scales": {persona: written.judge_scale(found) for persona, found in texts.items()},
+        "judges": costs.judge_data(metrics),
+    }
+
+
+def _costs(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
+    matrices = costs.side_effect_data(metrics)
+    sizes = [abs(v) for m in matrices for line in m.values for v in line if v is not None]
+    for place, matrix in enumerate(matrices):
+        figure = drawing.matrix_figure(matrix.personas, matrix.values, max(sizes, default=1.0))
+        _add(figures, f"matrix-{place}", figure)
+    return {
+        "matrices": matrices,
+        "prose": costs.prose_data(metrics),
+        "choices": costs.choice_data(metrics),
+    }
+
+
+def _add(figures: dict[str, str], name: str, figure: Figure) -> None:
+    figures[name] = figure.to_json() or "{}"
+
+
+def _embedded(figures: Mapping[str, str]) -> str:
+    """Return the figures as one JSON object that no text in it can break out of."""
+    joined = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
+    return ("{" + joined + "}").replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return (TEMPLATE / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        show=reading.show, share=reading.share, spoken=reading.spoken, said=_said, slug=_slug
+    )
+    made.globals.update(judge_bar=_judge_bar, listing=reading.listing, Method=Method)
+    return made
+
+
+def _said(text: object) -> str:
+    """Return text without the characters that HTML does not allow."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", str(text))
+
+
+def _slug(text: object) -> str:
+    """Return an identifier for a name, of letters and digits."""
+    return hashlib.sha1(str(text).encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _judge_bar(judge: float | None, scale: float) -> str:
+    """Return the style of a judge's bar: from the middle, as far as the logit is of the scale."""
+    if judge is None:
+        return ""
+    share = 50 * min(1.0, abs(judge) / scale)
+    left = 50.0 if judge >= 0 else 50.0 - share
+    return f"left:{left:.1f}%;width:{share:.1f}%;background:{TOWARDS if judge >= 0 else AGAINST}"

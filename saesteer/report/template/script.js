@@ -1,0 +1,62 @@
+"use strict";
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const settings = { responsive: true, displayModeBar: false, showTips: false };
+  const drawn = new Set();
+  const plotly = window.Plotly;
+
+  // A figure in a hidden panel has no width yet, so it is drawn when its panel is shown.
+  const drawShown = () => {
+    const waiting = [];
+    for (const place of document.querySelectorAll("[data-figure]")) {
+      const name = place.dataset.figure;
+      if (drawn.has(name) || place.offsetParent === null) continue;
+      drawn.add(name);
+      const { data, layout } = figures[name];
+      place.replaceChildren();
+      waiting.push(plotly.newPlot(place, data, layout, settings));
+    }
+    return Promise.all(waiting);
+  };
+
+  const choose = (group, value) => {
+    for (const panel of document.querySelectorAll(`[data-panel="${group}"]`)) {
+      panel.hidden = panel.dataset.value !== value;
+    }
+    for (const select of document.querySelectorAll(`select[data-choose="${group}"]`)) {
+      if ([...select.options].some((option) => option.value === value)) select.value = value;
+    }
+    return drawShown();
+  };
+
+  for (const select of document.querySelectorAll("select[data-choose]")) {
+    select.addEventListener("change", () => choose(select.dataset.choose, select.value));
+  }
+  for (const button of document.querySelectorAll("button[data-open]")) {
+    button.addEventListener("click", () => {
+      const all = [...button.closest("[data-panel]").querySelectorAll("details")];
+      const open = all.some((one) => !one.open);
+      for (const one of all) one.open = open;
+      button.textContent = open ? "Close all" : "Open all";
+    });
+  }
+  for (const details of document.querySelectorAll("details")) {
+    details.addEventListener("toggle", drawShown);
+  }
+
+  const links = new Map();
+  for (const link of document.querySelectorAll("nav a")) links.set(link.hash.slice(1), link);
+  const sections = [...document.querySelectorAll("main > section[id]")];
+  const markPlace = () => {
+    const bottom = window.innerHeight + window.scrollY >= document.body.scrollHeight - 2;
+    const passed = sections.filter((section) => section.getBoundingClientRect().top < 120);
+    const here = bottom ? sections.at(-1) : passed.at(-1);
+    for (const [id, link] of links) link.classList.toggle("here", here?.id === id);
+  };
+  window.addEventListener("scroll", markPlace, { passive: true });
+
+  markPlace();
+  drawShown().then(() => {
+    document.documentElement.dataset.ready = "yes";
+  });
+})();
