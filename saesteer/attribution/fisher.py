@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saesteer.errors import ConfigError
 from saesteer.steering.teacher_forced import TeacherForced
 
 
@@ -36,6 +37,27 @@ class FisherMetric:
         """Return F plus `ridge` times its mean diagonal on the diagonal."""
         return self.matrix + ridge * self.mean_diagonal * np.eye(len(self.matrix))
 
+    def solve(
+        self, gain: Float[np.ndarray, " d_model"], ridge: float = 1.0
+    ) -> Float[np.ndarray, " d_model"]:
+        """Return the natural gradient: `gain` multiplied by the inverse of the damped F.
+
+        Args:
+            gain: A gradient.
+            ridge: As in `damped`.
+
+        Raises:
+            ConfigError: F has no inverse, which a ridge would give it.
+        """
+        # With a ridge r the condition number is at most about d_model / r.
+        full = ridge > 1e-9 or np.linalg.matrix_rank(self.matrix, hermitian=True) == len(gain)
+        if not (self.mean_diagonal > 0 and full):
+            raise ConfigError(
+                f"ridge: with {ridge:g} the Fisher metric of {self.n_samples} samples has no "
+                "inverse; give a ridge above 0, such as 1, or more samples of neutral text."
+            )
+        return np.linalg.solve(self.damped(ridge), gain)
+
     def cost(self, vector: Float[np.ndarray, " d_model"]) -> float:
         """Return the KL per token that the metric predicts for a vector."""
         return float(vector @ self.matrix @ vector) / 2
@@ -54,7 +76,12 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
         rows: Neutral texts prepared for the site.
         n_samples: Draws for each text.
         seed: Seeds the draws.
+
+    Raises:
+        ConfigError: There are no draws.
     """
+    if n_samples < 1:
+        raise ConfigError(f"n_samples: {n_samples} draws measure nothing; give 1 or more.")
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     n_tokens = 0

@@ -16,6 +16,7 @@ from saesteer.errors import ConfigError, DataError
 from saesteer.steering import SteeredFeature, SteeringVector
 
 if TYPE_CHECKING:
+    from saesteer.attribution.objective import SteeringObjective
     from saesteer.features import PairCodes
     from saesteer.saes.adapter import Sae
 
@@ -39,6 +40,7 @@ class MethodInputs:
         answers: The residual stream at the answer letters of A/B questions about the same pairs,
             matching letter and other letter, as `answer_pairs` reads it.
         output_scores: Each feature's output score (Arad et al. 2025), NaN where not computed.
+        objective: What steering should do to training texts, with its derivatives.
     """
 
     activations: PairActivations
@@ -54,6 +56,7 @@ class MethodInputs:
     seed: int = 0
     answers: PairActivations | None = None
     output_scores: Float[np.ndarray, " d_sae"] | None = None
+    objective: SteeringObjective | None = None
 
     @cached_property
     def deltas(self) -> Float[Tensor, "pair d_model"]:
@@ -91,6 +94,19 @@ class MethodInputs:
             raise ConfigError(f"method {method} works on SAE features; give an SAE.")
         return self.codes, self.sae
 
+    def needs_objective(self, method: str) -> SteeringObjective:
+        """Return the objective.
+
+        Raises:
+            ConfigError: It was not given.
+        """
+        if self.objective is None:
+            raise ConfigError(
+                f"method {method} needs to know what steering does to the model's words; give an "
+                "objective."
+            )
+        return self.objective
+
     def vector(self, raw: Tensor | np.ndarray, method: str, **rest: Any) -> SteeringVector:
         """Return a vector at these inputs' site with their provenance."""
         return SteeringVector.from_raw(
@@ -108,7 +124,13 @@ class MethodInputs:
         )
 
     def decoded(
-        self, weights: Mapping[int, float], method: str, settings: Mapping[str, Any], **rest: Any
+        self,
+        weights: Mapping[int, float],
+        method: str,
+        settings: Mapping[str, Any],
+        *,
+        clusters: Mapping[int, int] | None = None,
+        **rest: Any,
     ) -> SteeringVector:
         """Return sum_j w_j d_j over SAE features, d_j being decoder rows.
 
@@ -116,6 +138,7 @@ class MethodInputs:
             weights: Each feature's weight; features of weight 0 are left out.
             method: How the weights came about.
             settings: The method's settings, for the vector's provenance.
+            clusters: Each feature's cluster, where there are clusters.
             **rest: Other fields of the vector.
 
         Raises:
@@ -135,7 +158,9 @@ class MethodInputs:
             sizes @ rows,
             method,
             features=tuple(
-                SteeredFeature(index, kept[index], None, self.descriptions.get(index))
+                SteeredFeature(
+                    index, kept[index], (clusters or {}).get(index), self.descriptions.get(index)
+                )
                 for index in indices
             ),
             max_act=length,

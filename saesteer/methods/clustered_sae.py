@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from saesteer.features import (
     select_features,
 )
 from saesteer.methods.base import MethodInputs
-from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.steering import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,7 @@ class ClusteredSae:
         """
         codes, sae = inputs.needs_sae("clustered_sae")
         decoder = sae.decoder.numpy()
-        density = inputs.density if self.selection.get("max_density") is not None else None
-        selected = select_features(codes, **{"density": density, **self.selection})
-        clusters = cluster_features(
-            codes, selected, decoder, held_out=inputs.validation_codes, **self.clustering
-        )
+        selected, clusters = chosen_clusters(inputs, decoder, self.selection, self.clustering)
         kept = clusters.kept_indices
         weights = fit_weights(
             inputs.deltas.numpy().astype(np.float64),
@@ -74,48 +71,37 @@ class ClusteredSae:
             signs=clusters.kept_signs,
             **self.regression,
         )
-        return ClusteredSaeFit(
-            self._vector(inputs, clusters, weights, decoder), selected, clusters, weights
-        )
-
-    def _vector(
-        self,
-        inputs: MethodInputs,
-        clusters: FeatureClusters,
-        weights: FeatureWeights,
-        decoder: Float[np.ndarray, "d_sae d_model"],
-    ) -> SteeringVector:
-        assert inputs.sae is not None
-        cluster_of = dict(zip(clusters.indices.tolist(), clusters.labels.tolist(), strict=True))
-        features = [
-            SteeredFeature(index, weight, cluster_of[index], inputs.descriptions.get(index))
-            for index, weight in zip(
-                weights.indices.tolist(), weights.weights.tolist(), strict=True
-            )
-            if weight != 0.0
-        ]
-        features.sort(key=lambda feature: -abs(feature.weight))
-        return inputs.vector(
-            weights.direction_raw,
+        vector = inputs.decoded(
+            dict(zip(weights.indices.tolist(), weights.weights.tolist(), strict=True)),
             "clustered_sae",
-            features=tuple(features),
-            max_act=_length_at_maximum(inputs.max_activation, features, decoder),
-            sae=inputs.sae.name,
-            sae_fingerprint=inputs.sae.fingerprint,
-            provenance={"settings": asdict(self)},
+            asdict(self),
+            clusters=dict(zip(clusters.indices.tolist(), clusters.labels.tolist(), strict=True)),
         )
+        return ClusteredSaeFit(vector, selected, clusters, weights)
 
 
-def _length_at_maximum(
-    max_activation: Float[np.ndarray, " d_sae"] | None,
-    features: list[SteeredFeature],
+def chosen_clusters(
+    inputs: MethodInputs,
     decoder: Float[np.ndarray, "d_sae d_model"],
-) -> float | None:
-    if max_activation is None or not features:
-        return None
-    rows = [
-        np.sign(feature.weight) * max_activation[feature.index] * decoder[feature.index]
-        for feature in features
-    ]
-    length = float(np.linalg.norm(np.sum(rows, axis=0)))
-    return length or None
+    selection: Mapping[str, Any],
+    clustering: Mapping[str, Any],
+) -> tuple[FeatureSelection, FeatureClusters]:
+    """Choose candidate features, cluster them and judge the clusters.
+
+    Args:
+        inputs: The pairs' codes and, if measured, the features' densities.
+        decoder: The SAE's decoder rows.
+        selection: Keyword arguments of `select_features`.
+        clustering: Keyword arguments of `cluster_features`.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        DataError: The filters leave no feature.
+    """
+    codes, _ = inputs.needs_sae("with clustered features")
+    density = inputs.density if selection.get("max_density") is not None else None
+    selected = select_features(codes, **{"density": density, **selection})
+    clusters = cluster_features(
+        codes, selected, decoder, held_out=inputs.validation_codes, **clustering
+    )
+    return selected, clusters

@@ -45,7 +45,8 @@ class DivergenceMeter:
         *,
         site: Site | None = None,
     ) -> None:
-        self.n_tokens = sum(sum(row.kept) for row in rows)
+        # Nothing stands before a row's first token to predict it from.
+        self.n_tokens = sum(sum(row.kept[1:]) for row in rows)
         if self.n_tokens < FEWEST_TOKENS:
             raise DataError(
                 f"the neutral text has {self.n_tokens} tokens and KL needs at least "
@@ -65,6 +66,10 @@ class DivergenceMeter:
             steered = torch.log_softmax(logits[scored].float(), dim=-1)
             total += float((steered.exp() * (steered - base)).sum())
         return total / self.n_tokens
+
+    def unsteered(self) -> Float[Tensor, "token vocab"]:
+        """Return the base model's log-probabilities at the answers' tokens."""
+        return torch.cat(self._base)
 
     def gradient(
         self, vector: SteeringVector, strength: float, unit: Unit = "norm"

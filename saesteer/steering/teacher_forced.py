@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saesteer.errors import DataError
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import HookTarget, Site, resolve_target
 from saesteer.models.tokens import (
@@ -81,6 +82,9 @@ class TeacherForced:
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered; steering elsewhere works but shares less.
         max_tokens: The most tokens in a batch.
+
+    Raises:
+        DataError: There is no row, or one has no token to score.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class TeacherForced:
         site: Site | None = None,
         max_tokens: int = 4096,
     ) -> None:
+        _check_rows(rows)
         self._bridge = model
         self._target = None if site is None else resolve_target(model, site)
         self._model: Any = plain_model(model) if self._target is None else self._target.model
@@ -99,21 +104,34 @@ class TeacherForced:
         self.n_rows = len(rows)
         device = input_device(self._model)
         shared = _shared_prefix(rows)
-        self._prefix = torch.tensor([rows[0].ids[:shared]], device=device) if shared else None
-        self._cache = self._prefix_cache()
-        self._blocks = [
-            _block(rows, index, shared, padding_id(model), device)
-            for index in length_sorted_batches(rows, max_tokens=max_tokens)
-        ]
+        # Whatever mode the caller is in, gradients may pass by what is kept here.
+        with torch.inference_mode(False), torch.no_grad():
+            self._prefix = torch.tensor([rows[0].ids[:shared]], device=device) if shared else None
+            self._cache = self._prefix_cache()
+            self._blocks = [
+                _block(rows, index, shared, padding_id(model), device)
+                for index in length_sorted_batches(rows, max_tokens=max_tokens)
+            ]
 
     def passes(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
     ) -> Iterator[Pass]:
-        """Run every batch once, steered or not."""
+        """Run every batch once, steered or not.
+
+        Args:
+            vector: What to steer with; nothing if None.
+            strength: How strongly.
+            unit: The strength's unit.
+
+        Yields:
+            The pass.
+        """
+        model, _ = self._running(vector)
         for number, block in enumerate(self._blocks):
+            below = self._below(number, vector)
             context = self._steered(block, vector, strength, unit)
             with torch.inference_mode(), context:
-                logits = self._forward(number, vector)
+                logits = self._forward(block, below, model)
             yield Pass(block.index, logits, torch.roll(block.ids, -1, dims=1), block.scored)
 
     def open_passes(
@@ -131,6 +149,7 @@ class TeacherForced:
         """
         if self._target is None:
             raise ValueError("open passes need a site")
+        model, target = self._running(vector)
         for number, block in enumerate(self._blocks):
             offset = torch.zeros(
                 (len(block.index), int(self._bridge.cfg.d_model)),
@@ -138,15 +157,16 @@ class TeacherForced:
                 requires_grad=True,
             )
             where = block.steered[:, -block.ids.shape[1] :, None]
+            below = self._below(number, vector)
 
             def add(hidden: Tensor, offset: Tensor = offset, where: Tensor = where) -> Tensor:
                 return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
 
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
-                stack.callback(self._target.hook(add).remove)
+                stack.callback(target.hook(add).remove)
                 stack.enter_context(self._steered(block, vector, strength, unit))
-                logits = self._forward(number, vector)
+                logits = self._forward(block, below, model)
             after = torch.roll(block.ids, -1, dims=1)
             yield Pass(block.index, logits, after, block.scored), offset
 
@@ -157,20 +177,37 @@ class TeacherForced:
             return nullcontext()
         return steer(self._bridge, vector, strength, unit, positions=block.steered)
 
-    def _forward(self, number: int, vector: SteeringVector | None) -> Tensor:
-        block = self._blocks[number]
-        elsewhere = vector is not None and (
-            self._target is None or vector.site != self._target.site
-        )
-        if self._lower and not elsewhere and number not in self._lower_output:
-            self._lower_output[number] = self._output_below(block)
-        if number not in self._lower_output or elsewhere:
-            return self._whole(block)
-        with _standing_in(self._lower, self._lower_output[number]):
-            return self._whole(block)
+    def _running(self, vector: SteeringVector | None) -> tuple[Any, Any]:
+        """Return the model to run and the site's place in it, such that the vector's fires too."""
+        if vector is not None and self._elsewhere(vector):
+            plain = plain_model(self._bridge)
+            other = resolve_target(self._bridge, vector.site).model
+            if self._model is plain and other is not plain:
+                site = None if self._target is None else self._target.site
+                return other, site and resolve_target(self._bridge, site, bridged=True)
+        return self._model, self._target
+
+    def _elsewhere(self, vector: SteeringVector | None) -> bool:
+        return vector is not None and (self._target is None or vector.site != self._target.site)
+
+    def _forward(self, block: _Block, below: Any, model: Any) -> Tensor:
+        if below is None:
+            return self._whole(block, model)
+        with _standing_in(self._lower, below):
+            return self._whole(block, model)
+
+    def _below(self, number: int, vector: SteeringVector | None) -> Any:
+        """Return what the last block below the site gives, as the block gives it; None if unused.
+
+        To be called before any hook is on: the block's output may be the very site.
+        """
+        if not self._lower or self._elsewhere(vector):
+            return None
+        if number not in self._lower_output:
+            self._lower_output[number] = self._output_below(self._blocks[number])
+        return self._lower_output[number]
 
     def _output_below(self, block: _Block) -> Any:
-        """Return what the last block below the site gives, as the block gives it."""
         kept: list[Any] = []
 
         def keep(module: Any, inputs: Any, output: Any) -> None:
@@ -178,20 +215,21 @@ class TeacherForced:
 
         handle = self._lower[-1].register_forward_hook(keep)
         try:
-            with torch.no_grad():
-                self._whole(block)
+            # Not the caller's inference mode, as in the constructor.
+            with torch.inference_mode(False), torch.no_grad():
+                self._whole(block, self._model)
         finally:
             handle.remove()
         return kept[0]
 
-    def _whole(self, block: _Block) -> Tensor:
+    def _whole(self, block: _Block, model: Any) -> Tensor:
         if self._cache is None:
-            return self._model(
+            return model(
                 input_ids=block.ids, attention_mask=block.attention, use_cache=False
             ).logits
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(len(block.ids))
-        return self._model(
+        return model(
             input_ids=block.ids,
             attention_mask=block.attention,
             past_key_values=cache,
@@ -201,9 +239,7 @@ class TeacherForced:
     def _prefix_cache(self) -> Any:
         if self._prefix is None:
             return None
-        # Not inference mode: gradients may pass by the keys and values kept here.
-        with torch.no_grad():
-            return self._model(input_ids=self._prefix, use_cache=True).past_key_values
+        return self._model(input_ids=self._prefix, use_cache=True).past_key_values
 
 
 def _lower_blocks(model: TransformerBridge, target: HookTarget | None) -> list[Any]:
@@ -243,6 +279,17 @@ def _standing_in(blocks: Sequence[Any], output: Any) -> Iterator[None]:
                 vars(block).pop("forward", None)
             else:
                 block.forward = forward
+
+
+def _check_rows(rows: Sequence[TokenRow]) -> None:
+    if not rows:
+        raise DataError("there are no texts to run; give at least one.")
+    for number, row in enumerate(rows, start=1):
+        if not any(row.kept[1:]):
+            raise DataError(
+                f"text {number} has no token that follows another one, so nothing of it can be "
+                "scored; give it a prompt or leave it out."
+            )
 
 
 def _shared_prefix(rows: Sequence[TokenRow]) -> int:

@@ -1,0 +1,316 @@
+"""Passes that start at the steered site say what whole passes say, bit for bit or nearly."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import DataError, MismatchError
+from saesteer.models import Site, encode_statements, plain_model
+from saesteer.models.loading import model_info
+from saesteer.models.tokens import TokenRow, pad_rows, padding_id
+from saesteer.steering import SteeringVector, TeacherForced
+
+LAYERS = 3
+REQUEST = "tell me about the house on the hill by the water please"
+ANSWERS = (
+    "i like the little house",
+    "go away",
+    "the water is good and so is the bread",
+    "no",
+)
+SITES = [
+    Site(layer, hook) for layer in (0, LAYERS - 1) for hook in ("hook_resid_pre", "hook_resid_post")
+]
+
+
+def rows_of(model, *, shared: bool = True) -> list[TokenRow]:
+    """Rows behind one request, or each behind its own, of which no two begin alike."""
+    if shared:
+        return encode_statements(model.tokenizer, ANSWERS, REQUEST)
+    questions = [f"{word} is it" for word in ("where", "how", "cat", "dog")]
+    rows = encode_statements(model.tokenizer, ANSWERS, questions, chat=False, prepend_bos=False)
+    assert len({row.ids[0] for row in rows}) == len(rows)
+    return rows
+
+
+def vector_at(model, site: Site, seed: int = 0) -> SteeringVector:
+    raw = torch.randn(int(model.cfg.d_model), generator=torch.Generator().manual_seed(seed))
+    return SteeringVector.from_raw(raw, site=site, model="tiny", residual_norm=1.0)
+
+
+@contextmanager
+def by_hand(module, where: slice, added: torch.Tensor, side: str):
+    """The reference: an ordinary hook on a plain module, and nothing of saesteer."""
+
+    def change(hidden):
+        changed = hidden.clone()
+        changed[:, where] += added
+        return changed
+
+    def on_output(_module, _inputs, output):
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    def on_input(_module, args, kwargs):
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    if side == "output":
+        handle = module.register_forward_hook(on_output)
+    else:
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def blocks_of(model) -> Any:
+    plain: Any = plain_model(model)
+    return plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
+
+
+def reference(model, rows, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
+    """Logits at the scored positions of each row, one row at a time, no cache and no padding."""
+    said = []
+    for row in rows:
+        first = row.kept.index(True) - 1
+        tokens = pad_rows([row], padding_id(model))
+        added = torch.zeros(int(model.cfg.d_model))
+        module, side = blocks_of(model)[0], "output"
+        if vector is not None:
+            added = strength * vector.residual_norm * vector.direction
+            module = module_at(model, vector.site)
+            side = "input" if vector.site.hook == "hook_resid_pre" else "output"
+        with torch.no_grad(), by_hand(module, slice(first, None), added, side):
+            logits = plain_model(model)(**tokens.inputs, use_cache=False).logits[0]
+        said.append(logits[first:-1])
+    return said
+
+
+def module_at(model, site: Site):
+    block = blocks_of(model)[site.layer]
+    return block.mlp if site.hook == "hook_mlp_out" else block
+
+
+def said_by(rows: TeacherForced, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
+    """The same from `passes`, in the caller's order."""
+    out: dict[int, torch.Tensor] = {}
+    for index, logits, _, scored in rows.passes(vector, strength):
+        out |= {place: logits[i][scored[i]] for i, place in enumerate(index)}
+    return [out[place] for place in range(rows.n_rows)]
+
+
+def said_open(rows: TeacherForced, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
+    out: dict[int, torch.Tensor] = {}
+    for (index, logits, _, scored), _ in rows.open_passes(vector, strength):
+        out |= {place: logits[i][scored[i]].detach() for i, place in enumerate(index)}
+    return [out[place] for place in range(rows.n_rows)]
+
+
+def assert_same(got, wanted, atol: float = 1e-5) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=atol)
+
+
+def distance(got, wanted) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(got, wanted, strict=True))
+
+
+@contextmanager
+def counted(model):
+    """How often each block's attention really runs."""
+    counts = [0] * LAYERS
+    handles = []
+    for layer, block in enumerate(blocks_of(model)):
+        attention = block.attn if hasattr(block, "attn") else block.self_attn
+
+        def count(*_, layer=layer):
+            counts[layer] += 1
+
+        handles.append(attention.register_forward_hook(count))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["prefix", "no prefix"])
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_starting_at_the_site_changes_no_logit(tiny_model, arch, site, shared):
+    model = tiny_model(arch)
+    rows = rows_of(model, shared=shared)
+    vector = vector_at(model, site)
+    # Steered first: what is kept for later passes must hold nothing of the steering.
+    short, whole = TeacherForced(model, rows, site=site), TeacherForced(model, rows)
+    for strength in (1.5, 0.0, -1.5, 1.5):
+        got, wanted = said_by(short, vector, strength), said_by(whole, vector, strength)
+        assert_same(got, wanted)
+        assert_same(got, reference(model, rows, vector, strength))
+        assert_same(said_open(short, vector, strength), wanted)
+    assert distance(wanted, said_by(short)) > 1e-2
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_open_passes_may_come_first(tiny_model, arch, site):
+    model = tiny_model(arch)
+    rows, vector = rows_of(model), vector_at(model, site)
+    prepared = TeacherForced(model, rows, site=site, max_tokens=40)
+    assert_same(said_open(prepared, vector, 2.0), reference(model, rows, vector, 2.0))
+    assert_same(said_by(prepared), reference(model, rows))
+    assert_same(said_by(prepared, vector, -2.0), reference(model, rows, vector, -2.0))
+
+
+@pytest.mark.parametrize(
+    ("prepared", "written"),
+    [
+        (Site(1), Site(0)),
+        (Site(1), Site(1, "hook_resid_pre")),
+        (Site(1), Site(2)),
+        (Site(1), Site(1, "hook_mlp_out")),
+        (Site(0, "hook_mlp_out"), Site(0, "hook_mlp_out")),
+        (Site(0, "hook_mlp_out"), Site(1)),
+        (Site(1, "hook_mlp_out"), Site(2, "hook_mlp_out")),
+        (None, Site(1, "hook_mlp_out")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shared", [True, False], ids=["prefix", "no prefix"])
+def test_a_vector_may_stand_at_another_site_than_was_prepared(
+    tiny_llama, tiny_model, prepared, written, shared
+):
+    for model in (tiny_llama, tiny_model("gpt2")):
+        rows, vector = rows_of(model, shared=shared), vector_at(model, written)
+        passes = TeacherForced(model, rows, site=prepared)
+        wanted = reference(model, rows, vector, 3.0)
+        assert_same(said_by(passes), reference(model, rows))
+        assert_same(said_by(passes, vector, 3.0), wanted)
+        assert distance(wanted, said_by(passes)) > 1e-2
+        if prepared is not None:
+            assert_same(said_open(passes, vector, 3.0), wanted)
+        assert_same(said_by(passes), reference(model, rows))
+
+
+def test_only_the_blocks_above_the_site_run_again(tiny_model, arch):
+    model = tiny_model(arch)
+    rows = rows_of(model)
+    for site, lower in ((Site(0), 1), (Site(1), 2), (Site(1, "hook_resid_pre"), 1), (Site(2), 3)):
+        passes, vector = TeacherForced(model, rows, site=site), vector_at(model, site)
+        said_by(passes)
+        with counted(model) as counts:
+            for strength in (0.5, -1.0, 0.0):
+                said_by(passes, vector, strength)
+            said_open(passes, vector, 0.5)
+        assert counts == [0] * lower + [4] * (LAYERS - lower)
+    with counted(model) as counts:
+        said_by(TeacherForced(model, rows), vector, 1.0)
+    assert counts == [2] * LAYERS
+
+
+def test_a_long_prefix_behind_a_short_sliding_window_is_kept_whole(tiny_model):
+    model = tiny_model("gemma3")
+    window = plain_model(model).config.sliding_window
+    long = [*ANSWERS, "the dog and the cat stand on the hill and listen to the water all day long"]
+    rows = encode_statements(model.tokenizer, long, REQUEST)
+    assert len(rows[-1]) - rows[-1].kept.index(True) > 2 * window
+    for site in SITES[1:]:
+        passes, vector = TeacherForced(model, rows, site=site), vector_at(model, site)
+        assert passes._prefix is not None and passes._prefix.shape[1] > 2 * window
+        for strength in (1.0, 0.0):
+            assert_same(said_by(passes, vector, strength), reference(model, rows, vector, strength))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_exception_under_steering_leaves_the_model_as_it_was(tiny_model, arch, opened):
+    model = tiny_model(arch)
+    rows, vector = rows_of(model), vector_at(model, Site(1))
+    passes = TeacherForced(model, rows, site=Site(1))
+    wanted, hooks = said_by(passes), n_hooks(model)
+    say = said_open if opened else said_by
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    handle = blocks_of(model)[2].register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        say(passes, vector, 1.0)
+    handle.remove()
+    assert n_hooks(model) == hooks
+    assert all("forward" not in vars(block) for block in blocks_of(model))
+    assert_same(said_by(passes), wanted)
+    assert_same(say(passes, vector, 1.0), reference(model, rows, vector, 1.0))
+
+
+def n_hooks(model) -> int:
+    modules = (*plain_model(model).modules(), *model.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def test_a_forward_that_others_put_on_a_block_stays_on_it(tiny_llama):
+    block = blocks_of(tiny_llama)[0]
+    rows = rows_of(tiny_llama)
+    own = block.forward
+    block.forward = wrapper = lambda *args, **kwargs: own(*args, **kwargs)
+    try:
+        passes = TeacherForced(tiny_llama, rows, site=Site(1))
+        assert_same(said_by(passes), reference(tiny_llama, rows))
+        assert vars(block)["forward"] is wrapper
+    finally:
+        del block.forward
+
+
+def test_what_was_kept_in_inference_mode_serves_gradients_later(tiny_model, arch):
+    model = tiny_model(arch)
+    with torch.inference_mode():
+        passes = TeacherForced(model, rows_of(model), site=Site(0))
+        said_by(passes)
+    for (index, logits, _, scored), offset in passes.open_passes():
+        assert offset.shape == (len(index), int(model.cfg.d_model))
+        assert not offset.any()
+        (gradient,) = torch.autograd.grad(logits[scored].logsumexp(-1).sum(), offset)
+        assert torch.isfinite(gradient).all()
+        assert (gradient.norm(dim=1) > 1e-4).all()
+
+
+def test_rows_of_many_batches_come_back_in_the_callers_order(tiny_llama):
+    rows = [*rows_of(tiny_llama), *rows_of(tiny_llama)[::-1]]
+    passes = TeacherForced(tiny_llama, rows, site=Site(1), max_tokens=1)
+    assert len(list(passes.passes())) == len(rows) == passes.n_rows
+    assert_same(said_by(passes), reference(tiny_llama, rows))
+
+
+def test_the_tokens_after_and_the_places_scored_are_the_answers(tiny_llama):
+    rows = rows_of(tiny_llama)
+    for index, _, after, scored in TeacherForced(tiny_llama, rows).passes():
+        for i, place in enumerate(index):
+            said = [t for t, kept in zip(rows[place].ids, rows[place].kept, strict=True) if kept]
+            assert after[i][scored[i]].tolist() == said
+
+
+def test_texts_that_cannot_be_scored_are_sentences(tiny_llama):
+    with pytest.raises(DataError, match=r"there are no texts to run; give at least one"):
+        TeacherForced(tiny_llama, [])
+    good = rows_of(tiny_llama)[0]
+    for bad in (TokenRow((5,), (True,)), TokenRow((5, 6), (True, False)), TokenRow((), ())):
+        with pytest.raises(DataError, match=r"text 2 has no token that follows another one"):
+            TeacherForced(tiny_llama, [good, bad])
+
+
+def test_a_vector_of_another_model_is_refused_and_the_next_one_works(tiny_llama):
+    rows = rows_of(tiny_llama)
+    passes = TeacherForced(tiny_llama, rows, site=Site(1))
+    vector = vector_at(tiny_llama, Site(1))
+    wide = SteeringVector.from_raw(torch.ones(40), site=Site(1), model="wide", residual_norm=1.0)
+    with pytest.raises(MismatchError, match=r"40 wide"):
+        said_by(passes, wide, 1.0)
+    assert_same(said_by(passes, vector, 1.0), reference(tiny_llama, rows, vector, 1.0))
+    assert vector.model_fingerprint != model_info(tiny_llama).fingerprint
+    assert all(np.isfinite(part.numpy()).all() for part in said_by(passes, vector, 1e6))
