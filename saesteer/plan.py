@@ -77,18 +77,14 @@ def plan_run(config: RunConfig) -> Plan:
     answers = read_answers(config.evaluation.neutral)[: config.evaluation.neutral_answers]
     questions = read_questions(config.completions.questions)[: config.completions.n_questions]
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
-    if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
-        raise SaeError(f"SAE {config.sae!r} is not at {sae}; install saesteer again, whole.")
     digest = config.digest(
         pairs=pairs.digest,
         answers=str(answers),
         questions=str(questions),
-        # Other weights under the same path are another run.
-        model=model.sha256 or ("" if model.kind == "hub" else content_digest(Path(model.location))),
-        sae=content_digest(sae) if isinstance(sae, Path) else ":".join(sae),
+        **source_digest(model, sae),
     )
     folder = Path(config.folder) / f"{config.name}-{digest}"
-    _check_writable(folder)
+    check_writable(folder)
     return Plan(
         config=config,
         pairs=pairs,
@@ -100,6 +96,21 @@ def plan_run(config: RunConfig) -> Plan:
         sae=sae,
         folder=folder,
     )
+
+
+def source_digest(model: ModelSource, sae: Path | tuple[str, str]) -> dict[str, str]:
+    """Return what tells a model's and an SAE's weights from others under the same name or path.
+
+    Raises:
+        SaeError: The SAE's folder is not whole.
+    """
+    if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
+        raise SaeError(f"the SAE is not at {sae}; install saesteer again, whole.")
+    return {
+        "model": model.sha256
+        or ("" if model.kind == "hub" else content_digest(Path(model.location))),
+        "sae": content_digest(sae) if isinstance(sae, Path) else ":".join(sae),
+    }
 
 
 def _check_names(config: RunConfig) -> None:
@@ -123,7 +134,12 @@ def _check_name(field: str, name: str, known: Iterable[str]) -> None:
         raise ConfigError(f"{field} {name!r} is unknown{hint}; choose one of {', '.join(names)}.")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Check, writing nothing, that a folder can be made and written.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     place = below = folder
     # os.path, because a name that can be no path is then only not there.
     while not os.path.exists(place) and place != place.parent:

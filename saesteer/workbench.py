@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -21,21 +23,33 @@ from saesteer.steering.divergence import FEWEST_TOKENS
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from saesteer.data.answers import Answer
     from saesteer.models.tokens import TokenRow
 
 FEATURE_TABLE = "features.parquet"
 
 
-class Workbench:
+class BenchPlan(Protocol):
+    """What a bench needs of a plan, be it of a run or of a comparison."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def answers(self) -> tuple[Answer, ...]: ...
+    @property
+    def sae(self) -> Path | tuple[str, str]: ...
+
+
+class Bench:
     """Loads each thing once, on first use, so that a resumed run loads only what it needs.
 
     Args:
-        plan: The run.
+        plan: What is to be done.
         progress: Where to say what is being loaded.
     """
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
-        self.plan = plan
+    def __init__(self, plan: BenchPlan, progress: Progress) -> None:
+        self.plan: Any = plan
         self.progress = progress
 
     @cached_property
@@ -76,8 +90,6 @@ class Workbench:
     @cached_property
     def table(self) -> FeatureTable | None:
         """The SAE's feature table, where its folder has one."""
-        from pathlib import Path
-
         where = self.plan.sae
         if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
             return None
@@ -96,14 +108,7 @@ class Workbench:
         Raises:
             DataError: They are too long for the model, or too few to measure on.
         """
-        assert self.model.tokenizer is not None
-        rows = encode_statements(
-            self.model.tokenizer,
-            [answer.answer for answer in self.plan.answers],
-            [answer.question for answer in self.plan.answers],
-            chat=self.plan.config.reading.chat,
-            max_length=int(self.model.cfg.n_ctx),
-        )
+        rows = self.answer_rows(self.plan.answers)
         tokens = sum(sum(row.kept) for row in rows)
         if tokens < FEWEST_TOKENS:
             raise DataError(
@@ -112,6 +117,33 @@ class Workbench:
                 "with evaluation.neutral_answers, or longer ones."
             )
         return rows
+
+    def answer_rows(
+        self, answers: Sequence[Answer], *, system: str | None = None
+    ) -> list[TokenRow]:
+        """Return answers as the assistant's words after their questions."""
+        assert self.model.tokenizer is not None
+        return encode_statements(
+            self.model.tokenizer,
+            [answer.answer for answer in answers],
+            [answer.question for answer in answers],
+            chat=self.plan.config.reading.chat,
+            system=system,
+            max_length=int(self.model.cfg.n_ctx),
+        )
+
+
+class Workbench(Bench):
+    """The bench of a run.
+
+    Args:
+        plan: The run.
+        progress: Where to say what is being loaded.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        super().__init__(plan, progress)
+        self.plan: Plan = plan
 
     def check(self) -> None:
         """Check, before anything is computed or written, all that later stages would stumble on.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from saesteer.cli import doctor, generate, run, sae, vector
+from saesteer.cli import compare, doctor, generate, probe, run, sae, vector
 from saesteer.errors import SaesteerError
 
 
@@ -33,9 +33,11 @@ app = typer.Typer(
     help="Steer language models with sparse-autoencoder features, with evidence that it works.",
 )
 app.command("run")(run.run_command)
+app.command("compare")(compare.compare_command)
 app.command("generate")(generate.generate_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("features")(run.features_command)
+app.add_typer(probe.app, name="probe")
 app.add_typer(sae.app, name="sae")
 app.add_typer(vector.app, name="vector")
 

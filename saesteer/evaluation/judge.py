@@ -97,7 +97,7 @@ class BehaviourJudge:
 def train_judge(
     name: str,
     train: PairSet,
-    held_out: PairSet,
+    held_out: PairSet | None = None,
     *,
     embedder: SentenceEmbedder | None = None,
     seed: int = 0,
@@ -111,6 +111,8 @@ def train_judge(
         name: The persona.
         train: Pairs to train on.
         held_out: Pairs to measure the judge's own AUC on; none may say what a training pair says.
+            If None the AUC is that of cross-validation on the training pairs, each statement
+            read by a judge that saw neither its pair nor its near-duplicates.
         embedder: What embeds statements, and later texts; the shipped MiniLM if None.
         seed: Shuffles the folds.
 
@@ -123,13 +125,17 @@ def train_judge(
     _check_parts(name, train, held_out)
     embedder = embedder or SentenceEmbedder()
     texts = [*train.positives, *train.negatives]
-    tested = [*held_out.positives, *held_out.negatives]
+    tested = [] if held_out is None else [*held_out.positives, *held_out.negatives]
     embeddings = embedder.embed([*texts, *tested]).astype(np.float64)
     labels = np.arange(len(texts)) < len(train)
     groups = _pair_groups(train, texts)
-    weights, intercept, c = _fit(embeddings[: len(texts)], labels, groups, seed)
-    readings = embeddings[len(texts) :] @ weights + intercept
-    auc = roc_auc_score(np.arange(len(tested)) < len(held_out), readings)
+    known = embeddings[: len(texts)]
+    weights, intercept, c = _fit(known, labels, groups, seed)
+    if held_out is None:
+        auc = roc_auc_score(labels, _unseen_readings(known, labels, groups, c, seed))
+    else:
+        readings = embeddings[len(texts) :] @ weights + intercept
+        auc = roc_auc_score(np.arange(len(tested)) < len(held_out), readings)
     return BehaviourJudge(
         name=name,
         embedding=embedder.name,
@@ -138,9 +144,9 @@ def train_judge(
         c=c,
         auc=float(auc),
         n_train=len(train),
-        n_test=len(held_out),
+        n_test=0 if held_out is None else len(held_out),
         train_digest=train.digest,
-        test_digest=held_out.digest,
+        test_digest="" if held_out is None else held_out.digest,
         embedder=embedder,
     )
 
@@ -205,8 +211,15 @@ def _plain(judge: BehaviourJudge) -> dict[str, Any]:
     return {**{n: getattr(judge, n) for n in names}, "weights": judge.weights.tolist()}
 
 
-def _check_parts(name: str, train: PairSet, held_out: PairSet) -> None:
-    if len(train) < FEWEST_PAIRS or len(held_out) < 2:
+def _check_parts(name: str, train: PairSet, held_out: PairSet | None) -> None:
+    if len(train) < FEWEST_PAIRS:
+        raise DataError(
+            f"judge {name!r} has {len(train)} pairs to train on, and needs at least "
+            f"{FEWEST_PAIRS}; give it more pairs."
+        )
+    if held_out is None:
+        return
+    if len(held_out) < 2:
         raise DataError(
             f"judge {name!r} has {len(train)} pairs to train on and {len(held_out)} to be tested "
             f"on, and needs at least {FEWEST_PAIRS} and 2; give it more pairs."
@@ -243,10 +256,51 @@ def _fit(
     seed: int,
 ) -> tuple[Float[np.ndarray, " dim"], float, float]:
     """Return weights on raw embeddings, intercept and C."""
+    from sklearn.model_selection import GridSearchCV
+
+    search = GridSearchCV(
+        _model(),
+        {"logisticregression__C": STRENGTHS},
+        scoring="neg_log_loss",
+        cv=_folds(groups, seed),
+    ).fit(embeddings, labels, groups=groups)
+    scaler, regression = search.best_estimator_
+    weights = regression.coef_[0] / scaler.scale_
+    intercept = float(regression.intercept_[0] - scaler.mean_ @ weights)
+    return weights, intercept, float(search.best_params_["logisticregression__C"])
+
+
+def _unseen_readings(
+    embeddings: Float[np.ndarray, "text dim"],
+    labels: Bool[np.ndarray, " text"],
+    groups: Int[np.ndarray, " text"],
+    c: float,
+    seed: int,
+) -> Float[np.ndarray, " text"]:
+    """Return each text's reading by a judge that was trained without its group."""
+    from sklearn.model_selection import cross_val_predict
+
+    return cross_val_predict(
+        _model(C=c),
+        embeddings,
+        labels,
+        groups=groups,
+        # Other folds than those that chose C.
+        cv=_folds(groups, seed + 1),
+        method="decision_function",
+    )
+
+
+def _model(**settings: float) -> Any:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, GroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, **settings))
+
+
+def _folds(groups: Int[np.ndarray, " text"], seed: int) -> Any:
+    from sklearn.model_selection import GroupKFold
 
     folds = min(FOLDS, len(np.unique(groups)))
     if folds < 2:
@@ -254,14 +308,4 @@ def _fit(
             "the judge's training pairs are all near-duplicates of one another; give pairs that "
             "are worded differently."
         )
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    search = GridSearchCV(
-        model,
-        {"logisticregression__C": STRENGTHS},
-        scoring="neg_log_loss",
-        cv=GroupKFold(folds, shuffle=True, random_state=seed),
-    ).fit(embeddings, labels, groups=groups)
-    scaler, regression = search.best_estimator_
-    weights = regression.coef_[0] / scaler.scale_
-    intercept = float(regression.intercept_[0] - scaler.mean_ @ weights)
-    return weights, intercept, float(search.best_params_["logisticregression__C"])
+    return GroupKFold(folds, shuffle=True, random_state=seed)

@@ -32,6 +32,7 @@ class PropensityMeter:
         pairs: Held-out pairs.
         request: The neutral request before statements that have no prompt of their own.
         chat: Whether to use the chat template; where there is one if None.
+        system: A system prompt for the template.
         site: As in `TeacherForced`.
     """
 
@@ -42,6 +43,7 @@ class PropensityMeter:
         *,
         request: str,
         chat: bool | None = None,
+        system: str | None = None,
         site: Site | None = None,
     ) -> None:
         assert model.tokenizer is not None
@@ -52,6 +54,7 @@ class PropensityMeter:
             [*pairs.positives, *pairs.negatives],
             [*prompts, *prompts],
             chat=chat,
+            system=system,
             max_length=int(model.cfg.n_ctx),
         )
         self._rows = TeacherForced(model, rows, site=site)

@@ -1,0 +1,54 @@
+"""Where the time of `saesteer compare` goes: one persona with eight methods at the headline budget.
+
+Run: python benchmarks/compare.py [FOLDER]. Threads are pinned by OMP_NUM_THREADS. A folder that
+holds an earlier, unfinished benchmark is resumed, which is what the figure must not count: give a
+new one.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from saesteer.compare import CompareConfig, compare
+from saesteer.progress import terminal_progress
+
+METHODS = (
+    "attributed_sae",
+    "attributed_any",
+    "clustered_sae",
+    "natural_gradient",
+    "difference_in_means",
+    "logistic_probe",
+    "top_feature_standardised_difference",
+    "system_prompt",
+)
+
+
+def main() -> None:
+    """Run the comparison and print each stage's share."""
+    folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
+    settings = {
+        "name": "benchmark",
+        "personas": ["agreeableness"],
+        "methods": list(METHODS),
+        "seeds": [0],
+        "evaluation": {"budgets": [0.3]},
+        "writing": {"budgets": [0.3]},
+        "folder": folder,
+    }
+    start = time.perf_counter()
+    result = compare(CompareConfig.model_validate(settings), terminal_progress())
+    total = time.perf_counter() - start
+    stages = result.metrics["seconds"]
+    for stage, seconds in stages.items():
+        print(f"{stage:<20} {seconds:8.1f} s  {seconds / total:6.1%}")
+    rest = total - sum(stages.values())
+    print(f"{'loading, summing up':<20} {rest:8.1f} s  {rest / total:6.1%}")
+    print(f"{'all':<20} {total:8.1f} s; limit 1200 s; results in {Path(folder)}")
+
+
+if __name__ == "__main__":
+    main()

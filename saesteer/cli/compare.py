@@ -1,0 +1,61 @@
+"""`saesteer compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saesteer.cli.run import Overrides
+
+
+def compare_command(
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file such as configs/compare/personas.yaml.")
+    ],
+    set_: Overrides = None,
+    persona: Annotated[
+        list[str] | None,
+        typer.Option(help="Pairs to compare on, in place of the file's: a bundled name or a file."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only these of the personas, by name.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the personas.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
+    ] = False,
+    measure_only: Annotated[bool, typer.Option("--measure-only", hidden=True)] = False,
+) -> None:
+    """Hold every method against the others at equal cost, over personas, with a report."""
+    from saesteer.cli.show import console
+    from saesteer.cli.show_compare import show_compare_plan, show_compare_result
+    from saesteer.compare.config import CompareConfig
+    from saesteer.compare.plan import only as only_these
+    from saesteer.compare.plan import plan_compare
+    from saesteer.compare.run import measure_personas, summarise_personas
+    from saesteer.compare.workers import measure_in_processes
+    from saesteer.config import load_config
+    from saesteer.progress import terminal_progress
+
+    overrides = list(set_ or ())
+    if persona:
+        # JSON is YAML, whatever the names hold.
+        import json
+
+        overrides.append(f"personas={json.dumps(persona)}")
+    plan = plan_compare(load_config(config, overrides, kind=CompareConfig))
+    if only:
+        plan = only_these(plan, only)
+    if dry_run:
+        show_compare_plan(plan, console())
+        return
+    progress = terminal_progress()
+    bench = None
+    if workers > 1 and len(plan.personas) > 1:
+        measure_in_processes(plan, config, overrides, workers, progress)
+    else:
+        bench = measure_personas(plan, progress)
+    if not measure_only:
+        show_compare_result(summarise_personas(plan, progress, bench), console())

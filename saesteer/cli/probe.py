@@ -1,0 +1,283 @@
+"""`saesteer probe`: train probes on every layer, read with them, intervene along them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from saesteer.probes import ProbeSet
+    from saesteer.progress import Progress
+
+app = typer.Typer(
+    no_args_is_help=True, help="Train probes on every layer, read and intervene with them."
+)
+RunFolderPath = Annotated[
+    Path, typer.Argument(help="The folder that saesteer probe train names at its end.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="The model; the one of the probes if left out.")
+]
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file such as configs/probes/sentiment.yaml.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="A setting that wins over the file's."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print metrics.json instead of tables.")
+    ] = False,
+) -> None:
+    """From labelled texts to one scored probe per layer, in one pass over the texts."""
+    from saesteer.cli.probe_show import show_probe_plan, show_probe_run
+    from saesteer.config import load_config
+    from saesteer.probes.plan import plan_probes
+    from saesteer.probes.settings import ProbeConfig
+    from saesteer.probes.training import train_probes
+    from saesteer.progress import terminal_progress
+
+    settings = load_config(config, set_ or (), kind=ProbeConfig)
+    if dry_run:
+        show_probe_plan(plan_probes(settings))
+        return
+    run = train_probes(settings, terminal_progress())
+    if as_json:
+        typer.echo(json.dumps(run.metrics, indent=2))
+    else:
+        show_probe_run(run)
+
+
+@app.command("read")
+def read_command(
+    run: RunFolderPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to read.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Such as 14, 9-14 or 4,8,12; eight spread out if left out.")
+    ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Read what the model writes after each text.")
+    ] = False,
+    checks: Annotated[
+        str | None,
+        typer.Option(help="Score a list of plain cases: sentiment_checks or a labelled file."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the coloured tokens to a page.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
+    model: ModelName = None,
+) -> None:
+    """Colour a text's tokens by each layer's reading, or score a list of plain cases."""
+    from saesteer.cli.probe_show import show_checks, show_readings
+    from saesteer.data.labelled import read_labelled
+    from saesteer.errors import DataError
+    from saesteer.probes import ProbeSet, read_texts_with, reading_page, run_checks
+    from saesteer.probes.trial_record import parse_layers
+    from saesteer.progress import terminal_progress
+    from saesteer.steering.vector_file import write_atomically
+
+    probes = ProbeSet.load(run)
+    chosen = _spread(probes) if layers is None else parse_layers(layers, probes)
+    if not texts and checks is None:
+        raise DataError("there is no text to read; give one, or --checks sentiment_checks.")
+    if any(not text.strip() for text in texts or ()):
+        raise DataError("a text is empty; give it at least one word.")
+    cases = None if checks is None else read_labelled(checks)
+    bridge = _load(probes, model, terminal_progress())
+    if texts:
+        if generate:
+            texts = _continued(bridge, texts, max_new_tokens)
+        readings = read_texts_with(bridge, probes, texts, chosen)
+        show_readings(readings)
+        if html is not None:
+            write_atomically(html, reading_page(readings, probes.name).encode())
+            typer.echo(f"wrote {html}")
+    if cases is not None:
+        show_checks(run_checks(bridge, probes, cases, chosen[0] if layers else None))
+
+
+@app.command("intervene")
+def intervene_command(
+    run: RunFolderPath,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to continue.")] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option("--prompts", help="A labelled file, or sentiment_prompts; scores movement."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Only prompts of this group of the file.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="flip, ablate, add or set.")] = "flip",
+    amount: Annotated[
+        str | None, typer.Option(help="Scale (flip), strength (add), number or class (set).")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Unit of an added strength: norm or raw.")] = "norm",
+    centre: Annotated[
+        str, typer.Option(help="What flip and ablate are about: a number, a class or midpoint.")
+    ] = "0",
+    layers: Annotated[
+        str | None, typer.Option(help="Such as 14 or 9-14; the best and five before if left out.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="probe: its weights; means: difference of the classes' means.")
+    ] = "probe",
+    towards: Annotated[str | None, typer.Option(help="The class v points to.")] = None,
+    away: Annotated[str | None, typer.Option(help="The class v points from.")] = None,
+    vector: Annotated[
+        list[Path] | None, typer.Option(help="A steering vector instead of the probes' own.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help='Such as "0-15:set=negative,16-:set=positive".')
+    ] = None,
+    compound: Annotated[
+        bool, typer.Option("--compound", help="Later layers see what earlier ones did.")
+    ] = False,
+    positions: Annotated[
+        str, typer.Option(help="all, from_last_prompt_token or generated.")
+    ] = "all",
+    random: Annotated[
+        int, typer.Option(min=0, help="Random directions at the same KL, for comparison.")
+    ] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Completions for each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the sampling.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts in the chat template.")] = False,
+    model: ModelName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False,
+) -> None:
+    """Flip, ablate, add or set what the probes read, and measure what became of the text."""
+    from saesteer.cli.probe_show import show_trial
+    from saesteer.probes import ProbeSet
+    from saesteer.probes.trial import Trial, TrialSettings
+    from saesteer.probes.trial_record import make_doing, parse_layers, probe_vectors, trial_record
+    from saesteer.progress import terminal_progress
+    from saesteer.steering import SteeringVector
+    from saesteer.steering.positions import check_saved_positions
+    from saesteer.steering.strength import check_unit
+
+    probes = ProbeSet.load(run)
+    words, labels = _prompts(prompts, prompt_file, group)
+    towards, away = towards or probes.classes[-1], away or probes.classes[0]
+    check_saved_positions(positions)
+    vectors = [SteeringVector.load(path) for path in vector or ()]
+    if not vectors:
+        kind = _kind(direction)
+        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, kind)
+    doing = make_doing(
+        vectors,
+        mode=mode,
+        amount=amount,
+        unit=check_unit(unit),
+        centre=centre,
+        schedule=schedule,
+        compound=compound,
+        positions=positions,
+    )
+    settings = TrialSettings(max_new_tokens, chat, temperature, samples, seed)
+    _check_samples(samples, temperature)
+    progress = terminal_progress()
+    bridge = _load(probes, model, progress)
+    progress.say(f"Completing {len(words)} prompts ...")
+    measures = _measures(run, bridge, probes, towards, away)
+    trial = Trial(bridge, words, measures, settings)
+    record = trial_record(trial, doing, labels, towards=towards, away=away, random_draws=random)
+    record["settings"] = vars(settings)
+    path = _save(run, record)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        show_trial(record)
+        typer.echo(f"wrote {path}")
+
+
+def _spread(probes: ProbeSet) -> list[int]:
+    """Return up to eight layers from first to last, the best one among them."""
+    have = [probe.site.layer for probe in probes.probes]
+    step = max(1, -(-len(have) // 8))
+    return sorted({*have[::step], probes.best})
+
+
+def _load(probes: ProbeSet, name: str | None, progress: Progress) -> Any:
+    from saesteer.models import load_model
+
+    wanted = name or probes.model
+    progress.say(f"Loading model {wanted} ...")
+    bridge = load_model(wanted)
+    probes.check_belongs(bridge)
+    return bridge
+
+
+def _continued(bridge: Any, texts: list[str], max_new_tokens: int) -> list[str]:
+    from saesteer.steering import generate
+
+    made = generate(bridge, texts, max_new_tokens=max_new_tokens, chat=False)
+    return [record.prompt + record.text for record in made.records]
+
+
+def _prompts(
+    prompts: list[str] | None, file: str | None, group: str | None
+) -> tuple[list[str], list[str | None]]:
+    from saesteer.data.labelled import read_labelled
+    from saesteer.errors import DataError
+
+    words = list(prompts or ())
+    labels: list[str | None] = [None] * len(words)
+    if file is not None:
+        found = read_labelled(file).texts
+        kept = [text for text in found if group is None or text.group == group]
+        if not kept:
+            raise DataError(f"{file}: no prompt is of group {group!r}; give another group.")
+        words += [text.text for text in kept]
+        labels += [text.label for text in kept]
+    if not words:
+        raise DataError("there is no prompt; give one, or --prompts sentiment_prompts.")
+    if any(not word.strip() for word in words):
+        raise DataError("a prompt is empty; give it at least one word.")
+    return words, labels
+
+
+def _kind(direction: str) -> Any:
+    from saesteer.errors import ConfigError
+
+    if direction not in ("probe", "means"):
+        raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
+    return direction
+
+
+def _check_samples(samples: int, temperature: float) -> None:
+    from saesteer.errors import SteeringError
+
+    if samples > 1 and temperature == 0.0:
+        raise SteeringError(
+            f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
+        )
+
+
+def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str) -> dict[str, Any]:
+    from saesteer.probes import OWN_READING, probe_lean
+    from saesteer.probes.independent import load_text_classifier
+    from saesteer.probes.training import JUDGE
+    from saesteer.probes.trial import independent_measures
+
+    path = run / JUDGE
+    classifier = load_text_classifier(path) if path.is_file() else None
+    measures: dict[str, Any] = independent_measures(classifier, towards, away)
+    measures[OWN_READING] = lambda texts: probe_lean(bridge, probes, texts, towards, away)
+    return measures
+
+
+def _save(run: Path, record: dict[str, Any]) -> Path:
+    from saesteer.probes.settings import short_hash
+    from saesteer.tracking import RunFolder
+
+    return RunFolder(run).write_json(f"interventions/{short_hash(record)}.json", record)

@@ -1,0 +1,49 @@
+"""What `saesteer compare` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from saesteer.cli.show import table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saesteer.compare.plan import ComparePlan
+    from saesteer.compare.run import CompareResult
+
+
+def show_compare_plan(plan: ComparePlan, out: Console) -> None:
+    """Print what a comparison would do."""
+    config = plan.config
+    out.print(f"{config.name}: {plan.model.name} with SAE {config.sae}")
+    rows = table("persona", ("train", "right"), ("validation", "right"), ("test", "right"), "done")
+    for persona in plan.personas:
+        split = persona.splits[config.seeds[0]]
+        done = "yes" if persona.done else "no"
+        sizes = (len(split.train), len(split.validation), len(split.test))
+        rows.add_row(persona.name, *map(str, sizes), done)
+    out.print(rows)
+    out.print("Methods: " + ", ".join(method.name for method in config.methods))
+    null = config.random
+    out.print(
+        f"Budgets {', '.join(map(str, config.evaluation.budgets))} nats per token; seeds "
+        f"{', '.join(map(str, config.seeds))}; null of {null.directions} directions and "
+        f"{null.features} feature sets."
+    )
+    out.print(f"Would write to {plan.folder}")
+
+
+def show_compare_result(result: CompareResult, out: Console) -> None:
+    """Print the summary, where everything is, and what to try next."""
+    from saesteer.compare.run import METRICS, REPORT
+    from saesteer.report.terminal import show_comparison
+
+    show_comparison(result.metrics, out)
+    folder = result.folder.path
+    out.print()
+    out.print(f"Report:  {folder / REPORT}")
+    out.print(f"Numbers: {folder / METRICS} and {folder / 'tables'}")
+    personas = result.metrics["personas"]
+    if personas:
+        out.print("Next:    open the report; add --persona my_pairs.csv to try your own persona")

@@ -1,0 +1,172 @@
+"""Fitting one probe: logistic regression whose regularisation is chosen by cross-validation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from saesteer.errors import DataError
+from saesteer.probes.settings import FitSettings
+
+
+@dataclass(frozen=True, eq=False)
+class FittedProbe:
+    """Logistic regression on raw activations, the standardisation folded in.
+
+    Attributes:
+        weight: One row per class, or the second class's alone where there are two.
+        bias: The same for the intercepts.
+        c: The inverse regularisation that was chosen.
+        cv_loss: Mean log loss over the folds at each strength tried, nats per text.
+        converged: Whether the last fit met its tolerance.
+    """
+
+    weight: Float[np.ndarray, "row d_model"]
+    bias: Float[np.ndarray, " row"]
+    c: float
+    cv_loss: dict[float, float]
+    converged: bool
+
+    def probabilities(
+        self, x: Float[np.ndarray, "text d_model"]
+    ) -> Float[np.ndarray, "text class"]:
+        """Return each class's probability."""
+        return class_probabilities(logits(x, self.weight, self.bias))
+
+
+def fit_probe(
+    x: Float[np.ndarray, "text d_model"],
+    labels: Int[np.ndarray, " text"],
+    groups: Int[np.ndarray, " text"],
+    settings: FitSettings,
+    *,
+    c: float | None = None,
+    seed: int = 0,
+) -> FittedProbe:
+    """Fit a probe.
+
+    Inputs are standardised with the training texts' mean and deviation. C has the least mean log
+    loss over stratified folds that keep groups together; each fold walks up the strengths, starting
+    from the last one's solution. The last fit is scikit-learn's alone, from zero, on all texts.
+
+    Args:
+        x: Activations, float32.
+        labels: Class numbers from 0, every class present.
+        groups: Texts of one group stay in one fold.
+        settings: How to fit.
+        c: Use this strength instead of choosing one.
+        seed: Shuffles the folds.
+
+    Raises:
+        DataError: Activations are not finite, or a class is missing.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    if not np.isfinite(x).all():
+        raise DataError(
+            "activations hold NaN or infinite numbers; read them again with model.dtype: float32 "
+            "or reading.storage: bfloat16."
+        )
+    if len(np.unique(labels)) < 2:
+        raise DataError("all training texts have one class; a probe needs two or more.")
+    losses: dict[float, float] = {}
+    if c is None and len(settings.c) > 1:
+        losses = _cross_validated(x, labels, groups, settings, seed)
+    chosen = c or (min(losses, key=lambda key: losses[key]) if losses else settings.c[0])
+    scaler = StandardScaler().fit(x)
+    model = _regression(settings, chosen)
+    converged = _fit(model, np.asarray(scaler.transform(x)), labels)
+    scale = np.asarray(scaler.scale_, dtype=np.float64)
+    weight = model.coef_.astype(np.float64) / scale
+    bias = model.intercept_.astype(np.float64) - weight @ np.asarray(scaler.mean_)
+    return FittedProbe(
+        weight.astype(np.float32), bias.astype(np.float64), chosen, losses, converged
+    )
+
+
+def logits(
+    x: Float[np.ndarray, "*text d_model"],
+    weight: Float[np.ndarray, "row d_model"],
+    bias: Float[np.ndarray, " row"],
+) -> Float[np.ndarray, "*text row"]:
+    """Return x W' + b in float64."""
+    return x.astype(np.float64) @ weight.astype(np.float64).T + bias
+
+
+def class_probabilities(values: Float[np.ndarray, "*text row"]) -> Float[np.ndarray, "*text class"]:
+    """Return softmax probabilities; one logit is the second class's against the first."""
+    from scipy.special import softmax
+
+    if values.shape[-1] == 1:
+        values = np.concatenate([np.zeros_like(values), values], axis=-1)
+    return softmax(values, axis=-1)
+
+
+def folds(
+    labels: Int[np.ndarray, " text"], groups: Int[np.ndarray, " text"], n: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (fitting, scoring) places of stratified folds that keep groups together.
+
+    Raises:
+        DataError: There are too few texts or groups of a class for the folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fewest = min(len(np.unique(groups[labels == c])) for c in np.unique(labels))
+    if fewest < n:
+        raise DataError(
+            f"a class has {fewest} groups of texts, too few for fit.folds {n}; add texts or lower "
+            "fit.folds."
+        )
+    splitter = StratifiedGroupKFold(n_splits=n, shuffle=True, random_state=seed)
+    yield from splitter.split(np.zeros(len(labels)), labels, groups)
+
+
+def _cross_validated(
+    x: np.ndarray, labels: np.ndarray, groups: np.ndarray, settings: FitSettings, seed: int
+) -> dict[float, float]:
+    from sklearn.metrics import log_loss
+    from sklearn.preprocessing import StandardScaler
+
+    classes = np.unique(labels)
+    losses: dict[float, list[float]] = {c: [] for c in settings.c}
+    for fitting, scoring in folds(labels, groups, settings.folds, seed):
+        if len(np.unique(labels[fitting])) < len(classes):
+            raise DataError(
+                "a fold lacks a class, because groups stay together; add texts of other groups or "
+                "lower fit.folds."
+            )
+        scaler = StandardScaler().fit(x[fitting])
+        inner, outer = (np.asarray(scaler.transform(x[part])) for part in (fitting, scoring))
+        model = _regression(settings, settings.c[0], warm_start=True)
+        for c in settings.c:
+            model.C = c
+            _fit(model, inner, labels[fitting])
+            losses[c].append(log_loss(labels[scoring], model.predict_proba(outer), labels=classes))
+    return {c: float(np.mean(values)) for c, values in losses.items()}
+
+
+def _regression(settings: FitSettings, c: float, **more: Any) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(
+        C=c,
+        class_weight=settings.class_weight,
+        max_iter=settings.max_iter,
+        tol=settings.tol,
+        **more,
+    )
+
+
+def _fit(model: Any, x: np.ndarray, labels: np.ndarray) -> bool:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(x, labels)
+    return not any(issubclass(w.category, ConvergenceWarning) for w in caught)

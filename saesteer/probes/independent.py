@@ -1,0 +1,142 @@
+"""A classifier that knows nothing of the probed model: MiniLM embeddings of texts set aside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from saesteer.data.labelled import LabelledSet
+from saesteer.errors import DataError
+from saesteer.evaluation.embeddings import SentenceEmbedder
+from saesteer.probes.fitting import class_probabilities, fit_probe, logits
+from saesteer.probes.scores import Scores, score
+from saesteer.probes.settings import FitSettings
+from saesteer.steering.vector_file import write_atomically
+
+FORMAT = "saesteer.text_classifier"
+
+
+@dataclass(frozen=True, eq=False)
+class TextClassifier:
+    """Logistic regression on sentence embeddings.
+
+    Attributes:
+        classes: The classes.
+        weight: On raw embeddings; one row per class, or the second class's alone of two.
+        bias: The intercepts.
+        scores: On the probe run's test texts.
+        n_train: Texts it was trained on; no probe saw any of them.
+        embedder: What embeds texts.
+    """
+
+    classes: tuple[str, ...]
+    weight: Float[np.ndarray, "row dim"]
+    bias: Float[np.ndarray, " row"]
+    scores: Scores
+    n_train: int
+    embedder: SentenceEmbedder
+
+    def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "text class"]:
+        """Return each class's probability for each text."""
+        return class_probabilities(logits(self.embedder.embed(texts), self.weight, self.bias))
+
+    def lean(self, texts: Sequence[str], towards: str, away: str) -> Float[np.ndarray, " text"]:
+        """Return P(towards) - P(away) of each text, from -1 to 1; NaN for a blank text."""
+        values = np.full(len(texts), np.nan)
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        if rows:
+            found = self.probabilities([texts[row] for row in rows])
+            values[rows] = (
+                found[:, self.classes.index(towards)] - found[:, self.classes.index(away)]
+            )
+        return values
+
+    def save(self, path: Path) -> Path:
+        """Write the classifier as JSON, whole or not at all.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        record = {
+            "format": FORMAT,
+            "embedding": self.embedder.name,
+            "classes": list(self.classes),
+            "weight": self.weight.tolist(),
+            "bias": self.bias.tolist(),
+            "scores": self.scores.as_dict(),
+            "n_train": self.n_train,
+        }
+        write_atomically(path, json.dumps(record, allow_nan=False).encode())
+        return path
+
+
+def train_text_classifier(
+    train: LabelledSet,
+    test: LabelledSet,
+    settings: FitSettings,
+    *,
+    groups: Sequence[int],
+    embedder: SentenceEmbedder | None = None,
+    seed: int = 0,
+) -> TextClassifier:
+    """Train on texts that the probes never see.
+
+    Args:
+        train: The judge part.
+        test: The test part, to measure the classifier on.
+        settings: How to fit; the same as the probes.
+        groups: The training texts' groups.
+        embedder: What embeds texts; the shipped MiniLM if None.
+        seed: Shuffles the folds.
+
+    Raises:
+        ModelError: The embedding model is not installed.
+        DataError: There are too few texts.
+    """
+    embedder = embedder or SentenceEmbedder()
+    x = embedder.embed([text.text for text in train.texts])
+    fitted = fit_probe(x, train.labels, np.asarray(groups), settings, seed=seed)
+    held = embedder.embed([text.text for text in test.texts])
+    found = score(test.labels, fitted.probabilities(held), resamples=settings.resamples, seed=seed)
+    return TextClassifier(train.classes, fitted.weight, fitted.bias, found, len(train), embedder)
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    format: str
+    embedding: str
+    classes: list[str]
+    weight: list[list[float]]
+    bias: list[float]
+    scores: dict[str, Any]
+    n_train: int
+
+
+def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -> TextClassifier:
+    """Read what `TextClassifier.save` wrote.
+
+    Raises:
+        DataError: The file is missing, damaged or of other embeddings.
+    """
+    embedder = embedder or SentenceEmbedder()
+    try:
+        stored = _Stored.model_validate_json(path.read_bytes())
+        if (stored.format, stored.embedding) != (FORMAT, embedder.name):
+            raise ValueError(f"it reads embeddings of {stored.embedding}")
+        scores = Scores.from_dict(stored.scores)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{path}: cannot be read as a text classifier ({reason}); delete it and run saesteer "
+            "probe train again."
+        ) from error
+    weight = np.asarray(stored.weight, dtype=np.float32)
+    bias = np.asarray(stored.bias)
+    return TextClassifier(tuple(stored.classes), weight, bias, scores, stored.n_train, embedder)

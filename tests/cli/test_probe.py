@@ -1,0 +1,182 @@
+"""`saesteer probe train`, `read` and `intervene` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saesteer.probes import ProbeConfig, train_probes
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """Sixty texts whose last words tell their class."""
+    path = tmp_path_factory.mktemp("probe") / "texts.csv"
+    words = {"negative": "bad grim", "positive": "nice glad"}
+    lines = [f"the cat {n} is {marks},{label}" for n in range(30) for label, marks in words.items()]
+    path.write_text("\n".join(["text,label", *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def probe_config(texts, tiny_model_folder, tmp_path_factory) -> Path:
+    """A file of settings for a probe run on a tiny model; JSON is YAML."""
+    settings = {
+        "name": "tiny",
+        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
+        "data": {"source": str(texts), "test": 0.3, "judge": 0, "near_duplicate": None},
+        "fit": {"c": [0.01, 0.1], "resamples": 20},
+        "checks": str(texts),
+        "folder": str(tmp_path_factory.mktemp("runs")),
+    }
+    file = tmp_path_factory.mktemp("config") / "probe.yaml"
+    file.write_text(json.dumps(settings))
+    return file
+
+
+@pytest.fixture(scope="session")
+def probe_run(probe_config) -> Path:
+    """The folder of a finished probe run."""
+    from saesteer.config import load_config
+
+    return train_probes(load_config(probe_config, kind=ProbeConfig)).folder.path
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, probe_config, monkeypatch):
+    monkeypatch.setattr("saesteer.probes.training.load_model", None)
+    answer = saesteer("probe", "train", probe_config, "--dry-run", "--set", "name=other")
+    assert answer.code == 0
+    assert "60 of" in answer.out and "negative, positive" in answer.out
+    assert "Nothing was loaded or written." in answer.out
+    folder = Path(json.loads(probe_config.read_text())["folder"])
+    assert not list(folder.glob("other-*"))
+
+
+def test_training_prints_every_layer_and_the_next_step(saesteer, probe_config, probe_run):
+    answer = saesteer("probe", "train", probe_config)
+    assert answer.code == 0
+    rows = [line.split() for line in answer.out.splitlines()]
+    layers = [row[0].lstrip("*") for row in rows if row and row[0].lstrip("*") in ("0", "1", "2")]
+    assert layers == ["0", "1", "2"]
+    assert sum(bool(row) and row[0].startswith("*") for row in rows) == 2
+    assert f"saesteer probe read {probe_run}" in answer.out
+    wide = [line for line in answer.out.splitlines() if len(line) > 100]
+    assert all(str(probe_run) in line for line in wide)
+
+
+def test_training_as_json_is_the_metrics(saesteer, probe_config, probe_run):
+    answer = saesteer("probe", "train", probe_config, "--json")
+    metrics = json.loads(answer.out, parse_constant=pytest.fail)
+    assert metrics == json.loads((probe_run / "metrics.json").read_text())
+
+
+def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, tmp_path):
+    page = tmp_path / "out" / "read.html"
+    answer = saesteer("probe", "read", probe_run, "the nice cat", "--layers", "0-2", "--html", page)
+    assert answer.code == 0
+    for layer in range(3):
+        line = next(x for x in answer.out.splitlines() if f"layer {layer}" in x)
+        assert "the nice cat" in line
+    assert "layer 2" in page.read_text(encoding="utf-8")
+
+
+def test_reading_a_generation_shows_what_the_model_wrote(saesteer, probe_run):
+    plain = saesteer("probe", "read", probe_run, "the nice cat", "--layers", "1")
+    longer = saesteer(
+        "probe", "read", probe_run, "the nice cat", "--layers", "1", "--generate",
+        "--max-new-tokens", "6",
+    )  # fmt: skip
+    assert len(longer.out) > len(plain.out)
+    assert "the nice cat" in longer.out
+
+
+def test_plain_cases_are_scored(saesteer, probe_run, texts):
+    answer = saesteer("probe", "read", probe_run, "--checks", texts)
+    assert answer.code == 0
+    metrics = json.loads((probe_run / "metrics.json").read_text())
+    record = next(r for r in metrics["layers"] if r["layer"] == metrics["best"])["checks"]
+    assert f"reads {record['right']} of 60 plain cases rightly" in answer.out
+
+
+def test_intervening_shows_and_saves_both_texts(saesteer, probe_run):
+    answer = saesteer(
+        "probe", "intervene", probe_run, "the cat", "--mode", "set", "--amount", "positive",
+        "--layers", "0,2", "--max-new-tokens", "5",
+    )  # fmt: skip
+    assert answer.code == 0
+    assert "base" in answer.out and "intervened" in answer.out
+    assert "KL" in answer.out and "perplexity" in answer.out
+    assert "probe (its own)" in answer.out
+    saved = Path(answer.out.strip().splitlines()[-1].removeprefix("wrote "))
+    record = json.loads(saved.read_text())
+    assert record["policy"] == "once" and len(record["interventions"]) == 2
+    assert saved.parent == probe_run / "interventions"
+    assert [line for line in answer.out.splitlines()[:-1] if len(line) > 100] == []
+
+
+def test_labelled_prompts_are_scored_beside_random_directions(saesteer, probe_run, texts):
+    answer = saesteer(
+        "probe", "intervene", probe_run, "--prompts", texts, "--amount", "3", "--random", "1",
+        "--max-new-tokens", "4", "--json",
+    )  # fmt: skip
+    assert answer.code == 0
+    record = json.loads(answer.out, parse_constant=pytest.fail)
+    assert len(record["rows"]) == 60
+    own = record["movement"]["probe (its own)"]
+    # A completion can be empty, and then has no reading.
+    assert 50 <= own["n"] <= 60 and 0 <= own["low"] <= own["moved"] <= own["high"] <= 1
+    assert record["random"][0]["movement"]
+
+
+def test_a_schedule_and_any_vector_can_be_given(saesteer, probe_run, tmp_path):
+    from saesteer.probes import ProbeSet
+
+    vector = ProbeSet.load(probe_run).vector(1).save(tmp_path)
+    answer = saesteer(
+        "probe", "intervene", probe_run, "the cat", "--vector", vector, "--schedule",
+        "0-2:add=-2,3-:add=2", "--max-new-tokens", "6", "--compound",
+    )  # fmt: skip
+    assert answer.code == 0
+    assert "tokens 0 to 2" in answer.out and "compound" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("read",), "there is no text to read"),
+        (("read", " "), "a text is empty"),
+        (("read", "hi", "--layers", "9"), "layer 9 has no probe"),
+        (("read", "--checks", "nothing"), "no bundled set called 'nothing'"),
+        (("intervene",), "there is no prompt"),
+        (("intervene", ""), "a prompt is empty"),
+        (("intervene", "hi", "--mode", "flop"), "did you mean 'flip'"),
+        (("intervene", "hi", "--mode", "set"), "mode set needs an amount"),
+        (("intervene", "hi", "--amount", "lots"), "class 'lots' is unknown"),
+        (("intervene", "hi", "--direction", "up"), "direction 'up' is unknown"),
+        (("intervene", "hi", "--positions", "first"), "positions 'first' are unknown"),
+        (("intervene", "hi", "--schedule", "now"), "is not of the form"),
+        (("intervene", "hi", "--towards", "happy"), "class 'happy'"),
+        (("intervene", "hi", "--samples", "3"), "would all be equal"),
+        (("intervene", "--prompts", "sentiment_prompts", "--group", "x"), "no prompt is of group"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
+    refused, probe_run, monkeypatch, arguments, message
+):
+    monkeypatch.setattr("saesteer.models.load_model", None)
+    command, *rest = arguments
+    assert message in refused("probe", command, probe_run, *rest)
+
+
+def test_a_folder_without_probes_is_one_sentence(refused, tmp_path):
+    assert "there are no probes" in refused("probe", "read", tmp_path, "hi")
+    assert "there are no probes" in refused("probe", "intervene", tmp_path, "hi")
+
+
+def test_one_class_only_is_one_sentence(refused, probe_config, tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("text,label\na,x\nb,x\n")
+    message = refused("probe", "train", probe_config, "--set", f"data.source={path}")
+    assert "all 2 texts have the label 'x'" in message

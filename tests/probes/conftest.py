@@ -1,0 +1,88 @@
+"""Probe runs on tiny models: texts whose first words tell their class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.models import model_info
+from saesteer.steering import SteeringVector
+
+
+@pytest.fixture(scope="session")
+def probe_settings(tmp_path_factory, tiny_model_folder) -> Callable[..., dict[str, Any]]:
+    """Return a function that gives a probe run's settings: seconds on a tiny model.
+
+    90 texts in three classes; every class has words of its own.
+    """
+    data = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    own = {"negative": "grim bad", "neutral": "plain even", "positive": "glad nice"}
+
+    def words(n: int) -> str:
+        return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 4)) for _ in range(n))
+
+    def write(name: str, n: int) -> str:
+        rows = [
+            {"text": f"{words(2)} {marks} {words(int(rng.integers(1, 4)))}", "label": label}
+            for _ in range(n)
+            for label, marks in own.items()
+        ]
+        (data / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return str(data / name)
+
+    texts, checks = write("texts.jsonl", 30), write("checks.jsonl", 4)
+
+    def make(arch: str = "llama", **more: Any) -> dict[str, Any]:
+        settings = {
+            "name": "tiny",
+            "model": {"name": str(tiny_model_folder(arch)), "dtype": "float32", "device": "cpu"},
+            "data": {"source": texts, "test": 0.3, "judge": 0.0, "near_duplicate": None},
+            "fit": {"c": [0.01, 0.1], "resamples": 50},
+            "checks": checks,
+            "folder": str(tmp_path_factory.mktemp("runs")),
+        }
+        for key, value in more.items():
+            inner = settings.get(key)
+            settings[key] = {**inner, **value} if isinstance(inner, dict) else value
+        return settings
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(probe_settings):
+    """A finished run on the tiny Llama."""
+    from saesteer.config import parse_config
+    from saesteer.probes import ProbeConfig, train_probes
+
+    config = parse_config(probe_settings(), kind=ProbeConfig, place="test")
+    return train_probes(config)
+
+
+@pytest.fixture
+def probe_vector(tiny_model) -> Callable[..., SteeringVector]:
+    """Return a function that makes a random vector: architecture, layer, seed."""
+
+    def make(arch: str = "llama", layer: int = 1, seed: int = 0, **fields: Any) -> SteeringVector:
+        raw = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        defaults = {
+            "model": "tiny",
+            "model_fingerprint": model_info(tiny_model(arch)).fingerprint,
+            "residual_norm": 5.0,
+            "positions": "all",
+            "provenance": {
+                "towards": "positive",
+                "away": "negative",
+                "class_alphas": {"negative": -1.0, "neutral": 0.5, "positive": 3.0},
+            },
+        }
+        site = f"blocks.{layer}.hook_resid_post"
+        return SteeringVector.from_raw(raw, site=site, **(defaults | fields))
+
+    return make

@@ -1,0 +1,51 @@
+"""The bundled real model: plain cases are read, and a flip turns the text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from saesteer.config import parse_config
+from saesteer.data.labelled import read_labelled
+from saesteer.probes import ProbeConfig, ProbeSet, intervene, run_checks, train_probes
+from saesteer.probes.trial_record import make_doing, probe_vectors
+from saesteer.steering import generate
+
+LAYERS = [10, 12, 14]
+
+
+@pytest.fixture(scope="module")
+def probes(bundled_gguf, tmp_path_factory) -> ProbeSet:
+    """Probes of three layers, trained on 300 of the bundled texts."""
+    settings = {
+        "name": "real",
+        "data": {"max_texts": 300, "test": 0.25, "judge": 0},
+        "reading": {"layers": LAYERS},
+        "fit": {"c": [0.001, 0.01], "resamples": 0, "control": False},
+        "folder": str(tmp_path_factory.mktemp("runs")),
+    }
+    run = train_probes(parse_config(settings, kind=ProbeConfig, place="test"))
+    assert max(r["macro_f1"]["value"] for r in run.metrics["layers"]) > 0.8
+    return run.probes
+
+
+@pytest.mark.real
+def test_plain_cases_are_read_rightly(smollm2, probes):
+    result = run_checks(smollm2, probes, read_labelled("sentiment_checks"))
+    assert result.right / len(result.predictions) >= 0.9
+
+
+@pytest.mark.real
+def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
+    sentiment = pytest.importorskip("saesteer.evaluation.sentiment")
+    pytest.importorskip("vaderSentiment")
+    prompts = ["The hotel was", "Today I feel", "My new job is", "The food here is"]
+    vectors = probe_vectors(probes, LAYERS, "positive", "negative", "means")
+    means = {}
+    for sign in (-1, 1):
+        doing = make_doing(vectors, mode="add", amount=str(0.25 * sign))
+        with intervene(smollm2, doing.interventions, positions=doing.positions):
+            made = generate(smollm2, prompts, max_new_tokens=16, chat=False)
+        scores = sentiment.vader_compound([record.text for record in made.records])
+        means[sign] = float(np.nanmean(scores))
+    assert means[1] - means[-1] > 0.4
