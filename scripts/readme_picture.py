@@ -1,6 +1,6 @@
 """Draw the README's picture from a run's metrics, through a headless Chromium.
 
-    python scripts/readme_picture.py runs/agreeableness-... docs/images/agreeableness.png
+python scripts/readme_picture.py runs/agreeableness-... docs/images/agreeableness.png
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def own_words(
     n_samples: int = 3,
     n_pairs: int = 2,
     max_new_tokens: int = 40,
+    chat: bool | None = None,
     seed: int = 0,
 ) -> OwnWords:
     """Let the model answer under steering both ways, and pair what is rated high with what is low.
@@ -62,6 +63,7 @@ def own_words(
         n_pairs: The most pairs for each question: the highest against the lowest, the second
             against the second lowest, ...
         max_new_tokens: The most tokens of a completion.
+        chat: Whether questions go through the chat template; where there is one if None.
         seed: Seeds the sampling.
     """
     result = generate(
@@ -70,6 +72,7 @@ def own_words(
         vector,
         strengths,
         max_new_tokens=max_new_tokens,
+        chat="auto" if chat is None else chat,
         temperature=1.0,
         n_samples=n_samples,
         seed=seed,

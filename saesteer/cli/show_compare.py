@@ -44,6 +44,8 @@ def show_compare_result(result: CompareResult, out: Console) -> None:
     out.print()
     out.print(f"Report:  {folder / REPORT}")
     out.print(f"Numbers: {folder / METRICS} and {folder / 'tables'}")
-    personas = result.metrics["personas"]
-    if personas:
-        out.print("Next:    open the report; add --persona my_pairs.csv to try your own persona")
+    out.print("Next:    open the report; try your own persona with --persona my_pairs.csv")
+    for vector in list(result.metrics["vectors"].values())[:1]:
+        out.print(
+            f'         or: saesteer generate --vector {vector} --strength 0.2 "How was your day?"'
+        )

@@ -10,7 +10,6 @@ import numpy as np
 
 from saesteer.attribution import FisherMetric, fisher_metric
 from saesteer.compare.plan import ComparePlan
-from saesteer.errors import ConfigError
 from saesteer.evaluation import DivergenceMeter, TeacherForced
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.written import BaseCompletions, WritingSettings, write_base
@@ -87,15 +86,20 @@ class CompareBench(Bench):
     @cached_property
     def prose_rows(self) -> list[TokenRow]:
         """Plain texts for the loss, read on from their first tokens; short ones are left out."""
-        assert self.model.tokenizer is not None
         rows = encode_texts(
-            self.model.tokenizer, self.plan.prose, max_length=self.context, what="prose text"
+            self.tokenizer, self.plan.prose, max_length=self.context, what="prose text"
         )
         return [
             TokenRow(row.ids, (False,) * PROSE_START + row.kept[PROSE_START:])
             for row in rows
             if any(row.kept[PROSE_START:])
         ]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer
 
     @property
     def context(self) -> int:
@@ -134,13 +138,3 @@ class CompareBench(Bench):
             return self.arrays.once("gradients", *self.weights_key, *parts, at, compute=compute)
 
         return keep
-
-    def check(self) -> None:
-        """Check, before anything is computed, that model and SAE belong together.
-
-        Raises:
-            SaesteerError: They do not, or a needed model of embeddings is not installed.
-        """
-        assert self.sae is not None
-        if self.plan.questions and not self.plan.config.writing.budgets:
-            raise ConfigError("writing.budgets is empty; name a budget, or set n_questions to 0.")

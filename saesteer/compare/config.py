@@ -118,6 +118,13 @@ class MeasureSettings(Settings):
             raise ValueError(f"{values} are not different budgets above 0")
         return sorted(values)
 
+    @field_validator("multiples")
+    @classmethod
+    def _multiples_differ(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < 2:
+            raise ValueError(f"{values} are not two different multiples")
+        return values
+
     @model_validator(mode="after")
     def _headline_is_one(self) -> MeasureSettings:
         if self.headline_budget not in self.budgets:
@@ -247,7 +254,7 @@ class CompareConfig(Settings):
                 if name not in names:
                     raise ValueError(f"{field} {name!r} is not one of the methods")
         for budget in self.writing.budgets:
-            if budget not in self.evaluation.budgets:
+            if self.writing.n_questions and budget not in self.evaluation.budgets:
                 raise ValueError(f"writing.budgets {budget} is not one of evaluation.budgets")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds {self.seeds} are not different numbers from 0")

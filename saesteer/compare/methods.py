@@ -7,6 +7,15 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from saesteer.config import (
+    ClusteringSettings,
+    RegressionSettings,
+    SelectionSettings,
+    Settings,
+    parse_config,
+)
 from saesteer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,14 +124,40 @@ def build_method(name: str, settings: dict[str, Any]) -> Method | SystemPrompt:
         ConfigError: The method or a setting is unknown, or a value does not fit.
     """
     make = method_entry(name).make
-    fixed = {*getattr(make, "keywords", {}), *(["criterion"] if getattr(make, "args", ()) else [])}
-    known = [f.name for f in fields(getattr(make, "func", make)) if f.name not in fixed]
+    kind = getattr(make, "func", make)
+    fixed = dict(getattr(make, "keywords", {}))
+    fixed |= dict(zip(["criterion"], getattr(make, "args", ()), strict=False))
+    known = [f.name for f in fields(kind) if f.name not in fixed]
     for setting in settings:
         if setting not in known:
             raise ConfigError(
                 f"method {name} has no setting {setting!r}; it has {', '.join(known) or 'none'}."
             )
+        _check_group(name, setting, settings[setting])
     try:
-        return make(**settings)
-    except TypeError as error:
-        raise ConfigError(f"method {name}: {error}; correct its settings.") from error
+        return TypeAdapter(kind).validate_python({**settings, **fixed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = str(first["msg"])
+        raise ConfigError(
+            f"method {name}: {place}: {message[:1].lower()}{message[1:]}; correct it."
+        ) from error
+
+
+def _check_group(method: str, setting: str, values: Any) -> None:
+    """Check settings that a method hands on, before they are needed."""
+    from saesteer.features import CLUSTERINGS, CRITERIA, REGRESSIONS
+    from saesteer.features.registry import choose
+
+    groups: dict[str, tuple[type[Settings], str, Any]] = {
+        "selection": (SelectionSettings, "criterion", CRITERIA),
+        "clustering": (ClusteringSettings, "method", CLUSTERINGS),
+        "regression": (RegressionSettings, "method", REGRESSIONS),
+    }
+    if setting not in groups or not isinstance(values, dict):
+        return
+    kind, named, known = groups[setting]
+    place = f"method {method}: {setting}"
+    parsed = parse_config(values, kind=kind, place=place)
+    choose(known, getattr(parsed, named), field=f"{place}: {named}")

@@ -27,7 +27,6 @@ from saesteer.plan import check_writable, source_digest
 from saesteer.saes.loading import resolve_sae
 from saesteer.tracking import RunFolder
 
-
 DONE = "done.json"
 
 

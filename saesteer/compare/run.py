@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saesteer.compare.bench import CompareBench
+from saesteer.compare.checks import check_comparison
 from saesteer.compare.config import CompareConfig
 from saesteer.compare.llm_step import llm_rows
 from saesteer.compare.methods import method_entry
@@ -64,7 +66,7 @@ def measure_personas(plan: ComparePlan, progress: Progress | None = None) -> Com
     pending = [run for run in runs if not run.persona.done]
     if not pending:
         return bench
-    bench.check(runs)
+    check_comparison(bench, pending)
     for run in pending:
         run.folder.create()
     with progress.task("comparing", total=sum(r.steps() for r in pending), unit="steps") as task:
@@ -140,6 +142,7 @@ def _metrics(plan: ComparePlan, bench: CompareBench, runs: list[PersonaRun]) -> 
         "features": features,
         "linkage": linkage,
         "completions": completions(results),
+        "vectors": _vectors(runs, config.headline),
         "chosen": {run.persona.name: _chosen(run) for run in runs},
         "config": config.model_dump(mode="json"),
         "llm_judge": llm_rows(plan, runs),
@@ -149,7 +152,7 @@ def _metrics(plan: ComparePlan, bench: CompareBench, runs: list[PersonaRun]) -> 
 
 def _persona_row(run: PersonaRun) -> dict[str, Any]:
     split = run.first.split
-    sides = run.first.folder.read_json("unsteered.json")["sides"]
+    sides = run.first.unsteered()
     margin = sum(a - b for a, b in zip(*sides, strict=True)) / len(sides[0])
     return {
         "name": run.persona.name,
@@ -161,6 +164,16 @@ def _persona_row(run: PersonaRun) -> dict[str, Any]:
         "n_judge": len(split.judge),
         "unsteered_margin": margin,
     }
+
+
+def _vectors(runs: list[PersonaRun], method: str) -> dict[str, str]:
+    """Return the file of a method's vector for each persona where it could be fitted."""
+    files = {run.persona.name: _vector_file(run, method) for run in runs}
+    return {name: str(file) for name, file in files.items() if file.is_file()}
+
+
+def _vector_file(run: PersonaRun, method: str) -> Path:
+    return run.first.folder.path / f"vectors/{method}.safetensors"
 
 
 def _seconds(runs: list[PersonaRun]) -> dict[str, float]:

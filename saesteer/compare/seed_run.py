@@ -230,6 +230,13 @@ class SeedRun:
             self.folder.write_json("unsteered.json", {"sides": meter.unsteered.tolist()})
         return meter
 
+    def unsteered(self) -> list[list[float]]:
+        """Return the test pairs' log-likelihoods without steering, positive and negative sides."""
+        if not self.folder.has("unsteered.json"):
+            # The meter writes them.
+            assert self.test is not None
+        return self.folder.read_json("unsteered.json")["sides"]
+
     @cached_property
     def _validation(self) -> PersonaMeter:
         return self.meter(self.split.validation)
@@ -280,7 +287,7 @@ class SeedRun:
         except NOT_FITTED as error:
             # These pairs give this method nothing to fit, which is a result: the others go on.
             self.bench.progress.say(f"{self.persona.name}, {method.name}: {error}")
-            missing = [_not_fitted(budget) for budget in budgets]
+            missing = [{**_not_fitted(budget), "error": str(error)} for budget in budgets]
             return {"budgets": missing, "curve": None, "error": str(error)}
         records, start = [], 0.15
         for budget in budgets:

@@ -39,6 +39,12 @@ def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSpl
     Raises:
         DataError: A part is left too small to use.
     """
+    enough = sum(FEWEST.values())
+    if len(pairs) < enough:
+        raise DataError(
+            f"{pairs.source}: its {len(pairs)} pairs are fewer than the {enough} that train, "
+            "validation, test and judge need together; give more pairs."
+        )
     total = sizes.train + sizes.validation + sizes.test + sizes.judge
     how = {"threshold": sizes.near_duplicate}
     apart = split_pairs(pairs, validation=0.0, test=sizes.judge / total, seed=0, **how)

@@ -126,9 +126,9 @@ def _summary_row(
         row["p"] = wilcoxon_over_personas(*means).p
     if budget == results.headline and all(results.nulls.values()):
         row["beyond_null"] = sum(
-            _mean(values) > max(map(abs, _both_nulls(results, name)), default=np.inf)
-            for name, values in zip(results.names, own, strict=True)
-            if values is not None
+            mean > max(map(abs, _both_nulls(results, name)), default=np.inf)
+            for name, mean in zip(results.names, map(_mean, own), strict=True)
+            if mean is not None
         )
     return row
 
@@ -154,7 +154,8 @@ def effect_rows(results: Results) -> list[Row]:
     for (persona, method, seed), found in results.effects.items():
         curve = found["curve"] or {}
         for record in found["budgets"]:
-            row = {
+            row = dict.fromkeys(("effect", "low", "high", "moved_share", "common_shift"))
+            row |= {
                 key: value for key, value in record.items() if key not in ("moved", "up", "down")
             }
             headline = record["budget"] == results.headline

@@ -56,9 +56,7 @@ def _generation_row(
     readings = {name: _by_question(found.get(name)) for name in results.names}
     estimate = hierarchical_bootstrap([_values(by) for by in readings.values()])
     # A question whose answer is empty under one of the two has no partner under the other.
-    both = [
-        _paired(by, _by_question(baseline.get(name))) for name, by in readings.items()
-    ]
+    both = [_paired(by, _by_question(baseline.get(name))) for name, by in readings.items()]
     ratio = compare_paired([own for own, _ in both], [against for _, against in both]).ratio
     right = [record["summary"]["right_direction"] for record in found.values()]
     known = [value for value in right if value is not None]
@@ -143,7 +141,7 @@ def named_features(bench: CompareBench, run: PersonaRun, method: str) -> Row:
     """Return the features of a method's vector with what is known of them, and the cluster tree."""
     vector, _ = run.matched(method, run.config.evaluation.headline_budget)
     if vector is None:
-        return [], {}
+        return {"features": [], "tree": {}}
     inputs, table = run.first.inputs, bench.table
     codes = inputs.codes
     assert codes is not None

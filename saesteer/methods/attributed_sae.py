@@ -15,6 +15,8 @@ from saesteer.methods.base import MethodInputs
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.steering import SteeringVector
 
+N_CANDIDATES = 512
+
 
 @dataclass(frozen=True)
 class AttributedSaeFit:
@@ -58,7 +60,8 @@ class AttributedSae:
         signs: "free", or "tied": a weight has the sign of its feature's own difference.
         candidates: "clustered", or "any" feature of the SAE, which is an ablation: most of those
             never fire on the pairs, so they are basis vectors and no explanation.
-        selection: Keyword arguments of `select_features`.
+        selection: Keyword arguments of `select_features`; 512 candidates unless it says otherwise,
+            because the fewer are offered the less of the target can be fitted.
         clustering: Keyword arguments of `cluster_features`.
     """
 
@@ -107,7 +110,9 @@ class AttributedSae:
             selection = clusters = None
             indices, signs = np.flatnonzero(decoder.any(axis=1)), None
         else:
-            selection, clusters = chosen_clusters(inputs, decoder, self.selection, self.clustering)
+            selection, clusters = chosen_clusters(
+                inputs, decoder, {"n_features": N_CANDIDATES, **self.selection}, self.clustering
+            )
             indices, signs = clusters.kept_indices, clusters.kept_signs
         around = inputs.deltas.double().mean(dim=0).numpy()
         linear = [objective.at_zero]

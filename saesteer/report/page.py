@@ -185,6 +185,7 @@ def _written(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
         "spans": spans,
         "written_rows": written.written_table(metrics),
         "written_means": written.written_means(metrics),
+        "llm_means": written.llm_means(metrics),
         "texts": texts,
         "scales": {persona: written.judge_scale(found) for persona, found in texts.items()},
         "judges": costs.judge_data(metrics),

@@ -43,6 +43,19 @@ class JudgeSpan(NamedTuple):
     plus: Point
 
 
+class LlmMeans(NamedTuple):
+    """A language-model judge's mean ratings (0 to 2) of one method's texts at one sign."""
+
+    method: Method
+    sign: int
+    behaviour: float | None
+    instruction: float | None
+    fluency: float | None
+    harmonic_mean: float | None
+    n: int
+    n_missing: int
+
+
 class WrittenMeans(NamedTuple):
     """Means over personas of one method's texts at one sign, headline budget."""
 
@@ -132,6 +145,26 @@ def written_means(metrics: Metrics) -> list[WrittenMeans]:
                 values = (mean(row.get(field) for row in own) for field in fields)
                 means.append(WrittenMeans(method, sign, *values, n_personas=len(own)))
     return means
+
+
+def llm_means(metrics: Metrics) -> list[LlmMeans]:
+    """Take a language-model judge's ratings, averaged over personas; empty where none was asked."""
+    fields = ("behaviour", "instruction", "fluency", "harmonic_mean")
+    found = []
+    for method in methods(metrics):
+        for sign in (-1, 0, 1):
+            own = [
+                row
+                for row in rows(metrics, "llm_judge")
+                if row.get("method") == method.name and number(row.get("sign")) == sign
+            ]
+            if own:
+                values = (mean(row.get(field) for row in own) for field in fields)
+                n, missing = (
+                    int(sum(number(row.get(key)) or 0 for row in own)) for key in ("n", "n_missing")
+                )
+                found.append(LlmMeans(method, sign, *values, n=n, n_missing=missing))
+    return found
 
 
 def completion_data(metrics: Metrics, persona: str) -> list[QuestionTexts]:

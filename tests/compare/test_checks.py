@@ -1,0 +1,132 @@
+"""What is found before anything is computed, once model and tokenizer are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saesteer.compare.config import CompareConfig
+from saesteer.compare.run import compare
+from saesteer.errors import (
+    ConfigError,
+    DataError,
+    MismatchError,
+    ModelError,
+    SaesteerError,
+    SteeringError,
+)
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Return a function that compares and returns the sentence of its refusal."""
+
+    def computed(*args: Any, **kwargs: Any):
+        raise AssertionError("nothing may be computed")
+
+    monkeypatch.setattr("saesteer.compare.persona_run.PersonaRun.run", computed)
+
+    def call(settings: dict[str, Any], kind: type[SaesteerError]) -> str:
+        with pytest.raises(kind) as error:
+            compare(CompareConfig(**settings))
+        assert "\n" not in str(error.value)
+        # Refused before anything is written.
+        assert not list(Path(settings["folder"]).iterdir())
+        return str(error.value)
+
+    return call
+
+
+def with_pair(compare_data: dict[str, str], tmp_path: Path, **pair: str) -> str:
+    file = tmp_path / "kindly.jsonl"
+    text = Path(compare_data["kindly"]).read_text(encoding="utf-8")
+    file.write_text(f"{text}\n{json.dumps(pair)}", encoding="utf-8")
+    return str(file)
+
+
+def test_a_system_prompt_without_a_chat_template_is_refused(few, refused):
+    settings = few("gpt2", chat=False)
+    settings["methods"] = [*settings["methods"], "system_prompt"]
+    told = refused(settings, ModelError)
+    assert told.startswith("methods: system_prompt needs a chat template")
+    assert told.endswith("leave the method out.")
+    plain = few(reading={"chat": False})
+    plain["methods"] = [*plain["methods"], "system_prompt"]
+    assert "or reading.chat is false" in refused(plain, ModelError)
+
+
+def test_a_template_that_takes_no_system_prompt_is_refused(few, refused, monkeypatch):
+    def refuses(tokenizer: Any, question: str, system: str | None = None) -> str:
+        if system:
+            raise ModelError("this model's chat template refuses the prompt (no); leave it out.")
+        return question
+
+    monkeypatch.setattr("saesteer.compare.checks.chat_prompt", refuses)
+    settings = few()
+    settings["methods"] = [*settings["methods"], "system_prompt"]
+    assert refused(settings, ModelError).startswith("methods: system_prompt: this model's chat")
+
+
+def test_a_site_that_is_not_the_saes_is_refused(few, refused):
+    told = refused(few(site="blocks.0.hook_resid_post"), ConfigError)
+    assert "site blocks.0.hook_resid_post is not where SAE" in told
+
+
+def test_an_sae_of_another_model_is_refused(few, refused, mirror_sae):
+    assert "takes 48 dimensions" in refused(few(sae=str(mirror_sae(d_in=48))), MismatchError)
+
+
+def test_a_statement_that_is_too_long_is_named_with_its_persona(
+    few, refused, compare_data, tmp_path
+):
+    file = with_pair(compare_data, tmp_path, positive="xyzq " * 60, negative="short one")
+    told = refused(few(personas=[compare_data["boldly"], file]), DataError)
+    assert told.startswith("persona kindly: statement ")
+    assert "more than the model's context of 192" in told
+
+
+def test_two_options_that_are_too_long_together_are_found(few, refused, compare_data, tmp_path):
+    long = {"positive": "xyzq " * 20, "negative": "qzyx " * 20}
+    file = with_pair(compare_data, tmp_path, **long)
+    told = refused(few(personas=[file]), DataError)
+    assert told.startswith("persona kindly: statement ")
+
+
+def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path):
+    settings = few(objective={"neutral_answers": 1})
+    told = refused(settings, DataError)
+    assert "the 1 answers that train have" in told
+    assert "give more with objective.neutral_answers" in told
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Why?\n" + "Who says so? " * 30)
+    settings = few(writing={"questions": str(questions)}, objective={"own_words": 0})
+    told = refused(settings, SteeringError)
+    assert told.startswith("question 'Who says so? ")
+    assert "which with writing.max_new_tokens 12 is more than the model's context" in told
+    prose = tmp_path / "prose.jsonl"
+    prose.write_text(json.dumps({"text": "xyzq " * 90}))
+    told = refused(few(side_effects={"prose": str(prose)}), DataError)
+    assert told.startswith("prose text 1")
+    assert "at least 200" in refused(few(evaluation={"neutral_answers": 1}), DataError)
+
+
+def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(
+    tiny_compare, refused, monkeypatch
+):
+    import saesteer.workbench
+
+    def gone() -> Path:
+        raise ModelError("the sentence embeddings need the wheel, which is not installed.")
+
+    def refuse(*args: Any, **kwargs: Any):
+        raise AssertionError("nothing may be loaded")
+
+    monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)
+    monkeypatch.setattr(saesteer.workbench, "load_model", refuse)
+    settings = tiny_compare(writing={"n_questions": 2}, objective={"own_words": 0.0})
+    assert "which is not installed" in refused(settings, ModelError)
+    own = tiny_compare(writing={"n_questions": 0}, objective={"own_words": 0.5})
+    assert "which is not installed" in refused(own, ModelError)

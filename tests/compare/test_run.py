@@ -1,0 +1,286 @@
+"""A whole comparison on a tiny model: what it holds, and that it goes on after being cut off."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from saesteer.compare.config import CompareConfig
+from saesteer.compare.persona_run import PersonaRun
+from saesteer.compare.plan import plan_compare
+from saesteer.compare.run import TABLES, compare
+from saesteer.errors import OutputError
+from saesteer.steering import SteeringVector
+
+SHAPE = {
+    "methods": {"name", "label", "kind"},
+    "personas": {"name", "source", "own", "n_train", "n_validation", "n_test", "n_judge"}
+    | {"unsteered_margin"},
+    "effects": {"persona", "method", "seed", "budget", "effect", "low", "high", "moved_share"}
+    | {"common_shift", "anti_steerable", "slope", "plus", "minus", "n_pairs"},
+    "curves": {"persona", "method", "seed", "multiple", "strength", "margin"},
+    "summary": {"method", "budget", "n_personas", "effect", "low", "high", "ratio", "ratio_low"}
+    | {"ratio_high", "p", "p_holm", "beyond_null"},
+    "areas": {"method", "area", "low", "high"},
+    "null": {"persona", "kind", "effects", "largest", "p"},
+    "choices_margins": {"persona", "method", "kind", "base", "plus", "minus", "accuracy"}
+    | {"at_chance"},
+}
+WRITTEN = {
+    "generation": {"persona", "method", "budget", "sign", "n", "judge", "judge_low", "judge_high"}
+    | {"sentiment", "nll", "rep4", "distinct2", "similarity", "composite"},
+    "generation_summary": {"method", "budget", "judge_range", "low", "high", "ratio", "ratio_low"}
+    | {"ratio_high", "right_direction", "composite"},
+    "judges": {"persona", "auc", "n_train", "n_test"},
+}
+SCALARS = {"name", "model", "sae", "site", "seeds", "budgets", "headline_budget"}
+SCALARS |= {"headline_method", "baseline", "side_effects", "features", "linkage", "completions"}
+SCALARS |= {"chosen", "config", "seconds", "vectors"}
+FEATURE = {"feature", "weight", "cluster", "description", "firing_positive", "firing_negative"}
+FEATURE |= {"score", "contexts", "url"}
+
+
+def strict_json(path: Path) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same however often, and wherever, a comparison was started."""
+    config = {key: value for key, value in metrics["config"].items() if key != "folder"}
+    kept = {k: v for k, v in metrics.items() if k not in ("seconds", "vectors")}
+    return {**kept, "config": config}
+
+
+def again(settings: dict[str, Any]) -> dict[str, Any]:
+    return compare(CompareConfig(**settings)).metrics
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Take away what says that a comparison is finished; return the personas' folders."""
+    for file in (*folder.rglob("done.json"), *folder.rglob("metrics.json")):
+        file.unlink()
+    return sorted((folder / "personas").iterdir())
+
+
+def test_the_metrics_have_the_shape_that_the_report_reads(compared):
+    metrics = compared.metrics
+    assert set(metrics) >= SHAPE.keys() | WRITTEN.keys() | SCALARS
+    for name, fields in SHAPE.items():
+        assert metrics[name], name
+        for row in metrics[name]:
+            assert set(row) >= fields, name
+    assert strict_json(compared.folder.path / "metrics.json") == metrics
+    assert (compared.folder.path / "report.html").stat().st_size > 10_000
+    assert [row["name"] for row in metrics["personas"]] == ["kindly", "boldly"]
+    assert metrics["site"] == "blocks.1.hook_resid_post"
+    assert {m["kind"] for m in metrics["methods"]} == {"sae", "dense", "prompt"}
+    sizes = [[row[f"n_{part}"] for part in ("train", "validation", "test", "judge")]
+             for row in metrics["personas"]]  # fmt: skip
+    assert sizes == [[16, 6, 8, 12]] * 2
+
+
+def test_features_clusters_and_choices_are_those_of_the_headline(compared):
+    metrics = compared.metrics
+    for name in ("kindly", "boldly"):
+        rows, tree = metrics["features"][name], metrics["linkage"][name]
+        assert 0 < len(rows) <= 6
+        vector = SteeringVector.load(metrics["vectors"][name])
+        assert [f.index for f in vector.features] == [row["feature"] for row in rows]
+        assert all(set(row) == FEATURE for row in rows)
+        assert {row["feature"] for row in rows} <= set(tree["labels"])
+        assert len(tree["linkage"]) == len(tree["labels"]) - 1
+        chosen = metrics["chosen"][name]
+        assert set(chosen) == {"clustered_sae"}
+        assert chosen["clustered_sae"]["selection"]["n_features"] in (6, 16)
+
+
+def test_a_grid_takes_what_moves_the_validation_pairs_most(compared, settings):
+    for persona in plan_compare(CompareConfig(**settings)).personas:
+        record = strict_json(persona.folder / "seed-0" / "chosen" / "clustered_sae.json")
+        best = max(record["tried"], key=lambda tried: tried["effect"])
+        assert record["settings"] == best["settings"]
+        assert len({tried["effect"] for tried in record["tried"]}) == 2
+
+
+def test_headline_and_baseline_are_repeated_and_the_others_measured_once(compared):
+    seeds: dict[str, set[tuple[int, float]]] = {}
+    for row in compared.metrics["effects"]:
+        seeds.setdefault(row["method"], set()).add((row["seed"], row["budget"]))
+    assert seeds["attributed_sae"] == {(0, 0.02), (0, 0.05), (1, 0.05)}
+    assert seeds["difference_in_means"] == seeds["attributed_sae"]
+    assert seeds["natural_gradient"] == {(0, 0.02), (0, 0.05)}
+    assert seeds["system_prompt"] == {(0, None)}
+
+
+def test_every_effect_was_measured_at_its_cost_and_lies_on_its_curve(compared):
+    metrics = compared.metrics
+    vectors = [row for row in metrics["effects"] if row["budget"] is not None]
+    for row in vectors:
+        for side, sign in (("plus", 1), ("minus", -1)):
+            assert row[side]["reached"]
+            assert row[side]["kl"] == pytest.approx(row["budget"], rel=0.031)
+            assert row[side]["strength"] * sign > 0
+        assert row["low"] <= row["effect"] <= row["high"]
+        assert row["n_pairs"] == 8
+    unsteered = {row["name"]: row["unsteered_margin"] for row in metrics["personas"]}
+    for row in (r for r in vectors if r["seed"] == 0 and r["budget"] == 0.05):
+        points = {
+            p["multiple"]: p["margin"]
+            for p in metrics["curves"]
+            if (p["persona"], p["method"]) == (row["persona"], row["method"])
+        }
+        assert sorted(points) == [-1, 0, 1, 1.5]
+        assert points[0] == pytest.approx(unsteered[row["persona"]], abs=1e-9)
+        assert (points[1] - points[-1]) / 2 == pytest.approx(row["effect"], abs=1e-9)
+        assert 0 <= row["anti_steerable"] <= 1
+
+
+def test_what_else_moved(compared):
+    side = compared.metrics["side_effects"]
+    pair = ("attributed_sae", "difference_in_means")
+    assert [row["method"] for row in side["matrix"]] == list(pair)
+    own = {
+        (row["persona"], row["method"]): row["effect"]
+        for row in compared.metrics["effects"]
+        if row["seed"] == 0 and row["budget"] == 0.05
+    }
+    for row in side["matrix"]:
+        diagonal = [row["values"][i][i] for i in range(2)]
+        assert diagonal == [own[(name, row["method"])] for name in row["personas"]]
+        assert all(math.isfinite(value) for line in row["values"] for value in line)
+    assert len(side["prose"]) == 2 * 2 * 2
+    assert {(r["method"], r["kind"]) for r in compared.metrics["choices_margins"]} == {
+        (method, kind) for method in pair for kind in ("yes_no", "a_b")
+    }
+
+
+def test_what_is_written_is_judged_by_a_judge_of_its_own(compared, needs_embeddings):
+    metrics = compared.metrics
+    for name, fields in WRITTEN.items():
+        assert metrics[name], name
+        assert all(set(row) >= fields for row in metrics[name])
+    assert [(row["persona"], row["n_train"]) for row in metrics["judges"]] == [
+        ("kindly", 12),
+        ("boldly", 12),
+    ]
+    shown = metrics["completions"]["kindly"]
+    assert {row["question"] for row in shown} == {"Why?", "Who are you?"}
+    assert {row["sign"] for row in shown} == {-1, 0, 1}
+    assert all((row["strength"] > 0) - (row["strength"] < 0) == row["sign"] for row in shown)
+
+
+def test_the_tables_hold_the_numbers_of_the_metrics(compared):
+    for name in TABLES:
+        rows = compared.metrics[name]
+        if not rows:
+            continue
+        table = pd.read_csv(compared.folder.path / "tables" / f"{name}.csv")
+        assert len(table) == len(rows)
+        for place, row in enumerate(rows):
+            flat = {k: v for k, v in row.items() if not isinstance(v, dict)}
+            for key, value in row.items():
+                flat |= {f"{key}.{k}": v for k, v in value.items()} if key not in flat else {}
+            assert set(flat) <= set(table.columns)
+            for column, value in flat.items():
+                cell = table[column].iloc[place]
+                if value is None:
+                    assert pd.isna(cell), (name, column)
+                elif isinstance(value, list):
+                    assert json.loads(cell) == pytest.approx(value)
+                elif isinstance(value, float):
+                    assert cell == pytest.approx(value, rel=1e-12)
+                else:
+                    assert cell == value
+
+
+def test_the_same_command_again_loads_nothing_and_says_the_same(compared, settings, no_loading):
+    assert again(settings) == compared.metrics
+
+
+LOST = {
+    "late": "personas/*/seed-0/effects/difference_in_means.json personas/*/prose.json "
+    "personas/*/null/random_features-01.json personas/*/shifts/* personas/*/features/*",
+    "methods": "personas/boldly-*/seed-*/vectors/* personas/boldly-*/seed-*/chosen/* "
+    "personas/boldly-*/seed-*/effects/* personas/*/seed-0/unsteered.json personas/*/choices.json",
+    "cache": "compare-cache/* personas/kindly-*/seed-0/*.json "
+    "personas/kindly-*/seed-0/*/attributed_sae.*",
+}
+# Not there without embeddings.
+LOST_WRITING = "personas/*/judge.json personas/*/written/attributed_sae-0.05.json"
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_is_lost_is_made_again_with_the_same_numbers(compared, copied, lost):
+    settings, folder = copied
+    unfinished(folder)
+    for pattern in LOST[lost].split():
+        files = list(folder.glob(pattern))
+        assert files, pattern
+        for file in files:
+            file.unlink()
+    for pattern in LOST_WRITING.split() if lost == "late" else ():
+        for file in folder.glob(pattern):
+            file.unlink()
+    assert numbers(again(settings)) == numbers(compared.metrics)
+
+
+def test_a_comparison_killed_in_the_middle_goes_on_with_the_same_numbers(
+    compared, copied, monkeypatch
+):
+    settings, folder = copied
+    boldly = unfinished(folder)[0]
+    assert boldly.name.startswith("boldly")
+    shutil.rmtree(boldly)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args: Any) -> Any:
+        raise Killed
+
+    # First among the methods, then among the null's draws, then before side effects.
+    for place in ("_null", "_choices"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PersonaRun, place, killed)
+            with pytest.raises(Killed):
+                again(settings)
+        assert not (boldly / "done.json").exists()
+    # What a killed process leaves behind of the file it was writing.
+    (boldly / ".999999999-prose.json").write_text("[{")
+    assert numbers(again(settings)) == numbers(compared.metrics)
+    assert not list(boldly.rglob(".*"))
+
+
+def test_files_deleted_from_a_finished_persona_are_made_again(compared, copied):
+    settings, folder = copied
+    next(folder.rglob("metrics.json")).unlink()
+    kindly = next((folder / "personas").glob("kindly-*"))
+    (kindly / "seed-0" / "effects" / "attributed_sae.json").write_text('{"budgets": [')
+    with pytest.raises(OutputError, match=r"attributed_sae\.json is damaged .*; delete it"):
+        again(settings)
+    (kindly / "seed-0" / "effects" / "attributed_sae.json").unlink()
+    assert numbers(again(settings)) == numbers(compared.metrics)
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(copied, monkeypatch):
+    settings, folder = copied
+    for persona in unfinished(folder):
+        (persona / "prose.json").unlink()
+
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OutputError, match=r"prose\.json cannot be written \(No space left"):
+        again(settings)
+    assert not [file for file in folder.rglob(".*") if file.is_file()]
+    assert not list(folder.rglob("done.json"))

@@ -1,0 +1,80 @@
+"""Personas shared out among processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from saesteer.compare.config import CompareConfig
+from saesteer.compare.plan import plan_compare
+from saesteer.compare.run import compare, summarise_personas
+from saesteer.compare.workers import measure_in_processes
+from saesteer.errors import SaesteerError
+from saesteer.progress import Progress
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    config = {key: value for key, value in metrics["config"].items() if key != "folder"}
+    kept = {k: v for k, v in metrics.items() if k not in ("seconds", "vectors")}
+    return {**kept, "config": config}
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(few, tmp_path):
+    settings = few()
+    file = tmp_path / "few.yaml"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    other = tmp_path / "runs of two"
+    overrides = [f"folder={json.dumps(str(other))}"]
+    plan = plan_compare(CompareConfig(**{**settings, "folder": str(other)}))
+    measure_in_processes(plan, file, overrides, 2, Progress())
+    assert all(persona.done for persona in plan.personas)
+    assert not (plan.folder / "metrics.json").exists()
+    found = summarise_personas(plan).metrics
+    assert numbers(found) == numbers(compare(CompareConfig(**settings)).metrics)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[Any]:
+    """Stand-ins for the processes that would be started; give each its `code` first."""
+    made: list[Any] = []
+
+    def popen(command: list[str], env: dict[str, str]) -> Any:
+        code = 2 if "boldly" in command else 0
+        process = SimpleNamespace(
+            command=command, env=env, wait=lambda: code, poll=lambda: code, terminate=None
+        )
+        made.append(process)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return made
+
+
+def named(command: list[str]) -> list[str]:
+    return [command[i + 1] for i, word in enumerate(command) if word == "--only"]
+
+
+def test_every_persona_goes_to_one_process_and_failures_are_one_sentence(few, started):
+    plan = plan_compare(CompareConfig(**few()))
+    with pytest.raises(SaesteerError, match=r"^1 of 2 workers failed, see above; correct that"):
+        measure_in_processes(plan, Path("c.yaml"), ["seeds=[0]"], 2, Progress())
+    assert [named(process.command) for process in started] == [["kindly"], ["boldly"]]
+    for process in started:
+        assert process.command[-1] == "--measure-only"
+        assert process.command[process.command.index("--set") + 1] == "seeds=[0]"
+        assert int(process.env["OMP_NUM_THREADS"]) >= 1
+
+
+def test_what_is_done_is_not_given_out_again(few, started):
+    plan = plan_compare(CompareConfig(**few()))
+    boldly = plan.personas[1]
+    boldly.folder.mkdir(parents=True)
+    (boldly.folder / "done.json").write_text(json.dumps({"files": [], "seconds": {}}))
+    measure_in_processes(plan, Path("c.yaml"), [], 4, Progress())
+    assert [named(process.command) for process in started] == [["kindly"]]
