@@ -81,7 +81,7 @@ def plan_run(config: RunConfig) -> Plan:
         pairs=pairs.digest,
         answers=str(answers),
         questions=str(questions),
-        **source_digest(model, sae),
+        **source_digest(model, sae, config.sae),
     )
     folder = Path(config.folder) / f"{config.name}-{digest}"
     check_writable(folder)
@@ -98,14 +98,14 @@ def plan_run(config: RunConfig) -> Plan:
     )
 
 
-def source_digest(model: ModelSource, sae: Path | tuple[str, str]) -> dict[str, str]:
+def source_digest(model: ModelSource, sae: Path | tuple[str, str], name: str) -> dict[str, str]:
     """Return what tells a model's and an SAE's weights from others under the same name or path.
 
     Raises:
         SaeError: The SAE's folder is not whole.
     """
     if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
-        raise SaeError(f"the SAE is not at {sae}; install saesteer again, whole.")
+        raise SaeError(f"SAE {name!r} is not at {sae}; install saesteer again, whole.")
     return {
         "model": model.sha256
         or ("" if model.kind == "hub" else content_digest(Path(model.location))),

@@ -130,7 +130,7 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
         "answers": str(answers),
         "questions": str(questions),
         "prose": str(prose),
-        **source_digest(model, sae),
+        **source_digest(model, sae, config.sae),
     }
     personas = tuple(_persona_plan(config, settings, common) for settings in config.personas)
     plan = ComparePlan(

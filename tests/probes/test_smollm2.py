@@ -40,6 +40,7 @@ def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
     sentiment = pytest.importorskip("saesteer.evaluation.sentiment")
     pytest.importorskip("vaderSentiment")
     prompts = ["The hotel was", "Today I feel", "My new job is", "The food here is"]
+    prompts += ["The film we saw was", "Our holiday has been", "My neighbour is", "This phone is"]
     vectors = probe_vectors(probes, LAYERS, "positive", "negative", "means")
     means = {}
     for sign in (-1, 1):
