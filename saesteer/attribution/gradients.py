@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +19,6 @@ def row_gradients(
     vector: SteeringVector | None = None,
     strength: float = 0.0,
     unit: Unit = "norm",
-    *,
-    weights: Sequence[float] | None = None,
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
     """Return each row's gradient of its mean log-probability, and that log-probability.
 
@@ -34,7 +31,6 @@ def row_gradients(
         vector: What steers meanwhile.
         strength: How strongly.
         unit: The strength's unit.
-        weights: A factor for each row's gradient; 1 if None.
 
     Returns:
         Gradients in nats per token and unit of residual stream, float32 on the CPU, and the
@@ -56,6 +52,4 @@ def row_gradients(
         gradients[index] = gradient.float().cpu()
         values[index] = means.detach().float().cpu()
     assert gradients is not None
-    if weights is not None:
-        gradients = gradients * torch.as_tensor(weights, dtype=torch.float32)[:, None]
     return gradients, values

@@ -280,7 +280,7 @@ def _unseen_readings(
     """Return each text's reading by a judge that was trained without its group."""
     from sklearn.model_selection import cross_val_predict
 
-    return cross_val_predict(
+    readings = cross_val_predict(
         _model(C=c),
         embeddings,
         labels,
@@ -289,9 +289,10 @@ def _unseen_readings(
         cv=_folds(groups, seed + 1),
         method="decision_function",
     )
+    return np.asarray(readings)
 
 
-def _model(**settings: float) -> Any:
+def _model(**settings: Any) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -71,24 +71,6 @@ class DivergenceMeter:
         """Return the base model's log-probabilities at the answers' tokens."""
         return torch.cat(self._base)
 
-    def gradient(
-        self, vector: SteeringVector, strength: float, unit: Unit = "norm"
-    ) -> tuple[float, Float[Tensor, " d_model"]]:
-        """Return the divergence at a strength and its gradient.
-
-        The gradient is with respect to a vector added at the site on top of the steering, in nats
-        per token and unit of residual stream, float32 on the CPU.
-        """
-        total, gradient = 0.0, torch.zeros(vector.d_model)
-        passes = self._rows.open_passes(vector, strength, unit)
-        for base, ((_, logits, _, scored), offset) in zip(self._base, passes, strict=True):
-            steered = torch.log_softmax(logits[scored].float(), dim=-1)
-            summed = (steered.exp() * (steered - base)).sum()
-            (part,) = torch.autograd.grad(summed, offset)
-            gradient += part.sum(dim=0).float().cpu()
-            total += float(summed.detach())
-        return total / self.n_tokens, gradient / self.n_tokens
-
 
 @dataclass(frozen=True)
 class StrengthMatch:

@@ -9,7 +9,7 @@ import torch
 from saesteer.attribution import row_gradients
 from saesteer.evaluation import statement_log_likelihoods
 from saesteer.models import Site
-from saesteer.steering import DivergenceMeter, TeacherForced
+from saesteer.steering import TeacherForced
 
 TEXTS = ("i like the little house", "go away", "the water is good and so is the bread", "no")
 STEP = 0.03
@@ -86,14 +86,6 @@ def test_gradients_on_top_of_a_vector_at_another_site_are_those_at_the_prepared_
     assert float((apart[0] - unsteered[0]).abs().max()) > 1e-3
 
 
-def test_weights_multiply_each_rows_gradient_and_no_value(tiny_llama, rows_of, site):
-    prepared = TeacherForced(tiny_llama, rows_of(tiny_llama, TEXTS), site=site)
-    gradients, values = row_gradients(prepared)
-    weighted, same = row_gradients(prepared, weights=[1.0, -2.0, 0.0, 0.5])
-    torch.testing.assert_close(weighted, gradients * torch.tensor([[1.0], [-2.0], [0.0], [0.5]]))
-    assert torch.equal(values, same)
-
-
 def test_how_rows_are_batched_changes_no_gradient(tiny_model, arch, rows_of, site):
     model = tiny_model(arch)
     rows = rows_of(model, TEXTS)
@@ -107,32 +99,3 @@ def test_how_rows_are_batched_changes_no_gradient(tiny_model, arch, rows_of, sit
 def test_the_models_weights_gather_no_gradient(tiny_llama, rows_of, site):
     row_gradients(TeacherForced(tiny_llama, rows_of(tiny_llama, TEXTS), site=site))
     assert all(p.grad is None for p in tiny_llama.parameters())
-
-
-@pytest.mark.parametrize("strength", [0.4, -1.2])
-def test_the_meters_gradient_predicts_small_changes_of_the_divergence(
-    model, strength, neutral, vector_of, site
-):
-    meter = DivergenceMeter(model, neutral(model), site=site)
-    start = drawn(0)
-    kl, gradient = meter.gradient(vector_of(start), strength)
-    assert kl == pytest.approx(meter(vector_of(start), strength), rel=1e-4)
-    assert kl > 1e-3
-    at = strength * 2.0 * start
-
-    def cost(raw):
-        return meter(vector_of(raw), float(raw.norm()), "raw")
-
-    for seed in range(1, 5):
-        push = drawn(seed, STEP)
-        measured = (cost(at + push) - cost(at - push)) / (2 * STEP)
-        assert float(gradient @ push) / STEP == pytest.approx(measured, rel=0.02, abs=2e-5)
-    along = (cost(at * 1.01) - cost(at * 0.99)) / 0.02
-    assert float(gradient @ at) == pytest.approx(along, rel=0.01)
-
-
-def test_the_divergence_is_least_where_nothing_is_added(tiny_llama, neutral, vector_of, site):
-    meter = DivergenceMeter(tiny_llama, neutral(tiny_llama), site=site)
-    kl, gradient = meter.gradient(vector_of(drawn(0)), 0.0)
-    assert abs(kl) < 1e-6
-    assert float(gradient.norm()) < 1e-5 * float(meter.gradient(vector_of(drawn(0)), 1.0)[1].norm())
