@@ -40,15 +40,15 @@ class BenchPlan(Protocol):
     def sae(self) -> Path | tuple[str, str]: ...
 
 
-class Bench:
-    """Loads each thing once, on first use, so that a resumed run loads only what it needs.
+class ModelBench:
+    """Loads the model once, on first use, so that a resumed run loads only what it needs.
 
     Args:
-        plan: What is to be done.
+        plan: What is to be done; its settings name the model.
         progress: Where to say what is being loaded.
     """
 
-    def __init__(self, plan: BenchPlan, progress: Progress) -> None:
+    def __init__(self, plan: Any, progress: Progress) -> None:
         self.plan: Any = plan
         self.progress = progress
 
@@ -66,6 +66,18 @@ class Bench:
             device_map=settings.device_map,
             trust_remote_code=settings.trust_remote_code,
         )
+
+
+class Bench(ModelBench):
+    """Loads model, SAE and tables once each, on first use.
+
+    Args:
+        plan: What is to be done.
+        progress: Where to say what is being loaded.
+    """
+
+    def __init__(self, plan: BenchPlan, progress: Progress) -> None:
+        super().__init__(plan, progress)
 
     @cached_property
     def sae(self) -> LensSae:

@@ -27,14 +27,15 @@ from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.tracking import RunFolder
 
 if TYPE_CHECKING:
-    from saesteer.probes.training import ProbeBench, ProbeRun
+    from saesteer.probes.training import ProbeRun
     from saesteer.saes.adapter import Sae
+    from saesteer.workbench import ModelBench
 
 FEATURE_TABLE = "features.parquet"
 ALL_CODES_C = 1.0
 
 
-def train_on_codes(plan: ProbePlan, bench: ProbeBench) -> ProbeRun:
+def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
     """Fit k-sparse, L1 and full probes on an SAE's codes, beside one on the residual stream.
 
     Args:
@@ -132,7 +133,7 @@ def code_vector(
     )
 
 
-def _codes(plan: ProbePlan, bench: ProbeBench, sae: Sae) -> TextCodes:
+def _codes(plan: ProbePlan, bench: ModelBench, sae: Sae) -> TextCodes:
     path = plan.store.with_name(f"codes-{plan.store.name}")
     if path.is_file():
         return load_codes(path)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from saesteer.errors import ModelError, OutputError
-from saesteer.models import Site, load_model, model_info
+from saesteer.models import Site, model_info
 from saesteer.probes.fitting import FittedProbe, fit_probe
 from saesteer.probes.independent import train_text_classifier
 from saesteer.probes.plan import ProbePlan, plan_probes
@@ -23,10 +21,9 @@ from saesteer.probes.settings import ProbeConfig
 from saesteer.probes.store import LayerStore, open_store
 from saesteer.progress import Progress
 from saesteer.tracking import RunFolder, environment_record, write_record
+from saesteer.workbench import ModelBench
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
     from saesteer.data.labelled import LabelledSet
 
 JUDGE = "judge.json"
@@ -47,29 +44,6 @@ class ProbeRun:
     metrics: dict[str, Any]
 
 
-class ProbeBench:
-    """Loads the model once, on first use, so that a resumed run loads only what it needs."""
-
-    def __init__(self, plan: ProbePlan, progress: Progress) -> None:
-        self.plan = plan
-        self.progress = progress
-
-    @cached_property
-    def model(self) -> TransformerBridge:
-        """The model."""
-        settings = self.plan.config.model
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        self.progress.say(f"Loading model {settings.name} ...")
-        return load_model(
-            settings.name,
-            device=None if settings.device == "auto" else settings.device,
-            dtype=settings.dtype,
-            device_map=settings.device_map,
-            trust_remote_code=settings.trust_remote_code,
-        )
-
-
 def train_probes(config: ProbeConfig, progress: Progress | None = None) -> ProbeRun:
     """Read every layer in one pass, fit and score a probe on each.
 
@@ -87,11 +61,11 @@ def train_probes(config: ProbeConfig, progress: Progress | None = None) -> Probe
     if config.reading.sae is not None:
         from saesteer.probes.sparse_run import train_on_codes
 
-        return train_on_codes(plan, ProbeBench(plan, progress))
+        return train_on_codes(plan, ModelBench(plan, progress))
     folder = RunFolder(plan.folder)
     if folder.has("metrics.json") and folder.has(FILE_NAME):
         return load_run(folder)
-    bench = ProbeBench(plan, progress)
+    bench = ModelBench(plan, progress)
     store, checks = read_stores(bench)
     write_inputs(folder.create(), plan, store)
     records, probes = _fit_layers(plan, folder, store, checks, progress)
@@ -128,7 +102,7 @@ def load_run(folder: RunFolder) -> ProbeRun:
     return ProbeRun(folder, ProbeSet.load(folder.path), folder.read_json("metrics.json"))
 
 
-def read_stores(bench: ProbeBench) -> tuple[LayerStore, LayerStore | None]:
+def read_stores(bench: ModelBench) -> tuple[LayerStore, LayerStore | None]:
     """Return the activations of the texts and of the plain cases, reading what is missing."""
     plan = bench.plan
     jobs = [(plan.texts, plan.store)]

@@ -45,7 +45,7 @@ def probe_run(probe_config) -> Path:
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, probe_config, monkeypatch):
-    monkeypatch.setattr("saesteer.probes.training.load_model", None)
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
     answer = saesteer("probe", "train", probe_config, "--dry-run", "--set", "name=other")
     assert answer.code == 0
     assert "60 of" in answer.out and "negative, positive" in answer.out

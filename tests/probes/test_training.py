@@ -100,7 +100,7 @@ def test_the_same_config_again_does_nothing_and_says_the_same(finished_run, monk
     def refuse(*args, **kwargs):
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr("saesteer.probes.training.load_model", refuse)
+    monkeypatch.setattr("saesteer.workbench.load_model", refuse)
     config = config_of(finished_run.folder.read_json("config.json"))
     again = train_probes(config)
     assert again.metrics == finished_run.metrics
@@ -123,7 +123,7 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
     monkeypatch.setattr(training, "_fit_layer", failing)
     with pytest.raises(RuntimeError, match="cut off"):
         train_probes(config)
-    monkeypatch.setattr(training, "load_model", None)
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
     run = train_probes(config)
     assert calls == [0, 1, 2, 2]
     keys = ("accuracy", "macro_f1", "auroc", "confusion", "control", "cv_loss", "checks")
@@ -132,7 +132,7 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
 
 
 def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):
-    monkeypatch.setattr("saesteer.probes.training.load_model", None)
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
     settings = finished_run.folder.read_json("config.json")
     settings["fit"]["classes"] = ["negative", "positive"]
     # The plain cases are fewer, so they would have to be read.
@@ -178,7 +178,7 @@ def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mi
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     probe_settings, monkeypatch, change, error, message
 ):
-    monkeypatch.setattr("saesteer.probes.training.load_model", None)
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
     settings = probe_settings(**change)
     with pytest.raises(error, match=message):
         train_probes(config_of(settings))
