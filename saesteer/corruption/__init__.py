@@ -1,0 +1,1 @@
+"""Layers skipped, repeated and permuted, and what that does to tasks."""

@@ -1,0 +1,1 @@
+"""Neuronpedia: the client and its offline cache."""

@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one configuration, on one machine or many."""
