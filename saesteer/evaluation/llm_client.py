@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
+from saesteer import web_requests
 from saesteer.errors import ConfigError, NetworkError
 
-if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
-
 LARGEST_REPLY = 200_000
-_RETRIED = (408, 425, 429)
-_REFUSED = (401, 403)
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -54,20 +43,12 @@ class Endpoint:
         # No message repeats a value that may hold a key put in the wrong place.
         if not self.model.strip():
             raise ConfigError("the LLM judge's model is empty; name one that the endpoint serves.")
-        if not _NAME.fullmatch(self.key_variable):
+        if not web_requests.is_variable_name(self.key_variable):
             raise ConfigError(
                 "the LLM judge's key_variable is no name of an environment variable; give a name "
                 "such as OPENAI_API_KEY, never the key itself."
             )
-        try:
-            parts = urlsplit(self.base_url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-            usable = usable and (parts.port is None or parts.port > 0)
-        except ValueError:
-            usable = False
-        else:
-            usable = usable and not ("@" in parts.netloc or parts.query or parts.fragment)
-        if not usable:
+        if not web_requests.is_plain_address(self.base_url):
             raise ConfigError(
                 "the LLM judge's base_url is no plain http or https address; give one such as "
                 "http://localhost:8000/v1, without user, password or query."
@@ -93,11 +74,14 @@ class Reply:
         text: The model's words; None where there are none.
         failure: Why there are none; None where there are.
         answered: Whether the server answered at all, if only with something unreadable.
+        body: The whole answer, for those who want more of it than its words; None where it is no
+            JSON object.
     """
 
     text: str | None
     failure: str | None = None
     answered: bool = True
+    body: dict[str, Any] | None = None
 
 
 class ChatClient:
@@ -134,7 +118,7 @@ class ChatClient:
                 asks to wait longer than `longest_wait`.
             ConfigError: The key cannot be sent.
         """
-        _check_key(self.endpoint.key_variable)
+        web_requests.key_in(self.endpoint.key_variable)
         failure = ""
         for attempt in range(self.endpoint.attempts):
             outcome = self._once(payload)
@@ -147,9 +131,8 @@ class ChatClient:
 
     def _pause(self, outcome: _Again, attempt: int) -> float:
         if outcome.wait is None:
-            # The exponent is bounded, so that no power overflows.
-            return min(
-                self.endpoint.first_wait * 2.0 ** min(attempt, 30), self.endpoint.longest_wait
+            return web_requests.doubled_wait(
+                attempt, self.endpoint.first_wait, self.endpoint.longest_wait
             )
         if outcome.wait > self.endpoint.longest_wait:
             raise NetworkError(
@@ -160,6 +143,7 @@ class ChatClient:
 
     def _once(self, payload: dict[str, Any]) -> Reply | _Again:
         import requests
+        from urllib3.exceptions import HTTPError
 
         url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
         limit = self.endpoint.timeout
@@ -169,13 +153,13 @@ class ChatClient:
             with requests.post(
                 url,
                 json=payload,
-                auth=_bearer(self.endpoint.key_variable),
+                auth=web_requests.signed(self.endpoint.key_variable),
                 timeout=limit,
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                body = _read(response, time.monotonic() + limit)
-        except (requests.RequestException, OSError, UnicodeError) as error:
+                body = web_requests.read_body(response, time.monotonic() + limit, LARGEST_REPLY)
+        except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
             # Only the kind: messages can hold headers. Outside the except block, so that nothing
             # raised later carries the request along.
             failure = f"no answer ({type(error).__name__})"
@@ -187,19 +171,24 @@ class ChatClient:
 
     def _outcome(self, status: int, retry_after: str | None, body: bytes) -> Reply | _Again:
         if status == 200:
-            text = _words(body)
-            return Reply(text, None if text is not None else "unreadable answer")
-        if status in _RETRIED or status >= 500:
-            return _Again(f"status {status}", _seconds(retry_after))
+            text, parsed = _words(body), web_requests.parsed_json(body)
+            return Reply(
+                text,
+                None if text is not None else "unreadable answer",
+                body=parsed if isinstance(parsed, dict) else None,
+            )
+        if status in web_requests.RETRIED or status >= 500:
+            return _Again(f"status {status}", web_requests.retry_after(retry_after))
         variable = self.endpoint.key_variable
-        if status in _REFUSED:
+        if status in web_requests.REFUSED:
             raise NetworkError(
                 f"the LLM judge at {self.endpoint.base_url} refuses the key (status {status}); "
                 f"set the environment variable {variable} to one that is valid there."
             )
+        said = web_requests.said_by_server(body, variable)
         raise NetworkError(
             f"the LLM judge at {self.endpoint.base_url} refuses the question (status {status}"
-            f"{_said(body, variable)}); check base_url and model ({self.endpoint.model!r})."
+            f"{said}); check base_url and model ({self.endpoint.model!r})."
         )
 
 
@@ -216,74 +205,10 @@ class _Again:
     wait: float | None
 
 
-def _bearer(variable: str) -> Callable[[PreparedRequest], PreparedRequest]:
-    # An auth of our own also keeps requests from sending a password out of ~/.netrc. The key is
-    # read here alone and kept nowhere.
-    def sign(request: PreparedRequest) -> PreparedRequest:
-        if os.environ.get(variable, "").strip():
-            request.headers["Authorization"] = f"Bearer {os.environ[variable].strip()}"
-        return request
-
-    return sign
-
-
-def _check_key(variable: str) -> None:
-    usable = re.fullmatch(r"[\x21-\x7e]*", os.environ.get(variable, "").strip()) is not None
-    if not usable:
-        raise ConfigError(
-            f"the environment variable {variable} holds spaces or characters that no key has; set "
-            "it to the key alone."
-        )
-
-
-def _read(response: Response, deadline: float) -> bytes | None:
-    """Return the body; None where it is too long or drips in past the deadline."""
-    body = bytearray()
-    # Byte by byte: a larger read waits until it is full, and the socket's own timeout starts anew
-    # with every byte that drips in.
-    for byte in response.iter_content(chunk_size=1):
-        body += byte
-        if len(body) > LARGEST_REPLY or time.monotonic() > deadline:
-            return None
-    return bytes(body)
-
-
 def _words(body: bytes) -> str | None:
-    parsed = _json(body)
+    parsed = web_requests.parsed_json(body)
     choices = parsed.get("choices") if isinstance(parsed, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     message = first.get("message") if isinstance(first, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     return content if isinstance(content, str) else None
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read Retry-After: seconds, or a date (RFC 9110, section 10.2.3)."""
-    text = (retry_after or "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
-        return float(text)
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _said(body: bytes, variable: str) -> str:
-    """Return the server's own message, short and without the key."""
-    parsed = _json(body)
-    error = parsed.get("error") if isinstance(parsed, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(message, str):
-        return ""
-    key = os.environ.get(variable, "").strip()
-    clean = message.replace(key, "***") if key else message
-    return f": {' '.join(clean.split())[:200]}"

@@ -8,7 +8,7 @@ import traceback
 import pytest
 
 from saesteer.errors import ConfigError
-from saesteer.evaluation.llm_client import ChatClient, Endpoint, _seconds, _words
+from saesteer.evaluation.llm_client import ChatClient, Endpoint, _words
 
 KEY = "sk-very+secret/key=="
 
@@ -45,22 +45,3 @@ def test_what_is_posted_is_the_question_at_temperature_zero():
 def test_the_words_are_the_first_choices():
     choices = [{"message": {"content": "one"}}, {"message": {"content": "two"}}]
     assert _words(json.dumps({"choices": choices}).encode()) == "one"
-
-
-@pytest.mark.parametrize(
-    ("header", "wait"),
-    [
-        ("120", 120.0),
-        (" 1.5 ", 1.5),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
-        ("Wed, 21 Oct 2015 07:28:00", 0.0),
-        ("1e9", None),
-        ("9" * 400, None),
-        ("nan", None),
-        ("", None),
-        (None, None),
-        ("Wed, 99 Foo 2015", None),
-    ],
-)
-def test_retry_after_is_read_or_left(header, wait):
-    assert _seconds(header) == wait
