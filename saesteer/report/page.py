@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
-import re
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesteer.errors import OutputError
+from saesteer.neuronpedia.links import SITE
 from saesteer.report import costs, drawing, effects, named_features, reading, written
+from saesteer.report.frame import asset, embedded, environment, script_hash
 from saesteer.report.headline import headline_pieces, headline_remarks
 from saesteer.report.palette import AGAINST, TOWARDS, cluster_colours, method_colours
 from saesteer.report.reading import Method, Metrics
 from saesteer.report.trees import dendrogram_figure
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from plotly.graph_objects import Figure
 
-TEMPLATE = Path(__file__).parent / "template"
 SECTIONS = (
     ("effect", "Effect"),
     ("personas", "Personas"),
@@ -74,15 +70,15 @@ def report_page(metrics: Metrics) -> str:
     from plotly.offline import get_plotlyjs
 
     figures: dict[str, str] = {}
-    scripts = {"plotly": get_plotlyjs(), "page": _asset("script.js")}
+    scripts = {"plotly": get_plotlyjs(), "page": asset("script.js")}
     parts: dict[str, Any] = {
         "metrics": metrics,
         "sections": SECTIONS,
         "budget": reading.headline_budget(metrics),
         "budgets": reading.budgets(metrics),
-        "style": _asset("style.css"),
+        "style": asset("style.css"),
         "scripts": scripts,
-        "script_hashes": [_hash(script) for script in scripts.values()],
+        "script_hashes": [script_hash(script) for script in scripts.values()],
         **_headline(metrics),
         **_effects(metrics, figures),
         **_features(metrics, figures),
@@ -96,8 +92,10 @@ def report_page(metrics: Metrics) -> str:
         "stages": costs.stage_data(metrics),
     }
     # The figures come last: the calls above fill them in.
-    parts["figures"] = _embedded(figures)
-    return _environment().get_template("report.html").render(parts)
+    parts["figures"] = embedded(figures)
+    templates = environment()
+    templates.globals.update(judge_bar=_judge_bar, listing=reading.listing, Method=Method)
+    return templates.get_template("report.html").render(parts)
 
 
 def _headline(metrics: Metrics) -> dict[str, Any]:
@@ -166,7 +164,8 @@ def _features(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
                 "note": note,
             }
         )
-    return {"feature_panels": panels}
+    embeds = any(row.embed for panel in panels for row in panel["rows"])
+    return {"feature_panels": panels, "framed": SITE if embeds else None}
 
 
 def _written(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
@@ -207,48 +206,6 @@ def _costs(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
 
 def _add(figures: dict[str, str], name: str, figure: Figure) -> None:
     figures[name] = figure.to_json() or "{}"
-
-
-def _embedded(figures: Mapping[str, str]) -> str:
-    """Return the figures as one JSON object that no text in it can break out of."""
-    joined = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
-    return ("{" + joined + "}").replace("<", "\\u003c")
-
-
-def _asset(name: str) -> str:
-    return (TEMPLATE / name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(
-        show=reading.show, share=reading.share, spoken=reading.spoken, said=_said, slug=_slug
-    )
-    made.globals.update(judge_bar=_judge_bar, listing=reading.listing, Method=Method)
-    return made
-
-
-def _said(text: object) -> str:
-    """Return text without the characters that HTML does not allow."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", str(text))
-
-
-def _slug(text: object) -> str:
-    """Return an identifier for a name, of letters and digits."""
-    return hashlib.sha1(str(text).encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def _judge_bar(judge: float | None, scale: float) -> str:

@@ -40,6 +40,28 @@
       button.textContent = open ? "Close all" : "Open all";
     });
   }
+  // The page itself asks nothing of the network; a dashboard comes only when somebody wants it.
+  for (const button of document.querySelectorAll("button[data-embed]")) {
+    button.addEventListener("click", () => {
+      const shown = button.nextElementSibling;
+      const open = shown === null;
+      button.setAttribute("aria-expanded", String(open));
+      if (!open) return shown.remove();
+      const place = document.createElement("div");
+      place.className = "embed";
+      if (navigator.onLine) {
+        const frame = document.createElement("iframe");
+        frame.title = "Dashboard on Neuronpedia";
+        frame.referrerPolicy = "no-referrer";
+        frame.setAttribute("sandbox", "allow-scripts allow-same-origin allow-popups");
+        frame.setAttribute("src", button.dataset.embed);
+        place.append(frame);
+      } else {
+        place.textContent = "You are offline; the dashboard needs a connection.";
+      }
+      button.after(place);
+    });
+  }
   for (const details of document.querySelectorAll("details")) {
     details.addEventListener("toggle", drawShown);
   }

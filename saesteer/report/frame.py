@@ -1,0 +1,62 @@
+"""The frame of every page: templates, assets, and texts that cannot break out of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saesteer.report import reading
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATE = Path(__file__).parent / "template"
+
+
+def embedded(figures: Mapping[str, str]) -> str:
+    """Return the figures as one JSON object that no text in it can break out of."""
+    joined = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
+    return ("{" + joined + "}").replace("<", "\\u003c")
+
+
+def asset(name: str) -> str:
+    """Return a file that stands beside the templates."""
+    return (TEMPLATE / name).read_text(encoding="utf-8")
+
+
+def script_hash(script: str) -> str:
+    """Return how the content security policy names a script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def environment() -> Environment:
+    """Return the templates, with every text escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        show=reading.show, share=reading.share, spoken=reading.spoken, said=said, slug=slug
+    )
+    return made
+
+
+def said(text: object) -> str:
+    """Return text without the characters that HTML does not allow."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", str(text))
+
+
+def slug(text: object) -> str:
+    """Return an identifier for a name, of letters and digits."""
+    return hashlib.sha1(str(text).encode("utf-8", "replace")).hexdigest()[:8]
