@@ -14,6 +14,7 @@ from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstra
 from saesteer.features import select_features
 from saesteer.methods import AttributedSae, ClusteredSae
 from saesteer.methods.clustered_sae import chosen_clusters
+from saesteer.neuronpedia.links import dashboard_url
 
 CONTEXTS = 5
 
@@ -169,9 +170,7 @@ def named_features(bench: CompareBench, run: PersonaRun, method: str) -> Row:
                 "contexts": [
                     {"text": c.text, "token": c.token, "activation": c.activation} for c in contexts
                 ],
-                "url": None
-                if source is None
-                else f"https://www.neuronpedia.org/{source}/{feature.index}",
+                "url": None if source is None else dashboard_url(source, feature.index),
             }
         )
     return {"features": rows, "tree": _tree(run, method)}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saesteer.neuronpedia.links import SITE, embed_url
 from saesteer.report.reading import Metrics, Row, groups, number, rows
 
 MOST_LEAVES = 400
@@ -33,6 +34,12 @@ class FeatureRow(NamedTuple):
     score: float | None
     contexts: tuple[Context, ...]
     url: str | None
+
+    @property
+    def embed(self) -> str | None:
+        """What an iframe shows of the feature; None where its page is not Neuronpedia's."""
+        there = self.url is not None and self.url.startswith(f"{SITE}/")
+        return embed_url(self.url) if there and self.url is not None else None
 
 
 class Leaf(NamedTuple):

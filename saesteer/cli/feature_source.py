@@ -1,0 +1,102 @@
+"""Who answers for an SAE's features: Neuronpedia with its cache, or the SAE's own table."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saesteer.errors import SaeError, SaesteerError
+
+if TYPE_CHECKING:
+    from saesteer.neuronpedia import Neuronpedia, SourceId
+    from saesteer.progress import Progress
+    from saesteer.saes.table import FeatureTable
+
+WORTH_SAYING = 5.0
+FEW_LEFT = 20
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Who answers for an SAE.
+
+    Attributes:
+        sae: How the user called the SAE.
+        source: Its place on Neuronpedia; None where it is not there.
+    """
+
+    sae: str
+    source: SourceId | None
+
+    def table(self) -> FeatureTable:
+        """Return the SAE's own feature table.
+
+        Raises:
+            SaeError: It has none.
+        """
+        from saesteer.saes.loading import resolve_sae
+        from saesteer.saes.table import load_feature_table
+        from saesteer.workbench import FEATURE_TABLE
+
+        where = resolve_sae(self.sae)
+        if isinstance(where, Path) and (where / FEATURE_TABLE).is_file():
+            return load_feature_table(where / FEATURE_TABLE)
+        raise SaeError(
+            f"SAE {self.sae} names no place on Neuronpedia and has no {FEATURE_TABLE} of its own; "
+            "name its place with --source MODEL/SOURCE, or train it with saesteer sae train, which "
+            "makes the table."
+        )
+
+
+def feature_source(sae: str, source: str | None) -> FeatureSource:
+    """Return who answers for an SAE.
+
+    Args:
+        sae: The SAE, as `load_sae` takes it.
+        source: Model and source on Neuronpedia, where the user names them.
+
+    Raises:
+        SaeError: There is no such SAE.
+        ConfigError: The source is not of the form model/source.
+    """
+    from saesteer.neuronpedia import SourceId
+    from saesteer.saes.neuronpedia_ids import neuronpedia_id_of
+
+    found = source or neuronpedia_id_of(sae)
+    return FeatureSource(sae, None if found is None else SourceId.parse(found))
+
+
+def known_source(sae: str | None, source: str | None = None) -> SourceId | None:
+    """Return an SAE's place on Neuronpedia, None where that cannot be told any more.
+
+    Raises:
+        ConfigError: The source that the user names is not of the form model/source.
+    """
+    if source is not None:
+        return feature_source("", source).source
+    try:
+        return None if sae is None else feature_source(sae, None).source
+    except SaesteerError:
+        # A run outlives its SAE's folder, and its features can still be shown.
+        return None
+
+
+def neuronpedia_client(progress: Progress) -> Neuronpedia:
+    """Return a client with the shared cache, which says so when it has to wait."""
+    from saesteer.feature_words import label_cache
+    from saesteer.neuronpedia import Cache, Neuronpedia, Transport, service_here
+
+    def wait(seconds: float) -> None:
+        if seconds >= WORTH_SAYING:
+            progress.say(f"Neuronpedia is busy; asking again in {seconds:.0f} s ...")
+        time.sleep(seconds)
+
+    return Neuronpedia(cache=Cache(label_cache()), transport=Transport(service_here(), sleep=wait))
+
+
+def say_what_is_left(client: Neuronpedia, progress: Progress) -> None:
+    """Say how many requests are left in this hour, where they are few."""
+    if client.remaining is not None and client.remaining <= FEW_LEFT:
+        progress.say(f"Neuronpedia takes {client.remaining} more requests of this kind this hour.")

@@ -1,0 +1,110 @@
+"""`saesteer features`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saesteer.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from saesteer.neuronpedia import SourceId
+
+
+def features_command(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    top: Annotated[int, typer.Option(min=0, help="How many features to show.")] = 32,
+    quick_list: Annotated[
+        bool,
+        typer.Option("--quick-list", help="Print the link to all features on Neuronpedia (150)."),
+    ] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Ask Neuronpedia for descriptions not in the cache.")
+    ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(help="MODEL/SOURCE on Neuronpedia; what the run's SAE says if left out."),
+    ] = None,
+) -> None:
+    """Show the features of a run's vector, with links to Neuronpedia where it has the SAE."""
+    from saesteer.cli.feature_source import known_source
+    from saesteer.cli.show import console, show_features
+    from saesteer.neuronpedia import service_here
+
+    rows, sae, name, noted = _read(folder)
+    place = known_source(sae, source or noted)
+    try:
+        kept = [row for row in rows if row["weight"]]
+        if quick_list:
+            _print_quick_list(kept, place, name, sae, service_here().site)
+            return
+        if place is not None:
+            _describe(kept[:top], place, fetch)
+        show_features(rows, top)
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(
+            f"{folder / 'features.json'} holds no features of a run ({error!r}); delete it and "
+            "run saesteer run again."
+        ) from error
+    if place is None and fetch:
+        console().print("The run's SAE is not on Neuronpedia, so nothing was asked there.")
+
+
+def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, str | None]:
+    """Return a run's features, SAE, name, and the SAE's place on Neuronpedia if it was noted."""
+    from saesteer.tracking import RunFolder
+
+    if not (folder / "features.json").is_file():
+        raise OutputError(f"{folder} holds no features.json; give the folder of a finished run.")
+    run = RunFolder(folder)
+    rows = run.read_json("features.json")
+    known: dict[str, Any] = {}
+    for file in ("run.json", "config.json"):
+        found = run.read_json(file) if run.has(file) else {}
+        known |= found if isinstance(found, dict) else {}
+    sae, noted = (
+        value if isinstance(value := known.get(key), str) and value else None
+        for key in ("sae", "neuronpedia_id")
+    )
+    return rows, sae, str(known.get("name") or folder.name), noted
+
+
+def _describe(rows: list[dict[str, Any]], place: SourceId, fetch: bool) -> None:
+    """Put Neuronpedia's words and links into rows."""
+    from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
+    from saesteer.neuronpedia import dashboard_url
+    from saesteer.progress import terminal_progress
+
+    progress = terminal_progress()
+    client = neuronpedia_client(progress)
+    if fetch and client.service.offline:
+        progress.say("The network is switched off, so Neuronpedia is not asked.")
+    labels = client.labels(place, [int(row["feature"]) for row in rows], ask=fetch)
+    for row in rows:
+        index = int(row["feature"])
+        row["description"] = labels.get(index) or row.get("description")
+        row["url"] = dashboard_url(place, index, site=client.service.site)
+    say_what_is_left(client, progress)
+
+
+def _print_quick_list(
+    rows: list[dict[str, Any]], place: SourceId | None, name: str, sae: str | None, site: str
+) -> None:
+    from saesteer.neuronpedia import quick_list
+
+    if place is None:
+        raise ConfigError(
+            f"the run's SAE ({sae or 'unknown'}) is not on Neuronpedia, so there is no list of its "
+            "features there; name its place with --source MODEL/SOURCE if it is."
+        )
+    made = quick_list(place, [int(row["feature"]) for row in rows], name, site=site)
+    # The link alone on standard output, for scripts.
+    typer.echo(made.url)
+    if made.n_left_out:
+        typer.echo(
+            f"shows the {made.n_shown} features with the largest weights; {made.n_left_out} more "
+            "do not fit in one list.",
+            err=True,
+        )

@@ -1,0 +1,88 @@
+"""What the commands on Neuronpedia print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from saesteer.cli.show import console, heading, number, table
+
+if TYPE_CHECKING:
+    from saesteer.neuronpedia import CardContext, FeatureCard, FeatureHit, SourceId
+    from saesteer.neuronpedia.replies import TextSearch
+
+TOKENS_SHOWN = 10
+
+
+def show_cards(cards: Sequence[FeatureCard]) -> None:
+    """Print all that is known of features."""
+    out = console()
+    for card in cards:
+        heading(out, f"feature {card.feature}: {_line(card.description) or 'no description'}")
+        out.print(f"described by {card.by}")
+        if card.url is not None:
+            out.print(card.url, soft_wrap=True)
+        density = "unknown" if card.density is None else f"{card.density:.3%} of tokens"
+        peak = number(card.max_activation, ".3g")
+        out.print(f"fires on {density}, at most {peak}")
+        for verb, tokens in (("promotes", card.top_tokens), ("demotes", card.bottom_tokens)):
+            if tokens:
+                out.print(f"{verb} {', '.join(map(_quoted, tokens[:TOKENS_SHOWN]))}")
+        _show_contexts(out, card.contexts)
+
+
+def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
+    """Print features that were found for some words."""
+    out = console()
+    heading(out, f"features for “{words}”" + (f" ({note})" if note else ""))
+    if not hits:
+        out.print("none")
+        return
+    made = table(("feature", "right"), ("close", "right"), "description")
+    for hit in hits:
+        text = _line(hit.description) or "no description"
+        made.add_row(
+            str(hit.feature),
+            number(hit.similarity, ".2f") if hit.similarity is not None else "",
+            Text(text if hit.url is None else f"{text}\n{hit.url}"),
+        )
+    out.print(made)
+
+
+def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
+    """Print the features that fire on a text, strongest first as the service has them."""
+    from saesteer.neuronpedia import dashboard_url
+
+    out = console()
+    made = table(("feature", "right"), ("largest", "right"), "on", "description")
+    for hit in found.result:
+        token = found.tokens[hit.at] if 0 <= hit.at < len(found.tokens) else ""
+        link = dashboard_url(place, hit.index, site=site)
+        words = _line(hit.description) or "no description"
+        made.add_row(str(hit.index), f"{hit.largest:.2f}", Text(_quoted(token)), f"{words}\n{link}")
+    out.print(made)
+
+
+def _show_contexts(out: Console, contexts: Sequence[CardContext]) -> None:
+    if not contexts:
+        return
+    made = table(("activation", "right"), "where it fires")
+    for context in contexts:
+        text = Text(_line(context.text))
+        token = _line(context.token)
+        if token:
+            text.highlight_words([token], style="bold reverse")
+        made.add_row(f"{context.activation:.2f}", text)
+    out.print(made)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _quoted(token: str) -> str:
+    plain = token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    return f'"{plain}"'

@@ -1,0 +1,205 @@
+"""Bulk files: whole, line by line, resumable, fast to load."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+
+import pytest
+
+from saesteer.errors import DataError, NetworkError
+from saesteer.neuronpedia import (
+    Cache,
+    Imported,
+    SourceId,
+    import_from_bucket,
+    import_from_files,
+)
+
+from .player import MODEL, PLACE, SOURCE, label_line
+
+PLACE_ID = SourceId.parse(PLACE)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache" / "neuronpedia.sqlite")
+
+
+def changed(**fields: object) -> str:
+    return json.dumps({**json.loads(label_line(3)), **fields})
+
+
+def facts_line(index: int) -> str:
+    rest = {"maxActApprox": 4.5, "frac_nonzero": 0.02, "pos_str": ["a"], "pos_values": [1.0]}
+    return json.dumps({"modelId": MODEL, "layer": SOURCE, "index": str(index), **rest})
+
+
+def test_labels_of_the_bucket_page_by_page(player, transport_to, cache):
+    player.page = 2
+    for batch in range(5):
+        player.put(f"batch-{batch}", [label_line(batch * 10 + n) for n in range(10)])
+    # Another SAE whose name starts alike, and a file of another kind.
+    player.objects[f"v1/{PLACE}x/explanations/batch-0.jsonl.gz"] = b"no gzip"
+    player.objects[f"v1/{PLACE}/explanations/index.html"] = b"<html>"
+    transport, _ = transport_to()
+    done = import_from_bucket(cache, transport, PLACE_ID)
+    assert done == Imported(files=5, skipped=0, lines=50, labels=50)
+    assert cache.labels(PLACE) == {n: f"label of {n}" for n in range(50)}
+    assert sum("list-type=2" in path for path in player.paths) == 3
+    assert all("x-api-key" not in headers for headers in player.headers)
+
+
+def test_an_import_that_was_cut_off_goes_on_where_it_stopped(player, transport_to, cache):
+    for batch in range(3):
+        player.put(f"batch-{batch}", [label_line(batch)])
+    player.objects[f"v1/{PLACE}/explanations/batch-2.jsonl.gz"] = gzip.compress(b"[1]")
+    transport, _ = transport_to()
+    with pytest.raises(DataError, match=r"explanations/batch-2\.jsonl\.gz:1: .*no JSON object"):
+        import_from_bucket(cache, transport, PLACE_ID)
+    assert cache.labels(PLACE) == {0: "label of 0", 1: "label of 1"}
+    player.put("batch-2", [label_line(2)])
+    player.calls.clear()
+    assert import_from_bucket(cache, transport, PLACE_ID) == Imported(1, 2, 1, 3)
+    assert [path for path in player.paths if path.endswith(".gz")] == [
+        f"/bucket/v1/{PLACE}/explanations/batch-2.jsonl.gz"
+    ]
+
+
+def test_a_file_that_changed_replaces_what_it_held(player, transport_to, cache):
+    transport, _ = transport_to()
+    player.put("batch-0", [label_line(0), label_line(1)])
+    import_from_bucket(cache, transport, PLACE_ID)
+    player.put("batch-0", [label_line(0, "better words")])
+    assert import_from_bucket(cache, transport, PLACE_ID).files == 1
+    assert cache.labels(PLACE) == {0: "better words"}
+
+
+def test_a_download_that_breaks_off_is_begun_again(player, transport_to, cache):
+    player.put("batch-0", [label_line(0)])
+    transport, waits = transport_to(timeout=0.5)
+    player.faults = ["", "cut"]
+    assert import_from_bucket(cache, transport, PLACE_ID).labels == 1
+    assert waits == [1.0]
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"{}", b"", b"<ListBucketResult><Conte"])
+def test_a_bucket_that_lists_nothing_readable_is_a_sentence(player, transport_to, cache, body):
+    player.faults = [(200, body, {})]
+    with pytest.raises(NetworkError, match="NEURONPEDIA_BUCKET_URL"):
+        import_from_bucket(cache, transport_to()[0], PLACE_ID)
+
+
+def test_an_sae_that_the_bucket_lacks_is_a_sentence(transport_to, cache):
+    with pytest.raises(NetworkError, match=r"holds no explanations of gpt2-small/9-res"):
+        import_from_bucket(cache, transport_to()[0], SourceId("gpt2-small", "9-res"))
+
+
+def test_imported_features_answer_offline_in_the_same_form(player, transport_to, client_to):
+    client = client_to(offline=True)
+    player.put("batch-0", [label_line(3, "kind words")])
+    player.put("batch-0", [facts_line(3)], kind="features")
+    kinds = ("explanations", "features")
+    import_from_bucket(client.cache, transport_to()[0], PLACE_ID, kinds=kinds)
+    player.calls.clear()
+    found = client.feature(PLACE, 3)
+    assert (found.description, found.max_activation, found.density) == ("kind words", 4.5, 0.02)
+    assert (found.top_tokens, found.activations) == (("a",), ())
+    assert client.features(PLACE, [3])[3] == found
+    assert player.calls == []
+    with pytest.raises(NetworkError):
+        client.features(PLACE, [3, 4])
+
+
+def test_local_files_gzipped_or_not_and_folders(tmp_path, cache):
+    folder = tmp_path / "files" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "batch-2.jsonl").write_text(f"{label_line(2)}\n\n{label_line(3)}\n")
+    (folder / "batch-10.jsonl.gz").write_bytes(gzip.compress(label_line(10).encode()))
+    (folder / "notes.txt").write_text("nothing")
+    done = import_from_files(cache, PLACE_ID, [tmp_path / "files"])
+    assert done == Imported(files=2, skipped=0, lines=3, labels=3)
+    assert import_from_files(cache, PLACE_ID, [folder / "batch-2.jsonl"]).skipped == 1
+    assert sorted(cache.labels(PLACE)) == [2, 3, 10]
+
+
+def test_of_several_explanations_the_first_is_the_label_and_empty_ones_are_none(tmp_path, cache):
+    lines = [label_line(1, "  first "), label_line(1, "second"), label_line(2, " ")]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, label_line(2, "words")]))
+    import_from_files(cache, PLACE_ID, [tmp_path / "a.jsonl"])
+    assert cache.labels(PLACE) == {1: "first", 2: "words"}
+    feature = cache.feature(PLACE, 1)
+    assert [e["description"] for e in feature["explanations"]] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "no JSON"),
+        ("3", "no JSON object"),
+        ("[" * 100_000, "no JSON"),
+        (label_line(3, layer="7-res-jb"), "of gpt2-small/7-res-jb and not of"),
+        (json.dumps({"index": "3", "description": "a"}), "None/None"),
+        (label_line(-3), "index is '-3'"),
+        (changed(index=None), "index is 'None'"),
+        (changed(index="3.5"), "index is '3.5'"),
+        (changed(description=None), "must be text"),
+        (json.dumps({"modelId": MODEL, "layer": SOURCE, "index": "3"}), "neither a description"),
+        ("\ud800".encode("utf-8", "surrogatepass"), "no JSON"),
+    ],
+)
+def test_a_wrong_line_is_named_and_the_file_not_taken(tmp_path, cache, line, said):
+    raw = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "a.jsonl").write_bytes(f"{label_line(1)}\n{label_line(2)}\n".encode() + raw)
+    with pytest.raises(DataError, match=r"local/a\.jsonl:3: ") as caught:
+        import_from_files(cache, PLACE_ID, [tmp_path / "a.jsonl"])
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert cache.labels(PLACE) == {}
+
+
+def test_a_half_emoji_in_a_label_does_no_harm(tmp_path, cache):
+    (tmp_path / "a.jsonl").write_text(label_line(1, "half \ud83d"))
+    import_from_files(cache, PLACE_ID, [tmp_path / "a.jsonl"])
+    assert cache.labels(PLACE) == {1: "half ?"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "crc"])
+def test_a_damaged_gzip_file_is_named_with_its_line(tmp_path, cache, damage):
+    body = gzip.compress("\n".join(label_line(n, "x" * 50 + str(n)) for n in range(900)).encode())
+    damaged = {
+        "cut": body[: len(body) // 2],
+        "garbage": body[:200] + b"\xff" * 300 + body[500:],
+        "crc": body[:-8] + b"\x00" * 8,
+    }[damage]
+    (tmp_path / "a.jsonl.gz").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"local/a\.jsonl\.gz:\d+: .*(cut off or damaged|no JSON)"):
+        import_from_files(cache, PLACE_ID, [tmp_path / "a.jsonl.gz"])
+    assert cache.labels(PLACE) == {}
+
+
+def test_a_line_without_end_is_refused(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("saesteer.neuronpedia.bulk_lines.LONGEST_LINE", 5000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 1_000_000))
+    with pytest.raises(DataError, match=r":1: the line is longer than 5,000 bytes"):
+        import_from_files(cache, PLACE_ID, [tmp_path / "a.jsonl.gz"])
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "empty"])
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path, cache, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"{name}: there is no such file"):
+        import_from_files(cache, PLACE_ID, [tmp_path / name])
+
+
+def test_labels_of_16384_features_load_in_under_a_second(tmp_path, cache):
+    lines = [label_line(n, f"words about topic {n} and what follows from it") for n in range(16384)]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    import_from_files(cache, PLACE_ID, [tmp_path / "all.jsonl"])
+    cache.close()
+    start = time.perf_counter()
+    labels = Cache(cache.path).labels(PLACE)
+    assert time.perf_counter() - start < 1.0
+    assert len(labels) == 16384
+    assert labels[16383].startswith("words about topic 16383")

@@ -1,0 +1,193 @@
+"""Links that can be opened, cards of one form, strengths in the service's units."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saesteer.errors import ConfigError, SteeringError
+from saesteer.neuronpedia import (
+    SourceId,
+    SteerSettings,
+    dashboard_url,
+    embed_url,
+    feature_card,
+    feature_strengths,
+    local_card,
+    quick_list,
+    search_labels,
+    search_table,
+)
+from saesteer.neuronpedia.replies import Feature
+from saesteer.neuronpedia.steering import steer_payload
+
+from .player import PLACE, feature
+
+
+def test_dashboards_have_an_address_with_and_without_the_page_around_them():
+    url = dashboard_url(PLACE, 650)
+    assert url == "https://www.neuronpedia.org/gpt2-small/6-res-jb/650"
+    assert embed_url(url) == f"{url}?embed=true"
+    assert dashboard_url(SourceId("a", "b"), 1, site="http://localhost:3000").startswith("http://l")
+
+
+def test_a_quick_list_takes_150_and_says_what_is_cut():
+    made = quick_list(PLACE, [7, *range(200), 7], "kind & calm")
+    assert (made.n_shown, made.n_left_out) == (150, 50)
+    parts = urlsplit(made.url)
+    assert (parts.netloc, parts.path) == ("www.neuronpedia.org", "/quick-list/")
+    query = parse_qs(parts.query)
+    assert query["name"] == ["kind & calm"]
+    entries = json.loads(query["features"][0])
+    assert len(entries) == 150
+    assert entries[:2] == [
+        {"modelId": "gpt2-small", "layer": "6-res-jb", "index": "7"},
+        {"modelId": "gpt2-small", "layer": "6-res-jb", "index": "0"},
+    ]
+    assert quick_list(PLACE, [3], "a").n_left_out == 0
+
+
+def test_a_sources_set_is_its_name_without_the_layer():
+    assert SourceId.parse("gemma-2-2b/20-gemmascope-res-16k").source_set == "gemmascope-res-16k"
+    assert SourceId.parse("pythia-70m/3").source_set == "3"
+
+
+def test_every_id_of_sae_lens_can_be_read():
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    ids = {
+        found
+        for release in get_pretrained_saes_directory().values()
+        for found in release.neuronpedia_id.values()
+        if found
+    }
+    assert len(ids) > 1000
+    assert {str(SourceId.parse(found)) for found in ids} == ids
+
+
+def test_a_card_of_the_service_reads_like_one_of_a_local_table():
+    there = feature_card(Feature.model_validate(feature(3)), n_contexts=2)
+    context = SimpleNamespace(text=" the kind no", token=" kind", activation=9.0)
+    row: Any = SimpleNamespace(
+        feature=3,
+        description="fires on kind",
+        density=0.5,
+        max_activation=9.0,
+        top_tokens=("a",),
+        bottom_tokens=(),
+        contexts=(context,),
+    )
+    here = local_card(row)
+    assert set(there.as_dict()) == set(here.as_dict())
+    assert there.by == "gpt-4o-mini" and here.by == "the local table"
+    assert there.url == dashboard_url(PLACE, 3) and here.url is None
+    # Tokens are shown as text, not as the tokenizer spells them.
+    assert [c.token for c in there.contexts] == [" kind", " kind"]
+    assert there.contexts[0].text == " the kind no3\n"
+    assert json.loads(json.dumps(there.as_dict()))["contexts"][0]["activation"] == 9.0
+
+
+def test_a_card_without_words_or_with_a_peak_out_of_range():
+    bare = {**feature(3), "explanations": [{"description": " "}]}
+    bare["activations"] = [
+        {"tokens": ["a", "b"], "values": [1.0, 5.0], "maxValue": None, "maxValueTokenIndex": 9},
+        {"tokens": [], "values": []},
+    ]
+    card = feature_card(Feature.model_validate(bare))
+    assert (card.description, card.by) == ("", "Neuronpedia")
+    assert [(c.text, c.token, c.activation) for c in card.contexts] == [("ab", "b", 5.0)]
+
+
+class Table:
+    """A local table of three features."""
+
+    def __init__(self) -> None:
+        rows = [
+            (["kind"], [" gentle"], "she is kind to all", "fires on kind"),
+            ([" angry"], [" rage"], "he shouts in anger", "fires on angry"),
+            (["the"], [" of"], "the kindness of strangers", "fires on the"),
+        ]
+        self.frame = pd.DataFrame(
+            {
+                "contexts": [[{"token": t, "text": text} for t in ts] for ts, _, text, _ in rows],
+                "top_tokens": [np.array(top) for _, top, _, _ in rows],
+                "description": [d for *_, d in rows],
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def row(self, index: int):
+        raise AssertionError("a search reads the whole table")
+
+
+def test_words_find_the_features_that_fire_on_them_or_near_them():
+    hits = search_table(Table(), "kindness", 5)
+    assert [hit.feature for hit in hits] == [0, 2]
+    assert all(0 < (hit.similarity or 0) <= 1 and hit.url is None for hit in hits)
+    assert [hit.feature for hit in search_table(Table(), "the angry", 1)] == [1]
+    assert search_table(Table(), "qqqq", 5) == ()
+    assert search_table(Table(), "...", 5) == ()
+
+
+def test_words_find_imported_labels():
+    labels = {7: "kind words", 9: "numbers", 11: "kindness and warmth"}
+    hits = search_labels(labels, "kindness", 2, source=PLACE)
+    assert [hit.feature for hit in hits] == [11, 7]
+    assert hits[0].url == dashboard_url(PLACE, 11)
+    assert search_labels({}, "kindness", 2, source=PLACE) == ()
+
+
+def test_strengths_there_add_the_same_vector_as_here():
+    rng = np.random.default_rng(0)
+    rows, weights = rng.normal(size=(3, 8)) * [[1.0], [2.0], [0.5]], np.array([0.5, -2.0, 3.0])
+    natural = weights @ rows
+    norms = dict(enumerate(np.linalg.norm(rows, axis=1)))
+    raw = -4.25
+    found = feature_strengths(
+        list(enumerate(weights)), norms, norm=float(np.linalg.norm(natural)), raw=raw
+    )
+    # What the service does: strength times the row folded to unit norm, summed over features.
+    there = sum(found[i] * rows[i] / norms[i] for i in range(3))
+    assert there == pytest.approx(raw * natural / np.linalg.norm(natural))
+
+
+def test_strengths_beyond_the_services_range_go_into_its_multiplier_or_are_refused():
+    body = steer_payload(SourceId.parse(PLACE), {3: 650.0, 4: -1.0}, SteerSettings())
+    assert body["strength_multiplier"] == 3.0
+    added = [one["strength"] * body["strength_multiplier"] for one in body["features"]]
+    assert added == pytest.approx([650.0, -1.0])
+    assert max(abs(one["strength"]) for one in body["features"]) <= 300
+    for strengths in ({}, {3: 3001.0}, {3: math.nan}, {3: math.inf}):
+        with pytest.raises(SteeringError):
+            steer_payload(SourceId.parse(PLACE), strengths, SteerSettings())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_tokens": 257},
+        {"n_tokens": 0},
+        {"temperature": 2.5},
+        {"temperature": math.nan},
+        {"frequency_penalty": -3},
+        {"seed": 10**9},
+        {"method": "PROJECTION"},
+    ],
+)
+def test_settings_beyond_the_services_range_are_refused(settings):
+    with pytest.raises(SteeringError):
+        SteerSettings(**settings)
+
+
+def test_what_is_no_id_is_refused():
+    with pytest.raises(ConfigError, match="gpt2-small/6-res-jb"):
+        quick_list("none", [1], "a")
