@@ -50,6 +50,32 @@ class ModelSettings(Settings):
     )
 
 
+class TrackingSettings(Settings):
+    """Where a run is recorded besides its folder and the local store.
+
+    None of it changes what a run computes, so none of it counts in a run's digest.
+
+    Attributes:
+        wandb: "off", "online" or "offline"; null to go by WANDB_MODE and WANDB_SWEEP_ID.
+        project: W&B's project; WANDB_PROJECT, or "saesteer", if null.
+        entity: W&B's entity; WANDB_ENTITY, or the account's own, if null.
+        group: What runs that belong together share, here and at W&B; WANDB_RUN_GROUP if null.
+        tags: Tags, here and at W&B.
+    """
+
+    wandb: Literal["off", "online", "offline"] | None = None
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = Field(default=[])
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        # YAML reads off as false.
+        return {False: "off", True: "online"}[value] if isinstance(value, bool) else value
+
+
 class PairSettings(Settings):
     """The contrastive pairs; see `saesteer.read_pairs` and `saesteer.split_pairs`."""
 
@@ -175,6 +201,7 @@ class RunConfig(Settings):
         site: Where to steer; the SAE's own site if null. Another one is refused.
         seed: Seeds the split, the random directions and the sampling.
         folder: Where runs are kept.
+        tracking: Where the run is recorded besides.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
@@ -190,10 +217,12 @@ class RunConfig(Settings):
     completions: CompletionSettings = CompletionSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
     folder: str = "runs"
+    tracking: TrackingSettings = TrackingSettings()
 
     def digest(self, **inputs: str) -> str:
         """Return a short hash of the settings, and of what else the results depend on."""
-        record = self.model_dump(mode="json", exclude={"folder": True, "model": {"threads"}})
+        left_out: Any = {"folder": True, "tracking": True, "model": {"threads"}}
+        record = self.model_dump(mode="json", exclude=left_out)
         text = json.dumps([record, inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -16,6 +16,7 @@ from saesteer.evaluation.written import BaseCompletions, WritingSettings, write_
 from saesteer.models import Site, model_info
 from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.progress import Progress
+from saesteer.shelf import Shelf
 from saesteer.tracking import ArrayCache, RunFolder, content_key
 from saesteer.workbench import Bench
 
@@ -28,10 +29,11 @@ class CompareBench(Bench):
     Args:
         plan: The comparison.
         progress: Where to say what is going on.
+        shelf: What other comparisons of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: ComparePlan, progress: Progress) -> None:
-        super().__init__(plan, progress)
+    def __init__(self, plan: ComparePlan, progress: Progress, shelf: Shelf | None = None) -> None:
+        super().__init__(plan, progress, shelf)
         self.plan: ComparePlan = plan
         self.arrays = ArrayCache(plan.cache)
         self._json = RunFolder(plan.cache)

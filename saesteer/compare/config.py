@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.config import ModelSettings, ReadingSettings, Settings
+from saesteer.config import ModelSettings, ReadingSettings, Settings, TrackingSettings
 
 
 class PersonaSettings(Settings):
@@ -202,6 +202,7 @@ class CompareConfig(Settings):
         repeated: Methods that are fitted and measured under every seed; the others under the
             first. Headline and baseline if null.
         seeds: Each splits train, validation and test anew.
+        tracking: Where the comparison is recorded besides.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
@@ -223,6 +224,7 @@ class CompareConfig(Settings):
     side_effects: SideEffectSettings = SideEffectSettings()
     llm_judge: LlmJudgeSettings | None = None
     folder: str = "runs"
+    tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("personas", "methods", mode="before")
     @classmethod
@@ -280,6 +282,7 @@ class CompareConfig(Settings):
             "name": True,
             "personas": True,
             "folder": True,
+            "tracking": True,
             "headline": True,
             "baseline": True,
             "model": {"threads"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,12 @@ from saesteer.compare.summary import (
     summary_rows,
 )
 from saesteer.compare.summary_texts import completions, generation, named_features, side_effects
-from saesteer.progress import Progress
+from saesteer.config import TrackingSettings
+from saesteer.progress import Progress, Task
 from saesteer.report import write_report
+from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, environment_record, finite, write_record
+from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
 
 TABLES = ("summary", "effects", "generation", "generation_summary", "null", "areas")
 METRICS, REPORT = "metrics.json", "report.html"
@@ -58,10 +63,12 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> CompareR
     return summarise_personas(plan, progress)
 
 
-def measure_personas(plan: ComparePlan, progress: Progress | None = None) -> CompareBench:
+def measure_personas(
+    plan: ComparePlan, progress: Progress | None = None, shelf: Shelf | None = None
+) -> CompareBench:
     """Measure every persona of a plan; each has a folder of its own."""
     progress = progress or Progress()
-    bench = CompareBench(plan, progress)
+    bench = CompareBench(plan, progress, shelf)
     runs = [PersonaRun(bench, persona) for persona in plan.personas]
     pending = [run for run in runs if not run.persona.done]
     if not pending:
@@ -69,16 +76,52 @@ def measure_personas(plan: ComparePlan, progress: Progress | None = None) -> Com
     check_comparison(bench, pending)
     for run in pending:
         run.folder.create()
+    parent = run_id(RunFolder(plan.folder))
     with progress.task("comparing", total=sum(r.steps() for r in pending), unit="steps") as task:
         for run in pending:
-            if not run.folder.has("run.json"):
-                write_record(run.folder, {**environment_record(), "weights": bench.weights_key})
-            run.run(task)
-            seconds = {stage: round(value, 1) for stage, value in run.seconds.items()}
-            files = [file for file in run.folder.path.rglob("*.*") if file.is_file()]
-            names = sorted(file.relative_to(run.folder.path).as_posix() for file in files)
-            run.folder.write_json(DONE, {"seconds": seconds, "files": names})
+            with _recorded_persona(run, plan, parent, progress) as recorded:
+                _measure(run, bench, task)
+                recorded.timings(run.seconds)
+                recorded.summary(_persona_summary(run))
     return bench
+
+
+@contextmanager
+def _recorded_persona(
+    run: PersonaRun, plan: ComparePlan, parent: str | None, progress: Progress
+) -> Iterator[RecordedRun]:
+    settings = plan.config.model_dump(mode="json", exclude={"personas"})
+    with recorded_run(
+        run.folder,
+        kind="persona",
+        name=run.persona.name,
+        config={**settings, "persona": run.persona.settings.model_dump(mode="json")},
+        group=plan.config.name,
+        parent=parent,
+        # The comparison that they are a part of is what W&B is told.
+        wandb=TrackingSettings(wandb="off"),
+        root=Path(plan.config.folder),
+        progress=progress,
+    ) as recorded:
+        yield recorded
+
+
+def _measure(run: PersonaRun, bench: CompareBench, task: Task) -> None:
+    if "weights" not in run.folder.read_json("run.json"):
+        write_record(run.folder, {"weights": bench.weights_key})
+    run.run(task)
+    seconds = {stage: round(value, 1) for stage, value in run.seconds.items()}
+    files = [file for file in run.folder.path.rglob("*.*") if file.is_file()]
+    names = sorted(file.relative_to(run.folder.path).as_posix() for file in files)
+    run.folder.write_json(DONE, {"seconds": seconds, "files": names})
+
+
+def _persona_summary(run: PersonaRun) -> dict[str, Any]:
+    """Return the headline's and the baseline's effect at the headline budget."""
+    config = run.config
+    names = {"effect": config.headline, "effect_baseline": config.baseline}
+    budget = config.evaluation.headline_budget
+    return {label: run.matched(name, budget)[1]["effect"] for label, name in names.items()}
 
 
 def summarise_personas(

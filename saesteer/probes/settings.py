@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from saesteer.config import ModelSettings, Settings
+from saesteer.config import ModelSettings, Settings, TrackingSettings
 
 ReadPosition = Literal["mean", "last", "span", "end"]
 
@@ -128,6 +128,7 @@ class ProbeConfig(Settings):
         checks: A labelled set of plain cases that every layer is scored on; none if null.
         seed: Seeds the split, the folds, the shuffled labels and the resamples.
         folder: Where runs are kept; activations are kept in its `activations`.
+        tracking: Where the run is recorded besides.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
@@ -139,10 +140,12 @@ class ProbeConfig(Settings):
     checks: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     folder: str = "runs"
+    tracking: TrackingSettings = TrackingSettings()
 
     def digest(self, **inputs: str) -> str:
         """Return a short hash of the settings, and of what else the results depend on."""
-        record = self.model_dump(mode="json", exclude={"folder": True, "model": {"threads"}})
+        left_out: Any = {"folder": True, "tracking": True, "model": {"threads"}}
+        record = self.model_dump(mode="json", exclude=left_out)
         return short_hash([record, inputs])
 
     def reading_digest(self, **inputs: str) -> str:

@@ -14,7 +14,7 @@ from saesteer.progress import Progress
 from saesteer.saes.corpus import PackedCorpus, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.settings import SaeTrainingConfig
-from saesteer.saes.training import train_topk
+from saesteer.saes.training import Watch, train_topk
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,12 +35,15 @@ class TrainedSae:
     model: TransformerBridge
 
 
-def train_sae(config: SaeTrainingConfig, progress: Progress | None = None) -> TrainedSae:
+def train_sae(
+    config: SaeTrainingConfig, progress: Progress | None = None, *, watch: Watch | None = None
+) -> TrainedSae:
     """Read activations and train, going on where an earlier run of the configuration stopped.
 
     Args:
         config: The settings.
         progress: Where to show progress.
+        watch: Called after every step with its number, loss and share of dead features.
 
     Raises:
         SaesteerError: See the stages: `pack_corpus`, `harvest`, `train_topk`.
@@ -57,7 +60,7 @@ def train_sae(config: SaeTrainingConfig, progress: Progress | None = None) -> Tr
         f"{len(corpus.held_out):,} rows held out."
     )
     harvested = harvest_corpus(model, corpus, config, progress)
-    folder = Path(config.folder) / _training_key(config)
+    folder = training_folder(config)
     out = train_topk(
         harvested,
         config,
@@ -65,6 +68,7 @@ def train_sae(config: SaeTrainingConfig, progress: Progress | None = None) -> Tr
         folder,
         device=model_info(model).plain.device,
         progress=progress,
+        watch=watch,
     )
     _write_settings(folder / "config.json", config)
     return TrainedSae(out, corpus, model)
@@ -108,10 +112,10 @@ def sae_metadata(model: TransformerBridge, config: SaeTrainingConfig) -> dict[st
     }
 
 
-def _training_key(config: SaeTrainingConfig) -> str:
-    """Return a folder name that two different trainings do not share."""
+def training_folder(config: SaeTrainingConfig) -> Path:
+    """Return a training's folder, which two different trainings do not share."""
     import hashlib
 
-    record = config.model_dump(exclude={"folder", "harvest_sites"})
+    record = config.model_dump(exclude={"folder", "harvest_sites", "tracking"})
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{config.site}-{config.d_sae}-k{config.k}-{digest}"
+    return Path(config.folder) / f"{config.site}-{config.d_sae}-k{config.k}-{digest}"

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from saesteer.config import TrackingSettings
+
 
 class CorpusSource(BaseModel):
     """One source of training text.
@@ -62,6 +64,7 @@ class SaeTrainingConfig(BaseModel):
         autocast: Run the matrix products in bfloat16.
         seed: Seeds the split, the order and the initial weights.
         folder: Where activations, checkpoints and the result are kept.
+        tracking: Where the run is recorded besides.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,6 +89,7 @@ class SaeTrainingConfig(BaseModel):
     autocast: bool = True
     seed: int = 0
     folder: str = "runs/sae"
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _k_fits(self) -> SaeTrainingConfig:

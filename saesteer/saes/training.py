@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_SHARDS = 4
+Watch = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
@@ -47,6 +49,7 @@ def train_topk(
     *,
     device: torch.device,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Train on stored activations and save the inference SAE in sae_lens's layout.
 
@@ -61,6 +64,7 @@ def train_topk(
         folder: Checkpoints and the result `sae/` go here; a checkpoint there is resumed.
         device: Where to train.
         progress: Where to show progress.
+        watch: Called after every step with its number, "loss" and "dead", a share of the features.
 
     Returns:
         The folder of the finished SAE.
@@ -91,7 +95,8 @@ def train_topk(
         for position, (shard, seed) in enumerate(shards):
             if position < state.shards_done:
                 continue
-            _train_shard(state, harvested.load(shard, config.site), seed, total_steps, config, task)
+            rows = harvested.load(shard, config.site)
+            _train_shard(state, rows, seed, total_steps, config, task, watch)
             state.shards_done = position + 1
             if state.shards_done % CHECKPOINT_EVERY_SHARDS == 0 or position + 1 == len(shards):
                 _save_checkpoint(state, folder)
@@ -105,6 +110,7 @@ def _train_shard(
     total_steps: int,
     config: SaeTrainingConfig,
     task: Any,
+    watch: Watch | None,
 ) -> None:
     from sae_lens.saes.sae import TrainStepInput
 
@@ -137,8 +143,10 @@ def _train_shard(
         fired = (output.feature_acts.detach() > 0).any(dim=0)
         state.since_fired = torch.where(fired, 0, state.since_fired + len(batch))
         state.step += 1
-        note = f"loss {float(loss.detach()):.2f}, dead {int(dead.sum())}"
-        task.advance(1, note)
+        values = {"loss": float(loss.detach()), "dead": float(dead.float().mean())}
+        task.advance(1, f"loss {values['loss']:.2f}, dead {int(dead.sum())}")
+        if watch is not None:
+            watch(state.step, values)
 
 
 def _divergence(step: int, batch: Tensor) -> SaeError:

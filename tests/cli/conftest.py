@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture
-def saesteer(monkeypatch, capsys) -> Iterator[Callable[..., Answer]]:
+def saesteer(monkeypatch, capsys, tmp_path_factory) -> Iterator[Callable[..., Answer]]:
     """Return a function that calls the command with arguments, as the installed script does."""
     from saesteer.cli.main import main
 
@@ -31,6 +31,8 @@ def saesteer(monkeypatch, capsys) -> Iterator[Callable[..., Answer]]:
     for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    # Commands without a folder of their own keep their records here.
+    monkeypatch.setenv("SAESTEER_RUNS", str(tmp_path_factory.mktemp("looks")))
     levels = {
         n: logging.getLogger(n).level for n in ("transformers", "transformer_lens", "sae_lens")
     }

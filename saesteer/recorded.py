@@ -1,0 +1,285 @@
+"""The computing commands with their runs recorded: what each of them tells the record."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesteer.config import TrackingSettings
+from saesteer.errors import OutputError
+from saesteer.progress import Progress
+from saesteer.tracking import RunFolder
+from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
+
+if TYPE_CHECKING:
+    from saesteer.compare.bench import CompareBench
+    from saesteer.compare.plan import ComparePlan
+    from saesteer.compare.run import CompareResult
+    from saesteer.config import RunConfig
+    from saesteer.pipeline import RunResult
+    from saesteer.probes.settings import ProbeConfig
+    from saesteer.probes.training import ProbeRun
+    from saesteer.saes.doctor import DoctorReport
+    from saesteer.saes.run import TrainedSae
+    from saesteer.saes.settings import SaeTrainingConfig
+
+STEPS_BETWEEN_POINTS = 10
+
+
+def run_recorded(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """Do what `saesteer.pipeline.run` does, with the run recorded.
+
+    Args:
+        config: The settings.
+        progress: Where to show progress.
+
+    Raises:
+        SaesteerError: As in `saesteer.pipeline.run`.
+    """
+    from saesteer.pipeline import run
+    from saesteer.plan import plan_run
+
+    with recorded_run(
+        RunFolder(plan_run(config).folder),
+        kind="run",
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        wandb=config.tracking,
+        root=Path(config.folder),
+        progress=progress,
+    ) as recorded:
+        result = run(config, progress)
+        tell_run(recorded, config, result)
+    return result
+
+
+def tell_run(recorded: RecordedRun, config: RunConfig, result: RunResult) -> None:
+    """Tell the record what `saesteer run` found."""
+    from saesteer.pipeline import VECTOR
+    from saesteer.report import propensity_data, propensity_figure
+    from saesteer.sweeps.trials import run_numbers
+
+    metrics, folder = result.metrics, result.folder.path
+    recorded.timings(metrics["seconds"])
+    recorded.summary(run_numbers(metrics, config.evaluation.budget))
+    recorded.curve("margin", metrics["curve"], x="strength")
+    recorded.table("features", result.features)
+    recorded.table("completions", result.completions)
+    if recorded.shown_elsewhere:
+        title = f"{config.name}: propensity by strength"
+        recorded.figure("margin", propensity_figure(propensity_data(metrics), title))
+    recorded.artifact("vector", folder / VECTOR, "vector")
+    recorded.artifact("report", folder / "figure.html", "report")
+
+
+def compare_recorded(
+    plan: ComparePlan, progress: Progress, measure: Any, group: str | None = None
+) -> CompareResult:
+    """Measure and sum up a comparison, with its run recorded.
+
+    Args:
+        plan: The comparison.
+        progress: Where to show progress.
+        measure: Measures the personas, which have records of their own; returns the bench that it
+            used, if any.
+        group: What the comparison belongs to.
+    """
+    from saesteer.compare.run import summarise_personas
+
+    config = plan.config
+    with recorded_run(
+        RunFolder(plan.folder),
+        kind="compare",
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        wandb=config.tracking,
+        group=group,
+        root=Path(config.folder),
+        progress=progress,
+    ) as recorded:
+        with recorded.stage("personas"):
+            bench: CompareBench | None = measure()
+        with recorded.stage("summary"):
+            result = summarise_personas(plan, progress, bench)
+        tell_comparison(recorded, result)
+    return result
+
+
+def tell_comparison(recorded: RecordedRun, result: CompareResult) -> None:
+    """Tell the record what `saesteer compare` found."""
+    from saesteer.compare.run import REPORT
+    from saesteer.sweeps.trials import compare_numbers
+
+    metrics, folder = result.metrics, result.folder.path
+    headline = [r for r in metrics["summary"] if r.get("budget") == metrics["headline_budget"]]
+    effects = {str(row.get("method")): row.get("effect") for row in headline}
+    recorded.summary({**compare_numbers(metrics), "effects": effects})
+    recorded.timings(metrics["seconds"])
+    for name in ("summary", "effects", "generation_summary", "null"):
+        recorded.table(name, metrics[name])
+    recorded.table("features", _by_persona(metrics["features"]))
+    recorded.table("completions", _by_persona(metrics["completions"]))
+    recorded.artifact("report", folder / REPORT, "report")
+    for persona, file in metrics["vectors"].items():
+        recorded.artifact(f"vector-{persona}", file, "vector")
+
+
+def probes_recorded(config: ProbeConfig, progress: Progress) -> ProbeRun:
+    """Do what `train_probes` does, with the run recorded.
+
+    Args:
+        config: The settings.
+        progress: Where to show progress.
+
+    Raises:
+        SaesteerError: As in `train_probes`.
+    """
+    from saesteer.probes.plan import plan_probes
+    from saesteer.probes.training import train_probes
+
+    with recorded_run(
+        RunFolder(plan_probes(config).folder),
+        kind="probe-train",
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        wandb=config.tracking,
+        root=Path(config.folder),
+        progress=progress,
+    ) as recorded:
+        with recorded.stage("probes"):
+            run = train_probes(config, progress)
+        tell_probes(recorded, run)
+    return run
+
+
+def tell_probes(recorded: RecordedRun, run: ProbeRun) -> None:
+    """Tell the record what `saesteer probe train` found."""
+    from saesteer.probes.probe_set import FILE_NAME
+
+    metrics, folder = run.metrics, run.folder.path
+    layers = [_layer_row(record) for record in metrics["layers"]]
+    best = next((row for row in layers if row["layer"] == metrics["best"]), {})
+    counts = {name: metrics[name] for name in ("n_train", "n_test", "n_judge", "n_checks")}
+    recorded.summary({"best_layer": metrics["best"], **best, **counts})
+    if layers:
+        recorded.curve("layers", layers, x="layer")
+        recorded.table("layers", layers)
+    for name in ("sparse", "features"):
+        if metrics.get(name):
+            recorded.table(name, metrics[name])
+    if "needed" in metrics:
+        recorded.summary({"features_needed": metrics["needed"]})
+    recorded.artifact("probes", folder / FILE_NAME, "probes")
+    if (folder / "confusion.html").is_file():
+        recorded.figure("confusion", folder / "confusion.html")
+
+
+def sae_recorded(config: SaeTrainingConfig, progress: Progress) -> tuple[TrainedSae, DoctorReport]:
+    """Train an SAE and write its card and feature table, with the run recorded.
+
+    Args:
+        config: The settings.
+        progress: Where to show progress.
+
+    Raises:
+        SaesteerError: As in `train_sae` and `finish_sae`.
+    """
+    from saesteer.saes.card import finish_sae
+    from saesteer.saes.run import train_sae, training_folder
+
+    place = Path(config.folder)
+    with recorded_run(
+        RunFolder(training_folder(config)),
+        kind="sae-train",
+        name=f"{config.site}-{config.d_sae}",
+        config=config.model_dump(mode="json"),
+        wandb=config.tracking,
+        # SAEs lie in runs/sae, and are listed with the other runs.
+        root=place.parent if place.name == "sae" else place,
+        progress=progress,
+    ) as recorded:
+
+        def watch(step: int, values: Mapping[str, float]) -> None:
+            if step % STEPS_BETWEEN_POINTS == 0:
+                recorded.log(values, step=step)
+
+        with recorded.stage("training"):
+            trained = train_sae(config, progress, watch=watch)
+        with recorded.stage("measuring"):
+            report = finish_sae(trained, config, progress)
+        recorded.summary(report.as_dict())
+        recorded.artifact("sae", trained.folder, "sae")
+    return trained, report
+
+
+@contextmanager
+def recorded_look(
+    kind: str,
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    progress: Progress,
+    about: Path | None = None,
+) -> Iterator[RecordedRun]:
+    """Record a command that has no folder of its own, such as `generate` or `doctor`.
+
+    The same settings give the same folder below `runs/looks`, or SAESTEER_RUNS. Where that cannot
+    be written the command goes on unrecorded.
+
+    Args:
+        kind: The command.
+        settings: All that its answer depends on.
+        name: What to call it.
+        progress: Where to say that it is not recorded.
+        about: The folder of a run that it looks at; the record then goes into its `looks`.
+    """
+    from saesteer.probes.settings import short_hash
+
+    record = {"kind": kind, **settings}
+    about = about.parent if about is not None and about.is_file() else about
+    place = (about or runs_root()) / "looks" / f"{kind}-{short_hash(record)}"
+    root = about.parent if about else runs_root()
+    with tempfile.TemporaryDirectory() as nowhere:
+        try:
+            if RunFolder(place).create().has("run.json"):
+                RunFolder(place).read_json("run.json")
+        except OutputError as error:
+            progress.say(f"warning: not recorded: {error}")
+            place, root = Path(nowhere) / "looks" / place.name, Path(nowhere)
+        with recorded_run(
+            RunFolder(place),
+            kind=kind,
+            name=name,
+            config=settings,
+            parent=None if about is None else run_id(RunFolder(about)),
+            # Whether W&B is told too is a setting, and these have none.
+            wandb=TrackingSettings(wandb="off"),
+            root=root,
+            progress=progress,
+        ) as recorded:
+            yield recorded
+
+
+def runs_root() -> Path:
+    """Return where commands without a `folder` setting keep and look for runs."""
+    return Path(os.environ.get("SAESTEER_RUNS") or "runs")
+
+
+def _layer_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {name: (record.get(name) or {}).get("value") for name in ("accuracy", "macro_f1")}
+    row = {"layer": record["layer"], **scores, "auroc": (record.get("auroc") or {}).get("value")}
+    if "selectivity" in record:
+        row["selectivity"] = record["selectivity"]
+    return row
+
+
+def _by_persona(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {"persona": persona, **{k: v for k, v in row.items() if not isinstance(v, list)}}
+        for persona, rows in listed.items()
+        for row in rows
+    ]

@@ -1,0 +1,406 @@
+"""Recording a run: what it is, how it went and what came of it, in its folder and beyond."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from saesteer.errors import OutputError, SaesteerError
+from saesteer.progress import Progress
+from saesteer.tracking.liveness import Heartbeat, process_record
+from saesteer.tracking.notes import Note, append_note
+from saesteer.tracking.redaction import redact, redact_command, redact_text
+from saesteer.tracking.run_folder import RunFolder, environment_record, finite, write_record
+from saesteer.tracking.stored_run import scalars
+
+if TYPE_CHECKING:
+    from saesteer.config import TrackingSettings
+    from saesteer.tracking.wandb_run import Mirror
+
+RECORD, LOG = "run.json", "log.jsonl"
+
+
+class RecordedRun:
+    """A run that is under way; made by `recorded_run`.
+
+    The folder gets everything that is said here. W&B gets it too where it was asked for, and a
+    table or a figure goes to W&B alone: the command that makes one writes its own file.
+
+    Attributes:
+        id: Eight hexadecimal digits that name the run, the same whenever it is gone on with.
+        folder: Its folder.
+    """
+
+    def __init__(
+        self, folder: RunFolder, record: Mapping[str, Any], warn: Callable[[str], None]
+    ) -> None:
+        self.id = str(record["id"])
+        self.folder = folder
+        self._seconds: dict[str, float] = dict(record.get("seconds") or {})
+        self._metrics: dict[str, Any] = dict(record.get("metrics") or {})
+        self._artifacts: dict[str, str] = dict(record.get("artifacts") or {})
+        self._warn = warn
+        self._mirror: Mirror | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; a stage that is entered again, or by a later resumption, adds up.
+
+        Args:
+            name: What it is called.
+        """
+        start = time.perf_counter()
+        self._update(stage=name)
+        try:
+            yield
+        finally:
+            spent = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            self.timings({name: round(spent, 2)})
+
+    def timings(self, seconds: Mapping[str, float]) -> None:
+        """Record what stages took that were timed elsewhere, in seconds."""
+        self._seconds.update(_plain(seconds))
+        self._update(seconds=self._seconds, stage=None)
+        self._mirrored("timings", self._seconds)
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Record one point of one curve or several, in `log.jsonl`.
+
+        Args:
+            values: The curves' numbers by name.
+            step: Where on the horizontal axis; the order alone counts if None.
+        """
+        record = {**({} if step is None else {"step": int(step)}), **_plain(values)}
+        try:
+            with (self.folder.path / LOG).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+        except (OSError, TypeError, ValueError) as error:
+            self._warn(f"{self.folder.path / LOG} cannot be written ({error}); the run goes on.")
+        self._mirrored("log", record)
+
+    def curve(self, name: str, rows: Sequence[Mapping[str, Any]], x: str) -> None:
+        """Record a whole curve in `curves/<name>.json`; recorded again, it replaces itself.
+
+        Args:
+            name: The curve's name.
+            rows: Its points: numbers by name.
+            x: Which of the names is the horizontal axis.
+        """
+        points = [_plain(row) for row in rows]
+        with self._warned():
+            self.folder.write_json(f"curves/{name}.json", {"x": x, "points": points})
+        self._mirrored("curve", name, points, x)
+
+    @property
+    def shown_elsewhere(self) -> bool:
+        """Whether tables and figures are shown anywhere, so that drawing one is worth it."""
+        return self._mirror is not None
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write JSON into the folder, where a command has no other place for its result."""
+        with self._warned():
+            self.folder.write_json(name, redact(_plain(value)))
+
+    def table(self, name: str, frame: Any) -> None:
+        """Show a table at W&B.
+
+        Args:
+            name: Its name.
+            frame: A pandas DataFrame, or a list of mappings.
+        """
+        self._mirrored("table", name, frame)
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Show a figure at W&B.
+
+        Args:
+            name: Its name.
+            figure: A Plotly figure, or the path of an HTML page or a picture.
+        """
+        self._mirrored("figure", name, figure)
+
+    def artifact(self, name: str, path: str | Path, kind: str = "result") -> None:
+        """Name a file or folder that the run has made; W&B gets a copy.
+
+        Args:
+            name: What it is called, such as "vector" or "report".
+            path: Where it is.
+            kind: W&B's type of artifact.
+        """
+        place = Path(path)
+        with suppress(ValueError):
+            place = place.resolve().relative_to(self.folder.path.resolve())
+        self._artifacts[name] = str(place)
+        self._update(artifacts=self._artifacts)
+        self._mirrored("artifact", name, Path(path), kind)
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        """Record the run's metrics, over those that have the same name.
+
+        Args:
+            metrics: Numbers, words and mappings of these; NaN and infinity become null. Lists are
+                left out: they belong in a file.
+        """
+        self._metrics = _merged(self._metrics, scalars(_plain(metrics)))
+        self._update(metrics=self._metrics)
+        self._mirrored("summary", self._metrics)
+
+    def note(self, note: Note) -> None:
+        """Append a note, with the time: text, or named parts."""
+        try:
+            append_note(self.folder.path, note)
+        except SaesteerError as error:
+            self._warn(str(error))
+
+    def is_bare(self) -> bool:
+        """Return whether nothing has come of the run yet but its record."""
+        try:
+            files = {file.name for file in self.folder.path.iterdir()}
+        except OSError:
+            return False
+        return files <= {RECORD} and not self._metrics
+
+    def _update(self, **changes: Any) -> None:
+        with self._warned():
+            write_record(self.folder, redact(changes))
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        # A run's own results fail with their own sentence; a record of them only warns.
+        try:
+            yield
+        except OutputError as error:
+            self._warn(f"not recorded: {error}")
+
+    def _mirrored(self, what: str, *arguments: Any) -> None:
+        if self._mirror is not None:
+            self._mirror.do(what, *arguments)
+
+
+@contextmanager
+def recorded_run(
+    folder: RunFolder,
+    *,
+    kind: str,
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    group: str | None = None,
+    parent: str | None = None,
+    wandb: TrackingSettings | None = None,
+    root: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[RecordedRun]:
+    """Record what runs inside, from "running" to "finished", "failed" or "stopped".
+
+    The folder's `run.json` is the truth; the local store beside the folder and W&B, where asked
+    for, are told. Neither of them can make the run fail. A folder that is entered again stays the
+    same run: its id, its start and what it has found are kept. A new folder in which nothing was
+    made before an error of ours, such as a model and an SAE that do not fit, is taken away again.
+
+    Args:
+        folder: The run's folder; made if it is not there.
+        kind: What kind of run, such as "run", "compare" or "patch".
+        name: What the user calls it.
+        config: The settings, as JSON values; secrets are taken out.
+        tags: Words to find it by, besides those of `wandb.tags`.
+        group: What it belongs to, such as a sweep's id; `wandb.group` if None.
+        parent: The id of the run that it is a part of.
+        wandb: The settings `tracking` of a configuration; WANDB_ variables alone decide if None.
+        root: The folder whose `index.sqlite` lists the run; see `root_of` if None.
+        progress: Where warnings are said; Python's warnings if None.
+
+    Yields:
+        The run, to be told stages, curves and metrics.
+
+    Raises:
+        OutputError: A new folder cannot be made, or the record of an old one is damaged.
+    """
+    from saesteer.config import TrackingSettings
+
+    settings = wandb or TrackingSettings()
+    warn = _warner(progress)
+    earlier = _begin(folder)
+    facts = {
+        "kind": kind,
+        "name": name,
+        "tags": sorted({*tags, *settings.tags, *(earlier.get("tags") or ())}),
+        "group": group or settings.group or _environment_group() or earlier.get("group"),
+        "parent": parent or earlier.get("parent"),
+        "config": {k: v for k, v in _plain(config or {}).items() if k != "tracking"},
+    }
+    started = {key: earlier[key] for key in ("started",) if key in earlier}
+    now = {**environment_record(), **_start_record(earlier), **redact(facts)}
+    record = {**earlier, **now, **started}
+    run = RecordedRun(folder, record, warn)
+    with run._warned():
+        write_record(folder, record)
+    _tell_store(root, folder, warn)
+    run._mirror = _mirror(settings, record, folder, warn)
+    if run._mirror is not None:
+        run._update(wandb=run._mirror.record())
+    start, status, message, refused = time.perf_counter(), "finished", None, False
+    before = float(earlier.get("wall_seconds") or 0.0)
+    try:
+        with Heartbeat(folder.path / RECORD):
+            yield run
+    except KeyboardInterrupt:
+        status = "stopped"
+        raise
+    except Exception as error:
+        status, message = "failed", _sentence(error)
+        refused = isinstance(error, SaesteerError) and not earlier and run.is_bare()
+        raise
+    except BaseException:
+        # A generator that is closed, or an exit that somebody asked for.
+        status = "stopped"
+        raise
+    finally:
+        run._update(
+            status=status,
+            error=message,
+            stage=None,
+            ended=_now(),
+            wall_seconds=round(before + time.perf_counter() - start, 2),
+        )
+        if refused:
+            # What does not fit together was never a run; nothing of it is left behind.
+            shutil.rmtree(folder.path, ignore_errors=True)
+        else:
+            _tell_store(root, folder, warn)
+        if run._mirror is not None:
+            run._mirror.finish(failed=status != "finished")
+            _say_where(run, run._mirror.record(), progress)
+
+
+def run_id(folder: RunFolder) -> str | None:
+    """Return the id of the run that a folder holds; None if it was never recorded."""
+    try:
+        record = folder.read_json(RECORD) if folder.has(RECORD) else None
+    except OutputError:
+        return None
+    return str(record["id"]) if isinstance(record, dict) and record.get("id") else None
+
+
+def _begin(folder: RunFolder) -> dict[str, Any]:
+    if not folder.has(RECORD):
+        folder.create()
+        return {}
+    earlier = folder.read_json(RECORD)
+    if not isinstance(earlier, dict):
+        raise OutputError(
+            f"{folder.path / RECORD} holds no record of a run; delete it, and run the same command "
+            "again."
+        )
+    return earlier
+
+
+def _start_record(earlier: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": earlier.get("id") or token_hex(4),
+        "status": "running",
+        "error": None,
+        "stage": None,
+        "ended": None,
+        "command": redact_command(sys.argv),
+        **process_record(),
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _environment_group() -> str | None:
+    import os
+
+    return os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID") or None
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    named = text if isinstance(error, SaesteerError) else f"{type(error).__name__}: {text}"
+    return redact_text(named[:2000])
+
+
+def _warner(progress: Progress | None) -> Callable[[str], None]:
+    said: set[str] = set()
+
+    def warn(text: str) -> None:
+        line = redact_text(text)
+        if line in said:
+            return
+        said.add(line)
+        if progress is None:
+            warnings.warn(line, stacklevel=2)
+        else:
+            progress.say(f"warning: {line}")
+
+    return warn
+
+
+def _tell_store(root: Path | None, folder: RunFolder, warn: Callable[[str], None]) -> None:
+    try:
+        from saesteer.tracking.store import RunStore, root_of
+
+        RunStore(root or root_of(folder.path)).put(folder.path)
+    except Exception as error:
+        said = str(error) if isinstance(error, SaesteerError) else repr(error)
+        warn(f"the list of runs was not told; the run's folder has everything ({said.rstrip('.')})")
+
+
+def _mirror(
+    settings: TrackingSettings,
+    record: Mapping[str, Any],
+    folder: RunFolder,
+    warn: Callable[[str], None],
+) -> Mirror | None:
+    from saesteer.tracking.wandb_run import start_mirror
+
+    try:
+        return start_mirror(settings, record, folder.path, warn)
+    except Exception as error:
+        warn(f"W&B is left out ({type(error).__name__}: {error}); the run's folder has everything.")
+        return None
+
+
+def _say_where(run: RecordedRun, place: Mapping[str, Any], progress: Progress | None) -> None:
+    run._update(wandb=dict(place))
+    if progress is None:
+        return
+    if place.get("url"):
+        progress.say(f"W&B: {place['url']}")
+    elif place.get("folder"):
+        progress.say(f"W&B, offline: upload it later with wandb sync {place['folder']}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: numbers of numpy and torch as Python's, NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(inner) for inner in value]
+    if not isinstance(value, str | int | float | bool | type(None)):
+        if hasattr(value, "tolist"):
+            return _plain(value.tolist())
+        return str(value)
+    return finite(value)
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(old)
+    for key, value in new.items():
+        inner = both.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            both[key] = _merged(inner, value)
+        else:
+            both[key] = value
+    return both

@@ -1,0 +1,253 @@
+"""A run's copy at Weights & Biases, made on request; nothing that goes wrong there costs a run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from saesteer.tracking.redaction import redact
+from saesteer.tracking.wandb_calls import WandbCalls
+
+if TYPE_CHECKING:
+    from saesteer.config import TrackingSettings
+
+INIT_SECONDS = 30.0
+FINISH_SECONDS = 90.0
+HIDDEN_VARIABLES = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+_ENVIRONMENT = ("versions", "python", "machine", "git_commit", "command", "host")
+
+
+class Mirror(Protocol):
+    """What a run is told is told here too."""
+
+    def record(self) -> dict[str, Any]:
+        """Return where the copy is, for the run's record."""
+        ...
+
+    def do(self, what: str, *arguments: Any) -> None:
+        """Tell one thing; never raises and never waits."""
+        ...
+
+    def finish(self, *, failed: bool) -> None:
+        """End the copy, waiting only so long."""
+        ...
+
+
+def start_mirror(
+    settings: TrackingSettings,
+    record: Mapping[str, Any],
+    folder: Path,
+    warn: Callable[[str], None],
+) -> Mirror | None:
+    """Begin a run's copy at W&B; None where it was not asked for.
+
+    Args:
+        settings: What the configuration asks for.
+        record: The run's `run.json`, without secrets.
+        folder: The run's folder; W&B's own files go into its `wandb`.
+        warn: Is told the first thing that goes wrong.
+    """
+    mode = wandb_mode(settings, os.environ)
+    if mode is None:
+        return None
+    if mode == "online" and not _has_login():
+        warn(
+            "W&B has no key here (WANDB_API_KEY, or wandb login), so the run is kept offline in "
+            f"{folder / 'wandb'}; upload it later with wandb sync."
+        )
+        mode = "offline"
+    return WandbMirror(mode, _init_arguments(settings, record, folder), warn)
+
+
+def wandb_mode(settings: TrackingSettings, environ: Mapping[str, str]) -> str | None:
+    """Return "online", "offline" or None for neither.
+
+    WANDB_MODE=disabled and `wandb: off` each win over all else; then WANDB_MODE over the settings,
+    and a sweep's trial (WANDB_SWEEP_ID) is online if nothing else is said.
+    """
+    spoken = environ.get("WANDB_MODE", "").strip().lower()
+    asked = {"dryrun": "offline", "run": "online", "shared": "online"}.get(spoken, spoken)
+    disabled = environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "on")
+    if settings.wandb == "off" or asked == "disabled" or disabled:
+        return None
+    if asked in ("online", "offline"):
+        return asked
+    return settings.wandb or ("online" if environ.get("WANDB_SWEEP_ID") else None)
+
+
+class WandbMirror:
+    """Tells W&B in a thread of its own, so that the run waits only at its end, and only so long.
+
+    Args:
+        mode: "online" or "offline".
+        arguments: For `wandb.init`.
+        warn: Is told the first thing that goes wrong; the rest would say the same.
+        init_seconds: How long W&B may take to begin.
+        finish_seconds: How long the end of the run waits for what is still to be sent.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        arguments: Mapping[str, Any],
+        warn: Callable[[str], None],
+        *,
+        init_seconds: float | None = None,
+        finish_seconds: float | None = None,
+    ) -> None:
+        self._mode, self._arguments = mode, dict(arguments)
+        self._warn = warn
+        self._init_seconds = init_seconds or _seconds("WANDB_INIT_TIMEOUT", INIT_SECONDS)
+        self._finish_seconds = finish_seconds or _seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS)
+        self._queue: SimpleQueue[tuple[str, tuple[Any, ...]]] = SimpleQueue()
+        self._warned = False
+        self._place: dict[str, str | None] = {"url": None, "folder": None}
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def record(self) -> dict[str, Any]:
+        """Return mode, run id, project, and the address and folder once W&B has given them."""
+        return {
+            "mode": self._mode,
+            "id": self._arguments["id"],
+            "project": self._arguments["project"],
+            **self._place,
+        }
+
+    def do(self, what: str, *arguments: Any) -> None:
+        """Tell one thing, later and elsewhere."""
+        self._queue.put((what, arguments))
+
+    def finish(self, *, failed: bool) -> None:
+        """End the copy; what W&B has not taken in time stays on disk for `wandb sync`."""
+        self._queue.put(("finish", (1 if failed else 0,)))
+        limit = self._init_seconds + self._finish_seconds + 10.0
+        self._thread.join(limit)
+        if self._thread.is_alive():
+            self._trouble(f"it did not answer for {limit:.0f} seconds")
+
+    def _work(self) -> None:
+        try:
+            run = self._begin()
+        except Exception as error:
+            self._trouble(_short(error))
+            return
+        with suppress(Exception):
+            self._place = {"url": run.url, "folder": str(run.settings.sync_dir)}
+        calls = WandbCalls(run)
+        while True:
+            what, arguments = self._queue.get()
+            if what == "finish":
+                break
+            try:
+                calls.tell(what, *arguments)
+            except Exception as error:
+                self._trouble(f"{what}: {_short(error)}")
+        started = time.monotonic()
+        try:
+            run.finish(exit_code=arguments[0])
+        except Exception as error:
+            self._trouble(_short(error))
+            return
+        if self._mode == "online" and time.monotonic() - started >= self._finish_seconds:
+            self._trouble("it did not take everything in time")
+
+    def _begin(self) -> Any:
+        for name, value in HIDDEN_VARIABLES.items():
+            os.environ.setdefault(name, value)
+        try:
+            return self._init(self._mode)
+        except Exception as error:
+            if self._mode != "online":
+                raise
+            self._trouble(_short(error), "offline-run-*")
+        # The attempt holds the run's id until its service has gone.
+        import wandb
+
+        with suppress(Exception):
+            wandb.teardown()
+        self._mode = "offline"
+        return self._init(self._mode)
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        wanted = {
+            "init_timeout": self._init_seconds,
+            "finish_timeout": self._finish_seconds,
+            "silent": True,
+            "console": "off",
+            "reinit": "create_new",
+            # Its own records hold the command line, the machine's user and git's remote address.
+            "x_disable_meta": True,
+            "x_save_requirements": False,
+            "disable_git": True,
+            "save_code": False,
+            "disable_code": True,
+            "x_disable_stats": mode == "offline",
+            "x_graphql_retry_max": 4,
+            "x_graphql_retry_wait_max_seconds": 5.0,
+            "x_graphql_timeout_seconds": 15.0,
+        }
+        known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
+        arguments: dict[str, Any] = {**self._arguments, "mode": mode}
+        return wandb.init(settings=wandb.Settings(**known), **arguments)
+
+    def _trouble(self, reason: str, runs: str = "*run-*") -> None:
+        if self._warned:
+            return
+        self._warned = True
+        self._warn(
+            f"W&B could not be told everything ({reason}); the run's folder has all of it, and "
+            f"wandb sync {self._arguments['dir']}/wandb/{runs} uploads it later."
+        )
+
+
+def _init_arguments(
+    settings: TrackingSettings, record: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    environ = os.environ
+    in_sweep = bool(environ.get("WANDB_SWEEP_ID"))
+    kept = {name: record.get(name) for name in _ENVIRONMENT}
+    config = {**dict(record.get("config") or {}), "saesteer": {"kind": record["kind"], **kept}}
+    tags = {*record.get("tags", ()), *filter(None, environ.get("WANDB_TAGS", "").split(","))}
+    return {
+        "project": settings.project or environ.get("WANDB_PROJECT") or "saesteer",
+        "entity": settings.entity or environ.get("WANDB_ENTITY") or None,
+        "group": record.get("group"),
+        "tags": sorted(tag.strip()[:64] for tag in tags),
+        "name": environ.get("WANDB_NAME") or str(record["name"]),
+        # An agent names its trials itself.
+        "id": (in_sweep and environ.get("WANDB_RUN_ID")) or str(record["id"]),
+        "job_type": str(record["kind"]),
+        "config": redact(config),
+        "dir": environ.get("WANDB_DIR") or str(folder),
+        "resume": "allow",
+    }
+
+
+def _has_login() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    # Asked for beforehand: wandb.init would ask on the terminal, and wait.
+    from requests.utils import get_netrc_auth
+
+    base = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return get_netrc_auth(base) is not None
+
+
+def _seconds(variable: str, default: float) -> float:
+    try:
+        return float(os.environ[variable])
+    except (KeyError, ValueError):
+        return default
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

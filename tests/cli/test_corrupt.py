@@ -1,0 +1,99 @@
+"""`saesteer corrupt run`, `complete` and `tasks` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corrupt_config(tiny_model_folder, tmp_path_factory) -> Path:
+    """A file of settings for a run on a tiny model; JSON is YAML."""
+    settings = {
+        "name": "tiny",
+        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
+        "tasks": {"source": ["opposites"], "max_questions": 4, "shots": 1},
+        "families": [{"kind": "keep"}],
+        "completions": None,
+        "folder": str(tmp_path_factory.mktemp("runs")),
+    }
+    file = tmp_path_factory.mktemp("config") / "corrupt.yaml"
+    file.write_text(json.dumps(settings))
+    return file
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, corrupt_config, monkeypatch):
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    answer = saesteer("corrupt", "run", corrupt_config, "--dry-run", "--set", "name=other")
+    assert answer.code == 0
+    assert "opposites 4" in answer.out and "5 in all: keep (4)" in answer.out
+    assert "Nothing was loaded or written." in answer.out
+    folder = Path(json.loads(corrupt_config.read_text())["folder"])
+    assert not list(folder.glob("other-*"))
+
+
+def test_a_run_prints_tasks_programs_observations_and_where_it_is(saesteer, corrupt_config):
+    answer = saesteer("corrupt", "run", corrupt_config)
+    assert answer.code == 0
+    for words in ("Tasks on the intact model", "Programs that cost most", "Observations", "keep 0"):
+        assert words in answer.out
+    report = next(x for x in answer.out.splitlines() if x.startswith("Report:")).split()[1]
+    assert Path(report).is_file()
+    wide = [line for line in answer.out.splitlines() if len(line) > 100]
+    assert all(str(Path(report).parent) in line for line in wide)
+    as_json = saesteer("corrupt", "run", corrupt_config, "--json")
+    metrics = json.loads(as_json.out, parse_constant=pytest.fail)
+    assert metrics == json.loads((Path(report).parent / "metrics.json").read_text())
+
+
+def test_prompts_are_completed_side_by_side(saesteer, tiny_model_folder):
+    model = tiny_model_folder("llama")
+    answer = saesteer("corrupt", "complete", "the cat", "--model", model, "--max-new-tokens", "3")
+    assert answer.code == 0
+    assert [f"keep {k}" in answer.out for k in range(4)] == [True] * 4
+    answer = saesteer(
+        "corrupt", "complete", "the cat", "I like", "--model", model, "--program", "skip 1",
+        "--program", "[]", "--json",
+    )  # fmt: skip
+    found = json.loads(answer.out)
+    assert [(one["program"], one["prompt"]) for one in found] == [
+        ("skip 1", "the cat"), ("skip 1", "I like"), ("[]", "the cat"), ("[]", "I like"),
+    ]  # fmt: skip
+
+
+def test_bundled_tasks_are_listed_and_made_anew(saesteer, tmp_path):
+    answer = saesteer("corrupt", "tasks")
+    assert answer.code == 0 and "json_completion" in answer.out
+    answer = saesteer("corrupt", "tasks", "addition", "--write", tmp_path, "--seed", "5")
+    assert answer.code == 0 and f"Wrote 1 tasks to {tmp_path}" in answer.out
+    listed = saesteer("corrupt", "tasks", tmp_path, "--json")
+    assert [task["name"] for task in json.loads(listed.out)] == ["addition"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "{config}", "--set", "programs=[skip 9]"), "names layer 9"),
+        (("run", "{config}", "--set", "families=[{{kind: sideways}}]"), "families.0.kind"),
+        (("run", "none.yaml"), "none.yaml cannot be read"),
+        (("complete", " "), "a prompt is empty"),
+        (("complete", "hi", "--model", "{model}", "--program", "jump"), "is not understood"),
+        (("complete", "hi", "--model", "{model}", "--program", "skip 3"), "names layer 3"),
+        (("complete", "hi", "--model", "{model}", "--program", "linear 1"), "needs texts"),
+        (("complete", "hi", "--model", "{model}", "--family", "linear"), "is unknown here"),
+        (("tasks", "chess"), "no bundled one"),
+        (("tasks", "chess", "--write", "{tmp}"), "no rule makes chess"),
+        (("tasks", "--llm", "m"), "--llm needs --write"),
+        (("tasks", "--llm", "m", "--write", "{tmp}", "--max-cost", "1"), "needs the prices"),
+        (("tasks", "--llm", "m", "--write", "{tmp}", "--base-url", "ftp://x"), "base_url"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
+    refused, corrupt_config, tiny_model_folder, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr("saesteer.models.load_model", None)
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    places = {"config": corrupt_config, "model": tiny_model_folder("llama"), "tmp": tmp_path}
+    assert message in refused("corrupt", *(a.format(**places) for a in arguments))

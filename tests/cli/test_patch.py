@@ -1,0 +1,186 @@
+"""`saesteer patch run`, `ioi`, `lens` and `show` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+SIDES = [
+    ("The cat sat on the", "The dog ran on the"),
+    ("I like the cat and the", "I like the dog and the"),
+    ("What do you think about the weather", "What do you say about it"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    """Put the command on the program, where it is not there yet."""
+    from saesteer.cli import patch
+    from saesteer.cli.main import app
+
+    if not any(group.name == "patch" for group in app.registered_groups):
+        app.add_typer(patch.app, name="patch")
+
+
+@pytest.fixture(scope="session")
+def patch_config(tiny_model_folder, tmp_path_factory) -> Path:
+    """A file of settings for a patching run on a tiny model; JSON is YAML."""
+    folder = tmp_path_factory.mktemp("config")
+    records = [
+        {
+            "clean": {"question": clean, "answer": " m"},
+            "corrupted": {"question": corrupted, "answer": " h"},
+        }
+        for clean, corrupted in SIDES
+    ]
+    (folder / "pairs.json").write_text(json.dumps(records))
+    settings = {
+        "name": "tiny",
+        "model": {"name": str(tiny_model_folder("llama")), "device": "cpu"},
+        "pairs": {"source": str(folder / "pairs.json")},
+        "components": ["resid_pre", "z"],
+        "resamples": 50,
+        "folder": str(tmp_path_factory.mktemp("runs")),
+    }
+    file = folder / "patch.yaml"
+    file.write_text(json.dumps(settings))
+    return file
+
+
+@pytest.fixture(scope="session")
+def patch_run(patch_config) -> Path:
+    """The folder of a finished patching run."""
+    from saesteer.config import load_config
+    from saesteer.patching.run import run_patching
+    from saesteer.patching.settings import PatchConfig
+
+    return run_patching(load_config(patch_config, kind=PatchConfig)).folder.path
+
+
+@pytest.mark.parametrize("command", ["run", "ioi", "lens", "show"])
+def test_every_command_has_help(saesteer, no_loading, command):
+    answer = saesteer("patch", command, "--help")
+    assert answer.code == 0 and "Usage: saesteer patch" in answer.out
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, patch_config, no_loading):
+    answer = saesteer("patch", "run", patch_config, "--dry-run", "--set", "name=other")
+    assert answer.code == 0
+    assert "3 of" in answer.out and "resid_pre, z" in answer.out
+    assert "4, of which 0 are there" in answer.out
+    assert "Nothing was loaded or written." in answer.out
+    folder = Path(json.loads(patch_config.read_text())["folder"])
+    assert not list(folder.glob("other-*"))
+
+
+def test_a_run_prints_the_task_first_and_ends_with_the_next_step(saesteer, patch_config, patch_run):
+    answer = saesteer("patch", "run", patch_config)
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert next(line for line in lines[2:] if line).startswith("Accuracy ")
+    assert f"Report: {patch_run / 'report.html'}" in answer.out
+    assert lines[-1] == f"  saesteer patch show {patch_run} --suggest-site"
+    assert [x for x in lines if len(x) > 100 and str(patch_run) not in x] == []
+
+
+def test_json_is_the_metrics(saesteer, patch_config, patch_run):
+    answer = saesteer("patch", "run", patch_config, "--json")
+    metrics = json.loads(answer.out, parse_constant=pytest.fail)
+    assert metrics == json.loads((patch_run / "metrics.json").read_text())
+    shown = saesteer("patch", "show", patch_run, "--json")
+    assert json.loads(shown.out) == metrics
+
+
+def test_several_settings_run_one_after_the_other(saesteer, patch_config, patch_run):
+    answer = saesteer("patch", "run", patch_config, patch_config)
+    assert answer.code == 0
+    assert answer.out.count("Report: ") == 2
+
+
+def test_the_site_is_suggested_or_refused_with_the_reason(saesteer, patch_run):
+    answer = saesteer("patch", "show", patch_run, "--suggest-site")
+    assert answer.code == 0
+    metrics = json.loads((patch_run / "metrics.json").read_text())
+    for sentence in metrics["suggestion"]["sentences"]:
+        assert " ".join(sentence.split()) in " ".join(answer.out.split())
+    record = json.loads(saesteer("patch", "show", patch_run, "--suggest-site", "--json").out)
+    assert record == metrics["suggestion"]
+
+
+def test_an_sae_is_placed_among_the_sites(saesteer, patch_run, mirror_sae):
+    folder = mirror_sae()
+    record = json.loads(saesteer("patch", "show", patch_run, "--sae", folder, "--json").out)
+    if json.loads((patch_run / "metrics.json").read_text())["scale"] == "share":
+        assert record["sae"]["layer"] == 2
+    else:
+        assert record["best"] is None
+
+
+def test_the_report_can_be_drawn_again(saesteer, patch_run):
+    before = (patch_run / "report.html").read_bytes()
+    (patch_run / "report.html").unlink()
+    assert saesteer("patch", "show", patch_run, "--redraw").code == 0
+    assert (patch_run / "report.html").read_bytes() == before
+
+
+def test_the_lens_reads_every_layer_and_writes_a_page(saesteer, tiny_model_folder, tmp_path):
+    model, page = tiny_model_folder("gpt2"), tmp_path / "out" / "lens.html"
+    answer = saesteer("patch", "lens", "The cat sat", "<b>hi", "--model", model, "--html", page)
+    assert answer.code == 0
+    for point in ("0 resid_pre", "0 resid_post", "1 resid_post", "2 resid_post"):
+        assert answer.out.count(point) == 2
+    assert "<b>hi" not in page.read_text() and "&lt;b&gt;hi" in page.read_text()
+
+
+def test_the_lens_ends_in_what_the_model_says(saesteer, tiny_model_folder, hf_model):
+    import torch
+
+    model = tiny_model_folder("llama")
+    answer = saesteer("patch", "lens", "The cat sat", "--model", model, "--json", "--top", "2")
+    (record,) = json.loads(answer.out)
+    last = record["points"][-1]
+    assert last["rank"] == 0 and last["top"][0] == record["answer"]
+    assert len(last["top"]) == 2 and len(record["points"]) == 1 + 2 * 3
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = [tokenizer.bos_token_id, *tokenizer("The cat sat", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        odds = hf_model("llama")(torch.tensor([ids])).logits[0, -1].softmax(-1)
+    assert last["probability"] == pytest.approx(float(odds.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lens",), "there is no prompt to read"),
+        (("lens", " "), "a prompt is empty"),
+        (("lens", "--pairs", "capitols"), "no bundled set of prompt pairs called 'capitols'"),
+        (("run", "nothing.yaml"), "nothing.yaml cannot be read"),
+        (("ioi", "--set", "metric=hope"), "saesteer patch ioi: metric"),
+        (("ioi", "--set", "metrik"), "is not of the form a.b=c"),
+        (("ioi", "--model", "./nowhere"), "nowhere"),
+        (("show", "nowhere"), "holds no finished patching run"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_before_anything_is_loaded(
+    refused, no_loading, arguments, message
+):
+    assert message in refused("patch", *arguments)
+
+
+def test_pairs_that_are_no_pairs_are_told_with_file_and_record(refused, patch_config, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text('[{"clean": {"question": "a"}}]')
+    message = refused("patch", "run", patch_config, "--set", f"pairs.source={path}")
+    assert str(path) in message and "'answer'" in message
+
+
+def test_names_unknown_to_the_tokenizer_are_one_sentence(refused, tiny_model_folder, tmp_path):
+    message = refused(
+        "patch", "ioi", "--model", tiny_model_folder("gpt2"), "--set", f"folder={tmp_path}"
+    )
+    assert "are one token for this tokenizer" in message
+    assert not list(tmp_path.glob("*/config.json"))

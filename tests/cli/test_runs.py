@@ -1,0 +1,251 @@
+"""`saesteer runs`: what was run is found again, held together and annotated."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from saesteer.tracking import RunFolder
+from saesteer.tracking.recording import recorded_run
+from saesteer.tracking.store import RunStore
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch) -> None:
+    for name in ("SAESTEER_STORE", "WANDB_MODE", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder of four runs, one of them failed."""
+    root = tmp_path / "runs"
+    for seed, (effect, model) in enumerate([(0.1, "gpt2"), (0.3, "gpt2"), (0.2, "smollm2")]):
+        config = {"seed": seed, "model": {"name": model}}
+        with recorded_run(
+            RunFolder(root / f"kind-{seed}"), kind="run", name="kind", config=config, tags=["p"]
+        ) as run:
+            run.summary({"effect": effect, "fit": {"r2": 0.5}})
+            run.artifact("vector", root / f"kind-{seed}" / "vector.safetensors")
+    with pytest.raises(RuntimeError):
+        with recorded_run(RunFolder(root / "broken"), kind="compare", name="many [personas]"):
+            raise RuntimeError("out of memory at blocks.3")
+    return root
+
+
+@pytest.fixture
+def runs(root, monkeypatch):
+    """Return a function that calls `saesteer runs` on these runs and returns what it prints."""
+    from saesteer.cli.runs import app
+
+    monkeypatch.setenv("SAESTEER_RUNS", str(root))
+
+    def call(*arguments: object) -> str:
+        answer = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+        # Markdown is for pasting, and paths are for copying.
+        lines = [
+            x for x in answer.stdout.splitlines() if "|" not in x and str(root.parent) not in x
+        ]
+        assert all(len(line) <= 100 for line in lines)
+        return answer.stdout
+
+    return call
+
+
+@pytest.fixture
+def refused(runs):
+    """Return a function that calls `saesteer runs` and returns the sentence it refuses with."""
+    from saesteer.errors import SaesteerError
+
+    def call(*arguments: object) -> str:
+        with pytest.raises(SaesteerError) as caught:
+            runs(*arguments)
+        told = str(caught.value)
+        assert told.count("\n") == 0
+        return told
+
+    return call
+
+
+def ids(root: Path) -> dict[str, str]:
+    return {run.folder.name: run.id for run in RunStore(root).runs()}
+
+
+def test_the_list_has_one_line_for_each_run_with_its_effect(runs, root):
+    lines = runs("list").splitlines()
+    assert lines[0].split() == ["id", "kind", "name", "status", "started", "took", "effect"]
+    rows = {line.split()[0]: line for line in lines[2:]}
+    assert set(rows) == set(ids(root).values())
+    assert "many [personas]" in rows[ids(root)["broken"]] and "failed" in rows[ids(root)["broken"]]
+    assert rows[ids(root)["kind-1"]].rstrip().endswith("0.3")
+    assert "... and 3 more" in runs("list", "--limit", 1)
+    chosen = runs("list", "--column", "config.model.name", "--sort", "config.seed", "--desc")
+    assert [line.split()[-1] for line in chosen.splitlines()[2:5]] == ["smollm2", "gpt2", "gpt2"]
+
+
+def test_an_empty_folder_says_how_to_begin(runs, tmp_path):
+    assert "saesteer run records one" in runs("list", "--root", tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_conditions_choose_and_aggregates_are_markdown(runs, root):
+    kept = runs("filter", "status=finished", "metrics.effect>0.15", "--json")
+    assert {run["id"] for run in json.loads(kept)} == {ids(root)["kind-1"], ids(root)["kind-2"]}
+    assert runs("filter", "status=running").strip() == "No run meets these conditions."
+    table = runs(
+        "filter", "status=finished", "--by", "config.model.name", "--of", "metrics.effect",
+        "--with", "count,mean,median",
+    )  # fmt: skip
+    assert table.splitlines() == [
+        "| config.model.name | runs | count metrics.effect | mean metrics.effect "
+        "| median metrics.effect |",
+        "| --- | --- | --- | --- | --- |",
+        "| gpt2 | 2 | 2 | 0.2 | 0.2 |",
+        "| smollm2 | 1 | 1 | 0.2 | 0.2 |",
+    ]
+
+
+def test_a_run_is_shown_with_settings_metrics_files_and_notes(runs, root):
+    short = ids(root)["kind-0"][:6]
+    runs("note", short, "a [first] look")
+    RunStore(root).add_note(short, {"observation": "E rises", "hypothesis": "layer 10"})
+    shown = runs("show", short)
+    for text in (
+        "run kind",
+        "finished",
+        "model.name",
+        "fit.r2",
+        "vector.safetensors",
+        "a [first] look",
+        "observation: E rises; hypothesis: layer 10",
+    ):
+        assert text in shown, text
+    assert "RuntimeError: out of memory at blocks.3" in runs("show", root / "broken")
+    assert json.loads(runs("show", short, "--json"))["metrics"]["effect"] == 0.1
+
+
+def test_only_the_settings_that_differ_stand_side_by_side(runs, root):
+    names = ids(root)
+    shown = runs("compare", names["kind-0"], names["kind-1"])
+    assert "seed" in shown and "model.name" not in shown
+    row = next(line for line in shown.splitlines() if line.startswith("effect"))
+    assert row.split() == ["effect", "0.1", "0.3"]
+    found = json.loads(runs("compare", *names.values(), "--json"))
+    assert found["settings"]["model.name"][names["kind-2"]] == "smollm2"
+    assert names["broken"] not in found["settings"]["seed"]
+
+
+def test_exports_are_read_by_pandas(runs, root, tmp_path):
+    for ending, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        target = tmp_path / f"runs.{ending}"
+        assert "wrote 3 runs" in runs("export", target, "status=finished")
+        assert sorted(read(target)["metrics.effect"]) == [0.1, 0.2, 0.3]
+    runs("export", tmp_path / "runs.json")
+    assert len(json.loads((tmp_path / "runs.json").read_text())) == 4
+
+
+def test_a_deleted_list_is_made_again_and_notes_stay(runs, root):
+    runs("note", root / "kind-0", "keep this")
+    before = runs("list", "--json")
+    (root / "index.sqlite").unlink()
+    assert runs("list", "--json") == before
+    assert "4 runs are listed" in runs("rebuild")
+    assert runs("list", "--json") == before
+    assert "keep this" in runs("show", ids(root)["kind-0"])
+
+
+def test_a_damaged_list_costs_one_line(root, monkeypatch):
+    from saesteer.cli.runs import app
+
+    monkeypatch.setenv("SAESTEER_RUNS", str(root))
+    (root / "index.sqlite").write_bytes(b"rubbish " * 500)
+    for end in ("-wal", "-shm"):
+        Path(f"{root / 'index.sqlite'}{end}").unlink(missing_ok=True)
+    answer = CliRunner().invoke(app, ["list"])
+    assert answer.exit_code == 0
+    assert len(answer.stderr.splitlines()) == 1 and "saesteer runs rebuild" in answer.stderr
+    assert answer.stdout.count("finished") == 3
+    assert CliRunner().invoke(app, ["rebuild"]).exit_code == 0
+    assert CliRunner().invoke(app, ["list"]).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["show", "kind-9"], "there is no run 'kind-9'; did you mean kind-"),
+        (["show", ""], "there is no run ''"),
+        (["note", "kind-0", " "], "the note is empty"),
+        (["compare", "kind-0"], "give two runs or more"),
+        (["compare", "kind-0", "kind-0"], "give two runs or more"),
+        (["filter", "metrics.efect>1"], "did you mean metrics.effect?"),
+        (["filter", "status"], "has no operator"),
+        (["filter", "--of", "metrics.effect", "--with", "avg"], "aggregate 'avg' is unknown"),
+        (["list", "--sort", "nothing"], "no run has a field 'nothing'"),
+        (["list", "--column", "metrics.fit.r"], "did you mean metrics.fit.r2?"),
+        (["export", "runs.txt"], "does not end in .csv, .json, .parquet"),
+        (["rebuild", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, text, refused):
+    assert text in refused(*arguments)
+
+
+def test_every_command_that_computes_leaves_a_run(saesteer, config, finished, tmp_path):
+    root = finished.parent
+    first = saesteer("run", config, "--json")
+    assert (first.code, first.err) == (0, "")
+    (run,) = [run for run in RunStore(root).runs() if run.folder.name == finished.name]
+    metrics = json.loads(first.out)
+    assert (run.kind, run.name, run.status) == ("run", "tiny", "finished")
+    assert run.metrics["effect"] == metrics["vector"]["effect"]["effect"]
+    assert set(run.stages) == {"activations", "features", "evaluation", "completions"}
+    assert run.config["selection"] == {**run.config["selection"], "max_firing": 1.0}
+    assert set(run.record["artifacts"]) == {"vector", "report"}
+    curve = json.loads((finished / "curves" / "margin.json").read_text())
+    assert [point["margin"] for point in curve["points"]] == [
+        row["margin"] for row in metrics["curve"]
+    ]
+    again = saesteer("run", config, "--json", "--set", "tracking.tags=[mine]")
+    assert again.out == first.out
+    (same,) = [run for run in RunStore(root).runs() if run.folder.name == finished.name]
+    assert (same.id, same.metrics, same.status) == (run.id, run.metrics, "finished")
+    assert same.tags == ("mine",)
+
+
+def test_a_run_that_fails_is_recorded_with_its_sentence(saesteer, config, mirror_sae, tmp_path):
+    place = tmp_path / "runs"
+    answer = saesteer(
+        "run", config, "--set", f"sae={mirror_sae(d_in=48)}", "--set", f"folder={place}"
+    )
+    assert answer.code == 2
+    (run,) = RunStore(place).runs()
+    assert run.status == "failed"
+    assert f"error: {run.error}" == answer.err.splitlines()[-1]
+
+
+def test_a_look_is_recorded_too(saesteer, finished, monkeypatch, tmp_path):
+    answer = saesteer("generate", "Why?", "--vector", finished, "--max-new-tokens", 3)
+    assert answer.code == 0
+    (run,) = RunStore(Path(os.environ["SAESTEER_RUNS"])).runs()
+    assert (run.kind, run.status) == ("generate", "finished")
+    assert run.config["prompts"] == ["Why?"]
+    kept = json.loads((run.folder / "completions.json").read_text())
+    assert kept[0]["prompt"] == "Why?"
+    monkeypatch.setenv("SAESTEER_RUNS", str(finished / "run.json"))
+    answer = saesteer("generate", "Why?", "--vector", finished, "--max-new-tokens", 3)
+    assert answer.code == 0
+    assert "warning: not recorded" in answer.err
+
+
+def test_wandb_offline_is_asked_for_by_the_settings(saesteer, config, finished):
+    answer = saesteer("run", config, "--set", "tracking.wandb=offline")
+    assert answer.code == 0
+    (file,) = (finished / "wandb").glob("offline-run-*/*.wandb")
+    assert file.stat().st_size > 1000
+    assert str(file.parent) in answer.err

@@ -1,0 +1,199 @@
+"""`saesteer sweep` and `saesteer worker`, and `saesteer run` as a trial."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from saesteer.cli.compare import compare_command
+from saesteer.cli.run import run_command
+from saesteer.cli.sweep import sweep_command
+from saesteer.cli.worker import worker_command
+
+
+def _fixtures() -> Any:
+    place = Path(__file__).parents[1] / "sweeps" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("sweep_fixtures", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fixtures = _fixtures()
+base_file, sweep_file, made_up = fixtures.base_file, fixtures.sweep_file, fixtures.made_up
+CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
+
+
+@pytest.fixture
+def call() -> Callable[..., Result]:
+    """Return a function that calls a command in this process."""
+    app = typer.Typer()
+    for name, command in {
+        "sweep": sweep_command,
+        "worker": worker_command,
+        "run": run_command,
+        "compare": compare_command,
+    }.items():
+        app.command(name)(command)
+    return lambda *words: CliRunner().invoke(app, [*map(str, words)])
+
+
+def fields(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("sweeps/*/sweep.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(call, sweep_file, tmp_path, no_loading):
+    answer = call("sweep", sweep_file(), "--dry-run")
+    assert answer.exit_code == 0, answer.output
+    for text in ("6 trials of saesteer run", "selection.criterion", "8, 12, 16", "Nothing was"):
+        assert text in answer.output, text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_ends_with_its_table_and_the_best_settings(call, sweep_file, tmp_path):
+    two = {"selection.n_features": {"values": [8, 16]}}
+    answer = call("sweep", sweep_file(parameters=two))
+    assert answer.exit_code == 0, answer.output
+    record = fields(tmp_path / "runs")
+    assert record["states"] == {"done": 2}
+    best = record["trials"][record["best"]]
+    assert f"{best['value']:.4f}" in answer.output
+    # The best settings run unchanged: the same folder, which is finished.
+    (file,) = (tmp_path / "runs").glob("sweeps/*/best.yaml")
+    again = call("run", file, "--json")
+    assert again.exit_code == 0, again.output
+    metrics = json.loads(again.stdout)
+    assert metrics["vector"]["effect"]["effect"] == best["value"]
+    runs = [f for f in (tmp_path / "runs").iterdir() if f.name.startswith("tiny-")]
+    assert len(runs) == 2
+    # Said again without running anything.
+    assert call("sweep", file.parents[3] / "tiny-sweep.yaml").exit_code == 0
+
+
+def test_trials_load_the_model_once_and_read_activations_once(
+    call, sweep_file, tmp_path, monkeypatch
+):
+    from saesteer import pipeline, workbench
+
+    calls: list[str] = []
+    for module, name in ((workbench, "load_model"), (pipeline, "read_pair_activations")):
+        real = getattr(module, name)
+
+        def counted(*rest: Any, real: Any = real, name: str = name, **more: Any) -> Any:
+            calls.append(name)
+            return real(*rest, **more)
+
+        monkeypatch.setattr(module, name, counted)
+    answer = call("sweep", sweep_file(parameters={"selection.n_features": {"values": [8, 12, 16]}}))
+    assert answer.exit_code == 0, answer.output
+    # Training and validation pairs.
+    assert sorted(calls) == ["load_model", "read_pair_activations", "read_pair_activations"]
+
+
+def test_a_worker_joins_by_folder_or_url(call, sweep_file, made_up, tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    # Nobody is at work yet: the queue is filled by a sweep that is stopped at once.
+    monkeypatch.setattr("saesteer.cli.sweep._work", lambda *rest: None)
+    for place in ([], ["--storage", url]):
+        assert call("sweep", sweep_file(), *place).exit_code == 0
+    (study,) = (tmp_path / "runs" / "sweeps").iterdir()
+    for where in (study, url):
+        answer = call("worker", "--study", where, "--trials", 2)
+        assert answer.exit_code == 0, answer.output
+        assert "2 trials done, 0 failed" in answer.output
+    assert len(made_up) == 4
+
+
+def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up, monkeypatch):
+    from saesteer.errors import DataError
+    from saesteer.sweeps.trials import TrialKind
+
+    measure = TrialKind.measure
+
+    def stumble(self, values, **rest):
+        if values["selection.n_features"] == 8:
+            raise DataError("pairs.csv is away; put it back.")
+        return measure(self, values, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialKind, "measure", stumble)
+        answer = call("sweep", sweep_file())
+    assert answer.exit_code == 0, answer.output
+    assert "trial 0 failed: pairs.csv is away; put it back." in answer.output
+    assert "--retry-failed" in answer.output
+    assert fields(tmp_path / "runs")["states"] == {"failed": 2, "done": 4}
+    again = call("sweep", sweep_file(), "--retry-failed")
+    assert again.exit_code == 0, again.output
+    assert fields(tmp_path / "runs")["states"] == {"done": 6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "text"),
+    [
+        ({"method": "random"}, [], "random never ends by itself"),
+        ({"parameters": {"selection.n_features": {"values": [0]}}}, [], "n_features"),
+        ({}, ["--set", "x"], "is not of the form"),
+        ({}, ["--slurm", "gpu"], "--slurm 'gpu' is not of the form"),
+        ({}, ["--set", "site=here"], "site 'here'"),
+        (
+            {"parameters": {"seed": {"values": [0, 1]}, "sae": {"values": ["smollm2", "x"]}}},
+            [],
+            "'x'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_loaded(
+    changes, words, text, call, sweep_file, no_loading, tmp_path
+):
+    from saesteer.errors import SaesteerError
+
+    answer = call("sweep", sweep_file(**changes), *words)
+    assert isinstance(answer.exception, SaesteerError)
+    assert text in str(answer.exception)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("where", ["nowhere", "nosuchbase://x", "sqlite:////nowhere/at/all.db"])
+def test_a_study_that_is_not_there_is_one_sentence(where, call):
+    from saesteer.errors import SaesteerError
+
+    answer = call("worker", "--study", where)
+    assert isinstance(answer.exception, SaesteerError)
+    assert "\n" not in str(answer.exception)
+
+
+def test_run_takes_an_agents_words_and_its_file(call, base_file, tmp_path, monkeypatch, no_loading):
+    file = tmp_path / "config.yaml"
+    file.write_text("selection.n_features: {value: 9}\nregression: {value: {method: ridge}}\n")
+    words = ["selection={'n_features': 8, 'criterion': 'auroc'}", "--dry-run"]
+    assert "8 by auroc" in call("run", base_file, *words).output
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(file))
+    told = call("run", base_file, *words, "--set", "selection.n_features=7").output
+    assert "9 by auroc" in told
+    assert "ridge weights" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "trials"), [("features", 12), ("layers", 18), ("personas", 30), ("front", 12)]
+)
+def test_the_shipped_sweeps_are_valid(name, trials, bundled_gguf, tmp_path, monkeypatch):
+    from saesteer.sweeps.spec import make_spec
+    from saesteer.sweeps.sweep_file import read_sweep_file
+
+    monkeypatch.chdir(CONFIGS.parents[1])
+    spec = make_spec(read_sweep_file(CONFIGS / f"{name}.yaml"), overrides=[f"folder={tmp_path}"])
+    cells = spec.cells()
+    assert len(cells) == trials
+    if name != "layers":
+        # Its model and SAEs come from the Hub.
+        spec.trial.check(cells[-1].values)

@@ -1,0 +1,208 @@
+"""Runs are found by nested fields, and added up as numpy adds them up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saesteer.errors import ConfigError
+from saesteer.tracking.export import export_runs
+from saesteer.tracking.queries import (
+    MISSING,
+    aggregate,
+    differences,
+    field_of,
+    filter_runs,
+    flatten,
+    markdown_table,
+    metrics_side_by_side,
+    parse_predicate,
+    sort_runs,
+)
+from saesteer.tracking.stored_run import StoredRun
+
+
+def run(number: int, effect: Any = 0.0, **more: Any) -> StoredRun:
+    config = {"model": {"name": "smollm2" if number % 2 else "gpt2"}, "seed": number, "site": None}
+    facts: dict[str, Any] = {
+        "id": f"{number:08x}",
+        "kind": "run",
+        "name": f"n{number}",
+        "status": "finished",
+        "folder": Path(f"runs/n{number}"),
+        "config": config,
+        "metrics": {"effect": effect, "fit": {"r2": number / 10}},
+        "started": f"2026-11-{number + 10}T10:00:00+0000",
+        "tags": ("persona", f"t{number}"),
+    }
+    return StoredRun(**{**facts, **more})
+
+
+RUNS = [
+    run(1, 0.1),
+    run(2, 0.3),
+    run(3, None),
+    run(4, 1e-4, metrics={}),
+    run(5, -0.5, status="failed", error="no such site", notes=({"text": "look again"},)),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("config.model.name=smollm2", [1, 3, 5]),
+        ("config.model.name!=smollm2", [2, 4]),
+        ("metrics.effect>0.1", [2]),
+        ("metrics.effect>=1e-1", [1, 2]),
+        ("metrics.effect < 0", [5]),
+        ("metrics.effect<=0.3", [1, 2, 5]),
+        ("metrics.effect=null", [3]),
+        ("metrics.effect!=null", [1, 2, 4, 5]),
+        ("metrics.effect exists", [1, 2, 3, 5]),
+        ("metrics.effect missing", [4]),
+        ("metrics.effect=0.30", [2]),
+        ("metrics.effect in 0.1, 0.3", [1, 2]),
+        ("metrics.effect not in (0.1,0.3)", [3, 4, 5]),
+        ("config.seed in 2,4,9", [2, 4]),
+        ("status=finished", [1, 2, 3, 4]),
+        ("status in failed,killed", [5]),
+        ("tags=persona", [1, 2, 3, 4, 5]),
+        ("tags~T3", [3]),
+        ("tags!~t3", [1, 2, 4, 5]),
+        ("notes~again", [5]),
+        ("error~site", [5]),
+        ("id=00000002", [2]),
+        ("started>=2026-11-14", [4, 5]),
+        ("started<2026-11-12", [1]),
+        ('name="n2"', [2]),
+        ("name>n3", [4, 5]),
+        ("metrics.fit.r2>0.25", [3, 5]),
+        ("config.site=null", [1, 2, 3, 4, 5]),
+        ("config.site=None", [1, 2, 3, 4, 5]),
+        ('config.site="null"', []),
+        ("metrics.effect>high", []),
+    ],
+)
+def test_a_condition_keeps_the_runs_that_meet_it(text, numbers):
+    kept = filter_runs(RUNS, [parse_predicate(text)])
+    assert [int(r.id, 16) for r in kept] == numbers
+
+
+def test_conditions_are_met_together():
+    both = [parse_predicate("config.model.name=smollm2"), parse_predicate("metrics.effect exists")]
+    assert [r.name for r in filter_runs(RUNS, both)] == ["n1", "n3", "n5"]
+    assert filter_runs(RUNS, []) == RUNS
+    assert filter_runs([], both) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("status", "has no operator"),
+        ("=finished", "names no field"),
+        ("status=", "names no value; write null"),
+        ("status in", "names no value"),
+        ("status in ,", "names no value"),
+        ("status exists now", "nothing may stand behind exists"),
+        ("metrics.efect>1", r"did you mean metrics.effect\?"),
+        ("model.name=gpt2", r"no run has a field 'model.name'; did you mean config.model.name\?"),
+        ("effect>0", r"did you mean metrics.effect\?"),
+        ("zzzzzzz=1", "saesteer runs show"),
+    ],
+)
+def test_a_condition_that_cannot_be_read_is_one_sentence(text, told):
+    with pytest.raises(ConfigError, match=told):
+        filter_runs(RUNS, [parse_predicate(text)])
+
+
+def test_a_missing_field_is_not_a_null_one():
+    values = {"a": {"b": None, "c.d": 3, "e": {}}, "a.x": 1}
+    assert field_of(values, "a.b") is None
+    assert field_of(values, "a.z") is MISSING
+    assert field_of(values, "a.b.c") is MISSING
+    assert field_of(values, "a.c.d") == 3
+    assert field_of(values, "a.x") == 1
+    assert flatten(values) == {"a.b": None, "a.c.d": 3, "a.e": {}, "a.x": 1}
+
+
+def test_runs_are_sorted_with_those_that_lack_the_field_last():
+    assert [r.name for r in sort_runs(RUNS, "metrics.effect")] == ["n5", "n1", "n2", "n3", "n4"]
+    down = sort_runs(RUNS, "metrics.effect", descending=True)
+    assert [r.name for r in down] == ["n2", "n1", "n5", "n3", "n4"]
+    assert sort_runs(RUNS, "name", descending=True)[0].name == "n5"
+    with pytest.raises(ConfigError, match="no run has a field"):
+        sort_runs(RUNS, "metrics.nothing")
+
+
+def test_aggregates_are_those_of_numpy_by_group():
+    rng = np.random.default_rng(0)
+    runs = [run(n, float(rng.normal())) for n in range(11)]
+    kinds = ("count", "mean", "median", "std", "min", "max")
+    rows = aggregate(runs, ["metrics.effect"], by=["config.model.name"], kinds=kinds)
+    assert [row["config.model.name"] for row in rows] == ["gpt2", "smollm2"]
+    for row, odd in zip(rows, (0, 1), strict=True):
+        values = np.array([r.metrics["effect"] for r in runs if int(r.id, 16) % 2 == odd])
+        assert row["runs"] == row["count metrics.effect"] == len(values)
+        expected = {"mean": values.mean(), "median": np.median(values), "std": values.std(ddof=1)}
+        expected |= {"min": values.min(), "max": values.max()}
+        for kind, value in expected.items():
+            assert row[f"{kind} metrics.effect"] == pytest.approx(value, abs=1e-12), kind
+
+
+def test_what_is_no_number_is_left_out_and_counted():
+    (row,) = aggregate(RUNS, ["metrics.effect"], kinds=("count", "mean", "std"))
+    assert (row["runs"], row["count metrics.effect"]) == (5, 3)
+    assert row["mean metrics.effect"] == pytest.approx((0.1 + 0.3 - 0.5) / 3)
+    (row,) = aggregate(RUNS[2:4], ["metrics.effect"], kinds=("count", "mean", "std", "min"))
+    assert list(row.values()) == [2, 0, None, None, None]
+    (row,) = aggregate(RUNS[:1], ["metrics.effect"], kinds=("mean", "std"))
+    assert row["std metrics.effect"] is None
+    assert aggregate([], ["metrics.effect"]) == []
+    with pytest.raises(ConfigError, match="aggregate 'avg' is unknown; use count, mean"):
+        aggregate(RUNS, ["metrics.effect"], kinds=("avg",))
+
+
+def test_the_table_is_markdown_that_any_reader_takes():
+    rows = [{"name": "a|b", "e": 0.123456, "n": 3}, {"name": None, "e": None, "more": True}]
+    assert markdown_table(rows).splitlines() == [
+        "| name | e | n | more |",
+        "| --- | --- | --- | --- |",
+        "| a\\|b | 0.1235 | 3 |  |",
+        "| null | null |  | true |",
+    ]
+    assert markdown_table([]) == ""
+
+
+def test_only_what_differs_is_compared_and_all_that_was_found():
+    one, two = run(1, 0.5), run(3, 0.7)
+    assert differences([one, two]) == {"seed": [1, 3]}
+    assert differences([one, one]) == {}
+    other = run(2, 0.7, config={"seed": 1})
+    assert differences([one, other]) == {
+        "model.name": ["smollm2", MISSING],
+        "site": [None, MISSING],
+    }
+    assert metrics_side_by_side([one, two]) == {"effect": [0.5, 0.7], "fit.r2": [0.1, 0.3]}
+
+
+def test_exports_hold_what_was_recorded(tmp_path):
+    runs = [*RUNS, run(6, float("1e300"), config={"seed": "six", "list": [1, {"a": 2}]})]
+    frame = pd.read_parquet(export_runs(runs, tmp_path / "runs.parquet"))
+    assert list(frame["id"]) == [r.id for r in runs]
+    assert frame["metrics.effect"].dropna().tolist() == [0.1, 0.3, -0.5, 1e300]
+    assert frame["config.seed"].tolist() == ["1", "2", "3", "4", "5", "six"]
+    assert json.loads(frame["config.list"].iloc[-1]) == [1, {"a": 2}]
+    table = pd.read_csv(export_runs(runs, tmp_path / "runs.csv"), dtype={"id": str})
+    assert list(table["id"]) == [r.id for r in runs]
+    assert table["metrics.fit.r2"].dropna().tolist() == [0.1, 0.2, 0.3, 0.5, 0.6]
+    whole = json.loads(export_runs(runs, tmp_path / "runs.json").read_text())
+    assert whole[0]["config"] == runs[0].config
+    assert len(json.loads(export_runs([], tmp_path / "none.json").read_text())) == 0
+    export_runs([], tmp_path / "none.csv")
+    with pytest.raises(ConfigError, match="does not end in"):
+        export_runs(runs, tmp_path / "runs.xlsx")

@@ -1,0 +1,323 @@
+"""W&B gets what the folder gets, and whatever happens there costs no result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from saesteer.config import TrackingSettings
+from saesteer.progress import Progress
+from saesteer.tracking import RunFolder, wandb_run
+from saesteer.tracking.recording import recorded_run
+from saesteer.tracking.store import RunStore
+from saesteer.tracking.wandb_run import wandb_mode
+
+sys.path.insert(0, str(Path(__file__).parent))
+from wandb_reader import OfflineRun, wandb_server
+
+KEY = "0123456789abcdef" * 3
+FEATURES = [
+    {"feature": 12, "weight": 0.5, "description": "kind words"},
+    {"feature": 7, "weight": float("nan"), "description": None},
+]
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _own_service() -> Iterator[None]:
+    # W&B keeps the address it first met for as long as its service lives.
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+
+
+def work(
+    folder: RunFolder, tracking: TrackingSettings | None, said: Progress | None = None
+) -> None:
+    """Do a run that says everything there is to say."""
+    import plotly.graph_objects as go
+
+    config = {"seed": 3, "model": {"name": "tiny"}, "llm": {"api_key": KEY}, "tracking": {}}
+    with recorded_run(
+        folder, kind="run", name="kindly", config=config, tags=["mine"], wandb=tracking,
+        group="sweep-1", progress=said,
+    ) as run:  # fmt: skip
+        with run.stage("reading"):
+            time.sleep(0.01)
+        run.log({"loss": 1.5}, step=10)
+        run.log({"loss": 1.25, "dead": 0.5}, step=20)
+        points = [{"strength": s, "margin": s / 4, "kl": None} for s in (-1.0, 0.0, 1.0)]
+        run.curve("margin", points, x="strength")
+        run.table("features", pd.DataFrame(FEATURES))
+        run.table("completions", [{"strength": -0.5, "text": f"use {KEY}"}, {"strength": 0.5}])
+        run.figure("bars", go.Figure(data=[go.Bar(y=[1, 2])]))
+        page = folder.path / "page.html"
+        page.write_text("<p>hello</p>")
+        run.figure("page", page)
+        (folder.path / "vector.safetensors").write_bytes(b"vector")
+        run.artifact("vector", folder.path / "vector.safetensors", "vector")
+        run.summary({"effect": 0.5, "fit": {"r2": float("nan"), "cosine": 0.9}})
+
+
+@pytest.fixture
+def offline(folder, monkeypatch) -> OfflineRun:
+    """An offline run with a key in the environment."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(sys, "argv", ["saesteer", "run", f"--set=llm.api_key={KEY}"])
+    work(folder, TrackingSettings(wandb="offline", project="mine", tags=["more"]))
+    return OfflineRun(folder.path)
+
+
+def test_an_offline_run_holds_everything_for_a_later_sync(offline, folder, root):
+    (stored,) = RunStore(root).runs()
+    run = offline.run
+    assert (run.run_id, run.display_name, run.project) == (stored.id, "kindly", "mine")
+    assert (run.run_group, run.job_type) == ("sweep-1", "run")
+    assert sorted(run.tags) == ["mine", "more"]
+    assert offline.config["model"] == {"name": "tiny"} and offline.config["seed"] == 3
+    assert offline.config["llm"] == {"api_key": "***"}
+    assert offline.config["saesteer"]["versions"]["torch"]
+    assert "tracking" not in offline.config
+
+    axes = {metric.name or metric.glob_name: metric.step_metric for metric in offline.metrics}
+    assert axes["loss"] == "step" and axes["dead"] == "step"
+    assert axes["margin/*"] == "margin/strength"
+    losses = [(row["step"], row["loss"]) for row in offline.history if "loss" in row]
+    assert losses == [(10, 1.5), (20, 1.25)]
+    margins = [
+        (row["margin/strength"], row["margin/margin"])
+        for row in offline.history
+        if "margin/strength" in row
+    ]
+    assert margins == [(-1.0, -0.25), (0.0, 0.0), (1.0, 0.25)]
+
+    features = json.loads(offline.media("features_*.table.json").read_text())
+    assert features["columns"] == ["feature", "weight", "description"]
+    assert features["data"] == [[12, 0.5, "kind words"], [7, None, None]]
+    completions = json.loads(offline.media("completions_*.table.json").read_text())
+    assert completions["data"] == [[-0.5, "use ***"], [0.5, None]]
+    assert json.loads(offline.media("bars_*.plotly.json").read_text())["data"][0]["y"] == [1, 2]
+    assert "hello" in offline.media("page_*.html").read_text()
+
+    summary = offline.summary()
+    flat = json.dumps(summary)
+    assert '"effect": 0.5' in flat and "0.9" in flat and "reading" in flat
+    assert "kindly-vector" in str(offline.artifacts)
+    exits = [r.exit.exit_code for r in offline.records if r.HasField("exit")]
+    assert exits == [0]
+
+
+def test_the_key_is_in_no_file(offline, root):
+    files = [file for file in root.rglob("*") if file.is_file()]
+    assert offline.file in files and len(files) > 8
+    for file in files:
+        assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_the_record_names_the_copy_and_a_line_says_how_to_sync(folder):
+    said = Said()
+    work(folder, TrackingSettings(wandb="offline"), said)
+    record = folder.read_json("run.json")["wandb"]
+    assert record["mode"] == "offline" and record["id"] == folder.read_json("run.json")["id"]
+    assert said.lines == [f"W&B, offline: upload it later with wandb sync {record['folder']}"]
+    assert Path(record["folder"]).is_dir()
+
+
+def test_a_failed_run_is_a_failed_one_there_too(folder):
+    with pytest.raises(ZeroDivisionError):
+        with recorded_run(folder, kind="run", name="k", wandb=TrackingSettings(wandb="offline")):
+            raise ZeroDivisionError
+    found = OfflineRun(folder.path)
+    assert [r.exit.exit_code for r in found.records if r.HasField("exit")] == [1]
+
+
+def test_a_trial_of_an_agent_keeps_the_agents_id_and_parameters(folder, tmp_path, monkeypatch):
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text("seed: {value: 9}\nselection.n_features: {value: 16}\n")
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SWEEP_ID": "sweep123",
+        "WANDB_RUN_ID": "trial456",
+        "WANDB_SWEEP_PARAM_PATH": str(parameters),
+    }.items():
+        monkeypatch.setenv(name, value)
+    with recorded_run(folder, kind="run", name="k", config={"seed": 9}) as run:
+        run.summary({"effect": 0.5})
+    found = OfflineRun(folder.path)
+    assert found.run.run_id == "trial456" and found.run.run_group == "sweep123"
+    assert found.run.sweep_id == "sweep123"
+    assert found.config["seed"] == 9
+    assert folder.read_json("run.json")["group"] == "sweep123"
+
+
+def test_a_run_without_wandb_imports_none_of_it(folder, monkeypatch):
+    monkeypatch.setattr(wandb_run, "WandbMirror", None)
+    work(folder, None)
+    work(folder, TrackingSettings(wandb="off"))
+    assert not (folder.path / "wandb").exists()
+    assert "wandb" not in folder.read_json("run.json")
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "mode"),
+    [
+        (None, {}, None),
+        ("online", {}, "online"),
+        ("offline", {}, "offline"),
+        (None, {"WANDB_MODE": "offline"}, "offline"),
+        (None, {"WANDB_MODE": "Online"}, "online"),
+        (None, {"WANDB_MODE": "dryrun"}, "offline"),
+        (None, {"WANDB_SWEEP_ID": "s"}, "online"),
+        (None, {"WANDB_SWEEP_ID": "s", "WANDB_MODE": "offline"}, "offline"),
+        (None, {"WANDB_API_KEY": "k", "WANDB_PROJECT": "p"}, None),
+        ("online", {"WANDB_MODE": "offline"}, "offline"),
+        ("online", {"WANDB_MODE": "disabled"}, None),
+        ("online", {"WANDB_DISABLED": "true"}, None),
+        ("off", {"WANDB_MODE": "online"}, None),
+        ("offline", {"WANDB_MODE": "nonsense"}, "offline"),
+    ],
+)
+def test_who_says_whether_wandb_is_told(setting, environ, mode):
+    assert wandb_mode(TrackingSettings(wandb=setting), environ) == mode
+
+
+def outage(folder: RunFolder, monkeypatch, url: str) -> tuple[float, list[str]]:
+    """Do a run whose W&B is at an address; return how long it took and what was said."""
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.5)
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 1.5)
+    said = Said()
+    start = time.monotonic()
+    work(folder, TrackingSettings(wandb="online"), said)
+    return time.monotonic() - start, said.lines
+
+
+@pytest.mark.parametrize("mode", ["refused", "500", "hang"])
+def test_an_outage_costs_seconds_and_one_line_and_the_run_stays_offline(mode, folder, monkeypatch):
+    with wandb_server(mode) as server:
+        url = "http://127.0.0.1:9" if mode == "refused" else server.url
+        seconds, lines = outage(folder, monkeypatch, url)
+        assert bool(server.asked) == (mode != "refused")
+    assert seconds < 10
+    assert len(lines) == 2, lines
+    assert lines[0].startswith("warning: W&B could not be told everything")
+    assert "offline-run-*" in lines[0] and "wandb sync" in lines[1]
+    record = folder.read_json("run.json")
+    assert (record["status"], record["metrics"]["effect"]) == ("finished", 0.5)
+    assert record["wandb"]["mode"] == "offline"
+    found = OfflineRun(folder.path)
+    assert found.run.run_id == record["id"]
+    assert [row["loss"] for row in found.history if "loss" in row] == [1.5, 1.25]
+
+
+def test_a_server_that_falls_silent_in_the_middle_is_left_behind(folder, monkeypatch):
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 1.0)
+    with wandb_server("ok") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        said = Said()
+        with recorded_run(
+            folder, kind="run", name="k", wandb=TrackingSettings(wandb="online"), progress=said
+        ) as run:
+            until = time.monotonic() + 10
+            while not any("file_stream" in path for path, _ in server.asked):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            server.mode = "hang"
+            run.log({"loss": 1.0}, step=1)
+            run.summary({"effect": 0.5})
+            left = time.monotonic()
+    assert time.monotonic() - left < 8
+    assert folder.read_json("run.json")["status"] == "finished"
+    assert any("did not take everything in time" in line for line in said.lines), said.lines
+    assert all(KEY not in line for line in said.lines)
+
+
+def test_a_server_that_answers_gets_config_and_no_secret(folder, monkeypatch):
+    with wandb_server("ok") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        said = Said()
+        with recorded_run(
+            folder,
+            kind="run",
+            name="k",
+            config={"seed": 5, "note": KEY},
+            wandb=TrackingSettings(wandb="online", entity="someone", group="g"),
+            progress=said,
+        ) as run:
+            run.summary({"effect": 0.25})
+        bodies = b"".join(body for _, body in server.asked)
+    assert any(line.startswith(f"W&B: {server.url}/someone/saesteer/runs/") for line in said.lines)
+    assert KEY.encode() not in bodies
+    assert b"seed" in bodies and b"effect" in bodies
+
+
+def test_wandb_sync_uploads_an_offline_run_later(folder, monkeypatch):
+    # Numbers alone: the server that is played here takes no files.
+    tracking = TrackingSettings(wandb="offline")
+    with recorded_run(folder, kind="run", name="kindly", config={}, wandb=tracking) as run:
+        run.curve("margin", [{"strength": 1, "margin": 0.5}], x="strength")
+        run.summary({"effect": 0.5})
+    place = folder.read_json("run.json")["wandb"]["folder"]
+    with wandb_server("ok") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
+        command = [sys.executable, "-m", "wandb", "sync", place]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        bodies = b"".join(body for _, body in server.asked)
+    assert done.returncode == 0, done.stderr
+    assert b"effect" in bodies and b"margin/strength" in bodies and b"kindly" in bodies
+
+
+def test_without_a_key_the_run_stays_offline_and_nobody_is_asked(folder, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked on the terminal"))
+    said = Said()
+    work(folder, TrackingSettings(wandb="online"), said)
+    assert "W&B has no key here" in said.lines[0]
+    assert OfflineRun(folder.path).run.display_name == "kindly"
+
+
+def test_a_wandb_that_breaks_costs_one_line(folder, monkeypatch):
+    import wandb
+
+    def broken(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    said = Said()
+    work(folder, TrackingSettings(wandb="offline"), said)
+    assert folder.read_json("run.json")["metrics"]["effect"] == 0.5
+    (line,) = said.lines
+    assert "No space left on device" in line
+
+
+def test_calls_that_break_cost_one_line_and_the_others_go_on(folder, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb, "Table", None)
+    monkeypatch.setattr(wandb, "Plotly", None)
+    said = Said()
+    work(folder, TrackingSettings(wandb="offline"), said)
+    assert len([line for line in said.lines if line.startswith("warning")]) == 1
+    found = OfflineRun(folder.path)
+    assert [row["loss"] for row in found.history if "loss" in row] == [1.5, 1.25]
+    assert '"effect": 0.5' in json.dumps(found.summary())
