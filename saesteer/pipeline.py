@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from saesteer.activations import PairActivations, read_pair_activations
@@ -19,17 +21,26 @@ from saesteer.evaluation import (
     against_null,
     is_monotone,
 )
-from saesteer.features import encode_pairs, feature_table
+from saesteer.features import PairCodes, encode_pairs, feature_table
 from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
 from saesteer.models import model_info
 from saesteer.plan import Plan, plan_run, too_few
 from saesteer.progress import Progress
 from saesteer.report import propensity_data, propensity_figure
+from saesteer.run_sharing import (
+    activations_key,
+    measured,
+    measured_curve,
+    measured_with,
+    weights_key,
+)
+from saesteer.shelf import Shelf
 from saesteer.steering import SteeringVector, generate
 from saesteer.tracking import RunFolder, environment_record, finite, write_record
 from saesteer.workbench import Workbench
 
 VECTOR = "vector.safetensors"
+Watch = Callable[[dict[str, Any]], None]
 STAGES = ("activations", "features", "evaluation", "completions")
 
 
@@ -52,12 +63,22 @@ class RunResult:
     completions: list[dict[str, Any]]
 
 
-def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    progress: Progress | None = None,
+    *,
+    shelf: Shelf | None = None,
+    watch: Watch | None = None,
+) -> RunResult:
     """Run every stage that the run's folder does not hold yet.
 
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: What other runs have loaded, read and measured already; a run finds there, or puts
+            there, what does not depend on its own settings alone.
+        watch: Called with the vector's result as soon as it is measured; what it raises ends the
+            run before the rest is.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
@@ -66,14 +87,19 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunResult:
     plan = plan_run(config)
     too_few(plan.split)
     folder = RunFolder(plan.folder)
-    bench = Workbench(plan, progress)
+    bench = Workbench(plan, progress, shelf)
     pending = pending_stages(folder)
     start = time.perf_counter()
     if STAGES[0] in pending:
         bench.check()
     if pending:
         _write_inputs(folder.create(), plan)
-    works = (_activations_stage, _features_stage, _evaluation_stage, _completions_stage)
+    works = (
+        _activations_stage,
+        _features_stage,
+        partial(_evaluation_stage, watch=watch),
+        _completions_stage,
+    )
     for stage, work in zip(STAGES, works, strict=True):
         if stage in pending:
             files = work(bench, folder)
@@ -147,15 +173,21 @@ def _activations_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     bench.progress.say("Reading activations at " + ", ".join(map(str, sites)))
     files = []
     for name in ("train", "validation"):
-        read = read_pair_activations(
-            model,
-            getattr(bench.plan.split, name),
+        pairs = getattr(bench.plan.split, name)
+        read = bench.shelf.pair_activations(
             sites,
-            request=config.request,
-            chat=config.chat,
-            system=config.system,
-            prepend_bos=sae.prepend_bos,
-            pooling=config.positions,
+            *weights_key(bench),
+            *(pairs.digest, sae.prepend_bos, config.model_dump_json()),
+            compute=lambda pairs=pairs: read_pair_activations(
+                model,
+                pairs,
+                sites,
+                request=config.request,
+                chat=config.chat,
+                system=config.system,
+                prepend_bos=sae.prepend_bos,
+                pooling=config.positions,
+            ),
         )
         for site, activations in read.items():
             files.append(f"activations/{name}.{site}.safetensors")
@@ -201,7 +233,9 @@ def _features_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     return ["features.parquet", "features.json", "fit.json", VECTOR]
 
 
-def _evaluation_stage(bench: Workbench, folder: RunFolder) -> list[str]:
+def _evaluation_stage(
+    bench: Workbench, folder: RunFolder, *, watch: Watch | None = None
+) -> list[str]:
     settings = bench.plan.config.evaluation
     vector = _read_vector(folder)
     inputs = _method_inputs(bench, folder, with_codes=False)
@@ -210,7 +244,32 @@ def _evaluation_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     bench.progress.say(
         f"Scoring {len(bench.plan.held_out)} held-out pairs at KL {settings.budget} per token"
     )
-    comparison = EqualCostComparison(
+    comparison = bench.shelf.keep(
+        "comparison", measured_with(bench, vector), lambda: _comparison(bench, vector)
+    )
+    names = _result_names(settings.random_directions)
+    start = 0.25
+    with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
+        for name, candidate in zip(names, vectors, strict=True):
+            folder.once(name, lambda v=candidate, s=start: measured(bench, comparison, v, s))
+            if watch is not None and name == names[0]:
+                watch(folder.read_json(name))
+            if candidate.method == "random_direction":
+                # Random directions cost alike, so the last one's strength is a good first guess.
+                start = abs(_read_result(folder, name).plus.strength)
+            task.advance(1, candidate.name)
+    curves = [f"evaluation/curve-{candidate.method}.json" for candidate in vectors[:2]]
+    for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
+        result = _read_result(folder, name)
+        folder.once(curve, lambda v=candidate, r=result: measured_curve(bench, comparison, v, r))
+    margin = float((comparison.unsteered[0] - comparison.unsteered[1]).mean())
+    folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
+    return [*names, *curves, "evaluation/unsteered.json"]
+
+
+def _comparison(bench: Workbench, vector: SteeringVector) -> EqualCostComparison:
+    settings = bench.plan.config.evaluation
+    return EqualCostComparison(
         DivergenceMeter(bench.model, bench.neutral_rows, site=vector.site),
         PropensityMeter(
             bench.model,
@@ -222,38 +281,11 @@ def _evaluation_stage(bench: Workbench, folder: RunFolder) -> list[str]:
         budget=settings.budget,
         seed=bench.plan.config.seed,
     )
-    names = _result_names(settings.random_directions)
-    start = 0.25
-    with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
-        for name, candidate in zip(names, vectors, strict=True):
-            folder.once(name, lambda v=candidate, s=start: _record(comparison.measure(v, start=s)))
-            if candidate.method == "random_direction":
-                # Random directions cost alike, so the last one's strength is a good first guess.
-                start = abs(_read_result(folder, name).plus.strength)
-            task.advance(1, candidate.name)
-    curves = [f"evaluation/curve-{candidate.method}.json" for candidate in vectors[:2]]
-    for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
-        result = _read_result(folder, name)
-        folder.once(
-            curve,
-            lambda v=candidate, r=result: finite(comparison.curve(v, r, settings.multiples)),
-        )
-    margin = float((comparison.unsteered[0] - comparison.unsteered[1]).mean())
-    folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
-    return [*names, *curves, "evaluation/unsteered.json"]
 
 
 def _result_names(random_directions: int) -> list[str]:
     methods = ["clustered_sae", "difference_in_means", *["random_direction"] * random_directions]
     return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
-
-
-def _record(result: VectorResult) -> dict[str, Any]:
-    record = finite(result.as_dict())
-    effect = record["effect"]
-    # Half a result would be read as a whole one.
-    broken = effect is not None and None in effect.values()
-    return {**record, "effect": None if broken else effect}
 
 
 def _read_result(folder: RunFolder, name: str) -> VectorResult:
@@ -296,8 +328,13 @@ def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> 
     def stored(name: str, site: object) -> PairActivations:
         return load_pair_activations(folder.path / f"activations/{name}.{site}.safetensors")
 
-    codes = encode_pairs(sae, stored("train", sae.site)) if with_codes else None
-    held = encode_pairs(sae, stored("validation", sae.site)) if with_codes else None
+    def encoded(name: str) -> PairCodes:
+        read = stored(name, sae.site)
+        key = (sae.fingerprint, activations_key(read))
+        return bench.shelf.keep(f"{name} codes", key, lambda: encode_pairs(sae, read))
+
+    codes = encoded("train") if with_codes else None
+    held = encoded("validation") if with_codes else None
     return MethodInputs(
         activations=stored("train", sae.write_site),
         model=bench.plan.config.model.name,

@@ -18,7 +18,9 @@ from saesteer.saes.adapter import LensSae, check_compatible
 from saesteer.saes.doctor import quick_explained_variance, refuse_misfit
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable, load_feature_table
+from saesteer.shelf import Shelf
 from saesteer.steering.divergence import FEWEST_TOKENS
+from saesteer.tracking import content_digest
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -46,11 +48,13 @@ class ModelBench:
     Args:
         plan: What is to be done; its settings name the model.
         progress: Where to say what is being loaded.
+        shelf: What other runs of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: Any, progress: Progress) -> None:
+    def __init__(self, plan: Any, progress: Progress, shelf: Shelf | None = None) -> None:
         self.plan: Any = plan
         self.progress = progress
+        self.shelf = shelf or Shelf()
 
     @cached_property
     def model(self) -> TransformerBridge:
@@ -58,14 +62,24 @@ class ModelBench:
         settings = self.plan.config.model
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self.progress.say(f"Loading model {settings.name} ...")
-        return load_model(
-            settings.name,
-            device=None if settings.device == "auto" else settings.device,
-            dtype=settings.dtype,
-            device_map=settings.device_map,
-            trust_remote_code=settings.trust_remote_code,
-        )
+
+        def load() -> TransformerBridge:
+            self.progress.say(f"Loading model {settings.name} ...")
+            return load_model(
+                settings.name,
+                device=None if settings.device == "auto" else settings.device,
+                dtype=settings.dtype,
+                device_map=settings.device_map,
+                trust_remote_code=settings.trust_remote_code,
+            )
+
+        return self.shelf.keep("model", self._model_key, load)
+
+    @property
+    def _model_key(self) -> tuple[str, ...]:
+        settings = self.plan.config.model.model_dump_json(exclude={"threads"})
+        # Where it was found, with the hash of a file: other weights under one name are another.
+        return (settings, str(getattr(self.plan, "model", "")))
 
 
 class Bench(ModelBench):
@@ -74,10 +88,11 @@ class Bench(ModelBench):
     Args:
         plan: What is to be done.
         progress: Where to say what is being loaded.
+        shelf: What other runs of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: BenchPlan, progress: Progress) -> None:
-        super().__init__(plan, progress)
+    def __init__(self, plan: BenchPlan, progress: Progress, shelf: Shelf | None = None) -> None:
+        super().__init__(plan, progress, shelf)
 
     @cached_property
     def sae(self) -> LensSae:
@@ -88,16 +103,29 @@ class Bench(ModelBench):
             ConfigError: The settings name another site than the SAE's.
         """
         config = self.plan.config
-        self.progress.say(f"Loading SAE {config.sae} ...")
-        sae = load_sae(config.sae)
+        sae = self.shelf.keep("sae", self._sae_key, self._load_sae)
         if config.site is not None and Site.parse(config.site) != sae.write_site:
             raise ConfigError(
                 f"site {config.site} is not where SAE {config.sae} lives ({sae.write_site}); leave "
                 "site out or choose an SAE of that site."
             )
+        self.shelf.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
+        return sae
+
+    def _load_sae(self) -> LensSae:
+        self.progress.say(f"Loading SAE {self.plan.config.sae} ...")
+        return load_sae(self.plan.config.sae)
+
+    @property
+    def _sae_key(self) -> tuple[str, ...]:
+        where = self.plan.sae
+        digest = content_digest(where) if isinstance(where, Path) else ""
+        return (self.plan.config.sae, str(where), digest)
+
+    def _check_fit(self, sae: LensSae) -> bool:
         check_compatible(self.model, sae)
         refuse_misfit(self.model, sae, quick_explained_variance(self.model, sae, self.neutral_rows))
-        return sae
+        return True
 
     @cached_property
     def table(self) -> FeatureTable | None:
@@ -105,7 +133,8 @@ class Bench(ModelBench):
         where = self.plan.sae
         if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
             return None
-        table = load_feature_table(where / FEATURE_TABLE)
+        file = where / FEATURE_TABLE
+        table = self.shelf.keep("table", self._sae_key, lambda: load_feature_table(file))
         if len(table) != self.sae.d_sae:
             raise MismatchError(
                 f"feature table {table.source} lists {len(table)} features and the SAE beside it "
@@ -151,10 +180,11 @@ class Workbench(Bench):
     Args:
         plan: The run.
         progress: Where to say what is being loaded.
+        shelf: What other runs of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
-        super().__init__(plan, progress)
+    def __init__(self, plan: Plan, progress: Progress, shelf: Shelf | None = None) -> None:
+        super().__init__(plan, progress, shelf)
         self.plan: Plan = plan
 
     def check(self) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saesteer.cli.run import Overrides
+from saesteer.cli.run import Overrides, Words
+
+if TYPE_CHECKING:
+    from saesteer.compare.bench import CompareBench
 
 
 def compare_command(
     config: Annotated[
         Path, typer.Argument(help="A YAML file such as configs/compare/personas.yaml.")
     ],
+    words: Words = None,
     set_: Overrides = None,
     persona: Annotated[
         list[str] | None,
@@ -34,10 +39,12 @@ def compare_command(
     from saesteer.compare.config import CompareConfig
     from saesteer.compare.plan import only as only_these
     from saesteer.compare.plan import plan_compare
-    from saesteer.compare.run import measure_personas, summarise_personas
+    from saesteer.compare.run import measure_personas
     from saesteer.compare.workers import measure_in_processes
     from saesteer.config import load_config
     from saesteer.progress import terminal_progress
+    from saesteer.recorded import compare_recorded
+    from saesteer.sweeps.overrides import swept_overrides
 
     overrides = list(set_ or ())
     if persona:
@@ -45,6 +52,7 @@ def compare_command(
         import json
 
         overrides.append(f"personas={json.dumps(persona)}")
+    overrides += swept_overrides(words or (), os.environ)
     plan = plan_compare(load_config(config, overrides, kind=CompareConfig))
     if only:
         plan = only_these(plan, only)
@@ -52,10 +60,14 @@ def compare_command(
         show_compare_plan(plan, console())
         return
     progress = terminal_progress()
-    bench = None
-    if workers > 1 and len(plan.personas) > 1:
+
+    def measure() -> CompareBench | None:
+        if workers == 1 or len(plan.personas) == 1:
+            return measure_personas(plan, progress)
         measure_in_processes(plan, config, overrides, workers, progress)
+        return None
+
+    if measure_only:
+        measure()
     else:
-        bench = measure_personas(plan, progress)
-    if not measure_only:
-        show_compare_result(summarise_personas(plan, progress, bench), console())
+        show_compare_result(compare_recorded(plan, progress, measure), console())

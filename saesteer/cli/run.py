@@ -1,8 +1,9 @@
-"""`saesteer run` and `saesteer features`."""
+"""`saesteer run`."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,15 @@ Overrides = Annotated[
 ]
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]", help="Settings as a sweep gives them; as --set."),
+]
+
+
 def run_command(
     config: ConfigPath,
+    words: Words = None,
     set_: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
@@ -28,39 +36,20 @@ def run_command(
     """From contrastive pairs to a steered model, with evidence on held-out pairs."""
     from saesteer.cli.show import show_plan, show_result
     from saesteer.config import load_config
-    from saesteer.pipeline import run
     from saesteer.plan import plan_run, too_few
     from saesteer.progress import terminal_progress
+    from saesteer.recorded import run_recorded
+    from saesteer.sweeps.overrides import swept_overrides
 
-    settings = load_config(config, set_ or ())
+    swept = swept_overrides(words or (), os.environ)
+    settings = load_config(config, [*(set_ or ()), *swept])
     plan = plan_run(settings)
     too_few(plan.split)
     if dry_run:
         show_plan(plan)
         return
-    result = run(settings, terminal_progress())
+    result = run_recorded(settings, terminal_progress())
     if as_json:
         typer.echo(json.dumps(result.metrics, indent=2))
     else:
         show_result(plan, result)
-
-
-def features_command(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    top: Annotated[int, typer.Option(min=0, help="How many features to show.")] = 32,
-) -> None:
-    """Show the features of a run's vector."""
-    from saesteer.cli.show import show_features
-    from saesteer.errors import OutputError
-    from saesteer.tracking import RunFolder
-
-    if not (folder / "features.json").is_file():
-        raise OutputError(f"{folder} holds no features.json; give the folder of a finished run.")
-    features = RunFolder(folder).read_json("features.json")
-    try:
-        show_features(features, top)
-    except (KeyError, TypeError, ValueError) as error:
-        raise OutputError(
-            f"{folder / 'features.json'} holds no features of a run ({error!r}); delete it and "
-            "run saesteer run again."
-        ) from error

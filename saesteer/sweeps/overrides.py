@@ -1,0 +1,137 @@
+"""Settings that a sweep gives a run: as `key=value` words, and in the file of W&B's agent."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from saesteer.errors import ConfigError
+
+PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
+# A parameter of this name, or of one that begins so, holds settings that change together.
+TOGETHER = "together"
+_OF_WANDB = ("wandb_version", "_wandb")
+# YAML 1.1 reads 1e-05, as Python writes it, as text.
+_POWER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+
+def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Return overrides of the form a.b=c that a trial's command line and environment ask for.
+
+    Args:
+        words: Arguments as W&B's `${args_no_hyphens}` renders them, such as "seed=1" or
+            "selection={'n_features': 32}".
+        environ: The environment; where an agent of W&B named a file of parameters, its values win.
+
+    Raises:
+        ConfigError: A word is not of the form key=value, or the file cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        found |= flattened(parse_word(word))
+    file = environ.get(PARAMETER_FILE)
+    if file:
+        found |= flattened(read_parameter_file(Path(file)))
+    return [f"{name}={yaml_text(value)}" for name, value in found.items()]
+
+
+def parse_word(word: str) -> dict[str, Any]:
+    """Return the setting that a word such as "seed=1" holds; the value is read as YAML.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    import yaml
+
+    name, equals, text = word.partition("=")
+    name = name.strip()
+    if not equals or not name or name.startswith("-"):
+        raise ConfigError(f"{word!r} is not of the form key=value; write it so, or use --set.")
+    try:
+        value = float(text) if _POWER.match(text.strip()) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())[:120]
+        raise ConfigError(f"the value of {word!r} is not YAML ({said}); correct it.") from error
+    return {name: value}
+
+
+def read_parameter_file(file: Path) -> dict[str, Any]:
+    """Return the parameters that W&B's agent wrote for one trial: YAML of `name: {value: v}`.
+
+    Raises:
+        ConfigError: The file is missing or holds something else.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"{PARAMETER_FILE} names {file}, which cannot be read ({said}); unset the variable to "
+            "run outside a sweep."
+        ) from error
+    found = {}
+    for name, held in (data if isinstance(data, dict) else {"": None}).items():
+        if name in _OF_WANDB:
+            continue
+        if not isinstance(held, dict) or "value" not in held:
+            raise ConfigError(
+                f"{file}: {name or 'it'} does not hold 'name: {{value: v}}' as W&B's agent writes "
+                "it; correct it, or unset the variable to run outside a sweep."
+            )
+        found[str(name)] = held["value"]
+    return found
+
+
+def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with dotted names for what is nested, and without `together`."""
+    flat: dict[str, Any] = {}
+    for name, value in parameters.items():
+        inside = isinstance(value, Mapping) and bool(value)
+        if inside and (name == TOGETHER or name.startswith(f"{TOGETHER}.")):
+            flat |= flattened(value)
+        elif name == TOGETHER or not inside:
+            flat[name] = value
+        else:
+            flat |= {f"{name}.{key}": inner for key, inner in flattened(value).items()}
+    return flat
+
+
+def merged(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with parameters in them: dotted names un-flattened, mappings merged.
+
+    Raises:
+        ConfigError: A dotted name leads through a single value.
+    """
+    found = deepcopy(dict(settings))
+    for name, value in flattened(parameters).items():
+        place = found
+        *path, last = name.split(".")
+        for part in path:
+            if place.get(part) is None:
+                place[part] = {}
+            if not isinstance(place[part], dict):
+                raise ConfigError(
+                    f"parameter {name}: {part} is a single value in the settings and has no "
+                    "fields; correct the name."
+                )
+            place = place[part]
+        place[last] = deepcopy(value)
+    return found
+
+
+def yaml_text(value: Any) -> str:
+    """Return a value as one line of YAML that reads back as the same value."""
+    import yaml
+
+    text = yaml.safe_dump(
+        value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=2**31
+    )
+    text = text.strip().removesuffix("...").strip()
+    # Text of several lines is folded by YAML, and is YAML as JSON too.
+    return json.dumps(value) if "\n" in text else text

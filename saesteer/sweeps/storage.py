@@ -1,0 +1,151 @@
+"""Where a study lives: a journal file in its folder, or a database that many machines see."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesteer.errors import NetworkError, OutputError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+    from sqlalchemy import Engine
+
+JOURNAL = "journal.log"
+URL_VARIABLE = "SAESTEER_STUDY_URL"
+# Waited for by everybody else when a worker dies with the journal's lock in its hand.
+LOCK_SECONDS = 15
+_DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "PyMySQL"}
+
+
+def is_url(where: str) -> bool:
+    """Return whether a study lives in a database."""
+    return "://" in where
+
+
+def plain_url(where: str) -> str:
+    """Return a place without the password in it."""
+    head, sign, rest = where.partition("://")
+    if not sign:
+        return where
+    login, at, host = rest.rpartition("@")
+    user = login.partition(":")[0]
+    return f"{head}://{user + ':***' if ':' in login else user}{at}{host}"
+
+
+def open_storage(where: str) -> BaseStorage:
+    """Open a study's storage, making it where it is not there.
+
+    Args:
+        where: A folder, or a database's URL: sqlite:///file, postgresql://... or mysql://...
+
+    Raises:
+        NetworkError: The database cannot be reached.
+        OutputError: The folder cannot be written, or a driver is missing.
+    """
+    with quiet_optuna():
+        return _database(where) if is_url(where) else _journal(Path(where))
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from printing, and from warning of what we use on purpose."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _journal(folder: Path) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    file = folder / JOURNAL
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
+        _end_last_line(file)
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+    except OSError as error:
+        raise OutputError(
+            f"the study's folder {folder} cannot be written ({error.strerror}); choose another "
+            "with --set folder=..."
+        ) from error
+    except ValueError as error:
+        raise OutputError(
+            f"{file} is damaged ({error}); delete the line that is not JSON, or the folder to "
+            "begin anew: the runs themselves are kept elsewhere."
+        ) from error
+
+
+def _end_last_line(file: Path) -> None:
+    """Take away the half line that a full disk or a crash of the machine leaves at the end."""
+    if not file.is_file() or os.path.lexists(f"{file}.lock"):
+        # Somebody is writing just now.
+        return
+    with file.open("rb+") as stream:
+        content = stream.read()
+        if content and not content.endswith(b"\n"):
+            stream.truncate(content.rfind(b"\n") + 1)
+
+
+def _database(url: str) -> BaseStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    shown = plain_url(url)
+    arguments = {"timeout": 60} if url.startswith("sqlite") else {}
+    try:
+        storage = RDBStorage(
+            url, engine_kwargs={"connect_args": arguments, "pool_pre_ping": not arguments}
+        )
+        if arguments:
+            _lock_before_reading(storage.engine)
+        return storage
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise OutputError(
+            f"{shown} is no database that is known here; write sqlite:///file.db, "
+            "postgresql://user@host/name or mysql+pymysql://user@host/name."
+        ) from error
+    except ImportError as error:
+        kind = url.partition(":")[0].partition("+")[0]
+        raise OutputError(
+            f"{shown} needs a driver that is not installed; pip install "
+            f"{_DRIVERS.get(kind, 'its driver')}."
+        ) from error
+    except SQLAlchemyError as error:
+        said = type(error).__name__
+        raise NetworkError(
+            f"the database {shown} cannot be opened ({said}); check that it runs, and its name, "
+            "user and password."
+        ) from None
+
+
+def _lock_before_reading(engine: Engine) -> None:
+    """Have SQLite take its lock when a transaction begins.
+
+    It has no SELECT FOR UPDATE, by which Optuna keeps two workers from taking one trial: both
+    would read that it waits before either writes that it runs.
+    """
+    from sqlalchemy import event
+
+    def leave_transactions_to_us(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", leave_transactions_to_us)
+    event.listen(engine, "begin", begin)
+    # Connections made before now know nothing of it.
+    engine.dispose()
