@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saesteer.data.checks import did_you_mean, shorten, spoken_list
+from saesteer.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class MetricRows:
@@ -40,3 +43,62 @@ class Metric:
     name: str
     score: Callable[[Float[Tensor, "row column"], MetricRows], Float[Tensor, " row"]]
     answers_only: bool = False
+
+
+def logit_difference(
+    logits: Float[Tensor, "row column"], rows: MetricRows
+) -> Float[Tensor, " row"]:
+    """Return the right answer's logit less the wrong answer's (Wang et al. 2022, section 3)."""
+    return _column(logits, rows.right) - _column(logits, rows.wrong)
+
+
+def answer_log_probability(
+    logits: Float[Tensor, "row vocab"], rows: MetricRows
+) -> Float[Tensor, " row"]:
+    """Return the right answer's log-probability in nats."""
+    # In float32: a log-softmax over a whole vocabulary loses digits in half precision.
+    return _column(logits.float().log_softmax(dim=-1), rows.right)
+
+
+def kl_from_clean(logits: Float[Tensor, "row vocab"], rows: MetricRows) -> Float[Tensor, " row"]:
+    """Return KL(clean || patched) over the vocabulary in nats; 0 where nothing changed.
+
+    Raises:
+        ConfigError: The rows hold no clean logits.
+    """
+    if rows.clean is None:
+        raise ConfigError(
+            "metric 'kl' compares with the clean run, and its logits are not given; put them in "
+            "MetricRows.clean"
+        )
+    clean = rows.clean.float().log_softmax(dim=-1)
+    return (clean.exp() * (clean - logits.float().log_softmax(dim=-1))).sum(dim=-1)
+
+
+_METRICS = (
+    Metric("logit_difference", logit_difference, answers_only=True),
+    Metric("answer_log_probability", answer_log_probability),
+    Metric("kl", kl_from_clean),
+)
+METRIC_NAMES = tuple(metric.name for metric in _METRICS)
+
+
+def metric_named(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Raises:
+        ConfigError: There is no such metric; the sentence lists them.
+    """
+    for metric in _METRICS:
+        if metric.name == name:
+            return metric
+    raise ConfigError(
+        f"metric is {shorten(name)}{did_you_mean(str(name), METRIC_NAMES)}; choose one of "
+        f"{spoken_list(METRIC_NAMES)}, or give a saesteer.patching.metrics.Metric"
+    )
+
+
+def _column(
+    logits: Float[Tensor, "row column"], columns: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    return logits.gather(1, columns[:, None])[:, 0]

@@ -1,0 +1,141 @@
+"""The published figures of IOI on GPT-2 small, and the same code on a tiny GPT-2.
+
+The eight logit differences are those of the well-known lesson, on weights that are folded and
+centred and with BOS in front; folding moves no logit difference, so both ways are compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import NetworkError
+from saesteer.models import load_model
+from saesteer.patching.activation import activation_patching
+from saesteer.patching.answers import task_answers
+from saesteer.patching.batch import PairBatch, encode_pairs
+from saesteer.patching.circuits import (
+    Ablation,
+    Circuit,
+    Node,
+    faithfulness,
+    ioi_counterfactuals,
+    mean_heads,
+    published_ioi_circuit,
+)
+from saesteer.patching.direct_attribution import direct_attribution
+from saesteer.patching.ioi import eight_ioi_pairs, generate_ioi
+from saesteer.patching.metrics import metric_named
+from saesteer.patching.pairs import PromptPair
+
+EIGHT = (3.337, 3.202, 2.709, 3.797, 1.720, 5.281, 2.601, 5.767)
+MILK = PromptPair(
+    "After John and Mary went to the store, John gave a bottle of milk to",
+    "After John and Mary went to the store, Mary gave a bottle of milk to",
+    " Mary",
+    " John",
+)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Any:
+    """GPT-2 small from the user's cache; skips where it is not there."""
+    try:
+        return load_model("gpt2", device="cpu", dtype="float32")
+    except NetworkError as error:
+        pytest.skip(f"GPT-2 small's weights are not here: {error}")
+
+
+def _folded_logits(model: Any, batch: PairBatch) -> torch.Tensor:
+    """The last logits of unpadded clean prompts on folded and centred weights."""
+    model.enable_compatibility_mode()
+    rows = [ids[real] for ids, real in zip(batch.clean, batch.clean_mask, strict=True)]
+    with torch.no_grad():
+        return torch.stack([model(row[None])[0, -1] for row in rows])
+
+
+def _differences(logits: torch.Tensor, batch: PairBatch) -> np.ndarray:
+    rows = torch.arange(len(batch))
+    return (logits[rows, batch.right] - logits[rows, batch.wrong]).numpy()
+
+
+def _shares_of_one_forward(model: Any, batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
+    found = direct_attribution(model, batch)
+    summed = found.embed + found.attn.sum(axis=1) + found.mlp.sum(axis=1) + found.bias
+    assert summed == pytest.approx(found.total, abs=1e-3)
+    return found.heads.mean(axis=0), found.total
+
+
+def test_folding_a_tiny_gpt2_moves_no_probability_and_no_difference(make_model_folder):
+    folder = make_model_folder("gpt2", seed=11)
+    model, folded = (load_model(folder, device="cpu", dtype="float32") for _ in range(2))
+    pairs = [
+        PromptPair("The cat sat on the mat", "The dog ran home", "e", "a"),
+        PromptPair("I like people, and I listen", "What do you say", " people", " weather"),
+    ]
+    batch = encode_pairs(model, pairs)
+    answers = task_answers(model, batch, top_k=1)
+    _, total = _shares_of_one_forward(model, batch)
+    assert total == pytest.approx(answers.clean.logit_difference, abs=1e-4)
+    logits = _folded_logits(folded, batch)
+    assert _differences(logits, batch) == pytest.approx(total, abs=1e-3)
+    right = logits.softmax(-1)[torch.arange(2), batch.right].numpy()
+    assert right == pytest.approx(answers.clean.right_probability, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_eight_logit_differences_are_the_published_ones(gpt2):
+    batch = encode_pairs(gpt2, eight_ioi_pairs(gpt2))
+    found = task_answers(gpt2, batch)
+    assert found.clean.logit_difference == pytest.approx(np.array(EIGHT), abs=0.01)
+    assert found.accuracy == 1.0
+    folded = load_model("gpt2", device="cpu", dtype="float32")
+    differences = _differences(_folded_logits(folded, batch), batch)
+    assert differences == pytest.approx(np.array(EIGHT), abs=0.01)
+    assert differences.mean() == pytest.approx(3.552, abs=0.01)
+
+
+@pytest.mark.slow
+def test_mary_gets_the_milk_with_the_published_probability(gpt2):
+    batch = encode_pairs(gpt2, [MILK])
+    clean = task_answers(gpt2, batch).clean
+    assert clean.right_rank[0] == 0
+    assert clean.right_probability[0] == pytest.approx(0.7007, abs=0.002)
+    folded = load_model("gpt2", device="cpu", dtype="float32")
+    assert float(_folded_logits(folded, batch)[0, batch.right[0]]) == pytest.approx(18.09, abs=0.02)
+
+
+@pytest.mark.slow
+def test_name_movers_and_negative_name_movers_stand_out(gpt2):
+    batch = encode_pairs(gpt2, eight_ioi_pairs(gpt2))
+    heads, _ = _shares_of_one_forward(gpt2, batch)
+    strongest = np.argsort(-np.abs(heads), axis=None)[:8]
+    named = {divmod(int(flat), 12) for flat in strongest}
+    assert {(9, 9), (10, 0), (10, 7), (11, 10)} <= named
+    assert heads[9, 9] > 0.5 and heads[10, 0] > 0.3
+    assert heads[10, 7] < -0.5 and heads[11, 10] < -0.3
+
+
+@pytest.mark.slow
+def test_s_inhibition_heads_are_among_the_head_patches(gpt2):
+    batch = encode_pairs(gpt2, eight_ioi_pairs(gpt2))
+    found = activation_patching(gpt2, batch, "z", metric_named("logit_difference")).mean()
+    strongest = np.argsort(-np.abs(found), axis=None)[:12]
+    assert {(8, 6), (8, 10), (7, 9)} <= {divmod(int(flat), 12) for flat in strongest}
+
+
+@pytest.mark.slow
+def test_the_published_circuit_does_the_task_and_random_heads_do_not(gpt2):
+    made, reference = generate_ioi(gpt2, 24, seed=0), generate_ioi(gpt2, 96, seed=1)
+    batch = encode_pairs(gpt2, made.pairs)
+    others = ioi_counterfactuals(gpt2, reference)
+    ablation = Ablation(gpt2, batch, mean_heads(gpt2, batch, others, groups=made.frames))
+    circuit = published_ioi_circuit()
+    rng = np.random.default_rng(0)
+    drawn = [Node(*map(int, rng.integers(12, size=2)), role=node.role) for node in circuit.nodes]
+    found, random = (faithfulness(ablation, one) for one in (circuit, Circuit.of(drawn)))
+    assert found.recovered > random.recovered + 0.3
+    assert found.share > 0.5
