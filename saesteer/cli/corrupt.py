@@ -1,0 +1,206 @@
+"""`saesteer corrupt`: run a model's layers in any order, and see what that does to tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saesteer.cli.run import Overrides
+
+if TYPE_CHECKING:
+    from saesteer.corruption.tasks import Task
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Skip, repeat, permute or replace layers, and see what that does to tasks.",
+)
+Model = Annotated[str, typer.Option("--model", help="The model.")]
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[
+        list[Path], typer.Argument(help="YAML files such as configs/corruption/depth.yaml.")
+    ],
+    set_: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print metrics.json instead of tables.")
+    ] = False,
+) -> None:
+    """Score tasks under families of layer programs, with heatmaps, tables and a report."""
+    from saesteer.cli.corrupt_show import show_corrupt_plan, show_corrupt_run
+    from saesteer.config import load_config
+    from saesteer.corruption.plan import plan_corruption
+    from saesteer.corruption.run import corrupt
+    from saesteer.corruption.settings import CorruptConfig
+    from saesteer.progress import terminal_progress
+
+    # All of them are read before the first one is run.
+    for settings in [load_config(path, set_ or (), kind=CorruptConfig) for path in config]:
+        if dry_run:
+            show_corrupt_plan(plan_corruption(settings))
+            continue
+        found = corrupt(settings, terminal_progress())
+        if as_json:
+            typer.echo(json.dumps(found.metrics, indent=2))
+        else:
+            show_corrupt_run(found)
+
+
+@app.command("complete")
+def complete_command(
+    prompts: Annotated[list[str], typer.Argument(help="Prompts, as plain text.")],
+    program: Annotated[
+        list[str] | None,
+        typer.Option(help='A program, such as "skip 4-6"; may be given again.'),
+    ] = None,
+    family: Annotated[
+        str, typer.Option(help="Where no program is given: keep, skip, repeat, swap or permute.")
+    ] = "keep",
+    every: Annotated[int, typer.Option(min=1, help="Only every so manieth of the family.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 10,
+    model: Model = "smollm2",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the completions as JSON.")] = False,
+) -> None:
+    """Complete prompts under a whole family of programs, side by side."""
+    from saesteer.cli.corrupt_show import show_completions
+    from saesteer.corruption.completions import complete_prompts
+    from saesteer.corruption.program import check_program
+    from saesteer.errors import DataError
+    from saesteer.models import load_model
+    from saesteer.models.resolve import resolve_model
+    from saesteer.progress import terminal_progress
+
+    if any(not prompt.strip() for prompt in prompts):
+        raise DataError("a prompt is empty; give it at least one word.")
+    for text in program or ():
+        check_program(text)
+    from saesteer.corruption.plan import known_shape
+
+    shape = known_shape(resolve_model(model))
+    if shape is not None:
+        _programs(program, family, every, *shape)
+    progress = terminal_progress()
+    progress.say(f"Loading model {model} ...")
+    bridge = load_model(model)
+    programs = _programs(program, family, every, int(bridge.cfg.n_layers), int(bridge.cfg.n_heads))
+    found = complete_prompts(
+        bridge, programs, prompts, max_new_tokens=max_new_tokens, progress=progress
+    )
+    if as_json:
+        typer.echo(json.dumps([one._asdict() for one in found], indent=2, ensure_ascii=False))
+    else:
+        show_completions(found)
+
+
+@app.command("tasks")
+def tasks_command(
+    source: Annotated[
+        list[str] | None, typer.Argument(help="Names, JSON files or folders; bundled if left out.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write tasks made by rule, or by --llm, to this folder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds tasks made by rule.")] = 0,
+    llm: Annotated[
+        str | None, typer.Option(help="Have this model at --base-url make up tasks.")
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option(help="An OpenAI-compatible endpoint.")
+    ] = "https://api.openai.com/v1",
+    key_variable: Annotated[
+        str, typer.Option(help="The environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    topic: Annotated[list[str] | None, typer.Option(help="What a task is to be about.")] = None,
+    number: Annotated[int, typer.Option(min=1, max=1000, help="Most tasks from --llm.")] = 5,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Most that they may cost; needs both prices.")
+    ] = None,
+    price_in: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0,
+    price_out: Annotated[
+        float, typer.Option(min=0, help="Price of a million answer tokens.")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tasks as JSON.")] = False,
+) -> None:
+    """List tasks, write those made by rule, or have a language model make up new ones."""
+    from saesteer.cli.corrupt_show import show_tasks
+    from saesteer.corruption.rules import make_tasks
+    from saesteer.corruption.tasks import load_tasks, write_task
+    from saesteer.errors import ConfigError
+
+    if llm is not None:
+        if write is None:
+            raise ConfigError("--llm needs --write and a folder for its tasks.")
+        options = (base_url, key_variable, topic or (), number, max_cost, price_in, price_out)
+        tasks = _asked(llm, write, *options)
+    elif write is not None:
+        chosen = set(source or ())
+        tasks = [task for task in make_tasks(seed=seed) if not chosen or task.name in chosen]
+        if chosen - {task.name for task in tasks}:
+            raise ConfigError(
+                f"no rule makes {', '.join(sorted(chosen - {t.name for t in tasks}))}; leave the "
+                "names out to make all."
+            )
+        for task in tasks:
+            write_task(task, write)
+    else:
+        tasks = list(load_tasks(source or ["bundled"]))
+    if as_json:
+        typer.echo(json.dumps([task.as_dict() for task in tasks], indent=2, ensure_ascii=False))
+    else:
+        show_tasks(tasks, write)
+
+
+def _asked(llm: str, write: Path, *options: Any) -> list[Task]:
+    from saesteer.corruption.llm_tasks import Caps, generate_tasks
+    from saesteer.corruption.tasks import bundled_task_names, load_tasks, write_task
+    from saesteer.evaluation.llm_client import Endpoint
+    from saesteer.progress import terminal_progress
+
+    base_url, key_variable, topics, number, max_cost, price_in, price_out = options
+    caps = Caps(tasks=number, cost=max_cost, price_in=price_in, price_out=price_out)
+    known = [*load_tasks(["bundled"])] if bundled_task_names() else []
+    if any(write.glob("*.json")):
+        known += load_tasks([str(write)])
+    endpoint = Endpoint(llm, base_url=base_url, key_variable=key_variable, max_tokens=2048)
+    progress = terminal_progress()
+    found = generate_tasks(
+        endpoint,
+        caps,
+        topics=topics,
+        known=known,
+        # Each is kept as it comes, so that what was paid for is not lost.
+        keep=lambda task: write_task(task, write),
+        progress=progress,
+    )
+    progress.say(found.account())
+    return list(found.tasks)
+
+
+def _programs(
+    program: list[str] | None, family: str, every: int, n_layers: int, n_heads: int
+) -> list[Any]:
+    from saesteer.corruption.families import make_family
+    from saesteer.corruption.program import parse_program
+    from saesteer.errors import ConfigError
+
+    if program:
+        found = [parse_program(text, n_layers, n_heads=n_heads) for text in program]
+        for one in found:
+            if one.spans or any(getattr(edit, "how", "") == "mean" for edit in one.edits):
+                raise ConfigError(
+                    f"program '{one}' needs texts to be fitted on; run it with saesteer corrupt "
+                    "run and completions in the configuration."
+                )
+        return found
+    plain = ("keep", "skip", "repeat", "swap", "permute", "zero_mlp")
+    if family not in plain:
+        raise ConfigError(f"family {family!r} is unknown here; choose one of {', '.join(plain)}.")
+    whole = make_family(family, n_layers).programs  # type: ignore[arg-type]
+    return [*whole[:-1:every], whole[-1]]

@@ -1,0 +1,125 @@
+"""How a model goes on with a prompt under a whole family of programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from saesteer.corruption.apply import corrupted
+from saesteer.corruption.program import LinearSpan, Program
+from saesteer.errors import DataError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.corruption.edits import Means
+    from saesteer.corruption.linear_map import LinearMap
+    from saesteer.models.tokens import TokenRow
+    from saesteer.progress import Progress
+
+
+class Completion(NamedTuple):
+    """What follows a prompt under a program."""
+
+    prompt: str
+    program: str
+    text: str
+
+
+def complete_prompts(
+    model: TransformerBridge,
+    programs: Sequence[Program],
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 10,
+    maps: Mapping[LinearSpan, LinearMap] | None = None,
+    means: Means | None = None,
+    progress: Progress | None = None,
+) -> list[Completion]:
+    """Complete prompts under every program, likeliest token by likeliest token.
+
+    Args:
+        model: A model from `load_model`.
+        programs: The programs.
+        prompts: Plain prompts, all of them rows of one batch.
+        max_new_tokens: The most tokens.
+        maps: As in `corrupted`.
+        means: As in `corrupted`.
+        progress: Where to show progress.
+
+    Returns:
+        Program by program, the prompts in order.
+
+    Raises:
+        DataError: A prompt is empty, or too long for the model's context.
+    """
+    from saesteer.models import plain_model
+    from saesteer.models.tokens import input_device, pad_rows, padding_id
+    from saesteer.progress import Progress
+
+    rows = prompt_rows(model, prompts, max_new_tokens)
+    tokenizer: Any = model.tokenizer
+    plain: Any = plain_model(model)
+    batch = pad_rows(rows, padding_id(model), input_device(plain))
+    width = batch.input_ids.shape[1]
+    found = []
+    with (progress or Progress()).task("completions", len(programs), "programs") as task:
+        for program in programs:
+            with corrupted(model, program, maps=maps, means=means), torch.inference_mode():
+                config = _greedy(plain, padding_id(model), max_new_tokens)
+                said = plain.generate(**batch.inputs, generation_config=config)[:, width:].tolist()
+            for prompt, ids in zip(prompts, said, strict=True):
+                found.append(Completion(prompt, str(program), _text(tokenizer, ids, config)))
+            task.advance(1, str(program))
+    return found
+
+
+def prompt_rows(
+    model: TransformerBridge, prompts: Sequence[str], max_new_tokens: int
+) -> list[TokenRow]:
+    """Tokenise prompts that are to be completed.
+
+    Raises:
+        DataError: A prompt is empty, or too long for the model's context.
+    """
+    from saesteer.models import encode_texts
+
+    if not prompts or any(not prompt.strip() for prompt in prompts):
+        raise DataError("a prompt is empty; give it at least one word.")
+    context = int(model.cfg.n_ctx) - max_new_tokens
+    if context < 1:
+        raise DataError(
+            f"{max_new_tokens} new tokens are more than the model's context of {model.cfg.n_ctx}; "
+            "ask for fewer."
+        )
+    assert model.tokenizer is not None
+    return encode_texts(model.tokenizer, prompts, max_length=context, what="prompt")
+
+
+def _greedy(plain: Any, pad: int, max_new_tokens: int) -> Any:
+    from transformers import GenerationConfig
+
+    # What the model's own configuration could slip in is set, such as a repetition penalty.
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=plain.generation_config.eos_token_id,
+    )
+
+
+def _text(tokenizer: Any, ids: list[int], config: Any) -> str:
+    ends = config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    # Marks that a broken model writes are part of what it says.
+    return str(tokenizer.decode(ids[:stop]))

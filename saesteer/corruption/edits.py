@@ -1,0 +1,205 @@
+"""Heads and MLPs put to zero or to their mean, and noise in the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saesteer.corruption.program import Edit, HeadEdit, MlpEdit, NoiseEdit
+from saesteer.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.models.tokens import TokenRow
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean outputs over the tokens of some texts, special tokens and padding left out.
+
+    Attributes:
+        heads: For each layer what its heads write, side by side, before the output projection.
+        mlps: For each layer what its MLP writes.
+        n_tokens: Over how many tokens.
+    """
+
+    heads: dict[int, Float[Tensor, " head_width"]]
+    mlps: dict[int, Float[Tensor, " d_model"]]
+    n_tokens: int
+
+
+@contextmanager
+def edited(
+    model: TransformerBridge, edits: Sequence[Edit], means: Means | None = None
+) -> Iterator[None]:
+    """Apply edits to parts of the model on every pass inside, bridge and plain model alike.
+
+    Raises:
+        ConfigError: A mean is asked for and not there, or a layer has no such head.
+        ModelError: The model has no such part.
+    """
+    with ExitStack() as stack:
+        for edit in edits:
+            for root in _roots(model):
+                stack.callback(_put_on(model, root, edit, means).remove)
+        yield
+
+
+def needs_means(edits: Sequence[Edit]) -> bool:
+    """Return whether an edit puts something to its mean."""
+    return any(isinstance(e, HeadEdit | MlpEdit) and e.how == "mean" for e in edits)
+
+
+def measure_means(
+    model: TransformerBridge, rows: Sequence[TokenRow], *, max_tokens: int = 4096
+) -> Means:
+    """Measure every head's and MLP's mean output over texts, in one pass over them.
+
+    Args:
+        model: A model from `load_model`.
+        rows: Tokenised texts; their kept tokens count.
+        max_tokens: The most tokens in a batch.
+
+    Raises:
+        ConfigError: No token is kept.
+    """
+    from saesteer.corruption.texts import kept_passes
+
+    root: Any = _roots(model)[0]
+    sums: dict[tuple[str, int], Tensor] = {}
+    kept: list[Tensor] = []
+    n_tokens = sum(sum(row.kept) for row in rows)
+    if not n_tokens:
+        raise ConfigError("means: the texts have no token to average over; give some text.")
+
+    def add(key: tuple[str, int], value: Tensor) -> None:
+        chosen = value.flatten(2)[kept[0]].double().sum(dim=0)
+        sums[key] = sums[key] + chosen if key in sums else chosen
+
+    with ExitStack() as stack:
+        for layer in range(int(model.cfg.n_layers)):
+            before: Any = lambda _module, args, i=layer: add(("o", i), args[0])  # noqa: E731
+            behind: Any = lambda _module, _args, out, i=layer: add(("mlp", i), _first(out))  # noqa: E731
+            handle = _part(model, root, layer, "o").register_forward_pre_hook(before)
+            stack.callback(handle.remove)
+            stack.callback(_part(model, root, layer, "mlp").register_forward_hook(behind).remove)
+        for mask, forward in kept_passes(model, rows, max_tokens=max_tokens):
+            kept[:] = [mask]
+            forward()
+    layers = range(int(model.cfg.n_layers))
+    heads = {i: (sums["o", i] / n_tokens).float() for i in layers}
+    mlps = {i: (sums["mlp", i] / n_tokens).float() for i in layers}
+    return Means(heads, mlps, n_tokens)
+
+
+def _put_on(model: TransformerBridge, root: Any, edit: Edit, means: Means | None) -> Any:
+    if isinstance(edit, NoiseEdit):
+        block = root.get_submodule(f"{_blocks_name(model)}.{edit.layer}")
+        noise = partial(_noise_hook, edit, _NoiseTable(edit.seed))
+        return block.register_forward_pre_hook(noise, with_kwargs=True)
+    if edit.how == "mean" and means is None:
+        raise ConfigError("a part is put to its mean and no means are there; see measure_means.")
+    if isinstance(edit, MlpEdit):
+        value = means.mlps[edit.layer] if edit.how == "mean" and means is not None else None
+        module = _part(model, root, edit.layer, "mlp")
+        return module.register_forward_hook(partial(_mlp_hook, value))
+    n_heads = int(model.cfg.n_heads)
+    if edit.head >= n_heads:
+        raise ConfigError(f"head {edit.layer}.{edit.head}: a layer has heads 0 to {n_heads - 1}.")
+    value = means.heads[edit.layer] if edit.how == "mean" and means is not None else None
+    module = _part(model, root, edit.layer, "o")
+    return module.register_forward_pre_hook(partial(_head_hook, edit.head, n_heads, value))
+
+
+def _head_hook(
+    head: int, n_heads: int, mean: Tensor | None, _module: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    flat = args[0].flatten(2).clone()
+    width = flat.shape[-1] // n_heads
+    own = slice(head * width, (head + 1) * width)
+    flat[..., own] = 0 if mean is None else mean[own].to(flat)
+    return (flat.reshape(args[0].shape), *args[1:])
+
+
+def _mlp_hook(mean: Tensor | None, _module: nn.Module, _args: Any, output: Any) -> Any:
+    first = _first(output)
+    changed = torch.zeros_like(first) if mean is None else mean.to(first).expand_as(first)
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+class _NoiseTable:
+    """Unit vectors by position, drawn in order and kept."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rows = torch.empty(0)
+
+    def at(self, positions: Tensor, like: Tensor) -> Tensor:
+        wanted = int(positions.max()) + 1
+        if not self._rows.numel():
+            self._rows = torch.empty((0, like.shape[-1]))
+        if wanted > len(self._rows):
+            new = torch.randn((wanted - len(self._rows), like.shape[-1]), generator=self._generator)
+            self._rows = torch.cat([self._rows, new / new.norm(dim=-1, keepdim=True)])
+        return self._rows[positions.cpu()].to(like)
+
+
+def _noise_hook(
+    edit: NoiseEdit,
+    table: _NoiseTable,
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    hidden = args[0] if args else kwargs["hidden_states"]
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        raise ModelError(
+            "noise: this model does not tell its layers which positions they see; use another "
+            "corruption."
+        )
+    unit = table.at(positions.clamp(min=0), hidden)
+    noisy = hidden + edit.scale * hidden.norm(dim=-1, keepdim=True) * unit
+    if args:
+        return (noisy, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": noisy}
+
+
+def _roots(model: TransformerBridge) -> tuple[Any, Any]:
+    from saesteer.models import plain_model
+
+    return plain_model(model), model.original_model
+
+
+def _blocks_name(model: TransformerBridge) -> str:
+    mapping: Any = model.adapter.component_mapping
+    return str(mapping["blocks"].name)
+
+
+def _part(model: TransformerBridge, root: Any, layer: int, part: str) -> nn.Module:
+    """Return a layer's MLP, or its attention's output projection ("o")."""
+    mapping: Any = model.adapter.component_mapping
+    parts = mapping["blocks"].submodules or {}
+    try:
+        names = [parts["mlp"].name]
+        if part == "o":
+            names = [parts["attn"].name, parts["attn"].submodules["o"].name]
+        path = ".".join([_blocks_name(model), str(layer), *names])
+        return root.get_submodule(path)
+    except (KeyError, AttributeError) as error:
+        raise ModelError(
+            f"layer {layer} of {model.cfg.model_name} has no separate "
+            f"{'attention output' if part == 'o' else 'MLP'} to change; skip the layer instead."
+        ) from error
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,250 @@
+"""Tasks made up by a language model over any OpenAI-compatible endpoint: data, never trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saesteer.corruption.tasks import Task, parse_task
+from saesteer.errors import ConfigError, DataError, NetworkError
+from saesteer.evaluation.llm_client import ChatClient, Endpoint, Reply
+
+if TYPE_CHECKING:
+    from saesteer.progress import Progress
+
+# Two tasks are one if they share so much of their questions.
+SAME_SHARE = 0.3
+FEWEST_EXAMPLES = 8
+GIVE_UP_AFTER = 4
+_SYSTEM = (
+    "You write small tasks that test a language model. A task is a kind of question whose answer "
+    "is short, certain and the same for everybody. Answer with one JSON object and nothing else: "
+    '{"name": "small_letters_and_underscores", "description": "one sentence", "examples": '
+    '[{"prompt": "The opposite of hot is", "answer": "cold"}], "eval_questions": []}. Write 24 '
+    "examples, no prompt twice. A prompt ends where its answer begins; all are of one form."
+)
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What may be asked for.
+
+    Attributes:
+        tasks: The most tasks.
+        requests: The most questions to the endpoint; three for each task if None.
+        cost: The most that they may cost, in the currency of the prices; no limit if None.
+        price_in: Price of a million prompt tokens.
+        price_out: Price of a million answer tokens.
+    """
+
+    tasks: int = 5
+    requests: int | None = None
+    cost: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1 or (self.requests is not None and self.requests < 1):
+            raise ConfigError("the most tasks and requests must be 1 or more; raise them.")
+        if self.cost is not None and not (self.price_in > 0 and self.price_out > 0):
+            raise ConfigError(
+                "a limit of cost needs the prices of a million prompt and answer tokens; give both."
+            )
+
+    @property
+    def most_requests(self) -> int:
+        """The most questions to the endpoint."""
+        return self.requests or 3 * self.tasks
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came of it.
+
+    Attributes:
+        tasks: The tasks that were accepted.
+        requests: How often the endpoint was asked.
+        cost: What that cost at most, in the currency of the prices.
+        refused: Why answers were refused, and how many for each reason.
+        stopped: Why no more was asked.
+    """
+
+    tasks: tuple[Task, ...]
+    requests: int
+    cost: float
+    refused: dict[str, int]
+    stopped: str
+
+    def account(self) -> str:
+        """Return one line."""
+        reasons = ", ".join(f"{n} {why}" for why, n in self.refused.items()) or "none"
+        return (
+            f"{len(self.tasks)} tasks from {self.requests} answers (refused: {reasons}), cost at "
+            f"most {self.cost:.4f}; stopped: {self.stopped}."
+        )
+
+
+def generate_tasks(
+    endpoint: Endpoint,
+    caps: Caps,
+    *,
+    topics: Sequence[str] = (),
+    known: Sequence[Task] = (),
+    keep: Callable[[Task], object] | None = None,
+    progress: Progress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Generated:
+    """Have a language model make up tasks, one at a time.
+
+    Every answer is checked as a task's file is. A task with a name that is there already, or that
+    shares three tenths of its questions with another, is refused, and the next question says so.
+
+    Args:
+        endpoint: Where to ask; its `max_tokens` bounds each answer's cost.
+        caps: What may be asked for and spent; checked before each question, at its highest price.
+        topics: What tasks are to be about, in turn.
+        known: Tasks that are there already.
+        keep: Called with each task as it comes.
+        progress: Where to show progress.
+        sleep: What waits between attempts.
+
+    Raises:
+        NetworkError: The endpoint refuses the question, or is gone before any task came.
+        ConfigError: A cost is to be kept and answers have no longest length.
+    """
+    if caps.cost is not None and endpoint.max_tokens is None:
+        raise ConfigError("a limit of cost needs max_tokens; set it for the endpoint.")
+    from saesteer.progress import Progress
+
+    maker = _Maker(ChatClient(endpoint, sleep=sleep), caps, known)
+    with (progress or Progress()).task("tasks", caps.tasks, "tasks") as task:
+        while (stopped := maker.stopped()) is None:
+            topic = topics[len(maker.found) % len(topics)] if topics else ""
+            made = maker.ask(topic)
+            if made is not None:
+                if keep is not None:
+                    keep(made)
+                task.advance(1, made.name)
+    if not maker.found and maker.lost >= GIVE_UP_AFTER:
+        raise NetworkError(
+            f"the endpoint at {endpoint.base_url} gave no answer ({maker.last_failure}); check "
+            "base_url and try again."
+        )
+    return Generated(tuple(maker.found), maker.requests, maker.cost, dict(maker.refused), stopped)
+
+
+class _Maker:
+    def __init__(self, client: ChatClient, caps: Caps, known: Sequence[Task]) -> None:
+        self._client, self._caps = client, caps
+        self._known = list(known)
+        self.found: list[Task] = []
+        self.refused: Counter[str] = Counter()
+        self.requests, self.cost, self.lost = 0, 0.0, 0
+        self.last_failure = ""
+
+    def stopped(self) -> str | None:
+        caps = self._caps
+        if len(self.found) >= caps.tasks:
+            return "all tasks are there"
+        if self.requests >= caps.most_requests:
+            return f"{caps.most_requests} questions were asked"
+        if self.lost >= GIVE_UP_AFTER:
+            return f"no answer {GIVE_UP_AFTER} times in a row"
+        longest = self._client.endpoint.max_tokens or 0
+        if caps.cost is not None and self.cost + self._price(self._longest(), longest) > caps.cost:
+            return f"the next question could cost more than is left of {caps.cost:g}"
+        return None
+
+    def ask(self, topic: str) -> Task | None:
+        messages = self._messages(topic)
+        reply = self._client.ask(self._client.payload(messages))
+        self.requests += 1
+        self._charge(messages, reply)
+        if reply.text is None:
+            # What the server never answered is what may be gone.
+            self.lost = 0 if reply.answered else self.lost + 1
+            self.last_failure = reply.failure or "no answer"
+            self.refused[self.last_failure] += 1
+            return None
+        self.lost = 0
+        try:
+            task = _read(reply.text)
+            _check_new(task, self._known)
+        except _Refused as error:
+            self.refused[str(error)] += 1
+            return None
+        self.found.append(task)
+        self._known.append(task)
+        return task
+
+    def _messages(self, topic: str) -> list[dict[str, str]]:
+        names = ", ".join(task.name for task in self._known[-60:])
+        wanted = f"about {topic[:200]}" if topic else "of a kind of your own choice"
+        # The number keeps answers apart at temperature 0.
+        said = f"Task {self.requests + 1}: write one {wanted}. Taken: {names or 'none'}."
+        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": said}]
+
+    def _longest(self) -> int:
+        return _bytes(self._messages("x" * 200))
+
+    def _price(self, tokens_in: int, tokens_out: int) -> float:
+        return (tokens_in * self._caps.price_in + tokens_out * self._caps.price_out) / 1e6
+
+    def _charge(self, messages: list[dict[str, str]], reply: Reply) -> None:
+        usage: Any = (reply.body or {}).get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        # Without a count of the server's own, a token is taken for each byte: never too few.
+        most = self._client.endpoint.max_tokens or len((reply.text or "").encode())
+        spent_in = _count(usage.get("prompt_tokens"), _bytes(messages))
+        spent_out = _count(usage.get("completion_tokens"), most)
+        self.cost += self._price(spent_in, spent_out)
+
+
+class _Refused(Exception):
+    """An answer that is no new task."""
+
+
+def _read(text: str) -> Task:
+    # Many models put their JSON between fences.
+    fenced = re.search(r"```(?:json)?\s*(\{.*\})\s*```", text, flags=re.DOTALL)
+    try:
+        record = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        raise _Refused("no JSON") from None
+    if isinstance(record, dict) and isinstance(record.get("name"), str):
+        record["name"] = re.sub(r"[^a-z0-9]+", "_", record["name"].lower()).strip("_")[:60]
+    try:
+        task = parse_task(record, "an answer")
+    except DataError:
+        raise _Refused("no valid task") from None
+    if len({e.prompt for e in task.questions}) < FEWEST_EXAMPLES:
+        raise _Refused("too few examples")
+    return task
+
+
+def _check_new(task: Task, known: Sequence[Task]) -> None:
+    own = {_plain(e.prompt) for e in (*task.examples, *task.eval_questions)}
+    for other in known:
+        if other.name == task.name:
+            raise _Refused("a name that is taken")
+        theirs = {_plain(e.prompt) for e in (*other.examples, *other.eval_questions)}
+        if len(own & theirs) > SAME_SHARE * min(len(own), len(theirs)):
+            raise _Refused("questions that are there already")
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
+
+
+def _bytes(messages: Sequence[dict[str, str]]) -> int:
+    return sum(len(message["content"].encode()) + 16 for message in messages)
+
+
+def _count(value: Any, otherwise: int) -> int:
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9
+    return value if usable else otherwise

@@ -1,0 +1,137 @@
+"""Tasks made by rule: seeded, offline, the same every time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+
+from saesteer.corruption import rule_words as words
+from saesteer.corruption.tasks import Example, Task
+from saesteer.errors import DataError
+
+N_EXAMPLES, N_QUESTIONS = 12, 40
+Maker = Callable[[random.Random], Iterator[tuple[str, str]]]
+_TRIES = 50
+
+
+def make_task(
+    name: str, *, seed: int = 0, n_examples: int = N_EXAMPLES, n_questions: int = N_QUESTIONS
+) -> Task:
+    """Make one of the tasks that go by rule.
+
+    Args:
+        name: One of `RULES`.
+        seed: Which draw; the same seed gives the same task.
+        n_examples: Examples to build few-shot prompts from.
+        n_questions: Questions to score; fewer where the rule has no more.
+
+    Raises:
+        DataError: There is no such rule.
+    """
+    if name not in RULES:
+        raise DataError(f"there is no rule for a task {name!r}; choose one of {', '.join(RULES)}.")
+    description, maker = RULES[name]
+    rng = random.Random(f"{name} {seed}")
+    wanted = n_examples + n_questions
+    found: dict[str, str] = {}
+    for drawn, (prompt, answer) in enumerate(maker(rng), start=1):
+        found.setdefault(prompt, answer)
+        # A rule that goes on for ever may yet have few different prompts.
+        if len(found) >= wanted or drawn > _TRIES * wanted:
+            break
+    both = [Example(*pair) for pair in found.items()]
+    rng.shuffle(both)
+    n_shots = min(n_examples, max(2, len(both) // 3))
+    return Task(name, description, tuple(both[:n_shots]), tuple(both[n_shots:wanted]))
+
+
+def make_tasks(*, seed: int = 0) -> tuple[Task, ...]:
+    """Make every task that goes by rule."""
+    return tuple(make_task(name, seed=seed) for name in RULES)
+
+
+def _addition(rng: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        a, b = rng.randint(2, 49), rng.randint(2, 49)
+        yield f"{a} + {b} =", str(a + b)
+
+
+def _addition_digits(rng: random.Random) -> Iterator[tuple[str, str]]:
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    rng.shuffle(pairs)
+    for a, b in pairs:
+        yield f"{a} + {b} =", str(a + b)
+
+
+def _addition_steps(rng: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        a, b, c = (rng.randint(1, 20) for _ in range(3))
+        yield f"{a} + {b} + {c}:", f"{a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}"
+
+
+def _copying(rng: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        line = " ".join(rng.sample(words.NOUNS, rng.randint(3, 5)))
+        yield f"{line} |", line
+
+
+def _json(rng: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        name, city = rng.choice(words.NAMES), rng.choice(words.CITIES)
+        age = rng.randint(18, 80)
+        record = {"name": name, "age": age, "city": city}
+        yield f"{name} is {age} and lives in {city}.\n", json.dumps(record)
+
+
+def _pairs(form: str, pairs: tuple[tuple[str, str], ...], *, both: bool = False) -> Maker:
+    def make(rng: random.Random) -> Iterator[tuple[str, str]]:
+        sides = [*pairs, *((b, a) for a, b in pairs)] if both else list(pairs)
+        rng.shuffle(sides)
+        for left, right in sides:
+            yield form.format(left), right
+
+    return make
+
+
+def _months_and_days(rng: random.Random) -> Iterator[tuple[str, str]]:
+    found = []
+    for kind, names in (("month", words.MONTHS), ("day", words.DAYS)):
+        for place, name in enumerate(names):
+            found.append((f"The {kind} after {name} is", names[(place + 1) % len(names)]))
+            found.append((f"The {kind} before {name} is", names[place - 1]))
+    rng.shuffle(found)
+    yield from found
+
+
+def _agreement(rng: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        (one, many), (near, nears) = rng.sample(words.COUNTED, 2)
+        plural = rng.random() < 0.5
+        # The noun beside the verb has the other number, so counting back one word does not do.
+        head, other = (many, near) if plural else (one, nears)
+        place = rng.choice(("near", "behind", "beside", "next to"))
+        yield f"The {head} {place} the {other}", "are" if plural else "is"
+
+
+def _facts(rng: random.Random) -> Iterator[tuple[str, str]]:
+    facts = list(words.FACTS)
+    rng.shuffle(facts)
+    yield from facts
+
+
+RULES: dict[str, tuple[str, Maker]] = {
+    "addition": ("The sum of two numbers below 50.", _addition),
+    "addition_digits": ("The sum of two digits.", _addition_digits),
+    "addition_steps": ("The sum of three numbers, one step after the other.", _addition_steps),
+    "agreement": ("Is or are, by the number of the sentence's subject.", _agreement),
+    "capitals": ("A country's capital.", _pairs("The capital of {} is", words.CAPITALS)),
+    "copying": ("The same words once more.", _copying),
+    "facts": ("Simple facts of everyday life.", _facts),
+    "json_completion": ("A sentence's facts as JSON.", _json),
+    "months_and_days": ("The month or day after or before another.", _months_and_days),
+    "opposites": (
+        "The opposite of a word.",
+        _pairs("The opposite of {} is", words.OPPOSITES, both=True),
+    ),
+}

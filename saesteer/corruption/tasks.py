@@ -1,0 +1,213 @@
+"""Tasks: what a model is asked, and what it ought to answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from saesteer.config import Settings, parse_config
+from saesteer.errors import ConfigError, DataError
+
+MOST_BYTES = 4 * 1024 * 1024
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer, joined by one space unless the prompt ends in white space."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """Prompt and answer as one text."""
+        return f"{self.prompt}{'' if self.prompt[-1:].isspace() else ' '}{self.answer}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions of one kind.
+
+    Attributes:
+        name: Small letters, digits and underscores.
+        description: One sentence.
+        examples: What few-shot prompts are built from.
+        eval_questions: What is scored; the examples themselves if empty, each then left out of
+            its own prompt.
+    """
+
+    name: str
+    description: str
+    examples: tuple[Example, ...]
+    eval_questions: tuple[Example, ...] = ()
+
+    @property
+    def questions(self) -> tuple[Example, ...]:
+        """What is scored."""
+        return self.eval_questions or self.examples
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record that a file holds."""
+        return asdict(self)
+
+
+class _ExampleRecord(Settings):
+    prompt: str = Field(min_length=1, max_length=4000)
+    answer: str = Field(min_length=1, max_length=2000)
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _plain(cls, text: str) -> str:
+        if _CONTROL.search(text):
+            raise ValueError("holds control characters; write plain text")
+        if not text.strip():
+            raise ValueError("is blank; write something")
+        return text
+
+
+class _TaskRecord(Settings):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,59}$")
+    description: str = Field(default="", max_length=1000)
+    examples: list[_ExampleRecord] = Field(min_length=2, max_length=5000)
+    eval_questions: list[_ExampleRecord] = Field(default=[], max_length=5000)
+
+
+def parse_task(record: Any, place: str) -> Task:
+    """Check a task that is in memory already.
+
+    Args:
+        record: `{"name", "description", "examples": [{"prompt", "answer"}], "eval_questions": []}`;
+            `eval_questions` are prompts with answers too.
+        place: Where it comes from, for the error.
+
+    Raises:
+        DataError: A field is missing, unknown, blank or too long, or a question stands twice with
+            different answers.
+    """
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: a task is an object with name, description and examples.")
+    try:
+        checked = parse_config(record, kind=_TaskRecord, place=place)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    parts = [tuple(_example(e) for e in p) for p in (checked.examples, checked.eval_questions)]
+    answers: dict[str, str] = {}
+    for example in (*parts[0], *parts[1]):
+        known = answers.setdefault(example.prompt, example.answer)
+        if known != example.answer:
+            raise DataError(
+                f"{place}: prompt {example.prompt[:40]!r} has two answers, {known[:20]!r} and "
+                f"{example.answer[:20]!r}; keep one."
+            )
+    return Task(checked.name, checked.description, *parts)
+
+
+def _example(record: _ExampleRecord) -> Example:
+    # One space between them, wherever the file had it; a line's end is the prompt's own.
+    return Example(re.sub(r"[ \t]+$", "", record.prompt), record.answer.strip())
+
+
+def read_task(path: Path) -> Task:
+    """Read a task's JSON file.
+
+    Raises:
+        DataError: The file cannot be read or used.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path}: more than {MOST_BYTES // 2**20} MiB; split the task.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file.") from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).split(";")[0][:100]
+        raise DataError(f"{path}: not valid JSON ({reason}); mend it.") from None
+    return parse_task(record, str(path))
+
+
+def write_task(task: Task, folder: Path) -> Path:
+    """Write a task as `<name>.json`, with one example on a line.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    from saesteer.tracking import RunFolder
+
+    def lines(examples: Sequence[Example]) -> str:
+        rows = [json.dumps(asdict(e), ensure_ascii=False) for e in examples]
+        return "[\n    " + ",\n    ".join(rows) + "\n  ]" if rows else "[]"
+
+    text = (
+        f'{{\n  "name": {json.dumps(task.name)},\n'
+        f'  "description": {json.dumps(task.description, ensure_ascii=False)},\n'
+        f'  "examples": {lines(task.examples)},\n'
+        f'  "eval_questions": {lines(task.eval_questions)}\n}}\n'
+    )
+    return RunFolder(folder).write(
+        f"{task.name}.json", lambda draft: draft.write_text(text, encoding="utf-8")
+    )
+
+
+def tasks_folder() -> Path:
+    """Return where the tasks lie that come with saesteer."""
+    from saesteer.data.bundled import datasets_folder
+
+    return datasets_folder() / "tasks"
+
+
+def bundled_task_names() -> tuple[str, ...]:
+    """Name the tasks that come with saesteer, in alphabetical order."""
+    return tuple(sorted(path.stem for path in tasks_folder().glob("*.json")))
+
+
+def load_tasks(sources: Sequence[str]) -> tuple[Task, ...]:
+    """Return tasks.
+
+    Args:
+        sources: "bundled" for all that come with saesteer, the name of one of them, a JSON file,
+            or a folder of such files.
+
+    Raises:
+        DataError: There is no such task, or two have one name.
+    """
+    found: dict[str, str] = {}
+    tasks: list[Task] = []
+    for source in sources:
+        for path in _files(source):
+            task = read_task(path)
+            if found.setdefault(task.name, str(path)) != str(path):
+                raise DataError(
+                    f"{path}: task {task.name!r} is in {found[task.name]} too; rename one of them."
+                )
+            if task not in tasks:
+                tasks.append(task)
+    if not tasks:
+        raise DataError("there are no tasks; name some, or write tasks.source: [bundled].")
+    return tuple(tasks)
+
+
+def _files(source: str) -> list[Path]:
+    if source == "bundled":
+        return sorted(tasks_folder().glob("*.json"))
+    bundled = tasks_folder() / f"{source}.json"
+    if re.fullmatch(r"\w+", source) and bundled.is_file():
+        return [bundled]
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(path.glob("*.json"))
+        if not files:
+            raise DataError(f"{path}: the folder holds no task (.json); give another.")
+        return files
+    if path.suffix == ".json":
+        return [path]
+    raise DataError(
+        f"task {source!r} is no bundled one ({', '.join(bundled_task_names())}) and no .json file "
+        "or folder; give one of these."
+    )

@@ -1,0 +1,262 @@
+"""A whole corruption run on a tiny model: folder, resumption, observations, page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saesteer.config import parse_config
+from saesteer.corruption import CorruptConfig, corrupt, load_corrupt_run
+from saesteer.corruption.observations import observe
+from saesteer.corruption.plan import known_shape, plan_corruption
+from saesteer.corruption.summary import first_right, token_changes
+from saesteer.errors import ConfigError, DataError, OutputError, SaesteerError
+from saesteer.models.resolve import resolve_model
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model_folder, tmp_path_factory):
+    """Settings of a run that takes seconds."""
+    return {
+        "name": "tiny",
+        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
+        "tasks": {"source": ["opposites", "addition_digits"], "max_questions": 4, "shots": 1},
+        "families": [{"kind": "keep"}, {"kind": "skip"}, {"kind": "linear", "width": 2}],
+        "programs": ["mean mlp 1", [2, 1, 0], "noise 0.1 at 0"],
+        "reference": {"max_texts": 20},
+        "completions": {"prompts": ["the cat"], "max_new_tokens": 3},
+        "folder": str(tmp_path_factory.mktemp("runs")),
+    }
+
+
+def _config(settings, **changes):
+    return parse_config(settings | changes, kind=CorruptConfig, place="test")
+
+
+@pytest.fixture(scope="module")
+def run(settings):
+    """The finished run."""
+    return corrupt(_config(settings))
+
+
+def test_every_program_is_scored_on_every_task(run):
+    metrics = run.metrics
+    assert len(metrics["programs"]) == 1 + 4 + 3 + 2 + 3
+    assert metrics["families"]["keep"]["programs"] == ["keep 0", "keep 1", "keep 2", "keep 3"]
+    for record in metrics["programs"].values():
+        assert set(record["tasks"]) == {"opposites", "addition_digits"}
+        losses = [own["loss"] for own in record["tasks"].values()]
+        assert record["loss"] == pytest.approx(np.mean(losses))
+    same = metrics["programs"]["keep 3"]
+    assert same["loss"] == pytest.approx(metrics["intact"]["loss"])
+    skip = metrics["families"]["skip"]
+    changes = {p: metrics["programs"][p]["loss_change"] for p in skip["programs"]}
+    assert skip["worst"] == max(changes, key=lambda p: changes[p])
+
+
+def test_the_folder_holds_tables_figures_records_and_a_report(run):
+    folder = run.folder
+    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.html",
+                 "records/opposites.parquet", "completions.json", "run.json"):  # fmt: skip
+        assert folder.has(name), name
+    table = pd.read_csv(folder.path / "tables/scores.csv")
+    assert len(table) == 13 * 2
+    records: Any = pd.read_parquet(folder.path / "records/opposites.parquet")
+    means = records.groupby("program")["log_prob"].mean().to_dict()
+    for program, record in run.metrics["programs"].items():
+        assert -means[program] == pytest.approx(record["tasks"]["opposites"]["loss"])
+    assert (folder.path / "figures/keep.png").read_bytes()[:4] == b"\x89PNG"
+    assert folder.read_json("run.json")["status"] == "finished"
+
+
+def test_the_report_names_tasks_programs_and_observations(run):
+    page = (run.folder.path / "report.html").read_text(encoding="utf-8")
+    for words in ("opposites", "The best linear guess", "first layer is indispensable", "keep 0"):
+        assert words in page
+    assert "http-equiv" in page and "https://cdn" not in page.split("<script>")[0]
+
+
+def test_completions_are_of_the_family_shown(run):
+    shown = run.metrics["completions"]
+    assert [one["program"] for one in shown] == ["keep 0", "keep 1", "keep 2", "keep 3"]
+
+
+def test_linear_maps_come_with_their_fit(run):
+    maps = run.metrics["linear_maps"]
+    assert [m["span"] for m in maps] == ["0-1", "1-2"]
+    assert all(m["n_held_out"] > 0 and m["r2"] is not None for m in maps)
+
+
+def test_a_finished_run_is_not_run_again(run, settings, monkeypatch):
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    again = corrupt(_config(settings))
+    assert again.metrics == run.metrics == load_corrupt_run(run.folder.path).metrics
+
+
+def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_path, monkeypatch):
+    from saesteer.corruption import measure
+
+    calls = []
+    real = measure.score_task
+
+    def cut(*args, **kwargs):
+        calls.append(args[2].task)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    config = _config(settings, folder=str(tmp_path))
+    monkeypatch.setattr(measure, "score_task", cut)
+    with pytest.raises(KeyboardInterrupt):
+        corrupt(config)
+    folder = plan_corruption(config).folder
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    found = corrupt(config)
+    assert calls == ["opposites", "addition_digits", "addition_digits"]
+    assert found.metrics == run.metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"programs": ["skip 7"]}, ConfigError, "names layer 7"),
+        ({"programs": ["zero heads 1.9"]}, ConfigError, "names head 1.9"),
+        ({"families": [{"kind": "skip", "width": 9}]}, ConfigError, "width 9 is more"),
+        ({"families": [{"kind": "skip"}, {"kind": "skip"}]}, ConfigError, "names a kind twice"),
+        ({"families": [], "programs": []}, ConfigError, "nothing to run"),
+        ({"tasks": {"source": ["chess"]}}, DataError, "no bundled one"),
+        ({"reference": {"source": "none.txt"}}, ConfigError, "is not there"),
+        ({"model": {"name": "no/such/place/"}}, SaesteerError, "neither an existing folder"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_model_is_loaded(
+    settings, monkeypatch, changes, error, message
+):
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    with pytest.raises(error, match=message):
+        corrupt(_config(settings, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"programs": ["skip"]}, "programs: program 'skip': 'skip' is not understood"),
+        ({"families": [{"kind": "skipp"}]}, "families.0.kind"),
+        ({"completions": {"prompts": [" "]}}, "holds an empty prompt"),
+        ({"name": "../up"}, "name: "),
+        ({"programms": []}, "did you mean 'programs'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence(settings, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        _config(settings, **changes)
+    assert message in str(caught.value)
+
+
+def test_a_question_too_long_is_said_before_anything_is_written(settings, tmp_path):
+    config = _config(settings, tasks={"source": ["copying"], "shots": 12}, folder=str(tmp_path))
+    with pytest.raises(DataError, match=r"task copying: .* more than the model's context"):
+        corrupt(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shape_is_known_without_loading(tiny_model_folder, arch):
+    assert known_shape(resolve_model(tiny_model_folder(arch))) == (3, 4)
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match="no finished corruption run"):
+        load_corrupt_run(tmp_path)
+
+
+def _metrics(accuracies, intact, *, n=4):
+    """Made-up metrics of the family keep."""
+    programs: dict[str, Any] = {
+        "intact": {"tasks": {t: {"accuracy": a} for t, a in intact.items()}}
+    }
+    for k in range(n + 1):
+        own = {task: {"accuracy": values[k]} for task, values in accuracies.items()}
+        programs[f"keep {k}"] = {"tasks": own, "accuracy": 0.0}
+    return {
+        "n_layers": n,
+        "tasks": {task: {"accuracy": a} for task, a in intact.items()},
+        "programs": programs,
+        "families": {"keep": {"programs": [f"keep {k}" for k in range(n + 1)]}},
+        "intact": {"accuracy": 0.5},
+    }
+
+
+def test_a_task_comes_right_where_its_accuracy_first_reaches_its_share():
+    metrics = _metrics(
+        {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0, 0, 0.7, 0.8], "facts": [0] * 5},
+        {"addition": 0.5, "agreement": 0.8, "facts": 0.1},
+    )
+    found = first_right(metrics, 0.8, 0.2)
+    assert {task: one["layers"] for task, one in found.items()} == {
+        "addition": 4, "agreement": 3, "facts": None,
+    }  # fmt: skip
+    assert found["agreement"]["share_of_depth"] == 0.75
+
+
+def _guesses(program, repeated, unmoved):
+    return [{"programs": {program: {"repeated": repeated, "unmoved": unmoved}}}]
+
+
+def test_observations_say_what_holds_and_what_does_not():
+    metrics = _metrics(
+        {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0.8, 0.8, 0.7, 0.8]},
+        {"addition": 0.5, "agreement": 0.8},
+    )
+    metrics["first_right"] = first_right(metrics, 0.8, 0.2)
+    names = ["skip 0", "skip 1"]
+    metrics["families"]["skip"] = {"programs": names}
+    metrics["programs"] |= {
+        "skip 0": {"loss_change": 9.0, "accuracy": 0.01},
+        "skip 1": {"loss_change": 0.5, "accuracy": 0.4},
+    }
+    found = observe(metrics, _guesses("keep 0", 0.1, 0.9))
+    assert [one["verdict"] for one in found] == ["holds", "holds", "does not hold", "holds"]
+    metrics["programs"]["skip 1"]["loss_change"] = 10.0
+    metrics["first_right"]["addition"]["share_of_depth"] = 0.75
+    found = observe(metrics, _guesses("keep 0", 0.1, 0.2))
+    assert [one["verdict"] for one in found] == [
+        "does not hold", "in part", "does not hold", "does not hold",
+    ]  # fmt: skip
+    assert "rank 2 of 2" in found[1]["found"]
+
+
+@pytest.mark.parametrize(
+    ("depths", "verdict"),
+    [((8, 10), "holds"), ((8, 12), "in part"), ((11, 12), "in part"), ((3, 5), "does not hold")],
+)
+def test_grammar_is_late_only_where_it_was_on_gpt2(depths, verdict):
+    tasks = ("agreement", "json_completion")
+    right = {t: {"share_of_depth": k / 12} for t, k in zip(tasks, depths, strict=True)}
+    metrics = {"programs": {}, "families": {}, "first_right": right, "n_layers": 12}
+    found = observe(metrics, [])[2]
+    assert found["verdict"] == verdict
+    assert ("later than there" in found["found"]) == (max(depths) > 10)
+
+
+def test_observations_without_their_family_are_not_tested():
+    metrics = {"programs": {}, "families": {}, "first_right": {}}
+    assert {one["verdict"] for one in observe(metrics, [])} == {"not tested"}
+
+
+def test_a_token_counts_only_where_it_is_asked_for_often_enough():
+    records = pd.DataFrame(
+        {
+            "program": ["skip 0"] * 7,
+            "token": ["a", "a", "a", "b", "c", "c", "c"],
+            "difference": [-1.0, -2.0, -3.0, -9.0, 1.0, 1.0, 4.0],
+        }
+    )
+    found = token_changes(records)["skip 0"]
+    assert found == {
+        "lost": [{"token": "a", "change": -2.0, "n": 3}],
+        "gained": [{"token": "c", "change": 2.0, "n": 3}],
+    }
