@@ -1,0 +1,264 @@
+"""The experiments an agent may run: the package's own, checked as their files are."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import BaseModel
+
+from saesteer.agent.settings import AgentConfig
+from saesteer.config import load_config, parse_config
+from saesteer.errors import ConfigError, SaesteerError
+from saesteer.progress import Progress
+
+# Where things are kept, what is loaded, and whom the machine talks to is the user's to say.
+LOCKED = ("name", "folder", "tracking", "model", "sae", "site", "llm", "llm_judge", "judge")
+_PATH_MARKS = ("/", "\\")
+
+
+class OutOfTime(BaseException):
+    """Ends an experiment that would run past the budget; no handler of errors may swallow it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of experiment.
+
+    Attributes:
+        name: Its name.
+        config: Its settings class.
+        run: Runs it; returns its folder and its metrics.
+        about: What it finds, for the planner.
+    """
+
+    name: str
+    config: type[BaseModel]
+    run: Callable[[Any, Progress], tuple[Path, dict[str, Any]]]
+    about: str
+
+
+class Workshop:
+    """Checks and runs what a planner proposes; nothing else can be executed.
+
+    Args:
+        config: The agent's settings; their base settings bound what can be proposed.
+        progress: Where experiments show their progress.
+
+    Raises:
+        ConfigError: Base settings do not fit their kind.
+    """
+
+    def __init__(self, config: AgentConfig, progress: Progress) -> None:
+        self.config = config
+        self.progress = progress
+        self.kinds: dict[str, Kind] = {name: kind_named(name) for name in config.experiments}
+        self.base = {name: self._base(name, given) for name, given in config.experiments.items()}
+
+    def check(self, kind: str, settings: dict[str, Any]) -> BaseModel:
+        """Return the settings of a proposed experiment.
+
+        Args:
+            kind: The kind.
+            settings: What differs from the base, by dotted name.
+
+        Raises:
+            ConfigError: The kind or a setting is unknown, locked or does not fit.
+        """
+        if kind not in self.kinds:
+            raise ConfigError(
+                f"kind {kind!r} cannot be run here; choose from {', '.join(self.kinds)}."
+            )
+        data = copy.deepcopy(self.base[kind])
+        known = set(_strings(data))
+        for name, value in settings.items():
+            parts = str(name).split(".")
+            if parts[0] in LOCKED:
+                raise ConfigError(
+                    f"setting {name} is out of bounds: {parts[0]} is the user's to set; leave it "
+                    "out."
+                )
+            for word in _strings(value):
+                if word not in known and _is_place(word):
+                    raise ConfigError(
+                        f"setting {name} names a file or an address ({word[:60]!r}), which is out "
+                        "of bounds; use what the base settings name."
+                    )
+            place = data
+            for part in parts[:-1]:
+                inner = place.setdefault(part, {})
+                if not isinstance(inner, dict):
+                    raise ConfigError(f"setting {name}: {part} is a single value, no group.")
+                place = inner
+            place[parts[-1]] = copy.deepcopy(value)
+        return parse_config(data, kind=self.kinds[kind].config, place=f"experiment {kind}")
+
+    def run(self, kind: str, settings: BaseModel, seconds: float) -> tuple[Path, dict[str, Any]]:
+        """Run a checked experiment.
+
+        Args:
+            kind: The kind.
+            settings: From `check`.
+            seconds: The most it may take.
+
+        Raises:
+            SaesteerError: It failed.
+            OutOfTime: It took longer.
+        """
+        with deadline(seconds):
+            return self.kinds[kind].run(settings, self.progress)
+
+    def n_layers(self, kind: str) -> int:
+        """Return how many layers the model of a kind's base settings has; loads it."""
+        from saesteer.workbench import ModelBench
+
+        settings: Any = self.check(kind, {})
+        bench = ModelBench(SimpleNamespace(config=settings), self.progress)
+        return int(bench.model.cfg.n_layers)
+
+    def _base(self, kind: str, given: dict[str, Any] | str) -> dict[str, Any]:
+        where = f"experiments.{kind}"
+        config = self.kinds[kind].config
+        # The experiments stand together in the run store.
+        own: dict[str, Any] = {"folder": self.config.folder}
+        if "tracking" in config.model_fields:
+            group = f"{self.config.name}-{self.config.digest()}"
+            own["tracking"] = {"group": group, "tags": ["agent"]}
+        if isinstance(given, str):
+            checked: BaseModel = load_config(given, kind=config)
+            return {**checked.model_dump(mode="json", exclude_unset=True), **own}
+        data = {"name": f"{self.config.name}-{kind}", **given, **own}
+        parse_config(data, kind=config, place=where)
+        return data
+
+
+def kind_named(name: str) -> Kind:
+    """Return a kind of experiment.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    makers = {
+        "corrupt": _corrupt,
+        "run": _run,
+        "compare": _compare,
+        "probe": _probe,
+        "patch": _patch,
+    }
+    if name not in makers:
+        raise ConfigError(f"kind {name!r} is unknown; choose from {', '.join(makers)}.")
+    return makers[name]()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTime` in the block after so many seconds, where the system can.
+
+    Only the main thread of a POSIX process can be interrupted; elsewhere the block runs on.
+    """
+    able = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
+    if not able:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    earlier = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+
+
+def explain(error: Exception) -> str:
+    """Return what to tell of a failed experiment, in one line."""
+    words = " ".join(str(error).split())[:300]
+    return words if isinstance(error, SaesteerError) else f"{type(error).__name__}: {words}"
+
+
+def _is_place(word: str) -> bool:
+    """Return whether a word names a file, a folder or an address."""
+    if any(mark in word for mark in _PATH_MARKS):
+        return True
+    try:
+        return bool(word) and Path(word).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _strings(key)
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _corrupt() -> Kind:
+    from saesteer.corruption import CorruptConfig, corrupt
+
+    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
+        found = corrupt(config, progress)
+        return found.folder.path, found.metrics
+
+    return Kind("corrupt", CorruptConfig, run, "layers skipped, repeated or permuted; task losses")
+
+
+def _run() -> Kind:
+    from saesteer.config import RunConfig
+    from saesteer.recorded import run_recorded
+
+    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
+        found = run_recorded(config, progress)
+        return found.folder.path, found.metrics
+
+    return Kind("run", RunConfig, run, "one steering vector and its effect on held-out pairs")
+
+
+def _compare() -> Kind:
+    from saesteer.compare.config import CompareConfig
+    from saesteer.compare.plan import plan_compare
+    from saesteer.compare.run import measure_personas
+    from saesteer.recorded import compare_recorded
+
+    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
+        plan = plan_compare(config)
+        found = compare_recorded(plan, progress, lambda: measure_personas(plan, progress))
+        return found.folder.path, found.metrics
+
+    return Kind("compare", CompareConfig, run, "steering methods compared at equal cost")
+
+
+def _probe() -> Kind:
+    from saesteer.probes.settings import ProbeConfig
+    from saesteer.recorded import probes_recorded
+
+    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
+        found = probes_recorded(config, progress)
+        return found.folder.path, found.metrics
+
+    return Kind("probe", ProbeConfig, run, "a linear probe on every layer")
+
+
+def _patch() -> Kind:
+    from saesteer.patching import PatchConfig, patch
+
+    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
+        found = patch(config, progress)
+        return found.folder.path, found.metrics
+
+    return Kind("patch", PatchConfig, run, "activation and attribution patching: where it lives")

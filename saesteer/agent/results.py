@@ -1,0 +1,144 @@
+"""What experiments found: looked up by path, and aggregated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from saesteer.agent.state import Experiment, State
+from saesteer.errors import DataError
+from saesteer.tracking import RunFolder
+
+METRICS = "metrics.json"
+SHOWN_NUMBERS = 16
+
+
+def metrics_of(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment's metrics.
+
+    Raises:
+        DataError: It has none.
+        OutputError: They cannot be read.
+    """
+    if experiment.status != "finished" or experiment.folder is None:
+        raise DataError(f"{experiment.name} is {experiment.status} and has no results to read.")
+    return RunFolder(Path(experiment.folder)).read_json(METRICS)
+
+
+def look_up(value: Any, path: Sequence[str]) -> Any:
+    """Return what stands at a path in nested records.
+
+    Args:
+        value: Records, as JSON has them.
+        path: Keys from outside in; in a list a place (from 0, or -1 for the last), or "field=word"
+            for the record whose field is that word.
+
+    Raises:
+        DataError: There is nothing; the sentence names what is there.
+    """
+    for depth, part in enumerate(path):
+        found = list(_step(value, str(part)))
+        if not found:
+            here = ".".join(map(str, path[:depth])) or "the results"
+            raise DataError(f"{here} holds no {part!r}{_known(value)}.")
+        value = found[0]
+    return value
+
+
+def number_at(value: Any, path: Sequence[str]) -> float:
+    """Return the number at a path.
+
+    Raises:
+        DataError: There is nothing, or no finite number.
+    """
+    found = look_up(value, path)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise DataError(f"{'.'.join(map(str, path))} is {_brief(found)} and no number.")
+    return float(found)
+
+
+def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the first few numbers and words of metrics by dotted path, without the settings."""
+    plain = {key: value for key, value in metrics.items() if key not in ("config", "seconds")}
+    found: dict[str, Any] = {}
+    for path, value in _leaves(plain, "", 3):
+        if len(found) == SHOWN_NUMBERS:
+            break
+        found[path] = round(value, 6) if isinstance(value, float) else value
+    return found
+
+
+def aggregate(
+    state: State, metric: Sequence[str], *, by: str | None, kind: str | None
+) -> list[dict[str, Any]]:
+    """Return mean, least and largest of a metric over finished experiments.
+
+    Args:
+        state: What has happened.
+        metric: Where it stands in their metrics.
+        by: A setting to group by, such as "programs"; all together if None.
+        kind: Only experiments of this kind.
+
+    Raises:
+        DataError: No experiment has the metric.
+    """
+    import pandas as pd
+
+    rows, missing = [], ""
+    for experiment in state.experiments:
+        if experiment.status != "finished" or kind not in (None, experiment.kind):
+            continue
+        try:
+            value = number_at(metrics_of(experiment), metric)
+        except DataError as error:
+            missing = str(error)
+            continue
+        group = _brief(experiment.settings.get(by)) if by else "all"
+        rows.append({"group": group, "value": value, "experiment": experiment.name})
+    if not rows:
+        raise DataError(f"no finished experiment has that metric ({missing or 'none is there'})")
+    table = pd.DataFrame(rows).groupby("group", sort=False)
+    found = table["value"].agg(["mean", "min", "max", "count"])
+    found["experiments"] = table["experiment"].agg(", ".join)
+    return found.reset_index().to_dict("records")  # type: ignore[return-value]
+
+
+def _step(value: Any, part: str) -> Iterator[Any]:
+    if isinstance(value, dict):
+        if part in value:
+            yield value[part]
+    elif isinstance(value, list):
+        field, equals, word = part.partition("=")
+        if equals:
+            yield from (
+                record
+                for record in value
+                if isinstance(record, dict) and str(record.get(field)) == word
+            )
+        elif part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
+            yield value[int(part)]
+
+
+def _known(value: Any) -> str:
+    if isinstance(value, dict):
+        return f" (there is: {', '.join(list(map(str, value))[:20])})"
+    if isinstance(value, list):
+        first = value[0] if value else None
+        fields = f" with {', '.join(first)}" if isinstance(first, dict) else ""
+        return f" (a list of {len(value)} records{fields}; take one by its place or field=word)"
+    return f" (it is {_brief(value)})"
+
+
+def _leaves(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and depth:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key), depth - 1)
+    elif isinstance(value, int | float | str) and len(str(value)) <= 120:
+        yield path, value
+
+
+def _brief(value: Any) -> str:
+    words = str(value)
+    return words if len(words) <= 60 else words[:59] + "…"

@@ -1,0 +1,196 @@
+"""The settings of an agent (`configs/agent/*.yaml`), checked before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from saesteer.config import Settings, TrackingSettings
+
+DEFAULT = Path(__file__).parent / "default.yaml"
+LAYER = "{layer}"
+Kind = Literal["corrupt", "run", "compare", "probe", "patch"]
+
+
+class BudgetSettings(Settings):
+    """What the program lets the planner spend; it ends when any of it is spent.
+
+    Attributes:
+        experiments: Experiments that may be run.
+        tokens: Tokens of the planner's endpoint, prompts and answers together.
+        money: What those tokens may cost, in the currency of the prices; no limit if null.
+        seconds: Time, experiments and waiting together, over all sessions of a resumed agent.
+        turns: Answers of the planner, refused ones included; four an experiment and ten if null.
+        refusals: Refused answers in a row that end it.
+        repeats: How often one experiment may be proposed again before that ends it.
+    """
+
+    experiments: int = Field(default=20, ge=1)
+    tokens: int = Field(default=300_000, ge=1)
+    money: float | None = Field(default=None, gt=0)
+    seconds: float = Field(default=3600.0, gt=0)
+    turns: int | None = Field(default=None, ge=1)
+    refusals: int = Field(default=6, ge=1)
+    repeats: int = Field(default=3, ge=1)
+
+    @property
+    def most_turns(self) -> int:
+        """How many answers the planner may give."""
+        return self.turns or 4 * self.experiments + 10
+
+
+class PlannerSettings(Settings):
+    """Who plans.
+
+    Attributes:
+        kind: "llm" asks an OpenAI-compatible endpoint, "seeded" needs no language model; "auto"
+            is "llm" where `model` names one.
+        model: The model's name at the endpoint.
+        base_url: What "/chat/completions" is put behind.
+        key_variable: The environment variable that holds the key.
+        tools: Whether the endpoint knows tool calling; "auto" tries and falls back on JSON
+            answers.
+        max_tokens: The longest answer, tokens.
+        timeout: The longest that one answer may take, seconds.
+        price_in: Price of a million prompt tokens.
+        price_out: Price of a million answer tokens.
+    """
+
+    kind: Literal["auto", "seeded", "llm"] = "auto"
+    model: str | None = None
+    base_url: str = "https://api.openai.com/v1"
+    key_variable: str = "OPENAI_API_KEY"
+    tools: bool | Literal["auto"] = "auto"
+    max_tokens: int = Field(default=1024, ge=16)
+    timeout: float = Field(default=120.0, gt=0)
+    attempts: int = Field(default=4, ge=1)
+    first_wait: float = Field(default=1.0, ge=0)
+    price_in: float | None = Field(default=None, ge=0)
+    price_out: float | None = Field(default=None, ge=0)
+
+    @property
+    def chosen(self) -> Literal["seeded", "llm"]:
+        """The planner that "auto" stands for."""
+        if self.kind != "auto":
+            return self.kind
+        return "llm" if self.model else "seeded"
+
+
+class SearchSettings(Settings):
+    """The space that the seeded planner searches by successive halving.
+
+    Li et al., "Hyperband", JMLR 18 (2018), section 2: all candidates are measured cheaply, the
+    best share of them again at more cost, until one is left.
+
+    Attributes:
+        kind: The kind of experiment.
+        parameters: Values to try by setting, dotted names included; a candidate takes one of each.
+            Words with "{layer}" in them stand for one value for each of the model's layers.
+        batch: The one setting that takes a list, so that candidates can share one experiment.
+        metric: Where the metric stands in an experiment's metrics, as a list of keys; "a=b" picks
+            the record of a list whose field `a` is `b`, and "{candidate}" stands for the batched
+            setting's value.
+        goal: Whether the largest or the smallest is sought.
+        fidelity: The setting that makes an experiment cheaper or dearer.
+        rungs: Its values from cheap to dear.
+        keep: The share that goes on to the next rung.
+        question: What is found, for the notes; such as "the layer whose removal costs most".
+    """
+
+    kind: Kind
+    parameters: dict[str, list[JsonValue] | str] = Field(min_length=1)
+    batch: str | None = None
+    metric: list[str] = Field(min_length=1)
+    goal: Literal["maximize", "minimize"] = "maximize"
+    fidelity: str | None = None
+    rungs: list[JsonValue] = Field(default=[])
+    keep: float = Field(default=0.34, gt=0, lt=1)
+    question: str = "the best setting"
+
+    @model_validator(mode="after")
+    def _fits(self) -> SearchSettings:
+        for name, values in self.parameters.items():
+            if not values:
+                raise ValueError(f"parameters.{name} has no value; give some")
+            if isinstance(values, str) and LAYER not in values:
+                raise ValueError(
+                    f"parameters.{name} is one value; give a list, or words with {LAYER} in them"
+                )
+        if self.batch is not None and self.batch not in self.parameters:
+            raise ValueError(f"batch {self.batch!r} is none of the parameters; name one of them")
+        if (self.fidelity is None) != (not self.rungs):
+            raise ValueError("fidelity and rungs belong together; give both or neither")
+        return self
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether the space depends on how many layers the model has."""
+        return any(isinstance(values, str) for values in self.parameters.values())
+
+    def spelt_out(self, n_layers: int) -> dict[str, list[JsonValue]]:
+        """Return every parameter's values for a model of so many layers."""
+        return {
+            name: [values.replace(LAYER, str(layer)) for layer in range(n_layers)]
+            if isinstance(values, str)
+            else values
+            for name, values in self.parameters.items()
+        }
+
+
+class AgentConfig(Settings):
+    """Everything an agent depends on.
+
+    Attributes:
+        name: What it is called; part of its folder's name.
+        goal: The question it is to answer.
+        experiments: Base settings by kind of experiment, either the settings or a file of them;
+            kinds that are not named cannot be run.
+        search: What the seeded planner searches.
+        seed: Seeds the seeded planner.
+        folder: Where the agent and its experiments are kept.
+        tracking: Where the agent is recorded besides.
+    """
+
+    name: str = Field(default="agent", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    goal: str = Field(min_length=1, max_length=2000)
+    experiments: dict[Kind, dict[str, Any] | str] = Field(min_length=1)
+    budget: BudgetSettings = BudgetSettings()
+    planner: PlannerSettings = PlannerSettings()
+    search: SearchSettings | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    folder: str = "runs"
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _complete(self) -> AgentConfig:
+        planner = self.planner
+        if planner.chosen == "llm" and not planner.model:
+            raise ValueError("planner.model is empty; name a model that the endpoint serves")
+        if planner.chosen == "seeded" and self.search is None:
+            raise ValueError(
+                "the seeded planner needs a search; give one, or name a planner.model to ask"
+            )
+        if self.search is not None and self.search.kind not in self.experiments:
+            raise ValueError(
+                f"search.kind {self.search.kind!r} is none of the experiments; add it there"
+            )
+        prices = (planner.price_in, planner.price_out)
+        if planner.chosen == "llm" and self.budget.money is not None and None in prices:
+            raise ValueError(
+                "budget.money needs planner.price_in and planner.price_out; give the prices of a "
+                "million tokens, or leave money out"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Return a short hash of what the agent's choices depend on.
+
+        The budget is left out: more of it goes on with the same agent.
+        """
+        record = self.model_dump(mode="json", exclude={"folder", "budget", "tracking"})
+        text = json.dumps(record, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
