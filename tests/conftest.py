@@ -49,7 +49,10 @@ SENTENCES = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _pinned_threads() -> None:
+def _clean_environment() -> None:
+    # A developer's own W&B, store and Neuronpedia stay out of it.
+    for name in [n for n in os.environ if n.startswith(("WANDB_", "SAESTEER_", "NEURONPEDIA_"))]:
+        del os.environ[name]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

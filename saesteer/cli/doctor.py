@@ -26,6 +26,7 @@ def doctor_command(
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
     from saesteer.progress import terminal_progress
+    from saesteer.recorded import recorded_look
     from saesteer.saes.doctor import doctor, rows_for
     from saesteer.saes.loading import load_sae, resolve_sae
     from saesteer.tracking import finite
@@ -34,11 +35,15 @@ def doctor_command(
     resolve_model(model)
     resolve_sae(sae)
     progress = terminal_progress()
-    progress.say(f"Loading SAE {sae} and model {model} ...")
-    loaded = load_sae(sae)
-    bridge = load_model(model, dtype=dtype)
-    rows = rows_for(bridge, loaded, texts, context=context)
-    report = doctor(bridge, loaded, rows, progress=progress)
+    settings = {"model": model, "sae": sae, "text": None if text is None else str(text)}
+    settings |= {"limit": limit, "context": context, "dtype": dtype}
+    with recorded_look("doctor", settings, name=Path(sae).name, progress=progress) as recorded:
+        progress.say(f"Loading SAE {sae} and model {model} ...")
+        loaded = load_sae(sae)
+        bridge = load_model(model, dtype=dtype)
+        rows = rows_for(bridge, loaded, texts, context=context)
+        report = doctor(bridge, loaded, rows, progress=progress)
+        recorded.summary(report.as_dict())
     if as_json:
         typer.echo(json.dumps(finite(report.as_dict()), indent=2))
     else:

@@ -51,27 +51,32 @@ def generate_command(
             f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
         )
     from saesteer.models import load_model
+    from saesteer.recorded import recorded_look
     from saesteer.steering import generate
 
     name = model or (steering.model if steering else "smollm2")
-    terminal_progress().say(f"Loading model {name} ...")
-    bridge = load_model(name, dtype=dtype)
     single = len(prompts) == len(strengths) == samples == 1
-    on_token = _print_piece if single else None
-    result = generate(
-        bridge,
-        prompts,
-        steering,
-        strengths,
-        known,
-        max_new_tokens=max_new_tokens,
-        chat=False if plain else "auto",
-        system=system,
-        temperature=temperature,
-        seed=seed,
-        n_samples=samples,
-        on_token=on_token,
-    )
+    sampling = {
+        "max_new_tokens": max_new_tokens,
+        "chat": False if plain else "auto",
+        "system": system,
+        "temperature": temperature,
+        "seed": seed,
+        "n_samples": samples,
+    }
+    settings = {"model": name, "dtype": dtype, "vector": vector and str(vector), "unit": unit}
+    settings |= {"strengths": strengths, "prompts": prompts, **sampling}
+    called = steering.name if steering else "unsteered"
+    progress = terminal_progress()
+    with recorded_look("generate", settings, name=called, progress=progress) as recorded:
+        progress.say(f"Loading model {name} ...")
+        bridge = load_model(name, dtype=dtype)
+        on_token = _print_piece if single else None
+        result = generate(
+            bridge, prompts, steering, strengths, known, on_token=on_token, **sampling
+        )
+        recorded.keep("completions.json", result.to_dicts())
+        recorded.summary({"completions": len(result.to_dicts())})
     if single:
         typer.echo()
         return

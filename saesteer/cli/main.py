@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from saesteer.cli import compare, doctor, generate, probe, run, sae, vector
+from saesteer.cli import (
+    agent,
+    compare,
+    doctor,
+    features,
+    generate,
+    neuronpedia,
+    probe,
+    run,
+    runs,
+    sae,
+    vector,
+)
 from saesteer.errors import SaesteerError
 
 
@@ -36,8 +48,11 @@ app.command("run")(run.run_command)
 app.command("compare")(compare.compare_command)
 app.command("generate")(generate.generate_command)
 app.command("doctor")(doctor.doctor_command)
-app.command("features")(run.features_command)
+app.command("features")(features.features_command)
+app.command("agent")(agent.agent_command)
 app.add_typer(probe.app, name="probe")
+app.add_typer(neuronpedia.app, name="neuronpedia")
+app.add_typer(runs.app, name="runs")
 app.add_typer(sae.app, name="sae")
 app.add_typer(vector.app, name="vector")
 

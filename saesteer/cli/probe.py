@@ -44,14 +44,14 @@ def train_command(
     from saesteer.config import load_config
     from saesteer.probes.plan import plan_probes
     from saesteer.probes.settings import ProbeConfig
-    from saesteer.probes.training import train_probes
     from saesteer.progress import terminal_progress
+    from saesteer.recorded import probes_recorded
 
     settings = load_config(config, set_ or (), kind=ProbeConfig)
     if dry_run:
         show_probe_plan(plan_probes(settings))
         return
-    run = train_probes(settings, terminal_progress())
+    run = probes_recorded(settings, terminal_progress())
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
     else:
@@ -83,6 +83,7 @@ def read_command(
     from saesteer.probes import ProbeSet, read_texts_with, reading_page, run_checks
     from saesteer.probes.trial_record import parse_layers
     from saesteer.progress import terminal_progress
+    from saesteer.recorded import recorded_look
     from saesteer.steering.vector_file import write_atomically
 
     probes = ProbeSet.load(run)
@@ -92,17 +93,28 @@ def read_command(
     if any(not text.strip() for text in texts or ()):
         raise DataError("a text is empty; give it at least one word.")
     cases = None if checks is None else read_labelled(checks)
-    bridge = _load(probes, model, terminal_progress())
-    if texts:
-        if generate:
-            texts = _continued(bridge, texts, max_new_tokens)
-        readings = read_texts_with(bridge, probes, texts, chosen)
-        show_readings(readings)
-        if html is not None:
-            write_atomically(html, reading_page(readings, probes.name).encode())
-            typer.echo(f"wrote {html}")
-    if cases is not None:
-        show_checks(run_checks(bridge, probes, cases, chosen[0] if layers else None))
+    progress = terminal_progress()
+    looked_at = {"texts": texts, "layers": chosen, "generate": generate, "checks": checks}
+    looked_at |= {"max_new_tokens": max_new_tokens, "model": model or probes.model}
+    with recorded_look(
+        "probe-read", looked_at, name=probes.name, progress=progress, about=run
+    ) as recorded:
+        bridge = _load(probes, model, progress)
+        if texts:
+            if generate:
+                texts = _continued(bridge, texts, max_new_tokens)
+            readings = read_texts_with(bridge, probes, texts, chosen)
+            show_readings(readings)
+            recorded.keep("texts.json", texts)
+            if html is not None:
+                write_atomically(html, reading_page(readings, probes.name).encode())
+                typer.echo(f"wrote {html}")
+        if cases is not None:
+            found = run_checks(bridge, probes, cases, chosen[0] if layers else None)
+            show_checks(found)
+            recorded.summary(
+                {"layer": found.layer, "right": found.right, "n": len(found.predictions)}
+            )
 
 
 @app.command("intervene")
@@ -161,6 +173,7 @@ def intervene_command(
     from saesteer.probes.trial import Trial, TrialSettings
     from saesteer.probes.trial_record import make_doing, parse_layers, probe_vectors, trial_record
     from saesteer.progress import terminal_progress
+    from saesteer.recorded import recorded_look
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
     from saesteer.steering.strength import check_unit
@@ -186,13 +199,22 @@ def intervene_command(
     settings = TrialSettings(max_new_tokens, chat, temperature, samples, seed)
     _check_samples(samples, temperature)
     progress = terminal_progress()
-    bridge = _load(probes, model, progress)
-    progress.say(f"Completing {len(words)} prompts ...")
-    measures = _measures(run, bridge, probes, towards, away)
-    trial = Trial(bridge, words, measures, settings)
-    record = trial_record(trial, doing, labels, towards=towards, away=away, random_draws=random)
-    record["settings"] = vars(settings)
-    path = _save(run, record)
+    asked = {"interventions": [item.described() for item in doing.interventions]}
+    asked |= {"vectors": [item.vector.name for item in doing.interventions], "prompts": words}
+    asked |= {"positions": positions, "compound": compound, "random": random, **vars(settings)}
+    asked |= {"towards": towards, "away": away, "model": model or probes.model}
+    with recorded_look(
+        "probe-intervene", asked, name=probes.name, progress=progress, about=run
+    ) as recorded:
+        bridge = _load(probes, model, progress)
+        progress.say(f"Completing {len(words)} prompts ...")
+        measures = _measures(run, bridge, probes, towards, away)
+        trial = Trial(bridge, words, measures, settings)
+        record = trial_record(trial, doing, labels, towards=towards, away=away, random_draws=random)
+        record["settings"] = vars(settings)
+        path = _save(run, record)
+        recorded.artifact("record", path)
+        recorded.summary({key: record[key] for key in ("kl", "perplexity", "movement")})
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:

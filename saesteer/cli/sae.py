@@ -27,14 +27,11 @@ def train_command(
     from saesteer.cli.show import console, show_doctor
     from saesteer.config import load_config
     from saesteer.progress import terminal_progress
-    from saesteer.saes.card import finish_sae
-    from saesteer.saes.run import train_sae
+    from saesteer.recorded import sae_recorded
     from saesteer.saes.settings import SaeTrainingConfig
 
     settings = load_config(config, set_ or (), kind=SaeTrainingConfig)
-    progress = terminal_progress()
-    trained = train_sae(settings, progress)
-    report = finish_sae(trained, settings, progress)
+    trained, report = sae_recorded(settings, terminal_progress())
     show_doctor(report, str(trained.folder), settings.model, settings.site)
     out = console()
     where = trained.folder

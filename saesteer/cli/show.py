@@ -134,7 +134,7 @@ def show_features(features: Sequence[dict[str, Any]], top: int = 16) -> None:
             f"{row['score']:+.2f}",
             str(row["cluster"]),
             fires,
-            Text(str(row["description"] or "")),
+            Text("\n".join(str(row[key]) for key in ("description", "url") if row.get(key))),
         )
     out.print(made)
     if len(kept) > top:
