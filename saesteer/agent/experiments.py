@@ -255,10 +255,11 @@ def _probe() -> Kind:
 
 
 def _patch() -> Kind:
-    from saesteer.patching import PatchConfig, patch
+    from saesteer.patching.run import run_patching
+    from saesteer.patching.settings import PatchConfig
 
     def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
-        found = patch(config, progress)
+        found = run_patching(config, progress)
         return found.folder.path, found.metrics
 
     return Kind("patch", PatchConfig, run, "activation and attribution patching: where it lives")

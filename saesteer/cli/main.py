@@ -12,15 +12,19 @@ from typer.core import TyperGroup
 from saesteer.cli import (
     agent,
     compare,
+    corrupt,
     doctor,
     features,
     generate,
     neuronpedia,
+    patch,
     probe,
     run,
     runs,
     sae,
+    sweep,
     vector,
+    worker,
 )
 from saesteer.errors import SaesteerError
 
@@ -50,7 +54,11 @@ app.command("generate")(generate.generate_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("features")(features.features_command)
 app.command("agent")(agent.agent_command)
+app.command("sweep")(sweep.sweep_command)
+app.command("worker")(worker.worker_command)
+app.add_typer(patch.app, name="patch")
 app.add_typer(probe.app, name="probe")
+app.add_typer(corrupt.app, name="corrupt")
 app.add_typer(neuronpedia.app, name="neuronpedia")
 app.add_typer(runs.app, name="runs")
 app.add_typer(sae.app, name="sae")

@@ -242,7 +242,6 @@ def _site_part(metrics: Metrics) -> list[Part]:
             "does, in any model. Sites are ranked by effect times headroom: the share of blocks "
             "above the answer position, or below the prompt's words.",
             [Table(columns, rows)] if rows else [],
-            " ".join(suggestion["sentences"]),
         )
     ]
 

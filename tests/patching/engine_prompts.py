@@ -62,7 +62,10 @@ def made_up_batch(
         for tokens, mask in zip(ids, masks, strict=True)
     ]
     pair = PromptPair("clean", "corrupted", " yes", " no")
-    return PairBatch((pair,) * len(lengths), *ids, *masks, to_clean, *answers, *words)
+    pairs, (right, wrong) = (pair,) * len(lengths), answers
+    return PairBatch(
+        pairs, ids[0], ids[1], masks[0], masks[1], to_clean, right, wrong, words[0], words[1]
+    )
 
 
 def some_pairs(batch: PairBatch, which: slice) -> PairBatch:
