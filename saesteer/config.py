@@ -257,7 +257,7 @@ def load_config(
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no settings; write 'name: value' lines.")
     for override in overrides:
-        _override(data, override)
+        apply_override(data, override)
     return parse_config(data, kind=kind, place=str(file))
 
 
@@ -286,7 +286,12 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
         raise ConfigError(f"{place}: {field}: {message[:1].lower()}{message[1:]}{more}.") from None
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Put a setting such as "selection.n_features=32" into settings in memory.
+
+    Raises:
+        ConfigError: It does not have that form, or does not fit what is there.
+    """
     import yaml
 
     key, equals, value = override.partition("=")

@@ -63,7 +63,7 @@ def ioi_command(
     as_json: AsJson = False,
 ) -> None:
     """Indirect object identification, in full: prompts made for the model's own tokenizer."""
-    from saesteer.config import _override, parse_config
+    from saesteer.config import apply_override, parse_config
     from saesteer.patching.settings import PatchConfig
 
     data: dict[str, Any] = {
@@ -78,7 +78,7 @@ def ioi_command(
         "seed": seed,
     }
     for override in set_ or ():
-        _override(data, override)
+        apply_override(data, override)
     settings = parse_config(data, kind=PatchConfig, place="saesteer patch ioi")
     _do(settings, suggest_site=suggest_site, dry_run=dry_run, as_json=as_json)
 

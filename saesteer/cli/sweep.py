@@ -68,7 +68,7 @@ def sweep_command(
     from saesteer.progress import terminal_progress
     from saesteer.sweeps.early import early_note
     from saesteer.sweeps.launch import slurm_options
-    from saesteer.sweeps.spec import check_spec, make_spec
+    from saesteer.sweeps.spec import check_spec, make_spec, with_pinned_dtype
     from saesteer.sweeps.study import create_study
     from saesteer.sweeps.sweep_file import read_sweep_file
 
@@ -85,6 +85,8 @@ def sweep_command(
     note = early_note(spec.hyperband, spec.kind)
     if note:
         progress.say(note)
+    if launcher is Launcher.local:
+        spec = with_pinned_dtype(spec)
     study = create_study(spec, storage)
     study.enqueue(cells)
     if retry_failed:

@@ -248,7 +248,7 @@ def best_settings(result: SweepResult) -> str:
         f"# Trial {best.number} of {spec.study}: {spec.metric} {best.value:.6g}, the best of "
         f"{result.states.get('done', 0)}.\n# saesteer {spec.kind} THIS_FILE\n"
     )
-    settings = spec.trial.settings(best.values)
+    settings = spec.pinned_trial.settings(best.values)
     return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ class SweepSpec:
         early: W&B's early_terminate.
         lease: Seconds of silence after which another machine's worker counts as gone.
         cwd: Where relative paths of the settings start.
+        pinned: Settings that every worker must share and that a machine would choose for itself;
+            they make no other sweep of it.
     """
 
     name: str
@@ -60,11 +62,17 @@ class SweepSpec:
     early: dict[str, Any] | None
     lease: float
     cwd: str
+    pinned: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trial(self) -> TrialKind:
-        """How a trial is run."""
+        """What a trial is, by its settings."""
         return TrialKind(self.kind, self.base, self.base_file, self.metric)
+
+    @property
+    def pinned_trial(self) -> TrialKind:
+        """How a trial is run, whoever runs it."""
+        return replace(self.trial, base=merged(self.base, self.pinned))
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -90,7 +98,7 @@ class SweepSpec:
     def digest(self) -> str:
         """Return a hash of what decides which trials there are and what they are judged by."""
         record = self.as_dict()
-        for name in ("count", "lease", "cwd", "base_file", "layout", "name"):
+        for name in ("count", "lease", "cwd", "pinned", "base_file", "layout", "name"):
             record.pop(name)
         record["base"] = {k: v for k, v in self.base.items() if k not in ("folder", "tracking")}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:10]
@@ -226,6 +234,25 @@ def check_spec(spec: SweepSpec, cells: Sequence[Cell]) -> None:
 
     rng = np.random.default_rng(spec.seed)
     spec.trial.check({p.name: p.settled(p.draw(rng)) for p in spec.parameters})
+
+
+def with_pinned_dtype(spec: SweepSpec) -> SweepSpec:
+    """Return a sweep whose workers on this machine's CPU all load the model in one dtype.
+
+    Left to itself each of them measures which is the fastest, and one that is disturbed while it
+    does so would find other numbers than the rest.
+    """
+    from saesteer.models.placement import choose_device, choose_dtype
+
+    model = spec.base.get("model") or {}
+    named = any(p.name == "model.dtype" for p in spec.parameters)
+    if not isinstance(model, dict) or model.get("dtype", "auto") != "auto" or named:
+        return spec
+    device = choose_device(model.get("device"))
+    if device.type != "cpu" or model.get("device_map"):
+        return spec
+    dtype = str(choose_dtype(None, device)).removeprefix("torch.")
+    return replace(spec, pinned={"model.dtype": dtype})
 
 
 def _check_bayes(sweep: SweepFile, place: str) -> None:

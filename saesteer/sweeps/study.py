@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,7 +295,11 @@ def create_study(spec: SweepSpec, where: str | None = None) -> SweepStudy:
         study = optuna.create_study(
             storage=storage, study_name=spec.study, direction=spec.goal, load_if_exists=True
         )
-        # Later ones may raise the count, or call from another place.
+        earlier = study.user_attrs.get(SPEC)
+        if isinstance(earlier, dict):
+            # Later calls may raise the count, or come from another place; what trials have run
+            # with stays.
+            spec = replace(spec, pinned=dict(earlier.get("pinned") or {}))
         study.set_user_attr(SPEC, spec.as_dict())
     return SweepStudy(spec, place, study, study._storage)
 

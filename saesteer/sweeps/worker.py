@@ -152,7 +152,7 @@ class Worker:
 
         try:
             with self._leased(claim):
-                measured = spec.trial.measure(
+                measured = spec.pinned_trial.measure(
                     claim.cell.values,
                     shelf=self._shelf,
                     progress=TrialProgress(self.progress),

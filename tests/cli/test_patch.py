@@ -14,16 +14,6 @@ SIDES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    """Put the command on the program, where it is not there yet."""
-    from saesteer.cli import patch
-    from saesteer.cli.main import app
-
-    if not any(group.name == "patch" for group in app.registered_groups):
-        app.add_typer(patch.app, name="patch")
-
-
 @pytest.fixture(scope="session")
 def patch_config(tiny_model_folder, tmp_path_factory) -> Path:
     """A file of settings for a patching run on a tiny model; JSON is YAML."""

@@ -129,3 +129,29 @@ def test_the_study_is_named_by_what_its_trials_depend_on(spec_of):
     assert spec_of({"lease": 5}).study == one.study
     assert spec_of({"overrides": ["seed=2"]}).study != one.study
     assert spec_of(metric={"name": "r2"}).study != one.study
+
+
+def test_workers_of_one_machine_share_the_dtype_that_the_first_sweep_chose(spec_of, monkeypatch):
+    import torch
+
+    from saesteer.sweeps.spec import with_pinned_dtype
+    from saesteer.sweeps.study import create_study, open_study
+
+    def choosing(dtype):
+        monkeypatch.setattr(
+            "saesteer.models.placement.choose_dtype", lambda *rest: getattr(torch, dtype)
+        )
+        return with_pinned_dtype(spec_of({"overrides": ["model.dtype=auto"]}))
+
+    first = create_study(choosing("bfloat16"))
+    # Disturbed while it measured, the machine would choose otherwise the next time.
+    again = create_study(choosing("float32"))
+    assert again.spec.study == first.spec.study
+    assert open_study(again.where).spec.pinned == {"model.dtype": "bfloat16"}
+    values = again.spec.cells()[0].values
+    assert again.spec.pinned_trial.config(values).model.dtype == "bfloat16"
+    assert again.spec.trial.key(values) == first.spec.trial.key(values)
+    # What the settings say themselves is left to them.
+    assert with_pinned_dtype(spec_of()).pinned == {}
+    swept = {"model.dtype": {"values": ["float32", "bfloat16"]}}
+    assert with_pinned_dtype(spec_of(parameters=swept)).pinned == {}
