@@ -11,7 +11,7 @@ so that it takes tens of forward passes and not hundreds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +21,6 @@ from saesteer.patching.circuits.ablation import Ablation
 from saesteer.patching.circuits.circuit import Circuit, Node
 from saesteer.patching.circuits.evaluation import Faithfulness, faithfulness, recovered
 from saesteer.progress import Progress, Task
-
 
 # How many of the next strongest heads are tried at each step of growing.
 _WINDOW = 6
@@ -106,11 +105,6 @@ def find_circuit(
         held_out=None if held_out is None else faithfulness(held_out, circuit),
         runs=ablation.runs - before,
     )
-
-
-def with_held_out(found: FoundCircuit, ablation: Ablation) -> FoundCircuit:
-    """Return a found circuit with its faithfulness on other prompts."""
-    return replace(found, held_out=faithfulness(ablation, found.circuit))
 
 
 class _Search:
