@@ -18,11 +18,11 @@ from pairing import paired_ratio
 
 from saesteer.models import load_model
 from saesteer.patching.activation import activation_patching
-from saesteer.patching.batch import PairBatch, encode_pairs
-from saesteer.patching.engine_rows import Rows, plan_rows
-from saesteer.patching.engine_sides import sides_of
+from saesteer.patching.engine.rows import Rows, plan_rows
+from saesteer.patching.engine.sides import sides_of
 from saesteer.patching.metrics import Metric, metric_named
-from saesteer.patching.pairs import PromptPair
+from saesteer.patching.prompts.batch import PairBatch, encode_pairs
+from saesteer.patching.prompts.pairs import PromptPair
 
 FRAMES = (
     ("When{A} and{B} went to the shops,{S} gave the bag to", " John", " Mary"),

@@ -255,8 +255,8 @@ def _probe() -> Kind:
 
 
 def _patch() -> Kind:
-    from saesteer.patching.run import run_patching
-    from saesteer.patching.settings import PatchConfig
+    from saesteer.patching.experiment.run import run_patching
+    from saesteer.patching.experiment.settings import PatchConfig
 
     def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
         found = run_patching(config, progress)

@@ -11,7 +11,7 @@ import typer
 from saesteer.cli.run import Overrides
 
 if TYPE_CHECKING:
-    from saesteer.patching.settings import PatchConfig
+    from saesteer.patching.experiment.settings import PatchConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +39,7 @@ def run_command(
 ) -> None:
     """Patch every component on pairs of prompts, and report where the behaviour lives."""
     from saesteer.config import load_config
-    from saesteer.patching.settings import PatchConfig
+    from saesteer.patching.experiment.settings import PatchConfig
 
     # All of them are read before the first one is run.
     for settings in [load_config(path, set_ or (), kind=PatchConfig) for path in config]:
@@ -64,7 +64,7 @@ def ioi_command(
 ) -> None:
     """Indirect object identification, in full: prompts made for the model's own tokenizer."""
     from saesteer.config import apply_override, parse_config
-    from saesteer.patching.settings import PatchConfig
+    from saesteer.patching.experiment.settings import PatchConfig
 
     data: dict[str, Any] = {
         "name": "ioi",
@@ -101,8 +101,8 @@ def lens_command(
     from saesteer.cli.patch_show import show_lens
     from saesteer.errors import DataError
     from saesteer.models import load_model
-    from saesteer.patching.pair_files import read_prompt_pairs
-    from saesteer.patching.prompt_lens import lens_page, read_prompts
+    from saesteer.patching.prompts.pair_files import read_prompt_pairs
+    from saesteer.patching.reading.prompt_lens import lens_page, read_prompts
     from saesteer.progress import terminal_progress
     from saesteer.steering.vector_file import write_atomically
 
@@ -141,8 +141,8 @@ def show_command(
     """Show a finished run again, and the site it speaks for."""
     from saesteer.cli.patch_show import show_patch_run, show_suggestion
     from saesteer.models.sites import Site
-    from saesteer.patching.run import load_patch_run, write_figures
-    from saesteer.patching.run_results import open_run
+    from saesteer.patching.experiment.run import load_patch_run, write_figures
+    from saesteer.patching.experiment.run_results import open_run
     from saesteer.saes.loading import load_sae
 
     found = load_patch_run(run)
@@ -164,9 +164,9 @@ def show_command(
 
 def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bool) -> None:
     from saesteer.cli.patch_show import show_patch_plan, show_patch_run, show_suggestion
-    from saesteer.patching.plan import plan_patch
-    from saesteer.patching.run import run_patching
-    from saesteer.patching.run_results import open_run
+    from saesteer.patching.experiment.plan import plan_patch
+    from saesteer.patching.experiment.run import run_patching
+    from saesteer.patching.experiment.run_results import open_run
     from saesteer.progress import terminal_progress
 
     if dry_run:

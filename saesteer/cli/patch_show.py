@@ -13,10 +13,10 @@ from saesteer.cli.show import console, heading, number, table
 from saesteer.report.patching_page import unsolved
 
 if TYPE_CHECKING:
-    from saesteer.patching.plan import PatchPlan
-    from saesteer.patching.prompt_lens import PromptReading
-    from saesteer.patching.run import PatchRun
-    from saesteer.patching.suggest import Suggestion
+    from saesteer.patching.experiment.plan import PatchPlan
+    from saesteer.patching.experiment.run import PatchRun
+    from saesteer.patching.experiment.suggest import Suggestion
+    from saesteer.patching.reading.prompt_lens import PromptReading
 
 MOST = 6
 SAID = {
@@ -29,7 +29,7 @@ SAID = {
 
 def show_patch_plan(plan: PatchPlan) -> None:
     """Print what a patching run would do."""
-    from saesteer.patching.cells import jobs
+    from saesteer.patching.experiment.cells import jobs
     from saesteer.tracking import RunFolder
 
     out = console()

@@ -15,20 +15,20 @@ from jaxtyping import Float
 from saesteer.errors import DataError
 from saesteer.models.loading import model_info, plain_model
 from saesteer.models.tokens import input_device
-from saesteer.patching.activation_arguments import checked_columns, checked_what
-from saesteer.patching.batch import PairBatch
 from saesteer.patching.components import find_place
-from saesteer.patching.engine import FastEngine
-from saesteer.patching.engine_attention import windows_allowed
-from saesteer.patching.engine_check import windows_stand
-from saesteer.patching.engine_limits import Budget
-from saesteer.patching.engine_plain import PlainEngine
-from saesteer.patching.engine_prepare import Prepared, What
-from saesteer.patching.engine_rows import plan_rows
-from saesteer.patching.engine_sides import sides_of
+from saesteer.patching.engine.arguments import checked_columns, checked_what
+from saesteer.patching.engine.attention import windows_allowed
+from saesteer.patching.engine.check import windows_stand
+from saesteer.patching.engine.fast import FastEngine
+from saesteer.patching.engine.limits import Budget
+from saesteer.patching.engine.plain import PlainEngine
+from saesteer.patching.engine.prepare import Prepared, What
+from saesteer.patching.engine.resume import run_chunks
+from saesteer.patching.engine.rows import plan_rows
+from saesteer.patching.engine.sides import sides_of
 from saesteer.patching.metrics import Metric
+from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.result import Mode, PatchResult
-from saesteer.patching.resume import run_chunks
 from saesteer.patching.sae_patching import Clusters
 from saesteer.progress import Progress
 from saesteer.saes.adapter import Sae

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saesteer.data.checks import shorten
 from saesteer.errors import ConfigError
-from saesteer.patching.engine_patches import Own, at_columns
-from saesteer.patching.engine_rows import Touched
+from saesteer.patching.engine.patches import Own, at_columns
+from saesteer.patching.engine.rows import Touched
 from saesteer.saes.adapter import Sae
 
 Clusters = Mapping[str, Sequence[int]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from saesteer.patching.figures import Exhibit, shown_token
-from saesteer.patching.reading import ANSWERS
-from saesteer.patching.run_results import RunResults
+from saesteer.patching.experiment.figures import Exhibit, shown_token
+from saesteer.patching.experiment.reading import ANSWERS
+from saesteer.patching.experiment.run_results import RunResults
 from saesteer.report.patching_drawing import drawn
 from saesteer.report.reading import show
 from saesteer.report.sheet import Drawing, Part, Remark, Sheet, Table
@@ -284,7 +284,7 @@ def _tables(part: str, metrics: Metrics) -> list[Table]:
 
 
 def _note(part: str, run: RunResults) -> str:
-    from saesteer.patching.attention_run import ATTENTION
+    from saesteer.patching.experiment.attention_run import ATTENTION
 
     if part == "heads" and run.folder.has(ATTENTION):
         return f"The attention patterns of the strongest heads are in {ATTENTION} beside this page."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.patching.figures import Chart, Heatmap, Scatter
+from saesteer.patching.experiment.figures import Chart, Heatmap, Scatter
 from saesteer.report.palette import CLUSTERS, DIVERGING, SOFT
 from saesteer.report.patching_drawing import ends_of
 

@@ -43,8 +43,8 @@ def patch_config(tiny_model_folder, tmp_path_factory) -> Path:
 def patch_run(patch_config) -> Path:
     """The folder of a finished patching run."""
     from saesteer.config import load_config
-    from saesteer.patching.run import run_patching
-    from saesteer.patching.settings import PatchConfig
+    from saesteer.patching.experiment.run import run_patching
+    from saesteer.patching.experiment.settings import PatchConfig
 
     return run_patching(load_config(patch_config, kind=PatchConfig)).folder.path
 

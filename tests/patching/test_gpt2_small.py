@@ -15,8 +15,6 @@ import torch
 from saesteer.errors import NetworkError
 from saesteer.models import load_model
 from saesteer.patching.activation import activation_patching
-from saesteer.patching.answers import task_answers
-from saesteer.patching.batch import PairBatch, encode_pairs
 from saesteer.patching.circuits import (
     Ablation,
     Circuit,
@@ -26,10 +24,12 @@ from saesteer.patching.circuits import (
     mean_heads,
     published_ioi_circuit,
 )
-from saesteer.patching.direct_attribution import direct_attribution
-from saesteer.patching.ioi import eight_ioi_pairs, generate_ioi
 from saesteer.patching.metrics import metric_named
-from saesteer.patching.pairs import PromptPair
+from saesteer.patching.prompts.batch import PairBatch, encode_pairs
+from saesteer.patching.prompts.ioi import eight_ioi_pairs, generate_ioi
+from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.patching.reading.answers import task_answers
+from saesteer.patching.reading.direct_attribution import direct_attribution
 
 EIGHT = (3.337, 3.202, 2.709, 3.797, 1.720, 5.281, 2.601, 5.767)
 MILK = PromptPair(

@@ -14,12 +14,12 @@ from torch import Tensor
 from saesteer.data.checks import shorten
 from saesteer.errors import DataError, SiteError
 from saesteer.models.loading import plain_model
-from saesteer.patching.attention_view import check_heads
-from saesteer.patching.batch import PairBatch, position_ids
 from saesteer.patching.circuits.circuit import Node
 from saesteer.patching.circuits.counterfactuals import MeanHeads
 from saesteer.patching.metrics import Metric, MetricRows, metric_named
-from saesteer.patching.residual_reads import required_place
+from saesteer.patching.prompts.batch import PairBatch, position_ids
+from saesteer.patching.reading.attention_view import check_heads
+from saesteer.patching.reading.residual_reads import required_place
 
 
 class Ablation:

@@ -18,11 +18,11 @@ from torch import Tensor
 from saesteer.errors import DataError
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_texts, input_device, pad_rows, padding_id
-from saesteer.patching.batch import PairBatch, position_ids
-from saesteer.patching.residual_reads import required_place
+from saesteer.patching.prompts.batch import PairBatch, position_ids
+from saesteer.patching.reading.residual_reads import required_place
 
 if TYPE_CHECKING:
-    from saesteer.patching.ioi import IoiSet
+    from saesteer.patching.prompts.ioi import IoiSet
 
 Kind = tuple[int, str]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from saesteer.errors import ConfigError, DataError
-from saesteer.patching.batch import encode_pairs
 from saesteer.patching.circuits import (
     Ablation,
     Node,
@@ -18,7 +17,8 @@ from saesteer.patching.circuits import (
     mean_heads,
 )
 from saesteer.patching.metrics import metric_named
-from saesteer.patching.pairs import PromptPair
+from saesteer.patching.prompts.batch import encode_pairs
+from saesteer.patching.prompts.pairs import PromptPair
 
 OUTPUT = {"gpt2": "transformer.h.{}.attn.c_proj"}
 PAIRS = [

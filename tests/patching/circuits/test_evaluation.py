@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from saesteer.errors import ConfigError
-from saesteer.patching.batch import encode_pairs
 from saesteer.patching.circuits import (
     Ablation,
     Circuit,
@@ -19,7 +18,8 @@ from saesteer.patching.circuits import (
     mean_heads,
     minimality,
 )
-from saesteer.patching.pairs import PromptPair
+from saesteer.patching.prompts.batch import encode_pairs
+from saesteer.patching.prompts.pairs import PromptPair
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog sat on the mat", "e", "a"),

@@ -1,0 +1,1 @@
+"""Attribution patching, integrated gradients, and their agreement with patching itself."""

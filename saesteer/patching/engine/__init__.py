@@ -1,0 +1,1 @@
+"""The fast engine behind activation patching."""

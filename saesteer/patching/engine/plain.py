@@ -1,0 +1,143 @@
+"""The plain engine: a whole pass per patched row, for models that cannot run block by block."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saesteer.errors import HookError, SiteError
+from saesteer.models.sites import HookTarget, Removable, Site, SiteFunction, resolve_target
+from saesteer.patching.components import heads_of, hook_name
+from saesteer.patching.engine.prepare import Prepared, What, make_patch
+from saesteer.patching.engine.rows import Rows
+from saesteer.patching.engine.sides import Scorer, Sides
+from saesteer.patching.metrics import Metric
+from saesteer.patching.prompts.batch import position_ids
+from saesteer.patching.result import Mode
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class PlainEngine:
+    """Scores patched rows by the bridge's own hook points; slow, and right for every model.
+
+    Args:
+        model: A model from `load_model`.
+        sides: The prompts.
+        what: What is patched; None to score the unpatched prompts alone.
+        metric: What is measured.
+        answers: Every pair's right and wrong answer.
+        mode: Which of the two sides is clean.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        sides: Sides,
+        what: What | None,
+        metric: Metric,
+        answers: Int[Tensor, "pair 2"],
+        mode: Mode,
+    ) -> None:
+        self._model, self._sides = model, sides
+        source, theirs = self._read(sides.source_ids, sides.source_mask, what)
+        own, ours = self._read(sides.ids, sides.mask, what)
+        self._logits = (own, source) if mode == "noising" else (source, own)
+        self._scorer = Scorer(metric, answers, self._logits[0])
+        self.prepared: Prepared | None = None
+        if what is not None:
+            heads = heads_of(model, what.component) if what.has_heads else None
+            self.prepared = make_patch(what, sides, theirs, ours, heads)
+
+    def unpatched(self) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]:
+        """Return the metric on the clean and on the corrupted prompts."""
+        pair = torch.arange(len(self._sides.ids), device=self._sides.ids.device)
+        clean, corrupted = (self._score(logits, pair) for logits in self._logits)
+        return clean, corrupted
+
+    def __call__(self, rows: Rows) -> Float[np.ndarray, " row"]:
+        """Return the metric of rows, in any order."""
+        values = np.zeros(len(rows))
+        for layer in np.unique(rows.layer):
+            which = np.flatnonzero(rows.layer == layer)
+            values[which] = self._layer(rows[which], int(layer))
+        return values
+
+    def _layer(self, rows: Rows, layer: int) -> Float[np.ndarray, " row"]:
+        if self.prepared is None:
+            raise ValueError("nothing is patched")
+        touched = rows.on(self._sides.ids.device)
+        patch = self.prepared.patch
+        reached: list[bool] = []
+
+        def change(now: Tensor) -> Tensor:
+            reached.append(True)
+            return patch.edited(now, touched, layer, 0)
+
+        handle = self._hook(patch.component, layer, change)
+        try:
+            logits = self._forward(self._sides.ids[touched.pair], self._sides.mask[touched.pair])
+        finally:
+            handle.remove()
+        if not reached:
+            raise HookError(
+                f"{patch.component} at block {layer} was never reached; choose another component."
+            )
+        return self._score(logits, touched.pair)
+
+    def _score(self, logits: Tensor, pair: Tensor) -> Float[np.ndarray, " row"]:
+        wanted = self._scorer.wanted(pair)
+        return self._scorer.score(logits if wanted is None else logits.gather(1, wanted), pair)
+
+    def _read(
+        self, ids: Tensor, mask: Bool[Tensor, "pair pos"], what: What | None
+    ) -> tuple[Float[Tensor, "pair vocab"], dict[int, Tensor]]:
+        parts: dict[int, Tensor] = {}
+
+        def keep(now: Tensor, layer: int) -> None:
+            parts[layer] = now.clone()
+
+        with ExitStack() as stack:
+            if what is not None:
+                for layer in what.read_layers:
+                    handle = self._hook(what.read_component, layer, partial(keep, layer=layer))
+                    stack.callback(handle.remove)
+            return self._forward(ids, mask), parts
+
+    def _hook(self, component: str, layer: int, function: SiteFunction) -> Removable:
+        name = hook_name(component, layer)
+        if component != "pattern":
+            return resolve_target(self._model, Site.parse(name), bridged=True).hook(function)
+
+        point = self._model.hook_dict.get(name)
+        if point is None:
+            raise SiteError(
+                f"component 'pattern': {self._model.cfg.model_name} shows no attention patterns; "
+                "choose another component."
+            )
+
+        def unfolded(flat: Tensor) -> Tensor | None:
+            # A site's hook lays everything behind the second dimension side by side.
+            side = int(flat.shape[2] ** 0.5)
+            changed = function(flat.unflatten(2, (side, side)))
+            return None if changed is None else changed.flatten(2)
+
+        original: Any = self._model.original_model
+        return HookTarget(original, point, "output", Site(layer)).hook(unfolded)
+
+    def _forward(
+        self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
+    ) -> Float[Tensor, "row vocab"]:
+        original: Any = self._model.original_model
+        known = inspect.signature(original.forward).parameters
+        inputs = {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
+        inputs = {name: value for name, value in inputs.items() if name in known}
+        return original(input_ids=ids, **inputs, use_cache=False).logits[:, -1].float()

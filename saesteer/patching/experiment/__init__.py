@@ -1,0 +1,1 @@
+"""A patching run: settings, stages, figures and the site to steer."""

@@ -1,0 +1,258 @@
+"""What many prompt pairs say together: effects, their intervals, and positions by what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from saesteer.evaluation.statistics import LEVEL
+from saesteer.patching.prompts.batch import PairBatch
+from saesteer.patching.result import Mode, PatchResult
+
+Scale = Literal["share", "change"]
+FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER = (
+    "first token",
+    "same beginning",
+    "words that differ",
+    "same end",
+    "answer position",
+    "other words",
+)
+RESAMPLES = 2000
+REVERSED = " reversed"
+PLACES = (FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """A patch's effect on all prompts together.
+
+    Attributes:
+        scale: "share" of the gap between clean and corrupted runs, or the metric's "change".
+        value: The effect of every cell, [*dims]; NaN where no pair has the cell.
+        low: Lower end of its 95% bootstrap interval over pairs.
+        high: Upper end.
+        n: How many pairs have the cell.
+    """
+
+    scale: Scale
+    value: Float[np.ndarray, " *cells"]
+    low: Float[np.ndarray, " *cells"]
+    high: Float[np.ndarray, " *cells"]
+    n: Float[np.ndarray, " *cells"]
+
+
+def draws_of(names: Sequence[str]) -> Int[np.ndarray, " pair"]:
+    """Return for each pair the number of what is drawn with it: itself and its reverse.
+
+    A pair used both ways round is one sample, whose two directions share every word; bootstraps
+    that drew them apart would give intervals too narrow.
+    """
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(n.removesuffix(REVERSED), len(numbers)) for n in names])
+
+
+def sample_means(
+    values: Float[np.ndarray, "pair ..."], names: Sequence[str]
+) -> Float[np.ndarray, "sample ..."]:
+    """Return the means over each pair and its reverse, where it has one."""
+    drawn = draws_of(names)
+    return np.stack([values[drawn == number].mean(axis=0) for number in np.unique(drawn)])
+
+
+def has_gap(
+    clean: Float[np.ndarray, " pair"],
+    corrupted: Float[np.ndarray, " pair"],
+    names: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> bool:
+    """Return whether clean prompts score above corrupted ones beyond what chance would do.
+
+    Without such a gap there is nothing for a patch to restore, and a share of it means nothing.
+    """
+    gaps = sample_means(clean - corrupted, names) if len(clean) else clean
+    gaps = gaps[np.isfinite(gaps)]
+    if not len(gaps):
+        return False
+    counts = _draws(np.arange(len(gaps)), resamples, seed)
+    return bool(np.quantile(counts @ gaps / len(gaps), (1 - LEVEL) / 2) > 0)
+
+
+def effects(
+    result: PatchResult, scale: Scale, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Effects:
+    """Return every cell's effect over all pairs that have it, with bootstrap intervals.
+
+    A share is the summed change over the summed gap, so that a pair whose clean and corrupted
+    metric almost agree cannot drown the others, as it would in a mean of ratios.
+
+    Args:
+        result: One number for each pair and cell.
+        scale: "share": 0 nothing, 1 all that separates clean from corrupted (-1 when noising).
+            "change": the metric's own units.
+        resamples: Bootstrap resamples over pairs; 0 for no intervals.
+        seed: Seeds them.
+    """
+    shape = result.values.shape[1:]
+    pairs = len(result.values)
+    column = (-1, *(1 for _ in shape))
+    origin = result.corrupted if result.mode == "denoising" else result.clean
+    change = (result.values - origin.reshape(column)).reshape(pairs, -1)
+    there: Bool[np.ndarray, "pair cell"] = np.isfinite(change)
+    change = np.where(there, change, 0.0)
+    gap = np.where(there, (result.clean - result.corrupted)[:, None], 0.0)
+    below = gap if scale == "share" else there.astype(float)
+    value = _over(change.sum(axis=0), below.sum(axis=0))
+    low = high = np.full(value.shape, np.nan)
+    drawn_with = draws_of(result.pairs)
+    if resamples and drawn_with.max(initial=0) > 0:
+        counts = _draws(drawn_with, resamples, seed)
+        member = drawn_with == np.arange(drawn_with.max() + 1)[:, None]
+        samples = ((member.astype(float) @ there) > 0).sum(axis=0)
+        low, high = np.full((2, value.size), np.nan)
+        # A few cells at once, to bound memory.
+        for start in range(0, value.size, 4096):
+            part = slice(start, start + 4096)
+            drawn = _over(counts @ change[:, part], counts @ below[:, part])
+            known = np.isfinite(drawn).any(axis=0) & (samples[part] > 1)
+            if known.any():
+                tail = (1 - LEVEL) / 2
+                ends = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
+                low[part][known], high[part][known] = ends
+    n = there.sum(axis=0).astype(float)
+    return Effects(scale, *(part.reshape(shape) for part in (value, low, high, n)))
+
+
+def _draws(
+    drawn_with: Int[np.ndarray, " pair"], resamples: int, seed: int
+) -> Float[np.ndarray, "resample pair"]:
+    """Return how often each pair is drawn in each resample; pairs of one number together."""
+    rng = np.random.default_rng(seed)
+    n = int(drawn_with.max()) + 1
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)[:, drawn_with].astype(float)
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    return np.divide(above, below, out=out, where=below != 0)
+
+
+def place_names(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
+    """Name every column of every pair's destination prompt by what stands there.
+
+    Prompts of different lengths and frames have their words in different columns; the names say
+    what is comparable. Pairs with roles have their roles; the others the equal beginning, the
+    words that differ, the equal end, and the answer position.
+
+    Args:
+        batch: The pairs.
+        mode: Denoising patches into the corrupted prompt, noising into the clean one.
+
+    Returns:
+        For each pair a name for each column, "" at padding.
+    """
+    to_clean = batch.to_clean.cpu().numpy()
+    with_roles = all(pair.roles for pair in batch.pairs)
+    names = []
+    for row, pair in enumerate(batch.pairs):
+        clean_real = batch.clean_mask[row].cpu().numpy()
+        to_corrupted = np.full(batch.width, -1)
+        known = np.flatnonzero(to_clean[row] >= 0)
+        to_corrupted[to_clean[row][known]] = known
+        if mode == "denoising":
+            real, other = batch.corrupted_mask[row].cpu().numpy(), to_clean[row]
+            own, theirs = batch.corrupted_words[row], batch.clean_words[row]
+        else:
+            real, other = clean_real, to_corrupted
+            own, theirs = batch.clean_words[row], batch.corrupted_words[row]
+        if with_roles:
+            start = int(np.argmax(clean_real))
+            at = {start + position: role for role, position in pair.roles.items()}
+            here = _roles(real, other if mode == "denoising" else np.arange(batch.width), at)
+        else:
+            same = [
+                bool(real[c]) and other[c] >= 0 and own[c] == theirs[other[c]]
+                for c in range(batch.width)
+            ]
+            here = _sections(real, same)
+        names.append(tuple(here))
+    return tuple(names)
+
+
+def _roles(
+    real: Bool[np.ndarray, " pos"], clean_column: np.ndarray, at: dict[int, str]
+) -> list[str]:
+    first = int(np.argmax(real))
+    names = []
+    for column, there in enumerate(real):
+        role = at.get(int(clean_column[column]))
+        if not there:
+            names.append("")
+        elif column == len(real) - 1:
+            names.append(ANSWER)
+        else:
+            names.append(role or (FIRST if column == first else OTHER))
+    return names
+
+
+def _sections(real: Bool[np.ndarray, " pos"], same: Sequence[bool]) -> list[str]:
+    first = int(np.argmax(real))
+    differs = [c for c in range(len(real)) if real[c] and not same[c]]
+    start, stop = (differs[0], differs[-1]) if differs else (len(real), len(real))
+    names = []
+    for column, there in enumerate(real):
+        if not there:
+            names.append("")
+        elif column == len(real) - 1:
+            names.append(ANSWER)
+        elif column < start:
+            names.append(FIRST if column == first else BEFORE)
+        else:
+            names.append(DIFFERS if column <= stop else AFTER)
+    return names
+
+
+def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult:
+    """Sum the changes of each pair's positions of one name; the axis "position" becomes "place".
+
+    The sum is to first order what patching these positions together would do.
+
+    Args:
+        result: A result with the axis "position".
+        names: From `place_names`.
+    """
+    axis = 1 + result.dims.index("position")
+    columns = result.coords["position"]
+    origin = result.corrupted if result.mode == "denoising" else result.clean
+    change = np.moveaxis(result.values - origin.reshape((-1, *(1,) * len(result.dims))), axis, 1)
+    labels = np.array([[row[int(column)] for column in columns] for row in names])
+    places = _in_order(labels)
+    summed = np.full((len(change), len(places), *change.shape[2:]), np.nan)
+    for number, place in enumerate(places):
+        chosen = (labels == place).reshape(*labels.shape, *(1,) * (change.ndim - 2))
+        there = chosen & np.isfinite(change)
+        total = np.where(there, change, 0.0).sum(axis=1)
+        summed[:, number] = np.where(there.any(axis=1), total, np.nan)
+    values = np.moveaxis(summed, 1, axis) + origin.reshape((-1, *(1,) * len(result.dims)))
+    dims = tuple("place" if dim == "position" else dim for dim in result.dims)
+    coords = {dim: result.coords[dim] for dim in result.dims if dim != "position"}
+    return replace(
+        result, dims=dims, coords={**coords, "place": tuple(places)}, values=values, tokens=()
+    )
+
+
+def _in_order(labels: np.ndarray) -> list[str]:
+    """Return the names in the order in which they mostly stand, the answer position last."""
+    where: dict[str, list[int]] = {}
+    for row in labels:
+        for column, name in enumerate(row):
+            if name:
+                where.setdefault(str(name), []).append(column)
+    last = {OTHER: 1, ANSWER: 2}
+    return sorted(where, key=lambda name: (last.get(name, 0), float(np.mean(where[name]))))

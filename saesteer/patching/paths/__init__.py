@@ -1,0 +1,1 @@
+"""Path patching: what one sender tells chosen receivers."""

@@ -1,0 +1,1 @@
+"""Clean and corrupted prompts: pairs, files, tokens, IOI."""

@@ -1,0 +1,1 @@
+"""Reading without patching: answers, logit lens, direct attribution, attention."""

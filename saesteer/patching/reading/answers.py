@@ -1,0 +1,203 @@
+"""What a model answers: the top tokens of every prompt, and whether it solves the task at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saesteer.errors import ConfigError
+from saesteer.models.loading import plain_model
+from saesteer.patching.prompts.batch import PairBatch, position_ids, token_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class PromptAnswers:
+    """What the model says after each of several prompts.
+
+    Attributes:
+        right_rank: The rank of the prompt's own right answer, 0 is the most probable token.
+        right_probability: Its probability.
+        logit_difference: The logit of the prompt's own right answer less that of the other one.
+        top: The most probable tokens of every prompt with their probabilities, best first.
+    """
+
+    right_rank: Int[np.ndarray, " prompt"]
+    right_probability: Float[np.ndarray, " prompt"]
+    logit_difference: Float[np.ndarray, " prompt"]
+    top: tuple[tuple[tuple[str, float], ...], ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of prompts whose right answer is more probable than the other one."""
+        return float((self.logit_difference > 0).mean())
+
+    @property
+    def top1(self) -> float:
+        """Share of prompts whose right answer is the most probable token of all."""
+        return float((self.right_rank == 0).mean())
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """Both prompts of every pair; each side is scored by its own right answer."""
+
+    batch: PairBatch
+    clean: PromptAnswers
+    corrupted: PromptAnswers
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all prompts, clean and corrupted, answered right rather than wrong."""
+        return (self.clean.accuracy + self.corrupted.accuracy) / 2
+
+    @property
+    def solved(self) -> Bool[np.ndarray, " pair"]:
+        """The pairs of which both prompts are answered right."""
+        return (self.clean.logit_difference > 0) & (self.corrupted.logit_difference > 0)
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers for a report.
+
+        The corrupted logit difference is, as everywhere in patching, that of the clean prompt's
+        answers on the corrupted prompt: below zero where the model follows the corruption.
+        """
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_clean": self.clean.accuracy,
+            "accuracy_corrupted": self.corrupted.accuracy,
+            "top1_clean": self.clean.top1,
+            "top1_corrupted": self.corrupted.top1,
+            "logit_difference_clean": float(self.clean.logit_difference.mean()),
+            "logit_difference_corrupted": -float(self.corrupted.logit_difference.mean()),
+        }
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per prompt: pair, side, prompt, answers, figures and top tokens."""
+        import pandas as pd
+
+        rows = []
+        for i, (pair, texts) in enumerate(zip(self.batch.pairs, self.batch.answers, strict=True)):
+            for side, found, (right, other) in (
+                ("clean", self.clean, texts),
+                ("corrupted", self.corrupted, texts[::-1]),
+            ):
+                row: dict[str, Any] = {
+                    "pair": pair.name or f"pair {i + 1}",
+                    "side": side,
+                    "prompt": getattr(pair, side),
+                    "answer": right,
+                    "other": other,
+                    "logit_difference": float(found.logit_difference[i]),
+                    "rank": int(found.right_rank[i]),
+                    "probability": float(found.right_probability[i]),
+                }
+                for place, (token, probability) in enumerate(found.top[i], start=1):
+                    row |= {f"top{place}": token, f"top{place}_probability": probability}
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def task_answers(
+    model: Any, batch: PairBatch, *, top_k: int = 5, max_tokens: int = 4096
+) -> TaskAnswers:
+    """Ask the model every prompt of a batch.
+
+    Args:
+        model: A bridge from `load_model`.
+        batch: The pairs.
+        top_k: How many of the most probable tokens to keep of every prompt.
+        max_tokens: The most tokens in one forward pass, padding included.
+
+    Raises:
+        ConfigError: `top_k` is below 1 or above the vocabulary's size.
+    """
+    sides = []
+    for ids, mask, right, wrong in (
+        (batch.clean, batch.clean_mask, batch.right, batch.wrong),
+        (batch.corrupted, batch.corrupted_mask, batch.wrong, batch.right),
+    ):
+        found = [
+            prompt_answers(model.tokenizer, logits, right[rows], wrong[rows], top_k=top_k)
+            for rows, logits in _logits_in_parts(model, ids, mask, max_tokens)
+        ]
+        sides.append(
+            PromptAnswers(
+                np.concatenate([part.right_rank for part in found]),
+                np.concatenate([part.right_probability for part in found]),
+                np.concatenate([part.logit_difference for part in found]),
+                tuple(row for part in found for row in part.top),
+            )
+        )
+    return TaskAnswers(batch, *sides)
+
+
+def answer_logits(
+    model: Any,
+    ids: Int[Tensor, "row pos"],
+    mask: Bool[Tensor, "row pos"],
+    *,
+    max_tokens: int = 4096,
+) -> Float[Tensor, "row vocab"]:
+    """Return the logits behind the last token of left-padded prompts, without gradient."""
+    return torch.cat([logits for _, logits in _logits_in_parts(model, ids, mask, max_tokens)])
+
+
+def prompt_answers(
+    tokenizer: Any,
+    logits: Float[Tensor, "prompt vocab"],
+    right: Int[Tensor, " prompt"],
+    wrong: Int[Tensor, " prompt"],
+    *,
+    top_k: int = 5,
+) -> PromptAnswers:
+    """Read ranks, probabilities and top tokens off logits.
+
+    Raises:
+        ConfigError: `top_k` is below 1 or above the vocabulary's size.
+    """
+    if not 1 <= top_k <= logits.shape[1]:
+        raise ConfigError(
+            f"top_k is {top_k}; give a number from 1 to the vocabulary's {logits.shape[1]}"
+        )
+    wide = logits.float()
+    right_logit = wide.gather(1, right[:, None])
+    wrong_logit = wide.gather(1, wrong[:, None])
+    probabilities = wide.softmax(dim=-1)
+    best = probabilities.topk(top_k, dim=-1)
+    top = tuple(
+        tuple((token_text(tokenizer, token), p) for token, p in zip(tokens, ps, strict=True))
+        for tokens, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    return PromptAnswers(
+        (wide > right_logit).sum(dim=-1).cpu().numpy(),
+        probabilities.gather(1, right[:, None])[:, 0].cpu().numpy(),
+        (right_logit - wrong_logit)[:, 0].cpu().numpy(),
+        top,
+    )
+
+
+def _logits_in_parts(
+    model: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], max_tokens: int
+) -> Iterator[tuple[slice, Float[Tensor, "row vocab"]]]:
+    rows = max(1, max_tokens // ids.shape[1])
+    plain = plain_model(model)
+    for start in range(0, len(ids), rows):
+        part = slice(start, min(start + rows, len(ids)))
+        with torch.no_grad():
+            logits = plain(
+                input_ids=ids[part],
+                attention_mask=mask[part].long(),
+                position_ids=position_ids(mask[part]),
+                use_cache=False,
+                logits_to_keep=1,
+            ).logits
+        yield part, logits[:, -1]
