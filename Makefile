@@ -56,6 +56,9 @@ bench: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/generation.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/probes.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/compare.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patching.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/corruption.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweeps.py --both-cores
 
 docs: $(READY)
 	$(BIN)/pdoc --output-directory site --docformat google saesteer

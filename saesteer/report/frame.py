@@ -5,17 +5,49 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saesteer.errors import OutputError
 from saesteer.report import reading
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATE = Path(__file__).parent / "template"
+
+
+def write_page(page: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page whole or not at all.
+
+    Args:
+        page: Its HTML.
+        path: The file; its folder is made.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    target = Path(path)
+    draft = target.with_name(f".{os.getpid()}-{target.name}")
+    # A lone surrogate, which a text cut inside an emoji can hold, has no UTF-8.
+    content = page.encode("utf-8", "replace")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        os.replace(draft, target)
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written ({error.strerror}); free some space or choose another "
+            "place for the report."
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return target
 
 
 def embedded(figures: Mapping[str, str]) -> str:

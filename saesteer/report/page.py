@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import OutputError
 from saesteer.neuronpedia.links import SITE
 from saesteer.report import costs, drawing, effects, named_features, reading, written
-from saesteer.report.frame import asset, embedded, environment, script_hash
+from saesteer.report.frame import asset, embedded, environment, script_hash, write_page
 from saesteer.report.headline import headline_pieces, headline_remarks
 from saesteer.report.palette import AGAINST, TOWARDS, cluster_colours, method_colours
 from saesteer.report.reading import Method, Metrics
@@ -46,23 +44,7 @@ def write_report(metrics: Metrics, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: The file cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(f".{os.getpid()}-{target.name}")
-    # A lone surrogate, which a text cut inside an emoji can hold, has no UTF-8.
-    content = report_page(metrics).encode("utf-8", "replace")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        os.replace(draft, target)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written ({error.strerror}); free some space or choose another "
-            "place for the report."
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return target
+    return write_page(report_page(metrics), path)
 
 
 def report_page(metrics: Metrics) -> str:

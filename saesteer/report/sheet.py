@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesteer.errors import OutputError
-from saesteer.report.frame import asset, embedded, environment, script_hash, slug
+from saesteer.report.frame import asset, embedded, environment, script_hash, slug, write_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,22 +123,7 @@ def write_sheet(sheet: Sheet, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: The file cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(f".{os.getpid()}-{target.name}")
-    content = sheet_page(sheet).encode("utf-8", "replace")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        os.replace(draft, target)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written ({error.strerror}); free some space or choose another "
-            "folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return target
+    return write_page(sheet_page(sheet), path)
 
 
 def sheet_page(sheet: Sheet) -> str:
