@@ -5,28 +5,37 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from saesteer.activations import PairActivations, read_pair_activations
 from saesteer.activations.storage import load_pair_activations, save_pair_activations
 from saesteer.config import RunConfig
-from saesteer.errors import MismatchError, OutputError, SteeringError
+from saesteer.errors import MismatchError
 from saesteer.evaluation import (
     DivergenceMeter,
     EqualCostComparison,
     PropensityMeter,
-    VectorResult,
-    against_null,
-    is_monotone,
 )
+from saesteer.feature_words import PLACE_KEY, feature_url, known_descriptions
 from saesteer.features import PairCodes, encode_pairs, feature_table
 from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
 from saesteer.models import model_info
-from saesteer.plan import Plan, plan_run, too_few
+from saesteer.plan import plan_run, too_few
 from saesteer.progress import Progress
-from saesteer.report import propensity_data, propensity_figure
+from saesteer.run_files import (
+    STAGES,
+    VECTOR,
+    RunResult,
+    load_result,
+    pending_stages,
+    read_result,
+    read_vector,
+    result_names,
+    write_figure,
+    write_inputs,
+    write_metrics,
+)
 from saesteer.run_sharing import (
     activations_key,
     measured,
@@ -36,31 +45,10 @@ from saesteer.run_sharing import (
 )
 from saesteer.shelf import Shelf
 from saesteer.steering import SteeringVector, generate
-from saesteer.tracking import RunFolder, environment_record, finite, write_record
+from saesteer.tracking import RunFolder, finite, write_record
 from saesteer.workbench import Workbench
 
-VECTOR = "vector.safetensors"
 Watch = Callable[[dict[str, Any]], None]
-STAGES = ("activations", "features", "evaluation", "completions")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run found; all of it is in its folder too.
-
-    Attributes:
-        folder: The run's folder.
-        vector: The steering vector.
-        metrics: `metrics.json`.
-        features: The rows of `features.parquet`, strongest weight first.
-        completions: Completions by question and strength.
-    """
-
-    folder: RunFolder
-    vector: SteeringVector
-    metrics: dict[str, Any]
-    features: list[dict[str, Any]]
-    completions: list[dict[str, Any]]
 
 
 def run(
@@ -93,7 +81,7 @@ def run(
     if STAGES[0] in pending:
         bench.check()
     if pending:
-        _write_inputs(folder.create(), plan)
+        write_inputs(folder.create(), plan)
     works = (
         _activations_stage,
         _features_stage,
@@ -107,55 +95,10 @@ def run(
             folder.write_json(f"stages/{stage}.json", {"seconds": seconds, "files": files})
         start = time.perf_counter()
     if pending or not folder.has("metrics.json"):
-        _write_metrics(folder, plan)
+        write_metrics(folder, plan)
     if pending or not folder.has("figure.html"):
-        _write_figure(folder, plan)
+        write_figure(folder, plan)
     return load_result(folder)
-
-
-def pending_stages(folder: RunFolder) -> list[str]:
-    """Return the stages that a run's folder does not hold yet, or not with all their files."""
-    return [stage for stage in STAGES if not _is_done(folder, stage)]
-
-
-def _is_done(folder: RunFolder, stage: str) -> bool:
-    marker = f"stages/{stage}.json"
-    record = folder.read_json(marker) if folder.has(marker) else None
-    files = record.get("files") if isinstance(record, dict) else None
-    return files is not None and all(map(folder.has, files))
-
-
-def load_result(folder: RunFolder) -> RunResult:
-    """Read a finished run back from its folder."""
-    return RunResult(
-        folder=folder,
-        vector=_read_vector(folder),
-        metrics=folder.read_json("metrics.json"),
-        features=folder.read_json("features.json"),
-        completions=folder.read_json("completions.json"),
-    )
-
-
-def _read_vector(folder: RunFolder) -> SteeringVector:
-    try:
-        return SteeringVector.load(folder.path / VECTOR)
-    except SteeringError as error:
-        raise OutputError(
-            f"the run's vector is damaged or missing ({str(error).rstrip('.')}); delete it if it "
-            "is there, and run the same command again."
-        ) from error
-
-
-def _write_inputs(folder: RunFolder, plan: Plan) -> None:
-    folder.write_json("config.json", plan.config.model_dump(mode="json"))
-    folder.write_json(
-        "split.json",
-        {
-            name: [pair.id for pair in getattr(plan.split, name)]
-            for name in ("train", "validation", "test")
-        },
-    )
-    write_record(folder, {**environment_record(), "pairs_sha256": plan.pairs.digest})
 
 
 def _activations_stage(bench: Workbench, folder: RunFolder) -> list[str]:
@@ -166,6 +109,7 @@ def _activations_stage(bench: Workbench, folder: RunFolder) -> list[str]:
         {
             "model_fingerprint": model_info(model).fingerprint,
             "sae_fingerprint": sae.fingerprint,
+            PLACE_KEY: sae.neuronpedia_id,
             "dtype": str(model.cfg.dtype),
         },
     )
@@ -208,6 +152,9 @@ def _features_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     )
     fit = method.fit(inputs)
     table = feature_table(fit.selection, fit.clusters, fit.weights, inputs.descriptions)
+    links = [feature_url(bench.sae.neuronpedia_id, feature) for feature in table["feature"]]
+    if any(links):
+        table["url"] = links
     folder.write("features.parquet", table.to_parquet)
     folder.write_json("features.json", json.loads(str(table.to_json(orient="records"))))
     record = finite(
@@ -237,7 +184,7 @@ def _evaluation_stage(
     bench: Workbench, folder: RunFolder, *, watch: Watch | None = None
 ) -> list[str]:
     settings = bench.plan.config.evaluation
-    vector = _read_vector(folder)
+    vector = read_vector(folder)
     inputs = _method_inputs(bench, folder, with_codes=False)
     vectors = [vector, DifferenceInMeans()(inputs)]
     vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
@@ -247,7 +194,7 @@ def _evaluation_stage(
     comparison = bench.shelf.keep(
         "comparison", measured_with(bench, vector), lambda: _comparison(bench, vector)
     )
-    names = _result_names(settings.random_directions)
+    names = result_names(settings.random_directions)
     start = 0.25
     with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
         for name, candidate in zip(names, vectors, strict=True):
@@ -256,11 +203,11 @@ def _evaluation_stage(
                 watch(folder.read_json(name))
             if candidate.method == "random_direction":
                 # Random directions cost alike, so the last one's strength is a good first guess.
-                start = abs(_read_result(folder, name).plus.strength)
+                start = abs(read_result(folder, name).plus.strength)
             task.advance(1, candidate.name)
     curves = [f"evaluation/curve-{candidate.method}.json" for candidate in vectors[:2]]
     for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
-        result = _read_result(folder, name)
+        result = read_result(folder, name)
         folder.once(curve, lambda v=candidate, r=result: measured_curve(bench, comparison, v, r))
     margin = float((comparison.unsteered[0] - comparison.unsteered[1]).mean())
     folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
@@ -283,26 +230,10 @@ def _comparison(bench: Workbench, vector: SteeringVector) -> EqualCostComparison
     )
 
 
-def _result_names(random_directions: int) -> list[str]:
-    methods = ["clustered_sae", "difference_in_means", *["random_direction"] * random_directions]
-    return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
-
-
-def _read_result(folder: RunFolder, name: str) -> VectorResult:
-    record = folder.read_json(name)
-    try:
-        return VectorResult.from_dict(record)
-    except (KeyError, TypeError) as error:
-        raise OutputError(
-            f"{folder.path / name} holds no result of a vector ({error!r}); delete it and run the "
-            "same command again."
-        ) from error
-
-
 def _completions_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     config = bench.plan.config
-    vector = _read_vector(folder)
-    main = _read_result(folder, _result_names(0)[0])
+    vector = read_vector(folder)
+    main = read_result(folder, result_names(0)[0])
     records: list[dict[str, Any]] = []
     if bench.plan.questions:
         bench.progress.say("Generating completions")
@@ -345,7 +276,7 @@ def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> 
         sae=sae,
         max_activation=None if table is None else table.max_activation,
         density=None if table is None else table.density,
-        descriptions=_descriptions(bench),
+        descriptions=known_descriptions(sae, table, bench.progress) if with_codes else {},
         seed=bench.plan.config.seed,
     )
 
@@ -359,47 +290,3 @@ def _check_same_weights(bench: Workbench, folder: RunFolder) -> None:
                 f"run folder {folder.path} was begun with other weights of the {what}; delete the "
                 "folder to begin anew, or put those weights back."
             )
-
-
-def _descriptions(bench: Workbench) -> dict[int, str]:
-    table = bench.table
-    return {} if table is None else {i: table.describe(i) for i in range(bench.sae.d_sae)}
-
-
-def _write_figure(folder: RunFolder, plan: Plan) -> None:
-    budget = plan.config.evaluation.budget
-    title = f"{plan.config.name}: {len(plan.held_out)} held-out pairs, KL {budget} per token"
-    figure = propensity_figure(propensity_data(folder.read_json("metrics.json")), title)
-    # The script is embedded, so the page opens offline.
-    folder.write(
-        "figure.html",
-        lambda draft: figure.write_html(
-            draft, include_plotlyjs=True, config={"displaylogo": False}
-        ),
-    )
-
-
-def _write_metrics(folder: RunFolder, plan: Plan) -> None:
-    names = _result_names(plan.config.evaluation.random_directions)
-    main, means, *null = [_read_result(folder, name) for name in names]
-    curve = folder.read_json("evaluation/curve-clustered_sae.json")
-    against = against_null(main, null)
-    folder.write_json(
-        "metrics.json",
-        {
-            "fit": folder.read_json("fit.json"),
-            "unsteered_margin": folder.read_json("evaluation/unsteered.json")["margin"],
-            "vector": main.as_dict(),
-            "difference_in_means": means.as_dict(),
-            "random_directions": [result.as_dict() for result in null],
-            "null": None if against is None else asdict(against),
-            "curve": curve,
-            "curve_difference_in_means": folder.read_json(
-                "evaluation/curve-difference_in_means.json"
-            ),
-            "monotone": all(row["margin"] is not None for row in curve) and is_monotone(curve),
-            "seconds": {
-                stage: folder.read_json(f"stages/{stage}.json")["seconds"] for stage in STAGES
-            },
-        },
-    )

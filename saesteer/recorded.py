@@ -20,22 +20,27 @@ if TYPE_CHECKING:
     from saesteer.compare.plan import ComparePlan
     from saesteer.compare.run import CompareResult
     from saesteer.config import RunConfig
-    from saesteer.pipeline import RunResult
     from saesteer.probes.settings import ProbeConfig
     from saesteer.probes.training import ProbeRun
+    from saesteer.run_files import RunResult
     from saesteer.saes.doctor import DoctorReport
     from saesteer.saes.run import TrainedSae
     from saesteer.saes.settings import SaeTrainingConfig
+    from saesteer.shelf import Shelf
+    from saesteer.sweeps.results import SweepResult
 
 STEPS_BETWEEN_POINTS = 10
 
 
-def run_recorded(config: RunConfig, progress: Progress | None = None) -> RunResult:
+def run_recorded(
+    config: RunConfig, progress: Progress | None = None, shelf: Shelf | None = None
+) -> RunResult:
     """Do what `saesteer.pipeline.run` does, with the run recorded.
 
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: As in `saesteer.pipeline.run`.
 
     Raises:
         SaesteerError: As in `saesteer.pipeline.run`.
@@ -52,15 +57,15 @@ def run_recorded(config: RunConfig, progress: Progress | None = None) -> RunResu
         root=Path(config.folder),
         progress=progress,
     ) as recorded:
-        result = run(config, progress)
+        result = run(config, progress, shelf=shelf)
         tell_run(recorded, config, result)
     return result
 
 
 def tell_run(recorded: RecordedRun, config: RunConfig, result: RunResult) -> None:
     """Tell the record what `saesteer run` found."""
-    from saesteer.pipeline import VECTOR
     from saesteer.report import propensity_data, propensity_figure
+    from saesteer.run_files import VECTOR
     from saesteer.sweeps.trials import run_numbers
 
     metrics, folder = result.metrics, result.folder.path
@@ -112,6 +117,7 @@ def compare_recorded(
 def tell_comparison(recorded: RecordedRun, result: CompareResult) -> None:
     """Tell the record what `saesteer compare` found."""
     from saesteer.compare.run import REPORT
+    from saesteer.report.page import effect_figures
     from saesteer.sweeps.trials import compare_numbers
 
     metrics, folder = result.metrics, result.folder.path
@@ -123,17 +129,39 @@ def tell_comparison(recorded: RecordedRun, result: CompareResult) -> None:
         recorded.table(name, metrics[name])
     recorded.table("features", _by_persona(metrics["features"]))
     recorded.table("completions", _by_persona(metrics["completions"]))
+    recorded.curve("change", _changes(metrics), x="multiple")
+    if recorded.shown_elsewhere:
+        for name, figure in effect_figures(metrics).items():
+            recorded.figure(name, figure)
     recorded.artifact("report", folder / REPORT, "report")
     for persona, file in metrics["vectors"].items():
         recorded.artifact(f"vector-{persona}", file, "vector")
 
 
-def probes_recorded(config: ProbeConfig, progress: Progress) -> ProbeRun:
+def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:
+    """Tell the record what `saesteer sweep` found; its files are written."""
+    from saesteer.report.sheet import Drawing
+    from saesteer.report.sweep_page import sweep_sheet
+    from saesteer.sweeps.results import REPORT, result_table
+
+    recorded.summary({"states": result.states, "best": result.best and result.best.value})
+    recorded.table("trials", result_table(result))
+    if recorded.shown_elsewhere:
+        for part in sweep_sheet(result.as_dict()).parts:
+            for drawn in (item for item in part.items if isinstance(item, Drawing)):
+                recorded.figure(part.title.lower().replace(" ", "-"), drawn.figure)
+    recorded.artifact("report", recorded.folder.path / REPORT, "report")
+
+
+def probes_recorded(
+    config: ProbeConfig, progress: Progress, shelf: Shelf | None = None
+) -> ProbeRun:
     """Do what `train_probes` does, with the run recorded.
 
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: As in `train_probes`.
 
     Raises:
         SaesteerError: As in `train_probes`.
@@ -151,7 +179,7 @@ def probes_recorded(config: ProbeConfig, progress: Progress) -> ProbeRun:
         progress=progress,
     ) as recorded:
         with recorded.stage("probes"):
-            run = train_probes(config, progress)
+            run = train_probes(config, progress, shelf)
         tell_probes(recorded, run)
     return run
 
@@ -275,6 +303,17 @@ def _layer_row(record: Mapping[str, Any]) -> dict[str, Any]:
     if "selectivity" in record:
         row["selectivity"] = record["selectivity"]
     return row
+
+
+def _changes(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return each method's change of the margin, mean over personas, by multiple of strength."""
+    from saesteer.report.effects import strength_data
+
+    points: dict[float, dict[str, float]] = {}
+    for curve in strength_data(metrics):
+        for multiple, change in zip(curve.multiples, curve.changes, strict=True):
+            points.setdefault(multiple, {"multiple": multiple})[curve.method.name] = change
+    return [points[multiple] for multiple in sorted(points)]
 
 
 def _by_persona(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

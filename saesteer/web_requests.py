@@ -114,9 +114,15 @@ def read_body(response: Response, deadline: float, largest: int) -> bytes | None
 
 
 def parsed_json(body: bytes) -> Any:
-    """Return what a body says as JSON; None where it is none."""
+    """Return what a body says as JSON; None where it is none.
+
+    Halves of a character that was cut in two, which can be neither printed nor kept, become "?".
+    """
     try:
-        return json.loads(body)
+        found = json.loads(body)
+        if b"\\ud" not in body.lower():
+            return found
+        return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
+from saesteer.feature_words import own_table
 from saesteer.models import Site, load_model
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
@@ -17,7 +18,7 @@ from saesteer.progress import Progress
 from saesteer.saes.adapter import LensSae, check_compatible
 from saesteer.saes.doctor import quick_explained_variance, refuse_misfit
 from saesteer.saes.loading import load_sae
-from saesteer.saes.table import FeatureTable, load_feature_table
+from saesteer.saes.table import FeatureTable
 from saesteer.shelf import Shelf
 from saesteer.steering.divergence import FEWEST_TOKENS
 from saesteer.tracking import content_digest
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from saesteer.data.answers import Answer
     from saesteer.models.tokens import TokenRow
-
-FEATURE_TABLE = "features.parquet"
 
 
 class BenchPlan(Protocol):
@@ -130,12 +129,8 @@ class Bench(ModelBench):
     @cached_property
     def table(self) -> FeatureTable | None:
         """The SAE's feature table, where its folder has one."""
-        where = self.plan.sae
-        if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
-            return None
-        file = where / FEATURE_TABLE
-        table = self.shelf.keep("table", self._sae_key, lambda: load_feature_table(file))
-        if len(table) != self.sae.d_sae:
+        table = self.shelf.keep("table", self._sae_key, lambda: own_table(self.plan.sae))
+        if table is not None and len(table) != self.sae.d_sae:
             raise MismatchError(
                 f"feature table {table.source} lists {len(table)} features and the SAE beside it "
                 f"has {self.sae.d_sae}; remove the table or build it for this SAE."

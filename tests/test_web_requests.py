@@ -9,6 +9,7 @@ from saesteer.web_requests import (
     doubled_wait,
     is_plain_address,
     key_in,
+    parsed_json,
     retry_after,
     said_by_server,
 )
@@ -62,6 +63,20 @@ def test_a_key_with_a_line_break_in_it_is_refused_without_being_shown(monkeypatc
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("SOME_KEY", " plain\n")
     assert key_in("SOME_KEY") == "plain"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'["\\ud83d\\ude42", "\\uD83D"]', ["\U0001f642", "?"]),
+        (b'{"\\udc00": 1}', {"?": 1}),
+        (b'"\\\\ud83d"', "\\ud83d"),
+        (b"[" * 100_000, None),
+        (b"\xff", None),
+    ],
+)
+def test_json_is_text_that_can_be_written_or_none(body, found):
+    assert parsed_json(body) == found
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
 
 from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import LOCKED, Workshop
@@ -47,20 +49,28 @@ def messages(
 
 
 def _briefing(workshop: Workshop, budget: Budget, state: State) -> str:
-    """Return the state as JSON, older results shortened until it fits."""
+    """Return the state as JSON, newest experiments first, older ones shortened until it fits."""
     for recent in (_RECENT, 4, 1, 0):
         text = json.dumps(_record(workshop, budget, state, recent), ensure_ascii=False)
         if len(text) <= LONGEST_BRIEFING:
             return text
+    # What stands last, the oldest experiments, is cut off.
     return text[:LONGEST_BRIEFING]
 
 
 def _record(workshop: Workshop, budget: Budget, state: State, recent: int) -> dict[str, Any]:
     old = len(state.experiments) - recent
+    unread = {"unread": f"{state.dropped} more tool calls of your last answer; make one at a time"}
     return {
         "question": workshop.config.goal,
         "left": budget.left(state),
         "last": _without_times(state.last),
+        **(unread if state.dropped else {}),
+        "kinds": {
+            name: {"about": kind.about, "base": _open(workshop.base[name]), **_fields(kind.config)}
+            for name, kind in workshop.kinds.items()
+        },
+        "tools": list(TOOLS),
         "notes": state.notes[-2 * max(recent, 2) :],
         "experiments": [
             {
@@ -71,13 +81,8 @@ def _record(workshop: Workshop, budget: Budget, state: State, recent: int) -> di
                 **({"error": experiment.error} if experiment.error else {}),
                 **({"numbers": experiment.headline} if place >= old else {}),
             }
-            for place, experiment in enumerate(state.experiments)
+            for place, experiment in reversed(list(enumerate(state.experiments)))
         ],
-        "kinds": {
-            name: {"about": kind.about, "base": _open(workshop.base[name]), **_fields(kind.config)}
-            for name, kind in workshop.kinds.items()
-        },
-        "tools": list(TOOLS),
     }
 
 
@@ -85,8 +90,18 @@ def _open(base: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in base.items() if key not in LOCKED}
 
 
-def _fields(config: Any) -> dict[str, list[str]]:
-    return {"settings": [name for name in config.model_fields if name not in LOCKED]}
+def _fields(config: type[BaseModel]) -> dict[str, list[str]]:
+    """Return the names of what can be set, groups spelt out by dotted name."""
+    names: list[str] = []
+    for name, field in config.model_fields.items():
+        if name in LOCKED:
+            continue
+        kinds = (field.annotation, *get_args(field.annotation))
+        group = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        is_list = get_origin(field.annotation) is list
+        inner = [] if group is None or is_list else list(group.model_fields)
+        names += [f"{name}.{one}" for one in inner] or [name]
+    return {"settings": names}
 
 
 def _without_times(event: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -50,9 +50,12 @@ class Budget:
             return "it repeats itself"
         return None
 
-    def affords(self, state: State, prompt_tokens: int) -> bool:
-        """Return whether one more answer at its longest fits what is left."""
-        left, longest = self.left(state), self.planner.max_tokens
-        if left["tokens"] is not None and prompt_tokens + longest > left["tokens"]:
-            return False
-        return left["money"] is None or self.money(prompt_tokens, longest) <= left["money"]
+    def affords(self, state: State, prompt_tokens: int) -> int:
+        """Return how many attempts at one more answer fit what is left, at their longest."""
+        limits, longest = self.limits, self.planner.max_tokens
+        fits = (limits.tokens - state.tokens_in - state.tokens_out) // (prompt_tokens + longest)
+        price = self.money(prompt_tokens, longest)
+        if limits.money is not None and price > 0:
+            spent = self.money(state.tokens_in, state.tokens_out)
+            fits = min(fits, int((limits.money - spent) / price))
+        return max(0, fits)

@@ -22,11 +22,11 @@ class CheckedClaim:
 
     Attributes:
         claim: The planner's words.
-        experiments: The finished experiments it names.
+        experiments: The finished experiments it names, and no other.
         verdict: "supported": its number stands in every experiment it names; "named": it names
             finished experiments and no number, so that a person has to read them;
             "contradicted": the experiments hold another number; "unsupported": it names no
-            finished experiment.
+            experiment, or one that did not finish.
         remark: Why.
     """
 
@@ -44,16 +44,16 @@ def check_claims(state: State, claims: list[dict[str, Any]]) -> list[CheckedClai
 def _check(state: State, claim: dict[str, Any]) -> CheckedClaim:
     words = str(claim.get("claim", ""))
     finished, unknown = [], []
-    for name in claim.get("experiments") or []:
+    for name in dict.fromkeys(claim.get("experiments") or []):
         experiment = state.experiment(name)
         if experiment is not None and experiment.status == "finished":
             finished.append(experiment)
         else:
             unknown.append(str(name))
     names = tuple(experiment.name for experiment in finished)
-    if not finished:
+    if unknown or not finished:
         said = f"{', '.join(unknown)} did not finish" if unknown else "it names no experiment"
-        return CheckedClaim(words, (), "unsupported", said)
+        return CheckedClaim(words, names, "unsupported", said)
     path, value = claim.get("path") or [], claim.get("value")
     if not path or value is None:
         return CheckedClaim(words, names, "named", "no number to check; read the experiments")

@@ -17,11 +17,18 @@ from pydantic import BaseModel
 from saesteer.agent.settings import AgentConfig
 from saesteer.config import load_config, parse_config
 from saesteer.errors import ConfigError, SaesteerError
+from saesteer.probes.settings import short_hash
 from saesteer.progress import Progress
+from saesteer.shelf import Shelf
 
 # Where things are kept, what is loaded, and whom the machine talks to is the user's to say.
-LOCKED = ("name", "folder", "tracking", "model", "sae", "site", "llm", "llm_judge", "judge")
+LOCKED = ("name", "folder", "tracking", "model", "sae", "site", "llm_judge")
+# These name something to load or to talk to in groups too, such as reading.sae.
+_LOCKED_INSIDE = ("model", "sae", "vector", "base_url", "key_variable", "trust_remote_code")
 _PATH_MARKS = ("/", "\\")
+_PATH_STARTS = (*_PATH_MARKS, "~", ".")
+_NO_PART = ("folder", "tracking")
+_ALARM_AGAIN = 10.0
 
 
 class OutOfTime(BaseException):
@@ -35,13 +42,13 @@ class Kind:
     Attributes:
         name: Its name.
         config: Its settings class.
-        run: Runs it; returns its folder and its metrics.
+        run: Runs it; returns its folder, which holds metrics.json.
         about: What it finds, for the planner.
     """
 
     name: str
     config: type[BaseModel]
-    run: Callable[[Any, Progress], tuple[Path, dict[str, Any]]]
+    run: Callable[[Any, Progress, Shelf], Path]
     about: str
 
 
@@ -59,6 +66,8 @@ class Workshop:
     def __init__(self, config: AgentConfig, progress: Progress) -> None:
         self.config = config
         self.progress = progress
+        # One model in memory, whatever kind of experiment asks for it.
+        self.shelf = Shelf()
         self.kinds: dict[str, Kind] = {name: kind_named(name) for name in config.experiments}
         self.base = {name: self._base(name, given) for name, given in config.experiments.items()}
 
@@ -79,11 +88,14 @@ class Workshop:
         data = copy.deepcopy(self.base[kind])
         known = set(_strings(data))
         for name, value in settings.items():
+            within = next((other for other in settings if other.startswith(f"{name}.")), None)
+            if within is not None:
+                raise ConfigError(f"settings {name} and {within} overlap; give one of them.")
             parts = str(name).split(".")
-            if parts[0] in LOCKED:
+            locked = _locked(parts, value)
+            if locked is not None:
                 raise ConfigError(
-                    f"setting {name} is out of bounds: {parts[0]} is the user's to set; leave it "
-                    "out."
+                    f"setting {name} is out of bounds: {locked} is the user's to set; leave it out."
                 )
             for word in _strings(value):
                 if word not in known and _is_place(word):
@@ -100,7 +112,7 @@ class Workshop:
             place[parts[-1]] = copy.deepcopy(value)
         return parse_config(data, kind=self.kinds[kind].config, place=f"experiment {kind}")
 
-    def run(self, kind: str, settings: BaseModel, seconds: float) -> tuple[Path, dict[str, Any]]:
+    def run(self, kind: str, settings: BaseModel, seconds: float) -> Path:
         """Run a checked experiment.
 
         Args:
@@ -113,14 +125,16 @@ class Workshop:
             OutOfTime: It took longer.
         """
         with deadline(seconds):
-            return self.kinds[kind].run(settings, self.progress)
+            return self.kinds[kind].run(settings, self.progress, self.shelf)
 
     def n_layers(self, kind: str) -> int:
         """Return how many layers the model of a kind's base settings has; loads it."""
+        from saesteer.models.resolve import resolve_model
         from saesteer.workbench import ModelBench
 
         settings: Any = self.check(kind, {})
-        bench = ModelBench(SimpleNamespace(config=settings), self.progress)
+        plan = SimpleNamespace(config=settings, model=resolve_model(settings.model.name))
+        bench = ModelBench(plan, self.progress, self.shelf)
         return int(bench.model.cfg.n_layers)
 
     def _base(self, kind: str, given: dict[str, Any] | str) -> dict[str, Any]:
@@ -172,7 +186,8 @@ def deadline(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     earlier = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    # Again and again: an exception raised inside a destructor is lost.
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), _ALARM_AGAIN)
     try:
         yield
     finally:
@@ -186,9 +201,33 @@ def explain(error: Exception) -> str:
     return words if isinstance(error, SaesteerError) else f"{type(error).__name__}: {words}"
 
 
+def settings_key(kind: str, settings: BaseModel) -> str:
+    """Return what is the same for experiments that differ in no setting, however written."""
+    return short_hash([kind, settings.model_dump(mode="json", exclude={"name", *_NO_PART})])
+
+
+def _locked(parts: list[str], value: Any) -> str | None:
+    """Return the locked name in a setting's own or in the groups within it."""
+    if parts[0] in LOCKED:
+        return parts[0]
+    return next((name for name in (*parts, *_keys(value)) if name in _LOCKED_INSIDE), None)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
 def _is_place(word: str) -> bool:
     """Return whether a word names a file, a folder or an address."""
-    if any(mark in word for mark in _PATH_MARKS):
+    # A text with spaces in it, such as a prompt, may hold a stroke.
+    if any(mark in word for mark in _PATH_MARKS) and (
+        not any(map(str.isspace, word)) or word.startswith(_PATH_STARTS) or "://" in word
+    ):
         return True
     try:
         return bool(word) and Path(word).exists()
@@ -211,9 +250,9 @@ def _strings(value: Any) -> Iterator[str]:
 def _corrupt() -> Kind:
     from saesteer.corruption import CorruptConfig, corrupt
 
-    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
-        found = corrupt(config, progress)
-        return found.folder.path, found.metrics
+    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
+        found = corrupt(config, progress, shelf)
+        return found.folder.path
 
     return Kind("corrupt", CorruptConfig, run, "layers skipped, repeated or permuted; task losses")
 
@@ -222,9 +261,9 @@ def _run() -> Kind:
     from saesteer.config import RunConfig
     from saesteer.recorded import run_recorded
 
-    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
-        found = run_recorded(config, progress)
-        return found.folder.path, found.metrics
+    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
+        found = run_recorded(config, progress, shelf)
+        return found.folder.path
 
     return Kind("run", RunConfig, run, "one steering vector and its effect on held-out pairs")
 
@@ -235,10 +274,10 @@ def _compare() -> Kind:
     from saesteer.compare.run import measure_personas
     from saesteer.recorded import compare_recorded
 
-    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
+    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
         plan = plan_compare(config)
-        found = compare_recorded(plan, progress, lambda: measure_personas(plan, progress))
-        return found.folder.path, found.metrics
+        found = compare_recorded(plan, progress, lambda: measure_personas(plan, progress, shelf))
+        return found.folder.path
 
     return Kind("compare", CompareConfig, run, "steering methods compared at equal cost")
 
@@ -247,9 +286,9 @@ def _probe() -> Kind:
     from saesteer.probes.settings import ProbeConfig
     from saesteer.recorded import probes_recorded
 
-    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
-        found = probes_recorded(config, progress)
-        return found.folder.path, found.metrics
+    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
+        found = probes_recorded(config, progress, shelf)
+        return found.folder.path
 
     return Kind("probe", ProbeConfig, run, "a linear probe on every layer")
 
@@ -258,8 +297,8 @@ def _patch() -> Kind:
     from saesteer.patching.experiment.run import run_patching
     from saesteer.patching.experiment.settings import PatchConfig
 
-    def run(config: Any, progress: Progress) -> tuple[Path, dict[str, Any]]:
-        found = run_patching(config, progress)
-        return found.folder.path, found.metrics
+    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
+        found = run_patching(config, progress, shelf)
+        return found.folder.path
 
     return Kind("patch", PatchConfig, run, "activation and attribution patching: where it lives")

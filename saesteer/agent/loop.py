@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from saesteer.agent.budget import Budget
-from saesteer.agent.experiments import OutOfTime, Workshop, explain
+from saesteer.agent.experiments import OutOfTime, Workshop, deadline, explain, settings_key
 from saesteer.agent.planners import Answer, LlmPlanner, Planner
 from saesteer.agent.report import REPORT, write_agent_report
 from saesteer.agent.results import aggregate, headline, look_up, metrics_of
-from saesteer.agent.seeded import SeededPlanner
+from saesteer.agent.seeded import SeededPlanner, tried_alone
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import JOURNAL, Journal, State
 from saesteer.agent.tools import (
@@ -25,12 +27,16 @@ from saesteer.agent.tools import (
     WriteNote,
     read_arguments,
 )
-from saesteer.errors import ConfigError, DataError
+from saesteer.errors import ConfigError, DataError, OutputError
 from saesteer.progress import Progress
 from saesteer.tracking import RunFolder, finite
-from saesteer.tracking.recording import RecordedRun, recorded_run
+from saesteer.tracking.liveness import present_status
+from saesteer.tracking.recording import RECORD, RecordedRun, recorded_run
 
 LONGEST_RESULT = 4000
+# All control characters but tab and newline, and surrogates that stand alone.
+_UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_NO_TIME = "it was stopped because the budget of seconds is spent"
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def run_agent(
         SaesteerError: The settings do not fit, or the planner's endpoint refuses to answer.
     """
     progress = progress or Progress()
-    workshop = Workshop(config, progress)
+    workshop = check_agent(config, progress)
     folder = RunFolder(agent_folder(config)).create()
+    lost = _lost_seconds(folder)
     session = _Session(workshop, Journal(folder.path / JOURNAL), Budget(config), progress)
     planner = planner or _planner(session, folder)
     folder.write_json("config.json", config.model_dump(mode="json"))
@@ -86,7 +93,7 @@ def run_agent(
         progress=progress,
     ) as record:
         session.record = record
-        ended_by = session.run(planner)
+        ended_by = session.run(planner, lost)
         found = write_agent_report(folder, config, session.state, session.budget, ended_by)
         metrics = finite(found)
         folder.write_json("metrics.json", metrics)
@@ -95,11 +102,45 @@ def run_agent(
     return AgentResult(folder, session.state, ended_by, metrics)
 
 
+def check_agent(config: AgentConfig, progress: Progress) -> Workshop:
+    """Check all that can be checked before anything is loaded or written.
+
+    Raises:
+        ConfigError: Base settings, endpoint or search do not fit.
+    """
+    workshop = Workshop(config, progress)
+    if config.planner.chosen == "llm":
+        config.planner.endpoint()
+    elif config.search is not None:
+        for settings in tried_alone(config.search):
+            workshop.check(config.search.kind, settings)
+    return workshop
+
+
+def _lost_seconds(folder: RunFolder) -> float:
+    """Return how long an agent that was killed had been at work since its last event.
+
+    Raises:
+        OutputError: It is at work still.
+    """
+    journal, record = folder.path / JOURNAL, folder.path / RECORD
+    if not (journal.is_file() and record.is_file()):
+        return 0.0
+    earlier, beat = folder.read_json(RECORD), record.stat().st_mtime
+    if earlier.get("pid") != os.getpid() and present_status(earlier, beat) == "running":
+        raise OutputError(
+            f"{folder.path} has an agent at work (process {earlier.get('pid')} on "
+            f"{earlier.get('host')}); wait for it, or stop it first."
+        )
+    # What ended in order has written its last event itself.
+    return max(0.0, beat - journal.stat().st_mtime) if earlier.get("ended") is None else 0.0
+
+
 def _planner(session: _Session, folder: RunFolder) -> Planner:
     workshop = session.workshop
     config = workshop.config
     if config.planner.chosen == "llm":
-        return LlmPlanner(workshop, session.budget)
+        return LlmPlanner(workshop, session.budget, session.tell)
     assert config.search is not None
     if not config.search.by_layer:
         return SeededPlanner(config)
@@ -134,19 +175,37 @@ class _Session:
         }
         self._since = time.monotonic()
 
-    def run(self, planner: Planner) -> str:
-        """Go on until something ends it; return what."""
+    def run(self, planner: Planner, lost: float = 0.0) -> str:
+        """Go on until something ends it; return what.
+
+        Args:
+            planner: Who plans.
+            lost: Seconds that a kill has kept from being written down.
+        """
+        self._since = time.monotonic() - lost
+        # Whoever starts it again gives an endpoint that was away another chance.
+        self.state.refused = 0
+        if lost or any(self.state.asking):
+            # The tokens of a question whose answer was lost stay spent.
+            self.tell("lost")
         while True:
+            if self.state.pending is not None:
+                self._act()
             reason = self.budget.ended_by(self.state)
             if reason is not None:
                 return reason
-            if self.state.pending is None:
-                self._since = time.monotonic()
-                answer = planner.next(self.state)
-                if answer is None:
-                    return "one more answer could overrun its budget of tokens or money"
-                self._write("answer", **_record(answer))
-            self._act()
+            try:
+                with deadline(self._seconds_left()):
+                    answer = planner.next(self.state)
+            except OutOfTime:
+                self.tell("lost")
+                continue
+            if answer is None:
+                return "one more answer could overrun its budget of tokens or money"
+            self.tell("answer", **_record(answer))
+
+    def _seconds_left(self) -> float:
+        return self.budget.limits.seconds - self.state.seconds
 
     def _act(self) -> None:
         """Act on the answer that is pending, or refuse it."""
@@ -159,49 +218,58 @@ class _Session:
             self._actions[type(arguments)](arguments)
         except (Refused, ConfigError, DataError) as error:
             self.progress.say(f"  refused: {error}")
-            self._write("refused", tool=pending.get("tool"), reason=str(error)[:600])
+            self.tell("refused", tool=pending.get("tool"), reason=str(error)[:600])
 
     def _experiment(self, wanted: RunExperiment) -> None:
         settings = self.workshop.check(wanted.kind, wanted.settings)
-        earlier = self.state.same(wanted.kind, wanted.settings)
-        if earlier is not None and earlier.status == "finished":
-            self._write("repeat", kind=wanted.kind, settings=wanted.settings)
-            raise Refused(f"{earlier.name} was that experiment; read its results, or run another.")
+        key = settings_key(wanted.kind, settings)
+        earlier = self.state.same(key)
+        if earlier is not None and earlier.status in ("finished", "failed"):
+            self.tell("repeat", key=key)
+            what = (
+                "read its results"
+                if earlier.status == "finished"
+                else f"it failed: {earlier.error}"
+            )
+            raise Refused(f"{earlier.name} was that experiment; {what.rstrip('.')}; run another.")
         if earlier is None and self.budget.left(self.state)["experiments"] == 0:
             raise Refused("no experiment is left in the budget; note what you found and finish.")
         name = earlier.name if earlier is not None else f"E{len(self.state.experiments) + 1}"
-        self._write(
+        self.tell(
             "experiment_started",
             name=name,
             kind=wanted.kind,
             settings=wanted.settings,
             reason=wanted.reason,
+            key=key,
         )
         self.progress.say(f"{name} of {self.budget.limits.experiments}: {_said(wanted)}")
-        left = self.budget.limits.seconds - self.state.seconds
         found: dict[str, Any] = {"status": "failed"}
         try:
-            folder, metrics = self.workshop.run(wanted.kind, settings, left)
+            folder = self.workshop.run(wanted.kind, settings, self._seconds_left())
+            experiment = self.state.experiment(name)
+            assert experiment is not None
+            finished = replace(experiment, status="finished", folder=str(folder))
+            numbers = finite(headline(metrics_of(finished)))
         except OutOfTime:
-            found["error"] = "it was stopped because the budget of seconds is spent"
+            found = {"status": "stopped", "error": _NO_TIME}
         except Exception as error:
             # Whatever an experiment stumbles on, the agent goes on and is told.
             found["error"] = explain(error)
         else:
-            numbers = finite(headline(metrics))
             found = {"status": "finished", "folder": str(folder), "headline": numbers}
-        self._write("experiment_ended", name=name, **found)
+        self.tell("experiment_ended", name=name, **found)
 
     def _read(self, wanted: ReadResults) -> None:
         experiment = self.state.experiment(wanted.experiment)
         if experiment is None:
             raise Refused(f"there is no experiment {wanted.experiment[:40]!r}.")
         found = finite(look_up(metrics_of(experiment), wanted.path))
-        self._write("results", experiment=experiment.name, path=wanted.path, found=_short(found))
+        self.tell("results", experiment=experiment.name, path=wanted.path, found=_short(found))
 
     def _aggregate(self, wanted: Aggregate) -> None:
         rows = aggregate(self.state, wanted.path, by=wanted.by, kind=wanted.kind)
-        self._write("aggregated", path=wanted.path, by=wanted.by, found=_short(finite(rows)))
+        self.tell("aggregated", path=wanted.path, by=wanted.by, found=_short(finite(rows)))
 
     def _note(self, wanted: WriteNote) -> None:
         unknown = [name for name in wanted.evidence if self.state.experiment(name) is None]
@@ -211,14 +279,15 @@ class _Session:
             )
         self.progress.say(f"  note: {wanted.observation}")
         note = wanted.model_dump(mode="json")
-        self._write("note", note=note)
+        self.tell("note", note=note)
         if self.record is not None:
             self.record.note(note)
 
     def _finish(self, wanted: Finish) -> None:
-        self._write("finish", finish=wanted.model_dump(mode="json"))
+        self.tell("finish", finish=wanted.model_dump(mode="json"))
 
-    def _write(self, event: str, **fields: Any) -> None:
+    def tell(self, event: str, **fields: Any) -> None:
+        """Write an event into the journal, with the seconds since the one before."""
         now = time.monotonic()
         record = {"event": event, **fields, "seconds": round(now - self._since, 3)}
         self._since = now
@@ -226,14 +295,29 @@ class _Session:
 
 
 def _record(answer: Answer) -> dict[str, Any]:
-    """Return an answer as the journal keeps it; what is no JSON becomes words."""
+    """Return an answer as the journal keeps it: JSON, without characters that steer a terminal."""
+    arguments, problem = None, answer.problem
+    try:
+        arguments = _harmless(finite(answer.arguments))
+    except RecursionError:
+        problem = problem or "the arguments are nested too deep"
     return {
-        "tool": answer.tool if isinstance(answer.tool, str) else None,
-        "arguments": finite(answer.arguments),
-        "problem": answer.problem,
+        "tool": _harmless(answer.tool) if isinstance(answer.tool, str) else None,
+        "arguments": arguments,
+        "problem": None if problem is None else _harmless(problem),
         "tokens_in": answer.tokens_in,
         "tokens_out": answer.tokens_out,
+        "dropped": answer.dropped,
     }
+
+
+def _harmless(value: Any) -> Any:
+    """Return a JSON value without control characters and halves of characters in its texts."""
+    if isinstance(value, str):
+        return _UNWANTED.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_harmless(key): _harmless(inner) for key, inner in value.items()}
+    return [_harmless(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _said(wanted: RunExperiment) -> str:

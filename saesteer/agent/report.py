@@ -7,15 +7,18 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from saesteer.agent.budget import Budget
 from saesteer.agent.claims import CheckedClaim, check_claims
+from saesteer.agent.results import RECORDED
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import Experiment, State
 from saesteer.report.sheet import Part, Remark, Sheet, Table, write_sheet
 from saesteer.tracking import RunFolder
 
 REPORT, TEXT = "report.html", "report.md"
+SHOWN = 8
 PAGES = ("report.html", "figure.html", "metrics.json")
 _NO_ANSWER = "It ended without a conclusion; the notes say how far it came."
 _VERDICTS: dict[str, Literal["good", "open", "bad"]] = {
@@ -57,7 +60,7 @@ def write_agent_report(
         "spent": spent(state, budget),
     }
     write_sheet(_sheet(folder, config, metrics, state, claims, ended_by), folder.path / REPORT)
-    words = _markdown(folder, metrics, state, claims)
+    words = _markdown(folder, config, metrics, state, claims)
     folder.write(TEXT, lambda draft: draft.write_text(words, encoding="utf-8", errors="replace"))
     return metrics
 
@@ -112,9 +115,10 @@ def _sheet(
             Part(
                 "Claims",
                 "Each claim was held against the experiments that it names.",
-                [_claim_table(claims)],
+                [_claim_table(folder, state, claims)],
                 "Supported: its number stands in the experiments. Named: they finished, and no "
-                "number was given to check. Unsupported: it names no finished experiment.",
+                "number was given to check. Contradicted: they hold another number. Unsupported: "
+                "it names no experiment, or one that did not finish.",
             ),
         ),
     )
@@ -137,24 +141,40 @@ def _note_table(state: State) -> Table:
     return Table(["observation", "hypothesis", "evidence"], rows)
 
 
-def _claim_table(claims: list[CheckedClaim]) -> Table:
-    rows = [[c.claim, c.verdict, ", ".join(c.experiments) or "none", c.remark] for c in claims]
-    return Table(["claim", "verdict", "experiments", "what the program found"], rows)
+def _claim_table(folder: RunFolder, state: State, claims: list[CheckedClaim]) -> Table:
+    """Return the claims, a row for each run that supports one, which the row leads to."""
+    rows, links = [], []
+    for claim in claims:
+        for name in claim.experiments or (None,):
+            experiment = state.experiment(name)
+            links.append(_link(folder, experiment) if experiment else "")
+            run = "none" if experiment is None else f"{name}: {_run_name(experiment)}"
+            rows.append([run, claim.claim, claim.verdict, claim.remark])
+    return Table(["run", "claim", "verdict", "what the program found"], rows, links=links)
 
 
 def _markdown(
-    folder: RunFolder, metrics: dict[str, Any], state: State, claims: list[CheckedClaim]
+    folder: RunFolder,
+    config: AgentConfig,
+    metrics: dict[str, Any],
+    state: State,
+    claims: list[CheckedClaim],
 ) -> str:
     lines = [f"# {_line(metrics['goal'])}", "", str(metrics["answer"] or _NO_ANSWER), ""]
-    lines += ["## Claims", ""]
+    lines += ["## Method", "", _line(_method(config)), "", "## Claims", ""]
     for claim in claims:
-        lines.append(f"- **{claim.verdict}**: {_line(claim.claim)} ({_line(claim.remark)})")
+        runs = ", ".join(_linked(folder, state, name) for name in claim.experiments) or "no run"
+        said = f"{_line(claim.claim)} ({_line(claim.remark)})"
+        lines.append(f"- **{claim.verdict}** by {runs}: {said}")
     lines += ["", "## Experiments", "", "| experiment | settings | status | found |"]
     lines.append("| --- | --- | --- | --- |")
     for e in state.experiments:
-        link = _link(folder, e)
-        name = f"[{e.name}](<{link}>)" if link else e.name
-        cells = [name, _cell(f"{e.kind} {_settings(e)}"), e.status, _cell(_numbers(e))]
+        cells = [
+            _linked(folder, state, e.name),
+            _cell(f"{e.kind} {_settings(e)}"),
+            e.status,
+            _cell(_numbers(e)),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Notes", ""]
     for note in state.notes:
@@ -195,7 +215,17 @@ def _link(folder: RunFolder, experiment: Experiment) -> str:
         return ""
     place = Path(experiment.folder)
     page = next((place / name for name in PAGES if (place / name).is_file()), place)
-    return Path(os.path.relpath(page, folder.path)).as_posix()
+    return quote(Path(os.path.relpath(page, folder.path)).as_posix())
+
+
+def _linked(folder: RunFolder, state: State, name: str) -> str:
+    experiment = state.experiment(name)
+    link = _link(folder, experiment) if experiment else ""
+    return f"[{name}](<{link}>)" if link else name
+
+
+def _run_name(experiment: Experiment) -> str:
+    return Path(experiment.folder or "").name
 
 
 def _settings(experiment: Experiment) -> str:
@@ -206,7 +236,14 @@ def _settings(experiment: Experiment) -> str:
 def _numbers(experiment: Experiment) -> str:
     if experiment.error:
         return experiment.error
-    return ", ".join(f"{name} {value}" for name, value in list(experiment.headline.items())[:5])
+    shown = list(experiment.headline.items())[:SHOWN]
+    return ", ".join(
+        f"{name.removeprefix(f'{RECORDED}.')} {_short(value)}" for name, value in shown
+    )
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _line(words: object) -> str:

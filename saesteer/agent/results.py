@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.agent.state import Experiment, State
-from saesteer.errors import DataError
+from saesteer.errors import DataError, OutputError
 from saesteer.tracking import RunFolder
+from saesteer.tracking.recording import RECORD
 
-METRICS = "metrics.json"
+METRICS, RECORDED = "metrics.json", "recorded"
 SHOWN_NUMBERS = 16
 
 
 def metrics_of(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment's metrics.
+    """Return an experiment's metrics, and as "recorded" the few that a list of runs shows.
 
     Raises:
-        DataError: It has none.
-        OutputError: They cannot be read.
+        DataError: It has none, or they cannot be read any more.
     """
     if experiment.status != "finished" or experiment.folder is None:
         raise DataError(f"{experiment.name} is {experiment.status} and has no results to read.")
-    return RunFolder(Path(experiment.folder)).read_json(METRICS)
+    folder = RunFolder(Path(experiment.folder))
+    try:
+        metrics = folder.read_json(METRICS)
+        recorded = folder.read_json(RECORD).get("metrics") if folder.has(RECORD) else None
+        return {**metrics, RECORDED: recorded} if recorded else metrics
+    except OutputError as error:
+        raise DataError(f"the results of {experiment.name} are gone ({error})") from None
 
 
 def look_up(value: Any, path: Sequence[str]) -> Any:
@@ -60,8 +66,9 @@ def number_at(value: Any, path: Sequence[str]) -> float:
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the first few numbers and words of metrics by dotted path, without the settings."""
+    """Return the few recorded metrics by dotted path; the first few of all where none are."""
     plain = {key: value for key, value in metrics.items() if key not in ("config", "seconds")}
+    plain = {RECORDED: metrics[RECORDED]} if RECORDED in metrics else plain
     found: dict[str, Any] = {}
     for path, value in _leaves(plain, "", 3):
         if len(found) == SHOWN_NUMBERS:

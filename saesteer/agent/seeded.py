@@ -18,6 +18,7 @@ from saesteer.agent.state import State
 from saesteer.errors import SaesteerError
 
 Candidate = dict[str, Any]
+_CUT_OFF = ("running", "stopped")
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,21 @@ class SeededPlanner:
         )
 
 
+def tried_alone(search: SearchSettings) -> Iterator[dict[str, Any]]:
+    """Yield settings with which every value of a search is tried once, to see whether it fits."""
+    space = search.spelt_out(1)
+    for name, values in space.items():
+        for value in values:
+            first = {other: others[0] for other, others in space.items()}
+            settings = {**first, name: value}
+            if search.batch is not None:
+                settings[search.batch] = [settings[search.batch]]
+            yield settings
+    for rung in search.rungs:
+        assert search.fidelity is not None
+        yield {search.fidelity: rung}
+
+
 def first_candidates(
     space: dict[str, list[Any]],
     *,
@@ -240,14 +256,14 @@ def _done(state: State, kind: str, settings: dict[str, Any]) -> Any:
     wanted = json.dumps([kind, settings], sort_keys=True)
     for experiment in state.experiments:
         same = json.dumps([experiment.kind, experiment.settings], sort_keys=True) == wanted
-        if same and experiment.status != "running":
+        if same and experiment.status not in _CUT_OFF:
             return experiment
     return None
 
 
 def _running(state: State) -> bool:
-    """Return whether a kill has cut an experiment off, which is then gone on with."""
-    return any(experiment.status == "running" for experiment in state.experiments)
+    """Return whether a kill or the clock has cut an experiment off, which is then gone on with."""
+    return any(experiment.status in _CUT_OFF for experiment in state.experiments)
 
 
 def _words(label: str) -> str:

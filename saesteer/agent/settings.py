@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from saesteer.config import Settings, TrackingSettings
+from saesteer.evaluation.llm_client import Endpoint
 
 DEFAULT = Path(__file__).parent / "default.yaml"
 LAYER = "{layer}"
@@ -56,6 +57,9 @@ class PlannerSettings(Settings):
             answers.
         max_tokens: The longest answer, tokens.
         timeout: The longest that one answer may take, seconds.
+        attempts: How often one question is asked before it counts as not answered; fewer times
+            where the budget is nearly spent.
+        first_wait: Seconds before the second attempt; doubled each time.
         price_in: Price of a million prompt tokens.
         price_out: Price of a million answer tokens.
     """
@@ -78,6 +82,23 @@ class PlannerSettings(Settings):
         if self.kind != "auto":
             return self.kind
         return "llm" if self.model else "seeded"
+
+    def endpoint(self) -> Endpoint:
+        """Return whom to ask.
+
+        Raises:
+            ConfigError: The address or the name of the key's variable cannot be one.
+        """
+        return Endpoint(
+            model=self.model or "",
+            base_url=self.base_url,
+            key_variable=self.key_variable,
+            timeout=self.timeout,
+            attempts=self.attempts,
+            first_wait=self.first_wait,
+            max_tokens=self.max_tokens,
+            called="the planner",
+        )
 
 
 class SearchSettings(Settings):
@@ -116,10 +137,14 @@ class SearchSettings(Settings):
         for name, values in self.parameters.items():
             if not values:
                 raise ValueError(f"parameters.{name} has no value; give some")
-            if isinstance(values, str) and LAYER not in values:
-                raise ValueError(
-                    f"parameters.{name} is one value; give a list, or words with {LAYER} in them"
-                )
+            if isinstance(values, str):
+                if LAYER not in values:
+                    raise ValueError(
+                        f"parameters.{name} is one value; give a list, or words with {LAYER} in "
+                        "them"
+                    )
+            elif any(value in values[:place] for place, value in enumerate(values)):
+                raise ValueError(f"parameters.{name} names a value twice; name each once")
         if self.batch is not None and self.batch not in self.parameters:
             raise ValueError(f"batch {self.batch!r} is none of the parameters; name one of them")
         if (self.fidelity is None) != (not self.rungs):
@@ -189,8 +214,12 @@ class AgentConfig(Settings):
     def digest(self) -> str:
         """Return a short hash of what the agent's choices depend on.
 
-        The budget is left out: more of it goes on with the same agent.
+        The budget is left out: more of it goes on with the same agent. So is how the endpoint is
+        reached and what it costs.
         """
-        record = self.model_dump(mode="json", exclude={"folder", "budget", "tracking"})
+        reached = {"base_url", "key_variable", "timeout", "attempts", "first_wait"}
+        planner = {*reached, "price_in", "price_out"}
+        left_out: Any = {"folder": True, "budget": True, "tracking": True, "planner": planner}
+        record = self.model_dump(mode="json", exclude=left_out)
         text = json.dumps(record, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -23,7 +23,8 @@ class Experiment:
         kind: What kind of experiment.
         settings: What the planner set, by dotted name.
         reason: Why, in the planner's words.
-        status: "running", "finished" or "failed".
+        key: The same for experiments that differ in no setting, however they were written.
+        status: "running", "finished", "failed", or "stopped" where the time was up.
         folder: Where its results are.
         error: What went wrong, in one sentence.
         headline: A few of its numbers; the rest is in its folder.
@@ -34,6 +35,7 @@ class Experiment:
     kind: str
     settings: dict[str, Any]
     reason: str = ""
+    key: str = ""
     status: str = "running"
     folder: str | None = None
     error: str | None = None
@@ -50,10 +52,12 @@ class State:
         notes: What the planner wrote down.
         turns: Answers of the planner.
         refused: Refused answers in a row.
-        repeats: The most often one experiment has been proposed again.
-        tokens_in: Prompt tokens spent.
-        tokens_out: Answer tokens spent.
+        repeats: How often each experiment has been proposed again, by its key.
+        tokens_in: Prompt tokens spent, those of a question under way at their most included.
+        tokens_out: Answer tokens spent, likewise.
+        asking: Prompt and answer tokens that the question under way can take at most.
         seconds: Time spent.
+        dropped: Tool calls in the planner's last answer that were not acted on.
         last: What came of the planner's last answer.
         pending: An answer whose outcome a kill has swallowed.
         finish: The planner's conclusion.
@@ -66,7 +70,9 @@ class State:
     repeats: dict[str, int] = field(default_factory=dict)
     tokens_in: int = 0
     tokens_out: int = 0
+    asking: tuple[int, int] = (0, 0)
     seconds: float = 0.0
+    dropped: int = 0
     last: dict[str, Any] | None = None
     pending: dict[str, Any] | None = None
     finish: dict[str, Any] | None = None
@@ -75,35 +81,38 @@ class State:
         """Return the experiment of that name, if there is one."""
         return next((e for e in self.experiments if e.name == name), None)
 
-    def same(self, kind: str, settings: dict[str, Any]) -> Experiment | None:
-        """Return an earlier experiment with the same settings that did not fail."""
-        wanted = _key(kind, settings)
-        return next(
-            (
-                e
-                for e in self.experiments
-                if e.status != "failed" and _key(e.kind, e.settings) == wanted
-            ),
-            None,
-        )
+    def same(self, key: str) -> Experiment | None:
+        """Return the earlier experiment of that key, if there is one."""
+        return next((e for e in self.experiments if e.key == key), None)
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take one event of the journal in."""
         self.seconds += float(event.get("seconds", 0.0))
         what = event["event"]
+        if what == "asking":
+            self.asking = (int(event["tokens_in"]), int(event["tokens_out"]))
+            self._spend(*self.asking)
+            return
+        if what in ("answer", "unasked"):
+            self._spend(-self.asking[0], -self.asking[1])
+        if what in ("answer", "unasked", "lost"):
+            self.asking = (0, 0)
         if what == "answer":
             self.turns += 1
-            self.tokens_in += int(event.get("tokens_in", 0))
-            self.tokens_out += int(event.get("tokens_out", 0))
-            self.pending = event
-            return
-        if what == "experiment_started":
+            self._spend(int(event.get("tokens_in", 0)), int(event.get("tokens_out", 0)))
+            self.pending, self.dropped = event, int(event.get("dropped", 0))
+        elif what == "experiment_started":
             self._started(event)
-            return
-        if what == "repeat":
-            key = _key(event["kind"], event["settings"])
-            self.repeats[key] = self.repeats.get(key, 0) + 1
-            return
+        elif what == "repeat":
+            self.repeats[event["key"]] = self.repeats.get(event["key"], 0) + 1
+        elif what not in ("unasked", "lost"):
+            self._outcome(what, event)
+
+    def _spend(self, tokens_in: int, tokens_out: int) -> None:
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+
+    def _outcome(self, what: str, event: dict[str, Any]) -> None:
         self.pending, self.last = None, event
         self.refused = self.refused + 1 if what == "refused" else 0
         if what == "experiment_ended":
@@ -116,13 +125,13 @@ class State:
     def _started(self, event: dict[str, Any]) -> None:
         # A resumed agent starts the experiment that was cut off a second time.
         if self.experiment(event["name"]) is None:
-            self.experiments.append(
-                Experiment(event["name"], event["kind"], event["settings"], event["reason"])
-            )
+            fields = ("name", "kind", "settings", "reason", "key")
+            self.experiments.append(Experiment(*(event[field] for field in fields)))
 
     def _ended(self, event: dict[str, Any]) -> None:
         experiment = self.experiment(event["name"])
-        assert experiment is not None
+        if experiment is None:
+            raise ValueError("an experiment ended that was never started")
         experiment.status = event["status"]
         experiment.folder, experiment.error = event.get("folder"), event.get("error")
         experiment.headline = event.get("headline") or {}
@@ -146,8 +155,11 @@ class Journal:
             OutputError: A line in the middle is damaged.
         """
         state = State()
-        for event in self._events():
-            state.apply(event)
+        for number, event in enumerate(self._events(), start=1):
+            try:
+                state.apply(event)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise self._damaged(number) from None
         return state
 
     def write(self, state: State, event: dict[str, Any]) -> None:
@@ -185,12 +197,11 @@ class Journal:
             except ValueError:
                 known = False
             if not known:
-                raise OutputError(
-                    f"{self.path}:{number} is no event of an agent; delete the folder to begin "
-                    "anew, or mend the line."
-                )
+                raise self._damaged(number)
             yield event
 
-
-def _key(kind: str, settings: dict[str, Any]) -> str:
-    return json.dumps([kind, settings], sort_keys=True)
+    def _damaged(self, number: int) -> OutputError:
+        return OutputError(
+            f"{self.path}:{number} is no event of an agent; delete the folder to begin anew, or "
+            "mend the line."
+        )

@@ -13,7 +13,9 @@ from saesteer.cli.run import Overrides
 def agent_command(
     config: Annotated[
         Path | None,
-        typer.Argument(help="A YAML file such as configs/agent/layers.yaml; the built-in if none."),
+        typer.Argument(
+            help="A YAML file such as configs/agent/steering.yaml; the built-in if none."
+        ),
     ] = None,
     goal: Annotated[str | None, typer.Option(help="The question to answer.")] = None,
     budget: Annotated[
@@ -33,8 +35,7 @@ def agent_command(
     import json
 
     from saesteer.agent import AgentConfig, run_agent
-    from saesteer.agent.experiments import Workshop
-    from saesteer.agent.loop import agent_folder
+    from saesteer.agent.loop import agent_folder, check_agent
     from saesteer.agent.settings import DEFAULT
     from saesteer.cli.show import console
     from saesteer.cli.show_agent import show_agent, show_agent_plan
@@ -47,6 +48,7 @@ def agent_command(
     overrides += set_ or ()
     settings = load_config(config or DEFAULT, overrides, kind=AgentConfig)
     if dry_run:
-        show_agent_plan(settings, Workshop(settings, Progress()), agent_folder(settings), console())
+        workshop = check_agent(settings, Progress())
+        show_agent_plan(settings, workshop, agent_folder(settings), console())
         return
     show_agent(run_agent(settings, terminal_progress()), console())

@@ -186,21 +186,25 @@ def _asked(llm: str, write: Path, *options: Any) -> list[Task]:
 def _programs(
     program: list[str] | None, family: str, every: int, n_layers: int, n_heads: int
 ) -> list[Any]:
+    from saesteer.corruption.edits import needs_means
     from saesteer.corruption.families import make_family
+    from saesteer.corruption.plan import every_so_manieth
     from saesteer.corruption.program import parse_program
     from saesteer.errors import ConfigError
 
     if program:
         found = [parse_program(text, n_layers, n_heads=n_heads) for text in program]
         for one in found:
-            if one.spans or any(getattr(edit, "how", "") == "mean" for edit in one.edits):
+            if one.spans or needs_means(one.edits):
                 raise ConfigError(
-                    f"program '{one}' needs texts to be fitted on; run it with saesteer corrupt "
-                    "run and completions in the configuration."
+                    f"program '{one}' needs texts to be fitted on; name it in completions.programs "
+                    "of a configuration and use saesteer corrupt run."
                 )
         return found
     plain = ("keep", "skip", "repeat", "swap", "permute", "zero_mlp")
     if family not in plain:
-        raise ConfigError(f"family {family!r} is unknown here; choose one of {', '.join(plain)}.")
-    whole = make_family(family, n_layers).programs  # type: ignore[arg-type]
-    return [*whole[:-1:every], whole[-1]]
+        raise ConfigError(
+            f"family {family!r} is unknown here; choose one of {', '.join(plain)}, or use saesteer "
+            "corrupt run for those that are fitted on texts."
+        )
+    return [*every_so_manieth(make_family(family, n_layers), every)]  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesteer.errors import SaeError, SaesteerError
@@ -36,13 +35,12 @@ class FeatureSource:
         Raises:
             SaeError: It has none.
         """
+        from saesteer.feature_words import FEATURE_TABLE, own_table
         from saesteer.saes.loading import resolve_sae
-        from saesteer.saes.table import load_feature_table
-        from saesteer.workbench import FEATURE_TABLE
 
-        where = resolve_sae(self.sae)
-        if isinstance(where, Path) and (where / FEATURE_TABLE).is_file():
-            return load_feature_table(where / FEATURE_TABLE)
+        found = own_table(resolve_sae(self.sae))
+        if found is not None:
+            return found
         raise SaeError(
             f"SAE {self.sae} names no place on Neuronpedia and has no {FEATURE_TABLE} of its own; "
             "name its place with --source MODEL/SOURCE, or train it with saesteer sae train, which "
@@ -68,14 +66,21 @@ def feature_source(sae: str, source: str | None) -> FeatureSource:
     return FeatureSource(sae, None if found is None else SourceId.parse(found))
 
 
-def known_source(sae: str | None, source: str | None = None) -> SourceId | None:
+def known_source(
+    sae: str | None, source: str | None = None, noted: SourceId | None = None
+) -> SourceId | None:
     """Return an SAE's place on Neuronpedia, None where that cannot be told any more.
+
+    Args:
+        sae: The SAE, as `load_sae` takes it.
+        source: Model and source, where the user names them.
+        noted: What a run or a vector noted of it.
 
     Raises:
         ConfigError: The source that the user names is not of the form model/source.
     """
-    if source is not None:
-        return feature_source("", source).source
+    if source is not None or noted is not None:
+        return noted if source is None else feature_source("", source).source
     try:
         return None if sae is None else feature_source(sae, None).source
     except SaesteerError:

@@ -34,9 +34,11 @@ def features_command(
     from saesteer.neuronpedia import service_here
 
     rows, sae, name, noted = _read(folder)
-    place = known_source(sae, source or noted)
+    place = known_source(sae, source, noted)
     try:
         kept = [row for row in rows if row["weight"]]
+        if not (isinstance(rows, list) and kept):
+            raise ValueError("none of them has a weight")
         if quick_list:
             _print_quick_list(kept, place, name, sae, service_here().site)
             return
@@ -52,8 +54,10 @@ def features_command(
         console().print("The run's SAE is not on Neuronpedia, so nothing was asked there.")
 
 
-def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, str | None]:
+def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, SourceId | None]:
     """Return a run's features, SAE, name, and the SAE's place on Neuronpedia if it was noted."""
+    from saesteer.feature_words import PLACE_KEY
+    from saesteer.neuronpedia import SourceId
     from saesteer.tracking import RunFolder
 
     if not (folder / "features.json").is_file():
@@ -64,11 +68,9 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, str | No
     for file in ("run.json", "config.json"):
         found = run.read_json(file) if run.has(file) else {}
         known |= found if isinstance(found, dict) else {}
-    sae, noted = (
-        value if isinstance(value := known.get(key), str) and value else None
-        for key in ("sae", "neuronpedia_id")
-    )
-    return rows, sae, str(known.get("name") or folder.name), noted
+    sae = known.get("sae")
+    sae = sae if isinstance(sae, str) and sae else None
+    return rows, sae, str(known.get("name") or folder.name), SourceId.known(known.get(PLACE_KEY))
 
 
 def _describe(rows: list[dict[str, Any]], place: SourceId, fetch: bool) -> None:

@@ -220,11 +220,12 @@ def list_command(
 ) -> None:
     """Make a lasting list of a vector's features in your account; needs NEURONPEDIA_API_KEY."""
     from saesteer.cli.feature_source import feature_source, neuronpedia_client
+    from saesteer.feature_words import noted_place
     from saesteer.progress import terminal_progress
     from saesteer.steering import SteeringVector
 
     vector = SteeringVector.load(folder)
-    place = _there(feature_source(vector.sae or "", source))
+    place = _there(feature_source(vector.sae or "", source or noted_place(vector.provenance)))
     words = {f.index: f"weight {f.weight:+.3g}" for f in vector.features}
     client = neuronpedia_client(terminal_progress())
     typer.echo(client.new_list(place, words, name, description="made by saesteer").url)

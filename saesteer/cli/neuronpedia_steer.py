@@ -45,6 +45,7 @@ def vector_of_words(
         NetworkError: What Neuronpedia knows of the features is not cached and cannot be asked.
     """
     from saesteer.cli.feature_source import neuronpedia_client
+    from saesteer.feature_words import PLACE_KEY
     from saesteer.methods.chosen_features import vector_of_features
     from saesteer.neuronpedia import feature_card, local_card
     from saesteer.progress import terminal_progress
@@ -68,7 +69,10 @@ def vector_of_words(
         max_activation=peaks if known else None,
         residual_norm=_measured_norm(where.sae),
         descriptions={i: card.description for i, card in cards.items() if card.description},
-        provenance={"words": words, "source": None if where.source is None else str(where.source)},
+        provenance={
+            "words": words,
+            PLACE_KEY: None if where.source is None else str(where.source),
+        },
     )
 
 
@@ -101,6 +105,7 @@ def steer_there_and_here(
         NetworkError: Neuronpedia cannot be asked.
     """
     from saesteer.cli.feature_source import feature_source, neuronpedia_client, say_what_is_left
+    from saesteer.feature_words import noted_place
     from saesteer.progress import terminal_progress
     from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.strength import check_unit
@@ -113,7 +118,7 @@ def steer_there_and_here(
             f"vector {vector.name!r} is not made of an SAE's features, with which alone "
             "Neuronpedia steers; upload it first (saesteer neuronpedia upload)."
         )
-    place = feature_source(vector.sae, source).source
+    place = feature_source(vector.sae, source or noted_place(vector.provenance)).source
     if place is None:
         raise MismatchError(
             f"SAE {vector.sae} is not on Neuronpedia, so it cannot steer there; name its place "
@@ -155,6 +160,8 @@ def upload(
         NetworkError: Neuronpedia cannot be asked, or refuses.
     """
     from saesteer.cli.feature_source import known_source, neuronpedia_client
+    from saesteer.feature_words import noted_place
+    from saesteer.neuronpedia import SourceId
     from saesteer.progress import terminal_progress
     from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.strength import check_unit
@@ -168,7 +175,7 @@ def upload(
             f"vector {vector.name!r} lives at {vector.site} and Neuronpedia takes vectors of the "
             "residual stream between blocks alone; use one of hook_resid_pre or hook_resid_post."
         )
-    place = known_source(vector.sae)
+    place = known_source(vector.sae, None, SourceId.known(noted_place(vector.provenance)))
     model = model_id or (None if place is None else place.model)
     if model is None:
         raise MismatchError(

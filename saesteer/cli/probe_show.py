@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from saesteer.cli.show import console, heading, number, table
+from saesteer.cli.show import console, heading, number, show_links, table
 
 if TYPE_CHECKING:
     from saesteer.probes.plan import ProbePlan
@@ -138,6 +138,8 @@ def _show_sparse(out: Console, metrics: dict[str, Any]) -> None:
             " ".join((record["description"] or "").split())[:60],
         )
     out.print(listed)
+    shown = metrics["features"][:MOST_ROWS]
+    show_links(out, ((record["feature"], record.get("url")) for record in shown))
 
 
 def show_readings(readings: Sequence[TokenReading], out: Console | None = None) -> None:

@@ -73,7 +73,8 @@ def filter_command(
     """List the runs that meet conditions, or aggregate them to a markdown table.
 
     Conditions: field and value around = != < <= > >= ~ (contains) !~, 'field in a,b', 'field not in
-    a,b', 'field exists', 'field missing'. Fields nest: config.model.name, metrics.effect.
+    a,b', 'field exists', 'field missing'. Fields nest: config.model.name, metrics.effect. Several
+    are all met; one may hold and, or, not and brackets.
     """
     from saesteer.tracking.queries import aggregate, markdown_table
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from saesteer.pipeline import RunResult
     from saesteer.plan import Plan
+    from saesteer.run_files import RunResult
     from saesteer.saes.doctor import DoctorReport
     from saesteer.steering import SteeringVector
 
 WIDTH = 100
 MOST_COLUMNS = 3
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def console() -> Console:
@@ -47,6 +49,11 @@ def number(value: float | None, form: str) -> str:
     return "none" if value is None or not math.isfinite(value) else format(value, form)
 
 
+def one_line(text: str) -> str:
+    """Return a text as one line, without characters that a terminal would obey."""
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
 def heading(out: Console, text: str) -> None:
     """Print a heading with a line above it."""
     out.print()
@@ -55,7 +62,7 @@ def heading(out: Console, text: str) -> None:
 
 def show_plan(plan: Plan) -> None:
     """Print what a run would do."""
-    from saesteer.pipeline import STAGES, pending_stages
+    from saesteer.run_files import STAGES, pending_stages
     from saesteer.tracking import RunFolder
 
     out = console()
@@ -79,6 +86,8 @@ def show_plan(plan: Plan) -> None:
 
 def show_vector(vector: SteeringVector, top: int = 32) -> None:
     """Print where a vector belongs, how long it is and what it is made of."""
+    from saesteer.feature_words import feature_url, noted_place
+
     out = console()
     lengths = {"residual norm": vector.residual_norm, "length at max_act": vector.max_act}
     rows = {
@@ -98,12 +107,21 @@ def show_vector(vector: SteeringVector, top: int = 32) -> None:
     made = table(("feature", "right"), ("weight", "right"), ("cluster", "right"), "description")
     for feature in vector.features[:top]:
         cluster = "" if feature.cluster is None else str(feature.cluster)
-        text = Text(feature.description or "")
+        text = Text(one_line(feature.description or ""))
         made.add_row(str(feature.index), f"{feature.weight:+.3f}", cluster, text)
     out.print()
     out.print(made)
     if len(vector.features) > top:
         out.print(f"... and {len(vector.features) - top} more")
+    place = noted_place(vector.provenance)
+    show_links(out, ((f.index, feature_url(place, f.index)) for f in vector.features[:top]))
+
+
+def show_links(out: Console, links: Iterable[tuple[object, str | None]]) -> None:
+    """Print the pages of features, each on a line of its own that is never broken."""
+    for feature, url in links:
+        if url:
+            out.print(f"{feature}: {url}", soft_wrap=True)
 
 
 def _show_fields(out: Console, rows: Mapping[str, str]) -> None:
@@ -134,11 +152,12 @@ def show_features(features: Sequence[dict[str, Any]], top: int = 16) -> None:
             f"{row['score']:+.2f}",
             str(row["cluster"]),
             fires,
-            Text("\n".join(str(row[key]) for key in ("description", "url") if row.get(key))),
+            Text(one_line(str(row.get("description") or ""))),
         )
     out.print(made)
     if len(kept) > top:
         out.print(f"... and {len(kept) - top} more in features.parquet")
+    show_links(out, ((row["feature"], row.get("url")) for row in kept[:top]))
 
 
 def show_result(plan: Plan, result: RunResult) -> None:
@@ -195,14 +214,14 @@ def show_completions(records: Sequence[Mapping[str, Any]], out: Console | None =
         # Strengths are innermost: each sample is one row of the table.
         for first in range(0, len(own), len(strengths)):
             row = own[first : first + len(strengths)]
-            made.add_row(*(Text(" ".join(record["text"].split())) for record in row))
+            made.add_row(*(Text(one_line(record["text"])) for record in row))
         out.print(made)
 
 
 def _show_stacked(out: Console, records: Sequence[Mapping[str, Any]]) -> None:
     for record in records:
         out.print(Text(_strength(record["strength"], record["unit"]), style="dim"))
-        out.print(Text(" ".join(record["text"].split())))
+        out.print(Text(one_line(record["text"])))
 
 
 def _strength(strength: float, unit: str) -> str:

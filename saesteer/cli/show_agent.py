@@ -54,6 +54,7 @@ def show_agent(result: AgentResult, out: Console) -> None:
     out.print(f"Report:  {folder / REPORT} and {folder / TEXT}")
     out.print(f"Numbers: {folder / 'metrics.json'}")
     if metrics["answer"] is None:
-        out.print("Next:    the same command with a larger --budget goes on from here")
+        more = "with a larger --budget if that is spent"
+        out.print(f"Next:    the same command goes on from here, {more}")
     else:
         out.print("Next:    saesteer runs list, and read the experiments behind each claim")

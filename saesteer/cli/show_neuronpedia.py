@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from saesteer.cli.show import console, heading, number, table
+from saesteer.cli.show import console, heading, number, one_line, show_links, table
 
 if TYPE_CHECKING:
     from saesteer.neuronpedia import CardContext, FeatureCard, FeatureHit, SourceId
@@ -21,7 +21,7 @@ def show_cards(cards: Sequence[FeatureCard]) -> None:
     """Print all that is known of features."""
     out = console()
     for card in cards:
-        heading(out, f"feature {card.feature}: {_line(card.description) or 'no description'}")
+        heading(out, f"feature {card.feature}: {one_line(card.description) or 'no description'}")
         out.print(f"described by {card.by}")
         if card.url is not None:
             out.print(card.url, soft_wrap=True)
@@ -43,13 +43,10 @@ def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
         return
     made = table(("feature", "right"), ("close", "right"), "description")
     for hit in hits:
-        text = _line(hit.description) or "no description"
-        made.add_row(
-            str(hit.feature),
-            number(hit.similarity, ".2f") if hit.similarity is not None else "",
-            Text(text if hit.url is None else f"{text}\n{hit.url}"),
-        )
+        close = "" if hit.similarity is None else number(hit.similarity, ".2f")
+        made.add_row(str(hit.feature), close, Text(one_line(hit.description) or "no description"))
     out.print(made)
+    show_links(out, ((hit.feature, hit.url) for hit in hits))
 
 
 def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
@@ -60,10 +57,11 @@ def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
     made = table(("feature", "right"), ("largest", "right"), "on", "description")
     for hit in found.result:
         token = found.tokens[hit.at] if 0 <= hit.at < len(found.tokens) else ""
-        link = dashboard_url(place, hit.index, site=site)
-        words = _line(hit.description) or "no description"
-        made.add_row(str(hit.index), f"{hit.largest:.2f}", Text(_quoted(token)), f"{words}\n{link}")
+        words = Text(one_line(hit.description) or "no description")
+        made.add_row(str(hit.index), f"{hit.largest:.2f}", Text(_quoted(token)), words)
     out.print(made)
+    links = ((hit.index, dashboard_url(place, hit.index, site=site)) for hit in found.result)
+    show_links(out, links)
 
 
 def _show_contexts(out: Console, contexts: Sequence[CardContext]) -> None:
@@ -71,18 +69,15 @@ def _show_contexts(out: Console, contexts: Sequence[CardContext]) -> None:
         return
     made = table(("activation", "right"), "where it fires")
     for context in contexts:
-        text = Text(_line(context.text))
-        token = _line(context.token)
+        text = Text(one_line(context.text))
+        token = one_line(context.token)
         if token:
             text.highlight_words([token], style="bold reverse")
         made.add_row(f"{context.activation:.2f}", text)
     out.print(made)
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _quoted(token: str) -> str:
-    plain = token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    # Spaces are a part of it, and what a terminal would obey is spelled out.
+    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in token)
     return f'"{plain}"'

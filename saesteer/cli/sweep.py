@@ -105,8 +105,10 @@ def _run(
     """Run the trials that are left, and sum up whatever there is, also after Ctrl-C."""
     from saesteer.cli.show import console
     from saesteer.cli.show_sweep import show_sweep_result
+    from saesteer.config import TrackingSettings
+    from saesteer.recorded import tell_sweep
     from saesteer.sweeps.launch import Launch
-    from saesteer.sweeps.results import REPORT, sweep_result, write_results
+    from saesteer.sweeps.results import sweep_result, write_results
     from saesteer.tracking import RunFolder
     from saesteer.tracking.recording import recorded_run
 
@@ -117,6 +119,8 @@ def _run(
         kind="sweep",
         name=spec.name,
         config=spec.as_dict(),
+        group=spec.study,
+        wandb=TrackingSettings.model_validate(spec.base.get("tracking") or {}),
         root=spec.folder.parent.parent,
         progress=progress,
     ) as recorded:
@@ -127,8 +131,7 @@ def _run(
         finally:
             result = sweep_result(spec, study.rows())
             write_results(result, spec.folder)
-        recorded.summary({"states": result.states, "best": result.best and result.best.value})
-        recorded.artifact("report", spec.folder / REPORT)
+        tell_sweep(recorded, result)
     show_sweep_result(result, spec.folder, console())
 
 

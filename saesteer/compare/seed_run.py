@@ -19,6 +19,7 @@ from saesteer.data import PairSet
 from saesteer.errors import DataError, SteeringError
 from saesteer.evaluation import DivergenceMeter, PropensityMeter, TeacherForced
 from saesteer.evaluation.judge import train_judge
+from saesteer.feature_words import known_descriptions
 from saesteer.features import encode_pairs
 from saesteer.methods import (
     DifferenceInMeans,
@@ -88,7 +89,7 @@ class SeedRun:
             sae=sae,
             max_activation=None if table is None else table.max_activation,
             density=None if table is None else table.density,
-            descriptions={} if table is None else {i: table.describe(i) for i in range(sae.d_sae)},
+            descriptions=known_descriptions(sae, table, bench.progress),
             seed=self.seed,
         )
 

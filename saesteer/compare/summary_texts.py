@@ -11,10 +11,10 @@ from saesteer.compare.persona_run import PersonaRun
 from saesteer.compare.summary import Results, Row
 from saesteer.errors import DataError
 from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap
+from saesteer.feature_words import feature_url
 from saesteer.features import select_features
 from saesteer.methods import AttributedSae, ClusteredSae
 from saesteer.methods.clustered_sae import chosen_clusters
-from saesteer.neuronpedia.links import dashboard_url
 
 CONTEXTS = 5
 
@@ -153,7 +153,6 @@ def named_features(bench: CompareBench, run: PersonaRun, method: str) -> Row:
     except DataError:
         pass
     firing = (codes.firing_positive, codes.firing_negative)
-    source = bench.sae.neuronpedia_id
     rows = []
     for feature in vector.features:
         known = None if table is None else table.row(feature.index)
@@ -170,7 +169,7 @@ def named_features(bench: CompareBench, run: PersonaRun, method: str) -> Row:
                 "contexts": [
                     {"text": c.text, "token": c.token, "activation": c.activation} for c in contexts
                 ],
-                "url": None if source is None else dashboard_url(source, feature.index),
+                "url": feature_url(bench.sae.neuronpedia_id, feature.index),
             }
         )
     return {"features": rows, "tree": _tree(run, method)}

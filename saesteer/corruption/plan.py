@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,15 +51,25 @@ class Programs:
     Attributes:
         all: The programs.
         families: The families, and the single programs as the last one.
+        shown: The programs that complete prompts.
     """
 
     all: tuple[Program, ...]
     families: tuple[Family, ...]
+    shown: tuple[Program, ...]
 
     @property
     def spans(self) -> tuple[LinearSpan, ...]:
         """The linear maps that they need."""
-        return tuple(dict.fromkeys(span for program in self.all for span in program.spans))
+        every = (*self.all, *self.shown)
+        return tuple(dict.fromkeys(span for program in every for span in program.spans))
+
+    @property
+    def need_means(self) -> bool:
+        """Whether one of them puts something to its mean."""
+        from saesteer.corruption.edits import needs_means
+
+        return any(needs_means(program.edits) for program in (*self.all, *self.shown))
 
 
 def plan_corruption(config: CorruptConfig) -> CorruptPlan:
@@ -100,16 +111,32 @@ def expand(config: CorruptConfig, shape: Shape) -> Programs:
     names = [family.name for family in families]
     if len(set(names)) < len(names):
         raise ConfigError("families names a kind twice with the same width; name it once.")
-    single = tuple(
-        parse_program(text, shape.n_layers, n_heads=shape.n_heads) for text in config.programs
-    )
+    single = _parsed(config.programs, shape)
     if single:
         families.append(Family("programs", "program", single))
     first = intact_program(shape.n_layers)
     every = {str(first): first}
     for family in families:
         every.update({str(program): program for program in family.programs})
-    return Programs(tuple(every.values()), tuple(families))
+    return Programs(tuple(every.values()), tuple(families), _shown(config, shape))
+
+
+def every_so_manieth(family: Family, every: int) -> tuple[Program, ...]:
+    """Return every so manieth program of a family, and always the last."""
+    return (*family.programs[:-1:every], *family.programs[-1:])
+
+
+def _shown(config: CorruptConfig, shape: Shape) -> tuple[Program, ...]:
+    shown = config.completions
+    if shown is None or not shown.prompts:
+        return ()
+    if shown.programs:
+        return _parsed(shown.programs, shape)
+    return every_so_manieth(make_family(shown.family, shape.n_layers), shown.every)
+
+
+def _parsed(texts: Sequence[str | list[int]], shape: Shape) -> tuple[Program, ...]:
+    return tuple(parse_program(text, shape.n_layers, n_heads=shape.n_heads) for text in texts)
 
 
 def known_shape(model: ModelSource) -> Shape | None:

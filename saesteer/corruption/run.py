@@ -13,6 +13,7 @@ from saesteer.corruption.program import LinearSpan
 from saesteer.corruption.settings import CorruptConfig
 from saesteer.errors import ConfigError, OutputError
 from saesteer.progress import Progress
+from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, finite
 from saesteer.tracking.recording import RecordedRun, recorded_run
 from saesteer.workbench import ModelBench
@@ -42,7 +43,9 @@ class CorruptRun:
     metrics: dict[str, Any]
 
 
-def corrupt(config: CorruptConfig, progress: Progress | None = None) -> CorruptRun:
+def corrupt(
+    config: CorruptConfig, progress: Progress | None = None, shelf: Shelf | None = None
+) -> CorruptRun:
     """Score every task under every program, and write tables, figures and a report.
 
     What the run's folder holds already is not done again.
@@ -50,6 +53,7 @@ def corrupt(config: CorruptConfig, progress: Progress | None = None) -> CorruptR
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: What other runs of this process have loaded already; nothing if None.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
@@ -59,7 +63,7 @@ def corrupt(config: CorruptConfig, progress: Progress | None = None) -> CorruptR
     folder = RunFolder(plan.folder)
     if folder.has(METRICS) and folder.has(REPORT):
         return load_corrupt_run(plan.folder)
-    bench = CorruptBench(plan, folder, progress)
+    bench = CorruptBench(plan, folder, progress, shelf)
     # What does not fit the model is said before anything is written.
     bench.check()
     with recorded_run(
@@ -104,10 +108,17 @@ class CorruptBench(ModelBench):
         plan: The run.
         folder: Its folder.
         progress: Where to show progress.
+        shelf: What other runs of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: CorruptPlan, folder: RunFolder, progress: Progress) -> None:
-        super().__init__(plan, progress)
+    def __init__(
+        self,
+        plan: CorruptPlan,
+        folder: RunFolder,
+        progress: Progress,
+        shelf: Shelf | None = None,
+    ) -> None:
+        super().__init__(plan, progress, shelf)
         self.plan: CorruptPlan = plan
         self.folder = folder
 
@@ -163,7 +174,7 @@ class CorruptBench(ModelBench):
         if self.programs.spans:
             self.progress.say(f"Fitting {len(self.programs.spans)} linear maps")
             assert self.maps is not None
-        if self._needs_means:
+        if self.programs.need_means:
             self.progress.say("Measuring the means of heads and MLPs")
             assert self.means is not None
 
@@ -193,7 +204,7 @@ class CorruptBench(ModelBench):
         from saesteer.corruption.edits import measure_means
         from saesteer.corruption.stored import load_means, save_means
 
-        if not self._needs_means:
+        if not self.programs.need_means:
             return None
         if not self.folder.has(MEANS):
             measured = measure_means(
@@ -203,14 +214,8 @@ class CorruptBench(ModelBench):
         return load_means(self.folder.path / MEANS)
 
     @property
-    def _needs_means(self) -> bool:
-        from saesteer.corruption.edits import needs_means
-
-        return any(needs_means(program.edits) for program in self.programs.all)
-
-    @property
     def _needs_reference(self) -> bool:
-        return bool(self.programs.spans) or self._needs_means
+        return bool(self.programs.spans) or self.programs.need_means
 
     @cached_property
     def _reference(self) -> list[TokenRow]:
@@ -254,9 +259,8 @@ class CorruptBench(ModelBench):
         return found
 
     def complete(self) -> list[dict[str, Any]]:
-        """Write the completions of the family that is shown."""
+        """Write the completions under the programs that are shown."""
         from saesteer.corruption.completions import complete_prompts
-        from saesteer.corruption.families import make_family
 
         shown = self.plan.config.completions
         if shown is None or not shown.prompts:
@@ -264,15 +268,10 @@ class CorruptBench(ModelBench):
 
         def compute() -> list[dict[str, Any]]:
             assert shown is not None
-            every = make_family(shown.family, self.shape.n_layers).programs
-            chosen = [*every[: -1 : shown.every], every[-1]]
-            if any(p.spans or p.edits for p in chosen):
-                known = {str(program) for program in self.programs.all}
-                chosen = [p for p in chosen if str(p) in known]
             self.progress.say(f"Completing {len(shown.prompts)} prompts")
             found = complete_prompts(
                 self.model,
-                chosen,
+                self.programs.shown,
                 shown.prompts,
                 max_new_tokens=shown.max_new_tokens,
                 maps=self.maps,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from saesteer.config import ModelSettings, Settings, TrackingSettings
 from saesteer.corruption.families import FamilyKind
 from saesteer.corruption.program import check_program
 from saesteer.errors import ConfigError
 from saesteer.probes.settings import short_hash
+
+
+def _readable(program: str | list[int]) -> str | list[int]:
+    try:
+        check_program(program if isinstance(program, str) else str(program))
+    except ConfigError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    return program
+
+
+ProgramText = Annotated[str | list[int], AfterValidator(_readable)]
 
 
 class TaskSettings(Settings):
@@ -62,7 +73,8 @@ class ShownSettings(Settings):
     Attributes:
         prompts: What is completed, as plain text.
         family: Whose programs complete it.
-        every: Only every so manieth program, and always the last.
+        every: Only every so manieth program of it, and always the last.
+        programs: Programs that complete it in place of a family.
         max_new_tokens: The most tokens.
     """
 
@@ -71,6 +83,7 @@ class ShownSettings(Settings):
     )
     family: FamilyKind = "keep"
     every: int = Field(default=1, ge=1)
+    programs: list[ProgramText] = Field(default=[], max_length=1000)
     max_new_tokens: int = Field(default=10, ge=1, le=1000)
 
     @field_validator("prompts")
@@ -105,7 +118,7 @@ class CorruptConfig(Settings):
     model: ModelSettings = ModelSettings()
     tasks: TaskSettings = TaskSettings()
     families: list[FamilySettings] = Field(default=[])
-    programs: list[str | list[int]] = Field(default=[], max_length=10_000)
+    programs: list[ProgramText] = Field(default=[], max_length=10_000)
     reference: ReferenceSettings = ReferenceSettings()
     completions: ShownSettings | None = ShownSettings()
     top_tokens: int = Field(default=5, ge=0, le=1000)
@@ -115,16 +128,6 @@ class CorruptConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**32)
     folder: str = "runs"
     tracking: TrackingSettings = TrackingSettings()
-
-    @field_validator("programs")
-    @classmethod
-    def _readable(cls, programs: list[str | list[int]]) -> list[str | list[int]]:
-        for program in programs:
-            try:
-                check_program(program if isinstance(program, str) else str(program))
-            except ConfigError as error:
-                raise ValueError(str(error).rstrip(".")) from None
-        return programs
 
     def digest(self, **inputs: str) -> str:
         """Return a short hash of the settings, and of what else the results depend on."""

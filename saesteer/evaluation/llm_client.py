@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saesteer import web_requests
@@ -28,6 +28,7 @@ class Endpoint:
             time.
         longest_wait: The longest wait, seconds; a server that asks for more ends the rating.
         max_tokens: The longest reply, tokens; left to the server if None.
+        called: What error messages call it.
     """
 
     model: str
@@ -38,29 +39,30 @@ class Endpoint:
     first_wait: float = 1.0
     longest_wait: float = 120.0
     max_tokens: int | None = 256
+    called: str = "the LLM judge"
 
     def __post_init__(self) -> None:
         # No message repeats a value that may hold a key put in the wrong place.
         if not self.model.strip():
-            raise ConfigError("the LLM judge's model is empty; name one that the endpoint serves.")
+            raise ConfigError(f"{self.called}'s model is empty; name one that the endpoint serves.")
         if not web_requests.is_variable_name(self.key_variable):
             raise ConfigError(
-                "the LLM judge's key_variable is no name of an environment variable; give a name "
+                f"{self.called}'s key_variable is no name of an environment variable; give a name "
                 "such as OPENAI_API_KEY, never the key itself."
             )
         if not web_requests.is_plain_address(self.base_url):
             raise ConfigError(
-                "the LLM judge's base_url is no plain http or https address; give one such as "
+                f"{self.called}'s base_url is no plain http or https address; give one such as "
                 "http://localhost:8000/v1, without user, password or query."
             )
         if self.attempts < 1 or (self.max_tokens is not None and self.max_tokens < 1):
             raise ConfigError(
-                f"the LLM judge's attempts ({self.attempts}) and max_tokens ({self.max_tokens}) "
+                f"{self.called}'s attempts ({self.attempts}) and max_tokens ({self.max_tokens}) "
                 "must be 1 or more; correct them."
             )
         if not (self.timeout > 0 and self.first_wait >= 0 and self.longest_wait >= 0):
             raise ConfigError(
-                f"the LLM judge's timeout ({self.timeout}), first_wait ({self.first_wait}) and "
+                f"{self.called}'s timeout ({self.timeout}), first_wait ({self.first_wait}) and "
                 f"longest_wait ({self.longest_wait}) must not be negative, nor timeout 0; correct "
                 "them."
             )
@@ -76,16 +78,19 @@ class Reply:
         answered: Whether the server answered at all, if only with something unreadable.
         body: The whole answer, for those who want more of it than its words; None where it is no
             JSON object.
+        unread: Attempts whose answer did not arrive, though the server may have worked at it and
+            charge for it.
     """
 
     text: str | None
     failure: str | None = None
     answered: bool = True
     body: dict[str, Any] | None = None
+    unread: int = 0
 
 
 class ChatClient:
-    """Asks for chat completions at temperature 0.
+    """Asks for chat completions at temperature 0, where the model has one.
 
     Args:
         endpoint: Where and how.
@@ -95,6 +100,7 @@ class ChatClient:
     def __init__(self, endpoint: Endpoint, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.endpoint = endpoint
         self._sleep = sleep
+        self._refused: set[str] = set()
 
     def payload(self, messages: Sequence[dict[str, str]]) -> dict[str, Any]:
         """Return what is posted; it decides the answer, so it is what a cache goes by."""
@@ -119,15 +125,28 @@ class ChatClient:
             ConfigError: The key cannot be sent.
         """
         web_requests.key_in(self.endpoint.key_variable)
-        failure = ""
+        failure, unread = "", 0
         for attempt in range(self.endpoint.attempts):
-            outcome = self._once(payload)
+            outcome = self._fitted(payload)
             if isinstance(outcome, Reply):
-                return outcome
-            failure = outcome.failure
+                return replace(outcome, unread=unread)
+            failure, unread = outcome.failure, unread + outcome.unread
             if attempt + 1 < self.endpoint.attempts:
                 self._sleep(self._pause(outcome, attempt))
-        return Reply(None, failure, answered=False)
+        return Reply(None, failure, answered=False, unread=unread)
+
+    def _fitted(self, payload: dict[str, Any]) -> Reply | _Again:
+        """Post a payload without the parameters that the server has been found to refuse."""
+        while True:
+            body = dict(payload)
+            if "temperature" in self._refused:
+                body.pop("temperature", None)
+            if "max_tokens" in self._refused and "max_tokens" in body:
+                body["max_completion_tokens"] = body.pop("max_tokens")
+            outcome = self._once(body)
+            if isinstance(outcome, Reply) or outcome.misfit is None:
+                return outcome
+            self._refused.add(outcome.misfit)
 
     def _pause(self, outcome: _Again, attempt: int) -> float:
         if outcome.wait is None:
@@ -136,8 +155,9 @@ class ChatClient:
             )
         if outcome.wait > self.endpoint.longest_wait:
             raise NetworkError(
-                f"the LLM judge at {self.endpoint.base_url} asks to wait {outcome.wait:.0f} s; "
-                "run again later, what is rated is kept, or raise longest_wait."
+                f"{self.endpoint.called} at {self.endpoint.base_url} asks to wait "
+                f"{outcome.wait:.0f} s; run again later, what is there is kept, or raise "
+                "longest_wait."
             )
         return outcome.wait
 
@@ -147,7 +167,7 @@ class ChatClient:
 
         url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
         limit = self.endpoint.timeout
-        failure = None
+        failure, unread = None, True
         try:
             # A redirect could carry the key to another host. `with` closes a reply half read.
             with requests.post(
@@ -163,13 +183,24 @@ class ChatClient:
             # Only the kind: messages can hold headers. Outside the except block, so that nothing
             # raised later carries the request along.
             failure = f"no answer ({type(error).__name__})"
+            unread = not isinstance(error, requests.ConnectionError)
         if failure is not None:
-            return _Again(failure, None)
+            return _Again(failure, None, unread)
         if body is None:
-            return _Again("no complete answer in time", None)
-        return self._outcome(response.status_code, response.headers.get("Retry-After"), body)
+            return _Again("no complete answer in time", None, unread)
+        outcome = self._outcome(response.status_code, response.headers.get("Retry-After"), body)
+        if isinstance(outcome, str):
+            misfit = _misfit(outcome, payload) if response.status_code == 400 else None
+            if misfit is None:
+                raise NetworkError(
+                    f"{self.endpoint.called} at {self.endpoint.base_url} refuses the question "
+                    f"({outcome}); check base_url and model ({self.endpoint.model!r})."
+                )
+            return _Again("a parameter was refused", None, misfit=misfit)
+        return outcome
 
-    def _outcome(self, status: int, retry_after: str | None, body: bytes) -> Reply | _Again:
+    def _outcome(self, status: int, retry_after: str | None, body: bytes) -> Reply | _Again | str:
+        """Return the reply, a failure that may pass, or what the server says against it."""
         if status == 200:
             text, parsed = _words(body), web_requests.parsed_json(body)
             return Reply(
@@ -182,14 +213,12 @@ class ChatClient:
         variable = self.endpoint.key_variable
         if status in web_requests.REFUSED:
             raise NetworkError(
-                f"the LLM judge at {self.endpoint.base_url} refuses the key (status {status}); "
+                f"{self.endpoint.called} at {self.endpoint.base_url} refuses the key (status "
+                f"{status}); "
                 f"set the environment variable {variable} to one that is valid there."
             )
         said = web_requests.said_by_server(body, variable)
-        raise NetworkError(
-            f"the LLM judge at {self.endpoint.base_url} refuses the question (status {status}"
-            f"{said}); check base_url and model ({self.endpoint.model!r})."
-        )
+        return f"status {status}{said}"
 
 
 @dataclass(frozen=True)
@@ -199,10 +228,20 @@ class _Again:
     Attributes:
         failure: What happened.
         wait: The seconds that the server asks to wait, if it says so.
+        unread: Whether the server may have worked at an answer that did not arrive.
+        misfit: A parameter to ask again without.
     """
 
     failure: str
     wait: float | None
+    unread: bool = False
+    misfit: str | None = None
+
+
+def _misfit(said: str, payload: dict[str, Any]) -> str | None:
+    """Return the parameter that is refused, of those that reasoning models do not take."""
+    words = {"max_tokens": "max_completion_tokens", "temperature": "temperature"}
+    return next((name for name, word in words.items() if name in payload and word in said), None)
 
 
 def _words(body: bytes) -> str | None:

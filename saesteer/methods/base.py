@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saesteer.activations import PairActivations, pool
 from saesteer.errors import ConfigError, DataError
+from saesteer.feature_words import PLACE_KEY
 from saesteer.steering import SteeredFeature, SteeringVector
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class MethodInputs:
             max_act=length,
             sae=sae.name,
             sae_fingerprint=sae.fingerprint,
-            provenance={"settings": dict(settings)},
+            provenance={"settings": dict(settings), PLACE_KEY: sae.neuronpedia_id},
             **rest,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from saesteer.errors import SaeError, SteeringError
+from saesteer.feature_words import PLACE_KEY
 from saesteer.steering import SteeredFeature, SteeringVector
 
 if TYPE_CHECKING:
@@ -72,5 +73,5 @@ def vector_of_features(
         method="chosen_features",
         name=name,
         read_positions="none: features chosen by hand",
-        provenance=dict(provenance or {}),
+        provenance={PLACE_KEY: sae.neuronpedia_id, **(provenance or {})},
     )

@@ -11,10 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from saesteer.errors import DataError
 from saesteer.neuronpedia.cache import Cache
 from saesteer.neuronpedia.links import SourceId
+from saesteer.neuronpedia.replies import FeatureFacts, named_faults
 from saesteer.neuronpedia.tables import tables
+from saesteer.web_requests import parsed_json
 
 # Explanations come with embeddings of some thousand characters.
 LONGEST_LINE = 16_000_000
@@ -117,10 +121,7 @@ def store_lines(
 
 def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
     where = f"{name}:{number}"
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: the line is no JSON; fetch the file again.") from error
+    found = parsed_json(line)
     if not isinstance(found, dict):
         raise DataError(f"{where}: the line is no JSON object; fetch the file again.")
     place = f"{found.get('modelId')}/{found.get('layer')}"
@@ -140,6 +141,10 @@ def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
             f"{where}: the line has neither a description nor {_FACTS[0]}; only files of "
             "explanations and of features can be imported."
         )
+    try:
+        FeatureFacts.model_validate(facts)
+    except ValidationError as error:
+        raise DataError(f"{where}: the line {named_faults(error)}; fetch the file again.") from None
     return BulkLine(number, int(index), None, facts)
 
 
@@ -149,8 +154,7 @@ def _label(found: dict[str, Any], where: str) -> tuple[str, str | None, str | No
         raise DataError(f"{where}: description is {str(text)[:40]!r}; it must be text.")
     rest = [found.get(key) for key in ("explanationModelName", "typeName")]
     explainer, kind = (value if isinstance(value, str) else None for value in rest)
-    # A lone surrogate has no UTF-8, which is how SQLite keeps text.
-    return text.strip().encode("utf-8", "replace").decode(), explainer, kind
+    return text.strip(), explainer, kind
 
 
 def _label_row(source: str, start: str, line: BulkLine) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from saesteer.errors import OutputError
 from saesteer.neuronpedia.tables import VERSION, tables
@@ -228,12 +229,22 @@ class Cache:
             self._engine = None
 
     def _opened(self) -> Engine:
-        from sqlalchemy import create_engine, event
+        from sqlalchemy import URL, create_engine, event
 
         if self._engine is not None:
             return self._engine
+        if self.path.is_file() and not _can_write(self.path):
+            # Such as labels that somebody shares. Without a journal beside them nobody writes them,
+            # and one cannot be made.
+            journal = self.path.with_name(f"{self.path.name}-wal")
+            how = {"mode": "ro", "uri": "true"} | ({} if journal.is_file() else {"immutable": "1"})
+            self._engine = create_engine(
+                URL.create("sqlite", database=f"file:{quote(str(self.path))}", query=how)
+            )
+            return self._engine
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(f"sqlite:///{self.path}", connect_args={"timeout": 60})
+        address = URL.create("sqlite", database=str(self.path))
+        engine = create_engine(address, connect_args={"timeout": 60})
 
         @event.listens_for(engine, "connect")
         def _prepare(connection: Any, _record: Any) -> None:
@@ -263,3 +274,7 @@ class Cache:
             return json.loads(zlib.decompress(body))
         except (zlib.error, ValueError) as error:
             raise OSError(f"an entry is damaged: {error}") from None
+
+
+def _can_write(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)

@@ -74,12 +74,12 @@ class Neuronpedia:
         of = SourceId.parse(str(source))
         path = f"/feature/{quote(of.model)}/{quote(of.source)}/{_index(index)}"
         try:
-            found = self._asking.look_up("GET", path)
+            return self._asking.look_up(replies.Feature, "GET", path)
         except NetworkError:
             found = self._asking.imported(of, index)
             if found is None:
                 raise
-        return None if found is None else read_reply(replies.Feature, found, path)
+            return read_reply(replies.Feature, found, path)
 
     def features(
         self, source: str | SourceId, indices: Sequence[int], *, n_texts: int = 3
@@ -152,8 +152,7 @@ class Neuronpedia:
         offset = 0
         while len(found) < limit:
             body = {"modelId": of.model, "layers": [of.source], "query": words, "offset": offset}
-            answer = self._asking.look_up("POST", "/explanation/search", body)
-            page = read_reply(replies.ExplanationPage, answer, "/explanation/search")
+            page = self._asking.need(replies.ExplanationPage, "/explanation/search", body, str(of))
             found += page.results
             following = page.next_offset or offset + len(page.results)
             if not (page.more and page.results and following > offset):
@@ -192,8 +191,7 @@ class Neuronpedia:
             "ignoreBos": True,
             "numResults": limit,
         }
-        answer = self._asking.need("/search-all", body, str(of), slow=True)
-        return read_reply(replies.TextSearch, answer, "/search-all")
+        return self._asking.need(replies.TextSearch, "/search-all", body, str(of), slow=True)
 
     def similar(
         self, source: str | SourceId, index: int, *, among: str | SourceId | None = None
@@ -217,8 +215,8 @@ class Neuronpedia:
             "targetModelId": target.model,
             "targetSourceId": target.source,
         }
-        answer = self._asking.need("/cossim", body, f"{of}/{index}", slow=True)
-        return read_reply(replies.SimilarList, answer, "/cossim").similar
+        what = f"{of}/{index}"
+        return self._asking.need(replies.SimilarList, "/cossim", body, what, slow=True).similar
 
     def new_list(
         self,
@@ -271,13 +269,13 @@ class Neuronpedia:
             settings: How to generate.
 
         Raises:
-            SteeringError: A strength or the prompt is out of Neuronpedia's range.
+            SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
             NetworkError: It cannot be asked, or its answer cannot be read.
         """
         of = SourceId.parse(str(source))
+        _check_words(prompt)
         body = {"prompt": prompt} | steer_payload(of, strengths, settings or SteerSettings())
-        answer = self._asking.need("/steer", body, str(of), slow=True)
-        return read_reply(replies.Steered, answer, "/steer")
+        return self._asking.need(replies.Steered, "/steer", body, str(of), slow=True)
 
     def steer_chat(
         self,
@@ -295,11 +293,12 @@ class Neuronpedia:
             settings: How to generate.
 
         Raises:
-            SteeringError: A strength or the chat is out of Neuronpedia's range.
+            SteeringError: A strength is out of Neuronpedia's range, or the chat is empty.
             NetworkError: It cannot be asked, or its answer cannot be read.
         """
         of = SourceId.parse(str(source))
         chat = [{"role": m["role"], "content": m["content"]} for m in messages]
+        _check_words(*(m["content"] for m in chat))
         chosen = settings or SteerSettings()
         body = {
             "defaultChatMessages": chat,
@@ -307,8 +306,7 @@ class Neuronpedia:
             "steer_special_tokens": chosen.special_tokens,
             **steer_payload(of, strengths, chosen),
         }
-        answer = self._asking.need("/steer-chat", body, str(of), slow=True)
-        return read_reply(replies.SteeredChat, answer, "/steer-chat")
+        return self._asking.need(replies.SteeredChat, "/steer-chat", body, str(of), slow=True)
 
     def upload_vector(
         self, model: str, layer: int, values: Sequence[float], label: str, *, strength: float
@@ -352,6 +350,11 @@ class Neuronpedia:
                 f"{what} on Neuronpedia belongs to an account; set the environment variable "
                 f"{variable} to its key."
             )
+
+
+def _check_words(*texts: str) -> None:
+    if not any(text.strip() for text in texts):
+        raise SteeringError("there is no text to go on from; give a prompt of a word or more.")
 
 
 def _index(index: int) -> int:

@@ -42,6 +42,14 @@ class SourceId:
             )
         return cls(*parts)
 
+    @classmethod
+    def known(cls, noted: object) -> SourceId | None:
+        """Return what a file notes as an SAE's place; None where that is none."""
+        try:
+            return cls.parse(noted) if isinstance(noted, str) else None
+        except ConfigError:
+            return None
+
     @property
     def source_set(self) -> str:
         """The set of SAEs that the source belongs to: its name without the layer."""
@@ -100,9 +108,9 @@ def quick_list(
     where = SourceId.parse(str(neuronpedia_id))
     shown = list(dict.fromkeys(int(feature) for feature in features))
     kept = shown[:MOST_IN_QUICK_LIST]
-    # The page wants indices as text.
+    # The page wants indices as text. What a query may hold unquoted is left so, for servers take
+    # addresses of limited length.
     entries = [{"modelId": where.model, "layer": where.source, "index": str(i)} for i in kept]
-    query = urlencode(
-        {"name": name, "features": json.dumps(entries, separators=(",", ":"))}, quote_via=quote
-    )
+    listed = json.dumps(entries, separators=(",", ":"))
+    query = urlencode({"name": name, "features": listed}, quote_via=quote, safe=",:")
     return QuickList(f"{site}/quick-list/?{query}", len(kept), len(shown) - len(kept))

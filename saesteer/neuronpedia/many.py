@@ -55,8 +55,7 @@ def many_features(
             if None in answers.values():
                 raise
         else:
-            if asking.cache is not None:
-                asking.cache.put_many({keys[i]: value for i, value in answers.items()})
+            asking.keep({keys[i]: value for i, value in answers.items()})
         found |= answers
     return {i: found[i] for i in wanted if i in found}
 

@@ -15,7 +15,28 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda value: value or ()
 
 
 class _Reply(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    # JSON knows no NaN, but Python's reader takes it.
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class FeatureFacts(_Reply):
+    """What is known of a feature but for its texts.
+
+    Attributes:
+        max_activation: Its largest activation on the service's text.
+        density: Share of tokens on which it fires.
+        top_tokens: Tokens that it promotes, with `top_logits`.
+        bottom_tokens: Tokens that it demotes, with `bottom_logits`.
+    """
+
+    max_activation: float | None = Field(None, alias="maxActApprox")
+    density: float | None = Field(None, alias="frac_nonzero")
+    top_tokens: Texts = Field((), alias="pos_str")
+    top_logits: Numbers = Field((), alias="pos_values")
+    bottom_tokens: Texts = Field((), alias="neg_str")
+    bottom_logits: Numbers = Field((), alias="neg_values")
 
 
 class Explanation(_Reply):
@@ -50,7 +71,7 @@ class Activation(_Reply):
     at: int | None = Field(None, alias="maxValueTokenIndex")
 
 
-class Feature(_Reply):
+class Feature(FeatureFacts):
     """A feature with what is known of it.
 
     Attributes:
@@ -59,10 +80,6 @@ class Feature(_Reply):
         index: The feature's number.
         explanations: What it stands for, best first.
         activations: Texts on which it fires, strongest first.
-        max_activation: Its largest activation on the service's text.
-        density: Share of tokens on which it fires.
-        top_tokens: Tokens that it promotes, with `top_logits`.
-        bottom_tokens: Tokens that it demotes, with `bottom_logits`.
     """
 
     model: str = Field(alias="modelId")
@@ -70,12 +87,6 @@ class Feature(_Reply):
     index: int
     explanations: Annotated[tuple[Explanation, ...], BeforeValidator(lambda v: v or ())]
     activations: Annotated[tuple[Activation, ...], BeforeValidator(lambda v: v or ())]
-    max_activation: float | None = Field(None, alias="maxActApprox")
-    density: float | None = Field(None, alias="frac_nonzero")
-    top_tokens: Texts = Field((), alias="pos_str")
-    top_logits: Numbers = Field((), alias="pos_values")
-    bottom_tokens: Texts = Field((), alias="neg_str")
-    bottom_logits: Numbers = Field((), alias="neg_values")
 
     @property
     def description(self) -> str:
@@ -274,16 +285,22 @@ def read_reply(kind: type[Model], value: Any, where: str) -> Model:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        missing = [_name(fault["loc"]) for fault in faults if fault["type"] == "missing"]
-        wrong = [_name(fault["loc"]) for fault in faults if fault["type"] != "missing"]
-        said = [f"lacks {', '.join(missing[:5])}"] if missing else []
-        said += [f"has another kind of {', '.join(wrong[:5])}"] if wrong else []
+        said = named_faults(error)
     # Outside the except block: a pydantic error would carry the whole answer along.
     raise NetworkError(
-        f"Neuronpedia's answer to {where} {' and '.join(said)}; its API may have changed, so "
-        "look for a newer saesteer."
+        f"Neuronpedia's answer to {where} {said}; its API may have changed, so look for a newer "
+        "saesteer."
     )
+
+
+def named_faults(error: ValidationError) -> str:
+    """Return which fields are missing or of another kind: "lacks a and has another kind of b"."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    missing = [_name(fault["loc"]) for fault in faults if fault["type"] == "missing"]
+    wrong = [_name(fault["loc"]) for fault in faults if fault["type"] != "missing"]
+    said = [f"lacks {', '.join(missing[:5])}"] if missing else []
+    said += [f"has another kind of {', '.join(wrong[:5])}"] if wrong else []
+    return " and ".join(said)
 
 
 def _name(place: tuple[int | str, ...]) -> str:

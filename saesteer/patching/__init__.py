@@ -17,7 +17,7 @@ from saesteer.patching.metrics import Metric, MetricRows, metric_named
 from saesteer.patching.paths.patching import path_patching
 from saesteer.patching.prompts.batch import PairBatch, encode_pairs
 from saesteer.patching.prompts.ioi import eight_ioi_pairs, generate_ioi
-from saesteer.patching.prompts.pair_files import read_prompt_pairs
+from saesteer.patching.prompts.pair_files import prompt_pairs_from, read_prompt_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.answers import task_answers
 from saesteer.patching.reading.direct_attribution import direct_attribution
@@ -43,6 +43,7 @@ __all__ = [
     "logit_lens",
     "metric_named",
     "path_patching",
+    "prompt_pairs_from",
     "read_prompt_pairs",
     "task_answers",
     "unpatched",

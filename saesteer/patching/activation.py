@@ -28,7 +28,7 @@ from saesteer.patching.engine.rows import plan_rows
 from saesteer.patching.engine.sides import sides_of
 from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import PairBatch
-from saesteer.patching.result import Mode, PatchResult
+from saesteer.patching.result import Mode, PatchResult, check_mode
 from saesteer.patching.sae_patching import Clusters
 from saesteer.progress import Progress
 from saesteer.saes.adapter import Sae
@@ -100,6 +100,7 @@ def activation_patching(
         ModelError: Not even one patched prompt fits into memory.
         OutputError: The store cannot be written.
     """
+    check_mode(mode)
     what = checked_what(model, component, layers, heads, features, clusters, sae)
     columns = checked_columns(batch, component, positions, by_position)
     budget = Budget.of(model, batch.width, memory_gb)

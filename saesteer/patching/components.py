@@ -46,6 +46,16 @@ def hook_name(component: str, layer: int) -> str:
     return f"blocks.{layer}.{_HOOKS.get(component, f'hook_{component}')}"
 
 
+def check_per_token(whole: Tensor, what: str) -> None:
+    """Check that an activation is laid out by prompt and token.
+
+    Raises:
+        SiteError: It is not: some architectures (OPT) lay the tokens of all prompts end to end.
+    """
+    if whole.ndim < 3:
+        raise SiteError(f"{what} holds no vector for each token; choose another component.")
+
+
 def component_of(site: Site) -> str:
     """Return the component that a site of an SAE is.
 
@@ -101,11 +111,7 @@ class Place:
         """Call `function` with the component in a block; what it returns takes its place."""
 
         def on_whole(whole: Tensor) -> Tensor | None:
-            if whole.ndim != 3:
-                raise SiteError(
-                    f"{self.path} of block {layer} holds no vector for each token; choose another "
-                    "component."
-                )
+            check_per_token(whole, f"{self.path} of block {layer}")
             own = function(self.read(whole))
             return None if own is None else self.written(whole, own)
 

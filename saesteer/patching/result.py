@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
+from saesteer.errors import ConfigError
+
 if TYPE_CHECKING:
     import pandas as pd
 
 Mode = Literal["denoising", "noising"]
 Method = Literal["activation", "attribution", "integrated_gradients", "path"]
+
+
+def check_mode(mode: str) -> None:
+    """Check that a mode exists.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if mode not in ("denoising", "noising"):
+        raise ConfigError(f"mode: {mode!r} is neither 'denoising' nor 'noising'; choose one.")
 
 
 @dataclass(frozen=True)

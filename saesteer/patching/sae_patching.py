@@ -103,10 +103,10 @@ def chosen_labels(
     if clusters is None:
         differing = (difference != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0].tolist()
         chosen = list(dict.fromkeys(differing if features is None else map(int, features)))
-        _check_features(sae, chosen, "features")
+        check_features(sae, chosen, "features")
         return tuple(chosen), chosen, None
     for name, members in clusters.items():
-        _check_features(sae, members, f"cluster {shorten(name)}")
+        check_features(sae, members, f"cluster {shorten(name)}")
     used = sorted({int(f) for members in clusters.values() for f in members})
     at = {feature: place for place, feature in enumerate(used)}
     members = tuple(
@@ -116,7 +116,17 @@ def chosen_labels(
     return tuple(clusters), used, members
 
 
-def _check_features(sae: Sae, features: Sequence[int], what: str) -> None:
+def check_features(sae: Sae, features: Sequence[int], what: str) -> None:
+    """Check that features can be patched.
+
+    Args:
+        sae: The SAE.
+        features: Its features.
+        what: What they are called in an error.
+
+    Raises:
+        ConfigError: There is none, or one is not in the SAE.
+    """
     if not features:
         raise ConfigError(f"{what}: there is no feature to patch; name at least one.")
     for feature in features:

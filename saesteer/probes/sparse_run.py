@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from saesteer.feature_words import PLACE_KEY, feature_url, known_descriptions, own_table
 from saesteer.probes.codes import TextCodes, load_codes, read_codes
 from saesteer.probes.fitting import fit_probe
 from saesteer.probes.plan import ProbePlan
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from saesteer.saes.adapter import Sae
     from saesteer.workbench import ModelBench
 
-FEATURE_TABLE = "features.parquet"
 ALL_CODES_C = 1.0
 
 
@@ -43,7 +43,7 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
         bench: Loads the model.
     """
     from saesteer.probes.training import load_run, shared_metrics, train_judge, write_inputs
-    from saesteer.saes.loading import load_sae
+    from saesteer.saes.loading import load_sae, resolve_sae
 
     folder = RunFolder(plan.folder)
     if folder.has("metrics.json") and folder.has(FILE_NAME):
@@ -51,6 +51,7 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
     name = str(plan.config.reading.sae)
     bench.progress.say(f"Loading SAE {name} ...")
     sae = load_sae(name)
+    words = known_descriptions(sae, own_table(resolve_sae(name)), bench.progress)
     found = _codes(plan, bench, sae)
     write_inputs(folder.create(), plan, None)
     settings, seed, split = plan.config.fit, plan.config.seed, plan.split
@@ -70,7 +71,7 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
     l1 = l1_probes(data, plan.config.sparse.l1_c, settings, seed=seed)
     whole = all_codes_probe(data, ALL_CODES_C, settings, seed=seed)
     for probe in sparse:
-        vector = code_vector(probe, sae, plan, found)
+        vector = code_vector(probe, sae, plan, found, words)
         if vector is not None:
             vector.save(folder.path / f"sparse/k-{len(probe.features)}.safetensors")
     probes = _probe_set(plan, whole, sae, found, data)
@@ -85,7 +86,7 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
         "residual": reference.as_dict(),
         "sparse": [probe.as_dict() for probe in [*sparse, *l1, whole]],
         "needed": features_needed(sparse, reference.macro_f1.value or 0.0),
-        "features": _feature_records(plan, data, sae, sparse[-1]),
+        "features": _feature_records(plan, data, sae, sparse[-1], words),
         "judge": judge,
     }
     folder.write_json("metrics.json", metrics)
@@ -93,7 +94,11 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
 
 
 def code_vector(
-    probe: SparseProbe, sae: Sae, plan: ProbePlan, found: TextCodes
+    probe: SparseProbe,
+    sae: Sae,
+    plan: ProbePlan,
+    found: TextCodes,
+    descriptions: Mapping[int, str],
 ) -> SteeringVector | None:
     """Return what a sparse probe's weights amount to in the residual stream: W_dec' w.
 
@@ -102,6 +107,7 @@ def code_vector(
         sae: The SAE whose codes it reads.
         plan: Its classes and model.
         found: The codes it was fitted on.
+        descriptions: What features stand for.
 
     Returns:
         A vector from the first class to the last, or None where all weights are zero.
@@ -110,7 +116,6 @@ def code_vector(
     weights = rows[0] if len(rows) == 1 else rows[-1] - rows[0]
     if not np.any(weights):
         return None
-    descriptions = _descriptions(plan)
     raw = torch.from_numpy(weights.astype(np.float32)) @ sae.decoder[probe.features].float().cpu()
     features = tuple(
         SteeredFeature(int(i), float(w), None, descriptions.get(int(i)))
@@ -130,6 +135,7 @@ def code_vector(
         read_positions=plan.config.reading.positions,
         method="k_sparse_probe",
         name=f"{plan.config.name} {classes[0]} to {classes[-1]}, {len(features)} features",
+        provenance={PLACE_KEY: sae.neuronpedia_id},
     )
 
 
@@ -188,12 +194,15 @@ def _probe_set(
 
 
 def _feature_records(
-    plan: ProbePlan, data: SparseData, sae: Sae, probe: SparseProbe
+    plan: ProbePlan,
+    data: SparseData,
+    sae: Sae,
+    probe: SparseProbe,
+    descriptions: Mapping[int, str],
 ) -> list[dict[str, Any]]:
     """Return the strongest features with where they fire and what they stand for."""
     train, labels = csr_matrix(data.codes[data.train]), data.labels[data.train]
     order, f = rank_features(train, labels)
-    descriptions = _descriptions(plan)
     records = []
     for index, strength in zip(order[: len(probe.features)].tolist(), f.tolist(), strict=False):
         column = train[:, index]
@@ -208,17 +217,7 @@ def _feature_records(
                 "class": max(means, key=lambda name: means[name]),
                 "means": means,
                 "description": descriptions.get(index),
+                "url": feature_url(sae.neuronpedia_id, index),
             }
         )
     return records
-
-
-def _descriptions(plan: ProbePlan) -> dict[int, str]:
-    from saesteer.saes.loading import resolve_sae
-    from saesteer.saes.table import load_feature_table
-
-    where = resolve_sae(str(plan.config.reading.sae))
-    if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
-        return {}
-    table = load_feature_table(where / FEATURE_TABLE)
-    return {i: table.describe(i) for i in range(len(table))}

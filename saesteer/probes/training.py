@@ -20,6 +20,7 @@ from saesteer.probes.scores import control_labels, score
 from saesteer.probes.settings import ProbeConfig
 from saesteer.probes.store import LayerStore, open_store
 from saesteer.progress import Progress
+from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, environment_record, write_record
 from saesteer.workbench import ModelBench
 
@@ -44,7 +45,9 @@ class ProbeRun:
     metrics: dict[str, Any]
 
 
-def train_probes(config: ProbeConfig, progress: Progress | None = None) -> ProbeRun:
+def train_probes(
+    config: ProbeConfig, progress: Progress | None = None, shelf: Shelf | None = None
+) -> ProbeRun:
     """Read every layer in one pass, fit and score a probe on each.
 
     What the run's folder holds already is not done again.
@@ -52,6 +55,7 @@ def train_probes(config: ProbeConfig, progress: Progress | None = None) -> Probe
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: What other runs of this process have loaded already; nothing if None.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
@@ -61,11 +65,11 @@ def train_probes(config: ProbeConfig, progress: Progress | None = None) -> Probe
     if config.reading.sae is not None:
         from saesteer.probes.sparse_run import train_on_codes
 
-        return train_on_codes(plan, ModelBench(plan, progress))
+        return train_on_codes(plan, ModelBench(plan, progress, shelf))
     folder = RunFolder(plan.folder)
     if folder.has("metrics.json") and folder.has(FILE_NAME):
         return load_run(folder)
-    bench = ModelBench(plan, progress)
+    bench = ModelBench(plan, progress, shelf)
     store, checks = read_stores(bench)
     write_inputs(folder.create(), plan, store)
     records, probes = _fit_layers(plan, folder, store, checks, progress)

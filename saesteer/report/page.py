@@ -95,28 +95,40 @@ def _headline(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _effects(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
-    methods = reading.methods(metrics)
+def effect_figures(metrics: Metrics) -> dict[str, Figure]:
+    """Return the figures of what the methods did: by budget, by strength and by persona.
+
+    Args:
+        metrics: What a comparison's metrics.json holds; what is missing has no figure.
+    """
     names = (metrics.get("headline_method"), metrics.get("baseline"))
-    colours = method_colours(methods, *names)
+    colours = method_colours(reading.methods(metrics), *names)
     curves, strengths = effects.budget_data(metrics), effects.strength_data(metrics)
     forest = effects.forest_data(metrics)
+    found = {}
     if curves:
-        _add(figures, "budgets", drawing.budget_figure(curves, colours, *names))
+        found["budgets"] = drawing.budget_figure(curves, colours, *names)
     if strengths:
-        _add(figures, "strengths", drawing.strength_figure(strengths, colours, *names))
+        found["strengths"] = drawing.strength_figure(strengths, colours, *names)
     if forest:
         labels = (reading.label_of(metrics, name) if name else "" for name in names)
-        _add(figures, "forest", drawing.forest_figure(forest, *labels))
+        found["forest"] = drawing.forest_figure(forest, *labels)
+    return found
+
+
+def _effects(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
+    methods = reading.methods(metrics)
+    for name, figure in effect_figures(metrics).items():
+        _add(figures, name, figure)
     return {
         "methods": methods,
-        "colours": colours,
-        "forest": forest,
+        "colours": method_colours(methods, metrics.get("headline_method"), metrics.get("baseline")),
+        "forest": effects.forest_data(metrics),
         "persona_rows": {str(row.get("name")): row for row in reading.rows(metrics, "personas")},
         "method_rows": effects.method_table(metrics) if methods else [],
         "missed": effects.missed_budgets(metrics),
-        "strengths": strengths,
-        "curves": curves,
+        "strengths": effects.strength_data(metrics),
+        "curves": effects.budget_data(metrics),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from saesteer.feature_words import PLACE_KEY, feature_url
 from saesteer.patching.experiment.figures import Exhibit, shown_token
 from saesteer.patching.experiment.reading import ANSWERS
 from saesteer.patching.experiment.run_results import RunResults
@@ -72,7 +73,7 @@ def patching_sheet(metrics: Metrics, exhibits: Sequence[Exhibit], run: RunResult
         items: list[Any] = [
             Drawing(drawn(one.figure, one.limit), one.figure.title, one.note) for one in own
         ]
-        items += _tables(name, metrics)
+        items += _named_features(metrics, run) if name == "features" else _tables(name, metrics)
         if items:
             parts.append(Part(title, about, items, _note(name, run)))
     parts += _circuit_part(metrics, exhibits)
@@ -134,6 +135,8 @@ def remarks(metrics: Metrics) -> list[Remark]:
                 "bad",
             )
         )
+    for part in metrics.get("left_out", ()):
+        said.append(Remark(f"{part[:1].upper()}{part[1:]}", "open"))
     suggestion = metrics.get("suggestion") or {}
     for sentence in suggestion.get("sentences", ()):
         sure = suggestion.get("best") is not None and metrics["verdict"] == "solved"
@@ -281,6 +284,24 @@ def _tables(part: str, metrics: Metrics) -> list[Table]:
         columns = ["cell", *others, "effect", "95% interval"]
         tables.append(Table(columns, rows, f"Strongest of {name}", folded=True))
     return tables
+
+
+def _named_features(metrics: Metrics, run: RunResults) -> list[Table]:
+    words, place = run.sae_record.get("descriptions", {}), run.sae_record.get(PLACE_KEY)
+    columns = ["feature", "effect", "what it stands for"]
+    return [
+        Table(
+            columns,
+            [
+                [str(cell["feature"]), cell["effect"], words.get(str(cell["feature"]))]
+                for cell in cells[:CELLS]
+            ],
+            f"Strongest of {name}",
+            links=[feature_url(place, cell["feature"]) or "" for cell in cells[:CELLS]],
+        )
+        for name, cells in metrics["strongest"].items()
+        if cells and "feature" in cells[0]
+    ]
 
 
 def _note(part: str, run: RunResults) -> str:

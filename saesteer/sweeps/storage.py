@@ -13,6 +13,7 @@ from saesteer.errors import NetworkError, OutputError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from optuna.storages.journal import JournalFileSymlinkLock
     from sqlalchemy import Engine
 
 JOURNAL = "journal.log"
@@ -74,7 +75,7 @@ def _journal(folder: Path) -> BaseStorage:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
-        _end_last_line(file)
+        _end_last_line(file, lock)
         return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
     except OSError as error:
         raise OutputError(
@@ -88,15 +89,26 @@ def _journal(folder: Path) -> BaseStorage:
         ) from error
 
 
-def _end_last_line(file: Path) -> None:
+def _end_last_line(file: Path, lock: JournalFileSymlinkLock) -> None:
     """Take away the half line that a full disk or a crash of the machine leaves at the end."""
-    if not file.is_file() or os.path.lexists(f"{file}.lock"):
-        # Somebody is writing just now.
+    if _is_whole(file):
         return
-    with file.open("rb+") as stream:
-        content = stream.read()
-        if content and not content.endswith(b"\n"):
-            stream.truncate(content.rfind(b"\n") + 1)
+    # Or is somebody just writing it?
+    lock.acquire()
+    try:
+        if not _is_whole(file):
+            content = file.read_bytes()
+            os.truncate(file, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _is_whole(file: Path) -> bool:
+    if not file.is_file() or not file.stat().st_size:
+        return True
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"
 
 
 def _database(url: str) -> BaseStorage:

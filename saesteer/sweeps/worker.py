@@ -17,6 +17,7 @@ from saesteer.sweeps.early import StoppedEarly
 from saesteer.sweeps.lease import BEATS, Heartbeat, Lease, Watchman
 from saesteer.sweeps.study import Claim, SweepStudy
 from saesteer.sweeps.trials import Measured, metric_value
+from saesteer.tracking.redaction import redact_text
 
 POLL_SECONDS = 0.5
 LONGEST_POLL = 5.0
@@ -167,7 +168,7 @@ class Worker:
         except SaesteerError as error:
             self._failed(claim, str(error), spent())
         except Exception as error:
-            traceback.print_exc(file=sys.stderr)
+            print(redact_text(traceback.format_exc()), file=sys.stderr)
             # Whatever was half loaded, or filled the memory, is not taken to the next trial.
             self._shelf.clear()
             said = " ".join(str(error).split())[:500]
@@ -192,8 +193,6 @@ class Worker:
             self.progress.say(f"trial {claim.cell.number}: {name} {value:.4g}")
 
     def _failed(self, claim: Claim, error: str, outcome: dict[str, Any]) -> None:
-        from saesteer.tracking.redaction import redact_text
-
         if self.study.fail(claim, redact_text(error), outcome):
             self._report.failed += 1
             self.progress.say(f"trial {claim.cell.number} failed: {redact_text(error)}")

@@ -16,6 +16,7 @@ from saesteer.tracking.stored_run import StoredRun
 OPERATORS = ("!=", ">=", "<=", "!~", "=", ">", "<", "~")
 AGGREGATES = ("count", "mean", "median", "std", "min", "max")
 MISSING = object()
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _WORDS = re.compile(r"^(?P<field>[\w.\-/ ]+?)\s+(?P<word>not in|in|exists|missing)\b(?P<rest>.*)$")
 
 
@@ -46,18 +47,73 @@ class Predicate:
             return self.operator in ("!=", "!~", "not in")
         return _COMPARISONS[self.operator](found, self.value)
 
+    def leaves(self) -> tuple[Predicate, ...]:
+        """Return the single conditions in it: itself."""
+        return (self,)
 
-def parse_predicate(text: str) -> Predicate:
-    """Read a condition: `metrics.effect>0.1`, `tags~persona`, `kind in run,compare`.
+
+@dataclass(frozen=True)
+class Combined:
+    """Conditions joined to one.
+
+    Attributes:
+        word: "and", "or" or "not".
+        parts: The conditions; of "not" there is one.
+    """
+
+    word: str
+    parts: tuple[Predicate | Combined, ...]
+
+    def holds(self, run: Mapping[str, Any]) -> bool:
+        """Return whether a run, as `StoredRun.as_dict` gives it, meets the condition."""
+        met = (part.holds(run) for part in self.parts)
+        if self.word == "and":
+            return all(met)
+        return any(met) == (self.word == "or")
+
+    def leaves(self) -> tuple[Predicate, ...]:
+        """Return the single conditions in it."""
+        return tuple(leaf for part in self.parts for leaf in part.leaves())
+
+
+def parse_predicate(text: str) -> Predicate | Combined:
+    """Read a condition: `metrics.effect>0.1`, `kind=run and (tags~a or not tags exists)`.
 
     Args:
         text: Field, operator and value; null is no value, quoted "null" the word. `exists` and
-            `missing` stand alone behind the field.
+            `missing` stand alone behind the field. `and` binds before `or`; a value that holds
+            one of these words is quoted.
 
     Raises:
         ConfigError: There is no operator, no field, or no value.
     """
-    words = _WORDS.match(text.strip())
+    text = text.strip()
+    for word in ("or", "and"):
+        parts = _split(text, word)
+        if len(parts) > 1:
+            return Combined(word, tuple(map(parse_predicate, parts)))
+    if text.startswith(("not ", "not(")):
+        return Combined("not", (parse_predicate(text[3:]),))
+    if text.startswith("(") and text.endswith(")"):
+        return parse_predicate(text[1:-1])
+    return _single(text)
+
+
+def _split(text: str, word: str) -> list[str]:
+    """Split at a word that stands in no quotes and no brackets."""
+    bare = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), text)
+    parts, start, depth = [], 0, 0
+    for found in re.finditer(rf"[()]|(?<=[\s)]){word}(?=[\s(]|$)", bare):
+        if found[0] in "()":
+            depth += 1 if found[0] == "(" else -1
+        elif depth == 0:
+            parts.append(text[start : found.start()])
+            start = found.end()
+    return [*parts, text[start:]]
+
+
+def _single(text: str) -> Predicate:
+    words = _WORDS.match(text)
     if words is not None:
         field, word, rest = words["field"].strip(), words["word"], words["rest"].strip()
         if word in ("exists", "missing"):
@@ -72,7 +128,8 @@ def parse_predicate(text: str) -> Predicate:
     if not places:
         raise ConfigError(
             f"filter {text!r} has no operator; write such as metrics.effect>0.1, tags~persona or "
-            f"'metrics.effect exists' (operators: {' '.join(OPERATORS)} in exists missing)."
+            f"'metrics.effect exists' (operators: {' '.join(OPERATORS)} in exists missing), and "
+            "quote a value that holds the words and, or."
         )
     place, _, operator = min(places)
     field, value = text[:place].strip(), text[place + len(operator) :].strip()
@@ -81,16 +138,18 @@ def parse_predicate(text: str) -> Predicate:
     return Predicate(field, operator, _value(value, text))
 
 
-def filter_runs(runs: Iterable[StoredRun], predicates: Sequence[Predicate]) -> list[StoredRun]:
+def filter_runs(
+    runs: Iterable[StoredRun], predicates: Sequence[Predicate | Combined]
+) -> list[StoredRun]:
     """Return the runs that meet every condition, in their order.
 
     Raises:
         ConfigError: A field is in none of the runs; the nearest is named.
     """
     listed = [(run, run.as_dict()) for run in runs]
-    for predicate in predicates:
-        if predicate.operator not in ("exists", "missing"):
-            check_fields([values for _, values in listed], [predicate.field])
+    leaves = [leaf for predicate in predicates for leaf in predicate.leaves()]
+    named = [leaf.field for leaf in leaves if leaf.operator not in ("exists", "missing")]
+    check_fields([values for _, values in listed], named)
     return [run for run, values in listed if all(p.holds(values) for p in predicates)]
 
 

@@ -18,14 +18,14 @@ from saesteer.progress import Progress
 from saesteer.tracking.liveness import Heartbeat, process_record
 from saesteer.tracking.notes import Note, append_note
 from saesteer.tracking.redaction import redact, redact_command, redact_text
-from saesteer.tracking.run_folder import RunFolder, environment_record, finite, write_record
-from saesteer.tracking.stored_run import scalars
+from saesteer.tracking.run_folder import RunFolder, environment_record, write_record
+from saesteer.tracking.values import merged, plain, scalars
 
 if TYPE_CHECKING:
     from saesteer.config import TrackingSettings
     from saesteer.tracking.wandb_run import Mirror
 
-RECORD, LOG = "run.json", "log.jsonl"
+RECORD, LOG, WANDB = "run.json", "log.jsonl", "wandb"
 
 
 class RecordedRun:
@@ -67,7 +67,7 @@ class RecordedRun:
 
     def timings(self, seconds: Mapping[str, float]) -> None:
         """Record what stages took that were timed elsewhere, in seconds."""
-        self._seconds.update(_plain(seconds))
+        self._seconds.update(plain(seconds))
         self._update(seconds=self._seconds, stage=None)
         self._mirrored("timings", self._seconds)
 
@@ -78,7 +78,7 @@ class RecordedRun:
             values: The curves' numbers by name.
             step: Where on the horizontal axis; the order alone counts if None.
         """
-        record = {**({} if step is None else {"step": int(step)}), **_plain(values)}
+        record = {**({} if step is None else {"step": int(step)}), **plain(values)}
         try:
             with (self.folder.path / LOG).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
@@ -94,7 +94,7 @@ class RecordedRun:
             rows: Its points: numbers by name.
             x: Which of the names is the horizontal axis.
         """
-        points = [_plain(row) for row in rows]
+        points = [plain(row) for row in rows]
         with self._warned():
             self.folder.write_json(f"curves/{name}.json", {"x": x, "points": points})
         self._mirrored("curve", name, points, x)
@@ -107,7 +107,7 @@ class RecordedRun:
     def keep(self, name: str, value: Any) -> None:
         """Write JSON into the folder, where a command has no other place for its result."""
         with self._warned():
-            self.folder.write_json(name, redact(_plain(value)))
+            self.folder.write_json(name, redact(plain(value)))
 
     def table(self, name: str, frame: Any) -> None:
         """Show a table at W&B.
@@ -149,7 +149,7 @@ class RecordedRun:
             metrics: Numbers, words and mappings of these; NaN and infinity become null. Lists are
                 left out: they belong in a file.
         """
-        self._metrics = _merged(self._metrics, scalars(_plain(metrics)))
+        self._metrics = merged(self._metrics, scalars(plain(metrics)))
         self._update(metrics=self._metrics)
         self._mirrored("summary", self._metrics)
 
@@ -161,12 +161,12 @@ class RecordedRun:
             self._warn(str(error))
 
     def is_bare(self) -> bool:
-        """Return whether nothing has come of the run yet but its record."""
+        """Return whether nothing has come of the run yet but its record, and W&B's copy of it."""
         try:
             files = {file.name for file in self.folder.path.iterdir()}
         except OSError:
             return False
-        return files <= {RECORD} and not self._metrics
+        return files <= {RECORD, WANDB} and not self._metrics
 
     def _update(self, **changes: Any) -> None:
         with self._warned():
@@ -235,7 +235,7 @@ def recorded_run(
         "tags": sorted({*tags, *settings.tags, *(earlier.get("tags") or ())}),
         "group": group or settings.group or _environment_group() or earlier.get("group"),
         "parent": parent or earlier.get("parent"),
-        "config": {k: v for k, v in _plain(config or {}).items() if k != "tracking"},
+        "config": {k: v for k, v in plain(config or {}).items() if k != "tracking"},
     }
     started = {key: earlier[key] for key in ("started",) if key in earlier}
     now = {**environment_record(), **_start_record(earlier), **redact(facts)}
@@ -271,14 +271,16 @@ def recorded_run(
             ended=_now(),
             wall_seconds=round(before + time.perf_counter() - start, 2),
         )
+        if run._mirror is not None:
+            # It writes into the folder to the last.
+            run._mirror.finish(failed=status != "finished")
         if refused:
             # What does not fit together was never a run; nothing of it is left behind.
             shutil.rmtree(folder.path, ignore_errors=True)
         else:
+            if run._mirror is not None:
+                _say_where(run, run._mirror.record(), progress)
             _tell_store(root, folder, warn)
-        if run._mirror is not None:
-            run._mirror.finish(failed=status != "finished")
-            _say_where(run, run._mirror.record(), progress)
 
 
 def run_id(folder: RunFolder) -> str | None:
@@ -380,27 +382,3 @@ def _say_where(run: RecordedRun, place: Mapping[str, Any], progress: Progress | 
         progress.say(f"W&B: {place['url']}")
     elif place.get("folder"):
         progress.say(f"W&B, offline: upload it later with wandb sync {place['folder']}")
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: numbers of numpy and torch as Python's, NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(inner) for inner in value]
-    if not isinstance(value, str | int | float | bool | type(None)):
-        if hasattr(value, "tolist"):
-            return _plain(value.tolist())
-        return str(value)
-    return finite(value)
-
-
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(old)
-    for key, value in new.items():
-        inner = both.get(key)
-        if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            both[key] = _merged(inner, value)
-        else:
-            both[key] = value
-    return both

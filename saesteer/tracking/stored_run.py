@@ -13,6 +13,7 @@ from typing import Any
 
 from saesteer.tracking.liveness import present_status
 from saesteer.tracking.notes import read_notes
+from saesteer.tracking.values import scalars
 
 RECORD = "run.json"
 # Folders of a run that hold many files and no runs.
@@ -171,20 +172,6 @@ def moment(text: str | None) -> float:
         return datetime.fromisoformat(text or "").timestamp()
     except ValueError:
         return 0.0
-
-
-def scalars(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is one number or word in nested mappings; lists and empty mappings are out."""
-    kept: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            inner = scalars(inner)
-            if not inner:
-                continue
-        elif isinstance(inner, list | tuple) or (isinstance(inner, str) and len(inner) > 200):
-            continue
-        kept[str(key)] = inner
-    return kept
 
 
 def _guessed(folder: Path) -> dict[str, Any]:

@@ -60,13 +60,15 @@ class WandbCalls:
             self._run.log({f"{name}/{k}": v for k, v in point.items() if v is not None})
 
     def table(self, name: str, frame: Any) -> None:
-        """Log a table, its first 10,000 rows."""
+        """Log a table, its first 10,000 rows; one without any is left out."""
         import pandas as pd
         import wandb
 
         if self._no_answer:
             return
         data = frame if isinstance(frame, pd.DataFrame) else pd.DataFrame(list(frame))
+        if data.empty:
+            return
         rows: list[Any] = [
             [_cell(value) for value in row] for row in data.head(MOST_ROWS).to_numpy(object)
         ]

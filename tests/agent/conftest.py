@@ -14,7 +14,6 @@ from saesteer.agent import experiments
 from saesteer.agent.settings import AgentConfig
 from saesteer.config import Settings
 from saesteer.errors import DataError
-from saesteer.progress import Progress
 
 
 class PlantSettings(Settings):
@@ -37,7 +36,7 @@ def runs() -> list[PlantSettings]:
 def plant(monkeypatch, runs) -> Callable[..., Any]:
     """Stand-in for the kind "corrupt": layer 7 costs most."""
 
-    def run(config: PlantSettings, progress: Progress) -> tuple[Path, dict[str, Any]]:
+    def run(config: PlantSettings, *_: Any) -> Path:
         runs.append(config)
         if 13 in config.layers:
             raise DataError("layer 13 brings bad luck; leave it out.")
@@ -49,7 +48,7 @@ def plant(monkeypatch, runs) -> Callable[..., Any]:
         folder.mkdir(parents=True, exist_ok=True)
         metrics = {"rows": rows, "effort": config.effort}
         (folder / "metrics.json").write_text(json.dumps(metrics))
-        return folder, metrics
+        return folder
 
     def named(name: str) -> experiments.Kind:
         return experiments.Kind(name, PlantSettings, run, "how far from the planted layer")

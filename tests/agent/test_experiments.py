@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from saesteer.agent.briefing import messages
+from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import Workshop, kind_named
+from saesteer.agent.results import headline, metrics_of, number_at
 from saesteer.agent.settings import DEFAULT, AgentConfig
+from saesteer.agent.state import Experiment, State
 from saesteer.config import load_config
 from saesteer.errors import ConfigError
 from saesteer.progress import Progress
@@ -72,3 +78,84 @@ def test_the_built_in_settings_are_complete():
     config = load_config(DEFAULT, kind=AgentConfig)
     assert config.planner.chosen == "seeded"
     Workshop(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("probe", {"reading.sae": "release:id"}),
+        ("probe", {"reading": {"sae": "release:id"}}),
+        ("patch", {"features": {"vector": "mine"}}),
+        ("compare", {"llm_judge": {"model": "m", "base_url": "http://127.0.0.1:1"}}),
+        ("compare", {"methods": [{"name": "pca", "settings": {"sae": "release:id"}}]}),
+        ("run", {"model": {"name": "gpt2"}}),
+        ("run", {"tracking": {"wandb": "online"}}),
+        ("corrupt", {"tasks": {"source": ["bundled", "../elsewhere.json"]}}),
+        ("corrupt", {"completions.prompts": ["~/.ssh/a key"]}),
+    ],
+)
+def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(kind, settings, tmp_path):
+    with pytest.raises(ConfigError, match="out of bounds"):
+        Workshop(agent(folder=str(tmp_path)), Progress()).check(kind, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"m\u043edel": {"name": "x"}},
+        {" folder": "x"},
+        {"": 1},
+        {"..": 1},
+        {"tasks": {}, "tasks.shots": 2},
+    ],
+)
+def test_names_that_only_look_like_settings_are_unknown(settings, tmp_path):
+    with pytest.raises(ConfigError):
+        Workshop(agent(folder=str(tmp_path)), Progress()).check("corrupt", settings)
+
+
+def test_a_planner_is_told_the_names_within_groups():
+    workshop = Workshop(agent(), Progress())
+    said = messages(workshop, Budget(workshop.config), State(), as_json=False)
+    told = json.loads(said[1]["content"])["kinds"]
+    assert {"tasks.shots", "families", "completions.prompts"} <= set(told["corrupt"]["settings"])
+    assert not any("model" in name for name in told["run"]["settings"])
+
+
+def test_prompts_may_hold_strokes(tmp_path):
+    workshop = Workshop(agent(folder=str(tmp_path)), Progress())
+    checked = workshop.check("corrupt", {"completions.prompts": ["1/2 + 1/2 ="]})
+    assert checked.completions.prompts == ["1/2 + 1/2 ="]  # type: ignore[attr-defined]
+
+
+def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monkeypatch):
+    from saesteer import workbench
+
+    loaded = []
+    load = workbench.load_model
+    monkeypatch.setattr(
+        workbench, "load_model", lambda name, **how: loaded.append(name) or load(name, **how)
+    )
+    model = {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"}
+    corrupt = {"tasks": {"source": ["capitals"], "max_questions": 1}, "completions": None}
+    config = agent(
+        folder=str(tmp_path),
+        experiments={
+            "corrupt": {"model": model, **corrupt},
+            "probe": {
+                "model": model,
+                "data": {"max_texts": 60},
+                "fit": {"resamples": 0, "control": False},
+            },
+        },
+    )
+    workshop = Workshop(config, Progress())
+    assert workshop.n_layers("corrupt") == 3
+    for program in ("skip 0", "skip 1"):
+        folder = workshop.run("corrupt", workshop.check("corrupt", {"programs": [program]}), 60.0)
+    done = Experiment("E1", "corrupt", {}, status="finished", folder=str(folder))
+    # What is told first is what was found, and a claim can name it.
+    assert headline(metrics_of(done))["recorded.worst_programs"] == "skip 1"
+    assert number_at(metrics_of(done), ["recorded", "loss"]) > 0
+    workshop.run("probe", workshop.check("probe", {}), 60.0)
+    assert len(loaded) == 1

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from saesteer.agent import run_agent
-from saesteer.errors import NetworkError
+from saesteer.errors import ConfigError, NetworkError
+from saesteer.evaluation.llm_client import ChatClient
 
 KEY = "sk-very-secret"
 FINISH = {"answer": "Layer 7.", "would_refute": "Another layer.", "claims": []}
@@ -111,8 +112,9 @@ def test_it_runs_what_the_endpoint_calls_for_and_reports(plant, play, asked, run
     names = {tool["function"]["name"] for tool in player.asked[0]["tools"]}
     assert names == {"run_experiment", "read_results", "aggregate", "write_note", "finish"}
     told = json.loads(player.asked[2]["messages"][1]["content"])
-    assert [e["name"] for e in told["experiments"]] == ["E1", "E2"]
+    assert [e["name"] for e in told["experiments"]] == ["E2", "E1"]
     assert told["left"]["experiments"] == 18
+    assert "effort" in told["kinds"]["corrupt"]["settings"]
     assert player.signed == [f"Bearer {KEY}"] * 3
     for file in result.folder.path.rglob("*.*"):
         assert KEY.encode() not in file.read_bytes()
@@ -175,6 +177,8 @@ def test_a_server_that_stays_away_ends_it_with_what_was_found(plant, play, asked
     result = run_agent(asked(player, attempts=1))
     assert result.ended_by == "6 answers in a row were refused"
     assert len(runs) == 1 and result.metrics["answer"] is None
+    player.answers.clear()
+    assert run_agent(asked(player, attempts=1)).ended_by == "it has concluded"
 
 
 def test_a_slow_server_is_not_waited_for(plant, play, asked):
@@ -212,3 +216,123 @@ def test_an_endpoint_that_hides_its_usage_is_counted_for(plant, play, asked):
     silent = {key: value for key, value in experiment(1).items() if key != "usage"}
     result = run_agent(asked(play(silent)))
     assert result.metrics["spent"]["tokens"] > 300
+
+
+def test_of_several_calls_at_once_the_first_is_acted_on_and_the_endpoint_is_told(
+    plant, play, asked, runs
+):
+    many = experiment(3)
+    calls = many["choices"][0]["message"]["tool_calls"]
+    calls += experiment(4)["choices"][0]["message"]["tool_calls"]
+    player = play(many, experiment(5))
+    run_agent(asked(player))
+    assert [config.layers for config in runs] == [[3], [5]]
+    told = [json.loads(body["messages"][1]["content"]) for body in player.asked]
+    assert told[1]["unread"].startswith("1 more tool call") and "unread" not in told[2]
+
+
+def test_words_in_parts_are_read_and_an_object_that_names_no_tool_is_passed_over(
+    plant, play, asked, runs
+):
+    words = (
+        '{"thought": {"x": 1}} then {"tool": "run_experiment", "arguments": {"kind": "corrupt"}}'
+    )
+    parts = [{"type": "text", "text": words[:40]}, {"type": "text", "text": words[40:]}]
+    run_agent(asked(play(said({"content": parts}))))
+    assert len(runs) == 1
+
+
+def test_an_endpoint_that_leaves_tools_unread_is_asked_for_json(plant, play, asked, runs):
+    words = json.dumps({"tool": "run_experiment", "arguments": {"kind": "corrupt"}})
+    player = play(said({"content": "Which layer? Let me see."}), said({"content": words}))
+    run_agent(asked(player))
+    assert len(runs) == 1
+    assert ["tools" in body for body in player.asked[:2]] == [True, False]
+    # Where a tool was called once, words alone are a slip.
+    player = play(experiment(3), said({"content": "Hm."}), experiment(4))
+    run_agent(asked(player))
+    assert all("tools" in body for body in player.asked)
+
+
+def test_a_reasoning_model_is_asked_without_what_it_refuses(plant, play, asked, runs):
+    def picky(body: dict[str, Any]) -> Any:
+        if "max_tokens" in body:
+            use = "'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            return 400, {"error": {"message": f"Unsupported parameter: {use}"}}
+        if "temperature" in body:
+            return 400, {"error": {"message": "'temperature' does not support 0 with this model."}}
+        return 200, experiment(4)
+
+    player = play(picky, picky, picky)
+    result = run_agent(asked(player, max_tokens=77))
+    assert len(runs) == 1 and result.metrics["spent"]["turns"] == 2
+    assert player.asked[2]["max_completion_tokens"] == 77 and "tools" in player.asked[2]
+    # It is remembered.
+    assert len(player.asked) == 4
+
+
+@pytest.mark.parametrize("count", [-5, True, 0, 1.5, "many", None])
+def test_a_count_that_can_be_none_is_replaced_by_the_most_it_can_be(plant, play, asked, count):
+    player = play(call("finish", FINISH, prompt_tokens=count, completion_tokens=count))
+    result = run_agent(asked(player, max_tokens=500))
+    assert result.state.tokens_in > 1000 and result.state.tokens_out == 500
+
+
+def test_a_huge_count_ends_it_in_order(plant, play, asked, runs):
+    huge = int("9" * 400)
+    answer = {**experiment(1), "usage": {"prompt_tokens": huge, "completion_tokens": huge}}
+    prices = {"price_in": 1.0, "price_out": 1.0}
+    result = run_agent(asked(play(answer), budget={"money": 1.0}, **prices))
+    assert result.ended_by == "its budget of tokens is spent"
+    assert len(runs) == 1
+
+
+def test_answers_that_never_arrived_are_counted_and_fit_the_budget(plant, play, asked):
+    def slow(body: dict[str, Any]) -> Any:
+        time.sleep(1)
+        return experiment(1)
+
+    result = run_agent(asked(play(slow, slow), timeout=0.2, attempts=2, max_tokens=500))
+    assert result.state.tokens_out == 2 * 500 + 10
+    player = play(*[slow] * 9)
+    budget = {"tokens": 12_000}
+    result = run_agent(asked(player, budget=budget, timeout=0.2, attempts=9, max_tokens=501))
+    assert result.metrics["spent"]["tokens"] <= 12_000 and "could overrun" in result.ended_by
+    assert len(player.asked) < 9
+
+
+def test_waiting_for_an_answer_ends_with_the_seconds(plant, play, asked):
+    def slow(body: dict[str, Any]) -> Any:
+        time.sleep(3)
+        return experiment(1)
+
+    start = time.monotonic()
+    result = run_agent(asked(play(slow), budget={"seconds": 0.5}, timeout=60.0))
+    assert time.monotonic() - start < 2.5
+    assert result.ended_by == "its budget of seconds is spent"
+    assert result.metrics["spent"]["tokens"] > 1000
+
+
+def test_a_kill_while_waiting_loses_no_count(plant, play, asked, monkeypatch):
+    player = play(call("finish", FINISH))
+    config = asked(player, max_tokens=500, attempts=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatClient, "ask", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_agent(config)
+    result = run_agent(config)
+    assert result.state.tokens_out == 500 + 10 and result.state.tokens_in > 1000
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("wrong", [{"base_url": "localhost"}, {"key_variable": KEY}])
+def test_an_endpoint_that_cannot_be_one_is_refused_before_anything_is_written(
+    plant, play, asked, tmp_path, wrong
+):
+    with pytest.raises(ConfigError, match="the planner's") as caught:
+        run_agent(asked(play(), **wrong))
+    assert KEY not in str(caught.value)
+    assert not (tmp_path / "runs").exists()

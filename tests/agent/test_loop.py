@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from saesteer.agent import run_agent
 from saesteer.agent.experiments import OutOfTime, deadline
+from saesteer.agent.loop import agent_folder
 from saesteer.agent.planners import Answer
 from saesteer.agent.state import Journal
 from saesteer.errors import ConfigError, OutputError
@@ -73,7 +75,7 @@ def test_an_experiment_is_run_read_noted_and_concluded(plant, settings):
     kept = read_notes(result.folder.path)
     assert kept[0]["observation"] == "4.9" and kept[0]["evidence"] == ["E1"]
     words = (result.folder.path / "report.md").read_text()
-    assert "**unsupported**: dreamt (E9 did not finish)" in words
+    assert "**unsupported** by no run: dreamt (E9 did not finish)" in words
     assert "Another layer." in words and "| [E1](" in words
 
 
@@ -166,7 +168,7 @@ def test_an_experiment_that_runs_too_long_is_stopped(plant, settings, monkeypatc
 
     kind = experiments.kind_named("corrupt")
 
-    def dawdle(config: Any, progress: Any) -> Any:
+    def dawdle(*_: Any) -> Any:
         try:
             time.sleep(60)
         except Exception:
@@ -195,7 +197,7 @@ def test_a_deadline_leaves_no_alarm_behind():
 
 
 def test_a_killed_agent_goes_on_with_the_experiment_that_was_cut_off(plant, settings, runs):
-    def killed(config: Any, progress: Any) -> Any:
+    def killed() -> Any:
         raise KeyboardInterrupt
 
     from saesteer.agent import experiments
@@ -204,9 +206,9 @@ def test_a_killed_agent_goes_on_with_the_experiment_that_was_cut_off(plant, sett
     script = Script(experiment(1), experiment(2), ("finish", FINISH))
     calls: list[int] = []
 
-    def once(config: Any, progress: Any) -> Any:
+    def once(config: Any, *others: Any) -> Any:
         calls.append(config.layers[0])
-        return killed(config, progress) if len(calls) == 2 else kind.run(config, progress)
+        return killed() if len(calls) == 2 else kind.run(config, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         other = experiments.Kind("corrupt", kind.config, once, kind.about)
@@ -265,3 +267,110 @@ def test_the_journal_holds_json_alone(plant, settings):
     result = run_agent(settings(), planner=Script(answer, ("finish", FINISH)))
     for line in (result.folder.path / "journal.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda word: pytest.fail(word))
+
+
+def test_the_same_settings_in_other_words_are_the_same_experiment(plant, settings, runs):
+    words = [{"layers": [1]}, {"effort": 1, "layers": [1]}, {"layers": [1], "source": "bundled"}]
+    script = Script(*[("run_experiment", {"kind": "corrupt", "settings": one}) for one in words])
+    result = run_agent(settings(), planner=script)
+    assert len(runs) == 1 and result.metrics["spent"]["experiments"] == 1
+    assert all("E1 was that experiment" in reason for reason in refusals(script))
+
+
+def test_an_experiment_that_failed_is_not_paid_for_twice(plant, settings, runs):
+    script = Script(*[experiment(13)] * 9)
+    result = run_agent(settings(), planner=script)
+    assert len(runs) == 1 and result.ended_by == "it repeats itself"
+    assert "it failed: layer 13 brings bad luck" in refusals(script)[0]
+
+
+def test_what_the_clock_stopped_goes_on_with_more_time(plant, settings, runs, monkeypatch):
+    from saesteer.agent import experiments
+
+    kind, naps = experiments.kind_named("corrupt"), [60]
+
+    def first_slow(*arguments: Any) -> Any:
+        if naps:
+            time.sleep(naps.pop())
+        return kind.run(*arguments)
+
+    slow = experiments.Kind("corrupt", kind.config, first_slow, kind.about)
+    monkeypatch.setattr(experiments, "kind_named", lambda name: slow)
+    config = settings()
+    config.budget.seconds = 0.3
+    assert run_agent(config).metrics["answer"] is None
+    config.budget.seconds = 60.0
+    result = run_agent(config)
+    assert "costs most is 7 " in result.metrics["answer"]
+    assert [e["name"] for e in result.metrics["experiments"]] == ["E1", "E2"]
+
+
+def test_the_last_answer_is_acted_on_though_a_kill_came_between(plant, settings, runs):
+    config = settings()
+    config.budget.turns = 1
+    run_agent(config, planner=Script(("finish", FINISH)))
+    journal = agent_folder(config) / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    assert run_agent(config, planner=Script()).ended_by == "it has concluded"
+
+
+def test_the_time_before_a_kill_is_spent(plant, settings):
+    config = settings()
+    run_agent(config, planner=Script(experiment(1)))
+    folder = agent_folder(config)
+    record = json.loads((folder / "run.json").read_text())
+    # As a kill leaves it, 100 seconds after the last event.
+    record |= {"ended": None, "status": "running", "pid": 2**22 + 1}
+    (folder / "run.json").write_text(json.dumps(record))
+    written = (folder / "journal.jsonl").stat().st_mtime
+    os.utime(folder / "run.json", (written + 100, written + 100))
+    assert 100 <= run_agent(config, planner=Script()).state.seconds < 110
+
+
+def test_two_agents_do_not_share_a_folder(plant, settings):
+    config = settings()
+    run_agent(config, planner=Script(experiment(1)))
+    folder = agent_folder(config)
+    record = json.loads((folder / "run.json").read_text())
+    other = {"status": "running", "ended": None, "pid": os.getppid(), "process_started": None}
+    (folder / "run.json").write_text(json.dumps(record | other))
+    with pytest.raises(OutputError, match="has an agent at work"):
+        run_agent(config, planner=Script())
+
+
+def test_texts_that_steer_terminals_and_half_characters_do_no_harm(plant, settings):
+    note = {"observation": "\x1b[2J[/red]\ud800 seen", "hypothesis": "b"}
+    deep: Any = "x"
+    for _ in range(3000):
+        deep = [deep]
+    nested = Answer("run_experiment", {"kind": "corrupt", "settings": {"layers": deep}})
+    script = Script(("write_note", note), nested, ("finish", {**FINISH, "answer": "\udfff"}))
+    result = run_agent(settings(), planner=script)
+    assert result.metrics["notes"][0]["observation"] == "\ufffd[2J[/red]\ufffd seen"
+    assert "nested too deep" in refusals(script)[0]
+    assert "\x1b" not in (result.folder.path / "report.html").read_text()
+
+
+def test_a_claim_is_shown_with_each_run_that_supports_it(plant, settings):
+    claims = [
+        {"claim": "two", "experiments": ["E1", "E2", "E1"]},
+        {"claim": "half dreamt", "experiments": ["E1", "E9"]},
+    ]
+    script = Script(experiment(1), experiment(2), ("finish", {**FINISH, "claims": claims}))
+    result = run_agent(settings(folder=settings().folder + "/with #1"), planner=script)
+    assert [claim["verdict"] for claim in result.metrics["claims"]] == ["named", "unsupported"]
+    assert result.metrics["claims"][1]["remark"] == "E9 did not finish"
+    page = (result.folder.path / "report.html").read_text()
+    assert page.count('href="../plant-1/metrics.json"') == 3
+    text = (result.folder.path / "report.md").read_text()
+    assert "by [E1](<../plant-1/metrics.json>), [E2](<../plant-2/metrics.json>): two" in text
+
+
+def test_results_that_were_deleted_are_no_end(plant, settings):
+    read = ("read_results", {"experiment": "E1", "path": []})
+    script = Script(experiment(1))
+    result = run_agent(settings(), planner=script)
+    (result.folder.path.parent / "plant-1" / "metrics.json").unlink()
+    script = Script(read, ("finish", FINISH))
+    run_agent(settings(), planner=script)
+    assert "the results of E1 are gone" in refusals(script)[0]

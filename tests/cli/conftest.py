@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,3 +104,42 @@ def finished(config) -> Path:
     from saesteer.pipeline import run
 
     return run(load_config(config, kind=RunConfig)).folder.path
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """Make every connection fail the test."""
+
+    def refuse(*args: object, **kwargs: object):
+        raise AssertionError("nothing may be asked of the network")
+
+    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("requests.Session.request", refuse)
+
+
+@pytest.fixture
+def known_sae(mirror_sae, tmp_path) -> Path:
+    """A tiny SAE that says where on Neuronpedia it is."""
+    folder = tmp_path / "known-sae"
+    shutil.copytree(mirror_sae(), folder)
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"]["neuronpedia_id"] = "gpt2-small/6-res-jb"
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def labelled(monkeypatch, tmp_path, known_sae, no_network) -> Path:
+    """An SAE with a place on Neuronpedia, all of its labels imported; asking fails the test."""
+    from saesteer.feature_words import label_cache
+    from saesteer.neuronpedia import Cache, SourceId, import_from_files
+
+    place = {"modelId": "gpt2-small", "layer": "6-res-jb"}
+    lines = [
+        json.dumps({**place, "index": str(n), "description": f"[label] {n}"}) for n in range(64)
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    import_from_files(
+        Cache(label_cache()), SourceId("gpt2-small", "6-res-jb"), [tmp_path / "labels.jsonl"]
+    )
+    return known_sae

@@ -145,3 +145,17 @@ def test_the_shipped_comparison_is_valid(saesteer, tmp_path, bundled_gguf, no_lo
     answer = saesteer("compare", file, "--dry-run", "--set", f"folder={tmp_path}")
     assert answer.code == 0
     assert sum(line.split()[-1:] == ["no"] for line in answer.out.splitlines()) == 6
+
+
+def test_a_comparison_names_features_by_imported_labels_and_embeds_their_pages(
+    saesteer, few, write, labelled, tmp_path
+):
+    settings = {**few(), "sae": str(labelled), "folder": str(tmp_path / "runs")}
+    answer = saesteer("compare", write(settings), "--only", "kindly")
+    assert answer.code == 0, answer
+    (metrics,) = (tmp_path / "runs").glob("tiny-*/metrics.json")
+    row = json.loads(metrics.read_text())["features"]["kindly"][0]
+    assert row["description"] == f"[label] {row['feature']}"
+    assert row["url"] == f"https://www.neuronpedia.org/gpt2-small/6-res-jb/{row['feature']}"
+    page = (metrics.parent / "report.html").read_text()
+    assert f'data-embed="{row["url"]}?embed=true"' in page and row["description"] in page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -38,28 +37,6 @@ def player(play, monkeypatch, tmp_path):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     yield made
     made.stop()
-
-
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """Make every connection fail the test."""
-
-    def refuse(*args: object, **kwargs: object):
-        raise AssertionError("nothing may be asked of the network")
-
-    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("requests.Session.request", refuse)
-
-
-@pytest.fixture
-def known_sae(mirror_sae, tmp_path) -> Path:
-    """A tiny SAE that says where on Neuronpedia it is."""
-    folder = tmp_path / "known-sae"
-    shutil.copytree(mirror_sae(), folder)
-    config = json.loads((folder / "cfg.json").read_text())
-    config["metadata"]["neuronpedia_id"] = "gpt2-small/6-res-jb"
-    (folder / "cfg.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture
@@ -114,6 +91,18 @@ def test_what_needs_neuronpedia_says_so_for_the_bundled_sae(refused, no_network)
     assert "is not on Neuronpedia" in refused("neuronpedia", "text", "be kind")
     assert "is not on Neuronpedia" in refused("neuronpedia", "similar", 3)
     assert "not in" in refused("neuronpedia", "feature", 10**6)
+
+
+def test_nothing_in_a_features_words_is_obeyed_by_the_terminal(saesteer, play, player, known_sae):
+    bad = play.feature(3)
+    bad["explanations"][0]["description"] = "calm \x1b[31m [bold] \r\nred \ud83d"
+    bad["pos_str"] = [" a\x1b[2J", "\x07", "\n", "\u0120\U0001f642"]
+    player.faults = [play.as_json(bad)]
+    answer = saesteer("neuronpedia", "feature", 3, "--sae", known_sae)
+    assert "feature 3: calm [31m [bold] red ?" in answer.out
+    assert r'promotes " a\x1b[2J", "\x07", "\n"' in answer.out
+    assert "\x1b" not in answer.out and "\x07" not in answer.out
+    assert answer.out.encode()
 
 
 def test_features_of_a_known_sae_are_looked_up_once(saesteer, player, known_sae):

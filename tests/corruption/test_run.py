@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_said_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"programs": ["skip"]}, "programs: program 'skip': 'skip' is not understood"),
+        ({"programs": ["skip"]}, "programs.0: program 'skip': 'skip' is not understood"),
         ({"families": [{"kind": "skipp"}]}, "families.0.kind"),
         ({"completions": {"prompts": [" "]}}, "holds an empty prompt"),
         ({"name": "../up"}, "name: "),
@@ -260,3 +260,27 @@ def test_a_token_counts_only_where_it_is_asked_for_often_enough():
         "lost": [{"token": "a", "change": -2.0, "n": 3}],
         "gained": [{"token": "c", "change": 2.0, "n": 3}],
     }
+
+
+@pytest.mark.parametrize(
+    ("shown", "programs"),
+    [
+        ({"programs": ["linear 0-1", "mean mlp 1", [2, 0]]}, ["linear 0-1", "mean mlp 1", "[2, 0]"]),
+        ({"family": "linear", "every": 2}, ["linear 0", "linear 2"]),
+        ({"family": "mean_mlp"}, ["mean mlp 0", "mean mlp 1", "mean mlp 2"]),
+    ],
+)
+def test_completions_take_programs_that_no_task_is_scored_under(settings, shown, programs):
+    completions = {"prompts": ["the cat"], "max_new_tokens": 2, **shown}
+    tasks = {"source": ["opposites"], "max_questions": 2, "shots": 1}
+    config = _config(settings, tasks=tasks, families=[], programs=["[]"], completions=completions)
+    found = corrupt(config)
+    assert [one["program"] for one in found.metrics["completions"]] == programs
+    assert len(found.metrics["programs"]) == 2
+
+
+def test_a_program_for_completions_is_checked_before_the_model_is_loaded(settings):
+    with pytest.raises(ConfigError, match=r"completions.programs.0.*skop"):
+        _config(settings, completions={"programs": ["skop 3"]})
+    with pytest.raises(ConfigError, match="layer 9"):
+        plan_corruption(_config(settings, completions={"programs": ["skip 9"]}))

@@ -144,6 +144,7 @@ class StubSae:
 
     decoder: torch.Tensor
     name: str = "stub"
+    neuronpedia_id: str | None = None
     fingerprint: str = "s"
 
 

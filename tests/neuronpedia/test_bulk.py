@@ -31,9 +31,9 @@ def changed(**fields: object) -> str:
     return json.dumps({**json.loads(label_line(3)), **fields})
 
 
-def facts_line(index: int) -> str:
+def facts_line(index: int, **fields: object) -> str:
     rest = {"maxActApprox": 4.5, "frac_nonzero": 0.02, "pos_str": ["a"], "pos_values": [1.0]}
-    return json.dumps({"modelId": MODEL, "layer": SOURCE, "index": str(index), **rest})
+    return json.dumps({"modelId": MODEL, "layer": SOURCE, "index": str(index), **rest, **fields})
 
 
 def test_labels_of_the_bucket_page_by_page(player, transport_to, cache):
@@ -136,7 +136,7 @@ def test_of_several_explanations_the_first_is_the_label_and_empty_ones_are_none(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "no JSON"),
+        ("{", "no JSON object"),
         ("3", "no JSON object"),
         ("[" * 100_000, "no JSON"),
         (label_line(3, layer="7-res-jb"), "of gpt2-small/7-res-jb and not of"),
@@ -146,6 +146,9 @@ def test_of_several_explanations_the_first_is_the_label_and_empty_ones_are_none(
         (changed(index="3.5"), "index is '3.5'"),
         (changed(description=None), "must be text"),
         (json.dumps({"modelId": MODEL, "layer": SOURCE, "index": "3"}), "neither a description"),
+        (facts_line(3, maxActApprox="large"), "another kind of maxActApprox"),
+        (facts_line(3, maxActApprox=float("nan")), "another kind of maxActApprox"),
+        (facts_line(3, pos_str=[1]), "another kind of pos_str.0"),
         ("\ud800".encode("utf-8", "surrogatepass"), "no JSON"),
     ],
 )

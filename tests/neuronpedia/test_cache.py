@@ -172,3 +172,31 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="SAESTEER_CACHE"):
         Cache(tmp_path / "file" / "cache.sqlite").put("a", 1)
+
+
+def test_a_cache_that_can_only_be_read_answers_and_stays_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "a 100% shared?" / "labels.sqlite"
+    writer = Cache(path)
+    writer.put("known", {"a": 1})
+    writer.close()
+    monkeypatch.setattr("saesteer.neuronpedia.cache.os.access", lambda *_: False)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    reader = Cache(path)
+    kept = reader.get("known")
+    assert kept is not None and kept.value == {"a": 1}
+    assert reader.labels("a/b") == {}
+    with pytest.raises(OutputError, match=r"labels\.sqlite cannot be used .*SAESTEER_CACHE"):
+        reader.put("more", 2)
+    reader.close()
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(player, client_to, monkeypatch):
+    assert client_to().feature(PLACE, 3) is not None
+    monkeypatch.setattr("saesteer.neuronpedia.cache.os.access", lambda *_: False)
+    found = client_to().feature(PLACE, 4)
+    assert found is not None and found.index == 4
+    assert list(client_to().features(PLACE, [5])) == [5]
+    player.calls.clear()
+    assert client_to().feature(PLACE, 3) is not None
+    assert player.calls == []

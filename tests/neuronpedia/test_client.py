@@ -34,6 +34,7 @@ def test_a_feature_that_is_not_there_is_none(client_to):
         ({"explanations": ...}, "lacks explanations"),
         ({"index": ..., "modelId": ...}, "lacks modelId, index"),
         ({"index": "three"}, "another kind of index"),
+        ({"maxActApprox": float("nan")}, "another kind of maxActApprox"),
         ({"activations": [{"tokens": 3, "values": []}]}, r"another kind of activations\.0\.tokens"),
         ({"explanations": [{"typeName": "x"}]}, r"lacks explanations\.0\.description"),
     ],
@@ -45,6 +46,17 @@ def test_missing_and_wrong_fields_are_named(player, client_to, change, said):
         client_to().feature(PLACE, 3)
     # The answer itself does not hang on the error.
     assert caught.value.__cause__ is None and caught.value.__context__ is None
+    # Nor is it kept: the next answer may be whole.
+    found = client_to().feature(PLACE, 3)
+    assert found is not None and found.index == 3
+
+
+def test_half_a_character_in_an_answer_does_no_harm(player, client_to):
+    cut = {**feature(3), "pos_str": ["\ud83d", "\U0001f642"]}
+    cut["explanations"][0]["description"] = "half \udc4d"
+    player.faults = [as_json(cut)]
+    found = client_to().feature(PLACE, 3)
+    assert (found.description, found.top_tokens) == ("half ?", ("?", "\U0001f642"))
 
 
 @pytest.mark.parametrize("body", [[], 3, "text", [feature(3)]])
@@ -175,6 +187,14 @@ def test_a_chat_steered_there(player, client_to):
     player.faults = [as_json({"STEERED": {"raw": "whole", "chatTemplate": None}, "DEFAULT": None})]
     with pytest.raises(NetworkError, match="another kind of DEFAULT"):
         client_to().steer_chat(PLACE, chat, {4: 5.0})
+
+
+def test_nothing_to_go_on_from_is_refused_before_asking(player, client_to):
+    with pytest.raises(SteeringError, match="give a prompt"):
+        client_to().steer(PLACE, " \n", {3: 5.0})
+    with pytest.raises(SteeringError, match="give a prompt"):
+        client_to().steer_chat(PLACE, [], {3: 5.0})
+    assert player.calls == []
 
 
 def test_steering_with_a_feature_that_is_not_there_is_a_sentence(player, client_to):

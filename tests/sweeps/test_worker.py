@@ -152,6 +152,22 @@ def test_failures_keep_their_sentence_and_are_retried_on_request(spec_of, made_u
     assert [(row.state, row.error, row.attempts) for row in study.rows()][1] == ("done", None, 2)
 
 
+def test_a_secret_in_an_error_is_neither_in_the_workers_log_nor_in_the_study(
+    spec_of, made_up, monkeypatch, capsys
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-mine-1234")
+
+    def stumble(self, values, **rest):
+        raise RuntimeError("key-of-mine-1234 was refused")
+
+    monkeypatch.setattr(TrialKind, "measure", stumble)
+    study = started(spec_of())
+    Worker(study).work()
+    assert study.rows()[0].error == "RuntimeError: *** was refused"
+    logged = "".join(capsys.readouterr())
+    assert "Traceback" in logged and "of-mine" not in logged
+
+
 def test_a_metric_that_was_not_measured_is_a_failure_with_its_reason(spec_of, monkeypatch):
     from saesteer.sweeps.trials import Measured
 

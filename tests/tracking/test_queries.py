@@ -86,6 +86,13 @@ RUNS = [
         ("config.site=None", [1, 2, 3, 4, 5]),
         ('config.site="null"', []),
         ("metrics.effect>high", []),
+        ("config.seed=1 or config.seed=4", [1, 4]),
+        ("status=failed or config.seed>1 and config.seed<4", [2, 3, 5]),
+        ("(status=failed or config.seed>1) and config.seed<4", [2, 3]),
+        ("((config.seed in (1,2)) and (tags~t1 or tags~t2))and status=finished", [1, 2]),
+        ("not (config.seed in (1,2) or status=failed)", [3, 4]),
+        ("metrics.effect missing or not metrics.effect!=null", [3, 4]),
+        ("notes~'again' or error~\"this and that\"", [5]),
     ],
 )
 def test_a_condition_keeps_the_runs_that_meet_it(text, numbers):
@@ -113,6 +120,10 @@ def test_conditions_are_met_together():
         ("model.name=gpt2", r"no run has a field 'model.name'; did you mean config.model.name\?"),
         ("effect>0", r"did you mean metrics.effect\?"),
         ("zzzzzzz=1", "saesteer runs show"),
+        ("status=failed or (kind=run and efect>1)", "no run has a field 'efect'"),
+        ("notes~salt and pepper", "'pepper' has no operator.*quote a value"),
+        ("status=failed or ", "has no operator"),
+        ("()", "has no operator"),
     ],
 )
 def test_a_condition_that_cannot_be_read_is_one_sentence(text, told):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from saesteer.config import TrackingSettings
+from saesteer.errors import SteeringError
 from saesteer.progress import Progress
 from saesteer.tracking import RunFolder, wandb_run
 from saesteer.tracking.recording import recorded_run
@@ -146,6 +147,16 @@ def test_a_failed_run_is_a_failed_one_there_too(folder):
             raise ZeroDivisionError
     found = OfflineRun(folder.path)
     assert [r.exit.exit_code for r in found.records if r.HasField("exit")] == [1]
+
+
+def test_a_refused_run_leaves_nothing_of_its_offline_copy_either(folder, root):
+    said = Said()
+    settings = TrackingSettings(wandb="offline")
+    with pytest.raises(SteeringError):
+        with recorded_run(folder, kind="run", name="k", wandb=settings, progress=said):
+            raise SteeringError("model and SAE do not fit; choose others.")
+    assert not folder.path.exists() and RunStore(root).runs() == []
+    assert said.lines == []
 
 
 def test_a_trial_of_an_agent_keeps_the_agents_id_and_parameters(folder, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from saesteer.models.sites import Site
 from saesteer.patching.attribution.runs import Ends, chosen_layers
 from saesteer.patching.components import BY_COLUMN, check_component, hook_name
 from saesteer.patching.engine.patches import at_columns, pattern_at_columns
-from saesteer.patching.sae_patching import code_difference
+from saesteer.patching.sae_patching import check_features, code_difference
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -107,14 +107,7 @@ def wanted(
     if clusters is None and features is not None:
         groups = {"features": features}
     for label, members in groups.items():
-        if not members:
-            raise ConfigError(f"{label}: there is no feature to patch; name at least one.")
-        outside = [f for f in members if not 0 <= f < sae.d_sae]
-        if outside:
-            raise ConfigError(
-                f"{label}: SAE {sae.name} has features 0 to {sae.d_sae - 1}, not {outside[0]}; "
-                "choose one of them."
-            )
+        check_features(sae, members, label)
     chosen = None if features is None else tuple(dict.fromkeys(features))
     cells = SaeCells(sae, chosen, clusters)
     return Wanted(names, chosen_layers(model, layers), by_position, cells)

@@ -25,7 +25,6 @@ from saesteer.patching.attribution.cells import (
 from saesteer.patching.attribution.runs import (
     Ends,
     answer_logits,
-    check_mode,
     destination_words,
     ends_of,
     keeping,
@@ -35,7 +34,7 @@ from saesteer.patching.attribution.runs import (
 from saesteer.patching.components import BY_COLUMN
 from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import PairBatch
-from saesteer.patching.result import Method, Mode, PatchResult
+from saesteer.patching.result import Method, Mode, PatchResult, check_mode
 from saesteer.progress import Progress
 
 if TYPE_CHECKING:

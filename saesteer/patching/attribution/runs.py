@@ -14,6 +14,8 @@ from torch import Tensor
 
 from saesteer.errors import ConfigError, HookError
 from saesteer.models.sites import Site, check_site
+from saesteer.patching.components import check_per_token
+from saesteer.patching.engine.limits import check_memory
 from saesteer.patching.engine.sides import Sides, sides_of
 from saesteer.patching.metrics import Metric, MetricRows
 from saesteer.patching.prompts.batch import PairBatch, position_ids
@@ -40,16 +42,6 @@ class Ends:
     right: Int[Tensor, " pair"]
     wrong: Int[Tensor, " pair"]
     denoising: bool
-
-
-def check_mode(mode: str) -> None:
-    """Check that a mode exists.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    if mode not in ("denoising", "noising"):
-        raise ConfigError(f"mode: {mode!r} is neither 'denoising' nor 'noising'; choose one.")
 
 
 def ends_of(batch: PairBatch, mode: Mode, pairs: slice, device: torch.device) -> Ends:
@@ -112,6 +104,7 @@ def keeping(
 
     def keep(site: Site) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            check_per_token(output, str(site))
             kept[site] = output if graph else output.detach()
 
         return hook
@@ -206,16 +199,6 @@ def scores(
     two = logits.gather(1, torch.stack([right, wrong], dim=1))
     first = torch.zeros_like(right)
     return metric.score(two, MetricRows(first, first + 1))
-
-
-def check_memory(memory_gb: float) -> None:
-    """Check that a bound on memory leaves some.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    if not memory_gb > 0:
-        raise ConfigError(f"memory_gb: {memory_gb:g} is no memory; give a number above 0.")
 
 
 def pairs_at_once(model: TransformerBridge, width: int, memory_gb: float) -> int:

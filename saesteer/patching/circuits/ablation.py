@@ -84,15 +84,7 @@ class Ablation:
         Raises:
             DataError: The pair has no such role.
         """
-        if role == "end":
-            return self.batch.width - 1
-        roles = self.batch.pairs[pair].roles
-        if role not in roles:
-            raise DataError(
-                f"pair {pair + 1} has no position {shorten(role)}; give every pair that role, or "
-                "use a circuit without it"
-            )
-        return self.batch.width - int(self.batch.clean_mask[pair].sum()) + roles[role]
+        return role_column(self.batch, pair, role)
 
     def keeping(self, nodes: Iterable[Node]) -> Float[np.ndarray, " pair"]:
         """Return the metric of every pair with these nodes kept and all others ablated: F(C)."""
@@ -233,3 +225,16 @@ class Ablation:
         step = max(1, self._max_tokens // self.batch.width)
         count = len(self.batch)
         return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def role_column(batch: PairBatch, pair: int, role: str) -> int:
+    """Return the column of a pair's role in its clean prompt; see `Ablation.column`."""
+    if role == "end":
+        return batch.width - 1
+    roles = batch.pairs[pair].roles
+    if role not in roles:
+        raise DataError(
+            f"pair {pair + 1} has no position {shorten(role)}; give every pair that role, or use "
+            "a circuit without it"
+        )
+    return batch.width - int(batch.clean_mask[pair].sum()) + roles[role]

@@ -21,6 +21,16 @@ TOKENS_ELSEWHERE = 32768
 GIGABYTE = 2**30
 
 
+def check_memory(memory_gb: float) -> None:
+    """Check that a bound on memory leaves some.
+
+    Raises:
+        ConfigError: It does not, or is no bound.
+    """
+    if not 0 < memory_gb < float("inf"):
+        raise ConfigError(f"memory_gb is {memory_gb}; give a finite number of GiB above 0.")
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a run may hold beside the model.
@@ -61,10 +71,9 @@ class Budget:
             memory_gb: GiB that may be held beside the model.
 
         Raises:
-            ConfigError: It is not above 0.
+            ConfigError: It is not above 0, or not finite.
         """
-        if not memory_gb > 0:
-            raise ConfigError(f"memory_gb is {memory_gb}; give a number of GiB above 0.")
+        check_memory(memory_gb)
         cfg, plain = model.cfg, plain_model(model)
         threads = TOKENS_PER_THREAD * torch.get_num_threads()
         return cls(

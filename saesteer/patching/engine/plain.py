@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saesteer.errors import HookError, SiteError
 from saesteer.models.sites import HookTarget, Removable, Site, SiteFunction, resolve_target
-from saesteer.patching.components import heads_of, hook_name
+from saesteer.patching.components import check_per_token, heads_of, hook_name
 from saesteer.patching.engine.prepare import Prepared, What, make_patch
 from saesteer.patching.engine.rows import Rows
 from saesteer.patching.engine.sides import Scorer, Sides
@@ -103,6 +103,7 @@ class PlainEngine:
         parts: dict[int, Tensor] = {}
 
         def keep(now: Tensor, layer: int) -> None:
+            check_per_token(now, f"{what and what.read_component} of block {layer}")
             parts[layer] = now.clone()
 
         with ExitStack() as stack:

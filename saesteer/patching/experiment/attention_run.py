@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from saesteer.errors import SaesteerError
 from saesteer.patching.experiment.bench import PatchBench
 from saesteer.patching.experiment.cells import Job, load_job
 from saesteer.patching.experiment.reading import DIRECT, strongest_rows
@@ -20,29 +19,18 @@ def run_attention(bench: PatchBench) -> None:
     settings = bench.plan.config.attention
     if settings is None or bench.folder.has(ATTENTION):
         return
-    heads = (
-        strongest_heads(bench, settings.n_heads)
-        if settings.heads is None
-        else [(int(layer), int(head)) for layer, head in (h.split(".") for h in settings.heads)]
-    )
+    heads = strongest_heads(bench, settings.n_heads) if settings.heads is None else settings.chosen
     if not heads:
         bench.progress.say(
             "  attention patterns left out: no head was patched; name attention.heads"
         )
         return
-    try:
-        views = attention_views(
-            bench.model,
-            bench.batch,
-            heads,
-            pairs=range(min(settings.prompts, len(bench.batch))),
-        )
-    except SaesteerError as error:
-        # Some attention never forms its patterns; everything else of the run stands without them.
-        bench.progress.say(f"  attention patterns left out: {error}")
-        return
+    pairs = range(min(settings.prompts, len(bench.batch)))
     title = f"{bench.plan.config.name}: attention patterns"
-    bench.folder.write(ATTENTION, lambda draft: write_attention_page(views, draft, title=title))
+    # Some attention never forms its patterns; everything else of the run stands without them.
+    with bench.leaving_out("attention patterns"):
+        views = attention_views(bench.model, bench.batch, heads, pairs=pairs)
+        bench.folder.write(ATTENTION, lambda draft: write_attention_page(views, draft, title=title))
 
 
 def strongest_heads(bench: PatchBench, most: int) -> list[tuple[int, int]]:

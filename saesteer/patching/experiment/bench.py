@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.errors import ConfigError, DataError
+from saesteer.errors import DataError, HookError, SaesteerError, SiteError
+from saesteer.feature_words import PLACE_KEY, known_descriptions, own_table
 from saesteer.patching.experiment.plan import PatchPlan
 from saesteer.patching.experiment.summary import place_names
 from saesteer.patching.metrics import Metric, metric_named
@@ -20,9 +21,9 @@ from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.progress import Progress
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.loading import load_sae
-from saesteer.saes.table import load_feature_table
+from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder
-from saesteer.workbench import FEATURE_TABLE, ModelBench
+from saesteer.workbench import ModelBench
 
 if TYPE_CHECKING:
     from saesteer.patching.prompts.ioi import IoiSet
@@ -38,12 +39,16 @@ class PatchBench(ModelBench):
         plan: The run.
         folder: Its folder.
         progress: Where to say what is being done.
+        shelf: What other runs of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: PatchPlan, folder: RunFolder, progress: Progress) -> None:
-        super().__init__(plan, progress)
+    def __init__(
+        self, plan: PatchPlan, folder: RunFolder, progress: Progress, shelf: Shelf | None = None
+    ) -> None:
+        super().__init__(plan, progress, shelf)
         self.plan: PatchPlan = plan
         self.folder = folder
+        self.left_out: list[str] = []
 
     @cached_property
     def metric(self) -> Metric:
@@ -113,14 +118,16 @@ class PatchBench(ModelBench):
         return sae
 
     def sae_record(self, features: Sequence[int]) -> dict[str, Any]:
-        """Return what a report says of the SAE: name, site and descriptions of some features."""
+        """Return what a report says of the SAE: its name and site, and what features stand for."""
         assert self.sae is not None
-        where = self.plan.sae
-        texts: dict[str, str] = {}
-        if isinstance(where, Path) and (where / FEATURE_TABLE).is_file():
-            table = load_feature_table(where / FEATURE_TABLE)
-            texts = {str(i): table.describe(i) for i in features if i < len(table)}
-        return {"name": self.sae.name, "site": str(self.sae.write_site), "descriptions": texts}
+        table = None if self.plan.sae is None else own_table(self.plan.sae)
+        known = known_descriptions(self.sae, table, self.progress)
+        return {
+            "name": self.sae.name,
+            "site": str(self.sae.write_site),
+            PLACE_KEY: self.sae.neuronpedia_id,
+            "descriptions": {str(i): known[i] for i in features if known.get(i)},
+        }
 
     def check(self) -> None:
         """Check against the model, before anything is patched, what the settings name.
@@ -128,21 +135,31 @@ class PatchBench(ModelBench):
         Raises:
             SaesteerError: The model has no such head, or the prompts or the SAE do not fit it.
         """
+        from saesteer.patching.paths.receivers import chosen_receivers
+        from saesteer.patching.reading.attention_view import check_heads
+
         config = self.plan.config
-        named = [] if config.attention is None else [*(config.attention.heads or ())]
-        if config.path is not None:
-            chosen = [name for group in config.path.groups for name in group]
-            named += [name for name in chosen if name != "final"]
-        layers, heads = int(self.model.cfg.n_layers), int(self.model.cfg.n_heads)
-        for name in named:
-            layer, head = map(int, name.split(".")[:2])
-            if layer >= layers or head >= heads:
-                raise ConfigError(
-                    f"head {name}: the model has layers 0 to {layers - 1} with heads 0 to "
-                    f"{heads - 1}; choose among them."
-                )
+        if config.attention is not None and config.attention.heads is not None:
+            check_heads(self.model, config.attention.chosen)
+        for group in [] if config.path is None else config.path.groups:
+            chosen_receivers(self.model, group)
         assert len(self.batch) > 0
         _ = self.sae
+
+    @contextmanager
+    def leaving_out(self, what: str, *besides: type[SaesteerError]) -> Iterator[None]:
+        """Go on without a part of the run that the model's architecture cannot give.
+
+        Args:
+            what: The part, for the line that says so here and in the report.
+            *besides: How the part says so, besides by a missing site.
+        """
+        try:
+            yield
+        except (HookError, SiteError, *besides) as error:
+            said = f"{what} left out: {error}"
+            self.left_out.append(said)
+            self.progress.say(f"  {said}")
 
     def write_pairs(self) -> None:
         """Write the prompts with their tokens, so that nothing else is needed to read results."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.errors import ConfigError
+from saesteer.errors import ConfigError, HookError, MismatchError, ModelError, SiteError
 from saesteer.patching.experiment.bench import PatchBench
 from saesteer.patching.experiment.settings import AttributionSettings, PatchConfig
 from saesteer.patching.result import Mode, PatchResult
 from saesteer.patching.result_file import load_result, save_result
+from saesteer.patching.sae_patching import check_features
 from saesteer.tracking import RunFolder
 
 if TYPE_CHECKING:
@@ -91,9 +93,23 @@ def run_attribution(bench: PatchBench) -> None:
                     if not bench.folder.has(Job(method, name, mode, by_position).file)
                 ]
                 if missing:
-                    found = _attributed(bench, method, missing, mode, by_position)
-                    for name in missing:
-                        keep(bench.folder, Job(method, name, mode, by_position), found[name])
+                    _attribute(bench, method, missing, mode, by_position)
+
+
+def _attribute(
+    bench: PatchBench, method: str, components: list[str], mode: Mode, by_position: bool
+) -> None:
+    try:
+        found = _attributed(bench, method, components, mode, by_position)
+    except (HookError, SiteError):
+        # One of them is not to be had in this architecture: the others do without it.
+        for one in components:
+            with bench.leaving_out(f"{method.replace('_', ' ')} of {one}"):
+                alone = _attributed(bench, method, [one], mode, by_position)
+                keep(bench.folder, Job(method, one, mode, by_position), alone[one])
+        return
+    for name in components:
+        keep(bench.folder, Job(method, name, mode, by_position), found[name])
 
 
 def _attributed(
@@ -126,25 +142,33 @@ def _attributed(
 
 def run_activation(bench: PatchBench) -> None:
     """Patch every component's activations."""
-    from saesteer.patching.activation import activation_patching
-
     for job in jobs(bench.plan.config):
         if job.method != "activation" or bench.folder.has(job.file):
             continue
         grain = ", by position too" if job.by_position else ""
         bench.progress.say(f"Activation patching ({job.mode}): {job.component}{grain}")
-        found = activation_patching(
-            bench.model,
-            bench.batch,
-            job.component,
-            bench.metric,
-            mode=job.mode,
-            by_position=job.by_position,
-            memory_gb=bench.plan.config.memory_gb,
-            progress=bench.progress,
-            store=_store(bench),
-        )
-        keep(bench.folder, job, found)
+        with bench.leaving_out(f"activation patching of {job.component}"):
+            _patch(bench, job, job.component, by_position=job.by_position)
+
+
+def _patch(bench: PatchBench, job: Job, component: str, **which: Any) -> None:
+    from saesteer.patching.activation import activation_patching
+
+    # Chunks of what is being made, so that a run that is cut off goes on inside a component.
+    parts = bench.folder.path / CELLS / "parts"
+    found = activation_patching(
+        bench.model,
+        bench.batch,
+        component,
+        bench.metric,
+        mode=job.mode,
+        memory_gb=bench.plan.config.memory_gb,
+        progress=bench.progress,
+        store=parts,
+        **which,
+    )
+    keep(bench.folder, job, found)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def run_paths(bench: PatchBench) -> None:
@@ -158,18 +182,19 @@ def run_paths(bench: PatchBench) -> None:
         sender, receivers = job.component.split(TO)
         said = "head" if sender == "z" else "MLP"
         bench.progress.say(f"Path patching ({job.mode}): from every {said} to {receivers}")
-        found = path_patching(
-            bench.model,
-            bench.batch,
-            sender,  # type: ignore[arg-type]
-            receivers.split("+"),
-            bench.metric,
-            mode=job.mode,
-            mlps=settings.mlps,
-            memory_gb=bench.plan.config.memory_gb,
-            progress=bench.progress,
-        )
-        keep(bench.folder, job, found)
+        with bench.leaving_out(f"path patching from every {said}", ModelError):
+            found = path_patching(
+                bench.model,
+                bench.batch,
+                sender,  # type: ignore[arg-type]
+                receivers.split("+"),
+                bench.metric,
+                mode=job.mode,
+                mlps=settings.mlps,
+                memory_gb=bench.plan.config.memory_gb,
+                progress=bench.progress,
+            )
+            keep(bench.folder, job, found)
 
 
 def run_features(bench: PatchBench) -> None:
@@ -178,6 +203,7 @@ def run_features(bench: PatchBench) -> None:
     if config.sae is None:
         return
     clusters = vector_clusters(config)
+    shown: set[int] = set()
     for mode in config.modes:
         rough = Job("attribution", "sae", mode)
         if not bench.folder.has(rough.file):
@@ -191,32 +217,42 @@ def run_features(bench: PatchBench) -> None:
             chosen = sorted({feature for own in clusters.values() for feature in own})
             _patch_features(bench, Job("activation", CLUSTERS, mode), clusters=clusters)
         _patch_features(bench, Job("activation", "sae", mode), features=chosen)
-        if not bench.folder.has(SAE):
-            bench.folder.write_json(SAE, bench.sae_record(chosen))
+        shown.update(chosen)
+    if not bench.folder.has(SAE):
+        bench.folder.write_json(SAE, bench.sae_record(sorted(shown)))
 
 
 def _patch_features(bench: PatchBench, job: Job, **which: Any) -> None:
-    from saesteer.patching.activation import activation_patching
-
     if bench.folder.has(job.file):
         return
     (what, cells), *_ = which.items()
     bench.progress.say(
         f"Activation patching ({job.mode}): {len(cells)} {what} of {bench.plan.config.sae}"
     )
-    found = activation_patching(
-        bench.model,
-        bench.batch,
-        "sae",
-        bench.metric,
-        mode=job.mode,
-        sae=bench.sae,
-        memory_gb=bench.plan.config.memory_gb,
-        progress=bench.progress,
-        store=_store(bench),
-        **which,
-    )
-    keep(bench.folder, job, found)
+    _patch(bench, job, "sae", sae=bench.sae, **which)
+
+
+def check_vector(bench: PatchBench) -> None:
+    """Check the steering vector that the settings name against the SAE, before any patching.
+
+    Raises:
+        ConfigError: The vector has no features, or features that the SAE has not.
+        MismatchError: Its features are another SAE's.
+    """
+    from saesteer.steering import SteeringVector
+
+    config = bench.plan.config
+    clusters = vector_clusters(config)
+    if clusters is None or config.features.vector is None or bench.sae is None:
+        return
+    vector = SteeringVector.load(Path(config.features.vector))
+    if vector.sae_fingerprint not in (None, bench.sae.fingerprint):
+        raise MismatchError(
+            f"features.vector {config.features.vector} is made of features of SAE {vector.sae}, "
+            f"and sae is {config.sae}; name the vector's own SAE."
+        )
+    for features in clusters.values():
+        check_features(bench.sae, features, "features.vector")
 
 
 def vector_clusters(config: PatchConfig) -> dict[int | str, list[int]] | None:
@@ -260,8 +296,3 @@ def keep(folder: RunFolder, job: Job, result: PatchResult) -> None:
             frame[name] = frame[name].astype(str)
     folder.write(f"tables/{job.name}.parquet", lambda draft: frame.to_parquet(draft, index=False))
     folder.write(job.file, lambda draft: save_result(result, draft))
-
-
-def _store(bench: PatchBench) -> Path:
-    # Chunks of what is being made; the whole results stand beside them.
-    return bench.folder.path / CELLS / "parts"

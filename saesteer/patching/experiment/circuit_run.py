@@ -22,12 +22,14 @@ from saesteer.patching.circuits import (
     minimality,
     published_ioi_circuit,
 )
+from saesteer.patching.circuits.ablation import role_column
 from saesteer.patching.circuits.evaluation import Faithfulness
 from saesteer.patching.experiment.bench import PatchBench
 from saesteer.patching.experiment.figures import Exhibit, Heatmap
 from saesteer.patching.experiment.run_results import RunResults
 from saesteer.patching.experiment.settings import CircuitSettings
 from saesteer.patching.prompts.batch import encode_pairs
+from saesteer.patching.reading.attention_view import check_heads
 from saesteer.tracking import finite
 
 CIRCUIT = "circuit.json"
@@ -35,21 +37,12 @@ FEWEST = 4
 
 
 def run_circuit(bench: PatchBench) -> None:
-    """Search or take a circuit of heads, and keep it with how well it does the task.
-
-    Raises:
-        DataError: There are too few pairs to search on one half and to test on the other.
-    """
+    """Search or take a circuit of heads, and keep it with how well it does the task."""
     settings = bench.plan.config.circuit
     if settings is None or bench.folder.has(CIRCUIT):
         return
     started = time.perf_counter()
     known = given_circuit(settings)
-    if known is None and len(bench.batch) < FEWEST:
-        raise DataError(
-            f"a circuit is searched on one half of the pairs and tested on the other, and there "
-            f"are {len(bench.batch)}; give at least {FEWEST}."
-        )
     record: dict[str, Any] = {"target": settings.faithfulness}
     if known is None:
         bench.progress.say("Searching a circuit of heads on one half of the pairs")
@@ -74,6 +67,32 @@ def run_circuit(bench: PatchBench) -> None:
     record |= _tested(test, known, settings, bench.plan.config.seed)
     record["seconds"] = round(time.perf_counter() - started, 1)
     bench.folder.write_json(CIRCUIT, finite(record))
+
+
+def check_circuit(bench: PatchBench) -> None:
+    """Check what the settings say of a circuit against model and prompts, before any patching.
+
+    Raises:
+        ConfigError: The model has no such head.
+        DataError: A pair lacks a role, or there are too few pairs to search on one half and to
+            test on the other.
+    """
+    settings = bench.plan.config.circuit
+    if settings is None:
+        return
+    known = given_circuit(settings)
+    if known is None and len(bench.batch) < FEWEST:
+        raise DataError(
+            f"a circuit is searched on one half of the pairs and tested on the other, and there "
+            f"are {len(bench.batch)}; give at least {FEWEST}."
+        )
+    roles = set(settings.roles or ())
+    if known is not None:
+        check_heads(bench.model, [(node.layer, node.head) for node in known.nodes])
+        roles = {node.role for node in known.nodes if node.role is not None}
+    for role in sorted(roles):
+        for pair in range(len(bench.batch)):
+            role_column(bench.batch, pair, role)
 
 
 def given_circuit(settings: CircuitSettings) -> Circuit | None:

@@ -41,6 +41,8 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
     Raises:
         SaesteerError: Something does not fit, said in one sentence.
     """
+    from saesteer.steering import SteeringVector
+
     pairs = _pairs(config)
     model = resolve_model(config.model.name)
     sae = None if config.sae is None else resolve_sae(config.sae)
@@ -50,6 +52,10 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
     else:
         hub = model.kind == "hub"
         inputs["model"] = model.sha256 or ("" if hub else content_digest(Path(model.location)))
+    if config.features.vector is not None:
+        vector = Path(config.features.vector)
+        SteeringVector.load(vector)
+        inputs["vector"] = content_digest(vector)
     folder = Path(config.folder) / f"{config.name}-{config.digest(**inputs)}"
     check_writable(folder)
     return PatchPlan(config, pairs, model, sae, folder)

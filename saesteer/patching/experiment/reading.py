@@ -79,18 +79,20 @@ def run_reading(bench: PatchBench) -> None:
         return
     if not has_table(bench.folder, LENS):
         bench.progress.say("Logit lens")
-        found = logit_lens(
-            bench.model,
-            bench.batch,
-            side=settings.side,
-            every_position=settings.every_position,
-            top_k=settings.top,
-        )
-        write_table(bench.folder, LENS, found.frame())
+        with bench.leaving_out("logit lens"):
+            found = logit_lens(
+                bench.model,
+                bench.batch,
+                side=settings.side,
+                every_position=settings.every_position,
+                top_k=settings.top,
+            )
+            write_table(bench.folder, LENS, found.frame())
     if not has_table(bench.folder, DIRECT):
         bench.progress.say("Direct logit attribution")
-        shares = direct_attribution(bench.model, bench.batch, side=settings.side)
-        write_table(bench.folder, DIRECT, shares.frame())
+        with bench.leaving_out("direct logit attribution"):
+            shares = direct_attribution(bench.model, bench.batch, side=settings.side)
+            write_table(bench.folder, DIRECT, shares.frame())
 
 
 def has_table(folder: RunFolder, name: str) -> bool:

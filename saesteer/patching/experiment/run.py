@@ -11,12 +11,13 @@ from saesteer.errors import OutputError
 from saesteer.patching.experiment.attention_run import run_attention
 from saesteer.patching.experiment.bench import PatchBench
 from saesteer.patching.experiment.cells import (
+    check_vector,
     run_activation,
     run_attribution,
     run_features,
     run_paths,
 )
-from saesteer.patching.experiment.circuit_run import run_circuit
+from saesteer.patching.experiment.circuit_run import check_circuit, run_circuit
 from saesteer.patching.experiment.exhibits import all_exhibits
 from saesteer.patching.experiment.figures import Heatmap
 from saesteer.patching.experiment.plan import plan_patch
@@ -25,6 +26,7 @@ from saesteer.patching.experiment.run_metrics import run_metrics
 from saesteer.patching.experiment.run_results import CONFIG, METRICS, REPORT, RunResults
 from saesteer.patching.experiment.settings import PatchConfig
 from saesteer.progress import Progress
+from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, finite
 from saesteer.tracking.recording import RecordedRun, recorded_run
 
@@ -44,7 +46,9 @@ class PatchRun:
     metrics: dict[str, Any]
 
 
-def run_patching(config: PatchConfig, progress: Progress | None = None) -> PatchRun:
+def run_patching(
+    config: PatchConfig, progress: Progress | None = None, shelf: Shelf | None = None
+) -> PatchRun:
     """Run the task, read and patch every component asked for, and write the report.
 
     What the run's folder holds already is not done again.
@@ -52,6 +56,7 @@ def run_patching(config: PatchConfig, progress: Progress | None = None) -> Patch
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: What other runs of this process have loaded already; nothing if None.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
@@ -61,10 +66,12 @@ def run_patching(config: PatchConfig, progress: Progress | None = None) -> Patch
     folder = RunFolder(plan.folder)
     if folder.has(METRICS) and folder.has(REPORT):
         return load_patch_run(plan.folder)
-    bench = PatchBench(plan, folder, progress)
+    bench = PatchBench(plan, folder, progress, shelf)
     # What does not fit the model is said before anything is written.
     if not folder.has(CONFIG):
         bench.check()
+        check_vector(bench)
+        check_circuit(bench)
     with recorded_run(
         folder,
         kind="patch",
@@ -99,7 +106,7 @@ def _finish(bench: PatchBench, recorded: RecordedRun) -> dict[str, Any]:
     folder, progress = bench.folder, bench.progress
     results = RunResults(folder)
     with recorded.stage("report"):
-        metrics = finite(run_metrics(results))
+        metrics = finite(run_metrics(results, bench.left_out))
         folder.write_json(METRICS, metrics)
         progress.say("Writing figures and report")
         write_figures(results, recorded)

@@ -20,11 +20,12 @@ MOST = 10
 HARDLY, MOSTLY = 0.5, 0.8
 
 
-def run_metrics(run: RunResults) -> dict[str, Any]:
+def run_metrics(run: RunResults, left_out: Sequence[str] = ()) -> dict[str, Any]:
     """Return everything a report says in numbers.
 
     Args:
         run: The results.
+        left_out: What the model's architecture could not give, each with its reason.
     """
     config = run.config
     clean, corrupted = run.ends
@@ -44,6 +45,7 @@ def run_metrics(run: RunResults) -> dict[str, Any]:
         "clean": _with_interval(clean, names, config.seed),
         "corrupted": _with_interval(corrupted, names, config.seed),
         "strongest": _strongest(run),
+        "left_out": list(left_out),
         "agreement": {name: one.numbers() for name, (one, _) in agreements(run).items()},
     }
     direct = run.table(DIRECT)

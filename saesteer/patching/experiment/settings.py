@@ -26,6 +26,7 @@ Attribution = Literal["attribution", "integrated_gradients"]
 MetricName = Literal["logit_difference", "answer_log_probability", "kl"]
 HEADS = ("z", "q", "k", "v", "pattern")
 _HEAD = re.compile(r"\d{1,4}\.\d{1,4}")
+_NODE = re.compile(rf"{_HEAD.pattern}(@\S+)?")
 _RECEIVER = re.compile(r"final|\d{1,4}\.\d{1,4}\.[qkv]")
 
 
@@ -62,7 +63,7 @@ class PromptPairSettings(Settings):
         max_pairs: Keep a seeded random choice of at most this many.
         both_ways: Use each pair the other way round too.
         prepend_bos: Whether prompts start with BOS.
-        solved_only: Leave out pairs whose clean prompt does not score above its corrupted one.
+        solved_only: Leave out pairs unless the model prefers the right answer on both prompts.
     """
 
     source: str | None = None
@@ -155,6 +156,11 @@ class CircuitSettings(Settings):
     heads: list[str] | Literal["published"] | None = None
     random_sets: int = Field(default=5, ge=0, le=1000)
 
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _known(cls, heads: Any) -> Any:
+        return _named_heads(heads, _NODE)
+
 
 class LensSettings(Settings):
     """The logit lens, and direct logit attribution.
@@ -179,17 +185,19 @@ class AttentionSettings(Settings):
         prompts: Of how many prompts.
     """
 
-    heads: list[str] | None = Field(default=None, min_length=1)
+    heads: list[str] | None = None
     n_heads: int = Field(default=6, ge=1, le=64)
     prompts: int = Field(default=2, ge=1, le=16)
 
-    @field_validator("heads")
+    @field_validator("heads", mode="before")
     @classmethod
-    def _known(cls, heads: list[str] | None) -> list[str] | None:
-        for name in heads or ():
-            if not _HEAD.fullmatch(name):
-                raise ValueError(f"{name!r} is no head; write its layer and number, such as '9.9'")
-        return None if heads is None else _each_once(heads)
+    def _known(cls, heads: Any) -> Any:
+        return _named_heads(heads, _HEAD)
+
+    @property
+    def chosen(self) -> list[tuple[int, int]]:
+        """The named heads, as layer and head."""
+        return [(int(layer), int(head)) for layer, head in (h.split(".") for h in self.heads or ())]
 
 
 class FeatureSettings(Settings):
@@ -229,7 +237,7 @@ class PatchConfig(Settings):
         attention: Attention patterns; null leaves them out.
         features: Of the SAE, if one is named.
         resamples: Bootstrap resamples of the intervals over pairs.
-        memory_gb: The most memory that batches of patched runs may take beside the model, GB.
+        memory_gb: The most memory that batches of patched runs may take beside the model, GiB.
         seed: Seeds choices and resamples.
         folder: Where runs are kept.
         tracking: Where the run is recorded besides.
@@ -279,6 +287,20 @@ class PatchConfig(Settings):
         """Return a short hash of the settings, and of what else the results depend on."""
         without: Any = {"folder": True, "memory_gb": True, "tracking": True, "model": {"threads"}}
         return short_hash([self.model_dump(mode="json", exclude=without), inputs])
+
+
+def _named_heads(heads: Any, form: re.Pattern[str]) -> Any:
+    if not isinstance(heads, list):
+        return heads
+    if not heads:
+        raise ValueError("there is no head in the list; name one, or give null")
+    for name in heads:
+        # Without quotes YAML reads the head 9.10 as the number 9.1.
+        if not isinstance(name, str) or not form.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no head; write its layer and number in quotes, such as '9.10'"
+            )
+    return _each_once(heads)
 
 
 def _each_once(names: list[str]) -> list[str]:

@@ -240,10 +240,12 @@ def _sentences(
         f"{_share(best)} of the gap between clean and corrupted prompts."
     ]
     if best.agrees is not None and best.attribution is not None:
-        verdict = "agrees" if best.agrees else "does not agree"
+        verdict = "at least" if best.agrees else "less than"
         name = {"attribution": "Attribution patching"}.get(method, "Attribution")
         by = " by integrated gradients" if method == "integrated_gradients" else ""
-        said.append(f"{name}{by} {verdict}: it gives the same cell {best.attribution:.2f}.")
+        said.append(
+            f"{name}{by} gives the same cell {best.attribution:.2f}, {verdict} half of that."
+        )
     rival = next((cell for cell in ranked if cell.place != best.place), None)
     if rival is not None:
         said.append(

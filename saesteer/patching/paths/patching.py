@@ -14,7 +14,7 @@ from torch import Tensor
 from saesteer.errors import ConfigError, DataError, ModelError
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import input_device
-from saesteer.patching.attribution.runs import check_mode, chosen_layers
+from saesteer.patching.attribution.runs import chosen_layers
 from saesteer.patching.components import heads_of
 from saesteer.patching.engine.attention import windows_allowed
 from saesteer.patching.engine.check import windows_stand
@@ -32,7 +32,7 @@ from saesteer.patching.paths.receivers import (
 from saesteer.patching.paths.rerun import Rerun, Told, grouped
 from saesteer.patching.paths.streams import Streams, Tokens, record
 from saesteer.patching.prompts.batch import PairBatch
-from saesteer.patching.result import Mode, PatchResult
+from saesteer.patching.result import Mode, PatchResult, check_mode
 from saesteer.progress import Progress, Task
 
 if TYPE_CHECKING:

@@ -205,6 +205,8 @@ def test_half_precision_is_run_as_it_is(make_model_folder):
         ({"component": "z", "positions": [1]}, "add by_position=True"),
         ({"memory_gb": 0.0}, "memory_gb is 0.0"),
         ({"memory_gb": float("nan")}, "memory_gb is nan"),
+        ({"memory_gb": float("inf")}, "memory_gb is inf"),
+        ({"mode": "noise"}, "'noise' is neither 'denoising' nor 'noising'"),
     ],
 )
 def test_unusable_arguments_are_said_in_a_sentence(tiny_llama, arguments, sentence):

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from saesteer.config import parse_config
-from saesteer.errors import ConfigError, DataError, OutputError
+from saesteer.errors import ConfigError, DataError, MismatchError, OutputError
+from saesteer.models import Site
 from saesteer.patching.experiment.run import PatchRun, load_patch_run, run_patching
-from saesteer.patching.experiment.run_results import open_run
+from saesteer.patching.experiment.run_results import REPORT, open_run
 from saesteer.patching.experiment.settings import PatchConfig
 from saesteer.patching.experiment.summary import effects
 from saesteer.patching.result_file import load_result
+from saesteer.steering import SteeredFeature, SteeringVector
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -160,6 +163,35 @@ def test_a_run_that_was_cut_off_does_only_what_is_missing(settings, monkeypatch)
     assert run.folder.read_json("run.json")["status"] == "finished"
 
 
+def test_a_run_that_was_cut_off_inside_a_component_goes_on_there(settings, monkeypatch):
+    from saesteer.patching.engine.fast import FastEngine
+
+    more = {"components": ["resid_pre"], "lens": None, "attention": None, "attribution": None}
+    cut_off, whole = settings(**more), patched(settings(**more))
+    once, allowed, done = FastEngine.__call__, [2], []
+
+    def counted(self, rows):
+        if len(done) == allowed[0]:
+            raise KeyboardInterrupt
+        done.append(rows)
+        return once(self, rows)
+
+    monkeypatch.setattr(FastEngine, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        patched(cut_off)
+    (folder,) = Path(cut_off["folder"]).glob("tiny-*")
+    assert len(list((folder / "cells" / "parts").glob("*.safetensors"))) == 2
+    allowed[0] = 10_000
+    run = patched(cut_off)
+    cells = {int(cell) for rows in done for cell in rows.cell}
+    assert len(cells) == sum(map(len, done))
+    file = "cells/activation-resid_pre-denoising.safetensors"
+    mine, other = (load_result(one.folder.path / file).values for one in (run, whole))
+    np.testing.assert_array_equal(mine, other)
+    # Nothing is left of the chunks.
+    assert not (folder / "cells" / "parts").exists()
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "qwen3"])
 def test_every_architecture_gives_a_report(settings, name):
     run = patched(settings(name, components=["resid_pre", "z"], resamples=20))
@@ -195,11 +227,80 @@ def test_a_model_that_does_not_solve_the_task_is_told_first(everything):
     assert "does not solve the task" in lead and "Steer at" not in lead
 
 
-def test_what_does_not_fit_the_model_is_said_before_anything_is_written(settings):
-    chosen = settings(attention={"heads": ["7.0"]})
-    with pytest.raises(ConfigError, match=r"head 7\.0: the model has layers 0 to 2"):
-        patched(chosen)
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"attention": {"heads": ["7.0"]}}, r"head 7\.0: .* has layers 0 to 2"),
+        ({"path": {"receivers": ["2.3.k"]}}, r"receiver 2\.3\.k: .* of k, heads 0 to 1"),
+        ({"circuit": {"heads": "published"}}, r"head 9\.9: .* has layers 0 to 2"),
+        ({"circuit": {"heads": ["1.0@S2"]}}, "pair 1 has no position 'S2'"),
+        ({"circuit": {"roles": ["S2"]}}, "pair 1 has no position 'S2'"),
+        ({"circuit": {}, "pairs": {"max_pairs": 2}}, "there are 2; give at least 4"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_before_anything_is_written(settings, more, message):
+    chosen = settings()
+    pairs = {**chosen["pairs"], **more.get("pairs", {})}
+    with pytest.raises((ConfigError, DataError), match=message):
+        patched({**chosen, **more, "pairs": pairs})
     assert not list(Path(chosen["folder"]).glob("*/config.json"))
+
+
+@pytest.mark.parametrize(
+    ("index", "fingerprint", "message"),
+    [
+        (64, None, "features.vector: 64 is not in SAE .* 0 to 63"),
+        (3, "another", "is made of features of SAE other, and sae is"),
+    ],
+)
+def test_a_vector_of_another_sae_is_refused_before_anything_is_written(
+    settings, mirror_sae, index, fingerprint, message
+):
+    chosen = settings(sae=str(mirror_sae()))
+    path = Path(chosen["folder"]) / "vector.safetensors"
+    SteeringVector(
+        direction=torch.eye(32)[0],
+        site=Site(1),
+        norm=1.0,
+        model="tiny",
+        features=(SteeredFeature(index, 1.0),),
+        sae="other",
+        sae_fingerprint=fingerprint,
+    ).save(path)
+    with pytest.raises((ConfigError, MismatchError), match=message):
+        patched({**chosen, "features": {"vector": str(path)}})
+    assert not list(Path(chosen["folder"]).glob("*/config.json"))
+
+
+def test_what_an_architecture_cannot_give_is_left_out_and_said_in_the_report(
+    settings, tiny_tokenizer, tmp_path
+):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    # OPT's MLP sees the tokens of all prompts end to end.
+    tokenizer, sizes = tiny_tokenizer(), {"hidden_size": 32, "ffn_dim": 64}
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        **sizes,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    chosen = settings(components=["resid_pre", "mlp_out", "z"], path={}, resamples=0)
+    run = patched({**chosen, "model": {"name": str(tmp_path), "device": "cpu"}})
+    said = " ".join(run.metrics["left_out"])
+    for part in ("patching of mlp_out", "logit lens", "direct logit attribution", "path patching"):
+        assert f"{part} " in said
+    assert "mlp_out of block 0 holds no vector for each token" in said
+    done = {file.stem for file in (run.folder.path / "cells").glob("*.safetensors")}
+    assert done == {
+        f"{method}-{component}-denoising"
+        for method in ("activation", "attribution")
+        for component in ("resid_pre", "z")
+    }
+    assert "Activation patching of mlp_out left out" in (run.folder.path / REPORT).read_text()
 
 
 def test_only_pairs_that_the_model_solves_are_kept(everything, settings, pairs_file, tmp_path):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from saesteer.config import load_config, parse_config
-from saesteer.errors import ConfigError, DataError, SaeError
+from saesteer.errors import ConfigError, DataError, SaeError, SaesteerError
+from saesteer.models import Site
 from saesteer.patching.experiment.cells import Job, jobs
 from saesteer.patching.experiment.plan import plan_patch
 from saesteer.patching.experiment.settings import PatchConfig
+from saesteer.steering import SteeringVector
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "patching"
 
@@ -47,6 +50,11 @@ def test_patching_is_in_float32_unless_said_otherwise():
         ({"path": {"receivers": [[]]}}, "heads' inputs alone"),
         ({"path": {"mlps": "melted"}}, "path.mlps"),
         ({"attention": {"heads": ["nine"]}}, "'nine' is no head"),
+        ({"attention": {"heads": []}}, "there is no head in the list"),
+        # A bare 9.10 in YAML is the number 9.1.
+        ({"circuit": {"heads": [9.1]}}, "9.1 is no head; write its layer and number in quotes"),
+        ({"circuit": {"heads": ["9.1@"]}}, "'9.1@' is no head"),
+        ({"circuit": {"heads": ["9.1", "9.1"]}}, "'9.1' is named twice"),
         ({"attribution": {"methods": []}}, "attribution.methods"),
         ({"attribution": {"steps": 0}}, "attribution.steps"),
         ({"features": {"vector": "v.safetensors"}}, "name it as sae"),
@@ -102,7 +110,21 @@ def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_vector_under_the_same_name_is_another_run(tmp_path):
+    folders = []
+    for index in (0, 1):
+        vector = SteeringVector(torch.eye(2)[index], Site(1), norm=1.0, model="tiny")
+        vector.save(tmp_path / "v.safetensors")
+        features = {"vector": str(tmp_path / "v.safetensors")}
+        config = parsed(pairs={"source": "capitals"}, sae="smollm2", features=features)
+        folders.append(plan_patch(config).folder)
+    assert folders[0] != folders[1]
+
+
 def test_a_plan_refuses_what_is_not_there(tmp_path):
+    absent = {"pairs": {"source": "capitals"}, "features": {"vector": "./nothing.safetensors"}}
+    with pytest.raises(SaesteerError, match="nothing"):
+        plan_patch(parsed(**absent, sae="smollm2"))
     with pytest.raises(DataError, match=r"x\.json"):
         plan_patch(parsed(folder=str(tmp_path)))
     with pytest.raises(DataError, match="no bundled set"):

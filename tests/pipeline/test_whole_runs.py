@@ -1,13 +1,9 @@
-"""From pairs to a steered model on tiny models: whole, cut off, damaged and refused."""
+"""From pairs to a steered model on tiny models, with the evidence in the folder."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,79 +12,15 @@ import torch
 from saesteer import pipeline, workbench
 from saesteer.config import RunConfig
 from saesteer.data import datasets_folder
-from saesteer.errors import (
-    MismatchError,
-    OutputError,
-    SaesteerError,
-)
 from saesteer.evaluation import VectorResult
 from saesteer.features import encode_pairs
-from saesteer.pipeline import STAGES, pending_stages, run
+from saesteer.pipeline import run
 from saesteer.plan import plan_run
+from saesteer.run_files import result_names
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
-from saesteer.tracking import RunFolder
 
-
-def refuse(*args: Any, **kwargs: Any):
-    raise AssertionError("this must not be called")
-
-
-def strict_json(path: Path) -> Any:
-    """Read JSON as a strict reader does, to whom NaN and Infinity are no words."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-
-
-def tensors(file: Path) -> dict[str, Any]:
-    """A safetensors file, whose header is written in no fixed order."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        kept = {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}  # noqa: SIM118
-        return kept | dict(opened.metadata())
-
-
-def numbers(folder: Path) -> dict[str, Any]:
-    """What must be the same in every run of the same settings, byte for byte."""
-    metrics = strict_json(folder / "metrics.json")
-    assert set(metrics.pop("seconds")) == set(STAGES)
-    # Times differ, the figure has random ids of its parts, and the settings name their folder.
-    other = ("metrics.json", "run.json", "config.json", "figure.html")
-    kept: dict[str, Any] = {
-        name: tensors(folder / name) if name.endswith(".safetensors") else content
-        for name, content in everything(folder).items()
-        if name not in other and not name.startswith("stages")
-    }
-    return kept | {"metrics": json.dumps(metrics).encode()}
-
-
-@pytest.fixture
-def settings(tiny_settings) -> dict[str, Any]:
-    return tiny_settings("llama")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_settings):
-    """A run that nobody cut off."""
-    return run(RunConfig(**tiny_settings("llama")))
-
-
-@pytest.fixture
-def copy_of_whole(whole, settings):
-    """A finished run of its own, to be damaged, with its settings."""
-    import shutil
-
-    target = plan_run(RunConfig(**settings)).folder
-    shutil.copytree(whole.folder.path, target)
-    return RunConfig(**settings), target
+from .reading import everything, numbers, strict_json
 
 
 @pytest.fixture(scope="module")
@@ -212,174 +144,12 @@ def test_another_seed_is_another_run(whole, settings):
     assert plan_run(config).split.train.digest != plan_run(RunConfig(**settings)).split.train.digest
 
 
-CUTS = {
-    "features": "encode_pairs",
-    "fit": "feature_table",
-    "evaluation": "DivergenceMeter",
-    "completions": "generate",
-    "metrics": "against_null",
-}
-
-
-@pytest.mark.parametrize("where", CUTS)
-def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole, monkeypatch):
-    config = RunConfig(**settings)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, CUTS[where], interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(config)
-    folder = RunFolder(plan_run(config).folder)
-    left = {"features": 3, "fit": 3, "evaluation": 2, "completions": 1, "metrics": 0}[where]
-    assert pending_stages(folder) == list(STAGES[len(STAGES) - left :])
-    started = folder.read_json("run.json")["started"]
-
-    # What belongs to finished stages alone.
-    monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
-    if left < 3:
-        monkeypatch.setattr(pipeline.ClusteredSae, "fit", refuse)
-    if left < 2:
-        monkeypatch.setattr(pipeline, "EqualCostComparison", refuse)
-        monkeypatch.setattr(workbench, "load_sae", refuse)
-    if left < 1:
-        monkeypatch.setattr(workbench, "load_model", refuse)
-    resumed = run(config)
-    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
-    assert folder.read_json("run.json")["started"] == started
-
-
-def interrupt(*args: Any, **kwargs: Any):
-    raise KeyboardInterrupt
-
-
-def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
-    config = RunConfig(**settings)
-    measure = pipeline.EqualCostComparison.measure
-    calls: Counter[str] = Counter()
-
-    def counted(self, vector, **rest):
-        calls[f"{vector.method} {vector.name}"] += 1
-        if sum(calls.values()) == 3:
-            raise KeyboardInterrupt
-        return measure(self, vector, **rest)
-
-    monkeypatch.setattr(pipeline.EqualCostComparison, "measure", counted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    resumed = run(config)
-    assert sorted(calls.values()) == [1, 1, 1, 2]
-    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
-
-
-def test_a_finished_run_is_printed_again_without_loading_or_writing_anything(
-    copy_of_whole, whole, monkeypatch
-):
-    config, folder = copy_of_whole
-    before = everything(folder)
-    times = {name: (folder / name).stat().st_mtime_ns for name in before}
-    for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(workbench, name, refuse)
-    again = run(config)
-    assert again.metrics == whole.metrics
-    assert again.features == whole.features
-    assert again.completions == whole.completions
-    assert torch.equal(again.vector.direction, whole.vector.direction)
-    assert everything(folder) == before
-    assert {name: (folder / name).stat().st_mtime_ns for name in before} == times
-
-
 def test_the_model_is_loaded_once(settings, monkeypatch):
     loads = []
     load = workbench.load_model
     monkeypatch.setattr(workbench, "load_model", lambda *a, **k: loads.append(a) or load(*a, **k))
     run(RunConfig(**settings))
     assert len(loads) == 1
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "metrics.json",
-        "features.json",
-        "completions.json",
-        "vector.safetensors",
-        "stages/features.json",
-        "stages/evaluation.json",
-    ],
-)
-@pytest.mark.parametrize("damage", ["cut", "empty"])
-def test_a_damaged_file_is_named_and_made_again_once_it_is_deleted(
-    name, damage, copy_of_whole, whole
-):
-    config, folder = copy_of_whole
-    path = folder / name
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
-    with pytest.raises(SaesteerError, match=rf"{path.name}.*delete it") as told:
-        run(config)
-    assert "\n" not in str(told.value)
-    path.unlink()
-    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
-
-
-@pytest.mark.parametrize(
-    ("name", "after"),
-    [
-        ("evaluation/00-clustered_sae.json", "completions"),
-        ("evaluation/00-clustered_sae.json", "evaluation"),
-        ("evaluation/curve-clustered_sae.json", "evaluation"),
-        ("activations/train.blocks.1.hook_resid_post.safetensors", "features"),
-        ("run.json", "completions"),
-    ],
-)
-def test_a_damaged_file_that_a_later_stage_needs_is_named(name, after, copy_of_whole, whole):
-    config, folder = copy_of_whole
-    (folder / "stages" / f"{after}.json").unlink()
-    path = folder / name
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(OutputError, match=rf"{path.name}.*delete it"):
-        run(config)
-    path.unlink()
-    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"effect": {}}', "3"])
-def test_a_result_that_is_json_but_no_result_is_named(content, copy_of_whole):
-    config, folder = copy_of_whole
-    (folder / "metrics.json").unlink()
-    (folder / "evaluation/01-difference_in_means.json").write_text(content)
-    with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
-        run(config)
-
-
-def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(copy_of_whole, whole):
-    config, folder = copy_of_whole
-    (folder / "evaluation/00-clustered_sae.json").unlink()
-    (folder / "metrics.json").unlink()
-    again = run(config)
-    assert again.metrics["vector"]["method"] == "clustered_sae"
-    assert numbers(folder) == numbers(whole.folder.path)
-
-
-def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
-    config, folder = copy_of_whole
-    (folder / "stages/completions.json").unlink()
-    gone = folder / "evaluation" / f".{2**22 - 7}-00-x.json"
-    alive = folder / f".{os.getppid()}-x.json"
-    for draft in (gone, alive):
-        draft.write_text("half")
-    run(config)
-    assert not gone.exists()
-    assert alive.exists()
-
-
-def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):
-    config, folder = copy_of_whole
-    (folder / "stages/features.json").unlink()
-    record = strict_json(folder / "run.json")
-    (folder / "run.json").write_text(json.dumps(record | {"sae_fingerprint": "other"}))
-    with pytest.raises(MismatchError, match=r"begun with other weights of the sae; delete"):
-        run(config)
 
 
 def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror_sae):
@@ -447,7 +217,7 @@ def test_random_directions_and_questions_may_be_left_out(settings, capsys):
 
 
 def test_more_than_a_hundred_random_directions_keep_their_names_and_their_order():
-    names = pipeline._result_names(150)
+    names = result_names(150)
     assert len(set(names)) == 152
     assert names[0] == "evaluation/00-clustered_sae.json"
     assert names[1] == "evaluation/01-difference_in_means.json"

@@ -1,0 +1,120 @@
+"""Every command that shows features names them by imported labels and links to their pages."""
+
+from __future__ import annotations
+
+import json
+
+PLACE = "gpt2-small/6-res-jb"
+PAGE = f"https://www.neuronpedia.org/{PLACE}"
+
+
+def lines_of(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
+
+
+def test_a_run_its_vector_and_sums_of_it(saesteer, config, labelled, tmp_path):
+    answer = saesteer("run", config, "--set", f"sae={labelled}", "--set", f"folder={tmp_path}")
+    assert answer.code == 0, answer
+    (folder,) = tmp_path.glob("tiny-*")
+    rows = json.loads((folder / "features.json").read_text())
+    top = next(row["feature"] for row in rows if row["weight"])
+    assert all(row["url"] == f"{PAGE}/{row['feature']}" for row in rows)
+    assert json.loads((folder / "run.json").read_text())["neuronpedia_id"] == PLACE
+    assert saesteer("vector", "combine", tmp_path / "both.safetensors", folder, folder).code == 0
+    shown = [
+        answer.out,
+        saesteer("vector", "show", folder).out,
+        saesteer("vector", "show", tmp_path / "both.safetensors").out,
+        saesteer("features", folder).out,
+    ]
+    for text in shown:
+        # A link that were broken over two lines could not be followed.
+        assert f"{top}: {PAGE}/{top}" in lines_of(text), text
+        assert f"[label] {top}" in text
+    # What the run noted is enough, once its SAE is gone.
+    for file in labelled.iterdir():
+        file.unlink()
+    assert f"{top}: {PAGE}/{top}" in lines_of(saesteer("features", folder).out)
+    assert f"{top}: {PAGE}/{top}" in lines_of(saesteer("vector", "show", folder).out)
+
+
+def test_a_run_of_an_sae_that_is_not_on_neuronpedia_has_no_links(saesteer, finished):
+    rows = json.loads((finished / "features.json").read_text())
+    assert all("url" not in row for row in rows)
+    for command in (("features",), ("vector", "show")):
+        assert "http" not in saesteer(*command, finished).out
+
+
+def test_a_damaged_cache_costs_no_run(saesteer, config, labelled, tmp_path):
+    from saesteer.feature_words import label_cache
+
+    for file in label_cache().parent.iterdir():
+        file.unlink()
+    label_cache().write_text("no database at all, for longer than a header is")
+    answer = saesteer("run", config, "--set", f"sae={labelled}", "--set", f"folder={tmp_path}")
+    assert answer.code == 0, answer
+    assert "warning: no imported labels" in answer.err and "[label]" not in answer.out
+
+
+def test_probes_on_codes(saesteer, labelled, tiny_model_folder, tmp_path):
+    from saesteer.steering import SteeringVector
+
+    words = {"negative": "bad grim", "positive": "nice glad"}
+    texts = [f"the cat {n} is {said},{name}" for n in range(30) for name, said in words.items()]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *texts]) + "\n")
+    settings = {
+        "name": "codes",
+        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
+        "data": {"source": str(tmp_path / "texts.csv"), "test": 0.3, "judge": 0}
+        | {"near_duplicate": None},
+        "reading": {"sae": str(labelled)},
+        "fit": {"c": [0.1], "resamples": 20},
+        "sparse": {"k": [2], "l1_c": [0.1]},
+        "folder": str(tmp_path / "runs"),
+    }
+    (tmp_path / "probe.yaml").write_text(json.dumps(settings))
+    answer = saesteer("probe", "train", tmp_path / "probe.yaml")
+    assert answer.code == 0, answer
+    (metrics,) = (tmp_path / "runs").glob("codes-*/metrics.json")
+    top = json.loads(metrics.read_text())["features"][0]
+    assert (top["description"], top["url"]) == (
+        f"[label] {top['feature']}",
+        f"{PAGE}/{top['feature']}",
+    )
+    assert f"{top['feature']}: {PAGE}/{top['feature']}" in lines_of(answer.out)
+    vector = SteeringVector.load(metrics.parent / "sparse" / "k-2.safetensors")
+    assert (
+        f"{PAGE}/{vector.features[0].index}"
+        in saesteer("vector", "show", metrics.parent / "sparse" / "k-2.safetensors").out
+    )
+
+
+def test_patched_features(saesteer, labelled, tiny_model_folder, tmp_path):
+    pair = {
+        "clean": {"question": "The cat sat on the", "answer": " m"},
+        "corrupted": {"question": "The dog ran on the", "answer": " h"},
+    }
+    (tmp_path / "pairs.json").write_text(json.dumps([pair]))
+    settings = {
+        "name": "patched",
+        "model": {"name": str(tiny_model_folder("llama")), "device": "cpu"},
+        "pairs": {"source": str(tmp_path / "pairs.json")},
+        "sae": str(labelled),
+        "modes": ["denoising", "noising"],
+        "components": ["resid_pre"],
+        "features": {"n_features": 3},
+        "resamples": 20,
+        "folder": str(tmp_path / "runs"),
+    }
+    (tmp_path / "patch.yaml").write_text(json.dumps(settings))
+    answer = saesteer("patch", "run", tmp_path / "patch.yaml")
+    assert answer.code == 0, answer
+    (metrics,) = (tmp_path / "runs").glob("patched-*/metrics.json")
+    page = (metrics.parent / "report.html").read_text()
+    strongest = json.loads(metrics.read_text())["strongest"]
+    for mode in settings["modes"]:
+        cells = strongest[f"activation-sae-{mode}"]
+        assert cells
+        for cell in cells:
+            assert f'<a href="{PAGE}/{cell["feature"]}">' in page
+            assert f"[label] {cell['feature']}" in page

@@ -1,0 +1,186 @@
+"""A run that was cut off, damaged or finished before is gone on with, and ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from saesteer import pipeline, run_files, workbench
+from saesteer.config import RunConfig
+from saesteer.errors import (
+    MismatchError,
+    OutputError,
+    SaesteerError,
+)
+from saesteer.pipeline import run
+from saesteer.plan import plan_run
+from saesteer.run_files import STAGES, pending_stages
+from saesteer.tracking import RunFolder
+
+from .reading import everything, numbers, refuse, strict_json
+
+CUTS = {
+    "features": "encode_pairs",
+    "fit": "feature_table",
+    "evaluation": "DivergenceMeter",
+    "completions": "generate",
+    "metrics": "against_null",
+}
+
+
+@pytest.mark.parametrize("where", CUTS)
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole, monkeypatch):
+    config = RunConfig(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_files if where == "metrics" else pipeline, CUTS[where], interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    folder = RunFolder(plan_run(config).folder)
+    left = {"features": 3, "fit": 3, "evaluation": 2, "completions": 1, "metrics": 0}[where]
+    assert pending_stages(folder) == list(STAGES[len(STAGES) - left :])
+    started = folder.read_json("run.json")["started"]
+
+    # What belongs to finished stages alone.
+    monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
+    if left < 3:
+        monkeypatch.setattr(pipeline.ClusteredSae, "fit", refuse)
+    if left < 2:
+        monkeypatch.setattr(pipeline, "EqualCostComparison", refuse)
+        monkeypatch.setattr(workbench, "load_sae", refuse)
+    if left < 1:
+        monkeypatch.setattr(workbench, "load_model", refuse)
+    resumed = run(config)
+    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+    assert folder.read_json("run.json")["started"] == started
+
+
+def interrupt(*args: Any, **kwargs: Any):
+    raise KeyboardInterrupt
+
+
+def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
+    config = RunConfig(**settings)
+    measure = pipeline.EqualCostComparison.measure
+    calls: Counter[str] = Counter()
+
+    def counted(self, vector, **rest):
+        calls[f"{vector.method} {vector.name}"] += 1
+        if sum(calls.values()) == 3:
+            raise KeyboardInterrupt
+        return measure(self, vector, **rest)
+
+    monkeypatch.setattr(pipeline.EqualCostComparison, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    resumed = run(config)
+    assert sorted(calls.values()) == [1, 1, 1, 2]
+    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+
+
+def test_a_finished_run_is_printed_again_without_loading_or_writing_anything(
+    copy_of_whole, whole, monkeypatch
+):
+    config, folder = copy_of_whole
+    before = everything(folder)
+    times = {name: (folder / name).stat().st_mtime_ns for name in before}
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(workbench, name, refuse)
+    again = run(config)
+    assert again.metrics == whole.metrics
+    assert again.features == whole.features
+    assert again.completions == whole.completions
+    assert torch.equal(again.vector.direction, whole.vector.direction)
+    assert everything(folder) == before
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == times
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        "features.json",
+        "completions.json",
+        "vector.safetensors",
+        "stages/features.json",
+        "stages/evaluation.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_a_damaged_file_is_named_and_made_again_once_it_is_deleted(
+    name, damage, copy_of_whole, whole
+):
+    config, folder = copy_of_whole
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(SaesteerError, match=rf"{path.name}.*delete it") as told:
+        run(config)
+    assert "\n" not in str(told.value)
+    path.unlink()
+    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("evaluation/00-clustered_sae.json", "completions"),
+        ("evaluation/00-clustered_sae.json", "evaluation"),
+        ("evaluation/curve-clustered_sae.json", "evaluation"),
+        ("activations/train.blocks.1.hook_resid_post.safetensors", "features"),
+        ("run.json", "completions"),
+    ],
+)
+def test_a_damaged_file_that_a_later_stage_needs_is_named(name, after, copy_of_whole, whole):
+    config, folder = copy_of_whole
+    (folder / "stages" / f"{after}.json").unlink()
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OutputError, match=rf"{path.name}.*delete it"):
+        run(config)
+    path.unlink()
+    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"effect": {}}', "3"])
+def test_a_result_that_is_json_but_no_result_is_named(content, copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "metrics.json").unlink()
+    (folder / "evaluation/01-difference_in_means.json").write_text(content)
+    with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
+        run(config)
+
+
+def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(copy_of_whole, whole):
+    config, folder = copy_of_whole
+    (folder / "evaluation/00-clustered_sae.json").unlink()
+    (folder / "metrics.json").unlink()
+    again = run(config)
+    assert again.metrics["vector"]["method"] == "clustered_sae"
+    assert numbers(folder) == numbers(whole.folder.path)
+
+
+def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "stages/completions.json").unlink()
+    gone = folder / "evaluation" / f".{2**22 - 7}-00-x.json"
+    alive = folder / f".{os.getppid()}-x.json"
+    for draft in (gone, alive):
+        draft.write_text("half")
+    run(config)
+    assert not gone.exists()
+    assert alive.exists()
+
+
+def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "stages/features.json").unlink()
+    record = strict_json(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps(record | {"sae_fingerprint": "other"}))
+    with pytest.raises(MismatchError, match=r"begun with other weights of the sae; delete"):
+        run(config)

@@ -1,0 +1,97 @@
+"""What commands tell the record, and with it W&B: curves, tables, figures and files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from plotly.graph_objects import Figure
+
+from saesteer.recorded import tell_comparison, tell_sweep
+from saesteer.sweeps.parameters import Parameter
+from saesteer.sweeps.results import sweep_result
+from saesteer.sweeps.rows import TrialRow
+from saesteer.sweeps.spec import SweepSpec
+from saesteer.tracking import RunFolder, recorded_run
+
+
+class Listener:
+    """Stands in for W&B and keeps what it is told, by kind and name."""
+
+    def __init__(self) -> None:
+        self.heard: dict[tuple[str, str], Any] = {}
+
+    def record(self) -> dict[str, Any]:
+        return {}
+
+    def do(self, what: str, *arguments: Any) -> None:
+        name = arguments[0] if isinstance(arguments[0], str) else ""
+        self.heard[what, name] = arguments[1] if name else arguments[0]
+
+    def finish(self, *, failed: bool) -> None:
+        pass
+
+    def names(self, what: str) -> list[str]:
+        return [name for kind, name in self.heard if kind == what]
+
+
+@pytest.fixture
+def listened(tmp_path):
+    """A run under way, and what listens to it."""
+    with recorded_run(RunFolder(tmp_path / "run"), kind="k", name="n") as run:
+        listener = Listener()
+        run._mirror = listener
+        yield run, listener
+
+
+def made_up_metrics() -> dict[str, Any]:
+    place = Path(__file__).parent / "report" / "made_up.py"
+    spec = importlib.util.spec_from_file_location("made_up_comparison", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.made_up_metrics()
+
+
+def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(listened):
+    run, listener = listened
+    metrics = {**made_up_metrics(), "vectors": {"kindly": "vectors/kindly.safetensors"}}
+    tell_comparison(run, SimpleNamespace(metrics=metrics, folder=run.folder))  # type: ignore[arg-type]
+    assert listener.names("figure") == ["budgets", "strengths", "forest"]
+    assert all(isinstance(listener.heard["figure", n], Figure) for n in ("budgets", "forest"))
+    assert {"summary", "effects", "features", "completions"} <= set(listener.names("table"))
+    assert listener.names("artifact") == ["report", "vector-kindly"]
+    points = listener.heard["curve", "change"]
+    assert [p["multiple"] for p in points] == sorted(p["multiple"] for p in points)
+    method = metrics["headline_method"]
+    # By hand: each run against its own unsteered margin, then the mean.
+    found = [row for row in metrics["curves"] if row["method"] == method]
+    base = {(r["persona"], r["seed"]): r["margin"] for r in found if r["multiple"] == 0}
+    changes = [r["margin"] - base[r["persona"], r["seed"]] for r in found if r["multiple"] == 1]
+    at_one = next(p for p in points if p["multiple"] == 1)
+    assert at_one[method] == pytest.approx(sum(changes) / len(changes))
+
+
+def test_a_sweep_shows_its_trials_and_its_figures(listened):
+    run, listener = listened
+    parameter = Parameter("selection.n_features", "categorical", values=(8, 16))
+    spec = SweepSpec(
+        name="s", kind="run", base={}, base_file="base.yaml", method="grid", count=None, seed=0,
+        parameters=(parameter,), metric="effect", goal="maximize", target=None, early=None,
+        lease=1.0, cwd=".",
+    )  # fmt: skip
+    rows = [
+        TrialRow(
+            n, f"k{n}", "done", {parameter.name: v}, {parameter.name: parameter.code(v)}, v / 10,
+            {"effect": v / 10, "kl": 0.1, "budget": 0.1}, None, None, 1.0, None, 1,
+        )
+        for n, v in enumerate(parameter.values)
+    ]  # fmt: skip
+    tell_sweep(run, sweep_result(spec, rows))
+    assert list(listener.heard["table", "trials"]["value"]) == [0.8, 1.6]
+    assert listener.names("figure") == ["trials", "effect-against-cost"]
+    assert listener.heard["summary", ""] == {"states": {"done": 2}, "best": 1.6}
+    assert listener.names("artifact") == ["report"]
