@@ -265,7 +265,10 @@ def test_a_token_counts_only_where_it_is_asked_for_often_enough():
 @pytest.mark.parametrize(
     ("shown", "programs"),
     [
-        ({"programs": ["linear 0-1", "mean mlp 1", [2, 0]]}, ["linear 0-1", "mean mlp 1", "[2, 0]"]),
+        (
+            {"programs": ["linear 0-1", "mean mlp 1", [2, 0]]},
+            ["linear 0-1", "mean mlp 1", "[2, 0]"],
+        ),
         ({"family": "linear", "every": 2}, ["linear 0", "linear 2"]),
         ({"family": "mean_mlp"}, ["mean mlp 0", "mean mlp 1", "mean mlp 2"]),
     ],
