@@ -278,10 +278,11 @@ def test_what_an_architecture_cannot_give_is_left_out_and_said_in_the_report(
     from transformers import OPTConfig, OPTForCausalLM
 
     # OPT's MLP sees the tokens of all prompts end to end.
-    tokenizer, sizes = tiny_tokenizer(), {"hidden_size": 32, "ffn_dim": 64}
+    tokenizer = tiny_tokenizer()
     config = OPTConfig(
         vocab_size=len(tokenizer),
-        **sizes,
+        hidden_size=32,
+        ffn_dim=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         word_embed_proj_dim=32,
