@@ -42,13 +42,13 @@ class Kind:
     Attributes:
         name: Its name.
         config: Its settings class.
-        run: Runs it; returns its folder, which holds metrics.json.
+        run: Runs it; what it returns has a `folder`, which holds metrics.json.
         about: What it finds, for the planner.
     """
 
     name: str
     config: type[BaseModel]
-    run: Callable[[Any, Progress, Shelf], Path]
+    run: Callable[[Any, Progress, Shelf], Any]
     about: str
 
 
@@ -125,7 +125,7 @@ class Workshop:
             OutOfTime: It took longer.
         """
         with deadline(seconds):
-            return self.kinds[kind].run(settings, self.progress, self.shelf)
+            return self.kinds[kind].run(settings, self.progress, self.shelf).folder.path
 
     def n_layers(self, kind: str) -> int:
         """Return how many layers the model of a kind's base settings has; loads it."""
@@ -250,22 +250,16 @@ def _strings(value: Any) -> Iterator[str]:
 def _corrupt() -> Kind:
     from saesteer.corruption import CorruptConfig, corrupt
 
-    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
-        found = corrupt(config, progress, shelf)
-        return found.folder.path
-
-    return Kind("corrupt", CorruptConfig, run, "layers skipped, repeated or permuted; task losses")
+    about = "layers skipped, repeated or permuted; task losses"
+    return Kind("corrupt", CorruptConfig, corrupt, about)
 
 
 def _run() -> Kind:
     from saesteer.config import RunConfig
     from saesteer.recorded import run_recorded
 
-    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
-        found = run_recorded(config, progress, shelf)
-        return found.folder.path
-
-    return Kind("run", RunConfig, run, "one steering vector and its effect on held-out pairs")
+    about = "one steering vector and its effect on held-out pairs"
+    return Kind("run", RunConfig, run_recorded, about)
 
 
 def _compare() -> Kind:
@@ -274,10 +268,9 @@ def _compare() -> Kind:
     from saesteer.compare.run import measure_personas
     from saesteer.recorded import compare_recorded
 
-    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
+    def run(config: CompareConfig, progress: Progress, shelf: Shelf) -> Any:
         plan = plan_compare(config)
-        found = compare_recorded(plan, progress, lambda: measure_personas(plan, progress, shelf))
-        return found.folder.path
+        return compare_recorded(plan, progress, lambda: measure_personas(plan, progress, shelf))
 
     return Kind("compare", CompareConfig, run, "steering methods compared at equal cost")
 
@@ -286,19 +279,12 @@ def _probe() -> Kind:
     from saesteer.probes.settings import ProbeConfig
     from saesteer.recorded import probes_recorded
 
-    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
-        found = probes_recorded(config, progress, shelf)
-        return found.folder.path
-
-    return Kind("probe", ProbeConfig, run, "a linear probe on every layer")
+    return Kind("probe", ProbeConfig, probes_recorded, "a linear probe on every layer")
 
 
 def _patch() -> Kind:
     from saesteer.patching.experiment.run import run_patching
     from saesteer.patching.experiment.settings import PatchConfig
 
-    def run(config: Any, progress: Progress, shelf: Shelf) -> Path:
-        found = run_patching(config, progress, shelf)
-        return found.folder.path
-
-    return Kind("patch", PatchConfig, run, "activation and attribution patching: where it lives")
+    about = "activation and attribution patching: where it lives"
+    return Kind("patch", PatchConfig, run_patching, about)

@@ -89,6 +89,8 @@ def run_agent(
         kind="agent",
         name=config.name,
         config=config.model_dump(mode="json"),
+        # Its experiments carry the same group.
+        group=folder.path.name,
         wandb=config.tracking,
         progress=progress,
     ) as record:

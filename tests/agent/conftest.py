@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from saesteer.agent import experiments
 from saesteer.agent.settings import AgentConfig
 from saesteer.config import Settings
 from saesteer.errors import DataError
+from saesteer.tracking import RunFolder
 
 
 class PlantSettings(Settings):
@@ -36,7 +38,7 @@ def runs() -> list[PlantSettings]:
 def plant(monkeypatch, runs) -> Callable[..., Any]:
     """Stand-in for the kind "corrupt": layer 7 costs most."""
 
-    def run(config: PlantSettings, *_: Any) -> Path:
+    def run(config: PlantSettings, *_: Any) -> Any:
         runs.append(config)
         if 13 in config.layers:
             raise DataError("layer 13 brings bad luck; leave it out.")
@@ -48,7 +50,7 @@ def plant(monkeypatch, runs) -> Callable[..., Any]:
         folder.mkdir(parents=True, exist_ok=True)
         metrics = {"rows": rows, "effort": config.effort}
         (folder / "metrics.json").write_text(json.dumps(metrics))
-        return folder
+        return SimpleNamespace(folder=RunFolder(folder))
 
     def named(name: str) -> experiments.Kind:
         return experiments.Kind(name, PlantSettings, run, "how far from the planted layer")
