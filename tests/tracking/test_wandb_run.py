@@ -292,8 +292,11 @@ def test_wandb_sync_uploads_an_offline_run_later(folder, monkeypatch):
     with wandb_server("ok") as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
-        command = [sys.executable, "-m", "wandb", "sync", place]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        command = [sys.executable, "-m", "wandb", "sync", str(Path(place).resolve())]
+        # It writes a log to where it is called.
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, cwd=folder.path
+        )
         bodies = b"".join(body for _, body in server.asked)
     assert done.returncode == 0, done.stderr
     assert b"effect" in bodies and b"margin/strength" in bodies and b"kindly" in bodies
