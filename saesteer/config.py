@@ -223,11 +223,15 @@ class RunConfig(Settings):
         """Return a short hash of the settings, and of what else the results depend on."""
         left_out: Any = {"folder": True, "tracking": True, "model": {"threads"}}
         record = self.model_dump(mode="json", exclude=left_out)
-        text = json.dumps([record, inputs], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return short_hash([record, inputs])
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def short_hash(record: object) -> str:
+    """Return ten hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def load_config(
@@ -245,6 +249,22 @@ def load_config(
         ConfigError: The file is missing or not YAML, a field is unknown (the nearest known one is
             named), or a value does not fit.
     """
+    data = read_yaml(path, empty="settings; write 'name: value' lines")
+    for override in overrides:
+        apply_override(data, override)
+    return parse_config(data, kind=kind, place=str(Path(path)))
+
+
+def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
+    """Read a YAML file of named fields.
+
+    Args:
+        path: The file.
+        empty: What it lacks where it holds something else, and what to write.
+
+    Raises:
+        ConfigError: It is missing, not YAML, or holds something else.
+    """
     import yaml
 
     file = Path(path)
@@ -255,10 +275,8 @@ def load_config(
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not YAML ({_one_line(error)}); correct it.") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{file} holds no settings; write 'name: value' lines.")
-    for override in overrides:
-        apply_override(data, override)
-    return parse_config(data, kind=kind, place=str(file))
+        raise ConfigError(f"{file} holds no {empty}.")
+    return data
 
 
 def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Model:

@@ -265,7 +265,7 @@ def recorded_look(
         progress: Where to say that it is not recorded.
         about: The folder of a run that it looks at; the record then goes into its `looks`.
     """
-    from saesteer.probes.settings import short_hash
+    from saesteer.config import short_hash
 
     record = {"kind": kind, **settings}
     about = about.parent if about is not None and about.is_file() else about

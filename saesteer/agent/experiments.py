@@ -15,9 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from saesteer.agent.settings import AgentConfig
-from saesteer.config import load_config, parse_config
+from saesteer.config import load_config, parse_config, short_hash
 from saesteer.errors import ConfigError, SaesteerError
-from saesteer.probes.settings import short_hash
 from saesteer.progress import Progress
 from saesteer.shelf import Shelf
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from saesteer.config import Settings, TrackingSettings
+from saesteer.config import Settings, TrackingSettings, short_hash
 from saesteer.evaluation.llm_client import Endpoint
 
 DEFAULT = Path(__file__).parent / "default.yaml"
@@ -221,5 +219,4 @@ class AgentConfig(Settings):
         planner = {*reached, "price_in", "price_out"}
         left_out: Any = {"folder": True, "budget": True, "tracking": True, "planner": planner}
         record = self.model_dump(mode="json", exclude=left_out)
-        text = json.dumps(record, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return short_hash(record)

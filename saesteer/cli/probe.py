@@ -299,7 +299,7 @@ def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str)
 
 
 def _save(run: Path, record: dict[str, Any]) -> Path:
-    from saesteer.probes.settings import short_hash
+    from saesteer.config import short_hash
     from saesteer.tracking import RunFolder
 
     return RunFolder(run).write_json(f"interventions/{short_hash(record)}.json", record)

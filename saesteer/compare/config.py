@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import PurePath
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.config import ModelSettings, ReadingSettings, Settings, TrackingSettings
+from saesteer.config import ModelSettings, ReadingSettings, Settings, TrackingSettings, short_hash
 
 
 class PersonaSettings(Settings):
@@ -294,8 +292,7 @@ class CompareConfig(Settings):
         record["repeated"] = {m.name: self.seeds_of(m.name) for m in self.methods}
         record["writing"]["methods"] = self.writing.methods or list(self.pair)
         record["side_effects"]["methods"] = self.side_effects.methods or list(self.pair)
-        text = json.dumps([record, persona.model_dump(mode="json"), inputs], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return short_hash([record, persona.model_dump(mode="json"), inputs])
 
 
 def _no_twins(names: list[str], field: str, way_out: str) -> None:

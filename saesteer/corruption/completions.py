@@ -10,6 +10,7 @@ import torch
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.program import LinearSpan, Program
 from saesteer.errors import DataError
+from saesteer.models.generation import greedy_settings
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -68,7 +69,8 @@ def complete_prompts(
     with (progress or Progress()).task("completions", len(programs), "programs") as task:
         for program in programs:
             with corrupted(model, program, maps=maps, means=means), torch.inference_mode():
-                config = _greedy(plain, padding_id(model), max_new_tokens)
+                ends = plain.generation_config.eos_token_id
+                config = greedy_settings(max_new_tokens, ends=ends, pad=padding_id(model))
                 said = plain.generate(**batch.inputs, generation_config=config)[:, width:].tolist()
             for prompt, ids in zip(prompts, said, strict=True):
                 found.append(Completion(prompt, str(program), _text(tokenizer, ids, config)))
@@ -96,25 +98,6 @@ def prompt_rows(
         )
     assert model.tokenizer is not None
     return encode_texts(model.tokenizer, prompts, max_length=context, what="prompt")
-
-
-def _greedy(plain: Any, pad: int, max_new_tokens: int) -> Any:
-    from transformers import GenerationConfig
-
-    # What the model's own configuration could slip in is set, such as a repetition penalty.
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        eos_token_id=plain.generation_config.eos_token_id,
-    )
 
 
 def _text(tokenizer: Any, ids: list[int], config: Any) -> str:

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
 
-from saesteer.config import ModelSettings, Settings, TrackingSettings
+from saesteer.config import ModelSettings, Settings, TrackingSettings, short_hash
 from saesteer.corruption.families import FamilyKind
 from saesteer.corruption.program import check_program
 from saesteer.errors import ConfigError
-from saesteer.probes.settings import short_hash
 
 
 def _readable(program: str | list[int]) -> str | list[int]:

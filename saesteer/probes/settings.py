@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from saesteer.config import ModelSettings, Settings, TrackingSettings
+from saesteer.config import ModelSettings, Settings, TrackingSettings, short_hash
 
 ReadPosition = Literal["mean", "last", "span", "end"]
 
@@ -152,8 +150,3 @@ class ProbeConfig(Settings):
         """Return a short hash of what the activations alone depend on."""
         model = self.model.model_dump(mode="json", exclude={"threads"})
         return short_hash([model, self.reading.model_dump(mode="json"), inputs])
-
-
-def short_hash(record: object) -> str:
-    """Return ten hexadecimal digits that stand for a JSON value."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:10]

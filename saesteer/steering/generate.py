@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from saesteer.errors import SteeringError
+from saesteer.models.generation import greedy_settings
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import resolve_target
 from saesteer.models.tokens import (
@@ -287,24 +288,12 @@ def _runner(model: TransformerBridge, vectors: Sequence[SteeringVector]) -> PreT
 def _config(
     runner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> GenerationConfig:
-    from transformers import GenerationConfig
-
     ends = sorted(_end_ids(runner, tokenizer))
-    pad = tokenizer.pad_token_id
-    # Everything that the model's own configuration could slip in is set: a repetition penalty,
-    # for one, would be measured as an effect of steering.
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=pad if pad is not None else (ends[0] if ends else 0),
+    pad: Any = tokenizer.pad_token_id
+    return greedy_settings(
+        max_new_tokens,
+        ends=ends or None,
+        pad=pad if pad is not None else (ends[0] if ends else 0),
     )
 
 

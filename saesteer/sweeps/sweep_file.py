@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from saesteer.config import read_yaml
 from saesteer.errors import ConfigError
 from saesteer.sweeps.overrides import parse_word
 from saesteer.sweeps.parameters import Parameter, read_parameter
@@ -100,18 +101,8 @@ def read_sweep_file(path: str | Path) -> SweepFile:
     Raises:
         ConfigError: It is missing, not YAML, or a field is unknown, missing or does not fit.
     """
-    import yaml
-
     file = Path(path)
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{file} is not YAML ({said}); correct it.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file} holds no sweep; write method, parameters and command.")
+    data = read_yaml(file, empty="sweep; write method, parameters and command")
     fields = _checked(data, file)
     kind, base, words = _command(fields, file)
     parameters = read_parameters(fields.parameters, str(file))

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.config import ModelSettings, Settings, TrackingSettings
-from saesteer.probes.settings import short_hash
+from saesteer.config import ModelSettings, Settings, TrackingSettings, short_hash
 
 Component = Literal[
     "resid_pre",
