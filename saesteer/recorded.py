@@ -33,7 +33,12 @@ STEPS_BETWEEN_POINTS = 10
 
 
 def run_recorded(
-    config: RunConfig, progress: Progress | None = None, shelf: Shelf | None = None
+    config: RunConfig,
+    progress: Progress | None = None,
+    shelf: Shelf | None = None,
+    *,
+    watch: Watch | None = None,
+    **record: Any,
 ) -> RunResult:
     """Do what `saesteer.pipeline.run` does, with the run recorded.
 
@@ -41,6 +46,8 @@ def run_recorded(
         config: The settings.
         progress: Where to show progress.
         shelf: As in `saesteer.pipeline.run`.
+        watch: As in `saesteer.pipeline.run`.
+        record: What else the record says; see `recorded_run`.
 
     Raises:
         SaesteerError: As in `saesteer.pipeline.run`.
@@ -56,8 +63,9 @@ def run_recorded(
         wandb=config.tracking,
         root=Path(config.folder),
         progress=progress,
+        **record,
     ) as recorded:
-        result = run(config, progress, shelf=shelf)
+        result = run(config, progress, shelf=shelf, watch=watch)
         tell_run(recorded, config, result)
     return result
 

@@ -135,7 +135,7 @@ class TrialKind:
             SaesteerError: The trial cannot be run.
         """
         config: Any = self.config(values)
-        record = {"group": group, "parent": parent, "tags": ("sweep",), "progress": progress}
+        record = {"group": group, "parent": parent, "tags": ("sweep",)}
         measure = _compared if self.name == "compare" else _ran
         return measure(config, self.metric, shelf, progress, watch, record)
 
@@ -168,22 +168,14 @@ def _ran(
     watch: Watch | None,
     record: dict[str, Any],
 ) -> Measured:
-    from saesteer.pipeline import run
-    from saesteer.plan import plan_run
-    from saesteer.recorded import tell_run
-    from saesteer.tracking import RunFolder
-    from saesteer.tracking.recording import recorded_run
+    from saesteer.recorded import run_recorded
 
     def seen(result: Mapping[str, Any]) -> None:
         if watch is not None:
             found = run_numbers({"vector": result}, config.evaluation.budget, metric)
             watch(found.get(metric or "effect"))
 
-    with recorded_run(
-        RunFolder(plan_run(config).folder), kind="run", **_facts(config), **record
-    ) as recorded:
-        result = run(config, progress, shelf=shelf, watch=seen)
-        tell_run(recorded, config, result)
+    result = run_recorded(config, progress, shelf, watch=seen, **record)
     numbers = run_numbers(result.metrics, config.evaluation.budget, metric)
     return Measured(result.folder.path, numbers)
 
@@ -204,7 +196,7 @@ def _compared(
 
     plan = plan_compare(config)
     with recorded_run(
-        RunFolder(plan.folder), kind="compare", **_facts(config), **record
+        RunFolder(plan.folder), kind="compare", **_facts(config), progress=progress, **record
     ) as recorded:
         bench = measure_personas(plan, progress, shelf)
         result = summarise_personas(plan, progress, bench)
@@ -213,7 +205,7 @@ def _compared(
     return Measured(result.folder.path, numbers)
 
 
-def _facts(config: RunConfig | CompareConfig) -> dict[str, Any]:
+def _facts(config: CompareConfig) -> dict[str, Any]:
     """Return what the record says of a trial's settings."""
     return {
         "name": config.name,
