@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saesteer.compare.plan import ComparePlan
     from saesteer.compare.run import CompareResult
     from saesteer.config import RunConfig
+    from saesteer.pipeline import Watch
     from saesteer.probes.settings import ProbeConfig
     from saesteer.probes.training import ProbeRun
     from saesteer.run_files import RunResult
