@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saesteer.models.compat import cache_argument, cached_length, find_cache, named_arguments
 from saesteer.models.sites import Site
 
 
@@ -39,23 +40,24 @@ class CleanReadings:
         """Run the clean pass (a forward pre-hook on the whole model)."""
         from transformers import DynamicCache
 
-        inputs = dict(kwargs)
-        cache = kwargs.get("past_key_values")
+        inputs = dict(named_arguments(model, args, kwargs))
+        cache = find_cache(inputs)
         if cache is not None:
-            past = int(cache.get_seq_length())
-            if past == 0 or self._cache is None or self._cache.get_seq_length() != past:
+            past = cached_length(cache)
+            if past == 0 or self._cache is None or cached_length(self._cache) != past:
                 # What was put into a cache before the interventions began counts as clean.
                 self._cache = copy.deepcopy(cache)
-            inputs["past_key_values"] = self._cache
-        elif kwargs.get("use_cache") is not False:
+            inputs.update({name: self._cache for name, value in inputs.items() if value is cache})
+        elif inputs.get("use_cache") is not False:
             # The model is about to make a cache, which later passes will bring.
             config: Any = model.config
-            self._cache = inputs["past_key_values"] = DynamicCache(config=config)
+            self._cache = DynamicCache(config=config)
+            inputs.update(cache_argument(model, self._cache) or {})
         self._alphas.clear()
         self.running = True
         try:
             with torch.no_grad(), suppress(_Stop):
-                model.forward(*args, **inputs)
+                model.forward(**inputs)
         finally:
             self.running = False
 

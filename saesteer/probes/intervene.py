@@ -134,9 +134,10 @@ class _Rig:
             state.masks[name] = SteeringMask(name, prompt_length=self._prompt_length)
         self._passes[id(model)] = state
 
+        for mask in (state.steps, *state.masks.values()):
+            stack.enter_context(mask.watching(model))
+
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for mask in (state.steps, *state.masks.values()):
-                mask.observe(module, args, kwargs)
             ids = kwargs.get("input_ids", args[0] if args else None)
             state.special = None if ids is None else torch.isin(ids, self._special.to(ids.device))
             if clean is not None:

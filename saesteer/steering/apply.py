@@ -104,9 +104,7 @@ def steer(
                     masks[key] = SteeringMask(
                         written, prompt_length=prompt_length, special_mask=special_mask
                     )
-                    observe = masks[key].observe
-                    handle = target.model.register_forward_pre_hook(observe, with_kwargs=True)
-                    stack.callback(handle.remove)
+                    stack.enter_context(masks[key].watching(target.model))
                 stack.callback(target.hook(writer.writing(masks[key])).remove)
         yield Steering(tuple(masks.values()))
     for writer in writers:
