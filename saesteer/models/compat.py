@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 # --- transformers: the cache of keys, values and states ------------------------------------------
@@ -120,7 +119,10 @@ class _WatchedGenerate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.running:
             return self.generate(*args, **kwargs)
-        given = {**dict(zip(inspect.signature(self.generate).parameters, args, strict=False)), **kwargs}
+        given = {
+            **dict(zip(inspect.signature(self.generate).parameters, args, strict=False)),
+            **kwargs,
+        }
         ids = given.get("inputs")
         ids = given.get("input_ids") if ids is None else ids
         whole = given.get("inputs_embeds")
@@ -136,7 +138,9 @@ class _WatchedGenerate:
                 watcher.begin(max(widths, default=1))
             output = self.generate(*args, **kwargs)
             sequences = getattr(output, "sequences", output)
-            new_tokens = sequences.shape[-1] - (1 if not widths else 0 if ids is None else ids.shape[1])
+            new_tokens = sequences.shape[-1] - (
+                1 if not widths else 0 if ids is None else ids.shape[1]
+            )
             return output
         finally:
             self.running = False
@@ -158,3 +162,32 @@ def watching_generate(model: nn.Module, watcher: GenerateWatcher) -> Iterator[No
         if not watched.watchers:
             del vars(model)["generate"]
             vars(model).update(watched.own)
+
+
+# --- transformer_lens: the cache's old names ------------------------------------------------------
+# Its parts that compute attention or a recurrence themselves look for `past_key_values` or
+# `cache_params` (3.9 and 4.3); under transformers 5.24 they would find none, and attend to the
+# pass's own tokens alone. Goes: when transformer_lens reads `cache`.
+
+
+def keep_cache_names(bridge: Any) -> None:
+    """Hand the bridge's parts their cache under the names that they know."""
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+    from transformer_lens.model_bridge.generalized_components.ssm_protocol import SSMStateHookMixin
+
+    for part in list(bridge.original_model.modules()):
+        if isinstance(part, (AttentionBridge, SSMStateHookMixin)):
+            old = "past_key_values" if isinstance(part, AttentionBridge) else "cache_params"
+            part.register_forward_pre_hook(_renaming("cache", old), with_kwargs=True)
+            inner: Any = part.original_component
+            if "cache" in inspect.signature(inner.forward).parameters:
+                inner.register_forward_pre_hook(_renaming(old, "cache"), with_kwargs=True)
+
+
+def _renaming(old: str, new: str) -> Any:
+    def rename(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if old not in kwargs:
+            return None
+        return args, {new if name == old else name: value for name, value in kwargs.items()}
+
+    return rename

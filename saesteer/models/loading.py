@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saesteer.errors import ModelError, NetworkError
+from saesteer.models.compat import keep_cache_names
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import ModelSource, resolve_model
@@ -142,6 +143,7 @@ def wrap_model(
     # one that has none, and take the vocabulary's size from it where the model's is larger.
     bridge._tokenizer = tokenizer
     bridge.eval()
+    keep_cache_names(bridge)
     info = ModelInfo(source or ModelSource(name, "folder", name), plain, fingerprint)
     bridge.saesteer = info  # type: ignore[assignment]
     return bridge
