@@ -83,6 +83,7 @@ class SteeringMask:
         # How many tokens went into caches that do not say so themselves.
         self._held: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._generating: int | None = None
+        self._due = self._reached = False
         self.new_prompt()
 
     def new_prompt(self) -> None:
@@ -101,7 +102,7 @@ class SteeringMask:
             stack.enter_context(watching_generate(model, self))
             yield
 
-    def begin(self, prompt_length: int) -> None:
+    def begin(self, prompt_length: int, num_beams: int) -> None:
         """Note that `generate` begins with a prompt of so many columns."""
         self.new_prompt()
         self._generating = prompt_length
@@ -109,6 +110,23 @@ class SteeringMask:
     def end(self, new_tokens: int) -> None:
         """Note that `generate` has ended."""
         self._generating = None
+        # The last token generated is not read, and of a mask a short text may not come to the end.
+        short = self._explicit is not None and bool(self._explicit[:, self._end :].any())
+        self._due = self._due or (new_tokens > 1 and not short)
+
+    def check_reached(self, what: str) -> None:
+        """Check, when all is over, that some token was chosen wherever one had to be.
+
+        Raises:
+            HookError: None was.
+        """
+        if self._due and not self._reached:
+            chosen = "a mask" if self._explicit is not None else repr(self._positions)
+            raise HookError(
+                f"{what} reached no token: positions {chosen} chose none of the tokens that ran; "
+                "'generated' needs tokens behind the prompt (call generate, or give "
+                "prompt_length), a mask a True at a real token."
+            )
 
     def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Work out the mask of the forward pass about to run (a forward pre-hook).
@@ -129,7 +147,7 @@ class SteeringMask:
         cache = find_cache(inputs)
         past = self._past(cache, inputs, width)
         real = _real_columns(inputs.get("attention_mask"), past, width)
-        self._batch, self._past_and_width = batch, (past, width)
+        self._batch, self.past, self._end = batch, past, past + width
         self._moved.clear()
         if self._explicit is not None:
             self._mask = self._explicit_part(batch, past, width, real)
@@ -142,10 +160,11 @@ class SteeringMask:
     def conclude(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Note how much is in a cache that does not say so itself (a forward hook)."""
+        """Note that a pass is over, and how much is in a cache that does not say (a forward hook)."""
+        self._due = self._due or self._generating is None
         for cache in (find_cache(named_arguments(model, args, kwargs)), find_cache(output)):
             if cache is not None and cached_length(cache) is None:
-                self._held[cache] = sum(self._past_and_width)
+                self._held[cache] = self._end
 
     def mask(self, batch: int, device: torch.device) -> Bool[Tensor, "batch pos 1"] | None:
         """Return the running pass's mask on a device; None when every position is written to.
@@ -158,6 +177,8 @@ class SteeringMask:
                 "the site ran outside a forward pass of the whole model, so steering cannot tell "
                 "its positions; call the model, not one of its blocks."
             )
+        # Asked until it is so: on a GPU the answer costs a wait.
+        self._reached = self._reached or self._mask is None or bool(self._mask.any())
         if self._mask is None:
             return None
         if device not in self._moved:
