@@ -160,7 +160,7 @@ class SteeringMask:
     def conclude(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Note that a pass is over, and how much is in a cache that does not say (a forward hook)."""
+        """Note that a pass is over, and what is in a cache that does not say (a forward hook)."""
         self._due = self._due or self._generating is None
         for cache in (find_cache(named_arguments(model, args, kwargs)), find_cache(output)):
             if cache is not None and cached_length(cache) is None:
