@@ -7,7 +7,6 @@ must give what the plain model gives.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from saesteer.errors import SiteError
+from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.loading import model_info
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _OUTSIDE = "use hook_resid_pre or hook_resid_post, which need no bridge"
 # Two rows, the second of them padded on the left.
 _LENGTH, _PADDED = 12, 3
+_ALL = slice(None, None)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _name(model: TransformerBridge) -> str:
 
 def _checked(model: TransformerBridge) -> _Check:
     if model not in _CHECKED:
-        with torch.no_grad(), _unhooked(model_info(model).plain), _unhooked(model.original_model):
+        info = model_info(model)
+        with torch.no_grad(), _unhooked((info.plain, model.original_model), info.own_hooks):
             _CHECKED[model] = _Comparison(model).check()
     return _CHECKED[model]
 
@@ -149,6 +151,10 @@ class _Comparison:
                 bent = self._bent(inputs, got, middles)
             place = self._first_off((inputs[0], *wanted, logits), (own[0], *got, theirs))
             if place is None:
+                steps = [self._step(root, inputs) for root in (self._plain, self._bridge)]
+                place = self._first_off(*steps, columns=slice(-1, None))
+                place = place and f"with a cache, {place}"
+            if place is None:
                 return _Check(None, None, fired, bent)
             free = self._pass(self._bridge)[2]
             spread = logits[self._compared].std()
@@ -159,10 +165,28 @@ class _Comparison:
             why = f"cannot run it ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
             return _Check(why, float("inf"), {}, frozenset())
 
+    def _step(self, root: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the last token alone gives after a cache of those before it."""
+        cached: list[Any] = []
+        self._pass(root, inputs, slice(None, -1), cached)
+        own, got, logits = self._pass(root, inputs, slice(-1, None), cached)
+        return [own[0], *got, logits]
+
     def _pass(
-        self, root: Any, given: Sequence[Tensor] | None = None
+        self,
+        root: Any,
+        given: Sequence[Tensor] | None = None,
+        columns: slice = _ALL,
+        cached: list[Any] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Return every block's input and output and the logits; blocks start at what is given."""
+        """Return every block's input and output and the logits.
+
+        Args:
+            root: The plain model or the bridge's.
+            given: What every block starts from instead of what the one below it gives.
+            columns: The tokens to run.
+            cached: Holds the cache of the tokens before; left with the cache of these as well.
+        """
         inputs: list[Any] = [None] * len(self._blocks)
         outputs: list[Any] = [None] * len(self._blocks)
 
@@ -170,9 +194,10 @@ class _Comparison:
             inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
             if given is None:
                 return None
-            if args:
-                return (given[layer], *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": given[layer]}
+            start = given[layer][:, columns]
+            return (
+                ((start, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": start})
+            )
 
         def leave(layer: int, output: Any) -> None:
             outputs[layer] = (output[0] if isinstance(output, tuple) else output).clone()
@@ -189,14 +214,25 @@ class _Comparison:
                     lambda _block, _args, output, layer=layer: leave(layer, output)
                 )
                 stack.callback(post.remove)
-            logits = root(input_ids=self._ids, attention_mask=self._mask, use_cache=False).logits
-        return inputs, outputs, logits.float()
+            before = cache_argument(root, cached.pop()) if cached else None
+            output = root(
+                input_ids=self._ids[:, columns],
+                attention_mask=self._mask[:, : columns.stop],
+                use_cache=cached is not None,
+                **(before or {}),
+            )
+        if cached is not None:
+            cached.append(find_cache(output))
+        return inputs, outputs, output.logits.float()
 
-    def _first_off(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
+    def _first_off(
+        self, wanted: Sequence[Tensor], got: Sequence[Tensor], columns: slice = _ALL
+    ) -> str | None:
         """Return where the bridge first gives something else, and by how much of its size."""
         names = ["the embedding", *(f"block {n}" for n in range(len(self._blocks))), "the head"]
+        compared = self._compared[:, columns]
         for name, right, ours in zip(names, wanted, got, strict=True):
-            right, ours = right.float()[self._compared], ours.float()[self._compared]
+            right, ours = right.float()[compared], ours.float()[compared]
             off = (ours - right).square().mean().sqrt() / right.square().mean().sqrt()
             if not off <= self._tolerance:
                 return f"{name} gives another result, off by {off:.2g} of its size"
@@ -282,13 +318,21 @@ def _copied(output: Any) -> Any:
 
 
 @contextmanager
-def _unhooked(root: nn.Module) -> Iterator[None]:
-    """Take all hooks off a model for a while: what is measured is the model, not its steering."""
-    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in root.modules()]
-    for module, *_ in kept:
-        module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+def _unhooked(roots: Sequence[nn.Module], first: int) -> Iterator[None]:
+    """Take hooks from a number on off for a while: what is measured is the model unsteered."""
+    kept = [
+        (hooks, dict(hooks))
+        for root in roots
+        for module in root.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        if any(number >= first for number in hooks)
+    ]
+    for hooks, all_of_them in kept:
+        for number in [number for number in all_of_them if number >= first]:
+            del hooks[number]
     try:
         yield
     finally:
-        for module, after, before in kept:
-            module._forward_hooks, module._forward_pre_hooks = after, before
+        for hooks, all_of_them in kept:
+            hooks.clear()
+            hooks.update(all_of_them)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from saesteer.errors import ModelError, NetworkError
+from saesteer.models.compat import keep_cache_names
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import ModelSource, resolve_model
@@ -31,11 +33,13 @@ class ModelInfo:
         plain: The Hugging Face model, sharing the bridge's weights but none of its wrappers; a
             forward pass or `generate` on it runs at Hugging Face's own speed.
         fingerprint: SHA-256 over the configuration and a sample of every weight.
+        own_hooks: The number below which torch's hooks are the bridge's own.
     """
 
     source: ModelSource
     plain: PreTrainedModel
     fingerprint: str
+    own_hooks: int = 0
 
 
 def load_model(
@@ -142,7 +146,9 @@ def wrap_model(
     # one that has none, and take the vocabulary's size from it where the model's is larger.
     bridge._tokenizer = tokenizer
     bridge.eval()
-    info = ModelInfo(source or ModelSource(name, "folder", name), plain, fingerprint)
+    keep_cache_names(bridge)
+    where = source or ModelSource(name, "folder", name)
+    info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]
     return bridge
 

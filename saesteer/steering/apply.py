@@ -80,7 +80,8 @@ def steer(
             the forward pass that shows it.
         MismatchError: A vector is not of this model's width, or (strict) not of this model.
         SiteError: The model has no such site.
-        HookError: The block ended and no forward pass reached the site.
+        HookError: The block ended and no forward pass reached the site, or none held a token to
+            write to; or it cannot be told which columns of the whole text a pass holds.
     """
     chosen = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
     if not chosen:
@@ -104,9 +105,7 @@ def steer(
                     masks[key] = SteeringMask(
                         written, prompt_length=prompt_length, special_mask=special_mask
                     )
-                    observe = masks[key].observe
-                    handle = target.model.register_forward_pre_hook(observe, with_kwargs=True)
-                    stack.callback(handle.remove)
+                    stack.enter_context(masks[key].watching(target.model))
                 stack.callback(target.hook(writer.writing(masks[key])).remove)
         yield Steering(tuple(masks.values()))
     for writer in writers:
@@ -115,6 +114,8 @@ def steer(
                 f"steering at {writer.site} never took place: no forward pass of this model "
                 "reached it; run or generate with this model inside the with block."
             )
+        for mask in writer.masks if writer.active else ():
+            mask.check_reached(f"steering at {writer.site}")
 
 
 class _Writer:
@@ -133,15 +134,18 @@ class _Writer:
         self._lengths = lengths
         self._rows = rows
         self._active = [any(row) for row in zip(*lengths, strict=True)]
+        self.active = any(self._active)
+        self.masks: list[SteeringMask] = []
         self._learnt = any(d.requires_grad for d in directions)
         self._prepared: dict[tuple[int, torch.dtype, torch.device], _Addition] = {}
 
     def writing(self, mask: SteeringMask):
         """Return the function to hook at the site, reading its positions from `mask`."""
+        self.masks.append(mask)
 
         def write(hidden: Tensor) -> Tensor | None:
             self.fired = True
-            if not any(self._active):
+            if not self.active:
                 self._check_shape(hidden)
                 self._row_of(hidden.shape[0])
                 return None

@@ -1,21 +1,24 @@
 """Which positions of a forward pass a vector is written to, with a KV cache and without.
 
 The mask is worked out in a forward pre-hook on the whole model, which alone sees the attention
-mask, the cache and the width of the pass; the hook at the site sees none of these. Padding is read
+mask, the cache and the width of the pass; the hook at the site sees none of these. The prompt's
+width is taken from `generate` where that runs. Padding is read
 from the attention mask, never from token ids, because several tokenizers pad with BOS or EOS.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from saesteer.errors import HookError, SteeringError
+from saesteer.models.compat import cached_length, find_cache, named_arguments, watching_generate
 
 DEFAULT_POSITIONS = "from_last_prompt_token"
 SAVED_POSITIONS = (DEFAULT_POSITIONS, "all", "generated")
@@ -35,13 +38,14 @@ def check_saved_positions(name: object) -> None:
 
 
 class SteeringMask:
-    """The positions to write to, kept up to date by `observe`, a pre-hook on the model.
+    """The positions to write to, kept up to date while `watching` a model.
 
-    What counts as the prompt: the first forward pass, and every later one that starts with an
-    empty KV cache. What a pass adds to a cache is generated. Without a cache, a pass that repeats
-    the last one with one more token goes on generating; two separate texts of which one is the
-    other plus one token look the same, so give `prompt_length`, a mask, or call `new_prompt`
-    between them. A prompt fed in chunks needs `prompt_length`.
+    What counts as the prompt: what `generate` is given; otherwise the first forward pass, and every
+    later one that starts with an empty KV cache. What a pass adds to a cache is generated. Without
+    a cache, a pass outside `generate` that repeats the last one with one more token goes on
+    generating; two separate texts of which one is the other plus one token look the same, so give
+    `prompt_length`, a mask, or call `new_prompt` between them. A prompt fed in chunks by hand needs
+    `prompt_length`.
 
     Args:
         positions: "from_last_prompt_token" (the last prompt token and all generated ones), "all"
@@ -73,10 +77,13 @@ class SteeringMask:
         self._positions = positions
         self._given_length = prompt_length
         self._special = None if special_mask is None else _check_mask(special_mask, "special_mask")
-        self._parameters: tuple[str, ...] | None = None
         self._batch: int | None = None
         self._mask: Tensor | None = None
         self._moved: dict[torch.device, Tensor] = {}
+        # How many tokens went into caches that do not say so themselves.
+        self._held: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._generating: int | None = None
+        self._due = self._reached = False
         self.new_prompt()
 
     def new_prompt(self) -> None:
@@ -84,13 +91,51 @@ class SteeringMask:
         self._start: int | Tensor | None = None
         self._seen: Tensor | None = None
 
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Follow a model's forward passes and its `generate`."""
+        with ExitStack() as stack:
+            before = model.register_forward_pre_hook(self.observe, with_kwargs=True)
+            stack.callback(before.remove)
+            after = model.register_forward_hook(self.conclude, with_kwargs=True)
+            stack.callback(after.remove)
+            stack.enter_context(watching_generate(model, self))
+            yield
+
+    def begin(self, prompt_length: int, num_beams: int) -> None:
+        """Note that `generate` begins with a prompt of so many columns."""
+        self.new_prompt()
+        self._generating = prompt_length
+
+    def end(self, new_tokens: int) -> None:
+        """Note that `generate` has ended."""
+        self._generating = None
+        # The last token generated is not read, and of a mask a short text may not come to the end.
+        short = self._explicit is not None and bool(self._explicit[:, self._end :].any())
+        self._due = self._due or (new_tokens > 1 and not short)
+
+    def check_reached(self, what: str) -> None:
+        """Check, when all is over, that some token was chosen wherever one had to be.
+
+        Raises:
+            HookError: None was.
+        """
+        if self._due and not self._reached:
+            chosen = "a mask" if self._explicit is not None else repr(self._positions)
+            raise HookError(
+                f"{what} reached no token: positions {chosen} chose none of the tokens that ran; "
+                "'generated' needs tokens behind the prompt (call generate, or give "
+                "prompt_length), a mask a True at a real token."
+            )
+
     def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Work out the mask of the forward pass about to run (a forward pre-hook).
 
         Raises:
             SteeringError: An explicit mask does not fit the pass.
+            HookError: It cannot be told which columns of the whole text the pass holds.
         """
-        inputs = self._named(model, args, kwargs)
+        inputs = named_arguments(model, args, kwargs)
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
@@ -99,10 +144,10 @@ class SteeringMask:
                 "its positions; pass one of them."
             )
         batch, width = tokens.shape[:2]
-        cache = inputs.get("past_key_values")
-        past = _past_length(cache, inputs.get("attention_mask"), width)
+        cache = find_cache(inputs)
+        past = self._past(cache, inputs, width)
         real = _real_columns(inputs.get("attention_mask"), past, width)
-        self._batch = batch
+        self._batch, self.past, self._end = batch, past, past + width
         self._moved.clear()
         if self._explicit is not None:
             self._mask = self._explicit_part(batch, past, width, real)
@@ -111,6 +156,15 @@ class SteeringMask:
             self._start = self._first_column(past, width, real)
         self._seen = tokens if cache is None else None
         self._mask = self._part_from_start(batch, past, width, real, tokens.device)
+
+    def conclude(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Note that a pass is over, and how much is in a cache that does not say (a forward hook)."""
+        self._due = self._due or self._generating is None
+        for cache in (find_cache(named_arguments(model, args, kwargs)), find_cache(output)):
+            if cache is not None and cached_length(cache) is None:
+                self._held[cache] = self._end
 
     def mask(self, batch: int, device: torch.device) -> Bool[Tensor, "batch pos 1"] | None:
         """Return the running pass's mask on a device; None when every position is written to.
@@ -123,20 +177,37 @@ class SteeringMask:
                 "the site ran outside a forward pass of the whole model, so steering cannot tell "
                 "its positions; call the model, not one of its blocks."
             )
+        # Asked until it is so: on a GPU the answer costs a wait.
+        self._reached = self._reached or self._mask is None or bool(self._mask.any())
         if self._mask is None:
             return None
         if device not in self._moved:
             self._moved[device] = self._mask.to(device).unsqueeze(-1)
         return self._moved[device]
 
-    def _named(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        if not args:
-            return kwargs
-        if self._parameters is None:
-            self._parameters = tuple(inspect.signature(model.forward).parameters)
-        return {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+    def _past(self, cache: Any, inputs: Mapping[str, Any], width: int) -> int:
+        """Return how many columns of the text went before the pass."""
+        reach = _reach(inputs)
+        if cache is None:
+            narrow = self._generating is not None and width < self._generating
+            if reach > width or narrow:
+                raise HookError(
+                    f"a pass of {width} tokens goes on with a text and hands over no cache that "
+                    "says how much went before, so steering cannot tell its positions; generate "
+                    "with use_cache=False, or run the whole text in one pass."
+                )
+            return 0
+        length = cached_length(cache)
+        if length is not None:
+            return length
+        if reach > width:
+            return reach - width
+        if cache in self._held:
+            return self._held[cache]
+        raise HookError(
+            f"a cache of type {type(cache).__name__} does not say how long it is; pass a "
+            "[batch, pos] attention_mask with it, or start with an empty one, or run without."
+        )
 
     def _is_new(self, tokens: Tensor, cache: Any, past: int) -> bool:
         if self._start is None:
@@ -156,7 +227,7 @@ class SteeringMask:
         if self._positions == "all":
             return 0
         offset = 1 if self._positions == "generated" else 0
-        length = past + width if self._given_length is None else self._given_length
+        length = self._given_length or self._generating or past + width
         inside = length - past
         if real is None or not 0 < inside <= width:
             return length - 1 + offset
@@ -222,17 +293,17 @@ def _unfit(name: str, mask: Tensor, batch: int, width: int) -> SteeringError:
     )
 
 
-def _past_length(cache: Any, attention: Any, width: int) -> int:
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    if isinstance(attention, Tensor) and attention.ndim == 2:
-        return attention.shape[1] - width
-    raise HookError(
-        f"a cache of type {type(cache).__name__} does not say how long it is; pass a "
-        "[batch, pos] attention_mask with it, or run without a cache."
-    )
+def _reach(inputs: Mapping[str, Any]) -> int:
+    """Return how many columns of the text, this pass's among them, its arguments speak of."""
+    reach = 0
+    attention = inputs.get("attention_mask")
+    if isinstance(attention, Tensor):
+        reach = attention.shape[-1]
+    for name in ("cache_position", "position_ids"):
+        places = inputs.get(name)
+        if isinstance(places, Tensor) and places.numel():
+            reach = max(reach, int(places.max()) + 1)
+    return reach
 
 
 def _real_columns(attention: Any, past: int, width: int) -> Bool[Tensor, "batch pos"] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saesteer.errors import DataError
+from saesteer.models.compat import cache_argument, find_cache, repeated_cache
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import HookTarget, Site, resolve_target
 from saesteer.models.tokens import (
@@ -110,8 +110,8 @@ class TeacherForced:
         shared = _shared_prefix(rows)
         # Whatever mode the caller is in, gradients may pass by what is kept here.
         with torch.inference_mode(False), torch.no_grad():
-            self._prefix = torch.tensor([rows[0].ids[:shared]], device=device) if shared else None
-            self._cache = self._prefix_cache()
+            self._cache = self._prefix_cache(rows[0].ids[:shared], device)
+            shared = 0 if self._cache is None else shared
             self._blocks = [
                 _block(rows, index, shared, padding_id(model), device)
                 for index in length_sorted_batches(rows, max_tokens=max_tokens)
@@ -232,19 +232,18 @@ class TeacherForced:
             return model(
                 input_ids=block.ids, attention_mask=block.attention, use_cache=False
             ).logits
-        cache = copy.deepcopy(self._cache)
-        cache.batch_repeat_interleave(len(block.ids))
+        cache = cache_argument(model, repeated_cache(self._cache, len(block.ids)))
         return model(
-            input_ids=block.ids,
-            attention_mask=block.attention,
-            past_key_values=cache,
-            use_cache=True,
+            input_ids=block.ids, attention_mask=block.attention, **cache, use_cache=True
         ).logits
 
-    def _prefix_cache(self) -> Any:
-        if self._prefix is None:
+    def _prefix_cache(self, prefix: Sequence[int], device: torch.device) -> Any:
+        """Return the cache of what rows share; None where nothing is, or it cannot be repeated."""
+        if not prefix or cache_argument(self._model, None) is None:
             return None
-        return self._model(input_ids=self._prefix, use_cache=True).past_key_values
+        output = self._model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
+        cache = find_cache(output)
+        return None if cache is None or repeated_cache(cache, 2) is None else cache
 
 
 def _lower_blocks(model: TransformerBridge, target: HookTarget | None) -> list[Any]:

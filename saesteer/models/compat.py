@@ -1,0 +1,192 @@
+"""Everything that depends on another library's version: one section a library.
+
+Each shim names the release that brought it and the condition under which it goes.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+# --- transformers: the cache of keys, values and states ------------------------------------------
+# 5.24 renamed `past_key_values`, and Mamba's `cache_params`, to `cache` in models, generate and
+# outputs; models with remote code keep the names that they were written with. So a cache is known
+# by what it says, and only handing one over needs a name.
+# Goes: the older names, when the floor is 5.24 and transformers refuses them (announced for 6.0).
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def named_arguments(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the arguments of a forward pass by name."""
+    if not args:
+        return kwargs
+    return {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+
+
+def find_cache(values: Any) -> Any:
+    """Return the cache among a pass's named arguments or a model's outputs; None without one."""
+    if isinstance(values, Mapping):
+        values = values.values()
+    return next((v for v in values if _is_cache(v)), None) if isinstance(values, Iterable) else None
+
+
+def _is_cache(value: Any) -> bool:
+    if isinstance(value, (Tensor, nn.Module)):
+        return False
+    return any(
+        hasattr(value, name) for name in ("get_seq_length", "has_previous_state", "seqlen_offset")
+    )
+
+
+def cached_length(cache: Any) -> int | None:
+    """Return how many tokens a cache holds; None where it holds a state that does not say."""
+    if hasattr(cache, "get_seq_length"):
+        # A cache of state-space layers alone has the method and raises (5.15 to 5.24).
+        with suppress(ValueError):
+            return int(cache.get_seq_length())
+    if hasattr(cache, "seqlen_offset"):
+        return int(cache.seqlen_offset)
+    state = cache.has_previous_state
+    return None if (state() if callable(state) else state) else 0
+
+
+def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any] | None:
+    """Return a cache under the name that the model's forward takes; None if it takes none."""
+    parameters = inspect.signature(model.forward).parameters
+    name = next((name for name in _CACHE_NAMES if name in parameters), None)
+    return None if name is None else {name: cache}
+
+
+def repeated_cache(cache: Any, times: int) -> Any:
+    """Return a copy of a one-row cache with its row repeated; None if it cannot be repeated.
+
+    Layers with a convolution or a recurrent state lack the method or repeat their keys and values
+    alone (5.15 to 5.24), so what was repeated is looked at.
+    """
+    repeated = copy.deepcopy(cache)
+    try:
+        repeated.batch_repeat_interleave(times)
+        held = [tensor for layer in repeated.layers for tensor in _tensors(vars(layer))]
+    except (AttributeError, TypeError):
+        return None
+    return repeated if {t.shape[0] for t in held if t.ndim > 1} == {times} else None
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]
+
+
+# --- transformers: what generate is given ---------------------------------------------------------
+# generate runs no hook of its own, and its first pass need not be the prompt: prompt look-up and
+# assistants put candidates behind it, chunked prefill cuts it up (all releases).
+# Goes: when transformers lets a caller observe generate.
+
+
+class GenerateWatcher(Protocol):
+    """Is told when a model's generate begins and ends."""
+
+    def begin(self, prompt_length: int, num_beams: int) -> None:
+        """Take the prompt's width in columns, padding included, and the number of beams."""
+
+    def end(self, new_tokens: int) -> None:
+        """Take how many tokens were generated; 0 if generate was left by an error."""
+
+
+class _WatchedGenerate:
+    """Stands in for a model's generate; a call inside another (an assistant's) is no new prompt."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.generate = model, model.generate
+        self.own = {name: value for name, value in vars(model).items() if name == "generate"}
+        self.watchers: list[GenerateWatcher] = []
+        self.running = False
+        functools.update_wrapper(self, model.generate)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.running:
+            return self.generate(*args, **kwargs)
+        names = inspect.signature(self.generate).parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        ids = given.get("inputs")
+        ids = given.get("input_ids") if ids is None else ids
+        whole = given.get("inputs_embeds")
+        whole = ids if whole is None else whole
+        # With a cache that holds the beginning, the attention mask alone may cover the prompt.
+        widths = [t.shape[1] for t in (whole, given.get("attention_mask")) if t is not None]
+        # Without any input, generate starts from BOS.
+        prompt_length = max(widths, default=1)
+        beams = given.get("num_beams") or getattr(given.get("generation_config"), "num_beams", 0)
+        beams = beams or getattr(self.model.generation_config, "num_beams", 0) or 1
+        watchers = list(self.watchers)
+        new_tokens = 0
+        self.running = True
+        try:
+            for watcher in watchers:
+                watcher.begin(prompt_length, beams)
+            output = self.generate(*args, **kwargs)
+            width = getattr(output, "sequences", output).shape[-1]
+            new_tokens = width - (ids.shape[1] if ids is not None else 0 if widths else 1)
+            return output
+        finally:
+            self.running = False
+            for watcher in watchers:
+                watcher.end(new_tokens)
+
+
+@contextmanager
+def watching_generate(model: nn.Module, watcher: GenerateWatcher) -> Iterator[None]:
+    """Tell a watcher when the model's generate begins and ends."""
+    watched: Any = vars(model).get("generate")
+    if not isinstance(watched, _WatchedGenerate):
+        watched = vars(model)["generate"] = _WatchedGenerate(model)
+    watched.watchers.append(watcher)
+    try:
+        yield
+    finally:
+        watched.watchers.remove(watcher)
+        if not watched.watchers:
+            del vars(model)["generate"]
+            vars(model).update(watched.own)
+
+
+# --- transformer_lens: the cache's old names ------------------------------------------------------
+# Its parts that compute attention or a recurrence themselves look for `past_key_values` or
+# `cache_params` (3.9 and 4.3); under transformers 5.24 they would find none, and attend to the
+# pass's own tokens alone. Goes: when transformer_lens reads `cache`.
+
+
+def keep_cache_names(bridge: Any) -> None:
+    """Hand the bridge's parts their cache under the names that they know."""
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+    from transformer_lens.model_bridge.generalized_components.ssm_protocol import SSMStateHookMixin
+
+    for part in list(bridge.original_model.modules()):
+        if isinstance(part, (AttentionBridge, SSMStateHookMixin)):
+            old = "past_key_values" if isinstance(part, AttentionBridge) else "cache_params"
+            part.register_forward_pre_hook(_renaming("cache", old), with_kwargs=True)
+            inner: Any = part.original_component
+            if "cache" in inspect.signature(inner.forward).parameters:
+                inner.register_forward_pre_hook(_renaming(old, "cache"), with_kwargs=True)
+
+
+def _renaming(old: str, new: str) -> Any:
+    def rename(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if old not in kwargs:
+            return None
+        return args, {new if name == old else name: value for name, value in kwargs.items()}
+
+    return rename
