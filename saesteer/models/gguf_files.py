@@ -12,6 +12,8 @@ from typing import Any
 
 from saesteer.errors import ModelError, OutputError
 from saesteer.models.cache import build_once, cache_folder
+from saesteer.models.compat import counting_tensors, quiet
+from saesteer.progress import Progress
 
 # Of the GGUF specification: what a value's type number stands for, as struct writes it.
 _SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}
@@ -155,7 +157,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def converted_gguf(path: Path, sha256: str | None = None) -> Path:
+def converted_gguf(path: Path, sha256: str | None = None, progress: Progress | None = None) -> Path:
     """Return a folder with the GGUF file's weights dequantised to float32 safetensors.
 
     The folder lives in the cache under the file's SHA-256, so each file is converted once.
@@ -163,6 +165,7 @@ def converted_gguf(path: Path, sha256: str | None = None) -> Path:
     Args:
         path: The GGUF file.
         sha256: The digest that the file must have, if it is known.
+        progress: Where to show the conversion.
 
     Raises:
         ModelError: The file has another digest, or transformers cannot read it.
@@ -180,23 +183,24 @@ def converted_gguf(path: Path, sha256: str | None = None) -> Path:
             "reinstall the package or fetch the file again."
         )
     folder = cache_folder() / "models" / f"{path.stem}-{digest[:12]}"
-    return build_once(folder, lambda draft: _convert(path, digest, draft))
+    return build_once(folder, lambda draft: _convert(path, digest, draft, progress or Progress()))
 
 
-def _convert(path: Path, digest: str, folder: Path) -> None:
+def _convert(path: Path, digest: str, folder: Path, progress: Progress) -> None:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
         # Without dequantize=True transformers 5 keeps the weights packed and cannot save them.
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with quiet(), counting_tensors(progress, path.name):
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:
         raise ModelError(
             f"{path} needs the package gguf to be read; pip install 'gguf>=0.10'."
@@ -208,7 +212,8 @@ def _convert(path: Path, digest: str, folder: Path) -> None:
             "use a file of an architecture that transformers can load."
         ) from error
     try:
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
     except SafetensorError as error:
         raise OutputError(
             f"the cache folder {folder.parent} could not be filled ({error}); free some space or "
