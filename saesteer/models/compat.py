@@ -8,11 +8,18 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
+import subprocess
+import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+from unittest import mock
 
 from torch import Tensor, nn
+
+from saesteer.progress import Progress
 
 # --- transformers: the cache of keys, values and states ------------------------------------------
 # 5.24 renamed `past_key_values`, and Mamba's `cache_params`, to `cache` in models, generate and
@@ -190,3 +197,74 @@ def _renaming(old: str, new: str) -> Any:
         return args, {new if name == old else name: value for name, value in kwargs.items()}
 
     return rename
+
+
+# --- loading: what other libraries run and print --------------------------------------------------
+# transformer_lens runs pip where a multimodal model's processor cannot be made (3.9 to 4.3), and
+# goes on without the processor where that fails. Goes: when it installs nothing.
+
+
+@contextmanager
+def nothing_started() -> Iterator[None]:
+    """Let this thread start no process for a while."""
+    start, thread = subprocess.Popen.__init__, threading.get_ident()
+
+    def refuse(process: Any, command: Any, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            raise PermissionError(f"saesteer starts no process while it loads a model: {command}")
+        start(process, command, *args, **kwargs)
+
+    with mock.patch.object(subprocess.Popen, "__init__", refuse):
+        yield
+
+
+# transformers, transformer_lens and sae_lens draw bars and log between a program's own lines, each
+# with a switch of its own (all releases). Goes: when a call can be told to be quiet.
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no bar, warning or log line below an error of other libraries for a while.
+
+    Bars of downloads stay: gigabytes may come, and a user wants to see that they do.
+    """
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging as transformers_logging
+
+    shown, level = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
+    downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
+    # These two switches of transformers turn the Hub's as well.
+    transformers_logging.disable_progress_bar()
+    downloads()
+    logging.disable(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+            downloads()
+
+
+@contextmanager
+def counting_tensors(progress: Progress, name: str) -> Iterator[None]:
+    """Show the conversion of a GGUF file as a task of ours, where transformers shows its own bar.
+
+    transformers draws it with tqdm itself and not with its own switch (5.15 to 5.24).
+    """
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    def counted(tensors: Any, **_: Any) -> Iterator[Any]:
+        with progress.task(f"converting {name}", len(tensors), "tensors") as task:
+            for tensor in tensors:
+                yield tensor
+                task.advance()
+
+    with mock.patch.object(module, "tqdm", counted, create=True):
+        yield

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from saesteer.errors import ModelError, NetworkError
-from saesteer.models.compat import keep_cache_names
+from saesteer.models.compat import keep_cache_names, nothing_started, quiet
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import ModelSource, resolve_model
@@ -21,6 +22,8 @@ from saesteer.models.resolve import ModelSource, resolve_model
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from saesteer.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class ModelInfo:
         plain: The Hugging Face model, sharing the bridge's weights but none of its wrappers; a
             forward pass or `generate` on it runs at Hugging Face's own speed.
         fingerprint: SHA-256 over the configuration and a sample of every weight.
+        own_hooks: The number below which torch's hooks are the bridge's own.
     """
 
     source: ModelSource
     plain: PreTrainedModel
     fingerprint: str
+    own_hooks: int = 0
 
 
 def load_model(
@@ -46,8 +51,9 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> TransformerBridge:
-    """Load a language model with its tokenizer.
+    """Load a language model with its tokenizer; of a multimodal model, the text part alone.
 
     Args:
         name: "smollm2" (bundled), a Hub id, a folder from save_pretrained, or a .gguf file.
@@ -55,6 +61,7 @@ def load_model(
         dtype: float32, bfloat16 or float16; chosen by a quick measurement if None.
         device_map: Passed to transformers, for a model larger than one GPU; excludes `device`.
         trust_remote_code: Run code that comes with the model; only when the user asks for it.
+        progress: Where to show the conversion of a .gguf file, which is done once.
 
     Returns:
         A bridge in evaluation mode; its `tokenizer` pads on the left.
@@ -77,7 +84,7 @@ def load_model(
     if source.kind == "gguf":
         from pathlib import Path
 
-        location = str(converted_gguf(Path(source.location), source.sha256))
+        location = str(converted_gguf(Path(source.location), source.sha256, progress))
     hf_model, tokenizer = _load_plain(
         location, chosen, device_map=device_map, trust_remote_code=trust_remote_code
     )
@@ -101,7 +108,8 @@ def wrap_model(
     """Wrap a Hugging Face model that is already in memory.
 
     Args:
-        hf_model: A causal language model; the bridge takes it over.
+        hf_model: A causal language model, or a multimodal one, of which the text part alone is
+            wrapped; the bridge takes it over.
         tokenizer: Its tokenizer; set to left padding with a padding token.
         source: Where the model came from, for the record.
 
@@ -109,8 +117,10 @@ def wrap_model(
         ModelError: transformer_lens has no adapter for the architecture, or a part of the model
             is offloaded.
     """
-    from transformer_lens.model_bridge import TransformerBridge
+    with quiet():
+        from transformer_lens.model_bridge import TransformerBridge
 
+    hf_model = _text_part(hf_model)
     hf_model.eval().requires_grad_(False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
@@ -127,13 +137,14 @@ def wrap_model(
     shared = {id(t): t for t in (*hf_model.parameters(), *hf_model.buffers())}
     plain = copy.deepcopy(hf_model, shared)
     try:
-        bridge = TransformerBridge.boot_transformers(
-            name,
-            hf_model=hf_model,
-            tokenizer=_stand_in(tokenizer),
-            dtype=hf_model.dtype,
-            device=None if hasattr(hf_model, "hf_device_map") else hf_model.device,
-        )
+        with quiet(), nothing_started():
+            bridge = TransformerBridge.boot_transformers(
+                name,
+                hf_model=hf_model,
+                tokenizer=_stand_in(tokenizer),
+                dtype=hf_model.dtype,
+                device=None if hasattr(hf_model, "hf_device_map") else hf_model.device,
+            )
     except Exception as error:
         raise ModelError(
             f"model {name!r} of architecture {type(hf_model).__name__} cannot be wrapped by "
@@ -144,9 +155,43 @@ def wrap_model(
     bridge._tokenizer = tokenizer
     bridge.eval()
     keep_cache_names(bridge)
-    info = ModelInfo(source or ModelSource(name, "folder", name), plain, fingerprint)
+    where = source or ModelSource(name, "folder", name)
+    info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]
     return bridge
+
+
+def _text_part(hf_model: PreTrainedModel) -> PreTrainedModel:
+    """Return a multimodal model's text part as the class that Hugging Face has for it alone."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = hf_model.config.get_text_config(decoder=True)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if config is hf_model.config or kind is None or isinstance(hf_model, kind):
+        return hf_model
+    decoder: Any = hf_model.get_decoder()
+    config.architectures, config.name_or_path = [kind.__name__], hf_model.config.name_or_path
+    with torch.device("meta"):
+        text = kind(config)
+    if type(text.base_model) is not type(decoder):
+        return hf_model
+    setattr(text, text.base_model_prefix, decoder)
+    text.set_output_embeddings(hf_model.get_output_embeddings())
+    text.generation_config = hf_model.generation_config
+    if hasattr(hf_model, "hf_device_map"):
+        text.hf_device_map = _text_places(hf_model, text)
+    return text
+
+
+def _text_places(hf_model: Any, text: Any) -> dict[str, Any]:
+    # The same modules under the names that they have in the text part.
+    names = {id(module): name for name, module in text.named_modules()}
+    places = {
+        names[id(module)]: place
+        for name, place in hf_model.hf_device_map.items()
+        if id(module := hf_model.get_submodule(name)) in names
+    }
+    return places or {"": next(iter(hf_model.hf_device_map.values()))}
 
 
 def _stand_in(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -184,10 +229,11 @@ def _load_plain(
 
     trust = kwargs["trust_remote_code"]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location, dtype=dtype, output_loading_info=True, **kwargs
-        )
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                location, dtype=dtype, output_loading_info=True, **kwargs
+            )
     except Exception as error:
         raise _load_error(location, error) from error
     model, report = loaded

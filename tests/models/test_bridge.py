@@ -1,0 +1,231 @@
+"""What saesteer takes on trust from transformer_lens's bridge: that it is the same model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+
+from saesteer.errors import SiteError
+from saesteer.models import (
+    Site,
+    bridge_difference,
+    check_bridge,
+    plain_model,
+    resolve_target,
+    wrap_model,
+)
+from saesteer.models import compat as compat_module
+from saesteer.steering import SteeringVector, generate, steer
+
+IDS = torch.tensor([[5, 77, 300, 20, 401, 66, 90, 8]])
+
+
+def shape(**more):
+    common = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return common | heads | more
+
+
+LLAMA_LIKE = {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128}
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "sliding_window": 8,
+    "num_kv_shared_layers": 0,
+    "vocab_size_per_layer_input": 420,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}
+CONFIGS = {
+    "cohere": lambda: tf.CohereConfig(**shape(**LLAMA_LIKE)),
+    "cohere2": lambda: tf.Cohere2Config(**shape(**LLAMA_LIKE, sliding_window=8)),
+    "falcon_alibi": lambda: tf.FalconConfig(**shape(), alibi=True, parallel_attn=False),
+    "granite": lambda: tf.GraniteConfig(
+        **shape(**LLAMA_LIKE), embedding_multiplier=2.0, residual_multiplier=0.5
+    ),
+    "gemma4": lambda: tf.Gemma4TextConfig(
+        **shape(**LLAMA_LIKE, **GEMMA4), hidden_size_per_layer_input=8
+    ),
+    "gemma4_dense": lambda: tf.Gemma4TextConfig(
+        **shape(**LLAMA_LIKE, **GEMMA4), hidden_size_per_layer_input=0
+    ),
+    "opt": lambda: tf.OPTConfig(**shape(), ffn_dim=64, word_embed_proj_dim=32),
+    "opt_post_norm": lambda: tf.OPTConfig(
+        **shape(), ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False
+    ),
+    "bloom": lambda: tf.BloomConfig(vocab_size=420, hidden_size=32, n_layer=3, n_head=4),
+    "olmo2": lambda: tf.Olmo2Config(**shape(**LLAMA_LIKE)),
+    "gemma2": lambda: tf.Gemma2Config(**shape(**LLAMA_LIKE), head_dim=16, sliding_window=8),
+    "llama": lambda: tf.LlamaConfig(**shape(**LLAMA_LIKE)),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(
+        **shape(**LLAMA_LIKE),
+        head_dim=16,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ),
+}
+WRONG = ("cohere", "cohere2", "falcon_alibi")
+
+
+@pytest.fixture
+def model_of(tiny_tokenizer):
+    """Return a function that makes a random model of an architecture, its weights all at work."""
+
+    def make(name, dtype=torch.float32):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            plain = tf.AutoModelForCausalLM.from_config(CONFIGS[name]())
+            plain.config.architectures = [type(plain).__name__]
+            with torch.no_grad():
+                for weight in plain.parameters():
+                    if weight.ndim >= 2:
+                        weight.normal_(0, 0.15)
+                    else:
+                        weight.add_(0.1 * torch.randn_like(weight))
+                for key, buffer in plain.named_buffers():
+                    if key.endswith("layer_scalar"):
+                        buffer.fill_(0.8)
+        return wrap_model(plain.to(dtype), tiny_tokenizer())
+
+    return make
+
+
+def unit(seed=0):
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+    return direction / direction.norm()
+
+
+def vector_at(site, model):
+    return SteeringVector.from_raw(
+        unit(), site=site, model="tiny", positions="all", residual_norm=1.0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_bridge_that_computes_another_model_is_refused_with_the_difference(name, dtype, model_of):
+    model = model_of(name, dtype)
+    with torch.no_grad():
+        right = plain_model(model)(input_ids=IDS).logits.float()
+        wrong = model.original_model(input_ids=IDS).logits.float()
+    # The reference: the two models called side by side do differ.
+    assert ((wrong - right).abs().max() / right.std()) > 0.1
+    difference = bridge_difference(model)
+    assert difference is not None and difference > 0.1
+    for hook in ("hook_mlp_out", "attn.hook_z"):
+        with pytest.raises(SiteError, match=r"computes another model .*; use hook_resid_pre or"):
+            resolve_target(model, Site(1, hook))
+    with pytest.raises(SiteError, match=f"logits differ by {difference:.2g} of their spread"):
+        check_bridge(model)
+    with pytest.raises(SiteError, match="computes another model"):
+        resolve_target(model, Site(1), bridged=True)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_residual_stream_of_such_a_model_is_steered_in_the_plain_model(name, model_of):
+    model = model_of(name)
+    vector = vector_at(Site(1), model)
+    texts = generate(model, ["The cat"], vector, (0.0,), "raw", max_new_tokens=8, chat=False)
+    plain = generate(model, ["The cat"], None, (0.0,), "raw", max_new_tokens=8, chat=False)
+    assert texts.texts(0.0) == plain.texts(0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "granite", "gemma4", "qwen3_moe"])
+def test_a_bridge_that_rounds_otherwise_is_not_another_model(name, dtype, model_of):
+    model = model_of(name, dtype)
+    assert bridge_difference(model) is None
+    check_bridge(model)
+
+
+def test_a_bridge_that_loses_the_cache_is_refused(model_of, monkeypatch):
+    # As transformer_lens 3.9 does under transformers 5.24 without the shim.
+    monkeypatch.setattr("saesteer.models.loading.keep_cache_names", lambda bridge: None)
+    model = model_of("llama")
+    inputs = plain_model(model)(input_ids=IDS[:, :-1], use_cache=True)
+    held = compat_module.find_cache(inputs)
+    if compat_module.cache_argument(model.original_model, held) == {"past_key_values": held}:
+        pytest.skip("this transformers calls the cache as transformer_lens does")
+    with pytest.raises(SiteError, match=r"computes another model \(with a cache, block"):
+        resolve_target(model, Site(1, "hook_mlp_out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [("granite", "hook_attn_out"), ("granite", "hook_mlp_out"), ("llama", "attn.hook_result")],
+)
+def test_a_site_that_the_model_never_reaches_is_refused_when_it_is_named(name, hook, model_of):
+    model = model_of(name)
+    assert f"blocks.1.{hook}" in model.hook_dict
+    with pytest.raises(SiteError, match=r"is never reached in .*; use hook_resid_pre or"):
+        resolve_target(model, Site(1, hook))
+    with pytest.raises(SiteError, match="is never reached"):
+        with steer(model, vector_at(Site(1, hook), model), 1.0, "raw", strict=False):
+            pass
+
+
+def test_a_site_switched_on_later_is_found(model_of):
+    model = model_of("llama")
+    with pytest.raises(SiteError, match="never reached"):
+        resolve_target(model, Site(1, "attn.hook_result"))
+    model.set_use_attn_result(True)
+    assert resolve_target(model, Site(1, "attn.hook_result")).side == "output"
+
+
+def test_a_site_whose_tokens_are_laid_out_in_one_row_is_refused(model_of):
+    with pytest.raises(SiteError, match="holds no vector for each token"):
+        resolve_target(model_of("opt"), Site(1, "hook_mlp_out"))
+
+
+ATTENTION = {
+    "granite": lambda block: (block.self_attn, 1 / 0.5),
+    "llama": lambda block: (block.self_attn, 1.0),
+    "gemma2": lambda block: (block.post_attention_layernorm, 1.0),
+    "olmo2": lambda block: (block.post_attention_layernorm, 1.0),
+    "bloom": lambda block: (block.self_attention, 1.0),
+    "qwen3_moe": lambda block: (block.self_attn, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_middle_of_a_block_is_steered_by_exactly_what_is_added(name, model_of):
+    model = model_of(name)
+    plain = plain_model(model)
+    blocks = plain.transformer.h if name == "bloom" else plain.model.layers
+    module, scale = ATTENTION[name](blocks[1])
+    with torch.no_grad(), steer(model, vector_at(Site(1, "hook_resid_mid"), model), 2.0, "raw"):
+        got = model.original_model(input_ids=IDS, use_cache=False).logits
+
+    def add(_module, _args, output):
+        added = 2.0 * scale * unit()
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+    handle = module.register_forward_hook(add)
+    with torch.no_grad():
+        wanted = plain(input_ids=IDS, use_cache=False).logits
+    handle.remove()
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_dense", "opt_post_norm"])
+def test_a_middle_that_the_block_does_not_hand_on_as_it_is_is_refused(name, dtype, model_of):
+    model = model_of(name, dtype)
+    with pytest.raises(SiteError, match=r"changes the residual stream behind the middle"):
+        resolve_target(model, Site(1, "hook_resid_mid"))
+
+
+def test_what_is_checked_is_the_model_without_the_steering_under_way(model_of):
+    model, reference = model_of("llama"), model_of("llama")
+    check_bridge(reference)
+    logits = []
+    for each in (model, reference):
+        block = vector_at(Site(1), each)
+        with torch.no_grad(), steer(each, block, 3.0, "raw", positions="generated"):
+            # Here the first of the two is checked, in the middle of a steered block.
+            with steer(each, vector_at(Site(1, "hook_mlp_out"), each), 0.0, "raw"):
+                runner = each.original_model
+                kept = runner.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
+                logits.append(runner(input_ids=kept, use_cache=False).logits)
+    assert torch.equal(*logits)
