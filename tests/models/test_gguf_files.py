@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from saesteer.errors import ModelError, OutputError
 from saesteer.models import encode_texts, load_model, model_info, plain_model
 from saesteer.models import gguf_files as module
-from saesteer.models.gguf_files import converted_gguf, file_sha256
+from saesteer.models.gguf_files import converted_gguf, file_sha256, gguf_header
 from saesteer.models.tokens import pad_rows, padding_id
 
 
@@ -198,3 +199,63 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(tiny_gguf, cache):
 def test_a_file_that_went_away_is_a_sentence(tmp_path):
     with pytest.raises(ModelError, match=r"cannot be read \(No such file or directory\); check"):
         converted_gguf(tmp_path / "gone.gguf")
+
+
+def entry(key, kind, value):
+    name = key.encode()
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
+
+
+def header(*entries, tensors=0, declared=None):
+    count = len(entries) if declared is None else declared
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, count) + b"".join(entries)
+
+
+def test_a_header_is_what_gguf_reads(tiny_gguf):
+    from gguf import GGUFReader
+
+    ours, theirs = gguf_header(tiny_gguf), GGUFReader(tiny_gguf)
+    assert ours.architecture == "llama"
+    assert (ours.size("embedding_length"), ours.size("block_count")) == (32, 3)
+    assert ours.tensors == {t.name: tuple(int(n) for n in t.shape) for t in theirs.tensors}
+    for key, value in ours.metadata.items():
+        assert value == theirs.fields[key].contents()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "empty"),
+        (b"GGUF", "ends within its header"),
+        (b"ggml" + bytes(40), "does not start with GGUF"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version"),
+        (header(entry("a", 9, struct.pack("<IQ", 4, 2**40))), "declares 1,099,511,627,776"),
+        (header(entry("a", 9, struct.pack("<IQ", 8, 2**40))), "declares 1,099,511,627,776"),
+        (header(entry("a", 9, struct.pack("<IQ", 9, 1))), "unknown type 9"),
+        (header(entry("a", 8, struct.pack("<Q", 2**63))), "ends within its header"),
+        (header(entry("a", 99, b"")), "unknown type 99"),
+        (header(declared=2**60), "declares 1,152,921,504,606,846,976 entries"),
+        (header(tensors=2**60), "declares 1,152,921,504,606,846,976 tensors"),
+        (
+            header(entry("a", 0, b"x"), tensors=1)
+            + struct.pack("<QcI", 1, b"w", 2**31)
+            + bytes(40),
+            "declares 2147483648 dimensions",
+        ),
+    ],
+)
+def test_a_hostile_header_is_refused_before_it_is_believed(tmp_path, data, why):
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=f"is no whole GGUF file .*{why}"):
+        gguf_header(path)
+
+
+def test_a_header_cut_anywhere_is_refused(tmp_path, tiny_gguf):
+    whole = tiny_gguf.read_bytes()
+    size = whole.find(b"output_norm.weight")
+    path = tmp_path / "cut.gguf"
+    for end in range(1, size, 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ModelError, match="is no whole GGUF file"):
+            gguf_header(path)
