@@ -166,7 +166,7 @@ def test_a_model_a_cut_file_and_a_missing_one_are_refused(tmp_path):
     whole = file.read_bytes()
     for content in (b"", whole[:10], whole[:100], whole[:-50], b"not gguf" * 20):
         file.write_bytes(content)
-        with pytest.raises(SteeringError, match="cut off|no whole GGUF file"):
+        with pytest.raises(SteeringError, match=r"cut off|no whole GGUF file"):
             import_gguf(file)
     with pytest.raises(SteeringError, match="no such control vector"):
         import_gguf(tmp_path / "none.gguf")
