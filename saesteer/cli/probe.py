@@ -84,7 +84,7 @@ def read_command(
     from saesteer.probes.trial_record import parse_layers
     from saesteer.progress import terminal_progress
     from saesteer.recorded import recorded_look
-    from saesteer.steering.vector_file import write_atomically
+    from saesteer.utils.files import write_atomic
 
     probes = ProbeSet.load(run)
     chosen = _spread(probes) if layers is None else parse_layers(layers, probes)
@@ -107,7 +107,7 @@ def read_command(
             show_readings(readings)
             recorded.keep("texts.json", texts)
             if html is not None:
-                write_atomically(html, reading_page(readings, probes.name).encode())
+                write_atomic(html, reading_page(readings, probes.name).encode())
                 typer.echo(f"wrote {html}")
         if cases is not None:
             found = run_checks(bridge, probes, cases, chosen[0] if layers else None)

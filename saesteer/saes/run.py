@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saesteer.errors import OutputError
 from saesteer.models import load_model, model_info
 from saesteer.models.sites import Site, check_site
 from saesteer.progress import Progress
@@ -15,6 +14,7 @@ from saesteer.saes.corpus import PackedCorpus, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.training import Watch, train_topk
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -70,17 +70,8 @@ def train_sae(
         progress=progress,
         watch=watch,
     )
-    _write_settings(folder / "config.json", config)
+    write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
     return TrainedSae(out, corpus, model)
-
-
-def _write_settings(path: Path, config: SaeTrainingConfig) -> None:
-    try:
-        path.write_text(config.model_dump_json(indent=2), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}); free some space and run again."
-        ) from error
 
 
 def harvest_corpus(
