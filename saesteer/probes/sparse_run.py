@@ -142,7 +142,10 @@ def code_vector(
 def _codes(plan: ProbePlan, bench: ModelBench, sae: Sae) -> TextCodes:
     path = plan.store.with_name(f"codes-{plan.store.name}")
     if path.is_file():
-        return load_codes(path)
+        found = load_codes(path)
+        # A name such as release:id says nothing of the weights behind it.
+        if found.sae_fingerprint == sae.fingerprint:
+            return found
     model = bench.model
     assert model.tokenizer is not None
     from saesteer.saes.adapter import check_compatible

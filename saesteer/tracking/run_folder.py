@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.errors import OutputError
-from saesteer.utils.files import draft_of, remove_abandoned, write_atomic
+from saesteer.utils.files import draft_of, leave, remove_abandoned, write_atomic
 
 RECORDED_PACKAGES = (
     "saesteer",
@@ -48,6 +48,7 @@ class RunFolder:
             probe = draft_of(self.path / "probe")
             probe.write_text("")
             probe.unlink()
+            leave(probe)
             remove_abandoned(self.path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

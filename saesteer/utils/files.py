@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -22,6 +23,7 @@ FOREIGN_SECONDS = 24 * 3600.0
 # Names are cut so that a draft's fits wherever the file's own does.
 _LONGEST = 40
 _DRAFT = re.compile(r"\.saesteer-draft-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}-.+", re.DOTALL)
+_UNDER_WAY: set[str] = set()
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path], Any]) -> Path:
@@ -54,6 +56,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+        leave(draft)
     return target
 
 
@@ -66,21 +69,28 @@ def unwritable(path: Path, error: Exception) -> OutputError:
 
 
 def draft_of(path: Path) -> Path:
-    """Return a new name beside a file, which says what machine and process write there."""
+    """Return a new name beside a file, which says what machine and process write there.
+
+    Nobody else touches it until its writer is no more, or calls `leave`.
+    """
     name = f".saesteer-draft-{_machine()}-{os.getpid()}-{token_hex(4)}-{path.name[-_LONGEST:]}"
+    _UNDER_WAY.add(name)
     return path.with_name(name)
 
 
-def abandoned(draft: Path) -> bool:
-    """Return whether a file is a draft whose writer is no more.
+def leave(draft: Path) -> None:
+    """Give a draft up: what is there of it may be removed, or taken over by another writer."""
+    _UNDER_WAY.discard(draft.name)
 
-    A draft of this very process is not: only its writer knows.
-    """
+
+def abandoned(draft: Path) -> bool:
+    """Return whether a file is a draft that nobody writes any more."""
     named = _DRAFT.fullmatch(draft.name)
-    if named is None:
+    if named is None or draft.name in _UNDER_WAY:
         return False
     if named[1] == _machine():
-        return not _is_running(int(named[2]))
+        # An earlier process may have had this one's number.
+        return int(named[2]) == os.getpid() or not _is_running(int(named[2]))
     try:
         return time.time() - draft.stat().st_mtime > FOREIGN_SECONDS
     except OSError:
@@ -103,6 +113,25 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
         if abandoned(draft):
             with suppress(OSError):
                 draft.unlink()
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file so long, with room on the disk for all of it.
+
+    Raises:
+        OSError: There is no room.
+    """
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is not None:
+        try:
+            allocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    block = bytes(2**20)
+    for start in range(0, size, len(block)):
+        file.write(block[: size - start])
 
 
 def portable_name(text: str) -> str:

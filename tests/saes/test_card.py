@@ -124,9 +124,7 @@ def test_a_full_disk_is_told_and_keeps_the_old_file(name, trained, config, monke
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(
-        OutputError, match=rf"{name} cannot be written .*No space left.*run the same"
-    ):
+    with pytest.raises(OutputError, match=rf"{name} cannot be written .*No space left.*free"):
         finish_sae(trained, config)
     assert (path.read_bytes() if path.exists() else None) == before
     assert not list(trained.folder.glob(".*"))

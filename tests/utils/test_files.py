@@ -1,4 +1,4 @@
-"""Files are whole or not there, and only drafts of saesteer's own that nobody writes are removed."""
+"""Files are whole or not there, and only drafts that nobody writes any more are removed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def killed_draft(target: Path, monkeypatch, *, host: str | None = None) -> Path:
         if host is not None:
             patch.setattr(files.socket, "gethostname", lambda: host)
         draft = draft_of(target)
+    files.leave(draft)
     draft.write_bytes(b"half")
     return draft
 
