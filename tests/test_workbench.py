@@ -104,12 +104,3 @@ def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(s
     long = answer | {"answer": "word " * 200}
     (tmp_path / "long.jsonl").write_text(json.dumps(long), encoding="utf-8")
     refused(DataError, r"context of 192", evaluation={"neutral": str(tmp_path / "long.jsonl")})
-
-
-def test_threads_are_set_as_asked(settings, monkeypatch):
-    seen = []
-    monkeypatch.setattr(workbench.torch, "set_num_threads", seen.append)
-    settings["model"]["threads"] = 1
-    settings["completions"]["n_questions"] = 0
-    run(RunConfig(**settings))
-    assert seen == [1]

@@ -44,14 +44,14 @@ def train_command(
     from saesteer.config import load_config
     from saesteer.probes.plan import plan_probes
     from saesteer.probes.settings import ProbeConfig
+    from saesteer.probes.training import train_probes
     from saesteer.progress import terminal_progress
-    from saesteer.recorded import probes_recorded
 
     settings = load_config(config, set_ or (), kind=ProbeConfig)
     if dry_run:
         show_probe_plan(plan_probes(settings))
         return
-    run = probes_recorded(settings, terminal_progress())
+    run = train_probes(settings, terminal_progress())
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
     else:
