@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from saesteer import workbench
 from saesteer.config import RunConfig, parse_config
 from saesteer.pipeline import run
+from saesteer.progress import Progress
 from saesteer.shelf import Shelf
 from saesteer.tracking import RunStore
 from saesteer.workbench import ModelBench, cpu_threads
@@ -219,9 +221,9 @@ def test_auto_is_measured_once_in_a_process(small, monkeypatch):
     workbench._chosen_dtype.cache_clear()
     answers = iter([torch.bfloat16, torch.float32])
     monkeypatch.setattr(workbench, "choose_dtype", lambda dtype, _: next(answers))
-    plan = type("Plan", (), {"config": RunConfig(**small("run")), "model": None})
+    plan = SimpleNamespace(config=RunConfig(**small("run")))
     plan.config.model.dtype = "auto"
-    dtypes = [ModelBench(plan, None)._dtype for _ in range(2)]  # type: ignore[arg-type]
+    dtypes = [ModelBench(plan, Progress())._dtype for _ in range(2)]
     workbench._chosen_dtype.cache_clear()
     assert dtypes == [torch.bfloat16, torch.bfloat16]
 
@@ -235,7 +237,7 @@ def test_a_model_that_has_to_go_takes_what_was_measured_on_it_along():
 
     shelf = Shelf()
     first = weakref.ref(shelf.keep("model", 1, Model))
-    shelf.keep("comparison", 1, lambda model=first(): [model])
+    shelf.keep("comparison", 1, lambda: [first()])
     shelf.keep("model", 2, Model)
     gc.collect()
     assert first() is None
