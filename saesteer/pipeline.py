@@ -23,6 +23,7 @@ from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, Rand
 from saesteer.models import model_info
 from saesteer.plan import plan_run, too_few
 from saesteer.progress import Progress
+from saesteer.recorded import recorded_experiment, tell_run
 from saesteer.run_files import (
     STAGES,
     VECTOR,
@@ -46,19 +47,21 @@ from saesteer.run_sharing import (
 from saesteer.shelf import Shelf
 from saesteer.steering import SteeringVector, generate
 from saesteer.tracking import RunFolder, finite, write_record
-from saesteer.workbench import Workbench
+from saesteer.workbench import Workbench, on_its_threads
 
 Watch = Callable[[dict[str, Any]], None]
 
 
+@on_its_threads
 def run(
     config: RunConfig,
     progress: Progress | None = None,
-    *,
     shelf: Shelf | None = None,
+    *,
     watch: Watch | None = None,
+    **record: Any,
 ) -> RunResult:
-    """Run every stage that the run's folder does not hold yet.
+    """Run every stage that the run's folder does not hold yet, and record the run.
 
     Args:
         config: The settings.
@@ -67,6 +70,7 @@ def run(
             there, what does not depend on its own settings alone.
         watch: Called with the vector's result as soon as it is measured; what it raises ends the
             run before the rest is.
+        record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
@@ -78,8 +82,19 @@ def run(
     bench = Workbench(plan, progress, shelf)
     pending = pending_stages(folder)
     start = time.perf_counter()
+    # What does not fit the model is said before anything is written.
     if STAGES[0] in pending:
         bench.check()
+    with recorded_experiment("run", config, plan.folder, progress, **record) as recorded:
+        result = _stages(bench, folder, pending, start, watch)
+        tell_run(recorded, config, result)
+    return result
+
+
+def _stages(
+    bench: Workbench, folder: RunFolder, pending: list[str], start: float, watch: Watch | None
+) -> RunResult:
+    plan = bench.plan
     if pending:
         write_inputs(folder.create(), plan)
     works = (

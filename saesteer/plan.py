@@ -98,7 +98,9 @@ def plan_run(config: RunConfig) -> Plan:
     )
 
 
-def source_digest(model: ModelSource, sae: Path | tuple[str, str], name: str) -> dict[str, str]:
+def source_digest(
+    model: ModelSource, sae: Path | tuple[str, str] | None = None, name: str = ""
+) -> dict[str, str]:
     """Return what tells a model's and an SAE's weights from others under the same name or path.
 
     Raises:
@@ -106,11 +108,13 @@ def source_digest(model: ModelSource, sae: Path | tuple[str, str], name: str) ->
     """
     if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
         raise SaeError(f"SAE {name!r} is not at {sae}; install saesteer again, whole.")
-    return {
+    found = {
         "model": model.sha256
-        or ("" if model.kind == "hub" else content_digest(Path(model.location))),
-        "sae": content_digest(sae) if isinstance(sae, Path) else ":".join(sae),
+        or ("" if model.kind == "hub" else content_digest(Path(model.location)))
     }
+    if sae is not None:
+        found["sae"] = content_digest(sae) if isinstance(sae, Path) else ":".join(sae)
+    return found
 
 
 def _check_names(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""The computing commands with their runs recorded: what each of them tells the record."""
+"""What is recorded of an experiment, whoever calls it, and what each kind tells the record."""
 
 from __future__ import annotations
 
@@ -16,59 +16,46 @@ from saesteer.tracking import RunFolder
 from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
 
 if TYPE_CHECKING:
-    from saesteer.compare.bench import CompareBench
-    from saesteer.compare.plan import ComparePlan
     from saesteer.compare.run import CompareResult
     from saesteer.config import RunConfig
-    from saesteer.pipeline import Watch
-    from saesteer.probes.settings import ProbeConfig
     from saesteer.probes.training import ProbeRun
     from saesteer.run_files import RunResult
-    from saesteer.saes.doctor import DoctorReport
-    from saesteer.saes.run import TrainedSae
-    from saesteer.saes.settings import SaeTrainingConfig
-    from saesteer.shelf import Shelf
     from saesteer.sweeps.results import SweepResult
 
-STEPS_BETWEEN_POINTS = 10
 
-
-def run_recorded(
-    config: RunConfig,
-    progress: Progress | None = None,
-    shelf: Shelf | None = None,
+@contextmanager
+def recorded_experiment(
+    kind: str,
+    config: Any,
+    folder: Path,
+    progress: Progress,
     *,
-    watch: Watch | None = None,
+    name: str = "",
+    root: Path | None = None,
     **record: Any,
-) -> RunResult:
-    """Do what `saesteer.pipeline.run` does, with the run recorded.
+) -> Iterator[RecordedRun]:
+    """Record an experiment; see `recorded_run`.
 
     Args:
-        config: The settings.
-        progress: Where to show progress.
-        shelf: As in `saesteer.pipeline.run`.
-        watch: As in `saesteer.pipeline.run`.
-        record: What else the record says; see `recorded_run`.
-
-    Raises:
-        SaesteerError: As in `saesteer.pipeline.run`.
+        kind: What kind of run, such as "run" or "compare".
+        config: Its settings.
+        folder: The run's folder.
+        progress: Where warnings are said.
+        name: What to call it; the settings' name if empty.
+        root: The folder whose list names it; the settings' folder if None.
+        record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
     """
-    from saesteer.pipeline import run
-    from saesteer.plan import plan_run
-
     with recorded_run(
-        RunFolder(plan_run(config).folder),
-        kind="run",
-        name=config.name,
+        RunFolder(folder),
+        kind=kind,
+        name=name or config.name,
         config=config.model_dump(mode="json"),
         wandb=config.tracking,
-        root=Path(config.folder),
+        root=root or Path(config.folder),
         progress=progress,
         **record,
     ) as recorded:
-        result = run(config, progress, shelf=shelf, watch=watch)
-        tell_run(recorded, config, result)
-    return result
+        yield recorded
 
 
 def tell_run(recorded: RecordedRun, config: RunConfig, result: RunResult) -> None:
@@ -88,39 +75,6 @@ def tell_run(recorded: RecordedRun, config: RunConfig, result: RunResult) -> Non
         recorded.figure("margin", propensity_figure(propensity_data(metrics), title))
     recorded.artifact("vector", folder / VECTOR, "vector")
     recorded.artifact("report", folder / "figure.html", "report")
-
-
-def compare_recorded(
-    plan: ComparePlan, progress: Progress, measure: Any, group: str | None = None
-) -> CompareResult:
-    """Measure and sum up a comparison, with its run recorded.
-
-    Args:
-        plan: The comparison.
-        progress: Where to show progress.
-        measure: Measures the personas, which have records of their own; returns the bench that it
-            used, if any.
-        group: What the comparison belongs to.
-    """
-    from saesteer.compare.run import summarise_personas
-
-    config = plan.config
-    with recorded_run(
-        RunFolder(plan.folder),
-        kind="compare",
-        name=config.name,
-        config=config.model_dump(mode="json"),
-        wandb=config.tracking,
-        group=group,
-        root=Path(config.folder),
-        progress=progress,
-    ) as recorded:
-        with recorded.stage("personas"):
-            bench: CompareBench | None = measure()
-        with recorded.stage("summary"):
-            result = summarise_personas(plan, progress, bench)
-        tell_comparison(recorded, result)
-    return result
 
 
 def tell_comparison(recorded: RecordedRun, result: CompareResult) -> None:
@@ -162,37 +116,6 @@ def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:
     recorded.artifact("report", recorded.folder.path / REPORT, "report")
 
 
-def probes_recorded(
-    config: ProbeConfig, progress: Progress, shelf: Shelf | None = None
-) -> ProbeRun:
-    """Do what `train_probes` does, with the run recorded.
-
-    Args:
-        config: The settings.
-        progress: Where to show progress.
-        shelf: As in `train_probes`.
-
-    Raises:
-        SaesteerError: As in `train_probes`.
-    """
-    from saesteer.probes.plan import plan_probes
-    from saesteer.probes.training import train_probes
-
-    with recorded_run(
-        RunFolder(plan_probes(config).folder),
-        kind="probe-train",
-        name=config.name,
-        config=config.model_dump(mode="json"),
-        wandb=config.tracking,
-        root=Path(config.folder),
-        progress=progress,
-    ) as recorded:
-        with recorded.stage("probes"):
-            run = train_probes(config, progress, shelf)
-        tell_probes(recorded, run)
-    return run
-
-
 def tell_probes(recorded: RecordedRun, run: ProbeRun) -> None:
     """Tell the record what `saesteer probe train` found."""
     from saesteer.probes.probe_set import FILE_NAME
@@ -213,44 +136,6 @@ def tell_probes(recorded: RecordedRun, run: ProbeRun) -> None:
     recorded.artifact("probes", folder / FILE_NAME, "probes")
     if (folder / "confusion.html").is_file():
         recorded.figure("confusion", folder / "confusion.html")
-
-
-def sae_recorded(config: SaeTrainingConfig, progress: Progress) -> tuple[TrainedSae, DoctorReport]:
-    """Train an SAE and write its card and feature table, with the run recorded.
-
-    Args:
-        config: The settings.
-        progress: Where to show progress.
-
-    Raises:
-        SaesteerError: As in `train_sae` and `finish_sae`.
-    """
-    from saesteer.saes.card import finish_sae
-    from saesteer.saes.run import train_sae, training_folder
-
-    place = Path(config.folder)
-    with recorded_run(
-        RunFolder(training_folder(config)),
-        kind="sae-train",
-        name=f"{config.site}-{config.d_sae}",
-        config=config.model_dump(mode="json"),
-        wandb=config.tracking,
-        # SAEs lie in runs/sae, and are listed with the other runs.
-        root=place.parent if place.name == "sae" else place,
-        progress=progress,
-    ) as recorded:
-
-        def watch(step: int, values: Mapping[str, float]) -> None:
-            if step % STEPS_BETWEEN_POINTS == 0:
-                recorded.log(values, step=step)
-
-        with recorded.stage("training"):
-            trained = train_sae(config, progress, watch=watch)
-        with recorded.stage("measuring"):
-            report = finish_sae(trained, config, progress)
-        recorded.summary(report.as_dict())
-        recorded.artifact("sae", trained.folder, "sae")
-    return trained, report
 
 
 @contextmanager

@@ -17,6 +17,8 @@ Kept = TypeVar("Kept")
 # Models and what is measured on them are large; two of each serve sweeps that take turns.
 MOST = {"model": 1, "sae": 3}
 OTHERS = 2
+# These hold a model, which would stay in memory for as long as they do.
+ON_A_MODEL = "comparison"
 
 
 class Shelf:
@@ -33,19 +35,29 @@ class Shelf:
         self.folder = folder
         self._kept: dict[str, OrderedDict[Hashable, Any]] = {}
 
-    def keep(self, kind: str, key: Hashable, make: Callable[[], Kept]) -> Kept:
+    def keep(
+        self,
+        kind: str,
+        key: Hashable,
+        make: Callable[[], Kept],
+        *,
+        room: Callable[[Sequence[Kept]], bool] = lambda kept: False,
+    ) -> Kept:
         """Return what is kept in memory under a key, making it first where it is not there.
 
         Args:
             kind: What it is, such as "model"; of each kind the last few used are kept.
             key: All that it depends on.
             make: Makes it.
+            room: Whether what is kept may stay beside it, although it is as many as may be.
         """
         kept = self._kept.setdefault(kind, OrderedDict())
         if key not in kept:
             # Before the new one is made, or both would be in memory for a while.
-            while len(kept) >= MOST.get(kind, OTHERS):
+            while len(kept) >= MOST.get(kind, OTHERS) and not room(list(kept.values())):
                 kept.popitem(last=False)
+                if kind == "model":
+                    self._kept.pop(ON_A_MODEL, None)
             kept[key] = make()
         kept.move_to_end(key)
         return kept[key]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
 from saesteer.data.answers import ANSWERS_NAME
 from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
 from saesteer.feature_words import own_table
-from saesteer.models import Site, load_model
+from saesteer.models import Site, load_model, model_info
+from saesteer.models.placement import choose_device, choose_dtype, memory_of
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
 from saesteer.progress import Progress
@@ -29,6 +31,49 @@ if TYPE_CHECKING:
 
     from saesteer.data.answers import Answer
     from saesteer.models.tokens import TokenRow
+
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+# What the weights of one model in several dtypes may take of a machine's memory.
+MEMORY_SHARE = 0.25
+
+
+@cache
+def _chosen_dtype(dtype: str, device: torch.device, threads: int) -> torch.dtype:
+    # Measured once: all runs of a process have one answer, and with it one model.
+    return choose_dtype(dtype, device)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Compute on so many CPU threads inside, and on as many as before afterwards.
+
+    Args:
+        number: How many; as many as there are if None.
+    """
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_its_threads(
+    run: Callable[Concatenate[Any, P], Result],
+) -> Callable[Concatenate[Any, P], Result]:
+    """Make an experiment compute on the CPU threads that its settings, its first argument, name."""
+
+    @wraps(run)
+    def on_threads(config: Any, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with cpu_threads(config.model.threads):
+            return run(config, *args, **kwargs)
+
+    return on_threads
 
 
 class BenchPlan(Protocol):
@@ -60,26 +105,48 @@ class ModelBench:
     def model(self) -> TransformerBridge:
         """The model."""
         settings = self.plan.config.model
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
 
         def load() -> TransformerBridge:
             self.progress.say(f"Loading model {settings.name} ...")
             return load_model(
                 settings.name,
-                device=None if settings.device == "auto" else settings.device,
-                dtype=settings.dtype,
+                device=self._device,
+                dtype=self._dtype,
                 device_map=settings.device_map,
                 trust_remote_code=settings.trust_remote_code,
             )
 
-        return self.shelf.keep("model", self._model_key, load)
+        return self.shelf.keep("model", self._model_key, load, room=self._has_room_beside)
+
+    @cached_property
+    def _device(self) -> torch.device | None:
+        settings = self.plan.config.model
+        mapped = settings.device_map is not None and settings.device == "auto"
+        return None if mapped else choose_device(settings.device)
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        device = self._device or choose_device()
+        return _chosen_dtype(self.plan.config.model.dtype, device, torch.get_num_threads())
 
     @property
     def _model_key(self) -> tuple[str, ...]:
-        settings = self.plan.config.model.model_dump_json(exclude={"threads"})
-        # Where it was found, with the hash of a file: other weights under one name are another.
-        return (settings, str(getattr(self.plan, "model", "")))
+        left_out = {"threads", "device", "dtype"}
+        settings = self.plan.config.model.model_dump_json(exclude=left_out)
+        # What "auto" stands for, and where it was found, with the hash of a file: other weights
+        # under one name are another.
+        place = (str(self._device), str(self._dtype))
+        return (settings, *place, str(self.plan.model))
+
+    def _has_room_beside(self, others: Sequence[TransformerBridge]) -> bool:
+        """Return whether models may stay in memory while this one is loaded."""
+        infos = [model_info(other) for other in others]
+        # Only of the same weights the size is known before they are loaded.
+        if self._device is None or any(info.source != self.plan.model for info in infos):
+            return False
+        numbers = sum(weight.numel() for weight in infos[0].plain.parameters())
+        each = [self._dtype.itemsize, *(info.plain.dtype.itemsize for info in infos)]
+        return numbers * sum(each) <= MEMORY_SHARE * memory_of(self._device)
 
 
 class Bench(ModelBench):

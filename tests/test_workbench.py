@@ -126,12 +126,3 @@ def test_a_doubtful_fit_is_said_before_the_run(tiny_settings, mirror_sae):
     bench = workbench.Workbench(plan_run(config), progress)
     assert bench.sae.d_in == 32
     assert any("was not trained on this model or site" in line for line in said)
-
-
-def test_threads_are_set_as_asked(settings, monkeypatch):
-    seen = []
-    monkeypatch.setattr(workbench.torch, "set_num_threads", seen.append)
-    settings["model"]["threads"] = 1
-    settings["completions"]["n_questions"] = 0
-    run(RunConfig(**settings))
-    assert seen == [1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from saesteer.activations.pairs import PairActivations
 from saesteer.activations.reading import Activations
 from saesteer.errors import OutputError
 from saesteer.models.sites import Site
+from saesteer.utils.files import write_atomic
 
 
 def save_pair_activations(activations: PairActivations, path: Path) -> None:
@@ -17,7 +17,6 @@ def save_pair_activations(activations: PairActivations, path: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {}
@@ -26,17 +25,7 @@ def save_pair_activations(activations: PairActivations, path: Path) -> None:
         tensors[f"{name}.values"] = side.values.clone()
         tensors[f"{name}.offsets"] = side.offsets.clone()
     metadata = {"site": str(activations.site), "pooling": activations.pooling}
-    draft = path.with_name(f".{path.name}")
-    try:
-        save_file(tensors, draft, metadata=metadata)
-        draft.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{path} cannot be written ({error}); choose another folder or free some space."
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+    write_atomic(path, lambda draft: save_file(tensors, draft, metadata=metadata))
 
 
 def load_pair_activations(path: Path) -> PairActivations:

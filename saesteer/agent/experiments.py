@@ -255,30 +255,24 @@ def _corrupt() -> Kind:
 
 def _run() -> Kind:
     from saesteer.config import RunConfig
-    from saesteer.recorded import run_recorded
+    from saesteer.pipeline import run
 
     about = "one steering vector and its effect on held-out pairs"
-    return Kind("run", RunConfig, run_recorded, about)
+    return Kind("run", RunConfig, run, about)
 
 
 def _compare() -> Kind:
     from saesteer.compare.config import CompareConfig
-    from saesteer.compare.plan import plan_compare
-    from saesteer.compare.run import measure_personas
-    from saesteer.recorded import compare_recorded
+    from saesteer.compare.run import compare
 
-    def run(config: CompareConfig, progress: Progress, shelf: Shelf) -> Any:
-        plan = plan_compare(config)
-        return compare_recorded(plan, progress, lambda: measure_personas(plan, progress, shelf))
-
-    return Kind("compare", CompareConfig, run, "steering methods compared at equal cost")
+    return Kind("compare", CompareConfig, compare, "steering methods compared at equal cost")
 
 
 def _probe() -> Kind:
     from saesteer.probes.settings import ProbeConfig
-    from saesteer.recorded import probes_recorded
+    from saesteer.probes.training import train_probes
 
-    return Kind("probe", ProbeConfig, probes_recorded, "a linear probe on every layer")
+    return Kind("probe", ProbeConfig, train_probes, "a linear probe on every layer")
 
 
 def _patch() -> Kind:

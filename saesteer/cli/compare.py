@@ -11,7 +11,7 @@ import typer
 from saesteer.cli.run import Overrides, Words
 
 if TYPE_CHECKING:
-    from saesteer.compare.bench import CompareBench
+    from saesteer.compare.plan import ComparePlan
 
 
 def compare_command(
@@ -39,11 +39,10 @@ def compare_command(
     from saesteer.compare.config import CompareConfig
     from saesteer.compare.plan import only as only_these
     from saesteer.compare.plan import plan_compare
-    from saesteer.compare.run import measure_personas
+    from saesteer.compare.run import compare, measure_personas
     from saesteer.compare.workers import measure_in_processes
     from saesteer.config import load_config
     from saesteer.progress import terminal_progress
-    from saesteer.recorded import compare_recorded
     from saesteer.sweeps.overrides import swept_overrides
 
     overrides = list(set_ or ())
@@ -53,21 +52,21 @@ def compare_command(
 
         overrides.append(f"personas={json.dumps(persona)}")
     overrides += swept_overrides(words or (), os.environ)
-    plan = plan_compare(load_config(config, overrides, kind=CompareConfig))
+    settings = load_config(config, overrides, kind=CompareConfig)
+    plan = plan_compare(settings)
     if only:
         plan = only_these(plan, only)
     if dry_run:
         show_compare_plan(plan, console())
         return
     progress = terminal_progress()
-
-    def measure() -> CompareBench | None:
-        if workers == 1 or len(plan.personas) == 1:
-            return measure_personas(plan, progress)
-        measure_in_processes(plan, config, overrides, workers, progress)
-        return None
-
     if measure_only:
-        measure()
-    else:
-        show_compare_result(compare_recorded(plan, progress, measure), console())
+        measure_personas(plan, progress)
+        return
+
+    def in_processes(plan: ComparePlan) -> None:
+        measure_in_processes(plan, config, overrides, workers, progress)
+
+    alone = workers == 1 or len(plan.personas) == 1
+    found = compare(settings, progress, only=only or (), measure=None if alone else in_processes)
+    show_compare_result(found, console())

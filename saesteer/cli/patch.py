@@ -104,7 +104,7 @@ def lens_command(
     from saesteer.patching.prompts.pair_files import read_prompt_pairs
     from saesteer.patching.reading.prompt_lens import lens_page, read_prompts
     from saesteer.progress import terminal_progress
-    from saesteer.steering.vector_file import write_atomically
+    from saesteer.utils.files import write_atomic
 
     texts = [*(prompts or ())]
     if pairs is not None:
@@ -117,7 +117,7 @@ def lens_command(
     bridge = load_model(model, dtype="float32")
     readings = read_prompts(bridge, texts, top_k=top)
     if html is not None:
-        write_atomically(html, lens_page(readings, model).encode("utf-8", "replace"))
+        write_atomic(html, lens_page(readings, model).encode("utf-8", "replace"))
     if as_json:
         typer.echo(json.dumps([reading.record() for reading in readings], indent=2))
         return

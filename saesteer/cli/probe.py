@@ -44,14 +44,14 @@ def train_command(
     from saesteer.config import load_config
     from saesteer.probes.plan import plan_probes
     from saesteer.probes.settings import ProbeConfig
+    from saesteer.probes.training import train_probes
     from saesteer.progress import terminal_progress
-    from saesteer.recorded import probes_recorded
 
     settings = load_config(config, set_ or (), kind=ProbeConfig)
     if dry_run:
         show_probe_plan(plan_probes(settings))
         return
-    run = probes_recorded(settings, terminal_progress())
+    run = train_probes(settings, terminal_progress())
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
     else:
@@ -84,7 +84,7 @@ def read_command(
     from saesteer.probes.trial_record import parse_layers
     from saesteer.progress import terminal_progress
     from saesteer.recorded import recorded_look
-    from saesteer.steering.vector_file import write_atomically
+    from saesteer.utils.files import write_atomic
 
     probes = ProbeSet.load(run)
     chosen = _spread(probes) if layers is None else parse_layers(layers, probes)
@@ -107,7 +107,7 @@ def read_command(
             show_readings(readings)
             recorded.keep("texts.json", texts)
             if html is not None:
-                write_atomically(html, reading_page(readings, probes.name).encode())
+                write_atomic(html, reading_page(readings, probes.name).encode())
                 typer.echo(f"wrote {html}")
         if cases is not None:
             found = run_checks(bridge, probes, cases, chosen[0] if layers else None)

@@ -36,9 +36,9 @@ def run_command(
     """From contrastive pairs to a steered model, with evidence on held-out pairs."""
     from saesteer.cli.show import show_plan, show_result
     from saesteer.config import load_config
+    from saesteer.pipeline import run
     from saesteer.plan import plan_run, too_few
     from saesteer.progress import terminal_progress
-    from saesteer.recorded import run_recorded
     from saesteer.sweeps.overrides import swept_overrides
 
     swept = swept_overrides(words or (), os.environ)
@@ -48,7 +48,7 @@ def run_command(
     if dry_run:
         show_plan(plan)
         return
-    result = run_recorded(settings, terminal_progress())
+    result = run(settings, terminal_progress())
     if as_json:
         typer.echo(json.dumps(result.metrics, indent=2))
     else:

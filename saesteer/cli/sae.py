@@ -27,12 +27,13 @@ def train_command(
     from saesteer.cli.show import console, show_doctor
     from saesteer.config import load_config
     from saesteer.progress import terminal_progress
-    from saesteer.recorded import sae_recorded
+    from saesteer.saes.run import train_sae
     from saesteer.saes.settings import SaeTrainingConfig
 
     settings = load_config(config, set_ or (), kind=SaeTrainingConfig)
-    trained, report = sae_recorded(settings, terminal_progress())
-    show_doctor(report, str(trained.folder), settings.model, settings.site)
+    trained = train_sae(settings, terminal_progress())
+    assert trained.report is not None
+    show_doctor(trained.report, str(trained.folder), settings.model, settings.site)
     out = console()
     where = trained.folder
     out.print(f"\nThe SAE, its card and its feature table are in {where}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from saesteer.compare.llm_step import llm_rows
 from saesteer.compare.methods import method_entry
 from saesteer.compare.persona_run import PersonaRun
 from saesteer.compare.plan import DONE, ComparePlan, plan_compare
+from saesteer.compare.plan import only as only_these
 from saesteer.compare.summary import (
     Results,
     area_rows,
@@ -26,10 +27,12 @@ from saesteer.compare.summary import (
 from saesteer.compare.summary_texts import completions, generation, named_features, side_effects
 from saesteer.config import TrackingSettings
 from saesteer.progress import Progress, Task
+from saesteer.recorded import recorded_experiment, tell_comparison
 from saesteer.report import write_report
 from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, environment_record, finite, write_record
 from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
+from saesteer.workbench import cpu_threads, on_its_threads
 
 TABLES = ("summary", "effects", "generation", "generation_summary", "null", "areas")
 METRICS, REPORT = "metrics.json", "report.html"
@@ -48,19 +51,42 @@ class CompareResult:
     metrics: dict[str, Any]
 
 
-def compare(config: CompareConfig, progress: Progress | None = None) -> CompareResult:
-    """Compare methods over personas; what an earlier run has found is not computed again.
+@on_its_threads
+def compare(
+    config: CompareConfig,
+    progress: Progress | None = None,
+    shelf: Shelf | None = None,
+    *,
+    only: Sequence[str] = (),
+    measure: Callable[[ComparePlan], None] | None = None,
+    **record: Any,
+) -> CompareResult:
+    """Compare methods over personas, and record the run.
+
+    What an earlier run has found is not computed again.
 
     Args:
         config: The settings.
         progress: Where to show progress.
+        shelf: What other runs of this process have loaded already; nothing if None.
+        only: The personas to compare on, by name; all if empty.
+        measure: Measures the personas elsewhere, such as in other processes.
+        record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
     """
+    progress = progress or Progress()
     plan = plan_compare(config)
-    measure_personas(plan, progress)
-    return summarise_personas(plan, progress)
+    if only:
+        plan = only_these(plan, list(only))
+    with recorded_experiment("compare", config, plan.folder, progress, **record) as recorded:
+        with recorded.stage("personas"):
+            bench = measure(plan) if measure else measure_personas(plan, progress, shelf)
+        with recorded.stage("summary"):
+            result = summarise_personas(plan, progress, bench)
+        tell_comparison(recorded, result)
+    return result
 
 
 def measure_personas(
@@ -77,7 +103,12 @@ def measure_personas(
     for run in pending:
         run.folder.create()
     parent = run_id(RunFolder(plan.folder))
-    with progress.task("comparing", total=sum(r.steps() for r in pending), unit="steps") as task:
+    steps = sum(run.steps() for run in pending)
+    with (
+        # A worker measures its share without the rest of the comparison.
+        cpu_threads(plan.config.model.threads),
+        progress.task("comparing", total=steps, unit="steps") as task,
+    ):
         for run in pending:
             with _recorded_persona(run, plan, parent, progress) as recorded:
                 _measure(run, bench, task)

@@ -16,7 +16,7 @@ from saesteer.progress import Progress
 from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, finite
 from saesteer.tracking.recording import RecordedRun, recorded_run
-from saesteer.workbench import ModelBench
+from saesteer.workbench import ModelBench, on_its_threads
 
 if TYPE_CHECKING:
     from saesteer.corruption.edits import Means
@@ -43,6 +43,7 @@ class CorruptRun:
     metrics: dict[str, Any]
 
 
+@on_its_threads
 def corrupt(
     config: CorruptConfig, progress: Progress | None = None, shelf: Shelf | None = None
 ) -> CorruptRun:

@@ -16,7 +16,7 @@ from saesteer.data.pairs import PairSet
 from saesteer.data.splits import near_duplicate_groups
 from saesteer.errors import DataError
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.steering.vector_file import write_atomically
+from saesteer.utils.files import write_atomic
 
 FORMAT = "saesteer behaviour judge"
 VERSION = 1
@@ -90,7 +90,7 @@ class BehaviourJudge:
         """
         target = Path(path)
         record = {"format": FORMAT, "version": VERSION, **_plain(self)}
-        write_atomically(target, json.dumps(record, allow_nan=False).encode("utf-8"))
+        write_atomic(target, json.dumps(record, allow_nan=False).encode("utf-8"))
         return target
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -72,6 +75,19 @@ def choose_dtype(
         return torch.float16
     ratio = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
     return torch.bfloat16 if ratio > 1.2 else torch.float32
+
+
+def memory_of(device: torch.device) -> int:
+    """Return how many bytes of memory a device has; 0 where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    found = []
+    with suppress(AttributeError, OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    # What a container may use of it; the word "max" where it may use all.
+    with suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(found, default=0)
 
 
 def _matmul_seconds(dtype: torch.dtype, repeats: int = 5) -> float:

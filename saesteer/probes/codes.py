@@ -17,7 +17,7 @@ from saesteer.models.tokens import TokenRow
 from saesteer.probes.reading import length_chunks, pooled
 from saesteer.probes.settings import ReadPosition
 from saesteer.progress import Progress
-from saesteer.steering.vector_file import write_atomically
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -59,7 +59,7 @@ class TextCodes:
             "model_fingerprint": self.model_fingerprint,
             "sae_fingerprint": self.sae_fingerprint,
         }
-        write_atomically(path, save(tensors, metadata=metadata))
+        write_atomic(path, save(tensors, metadata=metadata))
 
 
 def load_codes(path: Path) -> TextCodes:

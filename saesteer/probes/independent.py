@@ -18,7 +18,7 @@ from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.probes.fitting import class_probabilities, fit_probe, logits
 from saesteer.probes.scores import Scores, score
 from saesteer.probes.settings import FitSettings
-from saesteer.steering.vector_file import write_atomically
+from saesteer.utils.files import write_atomic
 
 FORMAT = "saesteer.text_classifier"
 
@@ -73,7 +73,7 @@ class TextClassifier:
             "scores": self.scores.as_dict(),
             "n_train": self.n_train,
         }
-        write_atomically(path, json.dumps(record, allow_nan=False).encode())
+        write_atomic(path, json.dumps(record, allow_nan=False).encode())
         return path
 
 

@@ -12,8 +12,9 @@ from saesteer.data.labelled import LabelledSet, check_trainable, read_labelled
 from saesteer.data.labelled_splits import LabelledSplit, split_labelled
 from saesteer.errors import ConfigError, DataError
 from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.plan import check_writable, source_digest
 from saesteer.probes.settings import ProbeConfig
-from saesteer.tracking import content_digest
+from saesteer.utils.files import portable_name
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,16 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
     )
     checks = _checks(config, used)
     model = resolve_model(config.model.name)
-    if config.reading.sae is not None:
-        from saesteer.saes.loading import resolve_sae
-
-        resolve_sae(config.reading.sae)
-    weights = model.sha256 or ("" if model.kind == "hub" else content_digest(Path(model.location)))
+    weights = _weights(model, config.reading.sae)
     root = Path(config.folder)
     shown = "" if checks is None else checks.digest
-    digest = config.digest(texts=texts.digest, checks=shown, model=weights)
+    digest = config.digest(texts=texts.digest, checks=shown, **weights)
     kept = root / "activations"
-    reading = config.reading_digest(texts=texts.digest, model=weights)
-    plain = config.reading_digest(texts=shown, model=weights)
+    reading = config.reading_digest(texts=texts.digest, **weights)
+    plain = config.reading_digest(texts=shown, **weights)
+    folder = root / f"{config.name}-{digest}"
+    for place in (folder, kept):
+        check_writable(place)
     return ProbePlan(
         config=config,
         texts=texts,
@@ -84,10 +84,16 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
         split=split,
         checks=checks,
         model=model,
-        folder=root / f"{config.name}-{digest}",
-        store=kept / f"{texts.name}-{reading}.safetensors",
+        folder=folder,
+        store=kept / f"{portable_name(texts.name)}-{reading}.safetensors",
         checks_store=kept / f"checks-{plain}.safetensors",
     )
+
+
+def _weights(model: ModelSource, sae: str | None) -> dict[str, str]:
+    from saesteer.saes.loading import resolve_sae
+
+    return source_digest(model) if sae is None else source_digest(model, resolve_sae(sae), sae)
 
 
 def _texts(config: ProbeConfig) -> LabelledSet:

@@ -17,7 +17,7 @@ from saesteer.errors import DataError, MismatchError, SiteError
 from saesteer.models.sites import Site
 from saesteer.probes.fitting import class_probabilities, logits
 from saesteer.steering import SteeringVector
-from saesteer.steering.vector_file import write_atomically
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -253,7 +253,7 @@ class ProbeSet:
             **{name: getattr(self, name) for name in _SHARED},
         )
         metadata = {"format": FORMAT, "version": str(VERSION), "probes": header.model_dump_json()}
-        write_atomically(Path(path), save(tensors, metadata=metadata))
+        write_atomic(Path(path), save(tensors, metadata=metadata))
         return Path(path)
 
     @classmethod

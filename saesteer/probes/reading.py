@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,9 +126,11 @@ def read_layers(
     width = int(first[sites[0]].values.shape[1])
     if any(int(found.values.shape[1]) != width for found in first.values()):
         raise SiteError("the sites differ in width; read those of one kind.")
-    writer = StoreWriter(path, sites, len(rows), width, storage)
     chunks = list(length_chunks(rows, len(sites) * width))
-    with (progress or Progress()).task("texts", len(rows), "texts") as task:
+    with (
+        closing(StoreWriter(path, sites, len(rows), width, storage, metadata)) as writer,
+        (progress or Progress()).task("texts", len(rows), "texts") as task,
+    ):
         task.advance(sum(len(chunk) for chunk in chunks[: writer.done]))
         for number in range(writer.done, len(chunks)):
             chunk = chunks[number]
@@ -137,7 +140,7 @@ def read_layers(
                 norms = {s: (mean_norm(a) * len(a.values), len(a.values)) for s, a in read.items()}
             writer.write(chunk, {s: pooled(a, positions) for s, a in read.items()}, norms)
             task.advance(len(chunk))
-    return writer.finish(metadata or {})
+        return writer.finish()
 
 
 def pooled(activations: Activations, positions: ReadPosition) -> Float[Tensor, "text d_model"]:

@@ -146,7 +146,10 @@ def _codes(plan: ProbePlan, bench: ModelBench, sae: Sae) -> TextCodes:
     check_compatible(model, sae)
     path = plan.store.with_name(f"codes-{plan.store.name}")
     if path.is_file():
-        return load_codes(path)
+        found = load_codes(path)
+        # A name such as release:id says nothing of the weights behind it.
+        if found.sae_fingerprint == sae.fingerprint:
+            return found
     assert model.tokenizer is not None
     rows = encode_labelled(
         model.tokenizer,

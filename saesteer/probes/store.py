@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saesteer.errors import OutputError
 from saesteer.models.sites import Site
+from saesteer.utils.files import abandoned, draft_of, drafts, leave, reserve, unwritable
 
 DTYPES = {"float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
 _NORMS = "residual_norms"
@@ -74,49 +75,79 @@ def open_store(path: Path) -> LayerStore:
 class StoreWriter:
     """Fills a store chunk by chunk, so that a reading that was cut off goes on where it stopped.
 
+    Every writer has a draft of its own, so that any number may fill one store at once; the first
+    whole one stays. A draft whose writer is no more is taken over by the next that reads alike.
+
     Args:
-        path: The finished file; until `finish` a draft stands beside it.
+        path: The finished file.
         sites: The sites.
         n_texts: Number of texts.
         width: d_model.
         storage: "float16" or "bfloat16".
+        metadata: Kept in the file; only a draft with the same is gone on with.
 
     Raises:
-        OutputError: The draft cannot be written.
+        OutputError: The draft cannot be written, or there is no room for the whole store.
     """
 
     def __init__(
-        self, path: Path, sites: Sequence[Site], n_texts: int, width: int, storage: str
+        self,
+        path: Path,
+        sites: Sequence[Site],
+        n_texts: int,
+        width: int,
+        storage: str,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._path = path
-        self._draft = path.with_name(f".{path.name}")
-        self._marker = path.with_name(f".{path.name}.json")
         self._sites = list(sites)
         self._shape = (len(sites), n_texts, width)
         self._code, self._dtype = DTYPES[storage]
+        self._metadata = dict(metadata or {})
+        # Header or progress takes this much room at the most; safetensors allows padding.
+        self._room = 4096 + 160 * len(self._sites)
         self._norms: dict[str, list[float]] = {}
         self.done = 0
+        self._draft = draft_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._begin()
         except OSError as error:
-            raise _unwritable(path, error) from error
+            self.discard()
+            raise unwritable(path, error) from error
 
     def _begin(self) -> None:
-        # The real metadata takes this much room at the most; safetensors allows padding.
-        self._room = 4096 + 160 * len(self._sites)
         size = self._room + 8 + 2 * int(np.prod(self._shape))
-        if self._marker.is_file() and self._draft.is_file():
-            with suppress(ValueError, KeyError, TypeError):
-                record = json.loads(self._marker.read_text())
-                if record["shape"] == list(self._shape) and self._draft.stat().st_size == size:
-                    self.done, self._norms = int(record["done"]), record["norms"]
-        if not self.done:
-            with self._draft.open("wb") as file:
-                file.truncate(size)
+        for left in drafts(self._path.parent, self._path.name):
+            if not abandoned(left):
+                continue
+            # Of several writers that would take it over one succeeds.
+            with suppress(FileNotFoundError):
+                os.rename(left, self._draft)
+                if self._goes_on(size):
+                    break
+                self._draft.unlink()
+        else:
+            with self._draft.open("xb") as file:
+                # A memory-mapped file that meets a full disk later ends the process.
+                reserve(file, size)
         self._values = np.memmap(
             self._draft, np.uint16, "r+", offset=8 + self._room, shape=self._shape
         )
+
+    def _goes_on(self, size: int) -> bool:
+        """Take over what a draft says of its progress; False if it is of something else."""
+        with self._draft.open("rb") as file:
+            text = file.read(self._room)
+        with suppress(ValueError, KeyError, TypeError):
+            record = json.loads(text.rstrip(b"\0"))
+            if record["of"] == self._kind() and self._draft.stat().st_size == size:
+                self.done, self._norms = int(record["done"]), record["norms"]
+                return True
+        return False
+
+    def _kind(self) -> list[Any]:
+        return [[str(site) for site in self._sites], list(self._shape), self._code, self._metadata]
 
     def write(
         self,
@@ -137,6 +168,7 @@ class StoreWriter:
         for place, site in enumerate(self._sites):
             stored = values[site].to(self._dtype)
             if not bool(torch.isfinite(stored).all()):
+                self.discard()
                 raise OutputError(
                     f"activations at {site} do not fit {str(self._dtype).removeprefix('torch.')}; "
                     "set reading.storage: bfloat16."
@@ -147,17 +179,21 @@ class StoreWriter:
             self._norms[str(site)] = [old[0] + total, old[1] + count]
         self.done += 1
         if self.done % 16 == 0:
-            self._mark()
+            self._values.flush()
+            self._head({"of": self._kind(), "done": self.done, "norms": self._norms}, b"\0")
 
-    def _mark(self) -> None:
-        self._values.flush()
-        record = {"shape": list(self._shape), "done": self.done, "norms": self._norms}
-        draft = self._marker.with_suffix(".draft")
-        draft.write_text(json.dumps(record))
-        draft.replace(self._marker)
+    def _head(self, record: Mapping[str, Any], padding: bytes, before: bytes = b"") -> None:
+        text = json.dumps(record).encode()
+        if len(text) > self._room:
+            raise OutputError(f"{self._path}: the metadata is too long; give shorter names.")
+        try:
+            with self._draft.open("r+b") as file:
+                file.write(before + text.ljust(self._room, padding))
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
-    def finish(self, metadata: Mapping[str, str]) -> LayerStore:
-        """Write the header and put the file in its place.
+    def finish(self) -> LayerStore:
+        """Write the header and put the file in its place, unless another writer has.
 
         Raises:
             OutputError: The file cannot be written.
@@ -172,22 +208,23 @@ class StoreWriter:
             }
             for place, site in enumerate(self._sites)
         }
-        header["__metadata__"] = {**metadata, _NORMS: json.dumps(norms)}
-        text = json.dumps(header).encode()
-        if len(text) > self._room:
-            raise OutputError(f"{self._path}: the metadata is too long; give shorter names.")
+        header["__metadata__"] = {**self._metadata, _NORMS: json.dumps(norms)}
+        self._values.flush()
+        self._head(header, b" ", self._room.to_bytes(8, "little"))
         try:
-            self._values.flush()
-            with self._draft.open("r+b") as file:
-                file.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
-            os.replace(self._draft, self._path)
-            self._marker.unlink(missing_ok=True)
+            if not self._path.is_file():
+                os.replace(self._draft, self._path)
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise unwritable(self._path, error) from error
+        self.discard()
         return open_store(self._path)
 
+    def discard(self) -> None:
+        """Remove the draft."""
+        with suppress(OSError):
+            self._draft.unlink(missing_ok=True)
+        self.close()
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path} cannot be written ({error.strerror}); choose another folder or free some space."
-    )
+    def close(self) -> None:
+        """Leave the draft to the next writer; `finish` has put it in its place."""
+        leave(self._draft)

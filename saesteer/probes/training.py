@@ -20,9 +20,10 @@ from saesteer.probes.scores import control_labels, score
 from saesteer.probes.settings import ProbeConfig
 from saesteer.probes.store import LayerStore, open_store
 from saesteer.progress import Progress
+from saesteer.recorded import recorded_experiment, tell_probes
 from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, environment_record, write_record
-from saesteer.workbench import ModelBench
+from saesteer.workbench import ModelBench, on_its_threads
 
 if TYPE_CHECKING:
     from saesteer.data.labelled import LabelledSet
@@ -45,10 +46,14 @@ class ProbeRun:
     metrics: dict[str, Any]
 
 
+@on_its_threads
 def train_probes(
-    config: ProbeConfig, progress: Progress | None = None, shelf: Shelf | None = None
+    config: ProbeConfig,
+    progress: Progress | None = None,
+    shelf: Shelf | None = None,
+    **record: Any,
 ) -> ProbeRun:
-    """Read every layer in one pass, fit and score a probe on each.
+    """Read every layer in one pass, fit and score a probe on each, and record the run.
 
     What the run's folder holds already is not done again.
 
@@ -56,20 +61,30 @@ def train_probes(
         config: The settings.
         progress: Where to show progress.
         shelf: What other runs of this process have loaded already; nothing if None.
+        record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
     """
     progress = progress or Progress()
     plan = plan_probes(config)
+    bench = ModelBench(plan, progress, shelf)
+    with recorded_experiment("probe-train", config, plan.folder, progress, **record) as recorded:
+        with recorded.stage("probes"):
+            run = _trained(plan, bench)
+        tell_probes(recorded, run)
+    return run
+
+
+def _trained(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
+    config, progress = plan.config, bench.progress
     if config.reading.sae is not None:
         from saesteer.probes.sparse_run import train_on_codes
 
-        return train_on_codes(plan, ModelBench(plan, progress, shelf))
+        return train_on_codes(plan, bench)
     folder = RunFolder(plan.folder)
     if folder.has("metrics.json") and folder.has(FILE_NAME):
         return load_run(folder)
-    bench = ModelBench(plan, progress, shelf)
     store, checks = read_stores(bench)
     write_inputs(folder.create(), plan, store)
     records, probes = _fit_layers(plan, folder, store, checks, progress)

@@ -8,12 +8,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saesteer.errors import OutputError
 from saesteer.report import reading
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,23 +30,8 @@ def write_page(page: str, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: The file cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(f".{os.getpid()}-{target.name}")
     # A lone surrogate, which a text cut inside an emoji can hold, has no UTF-8.
-    content = page.encode("utf-8", "replace")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        os.replace(draft, target)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written ({error.strerror}); free some space or choose another "
-            "place for the report."
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return target
+    return write_atomic(path, page.encode("utf-8", "replace"))
 
 
 def embedded(figures: Mapping[str, str]) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from contextlib import suppress
 from pathlib import Path
 
-from saesteer.errors import OutputError
 from saesteer.progress import Progress
 from saesteer.saes.doctor import DoctorReport, doctor
 from saesteer.saes.loading import load_sae
 from saesteer.saes.run import TrainedSae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import build_feature_table, save_feature_table
+from saesteer.utils.files import write_atomic
 
 TABLE_ROWS = 1500
 HELD_OUT_ROWS = 400
@@ -39,8 +37,9 @@ def finish_sae(
     report = doctor(trained.model, sae, trained.corpus.held_out[:HELD_OUT_ROWS], progress=progress)
     # JSON has no word for NaN, which a model that ignores the site leaves in ce_score.
     figures = {k: v if math.isfinite(v) else None for k, v in report.as_dict().items()}
-    _write(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
-    _write(folder / "README.md", sae_card(config, report, trained.corpus.train_tokens))
+    write_atomic(folder / "metrics.json", (json.dumps(figures, indent=2) + "\n").encode())
+    card = sae_card(config, report, trained.corpus.train_tokens)
+    write_atomic(folder / "README.md", card.encode())
     rows = trained.corpus.train[:TABLE_ROWS]
     table = build_feature_table(trained.model, sae, rows, progress=progress)
     save_feature_table(table, folder / "features.parquet")
@@ -93,34 +92,11 @@ def _falling(config: SaeTrainingConfig) -> str:
 
 def _round_weights(folder: Path) -> None:
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     path = folder / "sae_weights.safetensors"
     weights = {name: t.to(torch.bfloat16) for name, t in load_file(path).items()}
-    draft = folder / ".sae_weights.draft"
-    try:
-        save_file(weights, draft)
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written ({error}); free some space and run again."
-        ) from error
+    write_atomic(path, lambda draft: save_file(weights, draft))
     config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     config.update(dtype="bfloat16", device="cpu")
-    _write(folder / "cfg.json", json.dumps(config, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}); free some space and run again."
-        ) from error
+    write_atomic(folder / "cfg.json", (json.dumps(config, indent=2) + "\n").encode())

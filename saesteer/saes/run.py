@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import OutputError
 from saesteer.models import load_model, model_info
 from saesteer.models.sites import Site, check_site
 from saesteer.progress import Progress
+from saesteer.recorded import recorded_experiment
 from saesteer.saes.corpus import PackedCorpus, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.training import Watch, train_topk
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.saes.doctor import DoctorReport
+
+STEPS_BETWEEN_POINTS = 10
 
 
 @dataclass(frozen=True)
@@ -28,27 +33,69 @@ class TrainedSae:
         folder: The SAE in sae_lens's layout.
         corpus: The rows it was trained on and those held out.
         model: The model it belongs to.
+        report: What it does on held-out rows; None until that is measured.
     """
 
     folder: Path
     corpus: PackedCorpus
     model: TransformerBridge
+    report: DoctorReport | None = None
 
 
 def train_sae(
-    config: SaeTrainingConfig, progress: Progress | None = None, *, watch: Watch | None = None
+    config: SaeTrainingConfig,
+    progress: Progress | None = None,
+    *,
+    watch: Watch | None = None,
+    **record: Any,
 ) -> TrainedSae:
-    """Read activations and train, going on where an earlier run of the configuration stopped.
+    """Train an SAE, write its card and feature table, and record the run.
+
+    An earlier run of the configuration that was stopped is gone on with.
 
     Args:
         config: The settings.
         progress: Where to show progress.
         watch: Called after every step with its number, loss and share of dead features.
+        record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
+
+    Returns:
+        The SAE with what it does on held-out rows.
 
     Raises:
-        SaesteerError: See the stages: `pack_corpus`, `harvest`, `train_topk`.
+        SaesteerError: See the stages: `pack_corpus`, `harvest`, `train_topk`, `finish_sae`.
     """
+    from saesteer.saes.card import finish_sae
+
     progress = progress or Progress()
+    place = Path(config.folder)
+    with recorded_experiment(
+        "sae-train",
+        config,
+        training_folder(config),
+        progress,
+        name=f"{config.site}-{config.d_sae}",
+        # SAEs lie in runs/sae, and are listed with the other runs.
+        root=place.parent if place.name == "sae" else place,
+        **record,
+    ) as recorded:
+
+        def watched(step: int, values: dict[str, float]) -> None:
+            if step % STEPS_BETWEEN_POINTS == 0:
+                recorded.log(values, step=step)
+            if watch is not None:
+                watch(step, values)
+
+        with recorded.stage("training"):
+            trained = _trained(config, progress, watched)
+        with recorded.stage("measuring"):
+            report = finish_sae(trained, config, progress)
+        recorded.summary(report.as_dict())
+        recorded.artifact("sae", trained.folder, "sae")
+    return replace(trained, report=report)
+
+
+def _trained(config: SaeTrainingConfig, progress: Progress, watch: Watch) -> TrainedSae:
     model = load_model(config.model)
     for site in config.all_sites:
         check_site(model, Site.parse(site))
@@ -70,17 +117,8 @@ def train_sae(
         progress=progress,
         watch=watch,
     )
-    _write_settings(folder / "config.json", config)
+    write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
     return TrainedSae(out, corpus, model)
-
-
-def _write_settings(path: Path, config: SaeTrainingConfig) -> None:
-    try:
-        path.write_text(config.model_dump_json(indent=2), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}); free some space and run again."
-        ) from error
 
 
 def harvest_corpus(

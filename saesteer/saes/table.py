@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.activations.reading import read_rows
-from saesteer.errors import DataError, OutputError, SaeError
+from saesteer.errors import DataError, SaeError
 from saesteer.models.tokens import TokenRow
 from saesteer.progress import Progress
 from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.saes.lens import TokenTexts, extreme_tokens
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,21 +217,9 @@ def save_feature_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
     data = pa.Table.from_pandas(table, schema=_schema(), preserve_index=False)
     data = data.replace_schema_metadata({"saesteer.descriptions": DESCRIPTIONS_BY})
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(data, draft, compression="zstd")
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise OutputError(
-            f"the feature table cannot be written to {path} ({error.strerror or error}); choose "
-            "another folder or free some space."
-        ) from error
+    write_atomic(path, lambda draft: pq.write_table(data, draft, compression="zstd"))
 
 
 def load_feature_table(path: str | os.PathLike[str]) -> FeatureTable:

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.errors import OutputError, SaeError
+from saesteer.errors import SaeError
 from saesteer.progress import Progress
 from saesteer.saes.harvest import Harvest
 from saesteer.saes.settings import SaeTrainingConfig
+from saesteer.utils.files import unwritable, write_atomic
 
 if TYPE_CHECKING:
     from sae_lens import TopKTrainingSAE
@@ -83,7 +83,7 @@ def train_topk(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable("checkpoint", folder, error) from error
+        raise unwritable(folder / CHECKPOINT, error) from error
     shards = _epoch_order(harvested, config)
     state = _resume(folder, config, device)
     if state is None:
@@ -245,7 +245,6 @@ def _adam(sae: TopKTrainingSAE, config: SaeTrainingConfig) -> torch.optim.Adam:
 
 
 def _save_checkpoint(state: _State, folder: Path) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {f"sae.{name}": value for name, value in state.sae.state_dict().items()}
@@ -255,26 +254,9 @@ def _save_checkpoint(state: _State, folder: Path) -> None:
     tensors["since_fired"] = state.since_fired
     record = {"step": state.step, "shards_done": state.shards_done, "scale": state.scale}
     record["cfg"] = state.sae.cfg.to_dict()
-    draft = folder / f".{CHECKPOINT}.draft"
-    try:
-        save_file(
-            {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-            draft,
-            metadata={"saesteer": json.dumps(record)},
-        )
-        os.replace(draft, folder / CHECKPOINT)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise _unwritable("checkpoint", folder, error) from error
-
-
-def _unwritable(what: str, folder: Path, error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return OutputError(
-        f"the {what} cannot be written to {folder} ({reason}); choose another folder or free some "
-        "space."
-    )
+    kept = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    metadata = {"saesteer": json.dumps(record)}
+    write_atomic(folder / CHECKPOINT, lambda draft: save_file(kept, draft, metadata=metadata))
 
 
 def _resume(folder: Path, config: SaeTrainingConfig, device: torch.device) -> _State | None:
@@ -334,7 +316,7 @@ def _finish(state: _State, folder: Path) -> Path:
         for file in sorted(draft.iterdir(), reverse=True):
             os.replace(file, out / file.name)
     except (OSError, SafetensorError) as error:
-        raise _unwritable("SAE", folder, error) from error
+        raise unwritable(out, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return out

@@ -34,7 +34,7 @@ from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS
 from saesteer.steering.strength import Unit, to_raw
 from saesteer.steering.vector import SteeringVector
-from saesteer.steering.vector_file import write_atomically
+from saesteer.utils.files import write_atomic
 
 ARCHITECTURE = "controlvector"
 _TENSOR = re.compile(r"direction\.([1-9]\d*)")
@@ -92,7 +92,7 @@ def export_gguf(
             f"{target}: its draft cannot be written to the temporary folder ({error}); free some "
             "space there or set TMPDIR."
         ) from error
-    write_atomically(target, content)
+    write_atomic(target, content)
     return target
 
 

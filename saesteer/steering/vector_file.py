@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from saesteer.errors import OutputError, SaesteerError, SteeringError
+from saesteer.errors import SaesteerError, SteeringError
 from saesteer.models.sites import Site
 from saesteer.steering.vector import SteeredFeature, SteeringVector
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def save_vector(vector: SteeringVector, path: str | os.PathLike[str]) -> Path:
         target = target / FILE_NAME
     metadata = {"format": FORMAT, "version": str(VERSION), "vector": _to_json(vector)}
     direction = vector.direction.detach().cpu().contiguous()
-    write_atomically(target, save({"direction": direction}, metadata=metadata))
+    write_atomic(target, save({"direction": direction}, metadata=metadata))
     return target
 
 
@@ -84,37 +84,6 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
             f"{VERSION}; use the saesteer that wrote it, or a newer one."
         )
     return _from_parts(source, tensors["direction"], metadata.get("vector", ""))
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder.
-
-    Raises:
-        OutputError: The folder or the file cannot be written.
-    """
-    temporary: str | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private; a result is as readable as any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror or error}); choose a folder that can be."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def _to_json(vector: SteeringVector) -> str:

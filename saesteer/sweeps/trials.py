@@ -168,14 +168,14 @@ def _ran(
     watch: Watch | None,
     record: dict[str, Any],
 ) -> Measured:
-    from saesteer.recorded import run_recorded
+    from saesteer.pipeline import run
 
     def seen(result: Mapping[str, Any]) -> None:
         if watch is not None:
             found = run_numbers({"vector": result}, config.evaluation.budget, metric)
             watch(found.get(metric or "effect"))
 
-    result = run_recorded(config, progress, shelf, watch=seen, **record)
+    result = run(config, progress, shelf, watch=seen, **record)
     numbers = run_numbers(result.metrics, config.evaluation.budget, metric)
     return Measured(result.folder.path, numbers)
 
@@ -188,31 +188,11 @@ def _compared(
     watch: Watch | None,
     record: dict[str, Any],
 ) -> Measured:
-    from saesteer.compare.plan import plan_compare
-    from saesteer.compare.run import measure_personas, summarise_personas
-    from saesteer.recorded import tell_comparison
-    from saesteer.tracking import RunFolder
-    from saesteer.tracking.recording import recorded_run
+    from saesteer.compare.run import compare
 
-    plan = plan_compare(config)
-    with recorded_run(
-        RunFolder(plan.folder), kind="compare", **_facts(config), progress=progress, **record
-    ) as recorded:
-        bench = measure_personas(plan, progress, shelf)
-        result = summarise_personas(plan, progress, bench)
-        tell_comparison(recorded, result)
+    result = compare(config, progress, shelf, **record)
     numbers = compare_numbers(result.metrics, metric)
     return Measured(result.folder.path, numbers)
-
-
-def _facts(config: CompareConfig) -> dict[str, Any]:
-    """Return what the record says of a trial's settings."""
-    return {
-        "name": config.name,
-        "config": config.model_dump(mode="json"),
-        "wandb": config.tracking,
-        "root": Path(config.folder),
-    }
 
 
 def run_numbers(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from saesteer.errors import OutputError
+from saesteer.utils.files import write_atomic
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -46,19 +45,7 @@ class ArrayCache:
         with suppress(OSError, SafetensorError):
             return load_file(target)
         arrays = {name: np.ascontiguousarray(value) for name, value in compute().items()}
-        draft = target.with_name(f".{os.getpid()}-{target.name}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, draft)
-            os.replace(draft, target)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"{target} cannot be written ({error}); free some space or choose another folder, "
-                "and run the same command again to go on."
-            ) from error
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        write_atomic(target, lambda draft: save_file(arrays, draft))
         return arrays
 
 

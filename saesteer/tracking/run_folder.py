@@ -9,12 +9,12 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from saesteer.errors import OutputError
+from saesteer.utils.files import draft_of, leave, remove_abandoned, write_atomic
 
 RECORDED_PACKAGES = (
     "saesteer",
@@ -45,12 +45,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
+            probe = draft_of(self.path / "probe")
             probe.write_text("")
             probe.unlink()
-            for draft in self.path.rglob(".*-*"):
-                if draft.is_file() and not _is_running(draft.name):
-                    draft.unlink(missing_ok=True)
+            leave(probe)
+            remove_abandoned(self.path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
@@ -69,21 +68,7 @@ class RunFolder:
         Raises:
             OutputError: The file cannot be written.
         """
-        target = self.path / name
-        draft = target.with_name(f".{os.getpid()}-{target.name}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(draft)
-            os.replace(draft, target)
-        except OSError as error:
-            raise OutputError(
-                f"{target} cannot be written ({error.strerror}); free some space or choose another "
-                "folder, and run the same command again to go on."
-            ) from error
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-        return target
+        return write_atomic(self.path / name, write)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a value as JSON.
@@ -154,18 +139,6 @@ def write_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
         "run.json",
         {**earlier, **record, **{key: earlier[key] for key in ("started",) if key in earlier}},
     )
-
-
-def _is_running(draft: str) -> bool:
-    """Return whether a draft's process is alive, or cannot be told from the draft's name."""
-    try:
-        os.kill(int(draft.lstrip(".").partition("-")[0]), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, ValueError, OverflowError):
-        # Somebody else's process, or no draft of ours.
-        return True
-    return True
 
 
 def _git_commit() -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from typing import Any
 
@@ -21,6 +20,7 @@ from saesteer.pipeline import run
 from saesteer.plan import plan_run
 from saesteer.run_files import STAGES, pending_stages
 from saesteer.tracking import RunFolder
+from saesteer.utils.files import draft_of, leave
 
 from .reading import everything, numbers, refuse, strict_json
 
@@ -82,11 +82,16 @@ def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, 
     assert numbers(resumed.folder.path) == numbers(whole.folder.path)
 
 
-def test_a_finished_run_is_printed_again_without_loading_or_writing_anything(
+def test_a_finished_run_is_printed_again_without_loading_or_writing_anything_but_its_record(
     copy_of_whole, whole, monkeypatch
 ):
     config, folder = copy_of_whole
-    before = everything(folder)
+
+    def results() -> dict[str, Any]:
+        kept = everything(folder).items()
+        return {k: v for k, v in kept if k != "run.json" and not k.startswith("curves/")}
+
+    before = results()
     times = {name: (folder / name).stat().st_mtime_ns for name in before}
     for name in ("load_model", "load_sae"):
         monkeypatch.setattr(workbench, name, refuse)
@@ -95,7 +100,7 @@ def test_a_finished_run_is_printed_again_without_loading_or_writing_anything(
     assert again.features == whole.features
     assert again.completions == whole.completions
     assert torch.equal(again.vector.direction, whole.vector.direction)
-    assert everything(folder) == before
+    assert results() == before
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == times
 
 
@@ -168,13 +173,14 @@ def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(cop
 def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
     config, folder = copy_of_whole
     (folder / "stages/completions.json").unlink()
-    gone = folder / "evaluation" / f".{2**22 - 7}-00-x.json"
-    alive = folder / f".{os.getppid()}-x.json"
-    for draft in (gone, alive):
+    gone, under_way = draft_of(folder / "evaluation" / "00-x.json"), draft_of(folder / "x.json")
+    own = folder / f".{2**22 - 7}-mine.txt"
+    for draft in (gone, under_way, own):
         draft.write_text("half")
+    leave(gone)
     run(config)
     assert not gone.exists()
-    assert alive.exists()
+    assert under_way.exists() and own.exists()
 
 
 def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from saesteer.config import parse_config
 from saesteer.data.labelled import read_labelled
@@ -129,6 +132,134 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
     keys = ("accuracy", "macro_f1", "auroc", "confusion", "control", "cv_loss", "checks")
     for one, two in zip(run.metrics["layers"], finished_run.metrics["layers"], strict=True):
         assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
+
+
+BESIDE = """
+import json, sys, time
+from pathlib import Path
+from saesteer.config import parse_config
+from saesteer.probes import ProbeConfig, reading, train_probes
+from saesteer.probes.store import StoreWriter
+
+settings, gate, name, other = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+reading.CHUNK_ROWS = 16
+written, write = [], StoreWriter.write
+
+def wait(file):
+    while not (gate / file).exists():
+        time.sleep(0.02)
+
+def gated(self, *args):
+    write(self, *args)
+    written.append(1)
+    if len(written) == 2:
+        (gate / f"{name}-begun").touch()
+        wait(f"{other}-begun" if name == "first" else "first-done")
+
+StoreWriter.write = gated
+if name == "second":
+    wait("first-begun")
+run = train_probes(parse_config(settings, kind=ProbeConfig, place="test"))
+(gate / f"{name}-done").touch()
+print(json.dumps(run.metrics["layers"]))
+"""
+
+
+def test_two_runs_that_read_alike_at_once_both_end_right(probe_settings, tmp_path):
+    import json
+    import subprocess
+    import sys
+
+    settings = probe_settings(checks=None)
+    alone = train_probes(config_of({**settings, "folder": str(tmp_path / "alone")}))
+    asked = [settings, {**settings, "fit": {**settings["fit"], "resamples": 60}}]
+    names = ("first", "second")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", BESIDE, json.dumps(one), str(tmp_path), *order],
+            stdout=subprocess.PIPE,
+        )
+        for one, order in zip(asked, (names, names[::-1]), strict=True)
+    ]
+    for process in running:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        layers = json.loads(out.splitlines()[-1])
+        for found, wanted in zip(layers, alone.metrics["layers"], strict=True):
+            assert found["confusion"] == wanted["confusion"]
+            assert list(found["cv_loss"].values()) == pytest.approx(
+                list(wanted["cv_loss"].values()), rel=1e-3
+            )
+    stores = list((Path(settings["folder"]) / "activations").iterdir())
+    assert len(stores) == 1
+
+
+def test_the_store_of_bundled_texts_has_a_name_that_every_system_takes(tmp_path):
+    from saesteer.probes.plan import plan_probes
+
+    plan = plan_probes(ProbeConfig(name="s", folder=str(tmp_path)))
+    assert plan.store.name.startswith("bundled-sentiment-")
+    assert ":" not in plan.store.name + plan.checks_store.name
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    probe_settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"is a file; choose another with --set folder="):
+        train_probes(config_of(probe_settings(folder=str(tmp_path / "file" / "runs"))))
+
+
+def other_weights(folder: Path) -> None:
+    """Train the mirror again, as it were: the same shapes, another decoder and encoder."""
+    from safetensors.torch import load_file, save_file
+
+    path = next(folder.glob("*.safetensors"))
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    order = np.random.default_rng(3).permutation(weights["W_dec"].shape[0])
+    weights["W_dec"], weights["W_enc"] = weights["W_dec"][order], weights["W_enc"][:, order]
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+
+
+@pytest.mark.parametrize("name", ["tiny", "another"])
+def test_an_sae_trained_again_in_its_folder_is_another_one(
+    name, probe_settings, mirror_sae, tmp_path
+):
+    import shutil
+
+    sae = shutil.copytree(mirror_sae(), tmp_path / "sae")
+    settings = probe_settings(reading={"sae": str(sae)}, checks=None)
+    settings["sparse"] = {"k": [4], "l1_c": [0.1]}
+    first = train_probes(config_of(settings))
+    other_weights(sae)
+    again = train_probes(config_of({**settings, "name": name}))
+    assert again.folder.path != first.folder.path
+    # What it would be where no earlier SAE had ever been.
+    fresh = train_probes(config_of({**settings, "name": name, "folder": str(tmp_path / "fresh")}))
+    for key in ("sparse", "features", "residual"):
+        assert again.metrics[key] == fresh.metrics[key]
+    assert again.metrics["features"] != first.metrics["features"]
+    vectors = [
+        SteeringVector.load(r.folder.path / "sparse/k-4.safetensors") for r in (again, fresh)
+    ]
+    assert torch.equal(vectors[0].raw, vectors[1].raw)
+
+
+def test_codes_of_an_sae_of_the_same_name_and_other_weights_are_not_used(
+    probe_settings, mirror_sae, monkeypatch
+):
+    from saesteer.probes import sparse_run
+    from saesteer.probes.codes import load_codes
+
+    settings = probe_settings(reading={"sae": str(mirror_sae())}, checks=None)
+    settings["sparse"] = {"k": [4], "l1_c": [0.1]}
+    first = train_probes(config_of(settings))
+    # As an SAE on the Hub that was replaced: its name says nothing of its weights.
+    stale = lambda path: replace(load_codes(path), sae_fingerprint="other", codes=None)  # noqa: E731
+    monkeypatch.setattr(sparse_run, "load_codes", stale)
+    again = train_probes(config_of({**settings, "name": "again"}))
+    assert again.metrics["sparse"] == first.metrics["sparse"]
 
 
 def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -115,15 +116,15 @@ def test_a_share_that_cannot_be_computed_is_null_in_the_metrics(trained, config,
 def test_a_full_disk_is_told_and_keeps_the_old_file(name, trained, config, monkeypatch):
     path = trained.folder / name
     before = path.read_bytes() if path.exists() else None
-    replace = module.os.replace
+    replace = os.replace
 
     def full(source, target):
         if Path(target).name == name:
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(module.os, "replace", full)
-    with pytest.raises(OutputError, match=rf"{name} cannot be written .*No space left.*run again"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match=rf"{name} cannot be written .*No space left.*free"):
         finish_sae(trained, config)
     assert (path.read_bytes() if path.exists() else None) == before
     assert not list(trained.folder.glob(".*"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -117,16 +116,6 @@ def test_a_file_in_the_way_is_a_sentence(folder, tmp_path):
     with pytest.raises(OutputError, match=r"taken\.json cannot be written"):
         folder.write_json("taken.json", 1)
     assert names(folder) == ["stages"]
-
-
-def test_what_a_killed_process_left_half_is_cleared_and_nothing_else(folder, monkeypatch):
-    dead, alive = 2**22 - 11, os.getpid()
-    kept = [f".{alive}-a.json", ".hidden", ".git-keep", "a-b.json", f"{dead}-a.json"]
-    for name in [*kept, f".{dead}-a.json", f"..{dead}-b.safetensors", f"sub/.{dead}-c.json"]:
-        (folder.path / name).parent.mkdir(exist_ok=True)
-        (folder.path / name).write_text("half")
-    folder.create()
-    assert names(folder) == sorted(kept)
 
 
 def test_the_record_names_versions_machine_and_commit():

@@ -29,6 +29,7 @@ from saesteer.progress import Progress
 from saesteer.shelf import Shelf
 from saesteer.tracking import RunFolder, finite
 from saesteer.tracking.recording import RecordedRun, recorded_run
+from saesteer.workbench import on_its_threads
 
 FIGURES = "figures"
 
@@ -46,6 +47,7 @@ class PatchRun:
     metrics: dict[str, Any]
 
 
+@on_its_threads
 def run_patching(
     config: PatchConfig, progress: Progress | None = None, shelf: Shelf | None = None
 ) -> PatchRun:

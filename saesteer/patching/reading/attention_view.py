@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError, OutputError, SiteError
+from saesteer.errors import ConfigError, SiteError
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.reading.residual_reads import Side, side_tokens
+from saesteer.utils.files import write_atomic
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = (
@@ -149,18 +150,8 @@ def write_attention_page(
     Raises:
         OutputError: The file cannot be written.
     """
-    target = Path(path)
     # A token can be half of a character, which has no UTF-8.
-    content = attention_page(views, title=title).encode("utf-8", "replace")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written ({error.strerror}); free some space or choose another "
-            "place for the page."
-        ) from error
-    return target
+    return write_atomic(path, attention_page(views, title=title).encode("utf-8", "replace"))
 
 
 def _patterns(

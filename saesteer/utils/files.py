@@ -1,0 +1,159 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+
+from saesteer.errors import OutputError
+
+# A draft of another machine cannot be told from one under way until nobody has touched it so long.
+FOREIGN_SECONDS = 24 * 3600.0
+# Names are cut so that a draft's fits wherever the file's own does.
+_LONGEST = 40
+_DRAFT = re.compile(r"\.saesteer-draft-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}-.+", re.DOTALL)
+_UNDER_WAY: set[str] = set()
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path], Any]) -> Path:
+    """Write a file whole or not at all, making its folder.
+
+    What killed processes left of the same file is removed.
+
+    Args:
+        path: The file.
+        content: What it holds, or a function that writes it to the draft that it is given.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    target = Path(path)
+    draft = draft_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent, target.name)
+        if isinstance(content, bytes):
+            draft.write_bytes(content)
+        else:
+            content(draft)
+        os.replace(draft, target)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(target, error) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        leave(draft)
+    return target
+
+
+def unwritable(path: Path, error: Exception) -> OutputError:
+    """Return what to say of a file that cannot be written."""
+    return OutputError(
+        f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); free some space "
+        "or choose another place, and run the same command again."
+    )
+
+
+def draft_of(path: Path) -> Path:
+    """Return a new name beside a file, which says what machine and process write there.
+
+    Nobody else touches it until its writer is no more, or calls `leave`.
+    """
+    name = f".saesteer-draft-{_machine()}-{os.getpid()}-{token_hex(4)}-{path.name[-_LONGEST:]}"
+    _UNDER_WAY.add(name)
+    return path.with_name(name)
+
+
+def leave(draft: Path) -> None:
+    """Give a draft up: what is there of it may be removed, or taken over by another writer."""
+    _UNDER_WAY.discard(draft.name)
+
+
+def abandoned(draft: Path) -> bool:
+    """Return whether a file is a draft that nobody writes any more."""
+    named = _DRAFT.fullmatch(draft.name)
+    if named is None or draft.name in _UNDER_WAY:
+        return False
+    if named[1] == _machine():
+        # An earlier process may have had this one's number.
+        return int(named[2]) == os.getpid() or not _is_running(int(named[2]))
+    try:
+        return time.time() - draft.stat().st_mtime > FOREIGN_SECONDS
+    except OSError:
+        return False
+
+
+def drafts(folder: Path, name: str | None = None) -> list[Path]:
+    """Return the drafts in a folder: of one of its files, or of any in it and below it."""
+    if name is None:
+        return sorted(folder.rglob(".saesteer-draft-*"))
+    end = f"-{name[-_LONGEST:]}"
+    with suppress(OSError):
+        return [p for p in folder.iterdir() if _DRAFT.fullmatch(p.name) and p.name.endswith(end)]
+    return []
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in a folder: of one of its files, or of all below it."""
+    for draft in drafts(folder, name):
+        if abandoned(draft):
+            with suppress(OSError):
+                draft.unlink()
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file so long, with room on the disk for all of it.
+
+    Raises:
+        OSError: There is no room.
+    """
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is not None:
+        try:
+            allocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    block = bytes(2**20)
+    for start in range(0, size, len(block)):
+        file.write(block[: size - start])
+
+
+def portable_name(text: str) -> str:
+    """Return a text as a part of a file's name that every system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:80] or "unnamed"
+
+
+def _machine() -> str:
+    """Return what tells the machine that counts this process from others."""
+    counted = ""
+    with suppress(OSError):
+        # Containers may share a name, and each counts its processes from 1.
+        counted = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {counted}".encode()).hexdigest()[:8]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        # Somebody else's process.
+        return True
+    return True
