@@ -17,7 +17,7 @@ from saesteer.compare.methods import build_method, method_entry
 from saesteer.compare.plan import PersonaPlan
 from saesteer.data import PairSet
 from saesteer.errors import DataError, SteeringError
-from saesteer.evaluation import DivergenceMeter, PropensityMeter, TeacherForced
+from saesteer.evaluation import PropensityMeter, TeacherForced
 from saesteer.evaluation.judge import train_judge
 from saesteer.feature_words import known_descriptions
 from saesteer.features import encode_pairs
@@ -328,11 +328,7 @@ class SeedRun:
             )
             sides.append(meter.log_likelihoods())
             prompted = self.bench.answer_rows(self.bench.plan.answers, system=system)
-            costs.append(
-                prompt_divergence(
-                    self.bench.divergence, DivergenceMeter(self.bench.model, prompted)
-                )
-            )
+            costs.append(self.bench.divergence.of_prompted(prompted))
         reached = {"strength": None, "reached": True}
         record = {
             "budget": None,
@@ -346,9 +342,3 @@ class SeedRun:
 def _not_fitted(budget: float) -> dict[str, Any]:
     side = {"strength": None, "kl": None, "reached": False}
     return {"budget": budget, "plus": side, "minus": side, "effect": None, "moved": None}
-
-
-def prompt_divergence(base: DivergenceMeter, prompted: DivergenceMeter) -> float:
-    """Return KL(prompted || base) per token on the same answers, nats per token."""
-    before, after = base.unsteered(), prompted.unsteered()
-    return float((after.exp() * (after - before)).sum()) / base.n_tokens

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from saesteer.compare.measure import PersonaMeter
-from saesteer.compare.seed_run import prompt_divergence
 from saesteer.evaluation import DivergenceMeter
 from saesteer.models import encode_statements, plain_model
 
@@ -97,8 +96,6 @@ def test_what_a_system_prompt_costs_is_the_kl_row_by_row(tiny_llama):
     pairs = [(log_probs(a), log_probs(b)) for a, b in zip(base, prompted, strict=True)]
     total = sum(float((b.exp() * (b - a)).sum()) for a, b in pairs)
     tokens = sum(len(a) for a, _ in pairs)
-    found = prompt_divergence(
-        DivergenceMeter(tiny_llama, base), DivergenceMeter(tiny_llama, prompted)
-    )
+    found = DivergenceMeter(tiny_llama, base).of_prompted(prompted)
     assert found == pytest.approx(total / tokens, rel=1e-4)
     assert found > 0.001
