@@ -12,11 +12,7 @@ from saesteer.activations import PairActivations, read_pair_activations
 from saesteer.activations.storage import load_pair_activations, save_pair_activations
 from saesteer.config import RunConfig
 from saesteer.errors import MismatchError
-from saesteer.evaluation import (
-    DivergenceMeter,
-    EqualCostComparison,
-    PropensityMeter,
-)
+from saesteer.evaluation import DivergenceMeter, EffectMeter, PropensityMeter
 from saesteer.feature_words import PLACE_KEY, feature_url, known_descriptions
 from saesteer.features import PairCodes, encode_pairs, feature_table
 from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
@@ -191,14 +187,12 @@ def _evaluation_stage(
     bench.progress.say(
         f"Scoring {len(bench.plan.held_out)} held-out pairs at KL {settings.budget} per token"
     )
-    comparison = bench.shelf.keep(
-        "comparison", measured_with(bench, vector), lambda: _comparison(bench, vector)
-    )
+    meter = bench.shelf.keep("meter", measured_with(bench, vector), lambda: _meter(bench, vector))
     names = result_names(settings.random_directions)
     start = 0.25
     with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
         for name, candidate in zip(names, vectors, strict=True):
-            folder.once(name, lambda v=candidate, s=start: measured(bench, comparison, v, s))
+            folder.once(name, lambda v=candidate, s=start: measured(bench, meter, v, s))
             if watch is not None and name == names[0]:
                 watch(folder.read_json(name))
             if candidate.method == "random_direction":
@@ -208,25 +202,22 @@ def _evaluation_stage(
     curves = [f"evaluation/curve-{candidate.method}.json" for candidate in vectors[:2]]
     for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
         result = read_result(folder, name)
-        folder.once(curve, lambda v=candidate, r=result: measured_curve(bench, comparison, v, r))
-    margin = float((comparison.unsteered[0] - comparison.unsteered[1]).mean())
+        folder.once(curve, lambda v=candidate, r=result: measured_curve(bench, meter, v, r))
+    margin = float((meter.unsteered[0] - meter.unsteered[1]).mean())
     folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
     return [*names, *curves, "evaluation/unsteered.json"]
 
 
-def _comparison(bench: Workbench, vector: SteeringVector) -> EqualCostComparison:
-    settings = bench.plan.config.evaluation
-    return EqualCostComparison(
+def _meter(bench: Workbench, vector: SteeringVector) -> EffectMeter:
+    return EffectMeter(
         DivergenceMeter(bench.model, bench.neutral_rows, site=vector.site),
         PropensityMeter(
             bench.model,
             bench.plan.held_out,
-            request=settings.request,
+            request=bench.plan.config.evaluation.request,
             chat=bench.plan.config.reading.chat,
             site=vector.site,
         ),
-        budget=settings.budget,
-        seed=bench.plan.config.seed,
     )
 
 

@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _effect(run, vector: SteeringVector) -> str:
-    found = run.test.at_budget(vector, BUDGET)
-    return "budget not reached" if found["effect"] is None else f"{found['effect']:.3f}"
+    effect = run.test.measure(vector, BUDGET).effect
+    return "budget not reached" if effect is None else f"{effect.effect:.3f}"
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class MeasureSettings(Settings):
 
 
 class RandomSettings(Settings):
-    """What any push of the same cost does."""
+    """What any push of the same cost does, on the first seed's test pairs; 0 leaves a kind out."""
 
     directions: int = Field(default=20, ge=0)
     features: int = Field(default=20, ge=0)

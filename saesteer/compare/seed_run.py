@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +12,18 @@ from saesteer.activations import PairActivations, read_pair_activations
 from saesteer.attribution import Contrast, SteeringObjective, own_words
 from saesteer.compare.bench import CompareBench
 from saesteer.compare.config import MethodSettings
-from saesteer.compare.measure import PersonaMeter
 from saesteer.compare.methods import build_method, method_entry
 from saesteer.compare.plan import PersonaPlan
 from saesteer.data import PairSet
 from saesteer.errors import DataError, SteeringError
-from saesteer.evaluation import PropensityMeter, TeacherForced
+from saesteer.evaluation import (
+    Effect,
+    EffectMeter,
+    PropensityMeter,
+    TeacherForced,
+    VectorResult,
+    effect_of,
+)
 from saesteer.evaluation.judge import train_judge
 from saesteer.feature_words import known_descriptions
 from saesteer.features import encode_pairs
@@ -210,23 +216,26 @@ class SeedRun:
         )
         return found._asdict()
 
-    def meter(self, pairs: PairSet, *, unsteered: Any = None) -> PersonaMeter:
-        """Return a meter of effects on pairs."""
-        propensity = PropensityMeter(
+    def propensity(self, pairs: PairSet, *, system: str | None = None) -> PropensityMeter:
+        """Return a meter of margins of pairs."""
+        return PropensityMeter(
             self.bench.model,
             pairs,
             request=self.config.evaluation.request,
             chat=self.config.reading.chat,
+            system=system,
             site=self.bench.site,
         )
-        return PersonaMeter(self.bench.divergence, propensity, unsteered)
+
+    def _meter(self, pairs: PairSet, unsteered: Any = None) -> EffectMeter:
+        return EffectMeter(self.bench.divergence, self.propensity(pairs), unsteered)
 
     @cached_property
-    def test(self) -> PersonaMeter:
+    def test(self) -> EffectMeter:
         """The meter on test pairs."""
         kept = self.folder.has("unsteered.json")
         unsteered = np.array(self.folder.read_json("unsteered.json")["sides"]) if kept else None
-        meter = self.meter(self.split.test, unsteered=unsteered)
+        meter = self._meter(self.split.test, unsteered)
         if not kept:
             self.folder.write_json("unsteered.json", {"sides": meter.unsteered.tolist()})
         return meter
@@ -239,8 +248,8 @@ class SeedRun:
         return self.folder.read_json("unsteered.json")["sides"]
 
     @cached_property
-    def _validation(self) -> PersonaMeter:
-        return self.meter(self.split.validation)
+    def _validation(self) -> EffectMeter:
+        return self._meter(self.split.validation)
 
     def vector(self, method: MethodSettings) -> SteeringVector:
         """Return a method's vector, its settings chosen on validation pairs."""
@@ -260,15 +269,15 @@ class SeedRun:
         options = [{**method.settings, **point} for point in method.grid] or [method.settings]
         if len(options) == 1:
             return {"settings": options[0], "tried": []}
-        tried = []
+        tried, headline = [], self.config.evaluation.headline_budget
         for option in options:
             try:
                 vector = self._fit(method, option)
             except NOT_FITTED as error:
                 tried.append({"settings": option, "effect": None, "error": str(error)})
                 continue
-            found = self._validation.at_budget(vector, self.config.evaluation.headline_budget)
-            tried.append({"settings": option, "effect": found["effect"]})
+            effect = self._validation.measure(vector, headline).effect
+            tried.append({"settings": option, "effect": effect and effect.effect})
         effects = [-np.inf if t["effect"] is None else t["effect"] for t in tried]
         return {"settings": options[int(np.argmax(effects))], "tried": finite(tried)}
 
@@ -290,15 +299,15 @@ class SeedRun:
             self.bench.progress.say(f"{self.persona.name}, {method.name}: {error}")
             missing = [{**_not_fitted(budget), "error": str(error)} for budget in budgets]
             return {"budgets": missing, "curve": None, "error": str(error)}
-        records, start = [], 0.15
+        results, start = {}, 0.15
         for budget in budgets:
-            records.append(self.test.at_budget(vector, budget, start))
+            results[budget] = self.test.measure(vector, budget, start=start)
             # KL grows about as the square of the strength.
-            start = abs(records[-1]["plus"]["strength"]) * 1.7
-        headline = next(r for r in records if r["budget"] == settings.headline_budget)
-        curve = None
-        if first and headline["effect"] is not None:
+            start = results[budget].plus.strength * 1.7
+        headline, curve = results[settings.headline_budget], None
+        if first and headline.effect is not None:
             curve = self.test.curve(vector, headline, settings.multiples)
+        records = [budget_record(budget, result) for budget, result in results.items()]
         return finite({"budgets": records, "curve": curve})
 
     def prompts(self, method: MethodSettings) -> Any:
@@ -318,15 +327,7 @@ class SeedRun:
         prompts = self.prompts(method)
         sides, costs = [], []
         for system in (prompts.positive, prompts.negative):
-            meter = PropensityMeter(
-                self.bench.model,
-                self.split.test,
-                request=self.config.evaluation.request,
-                chat=self.config.reading.chat,
-                system=system,
-                site=self.bench.site,
-            )
-            sides.append(meter.log_likelihoods())
+            sides.append(self.propensity(self.split.test, system=system).log_likelihoods())
             prompted = self.bench.answer_rows(self.bench.plan.answers, system=system)
             costs.append(self.bench.divergence.of_prompted(prompted))
         reached = {"strength": None, "reached": True}
@@ -334,9 +335,26 @@ class SeedRun:
             "budget": None,
             "plus": {**reached, "kl": costs[0]},
             "minus": {**reached, "kl": costs[1]},
-            **self.test.effect(*sides),
+            **_effect_record(effect_of(self.test.unsteered, *sides)),
         }
         return {"budgets": [record], "curve": None}
+
+
+def budget_record(budget: float, result: VectorResult) -> dict[str, Any]:
+    """Return what is stored of a vector at a budget, `moved` with one value a pair."""
+    sides = {"plus": result.plus, "minus": result.minus}
+    kept = ("strength", "kl", "reached")
+    return {
+        "budget": budget,
+        **{side: {key: getattr(match, key) for key in kept} for side, match in sides.items()},
+        **_effect_record(result.effect),
+    }
+
+
+def _effect_record(effect: Effect | None) -> dict[str, Any]:
+    if effect is None:
+        return {"effect": None, "moved": None}
+    return {**asdict(effect), "moved": effect.moved.tolist()}
 
 
 def _not_fitted(budget: float) -> dict[str, Any]:

@@ -352,9 +352,7 @@ def _pass(block: _Block, logits: Tensor, seen: list[Tensor], beside: Tensor | No
     return Pass(block.index, said, after, torch.nonzero(scored)[:, 0], other)
 
 
-def _few_scored(
-    rows: Sequence[TokenRow], index: Sequence[int], most: int
-) -> Iterator[list[int]]:
+def _few_scored(rows: Sequence[TokenRow], index: Sequence[int], most: int) -> Iterator[list[int]]:
     """Divide a batch so that no part has more scored tokens than `most`, or is one row."""
     part: list[int] = []
     tokens = 0

@@ -309,8 +309,12 @@ def test_the_unembedding_takes_the_scored_tokens_alone_and_few_at_a_time(
     )
     passes = TeacherForced(model, rows, site=Site(1))
     widths = []
-    handle = plain_model(model).get_output_embeddings().register_forward_hook(  # type: ignore[union-attr]
-        lambda module, inputs, output: widths.append(output.shape[:-1].numel())
+    handle = (
+        plain_model(model)
+        .get_output_embeddings()
+        .register_forward_hook(  # type: ignore[union-attr]
+            lambda module, inputs, output: widths.append(output.shape[:-1].numel())
+        )
     )
     got, opened = said_by(passes, vector, 1.5), said_open(passes, vector, 1.5)
     handle.remove()
