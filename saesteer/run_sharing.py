@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from saesteer.activations import PairActivations
 from saesteer.evaluation import EffectMeter, VectorResult
 from saesteer.models import model_info
 from saesteer.steering import SteeringVector
-from saesteer.tracking import content_key, finite
+from saesteer.tracking import finite
 from saesteer.workbench import Workbench
 
 
 def weights_key(bench: Workbench) -> tuple[str, ...]:
     """Return what tells the model's weights, in this precision, from others."""
     return (model_info(bench.model).fingerprint, str(bench.model.cfg.dtype))
-
-
-def activations_key(read: PairActivations) -> str:
-    """Return a hash of what was read."""
-    sides = (read.positive, read.negative)
-    arrays = [part.float().numpy() for side in sides for part in (side.values, side.offsets)]
-    return content_key(read.pooling, arrays)
 
 
 def measured_with(bench: Workbench, vector: SteeringVector) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ def main() -> None:
     bench = CompareBench(plan, terminal_progress())
     for persona in plan.personas:
         run = PersonaRun(bench, persona).first
-        inputs = run.inputs_for("attributed_sae")
+        inputs = run.context.inputs_for("attributed_sae")
         chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]
         print(f"\n{persona.name}: E at KL {BUDGET} by number of features")
         for count in COUNTS:

@@ -11,7 +11,6 @@ from typing import Any
 
 from saesteer.compare.bench import CompareBench
 from saesteer.compare.config import MethodSettings
-from saesteer.compare.methods import method_entry
 from saesteer.compare.plan import PersonaPlan
 from saesteer.compare.seed_run import SeedRun, budget_record
 from saesteer.evaluation import PropensityMeter, TeacherForced, statement_log_likelihoods
@@ -20,6 +19,7 @@ from saesteer.evaluation.judge import BehaviourJudge, train_judge
 from saesteer.evaluation.written import WrittenEvaluation, WrittenRecord
 from saesteer.evaluation.written_summary import summarise
 from saesteer.methods import RandomDirection, RandomFeatures
+from saesteer.methods.registry import method_entry
 from saesteer.progress import Task
 from saesteer.steering import SteeringVector
 from saesteer.tracking import RunFolder, finite
@@ -104,7 +104,7 @@ class PersonaRun:
             for draw in range(count):
                 name = f"null/{kind}-{draw:02d}.json"
                 if not self.folder.has(name):
-                    vector = make(draw)(self.first.inputs)
+                    vector = make(draw)(self.first.context.inputs)
                     result = self.first.test.measure(vector, headline, start=start)
                     found = budget_record(headline, result)
                     kept = ("budget", "plus", "minus", "effect")

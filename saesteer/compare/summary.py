@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from saesteer.compare.config import CompareConfig
-from saesteer.compare.methods import method_entry
 from saesteer.compare.persona_run import PersonaRun
 from saesteer.evaluation.statistics import (
     area_values,
@@ -18,6 +17,7 @@ from saesteer.evaluation.statistics import (
     permutation_p,
     wilcoxon_over_personas,
 )
+from saesteer.methods.registry import method_entry
 
 Row = dict[str, Any]
 Moved = list[np.ndarray] | None

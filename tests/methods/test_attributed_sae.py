@@ -14,11 +14,11 @@ import torch
 from saesteer.activations import Activations, PairActivations
 from saesteer.attribution import FisherMetric
 from saesteer.attribution.objective import Contrast, Linearisation, SteeringObjective
-from saesteer.compare.methods import build_method, method_entries, method_entry
 from saesteer.errors import ConfigError, DataError, MismatchError
 from saesteer.features import PairCodes
 from saesteer.methods import MethodInputs, RandomDirection
 from saesteer.methods.attributed_sae import AttributedSae
+from saesteer.methods.registry import build_method, method_entries, method_entry
 from saesteer.models import Site, encode_statements
 from saesteer.saes import load_sae
 from saesteer.steering import DivergenceMeter, SteeringVector, TeacherForced
