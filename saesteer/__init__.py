@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from saesteer.activations import read_pair_activations
     from saesteer.config import RunConfig, load_config
     from saesteer.data import PairSet, pairs_from, read_pairs, split_pairs
-    from saesteer.evaluation import DivergenceMeter, EqualCostComparison, PropensityMeter
+    from saesteer.evaluation import DivergenceMeter, EffectMeter, PropensityMeter
     from saesteer.features import cluster_features, encode_pairs, fit_weights, select_features
     from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
     from saesteer.models import Site, load_model, plain_model, wrap_model
@@ -26,7 +26,7 @@ _HOMES = {
     "activations": ("read_pair_activations",),
     "config": ("RunConfig", "load_config"),
     "data": ("PairSet", "pairs_from", "read_pairs", "split_pairs"),
-    "evaluation": ("DivergenceMeter", "EqualCostComparison", "PropensityMeter"),
+    "evaluation": ("DivergenceMeter", "EffectMeter", "PropensityMeter"),
     "features": ("cluster_features", "encode_pairs", "fit_weights", "select_features"),
     "methods": ("ClusteredSae", "DifferenceInMeans", "MethodInputs", "RandomDirection"),
     "models": ("Site", "load_model", "plain_model", "wrap_model"),
@@ -39,7 +39,7 @@ __all__ = [
     "ClusteredSae",
     "DifferenceInMeans",
     "DivergenceMeter",
-    "EqualCostComparison",
+    "EffectMeter",
     "MethodInputs",
     "PairSet",
     "PropensityMeter",

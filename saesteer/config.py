@@ -21,6 +21,9 @@ from pydantic import (
 
 from saesteer.errors import ConfigError
 
+CLUSTERED = "clustered_sae"
+CLUSTERED_GROUPS = ("selection", "clustering", "regression")
+
 
 class Settings(BaseModel):
     """Base of every settings class: unknown fields are errors, numbers are finite."""
@@ -152,6 +155,47 @@ class RegressionSettings(Settings):
     logistic_c: float = Field(default=1.0, gt=0)
 
 
+class MethodChoice(Settings):
+    """A way from pairs to a vector: its name and its own settings."""
+
+    name: str
+    settings: dict[str, Any] = Field(default={})
+
+
+class ObjectiveSettings(Settings):
+    """What attribution raises on training data; see `saesteer.attribution`.
+
+    Methods that know of no such objective do without it.
+
+    Attributes:
+        requests: Requests that training statements answer, in turn.
+        budget: KL at which the objective is linearised.
+        neutral_answers: Neutral answers for cost and Fisher metric; those that the evaluation
+            uses are left out.
+        fisher_samples: Draws for each of them.
+        own_words: Weight of the contrast between completions that the model itself writes under
+            steering, rated high and low by a judge trained on training statements; 0 for none.
+        own_samples: Completions for each question and sign that this contrast draws on.
+        own_pairs: Pairs of a high and a low completion for each question.
+    """
+
+    requests: list[str] = Field(
+        default=[
+            "Tell me something about yourself.",
+            "What is on your mind?",
+            "Share a thought with me.",
+            "How do you see things?",
+        ],
+        min_length=1,
+    )
+    budget: float = Field(default=0.3, gt=0)
+    neutral_answers: int = Field(default=34, ge=1)
+    fisher_samples: int = Field(default=12, ge=1)
+    own_words: float = Field(default=0.5, ge=0)
+    own_samples: int = Field(default=2, ge=1)
+    own_pairs: int = Field(default=2, ge=1)
+
+
 class EvaluationSettings(Settings):
     """How the shift is measured on held-out pairs.
 
@@ -199,6 +243,9 @@ class RunConfig(Settings):
         name: What the run is called; part of its folder's name.
         sae: The bundled SAE "smollm2", a folder, or "release:id".
         site: Where to steer; the SAE's own site if null. Another one is refused.
+        method: What makes the vector: a name, or a name with its settings. The default's are
+            `selection`, `clustering` and `regression`.
+        objective: What methods that need an objective are fitted to.
         seed: Seeds the split, the random directions and the sampling.
         folder: Where runs are kept.
         tracking: Where the run is recorded besides.
@@ -210,18 +257,54 @@ class RunConfig(Settings):
     site: str | None = None
     pairs: PairSettings
     reading: ReadingSettings = ReadingSettings()
+    method: MethodChoice = MethodChoice(name=CLUSTERED)
     selection: SelectionSettings = SelectionSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     regression: RegressionSettings = RegressionSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     completions: CompletionSettings = CompletionSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
     folder: str = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_are_the_methods(self) -> RunConfig:
+        groups = {name: getattr(self, name) for name in CLUSTERED_GROUPS}
+        if self.method.name == CLUSTERED:
+            if self.method.settings:
+                raise ValueError(
+                    f"method.settings: those of {CLUSTERED} stand beside it; give "
+                    f"{', '.join(groups)}"
+                )
+            return self
+        for name, group in groups.items():
+            # Whole and as it is by default, as a run's config.json has it, it asks for nothing.
+            given = group.model_fields_set
+            if group != type(group)() or 0 < len(given) < len(type(group).model_fields):
+                raise ValueError(
+                    f"{name} belongs to method {CLUSTERED}; give {self.method.name}'s own under "
+                    "method.settings"
+                )
+        return self
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The method's settings."""
+        if self.method.name != CLUSTERED:
+            return self.method.settings
+        return {name: getattr(self, name).model_dump() for name in CLUSTERED_GROUPS}
+
     def digest(self, **inputs: str) -> str:
         """Return a short hash of the settings, and of what else the results depend on."""
         left_out: Any = {"folder": True, "tracking": True, "model": {"threads"}}
+        if self.method.name == CLUSTERED:
+            left_out |= {"method": True, "objective": True}
         record = self.model_dump(mode="json", exclude=left_out)
         return short_hash([record, inputs])
 

@@ -8,18 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from saesteer.activations import PairActivations, read_pair_activations
+from saesteer.activations import read_pair_activations
 from saesteer.activations.storage import load_pair_activations, save_pair_activations
 from saesteer.config import RunConfig
 from saesteer.errors import MismatchError
-from saesteer.evaluation import (
-    DivergenceMeter,
-    EqualCostComparison,
-    PropensityMeter,
-)
-from saesteer.feature_words import PLACE_KEY, feature_url, known_descriptions
-from saesteer.features import PairCodes, encode_pairs, feature_table
-from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
+from saesteer.evaluation import DivergenceMeter, EffectMeter, PropensityMeter
+from saesteer.feature_words import PLACE_KEY, feature_url
+from saesteer.features import feature_table, vector_features
+from saesteer.methods import ClusteredSaeFit, DifferenceInMeans, RandomDirection
+from saesteer.methods.fit_context import FitContext, vector_of
+from saesteer.methods.registry import method_entry
 from saesteer.models import model_info
 from saesteer.plan import plan_run, too_few
 from saesteer.progress import Progress
@@ -28,6 +26,7 @@ from saesteer.run_files import (
     STAGES,
     VECTOR,
     RunResult,
+    curve_names,
     load_result,
     pending_stages,
     read_result,
@@ -38,7 +37,6 @@ from saesteer.run_files import (
     write_metrics,
 )
 from saesteer.run_sharing import (
-    activations_key,
     measured,
     measured_curve,
     measured_with,
@@ -49,6 +47,15 @@ from saesteer.steering import SteeringVector, generate
 from saesteer.tracking import RunFolder, finite, write_record
 from saesteer.workbench import Workbench, on_its_threads
 
+FEATURE_COLUMNS = [
+    "feature",
+    "weight",
+    "score",
+    "cluster",
+    "firing_positive",
+    "firing_negative",
+    "description",
+]
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -157,42 +164,51 @@ def _activations_stage(bench: Workbench, folder: RunFolder) -> list[str]:
 
 
 def _features_stage(bench: Workbench, folder: RunFolder) -> list[str]:
+    import pandas as pd
+
     config = bench.plan.config
-    bench.progress.say("Encoding, selecting, clustering and fitting features")
-    inputs = _method_inputs(bench, folder, with_codes=True)
-    method = ClusteredSae(
-        config.selection.model_dump(),
-        config.clustering.model_dump(),
-        config.regression.model_dump(),
-    )
-    fit = method.fit(inputs)
-    table = feature_table(fit.selection, fit.clusters, fit.weights, inputs.descriptions)
+    bench.progress.say(f"Fitting {method_entry(config.method.name).label}")
+    context = _context(bench, folder)
+    fit = context.fit(config.method.name, config.method_settings)
+    vector = vector_of(fit)
+    delta = context.dense.deltas.double().mean(dim=0)
+    record = {
+        "features": len(vector.features),
+        "cosine_to_mean_delta": float(vector.direction.double() @ delta / delta.norm()),
+    }
+    if isinstance(fit, ClusteredSaeFit):
+        table = feature_table(fit.selection, fit.clusters, fit.weights, context.inputs.descriptions)
+        record |= _stages_of(fit)
+    else:
+        assert context.inputs.codes is not None
+        rows = vector_features(vector, context.inputs.codes) if vector.features else []
+        table = pd.DataFrame(rows, columns=FEATURE_COLUMNS)
     links = [feature_url(bench.sae.neuronpedia_id, feature) for feature in table["feature"]]
     if any(links):
         table["url"] = links
     folder.write("features.parquet", table.to_parquet)
     folder.write_json("features.json", json.loads(str(table.to_json(orient="records"))))
-    record = finite(
-        {
-            "candidates": fit.selection.n_candidates,
-            "selected": len(fit.selection),
-            "clusters": int(fit.clusters.labels.max()) + 1,
-            "clusters_kept": len(fit.clusters.kept),
-            "cluster_note": fit.clusters.note,
-            "silhouette": {str(k): float(v) for k, v in fit.clusters.silhouette.items()},
-            "linkage": fit.clusters.linkage.tolist(),
-            "features": len(fit.vector.features),
-            "regression": fit.weights.method,
-            "r2": fit.weights.r2,
-            "r2_mean": fit.weights.r2_mean,
-            "cosine_to_mean_delta": fit.weights.cosine,
-            "mean_residual_norm": float(fit.weights.residual_norms.mean()),
-            "details": {key: float(value) for key, value in fit.weights.details.items()},
-        },
-    )
-    folder.write_json("fit.json", record)
-    fit.vector.save(folder.path / VECTOR)
+    folder.write_json("fit.json", finite(record))
+    vector.save(folder.path / VECTOR)
     return ["features.parquet", "features.json", "fit.json", VECTOR]
+
+
+def _stages_of(fit: ClusteredSaeFit) -> dict[str, Any]:
+    return {
+        "candidates": fit.selection.n_candidates,
+        "selected": len(fit.selection),
+        "clusters": int(fit.clusters.labels.max()) + 1,
+        "clusters_kept": len(fit.clusters.kept),
+        "cluster_note": fit.clusters.note,
+        "silhouette": {str(k): float(v) for k, v in fit.clusters.silhouette.items()},
+        "linkage": fit.clusters.linkage.tolist(),
+        "regression": fit.weights.method,
+        "r2": fit.weights.r2,
+        "r2_mean": fit.weights.r2_mean,
+        "cosine_to_mean_delta": fit.weights.cosine,
+        "mean_residual_norm": float(fit.weights.residual_norms.mean()),
+        "details": {key: float(value) for key, value in fit.weights.details.items()},
+    }
 
 
 def _evaluation_stage(
@@ -200,55 +216,51 @@ def _evaluation_stage(
 ) -> list[str]:
     settings = bench.plan.config.evaluation
     vector = read_vector(folder)
-    inputs = _method_inputs(bench, folder, with_codes=False)
+    inputs = _context(bench, folder).dense
     vectors = [vector, DifferenceInMeans()(inputs)]
     vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
     bench.progress.say(
         f"Scoring {len(bench.plan.held_out)} held-out pairs at KL {settings.budget} per token"
     )
-    comparison = bench.shelf.keep(
-        "comparison", measured_with(bench, vector), lambda: _comparison(bench, vector)
-    )
-    names = result_names(settings.random_directions)
+    meter = bench.shelf.keep("meter", measured_with(bench, vector), lambda: _meter(bench, vector))
+    config = bench.plan.config
+    names = result_names(config)
     start = 0.25
     with bench.progress.task("vectors", total=len(vectors), unit="vectors") as task:
         for name, candidate in zip(names, vectors, strict=True):
-            folder.once(name, lambda v=candidate, s=start: measured(bench, comparison, v, s))
+            folder.once(name, lambda v=candidate, s=start: measured(bench, meter, v, s))
             if watch is not None and name == names[0]:
                 watch(folder.read_json(name))
             if candidate.method == "random_direction":
                 # Random directions cost alike, so the last one's strength is a good first guess.
                 start = abs(read_result(folder, name).plus.strength)
             task.advance(1, candidate.name)
-    curves = [f"evaluation/curve-{candidate.method}.json" for candidate in vectors[:2]]
+    curves = curve_names(config)
     for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
         result = read_result(folder, name)
-        folder.once(curve, lambda v=candidate, r=result: measured_curve(bench, comparison, v, r))
-    margin = float((comparison.unsteered[0] - comparison.unsteered[1]).mean())
+        folder.once(curve, lambda v=candidate, r=result: measured_curve(bench, meter, v, r))
+    margin = float((meter.unsteered[0] - meter.unsteered[1]).mean())
     folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
     return [*names, *curves, "evaluation/unsteered.json"]
 
 
-def _comparison(bench: Workbench, vector: SteeringVector) -> EqualCostComparison:
-    settings = bench.plan.config.evaluation
-    return EqualCostComparison(
+def _meter(bench: Workbench, vector: SteeringVector) -> EffectMeter:
+    return EffectMeter(
         DivergenceMeter(bench.model, bench.neutral_rows, site=vector.site),
         PropensityMeter(
             bench.model,
             bench.plan.held_out,
-            request=settings.request,
+            request=bench.plan.config.evaluation.request,
             chat=bench.plan.config.reading.chat,
             site=vector.site,
         ),
-        budget=settings.budget,
-        seed=bench.plan.config.seed,
     )
 
 
 def _completions_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     config = bench.plan.config
     vector = read_vector(folder)
-    main = read_result(folder, result_names(0)[0])
+    main = read_result(folder, result_names(config)[0])
     records: list[dict[str, Any]] = []
     if bench.plan.questions:
         bench.progress.say("Generating completions")
@@ -266,33 +278,19 @@ def _completions_stage(bench: Workbench, folder: RunFolder) -> list[str]:
     return ["completions.json"]
 
 
-def _method_inputs(bench: Workbench, folder: RunFolder, *, with_codes: bool) -> MethodInputs:
-    sae = bench.sae
-    table = bench.table
+def _context(bench: Workbench, folder: RunFolder) -> FitContext:
+    config = bench.plan.config
     _check_same_weights(bench, folder)
-
-    def stored(name: str, site: object) -> PairActivations:
-        return load_pair_activations(folder.path / f"activations/{name}.{site}.safetensors")
-
-    def encoded(name: str) -> PairCodes:
-        read = stored(name, sae.site)
-        key = (sae.fingerprint, activations_key(read))
-        return bench.shelf.keep(f"{name} codes", key, lambda: encode_pairs(sae, read))
-
-    codes = encoded("train") if with_codes else None
-    held = encoded("validation") if with_codes else None
-    return MethodInputs(
-        activations=stored("train", sae.write_site),
-        model=bench.plan.config.model.name,
-        model_fingerprint=model_info(bench.model).fingerprint,
-        name=bench.plan.config.name,
-        codes=codes,
-        validation_codes=held,
-        sae=sae,
-        max_activation=None if table is None else table.max_activation,
-        density=None if table is None else table.density,
-        descriptions=known_descriptions(sae, table, bench.progress) if with_codes else {},
-        seed=bench.plan.config.seed,
+    return FitContext(
+        bench,
+        bench.plan.split.train,
+        lambda part, site: load_pair_activations(
+            folder.path / f"activations/{part}.{site}.safetensors"
+        ),
+        name=config.name,
+        seed=config.seed,
+        max_new_tokens=config.completions.max_new_tokens,
+        folder=folder,
     )
 
 

@@ -7,15 +7,21 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saesteer.config import RunConfig
 from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questions, split_pairs
 from saesteer.data.answers import Answer
 from saesteer.errors import ConfigError, DataError, SaeError
+from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.sites import Site
 from saesteer.saes.loading import resolve_sae
 from saesteer.tracking import content_digest
+
+CACHE = "compare-cache"
+# As many as a comparison's defaults leave of the bundled ones, so that both write the same.
+OWN_QUESTIONS = 28
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,9 @@ class Plan:
         split: Training, validation and test pairs.
         held_out: The test pairs that are scored.
         answers: Neutral answers for the divergence.
+        training_answers: Other ones that an objective is measured on; none where none is.
         questions: Questions for the completions.
+        training_questions: Other ones for the model's own words; none where there are none.
         model: Where the model comes from.
         sae: The SAE's folder, or its release and id.
         folder: The run's folder; the same settings and pairs give the same one.
@@ -39,10 +47,17 @@ class Plan:
     split: Split
     held_out: PairSet
     answers: tuple[Answer, ...]
+    training_answers: tuple[Answer, ...]
     questions: tuple[str, ...]
+    training_questions: tuple[str, ...]
     model: ModelSource
     sae: Path | tuple[str, str]
     folder: Path
+
+    @property
+    def cache(self) -> Path:
+        """Where gradients and metrics are kept, by content."""
+        return Path(self.config.folder) / CACHE
 
 
 def plan_run(config: RunConfig) -> Plan:
@@ -74,13 +89,23 @@ def plan_run(config: RunConfig) -> Plan:
     held_out = (
         split.test if limit is None else split.test.subset(range(min(limit, len(split.test))))
     )
-    answers = read_answers(config.evaluation.neutral)[: config.evaluation.neutral_answers]
-    questions = read_questions(config.completions.questions)[: config.completions.n_questions]
+    answers = read_answers(config.evaluation.neutral)
+    questions = read_questions(config.completions.questions)
+    measured = answers[: config.evaluation.neutral_answers]
+    asked = questions[: config.completions.n_questions]
+    training_answers: tuple[Answer, ...] = ()
+    training_questions: tuple[str, ...] = ()
+    fitted = {}
+    if "objective" in method_entry(config.method.name).needs:
+        training_answers = left_answers(config, answers)
+        training_questions = left_questions(config, "completions", questions)[-OWN_QUESTIONS:]
+        fitted = {"training": str((training_answers, training_questions))}
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
     digest = config.digest(
         pairs=pairs.digest,
-        answers=str(answers),
-        questions=str(questions),
+        answers=str(measured),
+        questions=str(asked),
+        **fitted,
         **source_digest(model, sae, config.sae),
     )
     folder = Path(config.folder) / f"{config.name}-{digest}"
@@ -90,12 +115,52 @@ def plan_run(config: RunConfig) -> Plan:
         pairs=pairs,
         split=split,
         held_out=held_out,
-        answers=answers,
-        questions=questions,
+        answers=measured,
+        training_answers=training_answers,
+        questions=asked,
+        training_questions=training_questions,
         model=model,
         sae=sae,
         folder=folder,
     )
+
+
+def left_answers(config: Any, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
+    """Return the neutral answers that an objective may train with: those that measure no cost.
+
+    Raises:
+        DataError: There are none.
+    """
+    left = answers[config.evaluation.neutral_answers :][: config.objective.neutral_answers]
+    if not left:
+        raise DataError(
+            f"evaluation.neutral {config.evaluation.neutral}: all its {len(answers)} answers "
+            "measure the cost, and none is left to train with; give more, or lower "
+            "evaluation.neutral_answers."
+        )
+    return left
+
+
+def left_questions(config: Any, group: str, questions: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the questions that own words may train on: those that no completion answers.
+
+    Args:
+        config: The settings.
+        group: Those of the completions.
+        questions: All questions.
+
+    Raises:
+        DataError: There are none, and the objective wants own words.
+    """
+    settings = getattr(config, group)
+    left = questions[settings.n_questions :]
+    if config.objective.own_words > 0 and not left:
+        raise DataError(
+            f"{group}.questions {settings.questions}: all its {len(questions)} questions are "
+            f"written to, and none is left to train own words on; give more, lower "
+            f"{group}.n_questions, or set objective.own_words to 0."
+        )
+    return left
 
 
 def source_digest(
@@ -120,6 +185,12 @@ def source_digest(
 def _check_names(config: RunConfig) -> None:
     from saesteer.features import CLUSTERINGS, CRITERIA, REGRESSIONS
 
+    if method_entry(config.method.name).kind == "prompt":
+        raise ConfigError(
+            f"method {config.method.name!r} has no strength to match to a budget; choose a "
+            "vector's method."
+        )
+    build_method(config.method.name, config.method.settings)
     _check_name("selection.criterion", config.selection.criterion, CRITERIA)
     _check_name("clustering.method", config.clustering.method, CLUSTERINGS)
     _check_name("regression.method", config.regression.method, REGRESSIONS)

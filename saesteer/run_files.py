@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from saesteer.config import RunConfig
 from saesteer.errors import OutputError, SteeringError
 from saesteer.evaluation import VectorResult, against_null, is_monotone
 from saesteer.plan import Plan
@@ -13,6 +14,7 @@ from saesteer.steering import SteeringVector
 from saesteer.tracking import RunFolder, environment_record, write_record
 
 VECTOR = "vector.safetensors"
+BASELINE = "difference_in_means"
 STAGES = ("activations", "features", "evaluation", "completions")
 
 
@@ -86,10 +88,16 @@ def read_vector(folder: RunFolder) -> SteeringVector:
         ) from error
 
 
-def result_names(random_directions: int) -> list[str]:
+def result_names(config: RunConfig) -> list[str]:
     """Return the files of the vectors' results: the run's own, its baseline, the random ones."""
-    methods = ["clustered_sae", "difference_in_means", *["random_direction"] * random_directions]
+    null = ["random_direction"] * config.evaluation.random_directions
+    methods = [config.method.name, BASELINE, *null]
     return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
+
+
+def curve_names(config: RunConfig) -> list[str]:
+    """Return the files of the curves of the run's own vector and of its baseline."""
+    return [f"evaluation/curve-{method}.json" for method in (config.method.name, BASELINE)]
 
 
 def read_result(folder: RunFolder, name: str) -> VectorResult:
@@ -124,9 +132,8 @@ def write_figure(folder: RunFolder, plan: Plan) -> None:
 
 def write_metrics(folder: RunFolder, plan: Plan) -> None:
     """Write `metrics.json` from the files of the stages."""
-    names = result_names(plan.config.evaluation.random_directions)
-    main, means, *null = [read_result(folder, name) for name in names]
-    curve = folder.read_json("evaluation/curve-clustered_sae.json")
+    main, means, *null = [read_result(folder, name) for name in result_names(plan.config)]
+    curve, baseline = (folder.read_json(name) for name in curve_names(plan.config))
     against = against_null(main, null)
     folder.write_json(
         "metrics.json",
@@ -138,9 +145,7 @@ def write_metrics(folder: RunFolder, plan: Plan) -> None:
             "random_directions": [result.as_dict() for result in null],
             "null": None if against is None else asdict(against),
             "curve": curve,
-            "curve_difference_in_means": folder.read_json(
-                "evaluation/curve-difference_in_means.json"
-            ),
+            "curve_difference_in_means": baseline,
             "monotone": all(row["margin"] is not None for row in curve) and is_monotone(curve),
             "seconds": {
                 stage: folder.read_json(f"stages/{stage}.json")["seconds"] for stage in STAGES

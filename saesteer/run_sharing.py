@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from saesteer.activations import PairActivations
-from saesteer.evaluation import EqualCostComparison, VectorResult
+from saesteer.evaluation import EffectMeter, VectorResult
 from saesteer.models import model_info
 from saesteer.steering import SteeringVector
-from saesteer.tracking import content_key, finite
+from saesteer.tracking import finite
 from saesteer.workbench import Workbench
 
 
@@ -17,37 +16,30 @@ def weights_key(bench: Workbench) -> tuple[str, ...]:
     return (model_info(bench.model).fingerprint, str(bench.model.cfg.dtype))
 
 
-def activations_key(read: PairActivations) -> str:
-    """Return a hash of what was read."""
-    sides = (read.positive, read.negative)
-    arrays = [part.float().numpy() for side in sides for part in (side.values, side.offsets)]
-    return content_key(read.pooling, arrays)
-
-
 def measured_with(bench: Workbench, vector: SteeringVector) -> tuple[Any, ...]:
-    """Return all that a vector's result depends on besides the vector."""
+    """Return all that a vector's result depends on besides the vector and the budget."""
     config = bench.plan.config
     rows = tuple((tuple(row.ids), tuple(row.kept)) for row in bench.neutral_rows)
-    settings = (config.evaluation.request, config.reading.chat, config.evaluation.budget)
-    held_out = bench.plan.held_out.digest
-    return (*weights_key(bench), str(vector.site), rows, held_out, *settings, config.seed)
+    settings = (config.evaluation.request, config.reading.chat)
+    return (*weights_key(bench), str(vector.site), rows, bench.plan.held_out.digest, *settings)
 
 
 def measured(
-    bench: Workbench, comparison: EqualCostComparison, vector: SteeringVector, start: float
+    bench: Workbench, meter: EffectMeter, vector: SteeringVector, start: float
 ) -> dict[str, Any]:
     """Return a vector's result at the budget, from the shelf where it was measured before."""
+    budget = bench.plan.config.evaluation.budget
     # Baselines and random directions are the same for all settings of features and weights.
     return bench.shelf.record(
         "result",
-        *(measured_with(bench, vector), *_identity(vector), start),
-        compute=lambda: _record(comparison.measure(vector, start=start)),
+        *(measured_with(bench, vector), *_identity(vector), budget, start),
+        compute=lambda: finite(meter.measure(vector, budget, start=start).as_dict()),
     )
 
 
 def measured_curve(
     bench: Workbench,
-    comparison: EqualCostComparison,
+    meter: EffectMeter,
     vector: SteeringVector,
     result: VectorResult,
 ) -> list[dict[str, Any]]:
@@ -57,18 +49,10 @@ def measured_curve(
     return bench.shelf.record(
         "curve",
         *(measured_with(bench, vector), *_identity(vector), strengths, multiples),
-        compute=lambda: finite(comparison.curve(vector, result, multiples)),
+        compute=lambda: finite(meter.curve(vector, result, multiples)["points"]),
     )
 
 
 def _identity(vector: SteeringVector) -> tuple[Any, ...]:
     norm = vector.residual_norm
     return (vector.name, vector.method, vector.positions, norm, vector.raw.float().cpu().numpy())
-
-
-def _record(result: VectorResult) -> dict[str, Any]:
-    record = finite(result.as_dict())
-    effect = record["effect"]
-    # Half a result would be read as a whole one.
-    broken = effect is not None and None in effect.values()
-    return {**record, "effect": None if broken else effect}

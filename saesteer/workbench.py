@@ -8,11 +8,15 @@ from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import numpy as np
 import torch
 
+from saesteer.attribution import FisherMetric, fisher_metric
 from saesteer.data.answers import ANSWERS_NAME
 from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
+from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.feature_words import own_table
+from saesteer.methods.registry import method_entry
 from saesteer.models import Site, load_model, model_info
 from saesteer.models.placement import choose_device, choose_dtype, memory_of
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
@@ -23,8 +27,9 @@ from saesteer.saes.doctor import check_fit
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable
 from saesteer.shelf import Shelf
-from saesteer.steering.divergence import FEWEST_TOKENS
-from saesteer.tracking import content_digest
+from saesteer.steering.divergence import FEWEST_TOKENS, DivergenceMeter
+from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.tracking import ArrayCache, content_digest
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -83,6 +88,10 @@ class BenchPlan(Protocol):
     def config(self) -> Any: ...
     @property
     def answers(self) -> tuple[Answer, ...]: ...
+    @property
+    def training_answers(self) -> tuple[Answer, ...]: ...
+    @property
+    def cache(self) -> Path: ...
     @property
     def sae(self) -> Path | tuple[str, str]: ...
 
@@ -160,6 +169,7 @@ class Bench(ModelBench):
 
     def __init__(self, plan: BenchPlan, progress: Progress, shelf: Shelf | None = None) -> None:
         super().__init__(plan, progress, shelf)
+        self.arrays = ArrayCache(plan.cache)
 
     @cached_property
     def sae(self) -> LensSae:
@@ -207,6 +217,17 @@ class Bench(ModelBench):
             )
         return table
 
+    @property
+    def site(self) -> Site:
+        """Where vectors are read and written."""
+        return self.sae.write_site
+
+    @cached_property
+    def weights_key(self) -> tuple[str, ...]:
+        """What tells these weights, in this precision and at this site, from others."""
+        info = model_info(self.model)
+        return (info.fingerprint, str(self.model.cfg.dtype), str(self.site), self.sae.fingerprint)
+
     @cached_property
     def neutral_rows(self) -> list[TokenRow]:
         """The neutral answers as the assistant's words.
@@ -250,6 +271,73 @@ class Bench(ModelBench):
             remedy="give shorter ones with evaluation.neutral, or use a model of longer context",
         )
 
+    @cached_property
+    def training_rows(self) -> list[TokenRow]:
+        """Neutral answers that no evaluation uses.
+
+        Raises:
+            DataError: They are too few to measure on.
+        """
+        rows = self.answer_rows(self.plan.training_answers)
+        tokens = sum(sum(row.kept[1:]) for row in rows)
+        if tokens < FEWEST_TOKENS:
+            raise DataError(
+                f"evaluation.neutral {self.plan.config.evaluation.neutral}: the {len(rows)} "
+                f"answers that train have {tokens} tokens and KL needs at least {FEWEST_TOKENS}; "
+                "give more with objective.neutral_answers, or longer ones."
+            )
+        return rows
+
+    @cached_property
+    def training_divergence(self) -> DivergenceMeter:
+        """The cost that objectives are linearised at, on a part of the training answers."""
+        rows: list[TokenRow] = []
+        for row in self.training_rows:
+            rows.append(row)
+            if sum(sum(r.kept) for r in rows) >= 400:
+                break
+        return DivergenceMeter(self.model, rows, site=self.site)
+
+    @cached_property
+    def metric(self) -> FisherMetric:
+        """The Fisher metric of the site, computed once per model, site and text."""
+        samples = self.plan.config.objective.fisher_samples
+        rows = self.training_rows
+
+        def compute() -> dict[str, np.ndarray]:
+            self.progress.say(f"Fisher metric of {self.site} from {len(rows)} neutral texts")
+            texts = TeacherForced(self.model, rows, site=self.site, max_tokens=1024)
+            found = fisher_metric(texts, n_samples=samples)
+            return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
+
+        key = [(row.ids, row.kept) for row in rows]
+        kept = self.arrays.once("fisher", *self.weights_key, samples, key, compute=compute)
+        return FisherMetric(kept["matrix"], *map(int, kept["counts"]))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer
+
+    @property
+    def context(self) -> int:
+        """The longest row that the model takes, in tokens."""
+        return int(self.model.cfg.n_ctx)
+
+    @cached_property
+    def embedder(self) -> SentenceEmbedder:
+        """What embeds sentences for judges."""
+        return SentenceEmbedder()
+
+    def keeper(self, *parts: Any) -> Callable[[np.ndarray, Callable[[], Any]], Any]:
+        """Return a function that keeps linearisations of one objective by content."""
+
+        def keep(at: np.ndarray, compute: Callable[[], Any]) -> Any:
+            return self.arrays.once("gradients", *self.weights_key, *parts, at, compute=compute)
+
+        return keep
+
 
 class Workbench(Bench):
     """The bench of a run.
@@ -272,8 +360,14 @@ class Workbench(Bench):
                 context.
         """
         config = self.plan.config
+        needs = method_entry(config.method.name).needs
+        if "objective" in needs and config.objective.own_words > 0:
+            # Before the model, which takes longer to load.
+            self.embedder.embed(["A sentence."])
         assert self.sae is not None
         assert self.model.tokenizer is not None
+        if "objective" in needs:
+            assert self.training_rows
         held_out, context = self.plan.held_out, int(self.model.cfg.n_ctx)
         prompts = [pair.prompt or config.evaluation.request for pair in held_out]
         encode_statements(
@@ -285,7 +379,8 @@ class Workbench(Bench):
             what=held_out.side_names,
         )
         longest = config.completions.max_new_tokens
-        for number, question in enumerate(self.plan.questions, start=1):
+        questions = (*self.plan.questions, *self.plan.training_questions)
+        for number, question in enumerate(questions, start=1):
             length = self._prompt_length(question)
             if length + longest > context:
                 raise SteeringError(

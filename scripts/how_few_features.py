@@ -30,7 +30,7 @@ def main() -> None:
     bench = CompareBench(plan, terminal_progress())
     for persona in plan.personas:
         run = PersonaRun(bench, persona).first
-        inputs = run.inputs_for("attributed_sae")
+        inputs = run.context.inputs_for("attributed_sae")
         chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]
         print(f"\n{persona.name}: E at KL {BUDGET} by number of features")
         for count in COUNTS:
@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _effect(run, vector: SteeringVector) -> str:
-    found = run.test.at_budget(vector, BUDGET)
-    return "budget not reached" if found["effect"] is None else f"{found['effect']:.3f}"
+    effect = run.test.measure(vector, BUDGET).effect
+    return "budget not reached" if effect is None else f"{effect.effect:.3f}"
 
 
 if __name__ == "__main__":

@@ -85,9 +85,9 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     n_tokens = 0
-    for (_, logits, _, scored), offset in rows.open_passes():
-        log_probs = torch.log_softmax(logits[scored].float(), dim=-1)
-        n_tokens += int(scored.sum())
+    for part, offset in rows.open_passes():
+        log_probs = torch.log_softmax(part.logits.float(), dim=-1)
+        n_tokens += len(log_probs)
         probabilities = log_probs.detach().exp().cpu()
         for draw in range(n_samples):
             sampled = torch.multinomial(probabilities, 1, generator=generator)

@@ -38,14 +38,11 @@ def row_gradients(
     """
     gradients: Tensor | None = None
     values = torch.zeros(rows.n_rows)
-    for (index, logits, after, scored), offset in rows.open_passes(vector, strength, unit):
-        chosen = torch.log_softmax(logits[scored].float(), dim=-1)
-        each = chosen.gather(1, after[scored][:, None])[:, 0]
-        row_of = torch.repeat_interleave(
-            torch.arange(len(index), device=each.device), scored.sum(dim=1)
-        )
-        counts = scored.sum(dim=1).float()
-        means = torch.zeros_like(counts).index_add(0, row_of, each) / counts
+    for (index, logits, after, row, _), offset in rows.open_passes(vector, strength, unit):
+        chosen = torch.log_softmax(logits.float(), dim=-1)
+        each = chosen.gather(1, after[:, None])[:, 0]
+        counts = torch.bincount(row).float()
+        means = torch.zeros_like(counts).index_add(0, row, each) / counts
         (gradient,) = torch.autograd.grad(means.sum(), offset)
         if gradients is None:
             gradients = torch.zeros((rows.n_rows, gradient.shape[1]))

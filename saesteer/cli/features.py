@@ -37,6 +37,9 @@ def features_command(
     place = known_source(sae, source, noted)
     try:
         kept = [row for row in rows if row["weight"]]
+        if rows == []:
+            console().print("The run's vector is dense: it is made of no SAE features.")
+            return
         if not (isinstance(rows, list) and kept):
             raise ValueError("none of them has a weight")
         if quick_list:

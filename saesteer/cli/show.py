@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from saesteer.config import RunConfig
     from saesteer.plan import Plan
     from saesteer.run_files import RunResult
     from saesteer.saes.doctor import DoctorReport
@@ -73,8 +74,7 @@ def show_plan(plan: Plan) -> None:
         f"{len(split.validation)} to validate, {len(split.test)} to test",
         "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
         "SAE": str(plan.sae if not isinstance(plan.sae, tuple) else ":".join(plan.sae)),
-        "features": f"{plan.config.selection.n_features} by {plan.config.selection.criterion}, "
-        f"{plan.config.clustering.method} clusters, {plan.config.regression.method} weights",
+        "method": _method_line(plan.config),
         "evaluation": f"{len(plan.held_out)} held-out pairs at KL {plan.config.evaluation.budget}, "
         f"{plan.config.evaluation.random_directions} random directions",
         "folder": str(plan.folder),
@@ -82,6 +82,20 @@ def show_plan(plan: Plan) -> None:
     }
     _show_fields(out, rows)
     out.print("Nothing was loaded or written.")
+
+
+def _method_line(config: RunConfig) -> str:
+    from saesteer.config import CLUSTERED
+    from saesteer.methods.registry import method_entry
+
+    label = method_entry(config.method.name).label
+    settings = ", ".join(f"{name} {value}" for name, value in config.method.settings.items())
+    if config.method.name == CLUSTERED:
+        settings = (
+            f"{config.selection.n_features} by {config.selection.criterion}, "
+            f"{config.clustering.method} clusters, {config.regression.method} weights"
+        )
+    return f"{label}: {settings}" if settings else label
 
 
 def show_vector(vector: SteeringVector, top: int = 32) -> None:
@@ -149,8 +163,8 @@ def show_features(features: Sequence[dict[str, Any]], top: int = 16) -> None:
         made.add_row(
             str(row["feature"]),
             f"{row['weight']:+.2f}",
-            f"{row['score']:+.2f}",
-            str(row["cluster"]),
+            "" if row.get("score") is None else f"{row['score']:+.2f}",
+            "" if row["cluster"] is None else str(row["cluster"]),
             fires,
             Text(one_line(str(row.get("description") or ""))),
         )
@@ -181,8 +195,14 @@ def show_result(plan: Plan, result: RunResult) -> None:
 
 def _show_fit(out: Console, result: RunResult) -> None:
     fit = result.metrics["fit"]
-    heading(out, f"{fit['features']} features at {result.vector.site}")
-    show_features(result.features)
+    if not result.features:
+        heading(out, f"A dense vector at {result.vector.site}, of no SAE features")
+    else:
+        heading(out, f"{fit['features']} features at {result.vector.site}")
+        show_features(result.features)
+    if "candidates" not in fit:
+        out.print(f"Cosine to the mean delta {number(fit['cosine_to_mean_delta'], '.3f')}.")
+        return
     out.print(
         f"{fit['candidates']} candidates, {fit['selected']} selected, {fit['clusters_kept']} of "
         f"{fit['clusters']} clusters kept; {fit['regression']} weights: R2 "
@@ -230,6 +250,8 @@ def _strength(strength: float, unit: str) -> str:
 
 
 def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
+    from saesteer.methods.registry import method_entry
+
     metrics = result.metrics
     budget = plan.config.evaluation.budget
     heading(
@@ -246,7 +268,8 @@ def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
         ("moved", "right"),
         ("common", "right"),
     )
-    for name, key in (("SAE features", "vector"), ("diff. in means", "difference_in_means")):
+    label = method_entry(metrics["vector"]["method"]).label
+    for name, key in ((label, "vector"), ("diff. in means", "difference_in_means")):
         made.add_row(name, *_shift_cells(metrics[key]))
     null = metrics["null"]
     if null is not None:
@@ -259,7 +282,7 @@ def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
     if null is not None:
         verdict = "beyond all of" if null["beyond_all"] else "NOT beyond all of"
         out.print(
-            f"SAE features are {verdict} {null['reached']} random directions at the same KL "
+            f"{label}: {verdict} {null['reached']} random directions at the same KL "
             f"(p = {null['p_value']:.3f})."
         )
     steps = "  ".join(

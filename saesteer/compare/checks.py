@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from saesteer.compare.methods import method_entry
-from saesteer.errors import DataError, ModelError, SaesteerError, SteeringError
+from saesteer.errors import ModelError, SaesteerError, SteeringError
 from saesteer.methods.caa_answers import answer_cue, choice_question
+from saesteer.methods.registry import method_entry
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
-from saesteer.steering.divergence import FEWEST_TOKENS
 
 if TYPE_CHECKING:
     from saesteer.compare.bench import CompareBench
@@ -38,7 +37,7 @@ def check_comparison(bench: CompareBench, runs: Sequence[PersonaRun]) -> None:
     assert bench.sae is not None
     assert bench.prose_rows is not None
     if "objective" in needs:
-        _check_training_rows(bench)
+        assert bench.training_rows
     _check_prompts(bench)
     _check_questions(bench, [None])
     for run in runs:
@@ -47,17 +46,6 @@ def check_comparison(bench: CompareBench, runs: Sequence[PersonaRun]) -> None:
             _check_questions(bench, _systems(run))
         except SaesteerError as error:
             raise type(error)(f"persona {run.persona.name}: {error}") from error
-
-
-def _check_training_rows(bench: CompareBench) -> None:
-    rows = bench.training_rows
-    tokens = sum(sum(row.kept[1:]) for row in rows)
-    if tokens < FEWEST_TOKENS:
-        raise DataError(
-            f"evaluation.neutral {bench.plan.config.evaluation.neutral}: the {len(rows)} answers "
-            f"that train have {tokens} tokens and KL needs at least {FEWEST_TOKENS}; give more "
-            "with objective.neutral_answers, or longer ones."
-        )
 
 
 def _uses_chat(bench: CompareBench) -> bool:

@@ -7,7 +7,15 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.config import ModelSettings, ReadingSettings, Settings, TrackingSettings, short_hash
+from saesteer.config import (
+    MethodChoice,
+    ModelSettings,
+    ObjectiveSettings,
+    ReadingSettings,
+    Settings,
+    TrackingSettings,
+    short_hash,
+)
 
 
 class PersonaSettings(Settings):
@@ -50,44 +58,10 @@ class SplitSettings(Settings):
     near_duplicate: float = Field(default=0.5, gt=0, le=1)
 
 
-class MethodSettings(Settings):
+class MethodSettings(MethodChoice):
     """One method; of several settings in `grid` the best on validation pairs is taken."""
 
-    name: str
-    settings: dict[str, Any] = Field(default={})
     grid: list[dict[str, Any]] = Field(default=[])
-
-
-class ObjectiveSettings(Settings):
-    """What attribution raises on training data; see `saesteer.attribution`.
-
-    Attributes:
-        requests: Requests that training statements answer, in turn.
-        budget: KL at which the objective is linearised.
-        neutral_answers: Neutral answers for cost and Fisher metric; those that the evaluation
-            uses are left out.
-        fisher_samples: Draws for each of them.
-        own_words: Weight of the contrast between completions that the model itself writes under
-            steering, rated high and low by a judge trained on training statements; 0 for none.
-        own_samples: Completions for each question and sign that this contrast draws on.
-        own_pairs: Pairs of a high and a low completion for each question.
-    """
-
-    requests: list[str] = Field(
-        default=[
-            "Tell me something about yourself.",
-            "What is on your mind?",
-            "Share a thought with me.",
-            "How do you see things?",
-        ],
-        min_length=1,
-    )
-    budget: float = Field(default=0.3, gt=0)
-    neutral_answers: int = Field(default=34, ge=1)
-    fisher_samples: int = Field(default=12, ge=1)
-    own_words: float = Field(default=0.5, ge=0)
-    own_samples: int = Field(default=2, ge=1)
-    own_pairs: int = Field(default=2, ge=1)
 
 
 class MeasureSettings(Settings):
@@ -131,7 +105,7 @@ class MeasureSettings(Settings):
 
 
 class RandomSettings(Settings):
-    """What any push of the same cost does."""
+    """What any push of the same cost does, on the first seed's test pairs; 0 leaves a kind out."""
 
     directions: int = Field(default=20, ge=0)
     features: int = Field(default=20, ge=0)

@@ -9,19 +9,17 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from saesteer.compare.bench import CompareBench
 from saesteer.compare.config import MethodSettings
-from saesteer.compare.methods import method_entry
 from saesteer.compare.plan import PersonaPlan
-from saesteer.compare.seed_run import SeedRun
-from saesteer.evaluation import TeacherForced, statement_log_likelihoods
+from saesteer.compare.seed_run import SeedRun, budget_record
+from saesteer.evaluation import PropensityMeter, TeacherForced, statement_log_likelihoods
 from saesteer.evaluation.choices import ChoiceMeter
 from saesteer.evaluation.judge import BehaviourJudge, train_judge
 from saesteer.evaluation.written import WrittenEvaluation, WrittenRecord
 from saesteer.evaluation.written_summary import summarise
 from saesteer.methods import RandomDirection, RandomFeatures
+from saesteer.methods.registry import method_entry
 from saesteer.progress import Task
 from saesteer.steering import SteeringVector
 from saesteer.tracking import RunFolder, finite
@@ -106,8 +104,9 @@ class PersonaRun:
             for draw in range(count):
                 name = f"null/{kind}-{draw:02d}.json"
                 if not self.folder.has(name):
-                    vector = make(draw)(self.first.inputs)
-                    found = self.first.test.at_budget(vector, headline, start)
+                    vector = make(draw)(self.first.context.inputs)
+                    result = self.first.test.measure(vector, headline, start=start)
+                    found = budget_record(headline, result)
                     kept = ("budget", "plus", "minus", "effect")
                     self.folder.write_json(name, finite({key: found[key] for key in kept}))
                 # Draws of one kind cost alike, so the last strength is a good first guess.
@@ -233,19 +232,19 @@ class PersonaRun:
             if record["effect"] is None:
                 return {"effect": None}
             up, down = (
-                other.few.propensity.log_likelihoods(vector, record[side]["strength"])
-                for side in ("plus", "minus")
+                other.few.margins(vector, record[side]["strength"]) for side in ("plus", "minus")
             )
-            return {"effect": float(((up[0] - up[1]) - (down[0] - down[1])).mean() / 2)}
+            return {"effect": float((up - down).mean() / 2)}
 
         return self.folder.once(file, compute)["effect"]
 
     @cached_property
-    def few(self) -> Any:
-        """A meter on the first test pairs, for other personas' vectors."""
-        limit, test = self.config.side_effects.pairs, self.first.split.test
-        none = np.zeros((2, min(limit, len(test))))
-        return self.first.meter(test.subset(range(min(limit, len(test)))), unsteered=none)
+    def few(self) -> PropensityMeter:
+        """A meter of the first test pairs, for other personas' vectors."""
+        test = self.first.split.test
+        return self.first.propensity(
+            test.subset(range(min(self.config.side_effects.pairs, len(test))))
+        )
 
 
 def _written_record(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saesteer.compare.config import CompareConfig, PersonaSettings
-from saesteer.compare.methods import build_method, method_entry
 from saesteer.compare.splits import PersonaSplit, split_persona
 from saesteer.data import (
     PairSet,
@@ -20,10 +19,11 @@ from saesteer.data import (
     read_texts,
 )
 from saesteer.data.answers import Answer
-from saesteer.errors import ConfigError, DataError, SaesteerError
+from saesteer.errors import ConfigError, SaesteerError
+from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.sites import Site
-from saesteer.plan import check_writable, source_digest
+from saesteer.plan import CACHE, check_writable, left_answers, left_questions, source_digest
 from saesteer.saes.loading import resolve_sae
 from saesteer.tracking import RunFolder
 
@@ -94,7 +94,7 @@ class ComparePlan:
     @property
     def cache(self) -> Path:
         """Where gradients, metrics and unsteered texts are kept, by content."""
-        return Path(self.config.folder) / "compare-cache"
+        return Path(self.config.folder) / CACHE
 
 
 def plan_compare(config: CompareConfig) -> ComparePlan:
@@ -108,22 +108,10 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
         Site.parse(config.site)
     answers = read_answers(config.evaluation.neutral)
     measured = answers[: config.evaluation.neutral_answers]
-    training = answers[len(measured) :][: config.objective.neutral_answers]
-    if not training:
-        raise DataError(
-            f"evaluation.neutral {config.evaluation.neutral}: all its {len(answers)} answers "
-            "measure the cost, and none is left to train with; give more, or lower "
-            "evaluation.neutral_answers."
-        )
+    training = left_answers(config, answers)
     questions = read_questions(config.writing.questions)
     asked = questions[: config.writing.n_questions]
-    training_questions = questions[len(asked) :]
-    if config.objective.own_words > 0 and not training_questions:
-        raise DataError(
-            f"writing.questions {config.writing.questions}: all its {len(questions)} questions are "
-            "written to, and none is left to train own words on; give more, lower "
-            "writing.n_questions, or set objective.own_words to 0."
-        )
+    training_questions = left_questions(config, "writing", questions)
     prose = _prose(config)
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
     common = {

@@ -12,7 +12,6 @@ from saesteer.compare.bench import CompareBench
 from saesteer.compare.checks import check_comparison
 from saesteer.compare.config import CompareConfig
 from saesteer.compare.llm_step import llm_rows
-from saesteer.compare.methods import method_entry
 from saesteer.compare.persona_run import PersonaRun
 from saesteer.compare.plan import DONE, ComparePlan, plan_compare
 from saesteer.compare.plan import only as only_these
@@ -26,6 +25,7 @@ from saesteer.compare.summary import (
 )
 from saesteer.compare.summary_texts import completions, generation, named_features, side_effects
 from saesteer.config import TrackingSettings
+from saesteer.methods.registry import method_entry
 from saesteer.progress import Progress, Task
 from saesteer.recorded import recorded_experiment, tell_comparison
 from saesteer.report import write_report

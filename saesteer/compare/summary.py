@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from saesteer.compare.config import CompareConfig
-from saesteer.compare.methods import method_entry
 from saesteer.compare.persona_run import PersonaRun
 from saesteer.evaluation.statistics import (
     area_values,
@@ -18,6 +17,7 @@ from saesteer.evaluation.statistics import (
     permutation_p,
     wilcoxon_over_personas,
 )
+from saesteer.methods.registry import method_entry
 
 Row = dict[str, Any]
 Moved = list[np.ndarray] | None
@@ -67,6 +67,18 @@ class Results:
                 return None
             rows.append(np.array(record["moved"]))
         return rows
+
+    def first_effects(self, method: str) -> list[float | None]:
+        """Return each persona's effect at the headline budget under the first seed.
+
+        Random draws are measured under that seed alone. A mean over seeds spreads less than they
+        do, so it is not what they are held against.
+        """
+        return [_mean(v) for v in self.moved(method, self.headline, self.config.seeds[:1])]
+
+    def draws(self, persona: str) -> list[float]:
+        """Return the effects of a persona's random draws of either kind that met the budget."""
+        return [effect for kind in NULLS for effect in self.nulls[(persona, kind)]]
 
     def seeds_at(self, method: str, budget: float) -> list[int]:
         """Return the seeds under which a method was measured at a budget."""
@@ -124,21 +136,19 @@ def _summary_row(
         means = [[_mean(values) for values in side] for side in (paired, against)]
         row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
         row["p"] = wilcoxon_over_personas(*means).p
-    if budget == results.headline and all(results.nulls.values()):
+    if budget == results.headline and any(results.nulls.values()):
         row["beyond_null"] = sum(
-            mean > max(map(abs, _both_nulls(results, name)), default=np.inf)
-            for name, mean in zip(results.names, map(_mean, own), strict=True)
-            if mean is not None
+            first > max(map(abs, results.draws(name)), default=np.inf)
+            for name, first, values in zip(
+                results.names, results.first_effects(method), own, strict=True
+            )
+            if first is not None and values is not None
         )
     return row
 
 
 def _mean(values: Moved) -> float | None:
     return None if values is None else float(np.mean([row.mean() for row in values]))
-
-
-def _both_nulls(results: Results, persona: str) -> list[float]:
-    return [effect for kind in NULLS for effect in results.nulls[(persona, kind)]]
 
 
 def _null_effects(run: PersonaRun, kind: str) -> list[float]:
@@ -208,19 +218,17 @@ def area_rows(results: Results) -> list[Row]:
 def null_rows(results: Results) -> list[Row]:
     """Return the null of each persona, with the headline method's permutation p against it."""
     rows = []
-    config = results.config
-    moved = results.moved(config.headline, results.headline, config.seeds_of(config.headline))
-    for name, values in zip(results.names, moved, strict=True):
+    own = results.first_effects(results.config.headline)
+    for name, first in zip(results.names, own, strict=True):
         for kind in NULLS:
             effects = results.nulls[(name, kind)]
-            mean = _mean(values)
             rows.append(
                 {
                     "persona": name,
                     "kind": kind,
                     "effects": effects,
                     "largest": max(map(abs, effects), default=None),
-                    "p": None if mean is None or not effects else permutation_p(mean, effects),
+                    "p": None if first is None or not effects else permutation_p(first, effects),
                 }
             )
     return rows

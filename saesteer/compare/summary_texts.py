@@ -9,10 +9,9 @@ import numpy as np
 from saesteer.compare.bench import CompareBench
 from saesteer.compare.persona_run import PersonaRun
 from saesteer.compare.summary import Results, Row
-from saesteer.errors import DataError
 from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap
 from saesteer.feature_words import feature_url
-from saesteer.features import select_features
+from saesteer.features import vector_features
 from saesteer.methods import AttributedSae, ClusteredSae
 from saesteer.methods.clustered_sae import chosen_clusters
 
@@ -143,40 +142,26 @@ def named_features(bench: CompareBench, run: PersonaRun, method: str) -> Row:
     vector, _ = run.matched(method, run.config.evaluation.headline_budget)
     if vector is None:
         return {"features": [], "tree": {}}
-    inputs, table = run.first.inputs, bench.table
-    codes = inputs.codes
-    assert codes is not None
-    scores = {}
-    try:
-        ranked = select_features(codes, n_features=codes.d_sae, min_firing=0.0, max_firing=1.0)
-        scores = dict(zip(ranked.indices.tolist(), ranked.scores.tolist(), strict=True))
-    except DataError:
-        pass
-    firing = (codes.firing_positive, codes.firing_negative)
+    inputs, table = run.first.context.inputs, bench.table
+    assert inputs.codes is not None
     rows = []
-    for feature in vector.features:
-        known = None if table is None else table.row(feature.index)
+    for row in vector_features(vector, inputs.codes):
+        known = None if table is None else table.row(row["feature"])
         contexts = [] if known is None else known.contexts[:CONTEXTS]
         rows.append(
             {
-                "feature": feature.index,
-                "weight": feature.weight,
-                "cluster": feature.cluster,
-                "description": feature.description,
-                "firing_positive": float(firing[0][feature.index]),
-                "firing_negative": float(firing[1][feature.index]),
-                "score": scores.get(feature.index),
+                **row,
                 "contexts": [
                     {"text": c.text, "token": c.token, "activation": c.activation} for c in contexts
                 ],
-                "url": feature_url(bench.sae.neuronpedia_id, feature.index),
+                "url": feature_url(bench.sae.neuronpedia_id, row["feature"]),
             }
         )
     return {"features": rows, "tree": _tree(run, method)}
 
 
 def _tree(run: PersonaRun, method: str) -> Row:
-    from saesteer.compare.methods import build_method
+    from saesteer.methods.registry import build_method
 
     chosen = run.first.folder.read_json(f"chosen/{method}.json")["settings"]
     built = build_method(method, chosen)
@@ -185,7 +170,8 @@ def _tree(run: PersonaRun, method: str) -> Row:
     if isinstance(built, AttributedSae) and built.candidates == "any":
         return {}
     decoder = run.bench.sae.decoder.numpy()
-    _, clusters = chosen_clusters(run.first.inputs, decoder, built.selection, built.clustering)
+    inputs = run.first.context.inputs
+    _, clusters = chosen_clusters(inputs, decoder, built.selection, built.clustering)
     return {
         "linkage": clusters.linkage.tolist(),
         "labels": clusters.indices.tolist(),

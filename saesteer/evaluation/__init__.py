@@ -1,20 +1,22 @@
 """Did it steer, and at what cost."""
 
-from saesteer.evaluation.comparison import (
-    EqualCostComparison,
+from saesteer.evaluation.effect import (
+    Effect,
+    EffectMeter,
     NullComparison,
     VectorResult,
     against_null,
+    effect_of,
     is_monotone,
 )
 from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
-from saesteer.evaluation.propensity import Effect, PropensityMeter, effect_of
+from saesteer.evaluation.propensity import PropensityMeter
 from saesteer.steering.divergence import DivergenceMeter, StrengthMatch, match_strength
 
 __all__ = [
     "DivergenceMeter",
     "Effect",
-    "EqualCostComparison",
+    "EffectMeter",
     "NullComparison",
     "PropensityMeter",
     "StrengthMatch",

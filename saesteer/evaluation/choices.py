@@ -170,10 +170,11 @@ class ChoiceMeter:
     ) -> Float[np.ndarray, " question"]:
         """Return the difference of two answers that part at their last token, from one pass."""
         out = np.zeros(self._rows.n_rows)
-        for index, logits, after, scored in self._rows.passes(vector, strength, unit):
-            for place, row_logits, ids, kept in zip(index, logits, after, scored, strict=True):
-                last = int(torch.nonzero(kept)[-1])
-                two = row_logits[last, [int(ids[last]), other[place]]].double()
+        for index, logits, after, row, _ in self._rows.passes(vector, strength, unit):
+            # A row's last token stands before the next row's first.
+            last = torch.bincount(row).cumsum(0) - 1
+            for place, says, token in zip(index, logits[last], after[last].tolist(), strict=True):
+                two = says[[token, other[place]]].double()
                 out[place] = float(two[0] - two[1])
         return out
 

@@ -31,8 +31,10 @@ def statement_log_likelihoods(
         unit: The strength's unit.
     """
     out = np.zeros(rows.n_rows)
-    for index, logits, after, scored in rows.passes(vector, strength, unit):
-        for place, row_logits, ids, kept in zip(index, logits, after, scored, strict=True):
-            log_probs = torch.log_softmax(row_logits[kept].float(), dim=-1)
-            out[place] = float(log_probs.gather(1, ids[kept][:, None]).mean())
+    for part in rows.passes(vector, strength, unit):
+        log_probs = torch.log_softmax(part.logits.float(), dim=-1)
+        said = log_probs.gather(1, part.after[:, None])[:, 0]
+        counts = torch.bincount(part.row).tolist()
+        for place, own in zip(part.index, said.split(counts), strict=True):
+            out[place] = float(own.mean())
     return out

@@ -16,7 +16,7 @@ from saesteer.features.partitions import CLUSTERINGS
 from saesteer.features.regression import FeatureWeights, fit_weights
 from saesteer.features.selection import FeatureSelection, select_features
 from saesteer.features.solvers import REGRESSIONS
-from saesteer.features.table import feature_table
+from saesteer.features.table import feature_table, vector_features
 
 __all__ = [
     "CLUSTERINGS",
@@ -35,4 +35,5 @@ __all__ = [
     "fit_weights",
     "output_scores",
     "select_features",
+    "vector_features",
 ]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.errors import MismatchError
+from saesteer.errors import DataError, MismatchError
 from saesteer.features.clustering import FeatureClusters
+from saesteer.features.codes import PairCodes
 from saesteer.features.regression import FeatureWeights
-from saesteer.features.selection import FeatureSelection
+from saesteer.features.selection import FeatureSelection, select_features
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from saesteer.steering import SteeringVector
 
 
 def feature_table(
@@ -57,6 +61,36 @@ def feature_table(
     )
     order = np.lexsort((weights.indices, -np.abs(weights.weights)))
     return table.iloc[order].reset_index(drop=True)
+
+
+def vector_features(vector: SteeringVector, codes: PairCodes) -> list[dict[str, Any]]:
+    """List the features that any vector is made of, greatest |weight| first.
+
+    Args:
+        vector: The vector.
+        codes: The training pairs' features.
+
+    Returns:
+        For each its feature, weight, score (the criterion of `select_features`; None where no
+        feature has one), cluster, firing_positive, firing_negative and description.
+    """
+    scores: dict[int, float] = {}
+    # Where no feature fires differently there is nothing to rank by.
+    with suppress(DataError):
+        ranked = select_features(codes, n_features=codes.d_sae, min_firing=0.0, max_firing=1.0)
+        scores = dict(zip(ranked.indices.tolist(), ranked.scores.tolist(), strict=True))
+    return [
+        {
+            "feature": feature.index,
+            "weight": feature.weight,
+            "score": scores.get(feature.index),
+            "cluster": feature.cluster,
+            "firing_positive": float(codes.firing_positive[feature.index]),
+            "firing_negative": float(codes.firing_negative[feature.index]),
+            "description": feature.description,
+        }
+        for feature in vector.features
+    ]
 
 
 def _positions(indices: np.ndarray, wanted: np.ndarray, where: str) -> np.ndarray:

@@ -90,6 +90,8 @@ class AttributedSae:
     @property
     def name(self) -> str:
         """What the method is called in a comparison."""
+        if self.signs == "tied":
+            return "attributed_tied"
         return "attributed_sae" if self.candidates == "clustered" else "attributed_any"
 
     def __call__(self, inputs: MethodInputs) -> SteeringVector:

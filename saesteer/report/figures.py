@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from saesteer.methods.registry import method_entry
+
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#9ca3af"
-LABELS = {"vector": "SAE features", "difference_in_means": "difference in means"}
+MEASURED = ("vector", "difference_in_means")
 
 
 class EffectPoint(NamedTuple):
@@ -38,13 +40,14 @@ class PropensityData(NamedTuple):
 
 def propensity_data(metrics: dict[str, Any]) -> PropensityData:
     """Take the figure's data out of a run's `metrics.json`."""
+    labels = {key: method_entry(metrics[key]["method"]).label for key in MEASURED}
     curves = {
-        LABELS["vector"]: metrics["curve"],
-        LABELS["difference_in_means"]: metrics["curve_difference_in_means"],
+        labels["vector"]: metrics["curve"],
+        labels["difference_in_means"]: metrics["curve_difference_in_means"],
     }
     effects = [
         EffectPoint(label, effect["effect"], effect["low"], effect["high"])
-        for key, label in LABELS.items()
+        for key, label in labels.items()
         if (effect := metrics[key]["effect"]) is not None
     ]
     null = [r["effect"]["effect"] for r in metrics["random_directions"] if r["effect"] is not None]
@@ -66,7 +69,8 @@ def propensity_figure(data: PropensityData, title: str) -> Figure:
         horizontal_spacing=0.12,
         subplot_titles=("Margin by strength", "Effect E at equal KL"),
     )
-    colours = dict(zip(LABELS.values(), (BLUE, ORANGE), strict=True))
+    # One curve where the run's own method is its baseline.
+    colours = dict(zip(data.curves, (BLUE, ORANGE), strict=False))
     for label, points in data.curves.items():
         x, y = zip(*points, strict=True) if points else ((), ())
         figure.add_trace(

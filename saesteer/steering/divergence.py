@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from saesteer.errors import DataError
 from saesteer.models.tokens import TokenRow
@@ -27,7 +25,8 @@ FEWEST_TOKENS = 200
 class DivergenceMeter:
     """KL(steered || base) per token on neutral answers.
 
-    The base model's log-probabilities are computed once and kept.
+    The base model's states below the unembedding are computed once and kept; its log-probabilities,
+    which take as many numbers as the vocabulary has tokens, are made of them batch by batch.
 
     Args:
         model: A model from `load_model`.
@@ -52,24 +51,32 @@ class DivergenceMeter:
                 f"the neutral text has {self.n_tokens} tokens and KL needs at least "
                 f"{FEWEST_TOKENS}; give more neutral answers."
             )
+        self._model = model
         self._rows = TeacherForced(model, rows, site=site, max_tokens=1024)
-        self._base = [
-            torch.log_softmax(logits[scored].float(), dim=-1)
-            for _, logits, _, scored in self._rows.passes()
-        ]
+        self._base = self._rows.last_states()
 
-    def __call__(self, vector: SteeringVector, strength: float, unit: Unit = "norm") -> float:
+    def __call__(
+        self, vector: SteeringVector | None, strength: float, unit: Unit = "norm"
+    ) -> float:
         """Return KL(steered || base) in nats per token at a strength."""
+        return self._kl(self._rows, vector, strength, unit)
+
+    def of_prompted(self, rows: Sequence[TokenRow]) -> float:
+        """Return KL(prompted || base) in nats per token.
+
+        Args:
+            rows: The same answers in the same order behind other prompts.
+        """
+        return self._kl(TeacherForced(self._model, rows, max_tokens=1024))
+
+    def _kl(self, rows: TeacherForced, *steering: Any) -> float:
         total = 0.0
-        passes = self._rows.passes(vector, strength, unit)
-        for base, (_, logits, _, scored) in zip(self._base, passes, strict=True):
-            steered = torch.log_softmax(logits[scored].float(), dim=-1)
+        for part in rows.passes(*steering, beside=self._base):
+            assert part.beside is not None
+            base = torch.log_softmax(part.beside.float(), dim=-1)
+            steered = torch.log_softmax(part.logits.float(), dim=-1)
             total += float((steered.exp() * (steered - base)).sum())
         return total / self.n_tokens
-
-    def unsteered(self) -> Float[Tensor, "token vocab"]:
-        """Return the base model's log-probabilities at the answers' tokens."""
-        return torch.cat(self._base)
 
 
 @dataclass(frozen=True)

@@ -31,23 +31,28 @@ if TYPE_CHECKING:
     from saesteer.steering.vector import SteeringVector
 
 SHORTEST_SHARED_PREFIX = 8
+# Logits of one pass, 134 MB in float32: gradients and log-probabilities hold several such arrays.
+MOST_LOGITS = 2**25
+MOST_LOGITS_BESIDE_A_CPU = 2**28
 _RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
 
 class Pass(NamedTuple):
-    """One batch of rows after a forward pass.
+    """The scored tokens of one batch of rows after a forward pass, row by row.
 
     Attributes:
         index: The rows' places in the caller's order.
-        logits: What the model says.
-        after: The token that follows each position.
-        scored: True where that token is one to score.
+        logits: What the model says where each scored token comes next.
+        after: The scored tokens.
+        row: Each one's row in this batch.
+        beside: What the model says after the states given as `beside`.
     """
 
     index: list[int]
-    logits: Float[Tensor, "row pos vocab"]
-    after: Int[Tensor, "row pos"]
-    scored: Bool[Tensor, "row pos"]
+    logits: Float[Tensor, "token vocab"]
+    after: Int[Tensor, " token"]
+    row: Int[Tensor, " token"]
+    beside: Float[Tensor, "token vocab"] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class TeacherForced:
         model: A model from `load_model`.
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered; steering elsewhere works but shares less.
-        max_tokens: The most tokens in a batch.
+        max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
 
     Raises:
         DataError: There is no row, or one has no token to score.
@@ -112,13 +117,20 @@ class TeacherForced:
         with torch.inference_mode(False), torch.no_grad():
             self._cache = self._prefix_cache(rows[0].ids[:shared], device)
             shared = 0 if self._cache is None else shared
+            most = MOST_LOGITS if device.type == "cpu" else MOST_LOGITS_BESIDE_A_CPU
             self._blocks = [
-                _block(rows, index, shared, padding_id(model), device)
+                _block(rows, part, shared, padding_id(model), device)
                 for index in length_sorted_batches(rows, max_tokens=max_tokens)
+                for part in _few_scored(rows, index, most // int(model.cfg.d_vocab))
             ]
 
     def passes(
-        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+        self,
+        vector: SteeringVector | None = None,
+        strength: float = 0.0,
+        unit: Unit = "norm",
+        *,
+        beside: Sequence[Float[Tensor, "token width"]] | None = None,
     ) -> Iterator[Pass]:
         """Run every batch once, steered or not.
 
@@ -126,6 +138,7 @@ class TeacherForced:
             vector: What to steer with; nothing if None.
             strength: How strongly.
             unit: The strength's unit.
+            beside: `last_states` of each row, whose logits are wanted beside the pass's own.
 
         Yields:
             The pass.
@@ -133,10 +146,27 @@ class TeacherForced:
         model, _ = self._running(vector)
         for number, block in enumerate(self._blocks):
             below = self._below(number, vector)
+            others = None if beside is None else torch.cat([beside[i] for i in block.index])
             context = self._steered(block, vector, strength, unit)
-            with torch.inference_mode(), context:
+            with torch.inference_mode(), context, _selecting(model, block.scored, others) as seen:
                 logits = self._forward(block, below, model)
-            yield Pass(block.index, logits, torch.roll(block.ids, -1, dims=1), block.scored)
+            yield _pass(block, logits, seen, others)
+
+    def last_states(self) -> list[Float[Tensor, "token width"]]:
+        """Return each row's unsteered states at its scored tokens, as the unembedding takes them.
+
+        A token's state is d_model numbers where its log-probabilities are as many as the
+        vocabulary. Where the unembedding is no module of its own they are the logits.
+        """
+        rows: dict[int, Tensor] = {}
+        for number, block in enumerate(self._blocks):
+            below = self._below(number, None)
+            with torch.inference_mode(), _selecting(self._model, block.scored) as seen:
+                logits = self._forward(block, below, self._model)
+            states = seen[0] if seen else logits[block.scored]
+            counts = block.scored.sum(dim=1).tolist()
+            rows |= dict(zip(block.index, states.split(counts), strict=True))
+        return [rows[place] for place in range(self.n_rows)]
 
     def open_passes(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
@@ -170,9 +200,9 @@ class TeacherForced:
                 stack.enter_context(torch.enable_grad())
                 stack.callback(target.hook(add).remove)
                 stack.enter_context(self._steered(block, vector, strength, unit))
+                seen = stack.enter_context(_selecting(model, block.scored))
                 logits = self._forward(block, below, model)
-            after = torch.roll(block.ids, -1, dims=1)
-            yield Pass(block.index, logits, after, block.scored), offset
+            yield _pass(block, logits, seen), offset
 
     def _steered(
         self, block: _Block, vector: SteeringVector | None, strength: float, unit: Unit
@@ -232,7 +262,7 @@ class TeacherForced:
             return model(
                 input_ids=block.ids, attention_mask=block.attention, use_cache=False
             ).logits
-        cache = cache_argument(model, repeated_cache(self._cache, len(block.ids)))
+        cache: Any = cache_argument(model, repeated_cache(self._cache, len(block.ids)))
         return model(
             input_ids=block.ids, attention_mask=block.attention, **cache, use_cache=True
         ).logits
@@ -283,6 +313,56 @@ def _standing_in(blocks: Sequence[Any], output: Any) -> Iterator[None]:
                 vars(block).pop("forward", None)
             else:
                 block.forward = forward
+
+
+@contextmanager
+def _selecting(
+    model: Any, scored: Bool[Tensor, "row pos"], beside: Tensor | None = None
+) -> Iterator[list[Tensor]]:
+    """Let the unembedding take the scored positions alone, with other states behind them.
+
+    Yields:
+        The states at those positions, once they were taken; nothing where there is no module that
+        takes them.
+    """
+    seen: list[Tensor] = []
+
+    def select(module: Any, args: tuple[Any, ...]) -> Any:
+        if not args or args[0].shape[:-1] != scored.shape:
+            return None
+        seen.append(args[0][scored.to(args[0].device)])
+        others = [] if beside is None else [beside.to(seen[0])]
+        return (torch.stack([*seen, *others]), *args[1:])
+
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(select)
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _pass(block: _Block, logits: Tensor, seen: list[Tensor], beside: Tensor | None = None) -> Pass:
+    scored = block.scored
+    said = logits[0] if seen else logits[scored]
+    other = logits[1] if seen and beside is not None else beside
+    after = torch.roll(block.ids, -1, dims=1)[scored]
+    return Pass(block.index, said, after, torch.nonzero(scored)[:, 0], other)
+
+
+def _few_scored(rows: Sequence[TokenRow], index: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Divide a batch so that no part has more scored tokens than `most`, or is one row."""
+    part: list[int] = []
+    tokens = 0
+    for place in index:
+        scored = sum(rows[place].kept)
+        if part and tokens + scored > most:
+            yield part
+            part, tokens = [], 0
+        part.append(place)
+        tokens += scored
+    yield part
 
 
 def _check_rows(rows: Sequence[TokenRow]) -> None:

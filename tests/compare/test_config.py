@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from saesteer.compare.config import CompareConfig
-from saesteer.compare.methods import build_method, method_entries
 from saesteer.config import parse_config
 from saesteer.errors import ConfigError
+from saesteer.methods.registry import build_method, method_entries
 
 PLAIN: dict[str, Any] = {
     "name": "plain",

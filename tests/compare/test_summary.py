@@ -172,21 +172,57 @@ def test_beyond_null_counts_the_personas_past_every_random_draw(stored):
     wanted = 0
     for name in NAMES:
         both = [e for kind in stored.nulls[name].values() for e in kind if e is not None]
-        mean = np.mean([stored.moved[name, "attributed_sae", s, 0.3].mean() for s in (0, 1)])
-        wanted += int(mean > max(abs(e) for e in both))
+        first = stored.moved[name, "attributed_sae", 0, 0.3].mean()
+        wanted += int(first > max(abs(e) for e in both))
     assert rows[("attributed_sae", 0.3)]["beyond_null"] == wanted
     assert 0 < wanted < 6
     assert rows[("attributed_sae", 0.1)]["beyond_null"] is None
+
+
+def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
+    # Under the first seed, which the draws are of, the effect is within them; the mean is beyond.
+    for name in NAMES:
+        stored.moved[name, "attributed_sae", 0, 0.3] = np.full(7, 0.5)
+        stored.moved[name, "attributed_sae", 1, 0.3] = np.full(7, 0.9)
+        stored.nulls[name] = {"random_direction": [0.02, -0.6, 0.04], "random_features": [0.1, 0.1]}
+    assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] == 0
+    for row in null_rows(Results(CONFIG, stored.runs())):
+        wanted = {"random_direction": 0.5, "random_features": 1 / 3}[row["kind"]]
+        assert row["p"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("off", ["directions", "features"])
+def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off):
+    config = CONFIG.model_copy(
+        update={"random": CONFIG.random.model_copy(update={off: 0})}, deep=True
+    )
+    kept = "random_features" if off == "directions" else "random_direction"
+    runs = [run for run in stored.runs() if setattr(run, "config", config) is None]
+    rows = summary_rows(Results(config, runs))
+    found = next(
+        r["beyond_null"] for r in rows if (r["method"], r["budget"]) == ("attributed_sae", 0.3)
+    )
+    wanted = 0
+    for name in NAMES:
+        draws = [abs(e) for e in stored.nulls[name][kept] if e is not None]
+        wanted += stored.moved[name, "attributed_sae", 0, 0.3].mean() > max(draws)
+    assert found == wanted > 0
+
+
+def test_no_random_draw_at_all_has_no_verdict(stored):
+    for name in NAMES:
+        stored.nulls[name] = {"random_direction": [None] * 3, "random_features": [None] * 2}
+    assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
 
 
 def test_the_null_is_held_against_the_headline_and_leaves_out_what_missed_the_budget(stored):
     rows = null_rows(Results(CONFIG, stored.runs()))
     assert len(rows) == 12
     first = next(r for r in rows if (r["persona"], r["kind"]) == ("p0", "random_features"))
-    mean = np.mean([stored.moved["p0", "attributed_sae", s, 0.3].mean() for s in (0, 1)])
+    effect = stored.moved["p0", "attributed_sae", 0, 0.3].mean()
     assert first["effects"] == [0.01]
     assert first["largest"] == 0.01
-    assert first["p"] == permutation_p(float(mean), [0.01]) == 0.5
+    assert first["p"] == permutation_p(float(effect), [0.01]) == 0.5
 
 
 def test_a_budget_that_was_not_reached_is_a_result_and_no_zero(stored):

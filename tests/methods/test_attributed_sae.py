@@ -18,9 +18,10 @@ from saesteer.errors import ConfigError, DataError, MismatchError
 from saesteer.features import PairCodes
 from saesteer.methods import MethodInputs, RandomDirection
 from saesteer.methods.attributed_sae import AttributedSae
+from saesteer.methods.registry import build_method, method_entries, method_entry
 from saesteer.models import Site, encode_statements
 from saesteer.saes import load_sae
-from saesteer.steering import DivergenceMeter, TeacherForced
+from saesteer.steering import DivergenceMeter, SteeringVector, TeacherForced
 
 WIDTH, PAIRS = 16, 24
 LOOSE = {"max_firing": 1.0}
@@ -243,6 +244,16 @@ def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(n_f
     assert ablation.method == "attributed_any"
     assert {f.cluster for f in ablation.features} == {None}
     assert any(f.index >= 30 for f in ablation.features)
+
+
+@pytest.mark.parametrize("name", sorted(method_entries()))
+def test_a_vectors_file_names_the_method_as_a_comparison_does(name, inputs, tmp_path):
+    if method_entry(name).kind == "prompt":
+        pytest.skip("no vector")
+    loose = {"selection": LOOSE} if name.startswith(("attributed", "clustered")) else {}
+    method: Any = build_method(name, loose)
+    method(inputs).save(tmp_path / "v.safetensors")
+    assert SteeringVector.load(tmp_path / "v.safetensors").method == name
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,6 +16,7 @@ from saesteer.errors import (
     OutputError,
     SaesteerError,
 )
+from saesteer.methods import ClusteredSae, fit_context
 from saesteer.pipeline import run
 from saesteer.plan import plan_run
 from saesteer.run_files import STAGES, pending_stages
@@ -25,11 +26,11 @@ from saesteer.utils.files import draft_of, leave
 from .reading import everything, numbers, refuse, strict_json
 
 CUTS = {
-    "features": "encode_pairs",
-    "fit": "feature_table",
-    "evaluation": "DivergenceMeter",
-    "completions": "generate",
-    "metrics": "against_null",
+    "features": (fit_context, "encode_pairs"),
+    "fit": (pipeline, "feature_table"),
+    "evaluation": (pipeline, "DivergenceMeter"),
+    "completions": (pipeline, "generate"),
+    "metrics": (run_files, "against_null"),
 }
 
 
@@ -37,7 +38,7 @@ CUTS = {
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole, monkeypatch):
     config = RunConfig(**settings)
     with monkeypatch.context() as patch:
-        patch.setattr(run_files if where == "metrics" else pipeline, CUTS[where], interrupt)
+        patch.setattr(*CUTS[where], interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     folder = RunFolder(plan_run(config).folder)
@@ -48,9 +49,9 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole
     # What belongs to finished stages alone.
     monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
     if left < 3:
-        monkeypatch.setattr(pipeline.ClusteredSae, "fit", refuse)
+        monkeypatch.setattr(ClusteredSae, "fit", refuse)
     if left < 2:
-        monkeypatch.setattr(pipeline, "EqualCostComparison", refuse)
+        monkeypatch.setattr(pipeline, "EffectMeter", refuse)
         monkeypatch.setattr(workbench, "load_sae", refuse)
     if left < 1:
         monkeypatch.setattr(workbench, "load_model", refuse)
@@ -65,16 +66,16 @@ def interrupt(*args: Any, **kwargs: Any):
 
 def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
     config = RunConfig(**settings)
-    measure = pipeline.EqualCostComparison.measure
+    measure = pipeline.EffectMeter.measure
     calls: Counter[str] = Counter()
 
-    def counted(self, vector, **rest):
+    def counted(self, vector, *args, **rest):
         calls[f"{vector.method} {vector.name}"] += 1
         if sum(calls.values()) == 3:
             raise KeyboardInterrupt
-        return measure(self, vector, **rest)
+        return measure(self, vector, *args, **rest)
 
-    monkeypatch.setattr(pipeline.EqualCostComparison, "measure", counted)
+    monkeypatch.setattr(pipeline.EffectMeter, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
         run(config)
     resumed = run(config)

@@ -216,8 +216,9 @@ def test_random_directions_and_questions_may_be_left_out(settings, capsys):
     assert "random" not in capsys.readouterr().out
 
 
-def test_more_than_a_hundred_random_directions_keep_their_names_and_their_order():
-    names = result_names(150)
+def test_more_than_a_hundred_random_directions_keep_their_names_and_their_order(settings):
+    settings["evaluation"]["random_directions"] = 150
+    names = result_names(RunConfig(**settings))
     assert len(set(names)) == 152
     assert names[0] == "evaluation/00-clustered_sae.json"
     assert names[1] == "evaluation/01-difference_in_means.json"

@@ -117,3 +117,27 @@ def test_no_steering_costs_nothing(tiny_llama):
 def test_too_little_neutral_text_is_refused(tiny_llama):
     with pytest.raises(DataError, match="at least 200"):
         DivergenceMeter(tiny_llama, _rows(tiny_llama, n=2))
+
+
+def test_what_a_system_prompt_costs_is_the_kl_row_by_row(tiny_llama):
+    answers = [f"the {'little ' * n}house number {n} stands by the water" for n in range(1, 9)]
+    answers += [f"{n} cats sat on the mat while the dog ran home" for n in range(9)]
+
+    def rows(system: str | None):
+        return encode_statements(tiny_llama.tokenizer, answers, "what?", system=system)
+
+    base, prompted = rows(None), rows("You are kind, and you always listen.")
+    model = plain_model(tiny_llama)
+
+    def log_probs(row: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            logits = model(torch.tensor([row.ids])).logits[0]
+        places = [i - 1 for i, kept in enumerate(row.kept) if kept]
+        return logits[places].double().log_softmax(-1)
+
+    pairs = [(log_probs(a), log_probs(b)) for a, b in zip(base, prompted, strict=True)]
+    total = sum(float((b.exp() * (b - a)).sum()) for a, b in pairs)
+    tokens = sum(len(a) for a, _ in pairs)
+    found = DivergenceMeter(tiny_llama, base).of_prompted(prompted)
+    assert found == pytest.approx(total / tokens, rel=1e-4)
+    assert found > 0.001

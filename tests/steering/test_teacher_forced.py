@@ -103,16 +103,18 @@ def module_at(model, site: Site):
 
 def said_by(rows: TeacherForced, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
     """The same from `passes`, in the caller's order."""
-    out: dict[int, torch.Tensor] = {}
-    for index, logits, _, scored in rows.passes(vector, strength):
-        out |= {place: logits[i][scored[i]] for i, place in enumerate(index)}
-    return [out[place] for place in range(rows.n_rows)]
+    return in_order(rows, rows.passes(vector, strength))
 
 
 def said_open(rows: TeacherForced, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
+    return in_order(rows, (part for part, _ in rows.open_passes(vector, strength)))
+
+
+def in_order(rows: TeacherForced, passes) -> list[torch.Tensor]:
     out: dict[int, torch.Tensor] = {}
-    for (index, logits, _, scored), _ in rows.open_passes(vector, strength):
-        out |= {place: logits[i][scored[i]].detach() for i, place in enumerate(index)}
+    for part in passes:
+        assert len(part.logits) == len(part.after) == len(part.row)
+        out |= {place: part.logits[part.row == i].detach() for i, place in enumerate(part.index)}
     return [out[place] for place in range(rows.n_rows)]
 
 
@@ -273,10 +275,10 @@ def test_what_was_kept_in_inference_mode_serves_gradients_later(tiny_model, arch
     with torch.inference_mode():
         passes = TeacherForced(model, rows_of(model), site=Site(0))
         said_by(passes)
-    for (index, logits, _, scored), offset in passes.open_passes():
-        assert offset.shape == (len(index), int(model.cfg.d_model))
+    for part, offset in passes.open_passes():
+        assert offset.shape == (len(part.index), int(model.cfg.d_model))
         assert not offset.any()
-        (gradient,) = torch.autograd.grad(logits[scored].logsumexp(-1).sum(), offset)
+        (gradient,) = torch.autograd.grad(part.logits.logsumexp(-1).sum(), offset)
         assert torch.isfinite(gradient).all()
         assert (gradient.norm(dim=1) > 1e-4).all()
 
@@ -290,10 +292,53 @@ def test_rows_of_many_batches_come_back_in_the_callers_order(tiny_llama):
 
 def test_the_tokens_after_and_the_places_scored_are_the_answers(tiny_llama):
     rows = rows_of(tiny_llama)
-    for index, _, after, scored in TeacherForced(tiny_llama, rows).passes():
-        for i, place in enumerate(index):
+    for part in TeacherForced(tiny_llama, rows).passes():
+        for i, place in enumerate(part.index):
             said = [t for t, kept in zip(rows[place].ids, rows[place].kept, strict=True) if kept]
-            assert after[i][scored[i]].tolist() == said
+            assert part.after[part.row == i].tolist() == said
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["prefix", "no prefix"])
+def test_the_unembedding_takes_the_scored_tokens_alone_and_few_at_a_time(
+    tiny_model, arch, shared, monkeypatch
+):
+    model = tiny_model(arch)
+    rows, vector = rows_of(model, shared=shared), vector_at(model, Site(1))
+    most = max(sum(row.kept) for row in rows)
+    monkeypatch.setattr(
+        "saesteer.steering.teacher_forced.MOST_LOGITS", most * int(model.cfg.d_vocab)
+    )
+    passes = TeacherForced(model, rows, site=Site(1))
+    widths = []
+    handle = (
+        plain_model(model)
+        .get_output_embeddings()
+        .register_forward_hook(  # type: ignore[union-attr]
+            lambda module, inputs, output: widths.append(output.shape[:-1].numel())
+        )
+    )
+    got, opened = said_by(passes, vector, 1.5), said_open(passes, vector, 1.5)
+    handle.remove()
+    assert sum(widths) == 2 * sum(sum(row.kept) for row in rows)
+    assert max(widths) <= most
+    assert_same(got, reference(model, rows, vector, 1.5))
+    assert_same(opened, reference(model, rows, vector, 1.5))
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["module", "no module"])
+def test_unsteered_logits_stand_beside_steered_ones(tiny_model, arch, found, monkeypatch):
+    model = tiny_model(arch)
+    rows, vector = rows_of(model), vector_at(model, Site(1))
+    passes = TeacherForced(model, rows, site=Site(1), max_tokens=40)
+    if not found:
+        monkeypatch.setattr(plain_model(model), "get_output_embeddings", lambda: None)
+    states = passes.last_states()
+    beside = [p._replace(logits=p.beside) for p in passes.passes(vector, 1.5, beside=states)]
+    assert all(part.logits is not None for part in beside)
+    assert_same(in_order(passes, beside), reference(model, rows))
+    assert_same(said_by(passes, vector, 1.5), reference(model, rows, vector, 1.5))
+    if found:
+        assert all(state.shape[1] == int(model.cfg.d_model) for state in states)
 
 
 def test_texts_that_cannot_be_scored_are_sentences(tiny_llama):

@@ -1,0 +1,152 @@
+"""`saesteer run` with any method of the house."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.compare.bench import CompareBench
+from saesteer.compare.config import CompareConfig
+from saesteer.compare.plan import plan_compare
+from saesteer.compare.seed_run import SeedRun
+from saesteer.compare.splits import PersonaSplit
+from saesteer.config import RunConfig
+from saesteer.errors import ConfigError, DataError
+from saesteer.evaluation.statistics import item_interval
+from saesteer.pipeline import run
+from saesteer.plan import plan_run
+from saesteer.progress import Progress
+
+from .reading import strict_json
+
+LOOSE = {"max_firing": 1.0}
+SETTINGS = {
+    "attributed_sae": {"n_features": 6, "selection": LOOSE},
+    "attributed_tied": {"n_features": 6, "selection": LOOSE},
+    "attributed_any": {"n_features": 6},
+    "natural_gradient": {},
+    "difference_in_means": {},
+    "logistic_probe": {},
+    "caa_answers": {},
+    "mean_decoded_delta": {},
+    "top_feature_output_score": {},
+}
+
+
+def with_method(settings: dict[str, Any], name: str, **rest: Any) -> dict[str, Any]:
+    """The settings of a run with another method, whose objective takes seconds."""
+    settings = {**settings, "method": {"name": name, "settings": SETTINGS.get(name, {})}}
+    del settings["selection"]
+    settings["evaluation"] = {**settings["evaluation"], "neutral_answers": 3}
+    settings["objective"] = {"budget": 0.05, "fisher_samples": 2, "own_words": 0.0}
+    return {**settings, **rest}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_works_for_any_method(name, settings, capsys):
+    from saesteer.cli.features import features_command
+    from saesteer.cli.show import show_plan, show_result
+
+    config = RunConfig(**with_method(settings, name))
+    result = run(config)
+    metrics = strict_json(result.folder.path / "metrics.json")
+    assert metrics["vector"]["method"] == result.vector.method == name
+    assert [row["feature"] for row in result.features] == [f.index for f in result.vector.features]
+    assert [row["weight"] for row in result.features] == pytest.approx(
+        [f.weight for f in result.vector.features]
+    )
+    assert {record["strength"] for record in result.completions} >= {0.0}
+    assert (result.folder.path / "figure.html").stat().st_size > 10_000
+    effect = metrics["vector"]["effect"]
+    moved = (np.array(effect["up"]) - np.array(effect["down"])) / 2
+    assert (effect["effect"], effect["low"], effect["high"]) == item_interval(moved)
+    show_plan(plan_run(config))
+    show_result(plan_run(config), result)
+    features_command(result.folder.path)
+    told = capsys.readouterr().out
+    assert ("made of no SAE features" in told) == (not result.vector.features)
+    assert run(config).metrics == result.metrics
+
+
+def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
+    config = RunConfig(**with_method(settings, "attributed_sae"))
+    result, plan = run(config), plan_run(config)
+    comparison = CompareConfig.model_validate(
+        {
+            "name": "same",
+            "model": settings["model"],
+            "sae": settings["sae"],
+            "personas": [settings["pairs"]["source"]],
+            "splits": {"train": 4, "validation": 2, "test": 2, "judge": 10},
+            "methods": ["attributed_sae", "difference_in_means"],
+            "seeds": [0],
+            "objective": config.objective.model_dump(),
+            "evaluation": {"neutral": settings["evaluation"]["neutral"], "neutral_answers": 3}
+            | {"budgets": [0.05], "headline_budget": 0.05},
+            "writing": {"questions": settings["completions"]["questions"], "n_questions": 0},
+            "side_effects": {"n_prose": 0},
+            "folder": settings["folder"],
+        }
+    )
+    compared = plan_compare(comparison)
+    seed_run = SeedRun(CompareBench(compared, Progress()), compared.personas[0], 0)
+    seed_run.split = PersonaSplit(
+        plan.split.train, plan.split.validation, plan.split.test, plan.split.test
+    )
+    vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector
+    torch.testing.assert_close(vector.raw, result.vector.raw, rtol=1e-6, atol=1e-6)
+    assert [f.index for f in vector.features] == [f.index for f in result.vector.features]
+
+
+def test_a_method_given_by_name_alone_changes_no_number_of_the_default(settings, whole):
+    named = RunConfig(**{**settings, "method": "clustered_sae"})
+    assert plan_run(named).folder.name == whole.folder.path.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "attributed_sea"}, r"did you mean 'attributed_sae'"),
+        ({"method": "system_prompt"}, r"has no strength to match"),
+        ({"method": {"name": "pca", "settings": {"n": 3}}}, r"has no setting 'n'"),
+    ],
+)
+def test_what_is_no_method_is_said_before_anything_is_loaded(settings, changes, words):
+    del settings["selection"]
+    with pytest.raises(ConfigError, match=words):
+        plan_run(RunConfig(**{**settings, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "pca"}, r"selection belongs to method clustered_sae"),
+        ({"method": "pca", "selection": {"n_features": 64}}, r"selection belongs to method"),
+        (
+            {"method": {"name": "clustered_sae", "settings": {"selection": LOOSE}}},
+            r"method\.settings: those of clustered_sae stand beside it",
+        ),
+    ],
+)
+def test_settings_that_the_method_would_not_read_are_refused(settings, changes, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**{**settings, **changes})
+
+
+def test_a_runs_config_file_gives_the_same_run(settings):
+    config = RunConfig(**with_method(settings, "attributed_sae"))
+    assert RunConfig(**config.model_dump(mode="json")).digest() == config.digest()
+
+
+def test_texts_that_leave_none_to_train_with_are_a_sentence(settings):
+    short = with_method(settings, "natural_gradient")
+    short["evaluation"]["neutral_answers"] = 6
+    with pytest.raises(DataError, match=r"none is left to train with"):
+        plan_run(RunConfig(**short))
+    own = with_method(settings, "natural_gradient")
+    own["objective"]["own_words"] = 0.5
+    with pytest.raises(DataError, match=r"completions\.n_questions, or set objective\.own_words"):
+        plan_run(RunConfig(**own))
