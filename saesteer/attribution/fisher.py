@@ -86,16 +86,19 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
     total: Tensor | None = None
     n_tokens = 0
     for part, offset in rows.open_passes():
-        log_probs = torch.log_softmax(part.logits.float(), dim=-1)
-        n_tokens += len(log_probs)
-        probabilities = log_probs.detach().exp().cpu()
+        logits = part.logits
+        n_tokens += len(logits)
+        probabilities = torch.log_softmax(logits.detach().float(), dim=-1).exp_().cpu()
         for draw in range(n_samples):
             sampled = torch.multinomial(probabilities, 1, generator=generator)
-            picked = log_probs.gather(1, sampled.to(log_probs.device)).sum()
-            (gradient,) = torch.autograd.grad(picked, offset, retain_graph=draw + 1 < n_samples)
+            # The gradient of sum log p with respect to the logits, one-hot - p.
+            push = (-probabilities).scatter_add_(1, sampled, torch.ones(sampled.shape))
+            (gradient,) = torch.autograd.grad(
+                logits, offset, push.to(logits), retain_graph=draw + 1 < n_samples
+            )
             rows_of_h = gradient.double().cpu()
-            part = rows_of_h.T @ rows_of_h
-            total = part if total is None else total + part
+            square = rows_of_h.T @ rows_of_h
+            total = square if total is None else total + square
     assert total is not None
     matrix = (total / (n_tokens * n_samples)).numpy()
     return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens)

@@ -38,15 +38,20 @@ def row_gradients(
     """
     gradients: Tensor | None = None
     values = torch.zeros(rows.n_rows)
-    for (index, logits, after, row, _), offset in rows.open_passes(vector, strength, unit):
-        chosen = torch.log_softmax(logits.float(), dim=-1)
-        each = chosen.gather(1, after[:, None])[:, 0]
-        counts = torch.bincount(row).float()
-        means = torch.zeros_like(counts).index_add(0, row, each) / counts
-        (gradient,) = torch.autograd.grad(means.sum(), offset)
+    for part, offset in rows.open_passes(vector, strength, unit):
+        counts = torch.bincount(part.row)
+        weights, said = (1 / counts[part.row])[:, None], part.after[:, None]
+        # The gradient of sum w log p with respect to the logits is w (one-hot - p): autograd would
+        # hold four more arrays of their size.
+        with torch.no_grad():
+            push = torch.log_softmax(part.logits.float(), dim=-1)
+            each = push.gather(1, said)[:, 0]
+            push.exp_().mul_(-weights).scatter_add_(1, said, weights)
+        (gradient,) = torch.autograd.grad(part.logits, offset, push.to(part.logits.dtype))
+        means = torch.zeros(len(counts), device=each.device).index_add(0, part.row, each) / counts
         if gradients is None:
             gradients = torch.zeros((rows.n_rows, gradient.shape[1]))
-        gradients[index] = gradient.float().cpu()
-        values[index] = means.detach().float().cpu()
+        gradients[part.index] = gradient.float().cpu()
+        values[part.index] = means.cpu()
     assert gradients is not None
     return gradients, values
