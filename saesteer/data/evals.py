@@ -15,9 +15,10 @@ from itertools import zip_longest
 import numpy as np
 
 from saesteer.data.checks import collect, optional_text, required_text, shorten
+from saesteer.data.near_duplicates import near_duplicate_groups
+from saesteer.data.pairing import pair_by_length
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.records import Record
-from saesteer.data.splits import near_duplicate_groups
 from saesteer.errors import DataError
 
 MATCHING = "answer_matching_behavior"
@@ -104,11 +105,8 @@ def pair_statements(
 ) -> PairSet:
     """Pair matching with other statements of about the same length.
 
-    The statements of a persona file stand alone. Each side is ordered by length, with
-    near-duplicates kept next to each other, and the sides are joined rank by rank: so the two
-    texts of a pair are of similar length, and families of near-duplicates meet few others, which
-    leaves `split_pairs` many small groups to divide. Of the longer side those statements stay
-    whose lengths fit the other side best (least squares), the rest are left out.
+    The statements of a persona file stand alone, so they are paired as by `pair_by_length`; what
+    `split_pairs` cannot divide so, it pairs anew inside each part.
 
     Args:
         statements: Of both sides, in the order of their file.
@@ -136,21 +134,19 @@ def pair_statements(
     rng = np.random.default_rng(seed)
     texts = [statement.text for matches in (True, False) for statement in sides[matches]]
     groups = near_duplicate_groups(texts)
-    lengths = np.array([len(text) for text in texts])
     n_positive = len(sides[True])
-    shuffled = (
+    positive, negative = pair_by_length(
+        texts,
+        groups,
         rng.permutation(n_positive),
         n_positive + rng.permutation(len(texts) - n_positive),
     )
-    positive, negative = _fitting(lengths, *shuffled)
-    positive = _by_length(lengths, groups, positive)
-    negative = _by_length(lengths, groups, negative)
-    order = np.argsort(positive)
     pairs = tuple(
         ContrastivePair(f"{name}-{number:04d}", texts[p], texts[n])
-        for number, (p, n) in enumerate(zip(positive[order], negative[order], strict=True), start=1)
+        for number, (p, n) in enumerate(zip(positive, negative, strict=True), start=1)
     )
-    return PairSet(name, pairs, source, dropped=len(statements) - 2 * len(pairs))
+    dropped = len(statements) - 2 * len(pairs)
+    return PairSet(name, pairs, source, dropped, joined=True)
 
 
 def parse_choice(record: Record) -> Choice:
@@ -229,28 +225,6 @@ def _distinct_sides(statements: Sequence[Statement]) -> dict[bool, list[Statemen
 
     collect(statements, place_on_its_side)
     return sides
-
-
-def _fitting(
-    lengths: np.ndarray, positive: np.ndarray, negative: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the longer side down to the statements whose lengths fit the shorter one best."""
-    from scipy.optimize import linear_sum_assignment
-
-    if len(positive) == len(negative):
-        return positive, negative
-    gap = lengths[positive][:, None].astype(np.float32) - lengths[negative][None, :]
-    rows, columns = linear_sum_assignment(gap**2)
-    return positive[rows], negative[columns]
-
-
-def _by_length(lengths: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Order by the group's median length, then group, then length; ties stay as they came."""
-    names, first, member_of = np.unique(groups[chosen], return_index=True, return_inverse=True)
-    middle = np.array(
-        [np.median(lengths[chosen][member_of == group]) for group in range(len(names))]
-    )
-    return chosen[np.lexsort((lengths[chosen], first[member_of], middle[member_of]))]
 
 
 def _letter(fields: Mapping[str, object], key: str, place: str) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import PairSet
-from saesteer.data.splits import near_duplicate_groups
 from saesteer.errors import DataError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.steering.vector_file import write_atomically

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saesteer.data.labelled import check_trainable, read_labelled
-from saesteer.data.splits import near_duplicate_groups
+from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.errors import ConfigError, DataError
 
 
