@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saesteer.data.chains import divide, filled, large_enough, worth
-from saesteer.data.checks import shorten
+from saesteer.data.checks import plain_form, shorten
 from saesteer.data.near_duplicates import components, more_alike_than_chance, near_duplicates
 from saesteer.data.pairing import pair_by_length
 from saesteer.data.pairs import PairSet
@@ -172,7 +172,9 @@ def _pair_anew(pairs: PairSet, groups: np.ndarray, chosen: np.ndarray, seed: int
     made = []
     for p, q in zip(positive, negative, strict=True):
         own, other = pairs.pairs[p], pairs.pairs[q - n]
-        made.append(replace(own, negative=other.negative, negative_span=other.negative_span))
+        # A text that stands on both sides is no contrast to itself.
+        if plain_form(own.positive) != plain_form(other.negative):
+            made.append(replace(own, negative=other.negative, negative_span=other.negative_span))
     return replace(pairs, pairs=tuple(made), joined=True)
 
 

@@ -103,6 +103,11 @@ def test_case_and_white_space_make_no_difference():
     assert near_duplicate_groups(["I  AM\nhere", "i am here", "elsewhere"]).tolist() == [0, 0, 1]
 
 
+def test_unicode_forms_make_no_difference():
+    texts = ["caf\u00e9 noir", "CAFE\u0301 noir", "cafe\u0301\u200b noir", "cafe noir au lait"]
+    assert near_duplicate_groups(texts, threshold=1.0).tolist() == [0, 0, 0, 1]
+
+
 def test_texts_shorter_than_a_gram_equal_only_themselves():
     texts = ["no", "yes", "No", "", "not now", "  "]
     assert near_duplicate_groups(texts).tolist() == [0, 1, 0, 2, 3, 2]
