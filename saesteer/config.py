@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -21,6 +23,8 @@ from pydantic import (
 
 from saesteer.errors import ConfigError
 
+_POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
+
 
 class Settings(BaseModel):
     """Base of every settings class: unknown fields are errors, numbers are finite."""
@@ -30,11 +34,64 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        # YAML reads yes and on as true, and pydantic reads true as 1.
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError(f"{str(value).lower()} is a yes or no; give a value of its own kind")
+        check_yes_and_no(value, cls.model_fields[str(info.field_name)].annotation)
         return value
+
+
+def check_yes_and_no(value: object, annotation: Any) -> None:
+    """Refuse true and false, however deep in a value, where its type has a number.
+
+    YAML reads yes and on as true, and pydantic reads true as 1.
+
+    Raises:
+        ValueError: There is one.
+    """
+    said = next(_yes_and_no(value), None)
+    if said is not None and not _takes(annotation, value):
+        raise ValueError(f"{str(said).lower()} is a yes or no; give a value of its own kind")
+
+
+def _yes_and_no(value: object) -> Iterator[bool]:
+    """Every true and false in a value, however deep."""
+    if isinstance(value, bool):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _yes_and_no(key)
+            yield from _yes_and_no(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _yes_and_no(inner)
+
+
+def _takes(annotation: Any, value: object) -> bool:
+    """Whether every true and false in a value stands where its annotation has one."""
+    kind, options = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _takes(options[0], value)
+    if kind in (Union, UnionType):
+        return any(_takes(option, value) for option in options)
+    if kind is Literal:
+        return any(value is option for option in options) or next(_yes_and_no(value), None) is None
+    if annotation in (Any, object) or not (kind or isinstance(annotation, type)):
+        return True  # A type variable, or a type that has a name of its own such as JsonValue.
+    if isinstance(value, bool):
+        return annotation is bool
+    if isinstance(value, Mapping):
+        if issubclass(kind or annotation, BaseModel):
+            return True  # It checks its own fields.
+        keys, values = options if len(options) == 2 else (Any, Any)
+        return issubclass(kind or annotation, Mapping) and all(
+            _takes(keys, key) and _takes(values, inner) for key, inner in value.items()
+        )
+    if isinstance(value, list | tuple | set | frozenset):
+        if not issubclass(kind or annotation, Collection) or annotation is str:
+            return False
+        if kind is tuple and options[-1:] != (...,):
+            return len(options) == len(value) and all(map(_takes, options, value))
+        inner = options[0] if options else Any
+        return all(_takes(inner, item) for item in value)
+    return True
 
 
 class ModelSettings(Settings):
@@ -255,6 +312,21 @@ def load_config(
     return parse_config(data, kind=kind, place=str(Path(path)))
 
 
+def load_yaml(text: str) -> Any:
+    """Read YAML in which 1e-3 is a number, as in JSON and YAML 1.2, and no word.
+
+    Raises:
+        yaml.YAMLError: It is not YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("+-.0123456789"))
+    return yaml.load(text, Loader)
+
+
 def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
     """Read a YAML file of named fields.
 
@@ -269,7 +341,7 @@ def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
 
     file = Path(path)
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -323,7 +395,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {part} is a single value and has no fields.")
         place = inner
     try:
-        place[parts[-1]] = yaml.safe_load(value)
+        place[parts[-1]] = load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r} is not YAML ({_one_line(error)}).") from error
 
