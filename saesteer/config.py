@@ -23,6 +23,9 @@ from pydantic import (
 
 from saesteer.errors import ConfigError
 
+# Marks settings that name something to read or write, or to fetch.
+_PLACE = "place"
+Source = Annotated[str, _PLACE]
 _POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 
 
@@ -94,10 +97,27 @@ def _takes(annotation: Any, value: object) -> bool:
     return True
 
 
+def named_places(settings: BaseModel) -> Iterator[tuple[str, str]]:
+    """Give name and text of every setting of type `Source`, in groups and lists of them too."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        items = value if isinstance(value, list) else [value]
+        marked = _PLACE in field.metadata or _is_marked(field.annotation)
+        for item in items:
+            if isinstance(item, BaseModel):
+                yield from ((f"{name}.{inner}", word) for inner, word in named_places(item))
+            elif marked and isinstance(item, str):
+                yield name, item
+
+
+def _is_marked(annotation: Any) -> bool:
+    return any(part == _PLACE or _is_marked(part) for part in get_args(annotation))
+
+
 class ModelSettings(Settings):
     """The language model; see `saesteer.load_model`."""
 
-    name: str = "smollm2"
+    name: Source = "smollm2"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device_map: str | dict[str, str | int] | None = None
@@ -136,7 +156,7 @@ class TrackingSettings(Settings):
 class PairSettings(Settings):
     """The contrastive pairs; see `saesteer.read_pairs` and `saesteer.split_pairs`."""
 
-    source: str
+    source: Source
     format: str = "auto"
     positive_key: str = "positive"
     negative_key: str = "negative"
@@ -227,7 +247,7 @@ class EvaluationSettings(Settings):
     random_directions: int = Field(default=20, ge=0)
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"
-    neutral: str = "neutral_answers"
+    neutral: Source = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
     max_pairs: int | None = Field(default=None, ge=1)
 
@@ -242,7 +262,7 @@ class EvaluationSettings(Settings):
 class CompletionSettings(Settings):
     """The completions shown side by side."""
 
-    questions: str = "neutral_questions"
+    questions: Source = "neutral_questions"
     n_questions: int = Field(default=3, ge=0)
     max_new_tokens: int = Field(default=48, ge=1)
     temperature: float = Field(default=0.0, ge=0)
@@ -263,7 +283,7 @@ class RunConfig(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: ModelSettings = ModelSettings()
-    sae: str = "smollm2"
+    sae: Source = "smollm2"
     site: str | None = None
     pairs: PairSettings
     reading: ReadingSettings = ReadingSettings()
@@ -273,7 +293,7 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     completions: CompletionSettings = CompletionSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: str = "runs"
+    folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
     def digest(self, **inputs: str) -> str:
