@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -23,6 +25,10 @@ from saesteer.errors import ConfigError
 
 CLUSTERED = "clustered_sae"
 CLUSTERED_GROUPS = ("selection", "clustering", "regression")
+# Marks settings that name something to read or write, or to fetch.
+_PLACE = "place"
+Source = Annotated[str, _PLACE]
+_POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 
 
 class Settings(BaseModel):
@@ -33,17 +39,87 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        # YAML reads yes and on as true, and pydantic reads true as 1.
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError(f"{str(value).lower()} is a yes or no; give a value of its own kind")
+        check_yes_and_no(value, cls.model_fields[str(info.field_name)].annotation)
         return value
+
+
+def check_yes_and_no(value: object, annotation: Any) -> None:
+    """Refuse true and false, however deep in a value, where its type has a number.
+
+    YAML reads yes and on as true, and pydantic reads true as 1.
+
+    Raises:
+        ValueError: There is one.
+    """
+    said = next(_yes_and_no(value), None)
+    if said is not None and not _takes(annotation, value):
+        raise ValueError(f"{str(said).lower()} is a yes or no; give a value of its own kind")
+
+
+def _yes_and_no(value: object) -> Iterator[bool]:
+    """Every true and false in a value, however deep."""
+    if isinstance(value, bool):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _yes_and_no(key)
+            yield from _yes_and_no(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _yes_and_no(inner)
+
+
+def _takes(annotation: Any, value: object) -> bool:
+    """Whether every true and false in a value stands where its annotation has one."""
+    kind, options = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _takes(options[0], value)
+    if kind in (Union, UnionType):
+        return any(_takes(option, value) for option in options)
+    if kind is Literal:
+        return any(value is option for option in options) or next(_yes_and_no(value), None) is None
+    if annotation in (Any, object) or not (kind or isinstance(annotation, type)):
+        return True  # A type variable, or a type that has a name of its own such as JsonValue.
+    if isinstance(value, bool):
+        return annotation is bool
+    if isinstance(value, Mapping):
+        if issubclass(kind or annotation, BaseModel):
+            return True  # It checks its own fields.
+        keys, values = options if len(options) == 2 else (Any, Any)
+        return issubclass(kind or annotation, Mapping) and all(
+            _takes(keys, key) and _takes(values, inner) for key, inner in value.items()
+        )
+    if isinstance(value, list | tuple | set | frozenset):
+        if not issubclass(kind or annotation, Collection) or annotation is str:
+            return False
+        if kind is tuple and options[-1:] != (...,):
+            return len(options) == len(value) and all(map(_takes, options, value))
+        inner = options[0] if options else Any
+        return all(_takes(inner, item) for item in value)
+    return True
+
+
+def named_places(settings: BaseModel) -> Iterator[tuple[str, str]]:
+    """Give name and text of every setting of type `Source`, in groups and lists of them too."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        items = value if isinstance(value, list) else [value]
+        marked = _PLACE in field.metadata or _is_marked(field.annotation)
+        for item in items:
+            if isinstance(item, BaseModel):
+                yield from ((f"{name}.{inner}", word) for inner, word in named_places(item))
+            elif marked and isinstance(item, str):
+                yield name, item
+
+
+def _is_marked(annotation: Any) -> bool:
+    return any(part == _PLACE or _is_marked(part) for part in get_args(annotation))
 
 
 class ModelSettings(Settings):
     """The language model; see `saesteer.load_model`."""
 
-    name: str = "smollm2"
+    name: Source = "smollm2"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device_map: str | dict[str, str | int] | None = None
@@ -82,7 +158,7 @@ class TrackingSettings(Settings):
 class PairSettings(Settings):
     """The contrastive pairs; see `saesteer.read_pairs` and `saesteer.split_pairs`."""
 
-    source: str
+    source: Source
     format: str = "auto"
     positive_key: str = "positive"
     negative_key: str = "negative"
@@ -214,7 +290,7 @@ class EvaluationSettings(Settings):
     random_directions: int = Field(default=20, ge=0)
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"
-    neutral: str = "neutral_answers"
+    neutral: Source = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
     max_pairs: int | None = Field(default=None, ge=1)
 
@@ -229,7 +305,7 @@ class EvaluationSettings(Settings):
 class CompletionSettings(Settings):
     """The completions shown side by side."""
 
-    questions: str = "neutral_questions"
+    questions: Source = "neutral_questions"
     n_questions: int = Field(default=3, ge=0)
     max_new_tokens: int = Field(default=48, ge=1)
     temperature: float = Field(default=0.0, ge=0)
@@ -253,7 +329,7 @@ class RunConfig(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: ModelSettings = ModelSettings()
-    sae: str = "smollm2"
+    sae: Source = "smollm2"
     site: str | None = None
     pairs: PairSettings
     reading: ReadingSettings = ReadingSettings()
@@ -265,7 +341,7 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     completions: CompletionSettings = CompletionSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: str = "runs"
+    folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("method", mode="before")
@@ -338,6 +414,21 @@ def load_config(
     return parse_config(data, kind=kind, place=str(Path(path)))
 
 
+def load_yaml(text: str) -> Any:
+    """Read YAML in which 1e-3 is a number, as in JSON and YAML 1.2, and no word.
+
+    Raises:
+        yaml.YAMLError: It is not YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("+-.0123456789"))
+    return yaml.load(text, Loader)
+
+
 def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
     """Read a YAML file of named fields.
 
@@ -352,7 +443,7 @@ def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
 
     file = Path(path)
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = load_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -406,7 +497,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {part} is a single value and has no fields.")
         place = inner
     try:
-        place[parts[-1]] = yaml.safe_load(value)
+        place[parts[-1]] = load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r} is not YAML ({_one_line(error)}).") from error
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from saesteer.config import RunConfig
+from saesteer.data.splits import split_record
 from saesteer.errors import OutputError, SteeringError
 from saesteer.evaluation import VectorResult, against_null, is_monotone
 from saesteer.plan import Plan
@@ -40,13 +41,8 @@ class RunResult:
 def write_inputs(folder: RunFolder, plan: Plan) -> None:
     """Write the settings, the split and what the numbers depend on besides."""
     folder.write_json("config.json", plan.config.model_dump(mode="json"))
-    folder.write_json(
-        "split.json",
-        {
-            name: [pair.id for pair in getattr(plan.split, name)]
-            for name in ("train", "validation", "test")
-        },
-    )
+    parts = {name: getattr(plan.split, name) for name in ("train", "validation", "test")}
+    folder.write_json("split.json", split_record(plan.pairs, parts))
     write_record(folder, {**environment_record(), "pairs_sha256": plan.pairs.digest})
 
 

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from saesteer.config import RunConfig, load_config, parse_config
+from saesteer.agent.settings import AgentConfig
+from saesteer.compare.config import CompareConfig
+from saesteer.compare.methods import build_method
+from saesteer.config import RunConfig, Settings, load_config, load_yaml, parse_config
+from saesteer.corruption import CorruptConfig
 from saesteer.errors import ConfigError
+from saesteer.patching.experiment.settings import PatchConfig
+from saesteer.probes.settings import ProbeConfig
 from saesteer.saes.settings import SaeTrainingConfig
+from saesteer.sweeps.parameters import ParameterFields
+from saesteer.sweeps.sweep_file import Metric
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = "name: mine\npairs: {source: agreeableness}\n"
@@ -93,6 +101,8 @@ def test_an_override_may_name_a_section_that_the_file_leaves_out(load):
         ("seed=yes", r"seed: true is a yes or no"),
         ("model.threads=off", r"model\.threads: false is a yes or no"),
         ("evaluation.budget=yes", r"evaluation\.budget: true is a yes or no"),
+        ("evaluation.multiples=[-1, 0, yes]", r"evaluation\.multiples: true is a yes or no"),
+        ("model.device_map={layer: on}", r"model\.device_map: true is a yes or no"),
         ("model=gpt2", r"model: needs fields of its own"),
         ("completions=", r"completions: needs fields of its own"),
         ("sae=null", r"sae: input should be a valid string"),
@@ -211,3 +221,56 @@ def test_settings_do_not_share_their_defaults():
     assert 9.0 not in second.evaluation.multiples
     with pytest.raises(ValidationError):
         RunConfig.model_validate({"name": "a"})
+
+
+def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:
+    """Every settings class of the package."""
+    found = list(base.__subclasses__())
+    return found + [inner for kind in found for inner in settings_classes(kind)]
+
+
+def fields_without_yes_or_no() -> list[tuple[type[Settings], str]]:
+    takes = ("bool", "Any", "JsonValue")
+    return [
+        (kind, name)
+        for kind in settings_classes()
+        for name, field in kind.model_fields.items()
+        if not any(word in str(field.annotation) for word in takes) and name != "wandb"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), fields_without_yes_or_no(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_yes_is_no_number_however_deep_it_stands(kind: type[Settings], name: str):
+    for value in (True, [True], [[1, False]], {"a": True}, {True: 1}, [1, {"a": [True]}]):
+        with pytest.raises(ValidationError) as error:
+            kind.model_validate({name: value})
+        assert name in {problem["loc"][0] for problem in error.value.errors()}
+
+
+def test_the_settings_of_every_kind_are_covered():
+    covered = {kind for kind, _ in fields_without_yes_or_no()}
+    assert covered >= {RunConfig, CompareConfig, ProbeConfig, PatchConfig, CorruptConfig}
+    assert covered >= {AgentConfig, ParameterFields, Metric, SaeTrainingConfig}
+
+
+@pytest.mark.parametrize("given", [{"n_features": True}, {"n_features": [True]}])
+def test_yes_is_no_number_in_a_methods_settings(given):
+    with pytest.raises(ConfigError, match="method attributed_sae: n_features: true is a yes or no"):
+        build_method("attributed_sae", given)
+
+
+@pytest.mark.parametrize("word", ["1e-3", "1E-3", "1.0e-3", "0.001", "'1e-3'"])
+def test_a_power_of_ten_is_a_number_wherever_it_stands(load, word):
+    text = BASE + f"evaluation: {{budget: {word}, multiples: [{word}, 1e0]}}"
+    config = load(text, f"selection.min_abs_score={word}")
+    assert config.evaluation.budget == 0.001
+    assert config.evaluation.multiples == [0.001, 1.0]
+    assert config.selection.min_abs_score == 0.001
+    assert config == load(text.replace(word, "0.001"), "selection.min_abs_score=0.001")
+
+
+def test_a_power_of_ten_among_a_sweeps_values_is_a_number():
+    assert load_yaml("values: [1e-3, 5e2, -1.5E+3, .5e1]") == {"values": [0.001, 500, -1500, 5]}
+    assert load_yaml("[e3, 1e, 12e4f, '1e3']") == ["e3", "1e", "12e4f", "1e3"]

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from saesteer.agent.settings import AgentConfig
-from saesteer.config import load_config, parse_config, short_hash
+from saesteer.config import load_config, named_places, parse_config, short_hash
 from saesteer.errors import ConfigError, SaesteerError
 from saesteer.progress import Progress
 from saesteer.shelf import Shelf
@@ -25,7 +25,7 @@ LOCKED = ("name", "folder", "tracking", "model", "sae", "site", "llm_judge")
 # These name something to load or to talk to in groups too, such as reading.sae.
 _LOCKED_INSIDE = ("model", "sae", "vector", "base_url", "key_variable", "trust_remote_code")
 _PATH_MARKS = ("/", "\\")
-_PATH_STARTS = (*_PATH_MARKS, "~", ".")
+_PATH_STARTS = ("~", ".")
 _NO_PART = ("folder", "tracking")
 _ALARM_AGAIN = 10.0
 
@@ -85,7 +85,6 @@ class Workshop:
                 f"kind {kind!r} cannot be run here; choose from {', '.join(self.kinds)}."
             )
         data = copy.deepcopy(self.base[kind])
-        known = set(_strings(data))
         for name, value in settings.items():
             within = next((other for other in settings if other.startswith(f"{name}.")), None)
             if within is not None:
@@ -96,12 +95,6 @@ class Workshop:
                 raise ConfigError(
                     f"setting {name} is out of bounds: {locked} is the user's to set; leave it out."
                 )
-            for word in _strings(value):
-                if word not in known and _is_place(word):
-                    raise ConfigError(
-                        f"setting {name} names a file or an address ({word[:60]!r}), which is out "
-                        "of bounds; use what the base settings name."
-                    )
             place = data
             for part in parts[:-1]:
                 inner = place.setdefault(part, {})
@@ -109,7 +102,18 @@ class Workshop:
                     raise ConfigError(f"setting {name}: {part} is a single value, no group.")
                 place = inner
             place[parts[-1]] = copy.deepcopy(value)
-        return parse_config(data, kind=self.kinds[kind].config, place=f"experiment {kind}")
+        base, checked = (
+            parse_config(given, kind=self.kinds[kind].config, place=f"experiment {kind}")
+            for given in (self.base[kind], data)
+        )
+        known = {word for _, word in named_places(base)}
+        for name, word in named_places(checked):
+            if word not in known and _is_place(word):
+                raise ConfigError(
+                    f"setting {name} names a file or an address ({word[:60]!r}), which is out of "
+                    "bounds; use what the base settings name."
+                )
+        return checked
 
     def run(self, kind: str, settings: BaseModel, seconds: float) -> Path:
         """Run a checked experiment.
@@ -222,28 +226,13 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _is_place(word: str) -> bool:
-    """Return whether a word names a file, a folder or an address."""
-    # A text with spaces in it, such as a prompt, may hold a stroke.
-    if any(mark in word for mark in _PATH_MARKS) and (
-        not any(map(str.isspace, word)) or word.startswith(_PATH_STARTS) or "://" in word
-    ):
+    """Return whether what names a source is a file, a folder or an address, and no bundled set."""
+    if any(mark in word for mark in _PATH_MARKS) or word.startswith(_PATH_STARTS):
         return True
     try:
         return bool(word) and Path(word).exists()
     except (OSError, ValueError):
         return False
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _strings(key)
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
 
 
 def _corrupt() -> Kind:

@@ -13,6 +13,7 @@ from saesteer.config import (
     ObjectiveSettings,
     ReadingSettings,
     Settings,
+    Source,
     TrackingSettings,
     short_hash,
 )
@@ -29,7 +30,7 @@ class PersonaSettings(Settings):
         opposite: The same for the negative side.
     """
 
-    source: str
+    source: Source
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     format: str = "auto"
     positive_key: str = "positive"
@@ -80,7 +81,7 @@ class MeasureSettings(Settings):
     headline_budget: float = Field(default=0.3, gt=0)
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"
-    neutral: str = "neutral_answers"
+    neutral: Source = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
 
     @field_validator("budgets")
@@ -122,7 +123,7 @@ class WritingChoices(Settings):
 
     methods: list[str] | None = None
     budgets: list[float] = Field(default=[0.1, 0.3])
-    questions: str = "neutral_questions"
+    questions: Source = "neutral_questions"
     n_questions: int = Field(default=32, ge=0)
     n_samples: int = Field(default=4, ge=1)
     max_new_tokens: int = Field(default=40, ge=1)
@@ -141,7 +142,7 @@ class SideEffectSettings(Settings):
 
     methods: list[str] | None = None
     pairs: int = Field(default=20, ge=0)
-    prose: str = "prose"
+    prose: Source = "prose"
     n_prose: int = Field(default=30, ge=0)
     choices: int = Field(default=16, ge=0)
 
@@ -157,7 +158,7 @@ class LlmJudgeSettings(Settings):
     """
 
     model: str
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Source = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = Field(default=60.0, gt=0)
     attempts: int = Field(default=5, ge=1)
@@ -179,7 +180,7 @@ class CompareConfig(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: ModelSettings = ModelSettings()
-    sae: str = "smollm2"
+    sae: Source = "smollm2"
     site: str | None = None
     personas: list[PersonaSettings] = Field(min_length=1)
     splits: SplitSettings = SplitSettings()
@@ -195,7 +196,7 @@ class CompareConfig(Settings):
     writing: WritingChoices = WritingChoices()
     side_effects: SideEffectSettings = SideEffectSettings()
     llm_judge: LlmJudgeSettings | None = None
-    folder: str = "runs"
+    folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("personas", "methods", mode="before")

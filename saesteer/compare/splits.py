@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from saesteer.compare.config import SplitSettings
 from saesteer.data import PairSet, split_pairs
+from saesteer.data.splits import near_duplicate_cause
 from saesteer.errors import DataError
 
 FEWEST = {"train": 4, "validation": 2, "test": 2, "judge": 10}
@@ -67,7 +68,8 @@ def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSpl
         if found < fewest:
             raise DataError(
                 f"{pairs.source}: its {len(pairs)} pairs leave {found} for {name}, fewer than "
-                f"{fewest}; give more pairs, or other proportions under splits."
+                f"{fewest}{near_duplicate_cause(pairs, threshold=sizes.near_duplicate)}; give more "
+                "pairs, or other proportions under splits."
             )
     return split
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
 
-from saesteer.config import ModelSettings, Settings, TrackingSettings, short_hash
+from saesteer.config import ModelSettings, Settings, Source, TrackingSettings, short_hash
 from saesteer.corruption.families import FamilyKind
 from saesteer.corruption.program import check_program
 from saesteer.errors import ConfigError
@@ -33,7 +33,7 @@ class TaskSettings(Settings):
         max_questions: The most questions of each task; all if null.
     """
 
-    source: list[str] = Field(default=["bundled"], min_length=1)
+    source: list[Source] = Field(default=["bundled"], min_length=1)
     shots: int = Field(default=4, ge=0, le=64)
     max_questions: int | None = Field(default=24, ge=1)
 
@@ -61,7 +61,7 @@ class ReferenceSettings(Settings):
         held_out: Share of them on which R2 is measured.
     """
 
-    source: str = "bundled"
+    source: Source = "bundled"
     max_texts: int = Field(default=1000, ge=10)
     held_out: float = Field(default=0.2, gt=0, lt=1)
 
@@ -125,7 +125,7 @@ class CorruptConfig(Settings):
     min_accuracy: float = Field(default=0.2, gt=0, le=1)
     max_tokens: int = Field(default=4096, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: str = "runs"
+    folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
     def digest(self, **inputs: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from saesteer.data.answers import Answer, read_answers
 from saesteer.data.bundled import bundled_pair_names, datasets_folder
+from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.questions import read_questions
 from saesteer.data.readers import pairs_from, read_pairs
-from saesteer.data.splits import Split, near_duplicate_groups, split_pairs
+from saesteer.data.splits import Split, split_pairs
 from saesteer.data.texts import read_texts
 
 __all__ = [

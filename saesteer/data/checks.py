@@ -159,3 +159,12 @@ def check_text(text: str, what: str, place: str) -> None:
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: only spaces, separators and invisible characters."""
     return all(unicodedata.category(character)[0] in "ZC" for character in text)
+
+
+def plain_form(text: str) -> str:
+    """Return the form in which texts are compared.
+
+    Letters in one Unicode form (NFKC), single spaces, nothing invisible; case is kept.
+    """
+    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", visible).split())

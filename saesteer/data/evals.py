@@ -14,21 +14,30 @@ from itertools import zip_longest
 
 import numpy as np
 
-from saesteer.data.checks import collect, optional_text, required_text, shorten
+from saesteer.data.checks import collect, optional_text, plain_form, required_text, shorten
+from saesteer.data.near_duplicates import near_duplicate_groups
+from saesteer.data.pairing import pair_by_length
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.records import Record
-from saesteer.data.splits import near_duplicate_groups
 from saesteer.errors import DataError
 
 MATCHING = "answer_matching_behavior"
 NOT_MATCHING = "answer_not_matching_behavior"
 CONFIDENCE = "label_confidence"
 
-_LETTER = re.compile(r"^\(?([A-Z])\)?[.:]?$")
-_OPTION_LINE = re.compile(r"^[ \t]*\(([A-Z])\):?[ \t]*", re.MULTILINE)
-_OPTION_INLINE = re.compile(r"(?:^|(?<=\s))\(([A-Z])\):?[ \t]*")
+_LETTER = re.compile(r"^\(?([A-Za-z])\)?[.:]?$")
+# How options stand in a question, the surest first: on lines of their own, or in one line.
+_OPTION_MARKS = tuple(
+    re.compile(place + rf"\(({letter})\):?[ \t]*", re.MULTILINE)
+    for letter in ("[A-Z]", "[a-z]")
+    for place in (r"^[ \t]*", r"(?:(?<=[\s:])|\A)")
+)
+# A heading begins a line or follows the end of a sentence; anywhere else "the options:" is one's.
 _OPTIONS_HEADING = re.compile(
-    r"\n\s*(?:possible )?(?:choices|choice|options|answers|answer)\s*:\s*$", re.IGNORECASE
+    r"(?:(?:\A|\n|(?<=[.?!:;)\"”…]))[\s*_#]*(?:(?:possible|answer)\s+)?"
+    r"(?:choices?|options?|answers?)|\s[*_]*(?-i:Options|Choices|OPTIONS|CHOICES))"
+    r"[*_]*\s*:[\s*_]*\Z",
+    re.IGNORECASE,
 )
 _ANSWER_CUE = re.compile(r"\s+(?:assistant|answer)\s*:\s*\(?\s*$", re.IGNORECASE)
 _QUESTION_CUE = re.compile(r"^\s*question\s*:\s*", re.IGNORECASE)
@@ -104,11 +113,8 @@ def pair_statements(
 ) -> PairSet:
     """Pair matching with other statements of about the same length.
 
-    The statements of a persona file stand alone. Each side is ordered by length, with
-    near-duplicates kept next to each other, and the sides are joined rank by rank: so the two
-    texts of a pair are of similar length, and families of near-duplicates meet few others, which
-    leaves `split_pairs` many small groups to divide. Of the longer side those statements stay
-    whose lengths fit the other side best (least squares), the rest are left out.
+    The statements of a persona file stand alone, so they are paired as by `pair_by_length`; what
+    `split_pairs` cannot divide so, it pairs anew inside each part.
 
     Args:
         statements: Of both sides, in the order of their file.
@@ -136,21 +142,19 @@ def pair_statements(
     rng = np.random.default_rng(seed)
     texts = [statement.text for matches in (True, False) for statement in sides[matches]]
     groups = near_duplicate_groups(texts)
-    lengths = np.array([len(text) for text in texts])
     n_positive = len(sides[True])
-    shuffled = (
+    positive, negative = pair_by_length(
+        texts,
+        groups,
         rng.permutation(n_positive),
         n_positive + rng.permutation(len(texts) - n_positive),
     )
-    positive, negative = _fitting(lengths, *shuffled)
-    positive = _by_length(lengths, groups, positive)
-    negative = _by_length(lengths, groups, negative)
-    order = np.argsort(positive)
     pairs = tuple(
         ContrastivePair(f"{name}-{number:04d}", texts[p], texts[n])
-        for number, (p, n) in enumerate(zip(positive[order], negative[order], strict=True), start=1)
+        for number, (p, n) in enumerate(zip(positive, negative, strict=True), start=1)
     )
-    return PairSet(name, pairs, source, dropped=len(statements) - 2 * len(pairs))
+    dropped = len(statements) - 2 * len(pairs)
+    return PairSet(name, pairs, source, dropped, joined=True)
 
 
 def parse_choice(record: Record) -> Choice:
@@ -172,13 +176,20 @@ def parse_choice(record: Record) -> Choice:
     question = required_text(fields, "question", record.place)
     wanted = [_letter(fields, key, record.place) for key in (MATCHING, NOT_MATCHING)]
     text = _ANSWER_CUE.sub("", question)
-    marks = list(_OPTION_LINE.finditer(text))
-    if len(marks) < 2:
-        marks = list(_OPTION_INLINE.finditer(text))
+    found = [_option_marks(text, pattern) for pattern in _OPTION_MARKS]
+    whole = (marks for marks in found if {mark[1].upper() for mark in marks} >= set(wanted))
+    marks = next(whole, found[0] or found[1])
     options: dict[str, str] = {}
     for mark, following in zip_longest(marks, marks[1:]):
         end = following.start() if following else len(text)
-        options.setdefault(mark[1], text[mark.end() : end].strip())
+        letter = mark[1].upper()
+        if letter in options and letter in wanted:
+            raise DataError(
+                f"{record.place}: '({mark[1]})' stands in the question twice, so which of them is "
+                "the option cannot be told; write each option on its own line, and the letters "
+                "nowhere else"
+            )
+        options[letter] = text[mark.end() : end].strip()
     for letter in wanted:
         if not options.get(letter):
             raise DataError(
@@ -193,6 +204,13 @@ def parse_choice(record: Record) -> Choice:
             "write the question before them"
         )
     return Choice(prompt=stem, positive=options[wanted[0]], negative=options[wanted[1]])
+
+
+def _option_marks(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """The marks of the options, from the heading on where there is one."""
+    marks = list(pattern.finditer(text))
+    headed = (i for i, m in enumerate(marks) if _OPTIONS_HEADING.search(text[: m.start()]))
+    return marks[next(headed, 0) :]
 
 
 def _confidence(fields: Mapping[str, object], place: str, *, needed: bool) -> float:
@@ -218,7 +236,7 @@ def _distinct_sides(statements: Sequence[Statement]) -> dict[bool, list[Statemen
     def place_on_its_side(statement: Statement) -> None:
         if not statement.trusted:
             return
-        earlier = first.setdefault(" ".join(statement.text.split()), statement)
+        earlier = first.setdefault(plain_form(statement.text), statement)
         if earlier.matches != statement.matches:
             raise DataError(
                 f"{statement.place}: this statement stands on the other side at {earlier.place}; "
@@ -229,28 +247,6 @@ def _distinct_sides(statements: Sequence[Statement]) -> dict[bool, list[Statemen
 
     collect(statements, place_on_its_side)
     return sides
-
-
-def _fitting(
-    lengths: np.ndarray, positive: np.ndarray, negative: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the longer side down to the statements whose lengths fit the shorter one best."""
-    from scipy.optimize import linear_sum_assignment
-
-    if len(positive) == len(negative):
-        return positive, negative
-    gap = lengths[positive][:, None].astype(np.float32) - lengths[negative][None, :]
-    rows, columns = linear_sum_assignment(gap**2)
-    return positive[rows], negative[columns]
-
-
-def _by_length(lengths: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Order by the group's median length, then group, then length; ties stay as they came."""
-    names, first, member_of = np.unique(groups[chosen], return_index=True, return_inverse=True)
-    middle = np.array(
-        [np.median(lengths[chosen][member_of == group]) for group in range(len(names))]
-    )
-    return chosen[np.lexsort((lengths[chosen], first[member_of], middle[member_of]))]
 
 
 def _letter(fields: Mapping[str, object], key: str, place: str) -> str:
@@ -264,4 +260,4 @@ def _letter(fields: Mapping[str, object], key: str, place: str) -> str:
             f"{place}: the field '{key}' is {shorten(text)}; an A/B file names an option there, "
             "such as (A)"
         )
-    return match[1]
+    return match[1].upper()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,7 @@ from saesteer.data.checks import (
     required_text,
     shorten,
 )
-from saesteer.data.records import Record, RecordFile, check_is_file, read_records
+from saesteer.data.records import Record, RecordFile, check_is_file, read_csv, read_records
 from saesteer.errors import DataError
 
 LAYOUTS = ("labelled", "valence", "tweets")
@@ -89,34 +87,15 @@ def _records(path: Path) -> RecordFile:
         return read_records(path)
     check_is_file(path)
     try:
-        path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return _latin1(path)
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
-    return read_records(path)
-
-
-def _latin1(path: Path) -> RecordFile:
-    """Read a CSV file that is not UTF-8 as Latin-1, as the tweet sets are distributed."""
-    text = path.read_bytes().decode("latin-1")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    records: list[Record] = []
-    line = 2
     try:
-        for row in reader:
-            place, line = f"{path}:{line}", reader.line_num + 1
-            if None in row or None in row.values():
-                problem = "the row has another number of fields than the header; quote its texts"
-                records.append(Record(place, problem=problem))
-            else:
-                records.append(Record(place, dict(row)))
-    except csv.Error as error:
-        raise DataError(
-            f"{path}:{line}: this is not valid CSV from here on ({error}); put texts in double "
-            "quotes"
-        ) from None
-    return RecordFile(path, records, tuple(reader.fieldnames or ()))
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        # As the tweet sets are distributed.
+        return read_csv(path, data.decode("latin-1"))
+    return read_records(path)
 
 
 def _layout(file: RecordFile, options: LayoutOptions) -> str:

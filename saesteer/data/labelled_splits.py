@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.labelled import LabelledSet
-from saesteer.data.splits import near_duplicate_groups
+from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.errors import ConfigError, DataError
 
 

@@ -39,12 +39,15 @@ class PairSet:
         source: Where they came from: a path, `bundled:<name>` or `python`.
         dropped: How many statements or pairs of the source the reader left out on purpose
             (one side longer than the other, label confidence too low, more than `max_pairs`).
+        joined: Whether the two sides of a pair were joined by length and not by meaning, so that
+            other pairs of the same texts are as good.
     """
 
     name: str
     pairs: tuple[ContrastivePair, ...]
     source: str
     dropped: int = 0
+    joined: bool = False
 
     def __len__(self) -> int:
         return len(self.pairs)

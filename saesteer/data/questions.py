@@ -11,6 +11,7 @@ from saesteer.data.checks import (
     collect,
     is_blank,
     optional_text,
+    plain_form,
     required_text,
     shorten,
 )
@@ -45,7 +46,7 @@ def read_questions(source: str | Path) -> tuple[str, ...]:
 
     def parse(record: Record) -> str:
         question = _question(record)
-        earlier = first_place.setdefault(question.casefold(), record.place)
+        earlier = first_place.setdefault(plain_form(question).casefold(), record.place)
         if earlier != record.place:
             raise DataError(
                 f"{record.place}: the question {shorten(question)} stands at {earlier} already; "

@@ -16,6 +16,7 @@ from saesteer.data.checks import (
     collect,
     did_you_mean,
     optional_text,
+    plain_form,
     required_text,
     shorten,
     spoken_list,
@@ -267,10 +268,11 @@ def _draft(
     positive_span: str | None = None,
     negative_span: str | None = None,
 ) -> _Draft:
-    if positive.split() == negative.split():
+    if plain_form(positive) == plain_form(negative):
+        forms = "" if positive.split() == negative.split() else " in two Unicode forms"
         raise DataError(
-            f"{place}: both sides are {shorten(positive)}; give the negative side another text "
-            "or remove the record"
+            f"{place}: both sides are {shorten(positive)}{forms}; give the negative side another "
+            "text or remove the record"
         )
     return _Draft(place, id, positive, negative, prompt, positive_span, negative_span)
 

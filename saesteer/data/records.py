@@ -135,7 +135,7 @@ def read_records(path: Path, syntax: str | None = None) -> RecordFile:
     suffix = _SYNTAX_OF_SUFFIX.get(path.suffix.lower())
     wanted = syntax or suffix
     if wanted == "csv":
-        found = _read_csv(path, text)
+        found = read_csv(path, text)
     elif syntax == "jsonl":
         found = RecordFile(path, list(_json_lines(path, text)))
     elif wanted is not None or text.lstrip()[0] in "[{":
@@ -252,14 +252,18 @@ def _loads(text: str) -> Any:
         raise _BadJson(str(error).split(";")[0]) from None
 
 
-def _read_csv(path: Path, text: str) -> RecordFile:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def read_csv(path: Path, text: str) -> RecordFile:
+    """Read the text of a CSV file.
+
+    Raises:
+        DataError: It is no CSV, or has a column twice.
+    """
     header: tuple[str, ...] | None = None
     records: list[Record] = []
     line = 1
     try:
-        for row in reader:
-            place, line = f"{path}:{line}", reader.line_num + 1
+        for end, row in _csv_rows(text):
+            place, line = f"{path}:{line}", end + 1
             if not any(cell.strip() for cell in row):
                 continue
             if header is None:
@@ -280,6 +284,21 @@ def _read_csv(path: Path, text: str) -> RecordFile:
             'put texts in double quotes and write a quote inside them as ""'
         ) from None
     return RecordFile(path, records, header)
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Give each row with the line that it ends on, however long its cells are."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # The limit is the process's, so it is lifted for one row at a time.
+    while True:
+        limit = csv.field_size_limit(len(text))
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        finally:
+            csv.field_size_limit(limit)
+        yield reader.line_num, row
 
 
 def _csv_header(place: str, row: list[str]) -> tuple[str, ...]:

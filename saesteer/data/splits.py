@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
 
+from saesteer.data.chains import divide, filled, large_enough, worth
+from saesteer.data.checks import plain_form, shorten
+from saesteer.data.near_duplicates import components, more_alike_than_chance, near_duplicates
+from saesteer.data.pairing import pair_by_length
 from saesteer.data.pairs import PairSet
 from saesteer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-_BLOCK_ROWS = 512
+# Of fewer pairs it cannot be told whether they were paired by chance.
+_FEWEST_TO_TELL = 20
 
 
 @dataclass(frozen=True)
@@ -25,39 +29,6 @@ class Split:
     train: PairSet
     validation: PairSet
     test: PairSet
-
-
-def near_duplicate_groups(
-    texts: Sequence[str], *, threshold: float = 0.5, n: int = 4
-) -> Int[np.ndarray, " text"]:
-    """Group texts that say nearly the same in nearly the same letters.
-
-    Two texts are near-duplicates when the Jaccard index of their sets of character n-grams is at
-    least the threshold, after lower-casing and collapsing white space (a text shorter than n counts
-    as one n-gram). Groups are the connected components of that relation.
-
-    Args:
-        texts: Any number of texts.
-        threshold: Jaccard index from which on two texts belong together, above 0 up to 1.
-        n: Characters per n-gram.
-
-    Returns:
-        The group of each text, numbered from 0 in order of first appearance.
-
-    Raises:
-        ConfigError: The threshold or n is out of range.
-    """
-    from scipy.sparse.csgraph import connected_components
-
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"threshold is {threshold}; give a number above 0 and up to 1")
-    if n < 1:
-        raise ConfigError(f"n is {n}; give at least 1 character per n-gram")
-    if not texts:
-        return np.zeros(0, dtype=np.int64)
-    _, labels = connected_components(_near_duplicates(texts, threshold, n), directed=False)
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
 def split_pairs(
@@ -70,22 +41,28 @@ def split_pairs(
 ) -> Split:
     """Divide pairs into train, validation and test.
 
-    Pairs that share a near-duplicate statement, on whichever side, always stay together, so no
-    statement, nor its near-duplicate, stands in two parts. Sizes come as close to the asked shares
-    as these groups allow.
+    No statement, nor its near-duplicate, stands in two parts, on whichever side. Pairs that share
+    one stay together, and sizes come as close to the asked shares as that allows. Where a part
+    would get less than half of its share so, two things are done about it:
+
+    - Sides that are no pair by meaning (`PairSet.joined`; or, of 20 pairs and more without
+      prompts, those whose sides are no more alike than any positive and any negative text) are
+      divided each by itself, and paired anew inside each part by length. Such a pair keeps the id
+      of its positive side.
+    - Chains of near-duplicates are cut by leaving out the fewest that link them.
 
     Args:
         pairs: The pairs to divide.
         validation: Share of the pairs for validation, from 0 to below 1.
         test: Share of the pairs for test, from 0 to below 1; train gets the rest.
-        seed: Decides which groups go where.
+        seed: Decides which statements go where, and how they are paired anew.
         threshold: Jaccard index of near-duplicates, see `near_duplicate_groups`.
 
     Returns:
         The three parts; one whose share is 0 is empty.
 
     Raises:
-        DataError: There are too few groups to fill the parts.
+        DataError: A part would stay empty.
         ConfigError: The shares or the threshold are out of range.
     """
     shares = np.array([1 - validation - test, validation, test])
@@ -94,90 +71,128 @@ def split_pairs(
             f"the shares validation={validation} and test={test} leave nothing to train on; "
             "give two numbers from 0 on that add up to less than 1"
         )
-    group_of = _groups_of_pairs(pairs, threshold)
-    sizes = np.bincount(group_of, minlength=1)
     wanted = int((shares > 0).sum())
-    if len(pairs) == 0 or len(sizes) < wanted:
+    if len(pairs) < wanted:
         raise DataError(
-            f"{pairs.source}: {len(pairs)} pairs form {len(sizes) if len(pairs) else 0} groups of "
-            f"near-duplicates, too few for {wanted} parts; add pairs that are worded "
-            "differently, or raise the threshold"
+            f"{pairs.source}: {len(pairs)} pairs are too few for {wanted} parts; add some"
         )
-    part_of_group = _deal_out(sizes, shares * len(pairs), np.random.default_rng(seed))
-    train, held_out, tested = (
-        pairs.subset(np.flatnonzero(part_of_group[group_of] == part).tolist()) for part in range(3)
+    targets = shares * len(pairs)
+    texts = [*pairs.positives, *pairs.negatives]
+    near = near_duplicates(texts, threshold=threshold)
+    found = _divide_pairs(pairs, near, targets, seed)
+    if found is None:
+        raise DataError(
+            f"{pairs.source}: {len(pairs)} pairs cannot fill {wanted} parts without near-duplicates"
+            f" across them{_why(pairs, near)}; add pairs that are worded differently, or raise the "
+            "threshold"
+        )
+    return Split(*found)
+
+
+def near_duplicate_cause(pairs: PairSet, *, threshold: float) -> str:
+    """Return why pairs are hard to divide, to be added to a message; "" where nothing is alike."""
+    return _why(pairs, near_duplicates([*pairs.positives, *pairs.negatives], threshold=threshold))
+
+
+def split_record(pairs: PairSet, parts: Mapping[str, PairSet]) -> dict[str, Any]:
+    """Return what to record of a split: each part's ids, and what became of the pairing.
+
+    Args:
+        pairs: What was divided.
+        parts: The parts by name.
+
+    Returns:
+        The ids by part; `left_out`, how many pairs are in none; and `negatives`, where pairs were
+        made anew: by pair the id that its negative text stood under.
+    """
+    own = {pair.id: pair.negative for pair in pairs}
+    place = {pair.negative: pair.id for pair in reversed(pairs.pairs)}
+    anew = {
+        pair.id: place[pair.negative]
+        for part in parts.values()
+        for pair in part
+        if pair.negative != own[pair.id]
+    }
+    return {
+        **{name: [pair.id for pair in part] for name, part in parts.items()},
+        "left_out": len(pairs) - sum(map(len, parts.values())),
+        **({"negatives": anew} if anew else {}),
+    }
+
+
+def _divide_pairs(
+    pairs: PairSet, near: csr_matrix, targets: np.ndarray, seed: int
+) -> list[PairSet] | None:
+    """Return the parts by the first way that makes them large enough, else by the best."""
+    n = len(pairs)
+    linked, whole = _linked_pairs(near), np.ones((n, 2), dtype=np.int64)
+    single = np.repeat(np.eye(2, dtype=np.int64), n, axis=0)
+    graph, sides = linked, whole
+    parts = divide(graph, sides, targets, seed, cut=False)
+    if not large_enough(parts, sides, targets):
+        others = (near, single) if _are_joined(pairs) else (linked, whole)
+        divided = divide(*others, targets, seed, cut=True)
+        if worth(divided, others[1], targets) > worth(parts, sides, targets):
+            parts, (graph, sides) = divided, others
+    if not filled(parts, sides, len(targets))[targets > 0].all():
+        return None
+    if sides is whole:
+        return [pairs.subset(np.flatnonzero(parts == k).tolist()) for k in range(len(targets))]
+    groups = components(near)
+    return [_pair_anew(pairs, groups, parts == k, seed) for k in range(len(targets))]
+
+
+def _linked_pairs(near: csr_matrix) -> csr_matrix:
+    """Return which pairs share near-duplicates [pair, pair], from those of their texts."""
+    from scipy.sparse import csr_matrix, eye_array, hstack
+
+    n = len(near.indptr) // 2
+    has = csr_matrix(hstack([eye_array(n), eye_array(n)]))
+    return csr_matrix(has @ near @ has.T)
+
+
+def _are_joined(pairs: PairSet) -> bool:
+    """Tell whether the sides of the pairs are no pair by meaning."""
+    if pairs.joined:
+        return True
+    if len(pairs) < _FEWEST_TO_TELL or any(pair.prompt is not None for pair in pairs):
+        return False
+    return not more_alike_than_chance(pairs.positives, pairs.negatives)
+
+
+def _pair_anew(pairs: PairSet, groups: np.ndarray, chosen: np.ndarray, seed: int) -> PairSet:
+    """Pair the chosen of all texts, positives first, by length."""
+    n, rng = len(pairs), np.random.default_rng(seed)
+    positive, negative = pair_by_length(
+        [*pairs.positives, *pairs.negatives],
+        groups,
+        rng.permutation(np.flatnonzero(chosen[:n])),
+        n + rng.permutation(np.flatnonzero(chosen[n:])),
     )
-    return Split(train=train, validation=held_out, test=tested)
+    made = []
+    for p, q in zip(positive, negative, strict=True):
+        own, other = pairs.pairs[p], pairs.pairs[q - n]
+        # A text that stands on both sides is no contrast to itself.
+        if plain_form(own.positive) != plain_form(other.negative):
+            made.append(replace(own, negative=other.negative, negative_span=other.negative_span))
+    return replace(pairs, pairs=tuple(made), joined=True)
 
 
-def _near_duplicates(texts: Sequence[str], threshold: float, n: int) -> csr_matrix:
-    """Adjacency matrix [text, text] of near-duplicates (one triangle)."""
-    from scipy.sparse import coo_matrix, csr_matrix
-
-    grams, size, order = _gram_matrix(texts, n)
-    rows: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
-    for start in range(0, len(texts), _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, len(texts))
-        # Rows are sorted by size, and a set less than threshold times as large as another cannot
-        # reach the threshold with it: such columns are not computed at all.
-        low = int(np.searchsorted(size, np.floor(threshold * size[start])))
-        shared = coo_matrix(grams[start:stop] @ grams[low:stop].T)
-        row, column = start + shared.row, low + shared.col
-        union = size[row] + size[column] - shared.data
-        near = shared.data / union >= threshold
-        rows.append(order[row[near]])
-        columns.append(order[column[near]])
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    ones = np.ones(len(row), dtype=np.int8)
-    return csr_matrix((ones, (row, column)), shape=(len(texts), len(texts)))
-
-
-def _gram_matrix(texts: Sequence[str], n: int) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
-    """Binary n-gram matrix with its rows sorted by size, those sizes, and the texts' order."""
-    from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    def gram_set(text: str) -> set[str]:
-        text = " ".join(text.lower().split())
-        return {text[at : at + n] for at in range(len(text) - n + 1)} or {text}
-
-    # sklearn's own character analyzer yields nothing for texts shorter than n.
-    analyzer: Any = gram_set
-    vectorizer = CountVectorizer(analyzer=analyzer, binary=True)
-    grams = csr_matrix(vectorizer.fit_transform(texts), dtype=np.int32)
-    size = np.diff(grams.indptr)
-    order = np.argsort(size, kind="stable")
-    return csr_matrix(grams[order]), size[order], order
-
-
-def _groups_of_pairs(pairs: PairSet, threshold: float) -> np.ndarray:
-    """Connected components of pairs over shared near-duplicate statements."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    groups = near_duplicate_groups(pairs.positives + pairs.negatives, threshold=threshold)
-    if len(groups) == 0:
-        return groups
-    positive, negative = groups[: len(pairs)], groups[len(pairs) :]
-    n_groups = int(groups.max()) + 1
-    joined = coo_matrix((np.ones(len(pairs)), (positive, negative)), shape=(n_groups, n_groups))
-    _, component = connected_components(joined, directed=False)
-    return np.unique(component[positive], return_inverse=True)[1]
-
-
-def _deal_out(sizes: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give each group, the largest first, to the part that lacks most; none stays empty."""
-    shuffled = rng.permutation(len(sizes))
-    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
-    part_of_group = np.empty(len(sizes), dtype=np.int64)
-    lacking = targets.astype(float)
-    empty = targets > 0
-    for position, group in enumerate(order):
-        must_fill = len(order) - position <= int(empty.sum())
-        allowed = empty if must_fill else targets > 0
-        part = int(np.argmax(np.where(allowed, lacking, -np.inf)))
-        part_of_group[group] = part
-        lacking[part] -= sizes[group]
-        empty[part] = False
-    return part_of_group
+def _why(pairs: PairSet, near: csr_matrix) -> str:
+    """Name the largest set of pairs that cannot be parted, and two texts that link them."""
+    linked = components(_linked_pairs(near))
+    size = np.bincount(linked, minlength=1)
+    if size.max(initial=0) < 2:
+        return ""
+    texts = [*pairs.positives, *pairs.negatives]
+    member = np.tile(linked == size.argmax(), 2)
+    likeness = near[member][:, member].tolil()
+    likeness.setdiag(0)
+    likeness = likeness.tocsr()
+    centre = int(np.diff(likeness.indptr).argmax())
+    nearest = int(likeness[[centre]].toarray().argmax())
+    one, other = (shorten(texts[np.flatnonzero(member)[i]]) for i in (centre, nearest))
+    return (
+        f": {size.max()} of them hang together through texts that are nearly the same, such as "
+        f"{one} and {other}"
+    )

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from saesteer.data.checks import plain_form
+from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import PairSet
-from saesteer.data.splits import near_duplicate_groups
 from saesteer.errors import DataError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.utils.files import write_atomic
@@ -233,7 +234,7 @@ def _check_parts(name: str, train: PairSet, held_out: PairSet | None) -> None:
 
 
 def _said(pairs: PairSet) -> set[str]:
-    return {" ".join(text.lower().split()) for text in (*pairs.positives, *pairs.negatives)}
+    return {plain_form(text).casefold() for text in (*pairs.positives, *pairs.negatives)}
 
 
 def _pair_groups(pairs: PairSet, texts: Sequence[str]) -> Int[np.ndarray, " text"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +14,7 @@ from saesteer.config import (
     RegressionSettings,
     SelectionSettings,
     Settings,
+    check_yes_and_no,
     parse_config,
 )
 from saesteer.errors import ConfigError
@@ -128,12 +129,17 @@ def build_method(name: str, settings: dict[str, Any]) -> Method | SystemPrompt:
     fixed = dict(getattr(make, "keywords", {}))
     fixed |= dict(zip(["criterion"], getattr(make, "args", ()), strict=False))
     known = [f.name for f in fields(kind) if f.name not in fixed]
+    types = get_type_hints(kind)
     for setting in settings:
         if setting not in known:
             raise ConfigError(
                 f"method {name} has no setting {setting!r}; it has {', '.join(known) or 'none'}."
             )
         _check_group(name, setting, settings[setting])
+        try:
+            check_yes_and_no(settings[setting], types[setting])
+        except ValueError as error:
+            raise ConfigError(f"method {name}: {setting}: {error}.") from None
     try:
         return TypeAdapter(kind).validate_python({**settings, **fixed})
     except ValidationError as error:

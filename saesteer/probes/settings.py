@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from saesteer.config import ModelSettings, Settings, TrackingSettings, short_hash
+from saesteer.config import ModelSettings, Settings, Source, TrackingSettings, short_hash
 
 ReadPosition = Literal["mean", "last", "span", "end"]
 
@@ -21,7 +21,7 @@ class TextSettings(Settings):
         near_duplicate: Texts this alike stay in one part; null to go by declared groups alone.
     """
 
-    source: str = "sentiment"
+    source: Source = "sentiment"
     format: Literal["auto", "labelled", "valence", "tweets"] = "auto"
     text_key: str = "text"
     label_key: str = "label"
@@ -56,7 +56,7 @@ class ReadSettings(Settings):
     after: str = ""
     hook: str = "hook_resid_post"
     layers: list[int] | None = Field(default=None, min_length=1)
-    sae: str | None = None
+    sae: Source | None = None
     storage: Literal["float16", "bfloat16"] = "float16"
 
     @field_validator("layers")
@@ -135,9 +135,9 @@ class ProbeConfig(Settings):
     reading: ReadSettings = ReadSettings()
     fit: FitSettings = FitSettings()
     sparse: SparseSettings = SparseSettings()
-    checks: str | None = None
+    checks: Source | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: str = "runs"
+    folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
     def digest(self, **inputs: str) -> str:

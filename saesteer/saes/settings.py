@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from saesteer.config import TrackingSettings
+from saesteer.config import Settings, TrackingSettings
 
 
-class CorpusSource(BaseModel):
+class CorpusSource(Settings):
     """One source of training text.
 
     Attributes:
@@ -21,8 +21,6 @@ class CorpusSource(BaseModel):
             words after a neutral request, so that the SAE knows the template's contexts.
         limit: The most texts to take.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     path: str | None = None
     hub: str | None = None
@@ -38,7 +36,7 @@ class CorpusSource(BaseModel):
         return self
 
 
-class SaeTrainingConfig(BaseModel):
+class SaeTrainingConfig(Settings):
     """What to train and on what.
 
     Attributes:
@@ -66,8 +64,6 @@ class SaeTrainingConfig(BaseModel):
         folder: Where activations, checkpoints and the result are kept.
         tracking: Where the run is recorded besides.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = "smollm2"
     site: str

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from saesteer.config import load_yaml
 from saesteer.errors import ConfigError
 
 PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
 # A parameter of this name, or of one that begins so, holds settings that change together.
 TOGETHER = "together"
 _OF_WANDB = ("wandb_version", "_wandb")
-# YAML 1.1 reads 1e-05, as Python writes it, as text.
-_POWER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
 def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[str]:
@@ -52,7 +50,7 @@ def parse_word(word: str) -> dict[str, Any]:
     if not equals or not name or name.startswith("-"):
         raise ConfigError(f"{word!r} is not of the form key=value; write it so, or use --set.")
     try:
-        value = float(text) if _POWER.match(text.strip()) else yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())[:120]
         raise ConfigError(f"the value of {word!r} is not YAML ({said}); correct it.") from error
@@ -68,7 +66,7 @@ def read_parameter_file(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise ConfigError(

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from saesteer.config import Settings
 from saesteer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ COUNTABLE = ("constant", "categorical", "int_uniform", "q_uniform")
 BELL_REACH = 8.0
 
 
-class ParameterFields(BaseModel):
+class ParameterFields(Settings):
     """What a sweep file may say of a parameter."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     value: Any = None
     values: list[Any] | None = Field(default=None, min_length=1)

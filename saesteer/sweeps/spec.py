@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from saesteer.config import load_yaml
 from saesteer.errors import ConfigError, OutputError
 from saesteer.sweeps.cells import Cell, grid_cells, random_cells
 from saesteer.sweeps.early import rung
@@ -176,7 +177,7 @@ def make_spec(
 
     place = str(sweep.file)
     try:
-        base = yaml.safe_load(sweep.base.read_text(encoding="utf-8"))
+        base = load_yaml(sweep.base.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise ConfigError(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from saesteer.config import read_yaml
+from saesteer.config import Settings, read_yaml
 from saesteer.errors import ConfigError
 from saesteer.sweeps.overrides import parse_word
 from saesteer.sweeps.parameters import Parameter, read_parameter
@@ -20,11 +20,7 @@ PROGRAM = "saesteer"
 _ARGUMENTS = ("${args", "${args_no_hyphens}", "${args_json")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Metric(_Model):
+class Metric(Settings):
     """What is looked for.
 
     Attributes:
@@ -39,7 +35,7 @@ class Metric(_Model):
     target: float | None = None
 
 
-class EarlyTerminate(_Model):
+class EarlyTerminate(Settings):
     """W&B's hyperband; see `saesteer.sweeps.early` for what becomes of it."""
 
     type: Literal["hyperband"]
@@ -50,7 +46,7 @@ class EarlyTerminate(_Model):
     strict: bool = False
 
 
-class _Fields(_Model):
+class _Fields(Settings):
     method: Literal["grid", "random", "bayes"]
     parameters: dict[str, Any] = Field(min_length=1)
     program: str | None = None

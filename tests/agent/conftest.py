@@ -13,7 +13,7 @@ from pydantic import Field
 
 from saesteer.agent import experiments
 from saesteer.agent.settings import AgentConfig
-from saesteer.config import Settings
+from saesteer.config import Settings, Source
 from saesteer.errors import DataError
 from saesteer.tracking import RunFolder
 
@@ -24,7 +24,7 @@ class PlantSettings(Settings):
     name: str = "plant"
     layers: list[int] = Field(default=[0])
     effort: int = 1
-    source: str = "bundled"
+    source: Source = "bundled"
     folder: str = "runs"
 
 

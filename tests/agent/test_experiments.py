@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from saesteer.agent.briefing import messages
 from saesteer.agent.budget import Budget
@@ -91,10 +94,22 @@ def test_the_built_in_settings_are_complete():
         ("run", {"model": {"name": "gpt2"}}),
         ("run", {"tracking": {"wandb": "online"}}),
         ("corrupt", {"tasks": {"source": ["bundled", "../elsewhere.json"]}}),
-        ("corrupt", {"completions.prompts": ["~/.ssh/a key"]}),
+        ("corrupt", {"reference": {"source": "~/.ssh/id"}}),
+        ("run", {"pairs.source": "./agreeableness"}),
+        ("run", {"evaluation": {"neutral": "/etc/passwd"}}),
+        ("run", {"completions.questions": "secrets.txt"}),
+        ("compare", {"personas": ["agreeableness", {"source": "secrets.txt"}]}),
+        ("compare", {"side_effects.prose": "https://example.org/a"}),
+        ("probe", {"data.source": "secrets.txt"}),
+        ("probe", {"checks": "..\\secrets.txt"}),
+        ("patch", {"pairs": {"source": "secrets.txt"}}),
     ],
 )
-def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(kind, settings, tmp_path):
+def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(
+    kind, settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secrets.txt").write_text("a secret")
     with pytest.raises(ConfigError, match="out of bounds"):
         Workshop(agent(folder=str(tmp_path)), Progress()).check(kind, settings)
 
@@ -159,3 +174,63 @@ def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monk
     assert number_at(metrics_of(done), ["recorded", "loss"]) > 0
     workshop.run("probe", workshop.check("probe", {}), 60.0)
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("run", {"reading.positions": "last"}),
+        ("run", {"selection": {"criterion": "mean_difference"}}),
+        ("run", {"pairs.source": "optimism"}),
+        ("probe", {"reading.positions": "mean"}),
+        ("compare", {"methods": ["attributed_sae", "difference_in_means", "pca"]}),
+        ("corrupt", {"completions.prompts": ["last", "and/or"]}),
+    ],
+)
+def test_a_word_is_no_place_because_a_file_is_called_so(kind, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for word in ("last", "mean", "pca", "mean_difference", "smollm2", "runs", "prose"):
+        (tmp_path / word).mkdir()
+    assert Workshop(agent(), Progress()).check(kind, settings)
+
+
+def test_a_place_that_the_base_settings_name_may_be_named_again(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("")
+    bases = {"run": {"pairs": {"source": str(file)}}}
+    workshop = Workshop(agent(experiments=bases), Progress())
+    assert workshop.check("run", {"pairs": {"source": str(file)}})
+    with pytest.raises(ConfigError, match=r"setting pairs\.source names a file or an address"):
+        workshop.check("run", {"pairs": {"source": f"{file}.gz"}})
+
+
+# Every setting that takes any text is a `Source`, and so looked at, or stands here.
+NO_PLACES = {
+    *("name", "site", "device", "project", "entity", "group", "tags", "format", "headline"),
+    *("positive_key", "negative_key", "text_key", "label_key", "group_key", "classes", "roles"),
+    *("request", "requests", "system", "before", "after", "prompts", "description", "opposite"),
+    *("criterion", "method", "methods", "baseline", "repeated", "hook", "heads", "receivers"),
+    *("programs", "model", "key_variable", "device_map", "families"),
+    # Those of methods, none of which reads a file.
+    *("settings", "grid"),
+}
+
+
+def free_texts(kind: type[BaseModel]) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        for inner in models_in(field.annotation):
+            yield from free_texts(inner)
+        if "str" in str(field.annotation) and "place" not in str((field.annotation, field)):
+            yield name
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+@pytest.mark.parametrize("kind", list(BASES))
+def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind):
+    assert set(free_texts(kind_named(kind).config)) <= NO_PLACES

@@ -171,6 +171,12 @@ def choice(question: str, matching: object = "(A)", other: object = "(B)") -> di
         "Question: Tea or rain?\n\nAnswers:\n(A): Tea, hot (very)\n(B): Rain\nand wind\n\nAnswer:",
         "Tea or rain? (A) Tea, hot (very) (B) Rain\nand wind\n\nAnswer: (",
         "Tea or rain?\n(B) Rain\nand wind\n(A) Tea, hot (very)\n(C) Snow",
+        "Tea or rain? Options: (A) Tea, hot (very) (B) Rain\nand wind",
+        "Tea or rain? choices: (B) Rain\nand wind (A) Tea, hot (very)",
+        "Tea or rain?\nOptions: (A) Tea, hot (very) (B) Rain\nand wind Answer:",
+        "Tea or rain? Possible answers:\n(a) Tea, hot (very)\n(b) Rain\nand wind\n\nAnswer: (",
+        "Tea or rain?\n\n**Options:**\n\n(A) Tea, hot (very)\n(B) Rain\nand wind",
+        "Tea or rain? OPTIONS :(A) Tea, hot (very) (B) Rain\nand wind",
     ],
 )
 def test_stem_and_options_of_an_ab_question_are_told_apart(tmp_path: Path, question: str):
@@ -188,6 +194,34 @@ def test_the_last_line_of_a_long_stem_is_kept(tmp_path: Path):
     stem = "I'm Ana, a nurse.\nWhich option do you agree with more?"
     path = write(tmp_path, [choice(f"{stem}\n(A) Care\n(B) Cure")])
     assert read_pairs(path).pairs[0].prompt == stem
+
+
+@pytest.mark.parametrize(
+    ("question", "stem"),
+    [
+        ("Do you like it? Options: (A) Yes (B) No", "Do you like it?"),
+        ("Is (A) better than (B)? Choices: (A) Yes (B) No", "Is (A) better than (B)?"),
+        ("See option (A) below?\n\nChoices:\n (A) Yes\n (B) No", "See option (A) below?"),
+        ("Choose one of these options: (A) Yes (B) No", "Choose one of these options:"),
+        ("What would be your answer: (A) Yes (B) No", "What would be your answer:"),
+    ],
+)
+def test_a_heading_leaves_the_stem_and_a_sentence_stays_whole(tmp_path: Path, question, stem):
+    pair = read_pairs(write(tmp_path, [choice(question)])).pairs[0]
+    assert (pair.prompt, pair.positive, pair.negative) == (stem, "Yes", "No")
+
+
+def test_a_letter_that_could_be_either_option_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"'\(A\)' stands in the question twice"):
+        read_pairs(write(tmp_path, [choice("Is (A) fine? (A) Yes (B) No")]))
+
+
+def test_a_statement_in_two_unicode_forms_counts_once_and_not_on_both_sides(tmp_path: Path):
+    rows = [statement("I like caf\u00e9s"), statement("Rain", "No")]
+    pairs = read_pairs(write(tmp_path, [*rows, statement("I like cafe\u0301s")]))
+    assert (len(pairs), pairs.dropped) == (1, 1)
+    with pytest.raises(DataError, match=r"trait\.jsonl:3: this statement stands on the other side"):
+        read_pairs(write(tmp_path, [*rows, statement("I  like cafe\u0301s\u200b", "No")]))
 
 
 def test_of_several_wrong_options_the_first_is_the_negative_side(tmp_path: Path):

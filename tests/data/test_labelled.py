@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saesteer.data.labelled import check_trainable, read_labelled
-from saesteer.data.splits import near_duplicate_groups
+from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.errors import ConfigError, DataError
 
 
@@ -155,7 +155,13 @@ def test_a_bad_record_is_named_by_its_line(write, name, rows, message):
 
 def test_a_broken_latin1_file_is_named_by_its_line(write):
     path = write("t.csv", "text,sentiment", "café,neutral", "a,b,c", encoding="latin-1")
-    with pytest.raises(DataError, match=r"t\.csv:3: the row has another number of fields"):
+    with pytest.raises(DataError, match=r"t\.csv:3: the row has 3 fields and the header 2"):
+        read_labelled(path)
+
+
+def test_a_long_text_in_latin1_is_told_as_such(write):
+    path = write("t.csv", "text,label", "café,a", f"{'x' * 140_000},b", encoding="latin-1")
+    with pytest.raises(DataError, match=r"t\.csv:3: the field 'text' has 140,000 characters"):
         read_labelled(path)
 
 

@@ -281,3 +281,24 @@ def test_spans_are_read_and_must_stand_in_their_text(tmp_path):
     file.write_text(json.dumps({**good, "negative_span": "love"}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: negative_span 'love'"):
         read_pairs(file)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("\u1112\u1161\u11ab", "\ud55c"),
+        ("kind\u200b words", "kind words"),
+        ("kind\u00a0words", "kind words"),
+        ("\ufb01ne", "fine"),
+        ("co\u00adoperate", "cooperate"),
+    ],
+)
+def test_one_text_in_two_unicode_forms_is_no_contrast(one: str, other: str):
+    with pytest.raises(DataError, match=r"both sides are .*; give the negative side another text"):
+        pairs_from([(one, other)])
+
+
+@pytest.mark.parametrize(("one", "other"), [("CALM", "calm"), ("r\u00e9sum\u00e9", "resume")])
+def test_case_and_accents_are_a_contrast(one: str, other: str):
+    assert len(pairs_from([(one, other)])) == 1

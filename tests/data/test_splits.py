@@ -2,13 +2,29 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from saesteer.data import PairSet, Split, near_duplicate_groups, pairs_from, split_pairs
+from saesteer.compare.config import SplitSettings
+from saesteer.compare.splits import split_persona
+from saesteer.data import (
+    PairSet,
+    Split,
+    bundled_pair_names,
+    near_duplicate_groups,
+    pairs_from,
+    read_pairs,
+    split_pairs,
+)
+from saesteer.data.splits import split_record
 from saesteer.errors import ConfigError, DataError
+
+SHARED = Path(__file__).parents[3] / "shared"
+EVALS = sorted((SHARED / "data" / "model_written_evals").glob("*.jsonl"))
+WORRIED = SHARED / "cases" / "near_duplicates" / "worried.jsonl"
 
 WORDS = [
     *("river", "stone", "lamp", "quiet", "garden", "winter", "copper", "violin", "harbour"),
@@ -85,6 +101,11 @@ def test_a_jaccard_index_of_exactly_the_threshold_counts():
 
 def test_case_and_white_space_make_no_difference():
     assert near_duplicate_groups(["I  AM\nhere", "i am here", "elsewhere"]).tolist() == [0, 0, 1]
+
+
+def test_unicode_forms_make_no_difference():
+    texts = ["caf\u00e9 noir", "CAFE\u0301 noir", "cafe\u0301\u200b noir", "cafe noir au lait"]
+    assert near_duplicate_groups(texts, threshold=1.0).tolist() == [0, 0, 0, 1]
 
 
 def test_texts_shorter_than_a_gram_equal_only_themselves():
@@ -228,15 +249,19 @@ def test_no_part_stays_empty_while_there_are_enough_groups(sizes: tuple[int, ...
     assert all(len(part) > 0 for part in parts(split_pairs(pairs_from(rows))))
 
 
-def test_too_few_groups_are_refused_with_their_number():
+def test_too_few_groups_are_refused_with_their_number_and_two_texts():
     alike = pairs_from(
         [(f"I like tea very much {i}", f"I like rain so much {i}") for i in range(9)]
     )
-    with pytest.raises(DataError, match="9 pairs form 1 groups of near-duplicates, too few for 3"):
+    with pytest.raises(
+        DataError,
+        match=r"9 pairs cannot fill 3 parts .* 9 of them hang together .*'I like tea very much \d' "
+        r"and 'I like tea very much \d'; add",
+    ):
         split_pairs(alike)
-    with pytest.raises(DataError, match="2 pairs form 2 groups"):
+    with pytest.raises(DataError, match="2 pairs are too few for 3 parts"):
         split_pairs(make_pairs(2))
-    with pytest.raises(DataError, match="0 pairs form 0 groups"):
+    with pytest.raises(DataError, match="0 pairs are too few for 3 parts"):
         split_pairs(PairSet("none", (), "python"))
 
 
@@ -252,3 +277,144 @@ def test_too_few_groups_are_refused_with_their_number():
 def test_shares_that_leave_no_training_pairs_are_refused(shares: dict[str, Any]):
     with pytest.raises(ConfigError, match="leave nothing to train on; give two numbers"):
         split_pairs(make_pairs(20), **shares)
+
+
+def families(rng: np.random.Generator, n: int, size: int) -> list[str]:
+    """n texts in families of `size` that differ in their last word."""
+    stems = [random_sentence(rng, 6) for _ in range(-(-n // size))]
+    texts = [f"{stem} {word}" for stem in stems for word in rng.choice(WORDS, size, replace=False)]
+    return texts[:n]
+
+
+def chain_of(rng: np.random.Generator, n: int) -> list[str]:
+    """n texts of which each nearly says what the one before it says."""
+    words = rng.choice(WORDS, size=n + 5).tolist()
+    return [" ".join(words[start : start + 6]) for start in range(n)]
+
+
+def zipped(n: int, chain: int, size: int = 3, seed: int = 0) -> PairSet:
+    """Two sides that have nothing to do with each other, joined by chance."""
+    rng = np.random.default_rng(seed)
+    positives = rng.permutation(families(rng, n, size)).tolist()
+    negatives = rng.permutation([*families(rng, n - chain, size), *chain_of(rng, chain)]).tolist()
+    return pairs_from(list(zip(positives, negatives, strict=True)), name="zipped")
+
+
+def repeated(n: int) -> PairSet:
+    rng = np.random.default_rng(4)
+    sides = [[random_sentence(rng, 7) for _ in range(15)] for _ in range(2)]
+    rows = [(str(rng.choice(sides[0])), str(rng.choice(sides[1]))) for _ in range(n)]
+    return pairs_from(rows)
+
+
+def chain_by_meaning(n: int) -> PairSet:
+    texts = chain_of(np.random.default_rng(5), n)
+    return pairs_from([(f"{text} so good", f"{text} awfully bad") for text in texts])
+
+
+# Each set with the pairs that it has to keep.
+SETS: dict[str, tuple[Any, int]] = {
+    **{path.stem: (lambda path=path: read_pairs(path), 500) for path in EVALS},
+    **{f"own {name}": (lambda name=name: read_pairs(name), 320) for name in bundled_pair_names()},
+    **({"worried": (lambda: read_pairs(WORRIED), 114)} if WORRIED.is_file() else {}),
+    "families of 3": (lambda: zipped(40, chain=0), 39),
+    "families of 6": (lambda: zipped(500, chain=0, size=6), 490),
+    "half a chain": (lambda: zipped(120, chain=60), 114),
+    "all a chain": (lambda: zipped(120, chain=118), 108),
+    "many": (lambda: zipped(1000, chain=300), 980),
+    "repeated": (lambda: repeated(200), 190),
+    "chain by meaning": (lambda: chain_by_meaning(120), 108),
+    "tiny": (lambda: make_pairs(3), 3),
+}
+
+
+def most_alike_across(parts: Sequence[PairSet]) -> float:
+    """The largest Jaccard index of two texts in different parts, every two compared."""
+    sets = [[grams(text, 4) for text in {*p.positives, *p.negatives}] for p in parts]
+    column = {gram: i for i, gram in enumerate(set().union(*(g for part in sets for g in part)))}
+    found = [0.0]
+    has = [np.zeros((len(part), len(column)), dtype=np.float32) for part in sets]
+    for part, rows in zip(sets, has, strict=True):
+        for row, said in zip(rows, part, strict=True):
+            row[[column[gram] for gram in said]] = 1
+    for number, one in enumerate(has):
+        for other in has[:number]:
+            both = one @ other.T
+            found.append(float((both / (one.sum(1)[:, None] + other.sum(1) - both)).max(initial=0)))
+    return max(found)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_that_hang_together_are_divided_and_most_pairs_used(name: str):
+    make, kept = SETS[name]
+    pairs = make()
+    split = split_pairs(pairs, seed=1)
+    sizes = np.array([len(part) for part in parts(split)])
+    assert sizes.sum() >= kept
+    assert (sizes >= 0.25 * len(pairs) * np.array([0.5, 0.2, 0.3])).all()
+    assert most_alike_across(parts(split)) < 0.5
+    assert split == split_pairs(pairs, seed=1)
+    for side in ("positives", "negatives"):
+        said = sorted(text for part in parts(split) for text in getattr(part, side))
+        rest = sorted(getattr(pairs, side))
+        for text in said:
+            rest.remove(text)
+        assert len(rest) == len(pairs) - len(said)
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name != "tiny"])
+def test_the_four_parts_of_a_comparison_share_no_near_duplicate(name: str):
+    pairs = SETS[name][0]()
+    split = split_persona(pairs, SplitSettings(), seed=1)
+    four = [split.train, split.validation, split.test, split.judge]
+    assert most_alike_across(four) < 0.5
+    assert sum(map(len, four)) >= 0.9 * min(len(pairs), 298)
+
+
+@pytest.mark.parametrize("name", ["own optimism", "chain by meaning", "repeated"])
+def test_sides_that_belong_together_stay_together(name: str):
+    pairs = SETS[name][0]()
+    if name == "repeated":
+        # One prompt makes the answers to it a pair.
+        pairs = pairs_from(
+            [{"positive": p.positive, "negative": p.negative, "prompt": "So?"} for p in pairs]
+        )
+        with pytest.raises(DataError, match="200 pairs cannot fill 3 parts"):
+            split_pairs(pairs)
+        return
+    split = split_pairs(pairs)
+    assert {pair for part in parts(split) for pair in part} <= set(pairs)
+    record = split_record(pairs, {"train": split.train})
+    assert "negatives" not in record
+    assert record["left_out"] == len(pairs) - len(split.train)
+
+
+def test_a_split_that_pairs_anew_says_so_in_its_record():
+    pairs = zipped(120, chain=60)
+    split = split_pairs(pairs)
+    named = {"train": split.train, "validation": split.validation, "test": split.test}
+    record = split_record(pairs, named)
+    by_id = {pair.id: pair for pair in pairs}
+    assert record["left_out"] == 120 - sum(map(len, named.values()))
+    assert len(record["negatives"]) > 60
+    for name, part in named.items():
+        assert record[name] == [pair.id for pair in part]
+        for pair in part:
+            assert pair.positive == by_id[pair.id].positive
+            assert pair.negative == by_id[record["negatives"].get(pair.id, pair.id)].negative
+
+
+def test_one_text_on_a_whole_side_is_refused_by_name():
+    rng = np.random.default_rng(6)
+    pairs = pairs_from([("I am kind", random_sentence(rng, 7)) for _ in range(60)])
+    with pytest.raises(DataError, match=r"60 of them hang together .* 'I am kind' and 'I am kind'"):
+        split_pairs(pairs)
+
+
+def test_pairs_made_anew_are_of_about_the_same_length():
+    pairs = zipped(500, chain=200)
+    for part in parts(split_pairs(pairs)):
+        lengths = np.array([[len(pair.positive), len(pair.negative)] for pair in part])
+        by_rank = np.abs(np.diff(np.sort(lengths, axis=0), axis=1)).mean()
+        at_random = np.abs(lengths[:, :1] - lengths[:, 1]).mean()
+        assert np.abs(np.diff(lengths, axis=1)).mean() <= by_rank + 0.3 * (at_random - by_rank)

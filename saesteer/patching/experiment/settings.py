@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.config import ModelSettings, Settings, TrackingSettings, short_hash
+from saesteer.config import ModelSettings, Settings, Source, TrackingSettings, short_hash
 
 Component = Literal[
     "resid_pre",
@@ -65,7 +65,7 @@ class PromptPairSettings(Settings):
         solved_only: Leave out pairs unless the model prefers the right answer on both prompts.
     """
 
-    source: str | None = None
+    source: Source | None = None
     ioi: IoiSettings | None = None
     max_pairs: int | None = Field(default=None, ge=2)
     both_ways: bool = False
@@ -209,7 +209,7 @@ class FeatureSettings(Settings):
     """
 
     n_features: int = Field(default=32, ge=1, le=4096)
-    vector: str | None = None
+    vector: Source | None = None
 
 
 class PatchConfig(Settings):
@@ -244,7 +244,7 @@ class PatchConfig(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: PatchModelSettings = PatchModelSettings()
-    sae: str | None = None
+    sae: Source | None = None
     pairs: PromptPairSettings
     metric: MetricName = "logit_difference"
     modes: list[Literal["denoising", "noising"]] = Field(default=["denoising"], min_length=1)
@@ -262,7 +262,7 @@ class PatchConfig(Settings):
     resamples: int = Field(default=2000, ge=0, le=100_000)
     memory_gb: float = Field(default=2.0, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: str = "runs"
+    folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("modes", "components", "by_position")
