@@ -96,8 +96,9 @@ def small(tiny_settings, tmp_path) -> Callable[[str], dict[str, Any]]:
             **shared,
             "sae": base["sae"],
             "personas": [base["pairs"]["source"]],
-            "splits": {"train": 8, "validation": 4, "test": 4, "judge": 4},
+            "splits": {"train": 8, "validation": 2, "test": 4, "judge": 10},
             "methods": ["difference_in_means", "pca"],
+            "headline": "pca",
         },
     }
     return lambda kind: json.loads(json.dumps(own[kind]))

@@ -17,6 +17,7 @@ from saesteer.compare.plan import plan_compare
 from saesteer.compare.run import TABLES, compare
 from saesteer.errors import OutputError
 from saesteer.steering import SteeringVector
+from saesteer.tracking import RunStore
 
 SHAPE = {
     "methods": {"name", "label", "kind"},
@@ -284,3 +285,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(copied, monk
         again(settings)
     assert not [file for file in folder.rglob(".*") if file.is_file()]
     assert not list(folder.rglob("done.json"))
+
+
+def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared, settings):
+    runs = RunStore(Path(settings["folder"])).runs()
+    (whole,) = [run for run in runs if run.kind == "compare"]
+    assert (whole.folder.resolve(), whole.status) == (compared.folder.path.resolve(), "finished")
+    record = json.loads((whole.folder / "run.json").read_text(encoding="utf-8"))
+    assert {"personas", "summary"} <= set(record["seconds"]) and record["metrics"]["effects"]
+    parts = [run for run in runs if run.kind == "persona"]
+    assert [run.parent for run in parts] == [whole.id] * len(settings["personas"])

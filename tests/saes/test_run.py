@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from saesteer.errors import DataError, SiteError
-from saesteer.saes.card import finish_sae
 from saesteer.saes.doctor import doctor
 from saesteer.saes.loading import load_sae
 from saesteer.saes.run import train_sae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import load_feature_table
+from saesteer.tracking import RunStore
 
 SITE = "blocks.1.hook_resid_post"
 
@@ -49,7 +49,12 @@ def settings(model_folder, corpus, tmp_path) -> dict[str, Any]:
 def test_a_configuration_becomes_a_sae_with_card_metrics_and_table(settings):
     config = SaeTrainingConfig(**settings)
     trained = train_sae(config)
-    report = finish_sae(trained, config)
+    report = trained.report
+    assert report is not None
+    (found,) = RunStore(Path(config.folder)).runs()
+    assert (found.kind, found.status, found.folder) == (
+        "sae-train", "finished", trained.folder.parent,
+    )  # fmt: skip
     assert report.explained_variance > 0.5
     assert report.l0 <= 12
 
