@@ -65,6 +65,7 @@ def vector_of_features(
         sizes @ rows,
         site=sae.write_site,
         model=model,
+        model_fingerprint=sae.model_fingerprint,
         residual_norm=residual_norm,
         max_act=length,
         features=tuple(SteeredFeature(i, kept[i], None, texts.get(i)) for i in indices),

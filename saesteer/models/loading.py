@@ -17,7 +17,7 @@ from saesteer.errors import ModelError, NetworkError
 from saesteer.models.compat import keep_cache_names, nothing_started, quiet
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
-from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -215,6 +215,24 @@ def model_info(model: TransformerBridge) -> ModelInfo:
             "saesteer.wrap_model on the Hugging Face model."
         )
     return info
+
+
+def made_on_other_weights(
+    model: TransformerBridge, name: str | None, fingerprint: str | None
+) -> bool:
+    """Return whether what an SAE, vector or probe was made on is known to be another model.
+
+    Args:
+        model: The model that it is to be used with.
+        name: What the model that it was made on was called.
+        fingerprint: That model's fingerprint; None, where it was not recorded, tells nothing.
+    """
+    info = model_info(model)
+    # The package's own model is one file, checked by its SHA-256, or its original on the Hub.
+    if not fingerprint or name == info.source.name == BUNDLED:
+        return False
+    # Weights rounded to float16 have another fingerprint, which tells them from no others.
+    return info.plain.dtype != torch.float16 and fingerprint != info.fingerprint
 
 
 def plain_model(model: TransformerBridge) -> PreTrainedModel:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from saesteer.errors import HookError, MismatchError, SteeringError
-from saesteer.models import model_info
 from saesteer.models.compat import watching_generate
+from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import HookTarget, Site, all_targets
 from saesteer.probes.clean import CleanReadings, alpha_of
 from saesteer.probes.interventions import Intervention
@@ -253,7 +253,7 @@ def _check_belongs(model: TransformerBridge, item: Intervention) -> None:
             f"vector {vector.name!r} of model {vector.model} is {vector.d_model} wide and this "
             f"model's residual stream {width}; load the model that the vector was made on."
         )
-    if vector.model_fingerprint not in (None, info.fingerprint):
+    if made_on_other_weights(model, vector.model, vector.model_fingerprint):
         raise MismatchError(
             f"vector {vector.name!r} was made on other weights (model {vector.model}) than this "
             f"model's ({info.source.name}); load that model."

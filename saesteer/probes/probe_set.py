@@ -216,7 +216,7 @@ class ProbeSet:
         Raises:
             MismatchError: Its width or its weights are others.
         """
-        from saesteer.models import model_info
+        from saesteer.models.loading import made_on_other_weights, model_info
 
         info = model_info(model)
         width = int(model.cfg.d_model)
@@ -227,7 +227,7 @@ class ProbeSet:
                 f"stream of {info.source.name} is {width} wide; load {self.model}, on which they "
                 "were trained."
             )
-        if self.model_fingerprint != info.fingerprint:
+        if made_on_other_weights(model, self.model, self.model_fingerprint):
             raise MismatchError(
                 f"the probes were trained on other weights (model {self.model}, fingerprint "
                 f"{self.model_fingerprint[:12]}) than this model's ({info.source.name}, "

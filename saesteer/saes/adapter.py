@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.errors import MismatchError, SaeError
-from saesteer.models.loading import model_info
-from saesteer.models.resolve import BUNDLED
+from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, check_site
 
 if TYPE_CHECKING:
@@ -243,16 +242,11 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
 
 
 def _check_same_model(model: TransformerBridge, sae: Sae) -> None:
-    info = model_info(model)
-    # The package's own model is one file, checked by its SHA-256, or its original on the Hub.
-    own = sae.model_name == info.source.name == BUNDLED
-    # Weights rounded to float16 have another fingerprint, which tells them from no others.
-    if own or not sae.model_fingerprint or info.plain.dtype == torch.float16:
-        return
-    if sae.model_fingerprint != info.fingerprint:
+    if made_on_other_weights(model, sae.model_name, sae.model_fingerprint):
+        info = model_info(model)
         raise MismatchError(
             f"SAE {sae.name} was trained on other weights (model {sae.model_name}, fingerprint "
-            f"{sae.model_fingerprint[:12]}) than this model's ({info.source.name}, "
+            f"{str(sae.model_fingerprint)[:12]}) than this model's ({info.source.name}, "
             f"{info.fingerprint[:12]}); load that model, or, to use the SAE with a tuned or "
             "quantised version of it, take model_fingerprint out of its cfg.json."
         )

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saesteer.errors import HookError, MismatchError, SteeringError
-from saesteer.models.loading import model_info
+from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, all_targets
 from saesteer.steering.positions import SteeringMask
 from saesteer.steering.strength import Unit, check_strengths, to_raw
@@ -261,7 +261,7 @@ def _check_belongs(model: TransformerBridge, vector: SteeringVector, strict: boo
             f"model's residual stream {width}; load the model that the vector was made on."
         )
     made_on = vector.model_fingerprint
-    if strict and made_on is not None and made_on != info.fingerprint:
+    if strict and made_on and made_on_other_weights(model, vector.model, made_on):
         raise MismatchError(
             f"vector {vector.name!r} was made on other weights (model {vector.model}, fingerprint "
             f"{made_on[:12]}) than this model's ({info.source.name}, {info.fingerprint[:12]}); "

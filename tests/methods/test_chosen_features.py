@@ -30,6 +30,12 @@ def test_the_vector_is_the_weighted_sum_of_rows(sae):
     ]
     assert vector.max_act is None and vector.residual_norm is None
     assert vector.sae_fingerprint == sae.fingerprint
+    assert vector.model_fingerprint is None
+
+
+def test_the_vector_belongs_to_the_model_that_the_sae_records(mirror_sae):
+    sae = load_sae(mirror_sae(model_fingerprint="f" * 64))
+    assert vector_of_features(sae, {3: 1.0}, model="tiny").model_fingerprint == "f" * 64
 
 
 def test_strength_one_of_max_act_puts_each_feature_at_its_maximum(sae):
