@@ -99,8 +99,8 @@ def _tensors(value: Any) -> list[Tensor]:
 class GenerateWatcher(Protocol):
     """Is told when a model's generate begins and ends."""
 
-    def begin(self, prompt_length: int) -> None:
-        """Take the prompt's width in columns, padding included."""
+    def begin(self, prompt_length: int, num_beams: int) -> None:
+        """Take the prompt's width in columns, padding included, and the number of beams."""
 
     def end(self, new_tokens: int) -> None:
         """Take how many tokens were generated; 0 if generate was left by an error."""
@@ -110,7 +110,7 @@ class _WatchedGenerate:
     """Stands in for a model's generate; a call inside another (an assistant's) is no new prompt."""
 
     def __init__(self, model: Any) -> None:
-        self.generate = model.generate
+        self.model, self.generate = model, model.generate
         self.own = {name: value for name, value in vars(model).items() if name == "generate"}
         self.watchers: list[GenerateWatcher] = []
         self.running = False
@@ -119,28 +119,27 @@ class _WatchedGenerate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.running:
             return self.generate(*args, **kwargs)
-        given = {
-            **dict(zip(inspect.signature(self.generate).parameters, args, strict=False)),
-            **kwargs,
-        }
+        names = inspect.signature(self.generate).parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         ids = given.get("inputs")
         ids = given.get("input_ids") if ids is None else ids
         whole = given.get("inputs_embeds")
         whole = ids if whole is None else whole
         # With a cache that holds the beginning, the attention mask alone may cover the prompt.
         widths = [t.shape[1] for t in (whole, given.get("attention_mask")) if t is not None]
+        # Without any input, generate starts from BOS.
+        prompt_length = max(widths, default=1)
+        beams = given.get("num_beams") or getattr(given.get("generation_config"), "num_beams", 0)
+        beams = beams or getattr(self.model.generation_config, "num_beams", 0) or 1
         watchers = list(self.watchers)
         new_tokens = 0
         self.running = True
         try:
             for watcher in watchers:
-                # Without any input, generate starts from BOS.
-                watcher.begin(max(widths, default=1))
+                watcher.begin(prompt_length, beams)
             output = self.generate(*args, **kwargs)
-            sequences = getattr(output, "sequences", output)
-            new_tokens = sequences.shape[-1] - (
-                1 if not widths else 0 if ids is None else ids.shape[1]
-            )
+            width = getattr(output, "sequences", output).shape[-1]
+            new_tokens = width - (ids.shape[1] if ids is not None else 0 if widths else 1)
             return output
         finally:
             self.running = False

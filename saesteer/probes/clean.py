@@ -6,25 +6,26 @@ import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.models.compat import cache_argument, cached_length, find_cache, named_arguments
+from saesteer.errors import SteeringError
+from saesteer.models.compat import find_cache, named_arguments
 from saesteer.models.sites import Site
 
 
 class _Stop(Exception):
-    """Ends the clean pass once the deepest site has been read."""
+    """Ends a clean pass without a cache once the deepest site has been read."""
 
 
 class CleanReadings:
     """Runs the model once more before each pass, hooks silent, and keeps alpha at every site.
 
-    The clean model reads the same tokens, generated ones included, through a key-value cache of
-    its own, so that no trace of an intervention is left in what it says. Beams, which reorder the
-    cache between passes, are not followed.
+    The clean model reads the same tokens, generated ones included, through a cache of its own
+    beside each cache of the model's, so that no trace of an intervention is left in what it says.
 
     Args:
         directions: For each site its unit directions.
@@ -32,39 +33,84 @@ class CleanReadings:
 
     def __init__(self, directions: Mapping[Site, list[Tensor]]) -> None:
         self._directions = dict(directions)
-        self._cache: Any = None
+        # Beside each of the model's caches the clean one, and how many tokens are in both.
+        self._beside: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
+        self._last: tuple[Any, int] | None = None
+        self._makes_cache = self._reorders = self._cut = False
         self.running = False
         self._alphas: dict[Site, list[Tensor]] = {}
 
-    def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Run the clean pass (a forward pre-hook on the whole model)."""
-        from transformers import DynamicCache
+    def begin(self, prompt_length: int, num_beams: int) -> None:
+        """Note whether the `generate` that begins reorders the rows of its cache."""
+        self._reorders = num_beams > 1
 
+    def end(self, new_tokens: int) -> None:
+        """Note that `generate` has ended."""
+        self._reorders = False
+
+    def observe(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], past: int
+    ) -> None:
+        """Run the clean pass (a forward pre-hook on the whole model).
+
+        Args:
+            model: The model.
+            args: The pass's arguments.
+            kwargs: Its keywords.
+            past: How many columns went before the pass.
+
+        Raises:
+            SteeringError: Beams reorder the cache between passes.
+        """
         inputs = dict(named_arguments(model, args, kwargs))
-        cache = find_cache(inputs)
+        tokens = inputs.get("input_ids")
+        tokens = inputs["inputs_embeds"] if tokens is None else tokens
+        cache, clean = find_cache(inputs), None
         if cache is not None:
-            past = cached_length(cache)
-            if past == 0 or self._cache is None or cached_length(self._cache) != past:
-                # What was put into a cache before the interventions began counts as clean.
-                self._cache = copy.deepcopy(cache)
-            inputs.update({name: self._cache for name, value in inputs.items() if value is cache})
-        elif inputs.get("use_cache") is not False:
-            # The model is about to make a cache, which later passes will bring.
-            config: Any = model.config
-            self._cache = DynamicCache(config=config)
-            inputs.update(cache_argument(model, self._cache) or {})
+            if self._reorders:
+                raise SteeringError(
+                    "beam search reorders its cache between passes, which the clean readings of "
+                    "several layers do not follow; generate with use_cache=False, or intervene "
+                    "with policy='compound'."
+                )
+            clean = self._clean_cache(cache, past)
+            inputs.update({name: clean for name, value in inputs.items() if value is cache})
+        self._makes_cache = cache is None and inputs.get("use_cache") is not False
+        # A cache is to be filled in every layer, and one that the model makes comes at the end.
+        self._cut = cache is None and not self._makes_cache
         self._alphas.clear()
         self.running = True
         try:
             with torch.no_grad(), suppress(_Stop):
-                model.forward(**inputs)
+                output = model.forward(**inputs)
+                clean = find_cache(output) if self._makes_cache else clean
         finally:
             self.running = False
+        self._last = None if clean is None else (clean, past + tokens.shape[1])
+        if cache is not None and self._last is not None:
+            self._beside[cache] = self._last
+
+    def conclude(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """Keep the clean cache beside the one that the model has made (a forward hook)."""
+        made = find_cache(output) if self._makes_cache else None
+        if made is not None and self._last is not None:
+            self._beside[made] = self._last
+
+    def _clean_cache(self, cache: Any, past: int) -> Any:
+        clean, columns = self._beside.get(cache) or self._last or (None, 0)
+        if past and columns == past:
+            return clean
+        if past and columns > past and cache in self._beside:
+            # Candidates that were not accepted were taken back.
+            clean.crop(past - columns)
+            return clean
+        # What was put into a cache before the interventions began counts as clean.
+        return copy.deepcopy(cache)
 
     def note(self, site: Site, hidden: Float[Tensor, "batch pos d_model"]) -> None:
         """Keep the readings at a site; called by the hook there while the clean pass runs."""
         self._alphas[site] = [alpha_of(hidden, v) for v in self._directions[site]]
-        if len(self._alphas) == len(self._directions):
+        if len(self._alphas) == len(self._directions) and self._cut:
             raise _Stop
 
     def alphas(self, site: Site) -> list[Float[Tensor, "batch pos"]]:

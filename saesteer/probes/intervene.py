@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saesteer.errors import HookError, MismatchError, SteeringError
 from saesteer.models import model_info
+from saesteer.models.compat import watching_generate
 from saesteer.models.sites import HookTarget, Site, resolve_target
 from saesteer.probes.clean import CleanReadings, alpha_of
 from saesteer.probes.interventions import Intervention
@@ -61,7 +62,8 @@ def intervene(
         SteeringError: There is no intervention, or no such policy or position.
         MismatchError: A vector is of another model or width.
         SiteError: The model has no such site.
-        HookError: The block ended and no forward pass reached a site.
+        HookError: The block ended and no forward pass reached a site, or none held a token to
+            write to; or it cannot be told which columns of the whole text a pass holds.
     """
     chosen = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
     if not chosen:
@@ -85,6 +87,7 @@ def intervene(
                 f"the intervention at {writer.site} never took place: no forward pass of this "
                 "model reached it; run or generate with this model inside the with block."
             )
+    rig.check_reached()
 
 
 @dataclass
@@ -141,11 +144,21 @@ class _Rig:
             ids = kwargs.get("input_ids", args[0] if args else None)
             state.special = None if ids is None else torch.isin(ids, self._special.to(ids.device))
             if clean is not None:
-                clean.observe(module, args, kwargs)
+                clean.observe(module, args, kwargs, state.steps.past)
 
         handle = model.register_forward_pre_hook(observe, with_kwargs=True)
         stack.callback(handle.remove)
+        if clean is not None:
+            handle = model.register_forward_hook(clean.conclude)
+            stack.callback(handle.remove)
+            stack.enter_context(watching_generate(model, clean))
         return state
+
+    def check_reached(self) -> None:
+        """Check that every kind of positions chose some token."""
+        for state in self._passes.values():
+            for name, mask in state.masks.items():
+                mask.check_reached(f"an intervention at positions {name!r}")
 
     def _mask(self, state: _Pass, item: Intervention, hidden: Tensor) -> Tensor:
         """Return where one intervention is written, [batch, pos]."""

@@ -25,8 +25,7 @@ class StepMask(SteeringMask):
 
         One row stands for all, unless rows are right-padded.
         """
-        past, width = self._past_and_width
         start = self._start
         assert start is not None
-        columns = torch.arange(past, past + width, device=device)
+        columns = torch.arange(self.past, self._end, device=device)
         return columns[None] - (start.to(device) if isinstance(start, Tensor) else start)

@@ -80,7 +80,8 @@ def steer(
             the forward pass that shows it.
         MismatchError: A vector is not of this model's width, or (strict) not of this model.
         SiteError: The model has no such site.
-        HookError: The block ended and no forward pass reached the site.
+        HookError: The block ended and no forward pass reached the site, or none held a token to
+            write to; or it cannot be told which columns of the whole text a pass holds.
     """
     chosen = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
     if not chosen:
@@ -113,6 +114,8 @@ def steer(
                 f"steering at {writer.site} never took place: no forward pass of this model "
                 "reached it; run or generate with this model inside the with block."
             )
+        for mask in writer.masks if writer.active else ():
+            mask.check_reached(f"steering at {writer.site}")
 
 
 class _Writer:
@@ -131,15 +134,18 @@ class _Writer:
         self._lengths = lengths
         self._rows = rows
         self._active = [any(row) for row in zip(*lengths, strict=True)]
+        self.active = any(self._active)
+        self.masks: list[SteeringMask] = []
         self._learnt = any(d.requires_grad for d in directions)
         self._prepared: dict[tuple[int, torch.dtype, torch.device], _Addition] = {}
 
     def writing(self, mask: SteeringMask):
         """Return the function to hook at the site, reading its positions from `mask`."""
+        self.masks.append(mask)
 
         def write(hidden: Tensor) -> Tensor | None:
             self.fired = True
-            if not any(self._active):
+            if not self.active:
                 self._check_shape(hidden)
                 self._row_of(hidden.shape[0])
                 return None

@@ -83,6 +83,7 @@ class SteeringMask:
         # How many tokens went into caches that do not say so themselves.
         self._held: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._generating: int | None = None
+        self._due = self._reached = False
         self.new_prompt()
 
     def new_prompt(self) -> None:
@@ -101,7 +102,7 @@ class SteeringMask:
             stack.enter_context(watching_generate(model, self))
             yield
 
-    def begin(self, prompt_length: int) -> None:
+    def begin(self, prompt_length: int, num_beams: int) -> None:
         """Note that `generate` begins with a prompt of so many columns."""
         self.new_prompt()
         self._generating = prompt_length
@@ -109,6 +110,23 @@ class SteeringMask:
     def end(self, new_tokens: int) -> None:
         """Note that `generate` has ended."""
         self._generating = None
+        # The last token generated is not read, and of a mask a short text may not come to the end.
+        short = self._explicit is not None and bool(self._explicit[:, self._end :].any())
+        self._due = self._due or (new_tokens > 1 and not short)
+
+    def check_reached(self, what: str) -> None:
+        """Check, when all is over, that some token was chosen wherever one had to be.
+
+        Raises:
+            HookError: None was.
+        """
+        if self._due and not self._reached:
+            chosen = "a mask" if self._explicit is not None else repr(self._positions)
+            raise HookError(
+                f"{what} reached no token: positions {chosen} chose none of the tokens that ran; "
+                "'generated' needs tokens behind the prompt (call generate, or give "
+                "prompt_length), a mask a True at a real token."
+            )
 
     def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Work out the mask of the forward pass about to run (a forward pre-hook).
@@ -129,7 +147,7 @@ class SteeringMask:
         cache = find_cache(inputs)
         past = self._past(cache, inputs, width)
         real = _real_columns(inputs.get("attention_mask"), past, width)
-        self._batch, self._past_and_width = batch, (past, width)
+        self._batch, self.past, self._end = batch, past, past + width
         self._moved.clear()
         if self._explicit is not None:
             self._mask = self._explicit_part(batch, past, width, real)
@@ -142,10 +160,11 @@ class SteeringMask:
     def conclude(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Note how much is in a cache that does not say so itself (a forward hook)."""
+        """Note that a pass is over, and what is in a cache that does not say (a forward hook)."""
+        self._due = self._due or self._generating is None
         for cache in (find_cache(named_arguments(model, args, kwargs)), find_cache(output)):
             if cache is not None and cached_length(cache) is None:
-                self._held[cache] = sum(self._past_and_width)
+                self._held[cache] = self._end
 
     def mask(self, batch: int, device: torch.device) -> Bool[Tensor, "batch pos 1"] | None:
         """Return the running pass's mask on a device; None when every position is written to.
@@ -158,6 +177,8 @@ class SteeringMask:
                 "the site ran outside a forward pass of the whole model, so steering cannot tell "
                 "its positions; call the model, not one of its blocks."
             )
+        # Asked until it is so: on a GPU the answer costs a wait.
+        self._reached = self._reached or self._mask is None or bool(self._mask.any())
         if self._mask is None:
             return None
         if device not in self._moved:
@@ -166,17 +187,17 @@ class SteeringMask:
 
     def _past(self, cache: Any, inputs: Mapping[str, Any], width: int) -> int:
         """Return how many columns of the text went before the pass."""
-        reach = _reach(inputs)
-        if cache is None:
-            narrow = self._generating is not None and width < self._generating
-            if reach > width or narrow:
-                raise HookError(
-                    f"a pass of {width} tokens goes on with a text and hands over no cache that "
-                    "says how much went before, so steering cannot tell its positions; generate "
-                    "with use_cache=False, or run the whole text in one pass."
-                )
-            return 0
-        length = cached_length(cache)
+        places = _places(inputs)
+        reach = max(places, _attended(inputs))
+        length = 0 if cache is None else cached_length(cache)
+        narrow = cache is None and width < (self._generating or 0)
+        # A cache may be made longer than what is in it, and the attention mask with it.
+        if narrow or (length == 0 and (reach if cache is None else places) > width):
+            raise HookError(
+                f"a pass of {width} tokens goes on with a text and hands over no cache that says "
+                "how much went before, so steering cannot tell its positions; generate with "
+                "use_cache=False, or run the whole text in one pass."
+            )
         if length is not None:
             return length
         if reach > width:
@@ -272,17 +293,16 @@ def _unfit(name: str, mask: Tensor, batch: int, width: int) -> SteeringError:
     )
 
 
-def _reach(inputs: Mapping[str, Any]) -> int:
-    """Return how many columns of the text, this pass's among them, its arguments speak of."""
-    reach = 0
+def _attended(inputs: Mapping[str, Any]) -> int:
+    """Return how many columns the attention mask covers; 0 without one."""
     attention = inputs.get("attention_mask")
-    if isinstance(attention, Tensor):
-        reach = attention.shape[-1]
-    for name in ("cache_position", "position_ids"):
-        places = inputs.get(name)
-        if isinstance(places, Tensor) and places.numel():
-            reach = max(reach, int(places.max()) + 1)
-    return reach
+    return attention.shape[-1] if isinstance(attention, Tensor) else 0
+
+
+def _places(inputs: Mapping[str, Any]) -> int:
+    """Return how many columns of the text the pass's positions speak of; 0 without any."""
+    places = [inputs.get(name) for name in ("cache_position", "position_ids")]
+    return max((int(p.max()) + 1 for p in places if isinstance(p, Tensor) and p.numel()), default=0)
 
 
 def _real_columns(attention: Any, past: int, width: int) -> Bool[Tensor, "batch pos"] | None:
