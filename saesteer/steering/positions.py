@@ -187,17 +187,17 @@ class SteeringMask:
 
     def _past(self, cache: Any, inputs: Mapping[str, Any], width: int) -> int:
         """Return how many columns of the text went before the pass."""
-        reach = _reach(inputs)
-        if cache is None:
-            narrow = self._generating is not None and width < self._generating
-            if reach > width or narrow:
-                raise HookError(
-                    f"a pass of {width} tokens goes on with a text and hands over no cache that "
-                    "says how much went before, so steering cannot tell its positions; generate "
-                    "with use_cache=False, or run the whole text in one pass."
-                )
-            return 0
-        length = cached_length(cache)
+        places = _places(inputs)
+        reach = max(places, _attended(inputs))
+        length = 0 if cache is None else cached_length(cache)
+        narrow = cache is None and width < (self._generating or 0)
+        # A cache may be made longer than what is in it, and the attention mask with it.
+        if narrow or (length == 0 and (reach if cache is None else places) > width):
+            raise HookError(
+                f"a pass of {width} tokens goes on with a text and hands over no cache that says "
+                "how much went before, so steering cannot tell its positions; generate with "
+                "use_cache=False, or run the whole text in one pass."
+            )
         if length is not None:
             return length
         if reach > width:
@@ -293,17 +293,16 @@ def _unfit(name: str, mask: Tensor, batch: int, width: int) -> SteeringError:
     )
 
 
-def _reach(inputs: Mapping[str, Any]) -> int:
-    """Return how many columns of the text, this pass's among them, its arguments speak of."""
-    reach = 0
+def _attended(inputs: Mapping[str, Any]) -> int:
+    """Return how many columns the attention mask covers; 0 without one."""
     attention = inputs.get("attention_mask")
-    if isinstance(attention, Tensor):
-        reach = attention.shape[-1]
-    for name in ("cache_position", "position_ids"):
-        places = inputs.get(name)
-        if isinstance(places, Tensor) and places.numel():
-            reach = max(reach, int(places.max()) + 1)
-    return reach
+    return attention.shape[-1] if isinstance(attention, Tensor) else 0
+
+
+def _places(inputs: Mapping[str, Any]) -> int:
+    """Return how many columns of the text the pass's positions speak of; 0 without any."""
+    places = [inputs.get(name) for name in ("cache_position", "position_ids")]
+    return max((int(p.max()) + 1 for p in places if isinstance(p, Tensor) and p.numel()), default=0)
 
 
 def _real_columns(attention: Any, past: int, width: int) -> Bool[Tensor, "batch pos"] | None:

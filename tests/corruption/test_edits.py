@@ -11,6 +11,7 @@ from saesteer.corruption.program import parse_program
 from saesteer.corruption.texts import text_rows
 from saesteer.errors import ConfigError
 from saesteer.models import plain_model
+from saesteer.models.compat import cache_argument, find_cache
 
 TEXTS = ["the cat sat on the mat", "I like helping people", "what do you think of it today"]
 PARTS = {
@@ -94,7 +95,7 @@ def test_noise_is_the_same_with_a_cache_and_without(arch, tiny_model, some_ids):
     with corrupted(model, _program("noise 0.4 at 1 seed=3")), torch.no_grad():
         whole = plain(ids).logits
         first = plain(ids[:, :6], use_cache=True)
-        rest = plain(ids[:, 6:], past_key_values=first.past_key_values).logits
+        rest = plain(ids[:, 6:], **cache_argument(plain, find_cache(first))).logits
         again = plain(ids).logits
         bridged = model(ids)
     torch.testing.assert_close(whole[:, 6:], rest, atol=2e-5, rtol=1e-4)

@@ -12,6 +12,7 @@ from saesteer.corruption.program import LinearSpan, parse_program
 from saesteer.corruption.texts import reference_texts, text_rows
 from saesteer.errors import DataError
 from saesteer.models import plain_model
+from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenRow
 
 SPAN = LinearSpan(1, 2)
@@ -85,7 +86,8 @@ def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block
         with corrupted(model, parse_program(text, 3), maps=maps), torch.no_grad():
             bridged, plain = model(ids), plain_model(model)(ids).logits
             cached = plain_model(model)(ids[:, :12], use_cache=True)
-            rest = plain_model(model)(ids[:, 12:], past_key_values=cached.past_key_values).logits
+            named = cache_argument(plain_model(model), find_cache(cached))
+            rest = plain_model(model)(ids[:, 12:], **named).logits
         torch.testing.assert_close(plain, wanted, atol=5e-5, rtol=1e-3)
         torch.testing.assert_close(bridged, wanted, atol=5e-5, rtol=1e-3)
         torch.testing.assert_close(rest, wanted[:, 12:], atol=5e-5, rtol=1e-3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from saesteer.models import plain_model, resolve_target
+from saesteer.errors import HookError, SteeringError
+from saesteer.models import plain_model, resolve_target, wrap_model
+from saesteer.models.compat import cache_argument, find_cache
 from saesteer.probes import Intervention, intervene, parse_schedule
 from saesteer.steering import generate
 
@@ -22,8 +25,8 @@ def continued(model, ids, n, *, cached, context):
         for _ in range(n):
             if cached:
                 fresh = tokens if cache is None else tokens[:, -1:]
-                out = plain(input_ids=fresh, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
+                out = plain(input_ids=fresh, **(cache or {}), use_cache=True)
+                cache = cache_argument(plain, find_cache(out))
             else:
                 out = plain(input_ids=tokens, use_cache=False)
             tokens = torch.cat([tokens, out.logits[:, -1:].argmax(-1)], dim=1)
@@ -132,3 +135,74 @@ def test_it_works_with_the_chat_template(tiny_model, probe_vector):
     assert [r.text for r in made.records] != [
         r.text for r in generate(model, PROMPTS, max_new_tokens=6).records
     ]
+
+
+MODES = [("flip", 2.0), ("ablate", 1.0), ("add", 3.0), ("set", 2.0)]
+CACHES: dict[str, dict[str, Any]] = {
+    "dynamic": {"use_cache": True},
+    "static": {"cache_implementation": "static", "disable_compile": True},
+    "look-up": {"prompt_lookup_num_tokens": 3},
+    "chunks": {"prefill_chunk_size": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_mamba(tiny_tokenizer, tmp_path_factory):
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3)
+    config.architectures = ["MambaForCausalLM"]
+    return wrap_model(MambaForCausalLM(config), tokenizer)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode[0])
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [("mamba", "dynamic")] + [(n, c) for n in ("llama", "gpt2") for c in (*CACHES, "beams")],
+)
+def test_clean_readings_are_the_same_with_any_cache(
+    tiny_model, tiny_mamba, probe_vector, name, cache, mode
+):
+    model = tiny_mamba if name == "mamba" else tiny_model(name)
+    plain: Any = plain_model(model)
+    ids = torch.tensor([[40, 51, 62, 73, 51, 62, 44, 51]])
+    vectors = [probe_vector("llama" if name == "mamba" else name, layer) for layer in (0, 2)]
+    if name == "mamba":
+        vectors = [replace(vector, model_fingerprint=None) for vector in vectors]
+    items = [Intervention(vector, *mode) for vector in vectors]
+    common = {
+        "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0,
+        "output_scores": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+    how = {"num_beams": 3} if cache == "beams" else {}
+
+    def generated(**settings: Any) -> Any:
+        with intervene(model, items, policy="once", positions="all"):
+            return plain.generate(ids, attention_mask=torch.ones_like(ids), **common, **settings)
+
+    expected = generated(use_cache=False, **how)
+    unchanged = plain.generate(ids, attention_mask=torch.ones_like(ids), **common, **how)
+    assert not torch.equal(expected.scores[0], unchanged.scores[0])
+    if cache == "beams":
+        with pytest.raises(SteeringError, match="use_cache=False"):
+            generated(**how)
+        return
+    got = generated(**CACHES[cache])
+    assert torch.equal(got.sequences, expected.sequences)
+    for one, other in zip(got.scores, expected.scores, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-3)
+
+
+def test_an_intervention_that_reaches_no_token_is_an_error(tiny_model, probe_vector):
+    model = tiny_model("llama")
+    ids = torch.tensor([[40, 51, 62, 73]])
+    item = Intervention(probe_vector("llama", 1), "flip", 1.0)
+    with (
+        pytest.raises(HookError, match="'generated' reached no token"),
+        intervene(model, item, positions="generated"),
+    ):
+        plain_model(model)(ids, use_cache=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saesteer.errors import HookError, SteeringError
+from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.loading import plain_model
 from saesteer.steering import SteeringMask, SteeringVector
 from saesteer.steering.positions import _real_columns
@@ -169,7 +170,8 @@ def test_a_static_cache_with_its_four_dimensional_masks_is_the_same(llama, make_
             expected = greedy(llama, ids, mask, 6)
         cache = StaticCache(config=plain_model(llama).config, max_cache_len=32)
         with vector.apply(llama, 0.5, positions=positions):
-            static = greedy(llama, ids, mask, 6, past_key_values=cache, disable_compile=True)
+            named = cache_argument(plain_model(llama), cache) or {}
+            static = greedy(llama, ids, mask, 6, **named, disable_compile=True)
         assert torch.equal(static[0], expected[0])
         torch.testing.assert_close(static[1], expected[1], rtol=1e-4, atol=1e-4)
 
@@ -193,7 +195,7 @@ def test_a_statement_after_a_cached_prompt_is_steered(llama, make_vector, random
             whole = model(ids).logits
         with vector.apply(llama, 0.5):
             prompt_out = model(ids[:, :5], use_cache=True)
-            rest = model(ids[:, 5:], past_key_values=prompt_out.past_key_values).logits
+            rest = model(ids[:, 5:], **cache_argument(model, find_cache(prompt_out))).logits
     torch.testing.assert_close(rest, whole[:, 5:], rtol=1e-4, atol=1e-4)
 
 
@@ -208,7 +210,8 @@ def test_embeddings_instead_of_ids_are_steered_the_same(llama, make_vector, prom
     torch.testing.assert_close(embedded, expected)
 
 
-def test_padding_in_the_middle_of_generating_is_left_alone():
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params", "of_a_later_day"])
+def test_padding_in_the_middle_of_generating_is_left_alone(name):
     mask = SteeringMask()
     ids = torch.ones(2, 4, dtype=torch.long)
     mask.observe(torch.nn.Identity(), (), {"input_ids": ids, "attention_mask": ids})
@@ -219,7 +222,7 @@ def test_padding_in_the_middle_of_generating_is_left_alone():
             return 4
 
     attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
-    step = {"input_ids": ids[:, :1], "attention_mask": attention, "past_key_values": Cache()}
+    step = {"input_ids": ids[:, :1], "attention_mask": attention, name: Cache()}
     mask.observe(torch.nn.Identity(), (), step)
     assert mask.mask(2, torch.device("cpu"))[..., 0].tolist() == [[True], [False]]  # type: ignore[index]
     step["attention_mask"] = torch.ones(2, 5)

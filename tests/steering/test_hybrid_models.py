@@ -1,0 +1,102 @@
+"""Models whose layers keep states beside keys and values, or instead of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from saesteer.models import Site, wrap_model
+from saesteer.models.loading import plain_model
+from saesteer.models.tokens import TokenRow
+from saesteer.steering import SteeringVector
+from saesteer.steering.teacher_forced import TeacherForced
+from tests.models.test_compat import make
+
+NAMES = ("mamba", "lfm2", "qwen3_5", "falcon_h1", "jamba")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def hybrid(request, tokenizer):
+    made = make(request.param)
+    made.config.architectures = [type(made).__name__]
+    made.generation_config.eos_token_id = None
+    with torch.no_grad():
+        for tensor in made.parameters():
+            if tensor.ndim > 1:
+                tensor.normal_(0, 0.2)
+    return wrap_model(made, tokenizer)
+
+
+def rows() -> list[TokenRow]:
+    """Return texts with a common beginning of twenty tokens."""
+    generator = torch.Generator().manual_seed(3)
+
+    def some(n: int) -> list[int]:
+        return torch.randint(8, 64, (n,), generator=generator).tolist()
+
+    beginning, made = some(20), []
+    for own, answer in ((0, 5), (3, 4), (1, 9), (6, 2)):
+        ids = [*beginning, *some(own), *some(answer)]
+        made.append(TokenRow(tuple(ids), (False,) * (20 + own) + (True,) * answer))
+    return made
+
+
+@pytest.mark.parametrize("strength", [0.0, 2.0])
+def test_scoring_equals_single_passes(hybrid, strength):
+    raw = torch.randn(32, generator=torch.Generator().manual_seed(4))
+    plain: Any = plain_model(hybrid)
+    blocks = plain.get_submodule(hybrid.adapter.component_mapping["blocks"].name)
+    for site in (Site(0), Site(2), Site(1, "hook_resid_pre"), Site(3)):
+        vector = SteeringVector.from_raw(raw, site=site, model="tiny", residual_norm=1.0)
+        passes = TeacherForced(hybrid, rows(), site=site, max_tokens=60)
+        said = {}
+        for one in passes.passes(vector, strength, "raw"):
+            for place, index in enumerate(one.index):
+                said[index] = one.logits[place][one.scored[place]]
+        for index, row in enumerate(rows()):
+            first = row.kept.index(True) - 1
+            before = site.hook == "hook_resid_pre"
+
+            def add(hidden: torch.Tensor, first: int = first) -> torch.Tensor:
+                changed = hidden.clone()
+                changed[:, first:] += strength * raw / raw.norm()
+                return changed
+
+            def entering(_module: Any, args: Any, kwargs: Any, add: Any = add) -> Any:
+                if args:
+                    return (add(args[0]), *args[1:]), kwargs
+                return args, {**kwargs, "hidden_states": add(kwargs["hidden_states"])}
+
+            def leaving(_module: Any, _args: Any, output: Any, add: Any = add) -> Any:
+                return (add(output[0]), *output[1:]) if isinstance(output, tuple) else add(output)
+
+            block = blocks[site.layer]
+            if before:
+                handle = block.register_forward_pre_hook(entering, with_kwargs=True)
+            else:
+                handle = block.register_forward_hook(leaving)
+            with torch.no_grad():
+                alone = plain(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
+            handle.remove()
+            torch.testing.assert_close(said[index], alone[first:-1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["all", "from_last_prompt_token", "generated"])
+def test_steered_generation_is_the_same_with_the_cache_and_without(hybrid, positions, random_ids):
+    raw = torch.randn(32, generator=torch.Generator().manual_seed(4))
+    vector = SteeringVector.from_raw(raw, site="blocks.1.hook_resid_post", model="tiny")
+    plain: Any = plain_model(hybrid)
+    ids = random_ids(3, 7, seed=1)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    results = []
+    for cached in (True, False):
+        with vector.apply(hybrid, [2.0, -2.0, 0.0], "raw", positions=positions):
+            out = plain.generate(
+                ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=1,
+                use_cache=cached, output_scores=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        results.append(torch.stack(out.scores))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
