@@ -178,8 +178,8 @@ def keep_cache_names(bridge: Any) -> None:
         for old in set(_CACHE_NAMES) - {name}:
             model.register_forward_pre_hook(_renaming(old, name), with_kwargs=True)
     for part in list(model.modules()):
-        attends = isinstance(part, AttentionBridge)
-        if attends or isinstance(part, SSMStateHookMixin):
+        attends = issubclass(type(part), AttentionBridge)
+        if attends or issubclass(type(part), SSMStateHookMixin):
             old = "past_key_values" if attends else "cache_params"
             part.register_forward_pre_hook(_renaming("cache", old), with_kwargs=True)
             inner: Any = part.original_component
