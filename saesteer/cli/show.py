@@ -269,7 +269,10 @@ def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
         ("common", "right"),
     )
     label = method_entry(metrics["vector"]["method"]).label
-    for name, key in ((label, "vector"), ("diff. in means", "difference_in_means")):
+    for name, key in (
+        (metrics["vector"]["method"], "vector"),
+        ("diff. in means", "difference_in_means"),
+    ):
         made.add_row(name, *_shift_cells(metrics[key]))
     null = metrics["null"]
     if null is not None:
@@ -282,7 +285,7 @@ def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
     if null is not None:
         verdict = "beyond all of" if null["beyond_all"] else "NOT beyond all of"
         out.print(
-            f"{label}: {verdict} {null['reached']} random directions at the same KL "
+            f"{label}: E is {verdict} {null['reached']} random directions at the same KL "
             f"(p = {null['p_value']:.3f})."
         )
     steps = "  ".join(

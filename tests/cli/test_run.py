@@ -54,7 +54,7 @@ def test_the_shift_is_a_table_with_one_line_for_each_vector(saesteer, config, fi
     lines = saesteer("run", config).out.splitlines()
     head = next(i for i, line in enumerate(lines) if "95% over pairs" in line)
     rows = [line.split("  ")[0].strip() for line in lines[head + 2 : head + 5]]
-    assert rows == ["SAE features", "diff. in means", "2 random"]
+    assert rows == ["clustered_sae", "diff. in means", "2 random"]
     assert " to " in lines[head + 2]
     assert "|E| <=" in lines[head + 4]
     assert lines[head + 5].startswith("E: ")
@@ -67,7 +67,7 @@ def test_a_run_shows_its_stages_on_standard_error_alone(saesteer, tiny_settings,
     assert answer.code == 0
     metrics = json.loads(answer.out, parse_constant=lambda word: pytest.fail(word))
     assert metrics["vector"]["method"] == "clustered_sae"
-    for text in ("Loading model", "Loading SAE", "Reading", "Encoding", "Scoring", "Generating"):
+    for text in ("Loading model", "Loading SAE", "Reading", "Fitting", "Scoring", "Generating"):
         assert text in answer.err, text
 
 

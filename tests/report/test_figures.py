@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from saesteer.report import propensity_data, propensity_figure
 
+LABEL = "SAE features, attribution weights"
+
 
 def _metrics():
     effect = {"effect": 0.3, "low": 0.2, "high": 0.4}
@@ -11,8 +13,8 @@ def _metrics():
     return {
         "curve": curve,
         "curve_difference_in_means": curve,
-        "vector": {"effect": effect},
-        "difference_in_means": {"effect": None},
+        "vector": {"method": "attributed_sae", "effect": effect},
+        "difference_in_means": {"method": "difference_in_means", "effect": None},
         "random_directions": [{"effect": {"effect": 0.05}}, {"effect": None}],
         "unsteered_margin": 0.02,
     }
@@ -20,8 +22,8 @@ def _metrics():
 
 def test_data_is_that_of_the_metrics():
     data = propensity_data(_metrics())
-    assert data.curves["SAE features"] == [(-1.0, -0.1), (0.0, 0.0), (1.0, 0.1)]
-    assert data.effects == [("SAE features", 0.3, 0.2, 0.4)]
+    assert data.curves[LABEL] == [(-1.0, -0.1), (0.0, 0.0), (1.0, 0.1)]
+    assert data.effects == [(LABEL, 0.3, 0.2, 0.4)]
     assert data.null == [0.05]
     assert data.unsteered == 0.02
 
@@ -29,7 +31,7 @@ def test_data_is_that_of_the_metrics():
 def test_a_vector_that_missed_the_budget_is_not_drawn():
     figure = propensity_figure(propensity_data(_metrics()), "t").to_dict()
     drawn = [trace["x"][0] for trace in figure["data"] if trace["mode"] == "markers"]
-    assert drawn == ["SAE features", "1 random"]
+    assert drawn == [LABEL, "1 random"]
 
 
 def test_without_random_directions_the_figure_still_draws():
