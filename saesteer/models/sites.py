@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from saesteer.errors import SiteError
+from saesteer.models.bridge import check_bridge, check_inside, holds_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -163,7 +164,8 @@ def check_site(model: TransformerBridge, site: Site) -> None:
     """Check that the model has the site.
 
     Raises:
-        SiteError: The layer is past the last one, or the block has no such hook.
+        SiteError: The layer is past the last one, the block has no such hook, or transformer_lens
+            reads and writes it wrongly or never in this model.
     """
     layers = model.cfg.n_layers
     if not 0 <= site.layer < layers:
@@ -180,6 +182,7 @@ def check_site(model: TransformerBridge, site: Site) -> None:
             f"site {site}: the block has no hook {site.hook!r}; use hook_resid_post or one of "
             f"{', '.join(near[:12])}, ..."
         )
+    check_inside(model, site)
 
 
 def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = False) -> HookTarget:
@@ -194,12 +197,14 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
         bridged: Use the bridge's hook point for every site, for a pass that reads several.
 
     Raises:
-        SiteError: The model has no such site, or it holds no vector for each token.
+        SiteError: The model has no such site, it holds no vector for each token, or the bridge
+            that it is read from computes another model.
     """
     from saesteer.models.loading import plain_model
 
     check_site(model, site)
-    if _NOT_PER_TOKEN.fullmatch(site.hook):
+    residual = site.hook in ("hook_resid_pre", "hook_resid_post")
+    if _NOT_PER_TOKEN.fullmatch(site.hook) or not (residual or holds_tokens(model, site)):
         raise SiteError(
             f"site {site} holds no vector for each token; use hook_resid_post, hook_mlp_out or "
             "attn.hook_z."
@@ -208,10 +213,28 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
     # A mapping from the bridge: "blocks" -> "model.layers" (Llama), "transformer.h" (GPT-2), ...
     mapping: Any = model.adapter.component_mapping
     name = f"{mapping['blocks'].name}.{site.layer}"
-    if not bridged and site.hook in ("hook_resid_pre", "hook_resid_post"):
+    if not bridged and residual:
         side = "input" if site.hook == "hook_resid_pre" else "output"
         return HookTarget(plain, plain.get_submodule(name), side, site)
     block: Any = None
     if site.hook == "hook_resid_mid":
         block = model.original_model.get_submodule(name).original_component
+    if bridged:
+        check_bridge(model)
+    return _in_bridge(model, site, block)
+
+
+def all_targets(model: TransformerBridge, site: Site) -> list[HookTarget]:
+    """Return a site's modules, whichever of the plain model and the bridge is called.
+
+    Raises:
+        SiteError: As `resolve_target`.
+    """
+    target = resolve_target(model, site)
+    if site.hook not in ("hook_resid_pre", "hook_resid_post"):
+        return [target]
+    return [target, _in_bridge(model, site)]
+
+
+def _in_bridge(model: TransformerBridge, site: Site, block: nn.Module | None = None) -> HookTarget:
     return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site, block)

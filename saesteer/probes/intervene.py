@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saesteer.errors import HookError, MismatchError, SteeringError
 from saesteer.models import model_info
-from saesteer.models.sites import HookTarget, Site, resolve_target
+from saesteer.models.sites import HookTarget, Site, all_targets
 from saesteer.probes.clean import CleanReadings, alpha_of
 from saesteer.probes.interventions import Intervention
 from saesteer.probes.steps import StepMask
@@ -76,7 +76,7 @@ def intervene(
     rig = _Rig(model, writers, policy, positions, prompt_length)
     with ExitStack() as stack:
         for site in writers:
-            for target in _targets(model, site):
+            for target in all_targets(model, site):
                 rig.attach(stack, target)
         yield
     for writer in writers.values():
@@ -228,13 +228,6 @@ def _special_ids(model: TransformerBridge) -> Tensor:
     tokenizer: Any = model.tokenizer
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return torch.tensor(sorted(marked | set(tokenizer.all_special_ids)), dtype=torch.long)
-
-
-def _targets(model: TransformerBridge, site: Site) -> list[HookTarget]:
-    target = resolve_target(model, site)
-    if site.hook not in _RESIDUAL:
-        return [target]
-    return [target, resolve_target(model, site, bridged=True)]
 
 
 def _check_belongs(model: TransformerBridge, item: Intervention) -> None:

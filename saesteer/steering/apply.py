@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saesteer.errors import HookError, MismatchError, SteeringError
 from saesteer.models.loading import model_info
-from saesteer.models.sites import HookTarget, Site, resolve_target
+from saesteer.models.sites import Site, all_targets
 from saesteer.steering.positions import SteeringMask
 from saesteer.steering.strength import Unit, check_strengths, to_raw
 from saesteer.steering.vector import SteeringVector
@@ -98,7 +98,7 @@ def steer(
             written = where if positions is None or isinstance(positions, str) else positions
             writer = _Writer(site, directions, lengths, rows)
             writers.append(writer)
-            for target in _targets(model, site):
+            for target in all_targets(model, site):
                 key = (id(target.model), where)
                 if key not in masks:
                     masks[key] = SteeringMask(
@@ -232,15 +232,6 @@ def _grouped(
         directions.append(vector.direction)
         lengths.append([to_raw(s, unit, vector) for s in strengths])
     return groups
-
-
-def _targets(model: TransformerBridge, site: Site) -> list[HookTarget]:
-    """Return the site in the plain model, if it is there, and in the bridge."""
-    target = resolve_target(model, site)
-    if site.hook not in _RESIDUAL:
-        return [target]
-    module = model.hook_dict[str(site)]
-    return [target, HookTarget(model.original_model, module, "output", site)]
 
 
 def _check_rows(rows: Sequence[int] | None, count: int) -> None:

@@ -1,0 +1,294 @@
+"""Whether transformer_lens's bridge computes the model that it wraps: measured, once a model.
+
+Sites inside a block are read and written in the bridge, whose adapters take a block apart. What
+they make of it is not taken on trust: block by block, from the plain model's own input, the bridge
+must give what the plain model gives.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from saesteer.errors import SiteError
+from saesteer.models.loading import model_info
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.models.sites import Site
+
+_OUTSIDE = "use hook_resid_pre or hook_resid_post, which need no bridge"
+# Two rows, the second of them padded on the left.
+_LENGTH, _PADDED = 12, 3
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What a model's passes through plain model and bridge showed.
+
+    Attributes:
+        fault: What is wrong with the bridge; None if it computes the same model.
+        difference: The largest difference of its logits, in standard deviations of the plain
+            model's; infinite where it computes none, None if there is no fault.
+        fired: For the id of each hook point that a pass reached, whether it holds a vector for
+            each token.
+        bent: The layers where what is added in the middle of the block comes out of it changed.
+    """
+
+    fault: str | None
+    difference: float | None
+    fired: Mapping[int, bool]
+    bent: frozenset[int]
+
+
+_CHECKED: WeakKeyDictionary[TransformerBridge, _Check] = WeakKeyDictionary()
+
+
+def bridge_difference(model: TransformerBridge) -> float | None:
+    """Return by how much the bridge's logits differ from the plain model's.
+
+    It costs a few short passes, the first time that a model is asked about.
+
+    Args:
+        model: A model from `load_model`.
+
+    Returns:
+        The largest difference, in standard deviations of the plain model's logits, infinite where
+        the bridge cannot run; None where the two compute the same up to rounding.
+    """
+    return _checked(model).difference
+
+
+def check_bridge(model: TransformerBridge) -> None:
+    """Refuse a model whose bridge computes another one.
+
+    Raises:
+        SiteError: It does, with the difference.
+    """
+    fault = _checked(model).fault
+    if fault is not None:
+        raise SiteError(f"{_name(model)}: transformer_lens's bridge {fault}; {_OUTSIDE}.")
+
+
+def check_inside(model: TransformerBridge, site: Site) -> None:
+    """Refuse a site inside a block that would be read or written wrongly or never.
+
+    Raises:
+        SiteError: The bridge computes another model, never reaches the site, or carries what is
+            added at the middle of the block out of it changed.
+    """
+    check_bridge(model)
+    point = id(model.hook_dict[str(site)])
+    if point not in _checked(model).fired:
+        # A hook point may have been switched on since, as attn.hook_result can be.
+        _CHECKED.pop(model, None)
+        if point not in _checked(model).fired:
+            raise SiteError(
+                f"site {site} is never reached in {_name(model)}, whose adapter in "
+                f"transformer_lens names it and does not compute it; {_OUTSIDE}."
+            )
+    if site.hook == "hook_resid_mid" and site.layer in _checked(model).bent:
+        raise SiteError(
+            f"site {site}: {_name(model)} changes the residual stream behind the middle of its "
+            "blocks, so what is added there would not come out as it is; use hook_resid_pre or "
+            "hook_resid_post."
+        )
+
+
+def holds_tokens(model: TransformerBridge, site: Site) -> bool:
+    """Return whether a site inside a block holds a vector for each token of each row."""
+    return _checked(model).fired[id(model.hook_dict[str(site)])]
+
+
+def _name(model: TransformerBridge) -> str:
+    return f"{model_info(model).source.name} ({type(model_info(model).plain).__name__})"
+
+
+def _checked(model: TransformerBridge) -> _Check:
+    if model not in _CHECKED:
+        with torch.no_grad(), _unhooked(model_info(model).plain), _unhooked(model.original_model):
+            _CHECKED[model] = _Comparison(model).check()
+    return _CHECKED[model]
+
+
+class _Comparison:
+    """The passes of one check."""
+
+    def __init__(self, model: TransformerBridge) -> None:
+        self._plain: Any = model_info(model).plain
+        self._bridge: Any = model.original_model
+        self._points = model.hook_dict
+        # A mapping from the bridge: "blocks" -> "model.layers" (Llama), "transformer.h" (GPT-2).
+        mapping: Any = model.adapter.component_mapping
+        self._blocks = [f"{mapping['blocks'].name}.{n}" for n in range(model.cfg.n_layers)]
+        embedding = self._plain.get_input_embeddings().weight
+        ids = torch.arange(1, 2 * _LENGTH + 1, device=embedding.device) * 7919
+        self._ids = (ids % len(embedding)).view(2, _LENGTH)
+        self._mask = torch.ones_like(self._ids)
+        self._mask[1, :_PADDED] = 0
+        # The first token of a row is many models' attention sink, which drowns all others.
+        self._compared = self._mask.bool()
+        self._compared[0, 0] = self._compared[1, _PADDED] = False
+        eps = torch.finfo(embedding.dtype).eps
+        self._tolerance = max(1e-3, 4 * eps)
+
+    def check(self) -> _Check:
+        inputs, wanted, logits = self._pass(self._plain)
+        try:
+            fired: dict[int, bool] = {}
+            with self._noting(fired), self._middles() as middles:
+                own, got, theirs = self._pass(self._bridge, inputs)
+                bent = self._bent(inputs, got, middles)
+            place = self._first_off((inputs[0], *wanted, logits), (own[0], *got, theirs))
+            if place is None:
+                return _Check(None, None, fired, bent)
+            free = self._pass(self._bridge)[2]
+            spread = logits[self._compared].std()
+            difference = ((free - logits)[self._compared].abs().max() / spread).item()
+            why = f"computes another model ({place}; its logits differ by {difference:.2g} of "
+            return _Check(f"{why}their spread)", difference, fired, bent)
+        except Exception as error:
+            why = f"cannot run it ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            return _Check(why, float("inf"), {}, frozenset())
+
+    def _pass(
+        self, root: Any, given: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return every block's input and output and the logits; blocks start at what is given."""
+        inputs: list[Any] = [None] * len(self._blocks)
+        outputs: list[Any] = [None] * len(self._blocks)
+
+        def enter(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
+            if given is None:
+                return None
+            if args:
+                return (given[layer], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": given[layer]}
+
+        def leave(layer: int, output: Any) -> None:
+            outputs[layer] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        with ExitStack() as stack:
+            for layer, name in enumerate(self._blocks):
+                block = root.get_submodule(name)
+                pre = block.register_forward_pre_hook(
+                    lambda _block, args, kwargs, layer=layer: enter(layer, args, kwargs),
+                    with_kwargs=True,
+                )
+                stack.callback(pre.remove)
+                post = block.register_forward_hook(
+                    lambda _block, _args, output, layer=layer: leave(layer, output)
+                )
+                stack.callback(post.remove)
+            logits = root(input_ids=self._ids, attention_mask=self._mask, use_cache=False).logits
+        return inputs, outputs, logits.float()
+
+    def _first_off(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
+        """Return where the bridge first gives something else, and by how much of its size."""
+        names = ["the embedding", *(f"block {n}" for n in range(len(self._blocks))), "the head"]
+        for name, right, ours in zip(names, wanted, got, strict=True):
+            right, ours = right.float()[self._compared], ours.float()[self._compared]
+            off = (ours - right).square().mean().sqrt() / right.square().mean().sqrt()
+            if not off <= self._tolerance:
+                return f"{name} gives another result, off by {off:.2g} of its size"
+        return None
+
+    @contextmanager
+    def _noting(self, fired: dict[int, bool]) -> Iterator[None]:
+        def note(point: nn.Module, inputs: Any, output: Any) -> None:
+            fired[id(point)] = isinstance(output, Tensor) and output.shape[:2] == self._ids.shape
+
+        with ExitStack() as stack:
+            for point in {id(point): point for point in self._points.values()}.values():
+                stack.callback(point.register_forward_hook(note).remove)
+            yield
+
+    @contextmanager
+    def _middles(self) -> Iterator[dict[int, _Middle]]:
+        with ExitStack() as stack:
+            found = {}
+            for layer, name in enumerate(self._blocks):
+                point = self._points.get(f"blocks.{layer}.hook_resid_mid")
+                if point is not None:
+                    block = self._bridge.get_submodule(name).original_component
+                    found[layer] = stack.enter_context(_Middle(point).watching(block))
+            yield found
+
+    def _bent(
+        self, inputs: list[Tensor], outputs: list[Tensor], middles: dict[int, _Middle]
+    ) -> frozenset[int]:
+        """Return the layers whose residual stream is more than a sum behind its middle.
+
+        What its attention and its MLP read is held fast, so a change of the block's input must come
+        out of it as it is.
+        """
+        # Exact in every dtype, and no multiple of the input, to which a norm would be blind.
+        signs = torch.where(torch.arange(inputs[0].shape[-1]) % 2 == 0, 1.0, -1.0)
+        changed = [hidden * signs.to(hidden) for hidden in inputs]
+        for middle in middles.values():
+            middle.held = True
+        after = self._pass(self._bridge, changed)[1]
+        bent = set()
+        for layer in middles:
+            before, given = inputs[layer].float(), changed[layer].float()
+            off = after[layer].float() - outputs[layer].float() - (given - before)
+            size = given.abs() + after[layer].float().abs()
+            share = (off / size.clamp_min(1e-30))[self._compared]
+            if not share.square().mean().sqrt() <= self._tolerance:
+                bent.add(layer)
+        return frozenset(bent)
+
+
+class _Middle:
+    """Keeps what a block reads of its input and what its MLP reads, and can give both again."""
+
+    def __init__(self, point: nn.Module) -> None:
+        self.held = False
+        self._point = point
+        self._first: nn.Module | None = None
+        self._kept: dict[nn.Module, Any] = {}
+
+    @contextmanager
+    def watching(self, block: nn.Module) -> Iterator[_Middle]:
+        handles = [m.register_forward_hook(self._at) for m in (*block.children(), self._point)]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _at(self, part: nn.Module, inputs: Any, output: Any) -> Any:
+        self._first = self._first or part
+        if part not in (self._first, self._point):
+            return None
+        if not self.held:
+            self._kept[part] = _copied(output)
+        return self._kept[part]
+
+
+def _copied(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(_copied(part) for part in output)
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+@contextmanager
+def _unhooked(root: nn.Module) -> Iterator[None]:
+    """Take all hooks off a model for a while: what is measured is the model, not its steering."""
+    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in root.modules()]
+    for module, *_ in kept:
+        module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, after, before in kept:
+            module._forward_hooks, module._forward_pre_hooks = after, before
