@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from saesteer.corruption.program import LinearSpan, Program
+from saesteer.corruption.program import LinearSpan, NoiseEdit, Program, Step
 from saesteer.errors import ConfigError, ModelError
+from saesteer.models.blocks import (
+    BlockList,
+    Call,
+    block_lists,
+    check_alike,
+    first_of,
+    one_line,
+    stood_in,
+    trial_ids,
+    unhooked,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -19,143 +35,6 @@ if TYPE_CHECKING:
     from saesteer.corruption.linear_map import LinearMap
 
 HiddenMap = Callable[[Tensor, Tensor], Tensor]
-
-
-class Slot:
-    """One application of a block: what Hugging Face's loop over the blocks calls in its place.
-
-    Args:
-        block: The block; None where none runs.
-        index: Which place in the KV cache is this application's own.
-        before: Maps of the residual stream before the block.
-        after: Maps behind it.
-        boxed: Whether the model's blocks return a tuple; needed where none runs.
-    """
-
-    def __init__(
-        self,
-        block: nn.Module | None,
-        index: int,
-        before: Sequence[HiddenMap] = (),
-        after: Sequence[HiddenMap] = (),
-        *,
-        boxed: bool = False,
-    ) -> None:
-        self.block, self.index, self.boxed = block, index, boxed
-        self.before, self.after = tuple(before), tuple(after)
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models ask a block for its own facts, such as its kind of attention.
-        return getattr(self.__dict__["block"], name)
-
-    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        args = tuple(_own_place(value, self.index) for value in args)
-        kwargs = {name: _own_place(value, self.index) for name, value in kwargs.items()}
-        positions = token_positions(hidden, args, kwargs) if self.before or self.after else hidden
-        for one in self.before:
-            hidden = one(hidden, positions)
-        if self.block is None:
-            _note_tokens(hidden, [*args, *kwargs.values()])
-            return (hidden,) if self.boxed else hidden
-        output = self.block(hidden, *args, **kwargs)
-        for one in self.after:
-            if isinstance(output, tuple):
-                output = (one(output[0], positions), *output[1:])
-            else:
-                output = one(output, positions)
-        return output
-
-
-class _CacheView:
-    """A KV cache in which a block finds its application's place, whatever its own number."""
-
-    def __init__(self, cache: Any, index: int) -> None:
-        self._cache, self._index = cache, index
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_cache"], name)
-
-    def passed(self) -> int:
-        """Return how many tokens this application has seen."""
-        return int(self._cache.get_seq_length(self._index))
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        return self._cache.update(keys, values, self._index, *args, **kwargs)
-
-
-class Ordered(nn.ModuleList):
-    """A model's blocks under their own names, which iterates over slots instead.
-
-    Names stay those of the blocks, so hooks on "model.layers.3" reach block 3 wherever it runs.
-    """
-
-    def __init__(self, blocks: nn.ModuleList, slots: Sequence[Slot]) -> None:
-        super().__init__(blocks)
-        self.slots = tuple(slots)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.slots)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.slots[index] if isinstance(index, slice) else super().__getitem__(index)
-
-
-class BlockList(NamedTuple):
-    """Where a Hugging Face model keeps its blocks.
-
-    Attributes:
-        root: The causal language model.
-        owner: The module that holds the list.
-        name: The list's name there.
-        blocks: The list.
-    """
-
-    root: nn.Module
-    owner: nn.Module
-    name: str
-    blocks: nn.ModuleList
-
-
-def block_lists(model: TransformerBridge) -> tuple[BlockList, BlockList]:
-    """Return the blocks of the plain model and of the bridge's.
-
-    Raises:
-        ModelError: The model does not keep its blocks in one list.
-    """
-    from saesteer.models import plain_model
-
-    mapping: Any = model.adapter.component_mapping
-    path = str(mapping["blocks"].name) if "blocks" in mapping else ""
-    parent, _, name = path.rpartition(".")
-    found = []
-    for root in (plain_model(model), model.original_model):
-        owner = root.get_submodule(parent) if path else root
-        blocks = getattr(owner, name, None) if path else None
-        if not isinstance(blocks, nn.ModuleList) or not hasattr(owner, "config"):
-            raise ModelError(
-                f"model {model.cfg.model_name} does not keep its layers in one list, so no layer "
-                "program can run on it; choose a decoder-only model."
-            )
-        found.append(BlockList(root, owner, name, blocks))
-    return found[0], found[1]
-
-
-def returns_tuple(place: BlockList) -> bool:
-    """Return whether the blocks hand on a tuple, as those of some older architectures do."""
-    seen: list[bool] = []
-    handle = place.blocks[0].register_forward_hook(
-        lambda _module, _args, output: seen.append(isinstance(output, tuple))
-    )
-    root: Any = place.root
-    try:
-        with torch.inference_mode():
-            device = root.get_input_embeddings().weight.device
-            root(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 @contextmanager
@@ -180,6 +59,7 @@ def corrupted(
     Raises:
         ConfigError: The program is another model's, a map or mean is missing, or a program is
             running already.
+        ModelError: The program cannot run on this architecture.
 
     Example:
         >>> with corrupted(model, parse_program("skip 3", 30)):  # doctest: +SKIP
@@ -188,68 +68,243 @@ def corrupted(
     from saesteer.corruption.edits import edited
 
     _check_fits(model, program, maps or {})
+    check_programs(model, [program])
     with ExitStack() as stack:
-        for place in block_lists(model):
-            slots, kinds = _slots(place, program, maps or {})
-            stack.enter_context(in_order(place, slots, kinds))
+        for late, place in enumerate(block_lists(model)):
+            # The plain model runs also where the bridge cannot.
+            stack.enter_context(_running(place, program.steps, maps or {}, late=bool(late)))
         stack.enter_context(edited(model, program.edits, means))
         yield model
 
 
-@contextmanager
-def in_order(place: BlockList, slots: Sequence[Slot], kinds: Sequence[int]) -> Iterator[None]:
-    """Put slots in the place of a model's blocks.
+# How many tokens of each row a cache has been through, where a program needs to know.
+_PASSED = "saesteer_passed"
+_TWICE = Program((0, 0), 1)
+# What was tried on a model, and runs.
+_RUNNING: WeakKeyDictionary[nn.Module, set[Program]] = WeakKeyDictionary()
+
+
+def check_programs(model: TransformerBridge, programs: Sequence[Program]) -> None:
+    """Check that programs can run on a model, by running each on a few made-up tokens.
+
+    It is checked as well that the model's blocks, run one by one, give its logits, and where a
+    layer runs twice that this gives the same with a KV cache and without.
 
     Args:
-        place: The blocks.
-        slots: What runs instead.
-        kinds: For every slot the layer whose kind of attention (full or sliding) it has.
+        model: A model from `load_model`.
+        programs: The programs; their maps and means need not be there yet.
 
     Raises:
-        ConfigError: Slots are there already.
+        ModelError: One cannot run; the sentence names it.
     """
-    config: Any = place.owner.config
-    if isinstance(place.blocks, Ordered):
-        raise ConfigError("a layer program is running already; leave it before starting another.")
-    changed: dict[str, Any] = {"num_hidden_layers": len(slots)}
-    # Masks, rotary positions and the KV cache are made by these, an entry for each layer run.
-    for name in ("layer_types", "mlp_layer_types"):
-        types = getattr(config, name, None)
-        if types is not None:
-            changed[name] = [types[kind] for kind in kinds]
-    earlier = {name: getattr(config, name) for name in changed}
-    # Past __setattr__, which would register the new list at the end of the modules.
-    modules = place.owner._modules
-    try:
-        for name, value in changed.items():
-            setattr(config, name, value)
-        modules[place.name] = Ordered(place.blocks, slots)
-        yield
-    finally:
-        modules[place.name] = place.blocks
-        for name, value in earlier.items():
-            setattr(config, name, value)
+    from saesteer.corruption.edits import edited
 
-
-def _slots(
-    place: BlockList, program: Program, maps: Mapping[LinearSpan, LinearMap]
-) -> tuple[list[Slot], list[int]]:
-    """Return slots, and the layer that each is of; maps hang on the block before or behind them."""
-    slots: list[Slot] = []
-    kinds: list[int] = []
-    waiting: list[HiddenMap] = []
-    for step in program.steps:
-        if isinstance(step, LinearSpan):
-            waiting.append(maps[step])
+    place = block_lists(model)[0]
+    root: Any = place.root
+    known = _RUNNING.setdefault(root, set())
+    for program in programs:
+        if program in known:
             continue
-        slots.append(Slot(place.blocks[step], len(slots), before=waiting))
-        kinds.append(step)
-        waiting = []
-    if not slots:
-        # A slot all the same: the cache has to know how many tokens have passed.
-        return [Slot(None, 0, before=waiting, boxed=returns_tuple(place))], [0]
-    slots[-1].after = tuple(waiting)
-    return slots, kinds
+        if _TWICE not in known and any(count > 1 for count in Counter(program.steps).values()):
+            with unhooked(root), torch.no_grad():
+                _check_cache(place)
+            known.add(_TWICE)
+        maps: Any = dict.fromkeys(program.spans, lambda hidden, _positions: hidden)
+        edits = [e if isinstance(e, NoiseEdit) else replace(e, how="zero") for e in program.edits]
+        try:
+            with (
+                unhooked(root),
+                edited(model, edits),
+                _running(place, program.steps, maps),
+                torch.no_grad(),
+            ):
+                root(input_ids=trial_ids(root), use_cache=False)
+        except (ConfigError, ModelError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"program '{program}' cannot run on {model.cfg.model_name}: a layer misses what "
+                f"another one leaves for it ({one_line(error)}); choose other layers."
+            ) from error
+        known.add(program)
+
+
+def _check_cache(place: BlockList) -> None:
+    """Check that what a cache remembers of layers that run twice is what they saw.
+
+    Raises:
+        ModelError: It is not.
+    """
+    root: Any = place.root
+    ids = trial_ids(root)
+    steps = tuple(range(len(place.blocks))) * 2
+    with _running(place, steps, {}):
+        wanted = root(input_ids=ids, use_cache=False).logits[:, -1]
+        try:
+            said: Any = root(input_ids=ids[:, :-1], use_cache=True)
+            cache = next((v for v in said.values() if _is_cache(v)), None)
+            if cache is None:
+                raise ModelError("it hands on no KV cache")
+            name = "cache" if "cache" in said else "past_key_values"
+            got = root(input_ids=ids[:, -1:], use_cache=True, **{name: cache}).logits[:, -1]
+            check_alike(got, wanted, root.dtype)
+        except Exception as error:
+            raise ModelError(
+                f"{type(root).__name__} cannot run a layer twice with a KV cache "
+                f"({one_line(error)}); choose programs in which each layer runs once."
+            ) from error
+
+
+@contextmanager
+def _running(
+    place: BlockList,
+    steps: Sequence[Step],
+    maps: Mapping[LinearSpan, HiddenMap],
+    *,
+    late: bool = False,
+) -> Iterator[None]:
+    masks: list[Any] = [None]
+
+    def note(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        masks[0] = kwargs.get("attention_mask")
+
+    def run(hidden: Tensor, calls: Sequence[Call]) -> Any:
+        caches = [_CachePlaces(cache, steps, place) for cache in caches_of(calls)]
+        positions = token_positions(hidden, calls, masks[0]) if maps else hidden
+        seen: Counter[int] = Counter()
+        output: Any = hidden
+        for step in steps:
+            if not isinstance(step, int):
+                output = maps[step](first_of(output), positions)
+                continue
+            call = calls[step]
+            with ExitStack() as stack:
+                for cache in caches:
+                    stack.enter_context(cache.at(step, seen[step]))
+                output = place.blocks[step](first_of(output), *call.args, **call.kwargs)
+            seen[step] += 1
+        for cache in caches:
+            cache.pass_unrun(seen, hidden)
+        return output
+
+    handle = place.owner.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with stood_in(place, run, late=late):
+            yield
+    finally:
+        handle.remove()
+
+
+class _CachePlaces:
+    """A KV cache in which a block that runs again has a place of its own for each time.
+
+    Args:
+        cache: A cache of transformers, with a place for every block.
+        steps: What runs.
+        place: The model's blocks.
+
+    Raises:
+        ConfigError: Tokens are in the cache that the program has not seen.
+    """
+
+    def __init__(self, cache: Any, steps: Sequence[Step], place: BlockList) -> None:
+        self._layers = cache.layers
+        self._count = len(place.blocks)
+        blocks = [step for step in steps if isinstance(step, int)]
+        again = [block for i, block in enumerate(blocks) if block in blocks[:i]]
+        grows = cache.layer_class_to_replicate
+        while grows is not None and len(cache.layers) < self._count:
+            cache.layers.append(grows())
+        if len(cache.layers) == self._count and again:
+            if any(_holds_tokens(layer) for layer in cache.layers):
+                raise ConfigError(
+                    "the KV cache was filled outside this layer program, in which layers run more "
+                    "than once; start with an empty one."
+                )
+            # Behind the blocks' own, so that whatever is done to a whole cache reaches them too.
+            cache.layers.extend(copy.deepcopy(cache.layers[block]) for block in again)
+        elif len(cache.layers) != self._count + len(again):
+            raise ConfigError(
+                "the KV cache was filled under another layer program; start with an empty one."
+            )
+        self._extra: dict[tuple[int, int], int] = {}
+        seen: Counter[int] = Counter()
+        for number, block in enumerate(again):
+            seen[block] += 1
+            self._extra[block, seen[block]] = self._count + number
+
+    @contextmanager
+    def at(self, block: int, time: int) -> Iterator[None]:
+        """Let a block find its place for the so manieth time that it runs."""
+        layers, other = self._layers, self._extra.get((block, time), block)
+        layers[block], layers[other] = layers[other], layers[block]
+        try:
+            yield
+        finally:
+            layers[block], layers[other] = layers[other], layers[block]
+
+    def pass_unrun(self, seen: Mapping[int, int], hidden: Tensor) -> None:
+        """Tell the places of blocks that do not run how many tokens have passed."""
+        for block in range(self._count):
+            if not seen[block]:
+                _pass_tokens(self._layers[block], hidden)
+
+
+def _pass_tokens(layer: Any, hidden: Tensor) -> None:
+    rows, width = hidden.shape[:2]
+    if hasattr(layer, "get_seq_length"):
+        known = [getattr(layer, name, None) for name in ("keys", "values")]
+        shapes = [(1, 1) if t is None or t.ndim < 4 else (t.shape[1], t.shape[3]) for t in known]
+        layer.update(*(hidden.new_zeros((rows, heads, width, size)) for heads, size in shapes))
+    if hasattr(layer, "update_conv_state"):
+        # Whether it has seen anything is all that others ask of it.
+        for number in range(getattr(layer, "number_of_states", 1)):
+            layer.update_conv_state(hidden.new_zeros((rows, 1, 1)), *([number] if number else []))
+
+
+def _holds_tokens(layer: Any) -> bool:
+    if hasattr(layer, "get_seq_length") and int(layer.get_seq_length()):
+        return True
+    seen = getattr(layer, "has_previous_state", False)
+    return any(seen.values()) if isinstance(seen, dict) else bool(seen)
+
+
+def caches_of(calls: Sequence[Call]) -> list[Any]:
+    """Return the KV caches that blocks are called with."""
+    values = [value for call in calls for value in (*call.args, *call.kwargs.values())]
+    return list({id(value): value for value in values if _is_cache(value)}.values())
+
+
+def _is_cache(value: Any) -> bool:
+    from transformers.cache_utils import Cache
+
+    return isinstance(value, Cache)
+
+
+def token_positions(
+    hidden: Tensor, calls: Sequence[Call], mask: Tensor | None
+) -> Int[Tensor, "#row pos"]:
+    """Return where in its text each token stands that the blocks are about to see.
+
+    Args:
+        hidden: The tokens' residual stream.
+        calls: What the blocks are called with.
+        mask: What the model was told of padding, earlier tokens included.
+    """
+    width = hidden.shape[1]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        found = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
+    else:
+        told = [call.kwargs.get("position_ids") for call in calls]
+        found = next((p for p in told if isinstance(p, Tensor) and p.ndim == 2), None)
+    caches = caches_of(calls)
+    if found is None:
+        # Mamba is told of padding with the prompt alone, and of positions never.
+        past = next((vars(cache)[_PASSED] for cache in caches if _PASSED in vars(cache)), 0)
+        found = torch.arange(width, device=hidden.device)[None] + past
+    for cache in caches:
+        setattr(cache, _PASSED, found[:, -1:] + 1)
+    return found
 
 
 def _check_fits(
@@ -265,32 +320,3 @@ def _check_fits(
             raise ConfigError(
                 f"program '{program}' has no map for '{span}'; fit one with fit_linear_maps."
             )
-
-
-def token_positions(hidden: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return where in its text each token stands that a block is about to see."""
-    positions = kwargs.get("position_ids")
-    if isinstance(positions, Tensor):
-        return positions
-    caches = [value for value in (*args, *kwargs.values()) if isinstance(value, _CacheView)]
-    past = caches[0].passed() if caches else 0
-    return torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-
-
-def _is_cache(value: Any) -> bool:
-    from transformers.cache_utils import Cache
-
-    return isinstance(value, Cache)
-
-
-def _own_place(value: Any, index: int) -> Any:
-    return _CacheView(value, index) if _is_cache(value) else value
-
-
-def _note_tokens(hidden: Tensor, values: Sequence[Any]) -> None:
-    for value in values:
-        if isinstance(value, _CacheView):
-            nothing = torch.zeros(
-                (hidden.shape[0], 1, hidden.shape[1], 1), dtype=hidden.dtype, device=hidden.device
-            )
-            value.update(nothing, nothing, 0)

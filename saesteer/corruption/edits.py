@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ def measure_means(
 ) -> Means:
     """Measure every head's and MLP's mean output over texts, in one pass over them.
 
+    Layers without heads, or without an MLP of their own, are left out.
+
     Args:
         model: A model from `load_model`.
         rows: Tokenised texts; their kept tokens count.
@@ -88,15 +90,17 @@ def measure_means(
         for layer in range(int(model.cfg.n_layers)):
             before: Any = lambda _module, args, i=layer: add(("o", i), args[0])  # noqa: E731
             behind: Any = lambda _module, _args, out, i=layer: add(("mlp", i), _first(out))  # noqa: E731
-            handle = _part(model, root, layer, "o").register_forward_pre_hook(before)
-            stack.callback(handle.remove)
-            stack.callback(_part(model, root, layer, "mlp").register_forward_hook(behind).remove)
+            with suppress(ModelError):
+                handle = _part(model, root, layer, "o").register_forward_pre_hook(before)
+                stack.callback(handle.remove)
+            with suppress(ModelError):
+                handle = _part(model, root, layer, "mlp").register_forward_hook(behind)
+                stack.callback(handle.remove)
         for mask, forward in kept_passes(model, rows, max_tokens=max_tokens):
             kept[:] = [mask]
             forward()
-    layers = range(int(model.cfg.n_layers))
-    heads = {i: (sums["o", i] / n_tokens).float() for i in layers}
-    mlps = {i: (sums["mlp", i] / n_tokens).float() for i in layers}
+    heads = {i: (total / n_tokens).float() for (part, i), total in sums.items() if part == "o"}
+    mlps = {i: (total / n_tokens).float() for (part, i), total in sums.items() if part == "mlp"}
     return Means(heads, mlps, n_tokens)
 
 
@@ -108,14 +112,14 @@ def _put_on(model: TransformerBridge, root: Any, edit: Edit, means: Means | None
     if edit.how == "mean" and means is None:
         raise ConfigError("a part is put to its mean and no means are there; see measure_means.")
     if isinstance(edit, MlpEdit):
-        value = means.mlps[edit.layer] if edit.how == "mean" and means is not None else None
         module = _part(model, root, edit.layer, "mlp")
+        value = means.mlps[edit.layer] if edit.how == "mean" and means is not None else None
         return module.register_forward_hook(partial(_mlp_hook, value))
     n_heads = int(model.cfg.n_heads)
     if edit.head >= n_heads:
         raise ConfigError(f"head {edit.layer}.{edit.head}: a layer has heads 0 to {n_heads - 1}.")
-    value = means.heads[edit.layer] if edit.how == "mean" and means is not None else None
     module = _part(model, root, edit.layer, "o")
+    value = means.heads[edit.layer] if edit.how == "mean" and means is not None else None
     return module.register_forward_pre_hook(partial(_head_hook, edit.head, n_heads, value))
 
 

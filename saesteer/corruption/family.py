@@ -10,16 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saesteer.corruption.apply import (
-    BlockList,
-    Slot,
-    block_lists,
-    in_order,
-    returns_tuple,
-    token_positions,
-)
+from saesteer.corruption.apply import token_positions
 from saesteer.corruption.edits import edited
 from saesteer.corruption.program import Edit, LinearSpan, Program, Step
+from saesteer.models.blocks import BlockList, Call, block_lists, first_of, stood_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -114,7 +108,7 @@ def family_states(
 
 
 class _Walk:
-    """Runs a tree of programs as one long program whose slots jump back to where they branch."""
+    """Runs a tree of programs, every visit once."""
 
     def __init__(
         self,
@@ -126,74 +120,38 @@ class _Walk:
         self._place, self._chosen, self._maps = place, chosen, maps
         self._at_root, self._visits = shared_walk(orders)
         self._found: list[Tensor] = [torch.empty(0)] * len(orders)
-        self._last_child = {visit.parent: i for i, visit in enumerate(self._visits)}
-        self._kept: dict[int, Tensor] = {}
-        plain = all(isinstance(visit.step, int) for visit in self._visits)
-        self._boxed = not (plain and self._visits) and returns_tuple(place)
 
     def run(self, batch: TokenBatch) -> list[Tensor]:
-        slots: list[Slot] = [_VisitSlot(self, i) for i in range(len(self._visits))]
-        kinds = [v.step if isinstance(v.step, int) else 0 for v in self._visits]
         root: Any = self._place.root
-        with in_order(self._place, slots or [_RootSlot(self)], kinds or [0]):
+
+        def walk(hidden: Tensor, calls: Sequence[Call]) -> Tensor:
+            return self._run(hidden, calls, batch.attention_mask)
+
+        with stood_in(self._place, walk):
             root.base_model(**batch.inputs, use_cache=False)
         return self._found
 
-    def visit(self, number: int, hidden: Tensor, args: Any, kwargs: Any) -> Any:
-        visit = self._visits[number]
-        if number == 0:
-            self.arrive(ROOT, self._at_root, hidden)
-        # Right behind its parent, what comes in is the parent's output.
-        source = hidden if visit.parent == number - 1 else self._kept[visit.parent]
-        if self._last_child[visit.parent] == number:
-            self._kept.pop(visit.parent, None)
-        if isinstance(visit.step, int):
-            output = self._place.blocks[visit.step](source, *args, **kwargs)
-        else:
-            mapped = self._maps[visit.step](source, token_positions(source, args, kwargs))
-            output = (mapped,) if self._boxed else mapped
-        self.arrive(number, visit.ends, output[0] if isinstance(output, tuple) else output)
-        return output
+    def _run(self, hidden: Tensor, calls: Sequence[Call], mask: Tensor) -> Tensor:
+        positions = token_positions(hidden, calls, mask)
+        last_child = {visit.parent: i for i, visit in enumerate(self._visits)}
+        kept = {ROOT: hidden}
+        self._arrive(self._at_root, hidden)
+        for number, visit in enumerate(self._visits):
+            last = last_child[visit.parent] == number
+            source = kept.pop(visit.parent) if last else kept[visit.parent]
+            if isinstance(visit.step, int):
+                args, kwargs = calls[visit.step]
+                state = first_of(self._place.blocks[visit.step](source, *args, **kwargs))
+            else:
+                state = self._maps[visit.step](source, positions)
+            self._arrive(visit.ends, state)
+            if number in last_child:
+                kept[number] = state
+        return hidden
 
-    def arrive(self, number: int, ends: Sequence[int], hidden: Tensor) -> None:
+    def _arrive(self, ends: Sequence[int], hidden: Tensor) -> None:
         for program in ends:
             self._found[program] = hidden[self._chosen]
-        if self._last_child.get(number, number + 1) > number + 1:
-            self._kept[number] = hidden
-
-    def box(self, hidden: Tensor) -> Any:
-        self.arrive(ROOT, self._at_root, hidden)
-        return (hidden,) if self._boxed else hidden
-
-
-class _VisitSlot(Slot):
-    def __init__(self, walk: _Walk, number: int) -> None:
-        step = walk._visits[number].step
-        super().__init__(walk._place.blocks[step if isinstance(step, int) else 0], number)
-        self._walk, self._number = walk, number
-
-    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._walk.visit(self._number, hidden, args, kwargs)
-
-
-class _RootSlot(Slot):
-    def __init__(self, walk: _Walk) -> None:
-        super().__init__(None, 0)
-        self._walk = walk
-
-    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._walk.box(hidden)
-
-
-class _StateSlot(Slot):
-    """Hands on states in place of whatever comes in."""
-
-    def __init__(self, *, boxed: bool) -> None:
-        super().__init__(None, 0, boxed=boxed)
-        self.state = torch.empty(0)
-
-    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (self.state,) if self.boxed else self.state
 
 
 class Unembedding:
@@ -207,16 +165,14 @@ class Unembedding:
 
     def __init__(self, model: TransformerBridge) -> None:
         self._place, _ = block_lists(model)
-        self._slot = _StateSlot(boxed=returns_tuple(self._place))
 
     def __call__(self, states: Float[Tensor, "state d_model"]) -> Float[Tensor, "state vocab"]:
         """Return logits."""
         root: Any = self._place.root
         device = root.get_input_embeddings().weight.device
         # Rows of one token each: then no position is past the model's context.
-        self._slot.state = states[:, None]
         tokens = torch.zeros((len(states), 1), dtype=torch.long, device=device)
-        with torch.inference_mode(), in_order(self._place, [self._slot], [0]):
+        with torch.inference_mode(), stood_in(self._place, lambda *_: states[:, None]):
             return root(input_ids=tokens, use_cache=False).logits[:, 0]
 
 

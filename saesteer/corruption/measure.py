@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saesteer.corruption.apply import check_programs
 from saesteer.corruption.family import Unembedding, chunks, family_states
 from saesteer.corruption.program import LinearSpan, Program, intact_program
 
@@ -158,12 +159,16 @@ def score_task(
         means: As in `corrupted`.
         top: How many tokens of the vocabulary that gain and lose most; none if 0.
         max_tokens: The most tokens in a batch.
+
+    Raises:
+        ModelError: A program cannot run on this architecture.
     """
     from saesteer.models import plain_model
     from saesteer.models.tokens import input_device, length_sorted_batches, pad_rows, padding_id
 
     if not programs or not programs[0].is_intact:
         programs = [intact_program(int(model.cfg.n_layers)), *programs]
+    check_programs(model, programs)
     device = input_device(plain_model(model))
     head = Unembedding(model)
     parts: list[_Part] = []

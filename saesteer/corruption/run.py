@@ -159,11 +159,11 @@ class CorruptBench(ModelBench):
             SaesteerError: A task or prompt does not fit the model's context, a text file cannot be
                 used, or the model cannot run programs.
         """
-        from saesteer.corruption.apply import block_lists
+        from saesteer.corruption.apply import check_programs
         from saesteer.corruption.completions import prompt_rows
 
-        block_lists(self.model)
-        assert self.rows and self.programs.all
+        check_programs(self.model, self.programs.all)
+        assert self.rows
         if self._needs_reference:
             assert self._reference
         shown = self.plan.config.completions

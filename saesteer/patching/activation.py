@@ -271,7 +271,7 @@ def _engines(
     device = input_device(plain_model(model))
     if len(batch) == 0:
         raise DataError("there is no pair of prompts to patch; give at least one.")
-    placed = what is None or all(_placed(model, name) for name in what.components)
+    placed = what is None or all(_placed(model, name, what.layers) for name in what.components)
     fast = placed and windows_stand(model, sides_of(batch, mode, slice(None), device))
     if not fast and progress is not None:
         progress.say(
@@ -289,8 +289,12 @@ def _engines(
         yield make
 
 
-def _placed(model: TransformerBridge, component: str) -> bool:
-    return component == "pattern" or find_place(model, component) is not None
+def _placed(model: TransformerBridge, component: str, layers: Sequence[int]) -> bool:
+    """Return whether one module of every block holds a component, the same in all of them."""
+    if component == "pattern":
+        return True
+    places = {find_place(model, component, layer) for layer in layers}
+    return len(places) == 1 and None not in places
 
 
 def _groups(count: int, each: int) -> list[slice]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from saesteer.data.checks import did_you_mean, shorten, spoken_list
 from saesteer.errors import ConfigError, SiteError
+from saesteer.models.bridge import bridge_difference
 from saesteer.models.loading import plain_model
-from saesteer.models.sites import HookTarget, Removable, Site
+from saesteer.models.sites import HookTarget, Removable, Site, check_site
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -119,12 +120,83 @@ class Place:
         return HookTarget(block, module, self.side, Site(layer)).hook(on_whole)
 
 
-def find_place(model: TransformerBridge, component: str) -> Place | None:
-    """Return where a component lives in the plain model's blocks, from the bridge's hook points.
+def check_there(model: TransformerBridge, component: str, layers: Sequence[int]) -> None:
+    """Check that a component is in all of these layers, and is what its name says.
+
+    Args:
+        model: A model from `load_model`.
+        component: One of `COMPONENTS` but "sae".
+        layers: The layers, which need not all be of one kind.
+
+    Raises:
+        SiteError: It is not.
+    """
+    if component in RESIDUAL:
+        return
+    count = int(model.cfg.n_layers)
+    having = [i for i in range(count) if hook_name(component, i) in model.hook_dict]
+    if component not in (*RESIDUAL, "pattern"):
+        having = [i for i in having if _is_there(model, component, i)]
+    lacking = [layer for layer in layers if layer not in having]
+    if lacking and having:
+        raise SiteError(
+            f"component {component!r}: layer {lacking[0]} of {model.cfg.model_name} has none, as "
+            f"its layers differ; give layers out of {', '.join(map(str, having))}."
+        )
+    if lacking:
+        raise SiteError(
+            f"component {component!r}: the blocks of {model.cfg.model_name} have no such part; "
+            "choose resid_pre, resid_post or another one that they have."
+        )
+    if component == "resid_mid":
+        for layer in layers:
+            check_site(model, Site(layer, "hook_resid_mid"))
+
+
+def check_bridge_alike(model: TransformerBridge, what: str) -> None:
+    """Refuse what runs in the bridge alone where the bridge computes another model.
+
+    Args:
+        model: A model from `load_model`.
+        what: What was asked for, such as "attribution".
+
+    Raises:
+        SiteError: It does, with the difference.
+    """
+    difference = bridge_difference(model)
+    if difference is None:
+        return
+    how = (
+        "cannot run it"
+        if difference == float("inf")
+        else (f"computes another model (its logits differ by {difference:.2g} of their spread)")
+    )
+    raise SiteError(
+        f"{what} of {model.cfg.model_name} needs transformer_lens's bridge, which {how}; use "
+        "activation patching of resid_pre or resid_post, or the logit lens."
+    )
+
+
+def _is_there(model: TransformerBridge, component: str, layer: int) -> bool:
+    block = plain_blocks(model)[layer]
+    place = find_place(model, component, layer)
+    return place is None or place.path in dict(block.named_modules())
+
+
+def plain_blocks(model: TransformerBridge) -> nn.ModuleList:
+    """Return the plain model's blocks."""
+    mapping: Any = model.adapter.component_mapping
+    found: Any = plain_model(model).get_submodule(mapping["blocks"].name)
+    return found
+
+
+def find_place(model: TransformerBridge, component: str, layer: int = 0) -> Place | None:
+    """Return where a component lives in one of the plain model's blocks, from the bridge's hooks.
 
     Args:
         model: A model from `load_model`.
         component: One of `COMPONENTS` but "pattern" and "sae", which are no module's tensor.
+        layer: The block's number.
 
     Returns:
         The place; None where the plain model has no module that holds it, so that only the bridge
@@ -135,18 +207,18 @@ def find_place(model: TransformerBridge, component: str) -> Place | None:
     """
     if component in RESIDUAL:
         return Place("", "input" if component == "resid_pre" else "output")
-    name = hook_name(component, 0)
+    name = hook_name(component, layer)
     if name not in model.hook_dict:
         raise SiteError(
-            f"component {component!r}: the blocks of {model.cfg.model_name} have no such part; "
-            "choose resid_pre, resid_post or another one that they have."
+            f"component {component!r}: layer {layer} of {model.cfg.model_name} has no such part; "
+            "choose resid_pre, resid_post or another one that it has."
         )
     heads = heads_of(model, component) if component in BY_HEAD else None
     # A hook point goes by its module's name, such as blocks.0.ln1_post.hook_out.
     *path, end = str(model.hook_dict[name].name).split(".")[2:]
-    found = _module_path(model, path)
+    found = _module_path(model, path, layer)
     if found is None or end not in ("hook_in", "hook_out"):
-        return _joint_place(model, component, heads)
+        return _joint_place(model, component, heads, layer)
     return Place(found, "input" if end == "hook_in" else "output", heads=heads)
 
 
@@ -156,7 +228,7 @@ def heads_of(model: TransformerBridge, component: str) -> int:
     return int(shared or model.cfg.n_heads) if component in ("k", "v") else int(model.cfg.n_heads)
 
 
-def _module_path(model: TransformerBridge, path: list[str]) -> str | None:
+def _module_path(model: TransformerBridge, path: list[str], layer: int) -> str | None:
     """Return the plain model's name, inside a block, of a module that the bridge calls `path`."""
     mapping: Any = model.adapter.component_mapping
     part, names = mapping["blocks"], []
@@ -165,14 +237,16 @@ def _module_path(model: TransformerBridge, path: list[str]) -> str | None:
         if part is None or not part.name:
             return None
         names.append(part.name)
-    block = plain_model(model).get_submodule(f"{mapping['blocks'].name}.0")
+    block = plain_blocks(model)[layer]
     found = ".".join(names)
     return found if found and found in dict(block.named_modules()) else None
 
 
-def _joint_place(model: TransformerBridge, component: str, heads: int | None) -> Place | None:
+def _joint_place(
+    model: TransformerBridge, component: str, heads: int | None, layer: int
+) -> Place | None:
     # GPT-2 keeps queries, keys and values side by side; others interleave them head by head.
-    joint = _module_path(model, ["attn", "qkv"])
+    joint = _module_path(model, ["attn", "qkv"], layer)
     if component not in ("q", "k", "v") or joint is None or not joint.endswith(".c_attn"):
         return None
     width = int(model.cfg.d_model)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.corruption.apply import corrupted
+from saesteer.corruption.apply import corrupted, token_positions
 from saesteer.corruption.linear_map import LeastSquares, fit_linear_maps
 from saesteer.corruption.program import LinearSpan, parse_program
 from saesteer.corruption.texts import reference_texts, text_rows
 from saesteer.errors import DataError
 from saesteer.models import plain_model
+from saesteer.models.blocks import Call
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenRow
 
@@ -117,16 +118,13 @@ def test_without_held_out_texts_there_is_no_r2(tiny_llama):
     assert np.isnan(found.r2) and found.n_held_out == 0 and found.n_train == 3
 
 
-def test_positions_come_from_the_cache_where_a_model_does_not_tell_them():
+def test_positions_come_from_the_mask_the_model_or_the_cache():
     from transformers import DynamicCache
 
-    from saesteer.corruption.apply import _CacheView, token_positions
-
-    cache, hidden = DynamicCache(), torch.zeros(1, 4, 32)
-    view = _CacheView(cache, 0)
-    assert token_positions(hidden, (), {}).tolist() == [[0, 1, 2, 3]]
-    assert token_positions(hidden, (view,), {}).tolist() == [[0, 1, 2, 3]]
-    view.update(torch.zeros(1, 1, 5, 8), torch.zeros(1, 1, 5, 8), 7)
-    assert token_positions(hidden[:, :1], (), {"past_key_values": view}).tolist() == [[5]]
-    told = torch.tensor([[9]])
-    assert token_positions(hidden[:, :1], (), {"position_ids": told}) is told
+    cache, hidden = DynamicCache(), torch.zeros(2, 3, 32)
+    calls, told = [Call((cache,), {})], torch.tensor([[7, 8, 9]])
+    assert token_positions(hidden, [], None).tolist() == [[0, 1, 2]]
+    assert token_positions(hidden, [Call((), {"position_ids": told})], None) is told
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    assert token_positions(hidden, calls, mask).tolist() == [[0, 0, 1], [0, 1, 2]]
+    assert token_positions(hidden[:, :1], calls, None).tolist() == [[2], [3]]

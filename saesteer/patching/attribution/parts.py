@@ -31,7 +31,7 @@ from saesteer.patching.attribution.runs import (
     pairs_at_once,
     scores,
 )
-from saesteer.patching.components import BY_COLUMN
+from saesteer.patching.components import BY_COLUMN, check_bridge_alike, check_there
 from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.result import Method, Mode, PatchResult, check_mode
@@ -169,6 +169,10 @@ def attributed(
     cells = {key: given[key] for key in given if key not in ("mode", "memory_gb", "progress")}
     chosen = wanted(model, components, **cells)  # type: ignore[arg-type]
     check_mode(mode)
+    check_bridge_alike(model, "attribution")
+    for component in chosen.components:
+        if component != SAE:
+            check_there(model, component, chosen.layers)
     device = input_device(model.original_model)
     if not len(batch):
         raise DataError("there is no pair of prompts to attribute; give at least one.")

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.errors import ConfigError
-from saesteer.patching.components import BY_COLUMN, BY_HEAD, check_component, heads_of
+from saesteer.patching.components import (
+    BY_COLUMN,
+    BY_HEAD,
+    check_component,
+    check_there,
+    component_of,
+    heads_of,
+)
 from saesteer.patching.engine.prepare import What
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.sae_patching import Clusters
@@ -61,13 +68,17 @@ def checked_what(
             raise ConfigError(
                 f"layers: SAE {sae.name} writes at layer {own[0]} alone; leave layers out."
             )
+        for site in (sae.site, sae.write_site):
+            check_there(model, component_of(site), (site.layer,))
         chosen = None if features is None else tuple(int(f) for f in features)
         return What(component, own, sae, chosen, clusters)
     if heads is not None:
         _in_range("heads", heads, heads_of(model, component))
     count = int(model.cfg.n_layers)
     numbers = range(count) if layers is None else layers
-    return What(component, _in_range("layers", numbers, count))
+    chosen_layers = _in_range("layers", numbers, count)
+    check_there(model, component, chosen_layers)
+    return What(component, chosen_layers)
 
 
 def checked_columns(

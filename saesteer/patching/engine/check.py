@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saesteer.models.blocks import trial_ids
 from saesteer.models.loading import plain_model
 from saesteer.patching.engine.attention import Window, windows_allowed
 from saesteer.patching.engine.climb import run_whole
@@ -36,6 +37,8 @@ def windows_stand(model: TransformerBridge, sides: Sides) -> bool:
     pair = torch.stack([lengths.argmin(), lengths.argmax()]).unique()
     few = Sides(*(getattr(sides, part.name)[pair] for part in fields(Sides)))
     wanted = _whole(model, few).float()
+    if not _keys_alone(plain_model(model)):
+        return False
     try:
         with windows_allowed(plain_model(model)):
             got = _windowed(Steps(model), few)
@@ -46,6 +49,16 @@ def windows_stand(model: TransformerBridge, sides: Sides) -> bool:
         return False
     loose = _TOLERANCE.get(plain_model(model).dtype, _ROUGH) * wanted.std()
     return bool((got - wanted).abs().max() <= loose)
+
+
+def _keys_alone(plain: Any) -> bool:
+    """Return whether keys and values are all that later tokens read of earlier ones."""
+    said = plain(input_ids=trial_ids(plain), use_cache=True)
+    caches = [value for value in said.values() if hasattr(value, "get_seq_length")]
+    layers = [layer for cache in caches for layer in cache.layers]
+    return bool(layers) and all(
+        hasattr(layer, "keys") and not hasattr(layer, "update_conv_state") for layer in layers
+    )
 
 
 def _windowed(steps: Steps, sides: Sides) -> Float[Tensor, "row vocab"]:

@@ -48,7 +48,7 @@ class FastEngine:
     ) -> None:
         self._steps = Steps(model)
         layers = () if what is None else what.read_layers
-        read = None if what is None else _place(model, what.read_component)
+        read = None if what is None else _place(model, what.read_component, what.read_layers[0])
         own = layers if what is not None and what.sae is not None else ()
         source = run_whole(
             self._steps, sides.source_ids, sides.source_mask, layers=layers, place=read
@@ -63,7 +63,7 @@ class FastEngine:
         if what is not None:
             heads = heads_of(model, what.component) if what.has_heads else None
             self.prepared = make_patch(what, sides, source.parts, run.parts, heads)
-            self._climber = self._climb(model, run, self.prepared.patch)
+            self._climber = self._climb(model, run, self.prepared.patch, what.layers[0])
 
     def unpatched(self) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]:
         """Return the metric on the clean and on the corrupted prompts."""
@@ -76,8 +76,8 @@ class FastEngine:
         last = self._climber.climb(rows)
         return self._score(last, rows.on(last.device).pair)
 
-    def _climb(self, model: TransformerBridge, run: Run, patch: Patch) -> Climber:
-        return Climber(self._steps, run, patch, _place(model, patch.component))
+    def _climb(self, model: TransformerBridge, run: Run, patch: Patch, layer: int) -> Climber:
+        return Climber(self._steps, run, patch, _place(model, patch.component, layer))
 
     def _score(self, last: Float[Tensor, "row d_model"], pair: Tensor) -> np.ndarray:
         wanted = self._scorer.wanted(pair)
@@ -91,5 +91,5 @@ class FastEngine:
         return np.concatenate(parts)
 
 
-def _place(model: TransformerBridge, component: str) -> Place | None:
-    return None if component == "pattern" else find_place(model, component)
+def _place(model: TransformerBridge, component: str, layer: int) -> Place | None:
+    return None if component == "pattern" else find_place(model, component, layer)

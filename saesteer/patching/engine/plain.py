@@ -1,4 +1,8 @@
-"""The plain engine: a whole pass per patched row, for models that cannot run block by block."""
+"""The plain engine: a whole pass per patched row, for models that cannot run block by block.
+
+The passes are the plain model's; the bridge's where it alone holds the component, and then only if
+it computes the same model.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import HookError, SiteError
-from saesteer.models.sites import HookTarget, Removable, Site, SiteFunction, resolve_target
-from saesteer.patching.components import check_per_token, heads_of, hook_name
+from saesteer.errors import HookError
+from saesteer.models.loading import plain_model
+from saesteer.models.sites import (
+    HookTarget,
+    Removable,
+    Site,
+    SiteFunction,
+    check_site,
+    resolve_target,
+)
+from saesteer.patching.components import (
+    check_per_token,
+    find_place,
+    heads_of,
+    hook_name,
+    plain_blocks,
+)
 from saesteer.patching.engine.prepare import Prepared, What, make_patch
 from saesteer.patching.engine.rows import Rows
 from saesteer.patching.engine.sides import Scorer, Sides
@@ -27,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class PlainEngine:
-    """Scores patched rows by the bridge's own hook points; slow, and right for every model.
+    """Scores patched rows by whole passes; slow, and right for every model.
 
     Args:
         model: A model from `load_model`.
@@ -48,6 +66,7 @@ class PlainEngine:
         mode: Mode,
     ) -> None:
         self._model, self._sides = model, sides
+        self._bridged = _needs_bridge(model, what)
         source, theirs = self._read(sides.source_ids, sides.source_mask, what)
         own, ours = self._read(sides.ids, sides.mask, what)
         self._logits = (own, source) if mode == "noising" else (source, own)
@@ -114,16 +133,13 @@ class PlainEngine:
             return self._forward(ids, mask), parts
 
     def _hook(self, component: str, layer: int, function: SiteFunction) -> Removable:
+        if not self._bridged:
+            place = find_place(self._model, component, layer)
+            assert place is not None
+            return place.hook(plain_blocks(self._model)[layer], layer, function)
         name = hook_name(component, layer)
         if component != "pattern":
             return resolve_target(self._model, Site.parse(name), bridged=True).hook(function)
-
-        point = self._model.hook_dict.get(name)
-        if point is None:
-            raise SiteError(
-                f"component 'pattern': {self._model.cfg.model_name} shows no attention patterns; "
-                "choose another component."
-            )
 
         def unfolded(flat: Tensor) -> Tensor | None:
             # A site's hook lays everything behind the second dimension side by side.
@@ -132,13 +148,31 @@ class PlainEngine:
             return None if changed is None else changed.flatten(2)
 
         original: Any = self._model.original_model
+        point = self._model.hook_dict[name]
         return HookTarget(original, point, "output", Site(layer)).hook(unfolded)
 
     def _forward(
         self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
     ) -> Float[Tensor, "row vocab"]:
-        original: Any = self._model.original_model
-        known = inspect.signature(original.forward).parameters
+        model: Any = self._model.original_model if self._bridged else plain_model(self._model)
+        known = inspect.signature(model.forward).parameters
         inputs = {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
         inputs = {name: value for name, value in inputs.items() if name in known}
-        return original(input_ids=ids, **inputs, use_cache=False).logits[:, -1].float()
+        return model(input_ids=ids, **inputs, use_cache=False).logits[:, -1].float()
+
+
+def _needs_bridge(model: TransformerBridge, what: What | None) -> bool:
+    """Return whether only the bridge holds what is patched.
+
+    Raises:
+        SiteError: It does, and it computes another model or never reaches it.
+    """
+    parts = [] if what is None else [(name, i) for name in what.components for i in what.layers]
+    bridged = [
+        part
+        for part in parts
+        if part[0] in ("pattern", "resid_mid") or find_place(model, *part) is None
+    ]
+    for component, layer in bridged:
+        check_site(model, Site.parse(hook_name(component, layer)))
+    return bool(bridged)

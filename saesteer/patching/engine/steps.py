@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saesteer.errors import ModelError
-from saesteer.models.loading import plain_model
+from saesteer.models.blocks import Call, block_lists, first_of, stood_in
 from saesteer.patching.engine.attention import EnoughError, Window
 from saesteer.patching.prompts.batch import position_ids
 
@@ -33,7 +33,7 @@ class Prompts:
     """
 
     embedded: Float[Tensor, "pair pos d_model"]
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    calls: tuple[Call, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,9 +51,9 @@ class Steps:
     """
 
     def __init__(self, model: TransformerBridge) -> None:
-        self.model: Any = plain_model(model)
-        mapping: Any = model.adapter.component_mapping
-        self.blocks: list[nn.Module] = list(self.model.get_submodule(mapping["blocks"].name))
+        self._place, _ = block_lists(model)
+        self.model: Any = self._place.root
+        self.blocks: list[nn.Module] = list(self._place.blocks)
         self._head: Any = self.model.get_output_embeddings()
 
     def open(self, ids: Int[Tensor, "pair pos"], mask: Bool[Tensor, "pair pos"]) -> Prompts:
@@ -63,15 +63,15 @@ class Steps:
             ids: Token ids, padded on the left.
             mask: True at real tokens.
         """
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         first: list[Tensor] = []
+        calls: list[Call] = []
 
-        def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            first[:] = first or [hidden_states]
-            calls.append((args, {**kwargs, "use_cache": False}))
-            return hidden_states
+        def record(hidden: Tensor, own: Sequence[Call]) -> Tensor:
+            first.append(hidden)
+            calls.extend(Call(args, {**kwargs, "use_cache": False}) for args, kwargs in own)
+            return hidden
 
-        with _standing_in(self.blocks, record):
+        with stood_in(self._place, record):
             self.model(
                 input_ids=ids,
                 attention_mask=mask.long(),
@@ -79,8 +79,6 @@ class Steps:
                 use_cache=False,
                 logits_to_keep=1,
             )
-        if len(calls) != len(self.blocks):
-            raise ModelError("the model does not call each of its blocks once.")
         return Prompts(first[0], tuple(calls))
 
     def block(
@@ -108,7 +106,7 @@ class Steps:
         out = self.blocks[layer](
             hidden, *(cut(a) for a in args), **cut(kwargs), saesteer_window=window
         )
-        return out[0] if isinstance(out, tuple) else out
+        return first_of(out)
 
     def keys_of(
         self,
@@ -136,9 +134,6 @@ class Steps:
             answers: The two answers' token ids for every row; None for the whole vocabulary.
         """
 
-        def give(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden[:, None]
-
         def of_answers(x: Tensor) -> Tensor:
             weight = self._head.weight[answers]
             out = (x[:, :, None] * weight[:, None]).sum(dim=-1)
@@ -147,10 +142,10 @@ class Steps:
 
         # The model itself applies its last norm and what it does to logits (caps, scales).
         ids = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
-        with _standing_in(self.blocks, give):
+        with stood_in(self._place, lambda *_: hidden[:, None]):
             if answers is None:
                 return self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
-            with _standing_in([self._head], of_answers):
+            with _standing_in(self._head, of_answers):
                 return self.model(input_ids=ids, use_cache=False).logits[:, 0].float()
 
 
@@ -186,17 +181,14 @@ class _Cut:
 
 
 @contextmanager
-def _standing_in(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a function stand in for every module's own forward."""
-    missing = object()
-    before = [vars(module).get("forward", missing) for module in modules]
+def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a function stand in for a module's own forward."""
+    before = vars(module).get("forward")
     try:
-        for module in modules:
-            module.forward = forward
+        module.forward = forward
         yield
     finally:
-        for module, old in zip(modules, before, strict=True):
-            if old is missing:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = old  # type: ignore[method-assign]
+        if before is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = before  # type: ignore[method-assign]

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from saesteer.errors import ConfigError, SiteError
+from saesteer.patching.components import check_bridge_alike
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.reading.residual_reads import Side, side_tokens
 from saesteer.utils.files import write_atomic
@@ -167,6 +168,7 @@ def _patterns(
 
     layers = sorted({layer for layer, _ in heads})
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
+    check_bridge_alike(model, "the attention")
     absent = [name for name in names if name not in model.hook_dict]
     if absent:
         raise SiteError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saesteer.errors import HookError, SiteError
 from saesteer.models.loading import plain_model
-from saesteer.patching.components import Place, find_place
+from saesteer.patching.components import Place, check_there, find_place
 from saesteer.patching.prompts.batch import PairBatch, position_ids
 
 Side = Literal["clean", "corrupted"]
@@ -174,7 +174,7 @@ def read_components(
     Raises:
         SiteError: The model has no such component.
     """
-    places = {component: required_place(model, component) for component, _ in wanted}
+    places = {(name, layer): required_place(model, name, (layer,)) for name, layer in wanted}
     ids, mask = side_tokens(batch, side)
     plain: Any = plain_model(model)
     name = model.adapter.component_mapping["blocks"].name
@@ -186,7 +186,7 @@ def read_components(
             for component, layer in wanted:
                 block = plain.get_submodule(f"{name}.{layer}")
                 keep = _keeper(parts, (component, layer), last_only)
-                hooks.callback(places[component].hook(block, layer, keep).remove)
+                hooks.callback(places[component, layer].hook(block, layer, keep).remove)
             logits = plain(
                 input_ids=ids[rows],
                 attention_mask=mask[rows].long(),
@@ -212,14 +212,22 @@ def side_tokens(
     return batch.corrupted, batch.corrupted_mask
 
 
-def required_place(model: Any, component: str) -> Place:
+def required_place(model: Any, component: str, layers: Sequence[int] | None = None) -> Place:
     """Return where a component lives in the plain model's blocks.
 
+    Args:
+        model: A bridge from `load_model`.
+        component: Which one.
+        layers: The layers that must have it in the same module; all if None.
+
     Raises:
-        SiteError: The plain model has no such component.
+        SiteError: They do not.
     """
-    place = find_place(model, component)
-    if place is None:
+    chosen = range(int(model.cfg.n_layers)) if layers is None else layers
+    check_there(model, component, chosen)
+    places = {find_place(model, component, layer) for layer in chosen}
+    place = places.pop()
+    if place is None or places:
         raise SiteError(
             f"component {component!r} of {model.cfg.model_name} is no tensor of a module, so it "
             "cannot be read here; use activation patching on this model."
@@ -228,11 +236,12 @@ def required_place(model: Any, component: str) -> Place:
 
 
 def has_component(model: Any, component: str) -> bool:
-    """Return whether the plain model's blocks have a component of their own."""
+    """Return whether all of the plain model's blocks have a component of their own."""
     try:
-        return find_place(model, component) is not None
+        required_place(model, component)
     except SiteError:
         return False
+    return True
 
 
 def check_unembedding(

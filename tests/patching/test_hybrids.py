@@ -1,0 +1,100 @@
+"""Patching on models whose layers differ or that the bridge computes otherwise: the plain model's.
+
+Every cell of the residual stream is compared with a loop over Hugging Face's own passes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.errors import SiteError
+from saesteer.models import plain_model
+from saesteer.patching.activation import activation_patching, unpatched
+from saesteer.patching.attribution.first_order import attribution_patching_all
+from saesteer.patching.components import plain_blocks
+from saesteer.patching.metrics import metric_named
+from saesteer.patching.reading.attention_view import attention_views
+from saesteer.patching.reading.lens import logit_lens
+from tests.hybrids import HYBRIDS, hybrid
+from tests.patching.engine_prompts import UNEQUAL, made_up_batch
+
+LOGITS = metric_named("logit_difference")
+
+
+@pytest.fixture
+def tiny(tiny_tokenizer):
+    """Return a function from a name to a tiny model."""
+    return lambda name: hybrid(name, tiny_tokenizer)
+
+
+def _first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _score(plain, ids, answers, block=None, hook=None):
+    handles = [] if block is None else [block.register_forward_hook(hook)]
+    with torch.no_grad():
+        logits = plain(input_ids=ids[None], use_cache=False).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    return float(logits[answers[0]] - logits[answers[1]])
+
+
+def _keep(kept):
+    return lambda _module, _args, output: kept.append(_first(output).clone())
+
+
+def _write(column, values):
+    def hook(_module, _args, output):
+        _first(output)[:, column] = values
+
+    return hook
+
+
+@pytest.mark.parametrize("name", [*HYBRIDS, "falcon-alibi", "cohere"])
+def test_cells_of_the_residual_stream_are_those_of_the_plain_model(name, tiny):
+    model = tiny(name)
+    plain, blocks = plain_model(model), plain_blocks(model)
+    batch = made_up_batch(UNEQUAL)
+    own = unpatched(model, batch, LOGITS)
+    found = activation_patching(model, batch, "resid_post", LOGITS, layers=[0, 2])
+    for i in range(len(batch)):
+        clean = batch.clean[i][batch.clean_mask[i].bool()]
+        corrupted = batch.corrupted[i][batch.corrupted_mask[i].bool()]
+        answers = int(batch.right[i]), int(batch.wrong[i])
+        wanted = [_score(plain, ids, answers) for ids in (clean, corrupted)]
+        np.testing.assert_allclose([side[i] for side in own], wanted, atol=1e-4)
+        pads_of_clean, pads = batch.width - len(clean), batch.width - len(corrupted)
+        for at, layer in enumerate([0, 2]):
+            kept = []
+            _score(plain, clean, answers, blocks[layer], _keep(kept))
+            for column in range(pads, batch.width):
+                source = int(batch.to_clean[i, column])
+                if source < 0:
+                    assert np.isnan(found.values[i, at, column])
+                    continue
+                hook = _write(column - pads, kept[0][:, source - pads_of_clean])
+                cell = _score(plain, corrupted, answers, blocks[layer], hook)
+                assert found.values[i, at, column] == pytest.approx(cell, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["falcon-alibi", "qwen35"])
+def test_what_the_bridge_alone_holds_is_refused_where_it_computes_another_model(name, tiny):
+    model, batch = tiny(name), made_up_batch(UNEQUAL)
+    layers = [3]
+    with pytest.raises(SiteError, match="transformer_lens's bridge c"):
+        activation_patching(model, batch, "pattern", LOGITS, layers=layers)
+    with pytest.raises(SiteError, match=r"attribution of .* needs transformer_lens's bridge"):
+        attribution_patching_all(model, batch, ["resid_pre"], LOGITS)
+    with pytest.raises(SiteError, match=r"attention of .* needs transformer_lens's bridge"):
+        attention_views(model, batch, [(3, 0)])
+    assert logit_lens(model, batch).logit_difference.shape[1] >= 5
+
+
+def test_a_component_of_some_layers_alone_names_them(tiny):
+    model, batch = tiny("qwen35"), made_up_batch(UNEQUAL)
+    with pytest.raises(SiteError, match=r"layer 0 of .* as its layers differ; give layers out of"):
+        activation_patching(model, batch, "attn_out", LOGITS)
+    assert activation_patching(model, batch, "attn_out", LOGITS, layers=[3]).values.shape[1] == 1
