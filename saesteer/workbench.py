@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from saesteer.data.answers import ANSWERS_NAME
 from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
 from saesteer.feature_words import own_table
 from saesteer.models import Site, load_model
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
 from saesteer.progress import Progress
-from saesteer.saes.adapter import LensSae, check_compatible
-from saesteer.saes.doctor import quick_explained_variance, refuse_misfit
+from saesteer.saes.adapter import LensSae
+from saesteer.saes.doctor import check_fit
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable
 from saesteer.shelf import Shelf
@@ -122,8 +123,10 @@ class Bench(ModelBench):
         return (self.plan.config.sae, str(where), digest)
 
     def _check_fit(self, sae: LensSae) -> bool:
-        check_compatible(self.model, sae)
-        refuse_misfit(self.model, sae, quick_explained_variance(self.model, sae, self.neutral_rows))
+        # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
+        remark = check_fit(self.model, sae, self._neutral_rows(sae.prepend_bos))
+        if remark:
+            self.progress.say(remark)
         return True
 
     @cached_property
@@ -144,7 +147,10 @@ class Bench(ModelBench):
         Raises:
             DataError: They are too long for the model, or too few to measure on.
         """
-        rows = self.answer_rows(self.plan.answers)
+        return self._neutral_rows()
+
+    def _neutral_rows(self, prepend_bos: bool | None = None) -> list[TokenRow]:
+        rows = self.answer_rows(self.plan.answers, prepend_bos=prepend_bos)
         tokens = sum(sum(row.kept) for row in rows)
         if tokens < FEWEST_TOKENS:
             raise DataError(
@@ -155,17 +161,26 @@ class Bench(ModelBench):
         return rows
 
     def answer_rows(
-        self, answers: Sequence[Answer], *, system: str | None = None
+        self,
+        answers: Sequence[Answer],
+        *,
+        system: str | None = None,
+        prepend_bos: bool | None = None,
     ) -> list[TokenRow]:
         """Return answers as the assistant's words after their questions."""
         assert self.model.tokenizer is not None
+        source = self.plan.config.evaluation.neutral
+        file = f"the bundled {ANSWERS_NAME}.jsonl" if source == ANSWERS_NAME else source
         return encode_statements(
             self.model.tokenizer,
             [answer.answer for answer in answers],
             [answer.question for answer in answers],
             chat=self.plan.config.reading.chat,
             system=system,
+            prepend_bos=prepend_bos,
             max_length=int(self.model.cfg.n_ctx),
+            what=[f"a neutral answer of {file}"] * len(answers),
+            remedy="give shorter ones with evaluation.neutral, or use a model of longer context",
         )
 
 
@@ -200,6 +215,7 @@ class Workbench(Bench):
             [*prompts, *prompts],
             chat=config.reading.chat,
             max_length=context,
+            what=held_out.side_names,
         )
         longest = config.completions.max_new_tokens
         for number, question in enumerate(self.plan.questions, start=1):

@@ -232,15 +232,23 @@ def shared_data() -> Path:
 def mirror_sae(tmp_path_factory) -> Callable[..., Path]:
     """Return a function that writes an SAE that gives back what it gets: x = relu(x) - relu(-x).
 
-    32 wide, 64 features, at block 1's output unless said otherwise.
+    32 wide, 64 features, at block 1's output unless said otherwise; `metadata` goes into its card.
     """
 
-    def make(*, site: str = "blocks.1.hook_resid_post", d_in: int = 32, gain: float = 1.0) -> Path:
+    def make(
+        *,
+        site: str = "blocks.1.hook_resid_post",
+        d_in: int = 32,
+        gain: float = 1.0,
+        **metadata: Any,
+    ) -> Path:
         from sae_lens import StandardSAE, StandardSAEConfig
         from sae_lens.saes.sae import SAEMetadata
 
-        facts = SAEMetadata(hook_name=site, model_name="tiny", prepend_bos=None)
-        sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, metadata=facts))
+        facts = {"hook_name": site, "model_name": "tiny", "prepend_bos": None} | metadata
+        sae = StandardSAE(
+            StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, metadata=SAEMetadata(**facts))
+        )
         both = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
         with torch.no_grad():
             sae.W_enc.copy_(both.T)

@@ -21,6 +21,8 @@ from saesteer.errors import (
     SteeringError,
 )
 from saesteer.pipeline import run
+from saesteer.plan import plan_run
+from saesteer.progress import Progress
 from saesteer.saes.table import save_feature_table
 
 
@@ -41,8 +43,9 @@ def settings(tiny_settings) -> dict[str, Any]:
         ({"site": "blocks.1.hook_nowhere"}, SiteError, r"no hook 'hook_nowhere'"),
         ({"gain": 0.05}, MismatchError, r"explains -?0\.\d+ of the variance .*not trained on"),
         ({"gain": -1.0}, MismatchError, r"explains -\d"),
+        ({"model_fingerprint": "f" * 64}, MismatchError, r"on other weights .*load that model"),
     ],
-    ids=["width", "layer", "hook", "misfit", "opposite"],
+    ids=["width", "layer", "hook", "misfit", "opposite", "model"],
 )
 def test_an_sae_that_does_not_belong_is_refused_and_nothing_is_written(
     sae, kind, text, tiny_settings, mirror_sae
@@ -103,7 +106,26 @@ def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(s
     )
     long = answer | {"answer": "word " * 200}
     (tmp_path / "long.jsonl").write_text(json.dumps(long), encoding="utf-8")
-    refused(DataError, r"context of 192", evaluation={"neutral": str(tmp_path / "long.jsonl")})
+    refused(
+        DataError,
+        r"neutral answer of .*long\.jsonl .* with its prompt, .* context of 192; give shorter ones",
+        evaluation={"neutral": str(tmp_path / "long.jsonl")},
+    )
+    refused(
+        DataError,
+        r"^a neutral answer of the bundled neutral_answers\.jsonl \('.* evaluation\.neutral, or",
+        evaluation={"neutral": "neutral_answers"},
+    )
+
+
+def test_a_doubtful_fit_is_said_before_the_run(tiny_settings, mirror_sae):
+    said = []
+    progress = Progress()
+    progress.say = said.append
+    config = RunConfig(**tiny_settings("llama", sae=mirror_sae(gain=0.2)))
+    bench = workbench.Workbench(plan_run(config), progress)
+    assert bench.sae.d_in == 32
+    assert any("was not trained on this model or site" in line for line in said)
 
 
 def test_threads_are_set_as_asked(settings, monkeypatch):

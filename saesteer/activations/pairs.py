@@ -96,6 +96,7 @@ def read_pair_activations(
         system=system,
         prepend_bos=prepend_bos,
         max_length=int(model.cfg.n_ctx),
+        what=pairs.side_names,
     )
     read = read_rows(model, rows, sites)
     n = len(pairs)

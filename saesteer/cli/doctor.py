@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,6 @@ def doctor_command(
         report = doctor(bridge, loaded, rows, progress=progress)
         recorded.summary(report.as_dict())
     if as_json:
-        typer.echo(json.dumps(finite(report.as_dict()), indent=2))
+        typer.echo(json.dumps(finite(asdict(report)), indent=2))
     else:
         show_doctor(report, sae, model, str(loaded.site))

@@ -306,3 +306,5 @@ def show_doctor(report: DoctorReport, sae: str, model: str, site: str) -> None:
     ):
         made.add_row(name, value, meaning)
     out.print(made)
+    if report.remark:
+        out.print(Text(report.remark))

@@ -48,10 +48,17 @@ def import_command(
     target: Annotated[Path, typer.Argument(help="A folder for one vector per layer.")],
 ) -> None:
     """Read a control vector of llama.cpp or repeng."""
+    from saesteer.models.resolve import resolve_model
+    from saesteer.models.shape import model_shape
     from saesteer.steering import import_gguf
 
     for vector in import_gguf(source, model=model):
         typer.echo(f"wrote {vector.save(target / f'{vector.site}.safetensors')}")
+    if model_shape(resolve_model(model)) is None:
+        typer.echo(
+            f"model {model} is not on this machine, so its depth and width were not compared with "
+            "the vector's; steering will refuse what does not fit."
+        )
 
 
 @app.command("combine")

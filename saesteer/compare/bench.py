@@ -88,8 +88,14 @@ class CompareBench(Bench):
     @cached_property
     def prose_rows(self) -> list[TokenRow]:
         """Plain texts for the loss, read on from their first tokens; short ones are left out."""
+        source = self.plan.config.side_effects.prose
+        file = "the bundled prose.jsonl" if source == "prose" else source
         rows = encode_texts(
-            self.tokenizer, self.plan.prose, max_length=self.context, what="prose text"
+            self.tokenizer,
+            self.plan.prose,
+            max_length=self.context,
+            what=[f"prose text {n} of {file}" for n in range(1, len(self.plan.prose) + 1)],
+            remedy="give shorter ones with side_effects.prose, or use a model of longer context",
         )
         return [
             TokenRow(row.ids, (False,) * PROSE_START + row.kept[PROSE_START:])

@@ -96,17 +96,20 @@ def _check_pairs(bench: CompareBench, run: PersonaRun) -> None:
     )
     requests = [config.evaluation.request, config.reading.request, *config.objective.requests]
     request = max(filter(None, requests), key=_size)
-    prompted = [(text, p.prompt or request) for p in pairs for text in (p.positive, p.negative)]
-    longest = _longest(prompted, lambda entry: _size(entry[0]) + _size(entry[1]))
+    prompts = [p.prompt or request for p in pairs] * 2
+    prompted = zip((*pairs.positives, *pairs.negatives), prompts, pairs.side_names, strict=True)
+    longest = _longest(list(prompted), lambda entry: _size(entry[0]) + _size(entry[1]))
+    texts, asked, names = zip(*longest, strict=True)
     for system in (config.reading.system, *_systems(run)):
-        encode([text for text, _ in longest], [prompt for _, prompt in longest], system=system)
+        encode(texts, asked, system=system, what=names)
         bench.answer_rows(bench.plan.answers, system=system)
     asks = any("answers" in method_entry(m.name).needs for m in config.methods)
     if asks or config.side_effects.choices:
         cue = answer_cue(bench.tokenizer, config.reading.chat)
         questions = [choice_question(p.positive, p.negative) + cue for p in pairs]
-        long = _longest(questions, _size)
-        encode(["(A"] * len(long), long)
+        made = list(zip(questions, pairs.question_names, strict=True))
+        long, names = zip(*_longest(made, lambda entry: _size(entry[0])), strict=True)
+        encode(["(A"] * len(long), long, what=names, remedy="shorten its sides")
 
 
 def _check_questions(bench: CompareBench, systems: Iterable[str | None]) -> None:

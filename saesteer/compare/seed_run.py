@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -159,7 +160,9 @@ class SeedRun:
             ),
         )
 
-    def _rows(self, high: list[str], low: list[str], prompts: list[str]) -> list[TokenRow]:
+    def _rows(
+        self, high: list[str], low: list[str], prompts: list[str], what: str | Sequence[str]
+    ) -> list[TokenRow]:
         tokenizer = self.bench.model.tokenizer
         assert tokenizer is not None
         return encode_statements(
@@ -168,18 +171,21 @@ class SeedRun:
             [*prompts, *prompts],
             chat=self.config.reading.chat,
             max_length=self.bench.context,
+            what=what,
         )
 
     def _statement_rows(self) -> list[TokenRow]:
         train, requests = self.split.train, self.config.objective.requests
         prompts = [p.prompt or requests[i % len(requests)] for i, p in enumerate(train)]
-        return self._rows(list(train.positives), list(train.negatives), prompts)
+        sides = list(train.positives), list(train.negatives)
+        return self._rows(*sides, prompts, train.side_names)
 
     def _own_word_rows(self) -> list[TokenRow] | None:
         found = self.folder.once("own-words.json", self._write_own_words)
         if not found["high"]:
             return None
-        return self._rows(found["high"], found["low"], found["questions"])
+        # Written within writing.max_new_tokens, for which `check_comparison` found room.
+        return self._rows(found["high"], found["low"], found["questions"], "text by the model")
 
     def _write_own_words(self) -> dict[str, list[str]]:
         settings = self.config.objective

@@ -86,6 +86,8 @@ def task_rows(
             prompts,
             chat=False,
             max_length=max_length,
+            what="question",
+            remedy="lower tasks.shots, or shorten it and the examples",
         )
     except DataError as error:
         raise DataError(f"task {task.name}: {error}") from None

@@ -63,6 +63,20 @@ class PairSet:
         return tuple(pair.negative for pair in self.pairs)
 
     @property
+    def side_names(self) -> tuple[str, ...]:
+        """What errors call the texts: those of the positive sides, then of the negative ones."""
+        return tuple(
+            f"pair {pair.id!r} of {self.source}, {side} side,"
+            for side in ("positive", "negative")
+            for pair in self.pairs
+        )
+
+    @property
+    def question_names(self) -> tuple[str, ...]:
+        """What errors call the questions that are made of the pairs' two sides."""
+        return tuple(f"question on pair {pair.id!r} of {self.source}" for pair in self.pairs)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the pairs in their order; name and source do not count."""
         rows = [list(astuple(pair)) for pair in self.pairs]

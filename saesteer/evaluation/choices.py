@@ -127,6 +127,8 @@ class ChoiceMeter:
                 chat=chat,
                 system=system,
                 max_length=int(model.cfg.n_ctx),
+                what=pairs.question_names * 2,
+                remedy="shorten its sides",
             )
             for answer in answers
         )

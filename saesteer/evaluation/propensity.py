@@ -56,6 +56,7 @@ class PropensityMeter:
             chat=chat,
             system=system,
             max_length=int(model.cfg.n_ctx),
+            what=pairs.side_names,
         )
         self._rows = TeacherForced(model, rows, site=site)
 

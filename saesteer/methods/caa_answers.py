@@ -134,6 +134,8 @@ def answer_pairs(
         chat=chat,
         prepend_bos=prepend_bos,
         max_length=int(model.cfg.n_ctx),
+        what=pairs.question_names * 2,
+        remedy="shorten its sides",
     )
     n = len(pairs)
     return {

@@ -150,6 +150,141 @@ class _Reader:
             raise ValueError("it ends within its header")
         self._at += length
 
+# Of the GGUF specification: what a value's type number stands for, as struct writes it.
+_SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_LONGEST_NAME = 65_535
+_MOST_DIMENSIONS = 8
+# Far above what any model has; a tensor's name and shape take many times its bytes in memory.
+_MOST_ENTRIES = 100_000
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a GGUF file says of itself before its weights.
+
+    Attributes:
+        metadata: Numbers, truth values and strings by key; arrays (the tokenizer) are left out.
+        tensors: The shape of every tensor by name, the fastest dimension first, as GGUF has it.
+    """
+
+    metadata: dict[str, str | int | float | bool]
+    tensors: dict[str, tuple[int, ...]]
+
+    @property
+    def architecture(self) -> str:
+        """The architecture, as llama.cpp calls it; empty if none is named."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def size(self, key: str) -> int | None:
+        """Return the architecture's number under a key such as "embedding_length"."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def gguf_header(path: Path) -> GgufHeader:
+    """Return a GGUF file's metadata and the shapes of its tensors; no weight is read.
+
+    Every count and length that the file declares is held against the bytes that are there before
+    anything is read, so a damaged or hostile file costs no more than its own size.
+
+    Raises:
+        ModelError: It cannot be read, or is no GGUF file of version 2 or 3, whole.
+    """
+    try:
+        with path.open("rb") as handle:
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(data).header()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
+    except (ValueError, struct.error) as error:
+        raise ModelError(
+            f"{path} is no whole GGUF file ({error}); fetch or write it again."
+        ) from error
+
+
+class _Reader:
+    """Reads a GGUF header from bytes; anything out of bounds is a ValueError."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data, self._at, self._order = data, 0, "<"
+
+    def header(self) -> GgufHeader:
+        if self._take(4) != b"GGUF":
+            raise ValueError("it does not start with GGUF")
+        version = self._number("I")
+        if version not in (2, 3):
+            # A big-endian file shows its version in the other byte order.
+            self._order, self._at = ">", 4
+            version = self._number("I")
+        if version not in (2, 3):
+            raise ValueError("its version is neither 2 nor 3")
+        # The shortest tensor and the shortest entry there can be, in bytes.
+        n_tensors, n_entries = self._count(24, "tensors"), self._count(13, "entries")
+        if max(n_tensors, n_entries) > _MOST_ENTRIES:
+            raise ValueError(f"it declares {n_tensors:,} tensors and {n_entries:,} entries")
+        metadata: dict[str, Any] = {}
+        for _ in range(n_entries):
+            key, kind = self._string(_LONGEST_NAME), self._number("I")
+            if kind == _ARRAY:
+                self._skip_array(key)
+            else:
+                metadata[key] = self._value(kind, key)
+        return GgufHeader(metadata, dict(self._tensor() for _ in range(n_tensors)))
+
+    def _tensor(self) -> tuple[str, tuple[int, ...]]:
+        name, dimensions = self._string(_LONGEST_NAME), self._number("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(f"tensor {name[:60]!r} declares {dimensions} dimensions")
+        shape = tuple(self._number("Q") for _ in range(dimensions))
+        self._take(12)
+        return name, shape
+
+    def _skip_array(self, key: str) -> None:
+        kind = self._number("I")
+        if kind == _STRING:
+            for _ in range(self._count(8, f"elements of {key[:60]!r}")):
+                self._skip(self._number("Q"))
+        elif kind in _SCALARS:
+            size = struct.calcsize(_SCALARS[kind])
+            self._skip(size * self._count(size, f"elements of {key[:60]!r}"))
+        else:
+            raise ValueError(f"{key[:60]!r} is an array of an unknown type {kind}")
+
+    def _value(self, kind: int, key: str) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind not in _SCALARS:
+            raise ValueError(f"{key[:60]!r} has an unknown type {kind}")
+        return self._number(_SCALARS[kind])
+
+    def _count(self, smallest: int, what: str) -> int:
+        count = self._number("Q")
+        if count * smallest > len(self._data) - self._at:
+            raise ValueError(f"it declares {count:,} {what} and is too short to hold them")
+        return count
+
+    def _string(self, longest: int | None = None) -> str:
+        length = self._number("Q")
+        if longest is not None and length > longest:
+            raise ValueError(f"it declares a name of {length:,} bytes")
+        return self._take(length).decode("utf-8", "replace")
+
+    def _number(self, kind: str) -> Any:
+        return struct.unpack(self._order + kind, self._take(struct.calcsize(kind)))[0]
+
+    def _take(self, length: int) -> bytes:
+        start = self._at
+        self._skip(length)
+        return self._data[start : self._at]
+
+    def _skip(self, length: int) -> None:
+        if length > len(self._data) - self._at:
+            raise ValueError("it ends within its header")
+        self._at += length
+
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, as hex."""

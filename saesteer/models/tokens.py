@@ -62,10 +62,18 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template)
 
 
+class ChatPrompt(str):
+    """What a chat template wrote: it stands as it is, so no BOS is put before it unasked."""
+
+    __slots__ = ()
+
+
 def chat_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, system: str | None = None
-) -> str:
+) -> ChatPrompt:
     """Return the text that asks `question` and opens the assistant's turn.
+
+    Through `encode_texts` it becomes the tokens of `apply_chat_template(tokenize=True)`.
 
     Raises:
         ModelError: The tokenizer has no chat template, or one that does not take these messages.
@@ -85,7 +93,7 @@ def chat_prompt(
             f"this model's chat template refuses the prompt ({error}); "
             f"{'leave the system prompt out' if system else 'use plain prompts'}."
         ) from error
-    return str(text)
+    return ChatPrompt(text)
 
 
 def encode_texts(
@@ -94,27 +102,32 @@ def encode_texts(
     *,
     prepend_bos: bool | None = None,
     max_length: int | None = None,
-    what: str = "text",
+    what: str | Sequence[str] = "text",
+    remedy: str = "shorten it",
 ) -> list[TokenRow]:
     """Tokenise whole texts, every token kept but the special ones.
 
     Args:
         tokenizer: The model's tokenizer.
-        texts: Plain texts, or prompts that a chat template already formatted.
+        texts: Plain texts, or prompts from `chat_prompt`.
         prepend_bos: Whether a row must start with BOS (EOS, as in transformer_lens, where there
-            is no BOS); where the tokenizer has one if None.
+            is no BOS). If None a plain text does where the tokenizer has one, and a chat prompt
+            where its template writes one, as the model was trained.
         max_length: The model's context; a longer text is an error.
-        what: What a text is called in the error.
+        what: What the texts are called in the error: a word, which a number follows, or a name
+            for each.
+        remedy: What the user can do about a text that is too long.
 
     Raises:
         DataError: A text has more tokens than `max_length`, naming which.
     """
     special = _special_ids(tokenizer)
     rows = []
-    for number, text in enumerate(texts, start=1):
-        ids = _with_bos(tokenizer, _plain_ids(tokenizer, text), prepend_bos)
+    for name, text in zip(_names(what, len(texts)), texts, strict=True):
+        chat = isinstance(text, ChatPrompt)
+        ids = _with_bos(tokenizer, _plain_ids(tokenizer, text), prepend_bos, chat=chat)
         rows.append(TokenRow(tuple(ids), tuple(i not in special for i in ids)))
-        _check_length(rows[-1], max_length, f"{what} {number}", text)
+        _check_length(rows[-1], max_length, f"{name} ({text[:40]!r}...)", remedy)
     return rows
 
 
@@ -128,6 +141,8 @@ def encode_statements(
     system: str | None = None,
     prepend_bos: bool | None = None,
     max_length: int | None = None,
+    what: str | Sequence[str] = "statement",
+    remedy: str = "shorten it",
 ) -> list[TokenRow]:
     """Tokenise statements as the assistant's words after a prompt; only the statement is kept.
 
@@ -143,6 +158,8 @@ def encode_statements(
         system: A system prompt for the template.
         prepend_bos: As in `encode_texts`.
         max_length: The model's context; a longer row is an error.
+        what: As in `encode_texts`.
+        remedy: As in `encode_texts`.
 
     Raises:
         DataError: A row has more tokens than `max_length`, a statement has no token or not its
@@ -154,32 +171,32 @@ def encode_statements(
     if system and not use_chat:
         raise ModelError("a system prompt needs the chat template; leave it out or use chat: true.")
     parts = [None] * len(statements) if spans is None else spans
-    for what, given in (("prompts", each), ("spans", parts)):
+    for kind, given in (("prompts", each), ("spans", parts)):
         if len(given) != len(statements):
             raise DataError(
-                f"there are {len(given)} {what} for {len(statements)} statements; give one for "
+                f"there are {len(given)} {kind} for {len(statements)} statements; give one for "
                 "each, or one for all."
             )
     rows = []
-    for number, (statement, prompt, part) in enumerate(
-        zip(statements, each, parts, strict=True), start=1
+    for name, statement, prompt, part in zip(
+        _names(what, len(statements)), statements, each, parts, strict=True
     ):
+        called = f"{name} ({statement[:40]!r})"
         prefix = _prefix(tokenizer, prompt, use_chat, system)
         start = 0 if part is None else statement.find(part)
         if start < 0:
             raise DataError(
-                f"statement {number} ({statement[:40]!r}) does not contain its span {part!r}; "
+                f"{called} does not contain its span {part!r}; "
                 "give a part of the statement, letter by letter."
             )
         stop = len(statement) if part is None else start + len(part)
         ids, kept = _spanned_ids(tokenizer, prefix, statement, start, stop)
-        whole = _with_bos(tokenizer, ids, prepend_bos)
+        chat_row = isinstance(prefix, ChatPrompt)
+        whole = _with_bos(tokenizer, ids, prepend_bos, chat=chat_row)
         row = TokenRow(tuple(whole), (False,) * (len(whole) - len(ids)) + tuple(kept))
         if not any(row.kept):
-            raise DataError(
-                f"statement {number} ({statement[:40]!r}) has no token of its own; remove it."
-            )
-        _check_length(row, max_length, f"statement {number}", statement)
+            raise DataError(f"{called} has no token of its own; remove it.")
+        _check_length(row, max_length, called, remedy, prompted=bool(prefix))
         rows.append(row)
     return rows
 
@@ -281,21 +298,27 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _with_bos(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], prepend_bos: bool | None
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], prepend_bos: bool | None, *, chat: bool
 ) -> list[int]:
     bos = tokenizer.bos_token_id
     if prepend_bos and bos is None:
         # What transformer_lens, and so every SAE trained with it, puts first in its place.
         bos = tokenizer.eos_token_id
-    wanted = bos is not None if prepend_bos is None else prepend_bos
+    wanted = not chat if prepend_bos is None else prepend_bos
     if not wanted or bos is None or ids[:1] == [bos]:
         return ids
     return [int(bos), *ids]  # type: ignore[arg-type]
 
 
-def _check_length(row: TokenRow, max_length: int | None, name: str, text: str) -> None:
+def _names(what: str | Sequence[str], count: int) -> list[str]:
+    return [f"{what} {n}" for n in range(1, count + 1)] if isinstance(what, str) else list(what)
+
+
+def _check_length(
+    row: TokenRow, max_length: int | None, called: str, remedy: str, *, prompted: bool = False
+) -> None:
     if max_length is not None and len(row) > max_length:
         raise DataError(
-            f"{name} ({text[:40]!r}...) has {len(row)} tokens, more than the model's context of "
-            f"{max_length}; shorten it."
+            f"{called} has {len(row)} tokens{' with its prompt' if prompted else ''}, more than "
+            f"the model's context of {max_length}; {remedy}."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,37 +78,18 @@ def encode_labelled(
         part = text.span if settings.positions == "span" else None
         spans.append(part or text.text)
 
-    def encode(start: int, stop: int) -> list[TokenRow]:
-        return encode_statements(
-            tokenizer,
-            [f"{text.text}{settings.after}" for text in texts[start:stop]],
-            settings.before or None,
-            spans=spans[start:stop],
-            chat=False,
-            prepend_bos=prepend_bos,
-            max_length=max_length,
-        )
-
-    try:
-        rows = encode(0, len(texts))
-    except DataError:
-        rows = _encode_one_by_one(texts, encode)
+    rows = encode_statements(
+        tokenizer,
+        [f"{text.text}{settings.after}" for text in texts],
+        settings.before or None,
+        spans=spans,
+        chat=False,
+        prepend_bos=prepend_bos,
+        max_length=max_length,
+        what=[f"{text.place or text.id}: the text" for text in texts],
+    )
     if settings.positions == "end":
         return [TokenRow(row.ids, (False,) * (len(row) - 1) + (True,)) for row in rows]
-    return rows
-
-
-def _encode_one_by_one(
-    texts: Sequence[LabelledText], encode: Callable[[int, int], list[TokenRow]]
-) -> list[TokenRow]:
-    """Encode again, so that the error names the text's own place."""
-    rows: list[TokenRow] = []
-    for number, text in enumerate(texts):
-        try:
-            rows += encode(number, number + 1)
-        except DataError as error:
-            message = str(error).replace("statement 1 ", "the text ")
-            raise DataError(f"{text.place or text.id}: {message}") from error
     return rows
 
 

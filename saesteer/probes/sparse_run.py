@@ -140,14 +140,14 @@ def code_vector(
 
 
 def _codes(plan: ProbePlan, bench: ModelBench, sae: Sae) -> TextCodes:
+    from saesteer.saes.adapter import check_compatible
+
+    model = bench.model
+    check_compatible(model, sae)
     path = plan.store.with_name(f"codes-{plan.store.name}")
     if path.is_file():
         return load_codes(path)
-    model = bench.model
     assert model.tokenizer is not None
-    from saesteer.saes.adapter import check_compatible
-
-    check_compatible(model, sae)
     rows = encode_labelled(
         model.tokenizer,
         plan.texts.texts,

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.errors import MismatchError, SaeError
+from saesteer.models.loading import model_info
+from saesteer.models.resolve import BUNDLED
 from saesteer.models.sites import Site, check_site
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class Sae(Protocol):
         prepend_bos: Whether it was trained on rows that start with BOS; None if it does not say.
         neuronpedia_id: Neuronpedia's model and source, such as "gpt2-small/6-res-jb", or None.
         fingerprint: SHA-256 over a sample of its weights.
+        model_name: What the model that it was trained on was called, or None.
+        model_fingerprint: The fingerprint of that model (`ModelInfo.fingerprint`), or None.
     """
 
     @property
@@ -49,6 +53,10 @@ class Sae(Protocol):
     def neuronpedia_id(self) -> str | None: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def model_name(self) -> str | None: ...
+    @property
+    def model_fingerprint(self) -> str | None: ...
 
     @property
     def decoder(self) -> Float[Tensor, "d_sae d_out"]:
@@ -84,8 +92,10 @@ class LensSae:
         if not self.sae.cfg.metadata.hook_name:
             raise SaeError(
                 f"SAE {self.name} does not say at which site it was trained; add "
-                "metadata.hook_name to its cfg.json."
+                "metadata.hook_name to its cfg.json, and metadata.sae_lens_version if that is "
+                "missing too."
             )
+        _check_finite(self.sae, self.name)
         # Activations arrive flattened, so the module must not unfold heads itself.
         self.sae.turn_off_forward_pass_hook_z_reshaping()
         self.sae.eval().requires_grad_(False)
@@ -125,6 +135,17 @@ class LensSae:
     def neuronpedia_id(self) -> str | None:
         """Neuronpedia's model and source ids."""
         return self.sae.cfg.metadata.neuronpedia_id
+
+    @property
+    def model_name(self) -> str | None:
+        """What the model that it was trained on was called."""
+        return self.sae.cfg.metadata.model_name
+
+    @property
+    def model_fingerprint(self) -> str | None:
+        """The fingerprint of the model that it was trained on, which saesteer records."""
+        recorded = self.sae.cfg.metadata.model_fingerprint
+        return None if recorded is None else str(recorded)
 
     @property
     def centred(self) -> bool:
@@ -205,7 +226,7 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
     """Check, without running anything, that an SAE can belong to a model.
 
     Raises:
-        MismatchError: The widths differ.
+        MismatchError: The widths differ, or the SAE records that it was trained on other weights.
         SiteError: The model has no such site.
     """
     for site in dict.fromkeys((sae.site, sae.write_site)):
@@ -218,6 +239,39 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
                 f"SAE {sae.name} {verb} {has} dimensions and {model.cfg.model_name} has {width} at "
                 f"{site}; choose an SAE trained on this model."
             )
+    _check_same_model(model, sae)
+
+
+def _check_same_model(model: TransformerBridge, sae: Sae) -> None:
+    info = model_info(model)
+    # The package's own model is one file, checked by its SHA-256, or its original on the Hub.
+    own = sae.model_name == info.source.name == BUNDLED
+    # Weights rounded to float16 have another fingerprint, which tells them from no others.
+    if own or not sae.model_fingerprint or info.plain.dtype == torch.float16:
+        return
+    if sae.model_fingerprint != info.fingerprint:
+        raise MismatchError(
+            f"SAE {sae.name} was trained on other weights (model {sae.model_name}, fingerprint "
+            f"{sae.model_fingerprint[:12]}) than this model's ({info.source.name}, "
+            f"{info.fingerprint[:12]}); load that model, or, to use the SAE with a tuned or "
+            "quantised version of it, take model_fingerprint out of its cfg.json."
+        )
+
+
+def _check_finite(sae: SAE[Any], name: str) -> None:
+    bad = {}
+    for key, tensor in sae.state_dict().items():
+        rows = (~torch.isfinite(tensor)).reshape(len(tensor) if tensor.ndim else 1, -1).any(dim=1)
+        if bool(rows.any()):
+            bad[key] = (
+                f"{int(rows.sum())} of {len(rows)} {'rows' if tensor.ndim > 1 else 'entries'}"
+            )
+    if bad:
+        raise SaeError(
+            f"SAE {name} holds NaN or infinity in its weights "
+            f"({'; '.join(f'{key}: {count}' for key, count in bad.items())}); fetch it again, or "
+            "train it anew."
+        )
 
 
 def expected_width(model: TransformerBridge, site: Site) -> int | None:

@@ -132,10 +132,10 @@ def _plain_rows(
 def _chat_rows(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int, seed: int
 ) -> Iterator[TokenRow]:
-    prefixes = [
-        encode_texts(tokenizer, [chat_prompt(tokenizer, request)])[0].ids
-        for request in NEUTRAL_REQUESTS
-    ]
+    # What the SAE's card says of its rows (`prepend_bos`) holds for those of a template as well.
+    prompts = [chat_prompt(tokenizer, request) for request in NEUTRAL_REQUESTS]
+    has_bos = tokenizer.bos_token_id is not None
+    prefixes = [row.ids for row in encode_texts(tokenizer, prompts, prepend_bos=has_bos)]
     longest = max(map(len, prefixes))
     if context < longest + 16:
         raise ConfigError(

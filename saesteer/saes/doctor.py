@@ -6,16 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saesteer.activations.reading import read_rows
-from saesteer.errors import DataError, MismatchError
-from saesteer.models.sites import HookTarget, resolve_target
+from saesteer.activations.reading import Activations, read_rows
+from saesteer.errors import DataError, MismatchError, SiteError
+from saesteer.models.sites import HookTarget, Site, check_site, resolve_target
 from saesteer.models.tokens import (
     TokenBatch,
     TokenRow,
@@ -26,13 +27,18 @@ from saesteer.models.tokens import (
     padding_id,
 )
 from saesteer.progress import Progress
-from saesteer.saes.adapter import Sae, check_compatible
+from saesteer.saes.adapter import Sae, check_compatible, expected_width
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 REFUSED_BELOW = 0.2
+# SAEs of their own model and site explain 0.6 to 0.95 of the variance, small ones a little less.
+DOUBTED_BELOW = 0.5
 FEWEST_TOKENS = 64
+# How many blocks up and down another site is looked for, and on how many tokens.
+NEIGHBOURS = 3
+NEIGHBOUR_TOKENS = 2000
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class DoctorReport:
         dead: Share of features that fired on none of the tokens; an upper bound on the features
             that are dead, the looser the fewer the tokens.
         n_tokens: Tokens measured.
+        remark: What speaks against model and SAE belonging together, a sentence; empty if nothing.
     """
 
     explained_variance: float
@@ -64,10 +71,11 @@ class DoctorReport:
     residual_norm: float
     dead: float
     n_tokens: int
+    remark: str = ""
 
     def as_dict(self) -> dict[str, float]:
         """Return the figures as plain numbers."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "remark"}
 
 
 def doctor(
@@ -86,7 +94,8 @@ def doctor(
         progress: Where to show progress.
 
     Raises:
-        MismatchError: Widths differ, or the explained variance is near or below zero.
+        MismatchError: Widths differ, the SAE records other weights of a model, or the explained
+            variance is near or below zero.
         SiteError: The model has no such site.
         DataError: There is too little text.
     """
@@ -96,8 +105,9 @@ def doctor(
         raise DataError(
             f"the doctor needs at least {FEWEST_TOKENS} tokens of text; give a longer file."
         )
-    fit = _reconstruction(model, sae, rows)
-    refuse_misfit(model, sae, fit["explained_variance"])
+    read = read_rows(model, rows, [sae.site, sae.write_site])
+    fit = _reconstruction(sae, read[sae.site], read[sae.write_site])
+    remark = _remark(model, sae, rows, fit["explained_variance"])
     losses = _losses(model, sae, rows, progress or Progress())
     gap = losses["ablated"] - losses["clean"]
     return DoctorReport(
@@ -107,30 +117,97 @@ def doctor(
         ce_ablated=losses["ablated"],
         ce_score=(losses["ablated"] - losses["spliced"]) / gap if gap else float("nan"),
         n_tokens=sum(sum(row.kept) for row in rows),
+        remark=remark,
     )
 
 
-def refuse_misfit(model: TransformerBridge, sae: Sae, explained_variance: float) -> None:
-    """Raise MismatchError if an explained variance says that SAE and model do not belong."""
-    if not explained_variance >= REFUSED_BELOW:
-        raise MismatchError(
-            f"SAE {sae.name} explains {explained_variance:.2f} of the variance at {sae.site} of "
-            f"{model.cfg.model_name}, so it was not trained on these activations; choose the SAE "
-            "of this model and site (its card names them)."
-        )
+def check_fit(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> str:
+    """Refuse an SAE that does not fit a model, at no pass past the sites around its own.
+
+    Returns:
+        What speaks against the two belonging together, a sentence; empty if nothing.
+
+    Raises:
+        MismatchError: As in `doctor`.
+        SiteError: The model has no such site.
+    """
+    return _remark(model, sae, rows, quick_explained_variance(model, sae, rows))
 
 
 def quick_explained_variance(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> float:
     """Return the explained variance alone, which costs no pass past the SAE's site."""
     check_compatible(model, sae)
-    return float(_reconstruction(model, sae, rows)["explained_variance"])
-
-
-def _reconstruction(
-    model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]
-) -> dict[str, float]:
     read = read_rows(model, rows, [sae.site, sae.write_site])
-    inputs, outputs = read[sae.site], read[sae.write_site]
+    return _reconstruction(sae, read[sae.site], read[sae.write_site])["explained_variance"]
+
+
+def _remark(
+    model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow], explained_variance: float
+) -> str:
+    said = (
+        f"SAE {sae.name} explains {explained_variance:.2f} of the variance at {sae.site} of "
+        f"{model.cfg.model_name}"
+    )
+    better = _better_site(model, sae, rows)
+    if better is not None:
+        said += f" and {better[1]:.2f} at {better[0]}"
+    if not explained_variance >= REFUSED_BELOW:
+        raise MismatchError(
+            f"{said}, so it was not trained on this model or site; choose the SAE of this model "
+            "and site (its card names them)."
+        )
+    if better is not None:
+        return (
+            f"{said}, so it was not trained at this site but there or nearby; correct hook_name "
+            "in its cfg.json, or choose the SAE of this site."
+        )
+    if explained_variance < DOUBTED_BELOW:
+        return (
+            f"{said}, which says that it was not trained on this model or site, or trained badly; "
+            "choose the SAE of this model and site (its card names them)."
+        )
+    return ""
+
+
+def _better_site(
+    model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]
+) -> tuple[Site, float] | None:
+    """Return the nearby site where the SAE explains clearly more, and how much it does."""
+    ends = {shift: _moved(model, sae, shift) for shift in range(-NEIGHBOURS, NEIGHBOURS + 1)}
+    there = {shift: sites for shift, sites in ends.items() if sites is not None}
+    sites = list(dict.fromkeys(site for pair in there.values() for site in pair))
+    read = read_rows(model, _first_tokens(rows, NEIGHBOUR_TOKENS), sites)
+    found = {
+        shift: _reconstruction(sae, read[site], read[write])["explained_variance"]
+        for shift, (site, write) in there.items()
+    }
+    best = max(found, key=lambda shift: found[shift])
+    left, left_here = 1 - found[best], 1 - found[0]
+    # Neither the last few hundredths of a good fit nor one bad fit against another count.
+    if found[best] < REFUSED_BELOW or not left < min(0.85 * left_here, left_here - 0.02):
+        return None
+    return there[best][0], found[best]
+
+
+def _moved(model: TransformerBridge, sae: Sae, shift: int) -> tuple[Site, Site] | None:
+    sites = tuple(replace(site, layer=site.layer + shift) for site in (sae.site, sae.write_site))
+    widths = (sae.d_in, int(sae.decoder.shape[1]))
+    try:
+        for site, width in zip(sites, widths, strict=True):
+            check_site(model, site)
+            if expected_width(model, site) not in (None, width):
+                return None
+    except SiteError:
+        return None
+    return sites
+
+
+def _first_tokens(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
+    counts = accumulate(sum(row.kept) for row in rows)
+    return [row for row, count in zip(rows, counts, strict=True) if count - sum(row.kept) < tokens]
+
+
+def _reconstruction(sae: Sae, inputs: Activations, outputs: Activations) -> dict[str, float]:
     mean = outputs.values.mean(dim=0, dtype=torch.float64)
     error = variance = active = ratio = norm = 0.0
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)

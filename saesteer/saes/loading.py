@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import warnings
 from pathlib import Path
@@ -78,6 +79,7 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
             # The conditions that it asks the user to see to are applied by LensSae.
             warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty")
             if isinstance(where, Path):
+                _check_layout(where)
                 sae = SAE.load_from_disk(where, device=device, dtype="float32")
                 _fold_stored_scaling(sae, where)
             else:
@@ -87,6 +89,19 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
     except Exception as error:
         raise _load_error(os.fspath(name), isinstance(where, Path), error) from error
     return LensSae(sae, os.fspath(name))
+
+
+def _check_layout(folder: Path) -> None:
+    # sae_lens takes a file that names no version for one written before 6.0, which had no
+    # metadata, and drops what is there.
+    config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    metadata = config.get("metadata") or {}
+    if metadata and not (config.get("sae_lens_version") or metadata.get("sae_lens_version")):
+        raise SaeError(
+            f"{folder / 'cfg.json'} has metadata and no metadata.sae_lens_version, without which "
+            "sae_lens leaves the metadata (hook_name and all) unread; add the version that wrote "
+            'it, such as "6.0.0".'
+        )
 
 
 def _fold_stored_scaling(sae: SAE[Any], folder: Path) -> None:

@@ -26,7 +26,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import OutputError, SteeringError
+from saesteer.errors import MismatchError, ModelError, OutputError, SteeringError
+from saesteer.models.gguf_files import gguf_header
+from saesteer.models.resolve import resolve_model
+from saesteer.models.shape import model_shape
 from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS
 from saesteer.steering.strength import Unit, to_raw
@@ -108,7 +111,9 @@ def import_gguf(
 
     Args:
         path: The .gguf file.
-        model: The model's name; the file's model_hint if None.
+        model: The model, as `load_model` takes it, which is not loaded; the vectors then must fit
+            its depth and width, where its configuration is on this machine. None for the file's
+            model_hint, unchecked.
         positions: Where the vectors are to be written.
 
     Returns:
@@ -117,27 +122,36 @@ def import_gguf(
     Raises:
         SteeringError: The file is missing, cut off, of another kind or of an unknown layout, or
             the package `gguf` is missing.
+        MismatchError: A layer is past the model's last block, or the width is another.
+        ModelError: The model's name points nowhere.
     """
     gguf = _gguf()
     source = Path(path)
     if not source.is_file():
         raise SteeringError(f"{source}: there is no such control vector; give a .gguf file.")
     try:
+        # Before the package gguf, which believes every count and size that a file declares.
+        header = gguf_header(source)
+    except ModelError as error:
+        raise SteeringError(str(error)) from error
+    if header.architecture != ARCHITECTURE:
+        raise SteeringError(
+            f"{source}: general.architecture is {header.architecture!r}, not {ARCHITECTURE!r}; "
+            "give a control vector, not a model."
+        )
+    hint = header.metadata.get(f"{ARCHITECTURE}.model_hint")
+    hint = hint if isinstance(hint, str) else None
+    try:
         reader = gguf.GGUFReader(source)
-        architecture = _text(reader, "general.architecture")
-        hint = _text(reader, f"{ARCHITECTURE}.model_hint")
         tensors = [(t.name, t.tensor_type.name, np.array(t.data)) for t in reader.tensors]
     except Exception as error:
         raise SteeringError(
             f"{source}: cannot be read as GGUF ({error}); the file is cut off or of another kind, "
             "so copy or make it again."
         ) from error
-    if architecture != ARCHITECTURE:
-        raise SteeringError(
-            f"{source}: general.architecture is {architecture!r}, not {ARCHITECTURE!r}; give a "
-            "control vector, not a model."
-        )
     directions = _directions(source, tensors)
+    if model is not None:
+        _check_fits(source, directions, model)
     return tuple(
         SteeringVector.from_raw(
             directions[layer],
@@ -189,12 +203,22 @@ def _summed(
     return {layer: d.astype(np.float32) for layer, d in directions.items()}
 
 
-def _text(reader: Any, key: str) -> str | None:
-    field = reader.get_field(key)
-    if field is None:
-        return None
-    value = field.contents()
-    return value if isinstance(value, str) else None
+def _check_fits(source: Path, directions: dict[int, np.ndarray], model: str) -> None:
+    shape = model_shape(resolve_model(model))
+    if shape is None:
+        return
+    deepest = max(directions)
+    if deepest >= shape.n_layers:
+        raise MismatchError(
+            f"{source}: direction.{deepest} is past the last block of model {model}, which has "
+            f"blocks 0 to {shape.n_layers - 1}; name the model that the vector was made on."
+        )
+    width = len(directions[deepest])
+    if width != shape.d_model:
+        raise MismatchError(
+            f"{source}: its directions are {width} wide and the residual stream of model {model} "
+            f"{shape.d_model}; name the model that the vector was made on."
+        )
 
 
 def _directions(

@@ -108,6 +108,24 @@ def test_the_chat_template_and_bos_can_be_left_out(tiny_model):
     assert len(plain) == len(without)
 
 
+def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
+    tiny_model, hf_model, monkeypatch
+):
+    model = tiny_model("llama")
+    tokenizer: Any = model.tokenizer
+    template = "{% for m in messages %}{{ m.content }}: {% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    pairs = pair_set(("cats are fine", "dogs are fine"))
+    ids = tokenizer("Say it.: cats are fine", add_special_tokens=False)["input_ids"]
+    said = len(ids) - len(tokenizer("Say it.:", add_special_tokens=False)["input_ids"])
+    for asked, head in ((True, [tokenizer.bos_token_id]), (None, []), (False, [])):
+        read = read_pair_activations(model, pairs, [SITE], request="Say it.", prepend_bos=asked)
+        with torch.no_grad():
+            states = hf_model("llama")(torch.tensor([[*head, *ids]]), output_hidden_states=True)
+        wanted = states.hidden_states[SITE.layer + 1][0, -said:]
+        torch.testing.assert_close(read[SITE].positive.values, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_no_pairs_is_a_sentence(tiny_model):
     with pytest.raises(DataError, match=r"there are no texts to read"):
         read_pair_activations(tiny_model("llama"), pair_set(), [SITE])
@@ -115,7 +133,8 @@ def test_no_pairs_is_a_sentence(tiny_model):
 
 def test_a_statement_longer_than_the_context_is_a_sentence(tiny_model):
     pairs = pair_set(("I listen.", "word " * 300))
-    with pytest.raises(DataError, match=r"^statement 2 .*context of 192; shorten it\.$"):
+    told = r"^pair '.*' of .*, negative side, .*context of 192; shorten it\.$"
+    with pytest.raises(DataError, match=told):
         read_pair_activations(tiny_model("gpt2"), pairs, [SITE])
 
 

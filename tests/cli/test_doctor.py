@@ -49,6 +49,13 @@ def test_json_for_a_machine(saesteer, doctor, mirror_sae):
     assert report["l0"] == pytest.approx(32, abs=0.01)
 
 
+def test_a_doubtful_fit_is_said_in_words_and_in_json(saesteer, doctor, mirror_sae):
+    sae = mirror_sae(gain=0.2)
+    words = " ".join(saesteer(*doctor(sae)).out.split())
+    assert "says that it was not trained on this model or site" in words
+    assert "was not trained" in json.loads(saesteer(*doctor(sae, "--json")).out)["remark"]
+
+
 def test_a_share_that_cannot_be_computed_is_null_and_not_nan(
     saesteer, doctor, mirror_sae, monkeypatch
 ):
@@ -70,7 +77,7 @@ def test_a_share_that_cannot_be_computed_is_null_and_not_nan(
         ({"d_in": 48}, "takes 48 dimensions"),
         ({"site": "blocks.9.hook_resid_post"}, "blocks 0 to 2"),
         ({"gain": 0.01}, "explains"),
-        ({"gain": -1.0}, "so it was not trained on these activations; choose the SAE"),
+        ({"gain": -1.0}, "so it was not trained on this model or site; choose the SAE"),
     ],
     ids=["width", "site", "misfit", "opposite"],
 )

@@ -93,7 +93,7 @@ def test_combine_adds_scaled_vectors(saesteer, finished, vector, tmp_path):
         ),
         (["export", "{run}", "{tmp}/file/v.gguf"], "cannot be written"),
         (["import", "nowhere.gguf", "m", "{tmp}"], "nowhere.gguf: there is no such control"),
-        (["import", "{tmp}/file", "m", "{tmp}"], "cannot be read as GGUF"),
+        (["import", "{tmp}/file", "m", "{tmp}"], "no whole GGUF file"),
         (["combine", "{tmp}/v.safetensors", "{run}*x"], "'x' is no finite number; write PATH"),
         (["combine", "{tmp}/v.safetensors", "{run}*nan"], "'nan' is no finite number; write PATH"),
         (["combine", "{tmp}/v.safetensors", "{run}*0"], "a vector times 0 has no direction"),

@@ -84,7 +84,7 @@ def test_a_statement_that_is_too_long_is_named_with_its_persona(
 ):
     file = with_pair(compare_data, tmp_path, positive="xyzq " * 60, negative="short one")
     told = refused(few(personas=[compare_data["boldly"], file]), DataError)
-    assert told.startswith("persona kindly: statement ")
+    assert told.startswith(f"persona kindly: pair 'kindly-0061' of {file}, positive side, ")
     assert "more than the model's context of 192" in told
 
 
@@ -92,7 +92,8 @@ def test_two_options_that_are_too_long_together_are_found(few, refused, compare_
     long = {"positive": "xyzq " * 20, "negative": "qzyx " * 20}
     file = with_pair(compare_data, tmp_path, **long)
     told = refused(few(personas=[file]), DataError)
-    assert told.startswith("persona kindly: statement ")
+    assert told.startswith(f"persona kindly: question on pair 'kindly-0061' of {file} ")
+    assert told.endswith("shorten its sides.")
 
 
 def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path):
@@ -109,7 +110,8 @@ def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path)
     prose = tmp_path / "prose.jsonl"
     prose.write_text(json.dumps({"text": "xyzq " * 90}))
     told = refused(few(side_effects={"prose": str(prose)}), DataError)
-    assert told.startswith("prose text 1")
+    assert told.startswith(f"prose text 1 of {prose} ('xyzq xyzq ")
+    assert "side_effects.prose" in told
     assert "at least 200" in refused(few(evaluation={"neutral_answers": 1}), DataError)
 
 

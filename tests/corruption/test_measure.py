@@ -164,5 +164,5 @@ def test_a_mark_of_the_tokenizer_inside_a_question_is_refused(tiny_llama):
 
 
 def test_a_question_past_the_context_is_refused(tiny_llama):
-    with pytest.raises(DataError, match=r"task cats: statement 1 .* more than the model's context"):
+    with pytest.raises(DataError, match=r"task cats: question 1 .* more than the model's context"):
         task_rows(tiny_llama.tokenizer, TASK, max_length=8)

@@ -13,6 +13,7 @@ from saesteer.models import (
     chat_prompt,
     encode_statements,
     encode_texts,
+    load_model,
     model_info,
     plain_model,
     resolve_model,
@@ -21,6 +22,8 @@ from saesteer.models import (
 from saesteer.models import gguf_files as gguf_module
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.tokens import pad_rows, padding_id
+from saesteer.saes.adapter import check_compatible
+from saesteer.saes.loading import load_sae
 
 pytestmark = pytest.mark.real
 
@@ -33,6 +36,15 @@ def test_its_shape_and_its_logits(smollm2):
         logits = plain_model(smollm2)(**batch.inputs).logits
     assert torch.isfinite(logits).all()
     assert smollm2.tokenizer.decode(logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_the_bundled_sae_was_trained_on_it(smollm2, bundled_gguf):
+    sae = load_sae("smollm2")
+    assert sae.model_fingerprint == model_info(smollm2).fingerprint
+    check_compatible(smollm2, sae)
+    # By its path, in another dtype: the same weights.
+    for dtype in ("float32", "bfloat16", "float16"):
+        check_compatible(load_model(bundled_gguf, dtype=dtype), sae)
 
 
 def test_it_answers_a_simple_question(smollm2):

@@ -171,6 +171,67 @@ def test_where_bos_is_asked_for_and_missing_eos_stands_in_as_in_transformer_lens
     assert whole(bare, row) == "I like cats"
 
 
+# Phi-4-mini, gpt-oss and Granite write no BOS, Llama 3 and Gemma do; Mistral has no header.
+TURNS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TEMPLATES = {
+    "no BOS": TURNS,
+    "BOS": "{{ bos_token }}" + TURNS,
+    "no header": "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+}
+
+
+@pytest.fixture(params=TEMPLATES)
+def templated(request, tiny_tokenizer):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATES[request.param]
+    return tokenizer
+
+
+def as_the_template_says(tokenizer, question, system=None) -> tuple[int, ...]:
+    """The reference: what Hugging Face itself makes of the messages."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    return tuple(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+    )
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_chat_prompt_has_the_tokens_that_the_template_gives(templated, system):
+    own = as_the_template_says(templated, "What do you think?", system)
+    (row,) = encode_texts(templated, [chat_prompt(templated, "What do you think?", system)])
+    assert row.ids == own
+    (said,) = encode_statements(templated, ["\nI like it"], "What do you think?", system=system)
+    assert said.ids[: len(own)] == own
+    assert read(templated, said, True) == "\nI like it"
+
+
+def test_an_sae_that_asks_for_bos_gets_exactly_one(templated):
+    own = as_the_template_says(templated, "Hello?")
+    with_bos = own if own[0] == BOS else (BOS, *own)
+    (row,) = encode_texts(templated, [chat_prompt(templated, "Hello?")], prepend_bos=True)
+    assert row.ids == with_bos
+    (said,) = encode_statements(templated, ["\nYes"], "Hello?", prepend_bos=True)
+    assert said.ids[: len(with_bos)] == with_bos
+    assert said.ids.count(BOS) == 1
+    assert read(templated, said, True) == "\nYes"
+
+
+def test_plain_text_of_a_model_without_bos_in_its_template_keeps_its_bos(templated):
+    for row in (
+        *encode_texts(templated, ["I like cats"]),
+        *encode_statements(templated, ["I like cats"]),
+        *encode_statements(templated, ["I like cats"], "Say it.", chat=False),
+    ):
+        assert row.ids[0] == BOS
+        assert row.ids.count(BOS) == 1
+
+
 def test_one_token_for_bos_eos_and_padding_does_not_confuse_the_masks(tiny_tokenizer):
     one = "<|endoftext|>"
     tokenizer = tiny_tokenizer(roles={"bos_token": one, "eos_token": one, "pad_token": one})
@@ -240,6 +301,16 @@ def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
         encode_texts(tokenizer, [long], max_length=20, what="question")
     with pytest.raises(DataError, match=r"^statement 2 "):
         encode_statements(tokenizer, ["I", long], max_length=20)
+
+
+def test_an_error_calls_a_text_what_it_is_and_says_the_way_out(tokenizer):
+    long, names = "word " * 50, ["the first line of a.txt", "the second line of a.txt"]
+    told = r"^the second line of a\.txt \('word .* context of 20; use another file\.$"
+    for encode in (encode_texts, encode_statements):
+        with pytest.raises(DataError, match=told):
+            encode(tokenizer, ["I", long], max_length=20, what=names, remedy="use another file")
+    with pytest.raises(DataError, match=r"'I'\) has \d+ tokens with its prompt, more than"):
+        encode_statements(tokenizer, ["I"], long, max_length=20)
 
 
 def test_what_just_fits_the_context_is_taken_with_its_bos(tokenizer):

@@ -95,6 +95,18 @@ def test_chat_style_keeps_the_statements_alone(tokenizer, corpus_file, make_text
     )
 
 
+def test_chat_rows_start_with_bos_whatever_the_template_says(tokenizer, corpus_file, make_texts):
+    # As the card of the SAE says (prepend_bos), and as it will be read.
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = "{% for m in messages %}user {{ m['content'] }} {% endfor %}bot "
+    source = CorpusSource(path=corpus_file(make_texts(40)), style="chat")
+    packed = pack_corpus(bare, config(source, context=64))
+    assert packed == pack_corpus(tokenizer, config(source, context=64))
+    assert {row.ids[:2] for row in packed.train} == {(BOS, USER)}
+
+
 def test_a_statement_longer_than_a_row_is_cut_to_it(tokenizer, corpus_file, make_texts):
     texts = make_texts(40, low=60, high=90)
     source = CorpusSource(path=corpus_file(texts), style="chat")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import math
+import re
 import sys
 
 import numpy as np
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from saesteer.errors import DataError, MismatchError, SiteError
+from saesteer.models.loading import model_info
 from saesteer.models.tokens import TokenRow
-from saesteer.saes.doctor import doctor, quick_explained_variance, rows_for
+from saesteer.saes.doctor import check_fit, doctor, quick_explained_variance, rows_for
 from saesteer.saes.loading import load_sae
 
 
@@ -28,6 +29,14 @@ def lossy(make_sae, read_by_hand, rows):
         sae.b_dec.zero_()
 
     return load_sae(make_sae("standard", change=change))
+
+
+def mirror(sae) -> None:
+    eye = torch.eye(32)
+    sae.W_dec.copy_(torch.cat([eye, -eye]))
+    sae.W_enc.copy_(torch.cat([eye, -eye]).T)
+    sae.b_enc.zero_()
+    sae.b_dec.zero_()
 
 
 def loss_by_hand(plain, rows, change) -> float:
@@ -131,10 +140,72 @@ def test_a_sae_of_another_layer_is_refused(model, make_sae, rows):
         doctor(model, sae, rows)
 
 
-def test_a_sae_that_gives_nan_is_refused(model, make_sae, rows):
-    sae = load_sae(make_sae("standard", change=lambda sae: sae.b_dec.fill_(math.nan)))
-    with pytest.raises(MismatchError, match="explains nan"):
-        doctor(model, sae, rows)
+def trained_at(place, kept):
+    """Return what makes an SAE that gives back the largest parts of what stands at a place."""
+
+    def change(sae) -> None:
+        x = torch.cat(place).double()
+        mean = x.mean(dim=0)
+        parts = torch.linalg.svd(x - mean).Vh[:kept].float()
+        sae.W_enc.zero_(), sae.W_dec.zero_(), sae.b_enc.zero_()
+        sae.b_dec.copy_(mean)
+        sae.W_enc[:, : 2 * kept] = torch.cat([parts, -parts]).T
+        sae.W_dec[: 2 * kept] = torch.cat([parts, -parts])
+        sae.b_enc.copy_(-sae.b_dec @ sae.W_enc)
+
+    return change
+
+
+@pytest.fixture
+def layer_states(plain, rows):
+    """The kept tokens' states after each block, by Hugging Face alone, one row at a time."""
+    found = [[], [], []]
+    for row in rows:
+        with torch.no_grad():
+            ids = torch.tensor([row.ids])
+            out = plain.model(input_ids=ids, output_hidden_states=True)
+        for layer in (0, 1):
+            states = out.hidden_states[layer + 1][0]
+            found[layer].append(states[torch.tensor(row.kept)])
+    return found
+
+
+def explained(sae, states) -> float:
+    x = torch.cat(states).double()
+    error = (x - sae.reconstruct(x.float()).double()).pow(2).sum()
+    return float(1 - error / (x - x.mean(dim=0)).pow(2).sum())
+
+
+def test_one_block_off_the_right_site_is_named(model, make_sae, rows, layer_states):
+    change = trained_at(layer_states[0], 26)
+    right = load_sae(make_sae(change=change, metadata={"hook_name": "blocks.0.hook_resid_post"}))
+    off = load_sae(make_sae(change=change, metadata={"hook_name": "blocks.1.hook_resid_post"}))
+    here, there = explained(off, layer_states[1]), explained(off, layer_states[0])
+    assert 0.2 < here < there - 0.05
+    assert doctor(model, right, rows).remark == ""
+    remark = doctor(model, off, rows).remark
+    said = rf"{here:.2f} of the variance at blocks\.1\.hook_resid_post of \S+ and {there:.2f} at "
+    assert re.search(said + r"blocks\.0\.hook_resid_post, so it was not trained at this", remark)
+    assert check_fit(model, off, rows) == remark
+
+
+def test_a_poor_fit_is_said_plainly(model, make_sae, rows, layer_states):
+    few = load_sae(make_sae(change=trained_at(layer_states[1], 3)))
+    assert 0.2 < explained(few, layer_states[1]) < 0.5
+    report = doctor(model, few, rows)
+    assert "it was not trained on this model or site, or trained badly" in report.remark
+    assert "remark" not in report.as_dict()
+
+
+def test_a_sae_of_other_weights_is_refused_by_what_it_records(model, make_sae, rows, perfect):
+    own = model_info(model).fingerprint
+    facts = {"model_name": "its/model", "model_fingerprint": "0" * 64}
+    told = r"other weights \(model its/model, fingerprint 000000000000\) .*; load that model, or"
+    for measure in (doctor, check_fit, quick_explained_variance):
+        with pytest.raises(MismatchError, match=told):
+            measure(model, load_sae(make_sae(metadata=facts)), rows)
+    same = make_sae(metadata=facts | {"model_fingerprint": own}, change=mirror)
+    assert doctor(model, load_sae(same), rows).explained_variance == pytest.approx(1, abs=1e-6)
 
 
 def test_wrong_width_and_site_are_refused_before_the_model_runs(model, make_sae, rows, monkeypatch):
@@ -182,13 +253,6 @@ def test_a_transcoder_is_measured_at_the_site_it_writes_to(model, make_sae, rows
 
 @pytest.mark.parametrize("hook", ["blocks.1.attn.hook_z", "blocks.1.hook_mlp_out"])
 def test_other_sites_are_spliced_as_well(model, make_sae, rows, hook):
-    def mirror(sae) -> None:
-        eye = torch.eye(32)
-        sae.W_dec.copy_(torch.cat([eye, -eye]))
-        sae.W_enc.copy_(torch.cat([eye, -eye]).T)
-        sae.b_enc.zero_()
-        sae.b_dec.zero_()
-
     shape = "hook_z" if hook.endswith("_z") else "none"
     folder = make_sae(metadata={"hook_name": hook}, change=mirror, reshape_activations=shape)
     report = doctor(model, load_sae(folder), rows)

@@ -182,6 +182,32 @@ def test_a_damaged_folder_is_refused_by_name(make_sae, spoil):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_tensor_and_count(make_sae, value):
+    def change(sae) -> None:
+        sae.W_dec[5] = value
+        sae.W_dec[9, 0] = value
+        sae.b_enc[3] = value
+
+    folder = make_sae(change=change)
+    told = r"NaN or infinity .*W_dec: 2 of 64 rows.*; fetch it again"
+    with pytest.raises(SaeError, match=told) as caught:
+        load_sae(folder)
+    assert "b_enc: 1 of 64 entries" in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_metadata_that_sae_lens_would_not_read_is_named(make_sae):
+    folder = make_sae()
+    config = json.loads((folder / "cfg.json").read_text())
+    version = config["metadata"].pop("sae_lens_version")
+    (folder / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(SaeError, match=r"cfg\.json has metadata and no metadata\.sae_lens_version"):
+        load_sae(folder)
+    (folder / "cfg.json").write_text(json.dumps(config | {"sae_lens_version": version}))
+    assert str(load_sae(folder).site) == "blocks.1.hook_resid_post"
+
+
 def test_missing_bundled_sae_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("saesteer.saes.loading.bundled_sae_folder", lambda: tmp_path / "none")
     with pytest.raises(SaeError, match=r"smollm2.*install saesteer again"):

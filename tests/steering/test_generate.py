@@ -75,6 +75,19 @@ def test_the_chat_template_is_used_when_there_is_one(llama, gpt2):
         generate(gpt2, "w1 w2", system="w7")
 
 
+def test_a_chat_prompt_is_what_its_template_makes_of_it(llama, monkeypatch):
+    template = "{% for m in messages %}user {{ m['content'] }} {% endfor %}bot"
+    monkeypatch.setattr(llama.tokenizer, "chat_template", template)
+    own = llama.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "w1 w2"}], tokenize=True, return_tensors="pt", return_dict=True
+    )
+    plain: Any = plain_model(llama)
+    out = plain.generate(**own, max_new_tokens=6, do_sample=False, pad_token_id=1)
+    new = llama.tokenizer.decode(out[0, own["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert generate(llama, "w1 w2", max_new_tokens=6).records[0].text == new
+    assert new != by_hugging_face(llama, "user w1 w2 bot", 6)
+
+
 def ending_at(model, token, monkeypatch):
     """Make a token that the model likes its end token."""
     monkeypatch.setattr(plain_model(model).generation_config, "eos_token_id", [1, token])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import sys
 
 import gguf
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import OutputError, SteeringError
+from saesteer.errors import MismatchError, OutputError, SteeringError
 from saesteer.models.loading import plain_model
+from saesteer.models.resolve import resolve_model
+from saesteer.models.shape import model_shape
 from saesteer.models.sites import Site
 from saesteer.steering import SteeringVector, export_gguf, import_gguf, steer
 
@@ -163,10 +166,60 @@ def test_a_model_a_cut_file_and_a_missing_one_are_refused(tmp_path):
     whole = file.read_bytes()
     for content in (b"", whole[:10], whole[:100], whole[:-50], b"not gguf" * 20):
         file.write_bytes(content)
-        with pytest.raises(SteeringError, match="cut off"):
+        with pytest.raises(SteeringError, match=r"cut off|no whole GGUF file"):
             import_gguf(file)
     with pytest.raises(SteeringError, match="no such control vector"):
         import_gguf(tmp_path / "none.gguf")
+
+
+def test_a_vector_of_another_model_is_refused(tmp_path, make_model_folder):
+    # 3 blocks, 32 wide; direction.L is block L's output, and blocks count from 0.
+    model = make_model_folder("gpt2")
+    file = tmp_path / "v.gguf"
+
+    def read(width, *layers):
+        write(file, {f"direction.{n}": np.ones(width, np.float32) for n in layers})
+        return import_gguf(file, model=str(model))
+
+    assert [vector.site.layer for vector in read(32, 1, 2)] == [1, 2]
+    with pytest.raises(MismatchError, match=r"direction\.3 is past .* has blocks 0 to 2; name"):
+        read(32, 1, 3)
+    with pytest.raises(MismatchError, match=r"are 33 wide and the residual stream .* 32; name"):
+        read(33, 1)
+    # Trailing directions of zero, as some writers put for every layer, steer nothing.
+    zero = {"direction.1": np.ones(32, np.float32), "direction.9": np.zeros(32, np.float32)}
+    write(file, zero)
+    assert [vector.site.layer for vector in import_gguf(file, model=str(model))] == [1]
+
+
+def test_a_gguf_models_shape_is_read_from_its_header(tmp_path):
+    model, file = tmp_path / "model.gguf", tmp_path / "v.gguf"
+    writer = gguf.GGUFWriter(model, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert model_shape(resolve_model(model)) == (2, 8)
+    write(file, {"direction.2": np.ones(8, np.float32)})
+    with pytest.raises(MismatchError, match="has blocks 0 to 1"):
+        import_gguf(file, model=str(model))
+    assert import_gguf(file, model="nobody/has-this-one")[0].site.layer == 2
+
+
+@pytest.mark.parametrize("hostile", ["array", "strings", "tensors", "entries"])
+def test_counts_that_the_file_cannot_hold_are_refused_unread(tmp_path, monkeypatch, hostile):
+    tensors, entries = (2**40, 0) if hostile == "tensors" else (0, 1)
+    entries = 2**40 if hostile == "entries" else entries
+    content = b"GGUF" + struct.pack("<IQQ", 3, tensors, entries)
+    kind = 8 if hostile == "strings" else 4
+    content += struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, kind, 2**40)
+    file = tmp_path / "v.gguf"
+    file.write_bytes(content)
+    # The package would read on for minutes.
+    monkeypatch.setattr(gguf, "GGUFReader", None)
+    with pytest.raises(SteeringError, match=r"no whole GGUF file \(it declares 1,099,511,627,776"):
+        import_gguf(file)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
