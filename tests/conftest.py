@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -305,3 +305,81 @@ def tiny_settings(tmp_path_factory, tiny_model_folder, mirror_sae) -> Callable[.
         }
 
     return make
+
+
+def _interleaved(weight: Any, heads: int) -> Any:
+    # llama.cpp keeps the two halves of a rotated head side by side.
+    rows, width = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def _gguf_names(weights: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each weight of the tiny Llama under llama.cpp's name for it."""
+    parts = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.v_proj": "attn_v",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    yield "token_embd.weight", weights["model.embed_tokens.weight"]
+    yield "output_norm.weight", weights["model.norm.weight"]
+    yield "output.weight", weights["lm_head.weight"]
+    for layer in range(3):
+        here = f"model.layers.{layer}."
+        for theirs, ours in parts.items():
+            yield f"blk.{layer}.{ours}.weight", weights[f"{here}{theirs}.weight"]
+        for name, heads in (("q", 4), ("k", 2)):
+            weight = weights[f"{here}self_attn.{name}_proj.weight"]
+            yield f"blk.{layer}.attn_{name}.weight", _interleaved(weight, heads)
+
+
+def _write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
+    import json
+
+    import numpy as np
+    from gguf import GGUFWriter, TokenType
+
+    writer = GGUFWriter(path, "llama")
+    config = model.config
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    special = set(tokenizer.all_special_tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocab)
+    writer.add_token_types(
+        [TokenType.CONTROL if token in special else TokenType.NORMAL for token in vocab]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in core["model"]["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_unk_token_id(tokenizer.unk_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    for name, weight in _gguf_names(weights):
+        writer.add_tensor(name, np.ascontiguousarray(weight, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory, hf_model, tiny_tokenizer) -> Path:
+    """A .gguf file of the tiny Llama: 3 blocks, 32 wide."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    _write_gguf(path, hf_model("llama"), tiny_tokenizer())
+    return path

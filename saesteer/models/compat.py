@@ -241,19 +241,19 @@ def quiet() -> Iterator[None]:
 
     shown, level = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
     downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
-    # These two switches of transformers turn the Hub's as well.
-    transformers_logging.disable_progress_bar()
-    downloads()
-    logging.disable(max(level, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(max(level, logging.WARNING))
+        # The switch of transformers turns the Hub's as well.
+        transformers_logging.disable_progress_bar()
+        downloads()
+        try:
             yield
-    finally:
-        logging.disable(level)
-        if shown:
-            transformers_logging.enable_progress_bar()
-            downloads()
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
+                downloads()
+            logging.disable(level)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import json
 import os
 import struct
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,80 +22,6 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("SAESTEER_CACHE", str(folder))
     return folder
-
-
-def interleaved(weight, heads):
-    # llama.cpp keeps the two halves of a rotated head side by side.
-    rows, width = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
-
-
-def gguf_names(weights):
-    """Yield each weight of the tiny Llama under llama.cpp's name for it."""
-    parts = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.v_proj": "attn_v",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    yield "token_embd.weight", weights["model.embed_tokens.weight"]
-    yield "output_norm.weight", weights["model.norm.weight"]
-    yield "output.weight", weights["lm_head.weight"]
-    for layer in range(3):
-        here = f"model.layers.{layer}."
-        for theirs, ours in parts.items():
-            yield f"blk.{layer}.{ours}.weight", weights[f"{here}{theirs}.weight"]
-        for name, heads in (("q", 4), ("k", 2)):
-            weight = weights[f"{here}self_attn.{name}_proj.weight"]
-            yield f"blk.{layer}.attn_{name}.weight", interleaved(weight, heads)
-
-
-def write_gguf(path, model, tokenizer):
-    from gguf import GGUFWriter, TokenType
-
-    writer = GGUFWriter(path, "llama")
-    config = model.config
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    special = set(tokenizer.all_special_tokens)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocab)
-    writer.add_token_types(
-        [TokenType.CONTROL if token in special else TokenType.NORMAL for token in vocab]
-    )
-    writer.add_token_merges([" ".join(pair) for pair in core["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_unk_token_id(tokenizer.unk_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_chat_template(tokenizer.chat_template)
-    weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    for name, weight in gguf_names(weights):
-        writer.add_tensor(name, np.ascontiguousarray(weight, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.fixture(scope="module")
-def tiny_gguf(tmp_path_factory, hf_model, tiny_tokenizer):
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(path, hf_model("llama"), tiny_tokenizer())
-    return path
 
 
 def test_a_gguf_file_says_what_the_model_said_that_it_was_made_from(tiny_gguf, hf_model, cache):
