@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from saesteer.compare.methods import build_method
 
 from saesteer.agent.settings import AgentConfig
 from saesteer.compare.config import CompareConfig
 from saesteer.config import RunConfig, Settings, load_config, load_yaml, parse_config
 from saesteer.corruption import CorruptConfig
 from saesteer.errors import ConfigError
+from saesteer.methods.registry import build_method
 from saesteer.patching.experiment.settings import PatchConfig
 from saesteer.probes.settings import ProbeConfig
 from saesteer.saes.settings import SaeTrainingConfig
