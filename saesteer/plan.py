@@ -13,8 +13,9 @@ from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questio
 from saesteer.data.answers import Answer
 from saesteer.errors import ConfigError, DataError, SaeError
 from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
-from saesteer.saes.loading import resolve_sae
+from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.tracking import content_digest
 
 
@@ -77,6 +78,9 @@ def plan_run(config: RunConfig) -> Plan:
     answers = read_answers(config.evaluation.neutral)[: config.evaluation.neutral_answers]
     questions = read_questions(config.completions.questions)[: config.completions.n_questions]
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
+    check_planned(model, sae, config.sae)
+    if config.site is not None:
+        check_shape(model, Site.parse(config.site), None, "site")
     digest = config.digest(
         pairs=pairs.digest,
         answers=str(answers),

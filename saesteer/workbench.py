@@ -12,7 +12,8 @@ import torch
 from saesteer.data.answers import ANSWERS_NAME
 from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
 from saesteer.feature_words import own_table
-from saesteer.models import Site, load_model
+from saesteer.models import ModelSource, Site, load_model
+from saesteer.models.shape import check_shape
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
 from saesteer.progress import Progress
@@ -38,6 +39,8 @@ class BenchPlan(Protocol):
     def config(self) -> Any: ...
     @property
     def answers(self) -> tuple[Answer, ...]: ...
+    @property
+    def model(self) -> ModelSource: ...
     @property
     def sae(self) -> Path | tuple[str, str]: ...
 
@@ -71,6 +74,7 @@ class ModelBench:
                 dtype=settings.dtype,
                 device_map=settings.device_map,
                 trust_remote_code=settings.trust_remote_code,
+                progress=self.progress,
             )
 
         return self.shelf.keep("model", self._model_key, load)
@@ -114,7 +118,9 @@ class Bench(ModelBench):
 
     def _load_sae(self) -> LensSae:
         self.progress.say(f"Loading SAE {self.plan.config.sae} ...")
-        return load_sae(self.plan.config.sae)
+        sae = load_sae(self.plan.config.sae)
+        check_shape(self.plan.model, sae.site, sae.d_in, f"SAE {sae.name}")
+        return sae
 
     @property
     def _sae_key(self) -> tuple[str, ...]:

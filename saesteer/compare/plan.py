@@ -22,9 +22,10 @@ from saesteer.data import (
 from saesteer.data.answers import Answer
 from saesteer.errors import ConfigError, DataError, SaesteerError
 from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.plan import check_writable, source_digest
-from saesteer.saes.loading import resolve_sae
+from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.tracking import RunFolder
 
 DONE = "done.json"
@@ -126,6 +127,9 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
         )
     prose = _prose(config)
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
+    check_planned(model, sae, config.sae)
+    if config.site is not None:
+        check_shape(model, Site.parse(config.site), None, "site")
     common = {
         "answers": str(answers),
         "questions": str(questions),

@@ -66,9 +66,9 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
     checks = _checks(config, used)
     model = resolve_model(config.model.name)
     if config.reading.sae is not None:
-        from saesteer.saes.loading import resolve_sae
+        from saesteer.saes.loading import check_planned, resolve_sae
 
-        resolve_sae(config.reading.sae)
+        check_planned(model, resolve_sae(config.reading.sae), config.reading.sae)
     weights = model.sha256 or ("" if model.kind == "hub" else content_digest(Path(model.location)))
     root = Path(config.folder)
     shown = "" if checks is None else checks.digest

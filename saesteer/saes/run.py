@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesteer.errors import OutputError
-from saesteer.models import load_model, model_info
+from saesteer.models import load_model, model_info, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site, check_site
 from saesteer.progress import Progress
 from saesteer.saes.corpus import PackedCorpus, pack_corpus
@@ -49,7 +50,9 @@ def train_sae(
         SaesteerError: See the stages: `pack_corpus`, `harvest`, `train_topk`.
     """
     progress = progress or Progress()
-    model = load_model(config.model)
+    for site in config.all_sites:
+        check_shape(resolve_model(config.model), Site.parse(site), None, "site")
+    model = load_model(config.model, progress=progress)
     for site in config.all_sites:
         check_site(model, Site.parse(site))
     assert model.tokenizer is not None
