@@ -15,8 +15,9 @@ from saesteer.data.answers import Answer
 from saesteer.errors import ConfigError, DataError, SaeError
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
-from saesteer.saes.loading import resolve_sae
+from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.tracking import content_digest
 
 CACHE = "compare-cache"
@@ -101,6 +102,9 @@ def plan_run(config: RunConfig) -> Plan:
         training_questions = left_questions(config, "completions", questions)[-OWN_QUESTIONS:]
         fitted = {"training": str((training_answers, training_questions))}
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
+    check_planned(model, sae, config.sae)
+    if config.site is not None:
+        check_shape(model, Site.parse(config.site), None, "site")
     digest = config.digest(
         pairs=pairs.digest,
         answers=str(measured),

@@ -17,8 +17,9 @@ from saesteer.errors import ConfigError, DataError, MismatchError, SteeringError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.feature_words import own_table
 from saesteer.methods.registry import method_entry
-from saesteer.models import Site, load_model, model_info
+from saesteer.models import ModelSource, Site, load_model, model_info
 from saesteer.models.placement import choose_device, choose_dtype, memory_of
+from saesteer.models.shape import check_shape
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.plan import Plan
 from saesteer.progress import Progress
@@ -93,6 +94,8 @@ class BenchPlan(Protocol):
     @property
     def cache(self) -> Path: ...
     @property
+    def model(self) -> ModelSource: ...
+    @property
     def sae(self) -> Path | tuple[str, str]: ...
 
 
@@ -123,6 +126,7 @@ class ModelBench:
                 dtype=self._dtype,
                 device_map=settings.device_map,
                 trust_remote_code=settings.trust_remote_code,
+                progress=self.progress,
             )
 
         return self.shelf.keep("model", self._model_key, load, room=self._has_room_beside)
@@ -191,7 +195,9 @@ class Bench(ModelBench):
 
     def _load_sae(self) -> LensSae:
         self.progress.say(f"Loading SAE {self.plan.config.sae} ...")
-        return load_sae(self.plan.config.sae)
+        sae = load_sae(self.plan.config.sae)
+        check_shape(self.plan.model, sae.site, sae.d_in, f"SAE {sae.name}")
+        return sae
 
     @property
     def _sae_key(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def settings(tiny_settings) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("sae", "kind", "text"),
     [
-        ({"d_in": 48}, MismatchError, r"takes 48 dimensions and .* has 32 .*choose an SAE"),
+        ({"d_in": 48}, MismatchError, r"is 48 wide at .* and model .* 32; choose"),
         ({"site": "blocks.7.hook_resid_post"}, SiteError, r"blocks 0 to 2; choose"),
         ({"site": "blocks.1.hook_nowhere"}, SiteError, r"no hook 'hook_nowhere'"),
         ({"gain": 0.05}, MismatchError, r"explains -?0\.\d+ of the variance .*not trained on"),

@@ -88,7 +88,7 @@ def complete_command(
         _programs(program, family, every, *shape)
     progress = terminal_progress()
     progress.say(f"Loading model {model} ...")
-    bridge = load_model(model)
+    bridge = load_model(model, progress=progress)
     programs = _programs(program, family, every, int(bridge.cfg.n_layers), int(bridge.cfg.n_heads))
     found = complete_prompts(
         bridge, programs, prompts, max_new_tokens=max_new_tokens, progress=progress

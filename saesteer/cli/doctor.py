@@ -26,22 +26,24 @@ def doctor_command(
     from saesteer.data import datasets_folder, read_texts
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
+    from saesteer.models.shape import check_shape
     from saesteer.progress import terminal_progress
     from saesteer.recorded import recorded_look
     from saesteer.saes.doctor import doctor, rows_for
-    from saesteer.saes.loading import load_sae, resolve_sae
+    from saesteer.saes.loading import check_planned, load_sae, resolve_sae
     from saesteer.tracking import finite
 
     texts = list(read_texts(text or datasets_folder() / "prose.jsonl", limit=limit))
-    resolve_model(model)
-    resolve_sae(sae)
+    source = resolve_model(model)
+    check_planned(source, resolve_sae(sae), sae)
     progress = terminal_progress()
     settings = {"model": model, "sae": sae, "text": None if text is None else str(text)}
     settings |= {"limit": limit, "context": context, "dtype": dtype}
     with recorded_look("doctor", settings, name=Path(sae).name, progress=progress) as recorded:
         progress.say(f"Loading SAE {sae} and model {model} ...")
         loaded = load_sae(sae)
-        bridge = load_model(model, dtype=dtype)
+        check_shape(source, loaded.site, loaded.d_in, f"SAE {sae}")
+        bridge = load_model(model, dtype=dtype, progress=progress)
         rows = rows_for(bridge, loaded, texts, context=context)
         report = doctor(bridge, loaded, rows, progress=progress)
         recorded.summary(report.as_dict())

@@ -50,11 +50,15 @@ def generate_command(
         raise SteeringError(
             f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
         )
-    from saesteer.models import load_model
+    from saesteer.models import load_model, resolve_model
+    from saesteer.models.shape import check_shape
     from saesteer.recorded import recorded_look
     from saesteer.steering import generate
 
     name = model or (steering.model if steering else "smollm2")
+    source = resolve_model(name)
+    if steering is not None:
+        check_shape(source, steering.site, steering.d_model, f"vector {steering.name!r}")
     single = len(prompts) == len(strengths) == samples == 1
     sampling = {
         "max_new_tokens": max_new_tokens,
@@ -70,7 +74,7 @@ def generate_command(
     progress = terminal_progress()
     with recorded_look("generate", settings, name=called, progress=progress) as recorded:
         progress.say(f"Loading model {name} ...")
-        bridge = load_model(name, dtype=dtype)
+        bridge = load_model(name, dtype=dtype, progress=progress)
         on_token = _print_piece if single else None
         result = generate(
             bridge, prompts, steering, strengths, known, on_token=on_token, **sampling

@@ -113,8 +113,9 @@ def lens_command(
         raise DataError("there is no prompt to read; give one, or --pairs capitals.")
     if any(not text.strip() for text in texts):
         raise DataError("a prompt is empty; give it at least one word.")
-    terminal_progress().say(f"Loading model {model} ...")
-    bridge = load_model(model, dtype="float32")
+    progress = terminal_progress()
+    progress.say(f"Loading model {model} ...")
+    bridge = load_model(model, dtype="float32", progress=progress)
     readings = read_prompts(bridge, texts, top_k=top)
     if html is not None:
         write_atomic(html, lens_page(readings, model).encode("utf-8", "replace"))

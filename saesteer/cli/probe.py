@@ -234,7 +234,7 @@ def _load(probes: ProbeSet, name: str | None, progress: Progress) -> Any:
 
     wanted = name or probes.model
     progress.say(f"Loading model {wanted} ...")
-    bridge = load_model(wanted)
+    bridge = load_model(wanted, progress=progress)
     probes.check_belongs(bridge)
     return bridge
 

@@ -22,9 +22,10 @@ from saesteer.data.answers import Answer
 from saesteer.errors import ConfigError, SaesteerError
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.plan import CACHE, check_writable, left_answers, left_questions, source_digest
-from saesteer.saes.loading import resolve_sae
+from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.tracking import RunFolder
 
 DONE = "done.json"
@@ -114,6 +115,9 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     training_questions = left_questions(config, "writing", questions)
     prose = _prose(config)
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
+    check_planned(model, sae, config.sae)
+    if config.site is not None:
+        check_shape(model, Site.parse(config.site), None, "site")
     common = {
         "answers": str(answers),
         "questions": str(questions),

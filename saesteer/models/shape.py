@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saesteer.errors import MismatchError, SiteError
 from saesteer.models.gguf_files import gguf_header
 from saesteer.models.resolve import ModelSource
+from saesteer.models.sites import Site
+
+_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+_AS_WIDE_AS_THE_MODEL = (*_RESIDUAL, "hook_attn_out", "hook_mlp_out")
 
 
 class ModelShape(NamedTuple):
@@ -47,3 +52,31 @@ def _configured(location: str) -> tuple[int | None, int | None]:
     except Exception:
         # Not fetched yet, or of a kind that only loading, with its own messages, can tell.
         return None, None
+
+
+def check_shape(source: ModelSource, site: Site, width: int | None, what: str) -> None:
+    """Refuse, before a model is loaded or converted, what cannot belong to it.
+
+    Args:
+        source: Where the model comes from; one whose shape is not at hand passes.
+        site: Where it would be read or written.
+        width: How wide it is there; not compared if None.
+        what: What it is, for the message.
+
+    Raises:
+        SiteError: The model has no such block.
+        MismatchError: The model has another width there.
+    """
+    shape = model_shape(source)
+    if shape is None:
+        return
+    if not 0 <= site.layer < shape.n_layers:
+        raise SiteError(
+            f"{what}, {site}: model {source.name} has blocks 0 to {shape.n_layers - 1}; choose one "
+            "of them."
+        )
+    if width is not None and site.hook in _AS_WIDE_AS_THE_MODEL and width != shape.d_model:
+        raise MismatchError(
+            f"{what} is {width} wide at {site} and model {source.name} {shape.d_model}; choose "
+            "what was made on this model."
+        )

@@ -66,6 +66,10 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
     )
     checks = _checks(config, used)
     model = resolve_model(config.model.name)
+    if config.reading.sae is not None:
+        from saesteer.saes.loading import check_planned, resolve_sae
+
+        check_planned(model, resolve_sae(config.reading.sae), config.reading.sae)
     weights = _weights(model, config.reading.sae)
     root = Path(config.folder)
     shown = "" if checks is None else checks.digest

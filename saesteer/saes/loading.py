@@ -9,7 +9,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import NetworkError, SaeError
+from saesteer.errors import NetworkError, SaeError, SiteError
+from saesteer.models.resolve import ModelSource
+from saesteer.models.shape import check_shape
+from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
 
 if TYPE_CHECKING:
@@ -49,6 +52,26 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
         )
     _check_registered(release, sae_id)
     return release, sae_id
+
+
+def check_planned(model: ModelSource, sae: Path | tuple[str, str], name: str) -> None:
+    """Refuse an SAE whose folder says that it cannot belong to a model; neither is loaded.
+
+    Raises:
+        MismatchError: The model has another width.
+        SiteError: The model has no such block.
+    """
+    if not isinstance(sae, Path):
+        return
+    try:
+        record = json.loads((sae / "cfg.json").read_text(encoding="utf-8"))
+        said = record.get("metadata") or record
+        site = Site.parse(said.get("hook_name") or record["hook_name"])
+        width = record["d_in"]
+    except (OSError, ValueError, LookupError, AttributeError, SiteError):
+        # Loading says what is wrong with it.
+        return
+    check_shape(model, site, width, f"SAE {name}")
 
 
 def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> LensSae:

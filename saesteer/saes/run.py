@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.models import load_model, model_info
+from saesteer.models import load_model, model_info, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site, check_site
 from saesteer.progress import Progress
 from saesteer.recorded import recorded_experiment
@@ -68,6 +69,8 @@ def train_sae(
     from saesteer.saes.card import finish_sae
 
     progress = progress or Progress()
+    for site in config.all_sites:
+        check_shape(resolve_model(config.model), Site.parse(site), None, "site")
     place = Path(config.folder)
     with recorded_experiment(
         "sae-train",
@@ -96,7 +99,7 @@ def train_sae(
 
 
 def _trained(config: SaeTrainingConfig, progress: Progress, watch: Watch) -> TrainedSae:
-    model = load_model(config.model)
+    model = load_model(config.model, progress=progress)
     for site in config.all_sites:
         check_site(model, Site.parse(site))
     assert model.tokenizer is not None

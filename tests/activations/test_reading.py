@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saesteer.activations import Activations, read_rows
-from saesteer.errors import DataError, HookError, SiteError
+from saesteer.errors import DataError, SiteError
 from saesteer.models import Site, encode_statements, encode_texts, plain_model
 from saesteer.models.tokens import TokenRow
 
@@ -270,7 +270,7 @@ def test_a_site_that_cannot_be_read_is_a_sentence_before_any_pass(tiny_model, si
 def test_a_site_through_which_nothing_passes_is_a_sentence(tiny_model):
     # It exists, but transformer_lens fills it only where use_attn_result is set.
     site = Site(1, "attn.hook_result")
-    with pytest.raises(HookError, match=r"nothing passed through blocks\.1\.attn\.hook_result"):
+    with pytest.raises(SiteError, match=r"site blocks\.1\.attn\.hook_result is never reached"):
         read_rows(tiny_model("llama"), [TokenRow((1, 5), (False, True))], [Site(0), site])
 
 
@@ -280,5 +280,5 @@ def test_a_site_laid_out_otherwise_is_a_sentence(tiny_model, monkeypatch):
     monkeypatch.setattr(sites, "_NOT_PER_TOKEN", sites.re.compile("never"))
     site = Site(1, "attn.hook_pattern")
     row = TokenRow((1, 5, 6), (False, True, True))
-    with pytest.raises(SiteError, match=r"holds no vector for each token \(shape \(1, 4, 9\)\)"):
+    with pytest.raises(SiteError, match="holds no vector for each token"):
         read_rows(tiny_model("llama"), [row], [site])

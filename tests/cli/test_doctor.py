@@ -74,7 +74,7 @@ def test_a_share_that_cannot_be_computed_is_null_and_not_nan(
 @pytest.mark.parametrize(
     ("sae", "text_told"),
     [
-        ({"d_in": 48}, "takes 48 dimensions"),
+        ({"d_in": 48}, "is 48 wide at"),
         ({"site": "blocks.9.hook_resid_post"}, "blocks 0 to 2"),
         ({"gain": 0.01}, "explains"),
         ({"gain": -1.0}, "so it was not trained on this model or site; choose the SAE"),

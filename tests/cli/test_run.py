@@ -101,7 +101,7 @@ def test_bad_input_is_one_sentence_before_anything_is_loaded(
 
 def test_an_sae_of_another_model_is_one_sentence(refused, config, mirror_sae):
     told = refused("run", config, "--set", f"sae={mirror_sae(d_in=48)}")
-    assert "takes 48 dimensions" in told
+    assert "is 48 wide at" in told
 
 
 def test_the_features_of_a_run_strongest_first(saesteer, finished, no_loading):

@@ -76,7 +76,7 @@ def test_a_site_that_is_not_the_saes_is_refused(few, refused):
 
 
 def test_an_sae_of_another_model_is_refused(few, refused, mirror_sae):
-    assert "takes 48 dimensions" in refused(few(sae=str(mirror_sae(d_in=48))), MismatchError)
+    assert "is 48 wide at" in refused(few(sae=str(mirror_sae(d_in=48))), MismatchError)
 
 
 def test_a_statement_that_is_too_long_is_named_with_its_persona(

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.patching.experiment.settings import PatchConfig
 from saesteer.patching.prompts.pair_files import read_prompt_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.plan import check_writable, source_digest
-from saesteer.saes.loading import resolve_sae
+from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.tracking import content_digest
 
 
@@ -48,13 +49,15 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
     sae = None if config.sae is None else resolve_sae(config.sae)
     inputs = {"pairs": str(pairs)}
     if sae is not None and config.sae is not None:
+        check_planned(model, sae, config.sae)
         inputs |= source_digest(model, sae, config.sae)
     else:
         hub = model.kind == "hub"
         inputs["model"] = model.sha256 or ("" if hub else content_digest(Path(model.location)))
     if config.features.vector is not None:
         vector = Path(config.features.vector)
-        SteeringVector.load(vector)
+        read = SteeringVector.load(vector)
+        check_shape(model, read.site, read.d_model, f"vector {read.name!r}")
         inputs["vector"] = content_digest(vector)
     folder = Path(config.folder) / f"{config.name}-{config.digest(**inputs)}"
     check_writable(folder)
