@@ -294,7 +294,7 @@ def test_what_an_architecture_cannot_give_is_left_out_and_said_in_the_report(
     said = " ".join(run.metrics["left_out"])
     for part in ("patching of mlp_out", "logit lens", "direct logit attribution", "path patching"):
         assert f"{part} " in said
-    assert "mlp_out of block 0 holds no vector for each token" in said
+    assert "hook_mlp_out holds no vector for each token" in said
     done = {file.stem for file in (run.folder.path / "cells").glob("*.safetensors")}
     assert done == {
         f"{method}-{component}-denoising"
