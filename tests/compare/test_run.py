@@ -18,6 +18,7 @@ from saesteer.compare.run import TABLES, compare
 from saesteer.errors import OutputError
 from saesteer.steering import SteeringVector
 from saesteer.tracking import RunStore
+from saesteer.utils.files import draft_of, leave
 
 SHAPE = {
     "methods": {"name", "label", "kind"},
@@ -256,7 +257,9 @@ def test_a_comparison_killed_in_the_middle_goes_on_with_the_same_numbers(
                 again(settings)
         assert not (boldly / "done.json").exists()
     # What a killed process leaves behind of the file it was writing.
-    (boldly / ".999999999-prose.json").write_text("[{")
+    draft = draft_of(boldly / "prose.json")
+    draft.write_text("[{")
+    leave(draft)
     assert numbers(again(settings)) == numbers(compared.metrics)
     assert not list(boldly.rglob(".*"))
 
