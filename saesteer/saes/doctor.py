@@ -190,16 +190,16 @@ def _better_site(
 
 
 def _moved(model: TransformerBridge, sae: Sae, shift: int) -> tuple[Site, Site] | None:
-    sites = tuple(replace(site, layer=site.layer + shift) for site in (sae.site, sae.write_site))
-    widths = (sae.d_in, int(sae.decoder.shape[1]))
+    read = replace(sae.site, layer=sae.site.layer + shift)
+    write = replace(sae.write_site, layer=sae.write_site.layer + shift)
     try:
-        for site, width in zip(sites, widths, strict=True):
+        for site, width in ((read, sae.d_in), (write, int(sae.decoder.shape[1]))):
             check_site(model, site)
             if expected_width(model, site) not in (None, width):
                 return None
     except SiteError:
         return None
-    return sites
+    return read, write
 
 
 def _first_tokens(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:

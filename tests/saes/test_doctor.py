@@ -147,7 +147,8 @@ def trained_at(place, kept):
         x = torch.cat(place).double()
         mean = x.mean(dim=0)
         parts = torch.linalg.svd(x - mean).Vh[:kept].float()
-        sae.W_enc.zero_(), sae.W_dec.zero_(), sae.b_enc.zero_()
+        for weights in (sae.W_enc, sae.W_dec):
+            weights.zero_()
         sae.b_dec.copy_(mean)
         sae.W_enc[:, : 2 * kept] = torch.cat([parts, -parts]).T
         sae.W_dec[: 2 * kept] = torch.cat([parts, -parts])
