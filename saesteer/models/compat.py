@@ -58,11 +58,10 @@ def cached_length(cache: Any) -> int | None:
     return None if (state() if callable(state) else state) else 0
 
 
-def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any] | None:
-    """Return a cache under the name that the model's forward takes; None if it takes none."""
+def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """Return a cache under the name that the model's forward takes; nothing if it takes none."""
     parameters = inspect.signature(model.forward).parameters
-    name = next((name for name in _CACHE_NAMES if name in parameters), None)
-    return None if name is None else {name: cache}
+    return {name: cache for name in _CACHE_NAMES if name in parameters}
 
 
 def repeated_cache(cache: Any, times: int) -> Any:
@@ -170,13 +169,18 @@ def watching_generate(model: nn.Module, watcher: GenerateWatcher) -> Iterator[No
 
 
 def keep_cache_names(bridge: Any) -> None:
-    """Hand the bridge's parts their cache under the names that they know."""
+    """Hand the bridge's model, and the parts in it, their cache under the names that they know."""
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
     from transformer_lens.model_bridge.generalized_components.ssm_protocol import SSMStateHookMixin
 
-    for part in list(bridge.original_model.modules()):
-        if isinstance(part, (AttentionBridge, SSMStateHookMixin)):
-            old = "past_key_values" if isinstance(part, AttentionBridge) else "cache_params"
+    model: Any = bridge.original_model
+    for name in cache_argument(model, None):
+        for old in set(_CACHE_NAMES) - {name}:
+            model.register_forward_pre_hook(_renaming(old, name), with_kwargs=True)
+    for part in list(model.modules()):
+        attends = issubclass(type(part), AttentionBridge)
+        if attends or issubclass(type(part), SSMStateHookMixin):
+            old = "past_key_values" if attends else "cache_params"
             part.register_forward_pre_hook(_renaming("cache", old), with_kwargs=True)
             inner: Any = part.original_component
             if "cache" in inspect.signature(inner.forward).parameters:

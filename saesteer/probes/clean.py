@@ -97,10 +97,11 @@ class CleanReadings:
             self._beside[made] = self._last
 
     def _clean_cache(self, cache: Any, past: int) -> Any:
-        clean, columns = self._beside.get(cache) or self._last or (None, 0)
+        known = self._beside.get(cache)
+        clean, columns = known or self._last or (cache, 0)
         if past and columns == past:
             return clean
-        if past and columns > past and cache in self._beside:
+        if known and 0 < past < columns:
             # Candidates that were not accepted were taken back.
             clean.crop(past - columns)
             return clean

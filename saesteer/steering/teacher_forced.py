@@ -239,7 +239,7 @@ class TeacherForced:
 
     def _prefix_cache(self, prefix: Sequence[int], device: torch.device) -> Any:
         """Return the cache of what rows share; None where nothing is, or it cannot be repeated."""
-        if not prefix or cache_argument(self._model, None) is None:
+        if not prefix or not cache_argument(self._model, None):
             return None
         output = self._model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
         cache = find_cache(output)

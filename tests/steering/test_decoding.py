@@ -45,7 +45,11 @@ def make_other(name: str) -> Any:
         "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "bos_token_id": 0,
         "eos_token_id": END, "pad_token_id": END, "initializer_range": 0.4,
     }  # fmt: skip
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 64}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "intermediate_size": 64,
+    }
     if name == "mamba":
         made: Any = tf.MambaForCausalLM(tf.MambaConfig(**common, state_size=8))
     elif name == "lfm2":
@@ -53,7 +57,7 @@ def make_other(name: str) -> Any:
         config = tf.Lfm2Config(**common, **heads, layer_types=kinds, block_multiple_of=16)
         made = tf.Lfm2ForCausalLM(config)
     else:
-        own = {"lru_width": 32, "attention_window_size": 8}
+        own: dict[str, Any] = {"lru_width": 32, "attention_window_size": 8}
         made = tf.RecurrentGemmaForCausalLM(tf.RecurrentGemmaConfig(**common, **heads, **own))
     made.config.architectures = [type(made).__name__]
     return made
@@ -83,7 +87,7 @@ def prompt(random_ids):
 def additions(model: Any):
     """Yield a list that takes, pass by pass, what was added behind block 1."""
     plain = plain_model(model)
-    blocks = plain.get_submodule(model.adapter.component_mapping["blocks"].name)
+    blocks: Any = plain.get_submodule(model.adapter.component_mapping["blocks"].name)
     put_out: list[torch.Tensor] = []
     passes: list[torch.Tensor] = []
 

@@ -14,7 +14,7 @@ from saesteer.steering import SteeringVector
 from saesteer.steering.teacher_forced import TeacherForced
 from tests.models.test_compat import make
 
-NAMES = ("mamba", "lfm2", "qwen3_5", "falcon_h1", "jamba")
+NAMES = ("mamba", "mamba2", "lfm2", "qwen3_5", "falcon_h1", "jamba")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -47,7 +47,7 @@ def rows() -> list[TokenRow]:
 def test_scoring_equals_single_passes(hybrid, strength):
     raw = torch.randn(32, generator=torch.Generator().manual_seed(4))
     plain: Any = plain_model(hybrid)
-    blocks = plain.get_submodule(hybrid.adapter.component_mapping["blocks"].name)
+    blocks: Any = plain.get_submodule(hybrid.adapter.component_mapping["blocks"].name)
     for site in (Site(0), Site(2), Site(1, "hook_resid_pre"), Site(3)):
         vector = SteeringVector.from_raw(raw, site=site, model="tiny", residual_norm=1.0)
         passes = TeacherForced(hybrid, rows(), site=site, max_tokens=60)
@@ -100,3 +100,16 @@ def test_steered_generation_is_the_same_with_the_cache_and_without(hybrid, posit
             )  # fmt: skip
         results.append(torch.stack(out.scores))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_bridges_own_generate_takes_its_cache_up_again(hybrid, random_ids):
+    ids = random_ids(1, 7, seed=2)
+    expected = plain_model(hybrid).generate(  # type: ignore[operator]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=1
+    )
+    for cached in (True, False):
+        got = hybrid.generate(
+            ids, max_new_tokens=6, do_sample=False, stop_at_eos=False, use_past_kv_cache=cached,
+            return_type="tokens", verbose=False,
+        )  # fmt: skip
+        assert torch.equal(got, expected)

@@ -170,7 +170,7 @@ def test_a_static_cache_with_its_four_dimensional_masks_is_the_same(llama, make_
             expected = greedy(llama, ids, mask, 6)
         cache = StaticCache(config=plain_model(llama).config, max_cache_len=32)
         with vector.apply(llama, 0.5, positions=positions):
-            named = cache_argument(plain_model(llama), cache) or {}
+            named = cache_argument(plain_model(llama), cache)
             static = greedy(llama, ids, mask, 6, **named, disable_compile=True)
         assert torch.equal(static[0], expected[0])
         torch.testing.assert_close(static[1], expected[1], rtol=1e-4, atol=1e-4)
