@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 BROWSER := .venv/.browser
+# Torch's oldest release is a CUDA build on Linux: 3 GB to fetch and 7 GB on disk, for that lane only.
 # Newest means today's, so that environment is made anew each day.
 NEWEST := .venv-newest/.ready-$(shell date +%F)
 OLDEST := .venv-oldest/.ready

@@ -203,7 +203,7 @@ def _convert(path: Path, digest: str, folder: Path, progress: Progress) -> None:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:
         raise ModelError(
-            f"{path} needs the package gguf to be read; pip install 'gguf>=0.10'."
+            f"{path} needs the package gguf to be read; pip install 'gguf>=0.16'."
         ) from error
     except Exception as error:
         why = " ".join(str(error).split())[:200]

@@ -49,7 +49,8 @@ def test_the_bundled_sae_was_trained_on_it(smollm2, bundled_gguf):
 
 def test_it_answers_a_simple_question(smollm2):
     prompt = chat_prompt(smollm2.tokenizer, "What is the capital of France?")
-    rows = encode_texts(smollm2.tokenizer, [prompt])
+    # In bfloat16 its likeliest first words are a tie, which torch's releases round apart.
+    rows = encode_texts(smollm2.tokenizer, [prompt + "The capital of France is"])
     batch = pad_rows(rows, padding_id(smollm2))
     plain: Any = plain_model(smollm2)
     out = plain.generate(
