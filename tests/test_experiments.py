@@ -150,12 +150,12 @@ def test_a_call_from_python_is_recorded(kind, small):
 
 
 def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
-    from saesteer import pipeline
+    from saesteer.methods import fit_context
 
     def fail(*args: Any, **how: Any):
         raise Stopped("no more")
 
-    monkeypatch.setattr(pipeline, "encode_pairs", fail)
+    monkeypatch.setattr(fit_context, "encode_pairs", fail)
     with pytest.raises(Stopped):
         steer(small("run"))
     (found,) = RunStore(Path(small("run")["folder"])).runs()

@@ -54,7 +54,7 @@ def test_scoring_equals_single_passes(hybrid, strength):
         said = {}
         for one in passes.passes(vector, strength, "raw"):
             for place, index in enumerate(one.index):
-                said[index] = one.logits[place][one.scored[place]]
+                said[index] = one.logits[one.row == place]
         for index, row in enumerate(rows()):
             first = row.kept.index(True) - 1
             before = site.hook == "hook_resid_pre"
