@@ -145,7 +145,7 @@ def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up
         ({}, ["--slurm", "gpu"], "--slurm 'gpu' is not of the form"),
         ({}, ["--set", "site=here"], "site 'here'"),
         (
-            {"parameters": {"seed": {"values": [0, 1]}, "sae": {"values": ["smollm2", "x"]}}},
+            {"parameters": {"seed": {"values": [0, 1]}, "sae": {"values": ["x", "y"]}}},
             [],
             "'x'",
         ),
