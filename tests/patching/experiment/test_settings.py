@@ -113,7 +113,7 @@ def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
 def test_another_vector_under_the_same_name_is_another_run(tmp_path):
     folders = []
     for index in (0, 1):
-        vector = SteeringVector(torch.eye(2)[index], Site(1), norm=1.0, model="tiny")
+        vector = SteeringVector(torch.eye(576)[index], Site(10), norm=1.0, model="tiny")
         vector.save(tmp_path / "v.safetensors")
         features = {"vector": str(tmp_path / "v.safetensors")}
         config = parsed(pairs={"source": "capitals"}, sae="smollm2", features=features)
