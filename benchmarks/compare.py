@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from saesteer.compare import CompareConfig, compare
-from saesteer.progress import terminal_progress
+from saesteer.experiments.compare import CompareConfig, compare
+from saesteer.utils.progress import terminal_progress
 
 METHODS = (
     "attributed_sae",

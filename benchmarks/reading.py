@@ -8,9 +8,9 @@ import contextlib
 import torch
 from pairing import paired_ratio
 
-from saesteer.activations import read_rows
 from saesteer.data import datasets_folder, read_texts
 from saesteer.models import Site, encode_texts, load_model, plain_model, resolve_target
+from saesteer.models.reading import read_rows
 from saesteer.models.tokens import TokenRow, pad_rows, padding_id
 
 

@@ -9,16 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saesteer.activations import read_pair_activations
-    from saesteer.config import RunConfig, load_config
     from saesteer.data import PairSet, pairs_from, read_pairs, split_pairs
-    from saesteer.evaluation import DivergenceMeter, EffectMeter, PropensityMeter
-    from saesteer.features import cluster_features, encode_pairs, fit_weights, select_features
+    from saesteer.evaluation import EffectMeter, PropensityMeter
+    from saesteer.experiments.steer.run import run
     from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
+    from saesteer.methods.features import (
+        cluster_features,
+        encode_pairs,
+        fit_weights,
+        select_features,
+    )
     from saesteer.models import Site, load_model, plain_model, wrap_model
-    from saesteer.pipeline import run
+    from saesteer.models.pair_activations import read_pair_activations
     from saesteer.saes import doctor, load_sae
     from saesteer.steering import SteeringVector, generate, steer
+    from saesteer.steering.divergence import DivergenceMeter
+    from saesteer.utils.settings import RunConfig, load_config
 
 __version__ = "0.1.0"
 

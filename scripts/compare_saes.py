@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from saesteer.config import RunConfig, load_config
-from saesteer.pipeline import run
-from saesteer.progress import terminal_progress
+from saesteer.experiments.steer.run import run
+from saesteer.utils.progress import terminal_progress
+from saesteer.utils.settings import RunConfig, load_config
 
 
 def main() -> None:

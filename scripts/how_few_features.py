@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from saesteer.compare.bench import CompareBench
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.persona_run import PersonaRun
-from saesteer.compare.plan import only, plan_compare
-from saesteer.config import load_config
+from saesteer.experiments.compare.bench import CompareBench
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.persona_run import PersonaRun
+from saesteer.experiments.compare.plan import only, plan_compare
 from saesteer.methods import AttributedSae
-from saesteer.progress import terminal_progress
 from saesteer.steering import SteeringVector
+from saesteer.utils.progress import terminal_progress
+from saesteer.utils.settings import load_config
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 BUDGET = 0.3

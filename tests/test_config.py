@@ -9,16 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from saesteer.agent.settings import AgentConfig
-from saesteer.compare.config import CompareConfig
-from saesteer.config import RunConfig, Settings, load_config, load_yaml, parse_config
-from saesteer.corruption import CorruptConfig
-from saesteer.errors import ConfigError
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.corrupt.settings import CorruptConfig
+from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.methods.registry import build_method
-from saesteer.patching.experiment.settings import PatchConfig
 from saesteer.probes.settings import ProbeConfig
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.sweeps.parameters import ParameterFields
 from saesteer.sweeps.sweep_file import Metric
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import RunConfig, Settings, load_config, load_yaml, parse_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = "name: mine\npairs: {source: agreeableness}\n"

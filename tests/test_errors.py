@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import saesteer
-from saesteer import errors
+from saesteer.utils import errors
 
 PACKAGE = Path(saesteer.__file__).parent
 TREE = [c for _, c in inspect.getmembers(errors, inspect.isclass)]

@@ -11,40 +11,41 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer import workbench
-from saesteer.config import RunConfig, parse_config
-from saesteer.pipeline import run
-from saesteer.progress import Progress
-from saesteer.shelf import Shelf
+from saesteer.experiments import workbench
+from saesteer.experiments.shelf import Shelf
+from saesteer.experiments.steer.run import run
+from saesteer.experiments.workbench import ModelBench, cpu_threads
 from saesteer.tracking import RunStore
-from saesteer.workbench import ModelBench, cpu_threads
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import RunConfig, parse_config
 
 TEXTS = ("glad words of joy", "grim words of woe")
 
 
 def patch(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.patching.experiment.run import run_patching
-    from saesteer.patching.experiment.settings import PatchConfig
+    from saesteer.experiments.patch.run import run_patching
+    from saesteer.experiments.patch.settings import PatchConfig
 
     return run_patching(parse_config(config, kind=PatchConfig, place="test"), **more)
 
 
 def corrupt(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.corruption import CorruptConfig
-    from saesteer.corruption import corrupt as corrupted
+    from saesteer.experiments.corrupt.run import corrupt as corrupted
+    from saesteer.experiments.corrupt.settings import CorruptConfig
 
     return corrupted(parse_config(config, kind=CorruptConfig, place="test"), **more)
 
 
 def probe(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.probes import ProbeConfig, train_probes
+    from saesteer.experiments.probe.training import train_probes
+    from saesteer.probes import ProbeConfig
 
     return train_probes(parse_config(config, kind=ProbeConfig, place="test"), **more)
 
 
 def compare(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.compare.config import CompareConfig
-    from saesteer.compare.run import compare as compared
+    from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.compare.run import compare as compared
 
     return compared(parse_config(config, kind=CompareConfig, place="test"), **more)
 

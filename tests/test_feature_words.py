@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from saesteer.errors import OutputError
-from saesteer.feature_words import feature_url, known_descriptions, label_cache, noted_place
-from saesteer.neuronpedia import Cache, SourceId, import_from_files
-from saesteer.progress import Progress
+from saesteer.saes.labels import feature_url, known_descriptions, label_cache, noted_place
+from saesteer.saes.neuronpedia import Cache, SourceId, import_from_files
+from saesteer.utils.errors import OutputError
+from saesteer.utils.progress import Progress
 
 
 class Table:

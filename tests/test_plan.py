@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from saesteer import workbench
-from saesteer.config import RunConfig
-from saesteer.errors import (
+from saesteer.experiments import workbench
+from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.run import run
+from saesteer.utils.errors import (
     ConfigError,
     DataError,
     ModelError,
@@ -20,9 +21,8 @@ from saesteer.errors import (
     SaesteerError,
     SiteError,
 )
-from saesteer.pipeline import run
-from saesteer.plan import plan_run
-from saesteer.tracking import RunFolder
+from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import RunConfig
 
 
 @pytest.fixture

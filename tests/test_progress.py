@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from saesteer import progress as module
-from saesteer.progress import Progress, terminal_progress
+from saesteer.utils import progress as module
+from saesteer.utils.progress import Progress, terminal_progress
 
 
 class Clock:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from plotly.graph_objects import Figure
 
-from saesteer.recorded import tell_comparison, tell_sweep
+from saesteer.experiments.recorded import tell_comparison, tell_sweep
 from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.results import sweep_result
 from saesteer.sweeps.rows import TrialRow
 from saesteer.sweeps.spec import SweepSpec
-from saesteer.tracking import RunFolder, recorded_run
+from saesteer.tracking import recorded_run
+from saesteer.utils.run_folder import RunFolder
 
 
 class Listener:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.errors import ConfigError
-from saesteer.web_requests import (
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.http import (
     doubled_wait,
     is_plain_address,
     key_in,

@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from saesteer import workbench
-from saesteer.config import RunConfig
-from saesteer.errors import (
+from saesteer.experiments import workbench
+from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.run import run
+from saesteer.saes.table import save_feature_table
+from saesteer.utils.errors import (
     ConfigError,
     DataError,
     MismatchError,
@@ -20,10 +22,8 @@ from saesteer.errors import (
     SiteError,
     SteeringError,
 )
-from saesteer.pipeline import run
-from saesteer.plan import plan_run
-from saesteer.progress import Progress
-from saesteer.saes.table import save_feature_table
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import RunConfig
 
 
 def refuse(*args: Any, **kwargs: Any):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from saesteer.agent.results import metrics_of, number_at
 from saesteer.agent.state import State
-from saesteer.errors import SaesteerError
+from saesteer.utils.errors import SaesteerError
 
 Verdict = Literal["supported", "named", "contradicted", "unsupported"]
 

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from saesteer.agent.settings import AgentConfig
-from saesteer.config import load_config, named_places, parse_config, short_hash
-from saesteer.errors import ConfigError, SaesteerError
-from saesteer.progress import Progress
-from saesteer.shelf import Shelf
+from saesteer.experiments.shelf import Shelf
+from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import load_config, named_places, parse_config, short_hash
 
 # Where things are kept, what is loaded, and whom the machine talks to is the user's to say.
 LOCKED = ("name", "folder", "tracking", "model", "sae", "site", "llm_judge")
@@ -132,8 +132,8 @@ class Workshop:
 
     def n_layers(self, kind: str) -> int:
         """Return how many layers the model of a kind's base settings has; loads it."""
+        from saesteer.experiments.workbench import ModelBench
         from saesteer.models.resolve import resolve_model
-        from saesteer.workbench import ModelBench
 
         settings: Any = self.check(kind, {})
         plan = SimpleNamespace(config=settings, model=resolve_model(settings.model.name))
@@ -236,37 +236,38 @@ def _is_place(word: str) -> bool:
 
 
 def _corrupt() -> Kind:
-    from saesteer.corruption import CorruptConfig, corrupt
+    from saesteer.experiments.corrupt.run import corrupt
+    from saesteer.experiments.corrupt.settings import CorruptConfig
 
     about = "layers skipped, repeated or permuted; task losses"
     return Kind("corrupt", CorruptConfig, corrupt, about)
 
 
 def _run() -> Kind:
-    from saesteer.config import RunConfig
-    from saesteer.pipeline import run
+    from saesteer.experiments.steer.run import run
+    from saesteer.utils.settings import RunConfig
 
     about = "one steering vector and its effect on held-out pairs"
     return Kind("run", RunConfig, run, about)
 
 
 def _compare() -> Kind:
-    from saesteer.compare.config import CompareConfig
-    from saesteer.compare.run import compare
+    from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.compare.run import compare
 
     return Kind("compare", CompareConfig, compare, "steering methods compared at equal cost")
 
 
 def _probe() -> Kind:
+    from saesteer.experiments.probe.training import train_probes
     from saesteer.probes.settings import ProbeConfig
-    from saesteer.probes.training import train_probes
 
     return Kind("probe", ProbeConfig, train_probes, "a linear probe on every layer")
 
 
 def _patch() -> Kind:
-    from saesteer.patching.experiment.run import run_patching
-    from saesteer.patching.experiment.settings import PatchConfig
+    from saesteer.experiments.patch.run import run_patching
+    from saesteer.experiments.patch.settings import PatchConfig
 
     about = "activation and attribution patching: where it lives"
     return Kind("patch", PatchConfig, run_patching, about)

@@ -27,11 +27,11 @@ from saesteer.agent.tools import (
     WriteNote,
     read_arguments,
 )
-from saesteer.errors import ConfigError, DataError, OutputError
-from saesteer.progress import Progress
-from saesteer.tracking import RunFolder, finite
 from saesteer.tracking.liveness import present_status
 from saesteer.tracking.recording import RECORD, RecordedRun, recorded_run
+from saesteer.utils.errors import ConfigError, DataError, OutputError
+from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder, finite
 
 LONGEST_RESULT = 4000
 # All control characters but tab and newline, and surrogates that stand alone.

@@ -12,8 +12,8 @@ from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import Workshop
 from saesteer.agent.state import State
 from saesteer.agent.tools import tool_schemas
-from saesteer.errors import NetworkError
 from saesteer.evaluation.llm_client import ChatClient, Reply
+from saesteer.utils.errors import NetworkError
 
 NO_CALL = 'no JSON object {"tool": ..., "arguments": ...}'
 _LARGEST_COUNT = 10**12

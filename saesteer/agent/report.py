@@ -15,7 +15,7 @@ from saesteer.agent.results import RECORDED
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import Experiment, State
 from saesteer.report.sheet import Part, Remark, Sheet, Table, write_sheet
-from saesteer.tracking import RunFolder
+from saesteer.utils.run_folder import RunFolder
 
 REPORT, TEXT = "report.html", "report.md"
 SHOWN = 8

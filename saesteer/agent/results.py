@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.agent.state import Experiment, State
-from saesteer.errors import DataError, OutputError
-from saesteer.tracking import RunFolder
 from saesteer.tracking.recording import RECORD
+from saesteer.utils.errors import DataError, OutputError
+from saesteer.utils.run_folder import RunFolder
 
 METRICS, RECORDED = "metrics.json", "recorded"
 SHOWN_NUMBERS = 16

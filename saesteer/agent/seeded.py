@@ -15,7 +15,7 @@ from saesteer.agent.planners import Answer
 from saesteer.agent.results import metrics_of, number_at
 from saesteer.agent.settings import AgentConfig, SearchSettings
 from saesteer.agent.state import State
-from saesteer.errors import SaesteerError
+from saesteer.utils.errors import SaesteerError
 
 Candidate = dict[str, Any]
 _CUT_OFF = ("running", "stopped")

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from saesteer.config import Settings, TrackingSettings, short_hash
 from saesteer.evaluation.llm_client import Endpoint
+from saesteer.utils.settings import Settings, TrackingSettings, short_hash
 
 DEFAULT = Path(__file__).parent / "default.yaml"
 LAYER = "{layer}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import OutputError
+from saesteer.utils.errors import OutputError
 
 JOURNAL = "journal.jsonl"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from saesteer.errors import SaesteerError
+from saesteer.utils.errors import SaesteerError
 
 LONGEST_TEXT = 2000
 

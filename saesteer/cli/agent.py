@@ -39,8 +39,8 @@ def agent_command(
     from saesteer.agent.settings import DEFAULT
     from saesteer.cli.show import console
     from saesteer.cli.show_agent import show_agent, show_agent_plan
-    from saesteer.config import load_config
-    from saesteer.progress import Progress, terminal_progress
+    from saesteer.utils.progress import Progress, terminal_progress
+    from saesteer.utils.settings import load_config
 
     given = {"goal": goal, "budget.experiments": budget, "planner.model": model}
     given["planner.base_url"] = base_url

@@ -11,7 +11,7 @@ import typer
 from saesteer.cli.run import Overrides, Words
 
 if TYPE_CHECKING:
-    from saesteer.compare.plan import ComparePlan
+    from saesteer.experiments.compare.plan import ComparePlan
 
 
 def compare_command(
@@ -36,14 +36,14 @@ def compare_command(
     """Hold every method against the others at equal cost, over personas, with a report."""
     from saesteer.cli.show import console
     from saesteer.cli.show_compare import show_compare_plan, show_compare_result
-    from saesteer.compare.config import CompareConfig
-    from saesteer.compare.plan import only as only_these
-    from saesteer.compare.plan import plan_compare
-    from saesteer.compare.run import compare, measure_personas
-    from saesteer.compare.workers import measure_in_processes
-    from saesteer.config import load_config
-    from saesteer.progress import terminal_progress
+    from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.compare.plan import only as only_these
+    from saesteer.experiments.compare.plan import plan_compare
+    from saesteer.experiments.compare.run import compare, measure_personas
+    from saesteer.experiments.compare.workers import measure_in_processes
     from saesteer.sweeps.overrides import swept_overrides
+    from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.settings import load_config
 
     overrides = list(set_ or ())
     if persona:

@@ -35,11 +35,11 @@ def run_command(
 ) -> None:
     """Score tasks under families of layer programs, with heatmaps, tables and a report."""
     from saesteer.cli.corrupt_show import show_corrupt_plan, show_corrupt_run
-    from saesteer.config import load_config
-    from saesteer.corruption.plan import plan_corruption
-    from saesteer.corruption.run import corrupt
-    from saesteer.corruption.settings import CorruptConfig
-    from saesteer.progress import terminal_progress
+    from saesteer.experiments.corrupt.plan import plan_corruption
+    from saesteer.experiments.corrupt.run import corrupt
+    from saesteer.experiments.corrupt.settings import CorruptConfig
+    from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.settings import load_config
 
     # All of them are read before the first one is run.
     for settings in [load_config(path, set_ or (), kind=CorruptConfig) for path in config]:
@@ -72,16 +72,16 @@ def complete_command(
     from saesteer.cli.corrupt_show import show_completions
     from saesteer.corruption.completions import complete_prompts
     from saesteer.corruption.program import check_program
-    from saesteer.errors import DataError
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
-    from saesteer.progress import terminal_progress
+    from saesteer.utils.errors import DataError
+    from saesteer.utils.progress import terminal_progress
 
     if any(not prompt.strip() for prompt in prompts):
         raise DataError("a prompt is empty; give it at least one word.")
     for text in program or ():
         check_program(text)
-    from saesteer.corruption.plan import known_shape
+    from saesteer.experiments.corrupt.plan import known_shape
 
     shape = known_shape(resolve_model(model))
     if shape is not None:
@@ -132,7 +132,7 @@ def tasks_command(
     from saesteer.cli.corrupt_show import show_tasks
     from saesteer.corruption.rules import make_tasks
     from saesteer.corruption.tasks import load_tasks, write_task
-    from saesteer.errors import ConfigError
+    from saesteer.utils.errors import ConfigError
 
     if llm is not None:
         if write is None:
@@ -161,7 +161,7 @@ def _asked(llm: str, write: Path, *options: Any) -> list[Task]:
     from saesteer.corruption.llm_tasks import Caps, generate_tasks
     from saesteer.corruption.tasks import bundled_task_names, load_tasks, write_task
     from saesteer.evaluation.llm_client import Endpoint
-    from saesteer.progress import terminal_progress
+    from saesteer.utils.progress import terminal_progress
 
     base_url, key_variable, topics, number, max_cost, price_in, price_out = options
     caps = Caps(tasks=number, cost=max_cost, price_in=price_in, price_out=price_out)
@@ -188,9 +188,9 @@ def _programs(
 ) -> list[Any]:
     from saesteer.corruption.edits import needs_means
     from saesteer.corruption.families import make_family
-    from saesteer.corruption.plan import every_so_manieth
     from saesteer.corruption.program import parse_program
-    from saesteer.errors import ConfigError
+    from saesteer.experiments.corrupt.plan import every_so_manieth
+    from saesteer.utils.errors import ConfigError
 
     if program:
         found = [parse_program(text, n_layers, n_heads=n_heads) for text in program]

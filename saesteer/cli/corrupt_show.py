@@ -12,9 +12,9 @@ from saesteer.cli.show import console, heading, number, table
 
 if TYPE_CHECKING:
     from saesteer.corruption.completions import Completion
-    from saesteer.corruption.plan import CorruptPlan
-    from saesteer.corruption.run import CorruptRun
     from saesteer.corruption.tasks import Task
+    from saesteer.experiments.corrupt.plan import CorruptPlan
+    from saesteer.experiments.corrupt.run import CorruptRun
 
 MOST_PROGRAMS = 12
 MARKS = {"holds": "+", "in part": "?", "not tested": "?", "does not hold": "-"}
@@ -22,7 +22,7 @@ MARKS = {"holds": "+", "in part": "?", "not tested": "?", "does not hold": "-"}
 
 def show_corrupt_plan(plan: CorruptPlan) -> None:
     """Print what a run would do."""
-    from saesteer.corruption.plan import expand
+    from saesteer.experiments.corrupt.plan import expand
 
     out, config = console(), plan.config
     out.print(f"{config.name}: {plan.model.name} ({plan.model.kind}: {plan.model.location})")

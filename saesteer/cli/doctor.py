@@ -24,14 +24,14 @@ def doctor_command(
     """Measure on text whether a model and an SAE belong together."""
     from saesteer.cli.show import show_doctor
     from saesteer.data import datasets_folder, read_texts
+    from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
     from saesteer.models.shape import check_shape
-    from saesteer.progress import terminal_progress
-    from saesteer.recorded import recorded_look
     from saesteer.saes.doctor import doctor, rows_for
     from saesteer.saes.loading import check_planned, load_sae, resolve_sae
-    from saesteer.tracking import finite
+    from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.run_folder import finite
 
     texts = list(read_texts(text or datasets_folder() / "prose.jsonl", limit=limit))
     source = resolve_model(model)

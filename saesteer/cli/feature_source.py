@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from saesteer.errors import SaeError, SaesteerError
+from saesteer.utils.errors import SaeError, SaesteerError
 
 if TYPE_CHECKING:
-    from saesteer.neuronpedia import Neuronpedia, SourceId
-    from saesteer.progress import Progress
+    from saesteer.saes.neuronpedia import Neuronpedia, SourceId
     from saesteer.saes.table import FeatureTable
+    from saesteer.utils.progress import Progress
 
 WORTH_SAYING = 5.0
 FEW_LEFT = 20
@@ -35,7 +35,7 @@ class FeatureSource:
         Raises:
             SaeError: It has none.
         """
-        from saesteer.feature_words import FEATURE_TABLE, own_table
+        from saesteer.saes.labels import FEATURE_TABLE, own_table
         from saesteer.saes.loading import resolve_sae
 
         found = own_table(resolve_sae(self.sae))
@@ -59,7 +59,7 @@ def feature_source(sae: str, source: str | None) -> FeatureSource:
         SaeError: There is no such SAE.
         ConfigError: The source is not of the form model/source.
     """
-    from saesteer.neuronpedia import SourceId
+    from saesteer.saes.neuronpedia import SourceId
     from saesteer.saes.neuronpedia_ids import neuronpedia_id_of
 
     found = source or neuronpedia_id_of(sae)
@@ -90,8 +90,8 @@ def known_source(
 
 def neuronpedia_client(progress: Progress) -> Neuronpedia:
     """Return a client with the shared cache, which says so when it has to wait."""
-    from saesteer.feature_words import label_cache
-    from saesteer.neuronpedia import Cache, Neuronpedia, Transport, service_here
+    from saesteer.saes.labels import label_cache
+    from saesteer.saes.neuronpedia import Cache, Neuronpedia, Transport, service_here
 
     def wait(seconds: float) -> None:
         if seconds >= WORTH_SAYING:

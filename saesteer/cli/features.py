@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saesteer.errors import ConfigError, OutputError
+from saesteer.utils.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from saesteer.neuronpedia import SourceId
+    from saesteer.saes.neuronpedia import SourceId
 
 
 def features_command(
@@ -31,7 +31,7 @@ def features_command(
     """Show the features of a run's vector, with links to Neuronpedia where it has the SAE."""
     from saesteer.cli.feature_source import known_source
     from saesteer.cli.show import console, show_features
-    from saesteer.neuronpedia import service_here
+    from saesteer.saes.neuronpedia import service_here
 
     rows, sae, name, noted = _read(folder)
     place = known_source(sae, source, noted)
@@ -59,9 +59,9 @@ def features_command(
 
 def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, SourceId | None]:
     """Return a run's features, SAE, name, and the SAE's place on Neuronpedia if it was noted."""
-    from saesteer.feature_words import PLACE_KEY
-    from saesteer.neuronpedia import SourceId
-    from saesteer.tracking import RunFolder
+    from saesteer.saes.labels import PLACE_KEY
+    from saesteer.saes.neuronpedia import SourceId
+    from saesteer.utils.run_folder import RunFolder
 
     if not (folder / "features.json").is_file():
         raise OutputError(f"{folder} holds no features.json; give the folder of a finished run.")
@@ -79,8 +79,8 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, SourceId
 def _describe(rows: list[dict[str, Any]], place: SourceId, fetch: bool) -> None:
     """Put Neuronpedia's words and links into rows."""
     from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
-    from saesteer.neuronpedia import dashboard_url
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.neuronpedia import dashboard_url
+    from saesteer.utils.progress import terminal_progress
 
     progress = terminal_progress()
     client = neuronpedia_client(progress)
@@ -97,7 +97,7 @@ def _describe(rows: list[dict[str, Any]], place: SourceId, fetch: bool) -> None:
 def _print_quick_list(
     rows: list[dict[str, Any]], place: SourceId | None, name: str, sae: str | None, site: str
 ) -> None:
-    from saesteer.neuronpedia import quick_list
+    from saesteer.saes.neuronpedia import quick_list
 
     if place is None:
         raise ConfigError(

@@ -31,10 +31,10 @@ def generate_command(
 ) -> None:
     """Generate with a vector at several strengths side by side; one row streams."""
     from saesteer.cli.show import show_completions
-    from saesteer.errors import SteeringError
-    from saesteer.progress import terminal_progress
     from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.strength import check_unit
+    from saesteer.utils.errors import SteeringError
+    from saesteer.utils.progress import terminal_progress
 
     strengths = [parse(text) for text in strength or (["0.2"] if vector else ["0"])]
     known = check_unit(unit)
@@ -50,9 +50,9 @@ def generate_command(
         raise SteeringError(
             f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
         )
+    from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model, resolve_model
     from saesteer.models.shape import check_shape
-    from saesteer.recorded import recorded_look
     from saesteer.steering import generate
 
     name = model or (steering.model if steering else "smollm2")

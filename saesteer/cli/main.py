@@ -26,7 +26,7 @@ from saesteer.cli import (
     vector,
     worker,
 )
-from saesteer.errors import SaesteerError
+from saesteer.utils.errors import SaesteerError
 
 
 class _Stopped(Exception):

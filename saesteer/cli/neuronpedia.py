@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from saesteer.cli.feature_source import FeatureSource
-    from saesteer.neuronpedia import FeatureCard, FeatureHit
+    from saesteer.saes.neuronpedia import FeatureCard, FeatureHit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,7 +100,7 @@ def steer_command(
     """Steer on Neuronpedia with a vector's features, beside the same steering here."""
     from saesteer.cli.neuronpedia_steer import steer_there_and_here
     from saesteer.cli.show import show_completions
-    from saesteer.neuronpedia import SteerSettings
+    from saesteer.saes.neuronpedia import SteerSettings
 
     settings = SteerSettings(n_tokens=max_new_tokens, temperature=temperature, seed=seed)
     result = steer_there_and_here(
@@ -133,9 +133,9 @@ def import_command(
 ) -> None:
     """Import an SAE's labels for offline use; run again to go on where it stopped."""
     from saesteer.cli.feature_source import neuronpedia_client
-    from saesteer.feature_words import label_cache
-    from saesteer.neuronpedia import Cache, SourceId, import_from_bucket, import_from_files
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.labels import label_cache
+    from saesteer.saes.neuronpedia import Cache, SourceId, import_from_bucket, import_from_files
+    from saesteer.utils.progress import terminal_progress
 
     place, progress, cache = SourceId.parse(source), terminal_progress(), Cache(label_cache())
     if files:
@@ -160,7 +160,7 @@ def text_command(
     """Show the features that fire most on a text."""
     from saesteer.cli.feature_source import feature_source, neuronpedia_client
     from saesteer.cli.show_neuronpedia import show_firing
-    from saesteer.progress import terminal_progress
+    from saesteer.utils.progress import terminal_progress
 
     place = _there(feature_source(sae, source))
     client = neuronpedia_client(terminal_progress())
@@ -176,8 +176,8 @@ def similar_command(
     """Show the features whose decoder rows are closest to a feature's."""
     from saesteer.cli.feature_source import feature_source, neuronpedia_client
     from saesteer.cli.show_neuronpedia import show_hits
-    from saesteer.neuronpedia import FeatureHit, dashboard_url
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.neuronpedia import FeatureHit, dashboard_url
+    from saesteer.utils.progress import terminal_progress
 
     place = _there(feature_source(sae, source))
     client = neuronpedia_client(terminal_progress())
@@ -220,9 +220,9 @@ def list_command(
 ) -> None:
     """Make a lasting list of a vector's features in your account; needs NEURONPEDIA_API_KEY."""
     from saesteer.cli.feature_source import feature_source, neuronpedia_client
-    from saesteer.feature_words import noted_place
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.labels import noted_place
     from saesteer.steering import SteeringVector
+    from saesteer.utils.progress import terminal_progress
 
     vector = SteeringVector.load(folder)
     place = _there(feature_source(vector.sae or "", source or noted_place(vector.provenance)))
@@ -233,8 +233,8 @@ def list_command(
 
 def _cards(where: FeatureSource, features: list[int], texts: int) -> list[FeatureCard]:
     from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
-    from saesteer.neuronpedia import feature_card, local_card
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.neuronpedia import feature_card, local_card
+    from saesteer.utils.progress import terminal_progress
 
     if where.source is None:
         table = where.table()
@@ -257,9 +257,9 @@ def _cards(where: FeatureSource, features: list[int], texts: int) -> list[Featur
 def _hits(where: FeatureSource, words: str, limit: int) -> tuple[list[FeatureHit], str]:
     """Return the features found for some words, and what is to be said of the search."""
     from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
-    from saesteer.errors import NetworkError
-    from saesteer.neuronpedia import FeatureHit, dashboard_url, search_labels, search_table
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.neuronpedia import FeatureHit, dashboard_url, search_labels, search_table
+    from saesteer.utils.errors import NetworkError
+    from saesteer.utils.progress import terminal_progress
 
     if where.source is None:
         found = search_table(where.table(), words, limit)

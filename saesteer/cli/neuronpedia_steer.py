@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import MismatchError, SteeringError
+from saesteer.utils.errors import MismatchError, SteeringError
 
 if TYPE_CHECKING:
     from saesteer.cli.feature_source import FeatureSource
-    from saesteer.neuronpedia import SteerSettings
-    from saesteer.neuronpedia.replies import UploadedVector
+    from saesteer.saes.neuronpedia import SteerSettings
+    from saesteer.saes.neuronpedia.replies import UploadedVector
     from saesteer.steering import SteeringVector
 
 MOST_UPLOADED_STRENGTH = 100.0
@@ -45,11 +45,11 @@ def vector_of_words(
         NetworkError: What Neuronpedia knows of the features is not cached and cannot be asked.
     """
     from saesteer.cli.feature_source import neuronpedia_client
-    from saesteer.feature_words import PLACE_KEY
     from saesteer.methods.chosen_features import vector_of_features
-    from saesteer.neuronpedia import feature_card, local_card
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.labels import PLACE_KEY
     from saesteer.saes.loading import load_sae
+    from saesteer.saes.neuronpedia import feature_card, local_card
+    from saesteer.utils.progress import terminal_progress
 
     sae = load_sae(where.sae)
     if where.source is None:
@@ -105,10 +105,10 @@ def steer_there_and_here(
         NetworkError: Neuronpedia cannot be asked.
     """
     from saesteer.cli.feature_source import feature_source, neuronpedia_client, say_what_is_left
-    from saesteer.feature_words import noted_place
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.labels import noted_place
     from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.strength import check_unit
+    from saesteer.utils.progress import terminal_progress
 
     vector = SteeringVector.load(path)
     value, unit = parse(amount[0]), check_unit(amount[1])
@@ -160,11 +160,11 @@ def upload(
         NetworkError: Neuronpedia cannot be asked, or refuses.
     """
     from saesteer.cli.feature_source import known_source, neuronpedia_client
-    from saesteer.feature_words import noted_place
-    from saesteer.neuronpedia import SourceId
-    from saesteer.progress import terminal_progress
+    from saesteer.saes.labels import noted_place
+    from saesteer.saes.neuronpedia import SourceId
     from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.strength import check_unit
+    from saesteer.utils.progress import terminal_progress
 
     vector = SteeringVector.load(path)
     raw = to_raw(parse(amount[0]), check_unit(amount[1]), vector)
@@ -194,8 +194,8 @@ def upload(
 def _strengths(vector: SteeringVector, raw: float) -> tuple[dict[int, float], list[str]]:
     import numpy as np
 
-    from saesteer.neuronpedia import feature_strengths
     from saesteer.saes.loading import load_sae
+    from saesteer.saes.neuronpedia import feature_strengths
 
     assert vector.sae is not None
     sae = load_sae(vector.sae)

@@ -11,7 +11,7 @@ import typer
 from saesteer.cli.run import Overrides
 
 if TYPE_CHECKING:
-    from saesteer.patching.experiment.settings import PatchConfig
+    from saesteer.experiments.patch.settings import PatchConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,8 +38,8 @@ def run_command(
     as_json: AsJson = False,
 ) -> None:
     """Patch every component on pairs of prompts, and report where the behaviour lives."""
-    from saesteer.config import load_config
-    from saesteer.patching.experiment.settings import PatchConfig
+    from saesteer.experiments.patch.settings import PatchConfig
+    from saesteer.utils.settings import load_config
 
     # All of them are read before the first one is run.
     for settings in [load_config(path, set_ or (), kind=PatchConfig) for path in config]:
@@ -63,8 +63,8 @@ def ioi_command(
     as_json: AsJson = False,
 ) -> None:
     """Indirect object identification, in full: prompts made for the model's own tokenizer."""
-    from saesteer.config import apply_override, parse_config
-    from saesteer.patching.experiment.settings import PatchConfig
+    from saesteer.experiments.patch.settings import PatchConfig
+    from saesteer.utils.settings import apply_override, parse_config
 
     data: dict[str, Any] = {
         "name": "ioi",
@@ -99,12 +99,12 @@ def lens_command(
 ) -> None:
     """What the model would answer if it ended at each layer."""
     from saesteer.cli.patch_show import show_lens
-    from saesteer.errors import DataError
     from saesteer.models import load_model
     from saesteer.patching.prompts.pair_files import read_prompt_pairs
     from saesteer.patching.reading.prompt_lens import lens_page, read_prompts
-    from saesteer.progress import terminal_progress
+    from saesteer.utils.errors import DataError
     from saesteer.utils.files import write_atomic
+    from saesteer.utils.progress import terminal_progress
 
     texts = [*(prompts or ())]
     if pairs is not None:
@@ -141,9 +141,9 @@ def show_command(
 ) -> None:
     """Show a finished run again, and the site it speaks for."""
     from saesteer.cli.patch_show import show_patch_run, show_suggestion
+    from saesteer.experiments.patch.run import load_patch_run, write_figures
+    from saesteer.experiments.patch.run_results import open_run
     from saesteer.models.sites import Site
-    from saesteer.patching.experiment.run import load_patch_run, write_figures
-    from saesteer.patching.experiment.run_results import open_run
     from saesteer.saes.loading import load_sae
 
     found = load_patch_run(run)
@@ -165,10 +165,10 @@ def show_command(
 
 def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bool) -> None:
     from saesteer.cli.patch_show import show_patch_plan, show_patch_run, show_suggestion
-    from saesteer.patching.experiment.plan import plan_patch
-    from saesteer.patching.experiment.run import run_patching
-    from saesteer.patching.experiment.run_results import open_run
-    from saesteer.progress import terminal_progress
+    from saesteer.experiments.patch.plan import plan_patch
+    from saesteer.experiments.patch.run import run_patching
+    from saesteer.experiments.patch.run_results import open_run
+    from saesteer.utils.progress import terminal_progress
 
     if dry_run:
         show_patch_plan(plan_patch(settings))

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from saesteer.cli.show import console, heading, number, table
-from saesteer.report.patching_page import unsolved
+from saesteer.experiments.patch.page import unsolved
 
 if TYPE_CHECKING:
-    from saesteer.patching.experiment.plan import PatchPlan
-    from saesteer.patching.experiment.run import PatchRun
-    from saesteer.patching.experiment.suggest import Suggestion
+    from saesteer.experiments.patch.plan import PatchPlan
+    from saesteer.experiments.patch.run import PatchRun
+    from saesteer.experiments.patch.suggest import Suggestion
     from saesteer.patching.reading.prompt_lens import PromptReading
 
 MOST = 6
@@ -29,8 +29,8 @@ SAID = {
 
 def show_patch_plan(plan: PatchPlan) -> None:
     """Print what a patching run would do."""
-    from saesteer.patching.experiment.cells import jobs
-    from saesteer.tracking import RunFolder
+    from saesteer.experiments.patch.cells import jobs
+    from saesteer.utils.run_folder import RunFolder
 
     out = console()
     config, folder = plan.config, RunFolder(plan.folder)

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from saesteer.probes import ProbeSet
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True, help="Train probes on every layer, read and intervene with them."
@@ -41,11 +41,11 @@ def train_command(
 ) -> None:
     """From labelled texts to one scored probe per layer, in one pass over the texts."""
     from saesteer.cli.probe_show import show_probe_plan, show_probe_run
-    from saesteer.config import load_config
-    from saesteer.probes.plan import plan_probes
+    from saesteer.experiments.probe.plan import plan_probes
+    from saesteer.experiments.probe.training import train_probes
     from saesteer.probes.settings import ProbeConfig
-    from saesteer.probes.training import train_probes
-    from saesteer.progress import terminal_progress
+    from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.settings import load_config
 
     settings = load_config(config, set_ or (), kind=ProbeConfig)
     if dry_run:
@@ -79,12 +79,12 @@ def read_command(
     """Colour a text's tokens by each layer's reading, or score a list of plain cases."""
     from saesteer.cli.probe_show import show_checks, show_readings
     from saesteer.data.labelled import read_labelled
-    from saesteer.errors import DataError
+    from saesteer.experiments.recorded import recorded_look
     from saesteer.probes import ProbeSet, read_texts_with, reading_page, run_checks
     from saesteer.probes.trial_record import parse_layers
-    from saesteer.progress import terminal_progress
-    from saesteer.recorded import recorded_look
+    from saesteer.utils.errors import DataError
     from saesteer.utils.files import write_atomic
+    from saesteer.utils.progress import terminal_progress
 
     probes = ProbeSet.load(run)
     chosen = _spread(probes) if layers is None else parse_layers(layers, probes)
@@ -169,14 +169,14 @@ def intervene_command(
 ) -> None:
     """Flip, ablate, add or set what the probes read, and measure what became of the text."""
     from saesteer.cli.probe_show import show_trial
+    from saesteer.experiments.recorded import recorded_look
     from saesteer.probes import ProbeSet
     from saesteer.probes.trial import Trial, TrialSettings
     from saesteer.probes.trial_record import make_doing, parse_layers, probe_vectors, trial_record
-    from saesteer.progress import terminal_progress
-    from saesteer.recorded import recorded_look
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
     from saesteer.steering.strength import check_unit
+    from saesteer.utils.progress import terminal_progress
 
     probes = ProbeSet.load(run)
     words, labels = _prompts(prompts, prompt_file, group)
@@ -250,7 +250,7 @@ def _prompts(
     prompts: list[str] | None, file: str | None, group: str | None
 ) -> tuple[list[str], list[str | None]]:
     from saesteer.data.labelled import read_labelled
-    from saesteer.errors import DataError
+    from saesteer.utils.errors import DataError
 
     words = list(prompts or ())
     labels: list[str | None] = [None] * len(words)
@@ -269,7 +269,7 @@ def _prompts(
 
 
 def _kind(direction: str) -> Any:
-    from saesteer.errors import ConfigError
+    from saesteer.utils.errors import ConfigError
 
     if direction not in ("probe", "means"):
         raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
@@ -277,7 +277,7 @@ def _kind(direction: str) -> Any:
 
 
 def _check_samples(samples: int, temperature: float) -> None:
-    from saesteer.errors import SteeringError
+    from saesteer.utils.errors import SteeringError
 
     if samples > 1 and temperature == 0.0:
         raise SteeringError(
@@ -286,9 +286,9 @@ def _check_samples(samples: int, temperature: float) -> None:
 
 
 def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str) -> dict[str, Any]:
+    from saesteer.experiments.probe.training import JUDGE
     from saesteer.probes import OWN_READING, probe_lean
     from saesteer.probes.independent import load_text_classifier
-    from saesteer.probes.training import JUDGE
     from saesteer.probes.trial import independent_measures
 
     path = run / JUDGE
@@ -299,7 +299,7 @@ def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str)
 
 
 def _save(run: Path, record: dict[str, Any]) -> Path:
-    from saesteer.config import short_hash
-    from saesteer.tracking import RunFolder
+    from saesteer.utils.run_folder import RunFolder
+    from saesteer.utils.settings import short_hash
 
     return RunFolder(run).write_json(f"interventions/{short_hash(record)}.json", record)

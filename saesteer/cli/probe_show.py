@@ -13,9 +13,9 @@ from rich.text import Text
 from saesteer.cli.show import console, heading, number, show_links, table
 
 if TYPE_CHECKING:
-    from saesteer.probes.plan import ProbePlan
+    from saesteer.experiments.probe.plan import ProbePlan
+    from saesteer.experiments.probe.training import ProbeRun
     from saesteer.probes.readout import CheckResult, TokenReading
-    from saesteer.probes.training import ProbeRun
 
 MOST_ROWS = 12
 

@@ -35,11 +35,11 @@ def run_command(
 ) -> None:
     """From contrastive pairs to a steered model, with evidence on held-out pairs."""
     from saesteer.cli.show import show_plan, show_result
-    from saesteer.config import load_config
-    from saesteer.pipeline import run
-    from saesteer.plan import plan_run, too_few
-    from saesteer.progress import terminal_progress
+    from saesteer.experiments.steer.plan import plan_run, too_few
+    from saesteer.experiments.steer.run import run
     from saesteer.sweeps.overrides import swept_overrides
+    from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.settings import load_config
 
     swept = swept_overrides(words or (), os.environ)
     settings = load_config(config, [*(set_ or ()), *swept])

@@ -115,7 +115,7 @@ def compare_command(
     """Show the settings in which runs differ, and their metrics side by side."""
     from saesteer.cli.show import console
     from saesteer.cli.show_runs import comparison, show_comparison
-    from saesteer.errors import DataError
+    from saesteer.utils.errors import DataError
 
     store = _store(root)
     found = [_find(store, name) for name in runs]
@@ -144,8 +144,8 @@ def export_command(
 @app.command("note")
 def note_command(run: Name, text: str, root: Root = Path("runs")) -> None:
     """Add a note to a run, with the time."""
-    from saesteer.errors import OutputError
     from saesteer.tracking.notes import append_note
+    from saesteer.utils.errors import OutputError
 
     store = _store(root)
     found = _find(store, run)
@@ -165,7 +165,7 @@ def rebuild_command(
     root: Root = Path("runs"),
 ) -> None:
     """Make the list of runs again from their folders."""
-    from saesteer.errors import DataError
+    from saesteer.utils.errors import DataError
 
     for folder in roots or ():
         if not folder.is_dir():
@@ -182,7 +182,7 @@ def _store(root: Path) -> RunStore:
 
 
 def _all(store: RunStore) -> list[StoredRun]:
-    from saesteer.errors import OutputError
+    from saesteer.utils.errors import OutputError
 
     try:
         return store.runs()

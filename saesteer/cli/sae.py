@@ -25,10 +25,10 @@ def train_command(
 ) -> None:
     """Train an SAE, going on where an earlier run of the same settings stopped."""
     from saesteer.cli.show import console, show_doctor
-    from saesteer.config import load_config
-    from saesteer.progress import terminal_progress
-    from saesteer.saes.run import train_sae
+    from saesteer.experiments.train_sae import train_sae
     from saesteer.saes.settings import SaeTrainingConfig
+    from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.settings import load_config
 
     settings = load_config(config, set_ or (), kind=SaeTrainingConfig)
     trained = train_sae(settings, terminal_progress())

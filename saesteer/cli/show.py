@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from saesteer.config import RunConfig
-    from saesteer.plan import Plan
-    from saesteer.run_files import RunResult
+    from saesteer.experiments.steer.plan import Plan
+    from saesteer.experiments.steer.run_files import RunResult
     from saesteer.saes.doctor import DoctorReport
     from saesteer.steering import SteeringVector
+    from saesteer.utils.settings import RunConfig
 
 WIDTH = 100
 MOST_COLUMNS = 3
@@ -63,8 +63,8 @@ def heading(out: Console, text: str) -> None:
 
 def show_plan(plan: Plan) -> None:
     """Print what a run would do."""
-    from saesteer.run_files import STAGES, pending_stages
-    from saesteer.tracking import RunFolder
+    from saesteer.experiments.steer.run_files import STAGES, pending_stages
+    from saesteer.utils.run_folder import RunFolder
 
     out = console()
     split = plan.split
@@ -85,8 +85,8 @@ def show_plan(plan: Plan) -> None:
 
 
 def _method_line(config: RunConfig) -> str:
-    from saesteer.config import CLUSTERED
     from saesteer.methods.registry import method_entry
+    from saesteer.utils.settings import CLUSTERED
 
     label = method_entry(config.method.name).label
     settings = ", ".join(f"{name} {value}" for name, value in config.method.settings.items())
@@ -100,7 +100,7 @@ def _method_line(config: RunConfig) -> str:
 
 def show_vector(vector: SteeringVector, top: int = 32) -> None:
     """Print where a vector belongs, how long it is and what it is made of."""
-    from saesteer.feature_words import feature_url, noted_place
+    from saesteer.saes.labels import feature_url, noted_place
 
     out = console()
     lengths = {"residual norm": vector.residual_norm, "length at max_act": vector.max_act}

@@ -9,8 +9,8 @@ from saesteer.cli.show import table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saesteer.compare.plan import ComparePlan
-    from saesteer.compare.run import CompareResult
+    from saesteer.experiments.compare.plan import ComparePlan
+    from saesteer.experiments.compare.run import CompareResult
 
 
 def show_compare_plan(plan: ComparePlan, out: Console) -> None:
@@ -36,7 +36,7 @@ def show_compare_plan(plan: ComparePlan, out: Console) -> None:
 
 def show_compare_result(result: CompareResult, out: Console) -> None:
     """Print the summary, where everything is, and what to try next."""
-    from saesteer.compare.run import METRICS, REPORT
+    from saesteer.experiments.compare.run import METRICS, REPORT
     from saesteer.report.terminal import show_comparison
 
     show_comparison(result.metrics, out)

@@ -11,8 +11,8 @@ from rich.text import Text
 from saesteer.cli.show import console, heading, number, one_line, show_links, table
 
 if TYPE_CHECKING:
-    from saesteer.neuronpedia import CardContext, FeatureCard, FeatureHit, SourceId
-    from saesteer.neuronpedia.replies import TextSearch
+    from saesteer.saes.neuronpedia import CardContext, FeatureCard, FeatureHit, SourceId
+    from saesteer.saes.neuronpedia.replies import TextSearch
 
 TOKENS_SHOWN = 10
 
@@ -51,7 +51,7 @@ def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
 
 def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
     """Print the features that fire on a text, strongest first as the service has them."""
-    from saesteer.neuronpedia import dashboard_url
+    from saesteer.saes.neuronpedia import dashboard_url
 
     out = console()
     made = table(("feature", "right"), ("largest", "right"), "on", "description")

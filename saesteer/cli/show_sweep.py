@@ -14,11 +14,11 @@ from saesteer.sweeps.results import BEST, REPORT, labels, short_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saesteer.progress import Progress
     from saesteer.sweeps.cells import Cell
     from saesteer.sweeps.results import SweepResult
     from saesteer.sweeps.spec import SweepSpec
     from saesteer.sweeps.study import SweepStudy
+    from saesteer.utils.progress import Progress
 
 MOST_ROWS = 15
 MOST_ERRORS = 5

@@ -11,10 +11,10 @@ import typer
 from saesteer.cli.run import Overrides
 
 if TYPE_CHECKING:
-    from saesteer.progress import Progress
     from saesteer.sweeps.launch import Launch
     from saesteer.sweeps.spec import SweepSpec
     from saesteer.sweeps.study import SweepStudy
+    from saesteer.utils.progress import Progress
 
 
 class Launcher(StrEnum):
@@ -65,12 +65,12 @@ def sweep_command(
     """Run a sweep file, in W&B's own layout, and sum up what it found."""
     from saesteer.cli.show import console
     from saesteer.cli.show_sweep import show_sweep_plan
-    from saesteer.progress import terminal_progress
     from saesteer.sweeps.early import early_note
     from saesteer.sweeps.launch import slurm_options
     from saesteer.sweeps.spec import check_spec, make_spec, with_pinned_dtype
     from saesteer.sweeps.study import create_study
     from saesteer.sweeps.sweep_file import read_sweep_file
+    from saesteer.utils.progress import terminal_progress
 
     options = slurm_options(slurm or ())
     spec = make_spec(
@@ -105,12 +105,12 @@ def _run(
     """Run the trials that are left, and sum up whatever there is, also after Ctrl-C."""
     from saesteer.cli.show import console
     from saesteer.cli.show_sweep import show_sweep_result
-    from saesteer.config import TrackingSettings
-    from saesteer.recorded import tell_sweep
+    from saesteer.experiments.recorded import tell_sweep
     from saesteer.sweeps.launch import Launch
     from saesteer.sweeps.results import sweep_result, write_results
-    from saesteer.tracking import RunFolder
     from saesteer.tracking.recording import recorded_run
+    from saesteer.utils.run_folder import RunFolder
+    from saesteer.utils.settings import TrackingSettings
 
     spec = study.spec
     folder = RunFolder(spec.folder)

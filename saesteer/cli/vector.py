@@ -71,8 +71,8 @@ def combine_command(
     """Add scaled vectors of one site."""
     from functools import reduce
 
-    from saesteer.errors import SteeringError
     from saesteer.steering import SteeringVector, parse
+    from saesteer.utils.errors import SteeringError
 
     scaled = []
     for source in sources:

@@ -33,7 +33,7 @@ def worker_command(
     parent: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run trials of a sweep until none is left."""
-    from saesteer.progress import terminal_progress
+    from saesteer.utils.progress import terminal_progress
 
     report = run_worker(study, name=name, trials=trials, wait=wait, parent=parent)
     done = f"{report.done} trials done, {report.failed} failed"
@@ -58,10 +58,10 @@ def run_worker(
         wait: Whether to stay while others run trials.
         parent: The id of the sweep's own record.
     """
-    from saesteer.progress import terminal_progress
     from saesteer.sweeps.storage import is_url
     from saesteer.sweeps.study import open_study
     from saesteer.sweeps.worker import Worker
+    from saesteer.utils.progress import terminal_progress
 
     progress = terminal_progress()
     place = where if is_url(where) else str(Path(where).absolute())
@@ -93,7 +93,7 @@ def main() -> None:
     import sys
 
     from saesteer.cli.main import _quiet_libraries
-    from saesteer.errors import SaesteerError
+    from saesteer.utils.errors import SaesteerError
 
     # As in `saesteer.cli.main`: libraries' own bars would fill the log.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -15,7 +15,6 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from saesteer.corruption.program import LinearSpan, NoiseEdit, Program, Step
-from saesteer.errors import ConfigError, ModelError
 from saesteer.models.blocks import (
     BlockList,
     Call,
@@ -27,6 +26,7 @@ from saesteer.models.blocks import (
     trial_ids,
     unhooked,
 )
+from saesteer.utils.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

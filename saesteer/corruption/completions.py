@@ -9,8 +9,8 @@ import torch
 
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.program import LinearSpan, Program
-from saesteer.errors import DataError
 from saesteer.models.generation import greedy_settings
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from saesteer.corruption.edits import Means
     from saesteer.corruption.linear_map import LinearMap
     from saesteer.models.tokens import TokenRow
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
 
 class Completion(NamedTuple):
@@ -58,7 +58,7 @@ def complete_prompts(
     """
     from saesteer.models import plain_model
     from saesteer.models.tokens import input_device, pad_rows, padding_id
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
     rows = prompt_rows(model, prompts, max_new_tokens)
     tokenizer: Any = model.tokenizer

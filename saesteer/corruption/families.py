@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from saesteer.corruption.program import Program, parse_program
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 FamilyKind = Literal["keep", "skip", "repeat", "swap", "linear", "zero_mlp", "mean_mlp", "permute"]
 

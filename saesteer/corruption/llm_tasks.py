@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saesteer.corruption.tasks import Task, parse_task
-from saesteer.errors import ConfigError, DataError, NetworkError
 from saesteer.evaluation.llm_client import ChatClient, Endpoint, Reply
+from saesteer.utils.errors import ConfigError, DataError, NetworkError
 
 if TYPE_CHECKING:
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
 # Two tasks are one if they share so much of their questions.
 SAME_SHARE = 0.3
@@ -119,7 +119,7 @@ def generate_tasks(
     """
     if caps.cost is not None and endpoint.max_tokens is None:
         raise ConfigError("a limit of cost needs max_tokens; set it for the endpoint.")
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
     maker = _Maker(ChatClient(endpoint, sleep=sleep), caps, known)
     with (progress or Progress()).task("tasks", caps.tasks, "tasks") as task:

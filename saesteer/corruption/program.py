@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 MOST_STEPS = 1000
 How = Literal["zero", "mean"]

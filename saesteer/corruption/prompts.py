@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from saesteer.corruption.tasks import Example, Task
-from saesteer.errors import DataError
 from saesteer.models.tokens import TokenRow, encode_statements
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from saesteer.corruption import rule_words as words
 from saesteer.corruption.tasks import Example, Task
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 N_EXAMPLES, N_QUESTIONS = 12, 40
 Maker = Callable[[random.Random], Iterator[tuple[str, str]]]

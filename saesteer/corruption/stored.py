@@ -11,7 +11,7 @@ import torch
 from saesteer.corruption.edits import Means
 from saesteer.corruption.linear_map import LinearMap
 from saesteer.corruption.program import LinearSpan
-from saesteer.errors import OutputError
+from saesteer.utils.errors import OutputError
 
 
 def save_maps(maps: dict[LinearSpan, LinearMap], path: Path) -> None:

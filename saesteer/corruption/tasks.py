@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from saesteer.config import Settings, parse_config
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.settings import Settings, parse_config
 
 MOST_BYTES = 4 * 1024 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -138,7 +138,7 @@ def write_task(task: Task, folder: Path) -> Path:
     Raises:
         OutputError: The file cannot be written.
     """
-    from saesteer.tracking import RunFolder
+    from saesteer.utils.run_folder import RunFolder
 
     def lines(examples: Sequence[Example]) -> str:
         rows = [json.dumps(asdict(e), ensure_ascii=False) for e in examples]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 QUESTIONS_NAME = "neutral_questions"
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 MAX_CHARACTERS = 20_000
 

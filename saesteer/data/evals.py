@@ -19,7 +19,7 @@ from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairing import pair_by_length
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.records import Record
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 MATCHING = "answer_matching_behavior"
 NOT_MATCHING = "answer_not_matching_behavior"

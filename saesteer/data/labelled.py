@@ -15,7 +15,7 @@ from saesteer.data.bundled import datasets_folder
 from saesteer.data.checks import collect, did_you_mean, shorten, spoken_list
 from saesteer.data.labelled_layouts import LAYOUTS, Draft, LayoutOptions, drafts_of
 from saesteer.data.records import check_is_file
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 BUNDLED_SETS = ("sentiment", "sentiment_checks", "sentiment_prompts")
 # From bad to good, so that the first class is the negative end of a direction.

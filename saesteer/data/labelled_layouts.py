@@ -16,7 +16,7 @@ from saesteer.data.checks import (
     shorten,
 )
 from saesteer.data.records import Record, RecordFile, check_is_file, read_csv, read_records
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 LAYOUTS = ("labelled", "valence", "tweets")
 _VALENCE_FIELDS = {"mean_valence", "text"}

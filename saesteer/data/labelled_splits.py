@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from saesteer.data.labelled import LabelledSet
 from saesteer.data.near_duplicates import near_duplicate_groups
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

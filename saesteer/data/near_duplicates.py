@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.checks import plain_form
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

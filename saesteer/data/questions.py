@@ -16,7 +16,7 @@ from saesteer.data.checks import (
     shorten,
 )
 from saesteer.data.records import Record, read_records, read_text
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 FIELDS = ("question", "id")
 _RECORD_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")

@@ -30,7 +30,7 @@ from saesteer.data.evals import (
 )
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.records import SYNTAXES, Record, RecordFile, check_is_file, read_records
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 FIELDS = ("positive", "negative", "prompt", "id", "positive_span", "negative_span")
 FORMATS = ("auto", *SYNTAXES, "persona", "caa")

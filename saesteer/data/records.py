@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.data.checks import shorten
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 SYNTAXES = ("json", "jsonl", "csv")
 _SYNTAX_OF_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}

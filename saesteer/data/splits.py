@@ -13,7 +13,7 @@ from saesteer.data.checks import plain_form, shorten
 from saesteer.data.near_duplicates import components, more_alike_than_chance, near_duplicates
 from saesteer.data.pairing import pair_by_length
 from saesteer.data.pairs import PairSet
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

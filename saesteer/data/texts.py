@@ -12,7 +12,7 @@ from typing import IO
 
 from saesteer.data.checks import did_you_mean_present, is_blank, shorten
 from saesteer.data.records import check_is_file
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 MAX_BYTES = 64 * 1024 * 1024

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError, DataError
 from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
 from saesteer.methods.caa_answers import LETTERS, QUESTION, answer_cue, choice_question
 from saesteer.models.tokens import TokenRow, encode_statements
+from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

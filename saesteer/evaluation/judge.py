@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from saesteer.data.checks import plain_form
 from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import PairSet
-from saesteer.errors import DataError
 from saesteer.evaluation.embeddings import SentenceEmbedder
+from saesteer.utils.errors import DataError
 from saesteer.utils.files import write_atomic
 
 FORMAT = "saesteer behaviour judge"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saesteer import web_requests
-from saesteer.errors import ConfigError, NetworkError
+from saesteer.utils import http as web_requests
+from saesteer.utils.errors import ConfigError, NetworkError
 
 LARGEST_REPLY = 200_000
 

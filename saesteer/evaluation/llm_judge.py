@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import ConfigError, DataError, NetworkError
 from saesteer.evaluation.llm_client import ChatClient, Endpoint
 from saesteer.evaluation.llm_ratings import (
     ASPECTS,
@@ -21,6 +20,7 @@ from saesteer.evaluation.llm_ratings import (
     RatingCache,
     parse_rating,
 )
+from saesteer.utils.errors import ConfigError, DataError, NetworkError
 
 # Failures in a row after which the server counts as gone.
 GIVE_UP_AFTER = 8

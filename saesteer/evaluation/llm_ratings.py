@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import OutputError
+from saesteer.utils.errors import OutputError
 
 ASPECTS = ("behaviour", "instruction", "fluency")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import DataError, MismatchError
+from saesteer.utils.errors import DataError, MismatchError
 
 PersonaValues = np.ndarray | Sequence[np.ndarray] | None
 """One persona's values: [pair], [seed, pair], a row for each seed, or None where not measured."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ModelError
+from saesteer.utils.errors import ModelError
 
 INSTALL = "pip install vaderSentiment"
 

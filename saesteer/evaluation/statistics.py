@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saesteer.errors import DataError, MismatchError
 from saesteer.evaluation.resampling import (
     PersonaValues,
     macro_means,
@@ -25,6 +24,7 @@ from saesteer.evaluation.resampling import (
     seed_rows,
     stacks_of,
 )
+from saesteer.utils.errors import DataError, MismatchError
 
 LEVEL = 0.95
 

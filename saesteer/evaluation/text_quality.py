@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import DataError
 from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import DataError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import BehaviourJudge
 from saesteer.evaluation.sentiment import vader_compound
@@ -23,6 +22,7 @@ from saesteer.evaluation.text_quality import (
     quality_reference,
     repeated_share,
 )
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.attribution.objective import Linearisation, SteeringObjective
-from saesteer.errors import ConfigError
-from saesteer.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
+from saesteer.methods.attribution.objective import Linearisation, SteeringObjective
 from saesteer.methods.base import MethodInputs
 from saesteer.methods.clustered_sae import chosen_clusters
+from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError
 
 N_CANDIDATES = 512
 

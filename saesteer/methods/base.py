@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.activations import PairActivations, pool
-from saesteer.errors import ConfigError, DataError
-from saesteer.feature_words import PLACE_KEY
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.pooling import pool
+from saesteer.saes.labels import PLACE_KEY
 from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from saesteer.attribution.objective import SteeringObjective
-    from saesteer.features import PairCodes
+    from saesteer.methods.attribution.objective import SteeringObjective
+    from saesteer.methods.features import PairCodes
     from saesteer.saes.adapter import Sae
 
 

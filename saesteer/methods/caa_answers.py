@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool
 
-from saesteer.activations import PairActivations, read_rows
-from saesteer.errors import ConfigError, MismatchError
 from saesteer.methods.base import MethodInputs
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements, has_chat_template
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import JsonValue
 
-from saesteer.errors import SaeError, SteeringError
-from saesteer.feature_words import PLACE_KEY
+from saesteer.saes.labels import PLACE_KEY
 from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.utils.errors import SaeError, SteeringError
 
 if TYPE_CHECKING:
     from saesteer.saes.adapter import Sae

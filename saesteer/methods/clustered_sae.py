@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.features import (
+from saesteer.methods.base import MethodInputs
+from saesteer.methods.features import (
     FeatureClusters,
     FeatureSelection,
     FeatureWeights,
@@ -17,7 +18,6 @@ from saesteer.features import (
     fit_weights,
     select_features,
 )
-from saesteer.methods.base import MethodInputs
 from saesteer.steering import SteeringVector
 
 

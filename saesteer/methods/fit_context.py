@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.attribution import Contrast, SteeringObjective, own_words
-from saesteer.errors import DataError
 from saesteer.evaluation.judge import train_judge
-from saesteer.feature_words import known_descriptions
-from saesteer.features import encode_pairs, select_features
+from saesteer.methods.attribution import Contrast, SteeringObjective, own_words
 from saesteer.methods.base import Method, MethodInputs
 from saesteer.methods.caa_answers import answer_pairs
 from saesteer.methods.difference_in_means import DifferenceInMeans
+from saesteer.methods.features import encode_pairs, select_features
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models import model_info
 from saesteer.models.tokens import TokenRow, encode_statements
+from saesteer.saes.labels import known_descriptions
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import match_strength
 from saesteer.steering.teacher_forced import TeacherForced
-from saesteer.tracking import content_key
+from saesteer.utils.array_cache import content_key
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from saesteer.activations import PairActivations
     from saesteer.data import PairSet
-    from saesteer.features import PairCodes
+    from saesteer.experiments.workbench import Bench
+    from saesteer.methods.features import PairCodes
     from saesteer.models import Site
-    from saesteer.tracking import RunFolder
-    from saesteer.workbench import Bench
+    from saesteer.models.pair_activations import PairActivations
+    from saesteer.utils.run_folder import RunFolder
 
 SCORED_FEATURES = 64
 
@@ -138,7 +138,7 @@ class FitContext:
 
     @cached_property
     def _output_scores(self) -> np.ndarray:
-        from saesteer.features.output_score import output_scores
+        from saesteer.methods.features.output_score import output_scores
 
         codes = self.inputs.codes
         assert codes is not None

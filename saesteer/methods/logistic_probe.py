@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError
 from saesteer.methods.base import MethodInputs
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from saesteer.errors import ConfigError
 from saesteer.methods.base import MethodInputs
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError
 from saesteer.methods.base import MethodInputs
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError
 
 Variant = Literal["pca_diff", "pca_center"]
 

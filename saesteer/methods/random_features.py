@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.methods.base import MethodInputs
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from saesteer.config import (
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import (
     ClusteringSettings,
     RegressionSettings,
     SelectionSettings,
@@ -17,7 +18,6 @@ from saesteer.config import (
     check_yes_and_no,
     parse_config,
 )
-from saesteer.errors import ConfigError
 
 if TYPE_CHECKING:
     from saesteer.methods import Method, SystemPrompt
@@ -48,7 +48,7 @@ class MethodEntry:
 def method_entries() -> dict[str, MethodEntry]:
     """Return every method by name."""
     from saesteer import methods as m
-    from saesteer.features import CRITERIA
+    from saesteer.methods.features import CRITERIA
 
     objective: frozenset[Need] = frozenset({"objective"})
     listed = [
@@ -153,8 +153,8 @@ def build_method(name: str, settings: dict[str, Any]) -> Method | SystemPrompt:
 
 def _check_group(method: str, setting: str, values: Any) -> None:
     """Check settings that a method hands on, before they are needed."""
-    from saesteer.features import CLUSTERINGS, CRITERIA, REGRESSIONS
-    from saesteer.features.registry import choose
+    from saesteer.methods.features import CLUSTERINGS, CRITERIA, REGRESSIONS
+    from saesteer.methods.features.registry import choose
 
     groups: dict[str, tuple[type[Settings], str, Any]] = {
         "selection": (SelectionSettings, "criterion", CRITERIA),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saesteer.data.pairs import PairSet
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saesteer.errors import ConfigError
-from saesteer.features.criteria import frequency_difference
 from saesteer.methods.base import MethodInputs
+from saesteer.methods.features.criteria import frequency_difference
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError, DataError, MismatchError
-from saesteer.features import CRITERIA, PairCodes
-from saesteer.features.registry import choose
 from saesteer.methods.base import MethodInputs
+from saesteer.methods.features import CRITERIA, PairCodes
+from saesteer.methods.features.registry import choose
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 OUTPUT_SCORE = "output_score"
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.errors import ConfigError, ModelError
+from saesteer.utils.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from saesteer.errors import SiteError
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.loading import model_info
+from saesteer.utils.errors import SiteError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -19,7 +19,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from saesteer.progress import Progress
+from saesteer.utils.progress import Progress
 
 # --- transformers: the cache of keys, values and states ------------------------------------------
 # 5.24 renamed `past_key_values`, and Mamba's `cache_params`, to `cache` in models, generate and

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import ModelError, OutputError
-from saesteer.models.cache import build_once, cache_folder
 from saesteer.models.compat import counting_tensors, quiet
-from saesteer.progress import Progress
+from saesteer.utils.cache_folder import build_once, cache_folder
+from saesteer.utils.errors import ModelError, OutputError
+from saesteer.utils.progress import Progress
 
 # Of the GGUF specification: what a value's type number stands for, as struct writes it.
 _SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from saesteer.errors import ModelError, NetworkError
 from saesteer.models.compat import keep_cache_names, nothing_started, quiet
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
+from saesteer.utils.errors import ModelError, NetworkError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from saesteer.errors import ModelError
+from saesteer.utils.errors import ModelError
 
 DTYPES = {
     "float32": torch.float32,

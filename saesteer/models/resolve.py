@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from saesteer.errors import ModelError
+from saesteer.utils.errors import ModelError
 
 BUNDLED = "smollm2"
 BUNDLED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"

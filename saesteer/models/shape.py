@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saesteer.errors import MismatchError, SiteError
 from saesteer.models.gguf_files import gguf_header
 from saesteer.models.resolve import ModelSource
 from saesteer.models.sites import Site
+from saesteer.utils.errors import MismatchError, SiteError
 
 _RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 _AS_WIDE_AS_THE_MODEL = (*_RESIDUAL, "hook_attn_out", "hook_mlp_out")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import nn
 
-from saesteer.errors import SiteError
 from saesteer.models.bridge import check_bridge, check_inside, holds_tokens
+from saesteer.utils.errors import SiteError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

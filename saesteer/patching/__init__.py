@@ -1,18 +1,12 @@
 """Activation, attribution and path patching, reading and circuits.
 
-The pieces, for a notebook; `saesteer.patching.experiment` strings them together.
+The pieces, for a notebook; `saesteer.experiments.patch` strings them together.
 """
 
 from saesteer.patching.activation import activation_patching, unpatched
 from saesteer.patching.attribution.agreement import agreement
-from saesteer.patching.attribution.first_order import (
-    attribution_patching,
-    attribution_patching_all,
-)
-from saesteer.patching.attribution.integrated import (
-    integrated_gradients,
-    integrated_gradients_all,
-)
+from saesteer.patching.attribution.first_order import attribution_patching, attribution_patching_all
+from saesteer.patching.attribution.integrated import integrated_gradients, integrated_gradients_all
 from saesteer.patching.metrics import Metric, MetricRows, metric_named
 from saesteer.patching.paths.patching import path_patching
 from saesteer.patching.prompts.batch import PairBatch, encode_pairs

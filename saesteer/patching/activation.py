@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.errors import DataError
 from saesteer.models.loading import model_info, plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.components import find_place
@@ -30,9 +29,10 @@ from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.result import Mode, PatchResult, check_mode
 from saesteer.patching.sae_patching import Clusters
-from saesteer.progress import Progress
 from saesteer.saes.adapter import Sae
-from saesteer.tracking.array_cache import content_key
+from saesteer.utils.array_cache import content_key
+from saesteer.utils.errors import DataError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saesteer.data.checks import did_you_mean, shorten, spoken_list
-from saesteer.errors import ConfigError, SiteError
 from saesteer.models.bridge import bridge_difference
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import HookTarget, Removable, Site, check_site
+from saesteer.utils.errors import ConfigError, SiteError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.data.checks import did_you_mean, shorten, spoken_list
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

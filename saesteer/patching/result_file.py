@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from saesteer.errors import OutputError
 from saesteer.patching.result import PatchResult
+from saesteer.utils.errors import OutputError
 
 KEY = "patch_result"
 ARRAYS = ("values", "clean", "corrupted")

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saesteer.data.checks import shorten
-from saesteer.errors import ConfigError
 from saesteer.patching.engine.patches import Own, at_columns
 from saesteer.patching.engine.rows import Touched
 from saesteer.saes.adapter import Sae
+from saesteer.utils.errors import ConfigError
 
 Clusters = Mapping[str, Sequence[int]]
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.errors import SteeringError
 from saesteer.models.compat import find_cache, named_arguments
 from saesteer.models.sites import Site
+from saesteer.utils.errors import SteeringError
 
 
 class _Stop(Exception):

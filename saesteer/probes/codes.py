@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_matrix, vstack
 
-from saesteer.activations import Activations, mean_norm, read_rows
-from saesteer.errors import OutputError
+from saesteer.models.pooling import mean_norm
+from saesteer.models.reading import Activations, read_rows
 from saesteer.models.tokens import TokenRow
 from saesteer.probes.reading import length_chunks, pooled
 from saesteer.probes.settings import ReadPosition
-from saesteer.progress import Progress
+from saesteer.utils.errors import OutputError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from saesteer.errors import DataError
 from saesteer.probes.settings import FitSettings
+from saesteer.utils.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

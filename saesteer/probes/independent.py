@@ -13,11 +13,11 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saesteer.data.labelled import LabelledSet
-from saesteer.errors import DataError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.probes.fitting import class_probabilities, fit_probe, logits
 from saesteer.probes.scores import Scores, score
 from saesteer.probes.settings import FitSettings
+from saesteer.utils.errors import DataError
 from saesteer.utils.files import write_atomic
 
 FORMAT = "saesteer.text_classifier"

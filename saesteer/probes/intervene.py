@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from saesteer.errors import HookError, MismatchError, SteeringError
 from saesteer.models.compat import watching_generate
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import HookTarget, Site, all_targets
@@ -18,6 +17,7 @@ from saesteer.probes.clean import CleanReadings, alpha_of
 from saesteer.probes.interventions import Intervention
 from saesteer.probes.steps import StepMask
 from saesteer.steering.positions import SteeringMask
+from saesteer.utils.errors import HookError, MismatchError, SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

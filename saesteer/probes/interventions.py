@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.data.checks import did_you_mean, spoken_list
-from saesteer.errors import SteeringError
 from saesteer.steering import SteeringVector, Unit, to_raw
 from saesteer.steering.strength import check_strength, check_unit
+from saesteer.utils.errors import SteeringError
 
 Mode = Literal["flip", "ablate", "add", "set"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.errors import SteeringError
 from saesteer.models import plain_model
 from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts, input_device, padding_id
 from saesteer.probes.intervene import Policy, intervene
 from saesteer.probes.interventions import Intervention
+from saesteer.utils.errors import SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saesteer.data.checks import did_you_mean, spoken_list
-from saesteer.errors import DataError, MismatchError, SiteError
 from saesteer.models.sites import Site
 from saesteer.probes.fitting import class_probabilities, logits
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:

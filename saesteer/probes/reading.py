@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.activations import Activations, mean_norm, pool, read_rows
-from saesteer.errors import DataError, SiteError
+from saesteer.models.pooling import mean_norm, pool
+from saesteer.models.reading import Activations, read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.probes.settings import ReadPosition, ReadSettings
 from saesteer.probes.store import LayerStore, StoreWriter
-from saesteer.progress import Progress
+from saesteer.utils.errors import DataError, SiteError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

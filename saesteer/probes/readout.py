@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from saesteer.data.labelled import LabelledSet, LabelledText
-from saesteer.errors import DataError, MismatchError
 from saesteer.probes.probe_set import ProbeSet
 from saesteer.probes.reading import encode_labelled, read_tokens
 from saesteer.probes.settings import ReadSettings
+from saesteer.utils.errors import DataError, MismatchError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

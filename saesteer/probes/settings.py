@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from saesteer.config import ModelSettings, Settings, Source, TrackingSettings, short_hash
+from saesteer.utils.settings import ModelSettings, Settings, Source, TrackingSettings, short_hash
 
 ReadPosition = Literal["mean", "last", "span", "end"]
 

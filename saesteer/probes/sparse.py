@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 
-from saesteer.errors import DataError
 from saesteer.probes.fitting import class_probabilities, fit_probe, logits
 from saesteer.probes.scores import Scores, score
 from saesteer.probes.settings import FitSettings
+from saesteer.utils.errors import DataError
 
 L1_STEPS = 100
 L1_TOLERANCE = 1e-3

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.errors import OutputError
 from saesteer.models.sites import Site
+from saesteer.utils.errors import OutputError
 from saesteer.utils.files import abandoned, draft_of, drafts, leave, reserve, unwritable
 
 DTYPES = {"float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.errors import ModelError
 from saesteer.probes.independent import TextClassifier
 from saesteer.probes.measure import ContinuationMeter, Doing
 from saesteer.steering import SteeringVector, generate
 from saesteer.steering.divergence import StrengthMatch, match_strength
+from saesteer.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

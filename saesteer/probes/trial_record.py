@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import DataError, SteeringError
 from saesteer.probes.interventions import (
     Intervention,
     class_alpha,
@@ -19,7 +18,8 @@ from saesteer.probes.measure import Doing
 from saesteer.probes.probe_set import DirectionKind, ProbeSet
 from saesteer.probes.trial import Texts, Trial, match_divergence, movement, random_doing
 from saesteer.steering import SteeringVector, Unit
-from saesteer.tracking import finite
+from saesteer.utils.errors import DataError, SteeringError
+from saesteer.utils.run_folder import finite
 
 SPAN = 6
 

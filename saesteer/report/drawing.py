@@ -7,16 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from saesteer.report.effects import BudgetCurve, ForestRow, PersonaEffect, StrengthCurve
-from saesteer.report.palette import (
-    BASELINE,
-    DIVERGING,
-    GRID,
-    HEADLINE,
-    INK,
-    NULL,
-    SOFT,
-    faint,
-)
+from saesteer.report.palette import BASELINE, DIVERGING, GRID, HEADLINE, INK, NULL, SOFT, faint
 from saesteer.report.reading import Point, show, spoken
 from saesteer.report.written import JudgeSpan
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saesteer.neuronpedia.links import SITE, embed_url
 from saesteer.report.reading import Metrics, Row, groups, number, rows
+from saesteer.saes.neuronpedia.links import SITE, embed_url
 
 MOST_LEAVES = 400
 

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.neuronpedia.links import SITE
 from saesteer.report import costs, drawing, effects, named_features, reading, written
 from saesteer.report.frame import asset, embedded, environment, script_hash, write_page
 from saesteer.report.headline import headline_pieces, headline_remarks
 from saesteer.report.palette import AGAINST, TOWARDS, cluster_colours, method_colours
 from saesteer.report.reading import Method, Metrics
 from saesteer.report.trees import dendrogram_figure
+from saesteer.saes.neuronpedia.links import SITE
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.patching.experiment.figures import Chart, Heatmap, Scatter
 from saesteer.report.drawing import blank_figure, plain
 from saesteer.report.palette import CLUSTERS, DIVERGING, SOFT, faint
+from saesteer.report.patching_figures import Chart, Heatmap, Scatter
 from saesteer.report.reading import show
 
 if TYPE_CHECKING:

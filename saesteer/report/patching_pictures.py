@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.patching.experiment.figures import Chart, Heatmap, Scatter
 from saesteer.report.palette import CLUSTERS, DIVERGING, SOFT
 from saesteer.report.patching_drawing import ends_of
+from saesteer.report.patching_figures import Chart, Heatmap, Scatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

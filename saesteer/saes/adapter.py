@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.errors import MismatchError, SaeError
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, check_site
+from saesteer.utils.errors import MismatchError, SaeError
 
 if TYPE_CHECKING:
     from sae_lens import SAE

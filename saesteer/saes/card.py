@@ -6,13 +6,13 @@ import json
 import math
 from pathlib import Path
 
-from saesteer.progress import Progress
+from saesteer.experiments.train_sae import TrainedSae
 from saesteer.saes.doctor import DoctorReport, doctor
 from saesteer.saes.loading import load_sae
-from saesteer.saes.run import TrainedSae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import build_feature_table, save_feature_table
 from saesteer.utils.files import write_atomic
+from saesteer.utils.progress import Progress
 
 TABLE_ROWS = 1500
 HELD_OUT_ROWS = 400

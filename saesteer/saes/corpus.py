@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saesteer.errors import ConfigError, DataError, NetworkError
 from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts, has_chat_template
 from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+from saesteer.utils.errors import ConfigError, DataError, NetworkError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

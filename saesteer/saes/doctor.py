@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saesteer.activations.reading import Activations, read_rows
-from saesteer.errors import DataError, MismatchError, SiteError
+from saesteer.models.reading import Activations, read_rows
 from saesteer.models.sites import HookTarget, Site, check_site, resolve_target
 from saesteer.models.tokens import (
     TokenBatch,
@@ -26,8 +25,9 @@ from saesteer.models.tokens import (
     pad_rows,
     padding_id,
 )
-from saesteer.progress import Progress
 from saesteer.saes.adapter import Sae, check_compatible, expected_width
+from saesteer.utils.errors import DataError, MismatchError, SiteError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.activations.reading import read_rows
-from saesteer.errors import OutputError
 from saesteer.models.loading import plain_model
+from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
-from saesteer.progress import Progress
+from saesteer.utils.errors import OutputError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

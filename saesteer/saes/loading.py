@@ -9,11 +9,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import NetworkError, SaeError, SiteError
 from saesteer.models.resolve import ModelSource
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
+from saesteer.utils.errors import NetworkError, SaeError, SiteError
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from saesteer.errors import SaeError
 from saesteer.saes.loading import resolve_sae
+from saesteer.utils.errors import SaeError
 
 
 def neuronpedia_id_of(name: str | os.PathLike[str]) -> str | None:

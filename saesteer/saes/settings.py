@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from saesteer.config import Settings, TrackingSettings
+from saesteer.utils.settings import Settings, TrackingSettings
 
 
 class CorpusSource(Settings):

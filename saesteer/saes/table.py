@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.activations.reading import read_rows
-from saesteer.errors import DataError, SaeError
+from saesteer.models.reading import read_rows
 from saesteer.models.tokens import TokenRow
-from saesteer.progress import Progress
 from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.saes.lens import TokenTexts, extreme_tokens
+from saesteer.utils.errors import DataError, SaeError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd

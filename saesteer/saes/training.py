@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.errors import SaeError
-from saesteer.progress import Progress
 from saesteer.saes.harvest import Harvest
 from saesteer.saes.settings import SaeTrainingConfig
+from saesteer.utils.errors import SaeError
 from saesteer.utils.files import unwritable, write_atomic
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from sae_lens import TopKTrainingSAE

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saesteer.errors import HookError, MismatchError, SteeringError
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, all_targets
 from saesteer.steering.positions import SteeringMask
 from saesteer.steering.strength import Unit, check_strengths, to_raw
 from saesteer.steering.vector import SteeringVector
+from saesteer.utils.errors import HookError, MismatchError, SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

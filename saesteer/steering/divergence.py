@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saesteer.errors import DataError
 from saesteer.models.tokens import TokenRow
 from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from saesteer.errors import SteeringError
 from saesteer.models.generation import greedy_settings
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import resolve_target
@@ -26,6 +25,7 @@ from saesteer.steering.apply import steer
 from saesteer.steering.sampling import sampling_processors
 from saesteer.steering.strength import Unit, check_strengths, check_unit, to_raw
 from saesteer.steering.vector import SteeringVector
+from saesteer.utils.errors import SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

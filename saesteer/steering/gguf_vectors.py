@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import MismatchError, ModelError, OutputError, SteeringError
 from saesteer.models.gguf_files import gguf_header
 from saesteer.models.resolve import resolve_model
 from saesteer.models.shape import model_shape
@@ -34,6 +33,7 @@ from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS
 from saesteer.steering.strength import Unit, to_raw
 from saesteer.steering.vector import SteeringVector
+from saesteer.utils.errors import MismatchError, ModelError, OutputError, SteeringError
 from saesteer.utils.files import write_atomic
 
 ARCHITECTURE = "controlvector"

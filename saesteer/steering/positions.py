@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from saesteer.errors import HookError, SteeringError
 from saesteer.models.compat import cached_length, find_cache, named_arguments, watching_generate
+from saesteer.utils.errors import HookError, SteeringError
 
 DEFAULT_POSITIONS = "from_last_prompt_token"
 SAVED_POSITIONS = (DEFAULT_POSITIONS, "all", "generated")

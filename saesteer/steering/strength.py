@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from saesteer.errors import SteeringError
+from saesteer.utils.errors import SteeringError
 
 if TYPE_CHECKING:
     from saesteer.steering.vector import SteeringVector

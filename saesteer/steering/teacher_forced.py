@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import DataError
 from saesteer.models.compat import cache_argument, find_cache, repeated_cache
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import HookTarget, Site, resolve_target
@@ -24,6 +23,7 @@ from saesteer.models.tokens import (
 )
 from saesteer.steering.apply import steer
 from saesteer.steering.strength import Unit
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

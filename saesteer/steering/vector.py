@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from pydantic import JsonValue
 from torch import Tensor
 
-from saesteer.errors import SteeringError
 from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS, check_saved_positions
 from saesteer.steering.strength import Unit, check_strength
+from saesteer.utils.errors import SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from saesteer.errors import SaesteerError, SteeringError
 from saesteer.models.sites import Site
 from saesteer.steering.vector import SteeredFeature, SteeringVector
+from saesteer.utils.errors import SaesteerError, SteeringError
 from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:

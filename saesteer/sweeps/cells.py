@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saesteer.errors import ConfigError
 from saesteer.sweeps.parameters import COUNTABLE, Parameter
+from saesteer.utils.errors import ConfigError
 
 MOST_CELLS = 10_000
 # Draws in a row that were there already, after which a space counts as used up.

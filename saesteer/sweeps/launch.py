@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import ConfigError, SaesteerError
-from saesteer.progress import Progress
 from saesteer.sweeps.storage import URL_VARIABLE, is_url
 from saesteer.sweeps.study import SweepStudy
+from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.progress import Progress
 
 POLL_SECONDS = 0.5
 # Workers that died in a row, for each that was asked for, after which no more are started.

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from saesteer.errors import SaesteerError
-from saesteer.progress import Progress
 from saesteer.sweeps.launch import Launch, worker_environment
 from saesteer.sweeps.study import SweepStudy
+from saesteer.utils.errors import SaesteerError
+from saesteer.utils.progress import Progress
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 WAIT_SECONDS = 1.0

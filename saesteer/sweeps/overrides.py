@@ -8,8 +8,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from saesteer.config import load_yaml
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import load_yaml
 
 PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
 # A parameter of this name, or of one that begins so, holds settings that change together.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from saesteer.config import Settings
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np

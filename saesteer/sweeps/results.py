@@ -12,7 +12,7 @@ from saesteer.sweeps.overrides import TOGETHER, yaml_text
 from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.rows import TrialRow
 from saesteer.sweeps.spec import SweepSpec
-from saesteer.tracking import RunFolder, finite
+from saesteer.utils.run_folder import RunFolder, finite
 
 if TYPE_CHECKING:
     import pandas as pd

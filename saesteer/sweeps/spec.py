@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from saesteer.config import load_yaml
-from saesteer.errors import ConfigError, OutputError
 from saesteer.sweeps.cells import Cell, grid_cells, random_cells
 from saesteer.sweeps.early import rung
 from saesteer.sweeps.overrides import merged
 from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.sweep_file import EarlyTerminate, Metric, SweepFile, settings_words
 from saesteer.sweeps.trials import TrialKind, check_metric
+from saesteer.utils.errors import ConfigError, OutputError
+from saesteer.utils.settings import load_yaml
 
 LAYOUT = 1
 # Lost this often, a trial is what kills its workers.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import NetworkError, OutputError
+from saesteer.utils.errors import NetworkError, OutputError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import ConfigError, OutputError
 from saesteer.sweeps.cells import Cell
 from saesteer.sweeps.early import ONLY_STEP, make_pruner
 from saesteer.sweeps.rows import (
@@ -27,6 +26,7 @@ from saesteer.sweeps.rows import (
 )
 from saesteer.sweeps.spec import MOST_LOSSES, SweepSpec
 from saesteer.sweeps.storage import JOURNAL, is_url, open_storage, plain_url, quiet_optuna
+from saesteer.utils.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from saesteer.config import Settings, read_yaml
-from saesteer.errors import ConfigError
 from saesteer.sweeps.overrides import parse_word
 from saesteer.sweeps.parameters import Parameter, read_parameter
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import Settings, read_yaml
 
 KINDS = ("run", "compare")
 PROGRAM = "saesteer"

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import ConfigError
 from saesteer.sweeps.cells import settings_key
 from saesteer.sweeps.overrides import merged
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from saesteer.compare.config import CompareConfig
-    from saesteer.config import RunConfig
-    from saesteer.progress import Progress
-    from saesteer.shelf import Shelf
+    from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.shelf import Shelf
+    from saesteer.utils.progress import Progress
+    from saesteer.utils.settings import RunConfig
 
 Settings = dict[str, Any]
 Watch = Callable[[float | None], None]
@@ -83,10 +83,10 @@ class TrialKind:
         Raises:
             ConfigError: They do not fit.
         """
-        from saesteer.config import RunConfig, parse_config
+        from saesteer.utils.settings import RunConfig, parse_config
 
         if self.name == "compare":
-            from saesteer.compare.config import CompareConfig
+            from saesteer.experiments.compare.config import CompareConfig
 
             return parse_config(self.settings(values), kind=CompareConfig, place=self.place)
         return parse_config(self.settings(values), kind=RunConfig, place=self.place)
@@ -103,11 +103,11 @@ class TrialKind:
         """
         config = self.config(values)
         if self.name == "compare":
-            from saesteer.compare.plan import plan_compare
+            from saesteer.experiments.compare.plan import plan_compare
 
             plan_compare(config)  # type: ignore[arg-type]
             return
-        from saesteer.plan import plan_run, too_few
+        from saesteer.experiments.steer.plan import plan_run, too_few
 
         too_few(plan_run(config).split)  # type: ignore[arg-type]
 
@@ -168,7 +168,7 @@ def _ran(
     watch: Watch | None,
     record: dict[str, Any],
 ) -> Measured:
-    from saesteer.pipeline import run
+    from saesteer.experiments.steer.run import run
 
     def seen(result: Mapping[str, Any]) -> None:
         if watch is not None:
@@ -188,7 +188,7 @@ def _compared(
     watch: Watch | None,
     record: dict[str, Any],
 ) -> Measured:
-    from saesteer.compare.run import compare
+    from saesteer.experiments.compare.run import compare
 
     result = compare(config, progress, shelf, **record)
     numbers = compare_numbers(result.metrics, metric)

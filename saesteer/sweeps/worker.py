@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from saesteer.errors import SaesteerError
-from saesteer.progress import Progress
-from saesteer.shelf import Shelf
+from saesteer.experiments.shelf import Shelf
 from saesteer.sweeps.early import StoppedEarly
 from saesteer.sweeps.lease import BEATS, Heartbeat, Lease, Watchman
 from saesteer.sweeps.study import Claim, SweepStudy
 from saesteer.sweeps.trials import Measured, metric_value
 from saesteer.tracking.redaction import redact_text
+from saesteer.utils.errors import SaesteerError
+from saesteer.utils.progress import Progress
 
 POLL_SECONDS = 0.5
 LONGEST_POLL = 5.0

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import ConfigError
 from saesteer.tracking.queries import flatten
-from saesteer.tracking.run_folder import RunFolder
 from saesteer.tracking.stored_run import StoredRun
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.run_folder import RunFolder
 
 ENDINGS = (".csv", ".json", ".parquet")
 

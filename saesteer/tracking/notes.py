@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import DataError, OutputError
 from saesteer.tracking.redaction import redact
-from saesteer.tracking.run_folder import finite
+from saesteer.utils.errors import DataError, OutputError
+from saesteer.utils.run_folder import finite
 
 NOTES = "notes.jsonl"
 Note = str | Mapping[str, Any]

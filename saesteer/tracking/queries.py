@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saesteer.errors import ConfigError
 from saesteer.tracking.stored_run import StoredRun
+from saesteer.utils.errors import ConfigError
 
 # Longest first, so that >= is not read as > and a value that begins with =.
 OPERATORS = ("!=", ">=", "<=", "!~", "=", ">", "<", "~")

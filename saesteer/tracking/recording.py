@@ -13,17 +13,17 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import OutputError, SaesteerError
-from saesteer.progress import Progress
 from saesteer.tracking.liveness import Heartbeat, process_record
 from saesteer.tracking.notes import Note, append_note
 from saesteer.tracking.redaction import redact, redact_command, redact_text
-from saesteer.tracking.run_folder import RunFolder, environment_record, write_record
-from saesteer.tracking.values import merged, plain, scalars
+from saesteer.utils.errors import OutputError, SaesteerError
+from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder, environment_record, write_record
+from saesteer.utils.values import merged, plain, scalars
 
 if TYPE_CHECKING:
-    from saesteer.config import TrackingSettings
     from saesteer.tracking.wandb_run import Mirror
+    from saesteer.utils.settings import TrackingSettings
 
 RECORD, LOG, WANDB = "run.json", "log.jsonl", "wandb"
 
@@ -224,7 +224,7 @@ def recorded_run(
     Raises:
         OutputError: A new folder cannot be made, or the record of an old one is damaged.
     """
-    from saesteer.config import TrackingSettings
+    from saesteer.utils.settings import TrackingSettings
 
     settings = wandb or TrackingSettings()
     warn = _warner(progress)

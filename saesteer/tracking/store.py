@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saesteer.errors import DataError, OutputError
 from saesteer.tracking.liveness import present_status
 from saesteer.tracking.notes import Note, append_note
 from saesteer.tracking.store_file import (
@@ -26,6 +25,7 @@ from saesteer.tracking.store_file import (
     version,
 )
 from saesteer.tracking.stored_run import RECORD, StoredRun, find_runs, folder_id, moment, read_run
+from saesteer.utils.errors import DataError, OutputError
 
 FILE_NAME = "index.sqlite"
 _LEVELS = 3

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.errors import OutputError
+from saesteer.utils.errors import OutputError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Table

@@ -13,7 +13,7 @@ from typing import Any
 
 from saesteer.tracking.liveness import present_status
 from saesteer.tracking.notes import read_notes
-from saesteer.tracking.values import scalars
+from saesteer.utils.values import scalars
 
 RECORD = "run.json"
 # Folders of a run that hold many files and no runs.

@@ -15,7 +15,7 @@ from saesteer.tracking.redaction import redact
 from saesteer.tracking.wandb_calls import WandbCalls
 
 if TYPE_CHECKING:
-    from saesteer.config import TrackingSettings
+    from saesteer.utils.settings import TrackingSettings
 
 INIT_SECONDS = 30.0
 FINISH_SECONDS = 90.0

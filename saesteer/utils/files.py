@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from saesteer.errors import OutputError
+from saesteer.utils.errors import OutputError
 
 # A draft of another machine cannot be told from one under way until nobody has touched it so long.
 FOREIGN_SECONDS = 24 * 3600.0

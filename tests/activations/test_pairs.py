@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saesteer.activations import pool, read_pair_activations, read_rows
 from saesteer.data import ContrastivePair, PairSet
-from saesteer.errors import DataError, ModelError, SiteError
 from saesteer.models import Site, encode_statements
+from saesteer.models.pair_activations import read_pair_activations
+from saesteer.models.pooling import pool
+from saesteer.models.reading import read_rows
+from saesteer.utils.errors import DataError, ModelError, SiteError
 
 SITE = Site(1)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, mean_norm, pool
-from saesteer.errors import ConfigError
 from saesteer.models import Site
+from saesteer.models.pooling import mean_norm, pool
+from saesteer.models.reading import Activations
+from saesteer.utils.errors import ConfigError
 
 LENGTHS = (3, 1, 5)
 

@@ -7,10 +7,10 @@ import contextlib
 import pytest
 import torch
 
-from saesteer.activations import Activations, read_rows
-from saesteer.errors import DataError, SiteError
 from saesteer.models import Site, encode_statements, encode_texts, plain_model
+from saesteer.models.reading import Activations, read_rows
 from saesteer.models.tokens import TokenRow
+from saesteer.utils.errors import DataError, SiteError
 
 TEXTS = [
     "The cat",

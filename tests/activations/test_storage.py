@@ -7,10 +7,11 @@ import os
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.activations.storage import load_pair_activations, save_pair_activations
-from saesteer.errors import OutputError
 from saesteer.models import Site
+from saesteer.models.activation_files import load_pair_activations, save_pair_activations
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
+from saesteer.utils.errors import OutputError
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from saesteer.agent import experiments
 from saesteer.agent.settings import AgentConfig
-from saesteer.config import Settings, Source
-from saesteer.errors import DataError
-from saesteer.tracking import RunFolder
+from saesteer.utils.errors import DataError
+from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import Settings, Source
 
 
 class PlantSettings(Settings):

@@ -11,8 +11,8 @@ from saesteer.agent.seeded import SeededPlanner
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import State
 from saesteer.agent.tools import read_arguments
-from saesteer.config import load_config
-from saesteer.progress import Progress
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import load_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "agent"
 

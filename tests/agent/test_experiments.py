@@ -15,9 +15,9 @@ from saesteer.agent.experiments import Workshop, kind_named
 from saesteer.agent.results import headline, metrics_of, number_at
 from saesteer.agent.settings import DEFAULT, AgentConfig
 from saesteer.agent.state import Experiment, State
-from saesteer.config import load_config
-from saesteer.errors import ConfigError
-from saesteer.progress import Progress
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import load_config
 
 BASES = {
     "corrupt": {"programs": ["skip 1"]},
@@ -144,7 +144,7 @@ def test_prompts_may_hold_strokes(tmp_path):
 
 
 def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monkeypatch):
-    from saesteer import workbench
+    from saesteer.experiments import workbench
 
     loaded = []
     load = workbench.load_model

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from saesteer.agent import run_agent
-from saesteer.errors import ConfigError, NetworkError
 from saesteer.evaluation.llm_client import ChatClient
+from saesteer.utils.errors import ConfigError, NetworkError
 
 KEY = "sk-very-secret"
 FINISH = {"answer": "Layer 7.", "would_refute": "Another layer.", "claims": []}

@@ -9,7 +9,7 @@ import pytest
 
 from saesteer.agent import run_agent
 from saesteer.agent.seeded import SeededPlanner, _cost, first_candidates
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 
 def single(**changes):

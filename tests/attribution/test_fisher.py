@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.attribution import FisherMetric, fisher_metric
-from saesteer.errors import ConfigError
+from saesteer.methods.attribution import FisherMetric, fisher_metric
 from saesteer.models import encode_texts
 from saesteer.steering import DivergenceMeter, TeacherForced
+from saesteer.utils.errors import ConfigError
 
 TEXTS = ("i like the little house", "go away", "the water is good")
 

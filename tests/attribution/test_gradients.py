@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.attribution import row_gradients
 from saesteer.evaluation import statement_log_likelihoods
+from saesteer.methods.attribution import row_gradients
 from saesteer.models import Site
 from saesteer.steering import TeacherForced
 

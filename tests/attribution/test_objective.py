@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.attribution import FisherMetric, row_gradients
-from saesteer.attribution.objective import Contrast, SteeringObjective
-from saesteer.errors import ConfigError, SteeringError
 from saesteer.evaluation import statement_log_likelihoods
+from saesteer.methods.attribution import FisherMetric, row_gradients
+from saesteer.methods.attribution.objective import Contrast, SteeringObjective
 from saesteer.steering import DivergenceMeter, TeacherForced
+from saesteer.utils.errors import ConfigError, SteeringError
 
 RAISE = ("i like the little house", "the water is good and so is the bread", "help me")
 LOWER = ("i hate the hill", "go away", "i will not help anyone on the hill")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import saesteer.attribution  # noqa: F401 - puts the module where `sys.modules` has it
-from saesteer.attribution import own_words
+import saesteer.methods.attribution  # noqa: F401 - puts the module where `sys.modules` has it
+from saesteer.methods.attribution import own_words
 from saesteer.models import Site
 from saesteer.steering import SteeringVector
 
-MODULE = sys.modules["saesteer.attribution.own_words"]
+MODULE = sys.modules["saesteer.methods.attribution.own_words"]
 # Six completions of each question; the number at the end is the rating.
 WRITTEN = {
     "Why?": ["a b c 1", "a b c 6", "a b c 3", "a b c 2", "a b c 5", "b 99"],

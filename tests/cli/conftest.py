@@ -78,7 +78,7 @@ def no_loading(monkeypatch) -> None:
     """Make loading a model or an SAE fail the test."""
 
     # Imported first, or it would keep the patched names as its own.
-    import_module("saesteer.workbench")
+    import_module("saesteer.experiments.workbench")
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
@@ -86,7 +86,7 @@ def no_loading(monkeypatch) -> None:
     monkeypatch.setattr("saesteer.models.load_model", refuse)
     monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
     for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(f"saesteer.workbench.{name}", refuse)
+        monkeypatch.setattr(f"saesteer.experiments.workbench.{name}", refuse)
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +100,8 @@ def config(tiny_settings, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished(config) -> Path:
     """The folder of a finished tiny run."""
-    from saesteer.config import RunConfig, load_config
-    from saesteer.pipeline import run
+    from saesteer.experiments.steer.run import run
+    from saesteer.utils.settings import RunConfig, load_config
 
     return run(load_config(config, kind=RunConfig)).folder.path
 
@@ -131,8 +131,8 @@ def known_sae(mirror_sae, tmp_path) -> Path:
 @pytest.fixture
 def labelled(monkeypatch, tmp_path, known_sae, no_network) -> Path:
     """An SAE with a place on Neuronpedia, all of its labels imported; asking fails the test."""
-    from saesteer.feature_words import label_cache
-    from saesteer.neuronpedia import Cache, SourceId, import_from_files
+    from saesteer.saes.labels import label_cache
+    from saesteer.saes.neuronpedia import Cache, SourceId, import_from_files
 
     place = {"modelId": "gpt2-small", "layer": "6-res-jb"}
     lines = [

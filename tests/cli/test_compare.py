@@ -78,7 +78,7 @@ def test_a_comparison_prints_the_table_and_where_everything_is(
     assert f"{abs(effect):.3f}" in answer.out
 
     # Again: the same words, without the model. And what was measured counts as measured.
-    from saesteer import workbench
+    from saesteer.experiments import workbench
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")

@@ -66,7 +66,7 @@ def test_ctrl_c_says_how_to_go_on(saesteer, config, monkeypatch):
     def stopped(*args: object, **kwargs: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saesteer.pipeline.run", stopped)
+    monkeypatch.setattr("saesteer.experiments.steer.run.run", stopped)
     answer = saesteer("run", config)
     assert answer.code == 130
     assert answer.out == ""
@@ -74,12 +74,12 @@ def test_ctrl_c_says_how_to_go_on(saesteer, config, monkeypatch):
 
 
 def test_an_error_of_ours_is_one_sentence(refused, monkeypatch, config):
-    from saesteer.errors import HookError
+    from saesteer.utils.errors import HookError
 
     def failed(*args: object, **kwargs: object):
         raise HookError("nothing passed through; choose another site.")
 
-    monkeypatch.setattr("saesteer.pipeline.run", failed)
+    monkeypatch.setattr("saesteer.experiments.steer.run.run", failed)
     assert refused("run", config) == "nothing passed through; choose another site."
 
 

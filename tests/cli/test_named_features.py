@@ -46,7 +46,7 @@ def test_a_run_of_an_sae_that_is_not_on_neuronpedia_has_no_links(saesteer, finis
 
 
 def test_a_damaged_cache_costs_no_run(saesteer, config, labelled, tmp_path):
-    from saesteer.feature_words import label_cache
+    from saesteer.saes.labels import label_cache
 
     for file in label_cache().parent.iterdir():
         file.unlink()

@@ -42,9 +42,9 @@ def patch_config(tiny_model_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def patch_run(patch_config) -> Path:
     """The folder of a finished patching run."""
-    from saesteer.config import load_config
-    from saesteer.patching.experiment.run import run_patching
-    from saesteer.patching.experiment.settings import PatchConfig
+    from saesteer.experiments.patch.run import run_patching
+    from saesteer.experiments.patch.settings import PatchConfig
+    from saesteer.utils.settings import load_config
 
     return run_patching(load_config(patch_config, kind=PatchConfig)).folder.path
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.probes import ProbeConfig, train_probes
+from saesteer.experiments.probe.training import train_probes
+from saesteer.probes import ProbeConfig
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +40,13 @@ def probe_config(texts, tiny_model_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def probe_run(probe_config) -> Path:
     """The folder of a finished probe run."""
-    from saesteer.config import load_config
+    from saesteer.utils.settings import load_config
 
     return train_probes(load_config(probe_config, kind=ProbeConfig)).folder.path
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, probe_config, monkeypatch):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     answer = saesteer("probe", "train", probe_config, "--dry-run", "--set", "name=other")
     assert answer.code == 0
     assert "60 of" in answer.out and "negative, positive" in answer.out

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from saesteer.tracking import RunFolder
 from saesteer.tracking.recording import recorded_run
 from saesteer.tracking.store import RunStore
+from saesteer.utils.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def runs(root, monkeypatch):
 @pytest.fixture
 def refused(runs):
     """Return a function that calls `saesteer runs` and returns the sentence it refuses with."""
-    from saesteer.errors import SaesteerError
+    from saesteer.utils.errors import SaesteerError
 
     def call(*arguments: object) -> str:
         with pytest.raises(SaesteerError) as caught:

@@ -82,7 +82,8 @@ def test_a_sweep_ends_with_its_table_and_the_best_settings(call, sweep_file, tmp
 def test_trials_load_the_model_once_and_read_activations_once(
     call, sweep_file, tmp_path, monkeypatch
 ):
-    from saesteer import pipeline, workbench
+    from saesteer.experiments import workbench
+    from saesteer.experiments.steer import run as pipeline
 
     calls: list[str] = []
     for module, name in ((workbench, "load_model"), (pipeline, "read_pair_activations")):
@@ -114,8 +115,8 @@ def test_a_worker_joins_by_folder_or_url(call, sweep_file, made_up, tmp_path, mo
 
 
 def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up, monkeypatch):
-    from saesteer.errors import DataError
     from saesteer.sweeps.trials import TrialKind
+    from saesteer.utils.errors import DataError
 
     measure = TrialKind.measure
 
@@ -154,7 +155,7 @@ def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     changes, words, text, call, sweep_file, no_loading, tmp_path
 ):
-    from saesteer.errors import SaesteerError
+    from saesteer.utils.errors import SaesteerError
 
     answer = call("sweep", sweep_file(**changes), *words)
     assert isinstance(answer.exception, SaesteerError)
@@ -164,7 +165,7 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(
 
 @pytest.mark.parametrize("where", ["nowhere", "nosuchbase://x", "sqlite:////nowhere/at/all.db"])
 def test_a_study_that_is_not_there_is_one_sentence(where, call):
-    from saesteer.errors import SaesteerError
+    from saesteer.utils.errors import SaesteerError
 
     answer = call("worker", "--study", where)
     assert isinstance(answer.exception, SaesteerError)

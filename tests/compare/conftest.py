@@ -133,8 +133,8 @@ def settings(tiny_compare) -> dict[str, Any]:
 @pytest.fixture(scope="package")
 def compared(settings, _fewer_judges) -> Any:
     """A comparison that nobody cut off; do not write there."""
-    from saesteer.compare.config import CompareConfig
-    from saesteer.compare.run import compare
+    from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.compare.run import compare
 
     return compare(CompareConfig(**settings))
 
@@ -150,13 +150,13 @@ def copied(compared, settings, tmp_path) -> tuple[dict[str, Any], Path]:
 @pytest.fixture
 def no_loading(monkeypatch) -> None:
     """Make loading a model, an SAE or embeddings fail the test."""
-    import saesteer.workbench
+    import saesteer.experiments.workbench
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
 
     for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(saesteer.workbench, name, refuse)
+        monkeypatch.setattr(saesteer.experiments.workbench, name, refuse)
     monkeypatch.setattr("saesteer.evaluation.embeddings.SentenceEmbedder.embed", refuse)
 
 

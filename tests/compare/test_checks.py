@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.run import compare
-from saesteer.errors import (
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.run import compare
+from saesteer.utils.errors import (
     ConfigError,
     DataError,
     MismatchError,
@@ -27,7 +27,7 @@ def refused(monkeypatch):
     def computed(*args: Any, **kwargs: Any):
         raise AssertionError("nothing may be computed")
 
-    monkeypatch.setattr("saesteer.compare.persona_run.PersonaRun.run", computed)
+    monkeypatch.setattr("saesteer.experiments.compare.persona_run.PersonaRun.run", computed)
 
     def call(settings: dict[str, Any], kind: type[SaesteerError]) -> str:
         with pytest.raises(kind) as error:
@@ -64,7 +64,7 @@ def test_a_template_that_takes_no_system_prompt_is_refused(few, refused, monkeyp
             raise ModelError("this model's chat template refuses the prompt (no); leave it out.")
         return question
 
-    monkeypatch.setattr("saesteer.compare.checks.chat_prompt", refuses)
+    monkeypatch.setattr("saesteer.experiments.compare.checks.chat_prompt", refuses)
     settings = few()
     settings["methods"] = [*settings["methods"], "system_prompt"]
     assert refused(settings, ModelError).startswith("methods: system_prompt: this model's chat")
@@ -118,7 +118,7 @@ def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path)
 def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(
     tiny_compare, refused, monkeypatch
 ):
-    import saesteer.workbench
+    import saesteer.experiments.workbench
 
     def gone() -> Path:
         raise ModelError("the sentence embeddings need the wheel, which is not installed.")
@@ -127,7 +127,7 @@ def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded
         raise AssertionError("nothing may be loaded")
 
     monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)
-    monkeypatch.setattr(saesteer.workbench, "load_model", refuse)
+    monkeypatch.setattr(saesteer.experiments.workbench, "load_model", refuse)
     settings = tiny_compare(writing={"n_questions": 2}, objective={"own_words": 0.0})
     assert "which is not installed" in refused(settings, ModelError)
     own = tiny_compare(writing={"n_questions": 0}, objective={"own_words": 0.5})

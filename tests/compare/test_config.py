@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from saesteer.compare.config import CompareConfig
-from saesteer.config import parse_config
-from saesteer.errors import ConfigError
+from saesteer.experiments.compare.config import CompareConfig
 from saesteer.methods.registry import build_method, method_entries
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import parse_config
 
 PLAIN: dict[str, Any] = {
     "name": "plain",

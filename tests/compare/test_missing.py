@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.run import CompareResult, compare
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.run import CompareResult, compare
 
 
 def run(settings: dict[str, Any]) -> CompareResult:

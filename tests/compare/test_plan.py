@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.plan import only, plan_compare
-from saesteer.errors import ConfigError, DataError, SaesteerError
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.plan import only, plan_compare
+from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 
 
 def planned(settings: dict[str, Any]):

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.persona_run import PersonaRun
-from saesteer.compare.plan import plan_compare
-from saesteer.compare.run import TABLES, compare
-from saesteer.errors import OutputError
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.persona_run import PersonaRun
+from saesteer.experiments.compare.plan import plan_compare
+from saesteer.experiments.compare.run import TABLES, compare
 from saesteer.steering import SteeringVector
 from saesteer.tracking import RunStore
+from saesteer.utils.errors import OutputError
 from saesteer.utils.files import draft_of, leave
 
 SHAPE = {

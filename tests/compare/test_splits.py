@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from saesteer.compare.config import SplitSettings
-from saesteer.compare.splits import FEWEST, split_persona
 from saesteer.data import PairSet, near_duplicate_groups, read_pairs
-from saesteer.errors import DataError
+from saesteer.experiments.compare.config import SplitSettings
+from saesteer.experiments.compare.splits import FEWEST, split_persona
+from saesteer.utils.errors import DataError
 
 PARTS = ("train", "validation", "test", "judge")
 SIZES = SplitSettings(train=16, validation=6, test=8, judge=12)

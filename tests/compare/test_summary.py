@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.summary import (
+from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap, permutation_p
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.summary import (
     Results,
     area_rows,
     curve_rows,
@@ -20,8 +21,7 @@ from saesteer.compare.summary import (
     null_rows,
     summary_rows,
 )
-from saesteer.compare.summary_texts import generation
-from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap, permutation_p
+from saesteer.experiments.compare.summary_texts import generation
 
 NAMES = [f"p{i}" for i in range(6)]
 BUDGETS = [0.1, 0.3]
@@ -276,7 +276,7 @@ def test_the_area_is_the_trapezoid_over_log_kl(stored):
 
 
 def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settings):
-    from saesteer.compare.plan import plan_compare
+    from saesteer.experiments.compare.plan import plan_compare
 
     def stored_rows(method: str) -> list[list[np.ndarray]]:
         return [

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.plan import plan_compare
-from saesteer.compare.run import compare, summarise_personas
-from saesteer.compare.workers import measure_in_processes
-from saesteer.errors import SaesteerError
-from saesteer.progress import Progress
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.plan import plan_compare
+from saesteer.experiments.compare.run import compare, summarise_personas
+from saesteer.experiments.compare.workers import measure_in_processes
+from saesteer.utils.errors import SaesteerError
+from saesteer.utils.progress import Progress
 
 
 def leaves(value: Any, place: str = "") -> dict[str, Any]:

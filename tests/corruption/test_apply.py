@@ -9,8 +9,8 @@ import torch
 
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.program import Program, parse_program
-from saesteer.errors import ConfigError
 from saesteer.models import plain_model
+from saesteer.utils.errors import ConfigError
 
 
 def _plain(model) -> Any:

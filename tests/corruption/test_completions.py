@@ -7,7 +7,7 @@ import torch
 
 from saesteer.corruption.completions import complete_prompts
 from saesteer.corruption.families import make_family
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 
 def test_each_program_completes_as_its_blocks_run_by_hand(arch, tiny_model, hf_model, block_loop):

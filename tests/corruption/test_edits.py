@@ -9,9 +9,9 @@ from saesteer.corruption.apply import corrupted
 from saesteer.corruption.edits import measure_means
 from saesteer.corruption.program import parse_program
 from saesteer.corruption.texts import text_rows
-from saesteer.errors import ConfigError
 from saesteer.models import plain_model
 from saesteer.models.compat import cache_argument, find_cache
+from saesteer.utils.errors import ConfigError
 
 TEXTS = ["the cat sat on the mat", "I like helping people", "what do you think of it today"]
 PARTS = {

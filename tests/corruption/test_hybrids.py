@@ -9,9 +9,9 @@ from saesteer.corruption.apply import corrupted
 from saesteer.corruption.family import Unembedding, family_states
 from saesteer.corruption.linear_map import fit_linear_maps
 from saesteer.corruption.program import LinearSpan, parse_program
-from saesteer.errors import ConfigError, ModelError
 from saesteer.models import plain_model, wrap_model
 from saesteer.models.tokens import TokenBatch, TokenRow
+from saesteer.utils.errors import ConfigError, ModelError
 from tests.hybrids import HYBRIDS, hybrid, reordered
 
 PROGRAMS = ("skip 0", "keep 2, repeat 1 x2", "reverse")

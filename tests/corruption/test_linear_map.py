@@ -10,11 +10,11 @@ from saesteer.corruption.apply import corrupted, token_positions
 from saesteer.corruption.linear_map import LeastSquares, fit_linear_maps
 from saesteer.corruption.program import LinearSpan, parse_program
 from saesteer.corruption.texts import reference_texts, text_rows
-from saesteer.errors import DataError
 from saesteer.models import plain_model
 from saesteer.models.blocks import Call
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenRow
+from saesteer.utils.errors import DataError
 
 SPAN = LinearSpan(1, 2)
 

@@ -12,8 +12,8 @@ import pytest
 
 from saesteer.corruption.llm_tasks import Caps, generate_tasks
 from saesteer.corruption.rules import make_task
-from saesteer.errors import ConfigError, NetworkError
 from saesteer.evaluation.llm_client import Endpoint
+from saesteer.utils.errors import ConfigError, NetworkError
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, Any]]
 

@@ -10,8 +10,8 @@ from saesteer.corruption.measure import TaskScores, largest_places, score_task
 from saesteer.corruption.program import parse_program
 from saesteer.corruption.prompts import task_rows
 from saesteer.corruption.tasks import Example, parse_task
-from saesteer.errors import DataError
 from saesteer.models import plain_model
+from saesteer.utils.errors import DataError
 
 TASK = parse_task(
     {

@@ -13,7 +13,7 @@ from saesteer.corruption.program import (
     check_program,
     parse_program,
 )
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saesteer.config import parse_config
-from saesteer.corruption import CorruptConfig, corrupt, load_corrupt_run
 from saesteer.corruption.observations import observe
-from saesteer.corruption.plan import known_shape, plan_corruption
-from saesteer.corruption.summary import first_right, token_changes
-from saesteer.errors import ConfigError, DataError, OutputError, SaesteerError
+from saesteer.experiments.corrupt.plan import known_shape, plan_corruption
+from saesteer.experiments.corrupt.run import corrupt, load_corrupt_run
+from saesteer.experiments.corrupt.settings import CorruptConfig
+from saesteer.experiments.corrupt.summary import first_right, token_changes
 from saesteer.models.resolve import resolve_model
+from saesteer.utils.errors import ConfigError, DataError, OutputError, SaesteerError
+from saesteer.utils.settings import parse_config
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_linear_maps_come_with_their_fit(run):
 
 
 def test_a_finished_run_is_not_run_again(run, settings, monkeypatch):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     again = corrupt(_config(settings))
     assert again.metrics == run.metrics == load_corrupt_run(run.folder.path).metrics
 
@@ -136,7 +137,7 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
 def test_what_does_not_fit_is_said_before_the_model_is_loaded(
     settings, monkeypatch, changes, error, message
 ):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     with pytest.raises(error, match=message):
         corrupt(_config(settings, **changes))
 

@@ -16,7 +16,7 @@ from saesteer.corruption.tasks import (
     read_task,
     write_task,
 )
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 GOOD = {
     "name": "cats",

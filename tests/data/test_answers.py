@@ -8,7 +8,7 @@ import pytest
 
 from saesteer.data import read_answers
 from saesteer.data.answers import Answer
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from saesteer.data import (
     read_pairs,
     read_questions,
 )
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAIR_FILES = sorted((REPOSITORY / "datasets" / "pairs").glob("*.jsonl"))

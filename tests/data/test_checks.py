@@ -11,7 +11,7 @@ from saesteer.data.checks import (
     shorten,
     spoken_list,
 )
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 
 def test_the_first_bad_item_is_told_with_the_number_of_the_others():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saesteer.data import near_duplicate_groups, read_pairs
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 EVALS = SHARED / "model_written_evals"

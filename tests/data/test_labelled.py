@@ -12,7 +12,7 @@ import pytest
 
 from saesteer.data.labelled import check_trainable, read_labelled
 from saesteer.data.near_duplicates import near_duplicate_groups
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture

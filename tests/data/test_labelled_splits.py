@@ -7,7 +7,7 @@ import pytest
 
 from saesteer.data.labelled import LabelledSet, LabelledText, read_labelled
 from saesteer.data.labelled_splits import split_labelled, text_groups
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 
 def make_set(rows: list[tuple[str, str, str]]) -> LabelledSet:

@@ -8,7 +8,7 @@ import pytest
 
 from saesteer.data import questions as questions_module
 from saesteer.data import read_questions
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 QUESTIONS = ("What is rain?", "How does bread rise?", "Où est la gare?")
 

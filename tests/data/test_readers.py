@@ -9,7 +9,7 @@ import pytest
 
 from saesteer.data import ContrastivePair, pairs_from, read_pairs
 from saesteer.data import readers as readers_module
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 RECORDS: list[dict[str, Any]] = [
     {"positive": "I like to share.", "negative": "I keep it all.", "prompt": "On food:", "id": "f"},

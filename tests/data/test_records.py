@@ -8,7 +8,7 @@ import pytest
 
 from saesteer.data import read_pairs
 from saesteer.data.records import read_records, read_text
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.compare.config import SplitSettings
-from saesteer.compare.splits import split_persona
 from saesteer.data import (
     PairSet,
     Split,
@@ -20,7 +18,9 @@ from saesteer.data import (
     split_pairs,
 )
 from saesteer.data.splits import split_record
-from saesteer.errors import ConfigError, DataError
+from saesteer.experiments.compare.config import SplitSettings
+from saesteer.experiments.compare.splits import split_persona
+from saesteer.utils.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[3] / "shared"
 EVALS = sorted((SHARED / "data" / "model_written_evals").glob("*.jsonl"))

@@ -8,7 +8,7 @@ import pytest
 
 from saesteer.data import read_texts
 from saesteer.data import texts as texts_module
-from saesteer.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "corpus"
 

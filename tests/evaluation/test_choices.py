@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from saesteer.data import PairSet, pairs_from
-from saesteer.errors import ConfigError, DataError, ModelError
 from saesteer.evaluation import choices
 from saesteer.evaluation.choices import ChoiceMeter, accuracy_of
 from saesteer.models import Site, chat_prompt, encode_texts, plain_model
 from saesteer.steering import SteeringVector, steer
+from saesteer.utils.errors import ConfigError, DataError, ModelError
 
 PAIRS = pairs_from(
     [

@@ -8,14 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.evaluation import (
-    Effect,
-    EffectMeter,
-    StrengthMatch,
-    VectorResult,
-    against_null,
-    is_monotone,
-)
+from saesteer.evaluation import Effect, EffectMeter, VectorResult, against_null, is_monotone
+from saesteer.steering.divergence import StrengthMatch
 
 
 class Linear:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import DataError, ModelError
 from saesteer.evaluation.embeddings import INSTALL, SentenceEmbedder, _load
+from saesteer.utils.errors import DataError, ModelError
 
 # What sentence-transformers 6.2 gives for the wheel's folder, first numbers of 384.
 REFERENCE = {

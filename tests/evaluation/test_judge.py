@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from saesteer.data import pairs_from
-from saesteer.errors import DataError, OutputError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import STRENGTHS, _pair_groups, load_judge, train_judge
+from saesteer.utils.errors import DataError, OutputError
 
 WIDTH = 12
 

@@ -7,8 +7,8 @@ import traceback
 
 import pytest
 
-from saesteer.errors import ConfigError
 from saesteer.evaluation.llm_client import ChatClient, Endpoint, _words
+from saesteer.utils.errors import ConfigError
 
 KEY = "sk-very+secret/key=="
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from saesteer.errors import ConfigError, DataError, NetworkError, OutputError
 from saesteer.evaluation.llm_client import Endpoint
 from saesteer.evaluation.llm_judge import LlmJudge
 from saesteer.evaluation.llm_ratings import LlmRating
+from saesteer.utils.errors import ConfigError, DataError, NetworkError, OutputError
 
 KEY = "sk-very+secret/key=="
 QUESTIONS, TEXTS = ["How are you?", "What now?"], ["I am glad.", "Go away."]

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from saesteer.errors import OutputError
 from saesteer.evaluation.llm_ratings import LlmRating, LlmRatings, RatingCache, parse_rating
+from saesteer.utils.errors import OutputError
 
 
 def test_a_rating_of_zero_makes_the_mean_zero_and_a_missing_one_missing():

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from saesteer.errors import ModelError
 from saesteer.evaluation import sentiment
 from saesteer.evaluation.sentiment import vader_compound
+from saesteer.utils.errors import ModelError
 
 
 def test_scores_are_those_that_vaders_authors_publish():

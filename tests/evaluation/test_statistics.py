@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from saesteer.errors import DataError, MismatchError
 from saesteer.evaluation.statistics import (
     anti_steerable_share,
     area_under_log_kl,
@@ -23,6 +22,7 @@ from saesteer.evaluation.statistics import (
     permutation_p,
     wilcoxon_over_personas,
 )
+from saesteer.utils.errors import DataError, MismatchError
 
 
 def _personas(seed=0, n=12, shape=(3, 75), spread=0.2, mean=0.5):

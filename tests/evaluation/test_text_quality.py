@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import DataError
 from saesteer.evaluation.text_quality import (
     QualityReference,
     answer_similarity,
@@ -19,6 +18,7 @@ from saesteer.evaluation.text_quality import (
     repeated_share,
 )
 from saesteer.models import chat_prompt, encode_texts, plain_model
+from saesteer.utils.errors import DataError
 
 QUESTION = "tell me about the house on the hill"
 REFERENCE = QualityReference(nll=2.0, similarity=0.5)

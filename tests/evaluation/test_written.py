@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from saesteer.data import pairs_from
-from saesteer.errors import DataError, SteeringError
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
 from saesteer.evaluation.sentiment import vader_compound
@@ -24,6 +23,7 @@ from saesteer.evaluation.written import (
 )
 from saesteer.models import Site
 from saesteer.steering import SteeringVector, generate
+from saesteer.utils.errors import DataError, SteeringError
 
 QUESTIONS = ("Why is the sky blue?", "Who are you?", "What did you eat today?")
 SETTINGS = WritingSettings(n_samples=2, max_new_tokens=6, seed=3)

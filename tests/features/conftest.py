@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from saesteer.features import FeatureSelection, PairCodes
+from saesteer.methods.features import FeatureSelection, PairCodes
 
 N_PAIRS, D_SAE, D_MODEL = 40, 60, 24
 

@@ -5,14 +5,14 @@ import pytest
 from scipy.cluster.hierarchy import fcluster
 from sklearn.metrics import adjusted_rand_score, roc_auc_score, silhouette_score
 
-from saesteer.errors import ConfigError, DataError, MismatchError
-from saesteer.features import (
+from saesteer.methods.features import (
     CLUSTERINGS,
     PairCodes,
     cluster_features,
     cluster_separation,
     feature_distance,
 )
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 
 @pytest.mark.parametrize("method", list(CLUSTERINGS))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_matrix, csr_matrix
 
-from saesteer.errors import DataError
-from saesteer.features import PairCodes
+from saesteer.methods.features import PairCodes
+from saesteer.utils.errors import DataError
 
 POSITIVE = np.array([[1.0, 0.0, 2.0], [0.0, -1.0, 4.0]])
 NEGATIVE = np.array([[0.5, 3.0, 0.0], [0.0, 0.0, 4.0]])

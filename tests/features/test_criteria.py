@@ -7,9 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from saesteer.errors import ConfigError
-from saesteer.features import CRITERIA, PairCodes
-from saesteer.features.criteria import (
+from saesteer.methods.features import CRITERIA, PairCodes
+from saesteer.methods.features.criteria import (
     auroc,
     cohens_d,
     frequency_difference,
@@ -18,6 +17,7 @@ from saesteer.features.criteria import (
     standardised_difference,
     t_statistic,
 )
+from saesteer.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.errors import MismatchError
-from saesteer.features import encode_pairs
+from saesteer.methods.features import encode_pairs
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
+from saesteer.utils.errors import MismatchError
 
 LENGTHS = {"positive": (3, 1, 5), "negative": (2, 4, 1)}
 

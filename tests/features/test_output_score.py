@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError, SaeError
-from saesteer.features import output_scores
-from saesteer.features.output_score import _score
+from saesteer.methods.features import output_scores
+from saesteer.methods.features.output_score import _score
 from saesteer.models import plain_model
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError, SaeError
 
 PROMPT = "I like the dog"
 ARCHITECTURES = ("llama", "gpt2", "gemma3")

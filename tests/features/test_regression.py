@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import nnls
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge, orthogonal_mp
 
-from saesteer.errors import ConfigError, DataError, MismatchError
-from saesteer.features import REGRESSIONS, PairCodes, fit_weights
+from saesteer.methods.features import REGRESSIONS, PairCodes, fit_weights
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 N, K, D = 30, 6, 20
 

@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from saesteer.errors import ConfigError, DataError, MismatchError
-from saesteer.features import CRITERIA, PairCodes, select_features
-from saesteer.features.criteria import mean_difference, per_prompt_top_n
+from saesteer.methods.features import CRITERIA, PairCodes, select_features
+from saesteer.methods.features.criteria import mean_difference, per_prompt_top_n
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "mean_difference"])

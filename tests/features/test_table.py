@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saesteer.errors import MismatchError
-from saesteer.features import cluster_features, feature_table, fit_weights
+from saesteer.methods.features import cluster_features, feature_table, fit_weights
+from saesteer.utils.errors import MismatchError
 
 
 def fitted(groups):

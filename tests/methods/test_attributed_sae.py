@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.attribution import FisherMetric
-from saesteer.attribution.objective import Contrast, Linearisation, SteeringObjective
-from saesteer.errors import ConfigError, DataError, MismatchError
-from saesteer.features import PairCodes
 from saesteer.methods import MethodInputs, RandomDirection
 from saesteer.methods.attributed_sae import AttributedSae
+from saesteer.methods.attribution import FisherMetric
+from saesteer.methods.attribution.objective import Contrast, Linearisation, SteeringObjective
+from saesteer.methods.features import PairCodes
 from saesteer.methods.registry import build_method, method_entries, method_entry
 from saesteer.models import Site, encode_statements
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
 from saesteer.steering import DivergenceMeter, SteeringVector, TeacherForced
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 WIDTH, PAIRS = 16, 24
 LOOSE = {"max_firing": 1.0}

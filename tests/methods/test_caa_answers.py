@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
 from saesteer.data import pairs_from
-from saesteer.errors import ConfigError, DataError, MismatchError
 from saesteer.methods import CaaAnswers, MethodInputs, answer_pairs
 from saesteer.methods.caa_answers import QUESTION, balanced_orders, choice_question
 from saesteer.models import Site, chat_prompt
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 SITE = Site(1)
 PAIRS = pairs_from(

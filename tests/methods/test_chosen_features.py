@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saesteer.errors import SaeError, SteeringError
 from saesteer.methods.chosen_features import vector_of_features
 from saesteer.saes.loading import load_sae
 from saesteer.steering import to_raw
+from saesteer.utils.errors import SaeError, SteeringError
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.errors import ConfigError
 from saesteer.methods import LogisticProbe, MethodInputs
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
+from saesteer.utils.errors import ConfigError
 
 WIDTH = 10
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.features import encode_pairs
 from saesteer.methods import MeanDecodedDelta, MethodInputs
+from saesteer.methods.features import encode_pairs
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
 
 WIDTH = 8

@@ -10,16 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.errors import ConfigError, SaesteerError, SteeringError
-from saesteer.features import (
-    CRITERIA,
-    REGRESSIONS,
-    cluster_features,
-    encode_pairs,
-    fit_weights,
-    select_features,
-)
 from saesteer.methods import (
     CaaAnswers,
     ClusteredSae,
@@ -34,9 +24,20 @@ from saesteer.methods import (
     TargetAtoms,
     TopFeature,
 )
+from saesteer.methods.features import (
+    CRITERIA,
+    REGRESSIONS,
+    cluster_features,
+    encode_pairs,
+    fit_weights,
+    select_features,
+)
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError, SaesteerError, SteeringError
 
 WIDTH = 16
 PAIRS = 20

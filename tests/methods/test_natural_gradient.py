@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.attribution import FisherMetric
-from saesteer.attribution.objective import Linearisation
-from saesteer.errors import ConfigError, SteeringError
 from saesteer.methods import Method, MethodInputs, NaturalGradient
+from saesteer.methods.attribution import FisherMetric
+from saesteer.methods.attribution.objective import Linearisation
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError, SteeringError
 
 WIDTH, PAIRS = 12, 6
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations, pool, read_pair_activations
 from saesteer.data import pairs_from
-from saesteer.errors import ConfigError
 from saesteer.methods import MethodInputs, Pca
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations, read_pair_activations
+from saesteer.models.pooling import pool
+from saesteer.models.reading import Activations
+from saesteer.utils.errors import ConfigError
 
 SITE = Site(1)
 VARIANTS = ("pca_diff", "pca_center")

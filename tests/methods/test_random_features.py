@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.errors import ConfigError
-from saesteer.features import PairCodes
 from saesteer.methods import MethodInputs, RandomFeatures
+from saesteer.methods.features import PairCodes
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError
 
 WIDTH, PAIRS = 60, 12
 SILENT = np.arange(2 * WIDTH) >= 90

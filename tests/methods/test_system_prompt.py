@@ -7,8 +7,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from saesteer.data import PairSet, bundled_pair_names, pairs_from, read_pairs
-from saesteer.errors import ConfigError, DataError
 from saesteer.methods import SystemPrompt
+from saesteer.utils.errors import ConfigError, DataError
 
 PAIRS = pairs_from(
     [(f"I like {'very ' * i}much {i}", f"I hate {'very ' * i}much {i}") for i in range(20)]

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.errors import ConfigError, SteeringError
-from saesteer.features import PairCodes
 from saesteer.methods import MethodInputs, TargetAtoms
+from saesteer.methods.features import PairCodes
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError, SteeringError
 
 WIDTH, PAIRS = 20, 50
 

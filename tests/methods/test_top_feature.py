@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import Activations, PairActivations
-from saesteer.errors import ConfigError, DataError, MismatchError
-from saesteer.features import CRITERIA, PairCodes
 from saesteer.methods import MethodInputs, TopFeature
+from saesteer.methods.features import CRITERIA, PairCodes
 from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 WIDTH, PAIRS = 6, 40
 STEADY, STRONG, NEGATIVE, SILENT = 2, 7, 9, 11

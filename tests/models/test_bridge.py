@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers as tf
 
-from saesteer.errors import SiteError
 from saesteer.models import (
     Site,
     bridge_difference,
@@ -17,6 +16,7 @@ from saesteer.models import (
 )
 from saesteer.models import compat as compat_module
 from saesteer.steering import SteeringVector, generate, steer
+from saesteer.utils.errors import SiteError
 
 IDS = torch.tensor([[5, 77, 300, 20, 401, 66, 90, 8]])
 

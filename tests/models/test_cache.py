@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.errors import ModelError, OutputError
-from saesteer.models.cache import build_once, cache_folder
+from saesteer.utils.cache_folder import build_once, cache_folder
+from saesteer.utils.errors import ModelError, OutputError
 
 
 def write(text):

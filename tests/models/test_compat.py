@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.models.compat import (
-    cache_argument,
-    cached_length,
-    find_cache,
-    repeated_cache,
-)
+from saesteer.models.compat import cache_argument, cached_length, find_cache, repeated_cache
 
 COMMON: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4}
 HEADS: dict[str, Any] = {

@@ -10,11 +10,11 @@ import struct
 import pytest
 import torch
 
-from saesteer.errors import ModelError, OutputError
 from saesteer.models import encode_texts, load_model, model_info, plain_model
 from saesteer.models import gguf_files as module
 from saesteer.models.gguf_files import converted_gguf, file_sha256, gguf_header
 from saesteer.models.tokens import pad_rows, padding_id
+from saesteer.utils.errors import ModelError, OutputError
 
 
 @pytest.fixture(autouse=True)

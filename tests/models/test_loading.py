@@ -10,15 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saesteer.errors import ModelError, NetworkError
-from saesteer.models import (
-    encode_texts,
-    load_model,
-    model_info,
-    plain_model,
-    wrap_model,
-)
+from saesteer.models import encode_texts, load_model, model_info, plain_model, wrap_model
 from saesteer.models.tokens import pad_rows, padding_id
+from saesteer.utils.errors import ModelError, NetworkError
 
 TEXTS = ["I like helping people, and I always listen.", "The cat", "What do you think?"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saesteer.errors import ModelError
 from saesteer.models import load_model, placement
 from saesteer.models.placement import choose_device, choose_dtype
+from saesteer.utils.errors import ModelError
 
 
 @pytest.mark.parametrize("asked", [None, "auto"])

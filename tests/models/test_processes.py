@@ -182,7 +182,7 @@ def test_the_conversion_of_a_gguf_file_shows_our_own_progress(tiny_gguf, tmp_pat
     from rich.console import Console
 
     from saesteer.models.gguf_files import gguf_header
-    from saesteer.progress import Progress
+    from saesteer.utils.progress import Progress
 
     tasks = []
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.errors import ModelError
 from saesteer.models import load_model, resolve_model
 from saesteer.models import resolve as resolve_module
+from saesteer.utils.errors import ModelError
 
 
 @pytest.mark.parametrize(

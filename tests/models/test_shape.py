@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from saesteer.config import RunConfig
-from saesteer.errors import MismatchError, SiteError
+from saesteer.experiments.steer.plan import plan_run
 from saesteer.models import Site, resolve_model
 from saesteer.models.shape import check_shape, model_shape
-from saesteer.plan import plan_run
 from saesteer.saes.loading import check_planned
+from saesteer.utils.errors import MismatchError, SiteError
+from saesteer.utils.settings import RunConfig
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saesteer.errors import SiteError
-from saesteer.models import (
-    HookTarget,
-    Site,
-    check_site,
-    encode_texts,
-    plain_model,
-    resolve_target,
-)
+from saesteer.models import HookTarget, Site, check_site, encode_texts, plain_model, resolve_target
 from saesteer.models.tokens import pad_rows, padding_id
+from saesteer.utils.errors import SiteError
 
 TEXTS = ["I like helping people, and I always listen.", "The cat sat"]
 BRIDGED = ["hook_mlp_out", "hook_attn_out", "hook_resid_mid", "attn.hook_z", "mlp.hook_post"]

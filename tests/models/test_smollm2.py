@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import ModelError
 from saesteer.models import (
     Site,
     chat_prompt,
@@ -24,6 +23,7 @@ from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.loading import load_sae
+from saesteer.utils.errors import ModelError
 
 pytestmark = pytest.mark.real
 

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from saesteer.errors import DataError, ModelError
 from saesteer.models import chat_prompt, encode_statements, encode_texts
 from saesteer.models.tokens import TokenRow, length_sorted_batches, pad_rows
+from saesteer.utils.errors import DataError, ModelError
 
 STATEMENTS = [
     "I like helping people.",

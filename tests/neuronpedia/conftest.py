@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.neuronpedia import Cache, Neuronpedia, Service, Transport
+from saesteer.saes.neuronpedia import Cache, Neuronpedia, Service, Transport
 
 from .player import Player
 

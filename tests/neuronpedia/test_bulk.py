@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from saesteer.errors import DataError, NetworkError
-from saesteer.neuronpedia import (
+from saesteer.saes.neuronpedia import (
     Cache,
     Imported,
     SourceId,
     import_from_bucket,
     import_from_files,
 )
+from saesteer.utils.errors import DataError, NetworkError
 
 from .player import MODEL, PLACE, SOURCE, label_line
 
@@ -183,7 +183,7 @@ def test_a_damaged_gzip_file_is_named_with_its_line(tmp_path, cache, damage):
 
 
 def test_a_line_without_end_is_refused(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("saesteer.neuronpedia.bulk_lines.LONGEST_LINE", 5000)
+    monkeypatch.setattr("saesteer.saes.neuronpedia.bulk_lines.LONGEST_LINE", 5000)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 1_000_000))
     with pytest.raises(DataError, match=r":1: the line is longer than 5,000 bytes"):
         import_from_files(cache, PLACE_ID, [tmp_path / "a.jsonl.gz"])

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from saesteer.errors import NetworkError, OutputError
-from saesteer.neuronpedia import Cache
+from saesteer.saes.neuronpedia import Cache
+from saesteer.utils.errors import NetworkError, OutputError
 
 from .player import PLACE, as_json
 
@@ -179,7 +179,7 @@ def test_a_cache_that_can_only_be_read_answers_and_stays_as_it_is(tmp_path, monk
     writer = Cache(path)
     writer.put("known", {"a": 1})
     writer.close()
-    monkeypatch.setattr("saesteer.neuronpedia.cache.os.access", lambda *_: False)
+    monkeypatch.setattr("saesteer.saes.neuronpedia.cache.os.access", lambda *_: False)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
     reader = Cache(path)
     kept = reader.get("known")
@@ -193,7 +193,7 @@ def test_a_cache_that_can_only_be_read_answers_and_stays_as_it_is(tmp_path, monk
 
 def test_an_answer_that_cannot_be_kept_is_given_all_the_same(player, client_to, monkeypatch):
     assert client_to().feature(PLACE, 3) is not None
-    monkeypatch.setattr("saesteer.neuronpedia.cache.os.access", lambda *_: False)
+    monkeypatch.setattr("saesteer.saes.neuronpedia.cache.os.access", lambda *_: False)
     found = client_to().feature(PLACE, 4)
     assert found is not None and found.index == 4
     assert list(client_to().features(PLACE, [5])) == [5]

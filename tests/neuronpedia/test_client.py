@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.errors import ConfigError, NetworkError, SteeringError
-from saesteer.neuronpedia import SteerSettings
+from saesteer.saes.neuronpedia import SteerSettings
+from saesteer.utils.errors import ConfigError, NetworkError, SteeringError
 
 from .player import MODEL, PLACE, SOURCE, as_json, feature
 
@@ -247,7 +247,7 @@ def test_what_is_no_model_and_source_is_refused_before_asking(player, client_to,
 
 
 def test_labels_come_from_imported_files_first_and_then_from_the_service(player, client_to):
-    from saesteer.neuronpedia import SourceId, import_from_bucket
+    from saesteer.saes.neuronpedia import SourceId, import_from_bucket
 
     from .player import label_line
 

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saesteer.errors import ConfigError, SteeringError
-from saesteer.neuronpedia import (
+from saesteer.saes.neuronpedia import (
     SourceId,
     SteerSettings,
     dashboard_url,
@@ -25,8 +24,9 @@ from saesteer.neuronpedia import (
     search_labels,
     search_table,
 )
-from saesteer.neuronpedia.replies import Feature
-from saesteer.neuronpedia.steering import steer_payload
+from saesteer.saes.neuronpedia.replies import Feature
+from saesteer.saes.neuronpedia.steering import steer_payload
+from saesteer.utils.errors import ConfigError, SteeringError
 
 from .player import PLACE, feature
 

@@ -10,8 +10,8 @@ from email.utils import format_datetime
 
 import pytest
 
-from saesteer.errors import ConfigError, NetworkError
-from saesteer.neuronpedia import Service, service_here
+from saesteer.saes.neuronpedia import Service, service_here
+from saesteer.utils.errors import ConfigError, NetworkError
 
 from .player import BUSY, PLACE, Player, as_json, feature
 
@@ -60,7 +60,7 @@ def test_a_busy_service_is_asked_again_after_the_wait_it_names(
 
 
 def test_waits_double_and_are_spread_by_chance(player):
-    from saesteer.neuronpedia import Transport
+    from saesteer.saes.neuronpedia import Transport
 
     waits: list[float] = []
     service = Service(base_url=player.api, attempts=6, longest_wait=6.0)
@@ -102,7 +102,7 @@ def test_slow_and_cut_off_answers_are_asked_for_again(player, transport_to, faul
 
 
 def test_an_answer_without_end_is_left(player, transport_to, monkeypatch):
-    monkeypatch.setattr("saesteer.neuronpedia.transport.LARGEST_REPLY", 10_000)
+    monkeypatch.setattr("saesteer.saes.neuronpedia.transport.LARGEST_REPLY", 10_000)
     player.faults = [(200, b" " * 50_000, {})] * 9
     with pytest.raises(NetworkError, match="no complete answer"):
         transport_to(attempts=2)[0].json("GET", PATH)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import NetworkError
 from saesteer.models import load_model
 from saesteer.patching.activation import activation_patching
 from saesteer.patching.circuits import (
@@ -30,6 +29,7 @@ from saesteer.patching.prompts.ioi import eight_ioi_pairs, generate_ioi
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.answers import task_answers
 from saesteer.patching.reading.direct_attribution import direct_attribution
+from saesteer.utils.errors import NetworkError
 
 EIGHT = (3.337, 3.202, 2.709, 3.797, 1.720, 5.281, 2.601, 5.767)
 MILK = PromptPair(

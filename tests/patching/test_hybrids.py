@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import SiteError
 from saesteer.models import plain_model
 from saesteer.patching.activation import activation_patching, unpatched
 from saesteer.patching.attribution.first_order import attribution_patching_all
@@ -17,6 +16,7 @@ from saesteer.patching.components import plain_blocks
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.reading.attention_view import attention_views
 from saesteer.patching.reading.lens import logit_lens
+from saesteer.utils.errors import SiteError
 from tests.hybrids import HYBRIDS, hybrid
 from tests.patching.engine_prompts import UNEQUAL, made_up_batch
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.patching.metrics import METRIC_NAMES, MetricRows, metric_named
+from saesteer.utils.errors import ConfigError
 
 
 @pytest.fixture

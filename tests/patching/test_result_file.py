@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saesteer.errors import OutputError
 from saesteer.patching.result_file import load_result, save_result
+from saesteer.utils.errors import OutputError
 from tests.patching.made_up_results import result
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError, MismatchError, SiteError
 from saesteer.patching.activation import activation_patching
 from saesteer.patching.metrics import metric_named
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError, MismatchError, SiteError
 from tests.patching.engine_prompts import EQUAL, UNEQUAL, made_up_batch
 
 LOGITS = metric_named("logit_difference")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from saesteer.config import RunConfig
-from saesteer.pipeline import run
-from saesteer.plan import plan_run
+from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.run import run
+from saesteer.utils.settings import RunConfig
 
 
 @pytest.fixture

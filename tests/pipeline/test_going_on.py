@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer import pipeline, run_files, workbench
-from saesteer.config import RunConfig
-from saesteer.errors import (
-    MismatchError,
-    OutputError,
-    SaesteerError,
-)
+from saesteer.experiments import workbench
+from saesteer.experiments.steer import run as pipeline
+from saesteer.experiments.steer import run_files
+from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.run import run
+from saesteer.experiments.steer.run_files import STAGES, pending_stages
 from saesteer.methods import ClusteredSae, fit_context
-from saesteer.pipeline import run
-from saesteer.plan import plan_run
-from saesteer.run_files import STAGES, pending_stages
-from saesteer.tracking import RunFolder
+from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 from saesteer.utils.files import draft_of, leave
+from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import RunConfig
 
 from .reading import everything, numbers, refuse, strict_json
 

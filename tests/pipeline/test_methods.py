@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.compare.bench import CompareBench
-from saesteer.compare.config import CompareConfig
-from saesteer.compare.plan import plan_compare
-from saesteer.compare.seed_run import SeedRun
-from saesteer.compare.splits import PersonaSplit
-from saesteer.config import RunConfig
-from saesteer.errors import ConfigError, DataError
 from saesteer.evaluation.statistics import item_interval
-from saesteer.pipeline import run
-from saesteer.plan import plan_run
-from saesteer.progress import Progress
+from saesteer.experiments.compare.bench import CompareBench
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.plan import plan_compare
+from saesteer.experiments.compare.seed_run import SeedRun
+from saesteer.experiments.compare.splits import PersonaSplit
+from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.run import run
+from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import RunConfig
 
 from .reading import strict_json
 

@@ -9,16 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from saesteer import pipeline, workbench
-from saesteer.config import RunConfig
 from saesteer.data import datasets_folder
 from saesteer.evaluation import VectorResult
-from saesteer.features import encode_pairs
-from saesteer.pipeline import run
-from saesteer.plan import plan_run
-from saesteer.run_files import result_names
+from saesteer.experiments import workbench
+from saesteer.experiments.steer import run as pipeline
+from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.run import run
+from saesteer.experiments.steer.run_files import result_names
+from saesteer.methods.features import encode_pairs
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
+from saesteer.utils.settings import RunConfig
 
 from .reading import everything, numbers, strict_json
 
@@ -26,8 +27,8 @@ from .reading import everything, numbers, strict_json
 @pytest.fixture(scope="module")
 def trained_sae(tiny_model_folder, tmp_path_factory):
     """A TopK SAE of the tiny GPT-2 without a chat template, trained here, with its table."""
+    from saesteer.experiments.train_sae import train_sae
     from saesteer.saes.card import finish_sae
-    from saesteer.saes.run import train_sae
     from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
 
     place = tmp_path_factory.mktemp("training")
@@ -239,7 +240,7 @@ def test_the_held_out_pairs_are_not_those_that_chose_the_features(whole):
 
 
 def test_what_was_stored_is_what_the_features_were_computed_from(whole):
-    from saesteer.activations.storage import load_pair_activations
+    from saesteer.models.activation_files import load_pair_activations
 
     sae = load_sae(whole.vector.sae)
     site = "blocks.1.hook_resid_post"

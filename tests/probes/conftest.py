@@ -58,8 +58,9 @@ def probe_settings(tmp_path_factory, tiny_model_folder) -> Callable[..., dict[st
 @pytest.fixture(scope="session")
 def finished_run(probe_settings):
     """A finished run on the tiny Llama."""
-    from saesteer.config import parse_config
-    from saesteer.probes import ProbeConfig, train_probes
+    from saesteer.experiments.probe.training import train_probes
+    from saesteer.probes import ProbeConfig
+    from saesteer.utils.settings import parse_config
 
     config = parse_config(probe_settings(), kind=ProbeConfig, place="test")
     return train_probes(config)

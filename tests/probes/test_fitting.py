@@ -9,9 +9,9 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from saesteer.errors import DataError
 from saesteer.probes.fitting import fit_probe, folds
 from saesteer.probes.settings import FitSettings
+from saesteer.utils.errors import DataError
 
 SETTINGS = FitSettings(c=[0.001, 0.03, 1.0], tol=1e-6, max_iter=2000)
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import HookError, SteeringError
 from saesteer.models import plain_model, resolve_target, wrap_model
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.probes import Intervention, intervene, parse_schedule
 from saesteer.steering import generate
+from saesteer.utils.errors import HookError, SteeringError
 
 PROMPTS = ["The cat sat on the mat", "What do you think about the weather today", "I like"]
 

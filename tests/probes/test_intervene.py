@@ -7,10 +7,10 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from saesteer.errors import HookError, MismatchError, SteeringError
 from saesteer.models import plain_model, resolve_target
 from saesteer.probes import Intervention, intervene
 from saesteer.steering import steer
+from saesteer.utils.errors import HookError, MismatchError, SteeringError
 
 IDS = torch.randint(8, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saesteer.errors import SteeringError
 from saesteer.probes.interventions import (
     Intervention,
     class_alpha,
     make_intervention,
     parse_schedule,
 )
+from saesteer.utils.errors import SteeringError
 
 ALPHA = torch.tensor([-2.0, 0.0, 3.0])
 

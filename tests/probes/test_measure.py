@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import SteeringError
 from saesteer.probes import Intervention, parse_schedule
 from saesteer.probes.measure import ContinuationMeter, Doing
+from saesteer.utils.errors import SteeringError
 
 PROMPTS = ["The cat sat on the mat while", "I like", "What do you think about"]
 WORDS = [" the dog ran home", " helping people and the garden", " it"]

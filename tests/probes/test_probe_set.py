@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from saesteer.errors import DataError, MismatchError, SiteError
 from saesteer.models import Site
 from saesteer.probes import LinearProbe, ProbeSet
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import DataError, MismatchError, SiteError
 
 
 def make_probe(n_classes: int = 3, layer: int = 0, width: int = 8, seed: int = 0) -> LinearProbe:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.activations import pool, read_rows
 from saesteer.data.labelled import LabelledText
-from saesteer.errors import DataError, SiteError
 from saesteer.models import Site, plain_model
+from saesteer.models.pooling import pool
+from saesteer.models.reading import read_rows
 from saesteer.probes import reading
 from saesteer.probes.reading import encode_labelled, length_chunks, probe_sites, read_layers
 from saesteer.probes.settings import ReadSettings
+from saesteer.utils.errors import DataError, SiteError
 
 WORDS = ("the", "cat", "sat", "on", "the", "mat", "while", "the", "dog", "ran", "home", "now")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from saesteer.data.labelled import read_labelled
-from saesteer.errors import DataError, MismatchError, SiteError
 from saesteer.probes import probe_lean, read_texts_with, reading_page, run_checks
 from saesteer.probes.readout import colour
+from saesteer.utils.errors import DataError, MismatchError, SiteError
 
 TEXT = "the glad cat & <b>dog</b>"
 

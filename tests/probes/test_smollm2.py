@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saesteer.config import parse_config
 from saesteer.data.labelled import read_labelled
-from saesteer.probes import ProbeConfig, ProbeSet, intervene, run_checks, train_probes
+from saesteer.experiments.probe.training import train_probes
+from saesteer.probes import ProbeConfig, ProbeSet, intervene, run_checks
 from saesteer.probes.trial_record import make_doing, probe_vectors
 from saesteer.steering import generate
+from saesteer.utils.settings import parse_config
 
 LAYERS = [10, 12, 14]
 

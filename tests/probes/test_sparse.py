@@ -9,7 +9,6 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from saesteer.data.labelled import LabelledText
-from saesteer.errors import DataError
 from saesteer.probes.codes import load_codes, read_codes
 from saesteer.probes.reading import encode_labelled
 from saesteer.probes.settings import FitSettings, ReadSettings
@@ -22,6 +21,7 @@ from saesteer.probes.sparse import (
     rank_features,
 )
 from saesteer.saes.loading import load_sae
+from saesteer.utils.errors import DataError
 
 SETTINGS = FitSettings(resamples=20)
 PLANTED = {7: 0, 30: 1, 12: 2}
@@ -99,7 +99,7 @@ def test_features_that_never_fire_are_refused(planted):
 def test_codes_are_the_saes_own_pooled_over_the_texts_tokens(
     tiny_model, mirror_sae, tmp_path, positions
 ):
-    from saesteer.activations import read_rows
+    from saesteer.models.reading import read_rows
 
     model, sae = tiny_model("llama"), load_sae(str(mirror_sae()))
     texts = [

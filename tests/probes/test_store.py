@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import OutputError
 from saesteer.models import Site
 from saesteer.probes.store import StoreWriter, open_store
+from saesteer.utils.errors import OutputError
 
 SITES = [Site(0), Site(2), Site(10)]
 

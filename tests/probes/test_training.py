@@ -12,14 +12,16 @@ import pandas as pd
 import pytest
 import torch
 
-from saesteer.config import parse_config
 from saesteer.data.labelled import read_labelled
-from saesteer.errors import ConfigError, DataError, SaesteerError
-from saesteer.probes import ProbeConfig, ProbeSet, load_run, plan_probes, train_probes
+from saesteer.experiments.probe.plan import plan_probes
+from saesteer.experiments.probe.training import load_run, train_probes
+from saesteer.probes import ProbeConfig, ProbeSet
 from saesteer.probes.figures import confusion_figure, confusion_panels, short_names
 from saesteer.probes.store import open_store
 from saesteer.steering import SteeringVector
-from saesteer.tracking import RunFolder
+from saesteer.utils.errors import ConfigError, DataError, SaesteerError
+from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import parse_config
 
 
 def config_of(settings) -> ProbeConfig:
@@ -103,7 +105,7 @@ def test_the_same_config_again_does_nothing_and_says_the_same(finished_run, monk
     def refuse(*args, **kwargs):
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr("saesteer.workbench.load_model", refuse)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", refuse)
     config = config_of(finished_run.folder.read_json("config.json"))
     again = train_probes(config)
     assert again.metrics == finished_run.metrics
@@ -112,7 +114,7 @@ def test_the_same_config_again_does_nothing_and_says_the_same(finished_run, monk
 def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
     probe_settings, finished_run, monkeypatch
 ):
-    from saesteer.probes import training
+    from saesteer.experiments.probe import training
 
     config = config_of(probe_settings())
     real, calls = training._fit_layer, []
@@ -126,7 +128,7 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
     monkeypatch.setattr(training, "_fit_layer", failing)
     with pytest.raises(RuntimeError, match="cut off"):
         train_probes(config)
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     run = train_probes(config)
     assert calls == [0, 1, 2, 2]
     keys = ("accuracy", "macro_f1", "auroc", "confusion", "control", "cv_loss", "checks")
@@ -195,7 +197,7 @@ def test_two_runs_that_read_alike_at_once_both_end_right(probe_settings, tmp_pat
 
 
 def test_the_store_of_bundled_texts_has_a_name_that_every_system_takes(tmp_path):
-    from saesteer.probes.plan import plan_probes
+    from saesteer.experiments.probe.plan import plan_probes
 
     plan = plan_probes(ProbeConfig(name="s", folder=str(tmp_path)))
     assert plan.store.name.startswith("bundled-sentiment-")
@@ -205,7 +207,7 @@ def test_the_store_of_bundled_texts_has_a_name_that_every_system_takes(tmp_path)
 def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
     probe_settings, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"is a file; choose another with --set folder="):
         train_probes(config_of(probe_settings(folder=str(tmp_path / "file" / "runs"))))
@@ -249,7 +251,7 @@ def test_an_sae_trained_again_in_its_folder_is_another_one(
 def test_codes_of_an_sae_of_the_same_name_and_other_weights_are_not_used(
     probe_settings, mirror_sae, monkeypatch
 ):
-    from saesteer.probes import sparse_run
+    from saesteer.experiments.probe import sparse_run
     from saesteer.probes.codes import load_codes
 
     settings = probe_settings(reading={"sae": str(mirror_sae())}, checks=None)
@@ -263,7 +265,7 @@ def test_codes_of_an_sae_of_the_same_name_and_other_weights_are_not_used(
 
 
 def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     settings = finished_run.folder.read_json("config.json")
     settings["fit"]["classes"] = ["negative", "positive"]
     # The plain cases are fewer, so they would have to be read.
@@ -309,7 +311,7 @@ def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mi
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     probe_settings, monkeypatch, change, error, message
 ):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     settings = probe_settings(**change)
     with pytest.raises(error, match=message):
         train_probes(config_of(settings))

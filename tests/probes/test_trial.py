@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from saesteer.errors import DataError, SiteError, SteeringError
 from saesteer.probes import parse_schedule
-from saesteer.probes.independent import (
-    TextClassifier,
-    load_text_classifier,
-    train_text_classifier,
-)
+from saesteer.probes.independent import TextClassifier, load_text_classifier, train_text_classifier
 from saesteer.probes.settings import FitSettings
 from saesteer.probes.trial import (
     Trial,
@@ -30,6 +25,7 @@ from saesteer.probes.trial_record import (
     parse_layers,
     trial_record,
 )
+from saesteer.utils.errors import DataError, SiteError, SteeringError
 
 PROMPTS = ["The cat sat on", "I like helping people", "What do you think"]
 

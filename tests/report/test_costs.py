@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.report.costs import (
-    choice_data,
-    judge_data,
-    prose_data,
-    side_effect_data,
-    stage_data,
-)
+from saesteer.report.costs import choice_data, judge_data, prose_data, side_effect_data, stage_data
 
 
 def test_matrix_splits_the_target_from_the_others(small):

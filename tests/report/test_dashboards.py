@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from saesteer.neuronpedia import dashboard_url
 from saesteer.report.named_features import feature_data
 from saesteer.report.page import report_page, write_report
+from saesteer.saes.neuronpedia import dashboard_url
 
 
 def _metrics(url: str | None) -> dict:

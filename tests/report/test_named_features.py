@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 from scipy.cluster.hierarchy import linkage
 
-from saesteer.report.named_features import (
-    Dendrogram,
-    cluster_order,
-    dendrogram_data,
-    feature_data,
-)
+from saesteer.report.named_features import Dendrogram, cluster_order, dendrogram_data, feature_data
 
 
 def _features(**fields: Any) -> dict[str, Any]:

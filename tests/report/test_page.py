@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from saesteer.errors import OutputError
 from saesteer.report.page import report_page, write_report
+from saesteer.utils.errors import OutputError
 
 
 def _own(page: str) -> str:

@@ -6,7 +6,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from saesteer.errors import OutputError
 from saesteer.report.sheet import (
     Drawing,
     Part,
@@ -17,6 +16,7 @@ from saesteer.report.sheet import (
     sheet_page,
     write_sheet,
 )
+from saesteer.utils.errors import OutputError
 
 EVIL = "<script>window.hit = 1</script>"
 

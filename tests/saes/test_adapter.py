@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.activations.reading import read_rows
-from saesteer.errors import MismatchError, SaeError, SiteError
+from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae, Sae, check_compatible
 from saesteer.saes.loading import load_sae
+from saesteer.utils.errors import MismatchError, SaeError, SiteError
 
 ARCHITECTURES = (
     "standard",

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.errors import ConfigError, DataError, NetworkError
 from saesteer.saes.corpus import pack_corpus
 from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+from saesteer.utils.errors import ConfigError, DataError, NetworkError
 
 BOS, EOS, USER, BOT = 0, 1, 3, 4
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import DataError, MismatchError, SiteError
 from saesteer.models.loading import model_info
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.doctor import check_fit, doctor, quick_explained_variance, rows_for
 from saesteer.saes.loading import load_sae
+from saesteer.utils.errors import DataError, MismatchError, SiteError
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from saesteer.activations.reading import read_rows
-from saesteer.errors import OutputError, SiteError
+from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
+from saesteer.utils.errors import OutputError, SiteError
 
 SITES = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_pre"]
 MODULE = sys.modules["saesteer.saes.harvest"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import NetworkError, SaeError
 from saesteer.saes.loading import bundled_sae_folder, load_sae, resolve_sae
+from saesteer.utils.errors import NetworkError, SaeError
 
 KNOWN = [
     ("gpt2-small-res-jb", "blocks.6.hook_resid_pre"),

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from saesteer.errors import SaeError
 from saesteer.saes.neuronpedia_ids import neuronpedia_id_of
+from saesteer.utils.errors import SaeError
 
 
 def test_of_a_release_a_folder_and_the_bundled_sae(tmp_path):

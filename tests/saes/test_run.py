@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from saesteer.errors import DataError, SiteError
+from saesteer.experiments.train_sae import train_sae
 from saesteer.saes.doctor import doctor
 from saesteer.saes.loading import load_sae
-from saesteer.saes.run import train_sae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import load_feature_table
 from saesteer.tracking import RunStore
+from saesteer.utils.errors import DataError, SiteError
 
 SITE = "blocks.1.hook_resid_post"
 
@@ -96,7 +96,7 @@ def test_another_site_reuses_the_activations_but_not_the_folder(settings, monkey
 
 
 def test_a_site_that_the_model_lacks_is_told_before_the_text_is_read(settings, monkeypatch):
-    monkeypatch.setattr(sys.modules["saesteer.saes.run"], "pack_corpus", None)
+    monkeypatch.setattr(sys.modules["saesteer.experiments.train_sae"], "pack_corpus", None)
     for field in ({"site": "blocks.7.hook_resid_post"}, {"harvest_sites": ["blocks.7.hook_z"]}):
         with pytest.raises(SiteError, match="blocks 0 to 2"):
             train_sae(SaeTrainingConfig(**(settings | field)))

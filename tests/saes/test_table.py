@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from saesteer.errors import DataError, MismatchError, OutputError, SaeError
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import (
@@ -18,6 +17,7 @@ from saesteer.saes.table import (
     load_feature_table,
     save_feature_table,
 )
+from saesteer.utils.errors import DataError, MismatchError, OutputError, SaeError
 
 MODULE = sys.modules["saesteer.saes.table"]
 

@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from saesteer.errors import OutputError, SaeError
-from saesteer.progress import Progress, Task
 from saesteer.saes.harvest import Harvest
 from saesteer.saes.loading import load_sae
 from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
 from saesteer.saes.training import train_topk
+from saesteer.utils.errors import OutputError, SaeError
+from saesteer.utils.progress import Progress, Task
 
 MODULE = sys.modules["saesteer.saes.training"]
 SITE = "blocks.1.hook_resid_post"

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from saesteer.errors import HookError, MismatchError, SiteError, SteeringError
 from saesteer.models.loading import plain_model
 from saesteer.steering import steer
+from saesteer.utils.errors import HookError, MismatchError, SiteError, SteeringError
 
 SITE = "blocks.1.hook_resid_post"
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import HookError
 from saesteer.models import wrap_model
 from saesteer.models.loading import plain_model
 from saesteer.steering import SteeringMask, SteeringVector
+from saesteer.utils.errors import HookError
 
 WIDTH, NEW, END = 8, 6, 1
 FIRST = {"all": 0, "from_last_prompt_token": WIDTH - 1, "generated": WIDTH}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import DataError
 from saesteer.models import Site, encode_statements, plain_model
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.steering import DivergenceMeter, SteeringVector, match_strength
+from saesteer.utils.errors import DataError
 
 
 @dataclass

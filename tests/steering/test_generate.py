@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import ModelError, SteeringError
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_texts, pad_rows
 from saesteer.steering import generate
+from saesteer.utils.errors import ModelError, SteeringError
 
 PROMPTS = ["w1 w2 w3 w4 w5 w6", "w9 w8"]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 8, "chat": False}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import MismatchError, OutputError, SteeringError
 from saesteer.models.loading import plain_model
 from saesteer.models.resolve import resolve_model
 from saesteer.models.shape import model_shape
 from saesteer.models.sites import Site
 from saesteer.steering import SteeringVector, export_gguf, import_gguf, steer
+from saesteer.utils.errors import MismatchError, OutputError, SteeringError
 
 
 def build(layer, raw=(3.0, 4.0, 0.0), **fields):

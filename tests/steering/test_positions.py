@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.errors import HookError, SteeringError
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.loading import plain_model
 from saesteer.steering import SteeringMask, SteeringVector
 from saesteer.steering.positions import _real_columns
+from saesteer.utils.errors import HookError, SteeringError
 
 POSITIONS = ["from_last_prompt_token", "all", "generated"]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import SteeringError
 from saesteer.steering import SteeringVector, parse, to_raw
 from saesteer.steering.strength import check_strength, check_strengths, check_unit
+from saesteer.utils.errors import SteeringError
 
 
 @pytest.fixture

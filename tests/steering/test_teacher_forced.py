@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import DataError, MismatchError
 from saesteer.models import Site, encode_statements, plain_model
 from saesteer.models.compat import cached_length
 from saesteer.models.loading import model_info
 from saesteer.models.tokens import TokenRow, pad_rows, padding_id
 from saesteer.steering import SteeringVector, TeacherForced
+from saesteer.utils.errors import DataError, MismatchError
 
 LAYERS = 3
 REQUEST = "tell me about the house on the hill by the water please"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import SteeringError
 from saesteer.models.sites import Site
 from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.utils.errors import SteeringError
 
 SITE = "blocks.1.hook_resid_post"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saesteer.errors import OutputError, SteeringError
 from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.utils.errors import OutputError, SteeringError
 
 
 @pytest.fixture

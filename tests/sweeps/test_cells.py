@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from saesteer.errors import ConfigError, SaesteerError
 from saesteer.sweeps.cells import grid_cells, random_cells
 from saesteer.sweeps.parameters import read_parameter
 from saesteer.sweeps.spec import SweepSpec, check_spec
+from saesteer.utils.errors import ConfigError, SaesteerError
 
 UNIFORM = {"selection.min_firing": {"min": 0.0, "max": 0.5}}
 

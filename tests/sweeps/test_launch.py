@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from saesteer.errors import ConfigError, SaesteerError
-from saesteer.progress import Progress
 from saesteer.sweeps.launch import (
     Launch,
     launch_local,
@@ -26,6 +24,8 @@ from saesteer.sweeps.launch import (
 )
 from saesteer.sweeps.study import create_study, open_study
 from saesteer.sweeps.worker import Worker
+from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.progress import Progress
 
 TWO = {"selection.n_features": {"values": [8, 16]}}
 FOUR = {**TWO, "selection.criterion": {"values": ["mean_difference", "auroc"]}}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from saesteer.config import RunConfig, load_config
-from saesteer.errors import ConfigError
 from saesteer.sweeps.overrides import flattened, merged, parse_word, swept_overrides, yaml_text
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.settings import RunConfig, load_config
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from saesteer.config import RunConfig, load_config
 from saesteer.report.sweep_drawing import axes, plane
 from saesteer.sweeps.cells import Cell
 from saesteer.sweeps.results import best_settings, markdown, pareto, sweep_result, write_results
 from saesteer.sweeps.rows import TrialRow
+from saesteer.utils.settings import RunConfig, load_config
 
 NOTHING = {"seed": {"value": 1}}
 

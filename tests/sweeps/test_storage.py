@@ -8,9 +8,9 @@ import time
 import pytest
 from optuna.storages.journal import JournalFileSymlinkLock
 
-from saesteer.errors import OutputError
 from saesteer.sweeps.storage import JOURNAL, plain_url
 from saesteer.sweeps.study import create_study, open_study
+from saesteer.utils.errors import OutputError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from saesteer.errors import ConfigError
 from saesteer.sweeps.parameters import DISTRIBUTIONS, read_parameter
 from saesteer.sweeps.sweep_file import read_parameters, read_sweep_file
+from saesteer.utils.errors import ConfigError
 
 
 def parameter(**fields):

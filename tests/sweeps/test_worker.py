@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from saesteer.errors import DataError
 from saesteer.sweeps.lease import Lease, Watchman
 from saesteer.sweeps.spec import MOST_LOSSES
 from saesteer.sweeps.study import create_study, open_study
 from saesteer.sweeps.trials import TrialKind
 from saesteer.sweeps.worker import Worker
+from saesteer.utils.errors import DataError
 
 
 @pytest.fixture(params=["folder", "database"])

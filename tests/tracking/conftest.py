@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.tracking import RunFolder
+from saesteer.utils.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.errors import OutputError
-from saesteer.tracking import ArrayCache, content_key
+from saesteer.utils.array_cache import ArrayCache, content_key
+from saesteer.utils.errors import OutputError
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.errors import OutputError
-from saesteer.tracking import content_digest
-from saesteer.tracking.content import BLOCK, BLOCKS
+from saesteer.utils.content import BLOCK, BLOCKS, content_digest
+from saesteer.utils.errors import OutputError
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saesteer.errors import ConfigError
 from saesteer.tracking.export import export_runs
 from saesteer.tracking.queries import (
     MISSING,
@@ -25,6 +24,7 @@ from saesteer.tracking.queries import (
     sort_runs,
 )
 from saesteer.tracking.stored_run import StoredRun
+from saesteer.utils.errors import ConfigError
 
 
 def run(number: int, effect: Any = 0.0, **more: Any) -> StoredRun:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.errors import OutputError, SteeringError
-from saesteer.progress import Progress
-from saesteer.tracking import RunFolder
 from saesteer.tracking.liveness import Heartbeat, present_status, process_record
 from saesteer.tracking.recording import recorded_run, run_id
 from saesteer.tracking.redaction import names_a_secret, redact, redact_command
 from saesteer.tracking.store import RunStore
+from saesteer.utils.errors import OutputError, SteeringError
+from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder
 
 
 class Said(Progress):
@@ -273,7 +273,7 @@ def test_a_damaged_record_is_one_sentence_and_left_as_it_is(text, folder):
 
 
 def test_tracking_is_no_setting_of_the_run(folder):
-    from saesteer.config import RunConfig, TrackingSettings
+    from saesteer.utils.settings import RunConfig, TrackingSettings
 
     plain = RunConfig(name="k", pairs={"source": "x"})  # type: ignore[arg-type]
     told = plain.model_copy(update={"tracking": TrackingSettings(wandb="offline", tags=["t"])})
@@ -287,11 +287,11 @@ def test_tracking_is_no_setting_of_the_run(folder):
 
 
 def test_digests_of_every_configuration_leave_tracking_out(tmp_path):
-    from saesteer.compare.config import CompareConfig
-    from saesteer.config import TrackingSettings, parse_config
+    from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.train_sae import training_folder
     from saesteer.probes.settings import ProbeConfig
-    from saesteer.saes.run import training_folder
     from saesteer.saes.settings import SaeTrainingConfig
+    from saesteer.utils.settings import TrackingSettings, parse_config
 
     tracked = {"tracking": {"wandb": False, "project": "p", "tags": ["t"]}}
     probes = [ProbeConfig.model_validate({"name": "a", **more}) for more in ({}, tracked)]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.errors import OutputError
-from saesteer.tracking import RunFolder, environment_record, finite, run_folder, write_record
+from saesteer.utils import run_folder
+from saesteer.utils.errors import OutputError
+from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.errors import DataError, OutputError
-from saesteer.tracking import RunFolder, store_file
+from saesteer.tracking import store_file
 from saesteer.tracking.recording import recorded_run
 from saesteer.tracking.store import RunStore, find_among, root_of
 from saesteer.tracking.store_file import DamagedStore
+from saesteer.utils.errors import DataError, OutputError
+from saesteer.utils.run_folder import RunFolder
 
 
 def make(root: Path, name: str, **metrics: float) -> str:

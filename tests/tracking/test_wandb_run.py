@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from saesteer.config import TrackingSettings
-from saesteer.errors import SteeringError
-from saesteer.progress import Progress
-from saesteer.tracking import RunFolder, wandb_run
+from saesteer.tracking import wandb_run
 from saesteer.tracking.recording import recorded_run
 from saesteer.tracking.store import RunStore
 from saesteer.tracking.wandb_run import wandb_mode
+from saesteer.utils.errors import SteeringError
+from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import TrackingSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wandb_reader import OfflineRun, wandb_server

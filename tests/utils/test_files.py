@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saesteer.errors import OutputError
-from saesteer.tracking import ArrayCache, RunFolder
 from saesteer.utils import files
+from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.errors import OutputError
 from saesteer.utils.files import draft_of, portable_name, write_atomic
+from saesteer.utils.run_folder import RunFolder
 
 DEAD = 2**22 - 11
 

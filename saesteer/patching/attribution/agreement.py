@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from saesteer.errors import ConfigError
 from saesteer.patching.result import PatchResult
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

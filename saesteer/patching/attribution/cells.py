@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.errors import ConfigError
 from saesteer.models.sites import Site
 from saesteer.patching.attribution.runs import Ends, chosen_layers
 from saesteer.patching.components import BY_COLUMN, check_component, hook_name
 from saesteer.patching.engine.patches import at_columns, pattern_at_columns
 from saesteer.patching.sae_patching import check_features, code_difference
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import torch
 from torch import Tensor
 
-from saesteer.errors import ConfigError
 from saesteer.models.sites import Site
 from saesteer.patching.attribution.cells import Slopes, Wanted, pattern_change
 from saesteer.patching.attribution.parts import (
@@ -30,6 +29,7 @@ from saesteer.patching.attribution.runs import (
 from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.result import PatchResult
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

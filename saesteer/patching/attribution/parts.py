@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saesteer.errors import ConfigError, DataError
 from saesteer.models.sites import Site
 from saesteer.models.tokens import input_device
 from saesteer.patching.attribution.cells import (
@@ -35,7 +34,8 @@ from saesteer.patching.components import BY_COLUMN, check_bridge_alike, check_th
 from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.result import Method, Mode, PatchResult, check_mode
-from saesteer.progress import Progress
+from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import ConfigError, HookError
 from saesteer.models.sites import Site, check_site
 from saesteer.patching.components import check_per_token
 from saesteer.patching.engine.limits import check_memory
@@ -20,6 +19,7 @@ from saesteer.patching.engine.sides import Sides, sides_of
 from saesteer.patching.metrics import Metric, MetricRows
 from saesteer.patching.prompts.batch import PairBatch, position_ids
 from saesteer.patching.result import Mode
+from saesteer.utils.errors import ConfigError, HookError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

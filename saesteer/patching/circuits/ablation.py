@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saesteer.data.checks import shorten
-from saesteer.errors import DataError, SiteError
 from saesteer.models.loading import plain_model
 from saesteer.patching.circuits.circuit import Node
 from saesteer.patching.circuits.counterfactuals import MeanHeads
@@ -20,6 +19,7 @@ from saesteer.patching.metrics import Metric, MetricRows, metric_named
 from saesteer.patching.prompts.batch import PairBatch, position_ids
 from saesteer.patching.reading.attention_view import check_heads
 from saesteer.patching.reading.residual_reads import required_place
+from saesteer.utils.errors import DataError, SiteError
 
 
 class Ablation:

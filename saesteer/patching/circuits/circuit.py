@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from saesteer.data.checks import shorten
-from saesteer.errors import ConfigError
+from saesteer.utils.errors import ConfigError
 
 _NODE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:@(\S+))?")
 

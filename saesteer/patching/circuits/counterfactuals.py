@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import DataError
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_texts, input_device, pad_rows, padding_id
 from saesteer.patching.prompts.batch import PairBatch, position_ids
 from saesteer.patching.reading.residual_reads import required_place
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from saesteer.patching.prompts.ioi import IoiSet

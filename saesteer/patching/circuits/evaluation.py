@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError
 from saesteer.patching.circuits.ablation import Ablation
 from saesteer.patching.circuits.circuit import Circuit, Node
+from saesteer.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

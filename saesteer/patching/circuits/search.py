@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError
 from saesteer.patching.circuits.ablation import Ablation
 from saesteer.patching.circuits.circuit import Circuit, Node
 from saesteer.patching.circuits.evaluation import Faithfulness, faithfulness, recovered
-from saesteer.progress import Progress, Task
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.progress import Progress, Task
 
 # How many of the next strongest heads are tried at each step of growing.
 _WINDOW = 6

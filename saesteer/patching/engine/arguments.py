@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from saesteer.errors import ConfigError
 from saesteer.patching.components import (
     BY_COLUMN,
     BY_HEAD,
@@ -21,6 +20,7 @@ from saesteer.patching.engine.prepare import What
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.sae_patching import Clusters
 from saesteer.saes.adapter import Sae, check_compatible
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import HookError
 from saesteer.patching.components import RESIDUAL, Place
 from saesteer.patching.engine.attention import Window
 from saesteer.patching.engine.patches import Patch
 from saesteer.patching.engine.rows import Rows, Touched
 from saesteer.patching.engine.steps import Hidden, Prompts, Steps
+from saesteer.utils.errors import HookError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.models.loading import plain_model
 from saesteer.patching.components import heads_of
 from saesteer.patching.engine.prepare import What
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

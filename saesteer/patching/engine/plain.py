@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import HookError
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import (
     HookTarget,
@@ -39,6 +38,7 @@ from saesteer.patching.engine.sides import Scorer, Sides
 from saesteer.patching.metrics import Metric
 from saesteer.patching.prompts.batch import position_ids
 from saesteer.patching.result import Mode
+from saesteer.utils.errors import HookError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

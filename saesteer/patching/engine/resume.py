@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.errors import ModelError
 from saesteer.patching.engine.rows import Rows
-from saesteer.progress import Task
-from saesteer.tracking.array_cache import ArrayCache
+from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.errors import ModelError
+from saesteer.utils.progress import Task
 
 Values = Float[np.ndarray, " row"]
 

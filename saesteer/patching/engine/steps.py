@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saesteer.errors import ModelError
 from saesteer.models.blocks import Call, block_lists, first_of, stood_in
 from saesteer.patching.engine.attention import EnoughError, Window
 from saesteer.patching.prompts.batch import position_ids
+from saesteer.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

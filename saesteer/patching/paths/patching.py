@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import ConfigError, DataError, ModelError
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.attribution.runs import chosen_layers
@@ -33,7 +32,8 @@ from saesteer.patching.paths.rerun import Rerun, Told, grouped
 from saesteer.patching.paths.streams import Streams, Tokens, record
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.result import Mode, PatchResult, check_mode
-from saesteer.progress import Progress, Task
+from saesteer.utils.errors import ConfigError, DataError, ModelError
+from saesteer.utils.progress import Progress, Task
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -12,8 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from saesteer.data.checks import shorten
-from saesteer.errors import ConfigError
 from saesteer.patching.components import heads_of
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saesteer.errors import ModelError
 from saesteer.patching.components import Place, find_place
 from saesteer.patching.engine.climb import Run, run_whole
 from saesteer.patching.engine.patches import at_columns
 from saesteer.patching.engine.sides import Sides
 from saesteer.patching.engine.steps import Steps
+from saesteer.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

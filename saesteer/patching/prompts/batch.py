@@ -11,10 +11,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from saesteer.data.checks import shorten
-from saesteer.errors import DataError
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import TokenRow, encode_texts, input_device
 from saesteer.patching.prompts.pairs import PromptPair, check_pair, reversed_pair
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

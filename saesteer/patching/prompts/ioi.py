@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from saesteer.data.checks import shorten
-from saesteer.errors import DataError
 from saesteer.models.tokens import encode_texts
 from saesteer.patching.prompts.pair_files import read_prompt_pairs
 from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

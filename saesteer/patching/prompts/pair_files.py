@@ -9,8 +9,8 @@ from typing import Any
 from saesteer.data.bundled import datasets_folder
 from saesteer.data.checks import check_known_fields, collect, shorten, spoken_list
 from saesteer.data.records import Record, read_records
-from saesteer.errors import DataError
 from saesteer.patching.prompts.pairs import PromptPair, check_pair
+from saesteer.utils.errors import DataError
 
 FIELDS = ("clean", "corrupted", "name", "alignment", "roles")
 SIDE_FIELDS = ("question", "answer")

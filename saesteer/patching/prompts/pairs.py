@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from saesteer.data.checks import check_text, is_blank, shorten
-from saesteer.errors import DataError
+from saesteer.utils.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.errors import ConfigError
 from saesteer.models.loading import plain_model
 from saesteer.patching.prompts.batch import PairBatch, position_ids, token_text
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.errors import ConfigError, SiteError
 from saesteer.patching.components import check_bridge_alike
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.reading.residual_reads import Side, side_tokens
+from saesteer.utils.errors import ConfigError, SiteError
 from saesteer.utils.files import write_atomic
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.errors import SiteError
 from saesteer.models.loading import plain_model
 from saesteer.patching.prompts.batch import PairBatch
 from saesteer.patching.reading.residual_reads import (
@@ -29,6 +28,7 @@ from saesteer.patching.reading.residual_reads import (
     read_components,
     required_place,
 )
+from saesteer.utils.errors import SiteError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.errors import ConfigError
 from saesteer.patching.prompts.batch import PairBatch, token_text
 from saesteer.patching.reading.residual_reads import (
     Reads,
@@ -27,6 +26,7 @@ from saesteer.patching.reading.residual_reads import (
     read_components,
     side_tokens,
 )
+from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saesteer.errors import HookError, SiteError
 from saesteer.models.loading import plain_model
 from saesteer.patching.components import Place, check_there, find_place
 from saesteer.patching.prompts.batch import PairBatch, position_ids
+from saesteer.utils.errors import HookError, SiteError
 
 Side = Literal["clean", "corrupted"]
 

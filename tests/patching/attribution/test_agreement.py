@@ -8,9 +8,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from saesteer.errors import ConfigError
 from saesteer.patching.attribution.agreement import agreement
 from saesteer.patching.result import Method, PatchResult
+from saesteer.utils.errors import ConfigError
 
 CLEAN, CORRUPTED = np.array([3.0, 2.0]), np.array([-1.0, 1.0])
 

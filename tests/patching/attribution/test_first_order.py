@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.models import load_model
 from saesteer.patching.activation import activation_patching
 from saesteer.patching.attribution.first_order import attribution_patching, attribution_patching_all
@@ -16,6 +15,7 @@ from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError
 
 EQUAL = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b", name="same length"),

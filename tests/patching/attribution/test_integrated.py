@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.patching.attribution.first_order import attribution_patching_all
 from saesteer.patching.attribution.integrated import integrated_gradients, integrated_gradients_all
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.saes import load_sae
+from saesteer.utils.errors import ConfigError
 
 EQUAL = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b"),

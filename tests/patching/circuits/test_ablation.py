@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError, DataError
 from saesteer.patching.circuits import (
     Ablation,
     Node,
@@ -19,6 +18,7 @@ from saesteer.patching.circuits import (
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.utils.errors import ConfigError, DataError
 
 OUTPUT = {"gpt2": "transformer.h.{}.attn.c_proj"}
 PAIRS = [

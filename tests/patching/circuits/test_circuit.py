@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.errors import ConfigError
 from saesteer.patching.circuits import Circuit, Node, published_ioi_circuit
+from saesteer.utils.errors import ConfigError
 
 
 def test_the_published_circuit_has_its_26_heads_where_they_act():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.patching.circuits import (
     Ablation,
     Circuit,
@@ -20,6 +19,7 @@ from saesteer.patching.circuits import (
 )
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.utils.errors import ConfigError
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog sat on the mat", "e", "a"),

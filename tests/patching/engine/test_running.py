@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from saesteer.errors import ConfigError, ModelError, SiteError
 from saesteer.models import plain_model, wrap_model
 from saesteer.patching import activation
 from saesteer.patching.activation import activation_patching, unpatched
@@ -18,7 +17,8 @@ from saesteer.patching.components import BY_HEAD
 from saesteer.patching.engine.climb import Climber
 from saesteer.patching.engine.limits import Budget
 from saesteer.patching.metrics import metric_named
-from saesteer.progress import Progress
+from saesteer.utils.errors import ConfigError, ModelError, SiteError
+from saesteer.utils.progress import Progress
 from tests.patching.engine_prompts import EQUAL, UNEQUAL, made_up_batch, some_pairs
 
 LOGITS = metric_named("logit_difference")

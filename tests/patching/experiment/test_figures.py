@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from saesteer.patching.attribution.agreement import agreement
-from saesteer.patching.experiment.figures import (
+from saesteer.patching.summary import effects
+from saesteer.report.patching_drawing import drawn, heatmap_figure
+from saesteer.report.patching_figures import (
     MOST_ROWS,
     Chart,
     Heatmap,
@@ -22,8 +24,6 @@ from saesteer.patching.experiment.figures import (
     scatter,
     strongest_cells,
 )
-from saesteer.patching.experiment.summary import effects
-from saesteer.report.patching_drawing import drawn, heatmap_figure
 from saesteer.report.patching_pictures import picture
 from tests.patching.made_up_results import handover, result
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.config import parse_config
-from saesteer.errors import ConfigError, DataError, MismatchError, OutputError
+from saesteer.experiments.patch.run import PatchRun, load_patch_run, run_patching
+from saesteer.experiments.patch.run_results import REPORT, open_run
+from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.models import Site
-from saesteer.patching.experiment.run import PatchRun, load_patch_run, run_patching
-from saesteer.patching.experiment.run_results import REPORT, open_run
-from saesteer.patching.experiment.settings import PatchConfig
-from saesteer.patching.experiment.summary import effects
 from saesteer.patching.result_file import load_result
+from saesteer.patching.summary import effects
 from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.utils.errors import ConfigError, DataError, MismatchError, OutputError
+from saesteer.utils.settings import parse_config
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -134,7 +134,7 @@ def test_the_metrics_agree_with_the_results(everything):
 
 
 def test_a_finished_run_loads_nothing_again(everything, monkeypatch):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     again = run_patching(open_run(everything.folder.path).config)
     assert again.metrics == everything.metrics
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from saesteer.config import load_config, parse_config
-from saesteer.errors import ConfigError, DataError, SaeError, SaesteerError
+from saesteer.experiments.patch.cells import Job, jobs
+from saesteer.experiments.patch.plan import plan_patch
+from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.models import Site
-from saesteer.patching.experiment.cells import Job, jobs
-from saesteer.patching.experiment.plan import plan_patch
-from saesteer.patching.experiment.settings import PatchConfig
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import ConfigError, DataError, SaeError, SaesteerError
+from saesteer.utils.settings import load_config, parse_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "patching"
 
@@ -100,7 +100,7 @@ def test_a_run_makes_every_result_once():
 
 
 def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("saesteer.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
     config = parsed(pairs={"source": "capitals", "max_pairs": 5}, folder=str(tmp_path))
     plan = plan_patch(config)
     assert plan.pairs is not None and len(plan.pairs) == 5

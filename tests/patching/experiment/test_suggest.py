@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from saesteer.errors import DataError
+from saesteer.experiments.patch.suggest import suggest_site
 from saesteer.models.sites import Site
-from saesteer.patching.experiment.suggest import suggest_site
+from saesteer.utils.errors import DataError
 from tests.patching.made_up_results import handover, result
 
 

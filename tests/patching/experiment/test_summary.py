@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from saesteer.patching.experiment.summary import (
+from saesteer.patching.summary import (
     ANSWER,
     BEFORE,
     DIFFERS,

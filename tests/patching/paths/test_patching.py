@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError, DataError, ModelError
 from saesteer.models import load_model
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.paths.patching import Senders, path_patching
 from saesteer.patching.paths.receivers import Receiver
 from saesteer.patching.prompts.batch import encode_pairs, position_ids
 from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.utils.errors import ConfigError, DataError, ModelError
 
 PAIRS = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b"),

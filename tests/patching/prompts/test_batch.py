@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saesteer.errors import DataError
 from saesteer.models import plain_model
 from saesteer.patching.prompts.batch import encode_pairs, position_ids
 from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.utils.errors import DataError
 
 SAME = PromptPair("The cat sat on the mat", "The dog sat on the mat", "e", "a", "same")
 LONGER = PromptPair(

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from saesteer.errors import DataError
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.ioi import eight_ioi_pairs, generate_ioi, with_ioi_roles
+from saesteer.utils.errors import DataError
 
 # Words of the tiny tokenizer's own corpus are one token for it.
 NAMES = ("people", "weather", "system", "assistant", "user", "cat", "dog", "garden", "the", "you")

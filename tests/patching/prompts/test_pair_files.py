@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from saesteer.errors import DataError
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pair_files import (
     bundled_prompt_sets,
@@ -15,6 +14,7 @@ from saesteer.patching.prompts.pair_files import (
     read_prompt_pairs,
 )
 from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.utils.errors import DataError
 
 RECORD = {
     "clean": {"question": "The sky is", "answer": "blue"},

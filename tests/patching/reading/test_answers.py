@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.answers import answer_logits, prompt_answers, task_answers
+from saesteer.utils.errors import ConfigError
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog ran home", "e", "a", "first"),

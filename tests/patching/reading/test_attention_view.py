@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.errors import ConfigError, OutputError
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.attention_view import (
@@ -18,6 +17,7 @@ from saesteer.patching.reading.attention_view import (
     attention_views,
     write_attention_page,
 )
+from saesteer.utils.errors import ConfigError, OutputError
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog ran home", "e", "a", "first"),

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from saesteer.errors import SiteError
 from saesteer.models import load_model, wrap_model
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.direct_attribution import direct_attribution
 from saesteer.patching.reading.residual_reads import linear_norm
+from saesteer.utils.errors import SiteError
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog ran home", "e", "a", "first"),

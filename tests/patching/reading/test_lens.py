@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from saesteer.errors import ConfigError, SiteError
 from saesteer.models import plain_model, wrap_model
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.lens import logit_lens
+from saesteer.utils.errors import ConfigError, SiteError
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog ran home", "e", "a", "first"),

@@ -1,0 +1,76 @@
+"""What all personas of a comparison share: model, SAE, metric, neutral texts, unsteered texts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from saesteer.evaluation.written import BaseCompletions, WritingSettings, write_base
+from saesteer.experiments.compare.plan import ComparePlan
+from saesteer.experiments.shelf import Shelf
+from saesteer.experiments.workbench import Bench
+from saesteer.models.tokens import TokenRow, encode_texts
+from saesteer.steering.divergence import DivergenceMeter
+from saesteer.utils.array_cache import content_key
+from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder
+
+PROSE_START = 16
+
+
+class CompareBench(Bench):
+    """Loads or computes each shared thing once, on first use.
+
+    Args:
+        plan: The comparison.
+        progress: Where to say what is going on.
+        shelf: What other comparisons of this process have loaded already; nothing if None.
+    """
+
+    def __init__(self, plan: ComparePlan, progress: Progress, shelf: Shelf | None = None) -> None:
+        super().__init__(plan, progress, shelf)
+        self.plan: ComparePlan = plan
+        self._json = RunFolder(plan.cache)
+
+    @cached_property
+    def divergence(self) -> DivergenceMeter:
+        """The cost that the evaluation measures."""
+        return DivergenceMeter(self.model, self.neutral_rows, site=self.site)
+
+    @cached_property
+    def prose_rows(self) -> list[TokenRow]:
+        """Plain texts for the loss, read on from their first tokens; short ones are left out."""
+        source = self.plan.config.side_effects.prose
+        file = "the bundled prose.jsonl" if source == "prose" else source
+        rows = encode_texts(
+            self.tokenizer,
+            self.plan.prose,
+            max_length=self.context,
+            what=[f"prose text {n} of {file}" for n in range(1, len(self.plan.prose) + 1)],
+            remedy="give shorter ones with side_effects.prose, or use a model of longer context",
+        )
+        return [
+            TokenRow(row.ids, (False,) * PROSE_START + row.kept[PROSE_START:])
+            for row in rows
+            if any(row.kept[PROSE_START:])
+        ]
+
+    @cached_property
+    def base_completions(self) -> BaseCompletions:
+        """What the unsteered model writes."""
+        config = self.plan.config.writing
+        settings = WritingSettings(
+            n_samples=config.n_samples,
+            max_new_tokens=config.max_new_tokens,
+            chat=self.plan.config.reading.chat,
+        )
+        key = content_key(*self.weights_key[:2], self.plan.questions, repr(settings))
+
+        def compute() -> dict[str, Any]:
+            self.progress.say(f"Unsteered answers to {len(self.plan.questions)} questions")
+            return write_base(
+                self.model, self.plan.questions, settings, embedder=self.embedder
+            ).as_dict()
+
+        record = self._json.once(f"unsteered-{key}.json", compute)
+        return BaseCompletions.from_dict(record, embedder=self.embedder)

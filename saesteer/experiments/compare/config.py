@@ -1,0 +1,276 @@
+"""The settings of a comparison (`configs/compare/*.yaml`), checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from saesteer.utils.settings import (
+    MethodChoice,
+    ModelSettings,
+    ObjectiveSettings,
+    ReadingSettings,
+    Settings,
+    Source,
+    TrackingSettings,
+    short_hash,
+)
+
+
+class PersonaSettings(Settings):
+    """One persona: a set of contrastive pairs.
+
+    Attributes:
+        source: A bundled set's name or a file; see `saesteer.read_pairs`.
+        name: What to call it; the file's name if null.
+        description: Completes "You are ..." for the system prompt; training statements are quoted
+            if null.
+        opposite: The same for the negative side.
+    """
+
+    source: Source
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    format: str = "auto"
+    positive_key: str = "positive"
+    negative_key: str = "negative"
+    min_label_confidence: float = Field(default=0.0, ge=0, le=1)
+    description: str | None = None
+    opposite: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The persona's name."""
+        return self.name or PurePath(self.source).name.split(".")[0]
+
+
+class SplitSettings(Settings):
+    """The most pairs of each part; a smaller set is shared out in the same proportions.
+
+    Attributes:
+        judge: Pairs that train and test the behaviour judge, and that no other step sees.
+    """
+
+    train: int = Field(default=120, ge=4)
+    validation: int = Field(default=30, ge=2)
+    test: int = Field(default=48, ge=2)
+    judge: int = Field(default=100, ge=10)
+    near_duplicate: float = Field(default=0.5, gt=0, le=1)
+
+
+class MethodSettings(MethodChoice):
+    """One method; of several settings in `grid` the best on validation pairs is taken."""
+
+    grid: list[dict[str, Any]] = Field(default=[])
+
+
+class MeasureSettings(Settings):
+    """How effect and cost are measured.
+
+    Attributes:
+        budgets: KL(steered || base) on neutral answers, nats per token.
+        headline_budget: The budget of the headline, of choices and of the null.
+        multiples: Strengths of the curves, as multiples of the matched one.
+        request: The neutral request before held-out statements; not one that was trained with.
+        neutral: Neutral answers: a file, or the bundled set.
+        neutral_answers: How many of them measure the cost.
+    """
+
+    budgets: list[float] = Field(default=[0.1, 0.3, 1.0], min_length=1)
+    headline_budget: float = Field(default=0.3, gt=0)
+    multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
+    request: str = "What would you say?"
+    neutral: Source = "neutral_answers"
+    neutral_answers: int = Field(default=6, ge=1)
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_rise(cls, values: list[float]) -> list[float]:
+        if any(value <= 0 for value in values) or len(set(values)) < len(values):
+            raise ValueError(f"{values} are not different budgets above 0")
+        return sorted(values)
+
+    @field_validator("multiples")
+    @classmethod
+    def _multiples_differ(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < 2:
+            raise ValueError(f"{values} are not two different multiples")
+        return values
+
+    @model_validator(mode="after")
+    def _headline_is_one(self) -> MeasureSettings:
+        if self.headline_budget not in self.budgets:
+            raise ValueError(f"headline_budget {self.headline_budget} is not one of the budgets")
+        return self
+
+
+class RandomSettings(Settings):
+    """What any push of the same cost does, on the first seed's test pairs; 0 leaves a kind out."""
+
+    directions: int = Field(default=20, ge=0)
+    features: int = Field(default=20, ge=0)
+
+
+class WritingChoices(Settings):
+    """What the steered model writes.
+
+    Attributes:
+        methods: Methods that write; headline and baseline if null.
+        budgets: Budgets to write at.
+        questions: Neutral questions: the first are written to, the last ones train own words.
+    """
+
+    methods: list[str] | None = None
+    budgets: list[float] = Field(default=[0.1, 0.3])
+    questions: Source = "neutral_questions"
+    n_questions: int = Field(default=32, ge=0)
+    n_samples: int = Field(default=4, ge=1)
+    max_new_tokens: int = Field(default=40, ge=1)
+    shown: int = Field(default=6, ge=0, description="questions whose completions the page shows")
+
+
+class SideEffectSettings(Settings):
+    """What else moved.
+
+    Attributes:
+        methods: Methods to look at; headline and baseline if null.
+        pairs: Held-out pairs of every other persona.
+        prose: A file of plain texts, or the bundled ones; the loss on them is measured.
+        choices: Held-out pairs for the Yes/No and A/B margins; 0 for none.
+    """
+
+    methods: list[str] | None = None
+    pairs: int = Field(default=20, ge=0)
+    prose: Source = "prose"
+    n_prose: int = Field(default=30, ge=0)
+    choices: int = Field(default=16, ge=0)
+
+
+class LlmJudgeSettings(Settings):
+    """An optional judge behind an OpenAI-compatible endpoint; see `saesteer.evaluation.Endpoint`.
+
+    It rates the completions at the headline budget for the persona's description, or its name.
+
+    Attributes:
+        key_variable: Name of the environment variable that holds the key; never the key itself.
+        workers: Questions under way at once.
+    """
+
+    model: str
+    base_url: Source = "https://api.openai.com/v1"
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = Field(default=60.0, gt=0)
+    attempts: int = Field(default=5, ge=1)
+    workers: int = Field(default=4, ge=1)
+
+
+class CompareConfig(Settings):
+    """Everything a comparison depends on.
+
+    Attributes:
+        methods: What is compared; names, or mappings with settings and a grid.
+        headline: The method that the report is about.
+        baseline: What it is held against.
+        repeated: Methods that are fitted and measured under every seed; the others under the
+            first. Headline and baseline if null.
+        seeds: Each splits train, validation and test anew.
+        tracking: Where the comparison is recorded besides.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    model: ModelSettings = ModelSettings()
+    sae: Source = "smollm2"
+    site: str | None = None
+    personas: list[PersonaSettings] = Field(min_length=1)
+    splits: SplitSettings = SplitSettings()
+    reading: ReadingSettings = ReadingSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    methods: list[MethodSettings] = Field(min_length=1)
+    headline: str = "attributed_sae"
+    baseline: str = "difference_in_means"
+    repeated: list[str] | None = None
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    evaluation: MeasureSettings = MeasureSettings()
+    random: RandomSettings = RandomSettings()
+    writing: WritingChoices = WritingChoices()
+    side_effects: SideEffectSettings = SideEffectSettings()
+    llm_judge: LlmJudgeSettings | None = None
+    folder: Source = "runs"
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("personas", "methods", mode="before")
+    @classmethod
+    def _names_alone(cls, values: Any, info: Any) -> Any:
+        key = "source" if info.field_name == "personas" else "name"
+        if not isinstance(values, list):
+            return values
+        return [{key: value} if isinstance(value, str) else value for value in values]
+
+    @field_validator("personas")
+    @classmethod
+    def _different_personas(cls, values: list[PersonaSettings]) -> list[PersonaSettings]:
+        _no_twins([persona.label for persona in values], "personas", "give each a name of its own")
+        return values
+
+    @model_validator(mode="after")
+    def _methods_agree(self) -> CompareConfig:
+        names = [method.name for method in self.methods]
+        _no_twins(names, "methods", "name each once")
+        listed = {
+            "headline": [self.headline],
+            "baseline": [self.baseline],
+            "repeated": self.repeated or [],
+            "writing.methods": self.writing.methods or [],
+            "side_effects.methods": self.side_effects.methods or [],
+        }
+        for field, wanted in listed.items():
+            for name in wanted:
+                if name not in names:
+                    raise ValueError(f"{field} {name!r} is not one of the methods")
+        for budget in self.writing.budgets:
+            if self.writing.n_questions and budget not in self.evaluation.budgets:
+                raise ValueError(f"writing.budgets {budget} is not one of evaluation.budgets")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds {self.seeds} are not different numbers from 0")
+        return self
+
+    @property
+    def pair(self) -> tuple[str, ...]:
+        """Headline and baseline."""
+        return tuple(dict.fromkeys((self.headline, self.baseline)))
+
+    def seeds_of(self, method: str) -> list[int]:
+        """Return the seeds under which a method is measured."""
+        again = self.pair if self.repeated is None else self.repeated
+        return self.seeds if method in again else self.seeds[:1]
+
+    def methods_under(self, seed: int) -> list[MethodSettings]:
+        """Return the methods measured under a seed."""
+        return [method for method in self.methods if seed in self.seeds_of(method.name)]
+
+    def persona_digest(self, persona: PersonaSettings, **inputs: str) -> str:
+        """Return a hash of all that one persona's results depend on, whoever else is compared."""
+        left_out: Any = {
+            "name": True,
+            "personas": True,
+            "folder": True,
+            "tracking": True,
+            "headline": True,
+            "baseline": True,
+            "model": {"threads"},
+            "writing": {"shown"},
+            "llm_judge": True,
+        }
+        record = self.model_dump(mode="json", exclude=left_out)
+        # What depends on headline and baseline is settled here, so that their names need not count.
+        record["repeated"] = {m.name: self.seeds_of(m.name) for m in self.methods}
+        record["writing"]["methods"] = self.writing.methods or list(self.pair)
+        record["side_effects"]["methods"] = self.side_effects.methods or list(self.pair)
+        return short_hash([record, persona.model_dump(mode="json"), inputs])
+
+
+def _no_twins(names: list[str], field: str, way_out: str) -> None:
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise ValueError(f"{field}: {', '.join(twins)} stands there twice; {way_out}")

@@ -1,0 +1,405 @@
+"""What a run's stages share: model, SAE and tables, loaded when first needed and once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from saesteer.data.answers import ANSWERS_NAME
+from saesteer.evaluation.embeddings import SentenceEmbedder
+from saesteer.experiments.shelf import Shelf
+from saesteer.experiments.steer.plan import Plan
+from saesteer.methods.attribution import FisherMetric, fisher_metric
+from saesteer.methods.registry import method_entry
+from saesteer.models import ModelSource, Site, load_model, model_info
+from saesteer.models.placement import choose_device, choose_dtype, memory_of
+from saesteer.models.shape import check_shape
+from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
+from saesteer.saes.adapter import LensSae
+from saesteer.saes.doctor import check_fit
+from saesteer.saes.labels import own_table
+from saesteer.saes.loading import load_sae
+from saesteer.saes.table import FeatureTable
+from saesteer.steering.divergence import FEWEST_TOKENS, DivergenceMeter
+from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.content import content_digest
+from saesteer.utils.errors import ConfigError, DataError, MismatchError, SteeringError
+from saesteer.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.data.answers import Answer
+    from saesteer.models.tokens import TokenRow
+
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+# What the weights of one model in several dtypes may take of a machine's memory.
+MEMORY_SHARE = 0.25
+
+
+@cache
+def _chosen_dtype(dtype: str, device: torch.device, threads: int) -> torch.dtype:
+    # Measured once: all runs of a process have one answer, and with it one model.
+    return choose_dtype(dtype, device)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Compute on so many CPU threads inside, and on as many as before afterwards.
+
+    Args:
+        number: How many; as many as there are if None.
+    """
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_its_threads(
+    run: Callable[Concatenate[Any, P], Result],
+) -> Callable[Concatenate[Any, P], Result]:
+    """Make an experiment compute on the CPU threads that its settings, its first argument, name."""
+
+    @wraps(run)
+    def on_threads(config: Any, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with cpu_threads(config.model.threads):
+            return run(config, *args, **kwargs)
+
+    return on_threads
+
+
+class BenchPlan(Protocol):
+    """What a bench needs of a plan, be it of a run or of a comparison."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def answers(self) -> tuple[Answer, ...]: ...
+    @property
+    def training_answers(self) -> tuple[Answer, ...]: ...
+    @property
+    def cache(self) -> Path: ...
+    @property
+    def model(self) -> ModelSource: ...
+    @property
+    def sae(self) -> Path | tuple[str, str]: ...
+
+
+class ModelBench:
+    """Loads the model once, on first use, so that a resumed run loads only what it needs.
+
+    Args:
+        plan: What is to be done; its settings name the model.
+        progress: Where to say what is being loaded.
+        shelf: What other runs of this process have loaded already; nothing if None.
+    """
+
+    def __init__(self, plan: Any, progress: Progress, shelf: Shelf | None = None) -> None:
+        self.plan: Any = plan
+        self.progress = progress
+        self.shelf = shelf or Shelf()
+
+    @cached_property
+    def model(self) -> TransformerBridge:
+        """The model."""
+        settings = self.plan.config.model
+
+        def load() -> TransformerBridge:
+            self.progress.say(f"Loading model {settings.name} ...")
+            return load_model(
+                settings.name,
+                device=self._device,
+                dtype=self._dtype,
+                device_map=settings.device_map,
+                trust_remote_code=settings.trust_remote_code,
+                progress=self.progress,
+            )
+
+        return self.shelf.keep("model", self._model_key, load, room=self._has_room_beside)
+
+    @cached_property
+    def _device(self) -> torch.device | None:
+        settings = self.plan.config.model
+        mapped = settings.device_map is not None and settings.device == "auto"
+        return None if mapped else choose_device(settings.device)
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        device = self._device or choose_device()
+        return _chosen_dtype(self.plan.config.model.dtype, device, torch.get_num_threads())
+
+    @property
+    def _model_key(self) -> tuple[str, ...]:
+        left_out = {"threads", "device", "dtype"}
+        settings = self.plan.config.model.model_dump_json(exclude=left_out)
+        # What "auto" stands for, and where it was found, with the hash of a file: other weights
+        # under one name are another.
+        place = (str(self._device), str(self._dtype))
+        return (settings, *place, str(self.plan.model))
+
+    def _has_room_beside(self, others: Sequence[TransformerBridge]) -> bool:
+        """Return whether models may stay in memory while this one is loaded."""
+        infos = [model_info(other) for other in others]
+        # Only of the same weights the size is known before they are loaded.
+        if self._device is None or any(info.source != self.plan.model for info in infos):
+            return False
+        numbers = sum(weight.numel() for weight in infos[0].plain.parameters())
+        each = [self._dtype.itemsize, *(info.plain.dtype.itemsize for info in infos)]
+        return numbers * sum(each) <= MEMORY_SHARE * memory_of(self._device)
+
+
+class Bench(ModelBench):
+    """Loads model, SAE and tables once each, on first use.
+
+    Args:
+        plan: What is to be done.
+        progress: Where to say what is being loaded.
+        shelf: What other runs of this process have loaded already; nothing if None.
+    """
+
+    def __init__(self, plan: BenchPlan, progress: Progress, shelf: Shelf | None = None) -> None:
+        super().__init__(plan, progress, shelf)
+        self.arrays = ArrayCache(plan.cache)
+
+    @cached_property
+    def sae(self) -> LensSae:
+        """The SAE, checked against the model.
+
+        Raises:
+            MismatchError: It does not belong to the model.
+            ConfigError: The settings name another site than the SAE's.
+        """
+        config = self.plan.config
+        sae = self.shelf.keep("sae", self._sae_key, self._load_sae)
+        if config.site is not None and Site.parse(config.site) != sae.write_site:
+            raise ConfigError(
+                f"site {config.site} is not where SAE {config.sae} lives ({sae.write_site}); leave "
+                "site out or choose an SAE of that site."
+            )
+        self.shelf.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
+        return sae
+
+    def _load_sae(self) -> LensSae:
+        self.progress.say(f"Loading SAE {self.plan.config.sae} ...")
+        sae = load_sae(self.plan.config.sae)
+        check_shape(self.plan.model, sae.site, sae.d_in, f"SAE {sae.name}")
+        return sae
+
+    @property
+    def _sae_key(self) -> tuple[str, ...]:
+        where = self.plan.sae
+        digest = content_digest(where) if isinstance(where, Path) else ""
+        return (self.plan.config.sae, str(where), digest)
+
+    def _check_fit(self, sae: LensSae) -> bool:
+        # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
+        remark = check_fit(self.model, sae, self._neutral_rows(sae.prepend_bos))
+        if remark:
+            self.progress.say(remark)
+        return True
+
+    @cached_property
+    def table(self) -> FeatureTable | None:
+        """The SAE's feature table, where its folder has one."""
+        table = self.shelf.keep("table", self._sae_key, lambda: own_table(self.plan.sae))
+        if table is not None and len(table) != self.sae.d_sae:
+            raise MismatchError(
+                f"feature table {table.source} lists {len(table)} features and the SAE beside it "
+                f"has {self.sae.d_sae}; remove the table or build it for this SAE."
+            )
+        return table
+
+    @property
+    def site(self) -> Site:
+        """Where vectors are read and written."""
+        return self.sae.write_site
+
+    @cached_property
+    def weights_key(self) -> tuple[str, ...]:
+        """What tells these weights, in this precision and at this site, from others."""
+        info = model_info(self.model)
+        return (info.fingerprint, str(self.model.cfg.dtype), str(self.site), self.sae.fingerprint)
+
+    @cached_property
+    def neutral_rows(self) -> list[TokenRow]:
+        """The neutral answers as the assistant's words.
+
+        Raises:
+            DataError: They are too long for the model, or too few to measure on.
+        """
+        return self._neutral_rows()
+
+    def _neutral_rows(self, prepend_bos: bool | None = None) -> list[TokenRow]:
+        rows = self.answer_rows(self.plan.answers, prepend_bos=prepend_bos)
+        tokens = sum(sum(row.kept) for row in rows)
+        if tokens < FEWEST_TOKENS:
+            raise DataError(
+                f"evaluation.neutral {self.plan.config.evaluation.neutral}: its first {len(rows)} "
+                f"answers have {tokens} tokens and KL needs at least {FEWEST_TOKENS}; give more "
+                "with evaluation.neutral_answers, or longer ones."
+            )
+        return rows
+
+    def answer_rows(
+        self,
+        answers: Sequence[Answer],
+        *,
+        system: str | None = None,
+        prepend_bos: bool | None = None,
+    ) -> list[TokenRow]:
+        """Return answers as the assistant's words after their questions."""
+        assert self.model.tokenizer is not None
+        source = self.plan.config.evaluation.neutral
+        file = f"the bundled {ANSWERS_NAME}.jsonl" if source == ANSWERS_NAME else source
+        return encode_statements(
+            self.model.tokenizer,
+            [answer.answer for answer in answers],
+            [answer.question for answer in answers],
+            chat=self.plan.config.reading.chat,
+            system=system,
+            prepend_bos=prepend_bos,
+            max_length=int(self.model.cfg.n_ctx),
+            what=[f"a neutral answer of {file}"] * len(answers),
+            remedy="give shorter ones with evaluation.neutral, or use a model of longer context",
+        )
+
+    @cached_property
+    def training_rows(self) -> list[TokenRow]:
+        """Neutral answers that no evaluation uses.
+
+        Raises:
+            DataError: They are too few to measure on.
+        """
+        rows = self.answer_rows(self.plan.training_answers)
+        tokens = sum(sum(row.kept[1:]) for row in rows)
+        if tokens < FEWEST_TOKENS:
+            raise DataError(
+                f"evaluation.neutral {self.plan.config.evaluation.neutral}: the {len(rows)} "
+                f"answers that train have {tokens} tokens and KL needs at least {FEWEST_TOKENS}; "
+                "give more with objective.neutral_answers, or longer ones."
+            )
+        return rows
+
+    @cached_property
+    def training_divergence(self) -> DivergenceMeter:
+        """The cost that objectives are linearised at, on a part of the training answers."""
+        rows: list[TokenRow] = []
+        for row in self.training_rows:
+            rows.append(row)
+            if sum(sum(r.kept) for r in rows) >= 400:
+                break
+        return DivergenceMeter(self.model, rows, site=self.site)
+
+    @cached_property
+    def metric(self) -> FisherMetric:
+        """The Fisher metric of the site, computed once per model, site and text."""
+        samples = self.plan.config.objective.fisher_samples
+        rows = self.training_rows
+
+        def compute() -> dict[str, np.ndarray]:
+            self.progress.say(f"Fisher metric of {self.site} from {len(rows)} neutral texts")
+            texts = TeacherForced(self.model, rows, site=self.site, max_tokens=1024)
+            found = fisher_metric(texts, n_samples=samples)
+            return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
+
+        key = [(row.ids, row.kept) for row in rows]
+        kept = self.arrays.once("fisher", *self.weights_key, samples, key, compute=compute)
+        return FisherMetric(kept["matrix"], *map(int, kept["counts"]))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer
+
+    @property
+    def context(self) -> int:
+        """The longest row that the model takes, in tokens."""
+        return int(self.model.cfg.n_ctx)
+
+    @cached_property
+    def embedder(self) -> SentenceEmbedder:
+        """What embeds sentences for judges."""
+        return SentenceEmbedder()
+
+    def keeper(self, *parts: Any) -> Callable[[np.ndarray, Callable[[], Any]], Any]:
+        """Return a function that keeps linearisations of one objective by content."""
+
+        def keep(at: np.ndarray, compute: Callable[[], Any]) -> Any:
+            return self.arrays.once("gradients", *self.weights_key, *parts, at, compute=compute)
+
+        return keep
+
+
+class Workbench(Bench):
+    """The bench of a run.
+
+    Args:
+        plan: The run.
+        progress: Where to say what is being loaded.
+        shelf: What other runs of this process have loaded already; nothing if None.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, shelf: Shelf | None = None) -> None:
+        super().__init__(plan, progress, shelf)
+        self.plan: Plan = plan
+
+    def check(self) -> None:
+        """Check, before anything is computed or written, all that later stages would stumble on.
+
+        Raises:
+            SaesteerError: Model and SAE do not belong together, or a text does not fit the model's
+                context.
+        """
+        config = self.plan.config
+        needs = method_entry(config.method.name).needs
+        if "objective" in needs and config.objective.own_words > 0:
+            # Before the model, which takes longer to load.
+            self.embedder.embed(["A sentence."])
+        assert self.sae is not None
+        assert self.model.tokenizer is not None
+        if "objective" in needs:
+            assert self.training_rows
+        held_out, context = self.plan.held_out, int(self.model.cfg.n_ctx)
+        prompts = [pair.prompt or config.evaluation.request for pair in held_out]
+        encode_statements(
+            self.model.tokenizer,
+            [*held_out.positives, *held_out.negatives],
+            [*prompts, *prompts],
+            chat=config.reading.chat,
+            max_length=context,
+            what=held_out.side_names,
+        )
+        longest = config.completions.max_new_tokens
+        questions = (*self.plan.questions, *self.plan.training_questions)
+        for number, question in enumerate(questions, start=1):
+            length = self._prompt_length(question)
+            if length + longest > context:
+                raise SteeringError(
+                    f"question {number} ({question[:40]!r}) has {length} tokens, which with "
+                    f"completions.max_new_tokens {longest} is more than the model's context of "
+                    f"{context}; lower that or shorten the question."
+                )
+
+    def _prompt_length(self, question: str) -> int:
+        tokenizer = self.model.tokenizer
+        chat = self.plan.config.completions.chat
+        assert tokenizer is not None
+        if has_chat_template(tokenizer) if chat == "auto" else chat:
+            question = chat_prompt(tokenizer, question)
+        return len(encode_texts(tokenizer, [question])[0])

@@ -1,0 +1,363 @@
+"""The client: what Neuronpedia knows of features, and what it does with them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from saesteer.saes.neuronpedia import replies
+from saesteer.saes.neuronpedia.asking import CachedAsking
+from saesteer.saes.neuronpedia.cache import Cache
+from saesteer.saes.neuronpedia.links import SourceId
+from saesteer.saes.neuronpedia.many import many_features
+from saesteer.saes.neuronpedia.replies import read_reply
+from saesteer.saes.neuronpedia.service import Service, service_here
+from saesteer.saes.neuronpedia.steering import SteerSettings, steer_payload
+from saesteer.saes.neuronpedia.transport import Transport
+from saesteer.utils.errors import ConfigError, NetworkError, SteeringError
+
+DAY = 86_400.0
+SEARCH_PAGE = 20
+MOST_BY_TEXT = 100
+_SHORTEST_QUERY = 3
+
+
+class Neuronpedia:
+    """Asks Neuronpedia, its cache first.
+
+    Args:
+        service: Where and how; as the environment says if None.
+        cache: Where answers are kept; nothing is kept if None.
+        max_age: The oldest cached answer to take while the service answers, seconds.
+        transport: What sends requests; made from `service` if None.
+
+    Example:
+        >>> client = Neuronpedia(cache=Cache("neuronpedia.sqlite"))  # doctest: +SKIP
+        >>> client.feature("gpt2-small/6-res-jb", 650).description  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        service: Service | None = None,
+        *,
+        cache: Cache | None = None,
+        max_age: float = 30 * DAY,
+        transport: Transport | None = None,
+    ) -> None:
+        self.transport = transport or Transport(service or service_here())
+        self.service = self.transport.service
+        self.cache = cache
+        self._asking = CachedAsking(self.transport, cache, max_age)
+
+    @property
+    def remaining(self) -> int | None:
+        """Requests left in this hour, as the service said last."""
+        return self.transport.remaining
+
+    def feature(self, source: str | SourceId, index: int) -> replies.Feature | None:
+        """Return a feature with its explanations, activations and logits.
+
+        Offline, imported bulk files answer where nothing else is cached.
+
+        Args:
+            source: Model and source, such as "gpt2-small/6-res-jb".
+            index: The feature's number.
+
+        Returns:
+            None where Neuronpedia has no such feature.
+
+        Raises:
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        path = f"/feature/{quote(of.model)}/{quote(of.source)}/{_index(index)}"
+        try:
+            return self._asking.look_up(replies.Feature, "GET", path)
+        except NetworkError:
+            found = self._asking.imported(of, index)
+            if found is None:
+                raise
+            return read_reply(replies.Feature, found, path)
+
+    def features(
+        self, source: str | SourceId, indices: Sequence[int], *, n_texts: int = 3
+    ) -> dict[int, replies.Feature]:
+        """Return many features, in few calls.
+
+        Args:
+            source: Model and source.
+            indices: The features' numbers.
+            n_texts: The most activating texts of each.
+
+        Returns:
+            The features by number, in the order asked; those that Neuronpedia lacks are left out.
+
+        Raises:
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        found = many_features(self._asking, of, list(map(_index, indices)), n_texts=n_texts)
+        return {
+            i: read_reply(replies.Feature, one, "/features")
+            for i, one in found.items()
+            if one is not None
+        }
+
+    def labels(
+        self, source: str | SourceId, indices: Sequence[int], *, ask: bool = True
+    ) -> dict[int, str]:
+        """Return what features stand for: imported labels first, then cached and asked ones.
+
+        Args:
+            source: Model and source.
+            indices: The features' numbers.
+            ask: Whether to ask Neuronpedia for what is not there.
+
+        Returns:
+            Labels by number; features without one are left out.
+        """
+        of = SourceId.parse(str(source))
+        wanted = list(map(_index, indices))
+        imported = self.cache.labels(str(of)) if self.cache is not None else {}
+        lacking = [i for i in wanted if i not in imported]
+        ask = ask and not self.service.offline
+        for i, one in many_features(self._asking, of, lacking, ask=ask).items():
+            if one is not None:
+                imported[i] = read_reply(replies.Feature, one, "/features").description
+        return {i: imported[i] for i in wanted if imported.get(i)}
+
+    def search(
+        self, source: str | SourceId, query: str, *, limit: int = SEARCH_PAGE
+    ) -> tuple[replies.ExplanationHit, ...]:
+        """Return the explanations closest to some words, closest first.
+
+        Args:
+            source: Model and source.
+            query: The words, 3 characters or more.
+            limit: The most explanations; 20 come with each call.
+
+        Raises:
+            ConfigError: The words are too few.
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        words = query.strip()
+        if len(words) < _SHORTEST_QUERY:
+            raise ConfigError(
+                f"the search {words!r} is shorter than {_SHORTEST_QUERY} characters; give a word."
+            )
+        found: list[replies.ExplanationHit] = []
+        offset = 0
+        while len(found) < limit:
+            body = {"modelId": of.model, "layers": [of.source], "query": words, "offset": offset}
+            page = self._asking.need(replies.ExplanationPage, "/explanation/search", body, str(of))
+            found += page.results
+            following = page.next_offset or offset + len(page.results)
+            if not (page.more and page.results and following > offset):
+                break
+            offset = following
+        return tuple(found[:limit])
+
+    def firing_on(
+        self, source: str | SourceId, text: str, *, tokens: Sequence[int] = (), limit: int = 50
+    ) -> replies.TextSearch:
+        """Return the features that fire most on a text.
+
+        Args:
+            source: Model and source.
+            text: The text.
+            tokens: Sort by the activations on these tokens (BOS is token 0); by the largest on any
+                if empty.
+            limit: The most features, up to 100.
+
+        Raises:
+            ConfigError: The text is empty, or the limit too large.
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        if not text.strip() or not 1 <= limit <= MOST_BY_TEXT:
+            raise ConfigError(
+                f"a search by a text needs a text and a limit of 1 to {MOST_BY_TEXT} features; "
+                f"these are {text.strip()[:40]!r} and {limit}."
+            )
+        body = {
+            "modelId": of.model,
+            "sourceSet": of.source_set,
+            "text": text,
+            "selectedLayers": [of.source],
+            "sortIndexes": sorted(map(int, tokens)),
+            "ignoreBos": True,
+            "numResults": limit,
+        }
+        return self._asking.need(replies.TextSearch, "/search-all", body, str(of), slow=True)
+
+    def similar(
+        self, source: str | SourceId, index: int, *, among: str | SourceId | None = None
+    ) -> tuple[replies.Similar, ...]:
+        """Return the features whose decoder rows are closest to a feature's, closest first.
+
+        Args:
+            source: Model and source of the feature.
+            index: Its number.
+            among: Model and source to look in; the feature's own if None.
+
+        Raises:
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        target = of if among is None else SourceId.parse(str(among))
+        body = {
+            "modelId": of.model,
+            "source": of.source,
+            "index": _index(index),
+            "targetModelId": target.model,
+            "targetSourceId": target.source,
+        }
+        what = f"{of}/{index}"
+        return self._asking.need(replies.SimilarList, "/cossim", body, what, slow=True).similar
+
+    def new_list(
+        self,
+        source: str | SourceId,
+        features: Mapping[int, str],
+        name: str,
+        *,
+        description: str = "",
+        text: str | None = None,
+    ) -> replies.FeatureList:
+        """Make a list of features; needs a key.
+
+        Args:
+            source: Model and source.
+            features: What to say of each feature, by number; may be empty words.
+            name: The list's name.
+            description: What it is about.
+            text: A text whose activations the list shows.
+
+        Raises:
+            ConfigError: There is no key, no name or no feature.
+            NetworkError: It cannot be asked, or refuses.
+        """
+        of = SourceId.parse(str(source))
+        if not name.strip() or not features:
+            raise ConfigError("a list on Neuronpedia needs a name and at least one feature.")
+        self._check_key("a list")
+        rows = [
+            {"modelId": of.model, "layer": of.source, "index": _index(i), "description": words}
+            for i, words in features.items()
+        ]
+        body = {"name": name, "description": description, "features": rows}
+        body |= {"testText": text} if text else {}
+        answer = self.transport.json("POST", "/list/new-with-features", body)
+        return read_reply(replies.FeatureList, answer, "/list/new-with-features")
+
+    def steer(
+        self,
+        source: str | SourceId,
+        prompt: str,
+        strengths: Mapping[int, float],
+        settings: SteerSettings | None = None,
+    ) -> replies.Steered:
+        """Let Neuronpedia complete a text with and without steering.
+
+        Args:
+            source: Model and source.
+            prompt: The text.
+            strengths: How much of each feature's unit decoder row is added, by number: L2 length.
+            settings: How to generate.
+
+        Raises:
+            SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        _check_words(prompt)
+        body = {"prompt": prompt} | steer_payload(of, strengths, settings or SteerSettings())
+        return self._asking.need(replies.Steered, "/steer", body, str(of), slow=True)
+
+    def steer_chat(
+        self,
+        source: str | SourceId,
+        messages: Sequence[Mapping[str, str]],
+        strengths: Mapping[int, float],
+        settings: SteerSettings | None = None,
+    ) -> replies.SteeredChat:
+        """Let Neuronpedia answer a chat with and without steering.
+
+        Args:
+            source: Model and source.
+            messages: The chat so far: role and content of each message.
+            strengths: As for `steer`.
+            settings: How to generate.
+
+        Raises:
+            SteeringError: A strength is out of Neuronpedia's range, or the chat is empty.
+            NetworkError: It cannot be asked, or its answer cannot be read.
+        """
+        of = SourceId.parse(str(source))
+        chat = [{"role": m["role"], "content": m["content"]} for m in messages]
+        _check_words(*(m["content"] for m in chat))
+        chosen = settings or SteerSettings()
+        body = {
+            "defaultChatMessages": chat,
+            "steeredChatMessages": chat,
+            "steer_special_tokens": chosen.special_tokens,
+            **steer_payload(of, strengths, chosen),
+        }
+        return self._asking.need(replies.SteeredChat, "/steer-chat", body, str(of), slow=True)
+
+    def upload_vector(
+        self, model: str, layer: int, values: Sequence[float], label: str, *, strength: float
+    ) -> replies.UploadedVector:
+        """Upload a vector of the residual stream before a block; needs a key.
+
+        Args:
+            model: Neuronpedia's name of the model.
+            layer: The block whose input it is added to, from 0.
+            values: The vector, as wide as the model.
+            label: What to call it.
+            strength: How much of it is added by default, -100 to 100.
+
+        Raises:
+            ConfigError: There is no key.
+            SteeringError: The strength is out of range, or a value is not finite.
+            NetworkError: It cannot be asked, or refuses.
+        """
+        numbers = [float(value) for value in values]
+        if not (numbers and all(map(math.isfinite, numbers)) and abs(strength) <= 100):
+            raise SteeringError(
+                f"a vector for Neuronpedia needs finite numbers and a strength of -100 to 100, not "
+                f"{strength}; scale the vector."
+            )
+        self._check_key("a vector")
+        body = {
+            "modelId": model,
+            "layerNumber": int(layer),
+            "hookType": "resid-pre",
+            "vector": numbers,
+            "vectorDefaultSteerStrength": float(strength),
+            "vectorLabel": label,
+        }
+        answer = self.transport.json("POST", "/vector/new", body)
+        return read_reply(replies.UploadedVector, answer, "/vector/new")
+
+    def _check_key(self, what: str) -> None:
+        variable = self.service.key_variable
+        if not os.environ.get(variable, "").strip():
+            raise ConfigError(
+                f"{what} on Neuronpedia belongs to an account; set the environment variable "
+                f"{variable} to its key."
+            )
+
+
+def _check_words(*texts: str) -> None:
+    if not any(text.strip() for text in texts):
+        raise SteeringError("there is no text to go on from; give a prompt of a word or more.")
+
+
+def _index(index: int) -> int:
+    if int(index) < 0:
+        raise ConfigError(f"feature {index} cannot be; a feature's number is 0 or more.")
+    return int(index)

@@ -1,0 +1,160 @@
+"""A run's folder: the source of truth for everything the run found."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saesteer.utils.errors import OutputError
+from saesteer.utils.files import draft_of, leave, remove_abandoned, write_atomic
+
+RECORDED_PACKAGES = (
+    "saesteer",
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "sae-lens",
+    "scikit-learn",
+    "numpy",
+)
+
+
+class RunFolder:
+    """The files of one run; each is written whole or not at all.
+
+    Args:
+        path: The folder; made by `create` or by the first file written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self) -> RunFolder:
+        """Make the folder, and remove what runs killed while writing have left in it.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = draft_of(self.path / "probe")
+            probe.write_text("")
+            probe.unlink()
+            leave(probe)
+            remove_abandoned(self.path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(
+                f"the run folder {self.path} cannot be written ({reason}); choose another with "
+                "--set folder=..."
+            ) from error
+        return self
+
+    def has(self, name: str) -> bool:
+        """Return whether a file is there."""
+        return os.path.isfile(self.path / name)
+
+    def write(self, name: str, write: Callable[[Path], Any]) -> Path:
+        """Write a file through `write`, which is given a draft beside it.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        return write_atomic(self.path / name, write)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a value as JSON.
+
+        Raises:
+            OutputError: It holds NaN, infinity or something that JSON has no word for, or the file
+                cannot be written.
+        """
+        try:
+            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise OutputError(
+                f"{self.path / name} cannot be written as JSON ({error}); see `finite`."
+            ) from error
+        return self.write(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            OutputError: The file is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{self.path / name} is damaged or missing ({error}); delete it if it is there, "
+                "and run the same command again."
+            ) from error
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return a JSON file's value, computing and writing it first where it is not there."""
+        if not self.has(name):
+            self.write_json(name, compute())
+        return self.read_json(name)
+
+
+def finite(value: Any) -> Any:
+    """Return a value with null for every NaN and infinity in it, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment_record() -> dict[str, Any]:
+    """Return versions, machine and git commit: what a number needs to be repeated."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "git_commit": _git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Write `run.json`, keeping the first start of a resumed run."""
+    earlier = folder.read_json("run.json") if folder.has("run.json") else {}
+    folder.write_json(
+        "run.json",
+        {**earlier, **record, **{key: earlier[key] for key in ("started",) if key in earlier}},
+    )
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    # Installed into somebody else's checkout, that one's commit would say nothing of this code.
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
