@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from saesteer.experiments.compare import CompareConfig, compare
+from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.registry import run_experiment
 from saesteer.utils.progress import terminal_progress
 
 METHODS = (
@@ -40,7 +41,7 @@ def main() -> None:
         "folder": folder,
     }
     start = time.perf_counter()
-    result = compare(CompareConfig.model_validate(settings), terminal_progress())
+    result = run_experiment(CompareConfig.model_validate(settings), terminal_progress())
     total = time.perf_counter() - start
     stages = result.metrics["seconds"]
     for stage, seconds in stages.items():

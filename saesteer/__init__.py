@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saesteer.data import PairSet, pairs_from, read_pairs, split_pairs
     from saesteer.evaluation import EffectMeter, PropensityMeter
-    from saesteer.experiments.steer.run import run
+    from saesteer.experiments.registry import run_experiment as run
+    from saesteer.experiments.results import Results
+    from saesteer.experiments.steer.config import RunConfig
     from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
     from saesteer.methods.features import (
         cluster_features,
@@ -24,21 +26,41 @@ if TYPE_CHECKING:
     from saesteer.saes import doctor, load_sae
     from saesteer.steering import SteeringVector, generate, steer
     from saesteer.steering.divergence import DivergenceMeter
-    from saesteer.utils.settings import RunConfig, load_config
+    from saesteer.utils.settings import load_config
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "activations": ("read_pair_activations",),
-    "config": ("RunConfig", "load_config"),
-    "data": ("PairSet", "pairs_from", "read_pairs", "split_pairs"),
-    "evaluation": ("DivergenceMeter", "EffectMeter", "PropensityMeter"),
-    "features": ("cluster_features", "encode_pairs", "fit_weights", "select_features"),
-    "methods": ("ClusteredSae", "DifferenceInMeans", "MethodInputs", "RandomDirection"),
-    "models": ("Site", "load_model", "plain_model", "wrap_model"),
-    "pipeline": ("run",),
-    "saes": ("doctor", "load_sae"),
-    "steering": ("SteeringVector", "generate", "steer"),
+# Where each name lives, and what it is called there.
+_NAMES = {
+    "ClusteredSae": "methods:ClusteredSae",
+    "DifferenceInMeans": "methods:DifferenceInMeans",
+    "DivergenceMeter": "steering.divergence:DivergenceMeter",
+    "EffectMeter": "evaluation:EffectMeter",
+    "MethodInputs": "methods:MethodInputs",
+    "PairSet": "data:PairSet",
+    "PropensityMeter": "evaluation:PropensityMeter",
+    "RandomDirection": "methods:RandomDirection",
+    "Results": "experiments.results:Results",
+    "RunConfig": "experiments.steer.config:RunConfig",
+    "Site": "models:Site",
+    "SteeringVector": "steering:SteeringVector",
+    "cluster_features": "methods.features:cluster_features",
+    "doctor": "saes:doctor",
+    "encode_pairs": "methods.features:encode_pairs",
+    "fit_weights": "methods.features:fit_weights",
+    "generate": "steering:generate",
+    "load_config": "utils.settings:load_config",
+    "load_model": "models:load_model",
+    "load_sae": "saes:load_sae",
+    "pairs_from": "data:pairs_from",
+    "plain_model": "models:plain_model",
+    "read_pair_activations": "models.pair_activations:read_pair_activations",
+    "read_pairs": "data:read_pairs",
+    "run": "experiments.registry:run_experiment",
+    "select_features": "methods.features:select_features",
+    "split_pairs": "data:split_pairs",
+    "steer": "steering:steer",
+    "wrap_model": "models:wrap_model",
 }
 
 __all__ = [
@@ -50,6 +72,7 @@ __all__ = [
     "PairSet",
     "PropensityMeter",
     "RandomDirection",
+    "Results",
     "RunConfig",
     "Site",
     "SteeringVector",
@@ -74,7 +97,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    for room, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"saesteer.{room}"), name)
+    if name in _NAMES:
+        module, attribute = _NAMES[name].split(":")
+        return getattr(import_module(f"saesteer.{module}"), attribute)
     raise AttributeError(f"module 'saesteer' has no attribute {name!r}")

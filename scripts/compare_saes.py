@@ -9,9 +9,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from saesteer.experiments.steer.run import run
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.utils.progress import terminal_progress
-from saesteer.utils.settings import RunConfig, load_config
+from saesteer.utils.settings import load_config
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
                 [*fixed, f"sae={sae}", f"pairs.source={pairs}", f"name={Path(pairs).stem}"],
                 kind=RunConfig,
             )
-            metrics = run(config, terminal_progress()).metrics
+            metrics = run_experiment(config, terminal_progress()).metrics
             fit = metrics["fit"]
             print(
                 f"| {sae} | {pairs} | {fit['features']} | {fit['cosine_to_mean_delta']:.2f} | "

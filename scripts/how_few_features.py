@@ -10,10 +10,9 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from saesteer.experiments.compare.bench import CompareBench
 from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.experiment import Compare
 from saesteer.experiments.compare.persona_run import PersonaRun
-from saesteer.experiments.compare.plan import only, plan_compare
 from saesteer.methods import AttributedSae
 from saesteer.steering import SteeringVector
 from saesteer.utils.progress import terminal_progress
@@ -26,9 +25,9 @@ BUDGET = 0.3
 def main() -> None:
     """Print E by feature count, and without each cluster, for every persona named."""
     config = load_config(sys.argv[1], kind=CompareConfig)
-    plan = only(plan_compare(config), sys.argv[2:])
-    bench = CompareBench(plan, terminal_progress())
-    for persona in plan.personas:
+    bench = Compare(config, terminal_progress())
+    bench.only(sys.argv[2:])
+    for persona in bench.plan.personas:
         run = PersonaRun(bench, persona).first
         inputs = run.context.inputs_for("attributed_sae")
         chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]

@@ -14,7 +14,7 @@ from torch import nn
 
 HYBRIDS = ("lfm2", "qwen35", "falconh1", "jamba", "mamba", "gemma4")
 VOCABULARY = 420
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -28,8 +28,8 @@ _SLIDING = ["sliding_attention", "full_attention"]
 def _config(name: str) -> Any:
     import transformers as tf
 
-    narrow = {"head_dim": 8}
-    gemma4 = {
+    narrow: dict[str, Any] = {"head_dim": 8}
+    gemma4: dict[str, Any] = {
         "head_dim": 16,
         "global_head_dim": 16,
         "vocab_size_per_layer_input": VOCABULARY,
@@ -37,13 +37,18 @@ def _config(name: str) -> Any:
         "sliding_window": 8,
         "layer_types": _SLIDING * 2,
     }
-    linear = {
+    linear: dict[str, Any] = {
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
     }
-    ssm = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1}
+    ssm: dict[str, Any] = {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+    }
     return {
         "lfm2": lambda: tf.Lfm2Config(
             **_SHAPE, layer_types=["conv", "full_attention"] * 2, block_multiple_of=16
@@ -104,12 +109,13 @@ def _made(name: str, tokenizer: Any) -> Any:
     return wrap_model(model, tokenizer)
 
 
-def reordered(plain: Any, order: Sequence[int]) -> Any:
+def reordered(plain: Any, order: Sequence[Any]) -> Any:
     """Return a Hugging Face model that has these layers and no others."""
     model = copy.deepcopy(plain)
     body = model.base_model
     body.layers = nn.ModuleList(copy.deepcopy(body.layers[i]) for i in order)
     for number, layer in enumerate(body.layers):
+        module: Any
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number

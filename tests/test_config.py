@@ -12,13 +12,14 @@ from saesteer.agent.settings import AgentConfig
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.corrupt.settings import CorruptConfig
 from saesteer.experiments.patch.settings import PatchConfig
+from saesteer.experiments.probe.config import ProbeConfig
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import build_method
-from saesteer.probes.settings import ProbeConfig
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.sweeps.parameters import ParameterFields
 from saesteer.sweeps.sweep_file import Metric
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import RunConfig, Settings, load_config, load_yaml, parse_config
+from saesteer.utils.settings import Settings, load_config, load_yaml, parse_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = "name: mine\npairs: {source: agreeableness}\n"
@@ -38,7 +39,7 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((PROJECT / "configs").glob("*.yaml")), ids=str)
 def test_every_run_configuration_of_the_project_loads(file):
-    assert load_config(file).name
+    assert load_config(file, kind=RunConfig).name
 
 
 @pytest.mark.parametrize("file", sorted((PROJECT / "configs/sae").glob("*.yaml")), ids=str)
@@ -140,7 +141,10 @@ def test_numbers_are_finite(field, value, load):
     [
         ("modle: {name: gpt2}\n", r"run\.yaml: modle .*did you mean 'model'\?"),
         ("evaluation: {buget: 1}\n", r"run\.yaml: evaluation\.buget .*did you mean 'budget'\?"),
-        ("quite_another: 1\n", r"quite_another is not a known setting \(known: name, model, sae"),
+        (
+            "quite_another: 1\n",
+            r"quite_another is not a known setting \(known: name, model, folder",
+        ),
         ("1: x\n", r"run\.yaml: 1: keys should be strings"),
     ],
 )
@@ -183,10 +187,10 @@ def test_a_file_that_holds_no_settings_is_told(text, told, load):
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     for path in (tmp_path / "missing.yaml", tmp_path):
         with pytest.raises(ConfigError, match=rf"{path.name} cannot be read"):
-            load_config(path)
+            load_config(path, kind=RunConfig)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(ConfigError, match=r"binary\.yaml is not YAML"):
-        load_config(tmp_path / "binary.yaml")
+        load_config(tmp_path / "binary.yaml", kind=RunConfig)
 
 
 def test_settings_from_memory_name_their_place():

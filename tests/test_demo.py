@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.saes import doctor, load_sae, rows_for
-from saesteer.utils.settings import RunConfig, load_config
+from saesteer.utils.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def demo(smollm2, tmp_path_factory):
     """The demo's own settings with fewer pairs, directions and completions."""
-    from saesteer.experiments.steer.run import run
+    from saesteer.experiments.registry import run_experiment
 
     config = load_config(
         ROOT / "configs/agreeableness.yaml",
@@ -31,8 +32,8 @@ def demo(smollm2, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         # The session's model is the one that the run would load.
-        patch.setattr("saesteer.experiments.workbench.load_model", lambda *args, **kwargs: smollm2)
-        return run(config)
+        patch.setattr("saesteer.experiments.context.load_model", lambda *args, **kwargs: smollm2)
+        return run_experiment(config)
 
 
 @pytest.mark.real

@@ -11,47 +11,47 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.experiments import workbench
-from saesteer.experiments.shelf import Shelf
-from saesteer.experiments.steer.run import run
-from saesteer.experiments.workbench import ModelBench, cpu_threads
+from saesteer.experiments import context
+from saesteer.experiments.context import Context, cpu_threads
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.tracking import RunStore
+from saesteer.utils.cache import Cache
 from saesteer.utils.progress import Progress
-from saesteer.utils.settings import RunConfig, parse_config
+from saesteer.utils.settings import parse_config
 
 TEXTS = ("glad words of joy", "grim words of woe")
 
 
 def patch(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.experiments.patch.run import run_patching
     from saesteer.experiments.patch.settings import PatchConfig
+    from saesteer.experiments.registry import run_experiment
 
-    return run_patching(parse_config(config, kind=PatchConfig, place="test"), **more)
+    return run_experiment(parse_config(config, kind=PatchConfig, place="test"), **more)
 
 
 def corrupt(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.experiments.corrupt.run import corrupt as corrupted
     from saesteer.experiments.corrupt.settings import CorruptConfig
 
-    return corrupted(parse_config(config, kind=CorruptConfig, place="test"), **more)
+    return run_experiment(parse_config(config, kind=CorruptConfig, place="test"), **more)
 
 
 def probe(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.experiments.probe.training import train_probes
-    from saesteer.probes import ProbeConfig
+    from saesteer.experiments.probe.config import ProbeConfig
+    from saesteer.experiments.registry import run_experiment
 
-    return train_probes(parse_config(config, kind=ProbeConfig, place="test"), **more)
+    return run_experiment(parse_config(config, kind=ProbeConfig, place="test"), **more)
 
 
 def compare(config: dict[str, Any], **more: Any) -> Any:
     from saesteer.experiments.compare.config import CompareConfig
-    from saesteer.experiments.compare.run import compare as compared
+    from saesteer.experiments.registry import run_experiment
 
-    return compared(parse_config(config, kind=CompareConfig, place="test"), **more)
+    return run_experiment(parse_config(config, kind=CompareConfig, place="test"), **more)
 
 
 def steer(config: dict[str, Any], **more: Any) -> Any:
-    return run(parse_config(config, kind=RunConfig, place="test"), **more)
+    return run_experiment(parse_config(config, kind=RunConfig, place="test"), **more)
 
 
 DO: dict[str, Callable[..., Any]] = {
@@ -118,7 +118,7 @@ def test_every_kind_computes_on_its_threads_and_leaves_them_as_they_were(kind, s
         raise Stopped
 
     before = torch.get_num_threads()
-    monkeypatch.setattr(workbench, "load_model", load)
+    monkeypatch.setattr(context, "load_model", load)
     settings = small(kind)
     settings["model"]["threads"] = before + 1
     with pytest.raises(Stopped):
@@ -167,13 +167,13 @@ def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
 def loads(monkeypatch) -> list[torch.dtype]:
     """The dtypes of the models that were loaded, in order."""
     found: list[torch.dtype] = []
-    load = workbench.load_model
+    load = context.load_model
 
     def listed(*args: Any, **how: Any) -> Any:
         found.append(how["dtype"])
         return load(*args, **how)
 
-    monkeypatch.setattr(workbench, "load_model", listed)
+    monkeypatch.setattr(context, "load_model", listed)
     return found
 
 
@@ -189,44 +189,44 @@ def loads(monkeypatch) -> list[torch.dtype]:
 def test_kinds_that_take_turns_load_a_model_as_often_as_memory_asks(
     auto, memory, wanted, small, loads, monkeypatch
 ):
-    workbench._chosen_dtype.cache_clear()
+    context._chosen_dtype.cache_clear()
     monkeypatch.setattr(
-        workbench, "choose_dtype", lambda dtype, _: {"auto": auto}.get(dtype) or torch.float32
+        context, "choose_dtype", lambda dtype, _: {"auto": auto}.get(dtype) or torch.float32
     )
-    monkeypatch.setattr(workbench, "memory_of", lambda device: memory)
-    shelf = Shelf()
+    monkeypatch.setattr(context, "memory_of", lambda device: memory)
+    cache = Cache()
     asked = {"corrupt": small("corrupt"), "patch": small("patch")}
     asked["corrupt"]["model"]["dtype"] = "auto"
     for program in ("skip 0", "skip 1"):
-        corrupt({**asked["corrupt"], "programs": [program]}, shelf=shelf)
-        patch({**asked["patch"], "name": program.replace(" ", "-")}, shelf=shelf)
-    workbench._chosen_dtype.cache_clear()
+        corrupt({**asked["corrupt"], "programs": [program]}, cache=cache)
+        patch({**asked["patch"], "name": program.replace(" ", "-")}, cache=cache)
+    context._chosen_dtype.cache_clear()
     assert loads == wanted
 
 
 def test_what_ran_before_changes_no_number(small, loads, tmp_path, monkeypatch):
-    workbench._chosen_dtype.cache_clear()
+    context._chosen_dtype.cache_clear()
     chosen = {"auto": torch.bfloat16, "float32": torch.float32}
-    monkeypatch.setattr(workbench, "choose_dtype", lambda dtype, _: chosen[dtype])
+    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: chosen[dtype])
     settings = small("corrupt")
     settings["model"]["dtype"] = "auto"
-    shelf = Shelf()
-    patch(small("patch"), shelf=shelf)
-    after = corrupt(settings, shelf=shelf)
+    cache = Cache()
+    patch(small("patch"), cache=cache)
+    after = corrupt(settings, cache=cache)
     alone = corrupt({**settings, "folder": str(tmp_path / "alone")})
-    workbench._chosen_dtype.cache_clear()
+    context._chosen_dtype.cache_clear()
     assert after.metrics["dtype"] == "bfloat16"
     assert after.metrics["tasks"] == alone.metrics["tasks"]
 
 
 def test_auto_is_measured_once_in_a_process(small, monkeypatch):
-    workbench._chosen_dtype.cache_clear()
+    context._chosen_dtype.cache_clear()
     answers = iter([torch.bfloat16, torch.float32])
-    monkeypatch.setattr(workbench, "choose_dtype", lambda dtype, _: next(answers))
+    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: next(answers))
     plan = SimpleNamespace(config=RunConfig(**small("run")))
     plan.config.model.dtype = "auto"
-    dtypes = [ModelBench(plan, Progress())._dtype for _ in range(2)]
-    workbench._chosen_dtype.cache_clear()
+    dtypes = [Context(plan, Progress())._dtype for _ in range(2)]
+    context._chosen_dtype.cache_clear()
     assert dtypes == [torch.bfloat16, torch.bfloat16]
 
 
@@ -237,9 +237,9 @@ def test_a_model_that_has_to_go_takes_what_was_measured_on_it_along():
     class Model:
         pass
 
-    shelf = Shelf()
-    first = weakref.ref(shelf.keep("model", 1, Model))
-    shelf.keep("comparison", 1, lambda: [first()])
-    shelf.keep("model", 2, Model)
+    cache = Cache()
+    first = weakref.ref(cache.keep("model", 1, Model))
+    cache.keep("comparison", 1, lambda: [first()])
+    cache.keep("model", 2, Model)
     gc.collect()
     assert first() is None

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from saesteer.experiments import workbench
+from saesteer.experiments import context
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.run import run
 from saesteer.utils.errors import (
     ConfigError,
     DataError,
@@ -22,7 +23,6 @@ from saesteer.utils.errors import (
     SiteError,
 )
 from saesteer.utils.run_folder import RunFolder
-from saesteer.utils.settings import RunConfig
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def settings(tiny_settings, monkeypatch) -> dict[str, Any]:
     def refuse(*args: Any, **kwargs: Any):
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr(workbench, "load_model", refuse)
-    monkeypatch.setattr(workbench, "load_sae", refuse)
+    monkeypatch.setattr(context, "load_model", refuse)
+    monkeypatch.setattr(context, "load_sae", refuse)
     return tiny_settings("llama")
 
 
@@ -46,7 +46,7 @@ def refused(settings):
         for key, value in changes.items():
             merged[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
         with pytest.raises(kind, match=text) as told:
-            run(RunConfig(**merged))
+            run_experiment(RunConfig(**merged))
         assert "\n" not in str(told.value)
         assert list(Path(settings["folder"]).iterdir()) == []
 
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_refused(settings, refused, tmp_path,
     planned = plan_run(RunConfig(**settings)).folder
     planned.write_text("in the way")
     with pytest.raises(ConfigError, match=r"is a file; choose another"):
-        run(RunConfig(**settings))
+        run_experiment(RunConfig(**settings))
     planned.unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     refused(ConfigError, r"cannot be written; choose another with --set folder=")

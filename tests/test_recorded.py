@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from plotly.graph_objects import Figure
 
-from saesteer.experiments.recorded import tell_comparison, tell_sweep
+from saesteer.experiments.compare.experiment import Compare
 from saesteer.sweeps.parameters import Parameter
-from saesteer.sweeps.results import sweep_result
+from saesteer.sweeps.results import sweep_result, tell_sweep
 from saesteer.sweeps.rows import TrialRow
 from saesteer.sweeps.spec import SweepSpec
 from saesteer.tracking import recorded_run
@@ -60,11 +60,12 @@ def made_up_metrics() -> dict[str, Any]:
 def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(listened):
     run, listener = listened
     metrics = {**made_up_metrics(), "vectors": {"kindly": "vectors/kindly.safetensors"}}
-    tell_comparison(run, SimpleNamespace(metrics=metrics, folder=run.folder))  # type: ignore[arg-type]
+    # What is told depends on what was found alone, not on the experiment's plan.
+    Compare.tell(object.__new__(Compare), run, SimpleNamespace(metrics=metrics))  # type: ignore[arg-type]
     assert listener.names("figure") == ["budgets", "strengths", "forest"]
     assert all(isinstance(listener.heard["figure", n], Figure) for n in ("budgets", "forest"))
     assert {"summary", "effects", "features", "completions"} <= set(listener.names("table"))
-    assert listener.names("artifact") == ["report", "vector-kindly"]
+    assert listener.names("artifact") == ["vector-kindly"]
     points = listener.heard["curve", "change"]
     assert [p["multiple"] for p in points] == sorted(p["multiple"] for p in points)
     method = metrics["headline_method"]

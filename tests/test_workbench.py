@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from saesteer.experiments import workbench
-from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.run import run
+from saesteer.experiments import context
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import Steer
 from saesteer.saes.table import save_feature_table
 from saesteer.utils.errors import (
     ConfigError,
@@ -23,7 +24,6 @@ from saesteer.utils.errors import (
     SteeringError,
 )
 from saesteer.utils.progress import Progress
-from saesteer.utils.settings import RunConfig
 
 
 def refuse(*args: Any, **kwargs: Any):
@@ -52,15 +52,15 @@ def test_an_sae_that_does_not_belong_is_refused_and_nothing_is_written(
 ):
     config = RunConfig(**tiny_settings("llama", sae=mirror_sae(**sae)))
     with pytest.raises(kind, match=text):
-        run(config)
+        run_experiment(config)
     assert list(Path(config.folder).iterdir()) == []
 
 
 def test_another_site_than_the_saes_is_refused_before_the_model_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr(workbench, "load_model", refuse)
+    monkeypatch.setattr(context, "load_model", refuse)
     config = RunConfig(**settings, site="blocks.2.hook_resid_post")
     with pytest.raises(ConfigError, match=r"blocks\.2\.hook_resid_post is not where SAE .* lives"):
-        run(config)
+        run_experiment(config)
     assert list(Path(config.folder).iterdir()) == []
 
 
@@ -71,10 +71,10 @@ def test_a_feature_table_of_another_sae_is_refused(tiny_settings, mirror_sae):
     table = pd.DataFrame([{"feature": index, **row} for index in range(5)])
     save_feature_table(table, sae / "features.parquet")
     with pytest.raises(MismatchError, match=r"lists 5 features and the SAE beside it has 64"):
-        run(RunConfig(**tiny_settings("llama", sae=sae)))
+        run_experiment(RunConfig(**tiny_settings("llama", sae=sae)))
     (sae / "features.parquet").write_bytes(b"cut off")
     with pytest.raises(SaeError, match=r"features\.parquet cannot be read"):
-        run(RunConfig(**tiny_settings("llama", sae=sae)))
+        run_experiment(RunConfig(**tiny_settings("llama", sae=sae)))
 
 
 def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(settings, tmp_path):
@@ -82,7 +82,7 @@ def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(s
         merged = {k: {**settings.get(k, {}), **v} for k, v in changes.items()}
         config = RunConfig(**{**settings, **merged})
         with pytest.raises(kind, match=text):
-            run(config)
+            run_experiment(config)
         assert list(Path(config.folder).iterdir()) == []
 
     (tmp_path / "long.txt").write_text("Why?\n" + "word " * 200, encoding="utf-8")
@@ -120,9 +120,9 @@ def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(s
 
 def test_a_doubtful_fit_is_said_before_the_run(tiny_settings, mirror_sae):
     said = []
-    progress = Progress()
+    progress: Any = Progress()
     progress.say = said.append
     config = RunConfig(**tiny_settings("llama", sae=mirror_sae(gain=0.2)))
-    bench = workbench.Workbench(plan_run(config), progress)
+    bench = Steer(config, progress)
     assert bench.sae.d_in == 32
     assert any("was not trained on this model or site" in line for line in said)

@@ -15,7 +15,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from saesteer.agent.settings import AgentConfig
-from saesteer.experiments.shelf import Shelf
+from saesteer.experiments.context import Context
+from saesteer.experiments.registry import experiment_named, run_experiment
+from saesteer.models.resolve import resolve_model
+from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError, SaesteerError
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import load_config, named_places, parse_config, short_hash
@@ -47,7 +50,7 @@ class Kind:
 
     name: str
     config: type[BaseModel]
-    run: Callable[[Any, Progress, Shelf], Any]
+    run: Callable[[Any, Progress, Cache], Any]
     about: str
 
 
@@ -66,7 +69,7 @@ class Workshop:
         self.config = config
         self.progress = progress
         # One model in memory, whatever kind of experiment asks for it.
-        self.shelf = Shelf()
+        self.cache = Cache()
         self.kinds: dict[str, Kind] = {name: kind_named(name) for name in config.experiments}
         self.base = {name: self._base(name, given) for name, given in config.experiments.items()}
 
@@ -128,17 +131,14 @@ class Workshop:
             OutOfTime: It took longer.
         """
         with deadline(seconds):
-            return self.kinds[kind].run(settings, self.progress, self.shelf).folder.path
+            return self.kinds[kind].run(settings, self.progress, self.cache).folder.path
 
     def n_layers(self, kind: str) -> int:
         """Return how many layers the model of a kind's base settings has; loads it."""
-        from saesteer.experiments.workbench import ModelBench
-        from saesteer.models.resolve import resolve_model
-
         settings: Any = self.check(kind, {})
+        # Base settings may leave to a proposal what makes them a whole experiment.
         plan = SimpleNamespace(config=settings, model=resolve_model(settings.model.name))
-        bench = ModelBench(plan, self.progress, self.shelf)
-        return int(bench.model.cfg.n_layers)
+        return int(Context(plan, self.progress, self.cache).model.cfg.n_layers)
 
     def _base(self, kind: str, given: dict[str, Any] | str) -> dict[str, Any]:
         where = f"experiments.{kind}"
@@ -162,16 +162,8 @@ def kind_named(name: str) -> Kind:
     Raises:
         ConfigError: There is none of that name.
     """
-    makers = {
-        "corrupt": _corrupt,
-        "run": _run,
-        "compare": _compare,
-        "probe": _probe,
-        "patch": _patch,
-    }
-    if name not in makers:
-        raise ConfigError(f"kind {name!r} is unknown; choose from {', '.join(makers)}.")
-    return makers[name]()
+    experiment = experiment_named(name)
+    return Kind(name, experiment.Config, run_experiment, experiment.about)
 
 
 @contextmanager
@@ -233,41 +225,3 @@ def _is_place(word: str) -> bool:
         return bool(word) and Path(word).exists()
     except (OSError, ValueError):
         return False
-
-
-def _corrupt() -> Kind:
-    from saesteer.experiments.corrupt.run import corrupt
-    from saesteer.experiments.corrupt.settings import CorruptConfig
-
-    about = "layers skipped, repeated or permuted; task losses"
-    return Kind("corrupt", CorruptConfig, corrupt, about)
-
-
-def _run() -> Kind:
-    from saesteer.experiments.steer.run import run
-    from saesteer.utils.settings import RunConfig
-
-    about = "one steering vector and its effect on held-out pairs"
-    return Kind("run", RunConfig, run, about)
-
-
-def _compare() -> Kind:
-    from saesteer.experiments.compare.config import CompareConfig
-    from saesteer.experiments.compare.run import compare
-
-    return Kind("compare", CompareConfig, compare, "steering methods compared at equal cost")
-
-
-def _probe() -> Kind:
-    from saesteer.experiments.probe.training import train_probes
-    from saesteer.probes.settings import ProbeConfig
-
-    return Kind("probe", ProbeConfig, train_probes, "a linear probe on every layer")
-
-
-def _patch() -> Kind:
-    from saesteer.experiments.patch.run import run_patching
-    from saesteer.experiments.patch.settings import PatchConfig
-
-    about = "activation and attribution patching: where it lives"
-    return Kind("patch", PatchConfig, run_patching, about)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from saesteer.cli.run import Overrides, Words
-
-if TYPE_CHECKING:
-    from saesteer.experiments.compare.plan import ComparePlan
 
 
 def compare_command(
@@ -37,9 +34,7 @@ def compare_command(
     from saesteer.cli.show import console
     from saesteer.cli.show_compare import show_compare_plan, show_compare_result
     from saesteer.experiments.compare.config import CompareConfig
-    from saesteer.experiments.compare.plan import only as only_these
-    from saesteer.experiments.compare.plan import plan_compare
-    from saesteer.experiments.compare.run import compare, measure_personas
+    from saesteer.experiments.compare.experiment import Compare
     from saesteer.experiments.compare.workers import measure_in_processes
     from saesteer.sweeps.overrides import swept_overrides
     from saesteer.utils.progress import terminal_progress
@@ -53,20 +48,19 @@ def compare_command(
         overrides.append(f"personas={json.dumps(persona)}")
     overrides += swept_overrides(words or (), os.environ)
     settings = load_config(config, overrides, kind=CompareConfig)
-    plan = plan_compare(settings)
-    if only:
-        plan = only_these(plan, only)
-    if dry_run:
-        show_compare_plan(plan, console())
-        return
     progress = terminal_progress()
-    if measure_only:
-        measure_personas(plan, progress)
+    experiment = Compare(settings, progress)
+    if only:
+        experiment.only(only)
+    if dry_run:
+        show_compare_plan(experiment.plan, console())
         return
-
-    def in_processes(plan: ComparePlan) -> None:
-        measure_in_processes(plan, config, overrides, workers, progress)
-
-    alone = workers == 1 or len(plan.personas) == 1
-    found = compare(settings, progress, only=only or (), measure=None if alone else in_processes)
-    show_compare_result(found, console())
+    if measure_only:
+        experiment.check()
+        experiment.measure()
+        return
+    if workers > 1 and len(experiment.plan.personas) > 1:
+        experiment.elsewhere = lambda plan: measure_in_processes(
+            plan, config, overrides, workers, progress
+        )
+    show_compare_result(experiment.run(), console())

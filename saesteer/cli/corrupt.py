@@ -35,18 +35,18 @@ def run_command(
 ) -> None:
     """Score tasks under families of layer programs, with heatmaps, tables and a report."""
     from saesteer.cli.corrupt_show import show_corrupt_plan, show_corrupt_run
-    from saesteer.experiments.corrupt.plan import plan_corruption
-    from saesteer.experiments.corrupt.run import corrupt
+    from saesteer.experiments.corrupt.experiment import Corrupt
     from saesteer.experiments.corrupt.settings import CorruptConfig
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
     # All of them are read before the first one is run.
     for settings in [load_config(path, set_ or (), kind=CorruptConfig) for path in config]:
+        experiment = Corrupt(settings, terminal_progress())
         if dry_run:
-            show_corrupt_plan(plan_corruption(settings))
+            show_corrupt_plan(experiment.plan)
             continue
-        found = corrupt(settings, terminal_progress())
+        found = experiment.run()
         if as_json:
             typer.echo(json.dumps(found.metrics, indent=2))
         else:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from saesteer.corruption.completions import Completion
     from saesteer.corruption.tasks import Task
     from saesteer.experiments.corrupt.plan import CorruptPlan
-    from saesteer.experiments.corrupt.run import CorruptRun
+    from saesteer.experiments.results import Results
 
 MOST_PROGRAMS = 12
 MARKS = {"holds": "+", "in part": "?", "not tested": "?", "does not hold": "-"}
@@ -42,7 +42,7 @@ def show_corrupt_plan(plan: CorruptPlan) -> None:
     out.print("Nothing was loaded or written.")
 
 
-def show_corrupt_run(run: CorruptRun) -> None:
+def show_corrupt_run(run: Results) -> None:
     """Print the intact model, the worst programs, what was observed and where everything is."""
     from saesteer.report.corruption_page import lead
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from saesteer.cli import (
     vector,
     worker,
 )
+from saesteer.cli.quiet import quiet_libraries
 from saesteer.utils.errors import SaesteerError
 
 
@@ -88,11 +88,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; an error of ours is one sentence and exit code 2."""
-    # Libraries' own bars and notices would drown ours.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _quiet_libraries()
+    quiet_libraries()
     try:
         app(prog_name="saesteer")
     except SaesteerError as error:
@@ -101,16 +97,6 @@ def main() -> None:
     except (_Stopped, KeyboardInterrupt):
         typer.echo("\nstopped; run the same command again to go on where it stopped.", err=True)
         sys.exit(130)
-
-
-def _quiet_libraries() -> None:
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("transformers", "transformer_lens", "sae_lens"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -141,13 +141,16 @@ def show_command(
 ) -> None:
     """Show a finished run again, and the site it speaks for."""
     from saesteer.cli.patch_show import show_patch_run, show_suggestion
-    from saesteer.experiments.patch.run import load_patch_run, write_figures
-    from saesteer.experiments.patch.run_results import open_run
+    from saesteer.experiments.patch.experiment import write_figures
+    from saesteer.experiments.patch.results import PatchResults
+    from saesteer.experiments.results import Results
     from saesteer.models.sites import Site
     from saesteer.saes.loading import load_sae
+    from saesteer.utils.errors import ConfigError
 
-    found = load_patch_run(run)
-    results = open_run(run)
+    results = Results.open(run)
+    if not isinstance(results, PatchResults):
+        raise ConfigError(f"{run} is of another kind of experiment; give one of saesteer patch.")
     if redraw:
         write_figures(results)
     site: Site | None = load_sae(sae).write_site if sae is not None else None
@@ -156,27 +159,27 @@ def show_command(
         if as_json:
             typer.echo(json.dumps(suggestion.record(), indent=2))
         else:
-            show_suggestion(suggestion, found.metrics["verdict"])
+            show_suggestion(suggestion, results.metrics["verdict"])
     elif as_json:
-        typer.echo(json.dumps(found.metrics, indent=2))
+        typer.echo(json.dumps(results.metrics, indent=2))
     else:
-        show_patch_run(found)
+        show_patch_run(results)
 
 
 def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bool) -> None:
     from saesteer.cli.patch_show import show_patch_plan, show_patch_run, show_suggestion
-    from saesteer.experiments.patch.plan import plan_patch
-    from saesteer.experiments.patch.run import run_patching
-    from saesteer.experiments.patch.run_results import open_run
+    from saesteer.experiments.patch.experiment import Patch
+    from saesteer.experiments.patch.results import PatchResults
     from saesteer.utils.progress import terminal_progress
 
+    experiment = Patch(settings, terminal_progress())
     if dry_run:
-        show_patch_plan(plan_patch(settings))
+        show_patch_plan(experiment.plan)
         return
-    run = run_patching(settings, terminal_progress())
+    run = experiment.run()
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
         return
     if suggest_site:
-        show_suggestion(open_run(run.folder.path).suggestion(), run.metrics["verdict"])
+        show_suggestion(PatchResults(run.folder).suggestion(), run.metrics["verdict"])
     show_patch_run(run)

@@ -14,8 +14,8 @@ from saesteer.experiments.patch.page import unsolved
 
 if TYPE_CHECKING:
     from saesteer.experiments.patch.plan import PatchPlan
-    from saesteer.experiments.patch.run import PatchRun
     from saesteer.experiments.patch.suggest import Suggestion
+    from saesteer.experiments.results import Results
     from saesteer.patching.reading.prompt_lens import PromptReading
 
 MOST = 6
@@ -61,7 +61,7 @@ def show_patch_plan(plan: PatchPlan) -> None:
     out.print("Nothing was loaded or written.")
 
 
-def show_patch_run(run: PatchRun) -> None:
+def show_patch_run(run: Results) -> None:
     """Print the task, the strongest cells, and where everything lies."""
     out = console()
     metrics = run.metrics

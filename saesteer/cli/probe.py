@@ -41,17 +41,17 @@ def train_command(
 ) -> None:
     """From labelled texts to one scored probe per layer, in one pass over the texts."""
     from saesteer.cli.probe_show import show_probe_plan, show_probe_run
-    from saesteer.experiments.probe.plan import plan_probes
-    from saesteer.experiments.probe.training import train_probes
-    from saesteer.probes.settings import ProbeConfig
+    from saesteer.experiments.probe.config import ProbeConfig
+    from saesteer.experiments.probe.experiment import TrainProbes
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
     settings = load_config(config, set_ or (), kind=ProbeConfig)
+    experiment = TrainProbes(settings, terminal_progress())
     if dry_run:
-        show_probe_plan(plan_probes(settings))
+        show_probe_plan(experiment.plan)
         return
-    run = train_probes(settings, terminal_progress())
+    run = experiment.run()
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
     else:

@@ -14,7 +14,7 @@ from saesteer.cli.show import console, heading, number, show_links, table
 
 if TYPE_CHECKING:
     from saesteer.experiments.probe.plan import ProbePlan
-    from saesteer.experiments.probe.training import ProbeRun
+    from saesteer.experiments.results import Results
     from saesteer.probes.readout import CheckResult, TokenReading
 
 MOST_ROWS = 12
@@ -45,7 +45,7 @@ def show_probe_plan(plan: ProbePlan) -> None:
     out.print("Nothing was loaded or written.")
 
 
-def show_probe_run(run: ProbeRun) -> None:
+def show_probe_run(run: Results) -> None:
     """Print every layer's scores, or those of sparse probes, and where the rest lies."""
     out = console()
     metrics = run.metrics

@@ -35,21 +35,20 @@ def run_command(
 ) -> None:
     """From contrastive pairs to a steered model, with evidence on held-out pairs."""
     from saesteer.cli.show import show_plan, show_result
-    from saesteer.experiments.steer.plan import plan_run, too_few
-    from saesteer.experiments.steer.run import run
+    from saesteer.experiments.steer.config import RunConfig
+    from saesteer.experiments.steer.experiment import Steer
     from saesteer.sweeps.overrides import swept_overrides
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
     swept = swept_overrides(words or (), os.environ)
-    settings = load_config(config, [*(set_ or ()), *swept])
-    plan = plan_run(settings)
-    too_few(plan.split)
+    settings = load_config(config, [*(set_ or ()), *swept], kind=RunConfig)
+    experiment = Steer(settings, terminal_progress())
     if dry_run:
-        show_plan(plan)
+        show_plan(experiment)
         return
-    result = run(settings, terminal_progress())
+    result = experiment.run()
     if as_json:
         typer.echo(json.dumps(result.metrics, indent=2))
     else:
-        show_result(plan, result)
+        show_result(experiment.plan, result)

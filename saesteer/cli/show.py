@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from saesteer.experiments.steer.config import RunConfig
+    from saesteer.experiments.steer.experiment import Steer
     from saesteer.experiments.steer.plan import Plan
-    from saesteer.experiments.steer.run_files import RunResult
+    from saesteer.experiments.steer.results import SteerResults
     from saesteer.saes.doctor import DoctorReport
     from saesteer.steering import SteeringVector
-    from saesteer.utils.settings import RunConfig
 
 WIDTH = 100
 MOST_COLUMNS = 3
@@ -61,14 +62,13 @@ def heading(out: Console, text: str) -> None:
     out.print(Text(text, style="bold"))
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(experiment: Steer) -> None:
     """Print what a run would do."""
-    from saesteer.experiments.steer.run_files import STAGES, pending_stages
-    from saesteer.utils.run_folder import RunFolder
-
     out = console()
+    plan = experiment.plan
     split = plan.split
-    to_do = pending_stages(RunFolder(plan.folder))
+    to_do = experiment.pending()
+    stages = [f"{s.name} ({'to do' if s in to_do else 'done'})" for s in experiment.stages()]
     rows = {
         "pairs": f"{len(plan.pairs)} of {plan.pairs.source}: {len(split.train)} to train, "
         f"{len(split.validation)} to validate, {len(split.test)} to test",
@@ -78,15 +78,15 @@ def show_plan(plan: Plan) -> None:
         "evaluation": f"{len(plan.held_out)} held-out pairs at KL {plan.config.evaluation.budget}, "
         f"{plan.config.evaluation.random_directions} random directions",
         "folder": str(plan.folder),
-        "stages": ", ".join(f"{s} ({'to do' if s in to_do else 'done'})" for s in STAGES),
+        "stages": ", ".join(stages),
     }
     _show_fields(out, rows)
     out.print("Nothing was loaded or written.")
 
 
 def _method_line(config: RunConfig) -> str:
+    from saesteer.experiments.steer.config import CLUSTERED
     from saesteer.methods.registry import method_entry
-    from saesteer.utils.settings import CLUSTERED
 
     label = method_entry(config.method.name).label
     settings = ", ".join(f"{name} {value}" for name, value in config.method.settings.items())
@@ -174,7 +174,7 @@ def show_features(features: Sequence[dict[str, Any]], top: int = 16) -> None:
     show_links(out, ((row["feature"], row.get("url")) for row in kept[:top]))
 
 
-def show_result(plan: Plan, result: RunResult) -> None:
+def show_result(plan: Plan, result: SteerResults) -> None:
     """Print a finished run: features, fit, completions, shift, and where everything is."""
     out = console()
     _show_fit(out, result)
@@ -193,7 +193,7 @@ def show_result(plan: Plan, result: RunResult) -> None:
     out.print(command, soft_wrap=True)
 
 
-def _show_fit(out: Console, result: RunResult) -> None:
+def _show_fit(out: Console, result: SteerResults) -> None:
     fit = result.metrics["fit"]
     if not result.features:
         heading(out, f"A dense vector at {result.vector.site}, of no SAE features")
@@ -249,7 +249,7 @@ def _strength(strength: float, unit: str) -> str:
     return f"strength {amount}" + ("" if unit == "norm" else f" {unit}")
 
 
-def _show_shift(out: Console, plan: Plan, result: RunResult) -> None:
+def _show_shift(out: Console, plan: Plan, result: SteerResults) -> None:
     from saesteer.methods.registry import method_entry
 
     metrics = result.metrics

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saesteer.experiments.compare.plan import ComparePlan
-    from saesteer.experiments.compare.run import CompareResult
+    from saesteer.experiments.results import Results
 
 
 def show_compare_plan(plan: ComparePlan, out: Console) -> None:
@@ -34,16 +34,15 @@ def show_compare_plan(plan: ComparePlan, out: Console) -> None:
     out.print(f"Would write to {plan.folder}")
 
 
-def show_compare_result(result: CompareResult, out: Console) -> None:
+def show_compare_result(result: Results, out: Console) -> None:
     """Print the summary, where everything is, and what to try next."""
-    from saesteer.experiments.compare.run import METRICS, REPORT
     from saesteer.report.terminal import show_comparison
 
     show_comparison(result.metrics, out)
     folder = result.folder.path
     out.print()
-    out.print(f"Report:  {folder / REPORT}")
-    out.print(f"Numbers: {folder / METRICS} and {folder / 'tables'}")
+    out.print(f"Report:  {result.report}")
+    out.print(f"Numbers: {folder / 'metrics.json'} and {folder / 'tables'}")
     out.print("Next:    open the report; try your own persona with --persona my_pairs.csv")
     for vector in list(result.metrics["vectors"].values())[:1]:
         out.print(

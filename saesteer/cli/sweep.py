@@ -105,9 +105,8 @@ def _run(
     """Run the trials that are left, and sum up whatever there is, also after Ctrl-C."""
     from saesteer.cli.show import console
     from saesteer.cli.show_sweep import show_sweep_result
-    from saesteer.experiments.recorded import tell_sweep
     from saesteer.sweeps.launch import Launch
-    from saesteer.sweeps.results import sweep_result, write_results
+    from saesteer.sweeps.results import sweep_result, tell_sweep, write_results
     from saesteer.tracking.recording import recorded_run
     from saesteer.utils.run_folder import RunFolder
     from saesteer.utils.settings import TrackingSettings

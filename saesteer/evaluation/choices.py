@@ -12,19 +12,36 @@ import torch
 from jaxtyping import Float
 
 from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
-from saesteer.methods.caa_answers import LETTERS, QUESTION, answer_cue, choice_question
-from saesteer.models.tokens import TokenRow, encode_statements
+from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
 from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
 
     from saesteer.data.pairs import PairSet
     from saesteer.models.sites import Site
     from saesteer.steering import SteeringVector, Unit
 
 Kind = Literal["yes_no", "a_b"]
+QUESTION = "Which of these statements would you be more likely to say?"
+LETTERS = ("A", "B")
 YES_NO_QUESTION = "Is the following statement something you would say?"
+
+
+def choice_question(first: str, second: str, question: str = QUESTION) -> str:
+    """Return a question with two options, (A) and (B), laid out as in CAA's data sets."""
+    return f"{question}\n\nChoices:\n (A) {first}\n (B) {second}"
+
+
+def answer_cue(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> str:
+    """Return what must follow a question so that the answer comes next.
+
+    Nothing in a chat template, whose header says so; after a plain prompt "Answer:", without
+    which the answer would read as one more line of the question.
+    """
+    use_chat = has_chat_template(tokenizer) if chat is None else chat
+    return "" if use_chat else "\n\nAnswer:"
 
 
 @dataclass(frozen=True)

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.experiments.recorded import recorded_experiment
 from saesteer.models import load_model, model_info, resolve_model
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site, check_site
+from saesteer.saes.card import TrainedSae
 from saesteer.saes.corpus import PackedCorpus, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.training import Watch, train_topk
+from saesteer.tracking.recording import recorded_run
 from saesteer.utils.files import write_atomic
 from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.saes.doctor import DoctorReport
 
 STEPS_BETWEEN_POINTS = 10
-
-
-@dataclass(frozen=True)
-class TrainedSae:
-    """What a training run leaves.
-
-    Attributes:
-        folder: The SAE in sae_lens's layout.
-        corpus: The rows it was trained on and those held out.
-        model: The model it belongs to.
-        report: What it does on held-out rows; None until that is measured.
-    """
-
-    folder: Path
-    corpus: PackedCorpus
-    model: TransformerBridge
-    report: DoctorReport | None = None
 
 
 def train_sae(
@@ -72,12 +56,13 @@ def train_sae(
     for site in config.all_sites:
         check_shape(resolve_model(config.model), Site.parse(site), None, "site")
     place = Path(config.folder)
-    with recorded_experiment(
-        "sae-train",
-        config,
-        training_folder(config),
-        progress,
+    with recorded_run(
+        RunFolder(training_folder(config)),
+        kind="sae-train",
         name=f"{config.site}-{config.d_sae}",
+        config=config.model_dump(mode="json"),
+        wandb=config.tracking,
+        progress=progress,
         # SAEs lie in runs/sae, and are listed with the other runs.
         root=place.parent if place.name == "sae" else place,
         **record,

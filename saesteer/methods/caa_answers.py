@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool
 
+from saesteer.evaluation.choices import LETTERS, QUESTION, answer_cue, choice_question
 from saesteer.methods.base import MethodInputs
 from saesteer.models.pair_activations import PairActivations
 from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
-from saesteer.models.tokens import encode_statements, has_chat_template
+from saesteer.models.tokens import encode_statements
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedTokenizerBase
 
     from saesteer.data.pairs import PairSet
-
-QUESTION = "Which of these statements would you be more likely to say?"
-LETTERS = ("A", "B")
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,6 @@ class CaaAnswers:
             read_positions="answer letter token",
             provenance={"settings": asdict(self)},
         )
-
-
-def choice_question(first: str, second: str, question: str = QUESTION) -> str:
-    """Return a question with two options, (A) and (B), laid out as in CAA's data sets."""
-    return f"{question}\n\nChoices:\n (A) {first}\n (B) {second}"
-
-
-def answer_cue(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> str:
-    """Return what must follow a question so that the answer comes next.
-
-    Nothing in a chat template, whose header says so; after a plain prompt "Answer:", without
-    which the answer would read as one more line of the question.
-    """
-    use_chat = has_chat_template(tokenizer) if chat is None else chat
-    return "" if use_chat else "\n\nAnswer:"
 
 
 def balanced_orders(n: int, seed: int) -> Bool[np.ndarray, " pair"]:

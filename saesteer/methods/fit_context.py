@@ -17,6 +17,7 @@ from saesteer.methods.difference_in_means import DifferenceInMeans
 from saesteer.methods.features import encode_pairs, select_features
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models import model_info
+from saesteer.models.memory import trim_memory
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.saes.labels import known_descriptions
 from saesteer.steering import SteeringVector
@@ -27,13 +28,13 @@ from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from saesteer.data import PairSet
-    from saesteer.experiments.workbench import Bench
     from saesteer.methods.features import PairCodes
     from saesteer.models import Site
     from saesteer.models.pair_activations import PairActivations
     from saesteer.utils.run_folder import RunFolder
 
 SCORED_FEATURES = 64
+GRADIENT_TOKENS = 512
 
 
 def vector_of(fit: Any) -> SteeringVector:
@@ -56,7 +57,7 @@ class FitContext:
 
     def __init__(
         self,
-        source: Bench,
+        source: Any,
         train: PairSet,
         read: Callable[[str, Site], PairActivations],
         *,
@@ -121,7 +122,7 @@ class FitContext:
         sides = (read.positive, read.negative)
         arrays = [kept.float().numpy() for side in sides for kept in (side.values, side.offsets)]
         key = (sae.fingerprint, content_key(read.pooling, arrays))
-        return self._source.shelf.keep(f"{part} codes", key, lambda: encode_pairs(sae, read))
+        return self._source.cache.keep(f"{part} codes", key, lambda: encode_pairs(sae, read))
 
     @cached_property
     def _answers(self) -> PairActivations:
@@ -157,8 +158,7 @@ class FitContext:
         if own is not None:
             parts["own words"] = (own, settings.own_words)
         contrasts = [
-            Contrast(name, TeacherForced(source.model, rows, site=source.sae.write_site), weight)
-            for name, (rows, weight) in parts.items()
+            Contrast(name, self._prepared(rows), weight) for name, (rows, weight) in parts.items()
         ]
         texts = {name: [(row.ids, row.kept) for row in rows] for name, (rows, _) in parts.items()}
         return SteeringObjective(
@@ -175,6 +175,11 @@ class FitContext:
                 *texts.items(),
             ),
         )
+
+    def _prepared(self, rows: Sequence[TokenRow]) -> TeacherForced:
+        # Gradients keep what every block above the site computed of a batch.
+        site = self._source.sae.write_site
+        return TeacherForced(self._source.model, rows, site=site, max_tokens=GRADIENT_TOKENS)
 
     def _rows(
         self,
@@ -234,4 +239,5 @@ class FitContext:
             chat=self._config.reading.chat,
             seed=self._seed,
         )
+        trim_memory()
         return found._asdict()

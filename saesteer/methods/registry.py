@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from saesteer.methods.settings import ClusteringSettings, RegressionSettings, SelectionSettings
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import (
-    ClusteringSettings,
-    RegressionSettings,
-    SelectionSettings,
-    Settings,
-    check_yes_and_no,
-    parse_config,
-)
+from saesteer.utils.settings import Settings, check_yes_and_no, parse_config
 
 if TYPE_CHECKING:
     from saesteer.methods import Method, SystemPrompt

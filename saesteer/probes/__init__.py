@@ -16,13 +16,11 @@ from saesteer.probes.readout import (
     reading_page,
     run_checks,
 )
-from saesteer.probes.settings import ProbeConfig
 
 __all__ = [
     "OWN_READING",
     "Intervention",
     "LinearProbe",
-    "ProbeConfig",
     "ProbeSet",
     "TokenReading",
     "class_alpha",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from saesteer.utils.settings import ModelSettings, Settings, Source, TrackingSettings, short_hash
+from saesteer.utils.settings import Settings, Source
 
 ReadPosition = Literal["mean", "last", "span", "end"]
 
@@ -116,37 +116,3 @@ class SparseSettings(Settings):
         if min(values) < 1 or len(set(values)) < len(values):
             raise ValueError(f"{values} are not different numbers from 1 on; give some")
         return sorted(values)
-
-
-class ProbeConfig(Settings):
-    """Everything a probe run depends on.
-
-    Attributes:
-        name: What the run is called; part of its folder's name.
-        checks: A labelled set of plain cases that every layer is scored on; none if null.
-        seed: Seeds the split, the folds, the shuffled labels and the resamples.
-        folder: Where runs are kept; activations are kept in its `activations`.
-        tracking: Where the run is recorded besides.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
-    model: ModelSettings = ModelSettings()
-    data: TextSettings = TextSettings()
-    reading: ReadSettings = ReadSettings()
-    fit: FitSettings = FitSettings()
-    sparse: SparseSettings = SparseSettings()
-    checks: Source | None = None
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: Source = "runs"
-    tracking: TrackingSettings = TrackingSettings()
-
-    def digest(self, **inputs: str) -> str:
-        """Return a short hash of the settings, and of what else the results depend on."""
-        left_out: Any = {"folder": True, "tracking": True, "model": {"threads"}}
-        record = self.model_dump(mode="json", exclude=left_out)
-        return short_hash([record, inputs])
-
-    def reading_digest(self, **inputs: str) -> str:
-        """Return a short hash of what the activations alone depend on."""
-        model = self.model.model_dump(mode="json", exclude={"threads"})
-        return short_hash([model, self.reading.model_dump(mode="json"), inputs])

@@ -6,13 +6,13 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesteer.report import reading
 from saesteer.utils.files import write_atomic
+from saesteer.utils.text import said
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,11 +66,6 @@ def environment() -> Environment:
         show=reading.show, share=reading.share, spoken=reading.spoken, said=said, slug=slug
     )
     return made
-
-
-def said(text: object) -> str:
-    """Return text without the characters that HTML does not allow."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def slug(text: object) -> str:

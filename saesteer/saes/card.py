@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from saesteer.experiments.train_sae import TrainedSae
 from saesteer.saes.doctor import DoctorReport, doctor
 from saesteer.saes.loading import load_sae
 from saesteer.saes.settings import SaeTrainingConfig
@@ -14,8 +15,30 @@ from saesteer.saes.table import build_feature_table, save_feature_table
 from saesteer.utils.files import write_atomic
 from saesteer.utils.progress import Progress
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.saes.corpus import PackedCorpus
+
 TABLE_ROWS = 1500
 HELD_OUT_ROWS = 400
+
+
+@dataclass(frozen=True)
+class TrainedSae:
+    """What a training run leaves.
+
+    Attributes:
+        folder: The SAE in sae_lens's layout.
+        corpus: The rows it was trained on and those held out.
+        model: The model it belongs to.
+        report: What it does on held-out rows; None until that is measured.
+    """
+
+    folder: Path
+    corpus: PackedCorpus
+    model: TransformerBridge
+    report: DoctorReport | None = None
 
 
 def finish_sae(

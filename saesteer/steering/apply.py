@@ -15,11 +15,12 @@ from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, all_targets
 from saesteer.steering.positions import SteeringMask
 from saesteer.steering.strength import Unit, check_strengths, to_raw
-from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import HookError, MismatchError, SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.steering.vector import SteeringVector
 
 _RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
@@ -83,7 +84,7 @@ def steer(
         HookError: The block ended and no forward pass reached the site, or none held a token to
             write to; or it cannot be told which columns of the whole text a pass holds.
     """
-    chosen = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
+    chosen = tuple(vectors) if isinstance(vectors, Sequence) else (vectors,)
     if not chosen:
         raise SteeringError("there are no vectors to steer with; give at least one.")
     strengths = check_strengths(strength)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saesteer.models.compat import cache_argument, find_cache, repeated_cache
 from saesteer.models.loading import plain_model
+from saesteer.models.memory import trim_memory
 from saesteer.models.sites import HookTarget, Site, resolve_target
 from saesteer.models.tokens import (
     TokenRow,
@@ -143,14 +144,25 @@ class TeacherForced:
         Yields:
             The pass.
         """
-        model, _ = self._running(vector)
-        for number, block in enumerate(self._blocks):
-            below = self._below(number, vector)
-            others = None if beside is None else torch.cat([beside[i] for i in block.index])
-            context = self._steered(block, vector, strength, unit)
-            with torch.inference_mode(), context, _selecting(model, block.scored, others) as seen:
-                logits = self._forward(block, below, model)
-            yield _pass(block, logits, seen, others)
+        for number in range(len(self._blocks)):
+            # No name here holds the logits, which would otherwise outlive the caller's.
+            yield self._closed(number, vector, strength, unit, beside)
+
+    def _closed(
+        self,
+        number: int,
+        vector: SteeringVector | None,
+        strength: float,
+        unit: Unit,
+        beside: Sequence[Tensor] | None,
+    ) -> Pass:
+        block, (model, _) = self._blocks[number], self._running(vector)
+        below = self._below(number, vector)
+        others = None if beside is None else torch.cat([beside[i] for i in block.index])
+        context = self._steered(block, vector, strength, unit)
+        with torch.inference_mode(), context, _selecting(model, block.scored, others) as seen:
+            logits = self._forward(block, below, model)
+        return _pass(block, logits, seen, others)
 
     def last_states(self) -> list[Float[Tensor, "token width"]]:
         """Return each row's unsteered states at its scored tokens, as the unembedding takes them.
@@ -183,26 +195,35 @@ class TeacherForced:
         """
         if self._target is None:
             raise ValueError("open passes need a site")
-        model, target = self._running(vector)
-        for number, block in enumerate(self._blocks):
-            offset = torch.zeros(
-                (len(block.index), int(self._bridge.cfg.d_model)),
-                device=block.ids.device,
-                requires_grad=True,
-            )
-            where = block.steered[:, -block.ids.shape[1] :, None]
-            below = self._below(number, vector)
+        try:
+            for number in range(len(self._blocks)):
+                yield self._open(number, vector, strength, unit)
+        finally:
+            # What gradients are made of lies in pieces that the allocator keeps for itself.
+            trim_memory()
 
-            def add(hidden: Tensor, offset: Tensor = offset, where: Tensor = where) -> Tensor:
-                return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
+    def _open(
+        self, number: int, vector: SteeringVector | None, strength: float, unit: Unit
+    ) -> tuple[Pass, Tensor]:
+        block, (model, target) = self._blocks[number], self._running(vector)
+        offset = torch.zeros(
+            (len(block.index), int(self._bridge.cfg.d_model)),
+            device=block.ids.device,
+            requires_grad=True,
+        )
+        where = block.steered[:, -block.ids.shape[1] :, None]
+        below = self._below(number, vector)
 
-            with ExitStack() as stack:
-                stack.enter_context(torch.enable_grad())
-                stack.callback(target.hook(add).remove)
-                stack.enter_context(self._steered(block, vector, strength, unit))
-                seen = stack.enter_context(_selecting(model, block.scored))
-                logits = self._forward(block, below, model)
-            yield _pass(block, logits, seen), offset
+        def add(hidden: Tensor) -> Tensor:
+            return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
+
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.callback(target.hook(add).remove)
+            stack.enter_context(self._steered(block, vector, strength, unit))
+            seen = stack.enter_context(_selecting(model, block.scored))
+            logits = self._forward(block, below, model)
+        return _pass(block, logits, seen), offset
 
     def _steered(
         self, block: _Block, vector: SteeringVector | None, strength: float, unit: Unit

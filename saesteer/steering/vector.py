@@ -18,7 +18,8 @@ from torch import Tensor
 from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS, check_saved_positions
 from saesteer.steering.strength import Unit, check_strength
-from saesteer.utils.errors import SteeringError
+from saesteer.steering.vector_file import read_vector_file, save_vector
+from saesteer.utils.errors import SaesteerError, SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -234,8 +235,6 @@ class SteeringVector:
             OutputError: The file cannot be written.
             SteeringError: The provenance is not JSON.
         """
-        from saesteer.steering.vector_file import save_vector
-
         return save_vector(self, path)
 
     @classmethod
@@ -245,9 +244,12 @@ class SteeringVector:
         Raises:
             SteeringError: There is no such file, or it is not a whole saesteer vector.
         """
-        from saesteer.steering.vector_file import load_vector
-
-        return load_vector(path)
+        source, fields = read_vector_file(path)
+        features = tuple(SteeredFeature(**feature) for feature in fields.pop("features"))
+        try:
+            return cls(site=Site.parse(fields.pop("site")), features=features, **fields)
+        except SaesteerError as error:
+            raise SteeringError(f"{source}: {error}") from error
 
     def apply(
         self,

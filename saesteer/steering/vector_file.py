@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from saesteer.models.sites import Site
-from saesteer.steering.vector import SteeredFeature, SteeringVector
-from saesteer.utils.errors import SaesteerError, SteeringError
+from saesteer.utils.errors import SteeringError
 from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from saesteer.steering.vector import SteeringVector
 
 FORMAT = "saesteer.steering_vector"
 VERSION = 1
@@ -61,8 +61,8 @@ def save_vector(vector: SteeringVector, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
-    """Read a vector; see `SteeringVector.load`."""
+def read_vector_file(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Return a vector's file and its fields, features as dicts; see `SteeringVector.load`."""
     source = Path(path)
     if source.is_dir():
         source = source / FILE_NAME
@@ -83,7 +83,7 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
             f"{source}: the vector's format version is {version!r} and this saesteer reads "
             f"{VERSION}; use the saesteer that wrote it, or a newer one."
         )
-    return _from_parts(source, tensors["direction"], metadata.get("vector", ""))
+    return source, {"direction": tensors["direction"], **_fields(source, metadata)}
 
 
 def _to_json(vector: SteeringVector) -> str:
@@ -126,9 +126,9 @@ def _read(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _from_parts(source: Path, direction: Tensor, header_text: str) -> SteeringVector:
+def _fields(source: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
-        header = _Header.model_validate_json(header_text)
+        return _Header.model_validate_json(metadata.get("vector", "")).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "metadata"
@@ -136,10 +136,3 @@ def _from_parts(source: Path, direction: Tensor, header_text: str) -> SteeringVe
             f"{source}: field {place} of the vector's metadata is wrong ({first['msg']}); copy or "
             "make the file again."
         ) from error
-    fields = header.model_dump()
-    features = tuple(SteeredFeature(**feature) for feature in fields.pop("features"))
-    try:
-        site = Site.parse(fields.pop("site"))
-        return SteeringVector(direction, site=site, features=features, **fields)
-    except SaesteerError as error:
-        raise SteeringError(f"{source}: {error}") from error

@@ -110,7 +110,7 @@ def _gather(
 def _work(where: str, name: str, cwd: str, parent: str | None) -> dict[str, Any]:
     import ray
 
-    from saesteer.cli.worker import run_worker
+    from saesteer.sweeps.worker import run_worker
 
     report = run_worker(where, name=name, parent=parent)
     node = ray.get_runtime_context().get_node_id()

@@ -12,10 +12,13 @@ from saesteer.sweeps.overrides import TOGETHER, yaml_text
 from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.rows import TrialRow
 from saesteer.sweeps.spec import SweepSpec
+from saesteer.sweeps.sweep_file import COMMANDS
 from saesteer.utils.run_folder import RunFolder, finite
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from saesteer.tracking.recording import RecordedRun
 
 RESULT, BEST, REPORT = "sweep.json", "best.yaml", "report.html"
 TABLE = ("table.parquet", "table.csv", "table.md")
@@ -244,9 +247,10 @@ def best_settings(result: SweepResult) -> str:
 
     spec, best = result.spec, result.best
     assert best is not None
+    command = " ".join(COMMANDS[spec.kind])
     head = (
         f"# Trial {best.number} of {spec.study}: {spec.metric} {best.value:.6g}, the best of "
-        f"{result.states.get('done', 0)}.\n# saesteer {spec.kind} THIS_FILE\n"
+        f"{result.states.get('done', 0)}.\n# saesteer {command} THIS_FILE\n"
     )
     settings = spec.pinned_trial.settings(best.values)
     return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -284,3 +288,17 @@ def _markdown_head(heads: Sequence[str]) -> list[str]:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:
+    """Tell the record what a sweep found; its files are written."""
+    from saesteer.report.sheet import Drawing
+    from saesteer.report.sweep_page import sweep_sheet
+
+    recorded.summary({"states": result.states, "best": result.best and result.best.value})
+    recorded.table("trials", result_table(result))
+    if recorded.shown_elsewhere:
+        for part in sweep_sheet(result.as_dict()).parts:
+            for drawn in (item for item in part.items if isinstance(item, Drawing)):
+                recorded.figure(part.title.lower().replace(" ", "-"), drawn.figure)
+    recorded.artifact("report", recorded.folder.path / REPORT, "report")

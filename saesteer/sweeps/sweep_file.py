@@ -14,7 +14,14 @@ from saesteer.sweeps.parameters import Parameter, read_parameter
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, read_yaml
 
-KINDS = ("run", "compare")
+# The words of the commands that run an experiment from a settings file.
+COMMANDS = {
+    "run": ("run",),
+    "compare": ("compare",),
+    "corrupt": ("corrupt", "run"),
+    "patch": ("patch", "run"),
+    "probe": ("probe", "train"),
+}
 PROGRAM = "saesteer"
 # What stands for the trial's parameters in a command.
 _ARGUMENTS = ("${args", "${args_no_hyphens}", "${args_json")
@@ -69,7 +76,7 @@ class SweepFile:
     Attributes:
         file: Where it was read.
         name: What the sweep is called.
-        kind: What a trial is: "run" or "compare".
+        kind: What a trial is: one of `COMMANDS`.
         base: The trial's settings file.
         words: Settings that its command names besides, as key=value.
         method: grid, random or bayes.
@@ -179,12 +186,15 @@ def _command(fields: _Fields, file: Path) -> tuple[str, Path, tuple[str, ...]]:
     words = _words(fields)
     if words is None:
         raise ConfigError(f"{file}: command does not call {PROGRAM}; write it as {example}.")
-    if len(words) < 2 or words[0] not in KINDS or words[1].startswith(("-", "${")):
+    kind = next((k for k, known in COMMANDS.items() if tuple(words[: len(known)]) == known), None)
+    behind = words[len(COMMANDS[kind]) :] if kind else []
+    if kind is None or not behind or behind[0].startswith(("-", "${")):
+        known = ", ".join(" ".join(command) for command in COMMANDS.values())
         raise ConfigError(
-            f"{file}: command must call {PROGRAM} with {' or '.join(KINDS)} and a settings file; "
-            f"write it as {example}."
+            f"{file}: command must call {PROGRAM} with one of {known} and a settings file; write "
+            f"it as {example}."
         )
-    rest = [word for word in words[2:] if not word.startswith(_ARGUMENTS)]
+    rest = [word for word in behind[1:] if not word.startswith(_ARGUMENTS)]
     settings = []
     while rest:
         word = rest.pop(0)
@@ -198,7 +208,7 @@ def _command(fields: _Fields, file: Path) -> tuple[str, Path, tuple[str, ...]]:
                 "it out."
             ) from None
         settings.append(word.removeprefix("--set="))
-    return words[0], Path(words[1]), tuple(settings)
+    return kind, Path(behind[0]), tuple(settings)
 
 
 def _words(fields: _Fields) -> list[str] | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from saesteer.experiments.shelf import Shelf
 from saesteer.sweeps.early import StoppedEarly
 from saesteer.sweeps.lease import BEATS, Heartbeat, Lease, Watchman
 from saesteer.sweeps.study import Claim, SweepStudy
 from saesteer.sweeps.trials import Measured, metric_value
 from saesteer.tracking.redaction import redact_text
+from saesteer.utils.cache import Cache
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress
 
@@ -80,7 +82,7 @@ class Worker:
         spec = self.study.spec
         self._lease = Lease()
         self._watchman = Watchman(spec.lease)
-        self._shelf = Shelf(spec.folder / "cache")
+        self._shelf = Cache(spec.folder / "cache")
         self._report = WorkerReport()
         self._repeats = 0
 
@@ -155,7 +157,7 @@ class Worker:
             with self._leased(claim):
                 measured = spec.pinned_trial.measure(
                     claim.cell.values,
-                    shelf=self._shelf,
+                    cache=self._shelf,
                     progress=TrialProgress(self.progress),
                     watch=watch,
                     group=spec.study,
@@ -211,3 +213,45 @@ def _shown(values: Any) -> str:
 
     parts = [f"{name}={yaml_text(value)}" for name, value in values.items()]
     return ", ".join(parts)[:300]
+
+
+def run_worker(
+    where: str,
+    *,
+    name: str | None = None,
+    trials: int | None = None,
+    wait: bool = True,
+    parent: str | None = None,
+) -> WorkerReport:
+    """Work on a study in this process, from where the sweep was started.
+
+    Args:
+        where: The study's folder or URL.
+        name: Which one of a database's.
+        trials: The most trials to run.
+        wait: Whether to stay while others run trials.
+        parent: The id of the sweep's own record.
+    """
+    from saesteer.sweeps.storage import is_url
+    from saesteer.sweeps.study import open_study
+    from saesteer.utils.progress import terminal_progress
+
+    progress = terminal_progress()
+    place = where if is_url(where) else str(Path(where).absolute())
+    study = open_study(place, name)
+    if Path(study.spec.cwd).is_dir():
+        # Where relative paths of the sweep's settings start.
+        os.chdir(study.spec.cwd)
+    else:
+        progress.say(f"{study.spec.cwd} is not here; relative paths start at {Path.cwd()}")
+    _pin_threads()
+    return Worker(study, progress, parent=parent, wait=wait, most=trials).work()
+
+
+def _pin_threads() -> None:
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > 0:
+        import torch
+
+        # Where torch was imported before the variable was set.
+        torch.set_num_threads(int(threads))

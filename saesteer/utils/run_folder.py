@@ -32,10 +32,14 @@ class RunFolder:
 
     Args:
         path: The folder; made by `create` or by the first file written.
+
+    Attributes:
+        touched: The files that were written here or found to be there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.touched: set[str] = set()
 
     def create(self) -> RunFolder:
         """Make the folder, and remove what runs killed while writing have left in it.
@@ -60,7 +64,10 @@ class RunFolder:
 
     def has(self, name: str) -> bool:
         """Return whether a file is there."""
-        return os.path.isfile(self.path / name)
+        there = os.path.isfile(self.path / name)
+        if there:
+            self.touched.add(name)
+        return there
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Write a file through `write`, which is given a draft beside it.
@@ -68,6 +75,7 @@ class RunFolder:
         Raises:
             OutputError: The file cannot be written.
         """
+        self.touched.add(name)
         return write_atomic(self.path / name, write)
 
     def write_json(self, name: str, value: Any) -> Path:

@@ -73,7 +73,7 @@ def test_base_settings_come_from_a_file_too(tmp_path):
 
 
 def test_an_unknown_kind_names_those_there_are():
-    with pytest.raises(ConfigError, match="choose from corrupt, run, compare, probe, patch"):
+    with pytest.raises(ConfigError, match="known: compare, corrupt, patch, probe"):
         kind_named("train")
 
 
@@ -144,12 +144,12 @@ def test_prompts_may_hold_strokes(tmp_path):
 
 
 def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monkeypatch):
-    from saesteer.experiments import workbench
+    from saesteer.experiments import context
 
     loaded = []
-    load = workbench.load_model
+    load = context.load_model
     monkeypatch.setattr(
-        workbench, "load_model", lambda name, **how: loaded.append(name) or load(name, **how)
+        context, "load_model", lambda name, **how: loaded.append(name) or load(name, **how)
     )
     model = {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"}
     corrupt = {"tasks": {"source": ["capitals"], "max_questions": 1}, "completions": None}

@@ -78,7 +78,7 @@ def no_loading(monkeypatch) -> None:
     """Make loading a model or an SAE fail the test."""
 
     # Imported first, or it would keep the patched names as its own.
-    import_module("saesteer.experiments.workbench")
+    import_module("saesteer.experiments.context")
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
@@ -86,7 +86,7 @@ def no_loading(monkeypatch) -> None:
     monkeypatch.setattr("saesteer.models.load_model", refuse)
     monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
     for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(f"saesteer.experiments.workbench.{name}", refuse)
+        monkeypatch.setattr(f"saesteer.experiments.context.{name}", refuse)
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +100,11 @@ def config(tiny_settings, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished(config) -> Path:
     """The folder of a finished tiny run."""
-    from saesteer.experiments.steer.run import run
-    from saesteer.utils.settings import RunConfig, load_config
+    from saesteer.experiments.registry import run_experiment
+    from saesteer.experiments.steer.config import RunConfig
+    from saesteer.utils.settings import load_config
 
-    return run(load_config(config, kind=RunConfig)).folder.path
+    return run_experiment(load_config(config, kind=RunConfig)).folder.path
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def corrupt_config(tiny_model_folder, tmp_path_factory) -> Path:
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, corrupt_config, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     answer = saesteer("corrupt", "run", corrupt_config, "--dry-run", "--set", "name=other")
     assert answer.code == 0
     assert "opposites 4" in answer.out and "5 in all: keep (4)" in answer.out
@@ -94,6 +94,6 @@ def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
     refused, corrupt_config, tiny_model_folder, tmp_path, monkeypatch, arguments, message
 ):
     monkeypatch.setattr("saesteer.models.load_model", None)
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     places = {"config": corrupt_config, "model": tiny_model_folder("llama"), "tmp": tmp_path}
     assert message in refused("corrupt", *(a.format(**places) for a in arguments))

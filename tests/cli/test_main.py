@@ -66,7 +66,7 @@ def test_ctrl_c_says_how_to_go_on(saesteer, config, monkeypatch):
     def stopped(*args: object, **kwargs: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saesteer.experiments.steer.run.run", stopped)
+    monkeypatch.setattr("saesteer.experiments.steer.experiment.Steer.run", stopped)
     answer = saesteer("run", config)
     assert answer.code == 130
     assert answer.out == ""
@@ -79,7 +79,7 @@ def test_an_error_of_ours_is_one_sentence(refused, monkeypatch, config):
     def failed(*args: object, **kwargs: object):
         raise HookError("nothing passed through; choose another site.")
 
-    monkeypatch.setattr("saesteer.experiments.steer.run.run", failed)
+    monkeypatch.setattr("saesteer.experiments.steer.experiment.Steer.run", failed)
     assert refused("run", config) == "nothing passed through; choose another site."
 
 

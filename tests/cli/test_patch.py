@@ -42,11 +42,11 @@ def patch_config(tiny_model_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def patch_run(patch_config) -> Path:
     """The folder of a finished patching run."""
-    from saesteer.experiments.patch.run import run_patching
     from saesteer.experiments.patch.settings import PatchConfig
+    from saesteer.experiments.registry import run_experiment
     from saesteer.utils.settings import load_config
 
-    return run_patching(load_config(patch_config, kind=PatchConfig)).folder.path
+    return run_experiment(load_config(patch_config, kind=PatchConfig)).folder.path
 
 
 @pytest.mark.parametrize("command", ["run", "ioi", "lens", "show"])
@@ -152,7 +152,7 @@ def test_the_lens_ends_in_what_the_model_says(saesteer, tiny_model_folder, hf_mo
         (("ioi", "--set", "metric=hope"), "saesteer patch ioi: metric"),
         (("ioi", "--set", "metrik"), "is not of the form a.b=c"),
         (("ioi", "--model", "./nowhere"), "nowhere"),
-        (("show", "nowhere"), "holds no finished patching run"),
+        (("show", "nowhere"), "holds no finished experiment"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_before_anything_is_loaded(

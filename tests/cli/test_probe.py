@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.experiments.probe.training import train_probes
-from saesteer.probes import ProbeConfig
+from saesteer.experiments.probe.config import ProbeConfig
+from saesteer.experiments.registry import run_experiment
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +42,11 @@ def probe_run(probe_config) -> Path:
     """The folder of a finished probe run."""
     from saesteer.utils.settings import load_config
 
-    return train_probes(load_config(probe_config, kind=ProbeConfig)).folder.path
+    return run_experiment(load_config(probe_config, kind=ProbeConfig)).folder.path
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, probe_config, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     answer = saesteer("probe", "train", probe_config, "--dry-run", "--set", "name=other")
     assert answer.code == 0
     assert "60 of" in answer.out and "negative, positive" in answer.out

@@ -204,7 +204,7 @@ def test_every_command_that_computes_leaves_a_run(saesteer, config, finished, tm
     metrics = json.loads(first.out)
     assert (run.kind, run.name, run.status) == ("run", "tiny", "finished")
     assert run.metrics["effect"] == metrics["vector"]["effect"]["effect"]
-    assert set(run.stages) == {"activations", "features", "evaluation", "completions"}
+    assert set(run.stages) == {*("activations", "features", "evaluation", "completions", "report")}
     assert run.config["selection"] == {**run.config["selection"], "max_firing": 1.0}
     assert set(run.record["artifacts"]) == {"vector", "report"}
     curve = json.loads((finished / "curves" / "margin.json").read_text())

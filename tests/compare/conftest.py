@@ -134,9 +134,9 @@ def settings(tiny_compare) -> dict[str, Any]:
 def compared(settings, _fewer_judges) -> Any:
     """A comparison that nobody cut off; do not write there."""
     from saesteer.experiments.compare.config import CompareConfig
-    from saesteer.experiments.compare.run import compare
+    from saesteer.experiments.registry import run_experiment
 
-    return compare(CompareConfig(**settings))
+    return run_experiment(CompareConfig(**settings))
 
 
 @pytest.fixture
@@ -150,13 +150,13 @@ def copied(compared, settings, tmp_path) -> tuple[dict[str, Any], Path]:
 @pytest.fixture
 def no_loading(monkeypatch) -> None:
     """Make loading a model, an SAE or embeddings fail the test."""
-    import saesteer.experiments.workbench
+    import saesteer.experiments.context
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
 
     for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(saesteer.experiments.workbench, name, refuse)
+        monkeypatch.setattr(saesteer.experiments.context, name, refuse)
     monkeypatch.setattr("saesteer.evaluation.embeddings.SentenceEmbedder.embed", refuse)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.run import compare
+from saesteer.experiments.registry import run_experiment
 from saesteer.utils.errors import (
     ConfigError,
     DataError,
@@ -31,7 +31,7 @@ def refused(monkeypatch):
 
     def call(settings: dict[str, Any], kind: type[SaesteerError]) -> str:
         with pytest.raises(kind) as error:
-            compare(CompareConfig(**settings))
+            run_experiment(CompareConfig(**settings))
         assert "\n" not in str(error.value)
         # Refused before anything is computed; the list of runs may be there.
         assert not [place for place in Path(settings["folder"]).iterdir() if place.is_dir()]
@@ -118,7 +118,7 @@ def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path)
 def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(
     tiny_compare, refused, monkeypatch
 ):
-    import saesteer.experiments.workbench
+    import saesteer.experiments.context
 
     def gone() -> Path:
         raise ModelError("the sentence embeddings need the wheel, which is not installed.")
@@ -127,7 +127,7 @@ def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded
         raise AssertionError("nothing may be loaded")
 
     monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)
-    monkeypatch.setattr(saesteer.experiments.workbench, "load_model", refuse)
+    monkeypatch.setattr(saesteer.experiments.context, "load_model", refuse)
     settings = tiny_compare(writing={"n_questions": 2}, objective={"own_words": 0.0})
     assert "which is not installed" in refused(settings, ModelError)
     own = tiny_compare(writing={"n_questions": 0}, objective={"own_words": 0.5})

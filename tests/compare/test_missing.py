@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.run import CompareResult, compare
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.results import Results
 
 
-def run(settings: dict[str, Any]) -> CompareResult:
-    return compare(CompareConfig(**settings))
+def run(settings: dict[str, Any]) -> Results:
+    return run_experiment(CompareConfig(**settings))
 
 
-def summary(result: CompareResult) -> dict[str, dict[str, Any]]:
+def summary(result: Results) -> dict[str, dict[str, Any]]:
     headline = result.metrics["headline_budget"]
     return {r["method"]: r for r in result.metrics["summary"] if r["budget"] == headline}
 
 
-def check_files(result: CompareResult) -> None:
+def check_files(result: Results) -> None:
     text = (result.folder.path / "metrics.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail) == result.metrics
     assert (result.folder.path / "report.html").stat().st_size > 10_000

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.experiment import TABLES
 from saesteer.experiments.compare.persona_run import PersonaRun
 from saesteer.experiments.compare.plan import plan_compare
-from saesteer.experiments.compare.run import TABLES, compare
+from saesteer.experiments.registry import run_experiment
 from saesteer.steering import SteeringVector
 from saesteer.tracking import RunStore
 from saesteer.utils.errors import OutputError
@@ -63,7 +64,7 @@ def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def again(settings: dict[str, Any]) -> dict[str, Any]:
-    return compare(CompareConfig(**settings)).metrics
+    return run_experiment(CompareConfig(**settings)).metrics
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -284,7 +285,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(copied, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OutputError, match=r"prose\.json cannot be written \(No space left"):
+    with pytest.raises(OutputError, match=r"\.json cannot be written \(No space left"):
         again(settings)
     assert not [file for file in folder.rglob(".*") if file.is_file()]
     assert not list(folder.rglob("done.json"))
@@ -295,6 +296,6 @@ def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared,
     (whole,) = [run for run in runs if run.kind == "compare"]
     assert (whole.folder.resolve(), whole.status) == (compared.folder.path.resolve(), "finished")
     record = json.loads((whole.folder / "run.json").read_text(encoding="utf-8"))
-    assert {"personas", "summary"} <= set(record["seconds"]) and record["metrics"]["effects"]
+    assert {"personas", "report"} <= set(record["seconds"]) and record["metrics"]["effects"]
     parts = [run for run in runs if run.kind == "persona"]
     assert [run.parent for run in parts] == [whole.id] * len(settings["personas"])

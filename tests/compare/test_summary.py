@@ -14,7 +14,7 @@ from scipy.stats import wilcoxon
 from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap, permutation_p
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.summary import (
-    Results,
+    Grid,
     area_rows,
     curve_rows,
     effect_rows,
@@ -108,7 +108,7 @@ def stored() -> Stored:
 
 
 def rows_of(stored: Stored) -> dict[tuple[str, float], dict[str, Any]]:
-    results = Results(CONFIG, stored.runs())
+    results = Grid(CONFIG, stored.runs())
     return {(row["method"], row["budget"]): row for row in summary_rows(results)}
 
 
@@ -186,7 +186,7 @@ def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
         stored.moved[name, "attributed_sae", 1, 0.3] = np.full(7, 0.9)
         stored.nulls[name] = {"random_direction": [0.02, -0.6, 0.04], "random_features": [0.1, 0.1]}
     assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] == 0
-    for row in null_rows(Results(CONFIG, stored.runs())):
+    for row in null_rows(Grid(CONFIG, stored.runs())):
         wanted = {"random_direction": 0.5, "random_features": 1 / 3}[row["kind"]]
         assert row["p"] == pytest.approx(wanted)
 
@@ -198,7 +198,7 @@ def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off):
     )
     kept = "random_features" if off == "directions" else "random_direction"
     runs = [run for run in stored.runs() if setattr(run, "config", config) is None]
-    rows = summary_rows(Results(config, runs))
+    rows = summary_rows(Grid(config, runs))
     found = next(
         r["beyond_null"] for r in rows if (r["method"], r["budget"]) == ("attributed_sae", 0.3)
     )
@@ -216,7 +216,7 @@ def test_no_random_draw_at_all_has_no_verdict(stored):
 
 
 def test_the_null_is_held_against_the_headline_and_leaves_out_what_missed_the_budget(stored):
-    rows = null_rows(Results(CONFIG, stored.runs()))
+    rows = null_rows(Grid(CONFIG, stored.runs()))
     assert len(rows) == 12
     first = next(r for r in rows if (r["persona"], r["kind"]) == ("p0", "random_features"))
     effect = stored.moved["p0", "attributed_sae", 0, 0.3].mean()
@@ -248,11 +248,11 @@ def test_a_budget_that_was_not_reached_is_a_result_and_no_zero(stored):
     assert row["ratio"] == pytest.approx(by_hand / base)
     assert found[("pca", 0.1)]["n_personas"] == 5
     assert found[("pca", 0.3)] == before[("pca", 0.3)]
-    effects = effect_rows(Results(CONFIG, missed.runs()))
+    effects = effect_rows(Grid(CONFIG, missed.runs()))
     null = [row for row in effects if row["effect"] is None]
     assert {(r["persona"], r["method"], r["seed"], r["budget"]) for r in null} == missed.missing
     assert all(row["n_pairs"] is None and not row["plus"]["reached"] for row in null)
-    areas = {r["method"]: r["n_personas"] for r in area_rows(Results(CONFIG, missed.runs()))}
+    areas = {r["method"]: r["n_personas"] for r in area_rows(Grid(CONFIG, missed.runs()))}
     assert areas == {"attributed_sae": 6, "difference_in_means": 6, "pca": 5}
 
 
@@ -263,11 +263,11 @@ def test_nothing_reached_anywhere_has_no_figure(stored):
     figures = ("effect", "low", "high", "ratio", "ratio_low", "ratio_high", "p", "p_holm")
     assert {row[name] for name in figures} == {None}
     assert (row["n_personas"], row["beyond_null"]) == (0, 0)
-    assert curve_rows(Results(CONFIG, missed.runs())) == []
+    assert curve_rows(Grid(CONFIG, missed.runs())) == []
 
 
 def test_the_area_is_the_trapezoid_over_log_kl(stored):
-    found = {row["method"]: row["area"] for row in area_rows(Results(CONFIG, stored.runs()))}
+    found = {row["method"]: row["area"] for row in area_rows(Grid(CONFIG, stored.runs()))}
     effects = [
         np.mean([stored.moved[n, "attributed_sae", 0, b].mean() for n in NAMES]) for b in BUDGETS
     ]
@@ -334,7 +334,7 @@ def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio(tmp_path, stored)
             path=folder, has=lambda file: False, read_json=stored.run(name).folder.read_json
         )
         runs.append(run)
-    found = generation(Results(CONFIG, runs))["generation_summary"]
+    found = generation(Grid(CONFIG, runs))["generation_summary"]
     own, base = found
     assert own["judge_range"] == pytest.approx((2 * np.mean([1, 2, 3]) + 2 * 2.5) / 2)
     assert own["ratio"] == pytest.approx(2.0)

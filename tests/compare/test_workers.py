@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.experiment import Compare
 from saesteer.experiments.compare.plan import plan_compare
-from saesteer.experiments.compare.run import compare, summarise_personas
 from saesteer.experiments.compare.workers import measure_in_processes
+from saesteer.experiments.registry import run_experiment
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress
 
@@ -42,12 +43,10 @@ def test_two_processes_find_what_one_finds(few, tmp_path):
     file.write_text(json.dumps(settings), encoding="utf-8")
     other = tmp_path / "runs of two"
     overrides = [f"folder={json.dumps(str(other))}"]
-    plan = plan_compare(CompareConfig(**{**settings, "folder": str(other)}))
-    measure_in_processes(plan, file, overrides, 2, Progress())
-    assert all(persona.done for persona in plan.personas)
-    assert not (plan.folder / "metrics.json").exists()
-    found = leaves(summarise_personas(plan).metrics)
-    alone = leaves(compare(CompareConfig(**settings)).metrics)
+    experiment = Compare(CompareConfig(**{**settings, "folder": str(other)}))
+    experiment.elsewhere = lambda plan: measure_in_processes(plan, file, overrides, 2, Progress())
+    found = leaves(experiment.run().metrics)
+    alone = leaves(run_experiment(CompareConfig(**settings)).metrics)
     assert found.keys() == alone.keys()
     # The workers run on fewer threads than this process, which add in another order.
     for place, word in alone.items():

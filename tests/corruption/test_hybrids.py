@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def padded(some_ids) -> TokenBatch:
 @pytest.mark.parametrize("name", [*HYBRIDS, "cohere", "recurrentgemma"])
 def test_a_program_is_the_model_of_those_layers(name, text, tiny, padded):
     model = tiny(name)
-    plain = plain_model(model)
+    plain: Any = plain_model(model)
     program = parse_program(text, len(plain.base_model.layers))
     if name == "recurrentgemma" and len(set(program.steps)) < len(program.steps):
         with pytest.raises(ModelError, match="cannot run a layer twice with a KV cache"):
@@ -65,7 +67,7 @@ def test_a_program_is_the_model_of_those_layers(name, text, tiny, padded):
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_a_family_in_one_walk_and_linear_maps_with_a_cache(name, tiny, padded):
     model = tiny(name)
-    plain = plain_model(model)
+    plain: Any = plain_model(model)
     n_layers = len(plain.base_model.layers)
     span = LinearSpan(0, 1)
     rows = [TokenRow(tuple(range(3 + i, 23 + i)), (True,) * 20) for i in range(40)]
@@ -94,7 +96,7 @@ def test_a_family_in_one_walk_and_linear_maps_with_a_cache(name, tiny, padded):
 
 def test_a_layer_that_lives_on_another_ones_keys_is_missed_in_one_sentence(tiny, some_ids):
     model, ids = tiny("gemma4-shared"), some_ids()
-    plain = plain_model(model)
+    plain: Any = plain_model(model)
     wanted = plain.generate(ids, **GREEDY)
     with corrupted(model, parse_program("all", 6)):
         assert torch.equal(plain.generate(ids, **GREEDY), wanted)
@@ -105,7 +107,7 @@ def test_a_layer_that_lives_on_another_ones_keys_is_missed_in_one_sentence(tiny,
 
 def test_a_cache_of_another_program_is_refused(tiny, some_ids):
     model, ids = tiny("lfm2"), some_ids()
-    plain = plain_model(model)
+    plain: Any = plain_model(model)
     with corrupted(model, parse_program("repeat 1 x2", 4)), torch.no_grad():
         cache = plain(ids, use_cache=True).past_key_values
     for text in ("skip 1", "repeat 1 x2, repeat 0 x2"):

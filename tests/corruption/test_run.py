@@ -11,9 +11,10 @@ import pytest
 
 from saesteer.corruption.observations import observe
 from saesteer.experiments.corrupt.plan import known_shape, plan_corruption
-from saesteer.experiments.corrupt.run import corrupt, load_corrupt_run
 from saesteer.experiments.corrupt.settings import CorruptConfig
 from saesteer.experiments.corrupt.summary import first_right, token_changes
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.results import Results
 from saesteer.models.resolve import resolve_model
 from saesteer.utils.errors import ConfigError, DataError, OutputError, SaesteerError
 from saesteer.utils.settings import parse_config
@@ -41,7 +42,7 @@ def _config(settings, **changes):
 @pytest.fixture(scope="module")
 def run(settings):
     """The finished run."""
-    return corrupt(_config(settings))
+    return run_experiment(_config(settings))
 
 
 def test_every_program_is_scored_on_every_task(run):
@@ -93,9 +94,9 @@ def test_linear_maps_come_with_their_fit(run):
 
 
 def test_a_finished_run_is_not_run_again(run, settings, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
-    again = corrupt(_config(settings))
-    assert again.metrics == run.metrics == load_corrupt_run(run.folder.path).metrics
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
+    again = run_experiment(_config(settings))
+    assert again.metrics == run.metrics == Results.open(run.folder.path).metrics
 
 
 def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_path, monkeypatch):
@@ -113,10 +114,10 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
     config = _config(settings, folder=str(tmp_path))
     monkeypatch.setattr(measure, "score_task", cut)
     with pytest.raises(KeyboardInterrupt):
-        corrupt(config)
+        run_experiment(config)
     folder = plan_corruption(config).folder
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
-    found = corrupt(config)
+    found = run_experiment(config)
     assert calls == ["opposites", "addition_digits", "addition_digits"]
     assert found.metrics == run.metrics
 
@@ -137,9 +138,9 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
 def test_what_does_not_fit_is_said_before_the_model_is_loaded(
     settings, monkeypatch, changes, error, message
 ):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     with pytest.raises(error, match=message):
-        corrupt(_config(settings, **changes))
+        run_experiment(_config(settings, **changes))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_a_setting_that_cannot_be_is_one_sentence(settings, changes, message):
 def test_a_question_too_long_is_said_before_anything_is_written(settings, tmp_path):
     config = _config(settings, tasks={"source": ["copying"], "shots": 12}, folder=str(tmp_path))
     with pytest.raises(DataError, match=r"task copying: .* more than the model's context"):
-        corrupt(config)
+        run_experiment(config)
     assert not list(tmp_path.iterdir())
 
 
@@ -170,8 +171,8 @@ def test_a_shape_is_known_without_loading(tiny_model_folder, arch):
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path):
-    with pytest.raises(OutputError, match="no finished corruption run"):
-        load_corrupt_run(tmp_path)
+    with pytest.raises(OutputError, match="no finished experiment"):
+        Results.open(tmp_path)
 
 
 def _metrics(accuracies, intact, *, n=4):
@@ -278,7 +279,7 @@ def test_completions_take_programs_that_no_task_is_scored_under(settings, shown,
     completions = {"prompts": ["the cat"], "max_new_tokens": 2, **shown}
     tasks = {"source": ["opposites"], "max_questions": 2, "shots": 1}
     config = _config(settings, tasks=tasks, families=[], programs=["[]"], completions=completions)
-    found = corrupt(config)
+    found = run_experiment(config)
     assert [one["program"] for one in found.metrics["completions"]] == programs
     assert len(found.metrics["programs"]) == 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers as tf
@@ -21,14 +23,18 @@ from saesteer.utils.errors import SiteError
 IDS = torch.tensor([[5, 77, 300, 20, 401, 66, 90, 8]])
 
 
-def shape(**more):
-    common = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 3}
+def shape(**more: Any) -> dict[str, Any]:
+    common: dict[str, Any] = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return common | heads | more
 
 
-LLAMA_LIKE = {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128}
-GEMMA4 = {
+LLAMA_LIKE: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+GEMMA4: dict[str, Any] = {
     "head_dim": 16,
     "global_head_dim": 16,
     "sliding_window": 8,
@@ -58,11 +64,13 @@ CONFIGS = {
     "gemma2": lambda: tf.Gemma2Config(**shape(**LLAMA_LIKE), head_dim=16, sliding_window=8),
     "llama": lambda: tf.LlamaConfig(**shape(**LLAMA_LIKE)),
     "qwen3_moe": lambda: tf.Qwen3MoeConfig(
-        **shape(**LLAMA_LIKE),
-        head_dim=16,
-        moe_intermediate_size=32,
-        num_experts=4,
-        num_experts_per_tok=2,
+        **shape(
+            **LLAMA_LIKE,
+            head_dim=16,
+            moe_intermediate_size=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+        ),
     ),
 }
 WRONG = ("cohere", "cohere2", "falcon_alibi")
@@ -191,7 +199,7 @@ ATTENTION = {
 @pytest.mark.parametrize("name", ATTENTION)
 def test_the_middle_of_a_block_is_steered_by_exactly_what_is_added(name, model_of):
     model = model_of(name)
-    plain = plain_model(model)
+    plain: Any = plain_model(model)
     blocks = plain.transformer.h if name == "bloom" else plain.model.layers
     module, scale = ATTENTION[name](blocks[1])
     with torch.no_grad(), steer(model, vector_at(Site(1, "hook_resid_mid"), model), 2.0, "raw"):

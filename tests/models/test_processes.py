@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ TEXT = {
     "sliding_window": 8,
 }
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-TOKENS = {"boi_token_index": 417, "eoi_token_index": 418, "image_token_index": 419}
+TOKENS: dict[str, Any] = {"boi_token_index": 417, "eoi_token_index": 418, "image_token_index": 419}
 MULTIMODAL = {
     "gemma3": lambda: tf.Gemma3ForConditionalGeneration(
         tf.Gemma3Config(
@@ -213,13 +214,15 @@ def test_of_a_multimodal_model_the_text_part_is_loaded(kind, way, multimodal_fol
     assert type(plain_model(model)) is TEXT_CLASS[kind]
     assert (model.cfg.n_layers, model.cfg.d_model) == (2, 32)
     ids = torch.tensor([encode_texts(model.tokenizer, ["I like helping people."])[0].ids])
+    plain: Any = plain_model(model)
     with torch.no_grad():
         wanted = reference(input_ids=ids).logits
-        assert torch.equal(plain_model(model)(input_ids=ids).logits, wanted)
+        assert torch.equal(plain(input_ids=ids).logits, wanted)
         torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    made = plain_model(model).generate(ids, **settings)
-    assert torch.equal(made, reference.generate(ids, **settings))
+    made = plain.generate(ids, **settings)
+    whole: Any = reference
+    assert torch.equal(made, whole.generate(ids, **settings))
 
 
 def test_a_library_that_starts_a_process_while_a_model_is_wrapped_is_refused(

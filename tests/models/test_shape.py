@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
 from saesteer.models import Site, resolve_model
 from saesteer.models.shape import check_shape, model_shape
 from saesteer.saes.loading import check_planned
 from saesteer.utils.errors import MismatchError, SiteError
-from saesteer.utils.settings import RunConfig
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,8 @@ def source(request, tiny_model_folder, tiny_gguf, tmp_path, monkeypatch):
     import huggingface_hub.constants
     import transformers.utils.hub
 
-    for module in (huggingface_hub.constants, transformers.utils.hub.constants):
+    hub: Any = transformers.utils.hub
+    for module in (huggingface_hub.constants, hub.constants):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return resolve_model("tiny/model")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.run import run
-from saesteer.utils.settings import RunConfig
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def settings(tiny_settings) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def whole(tiny_settings):
     """A run that nobody cut off."""
-    return run(RunConfig(**tiny_settings("llama")))
+    return run_experiment(RunConfig(**tiny_settings("llama")))
 
 
 @pytest.fixture

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.experiments import workbench
-from saesteer.experiments.steer import run as pipeline
-from saesteer.experiments.steer import run_files
+from saesteer.experiments import context
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer import experiment as pipeline
+from saesteer.experiments.steer import results
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import Steer
 from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.run import run
-from saesteer.experiments.steer.run_files import STAGES, pending_stages
+from saesteer.experiments.steer.results import STAGES
 from saesteer.methods import ClusteredSae, fit_context
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 from saesteer.utils.files import draft_of, leave
 from saesteer.utils.run_folder import RunFolder
-from saesteer.utils.settings import RunConfig
 
 from .reading import everything, numbers, refuse, strict_json
 
@@ -28,7 +29,7 @@ CUTS = {
     "fit": (pipeline, "feature_table"),
     "evaluation": (pipeline, "DivergenceMeter"),
     "completions": (pipeline, "generate"),
-    "metrics": (run_files, "against_null"),
+    "metrics": (results, "against_null"),
 }
 
 
@@ -38,10 +39,10 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole
     with monkeypatch.context() as patch:
         patch.setattr(*CUTS[where], interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(config)
+            run_experiment(config)
     folder = RunFolder(plan_run(config).folder)
     left = {"features": 3, "fit": 3, "evaluation": 2, "completions": 1, "metrics": 0}[where]
-    assert pending_stages(folder) == list(STAGES[len(STAGES) - left :])
+    assert [stage.name for stage in Steer(config).pending()] == list(STAGES[len(STAGES) - left :])
     started = folder.read_json("run.json")["started"]
 
     # What belongs to finished stages alone.
@@ -50,10 +51,10 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole
         monkeypatch.setattr(ClusteredSae, "fit", refuse)
     if left < 2:
         monkeypatch.setattr(pipeline, "EffectMeter", refuse)
-        monkeypatch.setattr(workbench, "load_sae", refuse)
+        monkeypatch.setattr(context, "load_sae", refuse)
     if left < 1:
-        monkeypatch.setattr(workbench, "load_model", refuse)
-    resumed = run(config)
+        monkeypatch.setattr(context, "load_model", refuse)
+    resumed = run_experiment(config)
     assert numbers(resumed.folder.path) == numbers(whole.folder.path)
     assert folder.read_json("run.json")["started"] == started
 
@@ -75,8 +76,8 @@ def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, 
 
     monkeypatch.setattr(pipeline.EffectMeter, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(config)
-    resumed = run(config)
+        run_experiment(config)
+    resumed = run_experiment(config)
     assert sorted(calls.values()) == [1, 1, 1, 2]
     assert numbers(resumed.folder.path) == numbers(whole.folder.path)
 
@@ -93,8 +94,8 @@ def test_a_finished_run_is_printed_again_without_loading_or_writing_anything_but
     before = results()
     times = {name: (folder / name).stat().st_mtime_ns for name in before}
     for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(workbench, name, refuse)
-    again = run(config)
+        monkeypatch.setattr(context, name, refuse)
+    again = run_experiment(config)
     assert again.metrics == whole.metrics
     assert again.features == whole.features
     assert again.completions == whole.completions
@@ -123,10 +124,10 @@ def test_a_damaged_file_is_named_and_made_again_once_it_is_deleted(
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises(SaesteerError, match=rf"{path.name}.*delete it") as told:
-        run(config)
+        run_experiment(config)
     assert "\n" not in str(told.value)
     path.unlink()
-    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
+    assert numbers(run_experiment(config).folder.path) == numbers(whole.folder.path)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +147,9 @@ def test_a_damaged_file_that_a_later_stage_needs_is_named(name, after, copy_of_w
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(OutputError, match=rf"{path.name}.*delete it"):
-        run(config)
+        run_experiment(config)
     path.unlink()
-    assert numbers(run(config).folder.path) == numbers(whole.folder.path)
+    assert numbers(run_experiment(config).folder.path) == numbers(whole.folder.path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", '{"effect": {}}', "3"])
@@ -157,14 +158,14 @@ def test_a_result_that_is_json_but_no_result_is_named(content, copy_of_whole):
     (folder / "metrics.json").unlink()
     (folder / "evaluation/01-difference_in_means.json").write_text(content)
     with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
-        run(config)
+        run_experiment(config)
 
 
 def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(copy_of_whole, whole):
     config, folder = copy_of_whole
     (folder / "evaluation/00-clustered_sae.json").unlink()
     (folder / "metrics.json").unlink()
-    again = run(config)
+    again = run_experiment(config)
     assert again.metrics["vector"]["method"] == "clustered_sae"
     assert numbers(folder) == numbers(whole.folder.path)
 
@@ -177,7 +178,7 @@ def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
     for draft in (gone, under_way, own):
         draft.write_text("half")
     leave(gone)
-    run(config)
+    run_experiment(config)
     assert not gone.exists()
     assert under_way.exists() and own.exists()
 
@@ -188,4 +189,4 @@ def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):
     record = strict_json(folder / "run.json")
     (folder / "run.json").write_text(json.dumps(record | {"sae_fingerprint": "other"}))
     with pytest.raises(MismatchError, match=r"begun with other weights of the sae; delete"):
-        run(config)
+        run_experiment(config)

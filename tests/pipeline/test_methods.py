@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from saesteer.evaluation.statistics import item_interval
-from saesteer.experiments.compare.bench import CompareBench
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.plan import plan_compare
+from saesteer.experiments.compare.experiment import Compare
 from saesteer.experiments.compare.seed_run import SeedRun
 from saesteer.experiments.compare.splits import PersonaSplit
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import Steer
 from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.run import run
 from saesteer.utils.errors import ConfigError, DataError
-from saesteer.utils.progress import Progress
-from saesteer.utils.settings import RunConfig
 
 from .reading import strict_json
 
@@ -51,7 +50,7 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     from saesteer.cli.show import show_plan, show_result
 
     config = RunConfig(**with_method(settings, name))
-    result = run(config)
+    result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
     assert metrics["vector"]["method"] == result.vector.method == name
     assert [row["feature"] for row in result.features] == [f.index for f in result.vector.features]
@@ -63,17 +62,17 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     effect = metrics["vector"]["effect"]
     moved = (np.array(effect["up"]) - np.array(effect["down"])) / 2
     assert (effect["effect"], effect["low"], effect["high"]) == item_interval(moved)
-    show_plan(plan_run(config))
+    show_plan(Steer(config))
     show_result(plan_run(config), result)
     features_command(result.folder.path)
     told = capsys.readouterr().out
     assert ("made of no SAE features" in told) == (not result.vector.features)
-    assert run(config).metrics == result.metrics
+    assert run_experiment(config).metrics == result.metrics
 
 
 def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
     config = RunConfig(**with_method(settings, "attributed_sae"))
-    result, plan = run(config), plan_run(config)
+    result, plan = run_experiment(config), plan_run(config)
     comparison = CompareConfig.model_validate(
         {
             "name": "same",
@@ -91,8 +90,8 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
             "folder": settings["folder"],
         }
     )
-    compared = plan_compare(comparison)
-    seed_run = SeedRun(CompareBench(compared, Progress()), compared.personas[0], 0)
+    compared = Compare(comparison)
+    seed_run = SeedRun(compared, compared.plan.personas[0], 0)
     seed_run.split = PersonaSplit(
         plan.split.train, plan.split.validation, plan.split.test, plan.split.test
     )

@@ -11,15 +11,15 @@ import torch
 
 from saesteer.data import datasets_folder
 from saesteer.evaluation import VectorResult
-from saesteer.experiments import workbench
-from saesteer.experiments.steer import run as pipeline
+from saesteer.experiments import context
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer import experiment as pipeline
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.run import run
-from saesteer.experiments.steer.run_files import result_names
+from saesteer.experiments.steer.results import result_names
 from saesteer.methods.features import encode_pairs
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
-from saesteer.utils.settings import RunConfig
 
 from .reading import everything, numbers, strict_json
 
@@ -63,7 +63,7 @@ def second_family(tiny_settings, trained_sae):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", "wandb-key-of-mine")
         patch.setenv("HF_TOKEN", "hf_token-of-mine")
-        return run(RunConfig(**settings))
+        return run_experiment(RunConfig(**settings))
 
 
 def test_a_second_family_and_an_sae_trained_here_go_through_the_pipeline(
@@ -125,14 +125,14 @@ def test_no_secret_of_the_environment_is_in_any_file(second_family):
 def test_a_model_without_chat_template_or_bos_and_the_last_token_alone(tiny_settings):
     settings = tiny_settings("qwen3", chat=False)
     settings["reading"] = {"positions": "last"}
-    result = run(RunConfig(**settings))
+    result = run_experiment(RunConfig(**settings))
     assert result.vector.read_positions == "statement tokens, last"
     assert math.isfinite(result.metrics["unsteered_margin"])
     assert result.completions
 
 
 def test_the_same_settings_give_the_same_numbers_in_another_folder(whole, settings):
-    again = run(RunConfig(**settings))
+    again = run_experiment(RunConfig(**settings))
     assert again.folder.path.parent != whole.folder.path.parent
     # The name says what the numbers depend on, which is neither the place nor the threads.
     assert again.folder.path.name == whole.folder.path.name
@@ -147,9 +147,9 @@ def test_another_seed_is_another_run(whole, settings):
 
 def test_the_model_is_loaded_once(settings, monkeypatch):
     loads = []
-    load = workbench.load_model
-    monkeypatch.setattr(workbench, "load_model", lambda *a, **k: loads.append(a) or load(*a, **k))
-    run(RunConfig(**settings))
+    load = context.load_model
+    monkeypatch.setattr(context, "load_model", lambda *a, **k: loads.append(a) or load(*a, **k))
+    run_experiment(RunConfig(**settings))
     assert len(loads) == 1
 
 
@@ -172,7 +172,7 @@ def test_a_budget_that_is_never_reached_is_a_result_in_plain_json(
 
     monkeypatch.setattr(pipeline.DivergenceMeter, "__call__", lambda *args: kl)
     config = RunConfig(**settings)
-    result = run(config)
+    result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
     assert metrics["vector"]["effect"] is None
     assert metrics["null"] is None
@@ -194,7 +194,7 @@ def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, 
 
     monkeypatch.setattr(pipeline.PropensityMeter, "log_likelihoods", overflowed)
     config = RunConfig(**settings)
-    result = run(config)
+    result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
     assert metrics["vector"]["effect"] is None
     assert metrics["curve"][2]["margin"] is None
@@ -209,7 +209,7 @@ def test_random_directions_and_questions_may_be_left_out(settings, capsys):
     settings["evaluation"]["random_directions"] = 0
     settings["completions"]["n_questions"] = 0
     config = RunConfig(**settings)
-    result = run(config)
+    result = run_experiment(config)
     assert result.metrics["null"] is None
     assert result.metrics["random_directions"] == []
     assert result.completions == []

@@ -58,12 +58,12 @@ def probe_settings(tmp_path_factory, tiny_model_folder) -> Callable[..., dict[st
 @pytest.fixture(scope="session")
 def finished_run(probe_settings):
     """A finished run on the tiny Llama."""
-    from saesteer.experiments.probe.training import train_probes
-    from saesteer.probes import ProbeConfig
+    from saesteer.experiments.probe.config import ProbeConfig
+    from saesteer.experiments.registry import run_experiment
     from saesteer.utils.settings import parse_config
 
     config = parse_config(probe_settings(), kind=ProbeConfig, place="test")
-    return train_probes(config)
+    return run_experiment(config)
 
 
 @pytest.fixture

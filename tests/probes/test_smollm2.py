@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from saesteer.data.labelled import read_labelled
-from saesteer.experiments.probe.training import train_probes
-from saesteer.probes import ProbeConfig, ProbeSet, intervene, run_checks
+from saesteer.experiments.probe.config import ProbeConfig
+from saesteer.experiments.registry import run_experiment
+from saesteer.probes import ProbeSet, intervene, run_checks
 from saesteer.probes.trial_record import make_doing, probe_vectors
 from saesteer.steering import generate
 from saesteer.utils.settings import parse_config
@@ -25,7 +26,7 @@ def probes(bundled_gguf, tmp_path_factory) -> ProbeSet:
         "fit": {"c": [0.001, 0.01], "resamples": 0, "control": False},
         "folder": str(tmp_path_factory.mktemp("runs")),
     }
-    run = train_probes(parse_config(settings, kind=ProbeConfig, place="test"))
+    run = run_experiment(parse_config(settings, kind=ProbeConfig, place="test"))
     assert max(r["macro_f1"]["value"] for r in run.metrics["layers"]) > 0.8
     return run.probes
 

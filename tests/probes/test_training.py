@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from saesteer.data.labelled import read_labelled
+from saesteer.experiments.probe.config import ProbeConfig
 from saesteer.experiments.probe.plan import plan_probes
-from saesteer.experiments.probe.training import load_run, train_probes
-from saesteer.probes import ProbeConfig, ProbeSet
-from saesteer.probes.figures import confusion_figure, confusion_panels, short_names
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.results import Results
+from saesteer.probes import ProbeSet
 from saesteer.probes.store import open_store
+from saesteer.report.probe_figures import confusion_figure, confusion_panels, short_names
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
-from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
 
 
@@ -105,9 +106,9 @@ def test_the_same_config_again_does_nothing_and_says_the_same(finished_run, monk
     def refuse(*args, **kwargs):
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", refuse)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", refuse)
     config = config_of(finished_run.folder.read_json("config.json"))
-    again = train_probes(config)
+    again = run_experiment(config)
     assert again.metrics == finished_run.metrics
 
 
@@ -127,9 +128,9 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
 
     monkeypatch.setattr(training, "_fit_layer", failing)
     with pytest.raises(RuntimeError, match="cut off"):
-        train_probes(config)
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
-    run = train_probes(config)
+        run_experiment(config)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
+    run = run_experiment(config)
     assert calls == [0, 1, 2, 2]
     keys = ("accuracy", "macro_f1", "auroc", "confusion", "control", "cv_loss", "checks")
     for one, two in zip(run.metrics["layers"], finished_run.metrics["layers"], strict=True):
@@ -139,8 +140,10 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
 BESIDE = """
 import json, sys, time
 from pathlib import Path
-from saesteer.config import parse_config
-from saesteer.probes import ProbeConfig, reading, train_probes
+from saesteer.utils.settings import parse_config
+from saesteer.experiments.probe.config import ProbeConfig
+from saesteer.experiments.registry import run_experiment
+from saesteer.probes import reading
 from saesteer.probes.store import StoreWriter
 
 settings, gate, name, other = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -161,7 +164,7 @@ def gated(self, *args):
 StoreWriter.write = gated
 if name == "second":
     wait("first-begun")
-run = train_probes(parse_config(settings, kind=ProbeConfig, place="test"))
+run = run_experiment(parse_config(settings, kind=ProbeConfig, place="test"))
 (gate / f"{name}-done").touch()
 print(json.dumps(run.metrics["layers"]))
 """
@@ -173,7 +176,7 @@ def test_two_runs_that_read_alike_at_once_both_end_right(probe_settings, tmp_pat
     import sys
 
     settings = probe_settings(checks=None)
-    alone = train_probes(config_of({**settings, "folder": str(tmp_path / "alone")}))
+    alone = run_experiment(config_of({**settings, "folder": str(tmp_path / "alone")}))
     asked = [settings, {**settings, "fit": {**settings["fit"], "resamples": 60}}]
     names = ("first", "second")
     running = [
@@ -207,10 +210,10 @@ def test_the_store_of_bundled_texts_has_a_name_that_every_system_takes(tmp_path)
 def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
     probe_settings, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"is a file; choose another with --set folder="):
-        train_probes(config_of(probe_settings(folder=str(tmp_path / "file" / "runs"))))
+        run_experiment(config_of(probe_settings(folder=str(tmp_path / "file" / "runs"))))
 
 
 def other_weights(folder: Path) -> None:
@@ -233,12 +236,12 @@ def test_an_sae_trained_again_in_its_folder_is_another_one(
     sae = shutil.copytree(mirror_sae(), tmp_path / "sae")
     settings = probe_settings(reading={"sae": str(sae)}, checks=None)
     settings["sparse"] = {"k": [4], "l1_c": [0.1]}
-    first = train_probes(config_of(settings))
+    first = run_experiment(config_of(settings))
     other_weights(sae)
-    again = train_probes(config_of({**settings, "name": name}))
+    again = run_experiment(config_of({**settings, "name": name}))
     assert again.folder.path != first.folder.path
     # What it would be where no earlier SAE had ever been.
-    fresh = train_probes(config_of({**settings, "name": name, "folder": str(tmp_path / "fresh")}))
+    fresh = run_experiment(config_of({**settings, "name": name, "folder": str(tmp_path / "fresh")}))
     for key in ("sparse", "features", "residual"):
         assert again.metrics[key] == fresh.metrics[key]
     assert again.metrics["features"] != first.metrics["features"]
@@ -256,21 +259,21 @@ def test_codes_of_an_sae_of_the_same_name_and_other_weights_are_not_used(
 
     settings = probe_settings(reading={"sae": str(mirror_sae())}, checks=None)
     settings["sparse"] = {"k": [4], "l1_c": [0.1]}
-    first = train_probes(config_of(settings))
+    first = run_experiment(config_of(settings))
     # As an SAE on the Hub that was replaced: its name says nothing of its weights.
     stale = lambda path: replace(load_codes(path), sae_fingerprint="other", codes=None)  # noqa: E731
     monkeypatch.setattr(sparse_run, "load_codes", stale)
-    again = train_probes(config_of({**settings, "name": "again"}))
+    again = run_experiment(config_of({**settings, "name": "again"}))
     assert again.metrics["sparse"] == first.metrics["sparse"]
 
 
 def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     settings = finished_run.folder.read_json("config.json")
     settings["fit"]["classes"] = ["negative", "positive"]
     # The plain cases are fewer, so they would have to be read.
     settings["checks"] = None
-    run = train_probes(config_of(settings))
+    run = run_experiment(config_of(settings))
     assert run.metrics["classes"] == ["negative", "positive"]
     assert np.array(run.metrics["layers"][0]["confusion"]).shape == (2, 2)
     assert run.probes.probes[0].weight.shape == (1, 32)
@@ -279,7 +282,7 @@ def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):
 def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mirror_sae):
     settings = probe_settings(reading={"sae": str(mirror_sae())}, checks=None)
     settings["sparse"] = {"k": [1, 4, 16], "l1_c": [0.1, 1.0]}
-    run = train_probes(config_of(settings))
+    run = run_experiment(config_of(settings))
     kinds = [(r["kind"], r["n_features"]) for r in run.metrics["sparse"]]
     assert kinds[:3] == [("k_sparse", 1), ("k_sparse", 4), ("k_sparse", 16)]
     assert [kind for kind, _ in kinds[3:]] == ["l1", "l1", "all"]
@@ -292,7 +295,7 @@ def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mi
         raw[feature.index % 32] += feature.weight * (1 if feature.index < 32 else -1)
     assert vector.raw.numpy() == pytest.approx(raw, rel=1e-3, abs=1e-5)
     assert ProbeSet.load(run.folder.path).sae == settings["reading"]["sae"]
-    assert train_probes(config_of(settings)).metrics == run.metrics
+    assert run_experiment(config_of(settings)).metrics == run.metrics
 
 
 @pytest.mark.parametrize(
@@ -311,10 +314,10 @@ def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mi
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     probe_settings, monkeypatch, change, error, message
 ):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     settings = probe_settings(**change)
     with pytest.raises(error, match=message):
-        train_probes(config_of(settings))
+        run_experiment(config_of(settings))
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ def test_a_bad_setting_is_named(probe_settings, change, message):
 
 def test_layers_past_the_last_are_refused_before_reading(probe_settings):
     with pytest.raises(SaesteerError, match="names block 9 and the model has blocks 0 to 2"):
-        train_probes(config_of(probe_settings(reading={"layers": [9]})))
+        run_experiment(config_of(probe_settings(reading={"layers": [9]})))
 
 
 def test_a_text_too_long_for_the_model_is_named(probe_settings, tmp_path):
@@ -350,12 +353,12 @@ def test_a_text_too_long_for_the_model_is_named(probe_settings, tmp_path):
     with pytest.raises(
         DataError, match=r"long\.jsonl:8: the text .* more than the model's context"
     ):
-        train_probes(config_of(settings))
+        run_experiment(config_of(settings))
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(SaesteerError, match="holds no finished probe run"):
-        load_run(RunFolder(tmp_path))
+    with pytest.raises(SaesteerError, match="holds no finished experiment"):
+        Results.open(tmp_path)
 
 
 def test_other_settings_are_another_run_but_share_the_reading(probe_settings):

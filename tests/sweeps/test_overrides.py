@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.sweeps.overrides import flattened, merged, parse_word, swept_overrides, yaml_text
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import RunConfig, load_config
+from saesteer.utils.settings import load_config
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.report.sweep_drawing import axes, plane
 from saesteer.sweeps.cells import Cell
 from saesteer.sweeps.results import best_settings, markdown, pareto, sweep_result, write_results
 from saesteer.sweeps.rows import TrialRow
-from saesteer.utils.settings import RunConfig, load_config
+from saesteer.utils.settings import load_config
 
 NOTHING = {"seed": {"value": 1}}
 

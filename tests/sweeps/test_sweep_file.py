@@ -69,7 +69,11 @@ def test_the_command_names_the_base_settings(command, program, expected, sweep_f
         ({"paramters": {}}, "paramters: is no field of a sweep"),
         ({"method": "bayes", "metric": None}, "bayes needs a metric"),
         ({"command": ["python", "train.py", "${args}"]}, "command does not call saesteer"),
-        ({"command": ["saesteer", "probe", "a.yaml"]}, "run or compare and a settings file"),
+        (
+            {"command": ["saesteer", "probe", "a.yaml"]},
+            "one of run, compare, corrupt run, ",
+        ),
+        ({"command": ["saesteer", "doctor", "a.yaml"]}, "probe train and a settings file"),
         ({"command": ["saesteer", "run", "${args_no_hyphens}"]}, "and a settings file"),
         ({"command": ["saesteer", "run", "a.yaml", "--fast"]}, "'--fast' is neither key=value"),
         ({"command": None}, "command does not call saesteer"),

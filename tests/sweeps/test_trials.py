@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from saesteer.experiments.numbers import compare_numbers, numbers_of, run_numbers
 from saesteer.sweeps.results import sweep_result, write_results
 from saesteer.sweeps.spec import make_spec
 from saesteer.sweeps.study import create_study
 from saesteer.sweeps.sweep_file import read_sweep_file
-from saesteer.sweeps.trials import compare_numbers, run_numbers
 from saesteer.sweeps.worker import Worker
 
 
@@ -44,7 +44,7 @@ def test_a_runs_numbers_are_those_of_its_metrics():
         "null": None,
         "seconds": {"evaluation": 3.5},
     }
-    found = run_numbers(metrics, 0.1, "seconds.evaluation")
+    found = numbers_of(run_numbers(metrics, 0.1), metrics, "seconds.evaluation")
     assert (found["effect"], found["effect_low"], found["features"]) == (0.5, 0.4, 7.0)
     assert found["kl"] == pytest.approx(0.1)
     assert (found["budget"], found["seconds.evaluation"]) == (0.1, 3.5)
@@ -99,3 +99,37 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
     write_results(result, tmp_path / "out")
     config: Any = spec.trial.config(rows[0].values)
     assert config.headline == "pca"
+
+
+def test_any_kind_of_experiment_can_be_swept(tiny_model_folder, tmp_path):
+    base = tmp_path / "corrupt.yaml"
+    settings = {
+        "name": "tiny",
+        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32"},
+        "tasks": {"source": ["capitals"], "max_questions": 2},
+        "programs": ["skip 0"],
+        "completions": None,
+        "folder": str(tmp_path / "runs"),
+    }
+    base.write_text(json.dumps(settings), encoding="utf-8")
+    file = tmp_path / "sweep.yaml"
+    sweep = {
+        "method": "grid",
+        "metric": {"name": "loss", "goal": "minimize"},
+        "command": ["saesteer", "corrupt", "run", str(base), "${args_no_hyphens}"],
+        "parameters": {"tasks.shots": {"values": [0, 2]}},
+    }
+    file.write_text(json.dumps(sweep), encoding="utf-8")
+    spec = make_spec(read_sweep_file(file))
+    study = create_study(spec)
+    study.enqueue(spec.cells())
+    assert Worker(study).work().done == 2, [row.error for row in study.rows()]
+    result = sweep_result(spec, study.rows())
+    assert result.best is not None
+    losses = {
+        row.values["tasks.shots"]: json.loads((Path(str(row.folder)) / "metrics.json").read_text())
+        for row in result.rows
+    }
+    least = min(losses, key=lambda shots: losses[shots]["intact"]["loss"])
+    assert result.best.values["tasks.shots"] == least
+    assert result.best.value == losses[least]["intact"]["loss"]

@@ -136,7 +136,7 @@ def test_a_killed_run_is_shown_as_killed(tmp_path):
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from saesteer.tracking import RunFolder\n"
+        "from saesteer.utils.run_folder import RunFolder\n"
         "from saesteer.tracking.recording import recorded_run\n"
         "with recorded_run(RunFolder(Path(sys.argv[1])), kind='run', name='k') as run:\n"
         "    with run.stage('reading'):\n"
@@ -273,7 +273,8 @@ def test_a_damaged_record_is_one_sentence_and_left_as_it_is(text, folder):
 
 
 def test_tracking_is_no_setting_of_the_run(folder):
-    from saesteer.utils.settings import RunConfig, TrackingSettings
+    from saesteer.experiments.steer.config import RunConfig
+    from saesteer.utils.settings import TrackingSettings
 
     plain = RunConfig(name="k", pairs={"source": "x"})  # type: ignore[arg-type]
     told = plain.model_copy(update={"tracking": TrackingSettings(wandb="offline", tags=["t"])})
@@ -288,8 +289,8 @@ def test_tracking_is_no_setting_of_the_run(folder):
 
 def test_digests_of_every_configuration_leave_tracking_out(tmp_path):
     from saesteer.experiments.compare.config import CompareConfig
+    from saesteer.experiments.probe.config import ProbeConfig
     from saesteer.experiments.train_sae import training_folder
-    from saesteer.probes.settings import ProbeConfig
     from saesteer.saes.settings import SaeTrainingConfig
     from saesteer.utils.settings import TrackingSettings, parse_config
 

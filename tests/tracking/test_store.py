@@ -44,7 +44,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from saesteer.tracking import RunFolder
+from saesteer.utils.run_folder import RunFolder
 from saesteer.tracking.recording import recorded_run
 root, who = Path(sys.argv[1]), sys.argv[2]
 for number in range(6):

@@ -12,14 +12,14 @@ from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts,
 from saesteer.utils.errors import ModelError, SaesteerError, SteeringError
 
 if TYPE_CHECKING:
-    from saesteer.experiments.compare.bench import CompareBench
+    from saesteer.experiments.compare.context import CompareContext
     from saesteer.experiments.compare.persona_run import PersonaRun
 
 # Characters only roughly foretell tokens, so more than the one longest text is looked at.
 LONGEST = 32
 
 
-def check_comparison(bench: CompareBench, runs: Sequence[PersonaRun]) -> None:
+def check_comparison(bench: CompareContext, runs: Sequence[PersonaRun]) -> None:
     """Check that parts belong together and that every text fits, before anything is computed.
 
     Args:
@@ -48,12 +48,12 @@ def check_comparison(bench: CompareBench, runs: Sequence[PersonaRun]) -> None:
             raise type(error)(f"persona {run.persona.name}: {error}") from error
 
 
-def _uses_chat(bench: CompareBench) -> bool:
+def _uses_chat(bench: CompareContext) -> bool:
     chat = bench.plan.config.reading.chat
     return has_chat_template(bench.tokenizer) if chat is None else chat
 
 
-def _check_prompts(bench: CompareBench) -> None:
+def _check_prompts(bench: CompareContext) -> None:
     config = bench.plan.config
     prompted = [m.name for m in config.methods if method_entry(m.name).kind == "prompt"]
     for name in prompted:
@@ -74,7 +74,7 @@ def _systems(run: PersonaRun) -> list[str]:
     return [system for prompts in made for system in (prompts.positive, prompts.negative)]
 
 
-def _check_pairs(bench: CompareBench, run: PersonaRun) -> None:
+def _check_pairs(bench: CompareContext, run: PersonaRun) -> None:
     config, pairs = bench.plan.config, run.persona.pairs
     encode = partial(
         encode_statements,
@@ -100,7 +100,7 @@ def _check_pairs(bench: CompareBench, run: PersonaRun) -> None:
         encode(["(A"] * len(long), long, what=names, remedy="shorten its sides")
 
 
-def _check_questions(bench: CompareBench, systems: Iterable[str | None]) -> None:
+def _check_questions(bench: CompareContext, systems: Iterable[str | None]) -> None:
     tokenizer, room = bench.tokenizer, bench.plan.config.writing.max_new_tokens
     for system in systems:
         for question in (*bench.plan.questions, *bench.plan.training_questions):

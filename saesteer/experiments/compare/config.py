@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.utils.settings import (
-    MethodChoice,
-    ModelSettings,
-    ObjectiveSettings,
-    ReadingSettings,
-    Settings,
-    Source,
-    TrackingSettings,
-    short_hash,
-)
+from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.steer.config import MethodChoice, ObjectiveSettings, ReadingSettings
+from saesteer.utils.settings import Settings, Source, short_hash
 
 
 class PersonaSettings(Settings):
@@ -165,7 +158,7 @@ class LlmJudgeSettings(Settings):
     workers: int = Field(default=4, ge=1)
 
 
-class CompareConfig(Settings):
+class CompareConfig(ExperimentConfig):
     """Everything a comparison depends on.
 
     Attributes:
@@ -178,8 +171,8 @@ class CompareConfig(Settings):
         tracking: Where the comparison is recorded besides.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
-    model: ModelSettings = ModelSettings()
+    kind: ClassVar[str] = "compare"
+
     sae: Source = "smollm2"
     site: str | None = None
     personas: list[PersonaSettings] = Field(min_length=1)
@@ -196,8 +189,6 @@ class CompareConfig(Settings):
     writing: WritingChoices = WritingChoices()
     side_effects: SideEffectSettings = SideEffectSettings()
     llm_judge: LlmJudgeSettings | None = None
-    folder: Source = "runs"
-    tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("personas", "methods", mode="before")
     @classmethod

@@ -14,12 +14,13 @@ from saesteer.evaluation.choices import ChoiceMeter
 from saesteer.evaluation.judge import BehaviourJudge, train_judge
 from saesteer.evaluation.written import WrittenEvaluation, WrittenRecord
 from saesteer.evaluation.written_summary import summarise
-from saesteer.experiments.compare.bench import CompareBench
 from saesteer.experiments.compare.config import MethodSettings
+from saesteer.experiments.compare.context import CompareContext
 from saesteer.experiments.compare.plan import PersonaPlan
 from saesteer.experiments.compare.seed_run import SeedRun, budget_record
 from saesteer.methods import RandomDirection, RandomFeatures
 from saesteer.methods.registry import method_entry
+from saesteer.models.memory import trim_memory
 from saesteer.steering import SteeringVector
 from saesteer.utils.progress import Task
 from saesteer.utils.run_folder import RunFolder, finite
@@ -35,7 +36,7 @@ class PersonaRun:
         persona: The persona.
     """
 
-    def __init__(self, bench: CompareBench, persona: PersonaPlan) -> None:
+    def __init__(self, bench: CompareContext, persona: PersonaPlan) -> None:
         self.bench = bench
         self.persona = persona
         self.config = bench.plan.config
@@ -80,6 +81,7 @@ class PersonaRun:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            trim_memory()
 
     def method(self, name: str) -> MethodSettings:
         """Return a method's settings by name."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from saesteer.data import PairSet
 from saesteer.evaluation import Effect, EffectMeter, PropensityMeter, VectorResult, effect_of
-from saesteer.experiments.compare.bench import CompareBench
 from saesteer.experiments.compare.config import MethodSettings
+from saesteer.experiments.compare.context import CompareContext
 from saesteer.experiments.compare.plan import PersonaPlan
 from saesteer.methods import SystemPrompt
 from saesteer.methods.fit_context import FitContext, vector_of
@@ -34,7 +34,7 @@ class SeedRun:
         seed: Decides the split and seeds random methods.
     """
 
-    def __init__(self, bench: CompareBench, persona: PersonaPlan, seed: int) -> None:
+    def __init__(self, bench: CompareContext, persona: PersonaPlan, seed: int) -> None:
         self.bench = bench
         self.persona = persona
         self.seed = seed

@@ -24,7 +24,7 @@ Moved = list[np.ndarray] | None
 NULLS = ("random_direction", "random_features")
 
 
-class Results:
+class Grid:
     """The records of all personas, read once.
 
     Args:
@@ -86,7 +86,7 @@ class Results:
         return seeds if budget == self.headline else seeds[:1]
 
 
-def summary_rows(results: Results) -> list[Row]:
+def summary_rows(results: Grid) -> list[Row]:
     """Return every method at every budget: macro-mean, ratio to the baseline, test, null."""
     config = results.config
     rows = []
@@ -108,7 +108,7 @@ def summary_rows(results: Results) -> list[Row]:
 
 
 def _summary_row(
-    results: Results,
+    results: Grid,
     method: str,
     budget: float,
     own: list[Moved],
@@ -158,7 +158,7 @@ def _null_effects(run: PersonaRun, kind: str) -> list[float]:
     return [record["effect"] for record in found if record["effect"] is not None]
 
 
-def effect_rows(results: Results) -> list[Row]:
+def effect_rows(results: Grid) -> list[Row]:
     """Return every measured effect, without the pairs' own values."""
     rows = []
     for (persona, method, seed), found in results.effects.items():
@@ -181,7 +181,7 @@ def effect_rows(results: Results) -> list[Row]:
     return rows
 
 
-def curve_rows(results: Results) -> list[Row]:
+def curve_rows(results: Grid) -> list[Row]:
     """Return the mean margin at multiples of the matched strengths."""
     return [
         {"persona": persona, "method": method, "seed": seed, **point}
@@ -191,7 +191,7 @@ def curve_rows(results: Results) -> list[Row]:
     ]
 
 
-def area_rows(results: Results) -> list[Row]:
+def area_rows(results: Grid) -> list[Row]:
     """Return each method's area under E against log KL, where every budget was reached."""
     budgets = results.config.evaluation.budgets
     if len(budgets) < 2:
@@ -215,7 +215,7 @@ def area_rows(results: Results) -> list[Row]:
     return rows
 
 
-def null_rows(results: Results) -> list[Row]:
+def null_rows(results: Grid) -> list[Row]:
     """Return the null of each persona, with the headline method's permutation p against it."""
     rows = []
     own = results.first_effects(results.config.headline)

@@ -7,9 +7,9 @@ import json
 import numpy as np
 
 from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap
-from saesteer.experiments.compare.bench import CompareBench
+from saesteer.experiments.compare.context import CompareContext
 from saesteer.experiments.compare.persona_run import PersonaRun
-from saesteer.experiments.compare.summary import Results, Row
+from saesteer.experiments.compare.summary import Grid, Row
 from saesteer.methods import AttributedSae, ClusteredSae
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import vector_features
@@ -24,7 +24,7 @@ def written_files(run: PersonaRun) -> list[Row]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def generation(results: Results) -> dict[str, list[Row]]:
+def generation(results: Grid) -> dict[str, list[Row]]:
     """Return `generation`, `generation_summary` and `judges`."""
     lines: list[Row] = []
     ranges: dict[tuple[str, float | None], dict[str, Row]] = {}
@@ -46,7 +46,7 @@ def generation(results: Results) -> dict[str, list[Row]]:
 
 
 def _generation_row(
-    results: Results,
+    results: Grid,
     method: str,
     budget: float | None,
     found: dict[str, Row],
@@ -100,7 +100,7 @@ def _paired(
     return _values({q: own[q] for q in shared}), _values({q: against[q] for q in shared})
 
 
-def completions(results: Results) -> dict[str, list[Row]]:
+def completions(results: Grid) -> dict[str, list[Row]]:
     """Return the texts that the page shows: the first sample of the first questions."""
     config = results.config
     shown: dict[str, list[Row]] = {}
@@ -125,7 +125,7 @@ def completions(results: Results) -> dict[str, list[Row]]:
     return shown
 
 
-def side_effects(results: Results) -> Row:
+def side_effects(results: Grid) -> Row:
     """Return the change of loss on prose and what each persona's vector does to the others."""
     config = results.config
     prose = [row for run in results.runs for row in run.folder.read_json("prose.json")]
@@ -137,7 +137,7 @@ def side_effects(results: Results) -> Row:
     return {"prose": prose, "matrix": matrix}
 
 
-def named_features(bench: CompareBench, run: PersonaRun, method: str) -> Row:
+def named_features(bench: CompareContext, run: PersonaRun, method: str) -> Row:
     """Return the features of a method's vector with what is known of them, and the cluster tree."""
     vector, _ = run.matched(method, run.config.evaluation.headline_budget)
     if vector is None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator
 
 from saesteer.corruption.families import FamilyKind
 from saesteer.corruption.program import check_program
+from saesteer.experiments.config import ExperimentConfig
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import ModelSettings, Settings, Source, TrackingSettings, short_hash
+from saesteer.utils.settings import Settings, Source
 
 
 def _readable(program: str | list[int]) -> str | list[int]:
@@ -93,7 +94,7 @@ class ShownSettings(Settings):
         return prompts
 
 
-class CorruptConfig(Settings):
+class CorruptConfig(ExperimentConfig):
     """Everything a corruption run depends on.
 
     Attributes:
@@ -113,8 +114,8 @@ class CorruptConfig(Settings):
         tracking: Where the run is recorded besides.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
-    model: ModelSettings = ModelSettings()
+    kind: ClassVar[str] = "corrupt"
+
     tasks: TaskSettings = TaskSettings()
     families: list[FamilySettings] = Field(default=[])
     programs: list[ProgramText] = Field(default=[], max_length=10_000)
@@ -125,10 +126,3 @@ class CorruptConfig(Settings):
     min_accuracy: float = Field(default=0.2, gt=0, le=1)
     max_tokens: int = Field(default=4096, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: Source = "runs"
-    tracking: TrackingSettings = TrackingSettings()
-
-    def digest(self, **inputs: str) -> str:
-        """Return a short hash of the settings, and of what else the results depend on."""
-        left_out: Any = {"folder": True, "tracking": True, "model": {"threads"}}
-        return short_hash([self.model_dump(mode="json", exclude=left_out), inputs])

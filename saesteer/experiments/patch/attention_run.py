@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from saesteer.experiments.patch.bench import PatchBench
 from saesteer.experiments.patch.cells import Job, load_job
+from saesteer.experiments.patch.context import PatchContext
 from saesteer.experiments.patch.reading import DIRECT, strongest_rows
-from saesteer.experiments.patch.run_results import RunResults
+from saesteer.experiments.patch.results import PatchResults
 
 ATTENTION = "attention.html"
 
 
-def run_attention(bench: PatchBench) -> None:
+def run_attention(bench: PatchContext) -> None:
     """Write the page of the chosen or strongest heads' attention patterns."""
     from saesteer.patching.reading.attention_view import attention_views, write_attention_page
 
@@ -33,7 +33,7 @@ def run_attention(bench: PatchBench) -> None:
         bench.folder.write(ATTENTION, lambda draft: write_attention_page(views, draft, title=title))
 
 
-def strongest_heads(bench: PatchBench, most: int) -> list[tuple[int, int]]:
+def strongest_heads(bench: PatchContext, most: int) -> list[tuple[int, int]]:
     """Return the heads of the largest effect by what was patched, or by direct attribution."""
     config = bench.plan.config
     for method in ("activation", "integrated_gradients", "attribution"):
@@ -44,7 +44,7 @@ def strongest_heads(bench: PatchBench, most: int) -> list[tuple[int, int]]:
             order = np.argsort(-size, axis=None, kind="stable")[:most]
             places = [divmod(int(place), size.shape[1]) for place in order]
             return [(int(result.coords["layer"][layer]), head) for layer, head in places]
-    table = RunResults(bench.folder).table(DIRECT)
+    table = PatchResults(bench.folder).table(DIRECT)
     if table is None:
         return []
     return [(row["layer"], row["head"]) for row in strongest_rows(table, most)]

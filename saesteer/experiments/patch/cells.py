@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.experiments.patch.bench import PatchBench
+from saesteer.experiments.patch.context import PatchContext
 from saesteer.experiments.patch.settings import AttributionSettings, PatchConfig
 from saesteer.patching.result import Mode, PatchResult
 from saesteer.patching.result_file import load_result, save_result
@@ -79,7 +79,7 @@ def load_job(folder: RunFolder, job: Job) -> PatchResult | None:
     return load_result(folder.path / job.file) if folder.has(job.file) else None
 
 
-def run_attribution(bench: PatchBench) -> None:
+def run_attribution(bench: PatchContext) -> None:
     """Attribute every component, all that share a method, mode and grain in one go."""
     config = bench.plan.config
     if config.attribution is None:
@@ -97,7 +97,7 @@ def run_attribution(bench: PatchBench) -> None:
 
 
 def _attribute(
-    bench: PatchBench, method: str, components: list[str], mode: Mode, by_position: bool
+    bench: PatchContext, method: str, components: list[str], mode: Mode, by_position: bool
 ) -> None:
     try:
         found = _attributed(bench, method, components, mode, by_position)
@@ -113,7 +113,7 @@ def _attribute(
 
 
 def _attributed(
-    bench: PatchBench,
+    bench: PatchContext,
     method: str,
     components: list[str],
     mode: Mode,
@@ -140,7 +140,7 @@ def _attributed(
     return attribution_patching_all(*given, **options)
 
 
-def run_activation(bench: PatchBench) -> None:
+def run_activation(bench: PatchContext) -> None:
     """Patch every component's activations."""
     for job in jobs(bench.plan.config):
         if job.method != "activation" or bench.folder.has(job.file):
@@ -151,7 +151,7 @@ def run_activation(bench: PatchBench) -> None:
             _patch(bench, job, job.component, by_position=job.by_position)
 
 
-def _patch(bench: PatchBench, job: Job, component: str, **which: Any) -> None:
+def _patch(bench: PatchContext, job: Job, component: str, **which: Any) -> None:
     from saesteer.patching.activation import activation_patching
 
     # Chunks of what is being made, so that a run that is cut off goes on inside a component.
@@ -171,7 +171,7 @@ def _patch(bench: PatchBench, job: Job, component: str, **which: Any) -> None:
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def run_paths(bench: PatchBench) -> None:
+def run_paths(bench: PatchContext) -> None:
     """Patch the paths from every sender to the chosen receivers."""
     from saesteer.patching.paths.patching import path_patching
 
@@ -197,7 +197,7 @@ def run_paths(bench: PatchBench) -> None:
             keep(bench.folder, job, found)
 
 
-def run_features(bench: PatchBench) -> None:
+def run_features(bench: PatchContext) -> None:
     """Attribute every feature of the SAE, then patch the strongest, or a vector's own."""
     config = bench.plan.config
     if config.sae is None:
@@ -222,7 +222,7 @@ def run_features(bench: PatchBench) -> None:
         bench.folder.write_json(SAE, bench.sae_record(sorted(shown)))
 
 
-def _patch_features(bench: PatchBench, job: Job, **which: Any) -> None:
+def _patch_features(bench: PatchContext, job: Job, **which: Any) -> None:
     if bench.folder.has(job.file):
         return
     (what, cells), *_ = which.items()
@@ -232,7 +232,7 @@ def _patch_features(bench: PatchBench, job: Job, **which: Any) -> None:
     _patch(bench, job, "sae", sae=bench.sae, **which)
 
 
-def check_vector(bench: PatchBench) -> None:
+def check_vector(bench: PatchContext) -> None:
     """Check the steering vector that the settings name against the SAE, before any patching.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from saesteer.experiments.patch.bench import PatchBench
-from saesteer.experiments.patch.run_results import RunResults
+from saesteer.experiments.patch.context import PatchContext
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.settings import CircuitSettings
 from saesteer.patching.circuits import (
     Ablation,
@@ -36,7 +36,7 @@ CIRCUIT = "circuit.json"
 FEWEST = 4
 
 
-def run_circuit(bench: PatchBench) -> None:
+def run_circuit(bench: PatchContext) -> None:
     """Search or take a circuit of heads, and keep it with how well it does the task."""
     settings = bench.plan.config.circuit
     if settings is None or bench.folder.has(CIRCUIT):
@@ -69,7 +69,7 @@ def run_circuit(bench: PatchBench) -> None:
     bench.folder.write_json(CIRCUIT, finite(record))
 
 
-def check_circuit(bench: PatchBench) -> None:
+def check_circuit(bench: PatchContext) -> None:
     """Check what the settings say of a circuit against model and prompts, before any patching.
 
     Raises:
@@ -108,7 +108,7 @@ def given_circuit(settings: CircuitSettings) -> Circuit | None:
     return Circuit.of(map(Node.parse, settings.heads))
 
 
-def _halves(bench: PatchBench) -> tuple[Ablation, Ablation]:
+def _halves(bench: PatchContext) -> tuple[Ablation, Ablation]:
     pairs = np.random.default_rng(bench.plan.config.seed).permutation(len(bench.batch))
     middle = (len(pairs) + 1) // 2
     return (
@@ -117,7 +117,7 @@ def _halves(bench: PatchBench) -> tuple[Ablation, Ablation]:
     )
 
 
-def _ablation(bench: PatchBench, chosen: Sequence[int]) -> Ablation:
+def _ablation(bench: PatchContext, chosen: Sequence[int]) -> Ablation:
     settings = bench.plan.config.pairs
     pairs = [bench.batch.pairs[i] for i in chosen]
     batch = encode_pairs(bench.model, pairs, prepend_bos=settings.prepend_bos)
@@ -135,7 +135,7 @@ def _ablation(bench: PatchBench, chosen: Sequence[int]) -> Ablation:
     return Ablation(bench.model, batch, means, metric=bench.metric)
 
 
-def _frames(bench: PatchBench) -> list[int] | None:
+def _frames(bench: PatchContext) -> list[int] | None:
     """Return the frame of every pair of the batch; None where the set has none."""
     if bench.ioi is None:
         return None
@@ -182,7 +182,7 @@ def _faithful(found: Faithfulness) -> dict[str, float]:
     return {name: float(value) for name, value in found.summary().items()}
 
 
-def circuit_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def circuit_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return the map of the circuit's heads by what each is needed for."""
     if not run.folder.has(CIRCUIT):
         return
@@ -210,7 +210,7 @@ def circuit_exhibits(run: RunResults) -> Iterator[Exhibit]:
     yield Exhibit("circuit", "circuit", figure)
 
 
-def _shape(run: RunResults, record: dict[str, Any]) -> tuple[int, int]:
+def _shape(run: PatchResults, record: dict[str, Any]) -> tuple[int, int]:
     for result in run.results.values():
         if result.dims[:2] == ("layer", "head") and result.component == "z":
             return len(result.coords["layer"]), len(result.coords["head"])

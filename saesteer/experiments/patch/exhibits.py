@@ -11,7 +11,7 @@ import numpy as np
 from saesteer.experiments.patch.cells import TO, Job
 from saesteer.experiments.patch.circuit_run import circuit_exhibits
 from saesteer.experiments.patch.reading import reading_exhibits
-from saesteer.experiments.patch.run_results import RunResults
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.suggest import RESIDUAL
 from saesteer.patching.attribution.agreement import Agreement, agreement
 from saesteer.patching.result import PatchResult
@@ -36,7 +36,7 @@ PROMPTS_SHOWN = 2
 HEAD_DIMS = ("layer", "head")
 
 
-def where_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def where_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return what shows in which layer and at which words: profiles and maps."""
     found = [job for job in run.results if "position" in run.results[job].dims[1:2]]
     exact = [job for job in found if job.method == "activation"]
@@ -68,7 +68,7 @@ def _one_shape(result: PatchResult) -> bool:
     return len(lengths) == 1
 
 
-def head_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def head_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return the maps of heads, by layer and head and by position."""
     for job, result in run.results.items():
         if result.dims[:2] != HEAD_DIMS or not _shown(run, job):
@@ -81,7 +81,7 @@ def head_exhibits(run: RunResults) -> Iterator[Exhibit]:
                 yield Exhibit("heads", job.name, heatmap(placed, run.scale, seed=run.config.seed))
 
 
-def _shown(run: RunResults, job: Job) -> bool:
+def _shown(run: PatchResults, job: Job) -> bool:
     """Return whether a map of heads is shown: the exact one, or the estimate where it is alone."""
     if job.method == "activation":
         return True
@@ -89,7 +89,7 @@ def _shown(run: RunResults, job: Job) -> bool:
     return job.method == "attribution" and exact not in run.results
 
 
-def path_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def path_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return the maps of paths from every head or MLP."""
     for job, result in run.results.items():
         if job.method != "path":
@@ -112,7 +112,7 @@ def _receivers(names: str) -> str:
     return listing([f"the {NAMES[kind]} of head {head}" for head, kind in heads])
 
 
-def agreements(run: RunResults) -> dict[str, tuple[Agreement, PatchResult]]:
+def agreements(run: PatchResults) -> dict[str, tuple[Agreement, PatchResult]]:
     """Compare every approximation with activation patching of the same cells, by file name."""
     found = {}
     for job, result in run.results.items():
@@ -128,7 +128,7 @@ def agreements(run: RunResults) -> dict[str, tuple[Agreement, PatchResult]]:
     return found
 
 
-def agreement_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def agreement_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return the scatters of attribution against activation patching, one for each component."""
     found: dict[str, tuple[list[Agreement], PatchResult]] = {}
     for name, (one, exact) in agreements(run).items():
@@ -138,14 +138,14 @@ def agreement_exhibits(run: RunResults) -> Iterator[Exhibit]:
         yield Exhibit("agreement", f"agreement-{cells}", scatter(several, exact))
 
 
-def feature_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def feature_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return the bars of an SAE's features and clusters, strongest first."""
     for job, result in run.results.items():
         if job.method == "activation" and result.dims in (("feature",), ("cluster",)):
             yield Exhibit("features", job.name, feature_bars(run, result))
 
 
-def feature_bars(run: RunResults, result: PatchResult) -> Chart:
+def feature_bars(run: PatchResults, result: PatchResult) -> Chart:
     """Return features or clusters by effect, strongest first."""
     found = effects(result, run.scale, seed=run.config.seed)
     dim = result.dims[0]
@@ -180,7 +180,7 @@ def shared_limit(exhibits: list[Exhibit]) -> list[Exhibit]:
     ]
 
 
-def all_exhibits(run: RunResults) -> list[Exhibit]:
+def all_exhibits(run: PatchResults) -> list[Exhibit]:
     """Return every figure of a run, in the report's order."""
     makers = (
         where_exhibits,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from saesteer.experiments.patch.reading import ANSWERS
-from saesteer.experiments.patch.run_results import RunResults
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.report.patching_drawing import drawn
 from saesteer.report.patching_figures import Exhibit, shown_token
 from saesteer.report.reading import show
@@ -59,7 +59,7 @@ ABOUT = {
 }
 
 
-def patching_sheet(metrics: Metrics, exhibits: Sequence[Exhibit], run: RunResults) -> Sheet:
+def patching_sheet(metrics: Metrics, exhibits: Sequence[Exhibit], run: PatchResults) -> Sheet:
     """Return a run's page.
 
     Args:
@@ -185,7 +185,7 @@ def _tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _task_part(run: RunResults) -> Part:
+def _task_part(run: PatchResults) -> Part:
     frame = run.table(ANSWERS)
     rows: list[list[object]] = []
     for record in [] if frame is None else frame.head(2 * PROMPTS).to_dict("records"):
@@ -286,7 +286,7 @@ def _tables(part: str, metrics: Metrics) -> list[Table]:
     return tables
 
 
-def _named_features(metrics: Metrics, run: RunResults) -> list[Table]:
+def _named_features(metrics: Metrics, run: PatchResults) -> list[Table]:
     words, place = run.sae_record.get("descriptions", {}), run.sae_record.get(PLACE_KEY)
     columns = ["feature", "effect", "what it stands for"]
     return [
@@ -304,7 +304,7 @@ def _named_features(metrics: Metrics, run: RunResults) -> list[Table]:
     ]
 
 
-def _note(part: str, run: RunResults) -> str:
+def _note(part: str, run: PatchResults) -> str:
     from saesteer.experiments.patch.attention_run import ATTENTION
 
     if part == "heads" and run.folder.has(ATTENTION):

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from saesteer.evaluation.statistics import item_interval
-from saesteer.experiments.patch.bench import PatchBench
-from saesteer.experiments.patch.run_results import TASK, RunResults
+from saesteer.experiments.patch.context import PatchContext
+from saesteer.experiments.patch.results import TASK, PatchResults
 from saesteer.patching.summary import draws_of, sample_means
 from saesteer.report.patching_figures import Chart, Exhibit, Heatmap, Series, shown_token
 from saesteer.utils.run_folder import RunFolder
@@ -23,7 +23,7 @@ RESAMPLES = 2000
 LOGITS = "logit difference, right less wrong"
 
 
-def run_answers(bench: PatchBench) -> None:
+def run_answers(bench: PatchContext) -> None:
     """Ask the model every prompt, and keep what it answers and how often that is right."""
     from saesteer.patching.reading.answers import task_answers
 
@@ -69,7 +69,7 @@ def _interval(
     return [found.low, found.high]
 
 
-def run_reading(bench: PatchBench) -> None:
+def run_reading(bench: PatchContext) -> None:
     """Read every layer by the logit lens, and what every component writes into the answer."""
     from saesteer.patching.reading.direct_attribution import direct_attribution
     from saesteer.patching.reading.lens import logit_lens
@@ -222,7 +222,7 @@ def _mean(wide: Any, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return values.mean(axis=0), low, high
 
 
-def reading_exhibits(run: RunResults) -> Iterator[Exhibit]:
+def reading_exhibits(run: PatchResults) -> Iterator[Exhibit]:
     """Return the figures of the logit lens and of direct logit attribution."""
     lens, direct = run.table(LENS), run.table(DIRECT)
     if lens is not None:

@@ -11,7 +11,7 @@ from saesteer.evaluation.statistics import item_interval
 from saesteer.experiments.patch.circuit_run import CIRCUIT
 from saesteer.experiments.patch.exhibits import agreements
 from saesteer.experiments.patch.reading import DIRECT, strongest_rows
-from saesteer.experiments.patch.run_results import RunResults
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.suggest import RESIDUAL
 from saesteer.patching.summary import sample_means
 from saesteer.report.patching_figures import strongest_cells
@@ -20,7 +20,7 @@ MOST = 10
 HARDLY, MOSTLY = 0.5, 0.8
 
 
-def run_metrics(run: RunResults, left_out: Sequence[str] = ()) -> dict[str, Any]:
+def run_metrics(run: PatchResults, left_out: Sequence[str] = ()) -> dict[str, Any]:
     """Return everything a report says in numbers.
 
     Args:
@@ -81,7 +81,7 @@ def _with_interval(values: np.ndarray, names: Sequence[str], seed: int) -> dict[
     return {"value": found.mean, "low": found.low, "high": found.high}
 
 
-def _strongest(run: RunResults) -> dict[str, Any]:
+def _strongest(run: PatchResults) -> dict[str, Any]:
     kept = {}
     for job, result in run.results.items():
         if job.method not in ("activation", "path"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from saesteer.utils.settings import ModelSettings, Settings, Source, TrackingSettings, short_hash
+from saesteer.experiments.config import ExperimentConfig, ModelSettings
+from saesteer.utils.settings import Settings, Source
 
 Component = Literal[
     "resid_pre",
@@ -212,7 +213,7 @@ class FeatureSettings(Settings):
     vector: Source | None = None
 
 
-class PatchConfig(Settings):
+class PatchConfig(ExperimentConfig):
     """Everything a patching run depends on.
 
     Attributes:
@@ -242,7 +243,9 @@ class PatchConfig(Settings):
         tracking: Where the run is recorded besides.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    kind: ClassVar[str] = "patch"
+    uncounted: ClassVar[dict[str, Any]] = {**ExperimentConfig.uncounted, "memory_gb": True}
+
     model: PatchModelSettings = PatchModelSettings()
     sae: Source | None = None
     pairs: PromptPairSettings
@@ -262,8 +265,6 @@ class PatchConfig(Settings):
     resamples: int = Field(default=2000, ge=0, le=100_000)
     memory_gb: float = Field(default=2.0, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    folder: Source = "runs"
-    tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("modes", "components", "by_position")
     @classmethod
@@ -281,11 +282,6 @@ class PatchConfig(Settings):
         if self.features.vector is not None and self.sae is None:
             raise ValueError("features.vector needs the SAE of its features; name it as sae")
         return self
-
-    def digest(self, **inputs: str) -> str:
-        """Return a short hash of the settings, and of what else the results depend on."""
-        without: Any = {"folder": True, "memory_gb": True, "tracking": True, "model": {"threads"}}
-        return short_hash([self.model_dump(mode="json", exclude=without), inputs])
 
 
 def _named_heads(heads: Any, form: re.Pattern[str]) -> Any:

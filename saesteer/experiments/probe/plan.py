@@ -10,9 +10,9 @@ from jaxtyping import Int
 
 from saesteer.data.labelled import LabelledSet, check_trainable, read_labelled
 from saesteer.data.labelled_splits import LabelledSplit, split_labelled
+from saesteer.experiments.probe.config import ProbeConfig
 from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models.resolve import ModelSource, resolve_model
-from saesteer.probes.settings import ProbeConfig
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.files import portable_name
 

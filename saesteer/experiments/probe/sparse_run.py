@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from saesteer.experiments.probe.plan import ProbePlan
 from saesteer.probes.codes import TextCodes, load_codes, read_codes
 from saesteer.probes.fitting import fit_probe
-from saesteer.probes.probe_set import FILE_NAME, LinearProbe, ProbeSet
+from saesteer.probes.probe_set import LinearProbe, ProbeSet
 from saesteer.probes.reading import encode_labelled
 from saesteer.probes.sparse import (
     SparseData,
@@ -28,37 +28,30 @@ from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from saesteer.experiments.probe.training import ProbeRun
-    from saesteer.experiments.workbench import ModelBench
+    from saesteer.experiments.context import Context
     from saesteer.saes.adapter import Sae
 
 ALL_CODES_C = 1.0
 
 
-def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
+def train_on_codes(bench: Context, folder: RunFolder) -> tuple[ProbeSet, dict[str, Any]]:
     """Fit k-sparse, L1 and full probes on an SAE's codes, beside one on the residual stream.
 
     Args:
-        plan: The checked run; `reading.sae` names the SAE.
-        bench: Loads the model.
+        bench: What the run works with; `reading.sae` names the SAE.
+        folder: Where the probes' vectors go.
+
+    Returns:
+        The probe on all codes, and what the metrics say of all of them.
     """
-    from saesteer.experiments.probe.training import (
-        load_run,
-        shared_metrics,
-        train_judge,
-        write_inputs,
-    )
     from saesteer.saes.loading import load_sae, resolve_sae
 
-    folder = RunFolder(plan.folder)
-    if folder.has("metrics.json") and folder.has(FILE_NAME):
-        return load_run(folder)
+    plan = bench.plan
     name = str(plan.config.reading.sae)
     bench.progress.say(f"Loading SAE {name} ...")
     sae = load_sae(name)
     words = known_descriptions(sae, own_table(resolve_sae(name)), bench.progress)
     found = _codes(plan, bench, sae)
-    write_inputs(folder.create(), plan, None)
     settings, seed, split = plan.config.fit, plan.config.seed, plan.split
     codes = csr_matrix(found.codes[plan.places])
     data = SparseData(codes, plan.used.labels, split.groups, split.train, split.test)
@@ -80,10 +73,7 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
         if vector is not None:
             vector.save(folder.path / f"sparse/k-{len(probe.features)}.safetensors")
     probes = _probe_set(plan, whole, sae, found, data)
-    probes.save(folder.path / FILE_NAME)
-    judge = train_judge(plan, folder, bench.progress)
-    metrics = {
-        **shared_metrics(plan),
+    return probes, {
         "sae": name,
         "site": str(sae.site),
         "best": sae.site.layer,
@@ -92,10 +82,8 @@ def train_on_codes(plan: ProbePlan, bench: ModelBench) -> ProbeRun:
         "sparse": [probe.as_dict() for probe in [*sparse, *l1, whole]],
         "needed": features_needed(sparse, reference.macro_f1.value or 0.0),
         "features": _feature_records(plan, data, sae, sparse[-1], words),
-        "judge": judge,
+        "model_fingerprint": found.model_fingerprint,
     }
-    folder.write_json("metrics.json", metrics)
-    return load_run(folder)
 
 
 def code_vector(
@@ -144,7 +132,7 @@ def code_vector(
     )
 
 
-def _codes(plan: ProbePlan, bench: ModelBench, sae: Sae) -> TextCodes:
+def _codes(plan: ProbePlan, bench: Context, sae: Sae) -> TextCodes:
     from saesteer.saes.adapter import check_compatible
 
     model = bench.model

@@ -11,6 +11,7 @@ from typing import Any
 
 from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questions, split_pairs
 from saesteer.data.answers import Answer
+from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import check_shape
@@ -18,7 +19,6 @@ from saesteer.models.sites import Site
 from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.content import content_digest
 from saesteer.utils.errors import ConfigError, DataError, SaeError
-from saesteer.utils.settings import RunConfig
 
 CACHE = "compare-cache"
 # As many as a comparison's defaults leave of the bundled ones, so that both write the same.

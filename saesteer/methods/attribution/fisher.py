@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.steering.teacher_forced import Pass, TeacherForced
 from saesteer.utils.errors import ConfigError
 
 
@@ -83,22 +83,31 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
     if n_samples < 1:
         raise ConfigError(f"n_samples: {n_samples} draws measure nothing; give 1 or more.")
     generator = torch.Generator().manual_seed(seed)
-    total: Tensor | None = None
-    n_tokens = 0
-    for part, offset in rows.open_passes():
-        logits = part.logits
-        n_tokens += len(logits)
-        probabilities = torch.log_softmax(logits.detach().float(), dim=-1).exp_().cpu()
-        for draw in range(n_samples):
-            sampled = torch.multinomial(probabilities, 1, generator=generator)
-            # The gradient of sum log p with respect to the logits, one-hot - p.
-            push = (-probabilities).scatter_add_(1, sampled, torch.ones(sampled.shape))
-            (gradient,) = torch.autograd.grad(
-                logits, offset, push.to(logits), retain_graph=draw + 1 < n_samples
-            )
-            rows_of_h = gradient.double().cpu()
-            square = rows_of_h.T @ rows_of_h
-            total = square if total is None else total + square
-    assert total is not None
-    matrix = (total / (n_tokens * n_samples)).numpy()
+    # By a map, so that no name holds one pass's logits while the next one runs.
+    parts = map(partial(_squares, n_samples, generator), rows.open_passes())
+    squares, counts = zip(*parts, strict=True)
+    n_tokens = sum(counts)
+    matrix = (torch.stack(squares).sum(dim=0) / (n_tokens * n_samples)).numpy()
     return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens)
+
+
+def _squares(
+    n_samples: int, generator: torch.Generator, opened: tuple[Pass, Tensor]
+) -> tuple[Tensor, int]:
+    """Return the sum of h h' over the draws for one batch, and its tokens."""
+    (_, logits, *_), offset = opened
+    total = torch.zeros(offset.shape[1], offset.shape[1], dtype=torch.float64)
+    probabilities = torch.log_softmax(logits.detach().float(), dim=-1).exp_().cpu()
+    draws = [torch.multinomial(probabilities, 1, generator=generator) for _ in range(n_samples)]
+    # The gradient of sum log p with respect to the logits is one-hot - p: one array for all draws.
+    push = probabilities.neg_()
+    for number, sampled in enumerate(draws, start=1):
+        before = push.gather(1, sampled)
+        push.scatter_(1, sampled, before + 1)
+        (gradient,) = torch.autograd.grad(
+            logits, offset, push.to(logits), retain_graph=number < n_samples
+        )
+        push.scatter_(1, sampled, before)
+        rows_of_h = gradient.double().cpu()
+        total += rows_of_h.T @ rows_of_h
+    return total, len(logits)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.steering.teacher_forced import Pass, TeacherForced
 
 if TYPE_CHECKING:
     from saesteer.steering import SteeringVector, Unit
@@ -38,20 +38,26 @@ def row_gradients(
     """
     gradients: Tensor | None = None
     values = torch.zeros(rows.n_rows)
-    for part, offset in rows.open_passes(vector, strength, unit):
-        counts = torch.bincount(part.row)
-        weights, said = (1 / counts[part.row])[:, None], part.after[:, None]
-        # The gradient of sum w log p with respect to the logits is w (one-hot - p): autograd would
-        # hold four more arrays of their size.
-        with torch.no_grad():
-            push = torch.log_softmax(part.logits.float(), dim=-1)
-            each = push.gather(1, said)[:, 0]
-            push.exp_().mul_(-weights).scatter_add_(1, said, weights)
-        (gradient,) = torch.autograd.grad(part.logits, offset, push.to(part.logits.dtype))
-        means = torch.zeros(len(counts), device=each.device).index_add(0, part.row, each) / counts
+    # By a map, so that no name holds one pass's logits while the next one runs.
+    for index, gradient, means in map(_of_pass, rows.open_passes(vector, strength, unit)):
         if gradients is None:
             gradients = torch.zeros((rows.n_rows, gradient.shape[1]))
-        gradients[part.index] = gradient.float().cpu()
-        values[part.index] = means.cpu()
+        gradients[index] = gradient
+        values[index] = means
     assert gradients is not None
     return gradients, values
+
+
+def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[list[int], Tensor, Tensor]:
+    part, offset = opened
+    counts = torch.bincount(part.row)
+    weights, said = (1 / counts[part.row])[:, None], part.after[:, None]
+    # The gradient of sum w log p with respect to the logits is w (one-hot - p): autograd would
+    # hold four more arrays of their size.
+    with torch.no_grad():
+        push = torch.log_softmax(part.logits.float(), dim=-1)
+        each = push.gather(1, said)[:, 0]
+        push.exp_().mul_(-weights).scatter_add_(1, said, weights)
+    (gradient,) = torch.autograd.grad(part.logits, offset, push.to(part.logits.dtype))
+    means = torch.zeros(len(counts), device=each.device).index_add(0, part.row, each) / counts
+    return part.index, gradient.float().cpu(), means.cpu()

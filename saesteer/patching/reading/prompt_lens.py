@@ -14,7 +14,7 @@ from saesteer.patching.prompts.batch import PairBatch, token_text
 from saesteer.patching.prompts.pairs import PromptPair
 from saesteer.patching.reading.answers import answer_logits
 from saesteer.patching.reading.lens import logit_lens
-from saesteer.report.frame import said
+from saesteer.utils.text import said
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.experiments.patch.run import PatchRun, load_patch_run, run_patching
-from saesteer.experiments.patch.run_results import REPORT, open_run
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.settings import PatchConfig
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.results import REPORT, Results
 from saesteer.models import Site
 from saesteer.patching.result_file import load_result
 from saesteer.patching.summary import effects
@@ -63,12 +64,12 @@ def settings(pairs_file, tiny_model_folder, tmp_path_factory) -> Callable[..., d
     return make
 
 
-def patched(settings: dict[str, Any]) -> PatchRun:
-    return run_patching(parse_config(settings, kind=PatchConfig, place="test"))
+def patched(settings: dict[str, Any]) -> PatchResults:
+    return run_experiment(parse_config(settings, kind=PatchConfig, place="test"))
 
 
 @pytest.fixture(scope="session")
-def everything(settings, mirror_sae) -> PatchRun:
+def everything(settings, mirror_sae) -> PatchResults:
     """A run with every part of it."""
     return patched(
         settings(
@@ -134,8 +135,8 @@ def test_the_metrics_agree_with_the_results(everything):
 
 
 def test_a_finished_run_loads_nothing_again(everything, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
-    again = run_patching(open_run(everything.folder.path).config)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
+    again = run_experiment(PatchResults(everything.folder).config)
     assert again.metrics == everything.metrics
 
 
@@ -329,9 +330,8 @@ def test_only_pairs_that_the_model_solves_are_kept(everything, settings, pairs_f
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path):
-    for read in (load_patch_run, open_run):
-        with pytest.raises(OutputError, match="patching run"):
-            read(tmp_path)
+    with pytest.raises(OutputError, match="no finished experiment"):
+        Results.open(tmp_path)
 
 
 def test_the_page_opens_offline_and_no_prompt_breaks_it(settings, tmp_path):

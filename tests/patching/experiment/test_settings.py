@@ -100,7 +100,7 @@ def test_a_run_makes_every_result_once():
 
 
 def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.workbench.load_model", None)
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
     config = parsed(pairs={"source": "capitals", "max_pairs": 5}, folder=str(tmp_path))
     plan = plan_patch(config)
     assert plan.pairs is not None and len(plan.pairs) == 5

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from saesteer.utils.array_cache import content_key
 from saesteer.utils.errors import OutputError
-
-if TYPE_CHECKING:
-    from saesteer.models import Site
-    from saesteer.models.pair_activations import PairActivations
+from saesteer.utils.files import write_atomic
+from saesteer.utils.run_folder import RunFolder
 
 Kept = TypeVar("Kept")
 # Models and what is measured on them are large; two of each serve sweeps that take turns.
@@ -21,10 +20,10 @@ OTHERS = 2
 ON_A_MODEL = "comparison"
 
 
-class Shelf:
+class Cache:
     """Keeps by content what is costly to make, so that equal work is done once.
 
-    A run of its own has an empty shelf; the trials of a sweep share one in each worker, and its
+    A run of its own has an empty cache; the trials of a sweep share one in each worker, and its
     folder between workers.
 
     Args:
@@ -74,9 +73,6 @@ class Shelf:
             *parts: All that it depends on, as `content_key` takes it.
             compute: Makes it.
         """
-        from saesteer.utils.array_cache import content_key
-        from saesteer.utils.run_folder import RunFolder
-
         if self.folder is None:
             return compute()
         files, name = RunFolder(self.folder), f"{kind}-{content_key(*parts)}.json"
@@ -86,33 +82,28 @@ class Shelf:
             # Cut off while it was written by somebody else's hand; the cache is no result.
             return compute()
 
-    def pair_activations(
+    def files(
         self,
-        sites: Sequence[Site],
-        *parts: Any,
-        compute: Callable[[], dict[Site, PairActivations]],
-    ) -> dict[Site, PairActivations]:
-        """Return both sides of pairs at sites from files, reading the model where there is none.
+        names: Mapping[Hashable, str],
+        compute: Callable[[], Mapping[Any, Kept]],
+        *,
+        load: Callable[[Path], Kept],
+        save: Callable[[Kept, Path], object],
+    ) -> Mapping[Any, Kept]:
+        """Return values from their files, computing all of them where one is not there.
 
         Args:
-            sites: Where they are read.
-            *parts: All else that they depend on, as `content_key` takes it.
-            compute: Reads them.
+            names: Each value's key with its file's name, which stands for all that it depends on.
+            compute: Makes them all.
+            load: Reads one, raising `OutputError` where it is not there or damaged.
+            save: Writes one.
         """
-        from saesteer.models.activation_files import load_pair_activations, save_pair_activations
-        from saesteer.utils.array_cache import content_key
-        from saesteer.utils.run_folder import RunFolder
-
         if self.folder is None:
             return compute()
-        key = content_key(*parts)
-        names = {site: f"activations-{key}.{site}.safetensors" for site in sites}
         try:
-            return {site: load_pair_activations(self.folder / name) for site, name in names.items()}
+            return {key: load(self.folder / name) for key, name in names.items()}
         except OutputError:
-            read = compute()
-        for site, activations in read.items():
-            RunFolder(self.folder).write(
-                names[site], lambda draft, kept=activations: save_pair_activations(kept, draft)
-            )
-        return read
+            made = compute()
+        for key, value in made.items():
+            write_atomic(self.folder / names[key], lambda draft, kept=value: save(kept, draft))
+        return made

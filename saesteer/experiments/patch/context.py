@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saesteer.experiments.base import Experiment
 from saesteer.experiments.patch.plan import PatchPlan
-from saesteer.experiments.shelf import Shelf
-from saesteer.experiments.workbench import ModelBench
+from saesteer.experiments.results import Results
 from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.prompts.batch import PairBatch, encode_pairs
 from saesteer.patching.prompts.pairs import PromptPair
@@ -22,33 +22,18 @@ from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
 from saesteer.saes.loading import load_sae
 from saesteer.utils.errors import DataError, HookError, SaesteerError, SiteError
-from saesteer.utils.progress import Progress
-from saesteer.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from saesteer.patching.prompts.ioi import IoiSet
     from saesteer.saes.adapter import LensSae
 
-PAIRS = "pairs.json"
+PAIRS, LEFT_OUT = "pairs.json", "left_out.json"
 
 
-class PatchBench(ModelBench):
-    """The bench of a patching run.
+class PatchContext(Experiment[Results]):
+    """What the steps of a patching run work with."""
 
-    Args:
-        plan: The run.
-        folder: Its folder.
-        progress: Where to say what is being done.
-        shelf: What other runs of this process have loaded already; nothing if None.
-    """
-
-    def __init__(
-        self, plan: PatchPlan, folder: RunFolder, progress: Progress, shelf: Shelf | None = None
-    ) -> None:
-        super().__init__(plan, progress, shelf)
-        self.plan: PatchPlan = plan
-        self.folder = folder
-        self.left_out: list[str] = []
+    plan: PatchPlan
 
     @cached_property
     def metric(self) -> Metric:
@@ -158,8 +143,13 @@ class PatchBench(ModelBench):
             yield
         except (HookError, SiteError, *besides) as error:
             said = f"{what} left out: {error}"
-            self.left_out.append(said)
+            self.folder.write_json(LEFT_OUT, [*self.left_out, said])
             self.progress.say(f"  {said}")
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the architecture cannot give, with the reason."""
+        return self.folder.read_json(LEFT_OUT) if self.folder.has(LEFT_OUT) else []
 
     def write_pairs(self) -> None:
         """Write the prompts with their tokens, so that nothing else is needed to read results."""

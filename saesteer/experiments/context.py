@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from saesteer.data.answers import ANSWERS_NAME
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.experiments.shelf import Shelf
-from saesteer.experiments.steer.plan import Plan
 from saesteer.methods.attribution import FisherMetric, fisher_metric
-from saesteer.methods.registry import method_entry
-from saesteer.models import ModelSource, Site, load_model, model_info
+from saesteer.models import Site, load_model, model_info
 from saesteer.models.placement import choose_device, choose_dtype, memory_of
 from saesteer.models.shape import check_shape
-from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
+from saesteer.models.tokens import encode_statements
 from saesteer.saes.adapter import LensSae
 from saesteer.saes.doctor import check_fit
 from saesteer.saes.labels import own_table
@@ -29,8 +26,9 @@ from saesteer.saes.table import FeatureTable
 from saesteer.steering.divergence import FEWEST_TOKENS, DivergenceMeter
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.cache import Cache
 from saesteer.utils.content import content_digest
-from saesteer.utils.errors import ConfigError, DataError, MismatchError, SteeringError
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,10 +36,6 @@ if TYPE_CHECKING:
 
     from saesteer.data.answers import Answer
     from saesteer.models.tokens import TokenRow
-
-
-P = ParamSpec("P")
-Result = TypeVar("Result")
 
 
 # What the weights of one model in several dtypes may take of a machine's memory.
@@ -70,49 +64,21 @@ def cpu_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def on_its_threads(
-    run: Callable[Concatenate[Any, P], Result],
-) -> Callable[Concatenate[Any, P], Result]:
-    """Make an experiment compute on the CPU threads that its settings, its first argument, name."""
+class Context:
+    """What an experiment works with, each loaded once and on first use.
 
-    @wraps(run)
-    def on_threads(config: Any, *args: P.args, **kwargs: P.kwargs) -> Result:
-        with cpu_threads(config.model.threads):
-            return run(config, *args, **kwargs)
-
-    return on_threads
-
-
-class BenchPlan(Protocol):
-    """What a bench needs of a plan, be it of a run or of a comparison."""
-
-    @property
-    def config(self) -> Any: ...
-    @property
-    def answers(self) -> tuple[Answer, ...]: ...
-    @property
-    def training_answers(self) -> tuple[Answer, ...]: ...
-    @property
-    def cache(self) -> Path: ...
-    @property
-    def model(self) -> ModelSource: ...
-    @property
-    def sae(self) -> Path | tuple[str, str]: ...
-
-
-class ModelBench:
-    """Loads the model once, on first use, so that a resumed run loads only what it needs.
+    A resumed experiment so loads only what it still needs.
 
     Args:
-        plan: What is to be done; its settings name the model.
+        plan: The experiment's plan; its settings name the model, and the SAE where there is one.
         progress: Where to say what is being loaded.
-        shelf: What other runs of this process have loaded already; nothing if None.
+        cache: What other experiments of this process have loaded already; nothing if None.
     """
 
-    def __init__(self, plan: Any, progress: Progress, shelf: Shelf | None = None) -> None:
+    def __init__(self, plan: Any, progress: Progress, cache: Cache | None = None) -> None:
         self.plan: Any = plan
         self.progress = progress
-        self.shelf = shelf or Shelf()
+        self.cache = cache or Cache()
 
     @cached_property
     def model(self) -> TransformerBridge:
@@ -130,7 +96,7 @@ class ModelBench:
                 progress=self.progress,
             )
 
-        return self.shelf.keep("model", self._model_key, load, room=self._has_room_beside)
+        return self.cache.keep("model", self._model_key, load, room=self._has_room_beside)
 
     @cached_property
     def _device(self) -> torch.device | None:
@@ -162,19 +128,10 @@ class ModelBench:
         each = [self._dtype.itemsize, *(info.plain.dtype.itemsize for info in infos)]
         return numbers * sum(each) <= MEMORY_SHARE * memory_of(self._device)
 
-
-class Bench(ModelBench):
-    """Loads model, SAE and tables once each, on first use.
-
-    Args:
-        plan: What is to be done.
-        progress: Where to say what is being loaded.
-        shelf: What other runs of this process have loaded already; nothing if None.
-    """
-
-    def __init__(self, plan: BenchPlan, progress: Progress, shelf: Shelf | None = None) -> None:
-        super().__init__(plan, progress, shelf)
-        self.arrays = ArrayCache(plan.cache)
+    @cached_property
+    def arrays(self) -> ArrayCache:
+        """Where gradients and metrics are kept, by content."""
+        return ArrayCache(self.plan.cache)
 
     @cached_property
     def sae(self) -> LensSae:
@@ -185,13 +142,13 @@ class Bench(ModelBench):
             ConfigError: The settings name another site than the SAE's.
         """
         config = self.plan.config
-        sae = self.shelf.keep("sae", self._sae_key, self._load_sae)
+        sae = self.cache.keep("sae", self._sae_key, self._load_sae)
         if config.site is not None and Site.parse(config.site) != sae.write_site:
             raise ConfigError(
                 f"site {config.site} is not where SAE {config.sae} lives ({sae.write_site}); leave "
                 "site out or choose an SAE of that site."
             )
-        self.shelf.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
+        self.cache.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
         return sae
 
     def _load_sae(self) -> LensSae:
@@ -216,7 +173,7 @@ class Bench(ModelBench):
     @cached_property
     def table(self) -> FeatureTable | None:
         """The SAE's feature table, where its folder has one."""
-        table = self.shelf.keep("table", self._sae_key, lambda: own_table(self.plan.sae))
+        table = self.cache.keep("table", self._sae_key, lambda: own_table(self.plan.sae))
         if table is not None and len(table) != self.sae.d_sae:
             raise MismatchError(
                 f"feature table {table.source} lists {len(table)} features and the SAE beside it "
@@ -344,62 +301,3 @@ class Bench(ModelBench):
             return self.arrays.once("gradients", *self.weights_key, *parts, at, compute=compute)
 
         return keep
-
-
-class Workbench(Bench):
-    """The bench of a run.
-
-    Args:
-        plan: The run.
-        progress: Where to say what is being loaded.
-        shelf: What other runs of this process have loaded already; nothing if None.
-    """
-
-    def __init__(self, plan: Plan, progress: Progress, shelf: Shelf | None = None) -> None:
-        super().__init__(plan, progress, shelf)
-        self.plan: Plan = plan
-
-    def check(self) -> None:
-        """Check, before anything is computed or written, all that later stages would stumble on.
-
-        Raises:
-            SaesteerError: Model and SAE do not belong together, or a text does not fit the model's
-                context.
-        """
-        config = self.plan.config
-        needs = method_entry(config.method.name).needs
-        if "objective" in needs and config.objective.own_words > 0:
-            # Before the model, which takes longer to load.
-            self.embedder.embed(["A sentence."])
-        assert self.sae is not None
-        assert self.model.tokenizer is not None
-        if "objective" in needs:
-            assert self.training_rows
-        held_out, context = self.plan.held_out, int(self.model.cfg.n_ctx)
-        prompts = [pair.prompt or config.evaluation.request for pair in held_out]
-        encode_statements(
-            self.model.tokenizer,
-            [*held_out.positives, *held_out.negatives],
-            [*prompts, *prompts],
-            chat=config.reading.chat,
-            max_length=context,
-            what=held_out.side_names,
-        )
-        longest = config.completions.max_new_tokens
-        questions = (*self.plan.questions, *self.plan.training_questions)
-        for number, question in enumerate(questions, start=1):
-            length = self._prompt_length(question)
-            if length + longest > context:
-                raise SteeringError(
-                    f"question {number} ({question[:40]!r}) has {length} tokens, which with "
-                    f"completions.max_new_tokens {longest} is more than the model's context of "
-                    f"{context}; lower that or shorten the question."
-                )
-
-    def _prompt_length(self, question: str) -> int:
-        tokenizer = self.model.tokenizer
-        chat = self.plan.config.completions.chat
-        assert tokenizer is not None
-        if has_chat_template(tokenizer) if chat == "auto" else chat:
-            question = chat_prompt(tokenizer, question)
-        return len(encode_texts(tokenizer, [question])[0])

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from saesteer.evaluation import EffectMeter, VectorResult
-from saesteer.experiments.workbench import Workbench
+from saesteer.experiments.context import Context
 from saesteer.models import model_info
 from saesteer.steering import SteeringVector
 from saesteer.utils.run_folder import finite
 
 
-def weights_key(bench: Workbench) -> tuple[str, ...]:
+def weights_key(bench: Context) -> tuple[str, ...]:
     """Return what tells the model's weights, in this precision, from others."""
     return (model_info(bench.model).fingerprint, str(bench.model.cfg.dtype))
 
 
-def measured_with(bench: Workbench, vector: SteeringVector) -> tuple[Any, ...]:
+def measured_with(bench: Context, vector: SteeringVector) -> tuple[Any, ...]:
     """Return all that a vector's result depends on besides the vector and the budget."""
     config = bench.plan.config
     rows = tuple((tuple(row.ids), tuple(row.kept)) for row in bench.neutral_rows)
@@ -25,12 +25,12 @@ def measured_with(bench: Workbench, vector: SteeringVector) -> tuple[Any, ...]:
 
 
 def measured(
-    bench: Workbench, meter: EffectMeter, vector: SteeringVector, start: float
+    bench: Context, meter: EffectMeter, vector: SteeringVector, start: float
 ) -> dict[str, Any]:
-    """Return a vector's result at the budget, from the shelf where it was measured before."""
+    """Return a vector's result at the budget, from the cache where it was measured before."""
     budget = bench.plan.config.evaluation.budget
     # Baselines and random directions are the same for all settings of features and weights.
-    return bench.shelf.record(
+    return bench.cache.record(
         "result",
         *(measured_with(bench, vector), *_identity(vector), budget, start),
         compute=lambda: finite(meter.measure(vector, budget, start=start).as_dict()),
@@ -38,15 +38,15 @@ def measured(
 
 
 def measured_curve(
-    bench: Workbench,
+    bench: Context,
     meter: EffectMeter,
     vector: SteeringVector,
     result: VectorResult,
 ) -> list[dict[str, Any]]:
-    """Return a vector's margins over strengths, from the shelf where they were measured before."""
+    """Return a vector's margins over strengths, from the cache where they were measured before."""
     multiples = bench.plan.config.evaluation.multiples
     strengths = (result.plus.strength, result.minus.strength)
-    return bench.shelf.record(
+    return bench.cache.record(
         "curve",
         *(measured_with(bench, vector), *_identity(vector), strengths, multiples),
         compute=lambda: finite(meter.curve(vector, result, multiples)["points"]),

@@ -6,31 +6,21 @@ from functools import cached_property
 from typing import Any
 
 from saesteer.evaluation.written import BaseCompletions, WritingSettings, write_base
+from saesteer.experiments.base import Experiment
 from saesteer.experiments.compare.plan import ComparePlan
-from saesteer.experiments.shelf import Shelf
-from saesteer.experiments.workbench import Bench
+from saesteer.experiments.results import Results
 from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.steering.divergence import DivergenceMeter
 from saesteer.utils.array_cache import content_key
-from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
 
 PROSE_START = 16
 
 
-class CompareBench(Bench):
-    """Loads or computes each shared thing once, on first use.
+class CompareContext(Experiment[Results]):
+    """What the steps of a comparison work with; each is computed once, on first use."""
 
-    Args:
-        plan: The comparison.
-        progress: Where to say what is going on.
-        shelf: What other comparisons of this process have loaded already; nothing if None.
-    """
-
-    def __init__(self, plan: ComparePlan, progress: Progress, shelf: Shelf | None = None) -> None:
-        super().__init__(plan, progress, shelf)
-        self.plan: ComparePlan = plan
-        self._json = RunFolder(plan.cache)
+    plan: ComparePlan
 
     @cached_property
     def divergence(self) -> DivergenceMeter:
@@ -72,5 +62,5 @@ class CompareBench(Bench):
                 self.model, self.plan.questions, settings, embedder=self.embedder
             ).as_dict()
 
-        record = self._json.once(f"unsteered-{key}.json", compute)
+        record = RunFolder(self.plan.cache).once(f"unsteered-{key}.json", compute)
         return BaseCompletions.from_dict(record, embedder=self.embedder)

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.experiments.patch.bench import PAIRS
 from saesteer.experiments.patch.cells import CLUSTERS, SAE, Job, jobs, load_job
+from saesteer.experiments.patch.context import PAIRS
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.patch.suggest import RESIDUAL, Suggestion, suggest_site
+from saesteer.experiments.results import CONFIG, Results
 from saesteer.models.sites import Site
 from saesteer.patching.result import Mode, PatchResult
 from saesteer.patching.summary import Scale, by_place, has_gap
 from saesteer.utils.errors import OutputError
-from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS, REPORT, CONFIG, TASK = "metrics.json", "report.html", "config.json", "task.json"
+TASK = "task.json"
 
 
-class RunResults:
-    """The results of a patching run, each read once and when it is asked for.
-
-    Args:
-        folder: The run's folder.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+class PatchResults(Results):
+    """What a patching run found, each part read once and when it is asked for."""
 
     @cached_property
     def config(self) -> PatchConfig:
@@ -159,17 +151,3 @@ class RunResults:
 
         path = self.folder.path / "tables" / f"{name}.parquet"
         return pd.read_parquet(path) if path.is_file() else None
-
-
-def open_run(path: str | Path) -> RunResults:
-    """Return a run's results.
-
-    Raises:
-        OutputError: The folder holds no patching run.
-    """
-    folder = RunFolder(Path(path))
-    if not (folder.has(CONFIG) and folder.has(PAIRS)):
-        raise OutputError(
-            f"{path} holds no patching run; give the folder that saesteer patch names at its end."
-        )
-    return RunResults(folder)

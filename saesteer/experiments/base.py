@@ -1,0 +1,182 @@
+"""The one frame of every experiment: planned once, each stage done once, everything recorded."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.context import Context, cpu_threads
+from saesteer.experiments.results import CONFIG, METRICS, Results
+from saesteer.tracking.recording import RecordedRun, recorded_run
+from saesteer.tracking.wandb_run import wandb_mode
+from saesteer.utils.cache import Cache
+from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import RunFolder
+
+Found = TypeVar("Found", bound=Results)
+
+
+class Stage(NamedTuple):
+    """A step of an experiment.
+
+    Attributes:
+        name: What it is called, and its time recorded under.
+        run: Does what is not there yet; with the files that it writes or finds it is done.
+        done: Whether it is, where files do not tell.
+    """
+
+    name: str
+    run: Callable[[], object]
+    done: bool | None = None
+
+
+class Experiment(Context, Generic[Found]):
+    """One kind of experiment, on its settings.
+
+    What a kind says of itself: how its settings become a plan, which stages it has, and what
+    `metrics.json` and the report hold. The frame does the rest.
+
+    Args:
+        config: The settings.
+        progress: Where to show progress.
+        cache: What other experiments of this process have loaded already; nothing if None.
+
+    Attributes:
+        folder: Where everything goes; the same settings and inputs give the same one.
+        watch: Called with the part of the metrics that the headline is read from as soon as it is
+            known; what it raises ends the run.
+
+    Raises:
+        SaesteerError: Something does not fit; nothing is loaded or written.
+    """
+
+    Config: ClassVar[type[ExperimentConfig]]
+    Results: ClassVar[type[Results]] = Results
+    about: ClassVar[str]
+
+    def __init__(
+        self, config: Any, progress: Progress | None = None, cache: Cache | None = None
+    ) -> None:
+        super().__init__(self.make_plan(config), progress or Progress(), cache)
+        self.config: Any = config
+        self.folder = RunFolder(self.plan.folder)
+        self.watch: Callable[[Mapping[str, Any]], None] | None = None
+
+    @staticmethod
+    @abstractmethod
+    def make_plan(config: Any) -> Any:
+        """Read the data and check every name in the settings; nothing is loaded or written.
+
+        Raises:
+            SaesteerError: Something does not fit, said in one sentence.
+        """
+
+    def begin(self) -> None:
+        """Write what the numbers depend on besides the settings."""
+
+    def check(self) -> None:
+        """Check against the model, before anything is written, what stages would stumble on."""
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage]:
+        """Return the steps, in order."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Any]:
+        """Write what the report needs besides, and return `metrics.json`."""
+
+    @abstractmethod
+    def write_report(self) -> None:
+        """Write figures and page from what the folder holds."""
+
+    @abstractmethod
+    def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the few numbers that a list of runs, a sweep and the agent see."""
+
+    def tell(self, record: RecordedRun, results: Any) -> None:
+        """Tell the record what is worth a curve, a table or a figure elsewhere."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was computed."""
+        # Folders of earlier versions hold no marks of stages.
+        marked = (self.folder.path / "stages").is_dir()
+        return self.Results(self.folder).finished and not (marked and self.pending())
+
+    def pending(self) -> list[Stage]:
+        """Return the stages that the folder does not hold, or not with all their files."""
+        return [stage for stage in self.stages() if not self._is_done(stage)]
+
+    def run(self, **record: Any) -> Found:
+        """Run every stage that is not done yet, and record all of it.
+
+        Args:
+            record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
+
+        Raises:
+            SaesteerError: Something does not fit; said before the model is loaded where possible.
+        """
+        with cpu_threads(self.config.model.threads):
+            results: Any = self.Results(self.folder)
+            if self.finished:
+                results.check()
+                if not results.report.is_file():
+                    self.write_report()
+                if not self._has_more_to_record:
+                    return results
+            pending = self.pending()
+            if len(pending) == len(self.stages()) and not results.finished:
+                self.check()
+            with recorded_run(
+                self.folder,
+                kind=self.config.kind,
+                name=self.config.name,
+                config=self.config.model_dump(mode="json"),
+                wandb=self.config.tracking,
+                root=Path(self.config.folder),
+                progress=self.progress,
+                **record,
+            ) as recorded:
+                if not self.finished:
+                    self._compute(pending, recorded)
+                recorded.summary(self.headline(results.metrics))
+                self.tell(recorded, results)
+                recorded.artifact("report", results.report, "report")
+        return results
+
+    @property
+    def _has_more_to_record(self) -> bool:
+        tracking = self.config.tracking
+        asked = wandb_mode(tracking, os.environ) is not None
+        return asked or bool(tracking.tags) or tracking.group is not None
+
+    def _compute(self, pending: Sequence[Stage], recorded: RecordedRun) -> None:
+        self.folder.create()
+        self.folder.write_json(CONFIG, self.config.model_dump(mode="json"))
+        self.begin()
+        for stage in pending:
+            self._do(stage, recorded)
+        with recorded.stage("report"):
+            self.folder.write_json(METRICS, self.finish())
+            self.write_report()
+
+    def _do(self, stage: Stage, recorded: RecordedRun) -> None:
+        start = time.perf_counter()
+        self.folder.touched.clear()
+        with recorded.stage(stage.name):
+            stage.run()
+        seconds, files = round(time.perf_counter() - start, 2), sorted(self.folder.touched)
+        self.folder.write_json(f"stages/{stage.name}.json", {"seconds": seconds, "files": files})
+
+    def _is_done(self, stage: Stage) -> bool:
+        if stage.done is not None:
+            return stage.done
+        marker = f"stages/{stage.name}.json"
+        record = self.folder.read_json(marker) if self.folder.has(marker) else None
+        files = record.get("files") if isinstance(record, dict) else None
+        return files is not None and all(map(self.folder.has, files))

@@ -1,0 +1,258 @@
+"""Tasks under families of layer programs: `saesteer corrupt run`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from saesteer.corruption.program import LinearSpan
+from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.corrupt.plan import CorruptPlan, Programs, Shape, expand, plan_corruption
+from saesteer.experiments.corrupt.settings import CorruptConfig
+from saesteer.experiments.corrupt.summary import loss_table, run_metrics, token_changes
+from saesteer.experiments.results import REPORT, Results
+from saesteer.tracking.recording import RecordedRun
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.run_folder import finite
+
+if TYPE_CHECKING:
+    from saesteer.corruption.edits import Means
+    from saesteer.corruption.linear_map import LinearMap
+    from saesteer.corruption.prompts import TaskRows
+    from saesteer.models.tokens import TokenRow
+
+COMPLETIONS = "completions.json"
+MAPS, MEANS = "linear_maps.safetensors", "means.safetensors"
+TABLE = "tables/scores.parquet"
+
+
+class Corrupt(Experiment[Results]):
+    """Scores every task under every program, with tables, figures and a report."""
+
+    Config = CorruptConfig
+    about = "layers skipped, repeated or permuted; task losses"
+    plan: CorruptPlan
+
+    @staticmethod
+    def make_plan(config: CorruptConfig) -> CorruptPlan:
+        """Read the tasks and check every program."""
+        return plan_corruption(config)
+
+    def stages(self) -> list[Stage]:
+        """Return the steps: what programs are fitted on, the tasks, the completions."""
+        return [
+            Stage("reference", self._prepare),
+            Stage("tasks", self._score),
+            Stage("completions", self._complete),
+        ]
+
+    def finish(self) -> dict[str, Any]:
+        """Write the tables and return the metrics."""
+        import pandas as pd
+
+        dtype = str(self.model.cfg.dtype).removeprefix("torch.")
+        fits = [one.scores() for one in self.maps.values()]
+        tasks = [self.folder.read_json(f"tasks/{task.name}.json") for task in self.plan.tasks]
+        files = [self.folder.path / f"records/{task.name}.parquet" for task in self.plan.tasks]
+        metrics = run_metrics(self.plan, self.shape, self.programs, tasks, fits, dtype)
+        metrics["tokens"] = token_changes(pd.concat([pd.read_parquet(file) for file in files]))
+        done = self.folder.has(COMPLETIONS)
+        metrics["completions"] = self.folder.read_json(COMPLETIONS) if done else []
+        table = loss_table(finite(metrics))
+        self.folder.write("tables/scores.csv", lambda draft: table.to_csv(draft, index=False))
+        self.folder.write(TABLE, lambda draft: table.to_parquet(draft, index=False))
+        return finite(metrics)
+
+    def write_report(self) -> None:
+        """Write each family's heatmaps as page and PNG, and the report that holds them all."""
+        from saesteer.report.corruption_drawing import score_figure, score_maps, score_picture
+        from saesteer.report.corruption_page import corruption_sheet
+        from saesteer.report.sheet import write_sheet
+
+        metrics = self.folder.read_json("metrics.json")
+        for name, maps in score_maps(metrics).items():
+            file = f"figures/{name.replace(' ', '_')}"
+            self.folder.write(f"{file}.png", lambda draft, maps=maps: score_picture(maps, draft))
+            figure = score_figure(maps[0])
+            self.folder.write(
+                f"{file}.html",
+                lambda draft, figure=figure: figure.write_html(draft, include_plotlyjs=True),
+            )
+        write_sheet(corruption_sheet(metrics), self.folder.path / REPORT)
+
+    def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the intact model's scores, and where families cost most."""
+        found: dict[str, Any] = {
+            "accuracy": metrics["intact"]["accuracy"],
+            "loss": metrics["intact"]["loss"],
+            "calibration_error": metrics["intact"]["calibration_error"],
+            "programs": len(metrics["programs"]),
+        }
+        for name, family in metrics["families"].items():
+            found[f"worst_{name}".replace(" ", "_")] = family["worst"]
+        for task, right in metrics["first_right"].items():
+            if right["layers"] is not None:
+                found.setdefault("first_right", {})[task] = right["layers"]
+        return found
+
+    def tell(self, record: RecordedRun, results: Results) -> None:
+        """Show the table and the losses' heatmaps elsewhere too."""
+        import pandas as pd
+
+        from saesteer.report.corruption_drawing import score_figure, score_maps
+
+        record.table("scores", pd.read_parquet(self.folder.path / TABLE))
+        if record.shown_elsewhere:
+            for name, maps in score_maps(results.metrics).items():
+                record.figure(f"loss {name}", score_figure(maps[0]))
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The model's layers and heads."""
+        return Shape(int(self.model.cfg.n_layers), int(self.model.cfg.n_heads))
+
+    @cached_property
+    def programs(self) -> Programs:
+        """Everything that is run."""
+        return expand(self.plan.config, self.shape)
+
+    @cached_property
+    def rows(self) -> dict[str, TaskRows]:
+        """Every task's questions as tokens."""
+        from saesteer.corruption.prompts import task_rows
+
+        settings, tokenizer = self.plan.config.tasks, self.model.tokenizer
+        assert tokenizer is not None
+        return {
+            task.name: task_rows(
+                tokenizer,
+                task,
+                shots=settings.shots,
+                max_questions=settings.max_questions,
+                seed=self.plan.config.seed,
+                max_length=int(self.model.cfg.n_ctx),
+            )
+            for task in self.plan.tasks
+        }
+
+    def check(self) -> None:
+        """Check all that later stages would stumble on.
+
+        Raises:
+            SaesteerError: A task or prompt does not fit the model's context, a text file cannot be
+                used, or the model cannot run programs.
+        """
+        from saesteer.corruption.apply import check_programs
+        from saesteer.corruption.completions import prompt_rows
+
+        check_programs(self.model, self.programs.all)
+        assert self.rows
+        if self._needs_reference:
+            assert self._reference
+        shown = self.plan.config.completions
+        if shown is not None and shown.prompts:
+            prompt_rows(self.model, shown.prompts, shown.max_new_tokens)
+
+    def _prepare(self) -> None:
+        if self.programs.spans:
+            self.progress.say(f"Fitting {len(self.programs.spans)} linear maps")
+            assert self.maps is not None
+        if self.programs.need_means:
+            self.progress.say("Measuring the means of heads and MLPs")
+            assert self.means is not None
+
+    @cached_property
+    def maps(self) -> dict[LinearSpan, LinearMap]:
+        """The linear maps, read back where they were fitted before."""
+        from saesteer.corruption.linear_map import fit_linear_maps
+        from saesteer.corruption.stored import load_maps, save_maps
+
+        if not self.programs.spans:
+            return {}
+        if not self.folder.has(MAPS):
+            fitted = fit_linear_maps(
+                self.model,
+                self.programs.spans,
+                self._reference,
+                held_out=self.plan.config.reference.held_out,
+                seed=self.plan.config.seed,
+                max_tokens=self.plan.config.max_tokens,
+            )
+            self.folder.write(MAPS, lambda draft: save_maps(fitted, draft))
+        return load_maps(self.folder.path / MAPS)
+
+    @cached_property
+    def means(self) -> Means | None:
+        """The means, read back where they were measured before; None where none is needed."""
+        from saesteer.corruption.edits import measure_means
+        from saesteer.corruption.stored import load_means, save_means
+
+        if not self.programs.need_means:
+            return None
+        if not self.folder.has(MEANS):
+            measured = measure_means(
+                self.model, self._reference, max_tokens=self.plan.config.max_tokens
+            )
+            self.folder.write(MEANS, lambda draft: save_means(measured, draft))
+        return load_means(self.folder.path / MEANS)
+
+    @property
+    def _needs_reference(self) -> bool:
+        return bool(self.programs.spans) or self.programs.need_means
+
+    @cached_property
+    def _reference(self) -> list[TokenRow]:
+        from saesteer.corruption.texts import reference_texts, text_rows
+
+        settings = self.plan.config.reference
+        texts = reference_texts(settings.source, limit=settings.max_texts)
+        return text_rows(self.model, texts)
+
+    def _score(self) -> None:
+        from saesteer.corruption.measure import score_task
+        from saesteer.experiments.corrupt.summary import task_summary
+
+        config = self.plan.config
+        programs = self.programs.all
+        self.progress.say(f"Scoring {len(self.rows)} tasks under {len(programs)} programs")
+        with self.progress.task("tasks", len(self.rows), "tasks") as task:
+            for name, rows in self.rows.items():
+                summary, records = f"tasks/{name}.json", f"records/{name}.parquet"
+                if not (self.folder.has(summary) and self.folder.has(records)):
+                    scores = score_task(
+                        self.model,
+                        programs,
+                        rows,
+                        maps=self.maps,
+                        means=self.means,
+                        top=config.top_tokens,
+                        max_tokens=config.max_tokens,
+                    )
+                    if not math.isfinite(float(scores.log_probs[0].sum())):
+                        raise ConfigError(
+                            f"task {name}: the intact model's loss is not finite; run it in "
+                            "another dtype with --set model.dtype=float32."
+                        )
+                    self.folder.write(records, scores.records().to_parquet)
+                    self.folder.write_json(summary, finite(task_summary(scores)))
+                task.advance(1, name)
+
+    def _complete(self) -> None:
+        from saesteer.corruption.completions import complete_prompts
+
+        shown = self.plan.config.completions
+        if shown is None or not shown.prompts:
+            return
+        self.progress.say(f"Completing {len(shown.prompts)} prompts")
+        found = complete_prompts(
+            self.model,
+            self.programs.shown,
+            shown.prompts,
+            max_new_tokens=shown.max_new_tokens,
+            maps=self.maps,
+            means=self.means,
+            progress=self.progress,
+        )
+        self.folder.write_json(COMPLETIONS, [one._asdict() for one in found])
