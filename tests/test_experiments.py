@@ -13,10 +13,11 @@ import torch
 
 from saesteer.experiments import context
 from saesteer.experiments.context import Context, cpu_threads
-from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.registry import load_experiment, run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.tracking import RunStore
 from saesteer.utils.cache import Cache
+from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import parse_config
 
@@ -243,3 +244,31 @@ def test_a_model_that_has_to_go_takes_what_was_measured_on_it_along():
     cache.keep("model", 2, Model)
     gc.collect()
     assert first() is None
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("agreeableness.yaml", "run"),
+        ("compare/personas.yaml", "compare"),
+        ("corruption/depth.yaml", "corrupt"),
+        ("patching/ioi.yaml", "patch"),
+        ("patching/capitals.yaml", "patch"),
+        ("probes/sentiment.yaml", "probe-train"),
+        ("probes/codes.yaml", "probe-train"),
+    ],
+)
+def test_a_settings_file_says_what_kind_of_experiment_it_is(file, kind):
+    path = Path(__file__).parents[1] / "configs" / file
+    assert load_experiment(path).kind == kind
+    with pytest.raises(ConfigError, match="experiment 'fry' is unknown"):
+        load_experiment(path, ["kind=fry"])
+
+
+def test_settings_that_change_no_number_make_no_other_run(small):
+    config = parse_config(small("run"), kind=RunConfig, place="test")
+    more = {"folder": "elsewhere", "tracking": {"tags": ["a"]}, "objective": {"budget": 0.2}}
+    same = parse_config({**small("run"), **more}, kind=RunConfig, place="test")
+    assert same.digest() == config.digest()
+    other = parse_config({**small("run"), "seed": 1}, kind=RunConfig, place="test")
+    assert other.digest() != config.digest()

@@ -32,14 +32,15 @@ class ExperimentConfig(Settings):
     """
 
     kind: ClassVar[str]
-    # What changes no number, and so counts in no digest.
-    uncounted: ClassVar[dict[str, Any]] = {"folder": True, "tracking": True, "model": {"threads"}}
-
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: ModelSettings = ModelSettings()
     folder: Source = "runs"
     tracking: TrackingSettings = TrackingSettings()
 
+    def uncounted(self) -> dict[str, Any]:
+        """Return what changes no number, and so counts in no digest."""
+        return {"folder": True, "tracking": True, "model": {"threads"}}
+
     def digest(self, **inputs: str) -> str:
         """Return a short hash of the settings, and of what else the results depend on."""
-        return short_hash([self.model_dump(mode="json", exclude=self.uncounted), inputs])
+        return short_hash([self.model_dump(mode="json", exclude=self.uncounted()), inputs])

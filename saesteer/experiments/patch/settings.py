@@ -244,7 +244,6 @@ class PatchConfig(ExperimentConfig):
     """
 
     kind: ClassVar[str] = "patch"
-    uncounted: ClassVar[dict[str, Any]] = {**ExperimentConfig.uncounted, "memory_gb": True}
 
     model: PatchModelSettings = PatchModelSettings()
     sae: Source | None = None
@@ -282,6 +281,10 @@ class PatchConfig(ExperimentConfig):
         if self.features.vector is not None and self.sae is None:
             raise ValueError("features.vector needs the SAE of its features; name it as sae")
         return self
+
+    def uncounted(self) -> dict[str, Any]:
+        """Return what changes no number, and so counts in no digest."""
+        return {**super().uncounted(), "memory_gb": True}
 
 
 def _named_heads(heads: Any, form: re.Pattern[str]) -> Any:

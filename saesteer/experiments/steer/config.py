@@ -179,3 +179,9 @@ class RunConfig(ExperimentConfig):
         if self.method.name != CLUSTERED:
             return self.method.settings
         return {name: getattr(self, name).model_dump() for name in CLUSTERED_GROUPS}
+
+    def uncounted(self) -> dict[str, Any]:
+        """Return what changes no number, and so counts in no digest."""
+        # The default's folders are those from before a method could be chosen.
+        default = {"method": True, "objective": True} if self.method.name == CLUSTERED else {}
+        return {**super().uncounted(), **default}
