@@ -123,7 +123,8 @@ class Experiment(Context, Generic[Found]):
         """
         with cpu_threads(self.config.model.threads):
             results: Any = self.Results(self.folder)
-            if self.finished:
+            finished = self.finished
+            if finished:
                 results.check()
                 if not results.report.is_file():
                     self.write_report()
@@ -142,7 +143,7 @@ class Experiment(Context, Generic[Found]):
                 progress=self.progress,
                 **record,
             ) as recorded:
-                if not self.finished:
+                if not finished:
                     self._compute(pending, recorded)
                 recorded.summary(self.headline(results.metrics))
                 self.tell(recorded, results)
