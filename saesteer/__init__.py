@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saesteer.data import PairSet, pairs_from, read_pairs, split_pairs
+    from saesteer.data import PairSet, load_pairs, pairs_from, read_pairs, split_pairs
     from saesteer.evaluation import EffectMeter, PropensityMeter
     from saesteer.experiments.registry import run_experiment as run
     from saesteer.experiments.results import Results
@@ -51,6 +51,7 @@ _NAMES = {
     "generate": "steering:generate",
     "load_config": "utils.settings:load_config",
     "load_model": "models:load_model",
+    "load_pairs": "data:load_pairs",
     "load_sae": "saes:load_sae",
     "pairs_from": "data:pairs_from",
     "plain_model": "models:plain_model",
@@ -83,6 +84,7 @@ __all__ = [
     "generate",
     "load_config",
     "load_model",
+    "load_pairs",
     "load_sae",
     "pairs_from",
     "plain_model",
