@@ -59,8 +59,8 @@ def feature_source(sae: str, source: str | None) -> FeatureSource:
         SaeError: There is no such SAE.
         ConfigError: The source is not of the form model/source.
     """
+    from saesteer.saes.loading import neuronpedia_id_of
     from saesteer.saes.neuronpedia import SourceId
-    from saesteer.saes.neuronpedia_ids import neuronpedia_id_of
 
     found = source or neuronpedia_id_of(sae)
     return FeatureSource(sae, None if found is None else SourceId.parse(found))

@@ -48,13 +48,13 @@ def vector_of_words(
     from saesteer.methods.chosen_features import vector_of_features
     from saesteer.saes.labels import PLACE_KEY
     from saesteer.saes.loading import load_sae
-    from saesteer.saes.neuronpedia import feature_card, local_card
+    from saesteer.saes.neuronpedia import feature_card
     from saesteer.utils.progress import terminal_progress
 
     sae = load_sae(where.sae)
     if where.source is None:
         table = where.table()
-        cards = {i: local_card(table.row(i)) for i in chosen}
+        cards = {i: table.row(i) for i in chosen}
     else:
         found = neuronpedia_client(terminal_progress()).features(where.source, chosen, n_texts=1)
         cards = {i: feature_card(one) for i, one in found.items()}

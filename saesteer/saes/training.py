@@ -61,13 +61,11 @@ def train_topk(
         harvested: The stored activations.
         config: The settings.
         metadata: What the SAE's users must know (model, hook, BOS, ...), kept in its cfg.json.
-        folder: Checkpoints and the result `sae/` go here; a checkpoint there is resumed.
+        folder: Checkpoints and the result `sae/`, which is returned, go here; a checkpoint there is
+            resumed.
         device: Where to train.
         progress: Where to show progress.
         watch: Called after every step with its number, "loss" and "dead", a share of the features.
-
-    Returns:
-        The folder of the finished SAE.
 
     Raises:
         SaeError: Training diverged, there are too few tokens for one step, or the folder holds a
