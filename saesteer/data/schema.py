@@ -27,14 +27,17 @@ class Field:
 
     name: str  # What it is called once read.
     # "name" is a text or a whole number, "label" a text or any number, both read as text; "number"
-    # lies in `bounds`; "any" is taken as it comes.
-    kind: Literal["text", "name", "label", "number", "any"] = "text"
+    # lies in `bounds`; "record" and "records" are objects of the schema `of`; "any" is taken as it
+    # comes.
+    kind: Literal["text", "name", "label", "number", "record", "records", "any"] = "text"
     required: bool = False
     keys: tuple[str, ...] = ()  # What it is called in a file, the likeliest first; `name` if empty.
     lacking: str = ""  # What it means where a required field is missing.
     way_out: str = "give it a text or remove the record"
     bounds: tuple[float, float] = (0.0, 1.0)
     limit: int = MAX_CHARACTERS
+    strip: bool = True  # Whether white space around a text goes.
+    of: Schema | None = None
 
     def key_in(self, fields: Mapping[str, object]) -> str:
         """Return which of the field's names a record has; the likeliest if none."""
@@ -42,7 +45,7 @@ class Field:
         return next((key for key in keys if fields.get(key) is not None), keys[0])
 
     def read(self, fields: Mapping[str, Any], place: str) -> Any:
-        """Return what a record says here, white space around texts taken off; None if nothing.
+        """Return what a record says here; None if nothing.
 
         Raises:
             DataError: It is missing though it is required, or of another kind.
@@ -61,6 +64,8 @@ class Field:
             return value
         if self.kind == "number":
             return self._number(key, value, place)
+        if self.kind in ("record", "records"):
+            return self._inner(key, value, place)
         numbers = {"name": (int,), "label": (int, float)}.get(self.kind, ())
         if isinstance(value, numbers) and not isinstance(value, bool):
             return f"{value:g}" if isinstance(value, float) else str(value)
@@ -69,7 +74,21 @@ class Field:
                 f"{place}: the field '{key}' is {shorten(value)}, not text; put it in quotes"
             )
         check_text(value, f"the field '{key}'", place, self.limit)
-        return None if is_blank(value) else value.strip()
+        if is_blank(value):
+            return None
+        return value.strip() if self.strip else value
+
+    def _inner(self, key: str, value: Any, place: str) -> Any:
+        assert self.of is not None
+        many = self.kind == "records"
+        if not isinstance(value, list if many else Mapping):
+            names = ", ".join(f'"{field.name}": "..."' for field in self.of.fields)
+            shape = f"[{{{names}}}, ...]" if many else f"{{{names}}}"
+            raise DataError(f"{place}: the field '{key}' is {shorten(value)}; write it as {shape}")
+        if not many:
+            return self.of.read(Record(f"{place}: {key}", value))
+        places = (f"{place}: {key} {number}" for number in range(1, len(value) + 1))
+        return collect(map(Record, places, value), self.of.read)
 
     def _number(self, key: str, value: Any, place: str) -> float:
         low, high = self.bounds

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from saesteer.data import load_pairs
-from saesteer.data.records import read_records
+from saesteer.data.records import Record, read_records
+from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import DataError
 
 
@@ -136,3 +137,17 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path):
         read_records(tmp_path)
     with pytest.raises(DataError, match=r"cannot be opened .*; give the path"):
         read_records(Path("x" * 5000))
+
+
+def test_records_within_records_are_checked_with_their_place():
+    example = Schema((Field("prompt", required=True, strip=False), Field("answer", required=True)))
+    task = Schema((Field("name", required=True), Field("examples", kind="records", of=example)))
+    given = {"name": "sums", "examples": [{"prompt": "1+1= ", "answer": " 2"}]}
+    assert task.read(Record("f:1", given))["examples"] == [{"prompt": "1+1= ", "answer": "2"}]
+    for examples, message in (
+        ("2", r"f:1: the field 'examples' is '2'; write it as \[\{\"prompt\""),
+        ([{"prompt": "a"}], r"f:1: examples 1: the field 'answer' is missing"),
+        ([{"prompt": "a", "answr": "b"}], r"f:1: examples 1: unknown field 'answr' .*'answer'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            task.read(Record("f:1", {"name": "sums", "examples": examples}))
