@@ -40,7 +40,7 @@ class FeatureSource:
 
 
 def feature_source(sae: str, source: str | None) -> FeatureSource:
-    """Return who answers for an SAE; `source` is its place on Neuronpedia where the user names it."""
+    """Return who answers for an SAE; `source` is its place on Neuronpedia if the user says it."""
     from saesteer.saes.loading import neuronpedia_id_of
     from saesteer.saes.neuronpedia import SourceId
 

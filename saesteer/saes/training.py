@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -310,9 +309,8 @@ def _finish(state: _State, folder: Path) -> Path:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         sae.save_inference_model(draft)
-        out.mkdir(exist_ok=True)
         for file in sorted(draft.iterdir(), reverse=True):
-            os.replace(file, out / file.name)
+            write_atomic(out / file.name, file.rename)
     except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from error
     finally:
