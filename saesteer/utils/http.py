@@ -253,8 +253,8 @@ def _judged(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpRepl
     if 300 <= reply.status < 400:
         host = urlsplit(urljoin(url, reply.headers.get("Location", ""))).hostname
         raise NetworkError(
-            f"{where} sends on to {(host or 'another address')[:80]}, where neither key nor "
-            "question are sent; if that is right, name its address in the settings."
+            f"{where} sends on to {(host or 'another address')[:80]} (status {reply.status}), where "
+            "neither key nor question are sent; if that is right, name its address in the settings."
         )
     return reply
 
