@@ -28,7 +28,7 @@ from saesteer.agent.tools import (
     read_arguments,
 )
 from saesteer.tracking.liveness import present_status
-from saesteer.tracking.recording import RECORD, RecordedRun, recorded_run
+from saesteer.tracking.record import RECORD, RecordedRun, recorded_run
 from saesteer.utils.errors import ConfigError, DataError, OutputError
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, finite

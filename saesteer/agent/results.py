@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.agent.state import Experiment, State
-from saesteer.tracking.recording import RECORD
+from saesteer.tracking.runs import RECORD
 from saesteer.utils.errors import DataError, OutputError
 from saesteer.utils.run_folder import RunFolder
 

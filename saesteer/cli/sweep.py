@@ -107,7 +107,7 @@ def _run(
     from saesteer.cli.show_sweep import show_sweep_result
     from saesteer.sweeps.launch import Launch
     from saesteer.sweeps.results import sweep_result, tell_sweep, write_results
-    from saesteer.tracking.recording import recorded_run
+    from saesteer.tracking import recorded_run
     from saesteer.utils.run_folder import RunFolder
     from saesteer.utils.settings import TrackingSettings
 
@@ -120,7 +120,6 @@ def _run(
         config=spec.as_dict(),
         group=spec.study,
         wandb=TrackingSettings.model_validate(spec.base.get("tracking") or {}),
-        root=spec.folder.parent.parent,
         progress=progress,
     ) as recorded:
         launch = Launch(workers, spec.folder / "logs", threads, recorded.id)

@@ -18,7 +18,7 @@ from saesteer.utils.run_folder import RunFolder, finite
 if TYPE_CHECKING:
     import pandas as pd
 
-    from saesteer.tracking.recording import RecordedRun
+    from saesteer.tracking import RecordedRun
 
 RESULT, BEST, REPORT = "sweep.json", "best.yaml", "report.html"
 TABLE = ("table.parquet", "table.csv", "table.md")

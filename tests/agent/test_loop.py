@@ -14,7 +14,7 @@ from saesteer.agent.experiments import OutOfTime, deadline
 from saesteer.agent.loop import agent_folder
 from saesteer.agent.planners import Answer
 from saesteer.agent.state import Journal
-from saesteer.tracking.notes import read_notes
+from saesteer.tracking.runs import read_notes
 from saesteer.utils.errors import ConfigError, OutputError
 
 FINISH = {"answer": "Layer 7.", "would_refute": "Another layer."}

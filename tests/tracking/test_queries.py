@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from saesteer.tracking.export import export_runs
+from saesteer.tracking import Run
 from saesteer.tracking.queries import (
     MISSING,
     aggregate,
-    differences,
-    field_of,
     filter_runs,
-    flatten,
     markdown_table,
-    metrics_side_by_side,
-    parse_predicate,
+    side_by_side,
     sort_runs,
 )
-from saesteer.tracking.stored_run import StoredRun
 from saesteer.utils.errors import ConfigError
 
 
-def run(number: int, effect: Any = 0.0, **more: Any) -> StoredRun:
+def run(number: int, effect: Any = 0.0, **more: Any) -> Run:
     config = {"model": {"name": "smollm2" if number % 2 else "gpt2"}, "seed": number, "site": None}
     facts: dict[str, Any] = {
         "id": f"{number:08x}",
@@ -40,7 +33,7 @@ def run(number: int, effect: Any = 0.0, **more: Any) -> StoredRun:
         "started": f"2026-11-{number + 10}T10:00:00+0000",
         "tags": ("persona", f"t{number}"),
     }
-    return StoredRun(**{**facts, **more})
+    return Run(**{**facts, **more})
 
 
 RUNS = [
@@ -96,12 +89,12 @@ RUNS = [
     ],
 )
 def test_a_condition_keeps_the_runs_that_meet_it(text, numbers):
-    kept = filter_runs(RUNS, [parse_predicate(text)])
+    kept = filter_runs(RUNS, [text])
     assert [int(r.id, 16) for r in kept] == numbers
 
 
 def test_conditions_are_met_together():
-    both = [parse_predicate("config.model.name=smollm2"), parse_predicate("metrics.effect exists")]
+    both = ["config.model.name=smollm2", "metrics.effect exists"]
     assert [r.name for r in filter_runs(RUNS, both)] == ["n1", "n3", "n5"]
     assert filter_runs(RUNS, []) == RUNS
     assert filter_runs([], both) == []
@@ -128,17 +121,12 @@ def test_conditions_are_met_together():
 )
 def test_a_condition_that_cannot_be_read_is_one_sentence(text, told):
     with pytest.raises(ConfigError, match=told):
-        filter_runs(RUNS, [parse_predicate(text)])
+        filter_runs(RUNS, [text])
 
 
-def test_a_missing_field_is_not_a_null_one():
-    values = {"a": {"b": None, "c.d": 3, "e": {}}, "a.x": 1}
-    assert field_of(values, "a.b") is None
-    assert field_of(values, "a.z") is MISSING
-    assert field_of(values, "a.b.c") is MISSING
-    assert field_of(values, "a.c.d") == 3
-    assert field_of(values, "a.x") == 1
-    assert flatten(values) == {"a.b": None, "a.c.d": 3, "a.e": {}, "a.x": 1}
+def test_keys_may_hold_dots_themselves():
+    dotted = [run(1, config={"a": {"b": None, "c.d": 3}})]
+    assert filter_runs(dotted, ["config.a.c.d=3", "config.a.b=null", "config.a.z missing"])
 
 
 def test_runs_are_sorted_with_those_that_lack_the_field_last():
@@ -189,31 +177,10 @@ def test_the_table_is_markdown_that_any_reader_takes():
     assert markdown_table([]) == ""
 
 
-def test_only_what_differs_is_compared_and_all_that_was_found():
-    one, two = run(1, 0.5), run(3, 0.7)
-    assert differences([one, two]) == {"seed": [1, 3]}
-    assert differences([one, one]) == {}
-    other = run(2, 0.7, config={"seed": 1})
-    assert differences([one, other]) == {
-        "model.name": ["smollm2", MISSING],
-        "site": [None, MISSING],
-    }
-    assert metrics_side_by_side([one, two]) == {"effect": [0.5, 0.7], "fit.r2": [0.1, 0.3]}
-
-
-def test_exports_hold_what_was_recorded(tmp_path):
-    runs = [*RUNS, run(6, float("1e300"), config={"seed": "six", "list": [1, {"a": 2}]})]
-    frame = pd.read_parquet(export_runs(runs, tmp_path / "runs.parquet"))
-    assert list(frame["id"]) == [r.id for r in runs]
-    assert frame["metrics.effect"].dropna().tolist() == [0.1, 0.3, -0.5, 1e300]
-    assert frame["config.seed"].tolist() == ["1", "2", "3", "4", "5", "six"]
-    assert json.loads(frame["config.list"].iloc[-1]) == [1, {"a": 2}]
-    table = pd.read_csv(export_runs(runs, tmp_path / "runs.csv"), dtype={"id": str})
-    assert list(table["id"]) == [r.id for r in runs]
-    assert table["metrics.fit.r2"].dropna().tolist() == [0.1, 0.2, 0.3, 0.5, 0.6]
-    whole = json.loads(export_runs(runs, tmp_path / "runs.json").read_text())
-    assert whole[0]["config"] == runs[0].config
-    assert len(json.loads(export_runs([], tmp_path / "none.json").read_text())) == 0
-    export_runs([], tmp_path / "none.csv")
-    with pytest.raises(ConfigError, match="does not end in"):
-        export_runs(runs, tmp_path / "runs.xlsx")
+def test_settings_stand_side_by_side_and_only_what_differs_if_wanted():
+    one, other = run(1, 0.5).config, {"seed": 1}
+    assert side_by_side([one, run(3).config], differing=True) == {"seed": [1, 3]}
+    assert side_by_side([one, one], differing=True) == {}
+    differing = {"model.name": ["smollm2", MISSING], "site": [None, MISSING]}
+    assert side_by_side([one, other], differing=True) == differing
+    assert side_by_side([one, other])["seed"] == [1, 1]
