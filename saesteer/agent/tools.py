@@ -114,11 +114,7 @@ def tool_schemas() -> list[dict[str, Any]]:
 
 
 def read_arguments(tool: object, arguments: object) -> _Arguments:
-    """Check a planner's answer.
-
-    Args:
-        tool: The tool it names.
-        arguments: What it gives the tool.
+    """Check a planner's answer: the tool it names, and what it gives the tool.
 
     Raises:
         Refused: The tool is unknown, an argument is missing, unknown or of another kind, or a text
