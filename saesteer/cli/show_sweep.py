@@ -10,6 +10,7 @@ from rich.text import Text
 
 from saesteer.cli.show import heading, number, table
 from saesteer.sweeps.results import BEST, REPORT, labels, short_name
+from saesteer.sweeps.sweep_file import COMMANDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +89,8 @@ def show_sweep_result(result: SweepResult, folder: Path, out: Console) -> None:
     out.print()
     out.print(f"Report:  {folder / REPORT}", soft_wrap=True)
     if result.best is not None:
-        out.print(f"Next:    saesteer {sweep.kind} {folder / BEST}", soft_wrap=True)
+        command = COMMANDS.get(sweep.kind, sweep.kind)
+        out.print(f"Next:    saesteer {command} {folder / BEST}", soft_wrap=True)
 
 
 def _best_trials(result: SweepResult):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import load_yaml
+from saesteer.utils.settings import load_yaml, read_yaml
 
 PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
 # A parameter of this name, or of one that begins so, holds settings that change together.
@@ -63,24 +63,18 @@ def read_parameter_file(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing or holds something else.
     """
-    import yaml
-
     try:
-        data = load_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"{PARAMETER_FILE} names {file}, which cannot be read ({said}); unset the variable to "
-            "run outside a sweep."
-        ) from error
+        data = read_yaml(file, empty="parameters; unset the variable to run outside a sweep")
+    except ConfigError as error:
+        raise ConfigError(f"{PARAMETER_FILE}: {error}") from error
     found = {}
-    for name, held in (data if isinstance(data, dict) else {"": None}).items():
+    for name, held in data.items():
         if name in _OF_WANDB:
             continue
         if not isinstance(held, dict) or "value" not in held:
             raise ConfigError(
-                f"{file}: {name or 'it'} does not hold 'name: {{value: v}}' as W&B's agent writes "
-                "it; correct it, or unset the variable to run outside a sweep."
+                f"{PARAMETER_FILE}: {file}: {name} does not hold 'name: {{value: v}}' as W&B's "
+                "agent writes it; unset the variable to run outside a sweep."
             )
         found[str(name)] = held["value"]
     return found

@@ -235,7 +235,7 @@ def best_settings(result: SweepResult) -> str:
 
     sweep, best = result.sweep, result.best
     assert best is not None
-    command = " ".join(COMMANDS[sweep.kind])
+    command = COMMANDS.get(sweep.kind, sweep.kind)
     head = (
         f"# Trial {best.number} of {sweep.study}: {sweep.metric} {best.value:.6g}, the best of "
         f"{result.states.get('done', 0)}.\n# saesteer {command} THIS_FILE\n"

@@ -16,14 +16,17 @@ from saesteer.sweeps.sweep import EarlyTerminate, Sweep, check_metric, check_sea
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, read_yaml
 
-# The words of the commands that run an experiment from a settings file.
-COMMANDS = {
-    "run": ("run",),
-    "compare": ("compare",),
-    "corrupt": ("corrupt", "run"),
-    "patch": ("patch", "run"),
-    "probe": ("probe", "train"),
+# What a command's first word runs; "run" or "train" may stand behind it.
+KINDS = {
+    "run": "run",
+    "steer": "run",
+    "compare": "compare",
+    "corrupt": "corrupt",
+    "patch": "patch",
+    "probe": "probe",
 }
+# The command of a kind, where it is not its name.
+COMMANDS = {"corrupt": "corrupt run", "patch": "patch run", "probe": "probe train"}
 PROGRAM = "saesteer"
 # What stands for the trial's parameters in a command.
 _ARGUMENTS = ("${args", "${args_no_hyphens}", "${args_json")
@@ -130,13 +133,13 @@ def _command(fields: _Fields, file: Path) -> tuple[str, str, list[str]]:
     words = _words(fields)
     if words is None:
         raise ConfigError(f"{file}: command does not call {PROGRAM}; write it as {example}.")
-    kind = next((k for k, known in COMMANDS.items() if tuple(words[: len(known)]) == known), None)
-    behind = words[len(COMMANDS[kind]) :] if kind else []
+    kind, behind = KINDS.get("".join(words[:1])), words[1:]
+    if behind[:1] in (["run"], ["train"]):
+        behind = behind[1:]
     if kind is None or not behind or behind[0].startswith(("-", "${")):
-        known = ", ".join(" ".join(command) for command in COMMANDS.values())
         raise ConfigError(
-            f"{file}: command must call {PROGRAM} with one of {known} and a settings file; write "
-            f"it as {example}."
+            f"{file}: command must call {PROGRAM} with one of {', '.join(KINDS)} and a settings "
+            f"file; write it as {example}."
         )
     settings = []
     for word in behind[1:]:

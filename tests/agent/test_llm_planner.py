@@ -75,29 +75,25 @@ def asked(settings) -> Any:
 
 
 def test_it_runs_what_the_endpoint_calls_for_and_reports(plant, play, asked, runs):
+    note = {"observation": "seen", "hypothesis": "so", "evidence": ["E1"]}
     claims = [{"claim": "7 it is", "experiments": ["E2"], "path": ["rows", "0", "loss"]}]
     claims[0]["value"] = 5.001  # type: ignore[assignment]
-    player = play(experiment(3), experiment(7), call("finish", {**FINISH, "claims": claims}))
+    finish = call("finish", {**FINISH, "claims": claims})
+    player = play(experiment(3), call("write_note", note), experiment(7), finish)
     result = run_agent(asked(player))
     assert [config.layers for config in runs] == [[3], [7]]
     assert result.metrics["claims"][0]["verdict"] == "supported"
-    assert result.metrics["spent"]["tokens"] == 330
+    assert result.metrics["spent"]["tokens"] == 440
     names = {tool["function"]["name"] for tool in player.asked[0]["tools"]}
     assert names == {"run_experiment", "read_results", "aggregate", "write_note", "finish"}
-    told = json.loads(player.asked[2]["messages"][1]["content"])
+    told = json.loads(player.asked[3]["messages"][1]["content"])
+    assert told["notes"] == [note]
     assert [e["name"] for e in told["experiments"]] == ["E2", "E1"]
     assert told["left"]["experiments"] == 18
     assert "effort" in told["kinds"]["corrupt"]["settings"]
-    assert player.signed == [f"Bearer {KEY}"] * 3
+    assert player.signed == [f"Bearer {KEY}"] * 4
     for file in result.folder.path.rglob("*.*"):
         assert KEY.encode() not in file.read_bytes()
-
-
-def test_notes_are_fed_back_as_data(plant, play, asked):
-    note = {"observation": "seen", "hypothesis": "so", "evidence": ["E1"]}
-    player = play(experiment(3), call("write_note", note))
-    run_agent(asked(player))
-    assert json.loads(player.asked[2]["messages"][1]["content"])["notes"] == [note]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from saesteer.agent import experiments, run_agent
-from saesteer.agent.experiments import OutOfTime, deadline
 from saesteer.agent.loop import agent_folder
 from saesteer.agent.planners import Answer
 from saesteer.agent.state import Journal
@@ -173,14 +172,6 @@ def test_an_experiment_that_runs_too_long_is_stopped(plant, settings, monkeypatc
     assert "stopped because the budget of seconds" in result.metrics["experiments"][0]["error"]
 
 
-def test_a_deadline_leaves_no_alarm_behind():
-    with pytest.raises(OutOfTime), deadline(0.01):
-        time.sleep(5)
-    with deadline(0.05):
-        pass
-    time.sleep(0.1)
-
-
 def test_a_killed_agent_goes_on_with_the_experiment_that_was_cut_off(
     plant, settings, runs, monkeypatch
 ):
@@ -242,13 +233,6 @@ def test_texts_are_escaped_in_the_page(plant, settings):
     page = (result.folder.path / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page and "<script>alert(1)" not in page
     assert "<b>goal</b>" not in page
-
-
-def test_the_journal_holds_json_alone(plant, settings):
-    answer = Answer("write_note", {"observation": float("nan"), "hypothesis": "b"})
-    result = run_agent(settings(), planner=Script(answer, ("finish", FINISH)))
-    for line in (result.folder.path / "journal.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=lambda word: pytest.fail(word))
 
 
 def test_the_same_settings_in_other_words_are_the_same_experiment(plant, settings, runs):

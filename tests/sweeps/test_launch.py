@@ -117,20 +117,13 @@ def test_a_worker_that_dies_is_replaced_and_one_that_keeps_dying_is_told(
     assert {row.state for row in study.rows()} == {"waiting"}
 
 
-def test_threads_are_shared_out_and_pinned(sweep_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert Launch(4, tmp_path).cores == 4
-    assert Launch(32, tmp_path).cores == 1
-    assert Launch(4, tmp_path, threads=3).cores == 3
-    study = started(sweep_of())
-    assert worker_environment(study, 4)["OMP_NUM_THREADS"] == "4"
-
-
 def test_a_databases_password_is_in_no_command_line(sweep_of, tmp_path):
     study = started(sweep_of(), f"sqlite:///{tmp_path / 'x.db'}")
     study.where = "postgresql://me:hunter2@host/sweeps"
     assert "hunter2" not in " ".join(worker_command(study, Launch(1, tmp_path)))
-    assert worker_environment(study, 1)["SAESTEER_STUDY_URL"] == study.where
+    environment = worker_environment(study, 4)
+    assert environment["SAESTEER_STUDY_URL"] == study.where
+    assert environment["OMP_NUM_THREADS"] == "4"
 
 
 def test_slurm_options_are_words_of_key_and_value():

@@ -7,14 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from saesteer.tracking import find_run, list_runs, recorded_run, run_id
-from saesteer.tracking.liveness import Heartbeat, present_status, process_record
+from saesteer.tracking.liveness import present_status, process_record
 from saesteer.tracking.redaction import names_a_secret, redact, redact_command
 from saesteer.utils.errors import OutputError, SteeringError
 from saesteer.utils.run_folder import RunFolder
@@ -156,15 +154,6 @@ def test_another_process_of_the_same_number_is_not_the_run():
     assert present_status({"status": "finished"}, 0) == "finished"
 
 
-def test_a_heartbeat_touches_the_file_until_it_ends(tmp_path):
-    file = tmp_path / "run.json"
-    file.write_text("{}")
-    os.utime(file, (0, 0))
-    with Heartbeat(lambda: os.utime(file), 0.01):
-        time.sleep(0.2)
-    assert time.time() - file.stat().st_mtime < 10
-
-
 def test_secrets_are_nowhere(folder, root, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "open-sesame-1")
     monkeypatch.setattr(sys, "argv", ["saesteer", "run", "--set", "llm.api_key=open-sesame-2"])
@@ -255,26 +244,3 @@ def test_tracking_is_no_setting_of_the_run(folder):
         pass
     assert "tracking" not in record(folder)["config"]
     assert (record(folder)["tags"], record(folder)["group"]) == (["t"], "g")
-
-
-def test_digests_of_every_configuration_leave_tracking_out(tmp_path):
-    from saesteer.experiments.compare.config import CompareConfig
-    from saesteer.experiments.probe.config import ProbeConfig
-    from saesteer.experiments.train_sae import training_folder
-    from saesteer.saes.settings import SaeTrainingConfig
-    from saesteer.utils.settings import TrackingSettings, parse_config
-
-    tracked = {"tracking": {"wandb": False, "project": "p", "tags": ["t"]}}
-    probes = [ProbeConfig.model_validate({"name": "a", **more}) for more in ({}, tracked)]
-    assert probes[0].digest() == probes[1].digest()
-    assert probes[1].tracking.wandb == "off"
-    base = {"name": "a", "personas": ["x"], "methods": ["attributed_sae", "difference_in_means"]}
-    compares = [
-        parse_config({**base, **more}, kind=CompareConfig, place="x") for more in ({}, tracked)
-    ]
-    assert len({c.persona_digest(c.personas[0]) for c in compares}) == 1
-    sae: dict[str, Any] = {"site": "blocks.1.hook_resid_post", "corpus": [{"path": "x.txt"}]}
-    trainings = [SaeTrainingConfig.model_validate({**sae, **more}) for more in ({}, tracked)]
-    folders = set(map(training_folder, trainings))
-    assert len(folders) == 1 and Path("runs/sae") in next(iter(folders)).parents
-    assert TrackingSettings().wandb is None
