@@ -39,9 +39,6 @@ class Experiments:
     Attributes:
         kinds: The kinds of experiment by name.
         base: The base settings of each.
-
-    Raises:
-        ConfigError: Base settings do not fit their kind.
     """
 
     def __init__(self, config: AgentConfig, progress: Progress) -> None:
@@ -58,9 +55,6 @@ class Experiments:
         Args:
             kind: The kind.
             settings: What differs from the base, by dotted name.
-
-        Raises:
-            ConfigError: The kind or a setting is unknown, locked or does not fit.
         """
         if kind not in self.kinds:
             raise ConfigError(
@@ -94,12 +88,7 @@ class Experiments:
         return checked
 
     def run(self, settings: ExperimentConfig, seconds: float) -> Path:
-        """Run a checked experiment and return its folder.
-
-        Raises:
-            SaesteerError: It failed.
-            OutOfTime: It took longer than so many seconds.
-        """
+        """Run a checked experiment and return its folder."""
         with deadline(seconds):
             return run_experiment(settings, self.progress, self.cache).folder.path
 

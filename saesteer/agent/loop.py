@@ -107,11 +107,7 @@ def run_agent(
 
 
 def check_agent(config: AgentConfig, progress: Progress) -> Experiments:
-    """Check all that can be checked before anything is loaded or written.
-
-    Raises:
-        ConfigError: Base settings, endpoint or search do not fit.
-    """
+    """Check all that can be checked before anything is loaded or written."""
     experiments = Experiments(config, progress)
     if config.planner.chosen == "llm":
         config.planner.endpoint()
@@ -122,11 +118,7 @@ def check_agent(config: AgentConfig, progress: Progress) -> Experiments:
 
 
 def _lost_seconds(folder: RunFolder) -> float:
-    """Return how long an agent that was killed had been at work since its last event.
-
-    Raises:
-        OutputError: It is at work still.
-    """
+    """Return how long an agent that was killed had been at work since its last event."""
     journal, record = folder.path / JOURNAL, folder.path / RECORD
     if not (journal.is_file() and record.is_file()):
         return 0.0

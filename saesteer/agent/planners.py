@@ -68,11 +68,7 @@ class LlmPlanner:
         self._may_fall_back = settings.tools == "auto"
 
     def next(self, state: State) -> Answer | None:
-        """Ask for the next step.
-
-        Raises:
-            NetworkError: The endpoint refuses the key or the question.
-        """
+        """Ask for the next step."""
         try:
             answer = self._ask(state)
         except NetworkError:

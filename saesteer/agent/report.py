@@ -56,11 +56,7 @@ def agent_metrics(config: AgentConfig, state: State, ended_by: str) -> dict[str,
 def write_agent_report(
     folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]
 ) -> None:
-    """Write the report as a page and as text.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
+    """Write the report as a page and as text."""
     write_sheet(_sheet(folder, config, state, metrics), folder.path / REPORT)
     words = _markdown(folder, config, state, metrics)
     folder.write(TEXT, lambda draft: draft.write_text(words, encoding="utf-8", errors="replace"))

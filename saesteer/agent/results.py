@@ -19,11 +19,7 @@ TOLERANCE = 5e-3
 
 
 def metrics_of(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment's metrics, and as "recorded" the few that a list of runs shows.
-
-    Raises:
-        DataError: It has none, or they cannot be read any more.
-    """
+    """Return an experiment's metrics, and as "recorded" the few that a list of runs shows."""
     if experiment.status != "finished" or experiment.folder is None:
         raise DataError(f"{experiment.name} is {experiment.status} and has no results to read.")
     folder = RunFolder(Path(experiment.folder))
@@ -42,9 +38,6 @@ def look_up(value: Any, path: Sequence[str]) -> Any:
         value: Records, as JSON has them.
         path: Keys from outside in; in a list a place (from 0, or -1 for the last), or "field=word"
             for the record whose field is that word.
-
-    Raises:
-        DataError: There is nothing; the sentence names what is there.
     """
     for depth, part in enumerate(path):
         found = list(_step(value, str(part)))
@@ -56,11 +49,7 @@ def look_up(value: Any, path: Sequence[str]) -> Any:
 
 
 def number_at(value: Any, path: Sequence[str]) -> float:
-    """Return the number at a path.
-
-    Raises:
-        DataError: There is nothing, or no finite number.
-    """
+    """Return the number at a path."""
     found = look_up(value, path)
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         raise DataError(f"{'.'.join(map(str, path))} is {_brief(found)} and no number.")
@@ -85,9 +74,6 @@ def aggregate(
         metric: Where it stands in their metrics.
         by: A setting to group by, such as "programs"; all together if None.
         kind: Only experiments of this kind.
-
-    Raises:
-        DataError: No experiment has the metric.
     """
     import pandas as pd
 

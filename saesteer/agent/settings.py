@@ -64,11 +64,7 @@ class PlannerSettings(Settings):
         return "llm" if self.model else "seeded"
 
     def endpoint(self) -> Endpoint:
-        """Return whom to ask.
-
-        Raises:
-            ConfigError: The address or the name of the key's variable cannot be one.
-        """
+        """Return whom to ask."""
         return Endpoint(
             model=self.model or "",
             base_url=self.base_url,

@@ -125,11 +125,7 @@ class Journal:
         self.path = path
 
     def read(self) -> State:
-        """Return the state after all events; a last line that was cut off is dropped.
-
-        Raises:
-            OutputError: A line in the middle is damaged.
-        """
+        """Return the state after all events; a last line that was cut off is dropped."""
         state = State()
         for number, line in enumerate(self._lines(), start=1):
             try:
@@ -142,11 +138,7 @@ class Journal:
         return state
 
     def write(self, state: State, event: dict[str, Any]) -> None:
-        """Append an event and take it in.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Append an event and take it in."""
         line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
         try:
             with self.path.open("ab") as file:

@@ -67,11 +67,7 @@ def worker_environment(study: SweepStudy, threads: int) -> dict[str, str]:
 
 
 def launch_local(study: SweepStudy, launch: Launch) -> None:
-    """Run workers in processes of this machine; one that dies is replaced.
-
-    Raises:
-        SaesteerError: Workers kept dying.
-    """
+    """Run workers in processes of this machine; one that dies is replaced."""
     restarts = launch.workers * MOST_RESTARTS
     launch.progress.say(
         f"{launch.workers} workers with {launch.cores} threads each; logs in {launch.logs}"
@@ -134,11 +130,7 @@ def _one_gpu(slot: int) -> dict[str, str]:
 
 
 def slurm_options(words: Sequence[str]) -> dict[str, Any]:
-    """Return submitit's parameters from words such as "partition=gpu".
-
-    Raises:
-        ConfigError: A word is not of the form key=value.
-    """
+    """Return submitit's parameters from words such as "partition=gpu"."""
     found = {}
     for word in words:
         name, equals, _ = word.partition("=")
@@ -162,9 +154,6 @@ def launch_submitit(
         options: submitit's own parameters, such as timeout_min, gpus_per_node or
             slurm_partition; names that only Slurm knows may leave out "slurm_".
         cluster: "slurm", or "local" for processes of this machine.
-
-    Raises:
-        SaesteerError: submitit is not installed, Slurm is not there or a parameter is unknown.
     """
     try:
         import submitit
@@ -198,11 +187,7 @@ def launch_submitit(
 def wait_for_jobs(
     study: SweepStudy, launch: Launch, jobs: Sequence[Any], seconds: float = 5.0
 ) -> None:
-    """Wait until every job has ended.
-
-    Raises:
-        SaesteerError: They ended before the study did.
-    """
+    """Wait until every job has ended."""
     while not all(job.done() for job in jobs):
         launch.tell()
         time.sleep(seconds)
@@ -226,9 +211,6 @@ def launch_ray(
         study: The study.
         launch: How workers are started.
         address: The cluster's; RAY_ADDRESS, or a cluster of this machine alone, if None.
-
-    Raises:
-        SaesteerError: Ray is not installed, cannot be reached, or a worker failed.
     """
     try:
         import ray

@@ -24,9 +24,6 @@ def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[st
         words: Arguments as W&B's `${args_no_hyphens}` renders them, such as "seed=1" or
             "selection={'n_features': 32}".
         environ: The environment; where an agent of W&B named a file of parameters, its values win.
-
-    Raises:
-        ConfigError: A word is not of the form key=value, or the file cannot be read.
     """
     found: dict[str, Any] = {}
     for word in words:
@@ -38,11 +35,7 @@ def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[st
 
 
 def parse_word(word: str) -> dict[str, Any]:
-    """Return the setting that a word such as "seed=1" holds; the value is read as YAML.
-
-    Raises:
-        ConfigError: It is not of that form.
-    """
+    """Return the setting that a word such as "seed=1" holds; the value is read as YAML."""
     import yaml
 
     name, equals, text = word.partition("=")
@@ -58,11 +51,7 @@ def parse_word(word: str) -> dict[str, Any]:
 
 
 def read_parameter_file(file: Path) -> dict[str, Any]:
-    """Return the parameters that W&B's agent wrote for one trial: YAML of `name: {value: v}`.
-
-    Raises:
-        ConfigError: The file is missing or holds something else.
-    """
+    """Return the parameters that W&B's agent wrote for one trial: YAML of `name: {value: v}`."""
     try:
         data = read_yaml(file, empty="parameters; unset the variable to run outside a sweep")
     except ConfigError as error:
@@ -95,11 +84,7 @@ def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with parameters in them: dotted names un-flattened, mappings merged.
-
-    Raises:
-        ConfigError: A dotted name leads through a single value.
-    """
+    """Return settings with parameters in them: dotted names un-flattened, mappings merged."""
     found = deepcopy(dict(settings))
     for name, value in flattened(parameters).items():
         place = found

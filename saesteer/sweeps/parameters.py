@@ -213,9 +213,6 @@ def read_parameters(data: Mapping[str, Any], place: str) -> tuple[Parameter, ...
     Args:
         data: As the file has them.
         place: The file, for errors.
-
-    Raises:
-        ConfigError: A parameter does not fit, or two set the same thing.
     """
     found: dict[str, Parameter] = {}
     for name, fields, where in _leaves(data, "", f"{place}: parameters"):

@@ -209,11 +209,7 @@ def result_table(result: SweepResult) -> pd.DataFrame:
 
 
 def write_results(result: SweepResult, folder: Path) -> Path:
-    """Write table, summary, best settings and report page into the sweep's folder.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
+    """Write table, summary, best settings and report page into the sweep's folder."""
     from saesteer.report.sweep_page import write_sweep_page
 
     files, table = RunFolder(folder), result_table(result)

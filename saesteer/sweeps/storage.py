@@ -49,10 +49,6 @@ def open_storage(where: str) -> BaseStorage:
 
     Args:
         where: A folder, or a database's URL: sqlite:///file, postgresql://... or mysql://...
-
-    Raises:
-        NetworkError: The database cannot be reached.
-        OutputError: The folder cannot be written, or a driver is missing.
     """
     with quiet_optuna():
         return _database(where) if is_url(where) else _journal(Path(where))

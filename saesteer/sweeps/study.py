@@ -334,9 +334,6 @@ def create_study(sweep: Sweep, where: str | None = None) -> SweepStudy:
     Args:
         sweep: The sweep.
         where: A database's URL; the sweep's own folder if None.
-
-    Raises:
-        SaesteerError: The storage cannot be opened.
     """
     import optuna
 
@@ -361,10 +358,6 @@ def open_study(where: str, name: str | None = None) -> SweepStudy:
     Args:
         where: Its folder or its database's URL.
         name: Which one of a database's; the only one if None.
-
-    Raises:
-        ConfigError: There is none, or several and no name.
-        SaesteerError: The storage cannot be opened.
     """
     import optuna
 

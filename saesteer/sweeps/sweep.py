@@ -151,9 +151,6 @@ class Sweep(Settings):
         A grid's last parameter changes fastest. Random draws depend on the seed and their number
         alone, however many are asked for; there are fewer where the parameters have no more
         different values. There are none for bayes.
-
-        Raises:
-            ConfigError: A trial's settings do not fit, or a grid cannot be counted.
         """
         most = min(self.count or MOST_TRIALS, MOST_TRIALS)
         found: dict[str, Trial] = {}
@@ -205,11 +202,7 @@ class Sweep(Settings):
         return merged(merged(self.base, self.pinned), values)
 
     def config(self, values: Mapping[str, Any], *, pinned: bool = False) -> ExperimentConfig:
-        """Return the checked settings of a trial.
-
-        Raises:
-            ConfigError: They do not fit.
-        """
+        """Return the checked settings of a trial."""
         data = self.settings(values) if pinned else merged(self.base, values)
         return parse_config(data, kind=experiment_named(self.kind).Config, place=self.base_file)
 
@@ -221,9 +214,6 @@ class Sweep(Settings):
         """Read the data of as many trials as name every value once, and check all names in them.
 
         No model is loaded.
-
-        Raises:
-            SaesteerError: Something does not fit.
         """
         kind = experiment_named(self.kind)
         seen: set[str] = set()
@@ -251,9 +241,6 @@ class Sweep(Settings):
             progress: Where to show progress.
             watch: Called with the metric as soon as it is known; what it raises ends the trial.
             parent: The id of the sweep's own record.
-
-        Raises:
-            SaesteerError: The trial cannot be run.
         """
         experiment = experiment_named(self.kind)(self.config(values, pinned=True), progress, cache)
 
@@ -289,11 +276,7 @@ class Sweep(Settings):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Sweep:
-        """Return the sweep that a study holds.
-
-        Raises:
-            OutputError: It was made by another version.
-        """
+        """Return the sweep that a study holds."""
         fields = dict(record)
         try:
             if fields.pop("layout", None) == LAYOUT:

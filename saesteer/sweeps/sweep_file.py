@@ -80,9 +80,6 @@ def read_sweep(
         count: The most trials, in place of the file's run_cap.
         seed: Seeds the draws.
         lease: Seconds of silence after which another machine's worker counts as gone.
-
-    Raises:
-        ConfigError: Something does not fit; nothing has been loaded or written.
     """
     file = Path(path)
     fields = _checked(read_yaml(file, empty="sweep; write method, parameters and command"), file)
