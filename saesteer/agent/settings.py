@@ -12,7 +12,8 @@ from saesteer.utils.settings import Settings, TrackingSettings, short_hash
 
 DEFAULT = Path(__file__).parent / "default.yaml"
 LAYER = "{layer}"
-Kind = Literal["corrupt", "run", "compare", "probe", "patch"]
+# Those of the registry in which every setting that names a place is known to do so.
+Kind = Literal["corrupt", "run", "steer", "compare", "probe", "patch"]
 
 
 class BudgetSettings(Settings):

@@ -78,7 +78,7 @@ class Parameter(Settings):
 
     def _check_values(self) -> None:
         if not self.values:
-            needed = "value; give one" if self.is_constant else "values; give some"
+            needed = "a value; give one" if self.is_constant else "values; give some"
             raise ValueError(f"it is {self.distribution} without {needed}")
         codes = [coded(value) for value in self.values]
         # 1 and true are equal in Python, and could not be told apart afterwards.
