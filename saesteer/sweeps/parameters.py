@@ -46,8 +46,10 @@ class Parameter(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual(cls, data: dict[str, Any]) -> dict[str, Any]:
+    def _usual(cls, data: Any) -> Any:
         """Take the distribution that W&B takes where none is named."""
+        if not isinstance(data, Mapping):
+            return data
         fields = dict(data)
         kind = fields.get("distribution")
         if "value" in fields and kind in (None, "constant"):
