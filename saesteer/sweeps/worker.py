@@ -6,7 +6,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,6 @@ class Worker:
         parent: The id of the sweep's own record, if it has one.
         wait: Whether to stay while others run trials, to take over those of workers that die.
         most: The most trials to run; all if None.
-        tell: Called after every trial.
     """
 
     study: SweepStudy
@@ -71,7 +69,6 @@ class Worker:
     parent: str | None = None
     wait: bool = True
     most: int | None = None
-    tell: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._cache = Cache(self.study.sweep.folder / "cache")
@@ -91,7 +88,6 @@ class Worker:
             attempt = self._next()
             if attempt is not None:
                 self._run(attempt)
-                self.tell()
                 pause = POLL_SECONDS
             elif self._may_ask():
                 continue

