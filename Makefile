@@ -14,8 +14,8 @@ FLOORS := constraints/oldest.txt
 # patching, then a file each for what is drawn, typed, stored and sent with others' help.
 LIBRARIES := tests/models tests/activations tests/steering tests/probes tests/saes \
 	tests/patching/engine tests/patching/attribution tests/evaluation/test_propensity.py \
-	tests/report/test_figures.py tests/cli/test_main.py tests/sweeps/test_storage.py \
-	tests/tracking/test_wandb_run.py
+	tests/report/test_figures.py tests/cli/test_main.py tests/sweeps/test_worker.py \
+	tests/tracking/test_wandb.py
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 

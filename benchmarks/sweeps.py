@@ -18,9 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from saesteer.sweeps.spec import make_spec
 from saesteer.sweeps.study import open_study
-from saesteer.sweeps.sweep_file import read_sweep_file
+from saesteer.sweeps.sweep_file import read_sweep
 
 WANTED = 1.6
 SWEEP = "import typer; from saesteer.cli.sweep import sweep_command; typer.run(sweep_command)"
@@ -37,7 +36,7 @@ def timed(sweep: str, workers: int, threads: int, overrides: list[str]) -> tuple
         start, before = time.perf_counter(), _cpu()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds, cpu = time.perf_counter() - start, _cpu() - before
-        study = open_study(str(make_spec(read_sweep_file(sweep), overrides=own).folder))
+        study = open_study(str(read_sweep(sweep, overrides=own).folder))
         values = {row.key: row.value for row in study.rows()}
         trials = [row.seconds or 0.0 for row in study.rows()]
         print(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +387,84 @@ def tiny_gguf(tmp_path_factory, hf_model, tiny_tokenizer) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     _write_gguf(path, hf_model("llama"), tiny_tokenizer())
     return path
+
+
+@dataclass
+class Asked:
+    """A request that a server of `http_server` was asked."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class HttpServer:
+    """A server on this machine that answers as a function says, and keeps what it was asked.
+
+    Args:
+        answer: Given a request, returns status, body (bytes, or what becomes JSON) and, if there
+            are any, headers; None says nothing until the test ends.
+    """
+
+    def __init__(self, answer: Callable[[Asked], Any]) -> None:
+        self.answer = answer
+        self.asked: list[Asked] = []
+        self._over = threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def respond(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                headers = dict(self.headers.items())
+                asked = Asked(self.command, self.path, headers, self.rfile.read(length))
+                server.asked.append(asked)
+                answer = server.answer(asked)
+                if answer is None:
+                    server._over.wait(30)
+                    self.close_connection = True
+                    return
+                status, content, *more = answer
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(data)), **dict(*more)}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = do_DELETE = respond
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        # Whoever asked may have gone away while it waited.
+        self._server.handle_error = lambda *_: None
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def http_server(monkeypatch) -> Iterator[Callable[[Callable[[Asked], Any]], HttpServer]]:
+    """Return a function that starts a server which answers as the given function says."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers: list[HttpServer] = []
+
+    def start(answer: Callable[[Asked], Any]) -> HttpServer:
+        servers.append(HttpServer(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -16,7 +16,7 @@ from saesteer.experiments.probe.config import ProbeConfig
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import build_method
 from saesteer.saes.settings import SaeTrainingConfig
-from saesteer.sweeps.parameters import ParameterFields
+from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.sweep_file import Metric
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, load_config, load_yaml, parse_config
@@ -226,7 +226,7 @@ def test_yes_is_no_number_however_deep_it_stands():
                     kind.model_validate({name: value})
                 assert name in {problem["loc"][0] for problem in error.value.errors()}
     assert covered >= {RunConfig, CompareConfig, ProbeConfig, PatchConfig, CorruptConfig}
-    assert covered >= {AgentConfig, ParameterFields, Metric, SaeTrainingConfig}
+    assert covered >= {AgentConfig, Parameter, Metric, SaeTrainingConfig}
 
 
 @pytest.mark.parametrize("given", [{"n_features": True}, {"n_features": [True]}])

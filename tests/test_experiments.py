@@ -15,7 +15,7 @@ from saesteer.experiments import context
 from saesteer.experiments.context import Context, cpu_threads
 from saesteer.experiments.registry import load_experiment, run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.tracking import RunStore
+from saesteer.tracking import list_runs
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
@@ -143,12 +143,12 @@ def test_a_run_that_ends_well_leaves_the_threads_as_they_were(small):
 def test_a_call_from_python_is_recorded(kind, small):
     settings = small(kind)
     DO[kind](settings)
-    (found,) = RunStore(Path(settings["folder"])).runs()
+    (found,) = list_runs(Path(settings["folder"]))
     assert (found.kind, found.name, found.status) == (kind, "tiny", "finished")
     record = json.loads((found.folder / "run.json").read_text(encoding="utf-8"))
     assert record["metrics"] and record["seconds"] and record["config"]["name"] == "tiny"
     DO[kind](settings)
-    assert [run.id for run in RunStore(Path(settings["folder"])).runs()] == [found.id]
+    assert [run.id for run in list_runs(Path(settings["folder"]))] == [found.id]
 
 
 def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
     monkeypatch.setattr(fit_context, "encode_pairs", fail)
     with pytest.raises(Stopped):
         steer(small("run"))
-    (found,) = RunStore(Path(small("run")["folder"])).runs()
+    (found,) = list_runs(Path(small("run")["folder"]))
     assert (found.status, found.error) == ("failed", "Stopped: no more")
 
 

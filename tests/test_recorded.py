@@ -13,8 +13,8 @@ from plotly.graph_objects import Figure
 from saesteer.experiments.compare.experiment import Compare
 from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.results import sweep_result, tell_sweep
-from saesteer.sweeps.rows import TrialRow
-from saesteer.sweeps.spec import SweepSpec
+from saesteer.sweeps.study import TrialRow
+from saesteer.sweeps.sweep import Sweep
 from saesteer.tracking import recorded_run
 from saesteer.utils.run_folder import RunFolder
 
@@ -79,20 +79,19 @@ def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(l
 
 def test_a_sweep_shows_its_trials_and_its_figures(listened):
     run, listener = listened
-    parameter = Parameter("selection.n_features", "categorical", values=(8, 16))
-    spec = SweepSpec(
-        name="s", kind="run", base={}, base_file="base.yaml", method="grid", count=None, seed=0,
-        parameters=(parameter,), metric="effect", goal="maximize", target=None, early=None,
-        lease=1.0, cwd=".",
+    parameter = Parameter(name="selection.n_features", distribution="categorical", values=(8, 16))
+    sweep = Sweep(
+        name="s", kind="run", base={}, base_file="base.yaml", method="grid",
+        parameters=(parameter,), metric="effect", goal="maximize",
     )  # fmt: skip
     rows = [
         TrialRow(
-            n, f"k{n}", "done", {parameter.name: v}, {parameter.name: parameter.code(v)}, v / 10,
+            n, f"k{n}", "done", {parameter.name: v}, v / 10,
             {"effect": v / 10, "kl": 0.1, "kl_target": 0.1}, None, None, 1.0, None, 1,
         )
         for n, v in enumerate(parameter.values)
     ]  # fmt: skip
-    tell_sweep(run, sweep_result(spec, rows))
+    tell_sweep(run, sweep_result(sweep, rows))
     assert list(listener.heard["table", "trials"]["value"]) == [0.8, 1.6]
     assert listener.names("figure") == ["trials", "effect-against-cost"]
     assert listener.heard["summary", ""] == {"states": {"done": 2}, "best": 1.6}

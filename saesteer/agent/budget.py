@@ -7,11 +7,7 @@ from saesteer.agent.state import State
 
 
 class Budget:
-    """What is spent and what is left.
-
-    Args:
-        config: The agent's settings.
-    """
+    """What is spent and what is left, by an agent's settings."""
 
     def __init__(self, config: AgentConfig) -> None:
         self.limits = config.budget
@@ -19,34 +15,39 @@ class Budget:
 
     def money(self, tokens_in: int, tokens_out: int) -> float:
         """Return what tokens cost."""
-        planner = self.planner
-        cost_in = (planner.price_in or 0.0) * tokens_in
-        return (cost_in + (planner.price_out or 0.0) * tokens_out) / 1e6
+        cost_in = (self.planner.price_in or 0.0) * tokens_in
+        return (cost_in + (self.planner.price_out or 0.0) * tokens_out) / 1e6
+
+    def spent(self, state: State) -> dict[str, float | int]:
+        """Return what was spent."""
+        return {
+            "experiments": len(state.experiments),
+            "turns": state.turns,
+            "tokens": state.tokens_in + state.tokens_out,
+            "money": round(self.money(state.tokens_in, state.tokens_out), 6),
+            "seconds": round(state.seconds, 1),
+        }
 
     def left(self, state: State) -> dict[str, float | int | None]:
         """Return what is left of everything, for the planner and for people."""
-        limits = self.limits
-        spent = self.money(state.tokens_in, state.tokens_out)
+        limits = {**self.limits.model_dump(), "turns": self.limits.most_turns}
         return {
-            "experiments": limits.experiments - len(state.experiments),
-            "turns": limits.most_turns - state.turns,
-            "tokens": limits.tokens - state.tokens_in - state.tokens_out,
-            "seconds": round(limits.seconds - state.seconds, 1),
-            "money": None if limits.money is None else round(limits.money - spent, 6),
+            name: None if limits[name] is None else round(limits[name] - spent, 6)
+            for name, spent in self.spent(state).items()
         }
 
     def ended_by(self, state: State) -> str | None:
         """Return why the agent must stop, or None where it may go on."""
-        left, limits = self.left(state), self.limits
         if state.finish is not None:
             return "it has concluded"
+        left = self.left(state)
         for name in ("turns", "tokens", "seconds", "money"):
             value = left[name]
             if value is not None and value <= 0:
                 return f"its budget of {name} is spent"
-        if state.refused >= limits.refusals:
+        if state.refused >= self.limits.refusals:
             return f"{state.refused} answers in a row were refused"
-        if any(count >= limits.repeats for count in state.repeats.values()):
+        if any(count >= self.limits.repeats for count in state.repeats.values()):
             return "it repeats itself"
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.agent.budget import Budget
-from saesteer.agent.experiments import OutOfTime, Workshop, deadline, explain, settings_key
+from saesteer.agent.experiments import Experiments, OutOfTime, deadline
 from saesteer.agent.planners import Answer, LlmPlanner, Planner
-from saesteer.agent.report import REPORT, write_agent_report
+from saesteer.agent.report import REPORT, agent_metrics, write_agent_report
 from saesteer.agent.results import aggregate, headline, look_up, metrics_of
 from saesteer.agent.seeded import SeededPlanner, tried_alone
 from saesteer.agent.settings import AgentConfig
@@ -27,9 +28,10 @@ from saesteer.agent.tools import (
     WriteNote,
     read_arguments,
 )
+from saesteer.experiments.results import CONFIG, METRICS, RECORD
+from saesteer.tracking import RecordedRun, recorded_run
 from saesteer.tracking.liveness import present_status
-from saesteer.tracking.recording import RECORD, RecordedRun, recorded_run
-from saesteer.utils.errors import ConfigError, DataError, OutputError
+from saesteer.utils.errors import ConfigError, DataError, OutputError, SaesteerError
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, finite
 
@@ -78,53 +80,45 @@ def run_agent(
         SaesteerError: The settings do not fit, or the planner's endpoint refuses to answer.
     """
     progress = progress or Progress()
-    workshop = check_agent(config, progress)
+    experiments = check_agent(config, progress)
     folder = RunFolder(agent_folder(config)).create()
     lost = _lost_seconds(folder)
-    session = _Session(workshop, Journal(folder.path / JOURNAL), Budget(config), progress)
+    session = _Session(experiments, Journal(folder.path / JOURNAL), progress)
     planner = planner or _planner(session, folder)
-    folder.write_json("config.json", config.model_dump(mode="json"))
+    settings = config.model_dump(mode="json")
+    folder.write_json(CONFIG, settings)
     with recorded_run(
         folder,
         kind="agent",
         name=config.name,
-        config=config.model_dump(mode="json"),
+        config=settings,
         # Its experiments carry the same group.
         group=folder.path.name,
         wandb=config.tracking,
         progress=progress,
     ) as record:
-        session.record = record
-        ended_by = session.run(planner, lost)
-        found = write_agent_report(folder, config, session.state, session.budget, ended_by)
-        metrics = finite(found)
-        folder.write_json("metrics.json", metrics)
+        ended_by = session.run(planner, record, lost)
+        metrics = finite(agent_metrics(config, session.state, ended_by))
+        write_agent_report(folder, config, session.state, metrics)
+        folder.write_json(METRICS, metrics)
         record.summary({key: metrics[key] for key in ("answer", "ended_by", "verdicts", "spent")})
         record.artifact("report", folder.path / REPORT, "report")
     return AgentResult(folder, session.state, ended_by, metrics)
 
 
-def check_agent(config: AgentConfig, progress: Progress) -> Workshop:
-    """Check all that can be checked before anything is loaded or written.
-
-    Raises:
-        ConfigError: Base settings, endpoint or search do not fit.
-    """
-    workshop = Workshop(config, progress)
+def check_agent(config: AgentConfig, progress: Progress) -> Experiments:
+    """Check all that can be checked before anything is loaded or written."""
+    experiments = Experiments(config, progress)
     if config.planner.chosen == "llm":
         config.planner.endpoint()
     elif config.search is not None:
         for settings in tried_alone(config.search):
-            workshop.check(config.search.kind, settings)
-    return workshop
+            experiments.check(config.search.kind, settings)
+    return experiments
 
 
 def _lost_seconds(folder: RunFolder) -> float:
-    """Return how long an agent that was killed had been at work since its last event.
-
-    Raises:
-        OutputError: It is at work still.
-    """
+    """Return how long an agent that was killed had been at work since its last event."""
     journal, record = folder.path / JOURNAL, folder.path / RECORD
     if not (journal.is_file() and record.is_file()):
         return 0.0
@@ -139,60 +133,46 @@ def _lost_seconds(folder: RunFolder) -> float:
 
 
 def _planner(session: _Session, folder: RunFolder) -> Planner:
-    workshop = session.workshop
-    config = workshop.config
+    experiments, config = session.experiments, session.experiments.config
+    search = config.search
     if config.planner.chosen == "llm":
-        return LlmPlanner(workshop, session.budget, session.tell)
-    assert config.search is not None
-    if not config.search.by_layer:
+        return LlmPlanner(experiments, session.budget, session.tell)
+    assert search is not None
+    if not search.by_layer:
         return SeededPlanner(config)
-    kind = config.search.kind
-    space = folder.once("space.json", lambda: {"n_layers": workshop.n_layers(kind)})
+    settings = next(tried_alone(search))
+    space = folder.once(
+        "space.json", lambda: {"n_layers": experiments.n_layers(search.kind, settings)}
+    )
     return SeededPlanner(config, space["n_layers"])
 
 
 class _Session:
-    """One stretch of an agent's work.
+    """One stretch of an agent's work."""
 
-    Args:
-        workshop: Checks and runs experiments.
-        journal: Where everything is written down.
-        budget: What may be spent.
-        progress: Where to say what happens.
-    """
-
-    def __init__(
-        self, workshop: Workshop, journal: Journal, budget: Budget, progress: Progress
-    ) -> None:
-        self.workshop, self.journal, self.budget = workshop, journal, budget
-        self.progress = progress
+    def __init__(self, experiments: Experiments, journal: Journal, progress: Progress) -> None:
+        self.experiments, self.journal, self.progress = experiments, journal, progress
+        self.budget = Budget(experiments.config)
         self.record: RecordedRun | None = None
         self.state = journal.read()
-        self._actions: dict[type, Callable[[Any], None]] = {
-            RunExperiment: self._experiment,
-            ReadResults: self._read,
-            Aggregate: self._aggregate,
-            WriteNote: self._note,
-            Finish: self._finish,
-        }
         self._since = time.monotonic()
 
-    def run(self, planner: Planner, lost: float = 0.0) -> str:
+    def run(self, planner: Planner, record: RecordedRun, lost: float) -> str:
         """Go on until something ends it; return what.
 
         Args:
             planner: Who plans.
+            record: The run's record, which notes go to.
             lost: Seconds that a kill has kept from being written down.
         """
-        self._since = time.monotonic() - lost
+        self.record, self._since = record, time.monotonic() - lost
         # Whoever starts it again gives an endpoint that was away another chance.
         self.state.refused = 0
         if lost or any(self.state.asking):
-            # The tokens of a question whose answer was lost stay spent.
             self.tell("lost")
         while True:
             if self.state.pending is not None:
-                self._act()
+                self._act(self.state.pending)
             reason = self.budget.ended_by(self.state)
             if reason is not None:
                 return reason
@@ -209,57 +189,54 @@ class _Session:
     def _seconds_left(self) -> float:
         return self.budget.limits.seconds - self.state.seconds
 
-    def _act(self) -> None:
+    def _act(self, pending: dict[str, Any]) -> None:
         """Act on the answer that is pending, or refuse it."""
-        pending = self.state.pending
-        assert pending is not None
+        actions: dict[type, Callable[[Any], None]] = {
+            RunExperiment: self._experiment,
+            ReadResults: self._read,
+            Aggregate: self._aggregate,
+            WriteNote: self._note,
+            Finish: lambda wanted: self.tell("finish", finish=wanted.model_dump(mode="json")),
+        }
         try:
             if pending.get("problem"):
                 raise Refused(f"{pending['problem']}; answer with one tool call.")
             arguments = read_arguments(pending["tool"], pending["arguments"])
-            self._actions[type(arguments)](arguments)
+            actions[type(arguments)](arguments)
         except (Refused, ConfigError, DataError) as error:
             self.progress.say(f"  refused: {error}")
             self.tell("refused", tool=pending.get("tool"), reason=str(error)[:600])
 
     def _experiment(self, wanted: RunExperiment) -> None:
-        settings = self.workshop.check(wanted.kind, wanted.settings)
-        key = settings_key(wanted.kind, settings)
+        settings = self.experiments.check(wanted.kind, wanted.settings)
+        key = f"{wanted.kind} {settings.digest()}"
         earlier = self.state.same(key)
         if earlier is not None and earlier.status in ("finished", "failed"):
             self.tell("repeat", key=key)
-            what = (
-                "read its results"
-                if earlier.status == "finished"
-                else f"it failed: {earlier.error}"
-            )
-            raise Refused(f"{earlier.name} was that experiment; {what.rstrip('.')}; run another.")
-        if earlier is None and self.budget.left(self.state)["experiments"] == 0:
+            failed = f"it failed: {str(earlier.error).rstrip('.')}"
+            what = "read its results" if earlier.status == "finished" else failed
+            raise Refused(f"{earlier.name} was that experiment; {what}; run another.")
+        if earlier is None and len(self.state.experiments) >= self.budget.limits.experiments:
             raise Refused("no experiment is left in the budget; note what you found and finish.")
         name = earlier.name if earlier is not None else f"E{len(self.state.experiments) + 1}"
-        self.tell(
-            "experiment_started",
-            name=name,
-            kind=wanted.kind,
-            settings=wanted.settings,
-            reason=wanted.reason,
-            key=key,
-        )
-        self.progress.say(f"{name} of {self.budget.limits.experiments}: {_said(wanted)}")
+        self.tell("experiment_started", name=name, key=key, **wanted.model_dump(mode="json"))
+        shown = ", ".join(f"{name}={value}" for name, value in wanted.settings.items())
+        of = self.budget.limits.experiments
+        self.progress.say(f"{name} of {of}: {wanted.kind} {shown}".rstrip()[:220])
         found: dict[str, Any] = {"status": "failed"}
         try:
-            folder = self.workshop.run(wanted.kind, settings, self._seconds_left())
+            folder = str(self.experiments.run(settings, self._seconds_left()))
             experiment = self.state.experiment(name)
             assert experiment is not None
-            finished = replace(experiment, status="finished", folder=str(folder))
-            numbers = finite(headline(metrics_of(finished)))
+            numbers = headline(metrics_of(replace(experiment, status="finished", folder=folder)))
+            found = {"status": "finished", "folder": folder, "headline": finite(numbers)}
         except OutOfTime:
             found = {"status": "stopped", "error": _NO_TIME}
         except Exception as error:
             # Whatever an experiment stumbles on, the agent goes on and is told.
-            found["error"] = explain(error)
-        else:
-            found = {"status": "finished", "folder": str(folder), "headline": numbers}
+            words = " ".join(str(error).split())[:300]
+            ours = isinstance(error, SaesteerError)
+            found["error"] = words if ours else f"{type(error).__name__}: {words}"
         self.tell("experiment_ended", name=name, **found)
 
     def _read(self, wanted: ReadResults) -> None:
@@ -285,9 +262,6 @@ class _Session:
         if self.record is not None:
             self.record.note(note)
 
-    def _finish(self, wanted: Finish) -> None:
-        self.tell("finish", finish=wanted.model_dump(mode="json"))
-
     def tell(self, event: str, **fields: Any) -> None:
         """Write an event into the journal, with the seconds since the one before."""
         now = time.monotonic()
@@ -303,14 +277,9 @@ def _record(answer: Answer) -> dict[str, Any]:
         arguments = _harmless(finite(answer.arguments))
     except RecursionError:
         problem = problem or "the arguments are nested too deep"
-    return {
-        "tool": _harmless(answer.tool) if isinstance(answer.tool, str) else None,
-        "arguments": arguments,
-        "problem": None if problem is None else _harmless(problem),
-        "tokens_in": answer.tokens_in,
-        "tokens_out": answer.tokens_out,
-        "dropped": answer.dropped,
-    }
+    tool = answer.tool if isinstance(answer.tool, str) else None
+    told = {"tool": _harmless(tool), "arguments": arguments, "problem": _harmless(problem)}
+    return {**answer._asdict(), **told}
 
 
 def _harmless(value: Any) -> Any:
@@ -322,15 +291,7 @@ def _harmless(value: Any) -> Any:
     return [_harmless(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _said(wanted: RunExperiment) -> str:
-    settings = ", ".join(f"{name}={value}" for name, value in wanted.settings.items())
-    words = f"{wanted.kind} {settings}".strip()
-    return words if len(words) <= 200 else words[:199] + "…"
-
-
 def _short(found: Any) -> Any:
-    import json
-
     text = json.dumps(found, ensure_ascii=False)
     if len(text) <= LONGEST_RESULT:
         return found

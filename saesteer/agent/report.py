@@ -10,8 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from saesteer.agent.budget import Budget
-from saesteer.agent.claims import CheckedClaim, check_claims
-from saesteer.agent.results import RECORDED
+from saesteer.agent.results import RECORDED, check_claim
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import Experiment, State
 from saesteer.report.sheet import Part, Remark, Sheet, Table, write_sheet
@@ -27,66 +26,44 @@ _VERDICTS: dict[str, Literal["good", "open", "bad"]] = {
     "contradicted": "bad",
     "unsupported": "bad",
 }
+_ABOUT_VERDICTS = (
+    "Supported: its number stands in the experiments. Named: they finished, and no number was "
+    "given to check. Contradicted: they hold another number. Unsupported: it names no experiment, "
+    "or one that did not finish."
+)
 
 
-def write_agent_report(
-    folder: RunFolder, config: AgentConfig, state: State, budget: Budget, ended_by: str
-) -> dict[str, Any]:
-    """Write the report as a page and as text, and return what `metrics.json` holds.
-
-    Args:
-        folder: The agent's folder.
-        config: Its settings.
-        state: Everything that happened.
-        budget: What was spent.
-        ended_by: Why it ended.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
+def agent_metrics(config: AgentConfig, state: State, ended_by: str) -> dict[str, Any]:
+    """Return `metrics.json`: the answer, every claim with its verdict, and what was spent."""
     finish = state.finish or {}
-    claims = check_claims(state, finish.get("claims") or [])
-    metrics = {
+    claims = [check_claim(state, claim)._asdict() for claim in finish.get("claims") or []]
+    limits = config.budget.model_dump(mode="json")
+    return {
         "name": config.name,
         "goal": config.goal,
         "planner": config.planner.model or config.planner.chosen,
         "answer": finish.get("answer"),
         "would_refute": finish.get("would_refute"),
         "ended_by": ended_by,
-        "claims": [asdict(claim) for claim in claims],
-        "verdicts": dict(Counter(claim.verdict for claim in claims)),
+        "claims": claims,
+        "verdicts": dict(Counter(claim["verdict"] for claim in claims)),
         "experiments": [asdict(experiment) for experiment in state.experiments],
         "notes": state.notes,
-        "spent": spent(state, budget),
+        "spent": {**Budget(config).spent(state), "limits": limits},
     }
-    write_sheet(_sheet(folder, config, metrics, state, claims, ended_by), folder.path / REPORT)
-    words = _markdown(folder, config, metrics, state, claims)
+
+
+def write_agent_report(
+    folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]
+) -> None:
+    """Write the report as a page and as text."""
+    write_sheet(_sheet(folder, config, state, metrics), folder.path / REPORT)
+    words = _markdown(folder, config, state, metrics)
     folder.write(TEXT, lambda draft: draft.write_text(words, encoding="utf-8", errors="replace"))
-    return metrics
 
 
-def spent(state: State, budget: Budget) -> dict[str, Any]:
-    """Return what was spent, and the limits beside it."""
-    limits = budget.limits
-    return {
-        "experiments": len(state.experiments),
-        "turns": state.turns,
-        "tokens": state.tokens_in + state.tokens_out,
-        "money": round(budget.money(state.tokens_in, state.tokens_out), 6),
-        "seconds": round(state.seconds, 1),
-        "limits": limits.model_dump(mode="json"),
-    }
-
-
-def _sheet(
-    folder: RunFolder,
-    config: AgentConfig,
-    metrics: dict[str, Any],
-    state: State,
-    claims: list[CheckedClaim],
-    ended_by: str,
-) -> Sheet:
-    used = metrics["spent"]
+def _sheet(folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]) -> Sheet:
+    used, limits, claims = metrics["spent"], config.budget, metrics["claims"]
     supported = metrics["verdicts"].get("supported", 0)
     return Sheet(
         kind="agent",
@@ -95,30 +72,35 @@ def _sheet(
         facts={
             "planner": metrics["planner"],
             "seed": config.seed,
-            "ended because": ended_by,
+            "ended because": metrics["ended_by"],
         },
         remarks=[
-            Remark(f"{claim.claim} ({claim.verdict}: {claim.remark})", _VERDICTS[claim.verdict])
+            Remark(
+                f"{claim['claim']} ({claim['verdict']}: {claim['remark']})",
+                _VERDICTS[claim["verdict"]],
+            )
             for claim in claims
         ],
         tiles=(
-            ("Experiments", str(used["experiments"]), f"of {config.budget.experiments} allowed"),
+            ("Experiments", str(used["experiments"]), f"of {limits.experiments} allowed"),
             ("Claims supported", f"{supported} of {len(claims)}", "checked by the program"),
             ("Tokens", f"{used['tokens']:,}", f"cost {used['money']:g}"),
-            ("Time", f"{used['seconds']:.0f} s", f"of {config.budget.seconds:.0f} s allowed"),
+            ("Time", f"{used['seconds']:.0f} s", f"of {limits.seconds:.0f} s allowed"),
         ),
         parts=(
             Part("Method", _method(config)),
-            Part("Results", items=[_experiment_table(folder, state)], note=_results_note()),
+            Part(
+                "Results",
+                items=[_experiment_table(folder, state)],
+                note="Every experiment is a run of its own, in the folder it links to.",
+            ),
             Part("Notes", "" if state.notes else "No note was written.", [_note_table(state)]),
             Part("What would refute it", str(metrics["would_refute"] or "Nothing was named.")),
             Part(
                 "Claims",
                 "Each claim was held against the experiments that it names.",
                 [_claim_table(folder, state, claims)],
-                "Supported: its number stands in the experiments. Named: they finished, and no "
-                "number was given to check. Contradicted: they hold another number. Unsupported: "
-                "it names no experiment, or one that did not finish.",
+                _ABOUT_VERDICTS,
             ),
         ),
     )
@@ -141,41 +123,36 @@ def _note_table(state: State) -> Table:
     return Table(["observation", "hypothesis", "evidence"], rows)
 
 
-def _claim_table(folder: RunFolder, state: State, claims: list[CheckedClaim]) -> Table:
+def _claim_table(folder: RunFolder, state: State, claims: list[dict[str, Any]]) -> Table:
     """Return the claims, a row for each run that supports one, which the row leads to."""
     rows, links = [], []
     for claim in claims:
-        for name in claim.experiments or (None,):
+        for name in claim["experiments"] or (None,):
             experiment = state.experiment(name)
-            links.append(_link(folder, experiment) if experiment else "")
-            run = "none" if experiment is None else f"{name}: {_run_name(experiment)}"
-            rows.append([run, claim.claim, claim.verdict, claim.remark])
+            links.append(_link(folder, experiment))
+            place = "" if experiment is None else Path(experiment.folder or "").name
+            run = f"{name}: {place}" if experiment else "none"
+            rows.append([run, claim["claim"], claim["verdict"], claim["remark"]])
     return Table(["run", "claim", "verdict", "what the program found"], rows, links=links)
 
 
-def _markdown(
-    folder: RunFolder,
-    config: AgentConfig,
-    metrics: dict[str, Any],
-    state: State,
-    claims: list[CheckedClaim],
-) -> str:
-    lines = [f"# {_line(metrics['goal'])}", "", str(metrics["answer"] or _NO_ANSWER), ""]
+def _markdown(folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]) -> str:
+    def linked(name: str) -> str:
+        link = _link(folder, state.experiment(name))
+        return f"[{name}](<{link}>)" if link else name
+
+    lines = [f"# {_line(config.goal)}", "", str(metrics["answer"] or _NO_ANSWER), ""]
     lines += ["## Method", "", _line(_method(config)), "", "## Claims", ""]
-    for claim in claims:
-        runs = ", ".join(_linked(folder, state, name) for name in claim.experiments) or "no run"
-        said = f"{_line(claim.claim)} ({_line(claim.remark)})"
-        lines.append(f"- **{claim.verdict}** by {runs}: {said}")
+    for claim in metrics["claims"]:
+        runs = ", ".join(map(linked, claim["experiments"])) or "no run"
+        said = f"{_line(claim['claim'])} ({_line(claim['remark'])})"
+        lines.append(f"- **{claim['verdict']}** by {runs}: {said}")
     lines += ["", "## Experiments", "", "| experiment | settings | status | found |"]
     lines.append("| --- | --- | --- | --- |")
     for e in state.experiments:
-        cells = [
-            _linked(folder, state, e.name),
-            _cell(f"{e.kind} {_settings(e)}"),
-            e.status,
-            _cell(_numbers(e)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        what, found = _line(f"{e.kind} {_settings(e)}"), _line(_numbers(e))
+        cells = [cell.replace("|", "\\|") for cell in (what, e.status, found)]
+        lines.append(f"| {linked(e.name)} | {' | '.join(cells)} |")
     lines += ["", "## Notes", ""]
     for note in state.notes:
         evidence = ", ".join(note["evidence"]) or "no evidence"
@@ -186,14 +163,13 @@ def _markdown(
 
 
 def _method(config: AgentConfig) -> str:
-    kinds = ", ".join(config.experiments)
-    if config.planner.chosen == "llm":
-        return (
-            f"The planner {config.planner.model} proposed experiments ({kinds}) through typed "
-            "tools; the program checked each against its settings, ran it and kept the budget."
-        )
     search = config.search
-    assert search is not None
+    if config.planner.chosen == "llm" or search is None:
+        return (
+            f"The planner {config.planner.model} proposed experiments "
+            f"({', '.join(config.experiments)}) through typed tools; the program checked each "
+            "against its settings, ran it and kept the budget."
+        )
     space = "; ".join(
         f"{name}: {values}" if isinstance(values, str) else f"{name}: {len(values)} values"
         for name, values in search.parameters.items()
@@ -206,26 +182,13 @@ def _method(config: AgentConfig) -> str:
     )
 
 
-def _results_note() -> str:
-    return "Every experiment is a run of its own, in the folder it links to and in the run store."
-
-
-def _link(folder: RunFolder, experiment: Experiment) -> str:
-    if experiment.folder is None:
+def _link(folder: RunFolder, experiment: Experiment | None) -> str:
+    """Return the address of an experiment's page from the agent's, "" where there is none."""
+    if experiment is None or experiment.folder is None:
         return ""
     place = Path(experiment.folder)
     page = next((place / name for name in PAGES if (place / name).is_file()), place)
     return quote(Path(os.path.relpath(page, folder.path)).as_posix())
-
-
-def _linked(folder: RunFolder, state: State, name: str) -> str:
-    experiment = state.experiment(name)
-    link = _link(folder, experiment) if experiment else ""
-    return f"[{name}](<{link}>)" if link else name
-
-
-def _run_name(experiment: Experiment) -> str:
-    return Path(experiment.folder or "").name
 
 
 def _settings(experiment: Experiment) -> str:
@@ -236,19 +199,12 @@ def _settings(experiment: Experiment) -> str:
 def _numbers(experiment: Experiment) -> str:
     if experiment.error:
         return experiment.error
-    shown = list(experiment.headline.items())[:SHOWN]
-    return ", ".join(
-        f"{name.removeprefix(f'{RECORDED}.')} {_short(value)}" for name, value in shown
-    )
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = {
+        name.removeprefix(f"{RECORDED}."): f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in list(experiment.headline.items())[:SHOWN]
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _line(words: object) -> str:
     return " ".join(str(words).split())
-
-
-def _cell(words: str) -> str:
-    return _line(words).replace("|", "\\|")

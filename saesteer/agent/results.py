@@ -1,27 +1,25 @@
-"""What experiments found: looked up by path, and aggregated."""
+"""What experiments found: looked up by path, aggregated, and held against claims."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from saesteer.agent.state import Experiment, State
-from saesteer.tracking.recording import RECORD
+from saesteer.experiments.results import METRICS, RECORD
 from saesteer.utils.errors import DataError, OutputError
 from saesteer.utils.run_folder import RunFolder
 
-METRICS, RECORDED = "metrics.json", "recorded"
+RECORDED = "recorded"
 SHOWN_NUMBERS = 16
+# Numbers are quoted to three or four digits.
+TOLERANCE = 5e-3
 
 
 def metrics_of(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment's metrics, and as "recorded" the few that a list of runs shows.
-
-    Raises:
-        DataError: It has none, or they cannot be read any more.
-    """
+    """Return an experiment's metrics, and as "recorded" the few that a list of runs shows."""
     if experiment.status != "finished" or experiment.folder is None:
         raise DataError(f"{experiment.name} is {experiment.status} and has no results to read.")
     folder = RunFolder(Path(experiment.folder))
@@ -40,9 +38,6 @@ def look_up(value: Any, path: Sequence[str]) -> Any:
         value: Records, as JSON has them.
         path: Keys from outside in; in a list a place (from 0, or -1 for the last), or "field=word"
             for the record whose field is that word.
-
-    Raises:
-        DataError: There is nothing; the sentence names what is there.
     """
     for depth, part in enumerate(path):
         found = list(_step(value, str(part)))
@@ -54,11 +49,7 @@ def look_up(value: Any, path: Sequence[str]) -> Any:
 
 
 def number_at(value: Any, path: Sequence[str]) -> float:
-    """Return the number at a path.
-
-    Raises:
-        DataError: There is nothing, or no finite number.
-    """
+    """Return the number at a path."""
     found = look_up(value, path)
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         raise DataError(f"{'.'.join(map(str, path))} is {_brief(found)} and no number.")
@@ -69,12 +60,8 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the few recorded metrics by dotted path; the first few of all where none are."""
     plain = {key: value for key, value in metrics.items() if key not in ("config", "seconds")}
     plain = {RECORDED: metrics[RECORDED]} if RECORDED in metrics else plain
-    found: dict[str, Any] = {}
-    for path, value in _leaves(plain, "", 3):
-        if len(found) == SHOWN_NUMBERS:
-            break
-        found[path] = round(value, 6) if isinstance(value, float) else value
-    return found
+    leaves = list(_leaves(plain, "", 3))[:SHOWN_NUMBERS]
+    return {path: round(leaf, 6) if isinstance(leaf, float) else leaf for path, leaf in leaves}
 
 
 def aggregate(
@@ -87,9 +74,6 @@ def aggregate(
         metric: Where it stands in their metrics.
         by: A setting to group by, such as "programs"; all together if None.
         kind: Only experiments of this kind.
-
-    Raises:
-        DataError: No experiment has the metric.
     """
     import pandas as pd
 
@@ -112,6 +96,49 @@ def aggregate(
     return found.reset_index().to_dict("records")  # type: ignore[return-value]
 
 
+class CheckedClaim(NamedTuple):
+    """A claim, the finished experiments that it names, and what the program found.
+
+    "supported": its number stands in every experiment it names; "named": it names finished
+    experiments and no number, so that a person has to read them; "contradicted": the experiments
+    hold another number; "unsupported": it names no experiment, or one that did not finish.
+    """
+
+    claim: str
+    experiments: tuple[str, ...]
+    verdict: Literal["supported", "named", "contradicted", "unsupported"]
+    remark: str
+
+
+def check_claim(state: State, claim: dict[str, Any]) -> CheckedClaim:
+    """Hold a claim against the experiments it names; the program judges, not the planner."""
+    words, finished, unknown = str(claim.get("claim", "")), [], []
+    for name in dict.fromkeys(claim.get("experiments") or []):
+        experiment = state.experiment(name)
+        if experiment is not None and experiment.status == "finished":
+            finished.append(experiment)
+        else:
+            unknown.append(str(name))
+    names = tuple(experiment.name for experiment in finished)
+    if unknown or not finished:
+        said = f"{', '.join(unknown)} did not finish" if unknown else "it names no experiment"
+        return CheckedClaim(words, names, "unsupported", said)
+    path, value = claim.get("path") or [], claim.get("value")
+    if not path or value is None:
+        return CheckedClaim(words, names, "named", "no number to check; read the experiments")
+    there: dict[str, float] = {}
+    for experiment in finished:
+        try:
+            there[experiment.name] = number_at(metrics_of(experiment), path)
+        except DataError as error:
+            return CheckedClaim(words, names, "contradicted", f"{experiment.name}: {error}")
+    shown = ", ".join(f"{name}: {found:.4g}" for name, found in there.items())
+    remark = f"{'.'.join(map(str, path))} is {shown}"
+    if all(math.isclose(n, value, rel_tol=TOLERANCE, abs_tol=1e-6) for n in there.values()):
+        return CheckedClaim(words, names, "supported", remark)
+    return CheckedClaim(words, names, "contradicted", f"{remark}, not {value:.4g}")
+
+
 def _step(value: Any, part: str) -> Iterator[Any]:
     if isinstance(value, dict):
         if part in value:
@@ -119,11 +146,8 @@ def _step(value: Any, part: str) -> Iterator[Any]:
     elif isinstance(value, list):
         field, equals, word = part.partition("=")
         if equals:
-            yield from (
-                record
-                for record in value
-                if isinstance(record, dict) and str(record.get(field)) == word
-            )
+            records = (record for record in value if isinstance(record, dict))
+            yield from (record for record in records if str(record.get(field)) == word)
         elif part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
             yield value[int(part)]
 

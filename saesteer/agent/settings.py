@@ -12,27 +12,23 @@ from saesteer.utils.settings import Settings, TrackingSettings, short_hash
 
 DEFAULT = Path(__file__).parent / "default.yaml"
 LAYER = "{layer}"
-Kind = Literal["corrupt", "run", "compare", "probe", "patch"]
+# Those of the registry in which every setting that names a place is known to do so.
+Kind = Literal["corrupt", "run", "steer", "compare", "probe", "patch"]
 
 
 class BudgetSettings(Settings):
-    """What the program lets the planner spend; it ends when any of it is spent.
-
-    Attributes:
-        experiments: Experiments that may be run.
-        tokens: Tokens of the planner's endpoint, prompts and answers together.
-        money: What those tokens may cost, in the currency of the prices; no limit if null.
-        seconds: Time, experiments and waiting together, over all sessions of a resumed agent.
-        turns: Answers of the planner, refused ones included; four an experiment and ten if null.
-        refusals: Refused answers in a row that end it.
-        repeats: How often one experiment may be proposed again before that ends it.
-    """
+    """What the program lets the planner spend; it ends when any of it is spent."""
 
     experiments: int = Field(default=20, ge=1)
+    # Prompts and answers together.
     tokens: int = Field(default=300_000, ge=1)
+    # What those tokens may cost, in the currency of the prices.
     money: float | None = Field(default=None, gt=0)
+    # Experiments and waiting together, over all sessions of a resumed agent.
     seconds: float = Field(default=3600.0, gt=0)
+    # Answers, refused ones included; four an experiment and ten if null.
     turns: int | None = Field(default=None, ge=1)
+    # Refused answers in a row that end it, and proposals of one experiment.
     refusals: int = Field(default=6, ge=1)
     repeats: int = Field(default=3, ge=1)
 
@@ -43,34 +39,21 @@ class BudgetSettings(Settings):
 
 
 class PlannerSettings(Settings):
-    """Who plans.
+    """Who plans; see `saesteer.evaluation.llm_client.Endpoint` for how it is asked."""
 
-    Attributes:
-        kind: "llm" asks an OpenAI-compatible endpoint, "seeded" needs no language model; "auto"
-            is "llm" where `model` names one.
-        model: The model's name at the endpoint.
-        base_url: What "/chat/completions" is put behind.
-        key_variable: The environment variable that holds the key.
-        tools: Whether the endpoint knows tool calling; "auto" tries and falls back on JSON
-            answers.
-        max_tokens: The longest answer, tokens.
-        timeout: The longest that one answer may take, seconds.
-        attempts: How often one question is asked before it counts as not answered; fewer times
-            where the budget is nearly spent.
-        first_wait: Seconds before the second attempt; doubled each time.
-        price_in: Price of a million prompt tokens.
-        price_out: Price of a million answer tokens.
-    """
-
+    # "llm" asks an endpoint, "seeded" needs no language model; "auto" is "llm" where `model` names
+    # one.
     kind: Literal["auto", "seeded", "llm"] = "auto"
     model: str | None = None
     base_url: str = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
+    # Whether the endpoint knows tool calling; "auto" tries, and falls back on JSON answers.
     tools: bool | Literal["auto"] = "auto"
     max_tokens: int = Field(default=1024, ge=16)
     timeout: float = Field(default=120.0, gt=0)
     attempts: int = Field(default=4, ge=1)
     first_wait: float = Field(default=1.0, ge=0)
+    # Of a million tokens.
     price_in: float | None = Field(default=None, ge=0)
     price_out: float | None = Field(default=None, ge=0)
 
@@ -82,11 +65,7 @@ class PlannerSettings(Settings):
         return "llm" if self.model else "seeded"
 
     def endpoint(self) -> Endpoint:
-        """Return whom to ask.
-
-        Raises:
-            ConfigError: The address or the name of the key's variable cannot be one.
-        """
+        """Return whom to ask."""
         return Endpoint(
             model=self.model or "",
             base_url=self.base_url,
@@ -105,29 +84,24 @@ class SearchSettings(Settings):
     Li et al., "Hyperband", JMLR 18 (2018), section 2: all candidates are measured cheaply, the
     best share of them again at more cost, until one is left.
 
-    Attributes:
-        kind: The kind of experiment.
-        parameters: Values to try by setting, dotted names included; a candidate takes one of each.
-            Words with "{layer}" in them stand for one value for each of the model's layers.
-        batch: The one setting that takes a list, so that candidates can share one experiment.
-        metric: Where the metric stands in an experiment's metrics, as a list of keys; "a=b" picks
-            the record of a list whose field `a` is `b`, and "{candidate}" stands for the batched
-            setting's value.
-        goal: Whether the largest or the smallest is sought.
-        fidelity: The setting that makes an experiment cheaper or dearer.
-        rungs: Its values from cheap to dear.
-        keep: The share that goes on to the next rung.
-        question: What is found, for the notes; such as "the layer whose removal costs most".
     """
 
     kind: Kind
+    # Values by setting; a candidate takes one of each. Words with "{layer}" in them stand for one
+    # value for each of the model's layers.
     parameters: dict[str, list[JsonValue] | str] = Field(min_length=1)
+    # The one setting that takes a list, so that candidates can share one experiment.
     batch: str | None = None
+    # Where it stands in the metrics: keys from outside in, "a=b" for the record of a list whose
+    # field `a` is `b`, and "{candidate}" for the batched setting's value.
     metric: list[str] = Field(min_length=1)
     goal: Literal["maximize", "minimize"] = "maximize"
+    # The setting that makes an experiment dearer, and its values from cheap to dear.
     fidelity: str | None = None
     rungs: list[JsonValue] = Field(default=[])
+    # The share that goes on to the next rung.
     keep: float = Field(default=0.34, gt=0, lt=1)
+    # What is found, for the notes; such as "the layer whose removal costs most".
     question: str = "the best setting"
 
     @model_validator(mode="after")
@@ -165,26 +139,17 @@ class SearchSettings(Settings):
 
 
 class AgentConfig(Settings):
-    """Everything an agent depends on.
-
-    Attributes:
-        name: What it is called; part of its folder's name.
-        goal: The question it is to answer.
-        experiments: Base settings by kind of experiment, either the settings or a file of them;
-            kinds that are not named cannot be run.
-        search: What the seeded planner searches.
-        seed: Seeds the seeded planner.
-        folder: Where the agent and its experiments are kept.
-        tracking: Where the agent is recorded besides.
-    """
+    """Everything an agent depends on."""
 
     name: str = Field(default="agent", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     goal: str = Field(min_length=1, max_length=2000)
+    # Base settings by kind of experiment, or a file of them; no other kind can be run.
     experiments: dict[Kind, dict[str, Any] | str] = Field(min_length=1)
     budget: BudgetSettings = BudgetSettings()
     planner: PlannerSettings = PlannerSettings()
     search: SearchSettings | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
+    # Of the agent and its experiments.
     folder: str = "runs"
     tracking: TrackingSettings = TrackingSettings()
 

@@ -114,16 +114,7 @@ def tool_schemas() -> list[dict[str, Any]]:
 
 
 def read_arguments(tool: object, arguments: object) -> _Arguments:
-    """Check a planner's answer.
-
-    Args:
-        tool: The tool it names.
-        arguments: What it gives the tool.
-
-    Raises:
-        Refused: The tool is unknown, an argument is missing, unknown or of another kind, or a text
-            poses as an instruction.
-    """
+    """Check a planner's answer: the tool it names, and what it gives the tool."""
     if not isinstance(tool, str) or tool not in TOOLS:
         raise Refused(f"there is no tool {str(tool)[:60]!r}; use one of {', '.join(TOOLS)}.")
     if not isinstance(arguments, dict):

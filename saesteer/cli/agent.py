@@ -48,7 +48,7 @@ def agent_command(
     overrides += set_ or ()
     settings = load_config(config or DEFAULT, overrides, kind=AgentConfig)
     if dry_run:
-        workshop = check_agent(settings, Progress())
-        show_agent_plan(settings, workshop, agent_folder(settings), console())
+        experiments = check_agent(settings, Progress())
+        show_agent_plan(settings, experiments, agent_folder(settings), console())
         return
     show_agent(run_agent(settings, terminal_progress()), console())

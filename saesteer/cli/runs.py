@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from saesteer.tracking.store import RunStore
-    from saesteer.tracking.stored_run import StoredRun
+    from saesteer.tracking import Run
 
 app = typer.Typer(no_args_is_help=True, help="Find recorded runs again, and hold them together.")
 Root = Annotated[
     Path,
     typer.Option(
-        envvar="SAESTEER_RUNS",
-        help="The folder of runs; SAESTEER_STORE names a list of runs elsewhere.",
+        envvar="SAESTEER_RUNS", help="The folder of runs, or one that holds several of them."
     ),
 ]
 Conditions = Annotated[
@@ -44,7 +42,7 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the runs, the latest first."""
-    found = _selected(_all(_store(root)), None, sort, desc)
+    found = _selected(root, None, sort, desc)
     if not found:
         typer.echo(f"No run is recorded in {root}; saesteer run records one, or give --root.")
         return
@@ -78,7 +76,7 @@ def filter_command(
     """
     from saesteer.tracking.queries import aggregate, markdown_table
 
-    found = _selected(_all(_store(root)), conditions, sort, desc)
+    found = _selected(root, conditions, sort, desc)
     if by or of:
         kinds = [kind.strip() for kind in with_.split(",") if kind.strip()]
         rows = aggregate(found, of or (), by=by or (), kinds=kinds)
@@ -98,8 +96,9 @@ def show_command(
     """Show all that is known of a run."""
     from saesteer.cli.show import console
     from saesteer.cli.show_runs import show_run
+    from saesteer.tracking import find_run
 
-    found = _find(_store(root), run)
+    found = find_run(root, run)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
@@ -115,10 +114,10 @@ def compare_command(
     """Show the settings in which runs differ, and their metrics side by side."""
     from saesteer.cli.show import console
     from saesteer.cli.show_runs import comparison, show_comparison
+    from saesteer.tracking import find_run
     from saesteer.utils.errors import DataError
 
-    store = _store(root)
-    found = [_find(store, name) for name in runs]
+    found = [find_run(root, name) for name in runs]
     if len({run.folder.resolve() for run in found}) < 2:
         raise DataError("one run has nothing to be compared with; give two runs or more.")
     if as_json:
@@ -134,9 +133,9 @@ def export_command(
     root: Root = Path("runs"),
 ) -> None:
     """Write runs to a table, one line for each; nested fields become columns with dots."""
-    from saesteer.tracking.export import export_runs
+    from saesteer.tracking.runs import export_runs
 
-    found = _selected(_all(_store(root)), conditions, None, False)
+    found = _selected(root, conditions)
     export_runs(found, target)
     typer.echo(f"wrote {len(found)} runs to {target}")
 
@@ -144,77 +143,37 @@ def export_command(
 @app.command("note")
 def note_command(run: Name, text: str, root: Root = Path("runs")) -> None:
     """Add a note to a run, with the time."""
-    from saesteer.tracking.notes import append_note
-    from saesteer.utils.errors import OutputError
+    from saesteer.tracking import add_note, find_run
 
-    store = _store(root)
-    found = _find(store, run)
-    append_note(found.folder, text)
-    try:
-        store.put(found.folder)
-    except OutputError as error:
-        typer.echo(f"warning: {error}", err=True)
+    found = find_run(root, run)
+    add_note(found.folder, text)
     typer.echo(f"noted in {found.folder}")
 
 
-@app.command("rebuild")
+@app.command("rebuild", hidden=True)
 def rebuild_command(
-    roots: Annotated[
-        list[Path] | None, typer.Argument(help="Folders to look in besides --root.")
-    ] = None,
-    root: Root = Path("runs"),
+    roots: Annotated[list[Path] | None, typer.Argument()] = None, root: Root = Path("runs")
 ) -> None:
-    """Make the list of runs again from their folders."""
-    from saesteer.utils.errors import DataError
-
-    for folder in roots or ():
-        if not folder.is_dir():
-            raise DataError(f"{folder} is no folder; give a folder of runs.")
-    store = _store(root)
-    found = store.rebuild(roots or ())
-    typer.echo(f"{len(found)} runs are listed in {store.path}")
-
-
-def _store(root: Path) -> RunStore:
-    from saesteer.tracking.store import RunStore
-
-    return RunStore(root)
-
-
-def _all(store: RunStore) -> list[StoredRun]:
-    from saesteer.utils.errors import OutputError
-
-    try:
-        return store.runs()
-    except OutputError as error:
-        # The folders are the truth, and reading them only takes longer.
-        typer.echo(f"warning: {error}", err=True)
-        return store.folders()
-
-
-def _find(store: RunStore, name: str) -> StoredRun:
-    from saesteer.tracking.store import find_among
-    from saesteer.tracking.stored_run import read_run
-
-    own = read_run(Path(name)) if name and "\0" not in name else None
-    return own or find_among(_all(store), name)
+    """Say that there is nothing to rebuild any more."""
+    typer.echo("There is no list to rebuild: runs are listed from their folders each time.")
 
 
 def _selected(
-    runs: list[StoredRun], conditions: Sequence[str] | None, sort: str | None, desc: bool
-) -> list[StoredRun]:
-    from saesteer.tracking.queries import filter_runs, parse_predicate, sort_runs
+    root: Path, conditions: Sequence[str] | None, sort: str | None = None, desc: bool = False
+) -> list[Run]:
+    from saesteer.tracking import list_runs
+    from saesteer.tracking.queries import filter_runs, sort_runs
 
-    found = filter_runs(runs, [parse_predicate(text) for text in conditions or ()])
+    found = filter_runs(list_runs(root), conditions or ())
     return sort_runs(found, sort, descending=desc) if sort else found
 
 
-def _show(found: list[StoredRun], columns: Sequence[str] | None, limit: int, as_json: bool) -> None:
+def _show(found: list[Run], columns: Sequence[str] | None, limit: int, as_json: bool) -> None:
     from saesteer.cli.show import console
     from saesteer.cli.show_runs import show_runs
 
     if as_json:
-        listed: list[dict[str, Any]] = [run.as_dict() for run in found[: limit or None]]
+        listed = [run.as_dict() for run in found[: limit or None]]
         typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
     else:
         show_runs(found, console(), columns=columns or (), limit=limit)

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saesteer.agent import AgentConfig, AgentResult
-    from saesteer.agent.experiments import Workshop
+    from saesteer.agent.experiments import Experiments
 
 
-def show_agent_plan(config: AgentConfig, workshop: Workshop, folder: Path, out: Console) -> None:
+def show_agent_plan(
+    config: AgentConfig, experiments: Experiments, folder: Path, out: Console
+) -> None:
     """Print what an agent would do."""
     budget = config.budget
     out.print(f"Goal:    {config.goal}")
     out.print(f"Planner: {config.planner.model or 'seeded, without a language model'}")
     rows = table("kind", "what it finds")
-    for name, kind in workshop.kinds.items():
+    for name, kind in experiments.kinds.items():
         rows.add_row(name, kind.about)
     out.print(rows)
     money = "" if budget.money is None else f", money {budget.money:g}"

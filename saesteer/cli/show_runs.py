@@ -9,27 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from saesteer.cli.show import heading, table
-from saesteer.tracking.queries import (
-    MISSING,
-    check_fields,
-    differences,
-    field_of,
-    flatten,
-    metrics_side_by_side,
-    shown,
-)
+from saesteer.tracking.queries import MISSING, check_fields, field_of, shown, side_by_side
+from saesteer.utils.values import flatten
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saesteer.tracking.stored_run import StoredRun
+    from saesteer.tracking import Run
 
 HEADLINE = "metrics.effect"
 LONGEST = 60
 
 
 def show_runs(
-    runs: Sequence[StoredRun], out: Console, *, columns: Sequence[str] = (), limit: int = 20
+    runs: Sequence[Run], out: Console, *, columns: Sequence[str] = (), limit: int = 20
 ) -> None:
     """Print runs, one a line.
 
@@ -59,7 +52,7 @@ def show_runs(
         out.print(f"... and {len(runs) - limit} more; --limit 0 shows all")
 
 
-def show_run(run: StoredRun, out: Console) -> None:
+def show_run(run: Run, out: Console) -> None:
     """Print all that is known of a run."""
     facts = {
         "run": f"{run.id}, {run.kind} {run.name}",
@@ -94,7 +87,7 @@ def show_run(run: StoredRun, out: Console) -> None:
         out.print(Text(f"{_when(note.get('time'))}  {'; '.join(words)}"))
 
 
-def comparison(runs: Sequence[StoredRun]) -> dict[str, Any]:
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """Return what runs differ in and what they found, as JSON values; a missing one is left out."""
     ids = [run.id for run in runs]
 
@@ -106,27 +99,31 @@ def comparison(runs: Sequence[StoredRun]) -> dict[str, Any]:
 
     return {
         "runs": {run.id: {"name": run.name, "folder": str(run.folder)} for run in runs},
-        "settings": named(differences(runs)),
-        "metrics": named(metrics_side_by_side(runs)),
+        "settings": named(_settings(runs)),
+        "metrics": named(side_by_side([run.metrics for run in runs])),
     }
 
 
-def show_comparison(runs: Sequence[StoredRun], out: Console) -> None:
+def show_comparison(runs: Sequence[Run], out: Console) -> None:
     """Print the settings in which runs differ, and their metrics side by side."""
     facts = {"name": "name", "kind": "kind", "status": "status", "commit": "commit"}
     made = _side_by_side(runs, {n: [getattr(r, f) for r in runs] for n, f in facts.items()})
     out.print(made)
-    settings = differences(runs)
+    settings = _settings(runs)
     heading(out, "Settings that differ" if settings else "The settings are the same")
     if settings:
         out.print(_side_by_side(runs, settings))
-    metrics = metrics_side_by_side(runs)
+    metrics = side_by_side([run.metrics for run in runs])
     if metrics:
         heading(out, "Metrics")
         out.print(_side_by_side(runs, metrics))
 
 
-def _side_by_side(runs: Sequence[StoredRun], rows: Mapping[str, list[Any]]) -> Table:
+def _settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    return side_by_side([run.config for run in runs], differing=True)
+
+
+def _side_by_side(runs: Sequence[Run], rows: Mapping[str, list[Any]]) -> Table:
     made = table("", *(run.id for run in runs))
     for name, values in rows.items():
         made.add_row(Text(name), *(Text(_short(value)) for value in values))
@@ -146,7 +143,7 @@ def _status(status: str) -> Text:
     return Text(status, style=style.get(status, ""))
 
 
-def _in_stage(run: StoredRun) -> bool:
+def _in_stage(run: Run) -> bool:
     return run.status in ("running", "killed") and bool(run.record.get("stage"))
 
 

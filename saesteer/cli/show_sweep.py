@@ -10,14 +10,14 @@ from rich.text import Text
 
 from saesteer.cli.show import heading, number, table
 from saesteer.sweeps.results import BEST, REPORT, labels, short_name
+from saesteer.sweeps.sweep_file import COMMANDS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saesteer.sweeps.cells import Cell
     from saesteer.sweeps.results import SweepResult
-    from saesteer.sweeps.spec import SweepSpec
     from saesteer.sweeps.study import SweepStudy
+    from saesteer.sweeps.sweep import Sweep, Trial
     from saesteer.utils.progress import Progress
 
 MOST_ROWS = 15
@@ -38,47 +38,47 @@ class Tally:
 
     def __call__(self) -> None:
         """Say it, if there is something new."""
-        rows = self._study.rows()
-        spec = self._study.spec
+        rows, sweep = self._study.rows(), self._study.sweep
         ended = [row for row in rows if row.state not in ("waiting", "running")]
         failed = sum(row.state == "failed" for row in rows)
-        total = max(len(rows), spec.count or 0) if spec.method == "bayes" else len(rows)
+        total = max(len(rows), sweep.count or 0) if sweep.method == "bayes" else len(rows)
         line = f"{len(ended)} of {total} trials ended"
         line += f", {failed} failed" if failed else ""
         values = [row.value for row in rows if row.value is not None]
         if values:
-            best = max(values) if spec.goal == "maximize" else min(values)
-            line += f"; best {spec.metric} {best:.4g}"
+            best = max(values, key=lambda value: sweep.sign * value)
+            line += f"; best {sweep.metric} {best:.4g}"
         if ended and line != self._said:
             self._said = line
             self._progress.say(line)
 
 
-def show_sweep_plan(spec: SweepSpec, cells: Sequence[Cell], out: Console) -> None:
+def show_sweep_plan(sweep: Sweep, trials: Sequence[Trial], out: Console) -> None:
     """Print what a sweep would do."""
-    from saesteer.sweeps.early import early_note
-
-    what = f"{len(cells)} trials" if spec.method != "bayes" else f"up to {spec.count} trials"
-    out.print(f"{spec.name}: {what} of saesteer {spec.kind} {spec.base_file} ({spec.method})")
-    out.print(f"Metric: {spec.metric}, {spec.goal}")
+    what = f"up to {sweep.count}" if sweep.method == "bayes" else len(trials)
+    out.print(
+        f"{sweep.name}: {what} trials of saesteer {sweep.kind} {sweep.base_file} ({sweep.method})"
+    )
+    out.print(f"Metric: {sweep.metric}, {sweep.goal}")
     rows = table("parameter", "drawn from", "values")
-    for parameter in spec.parameters:
-        values = ", ".join(str(value) for value in parameter.values[:12])
-        bounds = f"{parameter.low:g} to {parameter.high:g}"
-        rows.add_row(parameter.name, parameter.distribution, Text(values or bounds))
+    for parameter in sweep.parameters:
+        shown = ", ".join(str(value) for value in parameter.values[:12])
+        if not shown and parameter.min is None:
+            shown = f"mean {parameter.mu:g}, sigma {parameter.sigma:g}"
+        shown = shown or f"{parameter.min:g} to {parameter.max:g}"
+        rows.add_row(parameter.name, parameter.distribution, Text(shown))
     out.print(rows)
-    note = early_note(spec.hyperband, spec.kind)
-    if note:
-        out.print(note)
-    out.print(f"Would write to {spec.folder}", soft_wrap=True)
+    if sweep.early is not None:
+        out.print(sweep.early.note(sweep.kind))
+    out.print(f"Would write to {sweep.folder}", soft_wrap=True)
     out.print("Nothing was loaded or written.")
 
 
 def show_sweep_result(result: SweepResult, folder: Path, out: Console) -> None:
     """Print the best trials, what mattered, and where everything is."""
-    spec = result.spec
+    sweep = result.sweep
     states = ", ".join(f"{count} {state}" for state, count in result.states.items())
-    heading(out, f"{spec.name}: {states or 'no trials'}")
+    heading(out, f"{sweep.name}: {states or 'no trials'}")
     out.print(_best_trials(result))
     _show_errors(result, out)
     if result.importance:
@@ -89,25 +89,25 @@ def show_sweep_result(result: SweepResult, folder: Path, out: Console) -> None:
     out.print()
     out.print(f"Report:  {folder / REPORT}", soft_wrap=True)
     if result.best is not None:
-        out.print(f"Next:    saesteer {spec.kind} {folder / BEST}", soft_wrap=True)
+        command = COMMANDS.get(sweep.kind, sweep.kind)
+        out.print(f"Next:    saesteer {command} {folder / BEST}", soft_wrap=True)
 
 
 def _best_trials(result: SweepResult):
-    spec = result.spec
-    sign = 1 if spec.goal == "maximize" else -1
+    sweep = result.sweep
     ended = [row for row in result.rows if row.value is not None]
-    order = sorted(ended, key=lambda row: (-sign * (row.value or 0.0), row.number))
-    extra = [name for name in ("effect", "kl") if name != spec.metric]
-    names = [short_name(p.name) for p in spec.searched]
+    order = sorted(ended, key=lambda row: (-sweep.sign * (row.value or 0.0), row.number))
+    extra = [name for name in ("effect", "kl") if name != sweep.metric]
+    names = [short_name(p.name) for p in sweep.searched]
     made = table(
         ("trial", "right"),
         *names,
-        (spec.metric or "value", "right"),
+        (sweep.metric, "right"),
         *((name, "right") for name in extra),
         ("seconds", "right"),
     )
     for row in order[:MOST_ROWS]:
-        words = [Text(word) for word in labels(spec.searched, row).values()]
+        words = [Text(word) for word in labels(sweep.searched, row).values()]
         numbers = [number(row.value, ".4f"), *(number(row.numbers.get(n), ".3f") for n in extra)]
         seconds = number(row.seconds, ".0f")
         left = " *" if row.state == "stopped early" else ""

@@ -12,7 +12,6 @@ from saesteer.cli.run import Overrides
 
 if TYPE_CHECKING:
     from saesteer.sweeps.launch import Launch
-    from saesteer.sweeps.spec import SweepSpec
     from saesteer.sweeps.study import SweepStudy
     from saesteer.utils.progress import Progress
 
@@ -65,30 +64,25 @@ def sweep_command(
     """Run a sweep file, in W&B's own layout, and sum up what it found."""
     from saesteer.cli.show import console
     from saesteer.cli.show_sweep import show_sweep_plan
-    from saesteer.sweeps.early import early_note
     from saesteer.sweeps.launch import slurm_options
-    from saesteer.sweeps.spec import check_spec, make_spec, with_pinned_dtype
     from saesteer.sweeps.study import create_study
-    from saesteer.sweeps.sweep_file import read_sweep_file
+    from saesteer.sweeps.sweep_file import read_sweep
     from saesteer.utils.progress import terminal_progress
 
     options = slurm_options(slurm or ())
-    spec = make_spec(
-        read_sweep_file(file), overrides=set_ or (), count=count, seed=seed, lease=lease
-    )
-    cells = spec.cells()
-    check_spec(spec, cells)
+    sweep = read_sweep(file, overrides=set_ or (), count=count, seed=seed, lease=lease)
+    trials = sweep.trials()
+    sweep.check(trials)
     if dry_run:
-        show_sweep_plan(spec, cells, console())
+        show_sweep_plan(sweep, trials, console())
         return
     progress = terminal_progress()
-    note = early_note(spec.hyperband, spec.kind)
-    if note:
-        progress.say(note)
+    if sweep.early is not None:
+        progress.say(sweep.early.note(sweep.kind))
     if launcher is Launcher.local:
-        spec = with_pinned_dtype(spec)
-    study = create_study(spec, storage)
-    study.enqueue(cells)
+        sweep = sweep.with_pinned_dtype()
+    study = create_study(sweep, storage)
+    study.enqueue(trials)
     if retry_failed:
         progress.say(f"{study.retry_failed()} failed trials are tried again")
     _run(study, workers, threads, launcher, options, progress)
@@ -104,71 +98,63 @@ def _run(
 ) -> None:
     """Run the trials that are left, and sum up whatever there is, also after Ctrl-C."""
     from saesteer.cli.show import console
-    from saesteer.cli.show_sweep import show_sweep_result
+    from saesteer.cli.show_sweep import Tally, show_sweep_result
     from saesteer.sweeps.launch import Launch
     from saesteer.sweeps.results import sweep_result, tell_sweep, write_results
-    from saesteer.tracking.recording import recorded_run
+    from saesteer.tracking import recorded_run
     from saesteer.utils.run_folder import RunFolder
     from saesteer.utils.settings import TrackingSettings
 
-    spec = study.spec
-    folder = RunFolder(spec.folder)
+    sweep = study.sweep
     with recorded_run(
-        folder,
+        RunFolder(sweep.folder),
         kind="sweep",
-        name=spec.name,
-        config=spec.as_dict(),
-        group=spec.study,
-        wandb=TrackingSettings.model_validate(spec.base.get("tracking") or {}),
-        root=spec.folder.parent.parent,
+        name=sweep.name,
+        config=sweep.record(),
+        group=sweep.study,
+        wandb=TrackingSettings.model_validate(sweep.base.get("tracking") or {}),
         progress=progress,
     ) as recorded:
-        launch = Launch(workers, spec.folder / "logs", threads, recorded.id)
+        tally = Tally(study, progress)
+        launch = Launch(workers, sweep.folder / "logs", threads, recorded.id, progress, tally)
         try:
-            if study.is_open() or _asks(spec, study):
-                _work(study, launch, launcher, options, progress)
+            if study.is_open() or _may_ask(study):
+                _work(study, launch, launcher, options)
+                tally()
         finally:
-            result = sweep_result(spec, study.rows())
-            write_results(result, spec.folder)
+            result = sweep_result(sweep, study.rows())
+            write_results(result, sweep.folder)
         tell_sweep(recorded, result)
-    show_sweep_result(result, spec.folder, console())
+    show_sweep_result(result, sweep.folder, console())
 
 
-def _asks(spec: SweepSpec, study: SweepStudy) -> bool:
-    return spec.method == "bayes" and len(study.rows()) < (spec.count or 0)
+def _may_ask(study: SweepStudy) -> bool:
+    return study.sweep.method == "bayes" and len(study.rows()) < (study.sweep.count or 0)
 
 
 def _work(
-    study: SweepStudy,
-    launch: Launch,
-    launcher: Launcher,
-    options: dict[str, object],
-    progress: Progress,
+    study: SweepStudy, launch: Launch, launcher: Launcher, options: dict[str, object]
 ) -> None:
-    from saesteer.cli.show_sweep import Tally
-    from saesteer.sweeps.launch import launch_local, launch_submitit, wait_for_jobs
+    from saesteer.sweeps.launch import launch_local, launch_ray, launch_submitit, wait_for_jobs
 
-    tally = Tally(study, progress)
     if launcher is Launcher.ray:
-        from saesteer.sweeps.launch_ray import launch_ray
-
-        launch_ray(study, launch, progress, tally)
+        launch_ray(study, launch)
     elif launcher is Launcher.slurm:
         jobs = launch_submitit(study, launch, options)
-        progress.say(f"Slurm jobs {', '.join(job.job_id for job in jobs)}; logs in {launch.logs}")
-        wait_for_jobs(study, jobs, tally)
+        names = ", ".join(job.job_id for job in jobs)
+        launch.progress.say(f"Slurm jobs {names}; logs in {launch.logs}")
+        wait_for_jobs(study, launch, jobs)
     elif launch.workers > 1:
-        launch_local(study, launch, progress, tally)
+        launch_local(study, launch)
     else:
-        _work_here(study, launch, progress)
-    tally()
+        _work_here(study, launch)
 
 
-def _work_here(study: SweepStudy, launch: Launch, progress: Progress) -> None:
+def _work_here(study: SweepStudy, launch: Launch) -> None:
     import torch
 
     from saesteer.sweeps.worker import Worker
 
     if launch.threads is not None:
         torch.set_num_threads(launch.threads)
-    Worker(study, progress, parent=launch.parent).work()
+    Worker(study, launch.progress, parent=launch.parent).work()

@@ -6,14 +6,13 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.context import Context, cpu_threads
 from saesteer.experiments.results import CONFIG, METRICS, Results
-from saesteer.tracking.recording import RecordedRun, recorded_run
-from saesteer.tracking.wandb_run import wandb_mode
+from saesteer.tracking import RecordedRun, recorded_run
+from saesteer.tracking.wandb import wandb_mode
 from saesteer.utils.cache import Cache
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
@@ -139,7 +138,6 @@ class Experiment(Context, Generic[Found]):
                 name=self.config.name,
                 config=self.config.model_dump(mode="json"),
                 wandb=self.config.tracking,
-                root=Path(self.config.folder),
                 progress=self.progress,
                 **record,
             ) as recorded:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
+from saesteer.tracking import RecordedRun, recorded_run, run_id
 from saesteer.utils.errors import OutputError
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
@@ -42,14 +42,13 @@ def recorded_look(
     record = {"kind": kind, **settings}
     about = about.parent if about is not None and about.is_file() else about
     place = (about or runs_root()) / "looks" / f"{kind}-{short_hash(record)}"
-    root = about.parent if about else runs_root()
     with tempfile.TemporaryDirectory() as nowhere:
         try:
             if RunFolder(place).create().has("run.json"):
                 RunFolder(place).read_json("run.json")
         except OutputError as error:
             progress.say(f"warning: not recorded: {error}")
-            place, root = Path(nowhere) / "looks" / place.name, Path(nowhere)
+            place = Path(nowhere) / "looks" / place.name
         with recorded_run(
             RunFolder(place),
             kind=kind,
@@ -58,7 +57,6 @@ def recorded_look(
             parent=None if about is None else run_id(RunFolder(about)),
             # Whether W&B is told too is a setting, and these have none.
             wandb=TrackingSettings(wandb="off"),
-            root=root,
             progress=progress,
         ) as recorded:
             yield recorded

@@ -15,7 +15,7 @@ from saesteer.saes.corpus import PackedCorpus, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.training import Watch, train_topk
-from saesteer.tracking.recording import recorded_run
+from saesteer.tracking import recorded_run
 from saesteer.utils.files import write_atomic
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
@@ -55,7 +55,6 @@ def train_sae(
     progress = progress or Progress()
     for site in config.all_sites:
         check_shape(resolve_model(config.model), Site.parse(site), None, "site")
-    place = Path(config.folder)
     with recorded_run(
         RunFolder(training_folder(config)),
         kind="sae-train",
@@ -63,8 +62,6 @@ def train_sae(
         config=config.model_dump(mode="json"),
         wandb=config.tracking,
         progress=progress,
-        # SAEs lie in runs/sae, and are listed with the other runs.
-        root=place.parent if place.name == "sae" else place,
         **record,
     ) as recorded:
 

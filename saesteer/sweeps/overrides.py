@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import load_yaml
+from saesteer.utils.settings import load_yaml, read_yaml
 
 PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
 # A parameter of this name, or of one that begins so, holds settings that change together.
@@ -24,9 +24,6 @@ def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[st
         words: Arguments as W&B's `${args_no_hyphens}` renders them, such as "seed=1" or
             "selection={'n_features': 32}".
         environ: The environment; where an agent of W&B named a file of parameters, its values win.
-
-    Raises:
-        ConfigError: A word is not of the form key=value, or the file cannot be read.
     """
     found: dict[str, Any] = {}
     for word in words:
@@ -38,11 +35,7 @@ def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[st
 
 
 def parse_word(word: str) -> dict[str, Any]:
-    """Return the setting that a word such as "seed=1" holds; the value is read as YAML.
-
-    Raises:
-        ConfigError: It is not of that form.
-    """
+    """Return the setting that a word such as "seed=1" holds; the value is read as YAML."""
     import yaml
 
     name, equals, text = word.partition("=")
@@ -58,29 +51,19 @@ def parse_word(word: str) -> dict[str, Any]:
 
 
 def read_parameter_file(file: Path) -> dict[str, Any]:
-    """Return the parameters that W&B's agent wrote for one trial: YAML of `name: {value: v}`.
-
-    Raises:
-        ConfigError: The file is missing or holds something else.
-    """
-    import yaml
-
+    """Return the parameters that W&B's agent wrote for one trial: YAML of `name: {value: v}`."""
     try:
-        data = load_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"{PARAMETER_FILE} names {file}, which cannot be read ({said}); unset the variable to "
-            "run outside a sweep."
-        ) from error
+        data = read_yaml(file, empty="parameters; unset the variable to run outside a sweep")
+    except ConfigError as error:
+        raise ConfigError(f"{PARAMETER_FILE}: {error}") from error
     found = {}
-    for name, held in (data if isinstance(data, dict) else {"": None}).items():
+    for name, held in data.items():
         if name in _OF_WANDB:
             continue
         if not isinstance(held, dict) or "value" not in held:
             raise ConfigError(
-                f"{file}: {name or 'it'} does not hold 'name: {{value: v}}' as W&B's agent writes "
-                "it; correct it, or unset the variable to run outside a sweep."
+                f"{PARAMETER_FILE}: {file}: {name} does not hold 'name: {{value: v}}' as W&B's "
+                "agent writes it; unset the variable to run outside a sweep."
             )
         found[str(name)] = held["value"]
     return found
@@ -101,11 +84,7 @@ def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with parameters in them: dotted names un-flattened, mappings merged.
-
-    Raises:
-        ConfigError: A dotted name leads through a single value.
-    """
+    """Return settings with parameters in them: dotted names un-flattened, mappings merged."""
     found = deepcopy(dict(settings))
     for name, value in flattened(parameters).items():
         place = found

@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.sweeps.early import early_note
 from saesteer.sweeps.overrides import TOGETHER, yaml_text
 from saesteer.sweeps.parameters import Parameter
-from saesteer.sweeps.rows import TrialRow
-from saesteer.sweeps.spec import SweepSpec
+from saesteer.sweeps.storage import quiet_optuna
+from saesteer.sweeps.study import TrialRow
+from saesteer.sweeps.sweep import Sweep
 from saesteer.sweeps.sweep_file import COMMANDS
+from saesteer.tracking.queries import markdown_table
 from saesteer.utils.run_folder import RunFolder, finite
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from saesteer.tracking.recording import RecordedRun
+    from saesteer.tracking import RecordedRun
 
 RESULT, BEST, REPORT = "sweep.json", "best.yaml", "report.html"
 TABLE = ("table.parquet", "table.csv", "table.md")
@@ -31,7 +32,7 @@ class SweepResult:
     """A sweep as it stands.
 
     Attributes:
-        spec: The sweep.
+        sweep: The sweep.
         rows: Its trials.
         best: The best of those that ended; None if none has.
         importance: Each parameter's share of the variance of the metric (fANOVA); empty where
@@ -41,7 +42,7 @@ class SweepResult:
         notes: What to know when reading it.
     """
 
-    spec: SweepSpec
+    sweep: Sweep
     rows: tuple[TrialRow, ...]
     best: TrialRow | None
     importance: dict[str, float]
@@ -50,24 +51,24 @@ class SweepResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return `sweep.json`."""
-        spec = self.spec
+        sweep = self.sweep
         return {
-            "name": spec.name,
-            "study": spec.study,
-            "kind": spec.kind,
-            "method": spec.method,
-            "metric": spec.metric,
-            "goal": spec.goal,
-            "seed": spec.seed,
-            "base_file": spec.base_file,
-            "parameters": [_parameter_record(p, self.rows) for p in spec.searched],
-            "constants": spec.constants,
+            "name": sweep.name,
+            "study": sweep.study,
+            "kind": sweep.kind,
+            "method": sweep.method,
+            "metric": sweep.metric,
+            "goal": sweep.goal,
+            "seed": sweep.seed,
+            "base_file": sweep.base_file,
+            "parameters": [_parameter_record(p, self.rows) for p in sweep.searched],
+            "constants": sweep.constants,
             "states": self.states,
             "best": None if self.best is None else self.best.number,
             "importance": self.importance,
             "pareto": list(self.pareto),
             "notes": list(self.notes),
-            "trials": [{**asdict(row), "labels": labels(spec.searched, row)} for row in self.rows],
+            "trials": [{**asdict(row), "labels": labels(sweep.searched, row)} for row in self.rows],
         }
 
     @property
@@ -79,34 +80,23 @@ class SweepResult:
         return found
 
 
-def sweep_result(spec: SweepSpec, rows: Sequence[TrialRow]) -> SweepResult:
-    """Sum up a sweep's trials.
-
-    Args:
-        spec: The sweep.
-        rows: Its trials.
-    """
+def sweep_result(sweep: Sweep, rows: Sequence[TrialRow]) -> SweepResult:
+    """Sum up a sweep's trials."""
     ended = [row for row in rows if row.state == "done" and row.value is not None]
-    sign = 1 if spec.goal == "maximize" else -1
-    best = max(ended, key=lambda row: (sign * (row.value or 0.0), -row.number), default=None)
-    importance, said = importances(spec, ended)
-    front = pareto(ended)
-    notes = [said, _front_note(ended), early_note(spec.hyperband, spec.kind)]
+    best = max(ended, key=lambda row: (sweep.sign * (row.value or 0.0), -row.number), default=None)
+    importance, said = _importance(sweep, ended)
+    notes = [said, _front_note(ended), sweep.early and sweep.early.note(sweep.kind)]
     return SweepResult(
-        spec, tuple(rows), best, importance, front, tuple(note for note in notes if note)
+        sweep, tuple(rows), best, importance, pareto(ended), tuple(filter(None, notes))
     )
 
 
-def importances(spec: SweepSpec, rows: Sequence[TrialRow]) -> tuple[dict[str, float], str | None]:
+def _importance(sweep: Sweep, rows: Sequence[TrialRow]) -> tuple[dict[str, float], str | None]:
     """Return each parameter's share of the metric's variance, and why it is not there.
 
     Functional ANOVA over random forests (Hutter et al. 2014), as Optuna has it.
-
-    Args:
-        spec: The sweep.
-        rows: Trials that ended.
     """
-    searched = [p for p in spec.searched if len({str(r.codes[p.name]) for r in rows}) > 1]
+    searched = [p for p in sweep.searched if len({str(r.values[p.name]) for r in rows}) > 1]
     if not searched:
         return {}, "No importance: no parameter took two values among the trials that ended."
     if len(rows) < FEWEST_TRIALS:
@@ -118,19 +108,17 @@ def importances(spec: SweepSpec, rows: Sequence[TrialRow]) -> tuple[dict[str, fl
         return {}, "No importance: every trial has the same value."
     import optuna
 
-    from saesteer.sweeps.storage import quiet_optuna
-
     with quiet_optuna():
-        study = optuna.create_study(direction=spec.goal)
+        study = optuna.create_study(direction=sweep.goal)
         for row in rows:
             study.add_trial(
                 optuna.trial.create_trial(
                     value=row.value,
-                    params={p.name: row.codes[p.name] for p in searched},
+                    params={p.name: p.code(row.values[p.name]) for p in searched},
                     distributions={p.name: p.space() for p in searched},
                 )
             )
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=sweep.seed)
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(value) for name, value in found.items()}, None
 
@@ -208,8 +196,8 @@ def result_table(result: SweepResult) -> pd.DataFrame:
     names = sorted({name for row in result.rows for name in row.numbers})
     records = []
     for row in result.rows:
-        record: dict[str, Any] = {"trial": row.number, **labels(result.spec.searched, row)}
-        for parameter in result.spec.searched:
+        record: dict[str, Any] = {"trial": row.number, **labels(result.sweep.searched, row)}
+        for parameter in result.sweep.searched:
             if parameter.is_number:
                 record[parameter.name] = row.values.get(parameter.name)
         record |= {"state": row.state, "value": row.value}
@@ -221,11 +209,7 @@ def result_table(result: SweepResult) -> pd.DataFrame:
 
 
 def write_results(result: SweepResult, folder: Path) -> Path:
-    """Write table, summary, best settings and report page into the sweep's folder.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
+    """Write table, summary, best settings and report page into the sweep's folder."""
     from saesteer.report.sweep_page import write_sweep_page
 
     files, table = RunFolder(folder), result_table(result)
@@ -245,49 +229,33 @@ def best_settings(result: SweepResult) -> str:
     """Return the best trial's settings as the YAML that `saesteer run` takes."""
     import yaml
 
-    spec, best = result.spec, result.best
+    sweep, best = result.sweep, result.best
     assert best is not None
-    command = " ".join(COMMANDS[spec.kind])
+    command = COMMANDS.get(sweep.kind, sweep.kind)
     head = (
-        f"# Trial {best.number} of {spec.study}: {spec.metric} {best.value:.6g}, the best of "
+        f"# Trial {best.number} of {sweep.study}: {sweep.metric} {best.value:.6g}, the best of "
         f"{result.states.get('done', 0)}.\n# saesteer {command} THIS_FILE\n"
     )
-    settings = spec.pinned_trial.settings(best.values)
+    settings = sweep.settings(best.values)
     return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def markdown(result: SweepResult) -> str:
     """Return the trials, best first, as a table of Markdown."""
-    spec = result.spec
-    sign = 1 if spec.goal == "maximize" else -1
+    sweep = result.sweep
     order = sorted(
-        result.rows,
-        key=lambda r: (r.value is None, -sign * (r.value or 0.0), r.number),
+        result.rows, key=lambda r: (r.value is None, -sweep.sign * (r.value or 0.0), r.number)
     )
-    metric = spec.metric or "value"
-    extra = [n for n in ("effect", "kl") if n != metric]
-    heads = ["trial", *(short_name(p.name) for p in spec.searched), metric, *extra, "state"]
-    lines = [f"# {spec.study}", "", *_markdown_head(heads)]
+    extra = [name for name in ("effect", "kl") if name != sweep.metric]
+    lines = []
     for row in order:
-        shown = labels(spec.searched, row)
-        numbers = [row.value, *(row.numbers.get(name) for name in extra)]
-        cells = [
-            str(row.number),
-            *shown.values(),
-            *("" if n is None else f"{n:.4g}" for n in numbers),
-        ]
-        state = row.state if row.error is None else f"{row.state}: {row.error}"
-        lines.append("| " + " | ".join(_cell(cell) for cell in [*cells, state]) + " |")
-    lines += ["", *(f"- {note}" for note in result.notes)]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _markdown_head(heads: Sequence[str]) -> list[str]:
-    return ["| " + " | ".join(map(_cell, heads)) + " |", "|" + " --- |" * len(heads)]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+        numbers = {sweep.metric: row.value, **{name: row.numbers.get(name) for name in extra}}
+        line = {"trial": row.number, **labels(sweep.searched, row)}
+        line |= {name: "" if value is None else value for name, value in numbers.items()}
+        line["state"] = row.state if row.error is None else f"{row.state}: {row.error}"
+        lines.append(line)
+    parts = [f"# {sweep.study}", markdown_table(lines), "\n".join(f"- {n}" for n in result.notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:

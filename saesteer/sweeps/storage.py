@@ -1,4 +1,10 @@
-"""Where a study lives: a journal file in its folder, or a database that many machines see."""
+"""Where a study lives: a journal file in its folder, or a database that many machines see.
+
+Optuna's heartbeats need a database, and of SQLite its documentation says that it must not be used
+for parallel optimisation and may not work on network file systems, where workers of several
+machines meet; it names the journal file for that. So the folder holds a journal, and workers beat
+in their trials' attributes, which any storage keeps.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +40,8 @@ def plain_url(where: str) -> str:
     if not sign:
         return where
     login, at, host = rest.rpartition("@")
-    user = login.partition(":")[0]
-    return f"{head}://{user + ':***' if ':' in login else user}{at}{host}"
+    user, colon, _ = login.partition(":")
+    return f"{head}://{user}{':***' if colon else ''}{at}{host}"
 
 
 def open_storage(where: str) -> BaseStorage:
@@ -43,10 +49,6 @@ def open_storage(where: str) -> BaseStorage:
 
     Args:
         where: A folder, or a database's URL: sqlite:///file, postgresql://... or mysql://...
-
-    Raises:
-        NetworkError: The database cannot be reached.
-        OutputError: The folder cannot be written, or a driver is missing.
     """
     with quiet_optuna():
         return _database(where) if is_url(where) else _journal(Path(where))
@@ -97,8 +99,7 @@ def _end_last_line(file: Path, lock: JournalFileSymlinkLock) -> None:
     lock.acquire()
     try:
         if not _is_whole(file):
-            content = file.read_bytes()
-            os.truncate(file, content.rfind(b"\n") + 1)
+            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
     finally:
         lock.release()
 
@@ -136,10 +137,9 @@ def _database(url: str) -> BaseStorage:
             f"{_DRIVERS.get(kind, 'its driver')}."
         ) from error
     except SQLAlchemyError as error:
-        said = type(error).__name__
         raise NetworkError(
-            f"the database {shown} cannot be opened ({said}); check that it runs, and its name, "
-            "user and password."
+            f"the database {shown} cannot be opened ({type(error).__name__}); check that it runs, "
+            "and its name, user and password."
         ) from None
 
 

@@ -1,307 +1,355 @@
-"""A sweep's trials, shared by all its workers: claimed once, finished once, never lost for good."""
+"""A sweep's trials, shared by all its workers: taken once, finished once, never lost for good."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saesteer.sweeps.cells import Cell
-from saesteer.sweeps.early import ONLY_STEP, make_pruner
-from saesteer.sweeps.rows import (
-    CELL,
-    DOUBLE,
-    LEASE,
-    LOST,
-    OUTCOME,
-    RELEASE,
-    TrialRow,
-    cell_of,
-    cell_record,
-    key_of,
-    release_of,
-    started,
-    trial_rows,
-)
-from saesteer.sweeps.spec import MOST_LOSSES, SweepSpec
 from saesteer.sweeps.storage import JOURNAL, is_url, open_storage, plain_url, quiet_optuna
+from saesteer.sweeps.sweep import Sweep, Trial
+from saesteer.tracking.liveness import is_alive, process_record
 from saesteer.utils.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, TrialState
 
-SPEC = "sweep"
+# What an attempt at a trial carries: the trial, the process that has it, what came of it, and, of
+# one that was let go, how: its worker was lost, or another attempt counts.
+TRIAL, PROCESS, OUTCOME, LET_GO = "trial", "process", "outcome", "let_go"
+LOST, DOUBLE = "lost", "double"
+SWEEP = "sweep"
+# Lost this often, a trial is what kills its workers.
+MOST_LOSSES = 3
+# The step at which an experiment reports its metric.
+ONLY_STEP = 1
+_STATES = {
+    "COMPLETE": "done",
+    "PRUNED": "stopped early",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+    "FAIL": "failed",
+}
+
+
+class Attempt(NamedTuple):
+    """An attempt at a trial that a worker has begun, by the storage's id."""
+
+    id: int
+    trial: Trial
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A trial that a worker has taken.
+class TrialRow:
+    """A trial as it stands, over all its attempts."""
 
-    Attributes:
-        id: The storage's id of the trial.
-        attempt: Its number among all attempts.
-        cell: What to run.
-    """
-
-    id: int
-    attempt: int
-    cell: Cell
+    number: int
+    key: str
+    # done, stopped early, running, waiting or failed.
+    state: str
+    values: dict[str, Any]
+    value: float | None
+    numbers: dict[str, float | None]
+    # Why it failed.
+    error: str | None
+    folder: str | None
+    seconds: float | None
+    # Machine and process of the last attempt, and how many there were.
+    worker: str | None
+    attempts: int
 
 
 class SweepStudy:
     """The trials of one sweep, kept by Optuna; made by `create_study` or `open_study`.
 
     Attributes:
-        spec: The sweep.
+        sweep: The sweep.
         where: Its folder or URL.
     """
 
-    def __init__(self, spec: SweepSpec, where: str, study: Study, storage: BaseStorage) -> None:
-        self.spec, self.where = spec, where
-        self._study, self._storage = study, storage
-        study.pruner = make_pruner(spec.hyperband, prunes=spec.prunes)
+    def __init__(self, sweep: Sweep, where: str, study: Study) -> None:
+        from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
-    def trials(self) -> list[FrozenTrial]:
+        self.sweep, self.where = sweep, where
+        self._study, self._storage = study, study._storage
+        self._beats: dict[int, tuple[Any, float]] = {}
+        study.pruner = NopPruner()
+        if sweep.prunes and sweep.early is not None:
+            study.pruner = SuccessiveHalvingPruner(
+                min_resource=ONLY_STEP,
+                reduction_factor=max(2, round(sweep.early.eta)),
+                min_early_stopping_rate=0,
+            )
+
+    def attempts(self) -> list[FrozenTrial]:
         """Return every attempt, oldest first."""
         with quiet_optuna():
             return self._study.get_trials(deepcopy=False)
 
     def is_open(self) -> bool:
         """Return whether any trial runs or waits to be run."""
-        return any(not trial.state.is_finished() for trial in self.trials())
+        return any(not attempt.state.is_finished() for attempt in self.attempts())
 
-    def enqueue(self, cells: Sequence[Cell]) -> int:
-        """Put the cells that were never tried, or only lost, into the queue.
-
-        Returns:
-            How many.
-        """
-        settled: set[str] = set()
-        known: dict[str, Cell] = {cell.key: cell for cell in cells}
-        for trial in self.trials():
-            cell = cell_of(trial)
-            if cell is None:
-                continue
-            known.setdefault(cell.key, cell)
-            if release_of(trial) is None:
-                settled.add(cell.key)
-        missing = [cell for key, cell in known.items() if key not in settled]
-        for cell in missing:
-            self._add(cell)
+    def enqueue(self, trials: Sequence[Trial]) -> int:
+        """Put the trials that were never tried, or only lost, into the queue; return how many."""
+        attempts = self.attempts()
+        there = {_key(attempt) for attempt in attempts if _let_go(attempt) is None}
+        known = {trial.key: trial for trial in trials}
+        for attempt in attempts:
+            # A worker may have been killed between letting a trial go and putting it back.
+            if TRIAL in attempt.user_attrs:
+                known.setdefault(attempt.user_attrs[TRIAL]["key"], _trial(attempt))
+        missing = [trial for key, trial in known.items() if key not in there]
+        for trial in missing:
+            self._add(trial)
         return len(missing)
 
     def retry_failed(self) -> int:
         """Put failed trials into the queue again; return how many."""
         failed = [row for row in self.rows() if row.state == "failed"]
         for row in failed:
-            self._add(Cell(row.number, row.codes, row.values, row.key))
+            self._add(Trial(row.number, row.key, row.values))
         return len(failed)
 
-    def claim(self, lease: Mapping[str, Any]) -> Claim | None:
-        """Take the first trial of the queue; None where there is none.
-
-        Args:
-            lease: Who takes it.
-        """
+    def take(self) -> Attempt | None:
+        """Take the first trial of the queue; None where there is none."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        for trial in self.trials():
-            cell = cell_of(trial)
-            if trial.state != TrialState.WAITING or cell is None:
+        for waiting in self.attempts():
+            if waiting.state != TrialState.WAITING:
                 continue
             try:
-                if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                if not self._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
                     continue
             except UpdateFinishedTrialError:
                 continue
-            self.beat(trial._trial_id, lease)
-            claim = Claim(trial._trial_id, trial.number, cell)
-            if not self._is_double(claim):
-                return claim
+            attempt = Attempt(waiting._trial_id, _trial(waiting))
+            self.beat(attempt)
+            if not self._is_double(attempt):
+                return attempt
         return None
 
-    def ask(self, lease: Mapping[str, Any]) -> Claim | None:
+    def ask(self) -> Attempt | None:
         """Have Optuna suggest a trial, for bayes; None where it suggests what is there already."""
         import optuna
 
-        seed = (self.spec.seed * 1_000_003 + len(self.trials())) % 2**32
-        begin = min(10, max(3, (self.spec.count or 20) // 3))
+        seed = (self.sweep.seed * 1_000_003 + len(self.attempts())) % 2**32
+        begin = min(10, max(3, (self.sweep.count or 20) // 3))
         with quiet_optuna():
             self._study.sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=begin, constant_liar=True
             )
-            trial = self._study.ask({p.name: p.space() for p in self.spec.searched})
-        self.beat(trial._trial_id, lease)
-        values = self.spec.constants
-        values |= {p.name: p.decoded(trial.params[p.name]) for p in self.spec.searched}
-        cell = Cell(trial.number, dict(trial.params), values, self.spec.trial.key(values))
-        self._attribute(trial._trial_id, CELL, cell_record(cell))
-        claim = Claim(trial._trial_id, trial.number, cell)
-        return None if self._is_double(claim) else claim
+            asked = self._study.ask({p.name: p.space() for p in self.sweep.searched})
+        values = self.sweep.constants
+        values |= {p.name: p.decoded(asked.params[p.name]) for p in self.sweep.searched}
+        attempt = Attempt(asked._trial_id, Trial(asked.number, self.sweep.key(values), values))
+        self.beat(attempt)
+        self._set(attempt.id, TRIAL, attempt.trial._asdict())
+        return None if self._is_double(attempt) else attempt
 
-    def beat(self, trial_id: int, lease: Mapping[str, Any]) -> None:
-        """Say that a trial's worker is alive.
+    def beat(self, attempt: Attempt) -> None:
+        """Say that an attempt's worker is alive."""
+        self._set(attempt.id, PROCESS, {**process_record(), "time": time.time()})
 
-        Raises:
-            optuna.exceptions.UpdateFinishedTrialError: Another worker has taken the trial away.
-        """
-        self._attribute(trial_id, LEASE, dict(lease))
-
-    def report(self, claim: Claim, value: float) -> bool:
+    def report(self, attempt: Attempt, value: float) -> bool:
         """Tell a trial's metric before its end; return whether to stop it there."""
         import optuna
 
         with quiet_optuna():
-            trial = optuna.trial.Trial(self._study, claim.id)
+            trial = optuna.trial.Trial(self._study, attempt.id)
             trial.report(value, ONLY_STEP)
             return trial.should_prune()
 
-    def finish(self, claim: Claim, value: float, outcome: Mapping[str, Any]) -> bool:
+    def finish(
+        self, attempt: Attempt, value: float, outcome: Mapping[str, Any], *, early: bool = False
+    ) -> bool:
         """Record a finished trial; False where another worker has taken it away meanwhile."""
         from optuna.trial import TrialState
 
-        return self._end(claim.id, TrialState.COMPLETE, [value], outcome)
+        state = TrialState.PRUNED if early else TrialState.COMPLETE
+        return self._end(attempt.id, state, {OUTCOME: dict(outcome)}, [value])
 
-    def stop_early(self, claim: Claim, value: float, outcome: Mapping[str, Any]) -> bool:
-        """Record a trial that was left because others are better."""
-        from optuna.trial import TrialState
-
-        return self._end(claim.id, TrialState.PRUNED, [value], outcome)
-
-    def fail(self, claim: Claim, error: str, outcome: Mapping[str, Any]) -> bool:
+    def fail(self, attempt: Attempt, error: str, outcome: Mapping[str, Any]) -> bool:
         """Record a failed trial with its error."""
-        from optuna.trial import TrialState
+        return self._fail(attempt.id, {OUTCOME: {**outcome, "error": error}})
 
-        return self._end(claim.id, TrialState.FAIL, None, {**outcome, "error": error})
-
-    def lose(self, trial: FrozenTrial) -> bool:
-        """Take a trial from a worker that is gone and put it into the queue again.
-
-        Returns:
-            Whether it was still there to be taken.
-        """
-        from optuna.trial import TrialState
-
-        cell = cell_of(trial)
-        earlier = [
-            t for t in self.trials() if cell and key_of(t) == cell.key and release_of(t) == LOST
-        ]
-        last = len(earlier) + 1 >= MOST_LOSSES
-        outcome: dict[str, Any] = {}
-        if last:
-            outcome["error"] = (
-                f"its worker was gone {MOST_LOSSES} times before it ended, as when memory runs "
-                "out; try fewer workers, then --retry-failed."
-            )
-        if not self._end(
-            trial._trial_id, TrialState.FAIL, None, outcome, release=None if last else LOST
-        ):
-            return False
-        if cell is not None and not last:
-            self._add(cell)
-        return True
-
-    def give_back(self, claim: Claim) -> None:
+    def give_back(self, attempt: Attempt) -> None:
         """Put a trial that its worker leaves on purpose into the queue again, unharmed."""
-        from optuna.trial import TrialState
+        if self._fail(attempt.id, {LET_GO: DOUBLE}):
+            self._add(attempt.trial)
 
-        if self._end(claim.id, TrialState.FAIL, None, {}, release=DOUBLE):
-            self._add(claim.cell)
+    def take_back(self) -> int:
+        """Put trials whose workers are gone into the queue again; return how many."""
+        running = [attempt for attempt in self.attempts() if attempt.state.name == "RUNNING"]
+        return sum(self._lose(attempt) for attempt in running if self._is_gone(attempt))
+
+    def _is_gone(self, attempt: FrozenTrial, now: float | None = None) -> bool:
+        """Return whether an attempt's worker is gone.
+
+        A worker on this machine is gone when its process is. Another machine's is gone when it has
+        not beaten for the sweep's lease, by this machine's own clock: clocks of machines differ.
+        """
+        beat = attempt.user_attrs.get(PROCESS) or {}
+        alive = is_alive(beat)
+        if alive is not None:
+            return not alive
+        now = time.monotonic() if now is None else now
+        known, since = self._beats.get(attempt.number, (None, now))
+        if known != beat:
+            self._beats[attempt.number] = (beat, now)
+            return False
+        return now - since > self.sweep.lease
+
+    def _lose(self, attempt: FrozenTrial) -> bool:
+        key = _key(attempt)
+        losses = 1 + sum(_key(a) == key and _let_go(a) == LOST for a in self.attempts())
+        if losses < MOST_LOSSES:
+            if not self._fail(attempt._trial_id, {LET_GO: LOST}):
+                return False
+            if key is not None:
+                self._add(_trial(attempt))
+            return True
+        error = (
+            f"its worker was gone {MOST_LOSSES} times before it ended, as when memory runs out; "
+            "try fewer workers, then --retry-failed."
+        )
+        return self._fail(attempt._trial_id, {OUTCOME: {"error": error}})
 
     def rows(self) -> list[TrialRow]:
         """Return every trial as it stands, in the sweep's order."""
-        return trial_rows(self.trials(), renumber=self.spec.method == "bayes")
+        attempts: dict[str, list[FrozenTrial]] = {}
+        for attempt in self.attempts():
+            key = _key(attempt)
+            if key is not None:
+                attempts.setdefault(key, []).append(attempt)
+        rows = [row for own in attempts.values() if (row := _row(own)) is not None]
+        if self.sweep.method == "bayes":
+            # Their numbers were not known beforehand.
+            return [replace(row, number=number) for number, row in enumerate(rows)]
+        return sorted(rows, key=lambda row: row.number)
 
-    def _add(self, cell: Cell) -> None:
+    def _add(self, trial: Trial) -> None:
         from optuna.trial import TrialState, create_trial
 
-        spaces = {p.name: p.space() for p in self.spec.searched}
+        searched = self.sweep.searched
         with quiet_optuna():
             self._study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
-                    params=dict(cell.codes),
-                    distributions=spaces,
-                    user_attrs={CELL: cell_record(cell)},
+                    params={p.name: p.code(trial.values[p.name]) for p in searched},
+                    distributions={p.name: p.space() for p in searched},
+                    user_attrs={TRIAL: trial._asdict()},
                 )
             )
 
-    def _is_double(self, claim: Claim) -> bool:
-        """Let go of a trial that is done, or that another worker has under way."""
+    def _is_double(self, attempt: Attempt) -> bool:
+        """Let go of a trial that is done, that another worker has under way, or that is too many.
+
+        So two commands may fill one queue at once, and two workers ask bayes at once.
+        """
+        attempts = self.attempts()
+        own = next(a.number for a in attempts if a._trial_id == attempt.id)
+        key, count = attempt.trial.key, self.sweep.count
+        ahead = [a for a in attempts if a.number < own and _let_go(a) is None]
+        double = any(_key(a) == key and a.state.name == "RUNNING" for a in ahead)
+        double = double or any(
+            _key(a) == key and a.state.name in ("COMPLETE", "PRUNED") for a in attempts
+        )
+        if self.sweep.method == "bayes" and count is not None:
+            double = double or len({_key(a) for a in ahead} - {key, None}) >= count
+        return double and self._fail(attempt.id, {LET_GO: DOUBLE})
+
+    def _fail(self, attempt_id: int, attributes: Mapping[str, Any]) -> bool:
         from optuna.trial import TrialState
 
-        key, trials = claim.cell.key, self.trials()
-        own = next(t for t in trials if t._trial_id == claim.id)
-        live = [t for t in trials if key_of(t) == key and t._trial_id != claim.id]
-        done = any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in live)
-        before = (t for t in live if t.state == TrialState.RUNNING and started(t) < started(own))
-        if not done and not any(before) and not self._is_surplus(claim):
-            return False
-        self._end(claim.id, TrialState.FAIL, None, {}, release=DOUBLE)
-        return True
-
-    def _is_surplus(self, claim: Claim) -> bool:
-        """Return whether two workers' asking at once has made one trial too many."""
-        if self.spec.method != "bayes" or self.spec.count is None:
-            return False
-        keys = dict.fromkeys(
-            key_of(t) for t in self.trials() if release_of(t) != DOUBLE and key_of(t)
-        )
-        return list(keys).index(claim.cell.key) >= self.spec.count
+        return self._end(attempt_id, TrialState.FAIL, attributes)
 
     def _end(
         self,
-        trial_id: int,
-        state: Any,
-        values: list[float] | None,
-        outcome: Mapping[str, Any],
-        release: str | None = None,
+        attempt_id: int,
+        state: TrialState,
+        attributes: Mapping[str, Any],
+        values: list[float] | None = None,
     ) -> bool:
         from optuna.exceptions import UpdateFinishedTrialError
 
         try:
-            if release is not None:
-                self._attribute(trial_id, RELEASE, release)
-            if outcome:
-                self._attribute(trial_id, OUTCOME, dict(outcome))
-            self._storage.set_trial_state_values(trial_id, state, values)
+            for name, value in attributes.items():
+                self._set(attempt_id, name, value)
+            self._storage.set_trial_state_values(attempt_id, state, values)
         except UpdateFinishedTrialError:
             return False
         return True
 
-    def _attribute(self, trial_id: int, name: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(trial_id, name, value)
+    def _set(self, attempt_id: int, name: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(attempt_id, name, value)
 
 
-def create_study(spec: SweepSpec, where: str | None = None) -> SweepStudy:
+def _trial(attempt: FrozenTrial) -> Trial:
+    return Trial(**attempt.user_attrs[TRIAL])
+
+
+def _key(attempt: FrozenTrial) -> str | None:
+    """Return the hash of an attempt's settings; None where its worker died before it could say."""
+    return attempt.user_attrs[TRIAL]["key"] if TRIAL in attempt.user_attrs else None
+
+
+def _let_go(attempt: FrozenTrial) -> str | None:
+    # Another worker may have tried to take away what its owner then finished.
+    return attempt.user_attrs.get(LET_GO) if attempt.state.name == "FAIL" else None
+
+
+def _row(attempts: Sequence[FrozenTrial]) -> TrialRow | None:
+    """Sum up the attempts at one trial; None where all of them were let go as doubles."""
+    counted = [attempt for attempt in attempts if _let_go(attempt) != DOUBLE]
+    if not counted:
+        return None
+    # The best state counts; of several failures the last.
+    order = list(_STATES)
+    best = min(counted, key=lambda attempt: (order.index(attempt.state.name), -attempt.number))
+    trial, outcome = _trial(best), best.user_attrs.get(OUTCOME) or {}
+    process = best.user_attrs.get(PROCESS)
+    return TrialRow(
+        number=trial.number,
+        key=trial.key,
+        state="waiting" if _let_go(best) == LOST else _STATES[best.state.name],
+        values=dict(trial.values),
+        value=best.value if best.state.name in ("COMPLETE", "PRUNED") else None,
+        numbers=dict(outcome.get("numbers") or {}),
+        error=outcome.get("error"),
+        folder=outcome.get("folder"),
+        seconds=outcome.get("seconds"),
+        worker=f"{process['host']}:{process['pid']}" if process else None,
+        attempts=sum(attempt.state.name != "WAITING" for attempt in counted),
+    )
+
+
+def create_study(sweep: Sweep, where: str | None = None) -> SweepStudy:
     """Open a sweep's study, making it first where it is not there.
 
     Args:
-        spec: The sweep.
+        sweep: The sweep.
         where: A database's URL; the sweep's own folder if None.
-
-    Raises:
-        SaesteerError: The storage cannot be opened.
     """
     import optuna
 
-    place = where or str(spec.folder)
+    place = where or str(sweep.folder)
     storage = open_storage(place)
     with quiet_optuna():
         study = optuna.create_study(
-            storage=storage, study_name=spec.study, direction=spec.goal, load_if_exists=True
+            storage=storage, study_name=sweep.study, direction=sweep.goal, load_if_exists=True
         )
-        earlier = study.user_attrs.get(SPEC)
-        if isinstance(earlier, dict):
+        earlier = study.user_attrs.get(SWEEP)
+        if earlier is not None:
             # Later calls may raise the count, or come from another place; what trials have run
             # with stays.
-            spec = replace(spec, pinned=dict(earlier.get("pinned") or {}))
-        study.set_user_attr(SPEC, spec.as_dict())
-    return SweepStudy(spec, place, study, study._storage)
+            sweep = sweep.model_copy(update={"pinned": earlier["pinned"]})
+        study.set_user_attr(SWEEP, sweep.record())
+    return SweepStudy(sweep, place, study)
 
 
 def open_study(where: str, name: str | None = None) -> SweepStudy:
@@ -310,10 +358,6 @@ def open_study(where: str, name: str | None = None) -> SweepStudy:
     Args:
         where: Its folder or its database's URL.
         name: Which one of a database's; the only one if None.
-
-    Raises:
-        ConfigError: There is none, or several and no name.
-        SaesteerError: The storage cannot be opened.
     """
     import optuna
 
@@ -333,7 +377,7 @@ def open_study(where: str, name: str | None = None) -> SweepStudy:
         if chosen not in names:
             raise ConfigError(f"{shown} holds no study {chosen!r}; it has {', '.join(names)}.")
         study = optuna.load_study(study_name=chosen, storage=storage)
-    record = study.user_attrs.get(SPEC)
+    record = study.user_attrs.get(SWEEP)
     if not isinstance(record, dict):
         raise OutputError(f"study {chosen!r} of {shown} was not made by saesteer sweep.")
-    return SweepStudy(SweepSpec.from_dict(record), where, study, study._storage)
+    return SweepStudy(Sweep.from_record(record), where, study)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from saesteer.sweeps.overrides import parse_word
-from saesteer.sweeps.parameters import Parameter, read_parameter
+from saesteer.sweeps.overrides import merged, parse_word
+from saesteer.sweeps.parameters import read_parameters, told
+from saesteer.sweeps.sweep import EarlyTerminate, Sweep, check_metric, check_search
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, read_yaml
 
-# The words of the commands that run an experiment from a settings file.
-COMMANDS = {
-    "run": ("run",),
-    "compare": ("compare",),
-    "corrupt": ("corrupt", "run"),
-    "patch": ("patch", "run"),
-    "probe": ("probe", "train"),
+# What a command's first word runs; "run" or "train" may stand behind it.
+KINDS = {
+    "run": "run",
+    "steer": "run",
+    "compare": "compare",
+    "corrupt": "corrupt",
+    "patch": "patch",
+    "probe": "probe",
 }
+# The command of a kind, where it is not its name.
+COMMANDS = {"corrupt": "corrupt run", "patch": "patch run", "probe": "probe train"}
 PROGRAM = "saesteer"
 # What stands for the trial's parameters in a command.
 _ARGUMENTS = ("${args", "${args_no_hyphens}", "${args_json")
@@ -31,8 +36,8 @@ class Metric(Settings):
     """What is looked for.
 
     Attributes:
-        name: A name of `saesteer.sweeps.trials`, such as "effect", or a dotted path in the run's
-            metrics.json.
+        name: A name of `saesteer.experiments.numbers`, such as "effect", or a dotted path in the
+            run's metrics.json.
         goal: Minimise, W&B's default, or maximise.
         target: A value that is good enough: no trial is begun once one has reached it.
     """
@@ -40,17 +45,6 @@ class Metric(Settings):
     name: str = Field(min_length=1)
     goal: Literal["minimize", "maximize"] = "minimize"
     target: float | None = None
-
-
-class EarlyTerminate(Settings):
-    """W&B's hyperband; see `saesteer.sweeps.early` for what becomes of it."""
-
-    type: Literal["hyperband"]
-    min_iter: int | None = Field(default=None, ge=1)
-    max_iter: int | None = Field(default=None, ge=1)
-    s: int | None = Field(default=None, ge=1)
-    eta: float = Field(default=3.0, gt=1)
-    strict: bool = False
 
 
 class _Fields(Settings):
@@ -69,146 +63,95 @@ class _Fields(Settings):
     controller: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class SweepFile:
-    """A checked sweep file.
+def read_sweep(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    count: int | None = None,
+    seed: int = 0,
+    lease: float = 120.0,
+) -> Sweep:
+    """Read a sweep file and the settings file that its command names, and check both.
 
-    Attributes:
-        file: Where it was read.
-        name: What the sweep is called.
-        kind: What a trial is: one of `COMMANDS`.
-        base: The trial's settings file.
-        words: Settings that its command names besides, as key=value.
-        method: grid, random or bayes.
-        metric: What is looked for; None for a grid without one.
-        parameters: What is searched, constants among them.
-        early: When trials are ended early, if at all.
-        run_cap: The most trials.
-    """
-
-    file: Path
-    name: str
-    kind: str
-    base: Path
-    words: tuple[str, ...]
-    method: str
-    metric: Metric | None
-    parameters: tuple[Parameter, ...]
-    early: EarlyTerminate | None = None
-    run_cap: int | None = None
-
-
-def read_sweep_file(path: str | Path) -> SweepFile:
-    """Read a sweep file.
-
-    Raises:
-        ConfigError: It is missing, not YAML, or a field is unknown, missing or does not fit.
+    Args:
+        path: The sweep file.
+        overrides: Settings of the form a.b=c that win over the settings file's and the command's;
+            parameters win over them.
+        count: The most trials, in place of the file's run_cap.
+        seed: Seeds the draws.
+        lease: Seconds of silence after which another machine's worker counts as gone.
     """
     file = Path(path)
-    data = read_yaml(file, empty="sweep; write method, parameters and command")
-    fields = _checked(data, file)
-    kind, base, words = _command(fields, file)
+    fields = _checked(read_yaml(file, empty="sweep; write method, parameters and command"), file)
+    kind, base_file, words = _command(fields, file)
     parameters = read_parameters(fields.parameters, str(file))
     if fields.metric is None and fields.method == "bayes":
         raise ConfigError(f"{file}: bayes needs a metric with name and goal; give one.")
-    return SweepFile(
-        file=file,
+    metric = fields.metric or Metric(name="effect", goal="maximize")
+    check_metric(kind, metric.name, str(file))
+    base = read_yaml(base_file, empty="settings; write 'name: value' lines")
+    for word in (*words, *overrides):
+        base = merged(base, parse_word(word))
+    sweep = Sweep(
         name=_plain_name(fields.name or file.stem),
         kind=kind,
-        base=base,
-        words=words,
+        base=json.loads(json.dumps(base, default=str)),
+        base_file=base_file,
         method=fields.method,
-        metric=fields.metric,
         parameters=parameters,
+        metric=metric.name,
+        goal=metric.goal,
+        target=metric.target,
+        count=count or fields.run_cap,
+        seed=seed,
         early=fields.early_terminate,
-        run_cap=fields.run_cap,
+        lease=lease,
+        cwd=os.getcwd(),
     )
-
-
-def read_parameters(data: Mapping[str, Any], place: str) -> tuple[Parameter, ...]:
-    """Check the parameters of a sweep; nested ones get dotted names.
-
-    Args:
-        data: As the file has them.
-        place: The file, for errors.
-
-    Raises:
-        ConfigError: A parameter does not fit, or two have one name.
-    """
-    found: dict[str, Parameter] = {}
-    for name, fields, where in _leaves(data, "", f"{place}: parameters"):
-        twin = next((n for n in found if _overlap(n, name)), None)
-        if twin is not None:
-            raise ConfigError(f"{where}: {name} and {twin} set the same thing; leave one out.")
-        found[name] = read_parameter(name, fields, where)
-    return tuple(found.values())
-
-
-def _leaves(data: Mapping[str, Any], prefix: str, place: str) -> list[tuple[str, Any, str]]:
-    found = []
-    for key, fields in data.items():
-        name, where = f"{prefix}{key}", f"{place}.{key}"
-        if not all(str(key).split(".")):
-            raise ConfigError(f"{where} is no name of a setting; write it as a.b.")
-        inner = fields.get("parameters") if isinstance(fields, Mapping) else None
-        if inner is None:
-            found.append((name, fields, where))
-        elif not isinstance(inner, Mapping) or len(fields) > 1 or not inner:
-            raise ConfigError(
-                f"{where}: parameters stands alone and holds parameters by name; correct it."
-            )
-        else:
-            found += _leaves(inner, f"{name}.", f"{where}.parameters")
-    return found
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+    check_search(sweep, str(file))
+    return sweep
 
 
 def _checked(data: dict[str, Any], file: Path) -> _Fields:
+    unknown = next((name for name in data if name not in _Fields.model_fields), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"{file}: {unknown}: is no field of a sweep that saesteer knows; correct it."
+        )
     try:
         return _Fields.model_validate(data)
     except ValidationError as error:
-        problems = error.errors()
-        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        field = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            said = "is no field of a sweep that saesteer knows"
-        else:
-            said = str(first["msg"][:1]).lower() + str(first["msg"][1:])
-        raise ConfigError(f"{file}: {field}: {said}; correct it.") from None
+        raise ConfigError(f"{file}: {told(error).removeprefix('.')}") from None
 
 
-def _command(fields: _Fields, file: Path) -> tuple[str, Path, tuple[str, ...]]:
+def _command(fields: _Fields, file: Path) -> tuple[str, str, list[str]]:
     """Return what a trial is, its settings file and the settings that the command names."""
     example = f"[${{env}}, {PROGRAM}, run, configs/agreeableness.yaml, ${{args_no_hyphens}}]"
     words = _words(fields)
     if words is None:
         raise ConfigError(f"{file}: command does not call {PROGRAM}; write it as {example}.")
-    kind = next((k for k, known in COMMANDS.items() if tuple(words[: len(known)]) == known), None)
-    behind = words[len(COMMANDS[kind]) :] if kind else []
+    kind, behind = KINDS.get("".join(words[:1])), words[1:]
+    if behind[:1] in (["run"], ["train"]):
+        behind = behind[1:]
     if kind is None or not behind or behind[0].startswith(("-", "${")):
-        known = ", ".join(" ".join(command) for command in COMMANDS.values())
         raise ConfigError(
-            f"{file}: command must call {PROGRAM} with one of {known} and a settings file; write "
-            f"it as {example}."
+            f"{file}: command must call {PROGRAM} with one of {', '.join(KINDS)} and a settings "
+            f"file; write it as {example}."
         )
-    rest = [word for word in behind[1:] if not word.startswith(_ARGUMENTS)]
     settings = []
-    while rest:
-        word = rest.pop(0)
-        if word == "--set" and rest:
-            word = rest.pop(0)
+    for word in behind[1:]:
+        if word == "--set" or word.startswith(_ARGUMENTS):
+            continue
+        setting = word.removeprefix("--set=")
         try:
-            parse_word(word.removeprefix("--set="))
+            parse_word(setting)
         except ConfigError:
             raise ConfigError(
                 f"{file}: command: {word!r} is neither key=value nor ${{args_no_hyphens}}; leave "
                 "it out."
             ) from None
-        settings.append(word.removeprefix("--set="))
-    return kind, Path(behind[0]), tuple(settings)
+        settings.append(setting)
+    return kind, behind[0], settings
 
 
 def _words(fields: _Fields) -> list[str] | None:
@@ -223,9 +166,8 @@ def _words(fields: _Fields) -> list[str] | None:
     for word in fields.command:
         words += program if word == "${program}" else [word]
     words = [word for word in words if word not in ("${env}", "${interpreter}", "python", "-m")]
-    named = words[:1]
-    called = bool(named) and (
-        named[0].rpartition("/")[2] == PROGRAM or named[0] == f"{PROGRAM}.cli.main"
+    called = words[:1] == [f"{PROGRAM}.cli.main"] or (
+        bool(words) and words[0].rpartition("/")[2] == PROGRAM
     )
     return words[1:] if called else None
 
@@ -233,11 +175,3 @@ def _words(fields: _Fields) -> list[str] | None:
 def _plain_name(name: str) -> str:
     kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
     return kept.strip("-._")[:60] or "sweep"
-
-
-def settings_words(words: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that words of the form key=value hold."""
-    found: dict[str, Any] = {}
-    for word in words:
-        found |= parse_word(word)
-    return found

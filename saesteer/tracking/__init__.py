@@ -1,12 +1,14 @@
-"""Where runs are recorded."""
+"""Where runs are recorded, and how they are found again."""
 
-from saesteer.tracking.recording import RecordedRun, recorded_run
-from saesteer.tracking.store import RunStore
-from saesteer.tracking.stored_run import StoredRun
+from saesteer.tracking.record import RecordedRun, recorded_run, run_id
+from saesteer.tracking.runs import Run, add_note, find_run, list_runs
 
 __all__ = [
     "RecordedRun",
-    "RunStore",
-    "StoredRun",
+    "Run",
+    "add_note",
+    "find_run",
+    "list_runs",
     "recorded_run",
+    "run_id",
 ]

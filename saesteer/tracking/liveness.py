@@ -1,4 +1,4 @@
-"""Whether the process that a run's record names is still at work."""
+"""Whether the process that a record names is still at work: of a run, or of a sweep's trial."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,51 +24,11 @@ def process_record() -> dict[str, Any]:
     }
 
 
-def present_status(record: Mapping[str, Any], last_beat: float) -> str:
-    """Return a run's status as it is now: a running one whose process is gone was killed.
-
-    Args:
-        record: A run's `run.json`.
-        last_beat: When the run's file was last touched, in seconds since 1970.
-    """
-    status = str(record.get("status") or "unknown")
-    if status != "running":
-        return status
-    here = record.get("host") == socket.gethostname()
+def is_alive(record: Mapping[str, Any]) -> bool | None:
+    """Return whether a record's process is at work; None for another machine's."""
     pid = record.get("pid")
-    if here and isinstance(pid, int):
-        return "running" if _is_alive(pid, record.get("process_started")) else "killed"
-    # Another machine's processes cannot be seen, only that they have fallen silent.
-    return "running" if time.time() - last_beat < SILENT_SECONDS else "killed"
-
-
-class Heartbeat:
-    """Touches a file now and then while a run is at work; use it as a context manager.
-
-    Args:
-        file: The file, which need not be there yet.
-        seconds: How often.
-    """
-
-    def __init__(self, file: Path, seconds: float = BEAT_SECONDS) -> None:
-        self._file, self._seconds = file, seconds
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-
-    def _beat(self) -> None:
-        while not self._ended.wait(self._seconds):
-            with suppress(OSError):
-                os.utime(self._file)
-
-
-def _is_alive(pid: int, started: object) -> bool:
+    if record.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return None
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError, ValueError):
@@ -76,8 +36,54 @@ def _is_alive(pid: int, started: object) -> bool:
     except OSError:
         # Somebody else's process.
         pass
-    now = _started(pid)
-    return now != "ended" and (now is None or started is None or now == started)
+    now, then = _started(pid), record.get("process_started")
+    return now != "ended" and (now is None or then is None or now == then)
+
+
+def present_status(record: Mapping[str, Any], last_beat: float) -> str:
+    """Return a run's status as it is now: a running one whose process is gone was killed.
+
+    Args:
+        record: A run's `run.json`.
+        last_beat: When the file was last touched, in seconds since 1970.
+    """
+    status = str(record.get("status") or "unknown")
+    if status != "running":
+        return status
+    alive = is_alive(record)
+    if alive is None:
+        # Another machine's processes cannot be seen, only that they have fallen silent.
+        alive = time.time() - last_beat < SILENT_SECONDS
+    return "running" if alive else "killed"
+
+
+class Heartbeat:
+    """Calls a function now and then while a block is at work, whatever it raises.
+
+    Args:
+        beat: The function.
+        seconds: How often.
+    """
+
+    def __init__(self, beat: Callable[[], object], seconds: float = BEAT_SECONDS) -> None:
+        self._beat, self._seconds = beat, seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        # A beat that is under way must not land on what has ended.
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._seconds):
+            # A disk or a database may be away for a moment; the next beat may reach it.
+            with suppress(Exception):
+                self._beat()
 
 
 def _started(pid: int) -> str | None:

@@ -1,82 +1,38 @@
-"""Asking the list of runs: filters over nested fields, sorting, tables and aggregates."""
+"""Asking a list of runs: conditions on nested fields, sorting, aggregates and differences."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from saesteer.tracking.stored_run import StoredRun
+from saesteer.tracking.runs import Run
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.values import flatten
 
-# Longest first, so that >= is not read as > and a value that begins with =.
-OPERATORS = ("!=", ">=", "<=", "!~", "=", ">", "<", "~")
-AGGREGATES = ("count", "mean", "median", "std", "min", "max")
+Values = Mapping[str, Any]
 MISSING = object()
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_WORDS = re.compile(r"^(?P<field>[\w.\-/ ]+?)\s+(?P<word>not in|in|exists|missing)\b(?P<rest>.*)$")
+_COMPARISON = re.compile(
+    # Longest first, so that >= is not read as > and a value that begins with =.
+    r"(?P<field>.*?)(?:\s*(?P<sign>!=|>=|<=|!~|=|>|<|~)"
+    r"|\s+(?P<word>not in|in|exists|missing)\b)(?P<value>.*)",
+    re.DOTALL,
+)
 
 
-@dataclass(frozen=True)
-class Predicate:
-    """One condition on a run.
+class Condition(NamedTuple):
+    """A condition on a run as `Run.as_dict` gives it."""
 
-    Attributes:
-        field: A nested field, such as "config.model.name" or "metrics.effect".
-        operator: One of = != < <= > >= ~ !~ in, not in, exists, missing.
-        value: What it is held against; text is read as the field's own kind.
-    """
-
-    field: str
-    operator: str
-    value: Any = None
-
-    def holds(self, run: Mapping[str, Any]) -> bool:
-        """Return whether a run, as `StoredRun.as_dict` gives it, meets the condition.
-
-        A field that a run does not have meets `missing`, `!=`, `!~` and `not in` alone; a field
-        that is null exists, and equals null.
-        """
-        found = field_of(run, self.field)
-        if self.operator in ("exists", "missing"):
-            return (found is not MISSING) == (self.operator == "exists")
-        if found is MISSING:
-            return self.operator in ("!=", "!~", "not in")
-        return _COMPARISONS[self.operator](found, self.value)
-
-    def leaves(self) -> tuple[Predicate, ...]:
-        """Return the single conditions in it: itself."""
-        return (self,)
+    holds: Callable[[Values], bool]
+    # Fields that it compares, which some run must have.
+    fields: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Combined:
-    """Conditions joined to one.
-
-    Attributes:
-        word: "and", "or" or "not".
-        parts: The conditions; of "not" there is one.
-    """
-
-    word: str
-    parts: tuple[Predicate | Combined, ...]
-
-    def holds(self, run: Mapping[str, Any]) -> bool:
-        """Return whether a run, as `StoredRun.as_dict` gives it, meets the condition."""
-        met = (part.holds(run) for part in self.parts)
-        if self.word == "and":
-            return all(met)
-        return any(met) == (self.word == "or")
-
-    def leaves(self) -> tuple[Predicate, ...]:
-        """Return the single conditions in it."""
-        return tuple(leaf for part in self.parts for leaf in part.leaves())
-
-
-def parse_predicate(text: str) -> Predicate | Combined:
+def parse_condition(text: str) -> Condition:
     """Read a condition: `metrics.effect>0.1`, `kind=run and (tags~a or not tags exists)`.
 
     Args:
@@ -88,90 +44,110 @@ def parse_predicate(text: str) -> Predicate | Combined:
         ConfigError: There is no operator, no field, or no value.
     """
     text = text.strip()
-    for word in ("or", "and"):
-        parts = _split(text, word)
-        if len(parts) > 1:
-            return Combined(word, tuple(map(parse_predicate, parts)))
+    for word, join in (("or", any), ("and", all)):
+        parts = [parse_condition(part) for part in _split(text, word)]
+        if parts:
+            return _joined(parts, join)
     if text.startswith(("not ", "not(")):
-        return Combined("not", (parse_predicate(text[3:]),))
+        inner = parse_condition(text[3:])
+        return Condition(lambda run: not inner.holds(run), inner.fields)
     if text.startswith("(") and text.endswith(")"):
-        return parse_predicate(text[1:-1])
-    return _single(text)
+        return parse_condition(text[1:-1])
+    return _comparison(text)
+
+
+def _joined(parts: Sequence[Condition], join: Callable[[Iterable[bool]], bool]) -> Condition:
+    named = tuple(name for part in parts for name in part.fields)
+    return Condition(lambda run: join(part.holds(run) for part in parts), named)
 
 
 def _split(text: str, word: str) -> list[str]:
-    """Split at a word that stands in no quotes and no brackets."""
+    """Split at a word that stands in no quotes and no brackets; nothing where it does not."""
     bare = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), text)
-    parts, start, depth = [], 0, 0
+    places, depth = [], 0
     for found in re.finditer(rf"[()]|(?<=[\s)]){word}(?=[\s(]|$)", bare):
-        if found[0] in "()":
-            depth += 1 if found[0] == "(" else -1
-        elif depth == 0:
-            parts.append(text[start : found.start()])
-            start = found.end()
-    return [*parts, text[start:]]
+        if found[0] == word and depth == 0:
+            places.append(found.span())
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+    starts, ends = [0, *(end for _, end in places)], [*(start for start, _ in places), None]
+    return [text[s:e] for s, e in zip(starts, ends, strict=True)] if places else []
 
 
-def _single(text: str) -> Predicate:
-    words = _WORDS.match(text)
-    if words is not None:
-        field, word, rest = words["field"].strip(), words["word"], words["rest"].strip()
-        if word in ("exists", "missing"):
-            if rest:
-                raise ConfigError(f"filter {text!r}: nothing may stand behind {word}; remove it.")
-            return Predicate(field, word)
-        values = [_value(part, text) for part in rest.strip("()[] ").split(",") if part.strip()]
-        if not values:
-            raise ConfigError(f"filter {text!r} names no value; write such as kind in run,compare.")
-        return Predicate(field, word, values)
-    places = [(text.find(op), -len(op), op) for op in OPERATORS if op in text]
-    if not places:
+def _comparison(text: str) -> Condition:
+    found = _COMPARISON.fullmatch(text)
+    if found is None:
         raise ConfigError(
             f"filter {text!r} has no operator; write such as metrics.effect>0.1, tags~persona or "
-            f"'metrics.effect exists' (operators: {' '.join(OPERATORS)} in exists missing), and "
+            "'metrics.effect exists' (operators: != >= <= !~ = > < ~ in exists missing), and "
             "quote a value that holds the words and, or."
         )
-    place, _, operator = min(places)
-    field, value = text[:place].strip(), text[place + len(operator) :].strip()
+    field, operator = found["field"].strip(), found["sign"] or found["word"]
+    rest = found["value"].strip()
     if not field:
         raise ConfigError(f"filter {text!r} names no field; write such as status=finished.")
-    return Predicate(field, operator, _value(value, text))
+    if operator in ("exists", "missing"):
+        if rest:
+            raise ConfigError(f"filter {text!r}: nothing may stand behind {operator}; remove it.")
+        return Condition(
+            lambda run: (field_of(run, field) is not MISSING) == (operator == "exists"), ()
+        )
+    words = [rest]
+    if found["word"]:
+        words = [word for word in rest.strip("()[] ").split(",") if word.strip()]
+    if not all(words) or not words:
+        raise ConfigError(
+            f"filter {text!r} names no value; write null for no value, or such as kind in "
+            "run,compare."
+        )
+    values = [_value(word.strip()) for word in words]
+    negated = operator in ("!=", "!~", "not in")
+    compare = _COMPARISONS[operator.removeprefix("!").removeprefix("not ")]
+
+    def holds(run: Values) -> bool:
+        there = field_of(run, field)
+        if there is MISSING:
+            return negated
+        return any(compare(there, value) for value in values) != negated
+
+    return Condition(holds, (field,))
 
 
-def filter_runs(
-    runs: Iterable[StoredRun], predicates: Sequence[Predicate | Combined]
-) -> list[StoredRun]:
-    """Return the runs that meet every condition, in their order.
+def _value(word: str) -> str | None:
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        return word[1:-1]
+    return None if word in ("null", "None") else word
+
+
+def filter_runs(runs: Iterable[Run], conditions: Sequence[str]) -> list[Run]:
+    """Return the runs that meet every condition, in their order; see `parse_condition`.
 
     Raises:
-        ConfigError: A field is in none of the runs; the nearest is named.
+        ConfigError: A condition cannot be read, or a field is in none of the runs.
     """
+    parsed = [parse_condition(text) for text in conditions]
     listed = [(run, run.as_dict()) for run in runs]
-    leaves = [leaf for predicate in predicates for leaf in predicate.leaves()]
-    named = [leaf.field for leaf in leaves if leaf.operator not in ("exists", "missing")]
+    named = [name for condition in parsed for name in condition.fields]
     check_fields([values for _, values in listed], named)
-    return [run for run, values in listed if all(p.holds(values) for p in predicates)]
+    return [run for run, values in listed if all(one.holds(values) for one in parsed)]
 
 
-def sort_runs(
-    runs: Sequence[StoredRun], field: str, *, descending: bool = False
-) -> list[StoredRun]:
+def sort_runs(runs: Sequence[Run], field: str, *, descending: bool = False) -> list[Run]:
     """Return runs in order of a field; runs without it, or with null, come last.
 
     Raises:
         ConfigError: No run has the field.
     """
-    listed = [(run, run.as_dict()) for run in runs]
-    check_fields([values for _, values in listed], [field])
-    found = [(field_of(values, field), run) for run, values in listed]
+    listed = [run.as_dict() for run in runs]
+    check_fields(listed, [field])
+    found = [(field_of(values, field), run) for values, run in zip(listed, runs, strict=True)]
+    full = [pair for pair in found if pair[0] is not MISSING and pair[0] is not None]
     empty = [run for value, run in found if value is MISSING or value is None]
-    full = [(v, run) for v, run in found if v is not MISSING and v is not None]
     full.sort(key=lambda pair: _sort_key(pair[0]), reverse=descending)
     return [run for _, run in full] + empty
 
 
 def aggregate(
-    runs: Sequence[StoredRun],
+    runs: Sequence[Run],
     fields: Sequence[str],
     *,
     by: Sequence[str] = (),
@@ -190,8 +166,8 @@ def aggregate(
         ConfigError: A kind is unknown, or no run has a field.
     """
     for kind in kinds:
-        if kind not in AGGREGATES:
-            raise ConfigError(f"aggregate {kind!r} is unknown; use {', '.join(AGGREGATES)}.")
+        if kind not in _AGGREGATES:
+            raise ConfigError(f"aggregate {kind!r} is unknown; use {', '.join(_AGGREGATES)}.")
     listed = [run.as_dict() for run in runs]
     check_fields(listed, [*fields, *by])
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -202,40 +178,31 @@ def aggregate(
         row: dict[str, Any] = dict(zip(by, key, strict=True))
         row["runs"] = len(groups[key])
         for field in fields:
-            numbers = [n for n in (_number(field_of(v, field)) for v in groups[key]) if n == n]
-            row |= {f"{kind} {field}": _AGGREGATES[kind](numbers) for kind in kinds}
+            found = [_own_number(field_of(values, field)) for values in groups[key]]
+            numbers = [number for number in found if number == number]
+            for kind in kinds:
+                compute, least = _AGGREGATES[kind]
+                row[f"{kind} {field}"] = compute(numbers) if len(numbers) >= least else None
         rows.append(row)
     return rows
 
 
-def differences(runs: Sequence[StoredRun]) -> dict[str, list[Any]]:
-    """Return the settings in which runs differ: the value of each run by the setting's name."""
-    flat = [flatten(run.config) for run in runs]
-    names = dict.fromkeys(name for settings in flat for name in settings)
-    rows = {name: [settings.get(name, MISSING) for settings in flat] for name in names}
-    return {n: values for n, values in rows.items() if any(v != values[0] for v in values[1:])}
+def side_by_side(settings: Sequence[Values], *, differing: bool = False) -> dict[str, list[Any]]:
+    """Return every nested field with the value of each mapping, `MISSING` where one lacks it.
+
+    Args:
+        settings: The mappings, such as runs' settings or metrics.
+        differing: Keep only fields in which they differ.
+    """
+    flat = [flatten(one) for one in settings]
+    names = dict.fromkeys(name for one in flat for name in one)
+    rows = {name: [one.get(name, MISSING) for one in flat] for name in names}
+    if not differing:
+        return rows
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def metrics_side_by_side(runs: Sequence[StoredRun]) -> dict[str, list[Any]]:
-    """Return every metric with the value of each run, by the metric's name."""
-    flat = [flatten(run.metrics) for run in runs]
-    names = dict.fromkeys(name for metrics in flat for name in metrics)
-    return {name: [metrics.get(name, MISSING) for metrics in flat] for name in names}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted names; an empty one stays as it is."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def field_of(values: Mapping[str, Any], field: str) -> Any:
+def field_of(values: Values, field: str) -> Any:
     """Return a nested field; `MISSING` where there is none. Keys may hold dots themselves."""
     if field in values:
         return values[field]
@@ -249,7 +216,7 @@ def field_of(values: Mapping[str, Any], field: str) -> Any:
     return MISSING
 
 
-def check_fields(runs: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None:
+def check_fields(runs: Sequence[Values], fields: Sequence[str]) -> None:
     """Refuse a field that none of the runs has.
 
     Raises:
@@ -258,16 +225,15 @@ def check_fields(runs: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> No
     for field in fields:
         if not runs or any(field_of(values, field) is not MISSING for values in runs):
             continue
-        known = {name for values in runs for name in (*values, *flatten(values))}
-        near = difflib.get_close_matches(field, sorted(known), n=1, cutoff=0.5)
-        if not near:
-            ends = sorted(n for n in known if n.rpartition(".")[2] == field.rpartition(".")[2])
-            near = ends[:1]
+        known = sorted({name for values in runs for name in (*values, *flatten(values))})
+        last = field.rpartition(".")[2]
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+        near += [name for name in known if name.rpartition(".")[2] == last]
         hint = f"; did you mean {near[0]}?" if near else "; saesteer runs show ID lists them."
         raise ConfigError(f"no run has a field {field!r}{hint}")
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown_table(rows: Sequence[Values]) -> str:
     """Return rows as a markdown table; the first row's keys are its columns."""
     if not rows:
         return ""
@@ -293,39 +259,19 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def _value(text: str, whole: str) -> str | None:
-    text = text.strip()
-    if not text:
-        raise ConfigError(f"filter {whole!r} names no value; write null for no value.")
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    return None if text in ("null", "None") else text
-
-
-def _equal(found: Any, value: Any) -> bool:
-    if isinstance(found, list | tuple) and not isinstance(value, list | tuple):
+def _equal(found: Any, value: str | None) -> bool:
+    if isinstance(found, list | tuple):
         return any(_equal(each, value) for each in found)
     if found is None or value is None:
         return found is value
     if isinstance(found, bool):
-        return str(found).lower() == str(value).lower()
+        return str(found).lower() == value.lower()
     if isinstance(found, int | float):
-        return float(found) == _written_number(value)
-    return str(found) == str(value)
+        return float(found) == _number(value)
+    return str(found) == value
 
 
-def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def holds(found: Any, value: Any) -> bool:
-        # Text has an order too: that of times.
-        if isinstance(found, str) and isinstance(value, str):
-            return compare(found, value)
-        a, b = _number(found), _written_number(value)
-        return a == a and b == b and compare(a, b)
-
-    return holds
-
-
-def _like(found: Any, value: Any) -> bool:
+def _like(found: Any, value: str | None) -> bool:
     if isinstance(found, Mapping):
         return any(_like(inner, value) for pair in found.items() for inner in pair)
     if isinstance(found, list | tuple):
@@ -333,54 +279,50 @@ def _like(found: Any, value: Any) -> bool:
     return found is not None and str(value).lower() in str(found).lower()
 
 
+def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, str | None], bool]:
+    def holds(found: Any, value: str | None) -> bool:
+        # Text has an order too: that of times.
+        if isinstance(found, str) and value is not None:
+            return compare(found, value)
+        a, b = _number(found), _number(value)
+        return a == a and b == b and compare(a, b)
+
+    return holds
+
+
 def _number(value: Any) -> float:
-    """Return a finite number, NaN for all else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return math.nan
+    """Return a finite number, also one that is written as text; NaN for all else."""
+    try:
+        number = math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
-def _written_number(value: Any) -> float:
-    """Return a number, also one that is written as text; NaN for all else."""
-    if isinstance(value, str):
-        try:
-            return _number(float(value))
-        except ValueError:
-            return math.nan
-    return _number(value)
+def _own_number(value: Any) -> float:
+    return math.nan if isinstance(value, str) else _number(value)
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:
-    number = _number(value)
+    number = _own_number(value)
     return (0, number, "") if number == number else (1, 0.0, shown(value))
 
 
-def _statistic(name: str, least: int) -> Callable[[list[float]], float | None]:
-    def compute(numbers: list[float]) -> float | None:
-        import statistics
-
-        return None if len(numbers) < least else float(getattr(statistics, name)(numbers))
-
-    return compute
-
-
-_AGGREGATES: dict[str, Callable[[list[float]], Any]] = {
-    "count": len,
-    "mean": _statistic("fmean", 1),
-    "median": _statistic("median", 1),
-    "std": _statistic("stdev", 2),
-    "min": lambda numbers: min(numbers, default=None),
-    "max": lambda numbers: max(numbers, default=None),
+# What it computes, and of how many numbers at least.
+_AGGREGATES: dict[str, tuple[Callable[[list[float]], Any], int]] = {
+    "count": (len, 0),
+    "mean": (statistics.fmean, 1),
+    "median": (statistics.median, 1),
+    "std": (statistics.stdev, 2),
+    "min": (min, 1),
+    "max": (max, 1),
 }
-_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+_COMPARISONS: dict[str, Callable[[Any, str | None], bool]] = {
     "=": _equal,
-    "!=": lambda found, value: not _equal(found, value),
+    "in": _equal,
+    "~": _like,
     "<": _ordered(lambda a, b: a < b),
     "<=": _ordered(lambda a, b: a <= b),
     ">": _ordered(lambda a, b: a > b),
     ">=": _ordered(lambda a, b: a >= b),
-    "~": _like,
-    "!~": lambda found, value: not _like(found, value),
-    "in": lambda found, values: any(_equal(found, value) for value in values),
-    "not in": lambda found, values: not any(_equal(found, value) for value in values),
 }

@@ -10,49 +10,17 @@ from typing import Any
 HIDDEN = "***"
 SHORTEST_SECRET = 8
 
-_SECRET_WORDS = frozenset(
-    [
-        "apikey",
-        "password",
-        "passwd",
-        "passphrase",
-        "secret",
-        "credential",
-        "credentials",
-        "authorization",
-        "cookie",
-    ]
-)
+_SECRET_WORDS = {
+    "apikey", "password", "passwd", "passphrase", "secret", "credential", "credentials",
+    "authorization", "cookie",
+}  # fmt: skip
 # Settings such as text_key and pad_token name fields of data and words of a vocabulary.
 _OFTEN_SECRET = frozenset(("key", "token"))
-_DATA_WORDS = frozenset(
-    [
-        "text",
-        "label",
-        "group",
-        "positive",
-        "negative",
-        "question",
-        "answer",
-        "prompt",
-        "clean",
-        "corrupted",
-        "category",
-        "sort",
-        "name",
-        "variable",
-        "pad",
-        "bos",
-        "eos",
-        "unk",
-        "first",
-        "last",
-        "next",
-        "new",
-        "per",
-        "target",
-    ]
-)
+_DATA_WORDS = {
+    "text", "label", "group", "positive", "negative", "question", "answer", "prompt", "clean",
+    "corrupted", "category", "sort", "name", "variable", "pad", "bos", "eos", "unk", "first",
+    "last", "next", "new", "per", "target",
+}  # fmt: skip
 _KNOWN_FORMS = re.compile(
     r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}"
     r"|wandb_v1_[A-Za-z0-9_]{16,}|AKIA[A-Z0-9]{16}|(?i:bearer) +[A-Za-z0-9._~+/-]{8,}=*)"

@@ -152,7 +152,7 @@ def _is_marked(annotation: Any) -> bool:
 
 
 class TrackingSettings(Settings):
-    """Where a run is recorded besides its folder and the local store.
+    """Where a run is recorded besides its folder.
 
     None of it changes what a run computes, so none of it counts in a run's digest.
 

@@ -6,30 +6,30 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
 
 from saesteer.agent import experiments
 from saesteer.agent.settings import AgentConfig
+from saesteer.experiments.config import ExperimentConfig
 from saesteer.utils.errors import DataError
 from saesteer.utils.run_folder import RunFolder
-from saesteer.utils.settings import Settings, Source
+from saesteer.utils.settings import Source
 
 
-class PlantSettings(Settings):
+class PlantConfig(ExperimentConfig):
     """Measures how far layers are from the planted one."""
 
-    name: str = "plant"
+    kind: ClassVar[str] = "plant"
     layers: list[int] = Field(default=[0])
     effort: int = 1
     source: Source = "bundled"
-    folder: str = "runs"
 
 
 @pytest.fixture
-def runs() -> list[PlantSettings]:
+def runs() -> list[PlantConfig]:
     """What was really run, in order."""
     return []
 
@@ -38,7 +38,7 @@ def runs() -> list[PlantSettings]:
 def plant(monkeypatch, runs) -> Callable[..., Any]:
     """Stand-in for the kind "corrupt": layer 7 costs most."""
 
-    def run(config: PlantSettings, *_: Any) -> Any:
+    def run(config: PlantConfig, *_: Any) -> Any:
         runs.append(config)
         if 13 in config.layers:
             raise DataError("layer 13 brings bad luck; leave it out.")
@@ -52,10 +52,9 @@ def plant(monkeypatch, runs) -> Callable[..., Any]:
         (folder / "metrics.json").write_text(json.dumps(metrics))
         return SimpleNamespace(folder=RunFolder(folder))
 
-    def named(name: str) -> experiments.Kind:
-        return experiments.Kind(name, PlantSettings, run, "how far from the planted layer")
-
-    monkeypatch.setattr(experiments, "kind_named", named)
+    kind = SimpleNamespace(Config=PlantConfig, about="how far from the planted layer")
+    monkeypatch.setattr(experiments, "experiment_named", lambda name: kind)
+    monkeypatch.setattr(experiments, "run_experiment", run)
     return run
 
 

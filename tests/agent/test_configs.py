@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.agent.experiments import Workshop
+from saesteer.agent.experiments import Experiments
 from saesteer.agent.seeded import SeededPlanner
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import State
@@ -20,11 +20,11 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "agent"
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_settings_fit_every_kind_they_name(file):
     config = load_config(file, kind=AgentConfig)
-    workshop = Workshop(config, Progress())
+    experiments = Experiments(config, Progress())
     for kind in config.experiments:
-        workshop.check(kind, {})
+        experiments.check(kind, {})
     if config.planner.chosen == "seeded":
         answer = SeededPlanner(config).next(State())
         assert answer is not None
         wanted = read_arguments(answer.tool, answer.arguments)
-        workshop.check(wanted.kind, wanted.settings)  # type: ignore[attr-defined]
+        experiments.check(wanted.kind, wanted.settings)  # type: ignore[attr-defined]

@@ -9,12 +9,13 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from saesteer.agent.briefing import messages
 from saesteer.agent.budget import Budget
-from saesteer.agent.experiments import Workshop, kind_named
+from saesteer.agent.experiments import Experiments
+from saesteer.agent.planners import LlmPlanner
 from saesteer.agent.results import headline, metrics_of, number_at
 from saesteer.agent.settings import DEFAULT, AgentConfig
 from saesteer.agent.state import Experiment, State
+from saesteer.experiments.registry import experiment_named
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import load_config
@@ -45,8 +46,8 @@ def agent(**changes) -> AgentConfig:
 
 @pytest.mark.parametrize("kind", list(BASES))
 def test_every_kind_takes_its_own_settings_and_no_locked_one(kind, tmp_path):
-    workshop = Workshop(agent(folder=str(tmp_path)), Progress())
-    checked = workshop.check(kind, SETTINGS[kind])
+    experiments = Experiments(agent(folder=str(tmp_path)), Progress())
+    checked = experiments.check(kind, SETTINGS[kind])
     assert checked.folder == str(tmp_path)  # type: ignore[attr-defined]
     (name,) = SETTINGS[kind]
     place = checked.model_dump()
@@ -55,54 +56,43 @@ def test_every_kind_takes_its_own_settings_and_no_locked_one(kind, tmp_path):
     assert place == SETTINGS[kind][name]
     for locked in ("folder", "model.name", "name"):
         with pytest.raises(ConfigError, match="out of bounds"):
-            workshop.check(kind, {locked: "elsewhere"})
+            experiments.check(kind, {locked: "elsewhere"})
 
 
 def test_experiments_are_found_in_the_store_by_the_agents_group():
     config = agent()
-    checked = Workshop(config, Progress()).check("corrupt", {})
+    checked = Experiments(config, Progress()).check("corrupt", {})
     assert checked.tracking.group == f"agent-{config.digest()}"  # type: ignore[attr-defined]
 
 
 def test_base_settings_come_from_a_file_too(tmp_path):
     file = tmp_path / "base.yaml"
     file.write_text("name: base\nprograms: [keep 1]\n")
-    workshop = Workshop(agent(experiments={"corrupt": str(file)}), Progress())
-    checked = workshop.check("corrupt", {"seed": 4})
+    experiments = Experiments(agent(experiments={"corrupt": str(file)}), Progress())
+    checked = experiments.check("corrupt", {"seed": 4})
     assert checked.programs == ["keep 1"] and checked.seed == 4  # type: ignore[attr-defined]
-
-
-def test_an_unknown_kind_names_those_there_are():
-    with pytest.raises(ConfigError, match="known: compare, corrupt, patch, probe"):
-        kind_named("train")
 
 
 def test_the_built_in_settings_are_complete():
     config = load_config(DEFAULT, kind=AgentConfig)
     assert config.planner.chosen == "seeded"
-    Workshop(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
+    Experiments(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
 
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("probe", {"reading.sae": "release:id"}),
         ("probe", {"reading": {"sae": "release:id"}}),
         ("patch", {"features": {"vector": "mine"}}),
         ("compare", {"llm_judge": {"model": "m", "base_url": "http://127.0.0.1:1"}}),
         ("compare", {"methods": [{"name": "pca", "settings": {"sae": "release:id"}}]}),
         ("run", {"model": {"name": "gpt2"}}),
-        ("run", {"tracking": {"wandb": "online"}}),
         ("corrupt", {"tasks": {"source": ["bundled", "../elsewhere.json"]}}),
-        ("corrupt", {"reference": {"source": "~/.ssh/id"}}),
-        ("run", {"pairs.source": "./agreeableness"}),
         ("run", {"evaluation": {"neutral": "/etc/passwd"}}),
         ("run", {"completions.questions": "secrets.txt"}),
-        ("compare", {"personas": ["agreeableness", {"source": "secrets.txt"}]}),
         ("compare", {"side_effects.prose": "https://example.org/a"}),
         ("probe", {"data.source": "secrets.txt"}),
         ("probe", {"checks": "..\\secrets.txt"}),
-        ("patch", {"pairs": {"source": "secrets.txt"}}),
     ],
 )
 def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(
@@ -111,7 +101,7 @@ def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secrets.txt").write_text("a secret")
     with pytest.raises(ConfigError, match="out of bounds"):
-        Workshop(agent(folder=str(tmp_path)), Progress()).check(kind, settings)
+        Experiments(agent(folder=str(tmp_path)), Progress()).check(kind, settings)
 
 
 @pytest.mark.parametrize(
@@ -119,28 +109,21 @@ def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(
     [
         {"m\u043edel": {"name": "x"}},
         {" folder": "x"},
-        {"": 1},
         {"..": 1},
         {"tasks": {}, "tasks.shots": 2},
     ],
 )
 def test_names_that_only_look_like_settings_are_unknown(settings, tmp_path):
     with pytest.raises(ConfigError):
-        Workshop(agent(folder=str(tmp_path)), Progress()).check("corrupt", settings)
+        Experiments(agent(folder=str(tmp_path)), Progress()).check("corrupt", settings)
 
 
 def test_a_planner_is_told_the_names_within_groups():
-    workshop = Workshop(agent(), Progress())
-    said = messages(workshop, Budget(workshop.config), State(), as_json=False)
-    told = json.loads(said[1]["content"])["kinds"]
+    experiments = Experiments(agent(), Progress())
+    planner = LlmPlanner(experiments, Budget(experiments.config), lambda *_: None)
+    told = json.loads(planner.messages(State())[1]["content"])["kinds"]
     assert {"tasks.shots", "families", "completions.prompts"} <= set(told["corrupt"]["settings"])
     assert not any("model" in name for name in told["run"]["settings"])
-
-
-def test_prompts_may_hold_strokes(tmp_path):
-    workshop = Workshop(agent(folder=str(tmp_path)), Progress())
-    checked = workshop.check("corrupt", {"completions.prompts": ["1/2 + 1/2 ="]})
-    assert checked.completions.prompts == ["1/2 + 1/2 ="]  # type: ignore[attr-defined]
 
 
 def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monkeypatch):
@@ -164,15 +147,15 @@ def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monk
             },
         },
     )
-    workshop = Workshop(config, Progress())
-    assert workshop.n_layers("corrupt") == 3
+    experiments = Experiments(config, Progress())
+    assert experiments.n_layers("corrupt", {"programs": ["skip 0"]}) == 3
     for program in ("skip 0", "skip 1"):
-        folder = workshop.run("corrupt", workshop.check("corrupt", {"programs": [program]}), 60.0)
+        folder = experiments.run(experiments.check("corrupt", {"programs": [program]}), 60.0)
     done = Experiment("E1", "corrupt", {}, status="finished", folder=str(folder))
     # What is told first is what was found, and a claim can name it.
     assert headline(metrics_of(done))["recorded.worst_programs"] == "skip 1"
     assert number_at(metrics_of(done), ["recorded", "loss"]) > 0
-    workshop.run("probe", workshop.check("probe", {}), 60.0)
+    experiments.run(experiments.check("probe", {}), 60.0)
     assert len(loaded) == 1
 
 
@@ -184,24 +167,24 @@ def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monk
         ("run", {"pairs.source": "optimism"}),
         ("probe", {"reading.positions": "mean"}),
         ("compare", {"methods": ["attributed_sae", "difference_in_means", "pca"]}),
-        ("corrupt", {"completions.prompts": ["last", "and/or"]}),
+        ("corrupt", {"completions.prompts": ["last", "1/2 + 1/2 ="]}),
     ],
 )
 def test_a_word_is_no_place_because_a_file_is_called_so(kind, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for word in ("last", "mean", "pca", "mean_difference", "smollm2", "runs", "prose"):
         (tmp_path / word).mkdir()
-    assert Workshop(agent(), Progress()).check(kind, settings)
+    assert Experiments(agent(), Progress()).check(kind, settings)
 
 
 def test_a_place_that_the_base_settings_name_may_be_named_again(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text("")
     bases = {"run": {"pairs": {"source": str(file)}}}
-    workshop = Workshop(agent(experiments=bases), Progress())
-    assert workshop.check("run", {"pairs": {"source": str(file)}})
+    experiments = Experiments(agent(experiments=bases), Progress())
+    assert experiments.check("run", {"pairs": {"source": str(file)}})
     with pytest.raises(ConfigError, match=r"setting pairs\.source names a file or an address"):
-        workshop.check("run", {"pairs": {"source": f"{file}.gz"}})
+        experiments.check("run", {"pairs": {"source": f"{file}.gz"}})
 
 
 # Every setting that takes any text is a `Source`, and so looked at, or stands here.
@@ -233,4 +216,4 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 @pytest.mark.parametrize("kind", list(BASES))
 def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind):
-    assert set(free_texts(kind_named(kind).config)) <= NO_PLACES
+    assert set(free_texts(experiment_named(kind).Config)) <= NO_PLACES

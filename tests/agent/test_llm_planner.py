@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,42 +14,6 @@ from saesteer.utils.errors import ConfigError, NetworkError
 
 KEY = "sk-very-secret"
 FINISH = {"answer": "Layer 7.", "would_refute": "Another layer.", "claims": []}
-
-
-class Player:
-    """Answers one scripted answer after the other, and keeps what it was asked."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.asked: list[dict[str, Any]] = []
-        self.signed: list[str | None] = []
-        player = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                player.asked.append(body)
-                player.signed.append(self.headers.get("Authorization"))
-                status, content = player.answer(body)
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if not self.answers:
-            return 200, call("finish", FINISH)
-        found = self.answers.pop(0)
-        found = found(body) if callable(found) else found
-        return found if isinstance(found, tuple) else (200, found)
 
 
 def call(tool: str, arguments: Any, **usage: int) -> dict[str, Any]:
@@ -70,19 +31,31 @@ def experiment(layer: int) -> dict[str, Any]:
     return call("run_experiment", {"kind": "corrupt", "settings": {"layers": [layer]}})
 
 
+class Player:
+    """Answers one scripted answer after the other, and keeps what it was asked."""
+
+    def __init__(self, start: Any, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+        self.signed: list[str | None] = []
+        self.url = f"{start(self.respond).url}/v1"
+
+    def respond(self, asked: Any) -> Any:
+        self.asked.append(asked.json())
+        self.signed.append(asked.headers.get("Authorization"))
+        found = self.answers.pop(0) if self.answers else call("finish", FINISH)
+        found = found(self.asked[-1]) if callable(found) else found
+        return found if isinstance(found, tuple | None) else (200, found)
+
+
+def silence(body: dict[str, Any]) -> None:
+    """Let the planner wait for an answer that never comes."""
+
+
 @pytest.fixture
-def play(monkeypatch) -> Iterator[Any]:
+def play(monkeypatch, http_server) -> Any:
     monkeypatch.setenv("TEST_PLANNER_KEY", KEY)
-    players: list[Player] = []
-
-    def start(*answers: Any) -> Player:
-        players.append(Player(*answers))
-        return players[-1]
-
-    yield start
-    for player in players:
-        player.server.shutdown()
-        player.server.server_close()
+    return lambda *answers: Player(http_server, *answers)
 
 
 @pytest.fixture
@@ -102,42 +75,36 @@ def asked(settings) -> Any:
 
 
 def test_it_runs_what_the_endpoint_calls_for_and_reports(plant, play, asked, runs):
+    note = {"observation": "seen", "hypothesis": "so", "evidence": ["E1"]}
     claims = [{"claim": "7 it is", "experiments": ["E2"], "path": ["rows", "0", "loss"]}]
     claims[0]["value"] = 5.001  # type: ignore[assignment]
-    player = play(experiment(3), experiment(7), call("finish", {**FINISH, "claims": claims}))
+    finish = call("finish", {**FINISH, "claims": claims})
+    player = play(experiment(3), call("write_note", note), experiment(7), finish)
     result = run_agent(asked(player))
     assert [config.layers for config in runs] == [[3], [7]]
     assert result.metrics["claims"][0]["verdict"] == "supported"
-    assert result.metrics["spent"]["tokens"] == 330
+    assert result.metrics["spent"]["tokens"] == 440
     names = {tool["function"]["name"] for tool in player.asked[0]["tools"]}
     assert names == {"run_experiment", "read_results", "aggregate", "write_note", "finish"}
-    told = json.loads(player.asked[2]["messages"][1]["content"])
+    told = json.loads(player.asked[3]["messages"][1]["content"])
+    assert told["notes"] == [note]
     assert [e["name"] for e in told["experiments"]] == ["E2", "E1"]
     assert told["left"]["experiments"] == 18
     assert "effort" in told["kinds"]["corrupt"]["settings"]
-    assert player.signed == [f"Bearer {KEY}"] * 3
+    assert player.signed == [f"Bearer {KEY}"] * 4
     for file in result.folder.path.rglob("*.*"):
         assert KEY.encode() not in file.read_bytes()
-
-
-def test_notes_are_fed_back_as_data(plant, play, asked):
-    note = {"observation": "seen", "hypothesis": "so", "evidence": ["E1"]}
-    player = play(experiment(3), call("write_note", note))
-    run_agent(asked(player))
-    assert json.loads(player.asked[2]["messages"][1]["content"])["notes"] == [note]
 
 
 @pytest.mark.parametrize(
     ("bad", "said_back"),
     [
         ((200, b"not json at all"), "no answer to read"),
-        ((200, b""), "no answer to read"),
         ((200, {"choices": []}), "neither a tool call nor words"),
         (call("run_experiment", "{broken"), "are no JSON"),
         (call("launch", {}), "there is no tool 'launch'"),
         (call("run_experiment", {"kind": "corrupt", "settings": {"folder": "/"}}), "out of bounds"),
         (said({"content": "Let me think about it."}), "no JSON object"),
-        (call("run_experiment", "[" * 5000), "are no JSON"),
         (call("write_note", '{"observation": NaN, "hypothesis": "b"}'), "are no JSON"),
     ],
 )
@@ -181,18 +148,6 @@ def test_a_server_that_stays_away_ends_it_with_what_was_found(plant, play, asked
     assert run_agent(asked(player, attempts=1)).ended_by == "it has concluded"
 
 
-def test_a_slow_server_is_not_waited_for(plant, play, asked):
-    def slow(body: dict[str, Any]) -> Any:
-        time.sleep(3)
-        return experiment(1)
-
-    player = play(slow)
-    start = time.monotonic()
-    result = run_agent(asked(player, timeout=0.3, attempts=1))
-    assert time.monotonic() - start < 3
-    assert result.ended_by == "it has concluded"
-
-
 def test_a_wrong_key_is_one_sentence_without_the_key(plant, play, asked):
     player = play((401, {"error": {"message": f"bad key {KEY}"}}), (401, {}))
     with pytest.raises(NetworkError) as caught:
@@ -210,12 +165,6 @@ def test_no_answer_is_asked_for_that_could_overrun_tokens_or_money(plant, play, 
     result = run_agent(asked(player, budget={"money": 0.004}, **costly))
     assert result.metrics["spent"]["money"] <= 0.004
     assert "could overrun" in result.ended_by
-
-
-def test_an_endpoint_that_hides_its_usage_is_counted_for(plant, play, asked):
-    silent = {key: value for key, value in experiment(1).items() if key != "usage"}
-    result = run_agent(asked(play(silent)))
-    assert result.metrics["spent"]["tokens"] > 300
 
 
 def test_of_several_calls_at_once_the_first_is_acted_on_and_the_endpoint_is_told(
@@ -271,9 +220,12 @@ def test_a_reasoning_model_is_asked_without_what_it_refuses(plant, play, asked, 
     assert len(player.asked) == 4
 
 
-@pytest.mark.parametrize("count", [-5, True, 0, 1.5, "many", None])
+@pytest.mark.parametrize("count", [-5, True, "many", "hidden"])
 def test_a_count_that_can_be_none_is_replaced_by_the_most_it_can_be(plant, play, asked, count):
-    player = play(call("finish", FINISH, prompt_tokens=count, completion_tokens=count))
+    answer = call("finish", FINISH, prompt_tokens=count, completion_tokens=count)
+    if count == "hidden":
+        del answer["usage"]
+    player = play(answer)
     result = run_agent(asked(player, max_tokens=500))
     assert result.state.tokens_in > 1000 and result.state.tokens_out == 500
 
@@ -288,26 +240,22 @@ def test_a_huge_count_ends_it_in_order(plant, play, asked, runs):
 
 
 def test_answers_that_never_arrived_are_counted_and_fit_the_budget(plant, play, asked):
-    def slow(body: dict[str, Any]) -> Any:
-        time.sleep(1)
-        return experiment(1)
-
-    result = run_agent(asked(play(slow, slow), timeout=0.2, attempts=2, max_tokens=500))
-    assert result.state.tokens_out == 2 * 500 + 10
-    player = play(*[slow] * 9)
+    player = play(silence, silence, experiment(1))
+    start = time.monotonic()
+    result = run_agent(asked(player, timeout=0.2, attempts=2, max_tokens=500))
+    # A question that was not answered costs as much as it can have cost.
+    assert result.state.tokens_out == 2 * 500 + 20
+    player = play(*[silence] * 9)
     budget = {"tokens": 12_000}
     result = run_agent(asked(player, budget=budget, timeout=0.2, attempts=9, max_tokens=501))
     assert result.metrics["spent"]["tokens"] <= 12_000 and "could overrun" in result.ended_by
     assert len(player.asked) < 9
+    assert time.monotonic() - start < 6
 
 
 def test_waiting_for_an_answer_ends_with_the_seconds(plant, play, asked):
-    def slow(body: dict[str, Any]) -> Any:
-        time.sleep(3)
-        return experiment(1)
-
     start = time.monotonic()
-    result = run_agent(asked(play(slow), budget={"seconds": 0.5}, timeout=60.0))
+    result = run_agent(asked(play(silence), budget={"seconds": 0.5}, timeout=60.0))
     assert time.monotonic() - start < 2.5
     assert result.ended_by == "its budget of seconds is spent"
     assert result.metrics["spent"]["tokens"] > 1000

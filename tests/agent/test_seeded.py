@@ -8,7 +8,7 @@ import json
 import pytest
 
 from saesteer.agent import run_agent
-from saesteer.agent.seeded import SeededPlanner, _cost, first_candidates
+from saesteer.agent.seeded import SeededPlanner, halving_cost
 from saesteer.utils.errors import DataError
 
 
@@ -87,13 +87,12 @@ def test_a_metric_that_is_not_there_names_what_is(plant, settings):
         look_up({"rows": [], "effort": 1}, ["nothing"])
 
 
-@pytest.mark.parametrize(("keep", "rungs"), itertools.product((0.2, 0.34, 0.5), (1, 2, 3)))
-def test_the_first_rung_is_as_large_as_the_budget_allows(keep, rungs):
-    space = {"x": list(range(50))}
-    first = first_candidates(
-        space, together=False, keep=keep, experiments=20, n_rungs=rungs, seed=0
-    )
-    assert _cost(len(first), rungs, keep) <= 20 < _cost(len(first) + 1, rungs, keep)
+@pytest.mark.parametrize(("keep", "rungs"), itertools.product((0.2, 0.34, 0.5), (1, 3)))
+def test_the_first_rung_is_as_large_as_the_budget_allows(keep, rungs, settings):
+    more = {"fidelity": "layers", "rungs": [[n] for n in range(rungs)]}
+    search = single(parameters={"effort": list(range(50))}, keep=keep, **more)
+    first = len(SeededPlanner(settings(search=search)).first)
+    assert halving_cost(first, rungs, keep) <= 20 < halving_cost(first + 1, rungs, keep)
 
 
 def test_the_same_seed_writes_the_same_journal(plant, settings, tmp_path):

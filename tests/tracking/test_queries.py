@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from saesteer.tracking.export import export_runs
+from saesteer.tracking import Run
 from saesteer.tracking.queries import (
     MISSING,
     aggregate,
-    differences,
-    field_of,
     filter_runs,
-    flatten,
     markdown_table,
-    metrics_side_by_side,
-    parse_predicate,
+    side_by_side,
     sort_runs,
 )
-from saesteer.tracking.stored_run import StoredRun
 from saesteer.utils.errors import ConfigError
 
 
-def run(number: int, effect: Any = 0.0, **more: Any) -> StoredRun:
+def run(number: int, effect: Any = 0.0, **more: Any) -> Run:
     config = {"model": {"name": "smollm2" if number % 2 else "gpt2"}, "seed": number, "site": None}
     facts: dict[str, Any] = {
         "id": f"{number:08x}",
@@ -40,7 +33,7 @@ def run(number: int, effect: Any = 0.0, **more: Any) -> StoredRun:
         "started": f"2026-11-{number + 10}T10:00:00+0000",
         "tags": ("persona", f"t{number}"),
     }
-    return StoredRun(**{**facts, **more})
+    return Run(**{**facts, **more})
 
 
 RUNS = [
@@ -58,35 +51,26 @@ RUNS = [
         ("config.model.name=smollm2", [1, 3, 5]),
         ("config.model.name!=smollm2", [2, 4]),
         ("metrics.effect>0.1", [2]),
-        ("metrics.effect>=1e-1", [1, 2]),
-        ("metrics.effect < 0", [5]),
         ("metrics.effect<=0.3", [1, 2, 5]),
         ("metrics.effect=null", [3]),
         ("metrics.effect!=null", [1, 2, 4, 5]),
         ("metrics.effect exists", [1, 2, 3, 5]),
         ("metrics.effect missing", [4]),
-        ("metrics.effect=0.30", [2]),
         ("metrics.effect in 0.1, 0.3", [1, 2]),
         ("metrics.effect not in (0.1,0.3)", [3, 4, 5]),
         ("config.seed in 2,4,9", [2, 4]),
-        ("status=finished", [1, 2, 3, 4]),
         ("status in failed,killed", [5]),
         ("tags=persona", [1, 2, 3, 4, 5]),
         ("tags~T3", [3]),
         ("tags!~t3", [1, 2, 4, 5]),
         ("notes~again", [5]),
-        ("error~site", [5]),
         ("id=00000002", [2]),
         ("started>=2026-11-14", [4, 5]),
-        ("started<2026-11-12", [1]),
         ('name="n2"', [2]),
         ("name>n3", [4, 5]),
-        ("metrics.fit.r2>0.25", [3, 5]),
         ("config.site=null", [1, 2, 3, 4, 5]),
-        ("config.site=None", [1, 2, 3, 4, 5]),
         ('config.site="null"', []),
         ("metrics.effect>high", []),
-        ("config.seed=1 or config.seed=4", [1, 4]),
         ("status=failed or config.seed>1 and config.seed<4", [2, 3, 5]),
         ("(status=failed or config.seed>1) and config.seed<4", [2, 3]),
         ("((config.seed in (1,2)) and (tags~t1 or tags~t2))and status=finished", [1, 2]),
@@ -96,12 +80,12 @@ RUNS = [
     ],
 )
 def test_a_condition_keeps_the_runs_that_meet_it(text, numbers):
-    kept = filter_runs(RUNS, [parse_predicate(text)])
+    kept = filter_runs(RUNS, [text])
     assert [int(r.id, 16) for r in kept] == numbers
 
 
 def test_conditions_are_met_together():
-    both = [parse_predicate("config.model.name=smollm2"), parse_predicate("metrics.effect exists")]
+    both = ["config.model.name=smollm2", "metrics.effect exists"]
     assert [r.name for r in filter_runs(RUNS, both)] == ["n1", "n3", "n5"]
     assert filter_runs(RUNS, []) == RUNS
     assert filter_runs([], both) == []
@@ -114,11 +98,9 @@ def test_conditions_are_met_together():
         ("=finished", "names no field"),
         ("status=", "names no value; write null"),
         ("status in", "names no value"),
-        ("status in ,", "names no value"),
         ("status exists now", "nothing may stand behind exists"),
         ("metrics.efect>1", r"did you mean metrics.effect\?"),
         ("model.name=gpt2", r"no run has a field 'model.name'; did you mean config.model.name\?"),
-        ("effect>0", r"did you mean metrics.effect\?"),
         ("zzzzzzz=1", "saesteer runs show"),
         ("status=failed or (kind=run and efect>1)", "no run has a field 'efect'"),
         ("notes~salt and pepper", "'pepper' has no operator.*quote a value"),
@@ -128,17 +110,12 @@ def test_conditions_are_met_together():
 )
 def test_a_condition_that_cannot_be_read_is_one_sentence(text, told):
     with pytest.raises(ConfigError, match=told):
-        filter_runs(RUNS, [parse_predicate(text)])
+        filter_runs(RUNS, [text])
 
 
-def test_a_missing_field_is_not_a_null_one():
-    values = {"a": {"b": None, "c.d": 3, "e": {}}, "a.x": 1}
-    assert field_of(values, "a.b") is None
-    assert field_of(values, "a.z") is MISSING
-    assert field_of(values, "a.b.c") is MISSING
-    assert field_of(values, "a.c.d") == 3
-    assert field_of(values, "a.x") == 1
-    assert flatten(values) == {"a.b": None, "a.c.d": 3, "a.e": {}, "a.x": 1}
+def test_keys_may_hold_dots_themselves():
+    dotted = [run(1, config={"a": {"b": None, "c.d": 3}})]
+    assert filter_runs(dotted, ["config.a.c.d=3", "config.a.b=null", "config.a.z missing"])
 
 
 def test_runs_are_sorted_with_those_that_lack_the_field_last():
@@ -189,31 +166,10 @@ def test_the_table_is_markdown_that_any_reader_takes():
     assert markdown_table([]) == ""
 
 
-def test_only_what_differs_is_compared_and_all_that_was_found():
-    one, two = run(1, 0.5), run(3, 0.7)
-    assert differences([one, two]) == {"seed": [1, 3]}
-    assert differences([one, one]) == {}
-    other = run(2, 0.7, config={"seed": 1})
-    assert differences([one, other]) == {
-        "model.name": ["smollm2", MISSING],
-        "site": [None, MISSING],
-    }
-    assert metrics_side_by_side([one, two]) == {"effect": [0.5, 0.7], "fit.r2": [0.1, 0.3]}
-
-
-def test_exports_hold_what_was_recorded(tmp_path):
-    runs = [*RUNS, run(6, float("1e300"), config={"seed": "six", "list": [1, {"a": 2}]})]
-    frame = pd.read_parquet(export_runs(runs, tmp_path / "runs.parquet"))
-    assert list(frame["id"]) == [r.id for r in runs]
-    assert frame["metrics.effect"].dropna().tolist() == [0.1, 0.3, -0.5, 1e300]
-    assert frame["config.seed"].tolist() == ["1", "2", "3", "4", "5", "six"]
-    assert json.loads(frame["config.list"].iloc[-1]) == [1, {"a": 2}]
-    table = pd.read_csv(export_runs(runs, tmp_path / "runs.csv"), dtype={"id": str})
-    assert list(table["id"]) == [r.id for r in runs]
-    assert table["metrics.fit.r2"].dropna().tolist() == [0.1, 0.2, 0.3, 0.5, 0.6]
-    whole = json.loads(export_runs(runs, tmp_path / "runs.json").read_text())
-    assert whole[0]["config"] == runs[0].config
-    assert len(json.loads(export_runs([], tmp_path / "none.json").read_text())) == 0
-    export_runs([], tmp_path / "none.csv")
-    with pytest.raises(ConfigError, match="does not end in"):
-        export_runs(runs, tmp_path / "runs.xlsx")
+def test_settings_stand_side_by_side_and_only_what_differs_if_wanted():
+    one, other = run(1, 0.5).config, {"seed": 1}
+    assert side_by_side([one, run(3).config], differing=True) == {"seed": [1, 3]}
+    assert side_by_side([one, one], differing=True) == {}
+    differing = {"model.name": ["smollm2", MISSING], "site": [None, MISSING]}
+    assert side_by_side([one, other], differing=True) == differing
+    assert side_by_side([one, other])["seed"] == [1, 1]

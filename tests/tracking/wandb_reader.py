@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +74,17 @@ def _key(item: Any) -> str:
     return item.key or ".".join(item.nested_key)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class WandbService:
+    """Answers as W&B's server, for as long as its `mode` is ok; else with 500, or not at all."""
 
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+    def __init__(self, mode: str = "ok") -> None:
+        self.mode = mode
 
-    def _answer(self) -> None:
-        server: Any = self.server
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        server.asked.append((self.path, body))
-        if server.mode == "hang":
-            time.sleep(30)
-            return
-        answer = json.dumps(_graphql(body) if self.path == "/graphql" else {}).encode()
-        self.send_response(500 if server.mode == "500" else 200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    do_GET = do_POST = do_PUT = _answer
+    def __call__(self, asked: Any) -> Any:
+        if self.mode == "hang":
+            return None
+        found = _graphql(asked.body) if asked.path == "/graphql" else {}
+        return (500 if self.mode == "500" else 200), found, {"Content-Type": "application/json"}
 
 
 def _graphql(body: bytes) -> dict[str, Any]:
@@ -113,19 +98,3 @@ def _graphql(body: bytes) -> dict[str, Any]:
     if name and name[1] == "CreateRunFiles":
         return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}}
     return {"data": {"model": None}}
-
-
-@contextmanager
-def wandb_server(mode: str) -> Iterator[Any]:
-    """Run a server that begins runs and then answers as its `mode` says: ok, 500 or hang."""
-    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.mode, server.asked = mode, []
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    server.handle_error = lambda *arguments: None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()

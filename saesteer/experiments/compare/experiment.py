@@ -32,7 +32,7 @@ from saesteer.experiments.context import cpu_threads
 from saesteer.experiments.numbers import compare_numbers
 from saesteer.experiments.results import REPORT, Results
 from saesteer.methods.registry import method_entry
-from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
+from saesteer.tracking import RecordedRun, recorded_run, run_id
 from saesteer.utils.progress import Task
 from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record
 from saesteer.utils.settings import TrackingSettings
@@ -168,7 +168,6 @@ def _recorded_persona(
         parent=parent,
         # The comparison that they are a part of is what W&B is told.
         wandb=TrackingSettings(wandb="off"),
-        root=Path(plan.config.folder),
         progress=bench.progress,
     ) as recorded:
         yield recorded

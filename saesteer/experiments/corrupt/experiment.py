@@ -13,7 +13,7 @@ from saesteer.experiments.corrupt.plan import CorruptPlan, Programs, Shape, expa
 from saesteer.experiments.corrupt.settings import CorruptConfig
 from saesteer.experiments.corrupt.summary import loss_table, run_metrics, token_changes
 from saesteer.experiments.results import REPORT, Results
-from saesteer.tracking.recording import RecordedRun
+from saesteer.tracking import RecordedRun
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.run_folder import finite
 

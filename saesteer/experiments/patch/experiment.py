@@ -25,7 +25,7 @@ from saesteer.experiments.patch.run_metrics import run_metrics
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import REPORT, Results
 from saesteer.report.patching_figures import Heatmap
-from saesteer.tracking.recording import RecordedRun
+from saesteer.tracking import RecordedRun
 from saesteer.utils.run_folder import finite
 
 

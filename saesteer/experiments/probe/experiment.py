@@ -19,7 +19,7 @@ from saesteer.experiments.probe.training import (
 )
 from saesteer.experiments.results import REPORT, Results
 from saesteer.probes.probe_set import FILE_NAME, ProbeSet
-from saesteer.tracking.recording import RecordedRun
+from saesteer.tracking import RecordedRun
 from saesteer.utils.run_folder import environment_record, write_record
 
 SCORES = "scores.json"

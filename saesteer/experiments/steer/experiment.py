@@ -39,7 +39,7 @@ from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts,
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate
 from saesteer.steering.divergence import DivergenceMeter
-from saesteer.tracking.recording import RecordedRun
+from saesteer.tracking import RecordedRun
 from saesteer.utils.array_cache import content_key
 from saesteer.utils.errors import MismatchError, SteeringError
 from saesteer.utils.run_folder import environment_record, finite, write_record

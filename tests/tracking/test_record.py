@@ -7,30 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from saesteer.tracking.liveness import Heartbeat, present_status, process_record
-from saesteer.tracking.recording import recorded_run, run_id
+from saesteer.tracking import find_run, list_runs, recorded_run, run_id
+from saesteer.tracking.liveness import present_status, process_record
 from saesteer.tracking.redaction import names_a_secret, redact, redact_command
-from saesteer.tracking.store import RunStore
 from saesteer.utils.errors import OutputError, SteeringError
-from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
-
-
-class Said(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def record(folder: RunFolder) -> dict:
@@ -42,7 +27,7 @@ def test_a_run_is_running_inside_and_finished_after(folder, root):
         inside = record(folder)
         assert inside["status"] == "running"
         assert (inside["pid"], inside["ended"]) == (os.getpid(), None)
-        assert RunStore(root).find(run.id).status == "running"
+        assert find_run(root, run.id).status == "running"
     after = record(folder)
     assert (after["status"], after["kind"], after["name"]) == ("finished", "run", "kind")
     assert after["config"] == {"seed": 3}
@@ -50,7 +35,7 @@ def test_a_run_is_running_inside_and_finished_after(folder, root):
     assert after["ended"] >= after["started"]
     assert after["versions"]["torch"]
     assert len(run.id) == 8 and run_id(folder) == run.id
-    (stored,) = RunStore(root).runs()
+    (stored,) = list_runs(root)
     assert (stored.id, stored.status) == (run.id, "finished")
 
 
@@ -94,7 +79,7 @@ def test_how_a_run_ends_is_written_down_and_the_error_goes_on(error, status, mes
         with recorded_run(folder, kind="run", name="kind") as run:
             run.summary({"effect": 1.0})
             raise error
-    (stored,) = RunStore(root).runs()
+    (stored,) = list_runs(root)
     assert stored.status == status
     assert (stored.error is None) if message is None else str(stored.error).startswith(message)
     assert stored.metrics == {"effect": 1.0}
@@ -106,7 +91,7 @@ def test_what_was_refused_before_it_began_leaves_nothing(folder, root):
         with recorded_run(folder, kind="run", name="kind"):
             raise SteeringError("model and SAE do not fit; choose others.")
     assert not folder.path.exists()
-    assert RunStore(root).runs() == []
+    assert list_runs(root) == []
 
 
 def test_a_run_gone_on_with_is_the_same_run(folder, root):
@@ -129,7 +114,7 @@ def test_a_run_gone_on_with_is_the_same_run(folder, root):
     assert after["seconds"]["reading"] > begun["seconds"]["reading"]
     assert after["wall_seconds"] > begun["wall_seconds"]
     assert after["group"] == "sweep"
-    assert len(RunStore(root).runs()) == 1
+    assert len(list_runs(root)) == 1
 
 
 def test_a_killed_run_is_shown_as_killed(tmp_path):
@@ -137,7 +122,7 @@ def test_a_killed_run_is_shown_as_killed(tmp_path):
         "import sys, time\n"
         "from pathlib import Path\n"
         "from saesteer.utils.run_folder import RunFolder\n"
-        "from saesteer.tracking.recording import recorded_run\n"
+        "from saesteer.tracking import recorded_run\n"
         "with recorded_run(RunFolder(Path(sys.argv[1])), kind='run', name='k') as run:\n"
         "    with run.stage('reading'):\n"
         "        print('in', flush=True)\n"
@@ -147,16 +132,15 @@ def test_a_killed_run_is_shown_as_killed(tmp_path):
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "in\n"
-        store = RunStore(tmp_path / "runs")
-        assert store.runs()[0].status == "running"
+        assert list_runs(tmp_path / "runs")[0].status == "running"
         process.kill()
         process.wait()
-    (killed,) = store.runs()
+    (killed,) = list_runs(tmp_path / "runs")
     assert killed.status == "killed"
     assert killed.record["stage"] == "reading"
     with recorded_run(RunFolder(folder), kind="run", name="k") as run:
         assert run.id == killed.id
-    assert store.runs()[0].status == "finished"
+    assert list_runs(tmp_path / "runs")[0].status == "finished"
 
 
 def test_another_process_of_the_same_number_is_not_the_run():
@@ -168,15 +152,6 @@ def test_another_process_of_the_same_number_is_not_the_run():
     assert present_status(elsewhere, time.time()) == "running"
     assert present_status(elsewhere, time.time() - 3600) == "killed"
     assert present_status({"status": "finished"}, 0) == "finished"
-
-
-def test_a_heartbeat_touches_the_file_until_it_ends(tmp_path):
-    file = tmp_path / "run.json"
-    file.write_text("{}")
-    os.utime(file, (0, 0))
-    with Heartbeat(file, 0.01):
-        time.sleep(0.2)
-    assert time.time() - file.stat().st_mtime < 10
 
 
 def test_secrets_are_nowhere(folder, root, monkeypatch):
@@ -214,22 +189,7 @@ def test_what_looks_like_a_secret_by_name_and_what_does_not():
     assert redact("Authorization: Bearer abcdefgh12", {}) == "Authorization: ***"
 
 
-def test_a_store_that_cannot_be_written_costs_one_line_and_no_result(folder, monkeypatch, tmp_path):
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("no database, and long enough to be none " * 10)
-    said = Said()
-    monkeypatch.setenv("SAESTEER_STORE", str(in_the_way))
-    with recorded_run(folder, kind="run", name="kind", progress=said) as run:
-        run.summary({"effect": 0.5})
-    assert record(folder)["status"] == "finished"
-    assert record(folder)["metrics"] == {"effect": 0.5}
-    (line,) = said.lines
-    assert line.startswith("warning: ") and str(in_the_way) in line
-    assert in_the_way.read_text().startswith("no database")
-
-
-def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch):
-    said = Said()
+def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch, said):
     with recorded_run(folder, kind="run", name="kind", progress=said) as run:
 
         def full(self, name, write):
@@ -248,11 +208,10 @@ def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch):
     )]  # fmt: skip
 
 
-def test_without_progress_a_warning_is_pythons(folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("SAESTEER_STORE", str(tmp_path))
-    with pytest.warns(UserWarning, match="the run's folder has everything"):
-        with recorded_run(folder, kind="run", name="kind"):
-            pass
+def test_without_progress_a_warning_is_pythons(folder):
+    with pytest.warns(UserWarning, match="note is empty"):
+        with recorded_run(folder, kind="run", name="kind") as run:
+            run.note(" ")
 
 
 def test_a_new_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path):
@@ -285,26 +244,3 @@ def test_tracking_is_no_setting_of_the_run(folder):
         pass
     assert "tracking" not in record(folder)["config"]
     assert (record(folder)["tags"], record(folder)["group"]) == (["t"], "g")
-
-
-def test_digests_of_every_configuration_leave_tracking_out(tmp_path):
-    from saesteer.experiments.compare.config import CompareConfig
-    from saesteer.experiments.probe.config import ProbeConfig
-    from saesteer.experiments.train_sae import training_folder
-    from saesteer.saes.settings import SaeTrainingConfig
-    from saesteer.utils.settings import TrackingSettings, parse_config
-
-    tracked = {"tracking": {"wandb": False, "project": "p", "tags": ["t"]}}
-    probes = [ProbeConfig.model_validate({"name": "a", **more}) for more in ({}, tracked)]
-    assert probes[0].digest() == probes[1].digest()
-    assert probes[1].tracking.wandb == "off"
-    base = {"name": "a", "personas": ["x"], "methods": ["attributed_sae", "difference_in_means"]}
-    compares = [
-        parse_config({**base, **more}, kind=CompareConfig, place="x") for more in ({}, tracked)
-    ]
-    assert len({c.persona_digest(c.personas[0]) for c in compares}) == 1
-    sae: dict[str, Any] = {"site": "blocks.1.hook_resid_post", "corpus": [{"path": "x.txt"}]}
-    trainings = [SaeTrainingConfig.model_validate({**sae, **more}) for more in ({}, tracked)]
-    folders = set(map(training_folder, trainings))
-    assert len(folders) == 1 and Path("runs/sae") in next(iter(folders)).parents
-    assert TrackingSettings().wandb is None

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from saesteer.tracking.redaction import redact
-from saesteer.tracking.wandb_calls import WandbCalls
-
-if TYPE_CHECKING:
-    from saesteer.utils.settings import TrackingSettings
+from saesteer.utils.settings import TrackingSettings
 
 INIT_SECONDS = 30.0
 FINISH_SECONDS = 90.0
+MOST_ROWS = 10_000
 HIDDEN_VARIABLES = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 _ENVIRONMENT = ("versions", "python", "machine", "git_commit", "command", "host")
-
-
-class Mirror(Protocol):
-    """What a run is told is told here too."""
-
-    def record(self) -> dict[str, Any]:
-        """Return where the copy is, for the run's record."""
-        ...
-
-    def do(self, what: str, *arguments: Any) -> None:
-        """Tell one thing; never raises and never waits."""
-        ...
-
-    def finish(self, *, failed: bool) -> None:
-        """End the copy, waiting only so long."""
-        ...
 
 
 def start_mirror(
@@ -44,7 +28,7 @@ def start_mirror(
     record: Mapping[str, Any],
     folder: Path,
     warn: Callable[[str], None],
-) -> Mirror | None:
+) -> WandbMirror | None:
     """Begin a run's copy at W&B; None where it was not asked for.
 
     Args:
@@ -88,23 +72,15 @@ class WandbMirror:
         mode: "online" or "offline".
         arguments: For `wandb.init`.
         warn: Is told the first thing that goes wrong; the rest would say the same.
-        init_seconds: How long W&B may take to begin.
-        finish_seconds: How long the end of the run waits for what is still to be sent.
     """
 
     def __init__(
-        self,
-        mode: str,
-        arguments: Mapping[str, Any],
-        warn: Callable[[str], None],
-        *,
-        init_seconds: float | None = None,
-        finish_seconds: float | None = None,
+        self, mode: str, arguments: Mapping[str, Any], warn: Callable[[str], None]
     ) -> None:
         self._mode, self._arguments = mode, dict(arguments)
         self._warn = warn
-        self._init_seconds = init_seconds or _seconds("WANDB_INIT_TIMEOUT", INIT_SECONDS)
-        self._finish_seconds = finish_seconds or _seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS)
+        self._init_seconds = _seconds("WANDB_INIT_TIMEOUT", INIT_SECONDS)
+        self._finish_seconds = _seconds("WANDB_FINISH_TIMEOUT", FINISH_SECONDS)
         self._queue: SimpleQueue[tuple[str, tuple[Any, ...]]] = SimpleQueue()
         self._warned = False
         self._place: dict[str, str | None] = {"url": None, "folder": None}
@@ -112,7 +88,7 @@ class WandbMirror:
         self._thread.start()
 
     def record(self) -> dict[str, Any]:
-        """Return mode, run id, project, and the address and folder once W&B has given them."""
+        """Return mode, id, project, and address and folder once W&B has given them."""
         return {
             "mode": self._mode,
             "id": self._arguments["id"],
@@ -140,13 +116,13 @@ class WandbMirror:
             return
         with suppress(Exception):
             self._place = {"url": run.url, "folder": str(run.settings.sync_dir)}
-        calls = WandbCalls(run)
+        calls = _Calls(run)
         while True:
             what, arguments = self._queue.get()
             if what == "finish":
                 break
             try:
-                calls.tell(what, *arguments)
+                getattr(calls, what)(*arguments)
             except Exception as error:
                 self._trouble(f"{what}: {_short(error)}")
         started = time.monotonic()
@@ -207,6 +183,98 @@ class WandbMirror:
             f"W&B could not be told everything ({reason}); the run's folder has all of it, and "
             f"wandb sync {self._arguments['dir']}/wandb/{runs} uploads it later."
         )
+
+
+class _Calls:
+    """W&B's calls for what a run says; methods have the names and arguments of `RecordedRun`."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._defined: set[str] = set()
+        self._no_answer = False
+
+    def timings(self, seconds: Mapping[str, float]) -> None:
+        self._run.summary.update({"seconds": dict(seconds)})
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        self._run.summary.update(dict(metrics))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        values = {key: value for key, value in record.items() if value is not None}
+        if "step" in values:
+            self._define("step", hidden=True)
+            for name in values.keys() - {"step"}:
+                self._define(name, step_metric="step")
+        self._run.log(values)
+
+    def curve(self, name: str, points: Sequence[Mapping[str, Any]], x: str) -> None:
+        axis = f"{name}/{x}"
+        self._define(axis, hidden=True)
+        self._define(f"{name}/*", step_metric=axis)
+        for point in points:
+            self._run.log({f"{name}/{k}": v for k, v in point.items() if v is not None})
+
+    def table(self, name: str, frame: Any) -> None:
+        """Log a table's first 10,000 rows; one without any is left out."""
+        import pandas as pd
+        import wandb
+
+        data = frame if isinstance(frame, pd.DataFrame) else pd.DataFrame(list(frame))
+        if data.empty or self._no_answer:
+            return
+        rows: list[Any] = [
+            [_cell(value) for value in row] for row in data.head(MOST_ROWS).to_numpy(object)
+        ]
+        columns: list[Any] = [str(column) for column in data.columns]
+        made = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        self._ask(lambda: self._run.log({f"tables/{name}": made}))
+
+    def figure(self, name: str, figure: Any) -> None:
+        import wandb
+
+        if not isinstance(figure, str | Path):
+            shown: Any = wandb.Plotly(figure)
+        elif Path(figure).suffix.lower() in (".html", ".htm"):
+            shown = wandb.Html(Path(figure).read_text(encoding="utf-8"), inject=False)
+        else:
+            shown = wandb.Image(str(figure))
+        self._run.log({f"figures/{name}": shown})
+
+    def artifact(self, name: str, path: Path, kind: str) -> None:
+        """Log a file or a folder, without a copy on this disk."""
+        import wandb
+
+        if self._no_answer:
+            return
+        called = re.sub(r"[^A-Za-z0-9._-]", "-", f"{self._run.name or self._run.id}-{name}")
+        made = wandb.Artifact(called[:128], kind)
+        add = made.add_dir if path.is_dir() else made.add_file
+        add(str(path), policy="immutable", skip_cache=True)
+        self._ask(lambda: self._run.log_artifact(made))
+
+    def _ask(self, call: Callable[[], Any]) -> None:
+        # These calls ask the server first, and wait long when it is silent: once is enough.
+        self._no_answer = True
+        call()
+        self._no_answer = False
+
+    def _define(self, name: str, **how: Any) -> None:
+        if name not in self._defined:
+            self._defined.add(name)
+            self._run.define_metric(name, **how)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return redact(value)
+    if isinstance(value, float):
+        return None if value != value else float(value)
+    if hasattr(value, "tolist"):
+        return _cell(value.tolist())
+    try:
+        return json.dumps(redact(value))
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _init_arguments(

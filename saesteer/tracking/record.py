@@ -1,8 +1,9 @@
-"""Recording a run: what it is, how it went and what came of it, in its folder and beyond."""
+"""Recording a run: what it is, how it went and what came of it, in its folder and at W&B."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,18 +15,18 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from saesteer.tracking.liveness import Heartbeat, process_record
-from saesteer.tracking.notes import Note, append_note
 from saesteer.tracking.redaction import redact, redact_command, redact_text
+from saesteer.tracking.runs import RECORD, Note, add_note
 from saesteer.utils.errors import OutputError, SaesteerError
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, environment_record, write_record
+from saesteer.utils.settings import TrackingSettings
 from saesteer.utils.values import merged, plain, scalars
 
 if TYPE_CHECKING:
-    from saesteer.tracking.wandb_run import Mirror
-    from saesteer.utils.settings import TrackingSettings
+    from saesteer.tracking.wandb import WandbMirror
 
-RECORD, LOG, WANDB = "run.json", "log.jsonl", "wandb"
+LOG, WANDB = "log.jsonl", "wandb"
 
 
 class RecordedRun:
@@ -48,15 +49,11 @@ class RecordedRun:
         self._metrics: dict[str, Any] = dict(record.get("metrics") or {})
         self._artifacts: dict[str, str] = dict(record.get("artifacts") or {})
         self._warn = warn
-        self._mirror: Mirror | None = None
+        self._mirror: WandbMirror | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; a stage that is entered again, or by a later resumption, adds up.
-
-        Args:
-            name: What it is called.
-        """
+        """Time a stage; a stage that is entered again, or by a later resumption, adds up."""
         start = time.perf_counter()
         self._update(stage=name)
         try:
@@ -110,21 +107,11 @@ class RecordedRun:
             self.folder.write_json(name, redact(plain(value)))
 
     def table(self, name: str, frame: Any) -> None:
-        """Show a table at W&B.
-
-        Args:
-            name: Its name.
-            frame: A pandas DataFrame, or a list of mappings.
-        """
+        """Show a table at W&B: a pandas DataFrame, or a list of mappings."""
         self._mirrored("table", name, frame)
 
     def figure(self, name: str, figure: Any) -> None:
-        """Show a figure at W&B.
-
-        Args:
-            name: Its name.
-            figure: A Plotly figure, or the path of an HTML page or a picture.
-        """
+        """Show a figure at W&B: a Plotly figure, or the path of an HTML page or a picture."""
         self._mirrored("figure", name, figure)
 
     def artifact(self, name: str, path: str | Path, kind: str = "result") -> None:
@@ -156,17 +143,9 @@ class RecordedRun:
     def note(self, note: Note) -> None:
         """Append a note, with the time: text, or named parts."""
         try:
-            append_note(self.folder.path, note)
+            add_note(self.folder.path, note)
         except SaesteerError as error:
             self._warn(str(error))
-
-    def is_bare(self) -> bool:
-        """Return whether nothing has come of the run yet but its record, and W&B's copy of it."""
-        try:
-            files = {file.name for file in self.folder.path.iterdir()}
-        except OSError:
-            return False
-        return files <= {RECORD, WANDB} and not self._metrics
 
     def _update(self, **changes: Any) -> None:
         with self._warned():
@@ -184,6 +163,14 @@ class RecordedRun:
         if self._mirror is not None:
             self._mirror.do(what, *arguments)
 
+    def _is_bare(self) -> bool:
+        """Return whether nothing has come of the run yet but its record, and W&B's copy of it."""
+        try:
+            files = {file.name for file in self.folder.path.iterdir()}
+        except OSError:
+            return False
+        return files <= {RECORD, WANDB} and not self._metrics
+
 
 @contextmanager
 def recorded_run(
@@ -196,15 +183,14 @@ def recorded_run(
     group: str | None = None,
     parent: str | None = None,
     wandb: TrackingSettings | None = None,
-    root: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[RecordedRun]:
     """Record what runs inside, from "running" to "finished", "failed" or "stopped".
 
-    The folder's `run.json` is the truth; the local store beside the folder and W&B, where asked
-    for, are told. Neither of them can make the run fail. A folder that is entered again stays the
-    same run: its id, its start and what it has found are kept. A new folder in which nothing was
-    made before an error of ours, such as a model and an SAE that do not fit, is taken away again.
+    The folder's `run.json` is the truth; W&B, where asked for, is told, and cannot make the run
+    fail. A folder that is entered again stays the same run: its id, its start and what it has
+    found are kept. A new folder in which nothing was made before an error of ours, such as a model
+    and an SAE that do not fit, is taken away again.
 
     Args:
         folder: The run's folder; made if it is not there.
@@ -215,7 +201,6 @@ def recorded_run(
         group: What it belongs to, such as a sweep's id; `wandb.group` if None.
         parent: The id of the run that it is a part of.
         wandb: The settings `tracking` of a configuration; WANDB_ variables alone decide if None.
-        root: The folder whose `index.sqlite` lists the run; see `root_of` if None.
         progress: Where warnings are said; Python's warnings if None.
 
     Yields:
@@ -224,63 +209,59 @@ def recorded_run(
     Raises:
         OutputError: A new folder cannot be made, or the record of an old one is damaged.
     """
-    from saesteer.utils.settings import TrackingSettings
-
     settings = wandb or TrackingSettings()
     warn = _warner(progress)
-    earlier = _begin(folder)
-    facts = {
+    earlier = _earlier_record(folder)
+    in_group = os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID")
+    now = {
+        **environment_record(),
+        "id": earlier.get("id") or token_hex(4),
         "kind": kind,
         "name": name,
         "tags": sorted({*tags, *settings.tags, *(earlier.get("tags") or ())}),
-        "group": group or settings.group or _environment_group() or earlier.get("group"),
+        "group": group or settings.group or in_group or earlier.get("group"),
         "parent": parent or earlier.get("parent"),
         "config": {k: v for k, v in plain(config or {}).items() if k != "tracking"},
+        "status": "running",
+        "error": None,
+        "stage": None,
+        "ended": None,
+        **process_record(),
     }
-    started = {key: earlier[key] for key in ("started",) if key in earlier}
-    now = {**environment_record(), **_start_record(earlier), **redact(facts)}
-    record = {**earlier, **now, **started}
+    record = {**earlier, **redact(now), "command": redact_command(sys.argv)}
     run = RecordedRun(folder, record, warn)
     with run._warned():
         write_record(folder, record)
-    _tell_store(root, folder, warn)
     run._mirror = _mirror(settings, record, folder, warn)
     if run._mirror is not None:
         run._update(wandb=run._mirror.record())
     start, status, message, refused = time.perf_counter(), "finished", None, False
     before = float(earlier.get("wall_seconds") or 0.0)
     try:
-        with Heartbeat(folder.path / RECORD):
+        with Heartbeat(lambda: os.utime(folder.path / RECORD)):
             yield run
-    except KeyboardInterrupt:
-        status = "stopped"
-        raise
     except Exception as error:
         status, message = "failed", _sentence(error)
-        refused = isinstance(error, SaesteerError) and not earlier and run.is_bare()
+        refused = isinstance(error, SaesteerError) and not earlier and run._is_bare()
         raise
     except BaseException:
-        # A generator that is closed, or an exit that somebody asked for.
+        # Ctrl-C, a generator that is closed, or an exit that somebody asked for.
         status = "stopped"
         raise
     finally:
-        run._update(
-            status=status,
-            error=message,
-            stage=None,
-            ended=_now(),
-            wall_seconds=round(before + time.perf_counter() - start, 2),
-        )
+        spent = round(before + time.perf_counter() - start, 2)
+        ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        run._update(status=status, error=message, stage=None, ended=ended, wall_seconds=spent)
         if run._mirror is not None:
             # It writes into the folder to the last.
             run._mirror.finish(failed=status != "finished")
         if refused:
             # What does not fit together was never a run; nothing of it is left behind.
             shutil.rmtree(folder.path, ignore_errors=True)
-        else:
-            if run._mirror is not None:
-                _say_where(run, run._mirror.record(), progress)
-            _tell_store(root, folder, warn)
+        elif run._mirror is not None:
+            run._update(wandb=run._mirror.record())
+            if progress is not None:
+                _say_where(run._mirror.record(), progress)
 
 
 def run_id(folder: RunFolder) -> str | None:
@@ -292,7 +273,7 @@ def run_id(folder: RunFolder) -> str | None:
     return str(record["id"]) if isinstance(record, dict) and record.get("id") else None
 
 
-def _begin(folder: RunFolder) -> dict[str, Any]:
+def _earlier_record(folder: RunFolder) -> dict[str, Any]:
     if not folder.has(RECORD):
         folder.create()
         return {}
@@ -305,28 +286,6 @@ def _begin(folder: RunFolder) -> dict[str, Any]:
     return earlier
 
 
-def _start_record(earlier: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": earlier.get("id") or token_hex(4),
-        "status": "running",
-        "error": None,
-        "stage": None,
-        "ended": None,
-        "command": redact_command(sys.argv),
-        **process_record(),
-    }
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _environment_group() -> str | None:
-    import os
-
-    return os.environ.get("WANDB_RUN_GROUP") or os.environ.get("WANDB_SWEEP_ID") or None
-
-
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no message"
     named = text if isinstance(error, SaesteerError) else f"{type(error).__name__}: {text}"
@@ -334,6 +293,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _warner(progress: Progress | None) -> Callable[[str], None]:
+    """Return what says a warning, each once."""
     said: set[str] = set()
 
     def warn(text: str) -> None:
@@ -349,23 +309,13 @@ def _warner(progress: Progress | None) -> Callable[[str], None]:
     return warn
 
 
-def _tell_store(root: Path | None, folder: RunFolder, warn: Callable[[str], None]) -> None:
-    try:
-        from saesteer.tracking.store import RunStore, root_of
-
-        RunStore(root or root_of(folder.path)).put(folder.path)
-    except Exception as error:
-        said = str(error) if isinstance(error, SaesteerError) else repr(error)
-        warn(f"the list of runs was not told; the run's folder has everything ({said.rstrip('.')})")
-
-
 def _mirror(
     settings: TrackingSettings,
     record: Mapping[str, Any],
     folder: RunFolder,
     warn: Callable[[str], None],
-) -> Mirror | None:
-    from saesteer.tracking.wandb_run import start_mirror
+) -> WandbMirror | None:
+    from saesteer.tracking.wandb import start_mirror
 
     try:
         return start_mirror(settings, record, folder.path, warn)
@@ -374,10 +324,7 @@ def _mirror(
         return None
 
 
-def _say_where(run: RecordedRun, place: Mapping[str, Any], progress: Progress | None) -> None:
-    run._update(wandb=dict(place))
-    if progress is None:
-        return
+def _say_where(place: Mapping[str, Any], progress: Progress) -> None:
     if place.get("url"):
         progress.say(f"W&B: {place['url']}")
     elif place.get("folder"):
