@@ -114,6 +114,8 @@ def made_up_metrics(
         "side_effects": _side_effects(rng, names, methods),
         "features": {name: _features(rng, n_features) for name in names},
         "completions": {name: _completions(rng, methods) for name in names},
+        "vectors": {name: f"vectors/{name}.safetensors" for name in names},
+        "llm_judge": [],
         "chosen": {name: {"n_features": 32, "ridge": 0.01, "layer": 10} for name in names},
         "config": {"seed": 0, "kl_targets": list(KL_TARGETS), "model": {"name": "smollm2"}},
         "seconds": {"read": 61.2, "gradients": 140.9, "fit": 22.4, "match": 803.0, "write": 402.7},
@@ -223,6 +225,7 @@ def _generation(rng, names, methods, scale) -> dict[str, Any]:
             summary.append(
                 {
                     **_with_interval("judge_range", width, 0.4),
+                    "n_personas": len(names),
                     "method": method,
                     "kl_target": kl_target,
                     "ratio": width / (3.4 * 0.38 * GAIN[kl_target]),
@@ -370,12 +373,12 @@ def _poison(metrics: dict[str, Any]) -> None:
 
 def main(folder: Path) -> None:
     """Write the metrics and their report."""
-    from saesteer.report import write_report
+    from saesteer.report.compare import compare_report
 
     folder.mkdir(parents=True, exist_ok=True)
     metrics = made_up_metrics()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    print(write_report(metrics, folder / "report.html"))
+    print(compare_report(metrics).write(folder / "report.html"))
 
 
 if __name__ == "__main__":

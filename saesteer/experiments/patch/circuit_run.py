@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from saesteer.experiments.patch.context import PatchContext
-from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.settings import CircuitSettings
 from saesteer.patching.circuits import (
     Ablation,
@@ -28,7 +27,6 @@ from saesteer.patching.circuits.ablation import role_column
 from saesteer.patching.circuits.evaluation import Faithfulness
 from saesteer.patching.prompts.batch import encode_pairs
 from saesteer.patching.reading.attention_view import check_heads
-from saesteer.report.patching_figures import Exhibit, Heatmap
 from saesteer.utils.errors import DataError
 from saesteer.utils.run_folder import finite
 
@@ -180,40 +178,3 @@ def _tested(
 
 def _faithful(found: Faithfulness) -> dict[str, float]:
     return {name: float(value) for name, value in found.summary().items()}
-
-
-def circuit_exhibits(run: PatchResults) -> Iterator[Exhibit]:
-    """Return the map of the circuit's heads by what each is needed for."""
-    if not run.folder.has(CIRCUIT):
-        return
-    record = run.folder.read_json(CIRCUIT)
-    shape = _shape(run, record)
-    values = np.full(shape, np.nan)
-    for one in record["minimality"]:
-        at = one["layer"], one["number"]
-        # A head at several positions counts by the one where it is needed most.
-        values[at] = np.fmax(values[at], one["change"])
-    nothing = np.full(shape, np.nan)
-    layers, heads = shape
-    figure = Heatmap(
-        title=f"The circuit: {record['size']} heads by what each is needed for",
-        row_title="layer",
-        rows=tuple(map(str, range(layers))),
-        column_title="head",
-        columns=tuple(map(str, range(heads))),
-        values=values,
-        low=nothing,
-        high=nothing,
-        n=np.full(shape, record["pairs"]),
-        unit=f"change of the {run.config.metric.replace('_', ' ')} without it",
-    )
-    yield Exhibit("circuit", "circuit", figure)
-
-
-def _shape(run: PatchResults, record: dict[str, Any]) -> tuple[int, int]:
-    for result in run.results.values():
-        if result.dims[:2] == ("layer", "head") and result.component == "z":
-            return len(result.coords["layer"]), len(result.coords["head"])
-    layers = max((one["layer"] for one in record["minimality"]), default=0)
-    heads = max((one["number"] for one in record["minimality"]), default=0)
-    return layers + 1, heads + 1
