@@ -91,6 +91,7 @@ def _methods(found: Comparison) -> Section:
             Column(
                 f"E at KL {target:g}",
                 lambda m, target=target: EFFECT(found.summary(m.name, target)),
+                hint="the headline KL target" if target == at else "",
                 printed=target == at,
             )
             for target in found.kl_targets

@@ -42,7 +42,7 @@ def feature_table(
         Column("description", _described, printed=True),
         Column(
             "fires +/-",
-            lambda row: " / ".join(show(row[f"firing_{side}"], ".0%") for side in SIDES),
+            lambda row: "/".join(show(row[f"firing_{side}"], ".0%") for side in SIDES),
             hint="share of texts of the positive and the negative side where it fires",
             printed=True,
         ),
@@ -124,10 +124,7 @@ def cluster_tree(
         zeroline=False,
         showline=False,
     )
-    figure.update_layout(
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 12}},
-        margin={"t": 34, "b": 46},
-    )
+    figure.update_layout(margin={"t": 34, "b": 46})
     return figure
 
 

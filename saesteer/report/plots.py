@@ -83,28 +83,17 @@ def blank(height: int, title: str = "") -> Figure:
     """Return an empty figure in the page's style, as wide as its place."""
     import plotly.graph_objects as go
 
-    layout: dict[str, Any] = {
-        "template": None,
-        "height": height + 28 * bool(title),
-        "autosize": True,
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"family": FONT}},
-        "dragmode": False,
-        "margin": {"l": 10, "r": 10, "t": 44 if title else 14, "b": 10},
-    }
+    top = 44 if title else 14
+    figure = go.Figure(layout={"template": _style(), "height": height + top, "margin": {"t": top}})
     if title:
-        heading = {"x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 12}}
-        heading |= {"font": {"size": 14}}
-        layout["title"] = {"text": plain(title, 110), **heading}
-    figure = go.Figure(layout=layout)
-    _style(figure)
+        figure.update_layout(title={"text": plain(title, 110)})
     return figure
 
 
-def _style(figure: Figure) -> None:
-    style: dict[str, Any] = {
+def _style() -> Any:
+    from plotly.graph_objects import layout
+
+    axis = {
         "gridcolor": GRID,
         "zerolinecolor": "#b9c0ca",
         "zerolinewidth": 1,
@@ -112,20 +101,34 @@ def _style(figure: Figure) -> None:
         "title": {"font": {"size": 12.5, "color": SOFT}},
         "automargin": True,
     }
-    figure.update_xaxes(**style)
-    figure.update_yaxes(**style)
-
-
-def _above(figure: Figure, n: int, **more: Any) -> None:
-    """Put a legend above the figure, below its title, where there is more than one name."""
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
+    heading = {"x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 12}}
+    return layout.Template(
+        layout={
+            "autosize": True,
+            "font": {"family": FONT, "size": 13, "color": INK},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": axis,
+            "yaxis": axis,
+            "title": {**heading, "font": {"size": 14}},
+            "legend": legend,
+            "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"family": FONT}},
+            "hovermode": "closest",
+            "dragmode": False,
+            "margin": {"l": 10, "r": 10, "t": 14, "b": 10},
+        }
+    )
+
+
+def _legend(figure: Figure, n: int, *, left: int = 62, **more: Any) -> None:
+    """Make room for a legend above the figure, where it has more than one name, and for axes."""
     rows = math.ceil(n / 3) if n > 1 else 0
-    top = 14 + 30 * bool(figure.layout.title.text) + 22 * min(1, rows)
     figure.update_layout(
         height=figure.layout.height + 19 * max(0, rows - 1),
         showlegend=n > 1,
-        legend={**legend, **more},
-        margin={"l": 62, "r": 10, "t": top, "b": 56},
+        legend=more,
+        margin={"l": left, "t": figure.layout.margin.t + 22 * min(1, rows), "b": 56},
     )
 
 
@@ -162,34 +165,32 @@ def heatmap(
     n: Float[np.ndarray, "row column"] | None = None,
     texts: Sequence[Sequence[str]] | None = None,
     colours: Colours = "difference",
-    limits: tuple[float, float] | None = None,
     downwards: bool = False,
 ) -> Figure:
-    """Draw numbers as colours; the exact ones are on hover.
+    """Draw numbers as colours, NaN as none; the exact ones are on hover.
 
     Args:
-        values: The numbers; NaN where there is none.
+        values: The numbers, what they are called in `rows` and `columns`.
         rows: The rows' labels.
         columns: The columns' labels.
         title: What is shown, above it.
         row_title: What rows are, such as "layer".
         column_title: What columns are.
         unit: What the numbers are.
-        low: Lower ends of their intervals.
-        high: Upper ends.
+        low: Lower ends of their intervals; `high` holds the upper ones.
+        high: See `low`.
         n: How many prompts each is a mean of.
         texts: What is written in the cells.
         colours: "difference" is purple to green about 0, "loss" light to dark on a log scale,
             "share" light to dark from 0 to 1.
-        limits: The numbers of the first and the last colour; those of the values if None.
         downwards: Whether the first row is at the top.
     """
     import plotly.graph_objects as go
 
     values = np.where(np.isfinite(values), values, np.nan)
     shown = np.log10(np.maximum(values, FLOOR)) if colours == "loss" else values
-    least, most = limits or _limits(shown, colours)
-    figure = blank(150 + max(110, min((26 if downwards else 17) * len(rows), 640)), title)
+    least, most = _limits(shown, colours)
+    figure = blank(136 + max(110, min((26 if downwards else 17) * len(rows), 640)), title)
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "len": 0.9}
     if unit:
         bar["title"] = {"text": plain(unit, 70), "side": "right", "font": {"size": 11.5}}
@@ -310,15 +311,13 @@ def confusions(
             hovertemplate="%{customdata}: %{text} (%{z:.0%})<extra></extra>",
         )
         figure.add_trace(trace, row=place // columns + 1, col=place % columns + 1)
-    _style(figure)
     labels = {"tickvals": list(range(len(names))), "ticktext": names, "tickfont": {"size": 9}}
-    figure.update_xaxes(**labels, showgrid=False, ticks="", automargin=False)
-    figure.update_yaxes(**labels, autorange="reversed", showgrid=False, ticks="", automargin=False)
+    axes: dict[str, Any] = {**labels, "showgrid": False, "ticks": "", "automargin": False}
+    figure.update_xaxes(**axes)
+    figure.update_yaxes(**axes, autorange="reversed")
     figure.update_annotations(font={"size": 11})
-    frame = blank(60 + 165 * lines).layout.to_plotly_json()
-    figure.update_layout({k: v for k, v in frame.items() if k not in ("xaxis", "yaxis")})
-    figure.update_layout(margin={"l": 34, "r": 10, "t": 30, "b": 30})
-    return figure
+    margin = {"l": 34, "t": 30, "b": 30}
+    return figure.update_layout(template=_style(), height=60 + 165 * lines, margin=margin)
 
 
 def lines(
@@ -348,7 +347,7 @@ def lines(
         ticks: Where x is marked; plotly's choice if empty.
         level: A dotted line across: its name and where it lies.
     """
-    figure = blank(400, title)
+    figure = blank(390, title)
     form = ".0%" if percent else "+.4f"
     for place, one in enumerate(series):
         colour, name = one.colour or SERIES[place % len(SERIES)], plain(one.name)
@@ -388,7 +387,7 @@ def lines(
         tickformat=".0%" if percent else None,
     )
     figure.update_layout(hovermode="x unified" if len(series) > 1 else "closest")
-    _above(figure, len(series) + (level is not None), traceorder="reversed")
+    _legend(figure, len(series) + (level is not None), traceorder="reversed")
     return figure
 
 
@@ -438,7 +437,7 @@ def bars(
         sideways: Bars to the right, the first label at the bottom.
         percent: Whether values are shares.
     """
-    figure = blank(90 + 34 * len(labels) if sideways else 380, title)
+    figure = blank(80 + 34 * len(labels) if sideways else 370, title)
     places = list(range(len(labels)))
     form = ".1%" if percent else "+.4f"
     for number, one in enumerate(series):
@@ -464,7 +463,7 @@ def bars(
         },
         barmode="relative",
     )
-    _above(figure, len(series))
+    _legend(figure, len(series))
     return figure
 
 
@@ -478,7 +477,7 @@ def scatter(
     size: float = 6,
 ) -> Figure:
     """Draw points, each named on hover; `diagonal` adds the line on which both axes agree."""
-    figure = blank(430, title)
+    figure = blank(400, title)
     if diagonal:
         values = [v for cloud in clouds for v in (*cloud.x, *cloud.y) if known(v)]
         ends = [min(values, default=0.0), max(values, default=1.0)]
@@ -504,8 +503,7 @@ def scatter(
         )
     figure.update_xaxes(title_text=plain(x_title, 80))
     figure.update_yaxes(title_text=plain(y_title, 80))
-    figure.update_layout(hovermode="closest")
-    _above(figure, 2)
+    _legend(figure, 2)
     return figure
 
 
@@ -524,7 +522,7 @@ def forest(
         null: For each row what chance alone did, as a band with a tick for each draw.
         x_title: What the numbers are.
     """
-    figure = blank(120 + 46 * len(rows))
+    figure = blank(96 + 46 * len(rows))
     heights = [len(rows) - 1 - place for place in range(len(rows))]
     _draw_null(figure, heights, null)
     for one in dots:
@@ -538,12 +536,7 @@ def forest(
         ticklabelstandoff=8,
     )
     figure.update_xaxes(title_text=plain(x_title, 80), zeroline=True)
-    figure.update_layout(
-        hovermode="closest",
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "reversed"},
-        margin={"t": 40, "b": 54},
-    )
+    _legend(figure, 2, left=10, traceorder="reversed")
     return figure
 
 

@@ -307,9 +307,7 @@ def parallel_figure(sweep: Record, words: Mapping[int, str]) -> Drawing:
         _draw_axis(figure, place, axis)
     figure.update_xaxes(visible=False, range=[-0.02, len(drawn) - 0.95])
     figure.update_yaxes(visible=False, range=[-0.08, 1.12])
-    figure.update_layout(
-        showlegend=False, hovermode="closest", margin={"l": 165, "r": 30, "t": 10, "b": 10}
-    )
+    figure.update_layout(showlegend=False, margin={"l": 165, "r": 30})
     return figure
 
 

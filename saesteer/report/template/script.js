@@ -6,30 +6,22 @@
   const plotly = window.Plotly;
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const colours = () => {
-    const style = getComputedStyle(document.documentElement);
-    const of = (name) => style.getPropertyValue(name).trim();
-    return { ink: of("--ink"), soft: of("--soft"), line: of("--line"), edge: of("--edge"), card: of("--card") };
-  };
   // Figures are made for a light page; what is drawn on the page's own ground follows it.
   const inPageColours = (layout) => {
-    const { ink, soft, line, edge, card } = colours();
-    const axis = (own) => ({
-      ...own,
-      gridcolor: line,
-      linecolor: line,
-      zerolinecolor: edge,
-      title: { ...own.title, font: { ...own.title?.font, color: soft } },
-    });
-    const made = { ...layout, font: { ...layout.font, color: ink } };
-    made.hoverlabel = { ...layout.hoverlabel, bgcolor: card, bordercolor: edge };
-    made.annotations = layout.annotations?.map((own) => ({
-      ...own,
-      font: { ...own.font, color: own.bgcolor ? soft : ink },
-      bgcolor: own.bgcolor && card,
-    }));
-    for (const [name, own] of Object.entries(layout)) {
-      if (/^[xy]axis/.test(name)) made[name] = axis(own);
+    const style = getComputedStyle(document.documentElement);
+    const [ink, soft, line, edge, card] = ["ink", "soft", "line", "edge", "card"].map((name) =>
+      style.getPropertyValue(`--${name}`).trim(),
+    );
+    const made = structuredClone(layout);
+    const own = made.template.layout;
+    for (const axis of [own.xaxis, own.yaxis]) {
+      Object.assign(axis, { gridcolor: line, linecolor: line, zerolinecolor: edge });
+      axis.title.font.color = soft;
+    }
+    own.font.color = ink;
+    Object.assign(own.hoverlabel, { bgcolor: card, bordercolor: edge });
+    for (const note of made.annotations ?? []) {
+      if (note.bgcolor) Object.assign(note, { bgcolor: card, font: { ...note.font, color: soft } });
     }
     return made;
   };
