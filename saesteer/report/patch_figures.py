@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,19 +138,8 @@ def shown_token(token: str) -> str:
 
 def one_prompt(result: PatchResult, pair: int, scale: Scale) -> Figure:
     """Draw one pair's own effects, its own tokens on the axis."""
-    single = PatchResult(
-        result.method,
-        result.component,
-        result.mode,
-        result.metric,
-        result.dims,
-        result.coords,
-        result.values[pair : pair + 1],
-        result.clean[pair : pair + 1],
-        result.corrupted[pair : pair + 1],
-        result.pairs[pair : pair + 1],
-        result.tokens[pair : pair + 1],
-    )
+    parts = ("values", "clean", "corrupted", "pairs", "tokens")
+    single = replace(result, **{part: getattr(result, part)[pair : pair + 1] for part in parts})
     return effect_map(single, scale, title=prompt_title(result, pair), resamples=0)
 
 
