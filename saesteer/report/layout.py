@@ -76,30 +76,24 @@ def estimate(
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns; the page sorts them by a column that is clicked.
-
-    Attributes:
-        columns: The columns' names.
-        rows: Cells; numbers stand right, None is a dash.
-        caption: What the table says.
-        links: For every row the address its first cell leads to, or "".
-        folded: Whether it is closed until somebody opens it.
-        forms: How a column's numbers are written, such as ".2f"; to four digits if not named.
-        hints: What a column means, where its name does not say it all.
-        printed: The columns that the terminal shows; without any it leaves the table out.
-        most: The most rows that it shows.
-        note: What to keep in mind, below it.
-    """
+    """Rows under named columns; the page sorts them by a column that is clicked."""
 
     columns: Sequence[str]
+    # Numbers stand right, None is a dash.
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
+    # For every row the address its first cell leads to, or "".
     links: Sequence[str] = ()
+    # Closed until somebody opens it.
     folded: bool = False
+    # How a column's numbers are written, such as ".2f"; to four digits if not named.
     forms: Mapping[str, str] = field(default_factory=dict)
+    # What a column means, where its name does not say it all.
     hints: Mapping[str, str] = field(default_factory=dict)
+    # The columns that the terminal shows, without any none; and the most rows.
     printed: Sequence[str] = ()
     most: int = 16
+    # What to keep in mind, below it.
     note: str = ""
 
     @classmethod
@@ -126,20 +120,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, drawn when it is asked for.
+    """A figure, drawn when it is asked for."""
 
-    Attributes:
-        name: What its place on the page, its file and W&B call it.
-        label: What it shows, for those who cannot see it.
-        draw: Makes it.
-        note: What to see in it.
-        colours: Heatmaps that share a word here share the range of their colours.
-    """
-
+    # What its place on the page, its file and W&B call it.
     name: str
+    # What it shows, for those who cannot see it.
     label: str
     draw: Callable[[], Drawing]
+    # What to see in it.
     note: str = ""
+    # Heatmaps that share a word here share the range of their colours.
     colours: str = ""
 
 
@@ -152,18 +142,14 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts side by side: for each heading named columns of texts.
+    """Texts side by side, such as completions."""
 
-    Attributes:
-        title: What they answer or go on from.
-        rows: Under each heading the columns, each with its texts.
-        opened: Whether they are shown at once.
-        printed: Whether the terminal shows them too.
-    """
-
+    # What they answer or go on from.
     title: str
+    # Under each heading named columns, each with its texts.
     rows: Mapping[str, Mapping[str, Sequence[Said]]]
     opened: bool = False
+    # Whether the terminal shows them too.
     printed: bool = False
 
 

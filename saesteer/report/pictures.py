@@ -128,8 +128,7 @@ def _bar(trace: Any, axes: Axes, stacked: Any) -> Any:
     start = np.where(values >= 0, above, below)
     if trace.base is not None:
         start = np.array(trace.base, dtype=float)
-    colour, opacity = _colour(trace.marker.color)
-    style = {"color": colour, "alpha": opacity, "label": _label(trace)}
+    style = {"color": _colour(trace.marker.color), "label": _label(trace)}
     if sideways:
         axes.barh(places, values, left=start, height=trace.width or 0.8, **style)
     else:
@@ -140,26 +139,21 @@ def _bar(trace: Any, axes: Axes, stacked: Any) -> Any:
 def _scatter(trace: Any, axes: Axes) -> None:
     x, y = (np.array(values, dtype=float) for values in (trace.x, trace.y))
     if trace.fill:
-        colour, opacity = _colour(trace.fillcolor)
-        axes.fill(x, y, color=colour, alpha=opacity, linewidth=0)
+        axes.fill(x, y, color=_colour(trace.fillcolor), linewidth=0)
         return
     if "lines" in trace.mode:
-        colour, opacity = _colour(trace.line.color)
         steps = "steps-post" if trace.line.shape == "hv" else "default"
         axes.plot(
-            x, y, color=colour, alpha=opacity, linewidth=0.7 * (trace.line.width or 2),
+            x, y, color=_colour(trace.line.color), linewidth=0.7 * (trace.line.width or 2),
             linestyle=DASHES[trace.line.dash or "solid"], drawstyle=steps, label=_label(trace),
         )  # fmt: skip
     if "markers" not in trace.mode:
         return
     if trace.error_x.array is not None:
-        ends = [
-            np.array(side, dtype=float) for side in (trace.error_x.arrayminus, trace.error_x.array)
-        ]
+        ends = [list(trace.error_x.arrayminus), list(trace.error_x.array)]
         axes.errorbar(x, y, xerr=ends, fmt="none", ecolor=SOFT, elinewidth=1)
     one = trace.marker.color
-    found = [_colour(colour) for colour in (one if isinstance(one, tuple) else [one] * len(x))]
-    colours = [(*_parts(colour), opacity) for colour, opacity in found]
+    colours = [_colour(colour) for colour in (one if isinstance(one, tuple) else [one] * len(x))]
     symbol = trace.marker.symbol or "circle"
     size = np.array(trace.marker.size, dtype=float) ** 2 / 2.2
     hollow = {"facecolors": "none", "edgecolors": colours} if symbol == "circle-open" else None
@@ -196,19 +190,14 @@ def _label(trace: Any) -> str | None:
     return None if trace.showlegend is False or not trace.name else _words(trace.name)
 
 
-def _colour(colour: str | None) -> tuple[str, float]:
-    """Return a colour of plotly's as #rrggbb and its opacity."""
+def _colour(colour: str | None) -> tuple[float, ...]:
+    """Return a colour of plotly's, #rrggbb or rgba(r,g,b,a), as matplotlib takes it."""
+    from matplotlib.colors import to_rgba
+
     parts = re.fullmatch(r"rgba\((\d+),(\d+),(\d+),([\d.e-]+)\)", colour or "")
     if parts is None:
-        return colour or SOFT, 1.0
-    red, green, blue = (int(part) for part in parts.groups()[:3])
-    return f"#{red:02x}{green:02x}{blue:02x}", float(parts[4])
-
-
-def _parts(colour: str) -> tuple[float, ...]:
-    from matplotlib.colors import to_rgb
-
-    return to_rgb(colour)
+        return to_rgba(colour or SOFT)
+    return (*(int(part) / 255 for part in parts.groups()[:3]), float(parts[4]))
 
 
 def _words(text: object, longest: int = 90) -> str:
