@@ -178,15 +178,12 @@ def _checks(record: Metrics, of: str) -> str:
 
 def _score_figure(metrics: Metrics) -> Drawing:
     records = metrics["layers"]
-    series = [
-        plots.Series(
-            label,
-            [record[name]["value"] for record in records],
-            [record["layer"] for record in records],
-            *([record[name][end] for record in records] for end in ("low", "high")),
-        )
-        for name, label in SCORES.items()
-    ]
+    series = []
+    for name, label in SCORES.items():
+        scores = [record[name] for record in records]
+        value, low, high = ([one[key] for one in scores] for key in ("value", "low", "high"))
+        layers = [record["layer"] for record in records]
+        series.append(plots.Series(label, value, layers, low, high))
     return plots.lines(series, x_title="layer", y_title="score on test texts")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     high: float | None = None
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
     """Return whether something is a finite number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -41,7 +41,7 @@ def between(low: Any, high: Any, form: str = ".2f") -> str:
 
 def bracketed(interval: Sequence[float] | None, form: str = ".2f") -> str:
     """Return an interval in brackets, behind a space; nothing without one."""
-    return f" ({between(*interval, form)})" if interval else ""
+    return f" ({between(interval[0], interval[1], form)})" if interval else ""
 
 
 def spoken(name: Any) -> str:
