@@ -45,7 +45,7 @@ def save_png(figures: Sequence[Figure], path: Path) -> None:
     canvas.savefig(path, dpi=DPI, format="png")
 
 
-def _size(figure: Figure) -> tuple[float, float]:
+def _size(figure: Any) -> tuple[float, float]:
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
     rows, columns = _grid(figure)
     if len(maps) > 1:
@@ -56,7 +56,7 @@ def _size(figure: Figure) -> tuple[float, float]:
     return 8.0, min(12.0, max(3.0, (figure.layout.height or 400) / 95))
 
 
-def _grid(figure: Figure) -> tuple[list[Any], list[Any]]:
+def _grid(figure: Any) -> tuple[list[Any], list[Any]]:
     """Return where rows of axes begin, from the top, and where columns do."""
     axes = figure.layout
     pairs = dict.fromkeys((trace.xaxis or "x", trace.yaxis or "y") for trace in figure.data)
@@ -69,7 +69,7 @@ def _name(axis: str) -> str:
     return f"{axis[0]}axis{axis[1:]}"
 
 
-def _draw(figure: Figure, part: Any) -> None:
+def _draw(figure: Any, part: Any) -> None:
     layout, (rows, columns) = figure.layout, _grid(figure)
     cells = part.subplots(max(1, len(rows)), max(1, len(columns)), squeeze=False)
     headings = [note.text for note in layout.annotations]

@@ -270,7 +270,7 @@ def _cell_words(
     return words
 
 
-def share_colours(figures: Sequence[Figure]) -> None:
+def share_colours(figures: Sequence[Any]) -> None:
     """Give heatmaps that are to be compared the same range of colours, about 0."""
     traces = [trace for figure in figures for trace in figure.data if trace.type == "heatmap"]
     limit = max((trace.zmax for trace in traces), default=1.0)

@@ -124,6 +124,10 @@ def made_up_metrics(
     return json.loads(json.dumps(metrics))
 
 
+def _product(*parts: Any) -> Any:
+    return product(*parts)
+
+
 def _with_interval(name: str, value: float, half: float, **fields: Any) -> dict[str, Any]:
     return {**fields, name: value, "low": value - half, "high": value + half}
 
@@ -134,9 +138,9 @@ def _persona(rng, name: str, *, own: bool) -> dict[str, Any]:
     return {"name": name, "source": f"pairs/{name}.jsonl", "own": own, **counts, **margin}
 
 
-def _effects(rng, names, methods, scale) -> list[dict[str, Any]]:
+def _effects(rng, names, methods: Any, scale) -> list[dict[str, Any]]:
     rows = []
-    for name, (method, _, _, mean), target, seed in product(names, methods, KL_TARGETS, range(3)):
+    for name, (method, _, _, mean), target, seed in _product(names, methods, KL_TARGETS, range(3)):
         value = mean * GAIN[target] * scale[name] + rng.normal(0, 0.03)
         side = {"strength": float(0.3 * target**0.5), "kl": target, "reached": True}
         row = {
@@ -159,18 +163,18 @@ def _effects(rng, names, methods, scale) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(names, methods, scale) -> list[dict[str, Any]]:
+def _curves(names, methods: Any, scale) -> list[dict[str, Any]]:
     return [
         {"persona": name, "method": method, "seed": 0, "multiple": multiple}
         | {"strength": 0.2 * multiple, "margin": 0.1 + scale[name] * mean * np.tanh(multiple)}
-        for name, (method, _, _, mean) in product(names, methods)
+        for name, (method, _, _, mean) in _product(names, methods)
         for multiple in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
     ]
 
 
-def _summary(rng, methods, n: int, scale) -> list[dict[str, Any]]:
+def _summary(rng, methods: Any, n: int, scale) -> list[dict[str, Any]]:
     rows, typical = [], float(np.mean(list(scale.values())))
-    for (method, _, _, mean), target in product(methods, KL_TARGETS):
+    for (method, _, _, mean), target in _product(methods, KL_TARGETS):
         ratio, half = mean / 0.38, (0.08 + 0.1 * abs(mean)) * GAIN[target]
         row = {
             **_with_interval("effect", mean * GAIN[target] * typical, half),
@@ -196,16 +200,16 @@ def _null(rng, persona: str, kind: str) -> dict[str, Any]:
     return {"persona": persona, "kind": kind, "effects": effects, "largest": largest, "p": 1 / 21}
 
 
-def _generation(rng, names, methods, scale) -> dict[str, Any]:
+def _generation(rng, names, methods: Any, scale) -> dict[str, Any]:
     lines, summary = [], []
     measures = {"sentiment": 0.4, "nll": 1.6, "rep4": 0.02, "distinct2": 0.9, "similarity": 0.45}
-    for (method, _, _, mean), target in product(methods, KL_TARGETS[:2]):
+    for (method, _, _, mean), target in _product(methods, KL_TARGETS[:2]):
         width = 3.4 * mean * GAIN[target]
         shared = {"method": method, "kl_target": target}
         ratio = {"ratio": mean / 0.38, "ratio_low": mean / 0.5, "ratio_high": mean / 0.3}
         counts = {"n_personas": len(names), "right_direction": len(names), "composite": 0.7}
         summary.append({**_with_interval("judge_range", width, 0.4), **shared, **ratio, **counts})
-        for name, sign in product(names, (-1, 0, 1)):
+        for name, sign in _product(names, (-1, 0, 1)):
             judge = -0.5 + sign * width / 2 * scale[name] + rng.normal(0, 0.2)
             ends = {"judge": judge, "judge_low": judge - 0.25, "judge_high": judge + 0.25}
             who = {"persona": name, "sign": sign, "n": 128, "composite": 0.66}
@@ -217,15 +221,15 @@ def _generation(rng, names, methods, scale) -> dict[str, Any]:
     return {"generation": lines, "generation_summary": summary, "judges": judges}
 
 
-def _choices(names, methods) -> list[dict[str, Any]]:
+def _choices(names, methods: Any) -> list[dict[str, Any]]:
     return [
         {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}
         | {"plus": 0.1 + mean, "minus": 0.1 - mean, "at_chance": kind == "a_b"}
-        for kind, name, (method, _, _, mean) in product(("yes_no", "a_b"), names, methods[:2])
+        for kind, name, (method, _, _, mean) in _product(("yes_no", "a_b"), names, methods[:2])
     ]
 
 
-def _side_effects(rng, names, methods) -> dict[str, Any]:
+def _side_effects(rng, names, methods: Any) -> dict[str, Any]:
     matrix = []
     for method, _, _, mean in methods[:2]:
         values = rng.normal(0, 0.12, (len(names), len(names)))
@@ -233,7 +237,7 @@ def _side_effects(rng, names, methods) -> dict[str, Any]:
         matrix.append({"method": method, "personas": list(names), "values": values.tolist()})
     prose = [
         {"persona": n, "method": m, "sign": s, "change": float(abs(rng.normal(0.2, 0.05)))}
-        for n, (m, *_), s in product(names, methods, (-1, 1))
+        for n, (m, *_), s in _product(names, methods, (-1, 1))
     ]
     return {"prose": prose, "matrix": matrix}
 
@@ -275,7 +279,7 @@ def _linkage(rng, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _completions(rng, methods) -> list[dict[str, Any]]:
+def _completions(rng, methods: Any) -> list[dict[str, Any]]:
     return [
         {
             "question": question,
@@ -284,7 +288,7 @@ def _completions(rng, methods) -> list[dict[str, Any]]:
             "sign": int(np.sign(strength)),
         }
         | {"text": TEXTS[int(np.sign(strength))], "judge": float(3 * strength + rng.normal(0, 0.5))}
-        for question, (method, *_) in product(QUESTIONS, methods[:2])
+        for question, (method, *_) in _product(QUESTIONS, methods[:2])
         for strength in (-0.31, -0.16, 0.0, 0.14, 0.28)
     ]
 

@@ -100,7 +100,7 @@ def test_personas_stand_by_strength_and_average_seeds(small):
     assert found.by_strength() == ["brave", "warm"]
     estimate, seeds = found.persona_effect("warm", "ours")
     assert estimate == pytest.approx((0.5, 0.4, 0.6)) and seeds == [0.4, 0.6]
-    figure = compare_report(small).figures["forest"]
+    figure: Any = compare_report(small).figures["forest"]
     drawn = {trace.name: list(trace.x) for trace in figure.data if trace.error_x.array is not None}
     assert drawn["SAE features"] == pytest.approx([0.9, 0.5])
     assert drawn["difference in means"] == pytest.approx([0.3, 0.2])
@@ -134,7 +134,8 @@ def test_side_effects_split_the_target_from_the_others(small):
     report = compare_report(small)
     assert table(report, "others / target").rows[0][1:] == pytest.approx([0.6, 0.3, 0.5])
     assert table(report, "worst").rows[0][1:] == [0.4, pytest.approx(0.2), 0.4, 2]
-    assert report.figures["matrix-0"].data[0].z[1][0] is None
+    matrix: Any = report.figures["matrix-0"]
+    assert matrix.data[0].z[1][0] is None
 
 
 def test_secondary_margins_say_where_the_model_is_at_chance(small):
@@ -210,7 +211,7 @@ def test_a_tree_joins_what_scipy_joined_and_colours_pure_clusters(small):
     small["linkage"] = {
         "warm": {"linkage": joined.tolist(), "labels": [7, 8, 9], "clusters": [1, 0, 1]}
     }
-    figure = compare_report(small).figures["tree-0"]
+    figure: Any = compare_report(small).figures["tree-0"]
     leaves = [text.split()[0] for text in figure.layout.yaxis.ticktext]
     traces = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
     assert max(x for x in traces["cluster 1"].x if x is not None) == 1.0
@@ -253,8 +254,9 @@ def test_every_number_of_the_metrics_is_on_the_page(made_up):
     report = compare_report(metrics)
     page = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", report.to_html(), flags=re.DOTALL)
     shown = {float(n) for n in re.findall(r'data-(?:value|low|high)="(-?[\d.e-]+)"', page)}
-    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, flags=re.DOTALL)[1])
-    shown |= set(numbers(drawn))
+    drawn = re.search(r'id="figures">(.*?)</script>', page, flags=re.DOTALL)
+    assert drawn is not None
+    shown |= set(numbers(json.loads(drawn[1])))
     parts = ("effects", "summary", "areas", "generation_summary", "judges", "seconds", "null")
     for part in parts:
         for number in numbers(metrics[part]):

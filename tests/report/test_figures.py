@@ -20,7 +20,7 @@ EYE = np.eye(2, dtype=int)
 CLOUD = Series(HOSTILE, [2, 1], [1, 2], labels=[HOSTILE, "b"], steps=True)
 
 
-def heat(**more: Any):
+def heat(**more: Any) -> Any:
     return plots.heatmap(
         np.array([[0.5, NAN], [-0.25, np.inf]]), [HOSTILE, "b"], [HOSTILE, "d"], title=HOSTILE,
         row_title=HOSTILE, unit=HOSTILE, **more,
@@ -78,7 +78,7 @@ def test_every_figure_is_a_picture_and_a_drawing_that_no_text_breaks(kind, tmp_p
 
 
 def test_a_map_is_symmetric_about_zero_and_its_hover_exact():
-    figure = plots.heatmap(
+    figure: Any = plots.heatmap(
         np.array([[0.5, NAN]]), ["3"], ["answer", "x"], row_title="layer", column_title="place",
         low=np.array([[0.25, NAN]]), high=np.array([[0.75, NAN]]), n=np.array([[12, 0]]),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_map_is_symmetric_about_zero_and_its_hover_exact():
 
 
 def test_losses_are_drawn_by_their_powers_and_named_by_their_values():
-    figure = plots.heatmap(np.array([[0.1, 100.0]]), ["a"], ["b", "c"], colours="loss")
+    figure: Any = plots.heatmap(np.array([[0.1, 100.0]]), ["a"], ["b", "c"], colours="loss")
     trace = figure.data[0]
     assert list(trace.z[0]) == pytest.approx([-1, 2])
     assert list(trace.colorbar.ticktext) == ["0.1", "1", "10", "100"]
@@ -99,14 +99,15 @@ def test_losses_are_drawn_by_their_powers_and_named_by_their_values():
 
 
 def test_maps_that_are_to_be_compared_share_their_colours():
-    small, large = heat(), plots.heatmap(np.array([[3.0]]), ["a"], ["b"])
+    small: Any = heat()
+    large: Any = plots.heatmap(np.array([[3.0]]), ["a"], ["b"])
     plots.share_colours([small, large])
     assert [figure.data[0].zmax for figure in (small, large)] == [3.0, 3.0]
 
 
 def test_a_large_map_keeps_its_size_and_names_its_last_column():
     values = np.random.default_rng(0).normal(size=(96, 400))
-    figure = plots.heatmap(values, [str(i) for i in range(96)], [str(i) for i in range(400)])
+    figure: Any = plots.heatmap(values, [str(i) for i in range(96)], [str(i) for i in range(400)])
     assert figure.layout.height < 1000
     assert len(figure.layout.xaxis.tickvals) <= 49 and figure.layout.xaxis.tickvals[-1] == 399
 

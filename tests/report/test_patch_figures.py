@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,8 @@ from tests.patching.made_up_results import handover, result
 
 def test_a_map_holds_the_effects_and_their_intervals():
     made = handover()
-    figure, found = effect_map(made, "share"), effects(made, "share", resamples=1000)
+    figure: Any = effect_map(made, "share")
+    found = effects(made, "share", resamples=1000)
     trace = figure.data[0]
     np.testing.assert_allclose(np.array(trace.z, dtype=float), found.value)
     assert list(figure.layout.yaxis.ticktext) == [str(layer) for layer in range(10)]
@@ -44,7 +47,7 @@ def test_token_labels_say_where_prompts_differ():
 
 def test_columns_that_no_prompt_has_are_left_out():
     values = np.array([[[np.nan, 0.5, 0.2]], [[np.nan, np.nan, 0.1]]])
-    figure = effect_map(
+    figure: Any = effect_map(
         result(values, ("layer", "position"), tokens=(("", "a", "b"), ("", "", "b"))), "share"
     )
     assert list(figure.layout.xaxis.ticktext) == ["1: a…", "2: b"]
@@ -55,7 +58,7 @@ def test_columns_that_no_prompt_has_are_left_out():
 def test_heads_by_position_show_the_strongest_alone():
     values = np.zeros((2, 6, 8, 3))
     values[:, 4, 5, 1] = 0.9
-    figure = effect_map(result(values, ("layer", "head", "position")), "share")
+    figure: Any = effect_map(result(values, ("layer", "head", "position")), "share")
     rows = list(figure.layout.yaxis.ticktext)
     assert len(rows) == MOST_ROWS and "strongest" in figure.layout.yaxis.title.text
     assert figure.data[0].z[rows.index("4.5")][1] == pytest.approx(0.9)
@@ -66,7 +69,7 @@ def test_one_prompt_has_its_own_tokens_and_no_interval():
         np.array([[[0.1, 0.2]], [[0.3, 0.4]]]), ("layer", "position"),
         tokens=(("a", "b"), ("c", "d")),
     )  # fmt: skip
-    figure = one_prompt(made, 1, "share")
+    figure: Any = one_prompt(made, 1, "share")
     assert list(figure.layout.xaxis.ticktext) == ["0: c", "1: d"]
     assert "pair 1" in figure.layout.title.text
     np.testing.assert_allclose(figure.data[0].z, [[0.3, 0.4]])
@@ -82,7 +85,7 @@ def test_the_strongest_cells_come_first_whatever_their_sign():
 
 def test_missing_cells_are_no_zeros():
     values = np.array([[[np.nan, 0.5]], [[np.nan, 0.5]], [[np.inf, 0.5]]])
-    figure = effect_map(result(values, ("layer", "head")), "share")
+    figure: Any = effect_map(result(values, ("layer", "head")), "share")
     assert [list(line) for line in figure.data[0].z] == [[0.5]]
 
 
@@ -90,7 +93,8 @@ def test_the_scatter_sets_a_method_against_patching():
     exact = handover(noise=0.05)
     rough = handover(noise=0.2, method="attribution")
     found = agreement(rough, exact, normalised=False)
-    _, cloud = agreement_scatter([found], exact).data
+    drawn: Any = agreement_scatter([found], exact)
+    _, cloud = drawn.data
     np.testing.assert_allclose(cloud.x, exact.values.mean(axis=0).ravel())
     np.testing.assert_allclose(cloud.y, rough.values.mean(axis=0).ravel())
     assert f"{found.rank_correlation:.2f}" in cloud.name
@@ -99,9 +103,10 @@ def test_the_scatter_sets_a_method_against_patching():
 
 def test_a_profile_has_a_line_for_each_place_and_bars_stand_by_strength():
     made = handover()
-    lines = [trace for trace in profile(made, "share").data if trace.fill is None]
+    figure: Any = profile(made, "share")
+    lines = [trace for trace in figure.data if trace.fill is None]
     assert [line.name for line in lines] == list(made.coords["place"])
-    bars = effect_bars(
+    bars: Any = effect_bars(
         result(np.array([[0.1, -0.5, 0.3]]), ("feature",)), "share", words={"1": "kindness"}
     )
     assert list(bars.data[0].y) == pytest.approx([-0.5, 0.3, 0.1])
