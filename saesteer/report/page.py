@@ -31,7 +31,7 @@ def page_of(report: Report) -> str:
         from plotly.offline import get_plotlyjs
 
         scripts.insert(0, get_plotlyjs())
-    return (
+    page = (
         _environment()
         .get_template("report.html")
         .render(
@@ -42,6 +42,7 @@ def page_of(report: Report) -> str:
             figures=_embedded(figures),
         )
     )
+    return page.lstrip()
 
 
 def is_number(cell: Cell) -> bool:
