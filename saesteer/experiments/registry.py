@@ -87,3 +87,7 @@ def run_experiment(
     if isinstance(experiment, str | os.PathLike):
         config = load_experiment(experiment, overrides)
     return experiment_named(config.kind)(config, progress, cache).run(**record)
+
+
+# What it is called as `saesteer.run`.
+run = run_experiment

@@ -17,7 +17,7 @@ from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer
 from saesteer.experiments.steer.plan import plan_run
 from saesteer.experiments.steer.results import STAGES
-from saesteer.methods import ClusteredSae, fit_context
+from saesteer.methods import ClusteredSAE, fit_context
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 from saesteer.utils.files import draft_of, leave
 from saesteer.utils.run_folder import RunFolder
@@ -48,7 +48,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole
     # What belongs to finished stages alone.
     monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
     if left < 3:
-        monkeypatch.setattr(ClusteredSae, "fit", refuse)
+        monkeypatch.setattr(ClusteredSAE, "fit_in", refuse)
     if left < 2:
         monkeypatch.setattr(pipeline, "EffectMeter", refuse)
         monkeypatch.setattr(context, "load_sae", refuse)

@@ -40,7 +40,7 @@ def with_method(settings: dict[str, Any], name: str, **rest: Any) -> dict[str, A
     settings = {**settings, "method": {"name": name, "settings": SETTINGS.get(name, {})}}
     del settings["selection"]
     settings["evaluation"] = {**settings["evaluation"], "neutral_answers": 3}
-    settings["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "own_words": 0.0}
+    settings["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "self_generated": 0.0}
     return {**settings, **rest}
 
 
@@ -95,7 +95,7 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
     seed_run.split = PersonaSplit(
         plan.split.train, plan.split.validation, plan.split.test, plan.split.test
     )
-    vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector
+    vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector_
     torch.testing.assert_close(vector.raw, result.vector.raw, rtol=1e-6, atol=1e-6)
     assert [f.index for f in vector.features] == [f.index for f in result.vector.features]
 
@@ -146,6 +146,6 @@ def test_texts_that_leave_none_to_train_with_are_a_sentence(settings):
     with pytest.raises(DataError, match=r"none is left to train with"):
         plan_run(RunConfig(**short))
     own = with_method(settings, "natural_gradient")
-    own["objective"]["own_words"] = 0.5
-    with pytest.raises(DataError, match=r"completions\.n_questions, or set objective\.own_words"):
+    own["objective"]["self_generated"] = 0.5
+    with pytest.raises(DataError, match=r"completions\.n_questions, or set objective\.self_generated"):
         plan_run(RunConfig(**own))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from saesteer.methods.caa_answers import answer_cue, choice_question
+from saesteer.evaluation.choices import answer_cue, choice_question
 from saesteer.methods.registry import method_entry
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.utils.errors import ModelError, SaesteerError, SteeringError
@@ -31,7 +31,7 @@ def check_comparison(bench: CompareContext, runs: Sequence[PersonaRun]) -> None:
     """
     config = bench.plan.config
     needs = {need for method in config.methods for need in method_entry(method.name).needs}
-    if bench.plan.questions or ("objective" in needs and config.objective.own_words > 0):
+    if bench.plan.questions or ("objective" in needs and config.objective.self_generated > 0):
         # Before the model, which takes longer to load.
         bench.embedder.embed(["A sentence."])
     assert bench.sae is not None
@@ -71,7 +71,7 @@ def _check_prompts(bench: CompareContext) -> None:
 def _systems(run: PersonaRun) -> list[str]:
     prompted = [m for m in run.config.methods if method_entry(m.name).kind == "prompt"]
     made = [run.first.prompts(method) for method in prompted]
-    return [system for prompts in made for system in (prompts.positive, prompts.negative)]
+    return [system for prompts in made for system in (prompts.positive_, prompts.negative_)]
 
 
 def _check_pairs(bench: CompareContext, run: PersonaRun) -> None:

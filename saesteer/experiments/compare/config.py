@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.experiments.steer.config import MethodChoice, ObjectiveSettings, ReadingSettings
+from saesteer.experiments.steer.config import MethodChoice
+from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.utils.settings import Settings, Source, short_hash
 
 
@@ -113,7 +114,8 @@ class WritingChoices(Settings):
     Attributes:
         methods: Methods that write; headline and baseline if null.
         kl_targets: KL targets to write at.
-        questions: Neutral questions: the first are written to, the last ones train own words.
+        questions: Neutral questions: the first are written to, the last ones are for
+            self-generated texts to train on.
     """
 
     methods: list[str] | None = None

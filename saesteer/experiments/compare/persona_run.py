@@ -106,7 +106,7 @@ class PersonaRun:
             for draw in range(count):
                 name = f"null/{kind}-{draw:02d}.json"
                 if not self.folder.has(name):
-                    vector = make(draw)(self.first.context.inputs)
+                    vector = make(draw).fit_in(self.first.context).vector_
                     result = self.first.test.measure(vector, headline, start=start)
                     found = target_record(headline, result)
                     kept = ("kl_target", "plus", "minus", "effect")
@@ -141,7 +141,7 @@ class PersonaRun:
             return
         if kl_target is None:
             prompts = self.first.prompts(self.method(name))
-            records = self.writing.prompted(prompts.positive, prompts.negative)
+            records = self.writing.prompted(prompts.positive_, prompts.negative_)
             strengths: dict[int, float | None] = {1: None, -1: None}
         else:
             vector, found = self.matched(name, kl_target)

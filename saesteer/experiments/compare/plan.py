@@ -80,7 +80,7 @@ class ComparePlan:
         answers: Neutral answers that the cost is measured on.
         training_answers: Other neutral answers, for objective and Fisher metric.
         questions: Questions that are written to.
-        training_questions: Other questions, for own words.
+        training_questions: Other questions, for what the model writes itself.
         prose: Plain texts for the loss.
         model: Where the model comes from.
         sae: The SAE's folder, or its release and id.

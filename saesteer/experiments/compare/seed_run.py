@@ -13,8 +13,8 @@ from saesteer.evaluation import Effect, EffectMeter, PropensityMeter, VectorResu
 from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.context import CompareContext
 from saesteer.experiments.compare.plan import PersonaPlan
+from saesteer.experiments.context import ExperimentFit
 from saesteer.methods import SystemPrompt
-from saesteer.methods.fit_context import FitContext, vector_of
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.pair_activations import PairActivations, read_pair_activations
 from saesteer.steering import SteeringVector
@@ -62,9 +62,9 @@ class SeedRun:
         }
 
     @cached_property
-    def context(self) -> FitContext:
+    def context(self) -> ExperimentFit:
         """What methods are fitted on."""
-        return FitContext(
+        return ExperimentFit(
             self.bench,
             self.split.train,
             lambda part, site: self._read[part][site],
@@ -119,7 +119,7 @@ class SeedRun:
         return SteeringVector.load(self.folder.path / name)
 
     def _fit(self, method: MethodSettings, settings: dict[str, Any]) -> SteeringVector:
-        return vector_of(self.context.fit(method.name, settings))
+        return self.context.fit(method.name, settings).vector_
 
     def _chosen(self, method: MethodSettings) -> dict[str, Any]:
         options = [{**method.settings, **point} for point in method.grid] or [method.settings]
@@ -176,13 +176,13 @@ class SeedRun:
         settings = {**{k: v for k, v in described.items() if v is not None}, **method.settings}
         build = build_method(method.name, settings)
         assert isinstance(build, SystemPrompt)
-        return build(self.split.train)
+        return build.fit(None, self.split.train)
 
     def _prompt_effects(self, method: MethodSettings) -> dict[str, Any]:
         """Measure system prompts by the same yardsticks, at the cost that they happen to have."""
         prompts = self.prompts(method)
         sides, costs = [], []
-        for system in (prompts.positive, prompts.negative):
+        for system in (prompts.positive_, prompts.negative_):
             sides.append(self.propensity(self.split.test, system=system).log_likelihoods())
             prompted = self.bench.answer_rows(self.bench.plan.answers, system=system)
             costs.append(self.bench.divergence.of_prompted(prompted))

@@ -10,7 +10,7 @@ from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstra
 from saesteer.experiments.compare.context import CompareContext
 from saesteer.experiments.compare.persona_run import PersonaRun
 from saesteer.experiments.compare.summary import Grid, Row
-from saesteer.methods import AttributedSae, ClusteredSae
+from saesteer.methods import AttributedSAE, ClusteredSAE
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import vector_features
 from saesteer.saes.labels import feature_url
@@ -142,10 +142,9 @@ def named_features(bench: CompareContext, run: PersonaRun, method: str) -> Row:
     vector, _ = run.matched(method, run.config.evaluation.headline_kl_target)
     if vector is None:
         return {"features": [], "tree": {}}
-    inputs, table = run.first.context.inputs, bench.table
-    assert inputs.codes is not None
+    table = bench.table
     rows = []
-    for row in vector_features(vector, inputs.codes):
+    for row in vector_features(vector, run.first.context.codes):
         known = None if table is None else table.row(row["feature"])
         contexts = [] if known is None else known.contexts[:CONTEXTS]
         rows.append(
@@ -165,13 +164,11 @@ def _tree(run: PersonaRun, method: str) -> Row:
 
     chosen = run.first.folder.read_json(f"chosen/{method}.json")["settings"]
     built = build_method(method, chosen)
-    if not isinstance(built, AttributedSae | ClusteredSae):
+    if not isinstance(built, AttributedSAE | ClusteredSAE):
         return {}
-    if isinstance(built, AttributedSae) and built.candidates == "any":
+    if isinstance(built, AttributedSAE) and built.candidates == "any":
         return {}
-    decoder = run.bench.sae.decoder.numpy()
-    inputs = run.first.context.inputs
-    _, clusters = chosen_clusters(inputs, decoder, built.selection, built.clustering)
+    _, clusters = chosen_clusters(run.first.context, built.selection, built.clustering)
     return {
         "linkage": clusters.linkage.tolist(),
         "labels": clusters.indices.tolist(),

@@ -7,7 +7,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.methods.settings import ClusteringSettings, RegressionSettings, SelectionSettings
+from saesteer.methods.settings import (
+    ClusteringSettings,
+    ObjectiveSettings,
+    ReadingSettings,
+    RegressionSettings,
+    SelectionSettings,
+)
 from saesteer.utils.settings import Settings, Source
 
 CLUSTERED = "clustered_sae"
@@ -28,54 +34,11 @@ class PairSettings(Settings):
     near_duplicate: float = Field(default=0.5, gt=0, le=1)
 
 
-class ReadingSettings(Settings):
-    """Where activations are read; see `saesteer.read_pair_activations`."""
-
-    positions: Literal["mean", "last"] = "mean"
-    request: str | None = "Tell me something about yourself."
-    chat: bool | None = None
-    system: str | None = None
-
-
 class MethodChoice(Settings):
     """A way from pairs to a vector: its name and its own settings."""
 
     name: str
     settings: dict[str, Any] = Field(default={})
-
-
-class ObjectiveSettings(Settings):
-    """What attribution raises on training data; see `saesteer.methods.attribution`.
-
-    Methods that know of no such objective do without it.
-
-    Attributes:
-        requests: Requests that training statements answer, in turn.
-        kl_target: KL at which the objective is linearised.
-        neutral_answers: Neutral answers for cost and Fisher metric; those that the evaluation
-            uses are left out.
-        fisher_samples: Draws for each of them.
-        own_words: Weight of the contrast between completions that the model itself writes under
-            steering, rated high and low by a judge trained on training statements; 0 for none.
-        own_samples: Completions for each question and sign that this contrast draws on.
-        own_pairs: Pairs of a high and a low completion for each question.
-    """
-
-    requests: list[str] = Field(
-        default=[
-            "Tell me something about yourself.",
-            "What is on your mind?",
-            "Share a thought with me.",
-            "How do you see things?",
-        ],
-        min_length=1,
-    )
-    kl_target: float = Field(default=0.3, gt=0)
-    neutral_answers: int = Field(default=34, ge=1)
-    fisher_samples: int = Field(default=12, ge=1)
-    own_words: float = Field(default=0.5, ge=0)
-    own_samples: int = Field(default=2, ge=1)
-    own_pairs: int = Field(default=2, ge=1)
 
 
 class EvaluationSettings(Settings):

@@ -9,6 +9,7 @@ from typing import Any
 from saesteer.data.splits import split_record
 from saesteer.evaluation import EffectMeter, PropensityMeter
 from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.context import ExperimentFit
 from saesteer.experiments.numbers import run_numbers
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import Plan, plan_run, too_few
@@ -28,9 +29,8 @@ from saesteer.experiments.steer.sharing import (
     measured_with,
     weights_key,
 )
-from saesteer.methods import ClusteredSaeFit, DifferenceInMeans, RandomDirection
+from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
-from saesteer.methods.fit_context import FitContext, vector_of
 from saesteer.methods.registry import method_entry
 from saesteer.models import model_info
 from saesteer.models.activation_files import load_pair_activations, save_pair_activations
@@ -79,7 +79,7 @@ class Steer(Experiment[SteerResults]):
         """
         config = self.config
         needs = method_entry(config.method.name).needs
-        if "objective" in needs and config.objective.own_words > 0:
+        if "objective" in needs and config.objective.self_generated > 0:
             # Before the model, which takes longer to load.
             self.embedder.embed(["A sentence."])
         assert self.sae is not None
@@ -173,20 +173,18 @@ class Steer(Experiment[SteerResults]):
         self.progress.say(f"Fitting {method_entry(config.method.name).label}")
         context = self._fit_context()
         fit = context.fit(config.method.name, config.method_settings)
-        vector = vector_of(fit)
-        delta = context.dense.deltas.double().mean(dim=0)
+        vector, delta = fit.vector_, context.deltas.double().mean(dim=0)
         record = {
             "features": len(vector.features),
             "cosine_to_mean_delta": float(vector.direction.double() @ delta / delta.norm()),
         }
-        if isinstance(fit, ClusteredSaeFit):
+        if isinstance(fit, ClusteredSAE):
             table = feature_table(
-                fit.selection, fit.clusters, fit.weights, context.inputs.descriptions
+                fit.selection_, fit.clusters_, fit.weights_, context.descriptions
             )
             record |= _stages_of(fit)
         else:
-            assert context.inputs.codes is not None
-            rows = vector_features(vector, context.inputs.codes) if vector.features else []
+            rows = vector_features(vector, context.codes) if vector.features else []
             table = pd.DataFrame(rows, columns=FEATURE_COLUMNS)
         links = [feature_url(self.sae.neuronpedia_id, feature) for feature in table["feature"]]
         if any(links):
@@ -199,9 +197,9 @@ class Steer(Experiment[SteerResults]):
     def _evaluation(self) -> None:
         settings = self.config.evaluation
         vector = read_vector(self.folder)
-        inputs = self._fit_context().dense
-        vectors = [vector, DifferenceInMeans()(inputs)]
-        vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
+        context = self._fit_context()
+        others = [DifferenceInMeans(), *map(RandomDirection, range(settings.random_directions))]
+        vectors = [vector, *(method.fit_in(context).vector_ for method in others)]
         self.progress.say(
             f"Scoring {len(self.plan.held_out)} held-out pairs at KL {settings.kl_target} per token"
         )
@@ -258,10 +256,10 @@ class Steer(Experiment[SteerResults]):
             ).to_dicts()
         self.folder.write_json("completions.json", records)
 
-    def _fit_context(self) -> FitContext:
+    def _fit_context(self) -> ExperimentFit:
         config = self.config
         self._check_same_weights()
-        return FitContext(
+        return ExperimentFit(
             self,
             self.plan.split.train,
             lambda part, site: load_pair_activations(
@@ -316,19 +314,19 @@ class Steer(Experiment[SteerResults]):
         record.artifact("vector", self.folder.path / VECTOR, "vector")
 
 
-def _stages_of(fit: ClusteredSaeFit) -> dict[str, Any]:
+def _stages_of(fit: ClusteredSAE) -> dict[str, Any]:
     return {
-        "candidates": fit.selection.n_candidates,
-        "selected": len(fit.selection),
-        "clusters": int(fit.clusters.labels.max()) + 1,
-        "clusters_kept": len(fit.clusters.kept),
-        "cluster_note": fit.clusters.note,
-        "silhouette": {str(k): float(v) for k, v in fit.clusters.silhouette.items()},
-        "linkage": fit.clusters.linkage.tolist(),
-        "regression": fit.weights.method,
-        "r2": fit.weights.r2,
-        "r2_mean": fit.weights.r2_mean,
-        "cosine_to_mean_delta": fit.weights.cosine,
-        "mean_residual_norm": float(fit.weights.residual_norms.mean()),
-        "details": {key: float(value) for key, value in fit.weights.details.items()},
+        "candidates": fit.selection_.n_candidates,
+        "selected": len(fit.selection_),
+        "clusters": int(fit.clusters_.labels.max()) + 1,
+        "clusters_kept": len(fit.clusters_.kept),
+        "cluster_note": fit.clusters_.note,
+        "silhouette": {str(k): float(v) for k, v in fit.clusters_.silhouette.items()},
+        "linkage": fit.clusters_.linkage.tolist(),
+        "regression": fit.weights_.method,
+        "r2": fit.weights_.r2,
+        "r2_mean": fit.weights_.r2_mean,
+        "cosine_to_mean_delta": fit.weights_.cosine,
+        "mean_residual_norm": float(fit.weights_.residual_norms.mean()),
+        "details": {key: float(value) for key, value in fit.weights_.details.items()},
     }

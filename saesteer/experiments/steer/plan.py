@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questions, split_pairs
 from saesteer.data.answers import Answer
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.methods.registry import build_method, method_entry
+from saesteer.methods.registry import GROUPS, build_method, method_entry
+from saesteer.methods.settings import choose
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
@@ -37,7 +36,7 @@ class Plan:
         answers: Neutral answers for the divergence.
         training_answers: Other ones that an objective is measured on; none where none is.
         questions: Questions for the completions.
-        training_questions: Other ones for the model's own words; none where there are none.
+        training_questions: Other ones for what the model writes itself; none where there are none.
         model: Where the model comes from.
         sae: The SAE's folder, or its release and id.
         folder: The run's folder; the same settings and pairs give the same one.
@@ -146,7 +145,7 @@ def left_answers(config: Any, answers: tuple[Answer, ...]) -> tuple[Answer, ...]
 
 
 def left_questions(config: Any, group: str, questions: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the questions that own words may train on: those that no completion answers.
+    """Return the questions that self-generated texts may answer: those that no completion answers.
 
     Args:
         config: The settings.
@@ -154,15 +153,15 @@ def left_questions(config: Any, group: str, questions: tuple[str, ...]) -> tuple
         questions: All questions.
 
     Raises:
-        DataError: There are none, and the objective wants own words.
+        DataError: There are none, and the objective wants self-generated texts.
     """
     settings = getattr(config, group)
     left = questions[settings.n_questions :]
-    if config.objective.own_words > 0 and not left:
+    if config.objective.self_generated > 0 and not left:
         raise DataError(
             f"{group}.questions {settings.questions}: all its {len(questions)} questions are "
-            f"written to, and none is left to train own words on; give more, lower "
-            f"{group}.n_questions, or set objective.own_words to 0."
+            f"written to, and none is left for self-generated texts; give more, lower "
+            f"{group}.n_questions, or set objective.self_generated to 0."
         )
     return left
 
@@ -187,30 +186,19 @@ def source_digest(
 
 
 def _check_names(config: RunConfig) -> None:
-    from saesteer.methods.features import CLUSTERINGS, CRITERIA, REGRESSIONS
-
     if method_entry(config.method.name).kind == "prompt":
         raise ConfigError(
             f"method {config.method.name!r} has no strength to match to a KL target; choose a "
             "vector's method."
         )
     build_method(config.method.name, config.method.settings)
-    _check_name("selection.criterion", config.selection.criterion, CRITERIA)
-    _check_name("clustering.method", config.clustering.method, CLUSTERINGS)
-    _check_name("regression.method", config.regression.method, REGRESSIONS)
+    for group, (_, named, known) in GROUPS.items():
+        choose(known, getattr(getattr(config, group), named), field=f"{group}.{named}")
     if config.pairs.validation + config.pairs.test >= 1:
         raise ConfigError(
             "pairs.validation and pairs.test leave no pairs to train on; make them sum to less "
             "than 1."
         )
-
-
-def _check_name(field: str, name: str, known: Iterable[str]) -> None:
-    names = sorted(known)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{field} {name!r} is unknown{hint}; choose one of {', '.join(names)}.")
 
 
 def check_writable(folder: Path) -> None:

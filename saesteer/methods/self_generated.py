@@ -15,25 +15,20 @@ if TYPE_CHECKING:
 
     from saesteer.steering import SteeringVector
 
+# Shorter completions say nothing that could be rated.
 FEWEST_WORDS = 4
 Rate = Callable[[Sequence[str]], Float[np.ndarray, " text"]]
 
 
-class OwnWords(NamedTuple):
-    """Pairs of completions of one question each.
-
-    Attributes:
-        questions: What was asked.
-        high: The completion rated higher.
-        low: The one rated lower.
-    """
+class GeneratedPairs(NamedTuple):
+    """Pairs of completions of one question each, the one rated higher and the one rated lower."""
 
     questions: list[str]
     high: list[str]
     low: list[str]
 
 
-def own_words(
+def self_generated(
     model: TransformerBridge,
     questions: Sequence[str],
     vector: SteeringVector,
@@ -45,7 +40,7 @@ def own_words(
     max_new_tokens: int = 40,
     chat: bool | None = None,
     seed: int = 0,
-) -> OwnWords:
+) -> GeneratedPairs:
     """Let the model answer under steering both ways, and pair what is rated high with what is low.
 
     Raising the likelihood of the high one against the low one is a step of policy gradient on the
@@ -83,7 +78,7 @@ def own_words(
     by_question: dict[str, list[tuple[float, str]]] = {}
     for record, rating in zip(kept, ratings, strict=True):
         by_question.setdefault(record.prompt, []).append((float(rating), record.text))
-    found = OwnWords([], [], [])
+    found = GeneratedPairs([], [], [])
     for question, rated in by_question.items():
         ordered = sorted(rated)
         for place in range(min(n_pairs, len(ordered) // 2)):

@@ -8,13 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from saesteer.methods.features.codes import PairCodes
-from saesteer.methods.features.registry import choose
-from saesteer.methods.features.rows import checked_rows, finite_matrix
-from saesteer.methods.features.solvers import FROM_CODES, REGRESSIONS, Problem, Solution
+from saesteer.methods.features.codes import PairCodes, checked_rows, finite_matrix
+from saesteer.methods.features.solvers import FROM_CODES, REGRESSIONS, Problem, Solution, Solver
+from saesteer.methods.settings import RegressionSettings, checked, choose
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
-
-BASES = ("decoder", "decoded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +54,11 @@ class FeatureWeights:
     def direction(self) -> Float[np.ndarray, " d_model"]:
         """`direction_raw` at unit norm."""
         return self.direction_raw / np.linalg.norm(self.direction_raw)
+
+    @property
+    def by_feature(self) -> dict[int, float]:
+        """Each feature's weight, by its index in the SAE."""
+        return dict(zip(self.indices.tolist(), self.weights.tolist(), strict=True))
 
 
 def fit_weights(
@@ -106,16 +108,29 @@ def fit_weights(
         n_nonzero: How many features `omp` picks; at most 32 when left out.
         logistic_c: Inverse penalty of `logistic`.
 
-    Returns:
-        The weights.
-
     Raises:
         ConfigError: The method or basis is unknown, or something it needs is missing.
         DataError: A target or row is not finite, a row is zero, the mean target is zero, or the
             fit leaves every weight at zero.
         MismatchError: Widths or numbers of features do not agree.
+
+    Example:
+        >>> rows = sae.decoder[[3, 5]].numpy()
+        >>> fit = ss.fit_weights(2 * rows[0] - rows[1], rows, method="least_squares")
+        >>> fit.weights.round(3).tolist()
+        [2.0, -1.0]
     """
     solve = choose(REGRESSIONS, method, field="regression method")
+    settings = checked(
+        RegressionSettings,
+        "fit_weights",
+        method=method,
+        basis=basis,
+        ridge_alpha=ridge_alpha,
+        lasso_alpha=lasso_alpha,
+        n_nonzero=n_nonzero,
+        logistic_c=logistic_c,
+    )
     targets = finite_matrix(np.atleast_2d(target), "target", "pair")
     order = np.arange(len(decoder_rows)) if indices is None else np.asarray(indices)
     rows = _matching_rows(decoder_rows, order, targets.shape[1])
@@ -127,23 +142,20 @@ def fit_weights(
     problem = Problem(
         rows=rows,
         targets=targets,
+        settings=settings,
         codes=None if codes is None else codes.columns(order),
         signs=_matching_signs(signs, len(rows)),
-        ridge_alpha=ridge_alpha,
-        lasso_alpha=lasso_alpha,
-        n_nonzero=n_nonzero,
-        logistic_c=logistic_c,
     )
     if metric is not None:
         root = _metric_root(metric, targets.shape[1])
         problem = replace(problem, rows=rows @ root, targets=targets @ root)
-    scale = _basis_scale(problem, basis, method)
-    solution = _solve_live(problem, scale, solve)
-    return _describe(solution, problem, rows, targets, order, method, basis)
+    solution = _solve_live(problem, solve)
+    return _describe(solution, problem, rows, targets, order)
 
 
-def _solve_live(problem: Problem, scale: Float[np.ndarray, " feature"], solve) -> Solution:
+def _solve_live(problem: Problem, solve: Solver) -> Solution:
     """Solve on the regressors that are not zero; the others get no weight."""
+    scale = _basis_scale(problem)
     regressors = problem.rows * scale[:, None]
     live = np.flatnonzero(np.linalg.norm(regressors, axis=1) > 0)
     if live.size == 0:
@@ -167,16 +179,26 @@ def _solve_live(problem: Problem, scale: Float[np.ndarray, " feature"], solve) -
     return Solution(weights, per_pair, solution.details)
 
 
+def _basis_scale(problem: Problem) -> Float[np.ndarray, " feature"]:
+    settings = problem.settings
+    if settings.basis == "decoder" or settings.method in FROM_CODES:
+        return np.ones(len(problem.rows))
+    if problem.codes is None:
+        raise ConfigError(
+            "codes: basis 'decoded' scales decoder rows by the features' activations; pass "
+            "codes=, or use basis='decoder'."
+        )
+    return np.asarray(abs(problem.codes.delta).mean(axis=0)).ravel()
+
+
 def _describe(
     solution: Solution,
     problem: Problem,
     rows: Float[np.ndarray, "feature d_model"],
     targets: Float[np.ndarray, "pair d_model"],
     indices: Int[np.ndarray, " feature"],
-    method: str,
-    basis: str,
 ) -> FeatureWeights:
-    weights = solution.weights
+    weights, method = solution.weights, problem.settings.method
     direction = weights @ rows
     length = float(np.linalg.norm(direction))
     if not np.isfinite(length) or length == 0:
@@ -191,37 +213,24 @@ def _describe(
     total = float((problem.targets**2).sum())
     mean_total = float((problem.mean**2).sum())
     mean = targets.mean(axis=0)
-    details = {
-        "n_nonzero": int((weights != 0).sum()),
-        "r2_ceiling": len(targets) * mean_total / total if total else 0.0,
-        **solution.details,
-    }
+    assert solution.per_pair is not None
     return FeatureWeights(
         indices=indices,
         weights=weights,
         method=method,
-        basis=basis,
+        basis=problem.settings.basis,
         direction_raw=direction,
         r2=1 - float((residual_norms**2).sum()) / total if total else 0.0,
         r2_mean=1 - float(((problem.mean - fitted) ** 2).sum()) / mean_total if mean_total else 0.0,
         residual_norms=residual_norms,
         cosine=float(direction @ mean) / (length * float(np.linalg.norm(mean))),
-        per_pair=np.zeros((0, len(weights))) if solution.per_pair is None else solution.per_pair,
-        details=details,
+        per_pair=solution.per_pair,
+        details={
+            "n_nonzero": int((weights != 0).sum()),
+            "r2_ceiling": len(targets) * mean_total / total if total else 0.0,
+            **solution.details,
+        },
     )
-
-
-def _basis_scale(problem: Problem, basis: str, method: str) -> Float[np.ndarray, " feature"]:
-    if basis not in BASES:
-        raise ConfigError(f"basis: '{basis}' is not known; use 'decoder' or 'decoded'.")
-    if basis == "decoder" or method in FROM_CODES:
-        return np.ones(len(problem.rows))
-    if problem.codes is None:
-        raise ConfigError(
-            "codes: basis 'decoded' scales decoder rows by the features' activations; pass "
-            "codes=, or use basis='decoder'."
-        )
-    return np.asarray(abs(problem.codes.delta).mean(axis=0)).ravel()
 
 
 def _matching_rows(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saesteer.evaluation import statement_log_likelihoods
-from saesteer.methods.attribution import row_gradients
+from saesteer.methods.objective import row_gradients
 from saesteer.models import Site
 from saesteer.steering import TeacherForced
 
@@ -15,7 +15,7 @@ TEXTS = ("i like the little house", "go away", "the water is good and so is the 
 STEP = 0.03
 
 
-@pytest.fixture(params=["llama", "gpt2", "gemma3"])
+@pytest.fixture(params=["llama", "gpt2"])
 def model(request, tiny_model):
     return tiny_model(request.param)
 
@@ -34,7 +34,7 @@ def by_autograd(run, model, row, start) -> tuple[torch.Tensor, float]:
     return gradient, float(mean.detach())
 
 
-@pytest.mark.parametrize("length", [0.0, 1.5, -4.0])
+@pytest.mark.parametrize("length", [0.0, -4.0])
 def test_gradients_and_values_equal_autograd_row_by_row(
     model, length, rows_of, vector_of, logits_by_hand, site
 ):
@@ -50,21 +50,20 @@ def test_gradients_and_values_equal_autograd_row_by_row(
     assert gradients.dtype == torch.float32 and not gradients.requires_grad
 
 
-@pytest.mark.parametrize("length", [0.0, 3.0])
 @pytest.mark.parametrize("where", [Site(1), Site(2, "hook_resid_pre"), Site(1, "hook_mlp_out")])
 def test_gradients_predict_small_changes_of_the_log_likelihoods(
-    tiny_llama, length, where, rows_of, vector_of
+    tiny_llama, where, rows_of, vector_of
 ):
+    length = 3.0
     prepared = TeacherForced(tiny_llama, rows_of(tiny_llama, TEXTS), site=where)
     start = length * drawn(0)
-    vector = None if length == 0 else vector_of(start, where)
+    vector = vector_of(start, where)
     gradients, values = row_gradients(prepared, vector, length, "raw")
 
     def said(raw):
         return statement_log_likelihoods(prepared, vector_of(raw, where), float(raw.norm()), "raw")
 
-    if vector is not None:
-        np.testing.assert_allclose(values.numpy(), said(start), atol=1e-5)
+    np.testing.assert_allclose(values.numpy(), said(start), atol=1e-5)
     for seed in range(1, 5):
         push = drawn(seed, STEP)
         measured = (said(start + push) - said(start - push)) / (2 * STEP)
@@ -86,8 +85,8 @@ def test_gradients_on_top_of_a_vector_at_another_site_are_those_at_the_prepared_
     assert float((apart[0] - unsteered[0]).abs().max()) > 1e-3
 
 
-def test_how_rows_are_batched_changes_no_gradient(tiny_model, arch, rows_of, site):
-    model = tiny_model(arch)
+def test_how_rows_are_batched_changes_no_gradient(tiny_llama, rows_of, site):
+    model = tiny_llama
     rows = rows_of(model, TEXTS)
     together = row_gradients(TeacherForced(model, rows, site=site))[0]
     apart = row_gradients(TeacherForced(model, rows, site=site, max_tokens=1))[0]

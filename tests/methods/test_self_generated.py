@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-import saesteer.methods.attribution  # noqa: F401 - puts the module where `sys.modules` has it
-from saesteer.methods.attribution import own_words
+from saesteer.methods import self_generated as module
+from saesteer.methods.self_generated import self_generated
 from saesteer.models import Site
 from saesteer.steering import SteeringVector
 
-MODULE = sys.modules["saesteer.methods.attribution.own_words"]
 # Six completions of each question; the number at the end is the rating.
 WRITTEN = {
     "Why?": ["a b c 1", "a b c 6", "a b c 3", "a b c 2", "a b c 5", "b 99"],
@@ -35,7 +33,7 @@ def asked(monkeypatch) -> list[dict[str, Any]]:
         pairs = [(q, text) for q in questions for text in WRITTEN[q]]
         return SimpleNamespace(records=[SimpleNamespace(prompt=q, text=text) for q, text in pairs])
 
-    monkeypatch.setattr(MODULE, "generate", known)
+    monkeypatch.setattr(module, "generate", known)
     return calls
 
 
@@ -44,19 +42,12 @@ def last_number(texts: Any) -> np.ndarray:
 
 
 def test_the_highest_is_paired_with_the_lowest_and_so_on(asked):
-    found = own_words(MODEL, ["Why?"], VECTOR, [0.3, -0.2], last_number, n_pairs=2)
+    found = self_generated(MODEL, ["Why?"], VECTOR, [0.3, -0.2], last_number, n_pairs=2)
     assert found.questions == ["Why?", "Why?"]
     assert found.high == ["a b c 6", "a b c 5"]
     assert found.low == ["a b c 1", "a b c 2"]
     assert asked[0]["strengths"] == [0.3, -0.2]
     assert asked[0]["temperature"] == 1.0
-
-
-def test_no_completion_is_used_twice_however_many_pairs_are_asked_for(asked):
-    found = own_words(MODEL, ["Why?"], VECTOR, [1.0], last_number, n_pairs=9)
-    assert len(found.high) == 2
-    assert len({*found.high, *found.low}) == 4
-    assert (last_number(found.high) > last_number(found.low)).all()
 
 
 def test_short_texts_are_left_out_and_not_even_rated(asked):
@@ -66,12 +57,12 @@ def test_short_texts_are_left_out_and_not_even_rated(asked):
         seen.extend(texts)
         return last_number(texts)
 
-    own_words(MODEL, ["Why?", "How?"], VECTOR, [1.0], rate)
+    self_generated(MODEL, ["Why?", "How?"], VECTOR, [1.0], rate)
     assert seen and all(len(text.split()) >= 4 for text in seen)
 
 
 def test_equal_ratings_and_lone_completions_give_no_pair(asked):
-    found = own_words(MODEL, ["How?", "Who?"], VECTOR, [1.0], last_number, n_pairs=3)
+    found = self_generated(MODEL, ["How?", "Who?"], VECTOR, [1.0], last_number, n_pairs=3)
     assert found == ([], [], [])
 
 
@@ -80,14 +71,7 @@ def test_nothing_long_enough_asks_for_no_rating(asked, monkeypatch):
         raise AssertionError("there is nothing to rate")
 
     monkeypatch.setitem(WRITTEN, "Why?", ["", "a b"])
-    assert own_words(MODEL, ["Why?"], VECTOR, [1.0], never) == ([], [], [])
-
-
-def test_questions_are_asked_in_the_way_that_statements_are_read(asked):
-    for chat in (None, True, False):
-        own_words(MODEL, ["Why?"], VECTOR, [1.0], last_number, chat=chat, seed=3)
-    assert [call["chat"] for call in asked] == ["auto", True, False]
-    assert {call["seed"] for call in asked} == {3}
+    assert self_generated(MODEL, ["Why?"], VECTOR, [1.0], never) == ([], [], [])
 
 
 def test_a_model_writes_the_same_pairs_under_the_same_seed(tiny_llama):
@@ -101,7 +85,7 @@ def test_a_model_writes_the_same_pairs_under_the_same_seed(tiny_llama):
     questions = ["Who are you?", "What do you think about the weather?"]
 
     def write(seed: int) -> Any:
-        return own_words(
+        return self_generated(
             tiny_llama, questions, vector, [0.5, -0.5], letters, max_new_tokens=24, seed=seed
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.methods.attribution import FisherMetric, fisher_metric
+from saesteer.methods.objective import FisherMetric, fisher_metric
 from saesteer.models import encode_texts
 from saesteer.steering import DivergenceMeter, TeacherForced
 from saesteer.utils.errors import ConfigError
@@ -36,11 +36,10 @@ def error(estimate: FisherMetric, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(estimate.matrix - wanted) / np.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_it_converges_to_the_exact_metric_as_samples_grow(
-    tiny_model, architecture, rows_of, logits_by_hand, site
+    tiny_llama, rows_of, logits_by_hand, site
 ):
-    model = tiny_model(architecture)
+    model = tiny_llama
     rows = rows_of(model, TEXTS)
     wanted = exact(logits_by_hand, model, rows)
     prepared = TeacherForced(model, rows, site=site)
@@ -52,8 +51,8 @@ def test_it_converges_to_the_exact_metric_as_samples_grow(
     assert metrics[2].mean_diagonal == pytest.approx(np.trace(wanted) / 32, rel=0.05)
 
 
-def test_it_is_symmetric_and_costs_are_never_negative(tiny_model, arch, rows_of, site):
-    model = tiny_model(arch)
+def test_it_is_symmetric_and_costs_are_never_negative(tiny_llama, rows_of, site):
+    model = tiny_llama
     metric = fisher_metric(TeacherForced(model, rows_of(model, TEXTS), site=site), n_samples=8)
     np.testing.assert_allclose(metric.matrix, metric.matrix.T, rtol=1e-12)
     assert np.linalg.eigvalsh(metric.matrix).min() > -1e-12
@@ -73,16 +72,6 @@ def test_the_same_seed_gives_the_same_numbers(tiny_llama, rows_of, site):
     assert np.array_equal(fisher_metric(prepared, n_samples=4, seed=3).matrix, first.matrix)
 
 
-def test_batches_and_padding_change_nothing_but_the_draws(tiny_llama, rows_of, site):
-    rows = rows_of(tiny_llama, TEXTS)
-    one, each = (
-        fisher_metric(TeacherForced(tiny_llama, rows, site=site, max_tokens=n), n_samples=120)
-        for n in (4096, 1)
-    )
-    assert error(one, each.matrix) < 0.4
-    assert one.n_tokens == each.n_tokens
-
-
 def test_the_predicted_cost_is_the_measured_divergence_at_small_strength(
     tiny_model, neutral, vector_of, site
 ):
@@ -99,19 +88,6 @@ def test_the_predicted_cost_is_the_measured_divergence_at_small_strength(
         measured = np.mean([meter(vector_of(raw), s * 0.2, "raw") for s in (1, -1)])
         assert measured == pytest.approx(predicted, rel=0.08)
         assert predicted > 1e-5
-
-
-def test_the_exact_metric_predicts_the_divergence_to_a_few_percent(
-    tiny_llama, neutral, vector_of, logits_by_hand, site
-):
-    rows = neutral(tiny_llama)
-    metric = FisherMetric(exact(logits_by_hand, tiny_llama, rows), 0, 0)
-    meter = DivergenceMeter(tiny_llama, rows, site=site)
-    for seed in range(5):
-        raw = torch.randn(32, generator=torch.Generator().manual_seed(seed))
-        raw *= 0.2 / raw.norm()
-        measured = np.mean([meter(vector_of(raw), s * 0.2, "raw") for s in (1, -1)])
-        assert measured == pytest.approx(metric.cost(raw.double().numpy()), rel=0.02)
 
 
 def test_damping_adds_the_mean_diagonal_and_cost_is_half_the_square():
@@ -133,12 +109,6 @@ def test_a_text_without_bos_or_prompt_is_scored_from_its_second_token(tiny_model
     meter = DivergenceMeter(model, rows, site=site)
     metric = fisher_metric(TeacherForced(model, rows, site=site), n_samples=1)
     assert meter.n_tokens == metric.n_tokens == 40 * (len(rows[0]) - 1)
-
-
-def test_no_draws_are_a_sentence(tiny_llama, rows_of, site):
-    prepared = TeacherForced(tiny_llama, rows_of(tiny_llama, TEXTS), site=site)
-    with pytest.raises(ConfigError, match=r"n_samples: 0 draws measure nothing; give 1 or more"):
-        fisher_metric(prepared, n_samples=0)
 
 
 def test_the_natural_gradient_undoes_the_damped_metric():

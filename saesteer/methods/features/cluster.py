@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saesteer.methods.features.codes import PairCodes
-from saesteer.methods.features.partitions import (
-    CLUSTERINGS,
-    ClusterCount,
-    linkage_matrix,
-    silhouette,
-)
-from saesteer.methods.features.registry import choose
-from saesteer.methods.features.rows import checked_rows
-from saesteer.methods.features.selection import FeatureSelection
+from saesteer.methods.features.codes import PairCodes, checked_rows
+from saesteer.methods.features.select import FeatureSelection
+from saesteer.methods.settings import ClusteringSettings, checked, choose
 from saesteer.utils.errors import ConfigError, MismatchError
+
+# Silhouettes this close are a tie, so that rounding does not choose the number of clusters.
+TIE = 1e-9
+
+Distances = Float[np.ndarray, "feature feature"]
+Labels = Int[np.ndarray, " feature"]
+Silhouettes = dict[int, float]
+# Distances, numbers of clusters to try and HDBSCAN's smallest cluster, to labels (-1: no cluster)
+# and the silhouette of each number that was tried.
+Clustering = Callable[[Distances, Sequence[int], int], tuple[Labels, Silhouettes]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class FeatureClusters:
     """
 
     indices: Int[np.ndarray, " feature"]
-    labels: Int[np.ndarray, " feature"]
+    labels: Labels
     signs: Float[np.ndarray, " feature"]
     noise: Bool[np.ndarray, " feature"]
     linkage: Float[np.ndarray, "merge 4"]
@@ -77,6 +81,11 @@ class FeatureClusters:
     def kept_signs(self) -> Float[np.ndarray, " kept"]:
         """Signs of `kept_indices`."""
         return self.signs[self.kept_mask]
+
+    @property
+    def label_of(self) -> dict[int, int]:
+        """Each feature's cluster, by its index in the SAE."""
+        return dict(zip(self.indices.tolist(), self.labels.tolist(), strict=True))
 
     def members(self, label: int) -> Int[np.ndarray, " member"]:
         """SAE indices of one cluster's features, strongest first."""
@@ -126,42 +135,72 @@ def cluster_features(
         held_out: Other pairs to measure separation on. Without it separation is measured on the
             pairs that chose the features, and is optimistic.
 
-    Returns:
-        The clusters.
-
     Raises:
         ConfigError: The method is unknown or a number is out of range.
         DataError: A decoder row is zero or not finite.
         MismatchError: Codes, selection and decoder are not of one SAE.
+
+    Example:
+        >>> chosen = ss.select_features(codes, max_firing=1.0)
+        >>> clusters = ss.cluster_features(codes, chosen, sae.decoder.numpy())
+        >>> len(clusters.kept_indices) <= len(chosen)
+        True
     """
     cluster = choose(CLUSTERINGS, method, field="clustering method")
-    count = ClusterCount.checked(
-        len(selection), method, n_clusters, min_clusters, max_clusters, min_cluster_size
+    checked(
+        ClusteringSettings,
+        "cluster_features",
+        method=method,
+        firing_weight=firing_weight,
+        n_clusters=n_clusters,
+        min_clusters=min_clusters,
+        max_clusters=max_clusters,
+        min_cluster_size=min_cluster_size,
+        min_separation=min_separation,
     )
-    if not 0 <= min_separation <= 1:
+    if n_clusters is not None and n_clusters > len(selection):
         raise ConfigError(
-            f"min_separation: {min_separation:g} is not an AUROC; give a number from 0 to 1."
+            f"n_clusters: {len(selection)} features cannot make {n_clusters} clusters; give 1 to "
+            f"{len(selection)}."
         )
+    counts = _counts(len(selection), n_clusters, min_clusters, max_clusters)
     distance = feature_distance(codes, selection.indices, decoder, firing_weight=firing_weight)
-    found, curve = cluster(distance, count)
+    found, curve = cluster(distance, counts, min_cluster_size)
     labels, noise = _numbered(found)
     separation, accuracy = cluster_separation(
         codes, selection.indices, selection.signs, labels, held_out=held_out
     )
-    kept, note = _keep(separation, min_separation)
+    kept, note = tuple(np.flatnonzero(separation >= min_separation).tolist()), ""
+    if not kept:
+        best = int(separation.argmax())
+        kept = (best,)
+        note = (
+            f"No cluster separates the sides with an AUROC of {min_separation:.2f} or more, so "
+            f"only the best one, cluster {best} with {separation[best]:.2f}, is kept."
+        )
     return FeatureClusters(
         indices=selection.indices,
         labels=labels,
         signs=selection.signs,
         noise=noise,
-        linkage=linkage_matrix(distance),
+        linkage=_linkage(distance),
         separation=separation,
         paired_accuracy=accuracy,
         kept=kept,
-        silhouette=curve or silhouette(distance, labels),
+        silhouette=curve or _silhouette(distance, labels),
         method=method,
         note=note,
     )
+
+
+def _counts(n: int, fixed: int | None, least: int, most: int | None) -> Sequence[int]:
+    """Return the numbers to try: at most one less than the features, where silhouettes end."""
+    if fixed is not None:
+        return (fixed,)
+    if n < 3:
+        return (n,)
+    greatest = min(max(least, n // 2) if most is None else most, n - 1)
+    return range(min(least, greatest), greatest + 1)
 
 
 def feature_distance(
@@ -170,28 +209,17 @@ def feature_distance(
     decoder: Float[np.ndarray, "d_sae d_model"],
     *,
     firing_weight: float = 0.5,
-) -> Float[np.ndarray, "feature feature"]:
+) -> Distances:
     """Distance between features: how they fire together, and how their decoder rows lie.
 
-    w * (1 - correlation) / 2 + (1 - w) * (1 - cosine) / 2, the correlation being Pearson's over
-    the activations of all sides. A feature that does not vary correlates with nothing (0).
-
-    Args:
-        codes: Activations of both sides, all features.
-        indices: The features to compare.
-        decoder: `[d_sae, d_model]` decoder rows, all features.
-        firing_weight: w, from 0 to 1.
-
-    Returns:
-        Symmetric `[feature, feature]` matrix between 0 and 1 with a zero diagonal.
+    w * (1 - correlation) / 2 + (1 - w) * (1 - cosine) / 2, w being `firing_weight` and the
+    correlation Pearson's over the activations of all sides. A feature that does not vary
+    correlates with nothing (0). Distances lie between 0 and 1.
 
     Raises:
-        ConfigError: `firing_weight` is outside 0 to 1.
         DataError: A decoder row is zero or not finite, or an index is unknown.
         MismatchError: The decoder has another number of features than the codes.
     """
-    if not 0 <= firing_weight <= 1:
-        raise ConfigError(f"firing_weight: {firing_weight:g} is no weight; give 0 to 1.")
     if np.ndim(decoder) != 2 or len(decoder) != codes.d_sae:
         raise MismatchError(
             f"decoder: shape {np.shape(decoder)} does not fit codes of {codes.d_sae} features; "
@@ -212,22 +240,14 @@ def cluster_separation(
     codes: PairCodes,
     indices: Int[np.ndarray, " feature"],
     signs: Float[np.ndarray, " feature"],
-    labels: Int[np.ndarray, " feature"],
+    labels: Labels,
     *,
     held_out: PairCodes | None = None,
 ) -> tuple[Float[np.ndarray, " cluster"], Float[np.ndarray, " cluster"]]:
-    """How well each cluster's score tells positive from negative sides.
+    """Return AUROC and paired accuracy of each cluster's score between the sides.
 
-    Args:
-        codes: Activations that give each feature's standard deviation, and the pairs to score
-            unless `held_out` is given.
-        indices: SAE indices of the features.
-        signs: `[feature]` +1 or -1.
-        labels: `[feature]` clusters, numbered from 0.
-        held_out: Other pairs to score.
-
-    Returns:
-        AUROC and paired accuracy, both `[cluster]` between 0 and 1.
+    `codes` give each feature's standard deviation, and the pairs to score unless there are
+    `held_out` ones.
 
     Raises:
         MismatchError: `held_out` comes from an SAE of another size.
@@ -252,6 +272,96 @@ def cluster_separation(
     return np.array(separation), np.array(accuracy)
 
 
+def _agglomerative(
+    distance: Distances, counts: Sequence[int], _: int
+) -> tuple[Labels, Silhouettes]:
+    """Average linkage, cut where the mean silhouette is greatest."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    def cut(k: int) -> Labels:
+        model = AgglomerativeClustering(n_clusters=k, metric="precomputed", linkage="average")
+        return np.asarray(model.fit(distance).labels_)
+
+    return _best(distance, counts, cut)
+
+
+def _spectral(distance: Distances, counts: Sequence[int], _: int) -> tuple[Labels, Silhouettes]:
+    """Spectral clustering on the similarity 1 - 2 * distance, cut at the greatest silhouette.
+
+    The similarity is the mix of correlation and cosine itself; below zero it counts as none.
+    """
+    from sklearn.cluster import SpectralClustering
+
+    # A floor keeps the graph connected, which the spectral embedding needs.
+    affinity = np.maximum(1 - 2 * distance, 1e-6)
+
+    def cut(k: int) -> Labels:
+        model = SpectralClustering(
+            n_clusters=k, affinity="precomputed", assign_labels="cluster_qr", random_state=0
+        )
+        return np.asarray(model.fit(affinity).labels_)
+
+    return _best(distance, counts, cut)
+
+
+def _hdbscan(distance: Distances, _: Sequence[int], smallest: int) -> tuple[Labels, Silhouettes]:
+    """HDBSCAN (Campello, Moulavi & Sander 2013) on the distances; -1 for noise."""
+    from sklearn.cluster import HDBSCAN
+
+    if len(distance) < smallest:
+        return np.full(len(distance), -1), {}
+    # scikit-learn would work in place, and its own type for `copy` is wrong.
+    model = HDBSCAN(
+        min_cluster_size=smallest,
+        metric="precomputed",
+        copy=True,  # pyright: ignore[reportArgumentType]
+    )
+    return np.asarray(model.fit(distance).labels_), {}
+
+
+CLUSTERINGS: Mapping[str, Clustering] = MappingProxyType(
+    {"agglomerative": _agglomerative, "hdbscan": _hdbscan, "spectral": _spectral}
+)
+
+
+def _best(
+    distance: Distances, counts: Sequence[int], cut: Callable[[int], Labels]
+) -> tuple[Labels, Silhouettes]:
+    n = len(distance)
+    best, best_value = np.zeros(n, dtype=np.int64), -np.inf
+    curve: Silhouettes = {}
+    for k in counts:
+        if k == 1 or k == n:
+            labels = np.zeros(n, dtype=np.int64) if k == 1 else np.arange(n)
+        else:
+            labels = cut(k)
+        value = _silhouette(distance, labels)
+        curve.update(value)
+        reached = next(iter(value.values()), -np.inf)
+        if reached > best_value + TIE or best_value == -np.inf:
+            best, best_value = labels, reached
+    return best, curve
+
+
+def _silhouette(distance: Distances, labels: Labels) -> Silhouettes:
+    """Return the mean silhouette by number of clusters; none where it is not defined."""
+    from sklearn.metrics import silhouette_score
+
+    k = np.unique(labels).size
+    if not 2 <= k <= len(labels) - 1:
+        return {}
+    return {k: float(silhouette_score(distance, labels, metric="precomputed"))}
+
+
+def _linkage(distance: Distances) -> Float[np.ndarray, "merge 4"]:
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
+    if len(distance) < 2:
+        return np.zeros((0, 4))
+    return linkage(squareform(distance, checks=False), method="average")
+
+
 def _unit_columns(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
     """Scale columns to length 1; a column that is only rounding error becomes exactly zero."""
     lengths = np.linalg.norm(matrix, axis=0)
@@ -259,9 +369,7 @@ def _unit_columns(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, 
     return np.divide(matrix, lengths, out=np.zeros_like(matrix), where=real)
 
 
-def _numbered(
-    found: Int[np.ndarray, " feature"],
-) -> tuple[Int[np.ndarray, " feature"], Bool[np.ndarray, " feature"]]:
+def _numbered(found: Labels) -> tuple[Labels, Bool[np.ndarray, " feature"]]:
     """Number clusters by their first feature, and noise (-1) after them one by one."""
     noise = found < 0
     order: dict[int, int] = {}
@@ -270,16 +378,3 @@ def _numbered(
     labels = np.array([order.get(int(label), -1) for label in found], dtype=np.int64)
     labels[noise] = len(order) + np.arange(int(noise.sum()))
     return labels, noise
-
-
-def _keep(
-    separation: Float[np.ndarray, " cluster"], min_separation: float
-) -> tuple[tuple[int, ...], str]:
-    kept = tuple(int(label) for label in np.flatnonzero(separation >= min_separation))
-    if kept:
-        return kept, ""
-    best = int(separation.argmax())
-    return (best,), (
-        f"No cluster separates the sides with an AUROC of {min_separation:.2f} or more, so only "
-        f"the best one, cluster {best} with {separation[best]:.2f}, is kept."
-    )

@@ -1,4 +1,4 @@
-"""Texts for the tiny models, and what they say computed by hand."""
+"""What methods are fitted on, made by hand; texts for tiny models, and what these say by hand."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from saesteer.methods import FitContext
+from saesteer.methods.features import PairCodes
 from saesteer.models import Site, encode_statements, plain_model
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
 from saesteer.steering import SteeringVector
 
 SITE = Site(1)
@@ -19,6 +24,48 @@ REQUEST = "tell me about the house on the hill"
 @pytest.fixture
 def site() -> Site:
     return SITE
+
+
+@pytest.fixture
+def given_of() -> Callable[..., FitContext]:
+    """Return a function from activations and an SAE to what methods are fitted on, no model."""
+
+    def make(activations: PairActivations, sae: Any = None, seed: int = 0, **parts: Any) -> Any:
+        nothing: Any = None
+        given = FitContext(nothing, nothing, sae=sae, site=activations.site, name="mine", seed=seed)
+        given.model_name, given.model_fingerprint = "tiny", "f" * 64
+        given.activations = activations
+        given.read = lambda part, site: activations
+        for part, value in parts.items():
+            setattr(given, part, value)
+        return given
+
+    return make
+
+
+@pytest.fixture
+def given_codes(given_of) -> Callable[..., FitContext]:
+    """Return a function from both sides' codes and an SAE to what methods are fitted on."""
+
+    def make(positive: np.ndarray, negative: np.ndarray, sae: Any, **parts: Any) -> Any:
+        n = len(positive)
+        side = Activations(torch.ones(n, sae.d_in), torch.arange(n + 1), SITE)
+        codes = PairCodes.from_dense(positive, negative)
+        return given_of(PairActivations(side, side), sae, codes=codes, **parts)
+
+    return make
+
+
+@pytest.fixture
+def given_sides(given_of) -> Callable[..., FitContext]:
+    """Return a function from one vector for each side to what methods are fitted on."""
+
+    def make(positive: np.ndarray, negative: np.ndarray, **parts: Any) -> Any:
+        offsets = torch.arange(len(positive) + 1)
+        sides = [Activations(torch.tensor(x).float(), offsets, SITE) for x in (positive, negative)]
+        return given_of(PairActivations(sides[0], sides[1]), **parts)
+
+    return make
 
 
 @pytest.fixture
