@@ -2,6 +2,7 @@
 
 from saesteer.data import ContrastivePair as ContrastivePair
 from saesteer.data import PairSet as PairSet
+from saesteer.data import load_pairs as load_pairs
 from saesteer.data import pairs_from as pairs_from
 from saesteer.data import split_pairs as split_pairs
 from saesteer.evaluation import EffectMeter as EffectMeter

@@ -7,7 +7,7 @@ from saesteer.data.bundled import bundled_pair_names, datasets_folder
 from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import ContrastivePair, PairSet
 from saesteer.data.questions import read_questions
-from saesteer.data.readers import pairs_from, read_pairs
+from saesteer.data.readers import load_pairs, pairs_from, read_pairs
 from saesteer.data.splits import Split, split_pairs
 from saesteer.data.texts import read_texts
 
@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "bundled_pair_names",
     "datasets_folder",
+    "load_pairs",
     "near_duplicate_groups",
     "pairs_from",
     "read_answers",

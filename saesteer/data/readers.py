@@ -50,7 +50,7 @@ class _Draft:
     negative_span: str | None = None
 
 
-def read_pairs(
+def load_pairs(
     source: str | Path,
     *,
     name: str | None = None,
@@ -104,6 +104,10 @@ def read_pairs(
         drafts = _drafts(file, layout, positive_key, negative_key)
         pairs = PairSet(name=name, pairs=_with_ids(drafts, name), source=label)
     return _at_most(pairs, max_pairs, seed)
+
+
+# Its name in earlier versions.
+read_pairs = load_pairs
 
 
 def pairs_from(

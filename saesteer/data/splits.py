@@ -12,11 +12,12 @@ from saesteer.data.chains import divide, filled, large_enough, worth
 from saesteer.data.checks import plain_form, shorten
 from saesteer.data.near_duplicates import components, more_alike_than_chance, near_duplicates
 from saesteer.data.pairing import pair_by_length
-from saesteer.data.pairs import PairSet
 from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+    from saesteer.data.pairs import PairSet
 
 # Of fewer pairs it cannot be told whether they were paired by chance.
 _FEWEST_TO_TELL = 20

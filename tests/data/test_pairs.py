@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from saesteer.data import ContrastivePair, PairSet
+from saesteer.data import ContrastivePair, PairSet, load_pairs, near_duplicate_groups
+from saesteer.utils.errors import ConfigError, DataError
 
 
 def make_set() -> PairSet:
@@ -60,3 +61,32 @@ def test_text_moved_from_one_field_to_another_changes_the_digest():
 def test_a_pair_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_set().pairs[0].positive = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_split_is_seeded_whole_and_free_of_near_duplicates():
+    pairs = load_pairs("agreeableness")
+    train, test = pairs.split(test=0.3, seed=0)
+    assert pairs.split(test=0.3, seed=0) == (train, test)
+    assert pairs.split(test=0.3, seed=1) != (train, test)
+    assert abs(len(test) - 0.3 * len(pairs)) <= 3
+    assert len(train) + len(test) == len(pairs)
+    texts = [*train.positives, *train.negatives, *test.positives, *test.negatives]
+    groups = near_duplicate_groups(texts)
+    n = 2 * len(train)
+    assert not set(groups[:n].tolist()) & set(groups[n:].tolist())
+
+
+def test_a_split_that_cannot_be_made_says_why():
+    with pytest.raises(DataError, match="1 pairs are too few for 2 parts; add some"):
+        make_set().subset([0]).split()
+    with pytest.raises(ConfigError, match=r"test is 1\.5; give a share above 0 and below 1"):
+        make_set().split(test=1.5)
+
+
+def test_a_notebook_shows_pairs_as_a_table():
+    pairs = make_set()
+    assert list(pairs.table.columns) == ["positive", "negative", "prompt"]
+    assert pairs.table.loc["a", "prompt"] == "On food:"
+    shown = dataclasses.replace(pairs, name="<b>kind")._repr_html_()
+    assert "&lt;b&gt;kind: 3 pairs from python" in shown
+    assert "I listen." in shown
