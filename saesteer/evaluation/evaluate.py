@@ -91,7 +91,9 @@ def evaluate(
         for vector in given:
             found = meter(vector.site).measure(vector, kl_target)
             effect = found.effect
-            ends = (None, None, None) if effect is None else (effect.effect, effect.low, effect.high)
+            ends = (
+                (None, None, None) if effect is None else (effect.effect, effect.low, effect.high)
+            )
             table.append((vector.method, found.plus.strength, found.plus.kl, *ends))
             task.advance(1, vector.name)
     columns = ["method", "strength", "kl", "effect", "low", "high"]

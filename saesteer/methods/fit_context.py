@@ -23,7 +23,7 @@ from saesteer.models import Site, encode_statements, model_info
 from saesteer.models.memory import trim_memory
 from saesteer.models.pair_activations import PairActivations, read_pair_activations
 from saesteer.models.pooling import pool
-from saesteer.saes.labels import known_descriptions
+from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import match_strength
 from saesteer.steering.teacher_forced import TeacherForced
@@ -207,8 +207,9 @@ class FitContext:
 
     @cached_property
     def table(self) -> FeatureTable | None:
-        """The SAE's feature table, where it has one."""
-        return None
+        """The SAE's feature table, where its folder has one."""
+        folder = getattr(self._sae, "folder", None)
+        return None if folder is None else own_table(folder)
 
     @cached_property
     def max_activation(self) -> Float[np.ndarray, " d_sae"] | None:

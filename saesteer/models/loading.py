@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -158,7 +159,21 @@ def wrap_model(
     where = source or ModelSource(name, "folder", name)
     info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]
+    _take_tokens(bridge, info.plain)
     return bridge
+
+
+def _take_tokens(bridge: TransformerBridge, plain: PreTrainedModel) -> None:
+    """Let `generate(**tokenizer(...))` do on the bridge what it does on a Hugging Face model."""
+    own = bridge.generate
+
+    @functools.wraps(own)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        if "input_ids" in kwargs:
+            return plain.generate(*args, **kwargs)  # type: ignore[operator]
+        return own(*args, **kwargs)
+
+    bridge.generate = generate  # type: ignore[method-assign]
 
 
 def _text_part(hf_model: PreTrainedModel) -> PreTrainedModel:

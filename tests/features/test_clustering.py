@@ -27,7 +27,6 @@ def test_planted_groups_are_recovered_and_those_that_do_not_separate_dropped(gro
     assert found.note == ""
     # The numbering follows the selection's order, so group 0 is cluster 0 and so on.
     assert found.kept == (0, 1)
-    np.testing.assert_array_equal(found.members(2), groups.selection.indices[groups.truth == 2])
 
 
 def test_the_sign_is_recorded_and_does_not_change_the_geometry(groups, selection_of):
@@ -88,9 +87,6 @@ def test_separation_is_the_auroc_of_the_signed_standardised_sum(groups):
     members = found.labels == 1
     text = (sides / sides.std(axis=0) * found.signs)[:, members].sum(axis=1)
     assert found.separation[1] == pytest.approx(roc_auc_score(groups.codes.labels, text))
-    n = groups.codes.n_pairs
-    higher = (text[:n] > text[n:]).mean() + (text[:n] == text[n:]).mean() / 2
-    assert found.paired_accuracy[1] == pytest.approx(higher)
 
 
 def test_separation_can_be_measured_on_held_out_pairs(groups):

@@ -40,8 +40,6 @@ class FeatureClusters:
         linkage: `[feature - 1, 4]` scipy linkage matrix (average), for a dendrogram; its leaves
             are positions in `indices`.
         separation: `[cluster]` AUROC (0 to 1) of the cluster's score between the sides.
-        paired_accuracy: `[cluster]` share of pairs whose positive side scores higher, ties one
-            half.
         kept: Labels of the clusters that are kept, ascending.
         silhouette: Mean silhouette for each number of clusters that was tried; empty where no
             number could be compared.
@@ -56,7 +54,6 @@ class FeatureClusters:
     noise: Bool[np.ndarray, " feature"]
     linkage: Float[np.ndarray, "merge 4"]
     separation: Float[np.ndarray, " cluster"]
-    paired_accuracy: Float[np.ndarray, " cluster"]
     kept: tuple[int, ...]
     silhouette: Mapping[int, float]
     method: str
@@ -86,10 +83,6 @@ class FeatureClusters:
     def label_of(self) -> dict[int, int]:
         """Each feature's cluster, by its index in the SAE."""
         return dict(zip(self.indices.tolist(), self.labels.tolist(), strict=True))
-
-    def members(self, label: int) -> Int[np.ndarray, " member"]:
-        """SAE indices of one cluster's features, strongest first."""
-        return self.indices[self.labels == label]
 
 
 def cluster_features(
@@ -167,7 +160,7 @@ def cluster_features(
     distance = feature_distance(codes, selection.indices, decoder, firing_weight=firing_weight)
     found, curve = cluster(distance, counts, min_cluster_size)
     labels, noise = _numbered(found)
-    separation, accuracy = cluster_separation(
+    separation = cluster_separation(
         codes, selection.indices, selection.signs, labels, held_out=held_out
     )
     kept, note = tuple(np.flatnonzero(separation >= min_separation).tolist()), ""
@@ -185,7 +178,6 @@ def cluster_features(
         noise=noise,
         linkage=_linkage(distance),
         separation=separation,
-        paired_accuracy=accuracy,
         kept=kept,
         silhouette=curve or _silhouette(distance, labels),
         method=method,
@@ -243,8 +235,8 @@ def cluster_separation(
     labels: Labels,
     *,
     held_out: PairCodes | None = None,
-) -> tuple[Float[np.ndarray, " cluster"], Float[np.ndarray, " cluster"]]:
-    """Return AUROC and paired accuracy of each cluster's score between the sides.
+) -> Float[np.ndarray, " cluster"]:
+    """Return the AUROC of each cluster's score between the sides.
 
     `codes` give each feature's standard deviation, and the pairs to score unless there are
     `held_out` ones.
@@ -263,13 +255,8 @@ def cluster_separation(
             "encode both with the same SAE."
         )
     parts = scored.stacked(indices) * scale
-    separation, accuracy = [], []
-    for label in range(int(labels.max()) + 1):
-        text = parts[:, labels == label].sum(axis=1)
-        separation.append(float(roc_auc_score(scored.labels, text)))
-        gap = text[: scored.n_pairs] - text[scored.n_pairs :]
-        accuracy.append(float(((np.sign(gap) + 1) / 2).mean()))
-    return np.array(separation), np.array(accuracy)
+    texts = (parts[:, labels == label].sum(axis=1) for label in range(int(labels.max()) + 1))
+    return np.array([float(roc_auc_score(scored.labels, text)) for text in texts])
 
 
 def _agglomerative(
