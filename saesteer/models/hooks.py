@@ -66,7 +66,7 @@ class HookTarget:
         Raises:
             SiteError: On the pass: what is there is not laid out by prompt and token.
         """
-        own = function if self.raw else self._on_own_columns(function)
+        own = self._on_own_columns(function)
         if self.block is not None:
             return _hook_mid_block(own, self.module, self.block)
         if self.side == "output":
@@ -86,6 +86,8 @@ class HookTarget:
                 raise SiteError(
                     f"site {self.site} holds no vector for each token; choose another one."
                 )
+            if self.raw:
+                return function(whole)
             flat = whole if whole.ndim == 3 else whole.flatten(2)
             changed = function(self.columns(flat))
             if changed is None:

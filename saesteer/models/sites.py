@@ -138,11 +138,7 @@ def bridge_target(model: TransformerBridge, site: Site) -> HookTarget:
 
 
 def all_targets(model: TransformerBridge, site: Site) -> list[HookTarget]:
-    """Return a site's modules, whichever of the plain model and the bridge is called.
-
-    Raises:
-        SiteError: As `resolve_target`.
-    """
+    """Return a site's modules, whichever of the plain model and the bridge is called."""
     target = resolve_target(model, site)
     if site.hook not in ("hook_resid_pre", "hook_resid_post"):
         return [target]

@@ -67,11 +67,7 @@ class Unembedding:
             return root(input_ids=ids, use_cache=False).logits[:, 0].float()
 
     def uncapped(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-        """Return norm and unembedding alone: what is linear once the norm's scale is held fixed.
-
-        Raises:
-            SiteError: The model does more than that, but for a soft cap.
-        """
+        """Return norm and unembedding alone: what is linear once the norm's scale is held fixed."""
         made = self.head(self.norm(hidden.to(self.head.weight.dtype))).float()
         capped = self.cap * torch.tanh(made / self.cap) if self.cap else made
         if not close(capped, self.logits(hidden), self.head):
