@@ -13,10 +13,10 @@ from saesteer.cli.show import console, heading, number, table
 from saesteer.experiments.patch.page import unsolved
 
 if TYPE_CHECKING:
-    from saesteer.experiments.patch.plan import PatchPlan
-    from saesteer.experiments.patch.suggest import Suggestion
+    from saesteer.experiments.patch.experiment import PatchPlan
     from saesteer.experiments.results import Results
-    from saesteer.patching.reading.prompt_lens import PromptReading
+    from saesteer.patching.lens import PromptReading
+    from saesteer.patching.suggest import Suggestion
 
 MOST = 6
 SAID = {
@@ -29,7 +29,7 @@ SAID = {
 
 def show_patch_plan(plan: PatchPlan) -> None:
     """Print what a patching run would do."""
-    from saesteer.experiments.patch.cells import jobs
+    from saesteer.experiments.patch.results import jobs
     from saesteer.utils.run_folder import RunFolder
 
     out = console()

@@ -26,9 +26,6 @@ def model_shape(source: ModelSource) -> ModelShape | None:
 
     Read from config.json (in the folder, or in the Hub's local cache) or a GGUF file's header;
     None where that is not there or does not say.
-
-    Raises:
-        ModelError: The GGUF file is damaged.
     """
     if source.kind == "gguf":
         header = gguf_header(Path(source.location))
@@ -55,18 +52,7 @@ def _configured(location: str) -> tuple[int | None, int | None]:
 
 
 def check_shape(source: ModelSource, site: Site, width: int | None, what: str) -> None:
-    """Refuse, before a model is loaded or converted, what cannot belong to it.
-
-    Args:
-        source: Where the model comes from; one whose shape is not at hand passes.
-        site: Where it would be read or written.
-        width: How wide it is there; not compared if None.
-        what: What it is, for the message.
-
-    Raises:
-        SiteError: The model has no such block.
-        MismatchError: The model has another width there.
-    """
+    """Refuse, before a model is loaded or converted, what cannot belong to it."""
     shape = model_shape(source)
     if shape is None:
         return

@@ -225,13 +225,7 @@ def pad_rows(
 def length_sorted_batches(
     rows: Sequence[TokenRow], *, max_tokens: int = 4096, max_rows: int = 64
 ) -> Iterator[list[int]]:
-    """Yield the indices of rows to run together, of like length so that little is padding.
-
-    Args:
-        rows: The rows.
-        max_tokens: The most tokens in a batch, padding included.
-        max_rows: The most rows in a batch.
-    """
+    """Yield the indices of rows to run together, of like length so that little is padding."""
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
         widest = len(rows[batch[0]]) if batch else 0

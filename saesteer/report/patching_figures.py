@@ -13,7 +13,7 @@ from saesteer.patching.result import PatchResult
 from saesteer.patching.summary import Effects, Scale, effects
 
 if TYPE_CHECKING:
-    from saesteer.patching.attribution.agreement import Agreement
+    from saesteer.patching.agreement import Agreement
 
 MOST_ROWS = 24
 NAMES = {

@@ -34,22 +34,6 @@ def test_the_mean_norm_is_over_tokens_not_texts(activations):
     assert mean_norm(activations) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("how", ["mean", "last"])
-def test_half_precision_is_pooled_in_float32(how):
-    # In bfloat16 a sum of 1000 ones sticks at 256.
-    values = torch.ones(1000, 2, dtype=torch.bfloat16)
-    pooled = pool(Activations(values, torch.tensor([0, 1000]), Site(0)), how)
-    assert pooled.dtype == torch.float32
-    assert torch.equal(pooled, torch.ones(1, 2))
-
-
-def test_a_nan_stays_where_it_is(activations):
-    activations.values[3] = float("nan")
-    pooled = pool(activations)
-    assert torch.isnan(pooled[1]).all()
-    assert torch.isfinite(pooled[[0, 2]]).all()
-
-
 def test_an_unknown_way_to_pool_is_a_sentence(activations):
     unknown: Any = "max"
     with pytest.raises(ConfigError, match=r"pooling 'max' is unknown; use 'mean' or 'last'\."):

@@ -47,28 +47,3 @@ def test_a_missing_or_damaged_file_is_a_sentence(pairs, tmp_path):
     for name in ("missing", "cut", "empty", "text", "folder", "bare", "other"):
         with pytest.raises(OutputError, match=rf"{name}\.safetensors cannot be read .*delete it"):
             load_pair_activations(tmp_path / f"{name}.safetensors")
-
-
-def test_a_folder_that_cannot_be_written_is_a_sentence_and_leaves_nothing(pairs, tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OutputError, match=r"cannot be written .*choose another place"):
-        save_pair_activations(pairs, tmp_path / "file" / "pairs.safetensors")
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_write_that_fails_keeps_the_old_file(pairs, tmp_path, monkeypatch):
-    import safetensors.torch
-
-    path = tmp_path / "pairs.safetensors"
-    save_pair_activations(pairs, path)
-    before = path.read_bytes()
-
-    def full(tensors, file, metadata=None):
-        file.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(OutputError, match=r"No space left"):
-        save_pair_activations(pairs, path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == [path.name]

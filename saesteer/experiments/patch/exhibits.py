@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from saesteer.experiments.patch.cells import TO, Job
-from saesteer.experiments.patch.circuit_run import circuit_exhibits
-from saesteer.experiments.patch.reading import reading_exhibits
-from saesteer.experiments.patch.results import PatchResults
-from saesteer.experiments.patch.suggest import RESIDUAL
-from saesteer.patching.attribution.agreement import Agreement, agreement
+from saesteer.experiments.patch.reading import circuit_exhibits, reading_exhibits
+from saesteer.experiments.patch.results import TO, Job, PatchResults
+from saesteer.patching.agreement import Agreement, agreement
 from saesteer.patching.result import PatchResult
+from saesteer.patching.suggest import RESIDUAL
 from saesteer.patching.summary import effects
 from saesteer.report.patching_figures import (
     NAMES,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from saesteer.experiments.patch.reading import ANSWERS
-from saesteer.experiments.patch.results import PatchResults
+from saesteer.experiments.patch.results import ANSWERS, ATTENTION, PatchResults
 from saesteer.report.patching_drawing import drawn
 from saesteer.report.patching_figures import Exhibit, shown_token
 from saesteer.report.reading import show
@@ -305,8 +304,6 @@ def _named_features(metrics: Metrics, run: PatchResults) -> list[Table]:
 
 
 def _note(part: str, run: PatchResults) -> str:
-    from saesteer.experiments.patch.attention_run import ATTENTION
-
     if part == "heads" and run.folder.has(ATTENTION):
         return f"The attention patterns of the strongest heads are in {ATTENTION} beside this page."
     if part == "agreement":

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from saesteer.patching.attribution.agreement import agreement
+from saesteer.patching.agreement import agreement
 from saesteer.patching.summary import effects
 from saesteer.report.patching_drawing import drawn, heatmap_figure
 from saesteer.report.patching_figures import (
