@@ -33,10 +33,16 @@ from saesteer.methods.features import encode_pairs as encode_pairs
 from saesteer.methods.features import fit_weights as fit_weights
 from saesteer.methods.features import select_features as select_features
 from saesteer.models import Site as Site
+from saesteer.models import encode_statements as encode_statements
 from saesteer.models import load_model as load_model
 from saesteer.models import plain_model as plain_model
 from saesteer.models import wrap_model as wrap_model
 from saesteer.models.pair_activations import read_pair_activations as read_pair_activations
+from saesteer.patching import PatchResult as PatchResult
+from saesteer.patching import PromptPair as PromptPair
+from saesteer.patching import lens as lens
+from saesteer.patching import load_prompt_pairs as load_prompt_pairs
+from saesteer.patching import patch as patch
 from saesteer.saes import doctor as doctor
 from saesteer.saes import load_sae as load_sae
 from saesteer.steering import SteeringVector as SteeringVector

@@ -31,10 +31,11 @@ def test_another_name_is_no_attribute():
 
 
 @pytest.fixture(scope="module")
-def names(tiny_settings, tiny_model, tmp_path_factory) -> dict[str, Any]:
-    """What examples may use: a tiny model with its SAE, pairs, a vector and files of these."""
+def names(tiny_settings, roomy_model, roomy_folder, tmp_path_factory) -> dict[str, Any]:
+    """What examples may use: a tiny model with its SAE, pairs, a vector, and where these lie."""
     settings = tiny_settings("llama")
-    model, sae = tiny_model("llama"), ss.load_sae(settings["sae"])
+    settings["model"]["name"] = str(roomy_folder)
+    model, sae = roomy_model, ss.load_sae(settings["sae"])
     train, test = ss.load_pairs(settings["pairs"]["source"]).split(test=0.3, seed=0)
     read = ss.read_pair_activations(model, train, [sae.site])[sae.site]
     return {

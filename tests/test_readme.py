@@ -68,7 +68,7 @@ def test_the_example_holds_what_a_user_types_word_for_word():
 
 
 @pytest.fixture
-def tiny(monkeypatch, tmp_path, tiny_llama, mirror_sae) -> None:
+def tiny(monkeypatch, tmp_path, roomy_model, mirror_sae) -> None:
     """Put a tiny model, an SAE whose features fire on half of the texts, and pairs in place."""
     import saesteer as ss
 
@@ -81,14 +81,14 @@ def tiny(monkeypatch, tmp_path, tiny_llama, mirror_sae) -> None:
     kind.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     given, sae = ss.load_pairs(kind), ss.load_sae(mirror_sae())
     request = ss.ReadingSettings().request
-    read = ss.read_pair_activations(tiny_llama, given, [sae.site], request=request)[sae.site]
+    read = ss.read_pair_activations(roomy_model, given, [sae.site], request=request)[sae.site]
     sides = [read.positive.text(i) for i in range(len(given))]
     sides += [read.negative.text(i) for i in range(len(given))]
     largest = torch.stack([torch.cat([side, -side], dim=1).amax(dim=0) for side in sides])
     with torch.no_grad():
         sae.sae.b_enc -= largest.median(dim=0).values
     quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, neutral_answers=8)
-    monkeypatch.setattr("saesteer.models.load_model", lambda name: tiny_llama)
+    monkeypatch.setattr("saesteer.models.load_model", lambda name: roomy_model)
     monkeypatch.setattr("saesteer.saes.load_sae", lambda name: sae)
     monkeypatch.setattr("saesteer.data.load_pairs", lambda name: given)
     monkeypatch.setattr("saesteer.methods.fit_context.ObjectiveSettings", lambda: quick)

@@ -1,8 +1,9 @@
 """Ways from contrastive pairs to a steering vector, all with one signature."""
 
+from saesteer.methods.answer_letters import answer_pairs
 from saesteer.methods.attributed_sae import AttributedSAE
 from saesteer.methods.base import Method
-from saesteer.methods.caa_answers import CAA, answer_pairs
+from saesteer.methods.caa_answers import CAA
 from saesteer.methods.clustered_sae import ClusteredSAE
 from saesteer.methods.difference_in_means import DifferenceInMeans
 from saesteer.methods.fit_context import FitContext

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Int
 from sklearn.base import BaseEstimator
 
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data import PairSet
-    from saesteer.methods.fit_context import FitContext
     from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
     from saesteer.models import Site
     from saesteer.saes.adapter import Sae
@@ -91,8 +91,6 @@ class Method(BaseEstimator):
             DataError: A text does not fit the model, or the pairs give nothing to fit.
             SteeringError: The pairs' sides do not differ.
         """
-        from saesteer.methods.fit_context import FitContext
-
         given = FitContext(
             model,
             pairs,

@@ -13,7 +13,7 @@ from torch import Tensor
 from saesteer.data import read_answers, read_questions
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
-from saesteer.methods.caa_answers import answer_pairs
+from saesteer.methods.answer_letters import answer_pairs
 from saesteer.methods.chosen_features import vector_of_features
 from saesteer.methods.features import encode_pairs, output_scores, select_features
 from saesteer.methods.objective import Contrast, SteeringObjective, TrainingCost
@@ -74,6 +74,11 @@ class FitContext:
     Raises:
         ConfigError: There is neither a site nor an SAE.
         MismatchError: The site is not the SAE's.
+
+    Example:
+        >>> given = ss.FitContext(model, train, sae=sae)
+        >>> ss.DifferenceInMeans().fit_in(given).vector_.norm > 0
+        True
     """
 
     def __init__(

@@ -36,7 +36,13 @@ def checked(kind: type[Group], place: str, **values: Any) -> Group:
 
 
 class ReadingSettings(Settings):
-    """Where activations are read; see `saesteer.read_pair_activations`."""
+    """Where activations are read; see `saesteer.read_pair_activations`.
+
+    Example:
+        >>> last = ss.ReadingSettings(positions="last")
+        >>> ss.DifferenceInMeans().fit(model, train, sae=sae, reading=last).vector_.read_positions
+        'statement tokens, last'
+    """
 
     positions: Literal["mean", "last"] = "mean"
     request: str | None = "Tell me something about yourself."
@@ -60,6 +66,10 @@ class ObjectiveSettings(Settings):
             none.
         self_generated_samples: Completions for each question and sign that this contrast draws on.
         self_generated_pairs: Pairs of a high and a low completion for each question.
+
+    Example:
+        >>> ss.ObjectiveSettings(self_generated=0, fisher_samples=2).kl_target
+        0.3
     """
 
     requests: list[str] = Field(

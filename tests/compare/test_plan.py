@@ -130,7 +130,7 @@ def test_a_persona_that_cannot_be_used_is_named_with_its_file(
         ({"site": "here"}, "site 'here' is not of the form"),
         ({"evaluation": {"neutral_answers": 16}}, "none is left to train with"),
         ({"evaluation": {"neutral": "nowhere.jsonl"}}, "nowhere.jsonl"),
-        ({"writing": {"n_questions": 4}, "objective": {"self_generated": 1}}, "left for self-generated"),
+        ({"writing": {"n_questions": 4}, "objective": {"own_words": 1}}, "left for self-generated"),
         ({"writing": {"questions": "nowhere.txt"}}, "nowhere.txt"),
         ({"side_effects": {"prose": "nowhere.jsonl"}}, "nowhere.jsonl"),
         ({"personas": ["kindlyness"]}, "persona kindlyness: "),

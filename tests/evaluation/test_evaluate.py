@@ -15,15 +15,17 @@ COLUMNS = ["method", "strength", "kl", "effect", "low", "high"]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_settings):
-    config = RunConfig(**tiny_settings("llama"))
+def run(tiny_settings, roomy_folder):
+    settings = tiny_settings("llama")
+    settings["model"]["name"] = str(roomy_folder)
+    config = RunConfig(**settings)
     return config, run_experiment(config)
 
 
-def test_it_gives_the_numbers_of_the_command(run, tiny_llama):
+def test_it_gives_the_numbers_of_the_command(run, roomy_model):
     config, results = run
     table = evaluate(
-        tiny_llama,
+        roomy_model,
         plan_run(config).held_out,
         results.vector,
         kl_target=config.evaluation.kl_target,
@@ -39,12 +41,12 @@ def test_it_gives_the_numbers_of_the_command(run, tiny_llama):
         assert row[name] == pytest.approx(wanted["effect"][name], rel=1e-5)
 
 
-def test_vectors_keep_their_order_and_a_target_out_of_reach_has_no_effect(run, tiny_llama):
+def test_vectors_keep_their_order_and_a_target_out_of_reach_has_no_effect(run, roomy_model):
     config, results = run
     vector, held_out = results.vector, plan_run(config).held_out
-    both = evaluate(tiny_llama, held_out, [vector, -vector], kl_target=0.05)
+    both = evaluate(roomy_model, held_out, [vector, -vector], kl_target=0.05)
     assert both["effect"][0] == pytest.approx(-both["effect"][1], rel=0.1)
-    far = evaluate(tiny_llama, held_out, [vector], kl_target=1e3)
+    far = evaluate(roomy_model, held_out, [vector], kl_target=1e3)
     assert np.isnan(far["effect"]).all() and far["effect"].dtype == float
     with pytest.raises(DataError, match="KL needs at least"):
-        evaluate(tiny_llama, held_out, [vector], neutral_answers=1)
+        evaluate(roomy_model, held_out, [vector], neutral_answers=1)

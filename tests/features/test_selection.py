@@ -60,7 +60,9 @@ def test_a_criterion_of_one_s_own_can_be_passed(planted):
 
 
 def test_an_unknown_criterion_is_refused_with_the_closest_name(planted):
-    with pytest.raises(ConfigError, match="criterion: 'aurok' is not known; did you mean 'auroc'"):
+    with pytest.raises(
+        ConfigError, match=r"criterion: 'aurok' is not known \(did you mean 'auroc'"
+    ):
         select_features(planted.codes, criterion="aurok")
 
 

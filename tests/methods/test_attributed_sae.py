@@ -56,6 +56,7 @@ class StubSae:
     write_site: Site = SITE
     neuronpedia_id: str | None = None
     fingerprint: str = "s"
+    model_fingerprint: str | None = None
 
     @property
     def d_sae(self) -> int:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from saesteer.data import pairs_from
+from saesteer.evaluation.choices import QUESTION, choice_question
 from saesteer.methods import CAA, answer_pairs
-from saesteer.methods.caa_answers import QUESTION, balanced_orders, choice_question
+from saesteer.methods.answer_letters import balanced_orders
 from saesteer.models import Site, chat_prompt
 from saesteer.utils.errors import DataError
 

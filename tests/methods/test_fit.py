@@ -27,10 +27,11 @@ OBJECTIVE = {"kl_target": 0.05, "fisher_samples": 2, "self_generated": 0.0, "neu
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_settings) -> dict[str, Any]:
+def settings(tiny_settings, roomy_folder) -> dict[str, Any]:
     """Of a run with the bundled neutral answers, which `fit` trains with too."""
     given = tiny_settings("llama")
     del given["evaluation"]["neutral"], given["selection"]
+    given["model"]["name"] = str(roomy_folder)
     return {**given, "objective": OBJECTIVE}
 
 
@@ -40,7 +41,7 @@ def parts(settings):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_it_gives_the_vector_that_the_command_saves(name, settings, parts, tiny_llama):
+def test_it_gives_the_vector_that_the_command_saves(name, settings, parts, roomy_model):
     own = SETTINGS[name]
     method = {"method": {"name": name, "settings": own}}
     if name == "clustered_sae":
@@ -49,7 +50,7 @@ def test_it_gives_the_vector_that_the_command_saves(name, settings, parts, tiny_
         own = {**own, "clustering": clustering}
     saved = run_experiment(RunConfig(**{**settings, **method})).vector
     fitted = build_method(name, own).fit(
-        tiny_llama,
+        roomy_model,
         parts.train,
         sae=load_sae(settings["sae"]),
         validation=parts.validation,
@@ -64,21 +65,21 @@ def test_it_gives_the_vector_that_the_command_saves(name, settings, parts, tiny_
 
 
 def test_without_an_sae_a_site_is_enough_and_the_sae_s_own_gives_the_same(
-    settings, parts, tiny_llama
+    settings, parts, roomy_model
 ):
     sae = load_sae(settings["sae"])
     method = build_method("difference_in_means", {})
-    by_site = method.fit(tiny_llama, parts.train, site=str(sae.write_site)).vector_
-    by_sae = method.fit(tiny_llama, parts.train, sae=sae, site=sae.write_site).vector_
+    by_site = method.fit(roomy_model, parts.train, site=str(sae.write_site)).vector_
+    by_sae = method.fit(roomy_model, parts.train, sae=sae, site=sae.write_site).vector_
     assert torch.equal(by_site.raw, by_sae.raw)
     assert by_site.name == parts.train.name
     last = ReadingSettings(positions="last")
-    other = method.fit(tiny_llama, parts.train, sae=sae, reading=last).vector_
+    other = method.fit(roomy_model, parts.train, sae=sae, reading=last).vector_
     assert not torch.allclose(other.raw, by_sae.raw, atol=1e-3)
 
 
-def test_two_fits_share_what_they_were_fitted_to(settings, parts, tiny_llama, monkeypatch):
-    given = FitContext(tiny_llama, parts.train, sae=load_sae(settings["sae"]), seed=4)
+def test_two_fits_share_what_they_were_fitted_to(settings, parts, roomy_model, monkeypatch):
+    given = FitContext(roomy_model, parts.train, sae=load_sae(settings["sae"]), seed=4)
     first = RandomDirection(1).fit_in(given).vector_
     monkeypatch.setattr("saesteer.methods.fit_context.read_pair_activations", None)
     again = RandomDirection(1).fit_in(given).vector_
@@ -86,10 +87,10 @@ def test_two_fits_share_what_they_were_fitted_to(settings, parts, tiny_llama, mo
     assert method_entry("attributed_sae").needs == {"objective"}
 
 
-def test_what_does_not_belong_together_is_a_sentence(settings, parts, tiny_llama):
+def test_what_does_not_belong_together_is_a_sentence(settings, parts, roomy_model):
     sae = load_sae(settings["sae"])
     method = build_method("difference_in_means", {})
     with pytest.raises(ConfigError, match=r"no site to read .* sae=, or a site such as"):
-        method.fit(tiny_llama, parts.train)
+        method.fit(roomy_model, parts.train)
     with pytest.raises(MismatchError, match=r"site blocks.0.* is not where SAE .* writes"):
-        method.fit(tiny_llama, parts.train, sae=sae, site="blocks.0.hook_resid_post")
+        method.fit(roomy_model, parts.train, sae=sae, site="blocks.0.hook_resid_post")

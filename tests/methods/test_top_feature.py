@@ -67,5 +67,5 @@ def test_output_score_chooses_the_highest_among_features_that_separate_best(give
 
 
 def test_an_unknown_criterion_is_named_with_the_closest_known_one():
-    with pytest.raises(ConfigError, match=r"criterion: 'output_scores' .* did you mean 'output_sc"):
+    with pytest.raises(ConfigError, match=r"criterion: 'output_scores' .*did you mean 'output_sc"):
         TopFeature("output_scores")
