@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     )
     from saesteer.models import Site, load_model, plain_model, wrap_model
     from saesteer.models.pair_activations import read_pair_activations
+    from saesteer.probes.estimator import Probe
     from saesteer.saes import doctor, load_sae
-    from saesteer.steering import SteeringVector, generate, steer
+    from saesteer.steering import SteeringVector, generate, intervene, load_vector, steer
     from saesteer.steering.divergence import DivergenceMeter
     from saesteer.utils.settings import load_config
 
@@ -38,6 +39,7 @@ _NAMES = {
     "EffectMeter": "evaluation:EffectMeter",
     "MethodInputs": "methods:MethodInputs",
     "PairSet": "data:PairSet",
+    "Probe": "probes.estimator:Probe",
     "PropensityMeter": "evaluation:PropensityMeter",
     "RandomDirection": "methods:RandomDirection",
     "Results": "experiments.results:Results",
@@ -49,9 +51,11 @@ _NAMES = {
     "encode_pairs": "methods.features:encode_pairs",
     "fit_weights": "methods.features:fit_weights",
     "generate": "steering:generate",
+    "intervene": "steering:intervene",
     "load_config": "utils.settings:load_config",
     "load_model": "models:load_model",
     "load_sae": "saes:load_sae",
+    "load_vector": "steering:load_vector",
     "pairs_from": "data:pairs_from",
     "plain_model": "models:plain_model",
     "read_pair_activations": "models.pair_activations:read_pair_activations",
@@ -70,6 +74,7 @@ __all__ = [
     "EffectMeter",
     "MethodInputs",
     "PairSet",
+    "Probe",
     "PropensityMeter",
     "RandomDirection",
     "Results",
@@ -81,9 +86,11 @@ __all__ = [
     "encode_pairs",
     "fit_weights",
     "generate",
+    "intervene",
     "load_config",
     "load_model",
     "load_sae",
+    "load_vector",
     "pairs_from",
     "plain_model",
     "read_pair_activations",

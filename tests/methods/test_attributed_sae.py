@@ -182,7 +182,7 @@ def unlike(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def weights_of(vector) -> dict[int, float]:
-    return {f.index: f.weight for f in vector.features}
+    return {f.index: f.weight for f in vector.sae_features}
 
 
 @pytest.mark.parametrize("candidates", ["any", "clustered"])
@@ -197,7 +197,7 @@ def test_on_orthonormal_rows_it_picks_the_largest_gains_and_weighs_by_them(candi
     best = sorted(allowed, key=lambda j: -abs(projected[j]))[:n_features]
     wanted = {int(j): pytest.approx(projected[j], rel=1e-4, abs=1e-6) for j in best}
     assert weights_of(fit.vector) == wanted
-    assert [f.index for f in fit.vector.features] == best
+    assert [f.index for f in fit.vector.sae_features] == best
     assert (candidates == "any") == (fit.clusters is None) == (fit.selection is None)
 
 
@@ -240,11 +240,11 @@ def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(n_f
         assert 0 < len(chosen) <= n_features
         assert set(chosen) <= set(fit.clusters.kept_indices.tolist()) <= set(range(30))
         cluster = dict(zip(fit.clusters.indices.tolist(), fit.clusters.labels, strict=True))
-        assert all(f.cluster == cluster[f.index] for f in fit.vector.features)
+        assert all(f.cluster == cluster[f.index] for f in fit.vector.sae_features)
     ablation = AttributedSae(32, candidates="any")(given)
     assert ablation.method == "attributed_any"
-    assert {f.cluster for f in ablation.features} == {None}
-    assert any(f.index >= 30 for f in ablation.features)
+    assert {f.cluster for f in ablation.sae_features} == {None}
+    assert any(f.index >= 30 for f in ablation.sae_features)
 
 
 @pytest.mark.parametrize("name", sorted(method_entries()))
@@ -306,14 +306,14 @@ def test_no_rounds_ask_nothing_but_the_gain_at_zero():
     fit = AttributedSae(8, 0, selection=LOOSE).fit(made(decoder, objective))
     assert objective.seen == []
     assert fit.rounds == ()
-    assert fit.vector.features
+    assert fit.vector.sae_features
 
 
 def test_a_feature_without_decoder_row_is_never_picked_by_the_ablation():
     decoder, gain, matrix = unlike(30)
     decoder[::2] = 0
     vector = AttributedSae(32, candidates="any")(made(decoder, StubObjective(gain, matrix)))
-    assert vector.features and all(f.index % 2 for f in vector.features)
+    assert vector.sae_features and all(f.index % 2 for f in vector.sae_features)
 
 
 @pytest.mark.parametrize(

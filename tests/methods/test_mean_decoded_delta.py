@@ -39,7 +39,7 @@ def test_it_is_the_mean_difference_of_the_saes_reconstructions(inputs):
 def test_it_lists_every_feature_that_differs_with_its_mean_difference(inputs):
     vector = MeanDecodedDelta()(inputs)
     weights = np.zeros(2 * WIDTH)
-    for feature in vector.features:
+    for feature in vector.sae_features:
         weights[feature.index] = feature.weight
     np.testing.assert_allclose(weights, inputs.codes.mean_delta)
-    assert len(vector.features) == np.count_nonzero(inputs.codes.mean_delta)
+    assert len(vector.sae_features) == np.count_nonzero(inputs.codes.mean_delta)

@@ -191,7 +191,7 @@ def test_a_vector_survives_its_file(method, inputs, tmp_path):
     vector = method(inputs)
     back = SteeringVector.load(vector.save(tmp_path / "vector.safetensors"))
     assert torch.equal(back.direction, vector.direction)
-    assert back.features == vector.features
+    assert back.sae_features == vector.sae_features
     assert back.norm == vector.norm
 
 
@@ -206,8 +206,8 @@ def test_it_points_to_the_positive_side(from_pairs, inputs):
 def test_the_sign_flips_with_the_sides(from_pairs, inputs, sae):
     vector, other = from_pairs(inputs), from_pairs(swapped(inputs, sae))
     torch.testing.assert_close(other.raw, -vector.raw, rtol=1e-4, atol=1e-5)
-    weights = {f.index: f.weight for f in vector.features}
-    assert {f.index: pytest.approx(-f.weight, rel=1e-4) for f in other.features} == weights
+    weights = {f.index: f.weight for f in vector.sae_features}
+    assert {f.index: pytest.approx(-f.weight, rel=1e-4) for f in other.sae_features} == weights
 
 
 def test_sides_that_do_not_differ_are_a_sentence(named, sae):
@@ -229,17 +229,17 @@ def test_activations_that_are_not_numbers_are_a_sentence(method, sae):
 
 def test_a_vector_of_features_is_the_sum_of_its_weighted_decoder_rows(method, inputs, sae):
     vector = method(inputs)
-    if vector.features:
-        rows = [feature.weight * sae.decoder[feature.index] for feature in vector.features]
+    if vector.sae_features:
+        rows = [feature.weight * sae.decoder[feature.index] for feature in vector.sae_features]
         torch.testing.assert_close(torch.stack(rows).sum(dim=0), vector.raw, rtol=1e-4, atol=1e-5)
         assert (vector.sae, vector.sae_fingerprint) == (sae.name, sae.fingerprint)
-        sizes = [abs(feature.weight) for feature in vector.features]
+        sizes = [abs(feature.weight) for feature in vector.sae_features]
         assert sizes == sorted(sizes, reverse=True)
 
 
 def test_a_method_on_features_says_that_it_needs_an_sae(named, inputs):
     name, method = named
-    if method(inputs).features:
+    if method(inputs).sae_features:
         for lacking in (replace(inputs, codes=None), replace(inputs, sae=None)):
             with pytest.raises(ConfigError, match=rf"{name} works on SAE features; give an SAE"):
                 method(lacking)
@@ -261,7 +261,7 @@ def test_difference_in_means_is_what_numpy_gives_by_hand(inputs):
     vector = DifferenceInMeans()(inputs)
     np.testing.assert_allclose(vector.raw.numpy(), means[0] - means[1], rtol=1e-4, atol=1e-6)
     assert vector.norm == pytest.approx(np.linalg.norm(means[0] - means[1]), rel=1e-5)
-    assert vector.features == ()
+    assert vector.sae_features == ()
 
 
 def test_random_directions_are_as_long_as_the_delta_and_nearly_orthogonal(sae):
@@ -324,10 +324,10 @@ def test_clustered_sae_is_its_stages_called_one_by_one(inputs, sae):
 @pytest.mark.parametrize("method", REGRESSIONS)
 def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(method, inputs, sae):
     vector = ClusteredSae(LOOSE, regression={"method": method})(inputs)
-    rows = [feature.weight * sae.decoder[feature.index] for feature in vector.features]
+    rows = [feature.weight * sae.decoder[feature.index] for feature in vector.sae_features]
     torch.testing.assert_close(torch.stack(rows).sum(dim=0), vector.raw, rtol=1e-4, atol=1e-5)
-    assert all(feature.weight != 0 for feature in vector.features)
-    sizes = [abs(feature.weight) for feature in vector.features]
+    assert all(feature.weight != 0 for feature in vector.sae_features)
+    sizes = [abs(feature.weight) for feature in vector.sae_features]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -337,18 +337,18 @@ def test_features_carry_cluster_and_description(inputs):
     )
     fit = ClusteredSae(LOOSE).fit(described)
     cluster = dict(zip(fit.clusters.indices.tolist(), fit.clusters.labels.tolist(), strict=True))
-    for feature in fit.vector.features:
+    for feature in fit.vector.sae_features:
         assert feature.description == f"feature {feature.index}"
         assert feature.cluster == cluster[feature.index]
         assert feature.cluster in fit.clusters.kept
-    assert ClusteredSae(LOOSE)(inputs).features[0].description is None
+    assert ClusteredSae(LOOSE)(inputs).sae_features[0].description is None
 
 
 def test_the_length_at_maximum_is_every_feature_at_its_measured_maximum(method, inputs, sae):
     largest = np.linspace(1, 3, 2 * WIDTH)
     vector = method(replace(inputs, max_activation=largest))
     rows = [
-        np.sign(f.weight) * largest[f.index] * sae.decoder[f.index].numpy() for f in vector.features
+        np.sign(f.weight) * largest[f.index] * sae.decoder[f.index].numpy() for f in vector.sae_features
     ]
     length = float(np.linalg.norm(np.sum(rows, axis=0))) if rows else None
     assert vector.max_act == (None if length is None else pytest.approx(length, rel=1e-5))
@@ -371,4 +371,4 @@ def test_a_limit_on_density_needs_densities_and_uses_them(inputs):
         sparse(inputs)
     density = np.where(np.arange(2 * WIDTH) % 2, 0.9, 0.1)
     vector = sparse(replace(inputs, density=density))
-    assert all(feature.index % 2 == 0 for feature in vector.features)
+    assert all(feature.index % 2 == 0 for feature in vector.sae_features)

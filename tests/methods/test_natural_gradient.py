@@ -167,7 +167,7 @@ def test_it_is_a_method_that_says_what_made_it():
     method = NaturalGradient(ridge=2.0)
     assert isinstance(method, Method)
     vector = method(inputs_of(known()))
-    assert (vector.method, vector.name, vector.features) == ("natural_gradient", "mine", ())
+    assert (vector.method, vector.name, vector.sae_features) == ("natural_gradient", "mine", ())
     assert vector.provenance["settings"] == {"rounds": 1, "ridge": 2.0}
 
 

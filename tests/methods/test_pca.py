@@ -83,7 +83,7 @@ def test_it_is_as_long_as_the_mean_delta():
     positive, negative = spread()
     vector = Pca()(inputs_of(positive, negative))
     assert vector.norm == pytest.approx(np.linalg.norm((positive - negative).mean(axis=0)))
-    assert vector.features == ()
+    assert vector.sae_features == ()
 
 
 def test_the_default_leaves_the_common_difference_out_and_the_other_keeps_it():

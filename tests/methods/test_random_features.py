@@ -31,7 +31,7 @@ def inputs(mirror_sae) -> MethodInputs:
 
 
 def weights(inputs: MethodInputs, draw: int = 0, n: int = 32) -> dict[int, float]:
-    return {f.index: f.weight for f in RandomFeatures(draw, n)(inputs).features}
+    return {f.index: f.weight for f in RandomFeatures(draw, n)(inputs).sae_features}
 
 
 def test_each_feature_weighs_its_mean_absolute_difference(inputs):

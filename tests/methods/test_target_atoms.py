@@ -66,14 +66,14 @@ def test_it_keeps_what_a_loop_by_hand_keeps(seed, quantiles, sae):
             TargetAtoms(*quantiles)(given)
         return
     vector = TargetAtoms(*quantiles)(given)
-    assert {f.index: pytest.approx(f.weight) for f in vector.features} == wanted
+    assert {f.index: pytest.approx(f.weight) for f in vector.sae_features} == wanted
     raw = sum(weight * sae.decoder[index].numpy() for index, weight in wanted.items())
     np.testing.assert_allclose(vector.raw.numpy(), raw, rtol=1e-4, atol=1e-5)
 
 
 def test_features_that_never_fire_do_not_lower_the_thresholds(sae):
     positive, negative = drawn()
-    chosen = {f.index for f in TargetAtoms()(inputs_of(positive, negative, sae)).features}
+    chosen = {f.index for f in TargetAtoms()(inputs_of(positive, negative, sae)).sae_features}
     fires = int((positive.any(axis=0) | negative.any(axis=0)).sum())
     assert 0 < len(chosen) <= np.ceil(0.35 * fires)
 
@@ -82,7 +82,7 @@ def test_a_feature_that_fires_more_often_but_more_weakly_is_no_atom(sae):
     positive, negative = drawn()
     positive[:, 0], negative[:, 0] = 1.0, np.where(np.arange(PAIRS) < 10, 90.0, 0.0)
     vector = TargetAtoms(0.0, 0.0)(inputs_of(positive, negative, sae))
-    assert 0 not in {feature.index for feature in vector.features}
+    assert 0 not in {feature.index for feature in vector.sae_features}
 
 
 def test_quantiles_out_of_range_are_sentences():

@@ -46,14 +46,14 @@ def test_every_criterion_chooses_its_own_first_feature(criterion, inputs):
     vector = TopFeature(criterion)(inputs)
     scores = CRITERIA[criterion](inputs.codes)
     best = max(range(2 * WIDTH), key=lambda index: (abs(scores[index]), -index))
-    (feature,) = vector.features
+    (feature,) = vector.sae_features
     assert feature.index == best
     assert np.sign(feature.weight) == np.sign(scores[best])
     assert vector.method == f"top_feature_{criterion}"
 
 
 def test_criteria_disagree_where_they_should(inputs):
-    chosen = {name: TopFeature(name)(inputs).features[0].index for name in CRITERIA}
+    chosen = {name: TopFeature(name)(inputs).sae_features[0].index for name in CRITERIA}
     assert chosen["mean_difference"] == STRONG
     assert chosen["standardised_difference"] == STEADY
     assert chosen["auroc"] in (STEADY, NEGATIVE)
@@ -77,17 +77,17 @@ def with_scores(inputs: MethodInputs, **scores: float) -> MethodInputs:
 def test_output_score_chooses_the_highest_among_features_that_separate(inputs):
     top = TopFeature("output_score")
     given = with_scores(inputs, steady=0.2, strong=0.1, negative=0.7, silent=0.9)
-    (feature,) = top(given).features
+    (feature,) = top(given).sae_features
     assert feature.index == NEGATIVE
     assert feature.weight == pytest.approx(inputs.codes.mean_delta[NEGATIVE])
     assert feature.weight < 0
-    assert top(with_scores(inputs, strong=0.1)).features[0].index == STRONG
+    assert top(with_scores(inputs, strong=0.1)).sae_features[0].index == STRONG
 
 
 def test_only_the_best_separating_features_may_be_chosen_for_their_output(inputs):
     given = with_scores(inputs, steady=0.2, strong=0.9, negative=0.1)
-    assert TopFeature("output_score", n_candidates=2)(given).features[0].index == STEADY
-    assert TopFeature("output_score", n_candidates=3)(given).features[0].index == STRONG
+    assert TopFeature("output_score", n_candidates=2)(given).sae_features[0].index == STEADY
+    assert TopFeature("output_score", n_candidates=3)(given).sae_features[0].index == STRONG
 
 
 def test_output_scores_that_are_missing_or_foreign_are_sentences(inputs):

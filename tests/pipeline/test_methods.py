@@ -53,7 +53,7 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
     assert metrics["vector"]["method"] == result.vector.method == name
-    assert [row["feature"] for row in result.features] == [f.index for f in result.vector.features]
+    assert [row["feature"] for row in result.features] == [f.index for f in result.vector.sae_features]
     assert [row["weight"] for row in result.features] == pytest.approx(
         [f.weight for f in result.vector.features]
     )
