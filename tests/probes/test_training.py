@@ -178,7 +178,7 @@ def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mi
     assert len(vector.features) == 4 and vector.site.layer == 1
     # The mirror's decoder rows are plus and minus the unit vectors.
     raw = np.zeros(32)
-    for feature in vector.features:
+    for feature in vector.sae_features:
         raw[feature.index % 32] += feature.weight * (1 if feature.index < 32 else -1)
     assert vector.raw.numpy() == pytest.approx(raw, rel=1e-3, abs=1e-5)
     assert ProbeSet.load(run.folder.path).sae == settings["reading"]["sae"]
