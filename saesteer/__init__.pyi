@@ -43,10 +43,13 @@ from saesteer.patching import PromptPair as PromptPair
 from saesteer.patching import lens as lens
 from saesteer.patching import load_prompt_pairs as load_prompt_pairs
 from saesteer.patching import patch as patch
+from saesteer.probes.estimator import Probe as Probe
 from saesteer.saes import doctor as doctor
 from saesteer.saes import load_sae as load_sae
 from saesteer.steering import SteeringVector as SteeringVector
 from saesteer.steering import generate as generate
+from saesteer.steering import intervene as intervene
+from saesteer.steering import load_vector as load_vector
 from saesteer.steering import match_strength as match_strength
 from saesteer.steering import steer as steer
 from saesteer.steering.divergence import DivergenceMeter as DivergenceMeter

@@ -35,11 +35,11 @@ def main() -> None:
             print(f"  {count:>3}  {_effect(run, vector)}")
         whole = AttributedSAE(**chosen).fit_in(run.context).vector_
         print("  without one cluster (features left out, weight share):")
-        clusters = sorted({f.cluster for f in whole.features if f.cluster is not None})
-        total = sum(abs(f.weight) for f in whole.features)
+        clusters = sorted({f.cluster for f in whole.sae_features if f.cluster is not None})
+        total = sum(abs(f.weight) for f in whole.sae_features)
         for cluster in clusters:
-            left_out = [f for f in whole.features if f.cluster == cluster]
-            kept = {f.index: f.weight for f in whole.features if f.cluster != cluster}
+            left_out = [f for f in whole.sae_features if f.cluster == cluster]
+            kept = {f.index: f.weight for f in whole.sae_features if f.cluster != cluster}
             if not kept or len(clusters) < 2:
                 continue
             vector = run.context.decoded(kept, "without", name=f"without {cluster}")

@@ -13,7 +13,7 @@ from saesteer.cli.show import console, heading, number, table
 if TYPE_CHECKING:
     from saesteer.corruption.completions import Completion
     from saesteer.corruption.tasks import Task
-    from saesteer.experiments.corrupt.plan import CorruptPlan
+    from saesteer.experiments.corrupt.config import CorruptPlan
     from saesteer.experiments.results import Results
 
 MOST_PROGRAMS = 12
@@ -22,7 +22,7 @@ MARKS = {"holds": "+", "in part": "?", "not tested": "?", "does not hold": "-"}
 
 def show_corrupt_plan(plan: CorruptPlan) -> None:
     """Print what a run would do."""
-    from saesteer.experiments.corrupt.plan import expand
+    from saesteer.experiments.corrupt.config import expand
 
     out, config = console(), plan.config
     out.print(f"{config.name}: {plan.model.name} ({plan.model.kind}: {plan.model.location})")
@@ -35,7 +35,7 @@ def show_corrupt_plan(plan: CorruptPlan) -> None:
     if plan.shape is None:
         out.print("How many layers the model has is known when it is loaded.")
     else:
-        programs = expand(config, plan.shape)
+        programs = expand(config, plan.shape.n_layers, plan.shape.n_heads)
         names = [f"{f.name} ({len(f.programs)})" for f in programs.families]
         out.print(f"Programs: {len(programs.all)} in all: {', '.join(names)}")
     out.print(f"Would write to {plan.folder}")

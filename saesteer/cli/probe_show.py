@@ -13,7 +13,7 @@ from rich.text import Text
 from saesteer.cli.show import console, heading, number, show_links, table
 
 if TYPE_CHECKING:
-    from saesteer.experiments.probe.plan import ProbePlan
+    from saesteer.experiments.probe.config import ProbePlan
     from saesteer.experiments.results import Results
     from saesteer.probes.readout import CheckResult, TokenReading
 
@@ -27,7 +27,7 @@ def show_probe_plan(plan: ProbePlan) -> None:
     made = Table(box=None, show_header=False, pad_edge=False)
     made.add_column(style="dim")
     made.add_column(overflow="fold")
-    read = "already read" if plan.store.is_file() else "to be read in one pass"
+    read = "already read" if plan.is_read else "to be read in one pass"
     rows = {
         "texts": f"{len(plan.texts):,} of {plan.texts.source} ({plan.texts.dropped} left out), "
         f"{read}",

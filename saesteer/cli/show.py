@@ -114,22 +114,22 @@ def show_vector(vector: SteeringVector, top: int = 32) -> None:
         **{name: "unknown" if value is None else f"{value:.4g}" for name, value in lengths.items()},
         "read at": vector.read_positions,
         "written at": vector.positions,
-        "features": str(len(vector.features)),
+        "features": str(len(vector.sae_features)),
     }
     _show_fields(out, rows)
-    if not vector.features:
+    if not vector.sae_features:
         return
     made = table(("feature", "right"), ("weight", "right"), ("cluster", "right"), "description")
-    for feature in vector.features[:top]:
+    for feature in vector.sae_features[:top]:
         cluster = "" if feature.cluster is None else str(feature.cluster)
         text = Text(one_line(feature.description or ""))
         made.add_row(str(feature.index), f"{feature.weight:+.3f}", cluster, text)
     out.print()
     out.print(made)
-    if len(vector.features) > top:
-        out.print(f"... and {len(vector.features) - top} more")
+    if len(vector.sae_features) > top:
+        out.print(f"... and {len(vector.sae_features) - top} more")
     place = noted_place(vector.provenance)
-    show_links(out, ((f.index, feature_url(place, f.index)) for f in vector.features[:top]))
+    show_links(out, ((f.index, feature_url(place, f.index)) for f in vector.sae_features[:top]))
 
 
 def show_links(out: Console, links: Iterable[tuple[object, str | None]]) -> None:

@@ -239,7 +239,7 @@ class WrittenEvaluation:
             asked,
             settings,
             vector=vector,
-            strengths=tuple(strengths.values()),
+            strength=tuple(strengths.values()),
             unit=unit,
         )
         n = len(strengths)

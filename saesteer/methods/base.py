@@ -108,7 +108,7 @@ class Method(BaseEstimator):
         """Fit the vector to what other methods were fitted to as well."""
         self.check()
         self.vector_ = self._vector(given)
-        self.features_ = np.array([f.index for f in self.vector_.features], dtype=np.int64)
+        self.features_ = np.array([f.index for f in self.vector_.sae_features], dtype=np.int64)
         return self
 
     @abstractmethod

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from saesteer.models.compat import keep_cache_names, nothing_started, quiet
+from saesteer.models.compat import (
+    keep_cache_names,
+    nothing_started,
+    quiet,
+    take_tokenizer_output,
+)
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
@@ -156,6 +161,7 @@ def wrap_model(
     bridge._tokenizer = tokenizer
     bridge.eval()
     keep_cache_names(bridge)
+    take_tokenizer_output(bridge, plain)
     where = source or ModelSource(name, "folder", name)
     info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]

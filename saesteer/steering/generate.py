@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -28,6 +29,7 @@ from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import SteeringError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,12 +71,25 @@ class GenerationResult:
         return tuple(r.text for r in self.records if r.strength == strength)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return one dict per completion, for a table or JSON."""
+        """Return one dict per completion, for JSON."""
         return [asdict(record) for record in self.records]
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per completion: prompt, strength, text."""
+        import pandas as pd
 
-@dataclass(frozen=True)
-class _Job:
+        rows = [(record.prompt, record.strength, record.text) for record in self.records]
+        return pd.DataFrame(rows, columns=["prompt", "strength", "text"])
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None):
+            return self.table.to_html(index=False)
+
+
+class _Job(NamedTuple):
     prompt: int
     sample: int
     strength: float
@@ -84,7 +99,7 @@ def generate(
     model: TransformerBridge,
     prompts: str | Sequence[str],
     vector: SteeringVector | Sequence[SteeringVector] | None = None,
-    strengths: float | Sequence[float] = (0.0,),
+    strength: float | Sequence[float] = 0.0,
     unit: Unit = "norm",
     *,
     max_new_tokens: int = 64,
@@ -107,7 +122,7 @@ def generate(
         model: A model from `load_model`.
         prompts: One prompt or several.
         vector: What to steer with; None for the plain model.
-        strengths: The strengths to generate at, in `unit`.
+        strength: One strength or several to generate at, in `unit`.
         unit: "norm", "raw" or "max_act".
         max_new_tokens: The most tokens to generate for each row.
         chat: Whether prompts go through the chat template; "auto" if there is one.
@@ -127,11 +142,11 @@ def generate(
     """
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector or ())
-    chosen = check_strengths(strengths)
+    strengths = check_strengths(strength)
     _check_settings(texts, max_new_tokens, temperature, top_p, n_samples, max_batch_rows)
-    _check_vectors(vectors, chosen, check_unit(unit))
+    _check_vectors(vectors, strengths, check_unit(unit))
     rows = _encode(model, texts, chat, system, max_new_tokens)
-    jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in chosen]
+    jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in strengths]
     if on_token is not None and len(jobs) > 1:
         raise SteeringError(
             f"streaming shows one completion and {len(jobs)} were asked for; give one prompt, one "
@@ -148,10 +163,12 @@ def generate(
             model,
             runner,
             [rows[job.prompt] for job in batch],
-            steering=(vectors, [job.strength for job in batch], unit, positions),
-            processors=processors,
-            max_new_tokens=max_new_tokens,
-            on_token=on_token,
+            partial(steer, model, vectors, [j.strength for j in batch], unit, positions=positions)
+            if vectors
+            else None,
+            processors,
+            max_new_tokens,
+            on_token,
         )
         for job, tokens in zip(batch, generated, strict=True):
             records.append(_record(model, texts[job.prompt], job, unit, tokens))
@@ -162,8 +179,7 @@ def _run_batch(
     model: TransformerBridge,
     runner: PreTrainedModel,
     rows: Sequence[TokenRow],
-    *,
-    steering: tuple[Sequence[SteeringVector], Sequence[float], Unit, str | None],
+    steering: Callable[..., AbstractContextManager[Any]] | None,
     processors: Any,
     max_new_tokens: int,
     on_token: Callable[[str], None] | None,
@@ -171,18 +187,9 @@ def _run_batch(
     tokenizer = model.tokenizer
     batch = pad_rows(rows, tokenizer.pad_token_id or 0, input_device(runner))
     width = batch.input_ids.shape[1]
-    vectors, strengths, unit, positions = steering
     context: AbstractContextManager[Any] = nullcontext()
-    if vectors:
-        context = steer(
-            model,
-            vectors,
-            strengths,
-            unit,
-            positions=positions,
-            prompt_length=width,
-            special_mask=~batch.span,
-        )
+    if steering is not None:
+        context = steering(prompt_length=width, special_mask=~batch.span)
     streamer = _streamer(tokenizer, on_token) if on_token is not None else None
     with context, torch.no_grad():
         output = runner.generate(  # type: ignore[operator]

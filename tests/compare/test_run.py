@@ -114,7 +114,7 @@ def test_features_clusters_and_choices_are_those_of_the_headline(compared):
         rows, tree = metrics["features"][name], metrics["linkage"][name]
         assert 0 < len(rows) <= 6
         vector = SteeringVector.load(metrics["vectors"][name])
-        assert [f.index for f in vector.features] == [row["feature"] for row in rows]
+        assert [f.index for f in vector.sae_features] == [row["feature"] for row in rows]
         assert all(set(row) == FEATURE for row in rows)
         assert {row["feature"] for row in rows} <= set(tree["labels"])
         assert len(tree["linkage"]) == len(tree["labels"]) - 1

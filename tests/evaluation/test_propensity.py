@@ -51,21 +51,12 @@ def test_a_shared_prefix_changes_no_number(tiny_model, architecture):
     statements = [*PAIRS.positives, *PAIRS.negatives]
     rows = encode_statements(model.tokenizer, statements, REQUEST)
     together = TeacherForced(model, rows)
-    alone = [TeacherForced(model, [row], max_tokens=1) for row in rows]
-    for part in alone:
-        part._cache = None
-        part._blocks = _unshared(model, part, rows[alone.index(part)])
+    alone = [TeacherForced(model, [row], max_tokens=1, share_prefix=False) for row in rows]
     for strength in (0.0, 1.5, -1.5):
         got = statement_log_likelihoods(together, vector, strength)
         wanted = [statement_log_likelihoods(part, vector, strength)[0] for part in alone]
         np.testing.assert_allclose(got, wanted, atol=2e-4)
     assert np.ptp(got - statement_log_likelihoods(together)) > 1e-3
-
-
-def _unshared(model, part, row):
-    from saesteer.steering.teacher_forced import _block
-
-    return [_block([row], [0], 0, 0, torch.device("cpu"))]
 
 
 def test_pairs_with_their_own_prompt_use_it(tiny_llama):

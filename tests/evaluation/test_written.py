@@ -87,8 +87,8 @@ def _generate(model, **how):
 def test_what_is_written_is_what_generate_gives_at_each_strength(tiny_llama, evaluation, vector):
     records = evaluation.steered(vector, 1.5, -2.0)
     assert _texts(records, 0) == _generate(tiny_llama)
-    assert _texts(records, 1) == _generate(tiny_llama, vector=vector, strengths=1.5)
-    assert _texts(records, -1) == _generate(tiny_llama, vector=vector, strengths=-2.0)
+    assert _texts(records, 1) == _generate(tiny_llama, vector=vector, strength=1.5)
+    assert _texts(records, -1) == _generate(tiny_llama, vector=vector, strength=-2.0)
     assert len({tuple(_texts(records, sign)) for sign in (0, 1, -1)}) == 3
     places = [(r.question, r.sample) for r in records if r.sign == -1]
     assert places == [(q, s) for q in range(3) for s in range(2)]

@@ -101,7 +101,7 @@ def unlike(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def weights_of(vector) -> dict[int, float]:
-    return {f.index: f.weight for f in vector.features}
+    return {f.index: f.weight for f in vector.sae_features}
 
 
 @pytest.mark.parametrize("candidates", ["any", "clustered"])
@@ -118,7 +118,7 @@ def test_on_orthonormal_rows_it_picks_the_largest_gains_and_weighs_by_them(
     best = sorted(allowed, key=lambda j: -abs(projected[j]))[:n_features]
     wanted = {int(j): pytest.approx(projected[j], rel=1e-4, abs=1e-6) for j in best}
     assert weights_of(fit.vector_) == wanted
-    assert [f.index for f in fit.vector_.features] == best
+    assert [f.index for f in fit.vector_.sae_features] == best
     assert (candidates == "any") == (fit.clusters_ is None) == (fit.selection_ is None)
 
 
@@ -160,11 +160,11 @@ def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(n_f
         assert 0 < len(chosen) <= n_features
         assert set(chosen) <= set(fit.clusters_.kept_indices.tolist()) <= set(range(30))
         cluster = dict(zip(fit.clusters_.indices.tolist(), fit.clusters_.labels, strict=True))
-        assert all(f.cluster == cluster[f.index] for f in fit.vector_.features)
+        assert all(f.cluster == cluster[f.index] for f in fit.vector_.sae_features)
     ablation = AttributedSAE(32, candidates="any").fit_in(given).vector_
     assert ablation.method == "attributed_any"
-    assert {f.cluster for f in ablation.features} == {None}
-    assert any(f.index >= 30 for f in ablation.features)
+    assert {f.cluster for f in ablation.sae_features} == {None}
+    assert any(f.index >= 30 for f in ablation.sae_features)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -214,7 +214,7 @@ def test_a_feature_without_decoder_row_is_never_picked_by_the_ablation(made):
     decoder[::2] = 0
     given = made(decoder, StubObjective(gain, matrix))
     vector = AttributedSAE(32, candidates="any").fit_in(given).vector_
-    assert vector.features and all(f.index % 2 for f in vector.features)
+    assert vector.sae_features and all(f.index % 2 for f in vector.sae_features)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 3.0])

@@ -24,7 +24,7 @@ def test_the_vector_is_the_weighted_sum_of_rows(sae):
     expected = np.zeros(32)
     expected[[3, 5]] = 2.0, -1.0
     assert np.allclose(vector.raw.numpy(), expected, atol=1e-6)
-    assert [(f.index, f.weight, f.description) for f in vector.features] == [
+    assert [(f.index, f.weight, f.description) for f in vector.sae_features] == [
         (3, 2.0, "kind"),
         (5, -1.0, None),
     ]

@@ -184,7 +184,7 @@ def test_a_vector_of_features_is_the_sum_of_its_weighted_decoder_rows(named, fit
     words = {index: f"feature {index}" for index in range(2 * WIDTH)}
     given = fit_on(read(PAIRS), max_activation=largest, descriptions=words)
     method = named[1].fit_in(given)
-    features = method.vector_.features
+    features = method.vector_.sae_features
     assert method.features_.tolist() == [feature.index for feature in features]
     if not features:
         assert method.vector_.max_act is None

@@ -21,7 +21,7 @@ def given(mirror_sae, given_codes) -> FitContext:
 
 
 def weights(given: FitContext, draw: int = 0, n: int = 32) -> dict[int, float]:
-    return {f.index: f.weight for f in RandomFeatures(draw, n).fit_in(given).vector_.features}
+    return {f.index: f.weight for f in RandomFeatures(draw, n).fit_in(given).vector_.sae_features}
 
 
 def test_each_feature_weighs_its_mean_absolute_difference(given):

@@ -48,7 +48,7 @@ def test_it_keeps_what_a_loop_by_hand_keeps(quantiles, sae, given_codes):
     positive, negative = drawn()
     wanted = by_hand(positive, negative, *quantiles)
     vector = TargetAtoms(*quantiles).fit_in(given_codes(positive, negative, sae)).vector_
-    assert {f.index: pytest.approx(f.weight) for f in vector.features} == wanted
+    assert {f.index: pytest.approx(f.weight) for f in vector.sae_features} == wanted
 
 
 def test_where_none_passes_both_the_vector_says_that_it_is_zero(sae, given_codes):

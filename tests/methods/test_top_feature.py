@@ -34,7 +34,7 @@ def test_every_criterion_chooses_its_own_first_feature(criterion, given):
     fitted = TopFeature(criterion).fit_in(given)
     scores = CRITERIA[criterion](given.codes)
     best = max(range(2 * WIDTH), key=lambda index: (abs(scores[index]), -index))
-    (feature,) = fitted.vector_.features
+    (feature,) = fitted.vector_.sae_features
     assert feature.index == best
     assert np.sign(feature.weight) == np.sign(scores[best])
     np.testing.assert_allclose(fitted.scores_, scores)
@@ -52,7 +52,7 @@ def chosen(given: FitContext, n_candidates: int = 32, **scores: float):
     for name, score in scores.items():
         output[places[name]] = score
     given.output_scores = output
-    (feature,) = TopFeature("output_score", n_candidates).fit_in(given).vector_.features
+    (feature,) = TopFeature("output_score", n_candidates).fit_in(given).vector_.sae_features
     return feature
 
 

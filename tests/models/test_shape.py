@@ -41,7 +41,7 @@ def source(request, tiny_model_folder, tiny_gguf, tmp_path, monkeypatch):
 
 
 def test_what_is_as_wide_as_the_model_passes_and_nothing_else(source, cache):
-    assert model_shape(source) == (3, 32)
+    assert model_shape(source) == (3, 32, 4)
     check_shape(source, Site(2), 32, "SAE x")
     # How wide a head's or a neuron's site is the configuration does not say.
     check_shape(source, Site(2, "mlp.hook_post"), 64, "SAE x")

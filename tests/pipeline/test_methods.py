@@ -53,9 +53,11 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
     assert metrics["vector"]["method"] == result.vector.method == name
-    assert [row["feature"] for row in result.features] == [f.index for f in result.vector.features]
+    assert [row["feature"] for row in result.features] == [
+        f.index for f in result.vector.sae_features
+    ]
     assert [row["weight"] for row in result.features] == pytest.approx(
-        [f.weight for f in result.vector.features]
+        [f.weight for f in result.vector.sae_features]
     )
     assert {record["strength"] for record in result.completions} >= {0.0}
     assert (result.folder.path / "figure.html").stat().st_size > 10_000
@@ -66,7 +68,7 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     show_result(plan_run(config), result)
     features_command(result.folder.path)
     told = capsys.readouterr().out
-    assert ("made of no SAE features" in told) == (not result.vector.features)
+    assert ("made of no SAE features" in told) == (not result.vector.sae_features)
     assert run_experiment(config).metrics == result.metrics
 
 
@@ -97,7 +99,7 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
     )
     vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector_
     torch.testing.assert_close(vector.raw, result.vector.raw, rtol=1e-6, atol=1e-6)
-    assert [f.index for f in vector.features] == [f.index for f in result.vector.features]
+    assert [f.index for f in vector.sae_features] == [f.index for f in result.vector.sae_features]
 
 
 def test_a_method_given_by_name_alone_changes_no_number_of_the_default(settings, whole):

@@ -95,7 +95,7 @@ def test_a_second_family_and_an_sae_trained_here_go_through_the_pipeline(
 def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(second_family, trained_sae):
     sae = load_sae(trained_sae[0])
     vector = second_family.vector
-    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.features]).sum(dim=0)
+    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.sae_features]).sum(dim=0)
     torch.testing.assert_close(rebuilt, vector.raw, rtol=1e-4, atol=1e-5)
     assert all(feature.description for feature in vector.features)
     assert vector.max_act is not None

@@ -272,7 +272,7 @@ def vector_clusters(config: PatchConfig) -> dict[int | str, list[int]] | None:
         return None
     vector = SteeringVector.load(Path(config.features.vector))
     clusters: dict[int | str, list[int]] = {}
-    for feature in vector.features:
+    for feature in vector.sae_features:
         if feature.weight:
             name = "alone" if feature.cluster is None else feature.cluster
             clusters.setdefault(name, []).append(feature.index)

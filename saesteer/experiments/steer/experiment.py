@@ -184,7 +184,7 @@ class Steer(Experiment[SteerResults]):
             )
             record |= _stages_of(fit)
         else:
-            rows = vector_features(vector, context.codes) if vector.features else []
+            rows = vector_features(vector, context.codes) if vector.sae_features else []
             table = pd.DataFrame(rows, columns=FEATURE_COLUMNS)
         links = [feature_url(self.sae.neuronpedia_id, feature) for feature in table["feature"]]
         if any(links):

@@ -76,5 +76,5 @@ def vector_features(vector: SteeringVector, codes: PairCodes) -> list[dict[str, 
             "firing_negative": float(codes.firing_negative[feature.index]),
             "description": feature.description,
         }
-        for feature in vector.features
+        for feature in vector.sae_features
     ]

@@ -1,4 +1,4 @@
-"""The readings of the model as it would be without interventions, pass by pass."""
+"""The readings of the model as it would be without edits, pass by pass."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class CleanReadings:
     """Runs the model once more before each pass, hooks silent, and keeps alpha at every site.
 
     The clean model reads the same tokens, generated ones included, through a cache of its own
-    beside each cache of the model's, so that no trace of an intervention is left in what it says.
+    beside each cache of the model's, so that no trace of an edit is left in what it says.
 
     Args:
-        directions: For each site its unit directions.
+        directions: For each site its unit directions, by whatever names them.
     """
 
-    def __init__(self, directions: Mapping[Site, list[Tensor]]) -> None:
-        self._directions = dict(directions)
+    def __init__(self, directions: Mapping[Site, Mapping[Any, Tensor]]) -> None:
+        self._directions = directions
         # Beside each of the model's caches the clean one, and how many tokens are in both.
         self._beside: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
         self._last: tuple[Any, int] | None = None
         self._makes_cache = self._reorders = self._cut = False
         self.running = False
-        self._alphas: dict[Site, list[Tensor]] = {}
+        self._readings: dict[Site, dict[Any, Tensor]] = {}
 
     def begin(self, prompt_length: int, num_beams: int) -> None:
         """Note whether the `generate` that begins reorders the rows of its cache."""
@@ -78,7 +78,7 @@ class CleanReadings:
         self._makes_cache = cache is None and inputs.get("use_cache") is not False
         # A cache is to be filled in every layer, and one that the model makes comes at the end.
         self._cut = cache is None and not self._makes_cache
-        self._alphas.clear()
+        self._readings.clear()
         self.running = True
         try:
             with torch.no_grad(), suppress(_Stop):
@@ -110,17 +110,12 @@ class CleanReadings:
 
     def note(self, site: Site, hidden: Float[Tensor, "batch pos d_model"]) -> None:
         """Keep the readings at a site; called by the hook there while the clean pass runs."""
-        self._alphas[site] = [alpha_of(hidden, v) for v in self._directions[site]]
-        if len(self._alphas) == len(self._directions) and self._cut:
+        x = hidden.to(torch.float32)
+        directions = self._directions[site].items()
+        self._readings[site] = {name: x @ v.to(x.device) for name, v in directions}
+        if len(self._readings) == len(self._directions) and self._cut:
             raise _Stop
 
-    def alphas(self, site: Site) -> list[Float[Tensor, "batch pos"]]:
+    def readings(self, site: Site) -> Mapping[Any, Float[Tensor, "batch pos"]]:
         """Return the clean readings of this pass along each of the site's directions."""
-        return self._alphas[site]
-
-
-def alpha_of(
-    hidden: Float[Tensor, "batch pos d_model"], direction: Float[Tensor, " d_model"]
-) -> Float[Tensor, "batch pos"]:
-    """Return x . v in float32."""
-    return hidden.to(torch.float32) @ direction.to(hidden.device)
+        return self._readings[site]

@@ -38,7 +38,7 @@ def make_set(n_classes: int = 3) -> ProbeSet:
 def test_probes_are_read_back_as_they_were(tmp_path, n_classes):
     probes = make_set(n_classes)
     again = ProbeSet.load(probes.save(tmp_path / "probes.safetensors"))
-    assert again.sites == probes.sites
+    assert [p.site for p in again.probes] == [p.site for p in probes.probes]
     assert (again.best, again.before, again.classes) == (4, "Text:", probes.classes)
     x = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
     for one, two in zip(probes.probes, again.probes, strict=True):
@@ -89,13 +89,9 @@ def test_a_vector_says_where_every_class_lies_along_it(tmp_path, kind):
         assert alphas["positive"] - alphas["negative"] == pytest.approx(vector.norm, rel=1e-5)
 
 
-def test_the_best_layer_is_the_default():
-    assert make_set().vector().site == Site(4)
-    assert make_set().layer().site == Site(4)
-
-
-def test_unknown_layers_and_classes_are_refused():
+def test_the_best_layer_is_the_default_and_unknown_ones_are_refused():
     probes = make_set()
+    assert probes.vector().site == probes.layer().site == Site(4)
     with pytest.raises(SiteError, match="layer 3 has no probe; these have one: 0, 4, 9"):
         probes.vector(3)
     with pytest.raises(DataError, match=r"class 'positiv' \(did you mean 'positive'\?\)"):
@@ -104,30 +100,21 @@ def test_unknown_layers_and_classes_are_refused():
         probes.vector(towards="neutral", away="neutral")
 
 
-def test_activations_of_another_width_are_refused():
-    with pytest.raises(MismatchError, match="reads activations 8 wide and was given 5"):
-        make_probe().probabilities(np.zeros((2, 5), dtype=np.float32))
-
-
 def test_probes_of_another_model_are_refused(tiny_model, finished_run):
     finished_run.probes.check_belongs(tiny_model("llama"))
     with pytest.raises(MismatchError, match="trained on other weights"):
         finished_run.probes.check_belongs(tiny_model("qwen3"))
     with pytest.raises(MismatchError, match=r"8 wide and the residual stream of .* is 32"):
         make_set().check_belongs(tiny_model("llama"))
-
-
-def test_probes_on_codes_have_no_direction_of_their_own():
+    with pytest.raises(MismatchError, match="reads activations 8 wide and was given 5"):
+        make_probe().probabilities(np.zeros((2, 5), dtype=np.float32))
     with pytest.raises(MismatchError, match="read codes of SAE some"):
         replace(make_set(), sae="some").vector()
 
 
-def test_a_folder_without_probes_is_refused(tmp_path):
+def test_missing_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="there are no probes; give the folder of a finished"):
         ProbeSet.load(tmp_path)
-
-
-def test_damaged_files_are_refused(tmp_path):
     path = make_set().save(tmp_path / "probes.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
 
 from saesteer.data.checks import did_you_mean, spoken_list
+from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site
-from saesteer.probes.fitting import class_probabilities, logits
+from saesteer.probes.fitting import (
+    FitSettings,
+    FittedProbe,
+    class_probabilities,
+    fit_probe,
+    logits,
+)
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
@@ -30,25 +38,38 @@ DirectionKind = Literal["probe", "means"]
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A linear probe at one site.
-
-    Attributes:
-        site: Where it reads.
-        classes: The classes, in the order of its probabilities.
-        weight: On raw activations; one row per class, or the second class's alone of two.
-        bias: The same for the intercepts.
-        means: Mean activation of each class's training texts.
-        residual_norm: Mean L2 norm over tokens at the site.
-        c: The inverse regularisation.
-    """
+    """A linear probe at one site; its probabilities go by `classes`."""
 
     site: Site
     classes: tuple[str, ...]
+    # On raw activations; one row per class, or the second class's alone of two.
     weight: Float[np.ndarray, "row d_model"]
     bias: Float[np.ndarray, " row"]
+    # Mean activation of each class's training texts.
     means: Float[np.ndarray, "class d_model"]
+    # Mean L2 norm over tokens at the site.
     residual_norm: float
+    # The inverse regularisation.
     c: float
+
+    @classmethod
+    def fit(
+        cls,
+        site: Site,
+        classes: Sequence[str],
+        x: Float[np.ndarray, "text d_model"],
+        labels: Int[np.ndarray, " text"],
+        groups: Int[np.ndarray, " text"],
+        settings: FitSettings,
+        *,
+        residual_norm: float,
+        seed: int = 0,
+    ) -> tuple[LinearProbe, FittedProbe]:
+        """Fit a probe with `fit_probe`; return also how that went."""
+        fitted = fit_probe(x, labels, groups, settings, seed=seed)
+        means = np.stack([x[labels == c].mean(axis=0) for c in range(len(classes))])
+        weights = fitted.weight, fitted.bias, means.astype(np.float32)
+        return cls(site, tuple(classes), *weights, residual_norm, fitted.c), fitted
 
     @property
     def d_model(self) -> int:
@@ -71,11 +92,7 @@ class LinearProbe:
         return class_probabilities(logits(x, self.weight, self.bias))
 
     def class_number(self, name: str) -> int:
-        """Return a class's place.
-
-        Raises:
-            DataError: There is no such class.
-        """
+        """Return a class's place among the classes, which it must be one of."""
         if name not in self.classes:
             raise DataError(
                 f"class {name!r}{did_you_mean(name, self.classes)} is unknown to this probe; its "
@@ -91,8 +108,8 @@ class LinearProbe:
         Args:
             towards: The class it points to.
             away: The class it points from.
-            kind: "probe", the gradient of the log odds of the two classes; "means", the difference
-                of their mean activations.
+            kind: "probe", the gradient of the two classes' log odds; "means", the difference of
+                their mean activations.
 
         Raises:
             DataError: A class is unknown, or both are the same.
@@ -110,27 +127,18 @@ class LinearProbe:
 
 @dataclass(frozen=True, eq=False)
 class ProbeSet:
-    """The probes of one run.
-
-    Attributes:
-        probes: In order of depth.
-        model: The model's name.
-        model_fingerprint: The model's fingerprint.
-        positions: How a text became one vector; see `ReadSettings`.
-        best: The layer that cross-validation on the training texts likes best.
-        before: Words before every text.
-        after: Words after every text.
-        sae: The SAE whose codes are read, if they are.
-        name: The run's name.
-    """
+    """The probes of one run, in order of depth."""
 
     probes: tuple[LinearProbe, ...]
     model: str
     model_fingerprint: str
+    # How a text became one vector, and the words around it; see `ReadSettings`.
     positions: str
+    # The layer that cross-validation on the training texts likes best.
     best: int
     before: str = ""
     after: str = ""
+    # The SAE whose codes are read, if they are.
     sae: str | None = None
     name: str = "probes"
 
@@ -138,11 +146,6 @@ class ProbeSet:
     def classes(self) -> tuple[str, ...]:
         """The classes."""
         return self.probes[0].classes
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """Where the probes read."""
-        return tuple(probe.site for probe in self.probes)
 
     def layer(self, layer: int | None = None) -> LinearProbe:
         """Return a layer's probe; the best one's if None.
@@ -216,8 +219,6 @@ class ProbeSet:
         Raises:
             MismatchError: Its width or its weights are others.
         """
-        from saesteer.models.loading import made_on_other_weights, model_info
-
         info = model_info(model)
         width = int(model.cfg.d_model)
         residual = self.sae is None and self.probes[0].site.hook.startswith("hook_resid")
@@ -263,7 +264,30 @@ class ProbeSet:
         Raises:
             DataError: There is no such file, or it is not a whole file of probes.
         """
-        return _load(Path(path))
+        from safetensors import SafetensorError, safe_open
+
+        source = Path(path)
+        if source.is_dir():
+            source = source / FILE_NAME
+        if not source.is_file():
+            raise DataError(
+                f"{source}: there are no probes; give the folder of a finished saesteer probe "
+                "train."
+            )
+        try:
+            with safe_open(source, framework="numpy") as file:
+                metadata = dict(file.metadata() or {})
+                if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
+                    raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
+                header = _Header.model_validate_json(metadata["probes"])
+                probes = [_probe(file, name, site, header) for name, site in header.sites.items()]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(
+                f"{source}: cannot be read as probes ({reason}); train them again."
+            ) from error
+        shared: dict[str, Any] = {name: getattr(header, name) for name in _SHARED}
+        return cls(probes=tuple(sorted(probes, key=lambda p: p.site)), **shared)
 
 
 _SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
@@ -287,31 +311,6 @@ class _Header(BaseModel):
     after: str
     sae: str | None
     name: str
-
-
-def _load(source: Path) -> ProbeSet:
-    from safetensors import SafetensorError, safe_open
-
-    if source.is_dir():
-        source = source / FILE_NAME
-    if not source.is_file():
-        raise DataError(
-            f"{source}: there are no probes; give the folder of a finished saesteer probe train."
-        )
-    try:
-        with safe_open(source, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
-                raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
-            header = _Header.model_validate_json(metadata["probes"])
-            probes = [_probe(file, name, site, header) for name, site in header.sites.items()]
-    except (OSError, SafetensorError, KeyError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise DataError(
-            f"{source}: cannot be read as probes ({reason}); train them again."
-        ) from error
-    shared: dict[str, Any] = {name: getattr(header, name) for name in _SHARED}
-    return ProbeSet(probes=tuple(sorted(probes, key=lambda p: p.site)), **shared)
 
 
 def _probe(file: Any, name: str, site: _Site, header: _Header) -> LinearProbe:

@@ -1,4 +1,4 @@
-"""Plain texts that maps are fitted on and means are measured over."""
+"""What programs are fitted on: plain texts, passes over them, and files of what was fitted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from saesteer.data.bundled import datasets_folder
+from saesteer.data import read_pairs
+from saesteer.data.bundled import bundled_pair_names, datasets_folder
 from saesteer.data.texts import read_texts
+from saesteer.models import plain_model
+from saesteer.models.tokens import (
+    TokenRow,
+    encode_texts,
+    input_device,
+    length_sorted_batches,
+    pad_rows,
+    padding_id,
+)
+from saesteer.utils.errors import OutputError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from saesteer.models.tokens import TokenRow
 
 LONGEST = 128
 
@@ -34,9 +43,6 @@ def reference_texts(source: str, *, limit: int | None = None) -> list[str]:
     """
     if source != "bundled":
         return list(read_texts(Path(source), limit=limit))
-    from saesteer.data import read_pairs
-    from saesteer.data.bundled import bundled_pair_names
-
     texts = list(read_texts(datasets_folder() / "prose.jsonl"))
     for name in bundled_pair_names():
         pairs = read_pairs(name)
@@ -48,8 +54,6 @@ def reference_texts(source: str, *, limit: int | None = None) -> list[str]:
 
 def text_rows(model: TransformerBridge, texts: Sequence[str]) -> list[TokenRow]:
     """Tokenise texts, cut after 128 tokens."""
-    from saesteer.models.tokens import TokenRow, encode_texts
-
     assert model.tokenizer is not None
     rows = encode_texts(model.tokenizer, texts)
     return [TokenRow(row.ids[:LONGEST], row.kept[:LONGEST]) for row in rows if row.ids]
@@ -62,9 +66,6 @@ def kept_passes(
 
     The model runs without its unembedding.
     """
-    from saesteer.models import plain_model
-    from saesteer.models.tokens import input_device, length_sorted_batches, pad_rows, padding_id
-
     plain: Any = plain_model(model)
     device = input_device(plain)
     for index in length_sorted_batches(rows, max_tokens=max_tokens):
@@ -75,3 +76,20 @@ def kept_passes(
                 plain.base_model(**batch.inputs, use_cache=False)
 
         yield batch.span, forward
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Raises:
+        OutputError: The file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise OutputError(
+            f"{path} is damaged ({str(error)[:100]}); delete it and run the same command again."
+        ) from error

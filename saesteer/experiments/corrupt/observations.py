@@ -22,12 +22,7 @@ ADDITION = ("addition", "addition_digits", "addition_steps")
 
 
 def observe(metrics: Mapping[str, Any], tasks: Sequence[Record]) -> list[Record]:
-    """Return each observation with what was found, and whether it holds.
-
-    Args:
-        metrics: The run's metrics, with families and first_right.
-        tasks: Its summaries of tasks.
-    """
+    """Return each observation with what was found, and whether it holds."""
     return [
         _nothing_kept(metrics, tasks),
         _first_layer(metrics),
