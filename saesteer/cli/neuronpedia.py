@@ -12,7 +12,8 @@ from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from saesteer.cli.feature_source import FeatureSource
-    from saesteer.saes.neuronpedia import FeatureCard, FeatureHit
+    from saesteer.saes.neuronpedia import FeatureHit
+    from saesteer.saes.table import FeatureCard
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -233,12 +234,12 @@ def list_command(
 
 def _cards(where: FeatureSource, features: list[int], texts: int) -> list[FeatureCard]:
     from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
-    from saesteer.saes.neuronpedia import feature_card, local_card
+    from saesteer.saes.neuronpedia import feature_card
     from saesteer.utils.progress import terminal_progress
 
     if where.source is None:
         table = where.table()
-        return [local_card(table.row(index), n_contexts=texts) for index in features]
+        return [table.row(index, n_contexts=texts) for index in features]
     progress = terminal_progress()
     client = neuronpedia_client(progress)
     cards = []

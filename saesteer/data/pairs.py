@@ -42,16 +42,16 @@ _ALWAYS = ("id", "positive", "negative")
 
 @dataclass(frozen=True)
 class PairSet:
-    """A named set of pairs, as read; the readers validate, this type does not.
+    """A named set of pairs, as `load_pairs` read them, in the order of their source.
 
     Attributes:
         name: Name of the trait or of the file.
-        pairs: The pairs, in the order of their source.
+        pairs: The pairs.
         source: Where they came from: a path, `bundled:<name>` or `python`.
-        dropped: How many statements or pairs of the source the reader left out on purpose
-            (one side longer than the other, label confidence too low, more than `max_pairs`).
-        joined: Whether the two sides of a pair were joined by length and not by meaning, so that
-            other pairs of the same texts are as good.
+        dropped: How many statements or pairs were left out on purpose (one side longer than the
+            other, label confidence too low, more than `max_pairs`).
+        joined: Whether the sides of a pair were joined by length and not by meaning, so that other
+            pairs of the same texts are as good.
     """
 
     name: str

@@ -10,8 +10,12 @@ import numpy as np
 
 from saesteer.data.chains import divide, filled, large_enough, worth
 from saesteer.data.checks import plain_form, shorten
-from saesteer.data.near_duplicates import components, more_alike_than_chance, near_duplicates
-from saesteer.data.pairing import pair_by_length
+from saesteer.data.near_duplicates import (
+    components,
+    more_alike_than_chance,
+    near_duplicates,
+    pair_by_length,
+)
 from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -96,15 +100,10 @@ def near_duplicate_cause(pairs: PairSet, *, threshold: float) -> str:
 
 
 def split_record(pairs: PairSet, parts: Mapping[str, PairSet]) -> dict[str, Any]:
-    """Return what to record of a split: each part's ids, and what became of the pairing.
+    """Return what to record of a split of `pairs` into named parts.
 
-    Args:
-        pairs: What was divided.
-        parts: The parts by name.
-
-    Returns:
-        The ids by part; `left_out`, how many pairs are in none; and `negatives`, where pairs were
-        made anew: by pair the id that its negative text stood under.
+    The ids by part; `left_out`, how many pairs are in none; and `negatives`, where pairs were made
+    anew: by pair the id that its negative text stood under.
     """
     own = {pair.id: pair.negative for pair in pairs}
     place = {pair.negative: pair.id for pair in reversed(pairs.pairs)}

@@ -87,11 +87,7 @@ def doctor(
 ) -> DoctorReport:
     """Measure an SAE on text and refuse one that does not belong to the model.
 
-    Args:
-        model: The model.
-        sae: The SAE.
-        rows: Tokenised text (`encode_texts`), prepared as the SAE wants it.
-        progress: Where to show progress.
+    The rows are tokenised as the SAE wants it (`rows_for`).
 
     Raises:
         MismatchError: Widths differ, the SAE records other weights of a model, or the explained

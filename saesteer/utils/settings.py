@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.text import nearest, one_line
 
 # Marks settings that name something to read or write, or to fetch.
 _PLACE = "place"
@@ -56,7 +56,9 @@ class Settings(BaseModel):
                 continue
             if new in found:
                 raise ValueError(f"{old} is called {new} now, and both are given; leave {old} out")
-            _say_once(f"the setting {old} is called {new} now; the old name is read for one release.")
+            _say_once(
+                f"the setting {old} is called {new} now; the old name is read for one release."
+            )
             found[new] = found.pop(old)
         return found
 
@@ -221,11 +223,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
-    """Read a YAML file of named fields.
-
-    Args:
-        path: The file.
-        empty: What it lacks where it holds something else, and what to write.
+    """Read a YAML file of named fields; `empty` says what it lacks where it holds something else.
 
     Raises:
         ConfigError: It is missing, not YAML, or holds something else.
@@ -238,7 +236,7 @@ def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML ({_one_line(error)}); correct it.") from error
+        raise ConfigError(f"{file} is not YAML ({one_line(error, 160)}); correct it.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no {empty}.")
     return data
@@ -290,7 +288,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     try:
         place[parts[-1]] = load_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r} is not YAML ({_one_line(error)}).") from error
+        raise ConfigError(f"--set {override!r} is not YAML ({one_line(error, 160)}).") from error
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
@@ -303,9 +301,4 @@ def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
         if not inner:
             return ""
         kind = inner[0]
-    near = difflib.get_close_matches(str(location[-1]), kind.model_fields, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(kind.model_fields)})"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return nearest(str(location[-1]), kind.model_fields)
