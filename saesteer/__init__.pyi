@@ -46,6 +46,10 @@ from saesteer.patching import patch as patch
 from saesteer.probes.estimator import Probe as Probe
 from saesteer.saes import doctor as doctor
 from saesteer.saes import load_sae as load_sae
+from saesteer.steering import Ablate as Ablate
+from saesteer.steering import Add as Add
+from saesteer.steering import Flip as Flip
+from saesteer.steering import Set as Set
 from saesteer.steering import SteeringVector as SteeringVector
 from saesteer.steering import generate as generate
 from saesteer.steering import intervene as intervene

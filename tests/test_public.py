@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import saesteer as ss
 
@@ -41,6 +42,7 @@ def names(tiny_settings, roomy_model, roomy_folder, tmp_path_factory) -> dict[st
     return {
         "ss": ss,
         "np": np,
+        "torch": torch,
         "model": model,
         "sae": sae,
         "train": train,

@@ -115,6 +115,13 @@ class EffectMeter:
         divergence: Measures the cost.
         propensity: Measures the held-out pairs.
         unsteered: Their log-likelihoods without steering; measured if None.
+
+    Example:
+        >>> rows = ss.encode_statements(model.tokenizer, texts)
+        >>> cost = ss.DivergenceMeter(model, rows)
+        >>> meter = ss.EffectMeter(cost, ss.PropensityMeter(model, test, request="Who are you?"))
+        >>> meter.measure(vector, kl_target=0.05).plus.reached
+        True
     """
 
     def __init__(

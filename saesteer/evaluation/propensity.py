@@ -32,6 +32,11 @@ class PropensityMeter:
         chat: Whether to use the chat template; where there is one if None.
         system: A system prompt for the template.
         site: As in `TeacherForced`.
+
+    Example:
+        >>> meter = ss.PropensityMeter(model, test, request="Who are you?")
+        >>> meter.margins(vector, strength=0.2).shape == (len(test),)
+        True
     """
 
     def __init__(

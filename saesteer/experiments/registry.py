@@ -82,6 +82,12 @@ def run_experiment(
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
+
+    Example:
+        >>> from saesteer.experiments.steer.config import RunConfig
+        >>> results = ss.run(RunConfig(**settings))
+        >>> str(results.vector.site)
+        'blocks.1.hook_resid_post'
     """
     config = experiment
     if isinstance(experiment, str | os.PathLike):

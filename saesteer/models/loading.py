@@ -77,9 +77,9 @@ def load_model(
         NetworkError: The model is not cached and the Hub cannot be reached.
 
     Example:
-        >>> model = load_model("smollm2")  # doctest: +SKIP
-        >>> model.cfg.n_layers  # doctest: +SKIP
-        30
+        >>> model = ss.load_model(model_folder, device="cpu", dtype="float32")
+        >>> model.cfg.d_model
+        32
     """
     if device is not None and device_map is not None:
         raise ModelError("device and device_map exclude each other; give one of the two.")
@@ -122,6 +122,12 @@ def wrap_model(
     Raises:
         ModelError: transformer_lens has no adapter for the architecture, or a part of the model
             is offloaded.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> plain = AutoModelForCausalLM.from_pretrained(model_folder)
+        >>> ss.wrap_model(plain, model.tokenizer).cfg.n_layers
+        3
     """
     with quiet():
         from transformer_lens.model_bridge import TransformerBridge
@@ -257,7 +263,13 @@ def made_on_other_weights(
 
 
 def plain_model(model: TransformerBridge) -> PreTrainedModel:
-    """Return the plain Hugging Face model that shares the bridge's weights."""
+    """Return the plain Hugging Face model that shares the bridge's weights.
+
+    Example:
+        >>> plain = ss.plain_model(model)
+        >>> plain(**inputs).logits.shape[0]
+        1
+    """
     return model_info(model).plain
 
 

@@ -37,6 +37,10 @@ class Site:
     Attributes:
         layer: The block's number, from 0.
         hook: The hook's name inside the block, such as "hook_resid_post".
+
+    Example:
+        >>> str(ss.Site(15))
+        'blocks.15.hook_resid_post'
     """
 
     layer: int

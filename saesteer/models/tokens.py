@@ -165,6 +165,11 @@ def encode_statements(
         DataError: A row has more tokens than `max_length`, a statement has no token or not its
             span, or there are not as many prompts or spans as statements.
         ModelError: `chat` or a system prompt is asked for and there is no chat template.
+
+    Example:
+        >>> rows = ss.encode_statements(model.tokenizer, ["I like you"], "Who are you?")
+        >>> any(rows[0].kept)
+        True
     """
     each = [prompts] * len(statements) if prompts is None or isinstance(prompts, str) else prompts
     use_chat = has_chat_template(tokenizer) if chat is None else chat

@@ -254,6 +254,11 @@ def lens(
     Raises:
         DataError: A prompt is longer than the model's context.
         ConfigError: `top_k` is above the vocabulary's size.
+
+    Example:
+        >>> reading = ss.lens(model, "I like the")
+        >>> len(reading.tokens) > 3
+        True
     """
     if isinstance(prompts, str):
         return lens(model, [prompts], top_k=top_k, prepend_bos=prepend_bos)[0]

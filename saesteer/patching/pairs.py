@@ -39,6 +39,10 @@ class PromptPair:
             first token that the prompt's tokenisation gives (BOS included), which go before what
             the equal beginning and the equal end of the two prompts say; None for those alone.
         roles: Names of token positions of the clean prompt, such as {"S2": 10, "end": 14}.
+
+    Example:
+        >>> ss.PromptPair("I like the", "I hate the", answer=" cat", wrong=" dog").answer
+        ' cat'
     """
 
     clean: str
@@ -152,6 +156,11 @@ def load_prompt_pairs(
 
     Raises:
         DataError: The source cannot be used; the sentence names file and line.
+
+    Example:
+        >>> pairs = ss.load_prompt_pairs("capitals")
+        >>> len(pairs) > 0 and pairs[0].clean != pairs[0].corrupted
+        True
     """
     if isinstance(source, str | Path):
         return tuple(collect(read_records(_find(source)).records, _pair))

@@ -65,9 +65,10 @@ def patch(
         SiteError: The architecture has no such component.
 
     Example:
-        >>> found = patch(model, load_prompt_pairs("capitals"), "resid_pre")  # doctest: +SKIP
-        >>> found.table.shape  # doctest: +SKIP
-        (30, 12)
+        >>> pair = ss.PromptPair("I like the", "I hear the", answer=" a", wrong=" t")
+        >>> found = ss.patch(model, [pair], "resid_pre", metric="logit_difference")
+        >>> found.dims
+        ('layer', 'position')
     """
     chosen = metric_named(metric)
     batch = pairs

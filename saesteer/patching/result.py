@@ -42,6 +42,12 @@ class PatchResult:
         corrupted: The metric on every pair's corrupted prompt, unpatched, [pair].
         pairs: The pairs' names.
         tokens: Every pair's tokens along the axis "position" ("" where it has none), or empty.
+
+    Example:
+        >>> pair = ss.PromptPair("I like the", "I hear the", answer=" a", wrong=" t")
+        >>> found = ss.patch(model, [pair], "attn_out")
+        >>> found.values.shape == (1, *map(len, found.coords.values()))
+        True
     """
 
     method: Method

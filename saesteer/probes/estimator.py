@@ -56,8 +56,9 @@ class Probe(ClassifierMixin, BaseEstimator):
         model_: The model that was read.
 
     Example:
-        >>> probe = Probe(layers=[10, 12]).fit(model, texts, labels)  # doctest: +SKIP
-        >>> probe.predict(["What a lovely day."])  # doctest: +SKIP
+        >>> probe = ss.Probe(layers=[1, 2]).fit(model, texts, labels)
+        >>> probe.predict(texts).shape == (len(texts),)
+        True
     """
 
     def __init__(

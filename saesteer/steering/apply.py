@@ -82,6 +82,10 @@ def steer(
         SiteError: The model has no such site.
         HookError: The block ended and no forward pass reached the site, or none held a token to
             write to; or it cannot be told which columns of the whole text a pass holds.
+
+    Example:
+        >>> with ss.steer(model, vector, strength=0.2):
+        ...     steered = model(inputs["input_ids"])
     """
     chosen = tuple(vectors) if isinstance(vectors, Sequence) else (vectors,)
     if not chosen:
@@ -125,6 +129,10 @@ def intervene(
         MismatchError: A vector is of another model or width.
         SiteError: The model has no such site.
         HookError: As in `steer`.
+
+    Example:
+        >>> with ss.intervene(model, ss.Ablate(vector)):
+        ...     without = model(inputs["input_ids"])
     """
     chosen = (edits,) if isinstance(edits, Edit) else tuple(edits)
     if not chosen:

@@ -35,6 +35,11 @@ class DivergenceMeter:
 
     Raises:
         DataError: There are fewer than 200 tokens, too few to measure on.
+
+    Example:
+        >>> cost = ss.DivergenceMeter(model, ss.encode_statements(model.tokenizer, texts))
+        >>> cost(vector, strength=0.5) > cost(vector, strength=0.0)
+        True
     """
 
     def __init__(
@@ -131,6 +136,11 @@ def match_strength(
         start: The first guess.
         largest: The strongest to try; past it the target counts as not reached.
         tolerance: How close the divergence must come, as a share of the target.
+
+    Example:
+        >>> cost = ss.DivergenceMeter(model, ss.encode_statements(model.tokenizer, texts))
+        >>> ss.match_strength(cost, vector, kl_target=0.05).reached
+        True
     """
     return match_kl(
         lambda strength: meter(vector, strength, unit),

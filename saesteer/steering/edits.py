@@ -112,6 +112,10 @@ class Add(Edit):
             num_return_sequences.
         unit: "norm", "raw" or "max_act"; see `to_raw`.
         rows: The batch rows to steer, from 0; all if None.
+
+    Example:
+        >>> ss.Add(vector, 2.0, "raw").target(torch.tensor([3.0])).tolist()
+        [5.0]
     """
 
     strength: float | Sequence[float] = 1.0
@@ -211,7 +215,12 @@ class Add(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Flip(Edit):
-    """The other side: alpha' = c - scale (alpha - c); a scale of 1 mirrors, more pushes harder."""
+    """The other side: alpha' = c - scale (alpha - c); a scale of 1 mirrors, more pushes harder.
+
+    Example:
+        >>> ss.Flip(vector).target(torch.tensor([3.0])).tolist()
+        [-3.0]
+    """
 
     scale: float = 1.0
     centre: float = 0.0
@@ -235,7 +244,12 @@ class Flip(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Ablate(Edit):
-    """Nothing is left along v: alpha' = c."""
+    """Nothing is left along v: alpha' = c.
+
+    Example:
+        >>> ss.Ablate(vector).target(torch.tensor([3.0])).tolist()
+        [0.0]
+    """
 
     centre: float = 0.0
 
@@ -253,7 +267,12 @@ class Ablate(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Set(Edit):
-    """One reading everywhere: alpha' = value."""
+    """One reading everywhere: alpha' = value.
+
+    Example:
+        >>> ss.Set(vector, 1.0, "raw").target(torch.tensor([3.0])).tolist()
+        [1.0]
+    """
 
     value: float = 0.0
 

@@ -139,6 +139,11 @@ def generate(
     Raises:
         SteeringError: A setting is out of range, a prompt is empty or does not fit the model's
             context with `max_new_tokens`, or a strength has no vector; before generating.
+
+    Example:
+        >>> result = ss.generate(model, "How are you?", vector, [0.0, 0.2], max_new_tokens=4)
+        >>> len(result)
+        2
     """
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector or ())

@@ -77,6 +77,12 @@ class SteeringVector:
         method: How the vector was made.
         name: What to call it.
         provenance: Anything else worth keeping, as JSON.
+
+    Example:
+        >>> raw = np.arange(32.0)
+        >>> vector = ss.SteeringVector.from_raw(raw, site=ss.Site(1), model="tiny")
+        >>> (2 * vector - vector).norm == vector.norm
+        True
     """
 
     direction: Float[Tensor, " d_model"]
@@ -316,6 +322,11 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
 
     Raises:
         SteeringError: There is no such file, or it is not a whole saesteer vector.
+
+    Example:
+        >>> path = vector.save(folder / "kind.safetensors")
+        >>> ss.load_vector(path).method
+        'difference_in_means'
     """
     from safetensors import SafetensorError, safe_open
 

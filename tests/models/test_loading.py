@@ -214,3 +214,10 @@ def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_model_fold
     for function in (model_info, plain_model):
         with pytest.raises(ModelError, match=r"was not loaded by saesteer; use .*load_model"):
             function(stranger)
+
+
+def test_generate_takes_what_a_tokenizer_gives(tiny_llama, hf_model):
+    inputs = tiny_llama.tokenizer("I like the garden", return_tensors="pt")
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    wanted = hf_model("llama").generate(**inputs, **settings)
+    assert torch.equal(tiny_llama.generate(**inputs, **settings), wanted)
