@@ -230,10 +230,6 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
                 f"SAE {sae.name} {verb} {has} dimensions and {model.cfg.model_name} has {width} at "
                 f"{site}; choose an SAE trained on this model."
             )
-    _check_same_model(model, sae)
-
-
-def _check_same_model(model: TransformerBridge, sae: Sae) -> None:
     if made_on_other_weights(model, sae.model_name, sae.model_fingerprint):
         info = model_info(model)
         raise MismatchError(

@@ -133,14 +133,10 @@ def check_fit(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> s
         MismatchError: As in `doctor`.
         SiteError: The model has no such site.
     """
-    return _remark(model, sae, rows, quick_explained_variance(model, sae, rows))
-
-
-def quick_explained_variance(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> float:
-    """Return the explained variance alone, which costs no pass past the SAE's site."""
     check_compatible(model, sae)
     read = read_rows(model, rows, [sae.site, sae.write_site])
-    return _reconstruction(sae, read[sae.site], read[sae.write_site])["explained_variance"]
+    fit = _reconstruction(sae, read[sae.site], read[sae.write_site])
+    return _remark(model, sae, rows, fit["explained_variance"])
 
 
 def _remark(

@@ -251,9 +251,9 @@ def _judged(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpRepl
             f"environment variable {key.variable} to one that is valid there."
         )
     if 300 <= reply.status < 400:
-        host = urlsplit(urljoin(url, reply.headers.get("Location", ""))).hostname
+        host = urlsplit(urljoin(url, reply.headers.get("Location", ""))).hostname or "elsewhere"
         raise NetworkError(
-            f"{where} sends on to {(host or 'another address')[:80]}, where neither key nor "
+            f"{where} sends on to {host[:80]} (status {reply.status}), where neither key nor "
             "question are sent; if that is right, name its address in the settings."
         )
     return reply

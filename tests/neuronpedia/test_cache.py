@@ -82,7 +82,6 @@ def test_neither_key_nor_an_answer_that_echoes_it_is_kept(player, client_to, mon
     player.faults = [as_json({"STEERED": KEY, "DEFAULT": "", "apiKey": KEY})]
     assert client.steer(PLACE, "I hope", {3: 5.0}).steered == "***"
     kept = client.cache
-    kept.close()
     files = list(kept.path.parent.iterdir())
     assert kept.path in files
     assert not any(KEY.encode() in file.read_bytes() for file in files)

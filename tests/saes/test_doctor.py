@@ -8,7 +8,7 @@ import torch
 
 from saesteer.models.loading import model_info
 from saesteer.models.tokens import TokenRow
-from saesteer.saes.doctor import check_fit, doctor, quick_explained_variance, rows_for
+from saesteer.saes.doctor import check_fit, doctor, rows_for
 from saesteer.saes.loading import load_sae
 from saesteer.utils.errors import DataError, MismatchError
 
@@ -83,7 +83,6 @@ def test_figures_equal_numpy_by_hand(model, lossy, rows, read_by_hand):
     norms = np.linalg.norm(x, axis=1)
     assert 0.5 < explained < 0.999
     assert report.explained_variance == pytest.approx(explained, abs=1e-5)
-    assert quick_explained_variance(model, lossy, rows) == pytest.approx(explained, abs=1e-5)
     assert report.l0 == pytest.approx((codes > 0).sum(axis=1).mean(), abs=0.01)
     assert report.residual_norm == pytest.approx(norms.mean(), rel=1e-5)
     ratio = (np.linalg.norm(rebuilt, axis=1) / norms).mean()
@@ -187,7 +186,7 @@ def test_a_sae_of_other_weights_is_refused_by_what_it_records(model, make_sae, r
     own = model_info(model).fingerprint
     facts = {"model_name": "its/model", "model_fingerprint": "0" * 64}
     told = r"other weights \(model its/model, fingerprint 000000000000\) .*; load that model, or"
-    for measure in (doctor, check_fit, quick_explained_variance):
+    for measure in (doctor, check_fit):
         with pytest.raises(MismatchError, match=told):
             measure(model, load_sae(make_sae(metadata=facts)), rows)
     same = make_sae(metadata=facts | {"model_fingerprint": own}, change=mirror)

@@ -69,12 +69,7 @@ def import_from_bucket(
 ) -> Imported:
     """Import an SAE's labels from the public bucket; files that are in already are not fetched.
 
-    Args:
-        cache: Where they go.
-        transport: Asks the bucket.
-        source: The SAE.
-        kinds: "explanations" (labels) and "features" (maximum activation, density, logits).
-        progress: Where to show progress.
+    `kinds` are "explanations" (labels) and "features" (maximum activation, density, logits).
 
     Raises:
         NetworkError: The bucket is away or holds nothing of this SAE.
@@ -109,13 +104,7 @@ def import_from_files(
     *,
     progress: Progress | None = None,
 ) -> Imported:
-    """Import an SAE's labels from files of the bucket's form.
-
-    Args:
-        cache: Where they go.
-        source: The SAE.
-        paths: .jsonl or .jsonl.gz files, or folders whose files of these kinds are all taken.
-        progress: Where to show progress.
+    """Import an SAE's labels from .jsonl(.gz) files of the bucket's form, or folders of them.
 
     Raises:
         DataError: There is no such file, or a line is not what it should be.

@@ -80,15 +80,9 @@ class Neuronpedia:
     def features(
         self, source: str | SourceId, indices: Sequence[int], *, n_texts: int = 3
     ) -> dict[int, replies.Feature]:
-        """Return many features, in few calls.
+        """Return many features by number, in few calls, each with its most activating texts.
 
-        Args:
-            source: Model and source.
-            indices: The features' numbers.
-            n_texts: The most activating texts of each.
-
-        Returns:
-            The features by number, in the order asked; those that Neuronpedia lacks are left out.
+        In the order asked; those that Neuronpedia lacks are left out.
         """
         found = self._many(SourceId.parse(str(source)), list(map(_index, indices)), n_texts=n_texts)
         return {
@@ -100,15 +94,9 @@ class Neuronpedia:
     def labels(
         self, source: str | SourceId, indices: Sequence[int], *, ask: bool = True
     ) -> dict[int, str]:
-        """Return what features stand for: imported labels first, then cached and asked ones.
+        """Return what features stand for, by number; features without a label are left out.
 
-        Args:
-            source: Model and source.
-            indices: The features' numbers.
-            ask: Whether to ask Neuronpedia for what is not there.
-
-        Returns:
-            Labels by number; features without one are left out.
+        Imported labels come first, then cached ones, then, with `ask`, those of the service.
         """
         of = SourceId.parse(str(source))
         wanted = list(map(_index, indices))
@@ -122,15 +110,10 @@ class Neuronpedia:
     def search(
         self, source: str | SourceId, query: str, *, limit: int = SEARCH_PAGE
     ) -> tuple[replies.ExplanationHit, ...]:
-        """Return the explanations closest to some words, closest first.
-
-        Args:
-            source: Model and source.
-            query: The words, 3 characters or more.
-            limit: The most explanations; 20 come with each call.
+        """Return the explanations closest to some words, closest first; 20 come with each call.
 
         Raises:
-            ConfigError: The words are too few.
+            ConfigError: The words have fewer than 3 characters.
         """
         of = SourceId.parse(str(source))
         words = query.strip()
@@ -155,15 +138,10 @@ class Neuronpedia:
     ) -> replies.TextSearch:
         """Return the features that fire most on a text.
 
-        Args:
-            source: Model and source.
-            text: The text.
-            tokens: Sort by the activations on these tokens (BOS is token 0); by the largest on any
-                if empty.
-            limit: The most features, up to 100.
+        Sorted by the activations on some tokens (BOS is token 0), or by the largest on any.
 
         Raises:
-            ConfigError: The text is empty, or the limit too large.
+            ConfigError: The text is empty, or the limit above 100.
         """
         of = SourceId.parse(str(source))
         if not text.strip() or not 1 <= limit <= MOST_BY_TEXT:
@@ -187,10 +165,7 @@ class Neuronpedia:
     ) -> tuple[replies.Similar, ...]:
         """Return the features whose decoder rows are closest to a feature's, closest first.
 
-        Args:
-            source: Model and source of the feature.
-            index: Its number.
-            among: Model and source to look in; the feature's own if None.
+        `among` is the SAE to look in; the feature's own if None.
         """
         of = SourceId.parse(str(source))
         target = of if among is None else SourceId.parse(str(among))
@@ -245,11 +220,7 @@ class Neuronpedia:
     ) -> replies.Steered:
         """Let Neuronpedia complete a text with and without steering.
 
-        Args:
-            source: Model and source.
-            prompt: The text.
-            strengths: How much of each feature's unit decoder row is added, by number: L2 length.
-            settings: How to generate.
+        `strengths` say how much of each feature's unit decoder row is added, by number: L2 length.
 
         Raises:
             SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
@@ -266,14 +237,7 @@ class Neuronpedia:
         strengths: Mapping[int, float],
         settings: SteerSettings | None = None,
     ) -> replies.SteeredChat:
-        """Let Neuronpedia answer a chat with and without steering; see `steer`.
-
-        Args:
-            source: Model and source.
-            messages: The chat so far: role and content of each message.
-            strengths: As for `steer`.
-            settings: How to generate.
-        """
+        """Let Neuronpedia answer a chat (role and content of each message); see `steer`."""
         of = SourceId.parse(str(source))
         chat = [{"role": m["role"], "content": m["content"]} for m in messages]
         _check_words(*(m["content"] for m in chat))
