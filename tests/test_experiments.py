@@ -267,7 +267,7 @@ def test_a_settings_file_says_what_kind_of_experiment_it_is(file, kind):
 
 def test_settings_that_change_no_number_make_no_other_run(small):
     config = parse_config(small("run"), kind=RunConfig, place="test")
-    more = {"folder": "elsewhere", "tracking": {"tags": ["a"]}, "objective": {"budget": 0.2}}
+    more = {"folder": "elsewhere", "tracking": {"tags": ["a"]}, "objective": {"kl_target": 0.2}}
     same = parse_config({**small("run"), **more}, kind=RunConfig, place="test")
     assert same.digest() == config.digest()
     other = parse_config({**small("run"), "seed": 1}, kind=RunConfig, place="test")
