@@ -53,7 +53,9 @@ class Settings(BaseModel):
                 continue
             if new in found:
                 raise ValueError(f"{old} is called {new} now, and both are given; leave {old} out")
-            _say_once(f"the setting {old} is called {new} now; the old name is read for one release.")
+            _say_once(
+                f"the setting {old} is called {new} now; the old name is read for one release."
+            )
             found[new] = found.pop(old)
         return found
 
