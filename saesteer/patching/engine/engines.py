@@ -19,7 +19,7 @@ from saesteer.models.hooks import HookTarget, hooked, keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import bridge_target, check_site, resolve_target
 from saesteer.patching.batch import Direction
-from saesteer.patching.engine.attention import Window
+from saesteer.patching.engine.attention import KVWindow
 from saesteer.patching.engine.blocks import BlockRunner, Hidden
 from saesteer.patching.engine.patches import Patch, make_patch
 from saesteer.patching.engine.rows import Rows, Touched
@@ -125,7 +125,7 @@ class FastEngine:
         first: int,
         past: tuple[Tensor, Tensor],
     ) -> Hidden:
-        window = Window(*past)
+        window = KVWindow(*past)
         if self._written == "pattern" and len(new.pair):
             window.edit = lambda pattern: self._edited(pattern, new, layer, first)
         behind: list[Tensor] = []
