@@ -109,7 +109,7 @@ def logit_lens(
 
     Raises:
         ConfigError: `top_k` is below 1 or above the vocabulary's size.
-        SiteError: The model does more than a norm and an unembedding behind its last block.
+        SiteError: The residual stream cannot be read in the model's blocks.
     """
     unembedding = Unembedding(model)
     vocab = int(unembedding.head.weight.shape[0])
