@@ -108,7 +108,7 @@ def direct_attribution(
     outputs = [_AttentionOutput.of(model, layer) for layer in layers]
     ids, mask = batch.side(side)
     found: list[dict[str, Tensor]] = []
-    for rows in slices(*ids.shape, max_tokens):
+    for rows in slices(ids, max_tokens):
         with torch.no_grad():
             with keeping(targets, keep=_last_column) as parts:
                 logits = last_logits(plain_model(model), ids[rows], mask[rows]).float()

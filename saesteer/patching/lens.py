@@ -128,7 +128,7 @@ def logit_lens(
         return (hidden if every_position else hidden[:, -1:]).clone()
 
     ids, mask = batch.side(side)
-    for rows in slices(*ids.shape, max_tokens):
+    for rows in slices(ids, max_tokens):
         with torch.no_grad(), keeping(targets, keep=kept_columns) as streams:
             last_logits(plain_model(model), ids[rows], mask[rows])
         pair, column = mask[rows][:, columns[0] :].nonzero(as_tuple=True)
