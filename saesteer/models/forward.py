@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -46,12 +46,13 @@ def last_logits_in_parts(
 ) -> Float[Tensor, "row vocab"]:
     """Return `last_logits` without gradient, at most so many tokens in one pass."""
     with torch.no_grad():
-        parts = [last_logits(root, ids[p], mask[p]) for p in slices(*ids.shape, max_tokens)]
+        parts = [last_logits(root, ids[p], mask[p]) for p in slices(ids, max_tokens)]
     return torch.cat(parts)
 
 
-def slices(count: int, width: int, max_tokens: int) -> Iterator[slice]:
-    """Yield slices that cover rows of one width, with at most so many tokens each."""
+def slices(rows: Shaped[Tensor, "row pos"], max_tokens: int) -> Iterator[slice]:
+    """Yield slices that cover rows, padding included with at most so many tokens each."""
+    count, width = rows.shape
     each = max(1, max_tokens // max(1, width))
     for start in range(0, count, each):
         yield slice(start, min(start + each, count))

@@ -6,7 +6,7 @@ Where nothing passes through a place that was hooked, that is an error and no qu
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -163,13 +163,17 @@ def keeping(
         def function(hidden: Hidden) -> None:
             kept[key] = keep(hidden)
             if stop and len(kept) == len(targets):
-                raise _Stop
+                raise _Stop(kept)
 
         return function
 
     with hooked((target, keeper(key)) for key, target in targets.items()):
-        with suppress(_Stop):
+        try:
             yield kept
+        except _Stop as end:
+            # What is kept around this pass ends it by an exception of its own.
+            if end.args[0] is not kept:
+                raise
 
 
 @contextmanager

@@ -191,7 +191,7 @@ class Ablation:
         return self._clean
 
     def _parts(self) -> list[slice]:
-        return list(slices(len(self.batch), self.batch.width, self._max_tokens))
+        return list(slices(self.batch.clean, self._max_tokens))
 
 
 def role_column(batch: PairBatch, pair: int, role: str) -> int:

@@ -119,7 +119,7 @@ def task_answers(
     for side, right, wrong in asked:
         ids, mask = batch.side(side)
         found = []
-        for rows in slices(*ids.shape, max_tokens):
+        for rows in slices(ids, max_tokens):
             with torch.no_grad():
                 logits = last_logits(root, ids[rows], mask[rows])
             found.append(

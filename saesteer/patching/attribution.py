@@ -110,6 +110,8 @@ def attribution_patching(
         DataError: There is no pair.
         SiteError: The model has no such component, or its bridge computes another model.
     """
+    if method not in ("attribution", "integrated_gradients"):
+        raise ConfigError(f"method: {method!r} is no attribution; use 'integrated_gradients'.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"steps: {steps!r} is no number of points; give 1 or more, such as 5.")
     if line not in ("inputs", "activations"):

@@ -227,7 +227,7 @@ def _means(
 
         return add
 
-    for rows in slices(*places.shape, max_tokens):
+    for rows in slices(places, max_tokens):
         real = counterfactuals.mask[rows]
         hooks = [(targets[at], adder(at, real, places[rows][real])) for at in layers]
         with torch.no_grad(), hooked(hooks):

@@ -108,12 +108,12 @@ def direct_attribution(
     outputs = [_AttentionOutput.of(model, layer) for layer in layers]
     ids, mask = batch.side(side)
     found: list[dict[str, Tensor]] = []
-    for rows in slices(*ids.shape, max_tokens):
+    for rows in slices(ids, max_tokens):
         with torch.no_grad():
             with keeping(targets, keep=_last_column) as parts:
-                last_logits(plain_model(model), ids[rows], mask[rows])
+                logits = last_logits(plain_model(model), ids[rows], mask[rows]).float()
             answers = batch.right[rows], batch.wrong[rows]
-            found.append(_shares(model, unembedding, outputs, parts, middle, *answers))
+            found.append(_shares(model, unembedding, outputs, parts, middle, logits, *answers))
     parts = {name: torch.cat([part[name] for part in found]).cpu().numpy() for name in found[0]}
     return DirectAttribution(side=side, pairs=batch.names, **parts)
 
@@ -128,12 +128,14 @@ def _shares(
     outputs: list[_AttentionOutput],
     parts: Mapping[tuple[str, int], Tensor],
     middle: str,
+    logits: Tensor,
     right: Tensor,
     wrong: Tensor,
 ) -> dict[str, Tensor]:
     layers = len(outputs)
     final = parts["resid_post", layers - 1]
-    logits = unembedding.uncapped(final)
+    uncapped = unembedding.uncapped(final)
+    logits = uncapped if unembedding.cap else logits
     norm = linear_norm(unembedding.norm, final)
     direction, head_bias = unembedding.direction(right, wrong)
 

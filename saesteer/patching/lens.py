@@ -109,7 +109,7 @@ def logit_lens(
 
     Raises:
         ConfigError: `top_k` is below 1 or above the vocabulary's size.
-        SiteError: The model does more than a norm and an unembedding behind its last block.
+        SiteError: The residual stream cannot be read in the model's blocks.
     """
     unembedding = Unembedding(model)
     vocab = int(unembedding.head.weight.shape[0])
@@ -128,7 +128,7 @@ def logit_lens(
         return (hidden if every_position else hidden[:, -1:]).clone()
 
     ids, mask = batch.side(side)
-    for rows in slices(*ids.shape, max_tokens):
+    for rows in slices(ids, max_tokens):
         with torch.no_grad(), keeping(targets, keep=kept_columns) as streams:
             last_logits(plain_model(model), ids[rows], mask[rows])
         pair, column = mask[rows][:, columns[0] :].nonzero(as_tuple=True)

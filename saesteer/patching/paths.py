@@ -17,7 +17,7 @@ from saesteer.models.hooks import SiteFunction, hooked
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.batch import Direction, Mode, PairBatch, direction_of
-from saesteer.patching.engine.attention import Window
+from saesteer.patching.engine.attention import KVWindow
 from saesteer.patching.engine.blocks import BlockRunner, Run, block_runner
 from saesteer.patching.engine.memory import Memory
 from saesteer.patching.metrics import Metric, scores
@@ -305,7 +305,7 @@ class _Paths:
         use = sending & reading
         if len({one.layer for one in self._receivers}) > 1 and bool(use.any()):
             # What a lower receiver passes on must not reach a higher one in the third run, so
-            # that one reads what it was told where nothing was sent to it, too.
+            # that one reads what was recorded where nothing was sent to it, too.
             use = reading & self._direction.mask & (sending.cumsum(dim=1) > 0)
         pair, column = use.nonzero(as_tuple=True)
         return Tokens(pair, column, sending[pair, column])
@@ -333,19 +333,19 @@ class _Paths:
         )
         final = self._receivers[0].component == FINAL
         upto = len(self._runner.blocks) if final else max(one.layer for one in self._receivers)
-        # What every sender tells the receivers of one layer and kind: the heads' inputs side by
+        # What the receivers of one layer and kind read of every sender: the heads' inputs side by
         # side, for every sender below the layer, lowest first.
-        told: dict[tuple[int, str], Float[Tensor, "sender token width"]] = {}
+        inputs: dict[tuple[int, str], Float[Tensor, "sender token width"]] = {}
         heads: dict[tuple[int, str], list[int]] = {}
         for one in self._receivers:
             heads.setdefault((one.layer, one.component), []).append(one.head)
         names: list[tuple[int, int]] = []
         stream = torch.empty(0)
-        for layer, stream, below in streams.climb(self._senders, self._layers, upto):
+        for layer, stream, below in streams.by_block(self._senders, self._layers, upto):
             names = below
             for (at, component), own in heads.items():
                 if at == layer:
-                    told[at, component] = streams.read(component, at, stream, own)
+                    inputs[at, component] = streams.read(component, at, stream, own)
         if not names:
             return
         places = np.array([self._layers.index(at) * self._heads + head for at, head in names])
@@ -354,7 +354,7 @@ class _Paths:
             numbers = self._scored(stream.flatten(0, 1), pair)
             yield np.repeat(places, len(tokens)), pair.cpu().numpy(), numbers
             return
-        rerun = _Rerun(self._model, self._runner, self._own, told, heads, tokens)
+        rerun = _Rerun(self._model, self._runner, self._own, inputs, heads, tokens)
         pairs = tokens.pair.unique()
         sender = torch.arange(len(names), device=pairs.device).repeat_interleave(len(pairs))
         pair = pairs.repeat(len(names))
@@ -365,22 +365,21 @@ class _Paths:
 
 
 class _Rerun:
-    """Runs the destination on from the lowest receiver's layer and first position, where receivers
-    read what they were told."""
+    """The third run, from the lowest receiver's layer and first position on."""
 
     def __init__(
         self,
         model: TransformerBridge,
         runner: BlockRunner,
         run: Run,
-        told: dict[tuple[int, str], Tensor],
+        inputs: dict[tuple[int, str], Tensor],
         heads: dict[tuple[int, str], list[int]],
         tokens: Tokens,
     ) -> None:
         self._runner, self._run, self._heads = runner, run, heads
-        self._told = {key: values for key, values in told.items() if len(values)}
-        self._targets = {key: known_target(model, key[1], key[0]) for key in self._told}
-        self._start = min(layer for layer, _ in told)
+        self._inputs = {key: values for key, values in inputs.items() if len(values)}
+        self._targets = {key: known_target(model, key[1], key[0]) for key in self._inputs}
+        self._start = min(layer for layer, _ in inputs)
         self.first = int(tokens.column.min())
         shape = run.residual[0].shape[:2]
         self._number = torch.full(shape, -1, device=tokens.pair.device)
@@ -393,18 +392,18 @@ class _Rerun:
     ) -> Float[Tensor, "row d_model"]:
         """Return the last block's output at the answer's position, for rows of sender and pair."""
         hidden = self._run.residual[self._start][pair, self.first :]
-        edits = [(self._targets[key], self._change(key, sender, pair)) for key in self._told]
+        edits = [(self._targets[key], self._change(key, sender, pair)) for key in self._inputs]
         with hooked(edits):
             for layer in range(self._start, len(self._runner.blocks)):
-                window = Window(*self._run.past(layer, pair, self.first))
+                window = KVWindow(*self._run.past(layer, pair, self.first))
                 hidden = self._runner.block(layer, hidden, self._run, pair, self.first, window)
         return hidden[:, -1]
 
     def _change(self, key: tuple[int, str], sender: Tensor, pair: Tensor) -> SiteFunction:
-        told, heads = self._told[key], self._heads[key]
+        inputs, heads = self._inputs[key], self._heads[key]
         number = self._number[pair, self.first :]
-        live = (number >= 0) & (sender < len(told))[:, None]
-        new = told[sender.clamp(max=len(told) - 1)[:, None], number.clamp(min=0)]
+        live = (number >= 0) & (sender < len(inputs))[:, None]
+        new = inputs[sender.clamp(max=len(inputs) - 1)[:, None], number.clamp(min=0)]
         columns = head_columns(heads, new.shape[-1] // len(heads), new.device)
 
         def change(now: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class PatchResult:
 
     def _repr_html_(self) -> str:
         largest = float(np.nanmax(np.abs(self.table.to_numpy()), initial=1e-9))
-        shown = self.table.style.format("{:.2f}", na_rep="")
+        shown: Any = self.table.style.format("{:.2f}", na_rep="")
         shown = shown.background_gradient("RdBu", axis=None, vmin=-largest, vmax=largest)
         said = f"{self.method} patching of {self.component} ({self.mode}), {self.metric}"
         return shown.set_caption(said).to_html()

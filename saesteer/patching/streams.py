@@ -101,7 +101,7 @@ class Streams:
         if not {"ln1", "attn", "mlp"} <= set(self._parts) or self.discrepancy() > allowed:
             raise _unknown(model)
 
-    def climb(
+    def by_block(
         self, senders: str, layers: Iterable[int], upto: int
     ) -> Iterator[tuple[int, Stream, list[tuple[int, int]]]]:
         """Yield the stream in front of every block, and behind the last.

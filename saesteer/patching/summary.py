@@ -141,7 +141,7 @@ def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=out, where=below != 0)
 
 
-def place_names(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
+def token_groups(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
     """Name every column of every pair's destination prompt by what stands there.
 
     Prompts of different lengths and frames have their words in different columns; the names say
@@ -223,7 +223,7 @@ def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult
 
     Args:
         result: A result with the axis "position".
-        names: From `place_names`.
+        names: From `token_groups`.
     """
     axis = 1 + result.dims.index("position")
     columns = result.coords["position"]

@@ -144,6 +144,13 @@ class Target:
         return self.component if self.sae is None else component_of(self.sae.write_site)
 
     @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """Every component that is read or written, with its layer."""
+        component, layers = self.read_site
+        read = [(component, layer) for layer in layers]
+        return tuple(dict.fromkeys((*read, *((self.written, layer) for layer in self.layers))))
+
+    @property
     def axis(self) -> str:
         """What cells of a layer are called."""
         if self.has_heads:

@@ -130,8 +130,8 @@ def test_a_bridge_that_computes_another_model_is_refused_with_the_difference(nam
         resolve_target(model, Site(1), bridged=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "granite", "gemma4", "qwen3_moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "bloom", "granite", "gemma4"])
 def test_a_bridge_that_rounds_otherwise_is_not_another_model(name, dtype, model_of):
     model = model_of(name, dtype)
     assert bridge_difference(model) is None

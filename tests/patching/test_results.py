@@ -19,8 +19,8 @@ from saesteer.patching.summary import (
     by_place,
     effects,
     has_gap,
-    place_names,
     sample_means,
+    token_groups,
 )
 from saesteer.utils.errors import OutputError
 from tests.patching.made_up_results import batch, handover, result
@@ -114,26 +114,26 @@ def test_a_pair_and_its_reverse_are_one_sample():
 
 
 def test_positions_are_named_by_what_the_two_prompts_share():
-    assert place_names(batch(), "denoising") == (
+    assert token_groups(batch(), "denoising") == (
         (FIRST, BEFORE, DIFFERS, DIFFERS, ANSWER),
         (FIRST, BEFORE, DIFFERS, "same end", ANSWER),
     )
-    assert place_names(batch(), "noising")[0] == ("", FIRST, BEFORE, DIFFERS, ANSWER)
+    assert token_groups(batch(), "noising")[0] == ("", FIRST, BEFORE, DIFFERS, ANSWER)
 
 
 def test_roles_of_a_pair_name_its_positions_and_padding_stays_nameless():
     made = batch()
     pairs = tuple(replace(p, roles={"noun": 2, "end": 3}) for p in made.pairs)
-    named = place_names(replace(made, pairs=pairs), "noising")
+    named = token_groups(replace(made, pairs=pairs), "noising")
     assert named[0] == ("", FIRST, "other words", "noun", ANSWER)
     # The clean noun has no counterpart in the longer corrupted prompt.
-    assert place_names(replace(made, pairs=pairs), "denoising")[0] == (
+    assert token_groups(replace(made, pairs=pairs), "denoising")[0] == (
         FIRST, "other words", "other words", "other words", ANSWER,
     )  # fmt: skip
 
 
 def test_places_sum_the_changes_of_their_positions():
-    names = place_names(batch(), "denoising")
+    names = token_groups(batch(), "denoising")
     values = np.array([[[0.1, 0.2, 0.3, 0.4, 0.5]], [[0.1, 0.2, 0.3, 0.4, 0.5]]]) + 2
     moved = by_place(
         result(values, ("layer", "position"), clean=np.full(2, 4.0), corrupted=np.full(2, 2.0)),

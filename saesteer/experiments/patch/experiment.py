@@ -26,7 +26,7 @@ from saesteer.models.shape import check_shape
 from saesteer.patching.batch import PairBatch, encode_pairs
 from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs
-from saesteer.patching.summary import place_names
+from saesteer.patching.summary import token_groups
 from saesteer.report.patching_figures import Heatmap
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
@@ -247,7 +247,7 @@ class Patch(Experiment[Results]):
         if self.folder.has(PAIRS):
             return
         batch = self.batch
-        places = {mode: place_names(batch, mode) for mode in ("denoising", "noising")}
+        places = {mode: token_groups(batch, mode) for mode in ("denoising", "noising")}
         rows: list[dict[str, Any]] = []
         for row, pair in enumerate(batch.pairs):
             rows.append(

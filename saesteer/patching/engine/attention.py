@@ -20,7 +20,7 @@ class EnoughError(Exception):
 
 
 @dataclass
-class Window:
+class KVWindow:
     """What attention needs to know beside the columns that run."""
 
     # Of the columns before the window, positions applied; None where there is none.
@@ -45,14 +45,14 @@ def window_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
-    saesteer_window: Window | None = None,
+    saesteer_window: KVWindow | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "row query head d_head"], Pattern | None]:
     """Attend as transformers' attention functions do, to a window's own past besides.
 
     Query, key and value have their positions applied; there is no dropout, as nothing is trained.
     """
-    window = saesteer_window or Window()
+    window = saesteer_window or KVWindow()
     if window.keep:
         window.kept += [key, value]
     if window.stop:

@@ -25,7 +25,7 @@ from saesteer.models.hooks import HookTarget, keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.unembed import Unembedding
 from saesteer.patching.batch import Direction
-from saesteer.patching.engine.attention import EnoughError, Window, windows_allowed
+from saesteer.patching.engine.attention import EnoughError, KVWindow, windows_allowed
 from saesteer.patching.engine.memory import out_of_memory
 from saesteer.utils.errors import ModelError
 
@@ -95,7 +95,7 @@ class BlockRunner:
         with keeping(targets, keep=Tensor.clone) as kept:
             for layer in range(len(self.blocks)):
                 names = [key for key, one in asked.items() if one is None and key[1] == layer]
-                window = Window(keep=keep, keep_pattern=bool(names))
+                window = KVWindow(keep=keep, keep_pattern=bool(names))
                 hidden = self._block(layer, hidden, calls, shape, pair, 0, window)
                 patterns |= dict.fromkeys(names, window.kept[-1]) if names else {}
                 if keep:
@@ -107,7 +107,7 @@ class BlockRunner:
         return Run(calls, last, streams, tuple(keys), tuple(values), kept | patterns)
 
     def block(
-        self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int, window: Window
+        self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int, window: KVWindow
     ) -> Hidden:
         """Run one block on columns from `first` on.
 
@@ -126,7 +126,7 @@ class BlockRunner:
         self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
         """Return a window's keys and values at one block, [row, head, pos, d_head] each."""
-        window = Window(keep=True, stop=True)
+        window = KVWindow(keep=True, stop=True)
         try:
             self.block(layer, hidden, run, pair, first, window)
         except EnoughError:
@@ -155,7 +155,7 @@ class BlockRunner:
         shape: tuple[int, int],
         pair: Tensor,
         first: int,
-        window: Window,
+        window: KVWindow,
     ) -> Hidden:
         args, kwargs = calls[layer]
         span = (first, first + hidden.shape[1])
@@ -232,5 +232,5 @@ def _windowed(runner: BlockRunner, ids: Tensor, mask: Tensor) -> Float[Tensor, "
     hidden = run.residual[0][:, first:]
     for layer in range(len(runner.blocks)):
         past = run.past(layer, pair, first)
-        hidden = runner.block(layer, hidden, run, pair, first, Window(*past))
+        hidden = runner.block(layer, hidden, run, pair, first, KVWindow(*past))
     return runner.logits(hidden[:, -1])

@@ -19,13 +19,12 @@ from saesteer.models.hooks import HookTarget, hooked, keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import bridge_target, check_site, resolve_target
 from saesteer.patching.batch import Direction
-from saesteer.patching.engine.attention import Window
+from saesteer.patching.engine.attention import KVWindow
 from saesteer.patching.engine.blocks import BlockRunner, Hidden
 from saesteer.patching.engine.patches import Patch, make_patch
 from saesteer.patching.engine.rows import Rows, Touched
 from saesteer.patching.metrics import Metric, scores
 from saesteer.patching.target import RESIDUAL, Target, find_target, heads_of, site_of
-from saesteer.utils.errors import SiteError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -126,7 +125,7 @@ class FastEngine:
         first: int,
         past: tuple[Tensor, Tensor],
     ) -> Hidden:
-        window = Window(*past)
+        window = KVWindow(*past)
         if self._written == "pattern" and len(new.pair):
             window.edit = lambda pattern: self._edited(pattern, new, layer, first)
         behind: list[Tensor] = []
@@ -246,27 +245,17 @@ Engine = FastEngine | PlainEngine
 
 def _needs_bridge(model: TransformerBridge, target: Target) -> bool:
     """Return whether only the bridge holds what is patched."""
-    component, layers = target.read_site
-    parts = {(component, layer) for layer in layers}
-    parts |= {(target.written, layer) for layer in target.layers}
     bridged = [
-        part
-        for part in sorted(parts)
-        if part[0] == "resid_mid" or find_target(model, *part) is None
+        part for part in target.parts if part[0] == "resid_mid" or find_target(model, *part) is None
     ]
-    for name, layer in bridged:
-        check_site(model, site_of(name, layer))
+    for component, layer in bridged:
+        check_site(model, site_of(component, layer))
     return bool(bridged)
 
 
 def runs_in_blocks(model: TransformerBridge, target: Target) -> bool:
     """Return whether the plain model's own modules hold all of a target."""
-    component, layers = target.read_site
-    parts = [(component, layer) for layer in layers]
-    parts += [(target.written, layer) for layer in target.layers]
-    try:
-        return all(
-            name == "pattern" or find_target(model, name, at) is not None for name, at in parts
-        )
-    except SiteError:
-        return False
+    return all(
+        component == "pattern" or find_target(model, component, layer) is not None
+        for component, layer in target.parts
+    )

@@ -71,8 +71,8 @@ def test_padded_batches_read_what_each_row_reads_alone(arch, tiny_model, hf_mode
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
-def test_batches_of_any_size_read_the_same(arch, tiny_model, site):
-    model = tiny_model(arch)
+def test_batches_of_any_size_read_the_same(tiny_model, site):
+    model = tiny_model("gpt2")
     rows = encode_texts(model.tokenizer, TEXTS)
     together = read_rows(model, rows, [site])[site].values
     for limits in ({"max_rows": 1}, {"max_rows": 2}, {"max_tokens": 1}):
@@ -128,8 +128,8 @@ def test_several_sites_in_one_pass_are_what_single_passes_read(arch, tiny_model)
     ],
     ids=str,
 )
-def test_the_pass_ends_at_the_deepest_site(arch, tiny_model, sites, blocks):
-    model = tiny_model(arch)
+def test_the_pass_ends_at_the_deepest_site(tiny_model, sites, blocks):
+    model = tiny_model("gemma3")
     rows = encode_texts(model.tokenizer, ["The cat", "I like"])
     with counted_blocks(model) as ran:
         read_rows(model, rows, sites)

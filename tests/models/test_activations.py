@@ -1,7 +1,8 @@
-"""Both sides of pairs: the statement's tokens, pooled, and their difference."""
+"""Both sides of pairs: the statement's tokens, pooled, their difference, and their file."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 from saesteer.data import ContrastivePair, PairSet
 from saesteer.models import Site, encode_statements
-from saesteer.models.pair_activations import read_pair_activations
-from saesteer.models.reading import read_rows
+from saesteer.models.activation_files import load_pair_activations, save_pair_activations
+from saesteer.models.pair_activations import PairActivations, read_pair_activations
+from saesteer.models.pooling import mean_norm, pool
+from saesteer.models.reading import Activations, read_rows
+from saesteer.utils.errors import ConfigError, OutputError
 
 SITE = Site(1)
 
@@ -108,3 +112,65 @@ def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
             states = hf_model("llama")(torch.tensor([[*head, *ids]]), output_hidden_states=True)
         wanted = states.hidden_states[SITE.layer + 1][0, -said:]
         torch.testing.assert_close(read[SITE].positive.values, wanted, rtol=1e-4, atol=1e-4)
+
+
+LENGTHS = (3, 1, 5)
+
+
+@pytest.fixture
+def activations():
+    values = torch.randn(sum(LENGTHS), 4, generator=torch.Generator().manual_seed(0))
+    return Activations(values, torch.tensor([0, 3, 4, 9]), Site(0))
+
+
+def test_the_mean_and_the_last_token_by_hand(activations):
+    values = activations.values.numpy()
+    texts = np.split(values, [3, 4])
+    np.testing.assert_allclose(pool(activations), [t.mean(0) for t in texts], rtol=1e-5)
+    np.testing.assert_array_equal(pool(activations, "last"), [t[-1] for t in texts])
+
+
+def test_the_mean_norm_is_over_tokens_not_texts(activations):
+    wanted = np.linalg.norm(activations.values.numpy(), axis=1).mean()
+    assert mean_norm(activations) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_unknown_way_to_pool_is_a_sentence(activations):
+    unknown: Any = "max"
+    with pytest.raises(ConfigError, match=r"pooling 'max' is unknown; use 'mean' or 'last'\."):
+        pool(activations, unknown)
+
+
+@pytest.fixture
+def pairs():
+    values = torch.randn(9, 4, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    both = Activations(values, torch.tensor([0, 2, 3, 6, 9]), Site(7, "attn.hook_z"))
+    return PairActivations(both.slice(0, 2), both.slice(2, 4), "last")
+
+
+def test_what_is_saved_is_read_back(pairs, tmp_path):
+    save_pair_activations(pairs, tmp_path / "pairs.safetensors")
+    back = load_pair_activations(tmp_path / "pairs.safetensors")
+    assert os.listdir(tmp_path) == ["pairs.safetensors"]
+    assert (back.site, back.pooling) == (pairs.site, "last")
+    assert torch.equal(back.deltas, pairs.deltas)
+    for ours, theirs in ((pairs.positive, back.positive), (pairs.negative, back.negative)):
+        assert torch.equal(ours.values, theirs.values)
+        assert torch.equal(ours.offsets, theirs.offsets)
+        assert theirs.values.dtype == torch.bfloat16
+
+
+def test_a_missing_or_damaged_file_is_a_sentence(pairs, tmp_path):
+    from safetensors.torch import save_file
+
+    whole = tmp_path / "whole.safetensors"
+    save_pair_activations(pairs, whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-9])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("these are no tensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / "bare.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", metadata={"site": "blocks.1.x"})
+    for name in ("missing", "cut", "empty", "text", "folder", "bare", "other"):
+        with pytest.raises(OutputError, match=rf"{name}\.safetensors cannot be read .*delete it"):
+            load_pair_activations(tmp_path / f"{name}.safetensors")
