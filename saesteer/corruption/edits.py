@@ -123,6 +123,7 @@ def _put_on(model: TransformerBridge, root: Any, edit: Edit, means: Means | None
         noise = partial(_noise_hook, edit, _NoiseTable(edit.seed))
         return block.register_forward_pre_hook(noise, with_kwargs=True)
     is_mlp = isinstance(edit, MlpEdit)
+    module = _part(model, root, edit.layer, "mlp" if is_mlp else "o")
     value = None
     if edit.how == "mean":
         if means is None:
@@ -131,12 +132,10 @@ def _put_on(model: TransformerBridge, root: Any, edit: Edit, means: Means | None
             )
         value = (means.mlps if is_mlp else means.heads)[edit.layer]
     if isinstance(edit, MlpEdit):
-        module = _part(model, root, edit.layer, "mlp")
         return module.register_forward_hook(partial(_mlp_hook, value))
     n_heads = int(model.cfg.n_heads)
     if edit.head >= n_heads:
         raise ConfigError(f"head {edit.layer}.{edit.head}: a layer has heads 0 to {n_heads - 1}.")
-    module = _part(model, root, edit.layer, "o")
     return module.register_forward_pre_hook(partial(_head_hook, edit.head, n_heads, value))
 
 

@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saesteer.data.labelled import LabelledSet
 from saesteer.evaluation.embeddings import SentenceEmbedder
@@ -89,17 +87,6 @@ def train_text_classifier(
     return TextClassifier(train.classes, fitted.weight, fitted.bias, found, len(train), embedder)
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    format: str
-    embedding: str
-    classes: list[str]
-    weight: list[list[float]]
-    bias: list[float]
-    scores: dict[str, Any]
-    n_train: int
-
-
 def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -> TextClassifier:
     """Read what `TextClassifier.save` wrote.
 
@@ -108,16 +95,20 @@ def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -
     """
     embedder = embedder or SentenceEmbedder()
     try:
-        stored = _Stored.model_validate_json(path.read_bytes())
-        if (stored.format, stored.embedding) != (FORMAT, embedder.name):
-            raise ValueError(f"it reads embeddings of {stored.embedding}")
-        scores = Scores.from_dict(stored.scores)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        stored = json.loads(path.read_bytes())
+        if (stored["format"], stored["embedding"]) != (FORMAT, embedder.name):
+            raise ValueError(f"it reads embeddings of {stored['embedding']}")
+        return TextClassifier(
+            tuple(stored["classes"]),
+            np.asarray(stored["weight"], dtype=np.float32),
+            np.asarray(stored["bias"], dtype=np.float64),
+            Scores.from_dict(stored["scores"]),
+            int(stored["n_train"]),
+            embedder,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"{path}: cannot be read as a text classifier ({reason}); delete it and run saesteer "
             "probe train again."
         ) from error
-    weight = np.asarray(stored.weight, dtype=np.float32)
-    bias = np.asarray(stored.bias)
-    return TextClassifier(tuple(stored.classes), weight, bias, scores, stored.n_train, embedder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict
 
 from saesteer.data.checks import did_you_mean, spoken_list
 from saesteer.models.loading import made_on_other_weights, model_info
@@ -248,12 +248,13 @@ class ProbeSet:
             tensors[f"{probe.site}.weight"] = np.ascontiguousarray(probe.weight, np.float32)
             tensors[f"{probe.site}.bias"] = np.ascontiguousarray(probe.bias, np.float64)
             tensors[f"{probe.site}.means"] = np.ascontiguousarray(probe.means, np.float32)
-        header = _Header(
-            classes=list(self.classes),
-            sites={str(p.site): _Site(residual_norm=p.residual_norm, c=p.c) for p in self.probes},
-            **{name: getattr(self, name) for name in _SHARED},
-        )
-        metadata = {"format": FORMAT, "version": str(VERSION), "probes": header.model_dump_json()}
+        header = {name: getattr(self, name) for name in _SHARED}
+        header["classes"] = list(self.classes)
+        header["sites"] = {
+            str(probe.site): {"residual_norm": probe.residual_norm, "c": probe.c}
+            for probe in self.probes
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "probes": json.dumps(header)}
         write_atomic(Path(path), save(tensors, metadata=metadata))
         return Path(path)
 
@@ -279,52 +280,30 @@ class ProbeSet:
                 metadata = dict(file.metadata() or {})
                 if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
                     raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
-                header = _Header.model_validate_json(metadata["probes"])
-                probes = [_probe(file, name, site, header) for name, site in header.sites.items()]
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                header = json.loads(metadata["probes"])
+                classes, sites = tuple(header["classes"]), header["sites"]
+                probes = [_probe(file, name, classes, **sites[name]) for name in sites]
+                shared = {name: header[name] for name in _SHARED}
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(
                 f"{source}: cannot be read as probes ({reason}); train them again."
             ) from error
-        shared: dict[str, Any] = {name: getattr(header, name) for name in _SHARED}
         return cls(probes=tuple(sorted(probes, key=lambda p: p.site)), **shared)
 
 
 _SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
 
 
-class _Site(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    residual_norm: float
-    c: float
-
-
-class _Header(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-    classes: list[str]
-    sites: dict[str, _Site]
-    model: str
-    model_fingerprint: str
-    positions: str
-    best: int
-    before: str
-    after: str
-    sae: str | None
-    name: str
-
-
-def _probe(file: Any, name: str, site: _Site, header: _Header) -> LinearProbe:
-    tensors = {part: file.get_tensor(f"{name}.{part}") for part in ("weight", "bias", "means")}
-    n = len(header.classes)
-    rows = 1 if n == 2 else n
-    weight = tensors["weight"]
-    fits = weight.ndim == 2 and len(weight) == rows and tensors["bias"].shape == (rows,)
-    if not fits or tensors["means"].shape != (n, weight.shape[1]):
-        raise ValueError(f"the tensors at {name} do not fit {n} classes")
-    return LinearProbe(
-        Site.parse(name),
-        tuple(header.classes),
-        **tensors,
-        residual_norm=site.residual_norm,
-        c=site.c,
+def _probe(
+    file: Any, name: str, classes: tuple[str, ...], residual_norm: float, c: float
+) -> LinearProbe:
+    weight, bias, means = (
+        file.get_tensor(f"{name}.{part}") for part in ("weight", "bias", "means")
     )
+    n = len(classes)
+    rows = 1 if n == 2 else n
+    fits = weight.ndim == 2 and len(weight) == rows and bias.shape == (rows,)
+    if not fits or means.shape != (n, weight.shape[1]):
+        raise ValueError(f"the tensors at {name} do not fit {n} classes")
+    return LinearProbe(Site.parse(name), classes, weight, bias, means, residual_norm, c)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -215,8 +215,7 @@ class InterventionTrial:
         found = {}
         for name, values in after.readings.items():
             base = self.per_prompt(self.base.readings[name])[sided]
-            moved = movement(name, base, self.per_prompt(values)[sided], intended[sided])
-            found[name] = asdict(moved)
+            found[name] = movement(name, base, self.per_prompt(values)[sided], intended[sided])
         return found
 
     def _row(self, after: Texts, labels: Sequence[str | None], place: int) -> dict[str, Any]:
@@ -259,35 +258,12 @@ def independent_measures(
     return found
 
 
-@dataclass(frozen=True)
-class Movement:
-    """How a measure moved over prompts; None where no prompt has a reading of both texts.
-
-    Attributes:
-        measure: Its name.
-        n: Prompts with a reading of both texts.
-        base: Mean reading of the base texts, towards their prompt's own side.
-        after: The same of the intervened texts.
-        moved: Share of the prompts whose reading moved the way that was intended.
-        low: Lower end of the share's 95% interval (Wilson 1927).
-        high: Upper end.
-    """
-
-    measure: str
-    n: int
-    base: float | None = None
-    after: float | None = None
-    moved: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
 def movement(
     measure: str,
     base: Float[np.ndarray, " prompt"],
     after: Float[np.ndarray, " prompt"],
     intended: Float[np.ndarray, " prompt"],
-) -> Movement:
+) -> dict[str, Any]:
     """Say how far readings moved the way they were meant to.
 
     A reading that stays exactly where it was has not moved.
@@ -297,16 +273,24 @@ def movement(
         base: Reading of each prompt's base text.
         after: Reading of its intervened text.
         intended: 1 where it should rise, -1 where it should fall.
+
+    Returns:
+        `n` prompts with a reading of both texts, their mean readings `base` and `after` towards
+        each prompt's own side, and the share that `moved` as intended with its 95% interval `low`
+        to `high` (Wilson 1927); None where there is no prompt.
     """
     from scipy.stats import binomtest
 
     kept = np.isfinite(base) & np.isfinite(after)
     n = int(kept.sum())
+    record: dict[str, Any] = {"measure": measure, "n": n}
     if n == 0:
-        return Movement(measure, 0)
+        return record | dict.fromkeys(("base", "after", "moved", "low", "high"))
     base, after, intended = base[kept], after[kept], intended[kept]
     count = int(((after - base) * intended > 0).sum())
     interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
     # Towards the prompt's own side: what a flip is meant to turn round.
-    sides = [float((readings * -intended).mean()) for readings in (base, after)]
-    return Movement(measure, n, *sides, count / n, float(interval.low), float(interval.high))
+    record["base"] = float((base * -intended).mean())
+    record["after"] = float((after * -intended).mean())
+    low, high = float(interval.low), float(interval.high)
+    return record | {"moved": count / n, "low": low, "high": high}

@@ -270,9 +270,11 @@ class _Writer:
         """
         what = f"steering at {self.site}"
         if not self.fired:
+            inside = self.site.hook not in _RESIDUAL
             raise HookError(
                 f"{what} never took place: no forward pass of this model reached it; run or "
-                "generate with this model inside the with block."
+                "generate with this model inside the with block"
+                + (", through model(tokens) or saesteer.generate." if inside else ".")
             )
         for edit in self.edits:
             for state in () if edit.idle else passes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,6 +20,7 @@ from saesteer.models.tokens import (
     has_chat_template,
     input_device,
     pad_rows,
+    padding_id,
 )
 from saesteer.steering.apply import steer
 from saesteer.steering.sampling import sampling_processors
@@ -157,53 +157,37 @@ def generate(
             f"streaming shows one completion and {len(jobs)} were asked for; give one prompt, one "
             "strength and one sample, or leave on_token out."
         )
-    runner = _runner(model, vectors)
+    runner: Any = _runner(model, vectors)
+    config = _config(runner, model.tokenizer, max_new_tokens)
+    streamer = None if on_token is None else _streamer(model.tokenizer, on_token)
     records: list[GenerationRecord] = []
     for first in range(0, len(jobs), max_batch_rows):
-        batch = jobs[first : first + max_batch_rows]
-        processors = sampling_processors(
-            [(job.prompt, job.sample) for job in batch], temperature, top_p, seed
-        )
-        generated = _run_batch(
-            model,
-            runner,
-            [rows[job.prompt] for job in batch],
-            partial(steer, model, vectors, [j.strength for j in batch], unit, positions=positions)
-            if vectors
-            else None,
-            processors,
-            max_new_tokens,
-            on_token,
-        )
-        for job, tokens in zip(batch, generated, strict=True):
+        part = jobs[first : first + max_batch_rows]
+        own = [rows[job.prompt] for job in part]
+        batch = pad_rows(own, padding_id(model), input_device(runner))
+        width = batch.input_ids.shape[1]
+        keys = [(job.prompt, job.sample) for job in part]
+        context: AbstractContextManager[Any] = nullcontext()
+        if vectors:
+            context = steer(
+                model,
+                vectors,
+                [job.strength for job in part],
+                unit,
+                positions=positions,
+                prompt_length=width,
+                special_mask=~batch.span,
+            )
+        with context, torch.no_grad():
+            output = runner.generate(
+                **batch.inputs,
+                generation_config=config,
+                logits_processor=sampling_processors(keys, temperature, top_p, seed),
+                streamer=streamer,
+            )
+        for job, tokens in zip(part, output[:, width:].tolist(), strict=True):
             records.append(_record(model, texts[job.prompt], job, unit, tokens))
     return GenerationResult(tuple(records))
-
-
-def _run_batch(
-    model: TransformerBridge,
-    runner: PreTrainedModel,
-    rows: Sequence[TokenRow],
-    steering: Callable[..., AbstractContextManager[Any]] | None,
-    processors: Any,
-    max_new_tokens: int,
-    on_token: Callable[[str], None] | None,
-) -> list[list[int]]:
-    tokenizer = model.tokenizer
-    batch = pad_rows(rows, tokenizer.pad_token_id or 0, input_device(runner))
-    width = batch.input_ids.shape[1]
-    context: AbstractContextManager[Any] = nullcontext()
-    if steering is not None:
-        context = steering(prompt_length=width, special_mask=~batch.span)
-    streamer = _streamer(tokenizer, on_token) if on_token is not None else None
-    with context, torch.no_grad():
-        output = runner.generate(  # type: ignore[operator]
-            **batch.inputs,
-            generation_config=_config(runner, tokenizer, max_new_tokens),
-            logits_processor=processors,
-            streamer=streamer,
-        )
-    return output[:, width:].tolist()
 
 
 def _record(

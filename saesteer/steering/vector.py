@@ -187,7 +187,8 @@ class SteeringVector:
             (f.index, f.weight, f.cluster, f.description, feature_url(place, f.index))
             for f in self.sae_features
         ]
-        table = pd.DataFrame(rows, columns=["index", "weight", "cluster", "label", "url"])
+        columns = ["index", "weight", "cluster", "label", "url"]
+        table = pd.DataFrame(rows, columns=columns, dtype=object)
         return table.astype({"index": int, "weight": float, "cluster": "Int64"})
 
     def __repr__(self) -> str:

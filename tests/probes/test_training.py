@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from saesteer.experiments.probe.plan import plan_probes
 
 from saesteer.data.labelled import read_labelled
-from saesteer.experiments.probe.config import ProbeConfig
+from saesteer.experiments.probe.config import ProbeConfig, plan_probes
 from saesteer.experiments.registry import run_experiment
-from saesteer.probes import ProbeSet
-from saesteer.probes.probe import LinearProbe
+from saesteer.probes import LinearProbe, ProbeSet
 from saesteer.probes.reading import LayerStore
 from saesteer.report.probe_figures import confusion_panels
 from saesteer.steering import SteeringVector

@@ -89,16 +89,16 @@ def test_a_share_that_moved_counts_only_what_moved_the_right_way():
     base = np.array([0.5, 0.5, -0.5, 0.2, np.nan])
     after = np.array([-0.1, 0.7, 0.0, 0.2, 0.3])
     found = movement("m", base, after, np.array([-1.0, -1.0, 1.0, -1.0, 1.0]))
-    assert (found.n, found.moved) == (4, 0.5)
-    assert found.base == pytest.approx((0.5 + 0.5 + 0.5 + 0.2) / 4)
-    assert found.after == pytest.approx((-0.1 + 0.7 - 0.0 + 0.2) / 4)
+    assert (found["n"], found["moved"]) == (4, 0.5)
+    assert found["base"] == pytest.approx((0.5 + 0.5 + 0.5 + 0.2) / 4)
+    assert found["after"] == pytest.approx((-0.1 + 0.7 - 0.0 + 0.2) / 4)
     nothing = movement("m", np.array([np.nan]), np.array([1.0]), np.array([1.0]))
-    assert (nothing.n, nothing.moved) == (0, None)
+    assert (nothing["n"], nothing["moved"]) == (0, None)
     # The interval by Wilson's formula.
     n, p, z = 4, 0.5, norm.ppf(0.975)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert (found["low"], found["high"]) == pytest.approx((centre - half, centre + half))
 
 
 def test_a_record_holds_both_texts_both_readings_and_the_random_draws(trial, vector_on):

@@ -337,10 +337,10 @@ def test_any_hugging_face_call_of_the_model_is_steered(llama, make_vector, rando
     vector, ids = make_vector(), random_ids(2, 6)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
-    with vector.steer(llama, strength=0.8):
+    with vector.steer(llama, strength=8.0):
         expected = plain_model(llama).generate(**inputs, **how)
         assert torch.equal(llama.generate(**inputs, **how), expected)
     assert not torch.equal(llama.generate(**inputs, **how), expected)
     # The name before this one.
-    with vector.apply(llama, strength=0.8):
+    with vector.apply(llama, strength=8.0):
         assert torch.equal(llama.generate(**inputs, **how), expected)
