@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.experiments.compare.persona_run import PersonaRun
+from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.methods import AttributedSae
 from saesteer.steering import SteeringVector
 from saesteer.utils.progress import terminal_progress
