@@ -11,7 +11,7 @@ import sys
 
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.experiments.compare.persona_run import PersonaRun
+from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.methods import AttributedSAE
 from saesteer.steering import SteeringVector
 from saesteer.utils.progress import terminal_progress

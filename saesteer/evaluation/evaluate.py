@@ -7,8 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from saesteer.data.answers import ANSWERS_NAME, read_answers
-from saesteer.evaluation.effect import EffectMeter
-from saesteer.evaluation.propensity import PropensityMeter
+from saesteer.evaluation.effect import EffectMeter, PropensityMeter
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements
 from saesteer.steering import SteeringVector

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.experiments import context
+from saesteer.experiments import context, steering
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer import experiment as pipeline
 from saesteer.experiments.steer import results
@@ -27,7 +27,7 @@ from .reading import everything, numbers, refuse, strict_json
 CUTS = {
     "features": (fit_context, "encode_pairs"),
     "fit": (pipeline, "feature_table"),
-    "evaluation": (pipeline, "DivergenceMeter"),
+    "evaluation": (steering, "DivergenceMeter"),
     "completions": (pipeline, "generate"),
     "metrics": (results, "against_null"),
 }
@@ -46,7 +46,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole
     started = folder.read_json("run.json")["started"]
 
     # What belongs to finished stages alone.
-    monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
+    monkeypatch.setattr(steering, "read_pair_activations", refuse)
     if left < 3:
         monkeypatch.setattr(ClusteredSAE, "fit_in", refuse)
     if left < 2:

@@ -11,8 +11,8 @@ import torch
 from saesteer.evaluation.statistics import item_interval
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.experiments.compare.seed_run import SeedRun
-from saesteer.experiments.compare.splits import PersonaSplit
+from saesteer.experiments.compare.persona import SeedRun
+from saesteer.experiments.compare.plan import PersonaSplit
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer

@@ -11,9 +11,8 @@ import torch
 
 from saesteer.data import datasets_folder
 from saesteer.evaluation import VectorResult
-from saesteer.experiments import context
+from saesteer.experiments import context, steering
 from saesteer.experiments.registry import run_experiment
-from saesteer.experiments.steer import experiment as pipeline
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
 from saesteer.experiments.steer.results import result_names
@@ -170,7 +169,7 @@ def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
 ):
     from saesteer.cli.show import show_result
 
-    monkeypatch.setattr(pipeline.DivergenceMeter, "__call__", lambda *args: kl)
+    monkeypatch.setattr(steering.DivergenceMeter, "__call__", lambda *args: kl)
     config = RunConfig(**settings)
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
@@ -192,7 +191,7 @@ def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, 
     def overflowed(self, vector=None, strength=0.0, unit="norm"):
         return np.full((2, self.n_pairs), math.nan if strength > 0 else -1.0)
 
-    monkeypatch.setattr(pipeline.PropensityMeter, "log_likelihoods", overflowed)
+    monkeypatch.setattr(steering.PropensityMeter, "log_likelihoods", overflowed)
     config = RunConfig(**settings)
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
