@@ -16,11 +16,11 @@ PACKAGE = Path(saesteer.__file__).parent
 TREE = [c for _, c in inspect.getmembers(errors, inspect.isclass)]
 
 
-@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_one_except_clause_catches_every_error(kind):
-    with pytest.raises(errors.SaesteerError, match=r"^file\.json:3: no such field\.$"):
-        raise kind("file.json:3: no such field.")
-    assert kind.__doc__
+def test_one_except_clause_catches_every_error():
+    for kind in TREE:
+        with pytest.raises(errors.SaesteerError, match=r"^file\.json:3: no such field\.$"):
+            raise kind("file.json:3: no such field.")
+        assert kind.__doc__
 
 
 def test_an_error_of_the_program_itself_is_not_taken_for_a_users():
@@ -52,18 +52,14 @@ def _parts(message: ast.JoinedStr):
         yield part if isinstance(part, ast.Constant) else ast.Constant("{}")
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(PACKAGE.rglob("*.py")),
-    ids=lambda path: str(path.relative_to(PACKAGE)),
-)
-def test_every_message_is_one_sentence_on_one_line(path):
-    for line, arguments in _raised(path):
-        assert arguments, f"{path}:{line} raises without a message"
-        text = _literal(arguments[0])
-        if text is not None:
-            place = f"{path}:{line}: {text!r}"
-            assert text == text.strip(), place
-            assert "\n" not in text, place
-            assert len(text) > 20 or "{}" in text, place
-            assert not re.search(r"[a-z{}]\. [A-Z]", text), place
+def test_every_message_is_one_sentence_on_one_line():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for line, arguments in _raised(path):
+            assert arguments, f"{path}:{line} raises without a message"
+            text = _literal(arguments[0])
+            if text is not None:
+                place = f"{path}:{line}: {text!r}"
+                assert text == text.strip(), place
+                assert "\n" not in text, place
+                assert len(text) > 20 or "{}" in text, place
+                assert not re.search(r"[a-z{}]\. [A-Z]", text), place

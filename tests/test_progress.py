@@ -47,17 +47,8 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock, log):
     ]
 
 
-def test_short_work_leaves_no_line(clock, log):
-    with Progress(Console(file=log)).task("reading", 3) as task:
-        task.advance()
-    assert lines(log) == []
 
 
-def test_work_that_has_not_begun_has_no_time_left(clock, log):
-    with Progress(Console(file=log, width=100)).task("training", 10) as task:
-        clock.now += 31
-        task.advance(0)
-    assert lines(log) == ["  training: 0 of 10, 31 s"]
 
 
 def test_a_task_of_nothing_is_done(clock, log):

@@ -13,12 +13,12 @@ from saesteer.report.terminal import console, print_table, print_texts, show_pla
 if TYPE_CHECKING:
     from saesteer.corruption.completions import Completion
     from saesteer.corruption.tasks import Task
-    from saesteer.experiments.corrupt.plan import CorruptPlan
+    from saesteer.experiments.corrupt.config import CorruptPlan
 
 
 def show_corrupt_plan(plan: CorruptPlan) -> None:
     """Print what a run would do."""
-    from saesteer.experiments.corrupt.plan import expand
+    from saesteer.experiments.corrupt.config import expand
 
     config, limit = plan.config, plan.config.tasks.max_questions
     counts = [
@@ -27,7 +27,7 @@ def show_corrupt_plan(plan: CorruptPlan) -> None:
     ]
     programs = "known when the model is loaded"
     if plan.shape is not None:
-        found = expand(config, plan.shape)
+        found = expand(config, plan.shape.n_layers, plan.shape.n_heads)
         names = [f"{f.name} ({len(f.programs)})" for f in found.families]
         programs = f"{len(found.all)} in all: {', '.join(names)}"
     show_plan(

@@ -19,22 +19,13 @@ FEW_LEFT = 20
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Who answers for an SAE.
+    """Who answers for an SAE."""
 
-    Attributes:
-        sae: How the user called the SAE.
-        source: Its place on Neuronpedia; None where it is not there.
-    """
-
-    sae: str
-    source: SourceId | None
+    sae: str  # How the user called it.
+    source: SourceId | None  # Its place on Neuronpedia; None where it is not there.
 
     def table(self) -> FeatureTable:
-        """Return the SAE's own feature table.
-
-        Raises:
-            SaeError: It has none.
-        """
+        """Return the SAE's own feature table, or raise where it has none."""
         from saesteer.saes.labels import FEATURE_TABLE, own_table
         from saesteer.saes.loading import resolve_sae
 
@@ -49,18 +40,9 @@ class FeatureSource:
 
 
 def feature_source(sae: str, source: str | None) -> FeatureSource:
-    """Return who answers for an SAE.
-
-    Args:
-        sae: The SAE, as `load_sae` takes it.
-        source: Model and source on Neuronpedia, where the user names them.
-
-    Raises:
-        SaeError: There is no such SAE.
-        ConfigError: The source is not of the form model/source.
-    """
+    """Return who answers for an SAE; `source` is its place on Neuronpedia if the user says it."""
+    from saesteer.saes.loading import neuronpedia_id_of
     from saesteer.saes.neuronpedia import SourceId
-    from saesteer.saes.neuronpedia_ids import neuronpedia_id_of
 
     found = source or neuronpedia_id_of(sae)
     return FeatureSource(sae, None if found is None else SourceId.parse(found))
@@ -71,13 +53,7 @@ def known_source(
 ) -> SourceId | None:
     """Return an SAE's place on Neuronpedia, None where that cannot be told any more.
 
-    Args:
-        sae: The SAE, as `load_sae` takes it.
-        source: Model and source, where the user names them.
-        noted: What a run or a vector noted of it.
-
-    Raises:
-        ConfigError: The source that the user names is not of the form model/source.
+    What the user names (`source`) comes before what a run or a vector noted.
     """
     if source is not None or noted is not None:
         return noted if source is None else feature_source("", source).source

@@ -12,7 +12,8 @@ from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from saesteer.cli.feature_source import FeatureSource
-    from saesteer.saes.neuronpedia import FeatureCard, FeatureHit
+    from saesteer.saes.neuronpedia import FeatureHit
+    from saesteer.saes.table import FeatureCard
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -226,19 +227,19 @@ def list_command(
 
     vector = SteeringVector.load(folder)
     place = _there(feature_source(vector.sae or "", source or noted_place(vector.provenance)))
-    words = {f.index: f"weight {f.weight:+.3g}" for f in vector.features}
+    words = {f.index: f"weight {f.weight:+.3g}" for f in vector.sae_features}
     client = neuronpedia_client(terminal_progress())
     typer.echo(client.new_list(place, words, name, description="made by saesteer").url)
 
 
 def _cards(where: FeatureSource, features: list[int], texts: int) -> list[FeatureCard]:
     from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
-    from saesteer.saes.neuronpedia import feature_card, local_card
+    from saesteer.saes.neuronpedia import feature_card
     from saesteer.utils.progress import terminal_progress
 
     if where.source is None:
         table = where.table()
-        return [local_card(table.row(index), n_contexts=texts) for index in features]
+        return [table.row(index, n_contexts=texts) for index in features]
     progress = terminal_progress()
     client = neuronpedia_client(progress)
     cards = []

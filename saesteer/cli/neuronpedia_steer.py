@@ -24,37 +24,27 @@ SAME_DIRECTION = 0.99
 
 @dataclass(frozen=True)
 class SteeredTwice:
-    """Completions by where they come from, and what is to be said of them.
+    """Completions by where they come from, and what is to be said of them."""
 
-    Attributes:
-        completions: Records as `GenerationResult.to_dicts` gives them, by title.
-        notes: Sentences.
-    """
-
-    completions: Mapping[str, list[dict[str, Any]]]
-    notes: tuple[str, ...]
+    completions: Mapping[str, list[dict[str, Any]]]  # As `GenerationResult.to_dicts` gives them.
+    notes: tuple[str, ...]  # Sentences.
 
 
 def vector_of_words(
     where: FeatureSource, chosen: list[int], words: str, model: str | None
 ) -> SteeringVector:
-    """Return the vector of some features, each at its largest activation on text.
-
-    Raises:
-        SaeError: The SAE cannot be loaded or has no such feature.
-        NetworkError: What Neuronpedia knows of the features is not cached and cannot be asked.
-    """
+    """Return the vector of some features, each at its largest activation on text."""
     from saesteer.cli.feature_source import neuronpedia_client
     from saesteer.methods.chosen_features import vector_of_features
     from saesteer.saes.labels import PLACE_KEY
     from saesteer.saes.loading import load_sae
-    from saesteer.saes.neuronpedia import feature_card, local_card
+    from saesteer.saes.neuronpedia import feature_card
     from saesteer.utils.progress import terminal_progress
 
     sae = load_sae(where.sae)
     if where.source is None:
         table = where.table()
-        cards = {i: local_card(table.row(i)) for i in chosen}
+        cards = {i: table.row(i) for i in chosen}
     else:
         found = neuronpedia_client(terminal_progress()).features(where.source, chosen, n_texts=1)
         cards = {i: feature_card(one) for i, one in found.items()}
@@ -87,22 +77,9 @@ def steer_there_and_here(
     model: str | None = None,
     local: bool = True,
 ) -> SteeredTwice:
-    """Steer with a vector's features on Neuronpedia, and with the vector here.
+    """Steer with a vector's features on Neuronpedia, and with the vector here unless not `local`.
 
-    Args:
-        path: A run's folder or a vector's file.
-        prompt: What is completed.
-        amount: Strength and unit.
-        settings: How to generate.
-        source: Model and source on Neuronpedia; what the vector's SAE says if None.
-        chat: Whether the prompt is a chat's question.
-        model: The local model; the vector's if None.
-        local: Whether to generate here.
-
-    Raises:
-        SteeringError: The vector has no features, or a strength is out of range.
-        MismatchError: The vector's SAE is not on Neuronpedia.
-        NetworkError: Neuronpedia cannot be asked.
+    `amount` is strength and unit; model and source are the vector's own if None.
     """
     from saesteer.cli.feature_source import feature_source, neuronpedia_client, say_what_is_left
     from saesteer.saes.labels import noted_place
@@ -113,7 +90,7 @@ def steer_there_and_here(
     vector = SteeringVector.load(path)
     value, unit = parse(amount[0]), check_unit(amount[1])
     raw = to_raw(value, unit, vector)
-    if not vector.features or vector.sae is None:
+    if not vector.sae_features or vector.sae is None:
         raise SteeringError(
             f"vector {vector.name!r} is not made of an SAE's features, with which alone "
             "Neuronpedia steers; upload it first (saesteer neuronpedia upload)."
@@ -152,13 +129,7 @@ def steer_there_and_here(
 def upload(
     path: Path, amount: tuple[str, str], label: str | None, model_id: str | None
 ) -> UploadedVector:
-    """Upload a vector of the residual stream.
-
-    Raises:
-        MismatchError: Its site is none that Neuronpedia takes, or its model's name is unknown.
-        ConfigError: There is no key.
-        NetworkError: Neuronpedia cannot be asked, or refuses.
-    """
+    """Upload a vector of the residual stream; `amount` is the strength offered there."""
     from saesteer.cli.feature_source import known_source, neuronpedia_client
     from saesteer.saes.labels import noted_place
     from saesteer.saes.neuronpedia import SourceId
@@ -204,9 +175,9 @@ def _strengths(vector: SteeringVector, raw: float) -> tuple[dict[int, float], li
             f"SAE {vector.sae} is not the one that vector {vector.name!r} was made with; give the "
             "vector's own SAE its old name, or make the vector again."
         )
-    indices = [feature.index for feature in vector.features]
+    indices = [feature.index for feature in vector.sae_features]
     rows = sae.decoder[indices].numpy().astype(np.float64)
-    weights = np.array([feature.weight for feature in vector.features])
+    weights = np.array([feature.weight for feature in vector.sae_features])
     norms = dict(zip(indices, np.linalg.norm(rows, axis=1).tolist(), strict=True))
     made = weights @ rows
     cosine = float(made @ vector.direction.numpy() / (np.linalg.norm(made) or 1.0))
@@ -219,7 +190,7 @@ def _strengths(vector: SteeringVector, raw: float) -> tuple[dict[int, float], li
             f"The features alone point {cosine:.2f} (cosine) the vector's way: Neuronpedia steers "
             "with them, this machine with the vector."
         )
-    pairs = [(feature.index, feature.weight) for feature in vector.features]
+    pairs = [(feature.index, feature.weight) for feature in vector.sae_features]
     length = float(np.linalg.norm(made))
     if not (math.isfinite(length) and length > 0):
         raise SteeringError(

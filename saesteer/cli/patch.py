@@ -100,15 +100,15 @@ def lens_command(
     """What the model would answer if it ended at each layer."""
     from saesteer.cli.patch_show import show_lens
     from saesteer.models import load_model
-    from saesteer.patching.prompts.pair_files import read_prompt_pairs
-    from saesteer.patching.reading.prompt_lens import lens_page, read_prompts
+    from saesteer.patching.lens import lens, lens_page
+    from saesteer.patching.pairs import load_prompt_pairs
     from saesteer.utils.errors import DataError
     from saesteer.utils.files import write_atomic
     from saesteer.utils.progress import terminal_progress
 
     texts = [*(prompts or ())]
     if pairs is not None:
-        texts += [pair.clean for pair in read_prompt_pairs(pairs)]
+        texts += [pair.clean for pair in load_prompt_pairs(pairs)]
     if not texts:
         raise DataError("there is no prompt to read; give one, or --pairs capitals.")
     if any(not text.strip() for text in texts):
@@ -116,7 +116,7 @@ def lens_command(
     progress = terminal_progress()
     progress.say(f"Loading model {model} ...")
     bridge = load_model(model, dtype="float32", progress=progress)
-    readings = read_prompts(bridge, texts, top_k=top)
+    readings = lens(bridge, texts, top_k=top)
     if html is not None:
         write_atomic(html, lens_page(readings, model).encode("utf-8", "replace"))
     if as_json:

@@ -10,14 +10,14 @@ from saesteer.report.patch import SAID, site_table
 from saesteer.report.terminal import console, heading, one_line, print_table, show_plan
 
 if TYPE_CHECKING:
-    from saesteer.experiments.patch.plan import PatchPlan
-    from saesteer.experiments.patch.suggest import Suggestion
-    from saesteer.patching.reading.prompt_lens import PromptReading
+    from saesteer.experiments.patch.experiment import PatchPlan
+    from saesteer.patching.lens import PromptReading
+    from saesteer.patching.suggest import Suggestion
 
 
 def show_patch_plan(plan: PatchPlan) -> None:
     """Print what a patching run would do."""
-    from saesteer.experiments.patch.cells import jobs
+    from saesteer.experiments.patch.results import jobs
     from saesteer.utils.run_folder import RunFolder
 
     config, folder = plan.config, RunFolder(plan.folder)

@@ -15,7 +15,7 @@ from saesteer.report.terminal import console, heading, print_table, print_texts,
 from saesteer.report.wording import Estimate, show
 
 if TYPE_CHECKING:
-    from saesteer.experiments.probe.plan import ProbePlan
+    from saesteer.experiments.probe.config import ProbePlan
     from saesteer.probes.readout import CheckResult, TokenReading
 
 MOST_ROWS = 12
@@ -24,7 +24,7 @@ MOST_ROWS = 12
 def show_probe_plan(plan: ProbePlan) -> None:
     """Print what a probe run would do."""
     config, split = plan.config, plan.split
-    read = "already read" if plan.store.is_file() else "to be read in one pass"
+    read = "already read" if plan.is_read else "to be read in one pass"
     show_plan(
         {
             "texts": f"{len(plan.texts):,} of {plan.texts.source} ({plan.texts.dropped} left out), "

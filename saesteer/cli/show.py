@@ -90,10 +90,10 @@ def show_vector(vector: SteeringVector, top: int = 32) -> None:
         **{name: "unknown" if value is None else f"{value:.4g}" for name, value in lengths.items()},
         "read at": vector.read_positions,
         "written at": vector.positions,
-        "features": len(vector.features),
+        "features": len(vector.sae_features),
     }
     print_fields(out, rows)
-    if not vector.features:
+    if not vector.sae_features:
         return
     place = noted_place(vector.provenance)
     columns = [
@@ -102,7 +102,7 @@ def show_vector(vector: SteeringVector, top: int = 32) -> None:
         Column("cluster", "cluster"),
         Column("description", "description"),
     ]
-    rows = [asdict(feature) for feature in vector.features]
+    rows = [asdict(feature) for feature in vector.sae_features]
     links = [feature_url(place, row["index"]) or "" for row in rows]
     made = Table.of(rows, columns, links=links, most=top)
     out.print()

@@ -11,8 +11,9 @@ from rich.text import Text
 from saesteer.cli.show import console, heading, number, one_line, show_links, table
 
 if TYPE_CHECKING:
-    from saesteer.saes.neuronpedia import CardContext, FeatureCard, FeatureHit, SourceId
+    from saesteer.saes.neuronpedia import FeatureHit, SourceId
     from saesteer.saes.neuronpedia.replies import TextSearch
+    from saesteer.saes.table import FeatureCard, FeatureContext
 
 TOKENS_SHOWN = 10
 
@@ -64,7 +65,7 @@ def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
     show_links(out, links)
 
 
-def _show_contexts(out: Console, contexts: Sequence[CardContext]) -> None:
+def _show_contexts(out: Console, contexts: Sequence[FeatureContext]) -> None:
     if not contexts:
         return
     made = table(("activation", "right"), "where it fires")

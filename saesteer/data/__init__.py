@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from saesteer.data.answers import Answer, read_answers
+from saesteer.data.answers import Answer, read_answers, read_questions
 from saesteer.data.bundled import bundled_pair_names, datasets_folder
+from saesteer.data.labelled import LabelledSet, LabelledText, check_trainable, load_texts
 from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import ContrastivePair, PairSet
-from saesteer.data.questions import read_questions
-from saesteer.data.readers import pairs_from, read_pairs
+from saesteer.data.readers import load_pairs, pairs_from, read_pairs
 from saesteer.data.splits import Split, split_pairs
 from saesteer.data.texts import read_texts
 
 __all__ = [
     "Answer",
     "ContrastivePair",
+    "LabelledSet",
+    "LabelledText",
     "PairSet",
     "Split",
     "bundled_pair_names",
+    "check_trainable",
     "datasets_folder",
+    "load_pairs",
+    "load_texts",
     "near_duplicate_groups",
     "pairs_from",
     "read_answers",

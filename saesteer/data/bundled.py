@@ -6,15 +6,9 @@ from pathlib import Path
 
 from saesteer.utils.errors import DataError
 
-QUESTIONS_NAME = "neutral_questions"
-
 
 def datasets_folder() -> Path:
-    """Find the bundled data.
-
-    Returns:
-        The repository's `datasets/` in a checkout, else `saesteer/_datasets` of the installed
-        package.
+    """Return the repository's `datasets/` in a checkout, else the installed package's copy.
 
     Raises:
         DataError: Neither is there.
@@ -24,7 +18,7 @@ def datasets_folder() -> Path:
     for folder in candidates:
         # An unrelated installed package may be called "datasets" and lie beside this one, so the
         # folder counts only with our own content in it.
-        if (folder / "pairs").is_dir() or (folder / f"{QUESTIONS_NAME}.jsonl").is_file():
+        if (folder / "pairs").is_dir() or (folder / "neutral_questions.jsonl").is_file():
             return folder
     raise DataError(
         f"the bundled data is in neither {candidates[0]} nor {candidates[1]}; "
@@ -39,13 +33,3 @@ def bundled_pair_names() -> tuple[str, ...]:
     except DataError:
         return ()
     return tuple(sorted(path.stem for path in (folder / "pairs").glob("*.jsonl")))
-
-
-def bundled_pairs_file(name: str) -> Path:
-    """Path of the bundled pair set `name` (which may not exist)."""
-    return datasets_folder() / "pairs" / f"{name}.jsonl"
-
-
-def bundled_questions_file() -> Path:
-    """Path of the bundled neutral questions (which may not exist)."""
-    return datasets_folder() / f"{QUESTIONS_NAME}.jsonl"

@@ -34,13 +34,12 @@ def divide(
     Args:
         near: Which items are near-duplicates [item, item], symmetric.
         sides: How many positive and negative texts an item holds.
-        targets: How many of each side a part should get.
+        targets: How many of each side a part should get; met as closely as linked items allow.
         seed: Decides between items that are as good.
         cut: Whether to cut chains until every part is large enough.
 
     Returns:
-        Each item's part, -1 for those left out. Sizes come as close to the targets as linked items
-        allow.
+        Each item's part, -1 for those left out.
     """
     rng = np.random.default_rng(seed)
     kept = np.ones(len(sides), dtype=bool)

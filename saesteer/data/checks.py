@@ -1,4 +1,4 @@
-"""Checks on single fields, and the way many bad records become one sentence."""
+"""Checks on single texts, and the way many bad records become one sentence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from saesteer.utils.errors import DataError
+from saesteer.utils.text import did_you_mean, shorten, spoken_list
+
+__all__ = [
+    "MAX_CHARACTERS",
+    "check_known_fields",
+    "check_text",
+    "check_unique",
+    "collect",
+    "did_you_mean",
+    "is_blank",
+    "near_field",
+    "plain_form",
+    "shorten",
+    "spoken_list",
+]
 
 MAX_CHARACTERS = 20_000
 
@@ -18,15 +33,8 @@ Result = TypeVar("Result")
 def collect(items: Iterable[Item], parse: Callable[[Item], Result]) -> list[Result]:
     """Parse every item, and tell of the first bad one together with how many more there are.
 
-    Args:
-        items: What to parse.
-        parse: Raises DataError for a bad item.
-
-    Returns:
-        The parsed items, in order.
-
     Raises:
-        DataError: At least one item is bad.
+        DataError: `parse` raised it for at least one item.
     """
     results: list[Result] = []
     first: DataError | None = None
@@ -43,34 +51,43 @@ def collect(items: Iterable[Item], parse: Callable[[Item], Result]) -> list[Resu
     return results
 
 
-def shorten(value: object, limit: int = 40) -> str:
-    """Quote a value for a message, cut to `limit` characters and kept on one line."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= limit else f"{value[:limit]}...")
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def check_unique(
+    named: Iterable[tuple[str, str | None]],
+    what: str,
+    way_out: str,
+    form: Callable[[str], str] = str,
+) -> None:
+    """Refuse a name that an earlier record has, naming both places.
 
+    Args:
+        named: Each record's `file:line` and name; those without one are passed over.
+        what: What the name is, for the message.
+        way_out: What to do about it.
+        form: The form in which names are compared.
+    """
+    first: dict[str, str] = {}
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A hint in brackets with the closest known word, or nothing when none is close."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.strip().lower(), list(by_lower), n=1, cutoff=0.5)
-    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+    def check(item: tuple[str, str | None]) -> None:
+        place, name = item
+        if name is None:
+            return
+        earlier = first.setdefault(form(name), place)
+        if earlier != place:
+            raise DataError(
+                f"{place}: the {what} {shorten(name)} stands at {earlier} already; {way_out}"
+            )
 
-
-def spoken_list(words: Sequence[str]) -> str:
-    """Join words as in a sentence: "a, b and c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    collect(named, check)
 
 
 def check_known_fields(
     fields: Iterable[str], known: Sequence[str], place: str, hint: str = ""
 ) -> None:
-    """Refuse the first field that is not among the known ones.
+    """Refuse the first field of a record or of a table's header that is not among the known ones.
 
     Args:
-        fields: Field names of one record, or the header of a table.
-        known: The field names that are allowed.
+        fields: The names of the fields.
+        known: The names that are allowed.
         place: `file:line`, for the message.
         hint: A further way out, added to the message.
 
@@ -91,60 +108,21 @@ def check_known_fields(
         )
 
 
-def required_text(fields: Mapping[str, object], key: str, place: str, why: str = "") -> str:
-    """Take a text that must be there.
-
-    Args:
-        fields: One record.
-        key: Name of the field.
-        place: `file:line`, for the message.
-        why: What a missing field means, for the message.
-
-    Returns:
-        The text without white space around it.
-
-    Raises:
-        DataError: The field is missing, blank, not text, too long or not encodable.
-    """
-    text = optional_text(fields, key, place)
-    if text is not None:
-        return text
-    state = "blank" if fields.get(key) is not None else "missing"
-    hint = "" if key in fields else did_you_mean_present(key, fields)
-    raise DataError(
-        f"{place}: the field '{key}' is {state}{hint}{why and f', {why}'}; "
-        "give it a text or remove the record"
-    )
-
-
-def did_you_mean_present(key: str, fields: Mapping[str, object]) -> str:
-    """A hint in brackets when the record has a field whose name is close to the missing one."""
+def near_field(key: str, fields: Mapping[str, object] | Sequence[str]) -> str:
+    """Return a hint in brackets when there is a field whose name is close to a missing one."""
     close = difflib.get_close_matches(key, [str(field) for field in fields], n=1, cutoff=0.7)
     return f" (the record has '{close[0]}')" if close else ""
 
 
-def optional_text(fields: Mapping[str, object], key: str, place: str) -> str | None:
-    """Take a text that may be missing or blank (then None); see `required_text`."""
-    value = fields.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise DataError(
-            f"{place}: the field '{key}' is {shorten(value)}, not text; put it in quotes"
-        )
-    check_text(value, f"the field '{key}'", place)
-    return None if is_blank(value) else value.strip()
-
-
-def check_text(text: str, what: str, place: str) -> None:
+def check_text(text: str, what: str, place: str, limit: int = MAX_CHARACTERS) -> None:
     """Refuse a text that is too long or that no tokenizer could encode.
 
     Raises:
-        DataError: The text has more than `MAX_CHARACTERS` characters or a lone surrogate.
+        DataError: The text has more than `limit` characters or a lone surrogate.
     """
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > limit:
         raise DataError(
-            f"{place}: {what} has {len(text):,} characters, more than the {MAX_CHARACTERS:,} "
+            f"{place}: {what} has {len(text):,} characters, more than the {limit:,} "
             "allowed; shorten it or split it into several records"
         )
     try:

@@ -8,22 +8,40 @@ via Contrastive Activation Addition" (arXiv:2312.06681).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
-from saesteer.data.checks import collect, optional_text, plain_form, required_text, shorten
-from saesteer.data.near_duplicates import near_duplicate_groups
-from saesteer.data.pairing import pair_by_length
+from saesteer.data.checks import collect, plain_form
+from saesteer.data.near_duplicates import near_duplicate_groups, pair_by_length
 from saesteer.data.pairs import ContrastivePair, PairSet
-from saesteer.data.records import Record
+from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import DataError
+from saesteer.utils.text import shorten
 
 MATCHING = "answer_matching_behavior"
 NOT_MATCHING = "answer_not_matching_behavior"
 CONFIDENCE = "label_confidence"
+PERSONA = Schema(
+    (
+        Field("statement", required=True),
+        Field(MATCHING, required=True),
+        Field(NOT_MATCHING),
+        Field(CONFIDENCE, kind="number"),
+    ),
+    open=True,
+)
+CHOICE = Schema(
+    (
+        Field("question", required=True),
+        Field(MATCHING, required=True),
+        Field(NOT_MATCHING, required=True, kind="any"),
+    ),
+    open=True,
+)
 
 _LETTER = re.compile(r"^\(?([A-Za-z])\)?[.:]?$")
 # How options stand in a question, the surest first: on lines of their own, or in one line.
@@ -45,67 +63,39 @@ _QUESTION_CUE = re.compile(r"^\s*question\s*:\s*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement of a persona file.
-
-    Attributes:
-        place: `file:line`.
-        text: The statement.
-        matches: Whether someone with the trait would say it.
-        trusted: Whether its label is confident enough to be used.
-    """
+    """One statement of a persona file."""
 
     place: str
     text: str
-    matches: bool
-    trusted: bool
+    matches: bool  # Whether someone with the trait would say it.
+    trusted: bool  # Whether its label is confident enough to be used.
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One A/B question, taken apart into its stem and the texts of the two options."""
-
-    prompt: str
-    positive: str
-    negative: str
-
-
-def is_persona_record(fields: Mapping[str, object]) -> bool:
-    """Whether a record looks like one of a persona file."""
-    return "statement" in fields and MATCHING in fields
-
-
-def is_choice_record(fields: Mapping[str, object]) -> bool:
-    """Whether a record looks like one of a CAA A/B file."""
-    return "question" in fields and MATCHING in fields
-
-
-def parse_statement(record: Record, *, floor: float = 0.0) -> Statement:
-    """Read one record of a persona file.
-
-    Args:
-        record: Fields statement, answer_matching_behavior ("Yes" or "No"), and optionally
-            answer_not_matching_behavior and label_confidence (0 to 1); others are ignored.
-        floor: Label confidence from which on the statement is trusted.
+def parse_statement(said: dict[str, Any], place: str, *, floor: float = 0.0) -> Statement:
+    """Read the fields of `PERSONA`; a statement is trusted from a label confidence of `floor` on.
 
     Raises:
-        DataError: A field is missing or says something else.
+        DataError: The answers are not Yes and No, or no confidence is given and one is asked for.
     """
-    fields = record.fields()
-    text = required_text(fields, "statement", record.place)
-    answer = required_text(fields, MATCHING, record.place).casefold()
-    other = optional_text(fields, NOT_MATCHING, record.place)
+    answer, other = said[MATCHING].casefold(), said[NOT_MATCHING]
     if answer not in ("yes", "no"):
         raise DataError(
-            f"{record.place}: the field '{MATCHING}' is {shorten(answer)}; "
+            f"{place}: the field '{MATCHING}' is {shorten(answer)}; "
             "a persona file says Yes or No there"
         )
     if other is not None and {answer, other.casefold()} != {"yes", "no"}:
         raise DataError(
-            f"{record.place}: the fields '{MATCHING}' and '{NOT_MATCHING}' are {shorten(answer)} "
+            f"{place}: the fields '{MATCHING}' and '{NOT_MATCHING}' are {shorten(answer)} "
             f"and {shorten(other)}; one of them has to be Yes and the other No"
         )
-    confidence = _confidence(fields, record.place, needed=floor > 0)
-    return Statement(record.place, text, answer == "yes", confidence >= floor)
+    confidence = said[CONFIDENCE]
+    if confidence is None and floor > 0:
+        raise DataError(
+            f"{place}: the field '{CONFIDENCE}' is missing and min_label_confidence asks for it; "
+            "give a number from 0 to 1"
+        )
+    trusted = confidence is None or confidence >= floor
+    return Statement(place, said["statement"], answer == "yes", trusted)
 
 
 def pair_statements(
@@ -157,25 +147,23 @@ def pair_statements(
     return PairSet(name, pairs, source, dropped, joined=True)
 
 
-def parse_choice(record: Record) -> Choice:
-    """Read one record of a CAA A/B file.
+def parse_choice(said: dict[str, Any], place: str) -> dict[str, str]:
+    """Take one question of a CAA A/B file apart.
 
     Args:
-        record: Fields question (the stem, then options "(A) ..." and "(B) ..."),
-            answer_matching_behavior (such as "(A)") and answer_not_matching_behavior (a label, or
-            a list of which the first counts); others are ignored.
+        said: The fields of `CHOICE`: the question (the stem, then options "(A) ..." and "(B)
+            ..."), the matching label, and the other label or a list of which the first counts.
+        place: `file:line`, for messages.
 
     Returns:
         The text of the matching option as positive side, that of the other as negative side, and
         the stem as prompt, without headings such as "Choices:" and cues such as "Answer:".
 
     Raises:
-        DataError: A field is missing, or the question does not hold the options.
+        DataError: The question does not hold the options.
     """
-    fields = record.fields()
-    question = required_text(fields, "question", record.place)
-    wanted = [_letter(fields, key, record.place) for key in (MATCHING, NOT_MATCHING)]
-    text = _ANSWER_CUE.sub("", question)
+    wanted = [_letter(key, said[key], place) for key in (MATCHING, NOT_MATCHING)]
+    text = _ANSWER_CUE.sub("", said["question"])
     found = [_option_marks(text, pattern) for pattern in _OPTION_MARKS]
     whole = (marks for marks in found if {mark[1].upper() for mark in marks} >= set(wanted))
     marks = next(whole, found[0] or found[1])
@@ -185,7 +173,7 @@ def parse_choice(record: Record) -> Choice:
         letter = mark[1].upper()
         if letter in options and letter in wanted:
             raise DataError(
-                f"{record.place}: '({mark[1]})' stands in the question twice, so which of them is "
+                f"{place}: '({mark[1]})' stands in the question twice, so which of them is "
                 "the option cannot be told; write each option on its own line, and the letters "
                 "nowhere else"
             )
@@ -193,17 +181,17 @@ def parse_choice(record: Record) -> Choice:
     for letter in wanted:
         if not options.get(letter):
             raise DataError(
-                f"{record.place}: the question has no option '({letter})'; "
+                f"{place}: the question has no option '({letter})'; "
                 'write the options into it as "(A) ..." and "(B) ...", each on its own line'
             )
     stem = _OPTIONS_HEADING.sub("", text[: marks[0].start()].rstrip())
     stem = _QUESTION_CUE.sub("", stem).strip()
     if not stem:
         raise DataError(
-            f"{record.place}: the field 'question' holds options but no question; "
+            f"{place}: the field 'question' holds options but no question; "
             "write the question before them"
         )
-    return Choice(prompt=stem, positive=options[wanted[0]], negative=options[wanted[1]])
+    return {"positive": options[wanted[0]], "negative": options[wanted[1]], "prompt": stem}
 
 
 def _option_marks(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
@@ -211,21 +199,6 @@ def _option_marks(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
     marks = list(pattern.finditer(text))
     headed = (i for i, m in enumerate(marks) if _OPTIONS_HEADING.search(text[: m.start()]))
     return marks[next(headed, 0) :]
-
-
-def _confidence(fields: Mapping[str, object], place: str, *, needed: bool) -> float:
-    value = fields.get(CONFIDENCE)
-    if value is None and not needed:
-        return 1.0
-    try:
-        number = float(value) if isinstance(value, int | float | str) else float("nan")
-    except ValueError:
-        number = float("nan")
-    if isinstance(value, bool) or not 0 <= number <= 1:
-        raise DataError(
-            f"{place}: the field '{CONFIDENCE}' is {shorten(value)}; give a number from 0 to 1"
-        )
-    return number
 
 
 def _distinct_sides(statements: Sequence[Statement]) -> dict[bool, list[Statement]]:
@@ -249,15 +222,13 @@ def _distinct_sides(statements: Sequence[Statement]) -> dict[bool, list[Statemen
     return sides
 
 
-def _letter(fields: Mapping[str, object], key: str, place: str) -> str:
-    value = fields.get(key)
+def _letter(key: str, value: Any, place: str) -> str:
     if isinstance(value, list) and value:
         value = value[0]
-    text = required_text({**fields, key: value}, key, place)
-    match = _LETTER.match(text)
+    match = _LETTER.match(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise DataError(
-            f"{place}: the field '{key}' is {shorten(text)}; an A/B file names an option there, "
+            f"{place}: the field '{key}' is {shorten(value)}; an A/B file names an option there, "
             "such as (A)"
         )
     return match[1].upper()

@@ -1,25 +1,80 @@
-"""Labelled texts: reading and checking them."""
+"""Labelled texts: plain records, human valence ratings, tweets; read and checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.bundled import datasets_folder
-from saesteer.data.checks import collect, did_you_mean, shorten, spoken_list
-from saesteer.data.labelled_layouts import LAYOUTS, Draft, LayoutOptions, drafts_of
-from saesteer.data.records import check_is_file
+from saesteer.data.checks import check_unique, collect, is_blank
+from saesteer.data.records import Record, RecordFile, check_is_file, read_records
+from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.text import did_you_mean, shorten, spoken_list
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUNDLED_SETS = ("sentiment", "sentiment_checks", "sentiment_prompts")
 # From bad to good, so that the first class is the negative end of a direction.
 _SENTIMENT = ("negative", "neutral", "positive")
+_KEYS_HINT = ", or name yours with data.text_key and data.label_key"
+
+
+def _text(key: str) -> Field:
+    way_out = "give it a text, remove the record or set data.skip_blank: true"
+    return Field("text", keys=(key,), required=True, way_out=way_out)
+
+
+def _labelled(text_key: str = "text", label_key: str = "label", group_key: str = "group") -> Schema:
+    return Schema(
+        (
+            _text(text_key),
+            Field(
+                "label",
+                kind="label",
+                keys=(label_key,),
+                required=True,
+                lacking="so the text has no class",
+            ),
+            Field("id", kind="name"),
+            Field("group", kind="name", keys=(group_key,)),
+            Field("span"),
+        ),
+        open=True,
+        hint=_KEYS_HINT,
+    )
+
+
+# What the label is made of stands second.
+LAYOUTS = {
+    "labelled": _labelled(),
+    "valence": Schema(
+        (
+            _text("text"),
+            Field("label", kind="number", keys=("mean_valence",), required=True, bounds=(-4, 4)),
+            Field("id", kind="name"),
+        ),
+        open=True,
+    ),
+    "tweets": Schema(
+        (
+            _text("text"),
+            Field("label", keys=("sentiment",), required=True, lacking="so the text has no class"),
+            Field("id", kind="name", keys=("textID", "id")),
+            Field("span", keys=("selected_text",)),
+        ),
+        open=True,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +138,23 @@ class LabelledSet:
         """Return the texts at these places, in this order."""
         return replace(self, texts=tuple(self.texts[i] for i in indices))
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each text, by id: text, label, group and, where given, span."""
+        import pandas as pd
 
-def read_labelled(
+        columns = ["id", "text", "label", "group", "span"]
+        frame = pd.DataFrame([asdict(text) for text in self.texts], columns=columns)
+        return (frame if frame["span"].notna().any() else frame.drop(columns="span")).set_index(
+            "id"
+        )
+
+    def _repr_html_(self) -> str:
+        title = escape(f"{self.name}: {len(self)} texts of {spoken_list(self.classes)}")
+        return f"<p>{title}</p>{self.table.to_html(max_rows=10)}"
+
+
+def load_texts(
     source: str | Path,
     *,
     name: str | None = None,
@@ -100,7 +170,7 @@ def read_labelled(
     """Read labelled texts and check every one of them.
 
     Args:
-        source: A JSON, JSONL or CSV file; a folder of valence CSV files; or the name of a bundled
+        source: A JSON, JSONL, CSV or Parquet file; a folder of CSV files; or the name of a bundled
             set: "sentiment", "sentiment_checks", "sentiment_prompts".
         name: Name of the set; the file's or folder's name if None.
         format: "labelled" (a text, a label, and optional id, group and span), "valence" (id,
@@ -116,45 +186,51 @@ def read_labelled(
         skip_blank: Leave records without a text or label out instead of refusing them.
         threshold: Valence at or above it is positive, at or below minus it negative, else neutral.
 
-    Returns:
-        The texts.
-
     Raises:
-        DataError: The source cannot be used; the sentence names file and line.
+        DataError: The source cannot be used; the sentence names file, line and field.
         ConfigError: An argument is out of range.
     """
     _check_arguments(format, classes, threshold)
-    options = LayoutOptions(format, text_key, label_key, group_key, threshold, skip_blank)
+    own = _labelled(text_key, label_key, group_key or "group")
+    schemas = {**LAYOUTS, "labelled": own}
     files, label = _files(source)
-    drafts: list[Draft] = []
+    found: list[LabelledText] = []
     skipped = 0
-    for file in files:
-        found, left_out = drafts_of(file, options, several=len(files) > 1)
-        drafts += found
-        skipped += left_out
-    known = _classes(drafts, classes)
-    kept = [draft for draft in drafts if draft.label in known]
-    if len(kept) < len(drafts) and not drop_other:
-        collect(drafts, lambda draft: _check_class(draft, known))
+    for path in files:
+        file = read_records(path, fallback="latin-1")
+        layout = _layout(file, text_key, label_key) if format == "auto" else format
+        schema = schemas[layout]
+        if group_key is not None and layout == "labelled":
+            collect(file.records, lambda record: _check_group(record, group_key))
+        if skip_blank:
+            kept = [record for record in file.records if not _lacks_words(record, schema)]
+            skipped += len(file.records) - len(kept)
+            file = replace(file, records=kept)
+        prefix = f"{path.stem}:" if len(files) > 1 else ""
+        found += schema.read_file(
+            file,
+            lambda said, place, layout=layout, prefix=prefix: _labelled_text(
+                said, place, layout, prefix, threshold
+            ),
+        )
+    known = _classes(found, classes)
+    kept = [text for text in found if text.label in known]
+    if len(kept) < len(found) and not drop_other:
+        collect(found, lambda text: _check_class(text, known))
     if not kept:
         raise DataError(
             f"{label}: no record is left with a label of the classes; check data.classes."
         )
-    texts = _with_ids(kept)
-    left = skipped + len(drafts) - len(kept)
-    return LabelledSet(name or Path(label).stem, texts, tuple(known), label, left)
+    left = skipped + len(found) - len(kept)
+    return LabelledSet(name or Path(label).stem, _with_ids(kept), tuple(known), label, left)
+
+
+# Its name in earlier versions.
+read_labelled = load_texts
 
 
 def check_trainable(texts: LabelledSet, least: int = 2) -> None:
-    """Refuse texts that no probe can be trained on.
-
-    Args:
-        texts: The texts.
-        least: The fewest texts of a class.
-
-    Raises:
-        DataError: There is one class only, or one with too few texts.
-    """
+    """Refuse texts that no probe can be trained on: of one class, or fewer than `least` of one."""
     if len(texts.classes) < 2:
         raise DataError(
             f"{texts.source}: all {len(texts)} texts have the label {texts.texts[0].label!r}, and "
@@ -204,37 +280,75 @@ def _files(source: str | Path) -> tuple[list[Path], str]:
     return [path], str(path)
 
 
-def _classes(drafts: Sequence[Draft], classes: Sequence[str] | None) -> tuple[str, ...]:
+def _layout(file: RecordFile, text_key: str, label_key: str) -> str:
+    first = next((r.value for r in file.records if isinstance(r.value, Mapping)), {})
+    fields = set(file.header or first)
+    # Fields that the caller named win over a layout that the file happens to have as well.
+    if {text_key, label_key} <= fields:
+        return "labelled"
+    if {"mean_valence", "text"} <= fields:
+        return "valence"
+    return "tweets" if {"text", "sentiment"} <= fields else "labelled"
+
+
+def _check_group(record: Record, key: str) -> None:
+    if key not in record.fields():
+        raise DataError(
+            f"{record.place}: there is no field {key!r} for the group; add it or leave "
+            "data.group_key out"
+        )
+
+
+def _lacks_words(record: Record, schema: Schema) -> bool:
+    """Return whether a record that can be read has no text or no label."""
+    if record.problem is not None or not isinstance(record.value, Mapping):
+        return False
+    given = [record.value.get(field.key_in(record.value)) for field in schema.fields[:2]]
+    return any(value is None or (isinstance(value, str) and is_blank(value)) for value in given)
+
+
+def _labelled_text(
+    said: dict[str, Any], place: str, layout: str, prefix: str, threshold: float
+) -> LabelledText:
+    """Return a text; it has no id or group yet where the record gives none."""
+    id, group, span, label = said["id"], said.get("group"), said.get("span"), said["label"]
+    if layout == "valence":
+        side = "positive" if label > 0 else "negative"
+        label = side if abs(label) >= threshold else "neutral"
+        # Ids such as 12_3 are the third sentence of text 12.
+        group = None if id is None else id.rpartition("_")[0] or id
+    elif layout == "tweets":
+        label = label.lower()
+    if span is not None and span not in said["text"]:
+        raise DataError(
+            f"{place}: the field 'span' is {shorten(span)}, which does not stand in the text; give "
+            "a part of it, letter by letter"
+        )
+    id, group = (None if name is None else f"{prefix}{name}" for name in (id, group))
+    return LabelledText(id or "", said["text"], label, group or "", span, place)
+
+
+def _classes(texts: Sequence[LabelledText], classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is not None:
         return tuple(classes)
-    found = {draft.label for draft in drafts}
+    found = {text.label for text in texts}
     known = [name for name in _SENTIMENT if name in found]
     return (*known, *sorted(found - set(known)))
 
 
-def _check_class(draft: Draft, classes: Sequence[str]) -> None:
-    if draft.label not in classes:
+def _check_class(text: LabelledText, classes: Sequence[str]) -> None:
+    if text.label not in classes:
         raise DataError(
-            f"{draft.place}: label {shorten(draft.label)}{did_you_mean(draft.label, classes)} is "
+            f"{text.place}: label {shorten(text.label)}{did_you_mean(text.label, classes)} is "
             f"not among the classes {spoken_list(classes)}; correct it, add it to data.classes or "
             "set data.drop_other: true"
         )
 
 
-def _with_ids(drafts: Sequence[Draft]) -> tuple[LabelledText, ...]:
-    taken: dict[str, str] = {}
-
-    def give(item: tuple[int, Draft]) -> LabelledText:
-        number, draft = item
-        name = draft.id or f"text-{number:05d}"
-        earlier = taken.setdefault(name, draft.place)
-        if earlier != draft.place:
-            raise DataError(
-                f"{draft.place}: the id {shorten(name)} stands at {earlier} already; give each "
-                "text one of its own"
-            )
-        return LabelledText(
-            name, draft.text, draft.label, draft.group or name, draft.span, draft.place
-        )
-
-    return tuple(collect(list(enumerate(drafts, start=1)), give))
+def _with_ids(texts: Sequence[LabelledText]) -> tuple[LabelledText, ...]:
+    named = []
+    for number, text in enumerate(texts, start=1):
+        id = text.id or f"text-{number:05d}"
+        named.append(replace(text, id=id, group=text.group or id))
+    check_unique(((text.place, text.id) for text in named), "id", "give each text one of its own")
+    return tuple(named)

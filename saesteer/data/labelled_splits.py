@@ -15,28 +15,18 @@ from saesteer.utils.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class LabelledSplit:
-    """Disjoint parts of a set, as places in it, in its order.
+    """Disjoint parts of a set, as places in it, in its order."""
 
-    Attributes:
-        train: What probes are fitted on.
-        test: What they are scored on.
-        judge: What only the independent classifier is trained on.
-        groups: Each text's group; no group stands in two parts.
-    """
-
-    train: Int[np.ndarray, " train"]
-    test: Int[np.ndarray, " test"]
-    judge: Int[np.ndarray, " judge"]
-    groups: Int[np.ndarray, " text"]
+    train: Int[np.ndarray, " train"]  # What probes are fitted on.
+    test: Int[np.ndarray, " test"]  # What they are scored on.
+    judge: Int[np.ndarray, " judge"]  # What only the independent classifier is trained on.
+    groups: Int[np.ndarray, " text"]  # Each text's group; no group stands in two parts.
 
 
 def text_groups(texts: LabelledSet, *, threshold: float | None) -> Int[np.ndarray, " text"]:
     """Return each text's group: texts linked by a declared group or by near-duplicate wording.
 
-    Args:
-        texts: The texts.
-        threshold: Jaccard index of near-duplicates (see `near_duplicate_groups`); None to link by
-            declared group alone.
+    `threshold` is that of `near_duplicate_groups`; with None declared groups alone link.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -64,15 +54,8 @@ def split_labelled(
 ) -> LabelledSplit:
     """Divide texts by group, each part with the classes' shares of the whole set.
 
-    Args:
-        texts: The texts.
-        test: Texts to score on: a share below 1, or a count.
-        judge: Texts to set aside for the independent classifier: a share below 1, or a count.
-        seed: Decides which groups go where.
-        near_duplicate: See `text_groups`.
-
-    Returns:
-        The parts; their sizes come as close to those asked for as the groups allow.
+    `test` and `judge` are shares below 1 or counts, met as closely as the groups allow; the seed
+    decides which groups go where; `near_duplicate` is the threshold of `text_groups`.
 
     Raises:
         DataError: A part would lack a class.

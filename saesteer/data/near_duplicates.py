@@ -1,4 +1,4 @@
-"""Texts that say nearly the same in nearly the same letters."""
+"""Texts that say nearly the same in nearly the same letters, and pairing texts that stand alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ def near_duplicate_groups(
     Two texts are near-duplicates when the Jaccard index of their sets of character n-grams is at
     least the threshold, whatever their case, white space and Unicode form (a text shorter than n
     counts as one n-gram). Groups are the connected components of that relation.
-
-    Args:
-        texts: Any number of texts.
-        threshold: Jaccard index from which on two texts belong together, above 0 up to 1.
-        n: Characters per n-gram.
 
     Returns:
         The group of each text, numbered from 0 in order of first appearance.
@@ -122,3 +117,52 @@ def _gram_matrix(texts: Sequence[str], n: int) -> csr_matrix:
     analyzer: Any = gram_set
     vectorizer = CountVectorizer(analyzer=analyzer, binary=True)
     return csr_matrix(vectorizer.fit_transform(texts), dtype=np.int32)
+
+
+def pair_by_length(
+    texts: Sequence[str],
+    groups: Int[np.ndarray, " text"],
+    positive: Int[np.ndarray, " positive"],
+    negative: Int[np.ndarray, " negative"],
+) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+    """Pair texts of about the same length.
+
+    Each side is ordered by length, with near-duplicates kept next to each other, and the sides are
+    joined rank by rank: so the two texts of a pair are of similar length, and families of
+    near-duplicates meet few others. Of the longer side those texts stay whose lengths fit the other
+    side best (least squares).
+
+    `groups` is each text's family of near-duplicates; `positive` and `negative` are the places of
+    the sides' texts, whose order decides between equal lengths.
+
+    Returns:
+        The places of each pair's positive and negative text, in the order of the positive ones.
+    """
+    lengths = np.array([len(text) for text in texts])
+    positive, negative = _fitting(lengths, positive, negative)
+    positive = _by_length(lengths, groups, positive)
+    negative = _by_length(lengths, groups, negative)
+    order = np.argsort(positive)
+    return positive[order], negative[order]
+
+
+def _fitting(
+    lengths: np.ndarray, positive: np.ndarray, negative: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the longer side down to the statements whose lengths fit the shorter one best."""
+    from scipy.optimize import linear_sum_assignment
+
+    if len(positive) == len(negative):
+        return positive, negative
+    gap = lengths[positive][:, None].astype(np.float32) - lengths[negative][None, :]
+    rows, columns = linear_sum_assignment(gap**2)
+    return positive[rows], negative[columns]
+
+
+def _by_length(lengths: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Order by the group's median length, then group, then length; ties stay as they came."""
+    names, first, member_of = np.unique(groups[chosen], return_index=True, return_inverse=True)
+    middle = np.array(
+        [np.median(lengths[chosen][member_of == group]) for group in range(len(names))]
+    )
+    return chosen[np.lexsort((lengths[chosen], first[member_of], middle[member_of]))]

@@ -5,7 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from html import escape
+from typing import TYPE_CHECKING
+
+from saesteer.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +26,10 @@ class ContrastivePair:
         prompt: Text that stands before both sides, or None.
         positive_span: The part of the positive text to read, letter by letter; all of it if None.
         negative_span: The same for the negative text.
+
+    Example:
+        >>> ss.ContrastivePair("1", positive="I like you", negative="I hate you").id
+        '1'
     """
 
     id: str
@@ -29,18 +40,27 @@ class ContrastivePair:
     negative_span: str | None = None
 
 
+_COLUMNS = [field.name for field in fields(ContrastivePair)]
+_ALWAYS = ("id", "positive", "negative")
+
+
 @dataclass(frozen=True)
 class PairSet:
-    """A named set of pairs, as read; the readers validate, this type does not.
+    """A named set of pairs, as `load_pairs` read them, in the order of their source.
 
     Attributes:
         name: Name of the trait or of the file.
-        pairs: The pairs, in the order of their source.
+        pairs: The pairs.
         source: Where they came from: a path, `bundled:<name>` or `python`.
-        dropped: How many statements or pairs of the source the reader left out on purpose
-            (one side longer than the other, label confidence too low, more than `max_pairs`).
-        joined: Whether the two sides of a pair were joined by length and not by meaning, so that
-            other pairs of the same texts are as good.
+        dropped: How many statements or pairs were left out on purpose (one side longer than the
+            other, label confidence too low, more than `max_pairs`).
+        joined: Whether the sides of a pair were joined by length and not by meaning, so that other
+            pairs of the same texts are as good.
+
+    Example:
+        >>> pairs = ss.pairs_from([("I like you", "I hate you")])
+        >>> len(pairs), pairs.positives
+        (1, ('I like you',))
     """
 
     name: str
@@ -86,12 +106,40 @@ class PairSet:
         return hashlib.sha256(json.dumps(rows).encode("ascii")).hexdigest()
 
     def subset(self, indices: Iterable[int]) -> PairSet:
-        """Choose pairs by position.
+        """Return the pairs at these positions, in the order given, under the same name."""
+        return replace(self, pairs=tuple(self.pairs[int(index)] for index in indices))
+
+    def split(self, test: float = 0.3, seed: int = 0) -> tuple[PairSet, PairSet]:
+        """Divide into train and test, with no near-duplicate across the two.
+
+        Pairs that share a statement, or nearly, stay on one side (`split_pairs` says more), so the
+        sizes come as close to the share as that allows.
 
         Args:
-            indices: Positions in `pairs`, kept in the order given.
+            test: Share of the pairs for test, above 0 and below 1.
+            seed: Decides which pairs go where; the same seed gives the same parts.
 
-        Returns:
-            A set of the same name and source with only these pairs.
+        Raises:
+            DataError: There are too few pairs that are worded differently.
+            ConfigError: The share is out of range.
         """
-        return replace(self, pairs=tuple(self.pairs[int(index)] for index in indices))
+        from saesteer.data.splits import split_pairs
+
+        if not 0 < test < 1:
+            raise ConfigError(f"test is {test}; give a share above 0 and below 1")
+        parts = split_pairs(self, validation=0.0, test=test, seed=seed)
+        return parts.train, parts.test
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each pair, by id: positive, negative, and what else is given."""
+        import pandas as pd
+
+        frame = pd.DataFrame([asdict(pair) for pair in self.pairs], columns=_COLUMNS)
+        given = [c for c in _COLUMNS if c in _ALWAYS or frame[c].notna().any()]
+        return frame[given].set_index("id")
+
+    def _repr_html_(self) -> str:
+        left_out = f", {self.dropped} left out" if self.dropped else ""
+        title = escape(f"{self.name}: {len(self)} pairs from {self.source}{left_out}")
+        return f"<p>{title}</p>{self.table.to_html(max_rows=10)}"

@@ -1,4 +1,4 @@
-"""From a file (JSON, JSONL or CSV) to records that know their place in it."""
+"""From a file (JSON, JSONL, CSV or Parquet) to records that know their place in it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saesteer.data.checks import shorten
 from saesteer.utils.errors import DataError
+from saesteer.utils.text import one_line, shorten
 
-SYNTAXES = ("json", "jsonl", "csv")
-_SYNTAX_OF_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+SYNTAXES = ("json", "jsonl", "csv", "parquet")
+_SYNTAX_OF_SUFFIX = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file.
+    """One record of a file."""
 
-    Attributes:
-        place: `file:line`, and the record's number in a JSON list.
-        value: What stands there: a mapping when all is well.
-        problem: Why the record could not be read, or None.
-    """
-
-    place: str
-    value: Any = None
-    problem: str | None = None
+    place: str  # `file:line`, and the record's number in a JSON list.
+    value: Any = None  # A mapping when all is well.
+    problem: str | None = None  # Why the record could not be read.
 
     def fields(self) -> Mapping[str, Any]:
         """The record's fields.
@@ -51,11 +51,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RecordFile:
-    """The records of a file; `header` is the list of columns of a CSV file, else None."""
+    """The records of a file, the unreadable ones among them with their problem."""
 
     path: Path
     records: list[Record]
-    header: tuple[str, ...] | None = None
+    header: tuple[str, ...] | None = None  # The columns of a CSV or Parquet file.
 
 
 class _Object(dict[str, Any]):
@@ -71,11 +71,15 @@ class _BadJson(Exception):
         self.more_follows = more_follows
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, fallback: str | None = None) -> str:
     """Read a whole UTF-8 text file, with or without a byte order mark.
 
+    Args:
+        path: The file.
+        fallback: The encoding of a file that is not UTF-8; refused if None.
+
     Raises:
-        DataError: The path is no readable file, the file is empty or not UTF-8.
+        DataError: The path is no readable file, the file is empty or in another encoding.
     """
     check_is_file(path)
     try:
@@ -85,8 +89,10 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: the file is not UTF-8; save it as UTF-8") from None
+        if fallback is None:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise DataError(f"{path}:{line}: the file is not UTF-8; save it as UTF-8") from None
+        text = data.decode(fallback)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(
@@ -116,38 +122,63 @@ def check_is_file(path: Path) -> None:
     raise DataError(f"{shown}: there is no such file; check the path")
 
 
-def read_records(path: Path, syntax: str | None = None) -> RecordFile:
+def read_records(
+    path: Path, syntax: str | None = None, *, fallback: str | None = None
+) -> RecordFile:
     """Read a file of records.
 
-    JSON and JSONL are told apart by their content, CSV by the file's suffix.
+    JSON and JSONL are told apart by their content, CSV and Parquet by the file's suffix.
 
     Args:
         path: The file.
-        syntax: "json", "jsonl" or "csv" to insist on one, None to find out.
-
-    Returns:
-        The records, the unreadable ones among them with their problem.
+        syntax: One of `SYNTAXES` to insist on it, None to find out.
+        fallback: The encoding of a CSV file that is not UTF-8; refused if None.
 
     Raises:
         DataError: The file as a whole cannot be used.
     """
-    text = read_text(path)
     suffix = _SYNTAX_OF_SUFFIX.get(path.suffix.lower())
     wanted = syntax or suffix
-    if wanted == "csv":
-        found = read_csv(path, text)
-    elif syntax == "jsonl":
-        found = RecordFile(path, list(_json_lines(path, text)))
-    elif wanted is not None or text.lstrip()[0] in "[{":
-        found = RecordFile(path, _read_json(path, text, strict=syntax == "json", suffix=suffix))
+    if wanted == "parquet":
+        found = _read_parquet(path)
     else:
-        raise DataError(
-            f"{path}: what kind of file this is cannot be told from its name; call it .json, "
-            ".jsonl or .csv, or say which with format="
-        )
+        found = _read_text_records(path, syntax, suffix, fallback)
     if not found.records:
         raise DataError(f"{path}: the file holds no records; write at least one into it")
     return found
+
+
+def _read_text_records(
+    path: Path, syntax: str | None, suffix: str | None, fallback: str | None
+) -> RecordFile:
+    wanted = syntax or suffix
+    text = read_text(path, fallback=fallback if wanted == "csv" else None)
+    if wanted == "csv":
+        return _read_csv(path, text)
+    if syntax == "jsonl":
+        return RecordFile(path, list(_json_lines(path, text)))
+    if wanted is not None or text.lstrip()[0] in "[{":
+        return RecordFile(path, _read_json(path, text, strict=syntax == "json", suffix=suffix))
+    raise DataError(
+        f"{path}: what kind of file this is cannot be told from its name; call it .json, "
+        ".jsonl, .csv or .parquet, or say which with format="
+    )
+
+
+def _read_parquet(path: Path) -> RecordFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_is_file(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({one_line(error)}); write the file again"
+        ) from None
+    rows = enumerate(table.to_pylist(), start=1)
+    records = [Record(f"{path}: record {number}", row) for number, row in rows]
+    return RecordFile(path, records, tuple(table.column_names))
 
 
 def _read_json(path: Path, text: str, *, strict: bool, suffix: str | None) -> list[Record]:
@@ -252,12 +283,7 @@ def _loads(text: str) -> Any:
         raise _BadJson(str(error).split(";")[0]) from None
 
 
-def read_csv(path: Path, text: str) -> RecordFile:
-    """Read the text of a CSV file.
-
-    Raises:
-        DataError: It is no CSV, or has a column twice.
-    """
+def _read_csv(path: Path, text: str) -> RecordFile:
     header: tuple[str, ...] | None = None
     records: list[Record] = []
     line = 1

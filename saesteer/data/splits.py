@@ -10,13 +10,18 @@ import numpy as np
 
 from saesteer.data.chains import divide, filled, large_enough, worth
 from saesteer.data.checks import plain_form, shorten
-from saesteer.data.near_duplicates import components, more_alike_than_chance, near_duplicates
-from saesteer.data.pairing import pair_by_length
-from saesteer.data.pairs import PairSet
+from saesteer.data.near_duplicates import (
+    components,
+    more_alike_than_chance,
+    near_duplicates,
+    pair_by_length,
+)
 from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+    from saesteer.data.pairs import PairSet
 
 # Of fewer pairs it cannot be told whether they were paired by chance.
 _FEWEST_TO_TELL = 20
@@ -64,6 +69,11 @@ def split_pairs(
     Raises:
         DataError: A part would stay empty.
         ConfigError: The shares or the threshold are out of range.
+
+    Example:
+        >>> parts = ss.split_pairs(ss.load_pairs("agreeableness"), validation=0.2, test=0.3)
+        >>> len(parts.train) > len(parts.test) > len(parts.validation)
+        True
     """
     shares = np.array([1 - validation - test, validation, test])
     if not (validation >= 0 and test >= 0 and shares[0] > 1e-9):
@@ -95,15 +105,10 @@ def near_duplicate_cause(pairs: PairSet, *, threshold: float) -> str:
 
 
 def split_record(pairs: PairSet, parts: Mapping[str, PairSet]) -> dict[str, Any]:
-    """Return what to record of a split: each part's ids, and what became of the pairing.
+    """Return what to record of a split of `pairs` into named parts.
 
-    Args:
-        pairs: What was divided.
-        parts: The parts by name.
-
-    Returns:
-        The ids by part; `left_out`, how many pairs are in none; and `negatives`, where pairs were
-        made anew: by pair the id that its negative text stood under.
+    The ids by part; `left_out`, how many pairs are in none; and `negatives`, where pairs were made
+    anew: by pair the id that its negative text stood under.
     """
     own = {pair.id: pair.negative for pair in pairs}
     place = {pair.negative: pair.id for pair in reversed(pairs.pairs)}

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from saesteer.data.checks import did_you_mean_present, is_blank, shorten
+from saesteer.data.checks import is_blank, near_field, shorten
 from saesteer.data.records import check_is_file
 from saesteer.utils.errors import ConfigError, DataError
 
@@ -19,15 +19,12 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 def read_texts(path: str | Path, *, limit: int | None = None) -> Iterator[str]:
-    """Stream the texts of a file, so that it never has to fit into memory.
+    """Stream the texts of a file, so that it never has to fit into memory; blank ones are left out.
 
     Args:
         path: A .txt file (paragraphs separated by blank lines) or a .jsonl file with the field
             text in every record, other fields being ignored; either may be gzipped (.gz).
         limit: Stop after this many texts; None for all.
-
-    Returns:
-        The texts, in the order of the file; blank ones are passed over.
 
     Raises:
         DataError: The file cannot be used (raised at once), or a line of it (raised on reaching
@@ -69,7 +66,7 @@ def _json_texts(path: Path) -> Iterator[str]:
                 "mend or remove the line"
             ) from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            hint = did_you_mean_present("text", record) if isinstance(record, dict) else ""
+            hint = near_field("text", record) if isinstance(record, dict) else ""
             raise DataError(
                 f"{place}: the line is {shorten(line.strip())} and has no text in a field "
                 f'"text"{hint}; write it as {{"text": "..."}}'

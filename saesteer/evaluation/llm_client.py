@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from saesteer.utils import http as web_requests
 from saesteer.utils.errors import ConfigError, NetworkError
+from saesteer.utils.http import (
+    HttpReply,
+    Key,
+    Patience,
+    UnansweredError,
+    is_plain_address,
+    is_variable_name,
+    request,
+    said_by_server,
+)
 
 LARGEST_REPLY = 200_000
 
@@ -45,12 +54,12 @@ class Endpoint:
         # No message repeats a value that may hold a key put in the wrong place.
         if not self.model.strip():
             raise ConfigError(f"{self.called}'s model is empty; name one that the endpoint serves.")
-        if not web_requests.is_variable_name(self.key_variable):
+        if not is_variable_name(self.key_variable):
             raise ConfigError(
                 f"{self.called}'s key_variable is no name of an environment variable; give a name "
                 "such as OPENAI_API_KEY, never the key itself."
             )
-        if not web_requests.is_plain_address(self.base_url):
+        if not is_plain_address(self.base_url):
             raise ConfigError(
                 f"{self.called}'s base_url is no plain http or https address; give one such as "
                 "http://localhost:8000/v1, without user, password or query."
@@ -124,118 +133,62 @@ class ChatClient:
                 asks to wait longer than `longest_wait`.
             ConfigError: The key cannot be sent.
         """
-        web_requests.key_in(self.endpoint.key_variable)
-        failure, unread = "", 0
-        for attempt in range(self.endpoint.attempts):
-            outcome = self._fitted(payload)
-            if isinstance(outcome, Reply):
-                return replace(outcome, unread=unread)
-            failure, unread = outcome.failure, unread + outcome.unread
-            if attempt + 1 < self.endpoint.attempts:
-                self._sleep(self._pause(outcome, attempt))
-        return Reply(None, failure, answered=False, unread=unread)
-
-    def _fitted(self, payload: dict[str, Any]) -> Reply | _Again:
-        """Post a payload without the parameters that the server has been found to refuse."""
-        while True:
-            body = dict(payload)
-            if "temperature" in self._refused:
-                body.pop("temperature", None)
-            if "max_tokens" in self._refused and "max_tokens" in body:
-                body["max_completion_tokens"] = body.pop("max_tokens")
-            outcome = self._once(body)
-            if isinstance(outcome, Reply) or outcome.misfit is None:
-                return outcome
-            self._refused.add(outcome.misfit)
-
-    def _pause(self, outcome: _Again, attempt: int) -> float:
-        if outcome.wait is None:
-            return web_requests.doubled_wait(
-                attempt, self.endpoint.first_wait, self.endpoint.longest_wait
-            )
-        if outcome.wait > self.endpoint.longest_wait:
-            raise NetworkError(
-                f"{self.endpoint.called} at {self.endpoint.base_url} asks to wait "
-                f"{outcome.wait:.0f} s; run again later, what is there is kept, or raise "
-                "longest_wait."
-            )
-        return outcome.wait
-
-    def _once(self, payload: dict[str, Any]) -> Reply | _Again:
-        import requests
-        from urllib3.exceptions import HTTPError
-
-        url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
-        limit = self.endpoint.timeout
-        failure, unread = None, True
+        unread = 0
         try:
-            # A redirect could carry the key to another host. `with` closes a reply half read.
-            with requests.post(
-                url,
-                json=payload,
-                auth=web_requests.signed(self.endpoint.key_variable),
-                timeout=limit,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                body = web_requests.read_body(response, time.monotonic() + limit, LARGEST_REPLY)
-        except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
-            # Only the kind: messages can hold headers. Outside the except block, so that nothing
-            # raised later carries the request along.
-            failure = f"no answer ({type(error).__name__})"
-            unread = not isinstance(error, requests.ConnectionError)
-        if failure is not None:
-            return _Again(failure, None, unread)
-        if body is None:
-            return _Again("no complete answer in time", None, unread)
-        outcome = self._outcome(response.status_code, response.headers.get("Retry-After"), body)
-        if isinstance(outcome, str):
-            misfit = _misfit(outcome, payload) if response.status_code == 400 else None
-            if misfit is None:
-                raise NetworkError(
-                    f"{self.endpoint.called} at {self.endpoint.base_url} refuses the question "
-                    f"({outcome}); check base_url and model ({self.endpoint.model!r})."
-                )
-            return _Again("a parameter was refused", None, misfit=misfit)
-        return outcome
+            while True:
+                sent = self._fitted(payload)
+                reply = self._posted(sent)
+                unread += reply.unread
+                if reply.status < 300:
+                    break
+                said = f"status {reply.status}{said_by_server(reply.body)}"
+                misfit = _misfit(said, sent) if reply.status == 400 else None
+                if misfit is None:
+                    raise NetworkError(
+                        f"{self._where} refuses the question ({said}); check base_url and model "
+                        f"({self.endpoint.model!r})."
+                    )
+                self._refused.add(misfit)
+        except UnansweredError as error:
+            return Reply(None, error.failure, answered=False, unread=unread + error.unread)
+        text, parsed = _words(reply.json), reply.json
+        return Reply(
+            text,
+            None if text is not None else "unreadable answer",
+            body=parsed if isinstance(parsed, dict) else None,
+            unread=unread,
+        )
 
-    def _outcome(self, status: int, retry_after: str | None, body: bytes) -> Reply | _Again | str:
-        """Return the reply, a failure that may pass, or what the server says against it."""
-        if status == 200:
-            text, parsed = _words(body), web_requests.parsed_json(body)
-            return Reply(
-                text,
-                None if text is not None else "unreadable answer",
-                body=parsed if isinstance(parsed, dict) else None,
-            )
-        if status in web_requests.RETRIED or status >= 500:
-            return _Again(f"status {status}", web_requests.retry_after(retry_after))
-        variable = self.endpoint.key_variable
-        if status in web_requests.REFUSED:
-            raise NetworkError(
-                f"{self.endpoint.called} at {self.endpoint.base_url} refuses the key (status "
-                f"{status}); "
-                f"set the environment variable {variable} to one that is valid there."
-            )
-        said = web_requests.said_by_server(body, variable)
-        return f"status {status}{said}"
+    @property
+    def _where(self) -> str:
+        return f"{self.endpoint.called} at {self.endpoint.base_url}"
 
+    def _posted(self, payload: dict[str, Any]) -> HttpReply:
+        return request(
+            "POST",
+            f"{self.endpoint.base_url.rstrip('/')}/chat/completions",
+            payload=payload,
+            key=Key(self.endpoint.key_variable),
+            patience=Patience(
+                timeout=self.endpoint.timeout,
+                attempts=self.endpoint.attempts,
+                attempts_unanswered=self.endpoint.attempts,
+                first_wait=self.endpoint.first_wait,
+                longest_wait=self.endpoint.longest_wait,
+                largest=LARGEST_REPLY,
+            ),
+            called=self._where,
+            sleep=self._sleep,
+        )
 
-@dataclass(frozen=True)
-class _Again:
-    """A failure that may pass.
-
-    Attributes:
-        failure: What happened.
-        wait: The seconds that the server asks to wait, if it says so.
-        unread: Whether the server may have worked at an answer that did not arrive.
-        misfit: A parameter to ask again without.
-    """
-
-    failure: str
-    wait: float | None
-    unread: bool = False
-    misfit: str | None = None
+    def _fitted(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return a payload without the parameters that the server has been found to refuse."""
+        body = dict(payload)
+        if "temperature" in self._refused:
+            body.pop("temperature", None)
+        if "max_tokens" in self._refused and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        return body
 
 
 def _misfit(said: str, payload: dict[str, Any]) -> str | None:
@@ -244,8 +197,7 @@ def _misfit(said: str, payload: dict[str, Any]) -> str | None:
     return next((name for name, word in words.items() if name in payload and word in said), None)
 
 
-def _words(body: bytes) -> str | None:
-    parsed = web_requests.parsed_json(body)
+def _words(parsed: Any) -> str | None:
     choices = parsed.get("choices") if isinstance(parsed, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     message = first.get("message") if isinstance(first, dict) else None

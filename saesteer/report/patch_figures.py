@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-    from saesteer.patching.attribution.agreement import Agreement
+    from saesteer.patching.agreement import Agreement
 
 MOST_ROWS = 24
 RESAMPLES = 2000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -18,23 +19,12 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from transformer_lens.model_bridge import TransformerBridge
 
+    from saesteer.saes.table import FeatureCard
+
 
 @runtime_checkable
 class Sae(Protocol):
-    """What the rest of saesteer needs of an SAE.
-
-    Attributes:
-        name: How the user called it.
-        site: Where its input is read.
-        write_site: Where its decoder's directions live; the same site but for transcoders.
-        d_in: Width of its input.
-        d_sae: Number of features.
-        prepend_bos: Whether it was trained on rows that start with BOS; None if it does not say.
-        neuronpedia_id: Neuronpedia's model and source, such as "gpt2-small/6-res-jb", or None.
-        fingerprint: SHA-256 over a sample of its weights.
-        model_name: What the model that it was trained on was called, or None.
-        model_fingerprint: The fingerprint of that model (`ModelInfo.fingerprint`), or None.
-    """
+    """What the rest of saesteer needs of an SAE; `LensSae` says what each part is."""
 
     @property
     def name(self) -> str: ...
@@ -58,17 +48,12 @@ class Sae(Protocol):
     def model_fingerprint(self) -> str | None: ...
 
     @property
-    def decoder(self) -> Float[Tensor, "d_sae d_out"]:
-        """Decoder rows in float32, in the units of the activations at `write_site`."""
-        ...
+    def decoder(self) -> Float[Tensor, "d_sae d_out"]: ...
 
-    def encode(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]:
-        """Return the feature activations of one text's tokens, in float32."""
-        ...
-
-    def reconstruct(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
-        """Return what the SAE makes of one text's tokens, in float32."""
-        ...
+    def encode(self, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_sae"]: ...
+    def reconstruct(
+        self, activations: Float[Tensor, "token d_in"]
+    ) -> Float[Tensor, "token d_out"]: ...
 
 
 @dataclass(frozen=True)
@@ -82,10 +67,12 @@ class LensSae:
     Attributes:
         sae: The sae_lens module.
         name: How the user called it.
+        folder: Where it lies, with its feature table; None for one of a release.
     """
 
     sae: SAE[Any]
     name: str
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.sae.cfg.metadata.hook_name:
@@ -155,10 +142,6 @@ class LensSae:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and a sample of every weight."""
-        return self._fingerprint
-
-    @property
-    def _fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.architecture} {self.d_in} {self.d_sae}".encode())
         for name, tensor in sorted(self.sae.state_dict().items()):
             flat = tensor.detach().flatten()
@@ -173,10 +156,6 @@ class LensSae:
         Where the input is normalised token by token (layer_norm, constant_norm_rescale) that is
         the direction alone; its size then depends on the token.
         """
-        return self._decoder
-
-    @property
-    def _decoder(self) -> Tensor:
         rows = self.sae.W_dec.detach().to("cpu", torch.float32)
         cfg = self.sae.cfg
         if getattr(cfg, "rescale_acts_by_decoder_norm", False):
@@ -206,6 +185,19 @@ class LensSae:
             out = self.sae(prepared)
         out = out.reshape(activations.shape[0], -1).to(torch.float32)
         return out + mean if self.write_site == self.site else out
+
+    def feature(self, index: int) -> FeatureCard:
+        """Return what is known offline of a feature: its label, where it fires, what it promotes.
+
+        From the SAE's own feature table, and from labels imported with `saesteer neuronpedia
+        import`, which win. A notebook shows the result as a table.
+
+        Raises:
+            SaeError: The SAE has no such feature.
+        """
+        from saesteer.saes.labels import feature_card_of
+
+        return feature_card_of(self, index)
 
     def _prepared(self, activations: Tensor) -> tuple[Tensor, Tensor]:
         if activations.ndim != 2 or activations.shape[1] != self.d_in:
@@ -238,10 +230,6 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
                 f"SAE {sae.name} {verb} {has} dimensions and {model.cfg.model_name} has {width} at "
                 f"{site}; choose an SAE trained on this model."
             )
-    _check_same_model(model, sae)
-
-
-def _check_same_model(model: TransformerBridge, sae: Sae) -> None:
     if made_on_other_weights(model, sae.model_name, sae.model_fingerprint):
         info = model_info(model)
         raise MismatchError(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saesteer.saes.describe import build_feature_table
 from saesteer.saes.doctor import DoctorReport, doctor
 from saesteer.saes.loading import load_sae
 from saesteer.saes.settings import SaeTrainingConfig
-from saesteer.saes.table import build_feature_table, save_feature_table
+from saesteer.saes.table import save_feature_table
 from saesteer.utils.files import write_atomic
 from saesteer.utils.progress import Progress
 

@@ -13,6 +13,7 @@ import numpy as np
 from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts, has_chat_template
 from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
 from saesteer.utils.errors import ConfigError, DataError, NetworkError
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,7 @@ def _hub_texts(source: CorpusSource) -> Iterator[str]:
         ) from error
     except Exception as error:
         raise DataError(
-            f"data set {source.hub} cannot be read ({' '.join(str(error).split())[:200]}); check "
+            f"data set {source.hub} cannot be read ({one_line(error)}); check "
             "its id and split, or give a local path."
         ) from error
 

@@ -87,17 +87,19 @@ def doctor(
 ) -> DoctorReport:
     """Measure an SAE on text and refuse one that does not belong to the model.
 
-    Args:
-        model: The model.
-        sae: The SAE.
-        rows: Tokenised text (`encode_texts`), prepared as the SAE wants it.
-        progress: Where to show progress.
+    The rows are tokenised as the SAE wants it (`rows_for`).
 
     Raises:
         MismatchError: Widths differ, the SAE records other weights of a model, or the explained
             variance is near or below zero.
         SiteError: The model has no such site.
         DataError: There is too little text.
+
+    Example:
+        >>> rows = ss.encode_statements(model.tokenizer, texts)
+        >>> report = ss.doctor(model, sae, rows)
+        >>> round(report.explained_variance, 2)
+        1.0
     """
     check_compatible(model, sae)
     # The first token of a row has no prediction, so rows of one token measure no loss.
@@ -131,14 +133,10 @@ def check_fit(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> s
         MismatchError: As in `doctor`.
         SiteError: The model has no such site.
     """
-    return _remark(model, sae, rows, quick_explained_variance(model, sae, rows))
-
-
-def quick_explained_variance(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> float:
-    """Return the explained variance alone, which costs no pass past the SAE's site."""
     check_compatible(model, sae)
     read = read_rows(model, rows, [sae.site, sae.write_site])
-    return _reconstruction(sae, read[sae.site], read[sae.write_site])["explained_variance"]
+    fit = _reconstruction(sae, read[sae.site], read[sae.write_site])
+    return _remark(model, sae, rows, fit["explained_variance"])
 
 
 def _remark(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
 from saesteer.utils.errors import OutputError
+from saesteer.utils.files import build_folder, remove_abandoned
 from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,12 +29,7 @@ ROWS_PER_SHARD = 1024
 
 @dataclass(frozen=True)
 class Harvest:
-    """Activations on disk.
-
-    Attributes:
-        folder: Where the shards are: `<folder>/<number>/<site>.safetensors`.
-        shards: The numbers of the finished shards, in order.
-    """
+    """Activations on disk: `<folder>/<number>/<site>.safetensors`, by the shards' numbers."""
 
     folder: Path
     shards: tuple[int, ...]
@@ -59,15 +54,8 @@ def harvest(
 
     Shards that are already there are not read again, so a run that was cut off goes on where it
     stopped. The folder's name should depend on everything that the activations depend on (see
-    `harvest_key`).
-
-    Args:
-        model: The model to read.
-        rows: The rows, in a random order: a shard is also the unit of shuffling in training.
-        sites: The sites to read.
-        folder: Where to store.
-        max_tokens: Stop after the shard in which so many tokens are reached.
-        progress: Where to show progress.
+    `harvest_key`). The rows stand in a random order, since a shard is also the unit of shuffling in
+    training; the last shard is that in which `max_tokens` are reached.
 
     Raises:
         OutputError: The folder cannot be written or the disk has too little room.
@@ -76,14 +64,13 @@ def harvest(
     tokens = sum(count for _, _, count in shards)
     itemsize = plain_model(model).dtype.itemsize
     _check_room(folder, tokens * int(model.cfg.d_model) * itemsize * len(sites))
-    _clear_drafts(folder)
+    remove_abandoned(folder)
     task = (progress or Progress()).task("reading activations", total=tokens, unit="tokens")
     done = []
     with task:
         for number, block, count in shards:
             target = folder / f"{number:05d}"
-            if not target.is_dir():
-                _write_shard(model, block, [Site.parse(site) for site in sites], target)
+            _write_shard(model, block, [Site.parse(site) for site in sites], target)
             task.advance(count)
             done.append(number)
     return Harvest(folder, tuple(done))
@@ -118,37 +105,20 @@ def _write_shard(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    read = read_rows(model, rows, sites)
-    draft = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
-        draft.mkdir(parents=True, exist_ok=True)
+    def write(draft: Path) -> None:
+        read = read_rows(model, rows, sites)
         for site in sites:
             values = read[site].values.contiguous()
             save_file({"activations": values}, draft / f"{site}.safetensors")
-        draft.rename(target)
+
+    try:
+        build_folder(target, write)
     except (OSError, SafetensorError) as error:
-        if target.is_dir():
-            # Another run of the same harvest was faster.
-            return
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
             f"activations cannot be written to {target.parent} ({reason}); "
             "choose another folder or free some space."
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _clear_drafts(folder: Path) -> None:
-    """Remove what runs that were killed while writing a shard have left."""
-    for draft in folder.glob(".[0-9]*-[0-9]*"):
-        try:
-            os.kill(int(draft.name.rpartition("-")[2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(draft, ignore_errors=True)
-        except (OSError, ValueError, OverflowError):
-            # Somebody else's process, alive: its draft is its own.
-            continue
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.utils.errors import OutputError
+from saesteer.utils.errors import OutputError, SaeError
 
 if TYPE_CHECKING:
-    from saesteer.saes.adapter import Sae
-    from saesteer.saes.table import FeatureTable
+    from saesteer.saes.adapter import LensSae, Sae
+    from saesteer.saes.table import FeatureCard, FeatureTable
     from saesteer.utils.progress import Progress
 
 CACHE_FILE = "neuronpedia.sqlite"
@@ -21,17 +22,13 @@ PLACE_KEY = "neuronpedia_id"
 
 def label_cache() -> Path:
     """Return the file where Neuronpedia's answers and imported labels are kept."""
-    from saesteer.utils.cache_folder import cache_folder
+    from saesteer.utils.cache import cache_folder
 
     return cache_folder() / CACHE_FILE
 
 
 def own_table(where: Path | tuple[str, str]) -> FeatureTable | None:
-    """Return the feature table in an SAE's folder; None without a folder or a table in it.
-
-    Args:
-        where: The SAE, as `resolve_sae` finds it.
-    """
+    """Return the feature table of an SAE that `resolve_sae` found; None where there is none."""
     from saesteer.saes.table import load_feature_table
 
     if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
@@ -42,20 +39,10 @@ def own_table(where: Path | tuple[str, str]) -> FeatureTable | None:
 def known_descriptions(
     sae: Sae, table: FeatureTable | None, progress: Progress | None = None
 ) -> Mapping[int, str]:
-    """Return what an SAE's features stand for, without asking the network.
+    """Return what an SAE's features stand for by number, without asking the network.
 
-    Args:
-        sae: The SAE.
-        table: Its own feature table, if it has one.
-        progress: Where to say that imported labels cannot be read, which costs no result; raised if
-            None.
-
-    Returns:
-        Descriptions by feature: imported labels of Neuronpedia, else the table's own; empty where
-        neither is there.
-
-    Raises:
-        OutputError: The imported labels cannot be read.
+    Imported labels of Neuronpedia, else the own table's descriptions; empty where neither is there.
+    That the labels cannot be read is said to `progress`, since it costs no result; raised if None.
     """
     from saesteer.saes.neuronpedia import Cache, SourceId
 
@@ -72,13 +59,34 @@ def known_descriptions(
         return known
 
 
-def feature_url(neuronpedia_id: str | None, feature: int) -> str | None:
-    """Return the address of a feature's dashboard; None where Neuronpedia does not have its SAE.
+def feature_card_of(sae: LensSae, index: int) -> FeatureCard:
+    """Return what is known offline of one feature: the SAE's own table, and imported labels.
 
-    Args:
-        neuronpedia_id: The SAE's place there, if it has one.
-        feature: The feature's number.
+    Raises:
+        SaeError: The SAE has no such feature.
+        OutputError: The imported labels cannot be read.
     """
+    from saesteer.saes.neuronpedia import Cache, SourceId, dashboard_url, feature_card
+    from saesteer.saes.neuronpedia.replies import Feature, read_reply
+    from saesteer.saes.table import FeatureCard
+
+    if not 0 <= index < sae.d_sae:
+        raise SaeError(f"SAE {sae.name} has features 0 to {sae.d_sae - 1}; {index} is none.")
+    table = None if sae.folder is None else own_table(sae.folder)
+    card = FeatureCard(int(index)) if table is None else table.row(index)
+    place = SourceId.known(sae.neuronpedia_id)
+    if place is None:
+        return card
+    imported = Cache(label_cache()).feature(str(place), index)
+    if imported is not None:
+        told = feature_card(read_reply(Feature, imported, str(place)))
+        known = {name: value for name, value in vars(told).items() if value not in (None, (), "")}
+        card = replace(card, **known)
+    return replace(card, url=dashboard_url(place, index))
+
+
+def feature_url(neuronpedia_id: str | None, feature: int) -> str | None:
+    """Return the address of a feature's dashboard; None where Neuronpedia does not have its SAE."""
     from saesteer.saes.neuronpedia import SourceId, dashboard_url
 
     place = SourceId.known(neuronpedia_id)

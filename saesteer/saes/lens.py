@@ -27,11 +27,7 @@ FEATURES_AT_ONCE = 256
 
 
 class TokenTexts:
-    """Decodes tokens one by one, as they read inside a text.
-
-    Args:
-        tokenizer: The model's tokenizer.
-    """
+    """Decodes tokens one by one, as they read inside a text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -68,13 +64,6 @@ def extreme_tokens(
     A decoder row goes through the linear part of the final norm (its gain, and its centring where
     it has one) and the unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens").
 
-    Args:
-        model: The model.
-        sae: The SAE.
-        texts: Decodes tokens.
-        n_top: How many promoted tokens.
-        n_bottom: How many demoted tokens.
-
     Returns:
         For each feature the promoted and the demoted tokens, most extreme first; empty lists if
         the SAE does not write into the residual stream, where the lens says nothing.
@@ -106,10 +95,6 @@ def norm_gain(norm: nn.Module, width: int) -> tuple[Float[Tensor, " d_model"], b
     """Return a norm's gain and whether it centres, measured by what it does to two inputs.
 
     Measured rather than read from `weight`, because some families (Gemma) store gain - 1.
-
-    Args:
-        norm: An RMSNorm or LayerNorm.
-        width: Its width, d_model.
 
     Returns:
         The gain, float32 on the CPU, and whether the mean is taken away first.

@@ -13,7 +13,8 @@ from saesteer.models.resolve import ModelSource
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
-from saesteer.utils.errors import NetworkError, SaeError, SiteError
+from saesteer.utils.errors import NetworkError, SaeError
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -55,23 +56,57 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
 
 
 def check_planned(model: ModelSource, sae: Path | tuple[str, str], name: str) -> None:
-    """Refuse an SAE whose folder says that it cannot belong to a model; neither is loaded.
+    """Refuse an SAE whose configuration says that it cannot belong to a model; neither is loaded.
+
+    Of one on the Hub the configuration alone is fetched.
 
     Raises:
         MismatchError: The model has another width.
         SiteError: The model has no such block.
     """
-    if not isinstance(sae, Path):
-        return
     try:
-        record = json.loads((sae / "cfg.json").read_text(encoding="utf-8"))
+        record = _config(sae)
         said = record.get("metadata") or record
         site = Site.parse(said.get("hook_name") or record["hook_name"])
         width = record["d_in"]
-    except (OSError, ValueError, LookupError, AttributeError, SiteError):
-        # Loading says what is wrong with it.
+    except Exception:
+        # Loading says what is wrong with it, or that the Hub cannot be reached.
         return
     check_shape(model, site, width, f"SAE {name}")
+
+
+def neuronpedia_id_of(name: str | os.PathLike[str]) -> str | None:
+    """Return Neuronpedia's model and source of an SAE, such as "gpt2-small/6-res-jb".
+
+    Its weights are not loaded and the network is not asked. None where the SAE is not on
+    Neuronpedia, or does not say.
+
+    Raises:
+        SaeError: There is no such SAE, or its cfg.json cannot be read.
+    """
+    where = resolve_sae(name)
+    if not isinstance(where, Path):
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+        known = get_pretrained_saes_directory().get(where[0])
+        return None if known is None else known.neuronpedia_id.get(where[1]) or None
+    try:
+        record = _config(where)
+        metadata = record.get("metadata") or {}
+        found = metadata.get("neuronpedia_id") or record.get("neuronpedia_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SaeError(
+            f"{where / 'cfg.json'}: cannot be read as an SAE's settings; write it again."
+        ) from error
+    return found if isinstance(found, str) and found.strip() else None
+
+
+def _config(sae: Path | tuple[str, str]) -> dict[str, Any]:
+    if isinstance(sae, Path):
+        return json.loads((sae / "cfg.json").read_text(encoding="utf-8"))
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+
+    return load_sae_config_from_huggingface(*sae)
 
 
 def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> LensSae:
@@ -86,9 +121,8 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
         NetworkError: It is not cached and the Hub cannot be reached.
 
     Example:
-        >>> sae = load_sae("smollm2")  # doctest: +SKIP
-        >>> sae.d_sae  # doctest: +SKIP
-        4608
+        >>> ss.load_sae(sae_folder).d_sae
+        64
     """
     where = resolve_sae(name)
     if isinstance(where, Path) and not where.is_dir():
@@ -111,13 +145,13 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
         raise
     except Exception as error:
         raise _load_error(os.fspath(name), isinstance(where, Path), error) from error
-    return LensSae(sae, os.fspath(name))
+    return LensSae(sae, os.fspath(name), where if isinstance(where, Path) else None)
 
 
 def _check_layout(folder: Path) -> None:
     # sae_lens takes a file that names no version for one written before 6.0, which had no
     # metadata, and drops what is there.
-    config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    config = _config(folder)
     metadata = config.get("metadata") or {}
     if metadata and not (config.get("sae_lens_version") or metadata.get("sae_lens_version")):
         raise SaeError(
@@ -176,7 +210,7 @@ def _check_registered(release: str, sae_id: str) -> None:
 
 
 def _load_error(name: str, on_disk: bool, error: Exception) -> SaeError | NetworkError:
-    text = " ".join(str(error).split())[:200].rstrip(".")
+    text = one_line(error).rstrip(".")
     if isinstance(error, KeyError):
         text = f"unknown or missing: {text}"
     if on_disk:

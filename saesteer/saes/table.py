@@ -1,35 +1,26 @@
-"""The feature table that ships with an SAE: what each feature fires on and promotes, offline."""
+"""What is known of an SAE's features: a card for one, and the table that ships with the SAE."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
-from saesteer.models.reading import read_rows
-from saesteer.models.tokens import TokenRow
-from saesteer.saes.adapter import Sae, check_compatible
-from saesteer.saes.lens import TokenTexts, extreme_tokens
-from saesteer.utils.errors import DataError, SaeError
+from saesteer.utils.errors import SaeError
 from saesteer.utils.files import write_atomic
-from saesteer.utils.progress import Progress
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    from transformer_lens.model_bridge import TransformerBridge
 
-ROWS_AT_ONCE = 256
-N_TOP = 8
-N_BOTTOM = 5
 DESCRIPTIONS_BY = "automatic: firing tokens and logit lens, read by nobody"
+LOCAL = "the local table"
 COLUMNS = (
     "feature",
     "density",
@@ -58,28 +49,78 @@ class FeatureContext:
 
 
 @dataclass(frozen=True)
-class FeatureRow:
-    """What the table knows of one feature.
+class FeatureCard:
+    """What is known of a feature, whoever knows it: the SAE's own table or Neuronpedia.
 
     Attributes:
-        feature: Its index in the SAE.
-        density: Share of tokens on which it fires.
-        max_activation: Its strongest activation (by size, for SAEs with negative ones).
-        mean_activation: Mean size of its activation where it fires; 0 if it never did.
+        feature: Its number in the SAE.
+        description: What it stands for; "" if unknown.
+        by: Who says so, such as "gpt-4o-mini" or "the local table".
+        url: Its dashboard; None where Neuronpedia does not have the SAE.
+        max_activation: Its largest activation on text (by size, for SAEs with negative ones), if
+            known.
+        density: Share of tokens on which it fires, if known.
         top_tokens: Tokens that its decoder direction promotes most, by logit lens.
         bottom_tokens: Tokens that it demotes most.
-        contexts: Where it fires most strongly, each from another row of text.
-        description: A line made from these by rule, not by a reader.
+        contexts: Where it fires most strongly, strongest first.
     """
 
     feature: int
-    density: float
-    max_activation: float
-    mean_activation: float
-    top_tokens: tuple[str, ...]
-    bottom_tokens: tuple[str, ...]
-    contexts: tuple[FeatureContext, ...]
-    description: str
+    description: str = ""
+    by: str = ""
+    url: str | None = None
+    max_activation: float | None = None
+    density: float | None = None
+    top_tokens: tuple[str, ...] = ()
+    bottom_tokens: tuple[str, ...] = ()
+    contexts: tuple[FeatureContext, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What it stands for; "" if unknown."""
+        return self.description
+
+    @property
+    def promotes(self) -> tuple[str, ...]:
+        """The tokens that its direction promotes most."""
+        return self.top_tokens
+
+    @property
+    def fires_on(self) -> tuple[str, ...]:
+        """The tokens on which it fires most strongly, each once."""
+        return tuple(dict.fromkeys(context.token for context in self.contexts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the card as JSON."""
+        return asdict(self)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each thing that is known."""
+        import pandas as pd
+
+        rows = {
+            "label": self.label,
+            "label by": self.by,
+            "fires on": ", ".join(map(repr, self.fires_on)),
+            "promotes": ", ".join(map(repr, self.promotes)),
+            "demotes": ", ".join(map(repr, self.bottom_tokens)),
+            "density": self.density,
+            "max activation": self.max_activation,
+            "url": self.url,
+        }
+        known = {name: value for name, value in rows.items() if value not in (None, "")}
+        frame = pd.DataFrame({f"feature {self.feature}": known.values()}, index=list(known))
+        return frame.astype(object)
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        places = "".join(
+            f"<li>{escape(f'{place.activation:.2f}  {place.text}')}</li>" for place in self.contexts
+        )
+        with pd.option_context("display.max_colwidth", None):
+            return f"{self.table.to_html(render_links=True)}<ul>{places}</ul>"
 
 
 @dataclass(frozen=True)
@@ -115,25 +156,26 @@ class FeatureTable:
         """
         return str(self.frame["description"].iloc[self._checked(index)])
 
-    def row(self, index: int) -> FeatureRow:
+    def row(self, index: int, *, n_contexts: int = 5) -> FeatureCard:
         """Return all that the table knows of a feature.
 
         Raises:
             SaeError: The table has no such feature.
         """
         fields = self.frame.iloc[self._checked(index)]
-        return FeatureRow(
+        contexts = [
+            FeatureContext(str(c["text"]), str(c["token"]), float(c["activation"]))
+            for c in fields["contexts"][:n_contexts]
+        ]
+        return FeatureCard(
             feature=int(fields["feature"]),
-            density=float(fields["density"]),
+            description=str(fields["description"]),
+            by=LOCAL,
             max_activation=float(fields["max_activation"]),
-            mean_activation=float(fields["mean_activation"]),
+            density=float(fields["density"]),
             top_tokens=tuple(map(str, fields["top_tokens"])),
             bottom_tokens=tuple(map(str, fields["bottom_tokens"])),
-            contexts=tuple(
-                FeatureContext(str(c["text"]), str(c["token"]), float(c["activation"]))
-                for c in fields["contexts"]
-            ),
-            description=str(fields["description"]),
+            contexts=tuple(contexts),
         )
 
     def _checked(self, index: int) -> int:
@@ -145,74 +187,11 @@ class FeatureTable:
         return int(index)
 
 
-def build_feature_table(
-    model: TransformerBridge,
-    sae: Sae,
-    rows: Sequence[TokenRow],
-    *,
-    n_contexts: int = 5,
-    context_tokens: int = 12,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Describe every feature of an SAE from one pass over text and from the logit lens.
-
-    Args:
-        model: The model.
-        sae: The SAE.
-        rows: Tokenised text; only kept tokens count and are shown.
-        n_contexts: The most contexts of a feature, each from another row.
-        context_tokens: Tokens in a context, the firing one among them.
-        progress: Where to show progress.
-
-    Returns:
-        One row for each feature, columns as the attributes of `FeatureRow`; contexts are
-        dictionaries of text, token and activation.
-
-    Raises:
-        MismatchError: The SAE's width is not the model's.
-        SiteError: The model has no such site.
-        DataError: There is no text, or a row keeps no token.
-    """
-    import pandas as pd
-
-    check_compatible(model, sae)
-    if not rows:
-        raise DataError("the feature table needs text; give at least one row.")
-    stats = _Stats.empty(sae.d_sae, n_contexts)
-    task = (progress or Progress()).task("describing features", total=len(rows), unit="rows")
-    with task:
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            block = rows[start : start + ROWS_AT_ONCE]
-            stats = _extended(stats, model, sae, block, start)
-            task.advance(len(block))
-    texts = TokenTexts(model.tokenizer)
-    top, bottom = extreme_tokens(model, sae, texts, n_top=N_TOP, n_bottom=N_BOTTOM)
-    contexts = [
-        _contexts(stats, feature, rows, texts, context_tokens) for feature in range(sae.d_sae)
-    ]
-    return pd.DataFrame(
-        {
-            "feature": np.arange(sae.d_sae),
-            "density": (stats.fired / max(1, stats.tokens)).numpy(),
-            "max_activation": stats.maximum.numpy(),
-            "mean_activation": (stats.total / stats.fired.clamp_min(1)).numpy(),
-            "top_tokens": top,
-            "bottom_tokens": bottom,
-            "contexts": contexts,
-            "description": [_description(c, t) for c, t in zip(contexts, top, strict=True)],
-        }
-    )
-
-
 def save_feature_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a feature table as Parquet.
-
-    Args:
-        table: From `build_feature_table`.
-        path: The file; its folder is made if it is not there.
+    """Write the frame of `build_feature_table` as Parquet, whole or not at all.
 
     Raises:
-        OutputError: The file cannot be written; nothing half-written is left.
+        OutputError: The file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -223,10 +202,7 @@ def save_feature_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Non
 
 
 def load_feature_table(path: str | os.PathLike[str]) -> FeatureTable:
-    """Read a feature table.
-
-    Args:
-        path: A file from `save_feature_table`.
+    """Read a file of `save_feature_table`.
 
     Raises:
         SaeError: There is no such file, or it is no feature table.
@@ -240,9 +216,9 @@ def load_feature_table(path: str | os.PathLike[str]) -> FeatureTable:
     try:
         frame: Any = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as error:
-        text = " ".join(str(error).split())[:200].rstrip(".")
         raise SaeError(
-            f"feature table {path} cannot be read ({text}); fetch or build it again."
+            f"feature table {path} cannot be read ({one_line(error).rstrip('.')}); fetch or build "
+            "it again."
         ) from error
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing or not np.array_equal(frame["feature"], np.arange(len(frame))):
@@ -269,100 +245,3 @@ def _schema() -> pa.Schema:
             ("description", pa.string()),
         ]
     )
-
-
-@dataclass(frozen=True)
-class _Stats:
-    """What has been seen so far; the strongest rows of each feature, strongest first."""
-
-    tokens: int
-    fired: Int[Tensor, " feature"]
-    total: Float[Tensor, " feature"]
-    maximum: Float[Tensor, " feature"]
-    strongest: Float[Tensor, "n_contexts feature"]
-    signed: Float[Tensor, "n_contexts feature"]
-    row: Int[Tensor, "n_contexts feature"]
-    token: Int[Tensor, "n_contexts feature"]
-
-    @classmethod
-    def empty(cls, d_sae: int, n_contexts: int) -> _Stats:
-        nothing = torch.zeros((n_contexts, d_sae))
-        nowhere = torch.full((n_contexts, d_sae), -1)
-        zeros = torch.zeros(d_sae, dtype=torch.float64)
-        return cls(0, zeros, zeros, torch.zeros(d_sae), nothing, nothing, nowhere, nowhere)
-
-
-def _extended(
-    stats: _Stats, model: TransformerBridge, sae: Sae, block: Sequence[TokenRow], start: int
-) -> _Stats:
-    read = read_rows(model, block, [sae.site])[sae.site]
-    fired, total = stats.fired.clone(), stats.total.clone()
-    peaks: list[tuple[Tensor, Tensor, Tensor]] = []
-    for index in range(read.n_texts):
-        codes = sae.encode(read.text(index)).cpu()
-        size = codes.abs()
-        fired += (codes != 0).sum(dim=0)
-        total += size.sum(dim=0, dtype=torch.float64)
-        peak, token = size.max(dim=0)
-        peaks.append((peak, codes.gather(0, token[None])[0], token))
-    peak, signed, token = (torch.stack(part) for part in zip(*peaks, strict=True))
-    row = torch.arange(start, start + len(block))[:, None].expand_as(token)
-    strongest = torch.cat([stats.strongest, peak])
-    # Stable, so that of equal contexts the earlier row wins in every run.
-    order = strongest.argsort(dim=0, descending=True, stable=True)[: len(stats.strongest)]
-    return _Stats(
-        stats.tokens + len(read.values),
-        fired,
-        total,
-        torch.maximum(stats.maximum, peak.amax(dim=0)),
-        strongest.gather(0, order),
-        torch.cat([stats.signed, signed]).gather(0, order),
-        torch.cat([stats.row, row]).gather(0, order),
-        torch.cat([stats.token, token]).gather(0, order),
-    )
-
-
-def _contexts(
-    stats: _Stats, feature: int, rows: Sequence[TokenRow], texts: TokenTexts, width: int
-) -> list[dict[str, Any]]:
-    found = []
-    for rank in range(len(stats.strongest)):
-        if stats.strongest[rank, feature] <= 0:
-            break
-        row = rows[int(stats.row[rank, feature])]
-        place = int(np.flatnonzero(row.kept)[int(stats.token[rank, feature])])
-        first, last = _window(row, place, width)
-        found.append(
-            {
-                "text": texts.span(row.ids[first:last]),
-                "token": texts.one(row.ids[place]),
-                "activation": float(stats.signed[rank, feature]),
-            }
-        )
-    return found
-
-
-def _window(row: TokenRow, place: int, width: int) -> tuple[int, int]:
-    """Return where a context starts and ends: kept tokens only, more before than after."""
-    lowest, highest = place, place + 1
-    while lowest > 0 and row.kept[lowest - 1]:
-        lowest -= 1
-    while highest < len(row) and row.kept[highest]:
-        highest += 1
-    first = max(lowest, place - (width - 1) * 2 // 3)
-    last = min(highest, first + max(1, width))
-    return max(lowest, min(first, last - max(1, width))), last
-
-
-def _description(contexts: Sequence[dict[str, Any]], top: Sequence[str]) -> str:
-    tokens = dict.fromkeys(context["token"].strip() or context["token"] for context in contexts)
-    fires = f"fires on {_quoted(tokens, 3)}" if tokens else "never fired on the table's text"
-    return f"{fires}; promotes {_quoted(top, 3)}" if top else fires
-
-
-def _quoted(tokens: Sequence[str] | dict[str, None], most: int) -> str:
-    shown = []
-    for token in list(tokens)[:most]:
-        plain = token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-        shown.append(f'"{plain}"')
-    return ", ".join(shown)

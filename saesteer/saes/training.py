@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,13 +60,11 @@ def train_topk(
         harvested: The stored activations.
         config: The settings.
         metadata: What the SAE's users must know (model, hook, BOS, ...), kept in its cfg.json.
-        folder: Checkpoints and the result `sae/` go here; a checkpoint there is resumed.
+        folder: Checkpoints and the result `sae/`, which is returned, go here; a checkpoint there is
+            resumed.
         device: Where to train.
         progress: Where to show progress.
         watch: Called after every step with its number, "loss" and "dead", a share of the features.
-
-    Returns:
-        The folder of the finished SAE.
 
     Raises:
         SaeError: Training diverged, there are too few tokens for one step, or the folder holds a
@@ -312,9 +309,8 @@ def _finish(state: _State, folder: Path) -> Path:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         sae.save_inference_model(draft)
-        out.mkdir(exist_ok=True)
         for file in sorted(draft.iterdir(), reverse=True):
-            os.replace(file, out / file.name)
+            write_atomic(out / file.name, file.rename)
     except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from error
     finally:

@@ -1,33 +1,42 @@
-"""What several runs share: kept in memory within a process, and in files between processes."""
+"""What several runs share, kept by content: in memory within a process, in files between them."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saesteer.utils.array_cache import content_key
+import numpy as np
+
 from saesteer.utils.errors import OutputError
-from saesteer.utils.files import write_atomic
+from saesteer.utils.files import build_folder, write_atomic
 from saesteer.utils.run_folder import RunFolder
 
 Kept = TypeVar("Kept")
+Arrays = Mapping[str, np.ndarray]
 # Models and what is measured on them are large; two of each serve sweeps that take turns.
 MOST = {"model": 1, "sae": 3}
 OTHERS = 2
 # These hold a model, which would stay in memory for as long as they do.
 ON_A_MODEL = "comparison"
+# Of these files a model's or an SAE's folder consists.
+SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".parquet", ".model", ".txt", ".jinja")
+BLOCK = 65_536
+BLOCKS = 16
 
 
 class Cache:
-    """Keeps by content what is costly to make, so that equal work is done once.
+    """Keeps by content what is costly to make, so that equal work is done once, whoever asks.
 
     A run of its own has an empty cache; the trials of a sweep share one in each worker, and its
     folder between workers.
 
     Args:
-        folder: Where activations and measured results go; only memory if None.
+        folder: Where activations, arrays and measured results go; only memory if None.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -65,19 +74,37 @@ class Cache:
         """Let go of everything in memory."""
         self._kept.clear()
 
-    def record(self, kind: str, *parts: Any, compute: Callable[[], Any]) -> Any:
-        """Return a JSON value from its file, computing it first where there is none.
+    def once(self, kind: str, *parts: Any, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
+        """Return arrays from their file, computing and writing them first where there is none.
+
+        A file that cannot be read is made again.
 
         Args:
-            kind: What it is; the first part of the file's name.
-            *parts: All that it depends on, as `content_key` takes it.
-            compute: Makes it.
+            kind: What they are; the first part of the file's name.
+            *parts: All that they depend on, as `content_key` takes it.
+            compute: Makes them.
+
+        Raises:
+            OutputError: The file cannot be written.
         """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file, save_file
+
+        if self.folder is None:
+            return dict(compute())
+        target = self.folder / f"{kind}-{content_key(*parts)}.safetensors"
+        with suppress(OSError, SafetensorError):
+            return load_file(target)
+        arrays = {name: np.ascontiguousarray(value) for name, value in compute().items()}
+        write_atomic(target, lambda draft: save_file(arrays, draft))
+        return arrays
+
+    def record(self, kind: str, *parts: Any, compute: Callable[[], Any]) -> Any:
+        """Return a JSON value from its file, computing it first where there is none; see `once`."""
         if self.folder is None:
             return compute()
-        files, name = RunFolder(self.folder), f"{kind}-{content_key(*parts)}.json"
         try:
-            return files.once(name, compute)
+            return RunFolder(self.folder).once(f"{kind}-{content_key(*parts)}.json", compute)
         except OutputError:
             # Cut off while it was written by somebody else's hand; the cache is no result.
             return compute()
@@ -107,3 +134,76 @@ class Cache:
         for key, value in made.items():
             write_atomic(self.folder / names[key], lambda draft, kept=value: save(kept, draft))
         return made
+
+
+def content_key(*parts: Any) -> str:
+    """Return a short hash of strings, numbers, arrays and sequences of these."""
+    digest = hashlib.sha256()
+    _feed(digest, parts)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, part: Any) -> None:
+    if isinstance(part, np.ndarray):
+        digest.update(f"array {part.dtype} {part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).tobytes())
+    elif isinstance(part, list | tuple):
+        digest.update(f"sequence {len(part)}".encode())
+        for inner in part:
+            _feed(digest, inner)
+    else:
+        digest.update(f"{type(part).__name__} {part!r};".encode())
+
+
+def content_digest(path: Path) -> str:
+    """Return a hash of a model's or an SAE's files, without reading gigabytes.
+
+    Of each file its name, its size and 16 blocks of 64 KiB spread over it count: other weights
+    differ in every block. A folder that is not there counts as empty.
+
+    Args:
+        path: A file, or a folder whose weights, settings and tables count.
+
+    Raises:
+        OutputError: A file cannot be read.
+    """
+    inside = [f for f in path.glob("*") if f.suffix in SUFFIXES and f.is_file()]
+    digest = hashlib.sha256()
+    try:
+        for file in [path] if path.is_file() else sorted(inside):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            # Rounded up, so that the last block reaches the end.
+            step = max(BLOCK, -((BLOCK - size) // (BLOCKS - 1)))
+            with file.open("rb") as stream:
+                for start in range(0, size, step):
+                    stream.seek(start)
+                    digest.update(stream.read(BLOCK))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read ({error.strerror}); check the files.") from error
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder for what every run uses: `$SAESTEER_CACHE`, else the user's cache."""
+    chosen = os.environ.get("SAESTEER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("saesteer")
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, building it whole first if it is not there; see `build_folder`.
+
+    Raises:
+        OutputError: The cache cannot be written, or not to the end.
+    """
+    try:
+        return build_folder(folder, build)
+    except OSError as error:
+        raise OutputError(
+            f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); free "
+            "some space or set SAESTEER_CACHE to another folder."
+        ) from error

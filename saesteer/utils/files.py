@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -29,14 +30,8 @@ _UNDER_WAY: set[str] = set()
 def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path], Any]) -> Path:
     """Write a file whole or not at all, making its folder.
 
-    What killed processes left of the same file is removed.
-
-    Args:
-        path: The file.
-        content: What it holds, or a function that writes it to the draft that it is given.
-
-    Returns:
-        The file.
+    What killed processes left of the same file is removed. The content is bytes, or a function that
+    writes the draft that it is given.
 
     Raises:
         OutputError: It cannot be written.
@@ -54,8 +49,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     except (OSError, SafetensorError) as error:
         raise unwritable(target, error) from error
     finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        _remove(draft)
         leave(draft)
     return target
 
@@ -111,8 +105,43 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes left in a folder: of one of its files, or of all below it."""
     for draft in drafts(folder, name):
         if abandoned(draft):
-            with suppress(OSError):
-                draft.unlink()
+            _remove(draft)
+
+
+def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
+    """Make a folder whole or not at all, through `build`, which is given an empty one beside it.
+
+    One that is there already, or that another process makes meanwhile, stays as it is.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if os.path.isdir(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder.parent, folder.name)
+    draft = draft_of(folder)
+    try:
+        draft.mkdir()
+        build(draft)
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Another process was faster: its folder holds the same.
+            if not folder.is_dir():
+                raise
+    finally:
+        _remove(draft)
+        leave(draft)
+    return folder
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def reserve(file: BinaryIO, size: int) -> None:

@@ -1,26 +1,282 @@
-"""What every client of a web service here does alike: waits, reads within bounds, hides its key."""
+"""Asking web services: patient with a busy one, within bounds of time and size, silent of keys."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urljoin, urlsplit
 
-from saesteer.utils.errors import ConfigError
+from saesteer.utils.errors import ConfigError, NetworkError, OutputError
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
+    from requests import PreparedRequest, Response, Session
 
 RETRIED = (408, 425, 429)
 REFUSED = (401, 403)
 _PIECE = 65_536
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a service, and how often to ask it.
+
+    Attributes:
+        timeout: The longest that one whole exchange may take, seconds; where the body goes to a
+            file, the longest that nothing may come.
+        attempts: How often something is asked while the service is busy.
+        attempts_unanswered: The same where it does not answer at all, and so is likely not there.
+        first_wait: Seconds before the second attempt where the service names none; doubled each
+            time.
+        longest_wait: The longest wait, seconds; a service that asks for more gets an error.
+        jitter: By how much a wait that the service does not name may be longer, by chance.
+        largest: The most bytes of a reply.
+    """
+
+    timeout: float = 60.0
+    attempts: int = 5
+    attempts_unanswered: int = 5
+    first_wait: float = 1.0
+    longest_wait: float = 120.0
+    jitter: float = 0.0
+    largest: int = 64_000_000
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which environment variable holds the key, and how it is sent; without a value none is."""
+
+    variable: str
+    header: str = "Authorization"
+    scheme: str = "Bearer "
+
+
+@dataclass(frozen=True)
+class HttpReply:
+    """A reply with a status below 300, or one of 400 and more that asking again would not change.
+
+    The key, where a server echoes it, is not in the body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    unread: int = 0  # Earlier attempts whose answer did not arrive, though it may have been made.
+
+    @property
+    def json(self) -> Any:
+        """What the body says as JSON; None where it is none."""
+        return parsed_json(self.body)
+
+
+class UnansweredError(NetworkError):
+    """A service gave no usable answer in any attempt."""
+
+    def __init__(self, message: str, failure: str, unread: int) -> None:
+        super().__init__(message)
+        self.failure = failure  # What happened last.
+        self.unread = unread  # Attempts whose answer did not arrive, though it may have been made.
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What may pass."""
+
+    said: str
+    wait: float | None = None  # The seconds that the service asks to wait, if it says so.
+    answered: bool = True
+    unread: bool = False
+
+
+def request(
+    method: str,
+    url: str,
+    *,
+    payload: Any = None,
+    params: Mapping[str, str] | None = None,
+    key: Key | None = None,
+    patience: Patience = Patience(),
+    called: str | None = None,
+    check: Callable[[HttpReply], str | None] = lambda reply: None,
+    into: BinaryIO | None = None,
+    session: Session | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    chance: Callable[[], float] = random.random,
+) -> HttpReply:
+    """Ask a web service, again and again while it is busy or away.
+
+    Asked again are replies of status 408, 425, 429 or 500 and more, broken and late ones, and those
+    that `check` wants again; after the wait that the service names, else a doubled one.
+    Redirects are not followed, since they could carry the key to another host.
+
+    Args:
+        method: "GET" or "POST".
+        url: The address.
+        payload: What is posted as JSON.
+        params: The query.
+        key: Where the key is, if one is sent.
+        patience: How long and how often.
+        called: What error messages call the service; its address without the path if None.
+        check: Looks at every reply first: it returns why one is to be asked for again, and may
+            raise.
+        into: Where the body of a reply of status 200 goes, from its start; then `body` is empty.
+        session: Connections that are kept open (`open_session`).
+        sleep: What waits.
+        chance: Gives numbers from 0 to 1.
+
+    Returns:
+        The reply; statuses from 400 on that asking again would not change are the caller's to say.
+
+    Raises:
+        UnansweredError: No attempt gave a usable answer.
+        NetworkError: The service refuses the key, sends on to another address, or asks to wait
+            longer than `longest_wait`.
+        ConfigError: The variable holds something that is no key.
+        OutputError: `into` cannot be written.
+    """
+    where = called or f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
+    secret = key_in(key.variable) if key else ""
+    own = session is None
+    opened = open_session() if session is None else session
+    unread = attempt = 0
+    try:
+        while True:
+            outcome = _once(opened, method, url, payload, params, key, secret, patience, into)
+            if isinstance(outcome, HttpReply):
+                reason = check(outcome)
+                outcome = _Failure(reason) if reason else _judged(outcome, url, where, key)
+            if isinstance(outcome, HttpReply):
+                return HttpReply(outcome.status, outcome.headers, outcome.body, unread)
+            attempt += 1
+            unread += outcome.unread
+            most = patience.attempts
+            most = most if outcome.answered else min(most, patience.attempts_unanswered)
+            if attempt >= most:
+                raise UnansweredError(
+                    f"{where} gave no usable answer in {attempt} attempts ({outcome.said}); "
+                    "check the network and try again later, what is there is kept.",
+                    outcome.said,
+                    unread,
+                )
+            sleep(_pause(outcome, attempt - 1, where, patience, chance))
+    finally:
+        if own:
+            opened.close()
+
+
+def open_session() -> Session:
+    """Return connections that are kept open, without cookies; close them when done."""
+    from http.cookiejar import DefaultCookiePolicy
+
+    import requests
+
+    session = requests.Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    session.headers["User-Agent"] = "saesteer"
+    return session
+
+
+def _once(
+    session: Session,
+    method: str,
+    url: str,
+    payload: Any,
+    params: Mapping[str, str] | None,
+    key: Key | None,
+    secret: str,
+    patience: Patience,
+    into: BinaryIO | None,
+) -> HttpReply | _Failure:
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    failure, body, response, unread = None, None, None, True
+    limit = patience.timeout
+    try:
+        # `with` closes a reply half read.
+        with session.request(
+            method,
+            url,
+            json=payload,
+            params=params,
+            auth=_signed(key, secret),
+            timeout=limit,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            if into is not None and response.status_code == 200:
+                _stream(response, into)
+                body = b""
+            else:
+                body = _read_body(response, time.monotonic() + limit, patience.largest)
+    except OutputError:
+        raise
+    except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
+        # Only the kind: messages can hold headers. Outside the except block, so that nothing
+        # raised later carries the request along.
+        failure = type(error).__name__
+        unread = response is not None or not isinstance(error, requests.ConnectionError)
+    if failure is not None or response is None:
+        answered = response is not None
+        kind = "a broken answer" if answered else "no answer"
+        return _Failure(f"{kind} ({failure})", answered=answered, unread=unread)
+    if body is None:
+        return _Failure(f"no complete answer in {limit:g} s", unread=True)
+    if secret:
+        body = body.replace(secret.encode("ascii"), b"***")
+    return HttpReply(response.status_code, response.headers, body)
+
+
+def _judged(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpReply | _Failure:
+    """Return a reply that is final, or a failure that may pass.
+
+    Raises:
+        NetworkError: The key is refused, or the service sends on.
+    """
+    if reply.status in RETRIED or reply.status >= 500:
+        wait = retry_after(reply.headers.get("Retry-After"))
+        return _Failure(f"status {reply.status}{said_by_server(reply.body)}", wait)
+    if reply.status in REFUSED and key is not None:
+        raise NetworkError(
+            f"{where} refuses the key (status {reply.status}{said_by_server(reply.body)}); set the "
+            f"environment variable {key.variable} to one that is valid there."
+        )
+    if 300 <= reply.status < 400:
+        host = urlsplit(urljoin(url, reply.headers.get("Location", ""))).hostname or "elsewhere"
+        raise NetworkError(
+            f"{where} sends on to {host[:80]} (status {reply.status}), where neither key nor "
+            "question are sent; if that is right, name its address in the settings."
+        )
+    return reply
+
+
+def _pause(
+    failure: _Failure,
+    attempt: int,
+    where: str,
+    patience: Patience,
+    chance: Callable[[], float],
+) -> float:
+    longest = patience.longest_wait
+    if failure.wait is None:
+        # The exponent is bounded, so that no power overflows.
+        wait = min(patience.first_wait * 2.0 ** min(attempt, 30), longest)
+        return min(wait * (1 + patience.jitter * chance()), longest)
+    if failure.wait > longest:
+        raise NetworkError(
+            f"{where} asks to wait {failure.wait:.0f} s ({failure.said}); try again then, what is "
+            "there is kept."
+        )
+    return failure.wait
 
 
 def is_plain_address(url: str) -> bool:
@@ -54,30 +310,21 @@ def key_in(variable: str) -> str:
     return key
 
 
-def signed(
-    variable: str | None, header: str = "Authorization", scheme: str = "Bearer "
-) -> Callable[[PreparedRequest], PreparedRequest]:
-    """Return a requests `auth` that sends the key of an environment variable, if it holds one.
+def _signed(key: Key | None, secret: str) -> Callable[[PreparedRequest], PreparedRequest]:
+    """Return a requests `auth` that sends the key.
 
-    An auth of our own also keeps requests from sending a password out of ~/.netrc. The key is read
-    when a request goes out and kept nowhere.
-
-    Args:
-        variable: The environment variable; None sends no key.
-        header: The header that carries it.
-        scheme: What stands before the key.
+    An auth of our own also keeps requests from sending a password out of ~/.netrc.
     """
 
     def sign(request: PreparedRequest) -> PreparedRequest:
-        key = os.environ.get(variable, "").strip() if variable else ""
-        if key:
-            request.headers[header] = f"{scheme}{key}"
+        if key is not None and secret:
+            request.headers[key.header] = f"{key.scheme}{secret}"
         return request
 
     return sign
 
 
-def pieces(response: Response) -> Iterator[bytes]:
+def _pieces(response: Response) -> Iterator[bytes]:
     """Yield a streamed reply as it comes in.
 
     A read of many bytes waits until it is full, and the socket's own timeout starts anew with every
@@ -91,26 +338,30 @@ def pieces(response: Response) -> Iterator[bytes]:
         yield piece
 
 
-def read_body(response: Response, deadline: float, largest: int) -> bytes | None:
-    """Return a streamed reply's body; None where it is too long or not there in time.
-
-    Args:
-        response: A reply that was asked for with `stream=True`.
-        deadline: The latest end, by `time.monotonic()`.
-        largest: The most bytes.
-
-    Raises:
-        requests.RequestException: The connection broke.
-        urllib3.exceptions.HTTPError: The same, or the reply is shorter than it says.
-    """
+def _read_body(response: Response, deadline: float, largest: int) -> bytes | None:
+    """Return a streamed reply's body; None where it is too long or not there in time."""
     body = bytearray()
-    for piece in pieces(response):
+    for piece in _pieces(response):
         body += piece
         if len(body) > largest or time.monotonic() > deadline:
             return None
     # Read to its end, so that the connection serves the next request.
     response.raw.release_conn()
     return bytes(body)
+
+
+def _stream(response: Response, file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+    for piece in _pieces(response):
+        try:
+            file.write(piece)
+        except OSError as error:
+            raise OutputError(
+                f"{file.name}: what was fetched cannot be written ({error.strerror or error}); "
+                "free some space or set SAESTEER_CACHE to another folder."
+            ) from error
+    response.raw.release_conn()
 
 
 def parsed_json(body: bytes) -> Any:
@@ -144,14 +395,8 @@ def retry_after(header: str | None) -> float | None:
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
-def doubled_wait(attempt: int, first: float, longest: float) -> float:
-    """Return how long to wait after the attempt of this number, from 0: doubled each time."""
-    # The exponent is bounded, so that no power overflows.
-    return min(first * 2.0 ** min(attempt, 30), longest)
-
-
-def said_by_server(body: bytes, variable: str | None) -> str:
-    """Return the message in an error's JSON, short and without the key, after a colon; else ""."""
+def said_by_server(body: bytes) -> str:
+    """Return the message in an error's JSON, short and on one line, after a colon; else ""."""
     parsed = parsed_json(body)
     if not isinstance(parsed, dict):
         return ""
@@ -159,6 +404,4 @@ def said_by_server(body: bytes, variable: str | None) -> str:
     message = error.get("message") if isinstance(error, dict) else error
     if not isinstance(message, str) or not message.strip():
         return ""
-    key = os.environ.get(variable, "").strip() if variable else ""
-    clean = message.replace(key, "***") if key else message
-    return f": {' '.join(clean.split())[:200]}"
+    return f": {one_line(message)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.text import nearest, one_line
 
 # Marks settings that name something to read or write, or to fetch.
 _PLACE = "place"
@@ -33,6 +33,9 @@ _RENAMED = {
     "budget": "kl_target",
     "budgets": "kl_targets",
     "headline_budget": "headline_kl_target",
+    "own_words": "self_generated",
+    "own_samples": "self_generated_samples",
+    "own_pairs": "self_generated_pairs",
 }
 _POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 
@@ -53,7 +56,9 @@ class Settings(BaseModel):
                 continue
             if new in found:
                 raise ValueError(f"{old} is called {new} now, and both are given; leave {old} out")
-            _say_once(f"the setting {old} is called {new} now; the old name is read for one release.")
+            _say_once(
+                f"the setting {old} is called {new} now; the old name is read for one release."
+            )
             found[new] = found.pop(old)
         return found
 
@@ -195,6 +200,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[M
     Raises:
         ConfigError: The file is missing or not YAML, a field is unknown (the nearest known one is
             named), or a value does not fit.
+
+    Example:
+        >>> from saesteer.experiments.steer.config import RunConfig
+        >>> path = folder / "mine.yaml"
+        >>> _ = path.write_text("{name: mine, pairs: {source: agreeableness}}")
+        >>> ss.load_config(path, ["seed=1"], kind=RunConfig).seed
+        1
     """
     data = read_yaml(path, empty="settings; write 'name: value' lines")
     for override in overrides:
@@ -218,11 +230,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
-    """Read a YAML file of named fields.
-
-    Args:
-        path: The file.
-        empty: What it lacks where it holds something else, and what to write.
+    """Read a YAML file of named fields; `empty` says what it lacks where it holds something else.
 
     Raises:
         ConfigError: It is missing, not YAML, or holds something else.
@@ -235,7 +243,7 @@ def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML ({_one_line(error)}); correct it.") from error
+        raise ConfigError(f"{file} is not YAML ({one_line(error, 160)}); correct it.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no {empty}.")
     return data
@@ -287,7 +295,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     try:
         place[parts[-1]] = load_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r} is not YAML ({_one_line(error)}).") from error
+        raise ConfigError(f"--set {override!r} is not YAML ({one_line(error, 160)}).") from error
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
@@ -300,9 +308,4 @@ def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
         if not inner:
             return ""
         kind = inner[0]
-    near = difflib.get_close_matches(str(location[-1]), kind.model_fields, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(kind.model_fields)})"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return nearest(str(location[-1]), kind.model_fields)

@@ -1,10 +1,10 @@
-"""Texts made fit to show."""
+"""Texts made fit to show: in a sentence, on one line, on a page."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def said(text: object) -> str:
@@ -12,8 +12,32 @@ def said(text: object) -> str:
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", str(text))
 
 
+def one_line(text: object, limit: int = 200) -> str:
+    """Return text on one line, cut to `limit` characters: what to repeat of a library's error."""
+    return " ".join(str(text).split())[:limit]
+
+
+def shorten(value: object, limit: int = 40) -> str:
+    """Quote a value for a message, cut to `limit` characters and kept on one line."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= limit else f"{value[:limit]}...")
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def spoken_list(words: Sequence[str]) -> str:
+    """Join words as in a sentence: "a, b and c"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return a hint in brackets with the closest known word, or nothing when none is close."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(word.strip().lower(), list(by_lower), n=1, cutoff=cutoff)
+    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return what to say behind an unknown name: the nearest known one, or all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(names)})"
+    names = list(known)
+    return did_you_mean(name, names, cutoff=0.6) or f" (known: {', '.join(names)})"

@@ -84,7 +84,7 @@ def test_probes_on_codes(saesteer, labelled, tiny_model_folder, tmp_path):
     assert f"{top['feature']}: {PAGE}/{top['feature']}" in lines_of(answer.out)
     vector = SteeringVector.load(metrics.parent / "sparse" / "k-2.safetensors")
     assert (
-        f"{PAGE}/{vector.features[0].index}"
+        f"{PAGE}/{vector.sae_features[0].index}"
         in saesteer("vector", "show", metrics.parent / "sparse" / "k-2.safetensors").out
     )
 

@@ -1,4 +1,4 @@
-"""The bundled pairs and questions, held against what the project promises of them."""
+"""The bundled data, held against what the project promises of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from saesteer.data import (
     bundled,
     bundled_pair_names,
     datasets_folder,
+    load_pairs,
     near_duplicate_groups,
-    read_pairs,
+    read_answers,
     read_questions,
 )
 from saesteer.utils.errors import DataError
@@ -26,66 +27,38 @@ NEGATION = re.compile(
     re.IGNORECASE,
 )
 
-each_set = pytest.mark.parametrize("path", PAIR_FILES, ids=lambda path: path.stem)
+
+@pytest.mark.parametrize("name", [path.stem for path in PAIR_FILES])
+def test_neither_length_nor_negation_nor_repetition_gives_a_side_away(name: str):
+    pairs = load_pairs(name)
+    assert pairs.source == f"bundled:{name}"
+    assert len(pairs) >= 150
+    sides = (pairs.positives, pairs.negatives)
+    words = [np.mean([len(text.split()) for text in side]) for side in sides]
+    assert abs(words[0] - words[1]) <= 0.03 * max(words)
+    negations = [sum(len(NEGATION.findall(text)) for text in side) for side in sides]
+    assert abs(negations[0] - negations[1]) < 0.2 * max(*negations, 1)
+    groups = near_duplicate_groups(pairs.positives + pairs.negatives).reshape(2, -1)
+    homes: dict[int, set[int]] = {}
+    for place, group in np.ndenumerate(groups):
+        homes.setdefault(int(group), set()).add(place[1])
+    assert all(len(places) == 1 for places in homes.values())
 
 
-def test_at_least_six_sets_are_bundled_and_agreeableness_is_one():
+def test_six_sets_sixty_questions_and_some_answers_are_bundled():
     names = bundled_pair_names()
     assert list(names) == [path.stem for path in PAIR_FILES]
     assert len(names) >= 6
-    assert "agreeableness" in names
-
-
-@each_set
-def test_a_bundled_set_is_read_by_its_name(path: Path):
-    pairs = read_pairs(path.stem)
-    assert pairs.source == f"bundled:{path.stem}"
-    assert len(pairs) >= 150
-
-
-@each_set
-def test_both_sides_have_the_same_mean_length(path: Path):
-    pairs = read_pairs(path)
-    positive = np.mean([len(text.split()) for text in pairs.positives])
-    negative = np.mean([len(text.split()) for text in pairs.negatives])
-    assert abs(positive - negative) <= 0.03 * max(positive, negative)
-
-
-@each_set
-def test_negation_does_not_give_the_side_away(path: Path):
-    pairs = read_pairs(path)
-    positive = sum(len(NEGATION.findall(text)) for text in pairs.positives)
-    negative = sum(len(NEGATION.findall(text)) for text in pairs.negatives)
-    assert abs(positive - negative) < 0.2 * max(positive, negative, 1)
-
-
-@each_set
-def test_no_statement_is_nearly_repeated_in_another_pair(path: Path):
-    pairs = read_pairs(path)
-    groups = near_duplicate_groups(pairs.positives + pairs.negatives)
-    homes: dict[int, set[str]] = {}
-    texts: dict[int, set[str]] = {}
-    ids = [pair.id for pair in pairs] * 2
-    for group, id, text in zip(
-        groups.tolist(), ids, pairs.positives + pairs.negatives, strict=False
-    ):
-        homes.setdefault(group, set()).add(id)
-        texts.setdefault(group, set()).add(text)
-    repeated = [texts[group] for group, members in homes.items() if len(members) > 1]
-    assert repeated == []
-
-
-def test_sixty_neutral_questions_are_bundled():
     assert len(read_questions("neutral_questions")) == 60
-
-
-def test_a_checkout_reads_its_own_datasets():
-    assert datasets_folder() == REPOSITORY / "datasets"
+    answers = read_answers("neutral_answers")
+    assert len({answer.question for answer in answers}) == len(answers) >= 6
+    assert all(len(answer.answer.split()) >= 20 for answer in answers)
 
 
 def test_an_installed_package_reads_its_own_copy_and_no_stranger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    assert datasets_folder() == REPOSITORY / "datasets"
     package = tmp_path / "site-packages" / "saesteer"
     stranger = package.parent / "datasets"
     stranger.mkdir(parents=True)
@@ -94,9 +67,16 @@ def test_an_installed_package_reads_its_own_copy_and_no_stranger(
     assert bundled_pair_names() == ()
     with pytest.raises(DataError, match="install saesteer again, or give the path"):
         datasets_folder()
+    with pytest.raises(DataError, match="'agreeablenes'; none is bundled"):
+        load_pairs("agreeablenes")
     copy = package / "_datasets"
     (copy / "pairs").mkdir(parents=True)
     (copy / "pairs" / "warmth.jsonl").write_text('{"positive": "warm", "negative": "icy"}\n')
     assert datasets_folder() == copy
-    assert bundled_pair_names() == ("warmth",)
-    assert len(read_pairs("warmth")) == 1
+    assert len(load_pairs("warmth")) == 1
+    # A bundled name wins over a folder of that name, a path over the bundled name.
+    (tmp_path / "warmth").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_pairs("warmth").source == "bundled:warmth"
+    with pytest.raises(DataError, match="warmth: this is a folder"):
+        load_pairs(Path("warmth"))

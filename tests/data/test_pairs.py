@@ -1,12 +1,24 @@
+"""Pairs: the type, and reading it from files and Python values."""
+
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from saesteer.data import ContrastivePair, PairSet
+from saesteer.data import (
+    ContrastivePair,
+    PairSet,
+    load_pairs,
+    near_duplicate_groups,
+    pairs_from,
+)
+from saesteer.utils.errors import ConfigError, DataError
 
 
 def make_set() -> PairSet:
@@ -19,23 +31,6 @@ def make_set() -> PairSet:
         ),
         source="python",
     )
-
-
-def test_a_set_counts_iterates_and_gives_its_sides_in_order():
-    pairs = make_set()
-    assert len(pairs) == 3
-    assert [pair.id for pair in pairs] == ["a", "b", "c"]
-    assert pairs.positives == ("I share.", "I help.", "I listen.")
-    assert pairs.negatives == ("I hoard.", "I hinder.", "I interrupt.")
-
-
-def test_a_subset_keeps_the_order_asked_for_and_the_origin():
-    pairs = make_set()
-    subset = pairs.subset([2, 0])
-    assert [pair.id for pair in subset] == ["c", "a"]
-    assert (subset.name, subset.source) == ("kindness", "python")
-    assert len(pairs) == 3
-    assert len(pairs.subset([])) == 0
 
 
 def test_the_digest_is_the_hash_of_the_content_and_of_nothing_else():
@@ -51,12 +46,255 @@ def test_the_digest_is_the_hash_of_the_content_and_of_nothing_else():
     assert pairs.subset([1, 0, 2]).digest != pairs.digest
 
 
-def test_text_moved_from_one_field_to_another_changes_the_digest():
-    one = PairSet("x", (ContrastivePair("1", "ab", "c"),), "python")
-    other = PairSet("x", (ContrastivePair("1", "a", "bc"),), "python")
-    assert one.digest != other.digest
+def test_a_split_is_seeded_whole_and_free_of_near_duplicates():
+    pairs = load_pairs("agreeableness")
+    train, test = pairs.split(test=0.3, seed=0)
+    assert pairs.split(test=0.3, seed=0) == (train, test)
+    assert pairs.split(test=0.3, seed=1) != (train, test)
+    assert abs(len(test) - 0.3 * len(pairs)) <= 3
+    assert len(train) + len(test) == len(pairs)
+    texts = [*train.positives, *train.negatives, *test.positives, *test.negatives]
+    groups = near_duplicate_groups(texts)
+    n = 2 * len(train)
+    assert not set(groups[:n].tolist()) & set(groups[n:].tolist())
 
 
-def test_a_pair_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        make_set().pairs[0].positive = "other"  # pyright: ignore[reportAttributeAccessIssue]
+def test_a_split_that_cannot_be_made_says_why():
+    with pytest.raises(DataError, match="1 pairs are too few for 2 parts; add some"):
+        make_set().subset([0]).split()
+    with pytest.raises(ConfigError, match=r"test is 1\.5; give a share above 0 and below 1"):
+        make_set().split(test=1.5)
+
+
+def test_a_notebook_shows_pairs_as_a_table():
+    pairs = make_set()
+    assert list(pairs.table.columns) == ["positive", "negative", "prompt"]
+    assert pairs.table.loc["a", "prompt"] == "On food:"
+    shown = dataclasses.replace(pairs, name="<b>kind")._repr_html_()
+    assert "&lt;b&gt;kind: 3 pairs from python" in shown
+    assert "I listen." in shown
+
+
+RECORDS: list[dict[str, Any]] = [
+    {"positive": "I like to share.", "negative": "I keep it all.", "prompt": "On food:", "id": "f"},
+    {"positive": 'She said "yes", twice.', "negative": "Line one\nline two — no."},
+    {"positive": "naïve 👋", "negative": "[gone]", "prompt": None},
+]
+EXPECTED = (
+    ContrastivePair("f", "I like to share.", "I keep it all.", "On food:"),
+    ContrastivePair("mine-0002", 'She said "yes", twice.', "Line one\nline two — no."),
+    ContrastivePair("mine-0003", "naïve 👋", "[gone]"),
+)
+
+
+def write_json(folder: Path, value: object, name: str = "mine.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    return path
+
+
+def write_lines(folder: Path, values: list[Any], name: str = "mine.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def write_csv(folder: Path, encoding: str) -> Path:
+    path = folder / "mine.csv"
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, ["id", "negative", "positive", "prompt"])
+        writer.writeheader()
+        writer.writerows(RECORDS)
+    return path
+
+
+def write_parquet(folder: Path) -> Path:
+    import pandas as pd
+
+    path = folder / "mine.parquet"
+    pd.DataFrame(RECORDS).to_parquet(path)
+    return path
+
+
+def test_the_same_pairs_come_out_of_every_kind_of_file(tmp_path: Path):
+    sources = [
+        write_json(tmp_path, RECORDS),
+        write_json(tmp_path, {"about": "sharing", "pairs": RECORDS}, "wrapped.json"),
+        write_lines(tmp_path, RECORDS),
+        write_csv(tmp_path, "utf-8"),
+        write_csv(tmp_path, "utf-8-sig"),
+        write_parquet(tmp_path),
+    ]
+    for source in sources:
+        pairs = load_pairs(source, name="mine")
+        assert pairs.pairs == EXPECTED
+        assert pairs.source == str(source)
+    assert load_pairs(sources[1]).name == "wrapped"
+
+
+def test_a_numbered_id_never_meets_a_given_one(tmp_path: Path):
+    records = [
+        {"positive": "a", "negative": "b"},
+        {"positive": "c", "negative": "d", "id": "mine-0001"},
+    ]
+    ids = [pair.id for pair in load_pairs(write_lines(tmp_path, records))]
+    assert ids[1] == "mine-0001"
+    assert len(set(ids)) == 2
+
+
+GOOD = {"positive": "good", "negative": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"positive": "x"}, r"the field 'negative' is missing, so the pair has one side only; g"),
+        ({"positive": "x", "negative": " \u200b "}, r"the field 'negative' is blank"),
+        ({"positive": "x", "negative": 3}, r"the field 'negative' is 3, not text; put it in"),
+        ({**GOOD, "id": True}, r"the field 'id' is True, not text"),
+        (
+            {"positive": "x", "negatve": "y"},
+            r"unknown field 'negatve' \(did you mean 'negative'\?\); the fields are positive, neg",
+        ),
+        (
+            {"good": "x", "bad": "y"},
+            r"unknown field 'good'; .*name your own two sides with positive_key and negative_key",
+        ),
+        ({"positive": "same  text", "negative": "same text"}, r"both sides are 'same  text'; give"),
+        ({**GOOD, "prompt": "ab\ud83d"}, r".*lone surrogate.* at position 3"),
+        (
+            {"positive": "x" * 20_001, "negative": "y"},
+            r"the field 'positive' has 20,001 characters, more th",
+        ),
+        (["x", "y"], r"the record is \['x', 'y'\], not an object"),
+        (None, r"the record is None, not an object"),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_line_and_the_way_out(
+    tmp_path: Path, record: object, message: str
+):
+    with pytest.raises(DataError, match=rf"mine\.jsonl:2: {message}"):
+        load_pairs(write_lines(tmp_path, [GOOD, record]))
+    with pytest.raises(DataError, match=rf"mine\.json:\d+: record 2: {message}"):
+        load_pairs(write_json(tmp_path, [GOOD, record]))
+    if isinstance(record, dict):
+        with pytest.raises(DataError, match=rf"set: record 2: {message}"):
+            pairs_from([GOOD, record], name="set")
+
+
+def test_the_first_of_many_bad_records_is_told_with_their_number(tmp_path: Path):
+    records = [GOOD, {"positive": "x"}, GOOD, {"negative": "x"}, {"positive": 1}]
+    with pytest.raises(DataError, match=r"mine\.jsonl:2: .*'negative' is missing.*\(and 2 more\)$"):
+        load_pairs(write_lines(tmp_path, records))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("positive\nx\n", r"mine\.csv:1: there is no column 'negative', so the pair .*; add it"),
+        ("positive,negtive\nx,y\n", r"mine\.csv:1: unknown field 'negtive' \(did you mean"),
+        ("positive;negative\nx;y\n", r"mine\.csv:1: unknown field .* separate the columns by com"),
+        (",positive,negative\n0,x,y\n", r"mine\.csv:1: a column has no name; .*index=False"),
+        ("positive,negative\nx,y\nz,\n", r"mine\.csv:3: the field 'negative' is blank, so the"),
+        ("positive,negative\nx,y\n\nz\n", r"mine\.csv:4: the row has 1 fields and the header 2"),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_pairs(path)
+
+
+def test_pairs_with_sides_of_other_names_are_read_without_their_labels(tmp_path: Path):
+    value = {
+        "metadata": {"n_pairs": 2},
+        "pairs": [
+            {"category": "x", "question": "Next?", "now": "(A) Today's work", "later": "(B) Years"},
+            {"category": "y", "question": "Then?", "now": "A (B) plan", "later": "(A): Seeds"},
+        ],
+    }
+    pairs = load_pairs(write_json(tmp_path, value), positive_key="later", negative_key="now")
+    assert pairs.positives == ("Years", "Seeds")
+    assert pairs.negatives == ("Today's work", "A (B) plan")
+    assert [pair.prompt for pair in pairs] == ["Next?", "Then?"]
+    with pytest.raises(DataError, match=r"record 1: the field 'latr' is missing.*'later'\)"):
+        load_pairs(write_json(tmp_path, value), positive_key="latr", negative_key="now")
+
+
+def test_at_most_so_many_pairs_are_a_seeded_choice_in_file_order(tmp_path: Path):
+    records = [{"positive": f"p{n}", "negative": f"n{n}", "id": f"{n:02d}"} for n in range(40)]
+    path = write_lines(tmp_path, records)
+    some = load_pairs(path, max_pairs=10, seed=1)
+    ids = [pair.id for pair in some]
+    assert len(ids) == 10
+    assert ids == sorted(ids)
+    assert some.dropped == 30
+    assert load_pairs(path, max_pairs=10, seed=1) == some
+    assert load_pairs(path, max_pairs=10, seed=2).pairs != some.pairs
+    assert len(load_pairs(path, max_pairs=99)) == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "jsnl"}, r"format is 'jsnl' \(did you mean 'jsonl'\?\); choose one of auto,"),
+        ({"positive_key": "negative"}, r"both 'negative'; name two different"),
+        ({"max_pairs": 0}, r"max_pairs is 0; give at least 1"),
+        ({"min_label_confidence": 1.5}, r"min_label_confidence is 1\.5; give"),
+        ({"min_label_confidence": float("nan")}, r"min_label_confidence is nan"),
+        ({"min_label_confidence": 0.5}, r"is no persona file with label confidences; leave"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(tmp_path: Path, arguments: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_pairs(write_lines(tmp_path, [GOOD]), **arguments)
+
+
+def test_text_in_place_of_a_path_and_values_in_place_of_a_source_are_refused():
+    with pytest.raises(DataError, match="give the path of a file"):
+        load_pairs(json.dumps([GOOD] * 200))
+    with pytest.raises(DataError, match="make pairs of Python values with pairs_from"):
+        load_pairs([("good", "bad")])  # pyright: ignore[reportArgumentType]
+
+
+def test_tuples_mappings_and_pairs_make_a_set():
+    pair = ContrastivePair("mine", "e", "f", "then:")
+    pairs = pairs_from([("a", "b"), {"positive": "c", "negative": "d"}, pair], name="notebook")
+    assert pairs.pairs == (
+        ContrastivePair("notebook-0001", "a", "b"),
+        ContrastivePair("notebook-0002", "c", "d"),
+        pair,
+    )
+    assert (pairs.name, pairs.source) == ("notebook", "python")
+    assert pairs_from(iter([("a", "b")])).name == "pairs"
+
+
+@pytest.mark.parametrize("value", ["ab", ("a", "b", "c"), None])
+def test_a_python_value_that_is_no_pair_is_refused_with_its_number(value: Any):
+    with pytest.raises(DataError, match=r"pairs: record 2: .* is no pair; give a tuple"):
+        pairs_from([("x", "y"), value])
+
+
+def test_spans_are_read_and_must_stand_in_their_text(tmp_path):
+    good = {"positive": "I love you", "negative": "I hate you", "positive_span": "love"}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(good) + "\n", encoding="utf-8")
+    pair = load_pairs(file).pairs[0]
+    assert (pair.positive_span, pair.negative_span) == ("love", None)
+    file.write_text(json.dumps({**good, "negative_span": "love"}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: negative_span 'love'"):
+        load_pairs(file)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("kind\u200b words", "kind\u00a0words"),
+        ("\ufb01ne", "fine"),
+    ],
+)
+def test_one_text_in_two_unicode_forms_is_no_contrast(one: str, other: str):
+    with pytest.raises(DataError, match=r"both sides are .*; give the negative side another text"):
+        pairs_from([(one, other)])

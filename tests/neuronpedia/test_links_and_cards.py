@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -19,13 +17,13 @@ from saesteer.saes.neuronpedia import (
     embed_url,
     feature_card,
     feature_strengths,
-    local_card,
     quick_list,
     search_labels,
     search_table,
 )
 from saesteer.saes.neuronpedia.replies import Feature
 from saesteer.saes.neuronpedia.steering import steer_payload
+from saesteer.saes.table import FeatureTable
 from saesteer.utils.errors import ConfigError, SteeringError
 
 from .player import PLACE, feature
@@ -72,22 +70,10 @@ def test_every_id_of_sae_lens_can_be_read():
     assert {str(SourceId.parse(found)) for found in ids} == ids
 
 
-def test_a_card_of_the_service_reads_like_one_of_a_local_table():
+def test_a_card_of_the_service_shows_tokens_as_text():
     there = feature_card(Feature.model_validate(feature(3)), n_contexts=2)
-    context = SimpleNamespace(text=" the kind no", token=" kind", activation=9.0)
-    row: Any = SimpleNamespace(
-        feature=3,
-        description="fires on kind",
-        density=0.5,
-        max_activation=9.0,
-        top_tokens=("a",),
-        bottom_tokens=(),
-        contexts=(context,),
-    )
-    here = local_card(row)
-    assert set(there.as_dict()) == set(here.as_dict())
-    assert there.by == "gpt-4o-mini" and here.by == "the local table"
-    assert there.url == dashboard_url(PLACE, 3) and here.url is None
+    assert there.by == "gpt-4o-mini"
+    assert there.url == dashboard_url(PLACE, 3)
     # Tokens are shown as text, not as the tokenizer spells them.
     assert [c.token for c in there.contexts] == [" kind", " kind"]
     assert there.contexts[0].text == " the kind no3\n"
@@ -105,37 +91,31 @@ def test_a_card_without_words_or_with_a_peak_out_of_range():
     assert [(c.text, c.token, c.activation) for c in card.contexts] == [("ab", "b", 5.0)]
 
 
-class Table:
+@pytest.fixture
+def table() -> FeatureTable:
     """A local table of three features."""
-
-    def __init__(self) -> None:
-        rows = [
-            (["kind"], [" gentle"], "she is kind to all", "fires on kind"),
-            ([" angry"], [" rage"], "he shouts in anger", "fires on angry"),
-            (["the"], [" of"], "the kindness of strangers", "fires on the"),
-        ]
-        self.frame = pd.DataFrame(
-            {
-                "contexts": [[{"token": t, "text": text} for t in ts] for ts, _, text, _ in rows],
-                "top_tokens": [np.array(top) for _, top, _, _ in rows],
-                "description": [d for *_, d in rows],
-            }
-        )
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def row(self, index: int):
-        raise AssertionError("a search reads the whole table")
+    rows = [
+        (["kind"], [" gentle"], "she is kind to all", "fires on kind"),
+        ([" angry"], [" rage"], "he shouts in anger", "fires on angry"),
+        (["the"], [" of"], "the kindness of strangers", "fires on the"),
+    ]
+    frame = pd.DataFrame(
+        {
+            "contexts": [[{"token": t, "text": text} for t in ts] for ts, _, text, _ in rows],
+            "top_tokens": [np.array(top) for _, top, _, _ in rows],
+            "description": [d for *_, d in rows],
+        }
+    )
+    return FeatureTable(frame, "made")
 
 
-def test_words_find_the_features_that_fire_on_them_or_near_them():
-    hits = search_table(Table(), "kindness", 5)
+def test_words_find_the_features_that_fire_on_them_or_near_them(table):
+    hits = search_table(table, "kindness", 5)
     assert [hit.feature for hit in hits] == [0, 2]
     assert all(0 < (hit.similarity or 0) <= 1 and hit.url is None for hit in hits)
-    assert [hit.feature for hit in search_table(Table(), "the angry", 1)] == [1]
-    assert search_table(Table(), "qqqq", 5) == ()
-    assert search_table(Table(), "...", 5) == ()
+    assert [hit.feature for hit in search_table(table, "the angry", 1)] == [1]
+    assert search_table(table, "qqqq", 5) == ()
+    assert search_table(table, "...", 5) == ()
 
 
 def test_words_find_imported_labels():
@@ -175,11 +155,8 @@ def test_strengths_beyond_the_services_range_go_into_its_multiplier_or_are_refus
     "settings",
     [
         {"n_tokens": 257},
-        {"n_tokens": 0},
-        {"temperature": 2.5},
         {"temperature": math.nan},
         {"frequency_penalty": -3},
-        {"seed": 10**9},
         {"method": "PROJECTION"},
     ],
 )

@@ -11,9 +11,8 @@ import torch
 
 from saesteer.data import datasets_folder
 from saesteer.evaluation import VectorResult
-from saesteer.experiments import context
+from saesteer.experiments import context, steering
 from saesteer.experiments.registry import run_experiment
-from saesteer.experiments.steer import experiment as pipeline
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
 from saesteer.experiments.steer.results import result_names
@@ -96,7 +95,7 @@ def test_a_second_family_and_an_sae_trained_here_go_through_the_pipeline(
 def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(second_family, trained_sae):
     sae = load_sae(trained_sae[0])
     vector = second_family.vector
-    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.features]).sum(dim=0)
+    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.sae_features]).sum(dim=0)
     torch.testing.assert_close(rebuilt, vector.raw, rtol=1e-4, atol=1e-5)
     assert all(feature.description for feature in vector.features)
     assert vector.max_act is not None
@@ -169,7 +168,7 @@ def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror
 def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
     kl, settings, monkeypatch, capsys
 ):
-    monkeypatch.setattr(pipeline.DivergenceMeter, "__call__", lambda *args: kl)
+    monkeypatch.setattr(steering.DivergenceMeter, "__call__", lambda *args: kl)
     config = RunConfig(**settings)
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
@@ -189,7 +188,7 @@ def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, 
     def overflowed(self, vector=None, strength=0.0, unit="norm"):
         return np.full((2, self.n_pairs), math.nan if strength > 0 else -1.0)
 
-    monkeypatch.setattr(pipeline.PropensityMeter, "log_likelihoods", overflowed)
+    monkeypatch.setattr(steering.PropensityMeter, "log_likelihoods", overflowed)
     config = RunConfig(**settings)
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")

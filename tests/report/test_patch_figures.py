@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.patching.attribution.agreement import agreement
+from saesteer.patching.agreement import agreement
 from saesteer.patching.summary import effects
 from saesteer.report.patch_figures import (
     MOST_ROWS,

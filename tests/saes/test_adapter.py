@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from saesteer.models.reading import read_rows
-from saesteer.models.sites import Site
-from saesteer.saes.adapter import LensSae, Sae, check_compatible
+from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.saes.loading import load_sae
 from saesteer.utils.errors import MismatchError, SaeError, SiteError
 
@@ -62,24 +61,14 @@ def test_every_architecture_computes_what_sae_lens_computes(make_sae, x, archite
     assert (sae.d_in, sae.d_sae, sae.architecture) == (32, 64, architecture)
 
 
-@pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
-@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("normalisation", ["layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
 def test_normalised_sae_computes_what_sae_lens_computes(make_sae, x, architecture, normalisation):
     folder = make_sae(architecture, normalize_activations=normalisation)
     sae, hand = load_sae(folder), by_hand(folder)
     sae.encode(x * 3 - 1)  # what was encoded before must not leak into the next reconstruction
     torch.testing.assert_close(sae.reconstruct(x), hand(x).detach())
     torch.testing.assert_close(sae.encode(x), hand.encode(x).detach())
-
-
-def test_layer_norm_by_hand(make_sae, x):
-    folder = make_sae("standard", normalize_activations="layer_norm")
-    weights = by_hand(folder).state_dict()
-    mean, std = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True)
-    inside = (x - mean) / (std + 1e-5)
-    codes = torch.relu((inside - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
-    out = (codes @ weights["W_dec"] + weights["b_dec"]) * std + mean
-    torch.testing.assert_close(load_sae(folder).reconstruct(x), out)
 
 
 @pytest.mark.parametrize(
@@ -102,17 +91,6 @@ def test_one_unit_of_a_feature_adds_its_decoder_row(make_sae, x, architecture, f
     torch.testing.assert_close(sae.encode(x) @ sae.decoder + bias, sae.reconstruct(x))
 
 
-def test_decoder_of_a_rescaling_temporal_sae_is_in_raw_units(make_sae, x):
-    folder = make_sae(
-        "temporal",
-        normalize_activations="constant_scalar_rescale",
-        activation_normalization_factor=0.25,
-    )
-    sae, hand = load_sae(folder), by_hand(folder)
-    torch.testing.assert_close(sae.reconstruct(x), hand(x[None])[0].detach())
-    torch.testing.assert_close(sae.decoder, hand.W_dec.detach() * 4)
-
-
 def test_temporal_sae_sees_the_tokens_of_a_text_in_their_order(make_sae, x):
     sae = load_sae(make_sae("temporal"))
     whole = sae.reconstruct(x)
@@ -131,13 +109,6 @@ def test_sae_of_a_centred_model_sees_the_centred_and_gives_back_the_raw_activati
     torch.testing.assert_close(sae.encode(x), hand.encode(x - mean).detach())
     torch.testing.assert_close(sae.reconstruct(x), hand(x - mean).detach() + mean)
     torch.testing.assert_close(sae.encode(x + 7), sae.encode(x), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kwargs", [None, {}, {"center_writing_weights": False}])
-def test_other_saes_see_the_raw_activation(make_sae, x, kwargs):
-    folder = make_sae("standard", metadata={"model_from_pretrained_kwargs": kwargs})
-    sae, hand = load_sae(folder), by_hand(folder)
-    torch.testing.assert_close(sae.encode(x + 1), hand.encode(x + 1).detach())
 
 
 def test_centred_transcoder_does_not_add_its_inputs_mean_to_another_site(make_sae, x):
@@ -175,26 +146,12 @@ def test_half_precision_sae_computes_in_float32(make_sae, x):
     torch.testing.assert_close(stored.reconstruct(x), same.reconstruct(x))
 
 
-def test_half_precision_activations_are_taken(make_sae, x):
-    sae = load_sae(make_sae())
-    with torch.inference_mode():
-        rough = x.to(torch.bfloat16)
-    torch.testing.assert_close(sae.encode(rough), sae.encode(rough.float()))
-    assert not sae.encode(x).requires_grad
-
-
 def test_sae_without_a_site_is_refused(make_sae):
     with pytest.raises(SaeError, match=r"does not say at which site.*hook_name"):
         load_sae(make_sae(metadata={"hook_name": None}))
 
 
-def test_sae_of_no_block_is_refused(make_sae, model):
-    sae = load_sae(make_sae(metadata={"hook_name": "hook_embed"}))
-    with pytest.raises(SiteError, match="hook_embed"):
-        check_compatible(model, sae)
-
-
-@pytest.mark.parametrize("shape", [(5, 31), (5, 33), (32,), (2, 5, 32)])
+@pytest.mark.parametrize("shape", [(5, 31), (2, 5, 32)])
 def test_activations_of_another_shape_are_refused(make_sae, shape):
     sae = load_sae(make_sae())
     with pytest.raises(MismatchError, match="width 32"):
@@ -209,42 +166,14 @@ def test_sae_of_another_width_is_refused_with_both_widths(make_sae, model):
         check_compatible(model, sae)
 
 
-def test_transcoder_with_another_output_width_is_refused(make_sae, model):
-    sae = load_sae(make_sae("transcoder", d_out=48))
-    with pytest.raises(MismatchError, match=r"gives 48 dimensions.*hook_mlp_out"):
-        check_compatible(model, sae)
-
-
-@pytest.mark.parametrize("hook", ["blocks.3.hook_resid_post", "blocks.99.attn.hook_z"])
+@pytest.mark.parametrize("hook", ["blocks.3.hook_resid_post"])
 def test_site_past_the_last_block_is_refused(make_sae, model, hook):
     sae = load_sae(make_sae(metadata={"hook_name": hook}))
     with pytest.raises(SiteError, match="blocks 0 to 2"):
         check_compatible(model, sae)
 
 
-def test_hook_that_the_model_lacks_is_refused(make_sae, model):
-    sae = load_sae(make_sae(metadata={"hook_name": "blocks.1.hook_nonsense"}))
-    with pytest.raises(SiteError, match="hook_nonsense"):
-        check_compatible(model, sae)
-
-
-def test_what_the_card_says_is_passed_on(make_sae):
-    sae = load_sae(make_sae(metadata={"neuronpedia_id": "gpt2-small/6-res-jb"}))
-    assert sae.neuronpedia_id == "gpt2-small/6-res-jb"
-    assert sae.prepend_bos is True
-    assert sae.site == sae.write_site == Site(1)
-    assert load_sae(make_sae(metadata={"prepend_bos": None})).prepend_bos is None
-
-
 def test_fingerprint_tells_two_saes_apart_and_knows_the_same_one_again(make_sae):
     folder = make_sae(seed=1)
     assert load_sae(folder).fingerprint == load_sae(folder).fingerprint
     assert load_sae(folder).fingerprint != load_sae(make_sae(seed=2)).fingerprint
-
-
-def test_a_sae_from_memory_is_wrapped_too(make_sae, x):
-    hand = by_hand(make_sae())
-    expected = hand.encode(x).detach()
-    sae = LensSae(hand, "mine")
-    torch.testing.assert_close(sae.encode(x), expected)
-    assert not any(parameter.requires_grad for parameter in hand.parameters())

@@ -107,42 +107,10 @@ def test_chat_rows_start_with_bos_whatever_the_template_says(tokenizer, corpus_f
     assert {row.ids[:2] for row in packed.train} == {(BOS, USER)}
 
 
-def test_a_statement_longer_than_a_row_is_cut_to_it(tokenizer, corpus_file, make_texts):
-    texts = make_texts(40, low=60, high=90)
-    source = CorpusSource(path=corpus_file(texts), style="chat")
-    packed = pack_corpus(tokenizer, config(source, context=40))
-    assert {len(row) for row in packed.train + packed.held_out} == {40}
-
-
-def test_chat_style_without_a_template_packs_plain_rows(tokenizer, corpus_file, make_texts):
-    import copy
-
-    plain = copy.deepcopy(tokenizer)
-    plain.chat_template = None
-    packed = pack_corpus(
-        plain, config(CorpusSource(path=corpus_file(make_texts(40)), style="chat"))
-    )
-    assert all(BOT not in row.ids for row in packed.train)
-
-
 def test_a_context_without_room_for_the_template_is_refused(tokenizer, corpus_file, make_texts):
     source = CorpusSource(path=corpus_file(make_texts(40)), style="chat")
     with pytest.raises(ConfigError, match=r"context is 16 .* template alone takes \d+ tokens"):
         pack_corpus(tokenizer, config(source, context=16))
-
-
-def test_the_seed_alone_decides_split_and_order(tokenizer, corpus_file, make_texts):
-    source = CorpusSource(path=corpus_file(make_texts(100)))
-    first, same, other = (pack_corpus(tokenizer, config(source, seed=s)) for s in (1, 1, 2))
-    assert first == same
-    assert set(documents(first.held_out)) != set(documents(other.held_out))
-    assert [row.ids for row in first.train] != sorted(row.ids for row in first.train)
-
-
-def test_limit_takes_the_first_texts(tokenizer, corpus_file, make_texts):
-    texts = make_texts(100)
-    packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts), limit=30)))
-    assert len(packed.train) + len(packed.held_out) == 30
 
 
 def test_an_empty_or_tiny_corpus_is_refused(tokenizer, corpus_file, tmp_path):
@@ -197,9 +165,3 @@ def test_a_hub_data_set_that_fails_is_one_sentence(tokenizer, monkeypatch, fault
         pack_corpus(tokenizer, config(CorpusSource(hub="her/texts")))
     assert "her/texts" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_chat_rows_follow_different_requests(tokenizer, corpus_file, make_texts):
-    source = CorpusSource(path=corpus_file(make_texts(200)), style="chat")
-    packed = pack_corpus(tokenizer, config(source, context=64))
-    assert len({row.ids[: row.ids.index(BOT)] for row in packed.train}) > 1

@@ -40,12 +40,6 @@ def test_gain_of_every_kind_of_norm(gain):
         assert centred is centres
 
 
-def test_measuring_leaves_the_norm_as_it_was(gain):
-    norm = with_weight(nn.LayerNorm(32), gain).to(torch.bfloat16)
-    norm_gain(norm, 32)
-    assert norm.weight.dtype == torch.bfloat16
-
-
 def test_promoted_tokens_equal_the_lens_by_hand(model, plain, make_sae, tokenizer):
     sae = load_sae(make_sae())
     top, bottom = extreme_tokens(model, sae, TokenTexts(tokenizer), n_top=8, n_bottom=5)
@@ -56,35 +50,6 @@ def test_promoted_tokens_equal_the_lens_by_hand(model, plain, make_sae, tokenize
         wanted = [tokenizer.decode([token]) for token in order[feature].tolist()]
         assert [text.strip() for text in top[feature]] == wanted[:8]
         assert [text.strip() for text in bottom[feature]] == wanted[::-1][:5]
-
-
-def test_layer_norm_models_centre_first(make_sae, tokenizer):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from saesteer.models.loading import plain_model, wrap_model
-
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 32,
-        "vocab_size": 64,
-    }
-    gpt2: Any = GPT2LMHeadModel(GPT2Config(initializer_range=0.4, **shape))
-    nn.init.uniform_(gpt2.transformer.ln_f.weight, 0.5, 1.5)
-    nn.init.normal_(gpt2.transformer.ln_f.bias)
-    model = wrap_model(gpt2, tokenizer)
-    own: Any = plain_model(model)
-    sae = load_sae(make_sae())
-    top, _ = extreme_tokens(model, sae, TokenTexts(tokenizer), n_top=8, n_bottom=5)
-    # LayerNorm applied to a huge multiple of the row forgets everything but its direction.
-    with torch.no_grad():
-        logits = (
-            own.transformer.ln_f(sae.decoder) - own.transformer.ln_f.bias
-        ) @ own.lm_head.weight.T
-    for feature, order in enumerate(logits.argsort(dim=1, descending=True).tolist()):
-        assert [text.strip() for text in top[feature]] == [tokenizer.decode([t]) for t in order[:8]]
 
 
 def test_a_site_beside_the_residual_stream_promotes_nothing(model, make_sae, tokenizer):

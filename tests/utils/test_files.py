@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from saesteer.utils import files
-from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.cache import Cache
 from saesteer.utils.errors import OutputError
 from saesteer.utils.files import draft_of, portable_name, write_atomic
 from saesteer.utils.run_folder import RunFolder
@@ -146,7 +146,7 @@ def test_a_vector_whose_saving_was_killed_leaves_nothing_for_the_next_run(tmp_pa
 
 
 def test_a_cache_whose_writing_was_killed_heals_itself(tmp_path, monkeypatch):
-    cache = ArrayCache(tmp_path)
+    cache = Cache(tmp_path)
     cache.once("x", 1, compute=lambda: {"a": np.ones(2)})
     (file,) = tmp_path.iterdir()
     file.unlink()

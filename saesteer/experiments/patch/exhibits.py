@@ -8,13 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from saesteer.experiments.patch.cells import TO, Job
-from saesteer.experiments.patch.circuit_run import CIRCUIT
-from saesteer.experiments.patch.reading import DIRECT, LENS
-from saesteer.experiments.patch.results import PatchResults
-from saesteer.experiments.patch.suggest import RESIDUAL
-from saesteer.patching.attribution.agreement import Agreement, agreement
+from saesteer.experiments.patch.results import CIRCUIT, DIRECT, LENS, TO, Job, PatchResults
+from saesteer.patching.agreement import Agreement, agreement
 from saesteer.patching.result import PatchResult
+from saesteer.patching.suggest import RESIDUAL
 from saesteer.report import Figure
 from saesteer.report import patch_figures as made
 from saesteer.report.wording import listing

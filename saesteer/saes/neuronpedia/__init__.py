@@ -2,15 +2,7 @@
 
 from saesteer.saes.neuronpedia.bulk import Imported, import_from_bucket, import_from_files
 from saesteer.saes.neuronpedia.cache import Cache
-from saesteer.saes.neuronpedia.cards import (
-    CardContext,
-    FeatureCard,
-    FeatureHit,
-    feature_card,
-    local_card,
-    search_labels,
-    search_table,
-)
+from saesteer.saes.neuronpedia.cards import FeatureHit, feature_card, search_labels, search_table
 from saesteer.saes.neuronpedia.client import Neuronpedia
 from saesteer.saes.neuronpedia.links import (
     QuickList,
@@ -19,14 +11,11 @@ from saesteer.saes.neuronpedia.links import (
     embed_url,
     quick_list,
 )
-from saesteer.saes.neuronpedia.service import Service, is_offline, service_here
+from saesteer.saes.neuronpedia.service import Service, Transport, is_offline, service_here
 from saesteer.saes.neuronpedia.steering import SteerSettings, feature_strengths
-from saesteer.saes.neuronpedia.transport import Transport
 
 __all__ = [
     "Cache",
-    "CardContext",
-    "FeatureCard",
     "FeatureHit",
     "Imported",
     "Neuronpedia",
@@ -42,7 +31,6 @@ __all__ = [
     "import_from_bucket",
     "import_from_files",
     "is_offline",
-    "local_card",
     "quick_list",
     "search_labels",
     "search_table",

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from saesteer.saes.neuronpedia.bulk_lines import read_lines, store_lines
-from saesteer.saes.neuronpedia.cache import Cache
+from pydantic import ValidationError
+
+from saesteer.saes.neuronpedia.cache import BulkLine, Cache
 from saesteer.saes.neuronpedia.links import SourceId
-from saesteer.saes.neuronpedia.transport import Transport
+from saesteer.saes.neuronpedia.replies import FeatureFacts, named_faults
+from saesteer.saes.neuronpedia.service import Transport
 from saesteer.utils.errors import DataError, NetworkError, OutputError
+from saesteer.utils.http import parsed_json
 from saesteer.utils.progress import Progress
 
-KINDS = ("explanations", "features")
+# Explanations come with embeddings of some thousand characters.
+LONGEST_LINE = 16_000_000
+_FACTS = (
+    "maxActApprox",
+    "frac_nonzero",
+    "pos_str",
+    "pos_values",
+    "neg_str",
+    "neg_values",
+)
 _VERSION = "v1"
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _MOST_PAGES = 1000
@@ -26,19 +41,12 @@ _MOST_PAGES = 1000
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did.
+    """What an import did."""
 
-    Attributes:
-        files: Files that were imported.
-        skipped: Files that had been imported before.
-        lines: Lines that were read.
-        labels: Features of the SAE that have a label now.
-    """
-
-    files: int
-    skipped: int
+    files: int  # Files that were imported.
+    skipped: int  # Files that had been imported before.
     lines: int
-    labels: int
+    labels: int  # Features of the SAE that have a label now.
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,7 @@ def import_from_bucket(
 ) -> Imported:
     """Import an SAE's labels from the public bucket; files that are in already are not fetched.
 
-    Args:
-        cache: Where they go.
-        transport: Asks the bucket.
-        source: The SAE.
-        kinds: "explanations" (labels) and "features" (maximum activation, density, logits).
-        progress: Where to show progress.
+    `kinds` are "explanations" (labels) and "features" (maximum activation, density, logits).
 
     Raises:
         NetworkError: The bucket is away or holds nothing of this SAE.
@@ -101,13 +104,7 @@ def import_from_files(
     *,
     progress: Progress | None = None,
 ) -> Imported:
-    """Import an SAE's labels from files of the bucket's form.
-
-    Args:
-        cache: Where they go.
-        source: The SAE.
-        paths: .jsonl or .jsonl.gz files, or folders whose files of these kinds are all taken.
-        progress: Where to show progress.
+    """Import an SAE's labels from .jsonl(.gz) files of the bucket's form, or folders of them.
 
     Raises:
         DataError: There is no such file, or a line is not what it should be.
@@ -138,8 +135,8 @@ def _import_all(
     with progress.task(f"importing {source}", total=megabytes, unit="MB") as task:
         for number, one in enumerate(fresh, start=1):
             # File by file in one transaction each: an import that is cut off goes on from here.
-            rows = read_lines(one.opened(), one.name, source)
-            lines += store_lines(cache, source, one.name, one.digest, rows)
+            rows = _read_lines(one.opened(), one.name, source)
+            lines += cache.store_file(str(source), one.name, one.digest, rows)
             task.advance(one.size / 1e6, f"{number}/{len(fresh)} files")
     labels = cache.imported(str(source))["labels"]
     return Imported(len(fresh), len(bulk) - len(fresh), lines, labels)
@@ -193,16 +190,68 @@ def _natural(path: Path) -> tuple[object, ...]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            for piece in _pieces(file):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return digest.hexdigest()
 
 
-def _pieces(file: object) -> Iterator[bytes]:
-    while piece := file.read(1 << 20):  # type: ignore[attr-defined]
-        yield piece
+def _read_lines(path: Path, name: str, source: SourceId) -> Iterator[BulkLine]:
+    """Read a bulk file, called `name` in errors, line by line; gzip is told by its content."""
+    number = 0
+    try:
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{name}:{number}: the line is longer than {LONGEST_LINE:,} bytes; this is "
+                        "no file of labels."
+                    )
+                if line.strip():
+                    yield _line(line, name, number, source)
+    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+        raise DataError(
+            f"{name}:{number + 1}: the file is cut off or damaged here ({error}); fetch it again."
+        ) from error
+
+
+def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
+    where = f"{name}:{number}"
+    found = parsed_json(line)
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: the line is no JSON object; fetch the file again.")
+    place = f"{found.get('modelId')}/{found.get('layer')}"
+    if place != str(source):
+        raise DataError(
+            f"{where}: the line is of {place[:80]} and not of {source}; import the files of one "
+            "SAE under its own name."
+        )
+    index = str(found.get("index", ""))
+    if not (index.isascii() and index.isdigit() and len(index) < 10):
+        raise DataError(f"{where}: index is {index[:40]!r}; it must be a whole number from 0.")
+    if "description" in found:
+        return BulkLine(number, int(index), _label(found, where), {})
+    facts = {key: found[key] for key in _FACTS if found.get(key) is not None}
+    if not facts:
+        raise DataError(
+            f"{where}: the line has neither a description nor {_FACTS[0]}; only files of "
+            "explanations and of features can be imported."
+        )
+    try:
+        FeatureFacts.model_validate(facts)
+    except ValidationError as error:
+        raise DataError(f"{where}: the line {named_faults(error)}; fetch the file again.") from None
+    return BulkLine(number, int(index), None, facts)
+
+
+def _label(found: dict[str, Any], where: str) -> tuple[str, str | None, str | None]:
+    text = found["description"]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: description is {str(text)[:40]!r}; it must be text.")
+    rest = [found.get(key) for key in ("explanationModelName", "typeName")]
+    explainer, kind = (value if isinstance(value, str) else None for value in rest)
+    return text.strip(), explainer, kind

@@ -5,36 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from saesteer.saes.neuronpedia.tables import VERSION, tables
 from saesteer.utils.errors import OutputError
+from saesteer.utils.text import one_line
 
-if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
-
+VERSION = 1
+# `replies` are answers by the hash of what was asked; `explanations` imported labels, of which
+# `place` orders those of one feature; `facts` what else was imported; `files` what is in whole.
+_TABLES = (
+    "replies (key VARCHAR PRIMARY KEY, body BLOB NOT NULL, fetched FLOAT NOT NULL)",
+    "explanations (source VARCHAR, feature INTEGER, place VARCHAR, description VARCHAR NOT NULL, "
+    "explainer VARCHAR, kind VARCHAR, PRIMARY KEY (source, feature, place)) WITHOUT ROWID",
+    "facts (source VARCHAR, feature INTEGER, body BLOB NOT NULL, PRIMARY KEY (source, feature)) "
+    "WITHOUT ROWID",
+    "files (source VARCHAR, name VARCHAR, digest VARCHAR NOT NULL, lines INTEGER NOT NULL, "
+    "PRIMARY KEY (source, name))",
+)
 # Below SQLite's oldest limit on the variables of one statement.
 _AT_ONCE = 900
 
 
-@dataclass(frozen=True)
-class Kept:
-    """An answer in the cache.
+class Kept(NamedTuple):
+    """An answer in the cache."""
 
-    Attributes:
-        value: Its JSON; None where the service said that there is no such thing.
-        age: How long ago it came, seconds.
-    """
+    value: Any  # Its JSON; None where the service said that there is no such thing.
+    age: float  # How long ago it came, seconds.
 
-    value: Any
-    age: float
+
+class BulkLine(NamedTuple):
+    """One line of a bulk file: a label or, where that is None, what else is known of a feature."""
+
+    number: int  # Its number in the file, from 1.
+    feature: int
+    label: tuple[str, str | None, str | None] | None  # The explanation, its explainer, its kind.
+    facts: dict[str, Any]  # In the API's own form.
 
 
 def content_key(*stated: Any) -> str:
@@ -46,6 +59,9 @@ def content_key(*stated: Any) -> str:
 class Cache:
     """Answers and labels, safe for several processes at once.
 
+    Everything raises `OutputError` where the file cannot be read or written. SAEs are named by
+    model and source, such as "gpt2-small/6-res-jb".
+
     Args:
         path: The SQLite file, made with its folder when something is first kept.
         now: What tells the time, seconds.
@@ -56,165 +72,129 @@ class Cache:
     ) -> None:
         self.path = Path(path)
         self._now = now
-        self._engine: Engine | None = None
 
     def get(self, key: str, max_age: float | None = None) -> Kept | None:
-        """Return the answer kept under a key, unless it is older than `max_age` seconds.
-
-        Raises:
-            OutputError: The file cannot be read.
-        """
+        """Return the answer kept under a key, unless it is older than `max_age` seconds."""
         return self.get_many([key], max_age).get(key)
 
     def get_many(self, keys: Sequence[str], max_age: float | None = None) -> dict[str, Kept]:
-        """Return the answers kept under keys; those that are not there, or too old, are left out.
-
-        Raises:
-            OutputError: The file cannot be read.
-        """
-        from sqlalchemy import select
-
-        if not self.path.is_file():
-            return {}
-        table = tables().replies
+        """Return the answers kept under keys that are there and not too old."""
         found: dict[str, Kept] = {}
-        with self.connection() as connection:
-            for first in range(0, len(keys), _AT_ONCE):
-                some = keys[first : first + _AT_ONCE]
-                for row in connection.execute(select(table).where(table.c.key.in_(some))):
-                    kept = Kept(self._unpacked(row.body), max(0.0, self._now() - row.fetched))
-                    if max_age is None or kept.age <= max_age:
-                        found[row.key] = kept
+        for first in range(0, len(keys), _AT_ONCE):
+            some = keys[first : first + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            rows = self._read(
+                f"SELECT key, body, fetched FROM replies WHERE key IN ({marks})", some
+            )
+            for key, body, fetched in rows:
+                kept = Kept(self._unpacked(body), max(0.0, self._now() - fetched))
+                if max_age is None or kept.age <= max_age:
+                    found[key] = kept
         return found
 
-    def put(self, key: str, value: Any) -> None:
-        """Keep an answer; None for "there is no such thing".
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
-        self.put_many({key: value})
-
     def put_many(self, values: Mapping[str, Any]) -> None:
-        """Keep several answers at once.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
-        from sqlalchemy.dialects.sqlite import insert
-
+        """Keep several answers at once; None for "there is no such thing"."""
         if not values:
             return
-        table, now = tables().replies, self._now()
-        rows = [
-            {"key": key, "body": zlib.compress(json.dumps(value).encode()), "fetched": now}
-            for key, value in values.items()
-        ]
-        statement = insert(table)
-        statement = statement.on_conflict_do_update(
-            index_elements=[table.c.key],
-            set_={"body": statement.excluded.body, "fetched": statement.excluded.fetched},
-        )
-        with self.connection(writes=True) as connection:
-            connection.execute(statement, rows)
+        rows = [(key, _packed(value), self._now()) for key, value in values.items()]
+        with self._writing() as connection:
+            connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", rows)
 
     def labels(self, source: str) -> dict[int, str]:
-        """Return all imported labels of an SAE, by feature.
-
-        Args:
-            source: Model and source, such as "gpt2-small/6-res-jb".
-
-        Raises:
-            OutputError: The file cannot be read.
-        """
-        from sqlalchemy import select
-
-        if not self.path.is_file():
-            return {}
-        table = tables().explanations
+        """Return all imported labels of an SAE, by feature."""
+        # Of several explanations the first stays, which comes last here.
         query = (
-            select(table.c.feature, table.c.description)
-            .where(table.c.source == source, table.c.description != "")
-            .order_by(table.c.feature, table.c.place.desc())
+            "SELECT feature, description FROM explanations WHERE source = ? AND description != '' "
+            "ORDER BY feature, place DESC"
         )
-        with self.connection() as connection:
-            # Of several explanations the first stays, which comes last here.
-            return dict(iter(connection.execute(query).tuples()))
+        return dict(self._read(query, [source]))
 
     def imported(self, source: str) -> dict[str, Any]:
-        """Return what is imported of an SAE: for each file its size, for labels their number.
-
-        Raises:
-            OutputError: The file cannot be read.
-        """
-        from sqlalchemy import func, select
-
-        if not self.path.is_file():
-            return {"files": {}, "labels": 0}
-        kept = tables()
-        files, labels = kept.files, kept.explanations
-        with self.connection() as connection:
-            listed = connection.execute(
-                select(files.c.name, files.c.digest).where(files.c.source == source)
-            ).tuples()
-            known = dict(iter(listed))
-            counted = select(func.count(func.distinct(labels.c.feature)))
-            n_labels = connection.execute(counted.where(labels.c.source == source)).scalar_one()
-        return {"files": known, "labels": int(n_labels)}
+        """Return what is imported of an SAE: for each file its digest, for labels their number."""
+        files = dict(self._read("SELECT name, digest FROM files WHERE source = ?", [source]))
+        counted = "SELECT COUNT(DISTINCT feature) FROM explanations WHERE source = ?"
+        labels = self._read(counted, [source])
+        return {"files": files, "labels": int(labels[0][0]) if labels else 0}
 
     def feature(self, source: str, index: int) -> dict[str, Any] | None:
-        """Return what imported files say of one feature, in the API's own form, if anything.
-
-        Raises:
-            OutputError: The file cannot be read.
-        """
-        from sqlalchemy import select
-
-        if not self.path.is_file():
-            return None
-        kept = tables()
-        words, facts = kept.explanations, kept.facts
-        with self.connection() as connection:
-            listed = connection.execute(
-                select(words)
-                .where(words.c.source == source, words.c.feature == index)
-                .order_by(words.c.place)
-            ).all()
-            known = connection.execute(
-                select(facts.c.body).where(facts.c.source == source, facts.c.feature == index)
-            ).scalar_one_or_none()
-        if not listed and known is None:
+        """Return what imported files say of one feature, in the API's own form, if anything."""
+        where = "WHERE source = ? AND feature = ?"
+        listed = self._read(
+            f"SELECT description, explainer, kind FROM explanations {where} ORDER BY place",
+            [source, index],
+        )
+        known = self._read(f"SELECT body FROM facts {where}", [source, index])
+        if not listed and not known:
             return None
         model, _, layer = source.partition("/")
-        explanations = [
-            {
-                "description": row.description,
-                "explanationModelName": row.explainer,
-                "typeName": row.kind,
-            }
-            for row in listed
-        ]
-        rest = {} if known is None else self._unpacked(known)
-        place = {"modelId": model, "layer": layer, "index": str(index)}
-        return {**rest, **place, "explanations": explanations, "activations": []}
+        names = ("description", "explanationModelName", "typeName")
+        return {
+            **(self._unpacked(known[0][0]) if known else {}),
+            "modelId": model,
+            "layer": layer,
+            "index": str(index),
+            "explanations": [dict(zip(names, row, strict=True)) for row in listed],
+            "activations": [],
+        }
+
+    def store_file(self, source: str, name: str, digest: str, lines: Iterable[BulkLine]) -> int:
+        """Keep a bulk file's lines, all or none, in place of what an older file of its name held.
+
+        Returns:
+            The number of lines.
+        """
+        count, walk = 0, iter(lines)
+        # A clause of its own, so that a file's lines come in their order.
+        start = f"{name}:"
+        with self._writing() as connection:
+            connection.execute(
+                "DELETE FROM explanations WHERE source = ? AND place BETWEEN ? AND ?",
+                (source, start, f"{start}~"),
+            )
+            while some := list(islice(walk, 2000)):
+                count += len(some)
+                connection.executemany(
+                    "INSERT INTO explanations VALUES (?, ?, ?, ?, ?, ?)",
+                    [
+                        (source, line.feature, f"{start}{line.number:09d}", *line.label)
+                        for line in some
+                        if line.label is not None
+                    ],
+                )
+                connection.executemany(
+                    "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)",
+                    [
+                        (source, line.feature, _packed(line.facts))
+                        for line in some
+                        if not line.label
+                    ],
+                )
+            connection.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (source, name, digest, count)
+            )
+        return count
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        if not self.path.is_file():
+            return []
+        with self._said(), closing(self._opened()) as connection:
+            return connection.execute(query, values).fetchall()
 
     @contextmanager
-    def connection(self, *, writes: bool = False) -> Iterator[Connection]:
-        """Open one transaction; it is rolled back if the block raises.
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Open one transaction, which is rolled back if the block raises; writers wait in line."""
+        with self._said(), closing(self._opened()) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            # What is not committed when it is closed is rolled back.
+            yield connection
+            connection.execute("COMMIT")
 
-        Args:
-            writes: Whether it will write; writers wait for each other from the start.
-
-        Raises:
-            OutputError: The file cannot be read or written.
-        """
-        from sqlalchemy.exc import DatabaseError
-
+    @contextmanager
+    def _said(self) -> Iterator[None]:
         try:
-            with self._opened().execution_options(writes=writes).begin() as connection:
-                yield connection
-        except (DatabaseError, OSError) as error:
-            said = " ".join(str(getattr(error, "orig", error)).split())[:120]
+            yield
+        except (sqlite3.Error, OSError) as error:
+            said = one_line(error, 120)
         else:
             return
         raise OutputError(
@@ -222,58 +202,46 @@ class Cache:
             "file, or set SAESTEER_CACHE to another folder."
         )
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
-
-    def _opened(self) -> Engine:
-        from sqlalchemy import URL, create_engine, event
-
-        if self._engine is not None:
-            return self._engine
+    def _opened(self) -> sqlite3.Connection:
         if self.path.is_file() and not _can_write(self.path):
             # Such as labels that somebody shares. Without a journal beside them nobody writes them,
             # and one cannot be made.
             journal = self.path.with_name(f"{self.path.name}-wal")
-            how = {"mode": "ro", "uri": "true"} | ({} if journal.is_file() else {"immutable": "1"})
-            self._engine = create_engine(
-                URL.create("sqlite", database=f"file:{quote(str(self.path))}", query=how)
-            )
-            return self._engine
+            how = "mode=ro" if journal.is_file() else "mode=ro&immutable=1"
+            return sqlite3.connect(f"file:{quote(str(self.path))}?{how}", uri=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        address = URL.create("sqlite", database=str(self.path))
-        engine = create_engine(address, connect_args={"timeout": 60})
-
-        @event.listens_for(engine, "connect")
-        def _prepare(connection: Any, _record: Any) -> None:
-            # The driver's own transactions start late, at the first write.
-            connection.isolation_level = None
+        # The driver's own transactions start late, at the first write.
+        connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        try:
             # Readers and a writer do not wait for each other; what is lost with the power is only
             # asked again.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            writes = connection.get_execution_options().get("writes", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-        with engine.execution_options(writes=True).begin() as connection:
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, VERSION):
                 raise OSError(f"it is of version {found} and this saesteer keeps {VERSION}")
-            tables().metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
-        self._engine = engine
-        return engine
+            if found == 0:
+                connection.execute("BEGIN IMMEDIATE")
+                for table in _TABLES:
+                    connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+                connection.execute(f"PRAGMA user_version={VERSION}")
+                connection.execute("COMMIT")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _unpacked(self, body: bytes) -> Any:
         try:
             return json.loads(zlib.decompress(body))
         except (zlib.error, ValueError) as error:
-            raise OSError(f"an entry is damaged: {error}") from None
+            raise OutputError(
+                f"Neuronpedia's cache {self.path} holds a damaged entry ({error}); delete the file."
+            ) from None
+
+
+def _packed(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value).encode())
 
 
 def _can_write(path: Path) -> bool:

@@ -1,102 +1,18 @@
-"""One form for what is known of a feature, whoever knows it: Neuronpedia or a local table."""
+"""Neuronpedia's features as cards, and features found by words without asking anybody."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from saesteer.saes.neuronpedia.links import SITE, dashboard_url
 from saesteer.saes.neuronpedia.replies import Activation, Feature
+from saesteer.saes.table import FeatureCard, FeatureContext, FeatureTable
 
 TOKENS_BEFORE = 8
 TOKENS_AFTER = 4
 _MARKS = (("\u0120", " "), ("\u2581", " "), ("\u010a", "\n"))
-
-
-class LocalContext(Protocol):
-    """A place where a feature fires, as a local table has it."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def token(self) -> str: ...
-    @property
-    def activation(self) -> float: ...
-
-
-class LocalRow(Protocol):
-    """A feature, as a local table has it."""
-
-    @property
-    def feature(self) -> int: ...
-    @property
-    def density(self) -> float: ...
-    @property
-    def max_activation(self) -> float: ...
-    @property
-    def top_tokens(self) -> tuple[str, ...]: ...
-    @property
-    def bottom_tokens(self) -> tuple[str, ...]: ...
-    @property
-    def contexts(self) -> Sequence[LocalContext]: ...
-    @property
-    def description(self) -> str: ...
-
-
-class LocalTable(Protocol):
-    """The feature table that ships with an SAE (`saesteer.saes.FeatureTable`)."""
-
-    @property
-    def frame(self) -> Any: ...
-    def __len__(self) -> int: ...
-    def row(self, index: int) -> LocalRow: ...
-
-
-@dataclass(frozen=True)
-class CardContext:
-    """A place where a feature fires.
-
-    Attributes:
-        text: The firing token with some tokens around it.
-        token: The firing token.
-        activation: How strongly it fires there.
-    """
-
-    text: str
-    token: str
-    activation: float
-
-
-@dataclass(frozen=True)
-class FeatureCard:
-    """What is known of a feature.
-
-    Attributes:
-        feature: Its number in the SAE.
-        description: What it stands for; "" if unknown.
-        by: Who says so, such as "gpt-4o-mini" or "the local table".
-        url: Its dashboard; None where Neuronpedia does not have the SAE.
-        max_activation: Its largest activation on text, if known.
-        density: Share of tokens on which it fires, if known.
-        top_tokens: Tokens that it promotes most.
-        bottom_tokens: Tokens that it demotes most.
-        contexts: Where it fires most strongly, strongest first.
-    """
-
-    feature: int
-    description: str
-    by: str
-    url: str | None
-    max_activation: float | None
-    density: float | None
-    top_tokens: tuple[str, ...]
-    bottom_tokens: tuple[str, ...]
-    contexts: tuple[CardContext, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the card as JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -132,32 +48,12 @@ def feature_card(feature: Feature, *, n_contexts: int = 5, site: str = SITE) -> 
     )
 
 
-def local_card(row: LocalRow, *, n_contexts: int = 5) -> FeatureCard:
-    """Return a local table's row as a card."""
-    return FeatureCard(
-        row.feature,
-        row.description,
-        "the local table",
-        None,
-        row.max_activation,
-        row.density,
-        tuple(row.top_tokens),
-        tuple(row.bottom_tokens),
-        tuple(CardContext(c.text, c.token, c.activation) for c in row.contexts[:n_contexts]),
-    )
-
-
-def search_table(table: LocalTable, query: str, limit: int) -> tuple[FeatureHit, ...]:
-    """Return the features of a local table closest to some words, closest first.
+def search_table(table: FeatureTable, query: str, limit: int) -> tuple[FeatureHit, ...]:
+    """Return at most `limit` features of a table closest to some words, closest first.
 
     Each feature is the text of the tokens that it fires on and promotes, and of its contexts, by
     their words' and word parts' TF-IDF; similarity is the cosine to the query. No meaning is known:
-    "dog" does not find "puppy".
-
-    Args:
-        table: The table.
-        query: The words.
-        limit: The most features; those that share nothing with the words are left out.
+    "dog" does not find "puppy". Features that share nothing with the words are left out.
     """
     frame = table.frame
     firing, around = [], []
@@ -175,12 +71,7 @@ def search_labels(
 ) -> tuple[FeatureHit, ...]:
     """Return the features whose imported labels are closest to some words, as `search_table`.
 
-    Args:
-        labels: Labels by feature.
-        query: The words.
-        limit: The most features.
-        source: Model and source, for the links.
-        site: Where Neuronpedia's pages are.
+    `source` (model and source) and `site` are for the links.
     """
     if not labels:
         return ()
@@ -235,12 +126,12 @@ def _hits(
     )
 
 
-def _context(one: Activation) -> CardContext:
+def _context(one: Activation) -> FeatureContext:
     at = one.at if one.at is not None and 0 <= one.at < len(one.tokens) else _peak(one)
     first = max(0, at - TOKENS_BEFORE)
     around = "".join(map(_plain, one.tokens[first : at + 1 + TOKENS_AFTER]))
     value = one.largest if one.largest is not None else max(one.values, default=0.0)
-    return CardContext(around, _plain(one.tokens[at]), value)
+    return FeatureContext(around, _plain(one.tokens[at]), value)
 
 
 def _peak(one: Activation) -> int:

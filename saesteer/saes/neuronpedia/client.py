@@ -1,36 +1,42 @@
-"""The client: what Neuronpedia knows of features, and what it does with them."""
+"""The client: what Neuronpedia knows of features, and what it does with them; its cache first."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 from urllib.parse import quote
 
 from saesteer.saes.neuronpedia import replies
-from saesteer.saes.neuronpedia.asking import CachedAsking
-from saesteer.saes.neuronpedia.cache import Cache
+from saesteer.saes.neuronpedia.cache import Cache, content_key
 from saesteer.saes.neuronpedia.links import SourceId
-from saesteer.saes.neuronpedia.many import many_features
-from saesteer.saes.neuronpedia.replies import read_reply
-from saesteer.saes.neuronpedia.service import Service, service_here
+from saesteer.saes.neuronpedia.replies import Model, read_reply
+from saesteer.saes.neuronpedia.service import Service, Transport, service_here
 from saesteer.saes.neuronpedia.steering import SteerSettings, steer_payload
-from saesteer.saes.neuronpedia.transport import Transport
-from saesteer.utils.errors import ConfigError, NetworkError, SteeringError
+from saesteer.utils.errors import ConfigError, NetworkError, OutputError, SteeringError
 
 DAY = 86_400.0
 SEARCH_PAGE = 20
 MOST_BY_TEXT = 100
+FEATURES_AT_ONCE = 50
+_FEATURES = "/features"
 _SHORTEST_QUERY = 3
 
 
 class Neuronpedia:
     """Asks Neuronpedia, its cache first.
 
+    SAEs are named by model and source, such as "gpt2-small/6-res-jb", features by their numbers.
+    Every method raises `NetworkError` where nothing is cached and the service cannot be asked, or
+    its answer cannot be read, which is never cached.
+
     Args:
         service: Where and how; as the environment says if None.
         cache: Where answers are kept; nothing is kept if None.
-        max_age: The oldest cached answer to take while the service answers, seconds.
+        max_age: The oldest cached answer to take while the service answers, seconds. Offline, or
+            where the service cannot be reached, an older one is taken as well.
         transport: What sends requests; made from `service` if None.
 
     Example:
@@ -49,7 +55,7 @@ class Neuronpedia:
         self.transport = transport or Transport(service or service_here())
         self.service = self.transport.service
         self.cache = cache
-        self._asking = CachedAsking(self.transport, cache, max_age)
+        self.max_age = max_age
 
     @property
     def remaining(self) -> int | None:
@@ -57,26 +63,16 @@ class Neuronpedia:
         return self.transport.remaining
 
     def feature(self, source: str | SourceId, index: int) -> replies.Feature | None:
-        """Return a feature with its explanations, activations and logits.
+        """Return a feature with its explanations, activations and logits; None if there is none.
 
         Offline, imported bulk files answer where nothing else is cached.
-
-        Args:
-            source: Model and source, such as "gpt2-small/6-res-jb".
-            index: The feature's number.
-
-        Returns:
-            None where Neuronpedia has no such feature.
-
-        Raises:
-            NetworkError: It cannot be asked, or its answer cannot be read.
         """
         of = SourceId.parse(str(source))
         path = f"/feature/{quote(of.model)}/{quote(of.source)}/{_index(index)}"
         try:
-            return self._asking.look_up(replies.Feature, "GET", path)
+            return self._look_up(replies.Feature, "GET", path)
         except NetworkError:
-            found = self._asking.imported(of, index)
+            found = self._imported(of, index)
             if found is None:
                 raise
             return read_reply(replies.Feature, found, path)
@@ -84,23 +80,13 @@ class Neuronpedia:
     def features(
         self, source: str | SourceId, indices: Sequence[int], *, n_texts: int = 3
     ) -> dict[int, replies.Feature]:
-        """Return many features, in few calls.
+        """Return many features by number, in few calls, each with its most activating texts.
 
-        Args:
-            source: Model and source.
-            indices: The features' numbers.
-            n_texts: The most activating texts of each.
-
-        Returns:
-            The features by number, in the order asked; those that Neuronpedia lacks are left out.
-
-        Raises:
-            NetworkError: It cannot be asked, or its answer cannot be read.
+        In the order asked; those that Neuronpedia lacks are left out.
         """
-        of = SourceId.parse(str(source))
-        found = many_features(self._asking, of, list(map(_index, indices)), n_texts=n_texts)
+        found = self._many(SourceId.parse(str(source)), list(map(_index, indices)), n_texts=n_texts)
         return {
-            i: read_reply(replies.Feature, one, "/features")
+            i: read_reply(replies.Feature, one, _FEATURES)
             for i, one in found.items()
             if one is not None
         }
@@ -108,39 +94,26 @@ class Neuronpedia:
     def labels(
         self, source: str | SourceId, indices: Sequence[int], *, ask: bool = True
     ) -> dict[int, str]:
-        """Return what features stand for: imported labels first, then cached and asked ones.
+        """Return what features stand for, by number; features without a label are left out.
 
-        Args:
-            source: Model and source.
-            indices: The features' numbers.
-            ask: Whether to ask Neuronpedia for what is not there.
-
-        Returns:
-            Labels by number; features without one are left out.
+        Imported labels come first, then cached ones, then, with `ask`, those of the service.
         """
         of = SourceId.parse(str(source))
         wanted = list(map(_index, indices))
-        imported = self.cache.labels(str(of)) if self.cache is not None else {}
-        lacking = [i for i in wanted if i not in imported]
-        ask = ask and not self.service.offline
-        for i, one in many_features(self._asking, of, lacking, ask=ask).items():
+        known = self.cache.labels(str(of)) if self.cache is not None else {}
+        lacking = [i for i in wanted if i not in known]
+        for i, one in self._many(of, lacking, ask=ask and not self.service.offline).items():
             if one is not None:
-                imported[i] = read_reply(replies.Feature, one, "/features").description
-        return {i: imported[i] for i in wanted if imported.get(i)}
+                known[i] = read_reply(replies.Feature, one, _FEATURES).description
+        return {i: known[i] for i in wanted if known.get(i)}
 
     def search(
         self, source: str | SourceId, query: str, *, limit: int = SEARCH_PAGE
     ) -> tuple[replies.ExplanationHit, ...]:
-        """Return the explanations closest to some words, closest first.
-
-        Args:
-            source: Model and source.
-            query: The words, 3 characters or more.
-            limit: The most explanations; 20 come with each call.
+        """Return the explanations closest to some words, closest first; 20 come with each call.
 
         Raises:
-            ConfigError: The words are too few.
-            NetworkError: It cannot be asked, or its answer cannot be read.
+            ConfigError: The words have fewer than 3 characters.
         """
         of = SourceId.parse(str(source))
         words = query.strip()
@@ -152,7 +125,7 @@ class Neuronpedia:
         offset = 0
         while len(found) < limit:
             body = {"modelId": of.model, "layers": [of.source], "query": words, "offset": offset}
-            page = self._asking.need(replies.ExplanationPage, "/explanation/search", body, str(of))
+            page = self._need(replies.ExplanationPage, "/explanation/search", body, str(of))
             found += page.results
             following = page.next_offset or offset + len(page.results)
             if not (page.more and page.results and following > offset):
@@ -165,16 +138,10 @@ class Neuronpedia:
     ) -> replies.TextSearch:
         """Return the features that fire most on a text.
 
-        Args:
-            source: Model and source.
-            text: The text.
-            tokens: Sort by the activations on these tokens (BOS is token 0); by the largest on any
-                if empty.
-            limit: The most features, up to 100.
+        Sorted by the activations on some tokens (BOS is token 0), or by the largest on any.
 
         Raises:
-            ConfigError: The text is empty, or the limit too large.
-            NetworkError: It cannot be asked, or its answer cannot be read.
+            ConfigError: The text is empty, or the limit above 100.
         """
         of = SourceId.parse(str(source))
         if not text.strip() or not 1 <= limit <= MOST_BY_TEXT:
@@ -191,20 +158,14 @@ class Neuronpedia:
             "ignoreBos": True,
             "numResults": limit,
         }
-        return self._asking.need(replies.TextSearch, "/search-all", body, str(of), slow=True)
+        return self._need(replies.TextSearch, "/search-all", body, str(of), slow=True)
 
     def similar(
         self, source: str | SourceId, index: int, *, among: str | SourceId | None = None
     ) -> tuple[replies.Similar, ...]:
         """Return the features whose decoder rows are closest to a feature's, closest first.
 
-        Args:
-            source: Model and source of the feature.
-            index: Its number.
-            among: Model and source to look in; the feature's own if None.
-
-        Raises:
-            NetworkError: It cannot be asked, or its answer cannot be read.
+        `among` is the SAE to look in; the feature's own if None.
         """
         of = SourceId.parse(str(source))
         target = of if among is None else SourceId.parse(str(among))
@@ -216,7 +177,7 @@ class Neuronpedia:
             "targetSourceId": target.source,
         }
         what = f"{of}/{index}"
-        return self._asking.need(replies.SimilarList, "/cossim", body, what, slow=True).similar
+        return self._need(replies.SimilarList, "/cossim", body, what, slow=True).similar
 
     def new_list(
         self,
@@ -238,20 +199,17 @@ class Neuronpedia:
 
         Raises:
             ConfigError: There is no key, no name or no feature.
-            NetworkError: It cannot be asked, or refuses.
         """
         of = SourceId.parse(str(source))
         if not name.strip() or not features:
             raise ConfigError("a list on Neuronpedia needs a name and at least one feature.")
-        self._check_key("a list")
         rows = [
             {"modelId": of.model, "layer": of.source, "index": _index(i), "description": words}
             for i, words in features.items()
         ]
         body = {"name": name, "description": description, "features": rows}
         body |= {"testText": text} if text else {}
-        answer = self.transport.json("POST", "/list/new-with-features", body)
-        return read_reply(replies.FeatureList, answer, "/list/new-with-features")
+        return self._made(replies.FeatureList, "/list/new-with-features", body, "a list")
 
     def steer(
         self,
@@ -262,20 +220,15 @@ class Neuronpedia:
     ) -> replies.Steered:
         """Let Neuronpedia complete a text with and without steering.
 
-        Args:
-            source: Model and source.
-            prompt: The text.
-            strengths: How much of each feature's unit decoder row is added, by number: L2 length.
-            settings: How to generate.
+        `strengths` say how much of each feature's unit decoder row is added, by number: L2 length.
 
         Raises:
             SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
-            NetworkError: It cannot be asked, or its answer cannot be read.
         """
         of = SourceId.parse(str(source))
         _check_words(prompt)
         body = {"prompt": prompt} | steer_payload(of, strengths, settings or SteerSettings())
-        return self._asking.need(replies.Steered, "/steer", body, str(of), slow=True)
+        return self._need(replies.Steered, "/steer", body, str(of), slow=True)
 
     def steer_chat(
         self,
@@ -284,18 +237,7 @@ class Neuronpedia:
         strengths: Mapping[int, float],
         settings: SteerSettings | None = None,
     ) -> replies.SteeredChat:
-        """Let Neuronpedia answer a chat with and without steering.
-
-        Args:
-            source: Model and source.
-            messages: The chat so far: role and content of each message.
-            strengths: As for `steer`.
-            settings: How to generate.
-
-        Raises:
-            SteeringError: A strength is out of Neuronpedia's range, or the chat is empty.
-            NetworkError: It cannot be asked, or its answer cannot be read.
-        """
+        """Let Neuronpedia answer a chat (role and content of each message); see `steer`."""
         of = SourceId.parse(str(source))
         chat = [{"role": m["role"], "content": m["content"]} for m in messages]
         _check_words(*(m["content"] for m in chat))
@@ -306,7 +248,7 @@ class Neuronpedia:
             "steer_special_tokens": chosen.special_tokens,
             **steer_payload(of, strengths, chosen),
         }
-        return self._asking.need(replies.SteeredChat, "/steer-chat", body, str(of), slow=True)
+        return self._need(replies.SteeredChat, "/steer-chat", body, str(of), slow=True)
 
     def upload_vector(
         self, model: str, layer: int, values: Sequence[float], label: str, *, strength: float
@@ -323,7 +265,6 @@ class Neuronpedia:
         Raises:
             ConfigError: There is no key.
             SteeringError: The strength is out of range, or a value is not finite.
-            NetworkError: It cannot be asked, or refuses.
         """
         numbers = [float(value) for value in values]
         if not (numbers and all(map(math.isfinite, numbers)) and abs(strength) <= 100):
@@ -331,7 +272,6 @@ class Neuronpedia:
                 f"a vector for Neuronpedia needs finite numbers and a strength of -100 to 100, not "
                 f"{strength}; scale the vector."
             )
-        self._check_key("a vector")
         body = {
             "modelId": model,
             "layerNumber": int(layer),
@@ -340,16 +280,117 @@ class Neuronpedia:
             "vectorDefaultSteerStrength": float(strength),
             "vectorLabel": label,
         }
-        answer = self.transport.json("POST", "/vector/new", body)
-        return read_reply(replies.UploadedVector, answer, "/vector/new")
+        return self._made(replies.UploadedVector, "/vector/new", body, "a vector")
 
-    def _check_key(self, what: str) -> None:
+    def _look_up(
+        self, kind: type[Model], method: str, path: str, body: Any = None, *, slow: bool = False
+    ) -> Model | None:
+        """Return a cached or fresh answer; None, cached as well, where there is no such thing."""
+        key = self._key(method, path, body)
+        kept = self._kept([key])
+        if key in kept:
+            return _read(kind, kept[key], path)
+        try:
+            answer = self.transport.json(method, path, body, slow=slow)
+        except NetworkError:
+            stale = self.cache.get(key) if self.cache is not None else None
+            if stale is None:
+                raise
+            return _read(kind, stale.value, path)
+        found = _read(kind, answer, path)
+        self._keep({key: answer})
+        return found
+
+    def _need(
+        self, kind: type[Model], path: str, body: Any, what: str, *, slow: bool = False
+    ) -> Model:
+        answer = self._look_up(kind, "POST", path, body, slow=slow)
+        if answer is None:
+            raise NetworkError(
+                f"Neuronpedia knows nothing of {what}, or of one of its features (status 404); "
+                "check model, source and numbers."
+            )
+        return answer
+
+    def _made(self, kind: type[Model], path: str, body: Any, what: str) -> Model:
+        """Let the service make something that belongs to an account; nothing is cached."""
         variable = self.service.key_variable
         if not os.environ.get(variable, "").strip():
             raise ConfigError(
                 f"{what} on Neuronpedia belongs to an account; set the environment variable "
                 f"{variable} to its key."
             )
+        return read_reply(kind, self.transport.json("POST", path, body), path)
+
+    def _many(
+        self, of: SourceId, indices: Sequence[int], *, n_texts: int = 3, ask: bool = True
+    ) -> dict[int, Any]:
+        """Return the JSON of many features by number, None where there is none.
+
+        Each is cached on its own; what is not cached and is not asked for is left out.
+        """
+        wanted = list(dict.fromkeys(indices))
+        # The service takes 0 for "all of them".
+        texts = max(1, n_texts)
+        keys = {i: self._key("POST", _FEATURES, [str(of), i, texts]) for i in wanted}
+        kept = self._kept(list(keys.values()))
+        found = {i: kept[key] for i, key in keys.items() if key in kept}
+        lacking = [i for i in wanted if i not in found] if ask else []
+        for first in range(0, len(lacking), FEATURES_AT_ONCE):
+            some = lacking[first : first + FEATURES_AT_ONCE]
+            try:
+                answers = self._asked(of, some, texts)
+            except NetworkError:
+                answers = {i: self._imported(of, i) for i in some}
+                if None in answers.values():
+                    raise
+            else:
+                self._keep({keys[i]: value for i, value in answers.items()})
+            found |= answers
+        return {i: found[i] for i in wanted if i in found}
+
+    def _asked(self, of: SourceId, some: Sequence[int], texts: int) -> dict[int, Any]:
+        body = [
+            {"modelId": of.model, "layer": of.source, "index": i, "maxActsToReturn": texts}
+            for i in some
+        ]
+        answer = self.transport.json("POST", _FEATURES, body)
+        if not isinstance(answer, list):
+            raise NetworkError(
+                f"Neuronpedia's answer to {_FEATURES} is no list; its API may have changed, so "
+                "look for a newer saesteer."
+            )
+        # The answer leaves out what is not there, and its order is its own.
+        by_index: dict[int, Any] = dict.fromkeys(some)
+        for one in answer:
+            found = read_reply(replies.Feature, one, _FEATURES)
+            if (found.model, found.source) == (of.model, of.source) and found.index in by_index:
+                by_index[found.index] = one
+        return by_index
+
+    def _key(self, method: str, path: str, body: Any) -> str:
+        return content_key(self.service.base_url, method, path, body)
+
+    def _kept(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the answers that are cached and not too old."""
+        if self.cache is None:
+            return {}
+        limit = None if self.service.offline else self.max_age
+        return {key: kept.value for key, kept in self.cache.get_many(keys, limit).items()}
+
+    def _keep(self, answers: Mapping[str, Any]) -> None:
+        # An answer is worth more than its copy.
+        if self.cache is not None:
+            with suppress(OutputError):
+                self.cache.put_many(answers)
+
+    def _imported(self, of: SourceId, index: int) -> Any:
+        """Return what imported bulk files say of a feature; None if nothing."""
+        return None if self.cache is None else self.cache.feature(str(of), index)
+
+
+def _read(kind: type[Model], answer: Any, path: str) -> Model | None:
+    return None if answer is None else read_reply(kind, answer, path)
 
 
 def _check_words(*texts: str) -> None:

@@ -17,15 +17,10 @@ _ID = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class SourceId:
-    """Which SAE is meant.
+    """Which SAE is meant."""
 
-    Attributes:
-        model: Neuronpedia's name of the model, such as "gpt2-small".
-        source: Its name of the SAE, such as "6-res-jb".
-    """
-
-    model: str
-    source: str
+    model: str  # Neuronpedia's name of the model, such as "gpt2-small".
+    source: str  # Its name of the SAE, such as "6-res-jb".
 
     @classmethod
     def parse(cls, text: str) -> SourceId:
@@ -62,11 +57,6 @@ class SourceId:
 def dashboard_url(neuronpedia_id: str | SourceId, feature: int, *, site: str = SITE) -> str:
     """Return the address of a feature's dashboard.
 
-    Args:
-        neuronpedia_id: The SAE's id, such as "gpt2-small/6-res-jb".
-        feature: The feature's index.
-        site: Where Neuronpedia's pages are.
-
     Example:
         >>> dashboard_url("gpt2-small/6-res-jb", 650)
         'https://www.neuronpedia.org/gpt2-small/6-res-jb/650'
@@ -81,30 +71,17 @@ def embed_url(url: str) -> str:
 
 @dataclass(frozen=True)
 class QuickList:
-    """A page with many features.
-
-    Attributes:
-        url: Its address.
-        n_shown: How many features it shows.
-        n_left_out: How many did not fit: a page shows 150 at most.
-    """
+    """A page with many features."""
 
     url: str
     n_shown: int
-    n_left_out: int
+    n_left_out: int  # A page shows 150 at most.
 
 
 def quick_list(
     neuronpedia_id: str | SourceId, features: Sequence[int], name: str, *, site: str = SITE
 ) -> QuickList:
-    """Return the page that shows many features at once.
-
-    Args:
-        neuronpedia_id: The SAE's id.
-        features: The features' indices, most important first; the first 150 are shown.
-        name: The list's name.
-        site: Where Neuronpedia's pages are.
-    """
+    """Return the page that shows many features at once: the first 150, so most important first."""
     where = SourceId.parse(str(neuronpedia_id))
     shown = list(dict.fromkeys(int(feature) for feature in features))
     kept = shown[:MOST_IN_QUICK_LIST]

@@ -10,8 +10,9 @@ from saesteer.utils.errors import NetworkError
 
 Model = TypeVar("Model", bound=BaseModel)
 # The database behind the service has null where a list is empty.
-Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: value or ())]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda value: value or ())]
+_or_empty = BeforeValidator(lambda value: value or ())
+Texts = Annotated[tuple[str, ...], _or_empty]
+Numbers = Annotated[tuple[float, ...], _or_empty]
 
 
 class _Reply(BaseModel):
@@ -22,17 +23,10 @@ class _Reply(BaseModel):
 
 
 class FeatureFacts(_Reply):
-    """What is known of a feature but for its texts.
+    """What is known of a feature but for its texts."""
 
-    Attributes:
-        max_activation: Its largest activation on the service's text.
-        density: Share of tokens on which it fires.
-        top_tokens: Tokens that it promotes, with `top_logits`.
-        bottom_tokens: Tokens that it demotes, with `bottom_logits`.
-    """
-
-    max_activation: float | None = Field(None, alias="maxActApprox")
-    density: float | None = Field(None, alias="frac_nonzero")
+    max_activation: float | None = Field(None, alias="maxActApprox")  # On the service's text.
+    density: float | None = Field(None, alias="frac_nonzero")  # Share of tokens.
     top_tokens: Texts = Field((), alias="pos_str")
     top_logits: Numbers = Field((), alias="pos_values")
     bottom_tokens: Texts = Field((), alias="neg_str")
@@ -40,30 +34,16 @@ class FeatureFacts(_Reply):
 
 
 class Explanation(_Reply):
-    """What a feature stands for, in words.
-
-    Attributes:
-        description: The words.
-        explainer: The model that wrote them, if said.
-        kind: How they came about, such as "oai_token-act-pair".
-        scores: How well they predict the feature, as the service gives them.
-    """
+    """What a feature stands for, in words."""
 
     description: str
     explainer: str | None = Field(None, alias="explanationModelName")
-    kind: str | None = Field(None, alias="typeName")
-    scores: Annotated[tuple[dict[str, Any], ...], BeforeValidator(lambda value: value or ())] = ()
+    kind: str | None = Field(None, alias="typeName")  # Such as "oai_token-act-pair".
+    scores: Annotated[tuple[dict[str, Any], ...], _or_empty] = ()
 
 
 class Activation(_Reply):
-    """A text on which a feature fires.
-
-    Attributes:
-        tokens: Its tokens.
-        values: The feature's activation on each.
-        largest: The largest of these.
-        at: The token on which that is.
-    """
+    """A text on which a feature fires: its tokens, and the activation on each."""
 
     tokens: Texts
     values: Numbers
@@ -71,22 +51,19 @@ class Activation(_Reply):
     at: int | None = Field(None, alias="maxValueTokenIndex")
 
 
-class Feature(FeatureFacts):
-    """A feature with what is known of it.
-
-    Attributes:
-        model: The model's id.
-        source: The SAE's id.
-        index: The feature's number.
-        explanations: What it stands for, best first.
-        activations: Texts on which it fires, strongest first.
-    """
+class Place(_Reply):
+    """Where a feature is: model, SAE and number."""
 
     model: str = Field(alias="modelId")
-    source: str = Field(alias="layer")
+    source: str = Field(validation_alias=AliasChoices("layer", "source"))
     index: int
-    explanations: Annotated[tuple[Explanation, ...], BeforeValidator(lambda v: v or ())]
-    activations: Annotated[tuple[Activation, ...], BeforeValidator(lambda v: v or ())]
+
+
+class Feature(Place, FeatureFacts):
+    """A feature with what is known of it, explanations best and texts strongest first."""
+
+    explanations: Annotated[tuple[Explanation, ...], _or_empty]
+    activations: Annotated[tuple[Activation, ...], _or_empty]
 
     @property
     def description(self) -> str:
@@ -94,20 +71,9 @@ class Feature(FeatureFacts):
         return next((e.description.strip() for e in self.explanations if e.description.strip()), "")
 
 
-class ExplanationHit(_Reply):
-    """An explanation found by its words.
+class ExplanationHit(Place):
+    """An explanation found by its words; similarity is the cosine of the texts' embeddings."""
 
-    Attributes:
-        model: The model's id.
-        source: The SAE's id.
-        index: The feature's number.
-        description: The explanation.
-        similarity: Cosine of the two texts' embeddings, if said.
-    """
-
-    model: str = Field(alias="modelId")
-    source: str = Field(alias="layer")
-    index: int
     description: str
     similarity: float | None = Field(None, alias="cosine_similarity")
 
@@ -120,21 +86,9 @@ class ExplanationPage(_Reply):
     next_offset: int | None = Field(None, alias="nextOffset")
 
 
-class TextHit(_Reply):
-    """A feature that fires on a text.
+class TextHit(Place):
+    """A feature that fires on a text, with its activation on each token."""
 
-    Attributes:
-        model: The model's id.
-        source: The SAE's id.
-        index: The feature's number.
-        values: Its activation on each token.
-        largest: The largest of these.
-        at: The token on which that is.
-    """
-
-    model: str = Field(alias="modelId")
-    source: str = Field(alias="layer")
-    index: int
     values: Numbers
     largest: float = Field(alias="maxValue")
     at: int = Field(alias="maxValueIndex")
@@ -155,21 +109,16 @@ class TextSearch(_Reply):
     result: tuple[TextHit, ...]
 
 
-class _Place(_Reply):
+class _OtherPlace(_Reply):
     model: str | None = None
     source: str
     index: int
 
 
 class Similar(_Reply):
-    """A feature with a decoder row close to another's.
+    """A feature with a decoder row close to another's."""
 
-    Attributes:
-        feature: Where it is: source and index.
-        cosine: Cosine of the two rows.
-    """
-
-    feature: _Place
+    feature: _OtherPlace
     cosine: float = Field(
         validation_alias=AliasChoices("cosineSimilarity", "cosine_similarity", "cosine")
     )
@@ -191,13 +140,7 @@ class SimilarList(_Reply):
 
 
 class FeatureList(_Reply):
-    """A list of features that was made.
-
-    Attributes:
-        url: Its page.
-        id: Its id.
-        name: Its name.
-    """
+    """A list of features that was made, and its page."""
 
     url: str
     id: str | None = None
@@ -205,13 +148,7 @@ class FeatureList(_Reply):
 
 
 class Steered(_Reply):
-    """A completion with and without steering.
-
-    Attributes:
-        steered: The steered text.
-        default: The text without steering.
-        share_url: A page that shows both.
-    """
+    """A completion with and without steering, and a page that shows both."""
 
     steered: str = Field(alias="STEERED")
     default: str = Field(alias="DEFAULT")
@@ -226,15 +163,10 @@ class ChatMessage(_Reply):
 
 
 class SteeredTurn(_Reply):
-    """A chat that was completed.
-
-    Attributes:
-        raw: The whole chat with its template.
-        messages: The same, message by message.
-    """
+    """A chat that was completed: whole with its template, and message by message."""
 
     raw: str
-    messages: Annotated[tuple[ChatMessage, ...], BeforeValidator(lambda v: v or ())] = Field(
+    messages: Annotated[tuple[ChatMessage, ...], _or_empty] = Field(
         (), validation_alias=AliasChoices("chatTemplate", "chat_template", "messages")
     )
 
@@ -253,31 +185,15 @@ class SteeredChat(_Reply):
     share_url: str | None = Field(None, alias="shareUrl")
 
 
-class _VectorPlace(_Reply):
-    model: str = Field(alias="modelId")
-    source: str
-    index: int
-
-
 class UploadedVector(_Reply):
-    """A vector that was uploaded.
-
-    Attributes:
-        url: Its page.
-        vector: Its model, source and index, by which it is steered with as a feature is.
-    """
+    """A vector that was uploaded: its page, and where it is steered with as a feature is."""
 
     url: str
-    vector: _VectorPlace
+    vector: Place
 
 
 def read_reply(kind: type[Model], value: Any, where: str) -> Model:
-    """Return an answer as its type.
-
-    Args:
-        kind: The type.
-        value: The answer's JSON.
-        where: What was asked, for the error.
+    """Return an answer as its type; `where` is what was asked, for the error.
 
     Raises:
         NetworkError: Fields are missing or of another kind, with their names.

@@ -1,17 +1,38 @@
-"""Where Neuronpedia is and how patient to be with it."""
+"""Where Neuronpedia is, how patient to be with it, and what carries questions there."""
 
 from __future__ import annotations
 
 import os
+import random
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
-from saesteer.utils.errors import ConfigError
-from saesteer.utils.http import is_plain_address, is_variable_name
+from saesteer.utils.errors import ConfigError, NetworkError
+from saesteer.utils.http import (
+    REFUSED,
+    HttpReply,
+    Key,
+    Patience,
+    is_plain_address,
+    is_variable_name,
+    open_session,
+    request,
+    said_by_server,
+)
+
+if TYPE_CHECKING:
+    from requests import Session
 
 BASE_URL = "https://www.neuronpedia.org/api"
 BUCKET_URL = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
 KEY_VARIABLE = "NEURONPEDIA_API_KEY"
+LARGEST_REPLY = 64_000_000
+KEY_HEADER = "x-api-key"
+# A service that never answers at all is most likely not there.
+ATTEMPTS_UNANSWERED = 3
 _OFFLINE_VARIABLES = ("SAESTEER_OFFLINE", "HF_HUB_OFFLINE")
 
 
@@ -98,3 +119,153 @@ def service_here(**settings: Any) -> Service:
         if os.environ.get(variable, "").strip():
             found[field] = os.environ[variable].strip()
     return Service(**{**found, **settings})
+
+
+class Transport:
+    """Sends requests over connections that are kept open.
+
+    Args:
+        service: Where and how.
+        sleep: What waits.
+        chance: Gives numbers from 0 to 1, so that many clients do not come back at once.
+
+    Attributes:
+        remaining: Requests left in this hour, as the service said last.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.service = service
+        self.remaining: int | None = None
+        self._sleep = sleep
+        self._chance = chance
+        self._session: Session | None = None
+
+    def json(
+        self, method: str, path: str, payload: Any = None, *, slow: bool = False
+    ) -> Any | None:
+        """Ask the API.
+
+        Args:
+            method: "GET" or "POST".
+            path: What follows the base URL, with a leading slash.
+            payload: What is posted.
+            slow: Whether the service runs a model for it.
+
+        Returns:
+            The JSON; None where there is no such thing (status 404, or null).
+
+        Raises:
+            NetworkError: It is offline, away, busy for too long, or refuses.
+            ConfigError: The key cannot be sent.
+        """
+        where, limit = self.service.base_url, self.service.timeout
+        reply = self._sent(
+            method,
+            f"{where}{path}",
+            where,
+            timeout=self.service.slow_timeout if slow else limit,
+            key=Key(self.service.key_variable, KEY_HEADER, ""),
+            payload=payload,
+            check=self._unusable,
+        )
+        if reply.status == 404 and not _is_page(reply):
+            return None
+        self._refuse(reply, where, path)
+        return reply.json
+
+    def text(self, url: str, params: Mapping[str, str]) -> bytes:
+        """Get a listing of the bucket, without a key.
+
+        Raises:
+            NetworkError: It is offline, away, or refuses.
+        """
+        where = self.service.bucket_url
+        reply = self._sent("GET", url, where, timeout=self.service.timeout, params=params)
+        self._refuse(reply, where, urlsplit(url).path)
+        return reply.body
+
+    def fetch(self, url: str, file: BinaryIO) -> None:
+        """Get a bulk file, without a key, into an open file.
+
+        Raises:
+            NetworkError: It is offline, away, or refuses.
+            OutputError: The file cannot be written.
+        """
+        where = self.service.bucket_url
+        reply = self._sent("GET", url, where, timeout=self.service.timeout, into=file)
+        self._refuse(reply, where, urlsplit(url).path)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _sent(self, method: str, url: str, where: str, *, timeout: float, **rest: Any) -> HttpReply:
+        service = self.service
+        if service.offline:
+            raise NetworkError(
+                f"{where} is not asked, because SAESTEER_OFFLINE, HF_HUB_OFFLINE or a setting "
+                "switches the network off; unset it, or import what is needed while online."
+            )
+        if self._session is None:
+            self._session = open_session()
+        return request(
+            method,
+            url,
+            patience=Patience(
+                timeout=timeout,
+                attempts=service.attempts,
+                attempts_unanswered=ATTEMPTS_UNANSWERED,
+                first_wait=service.first_wait,
+                longest_wait=service.longest_wait,
+                jitter=0.5,
+                largest=LARGEST_REPLY,
+            ),
+            called=where,
+            session=self._session,
+            sleep=self._sleep,
+            chance=self._chance,
+            **rest,
+        )
+
+    def _unusable(self, reply: HttpReply) -> str | None:
+        """Note how many requests are left; return why an answer is to be asked for again."""
+        left = reply.headers.get("x-limit-remaining", "").strip()
+        self.remaining = int(left) if left.isdigit() and len(left) < 9 else self.remaining
+        if reply.status == 429 and left == "0" and not reply.headers.get("Retry-After"):
+            raise NetworkError(
+                f"{self.service.base_url} has no more requests left for now (status "
+                f"429{said_by_server(reply.body)}); limits are per hour, so go on later, what was "
+                "answered is cached."
+            )
+        if reply.status >= 300 or reply.json is not None or reply.body.strip() == b"null":
+            return None
+        if not _is_page(reply):
+            return "an answer that is cut off or no JSON"
+        raise NetworkError(
+            f"{self.service.base_url} answers with a web page instead of JSON; check the address "
+            "(NEURONPEDIA_BASE_URL), which ends in /api at the service itself, and any proxy."
+        )
+
+    def _refuse(self, reply: HttpReply, where: str, path: str) -> None:
+        if reply.status < 300:
+            return
+        way_out = "check the address, and the names of model and source"
+        if reply.status in REFUSED:
+            way_out = (
+                f"set the environment variable {self.service.key_variable} to a key that is valid "
+                "there"
+            )
+        said = f"status {reply.status}{said_by_server(reply.body)}"
+        raise NetworkError(f"{where} refuses {path} ({said}); {way_out}.")
+
+
+def _is_page(reply: HttpReply) -> bool:
+    return reply.body.lstrip()[:1] == b"<"

@@ -1,0 +1,155 @@
+"""What the fields of a record are called and may hold; one table of fields for each layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from saesteer.data.checks import (
+    MAX_CHARACTERS,
+    check_known_fields,
+    check_text,
+    collect,
+    is_blank,
+    near_field,
+)
+from saesteer.data.records import Record, RecordFile
+from saesteer.utils.errors import DataError
+from saesteer.utils.text import shorten
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a record."""
+
+    name: str  # What it is called once read.
+    # "name" is a text or a whole number, "label" a text or any number, both read as text; "number"
+    # lies in `bounds`; "record" and "records" are objects of the schema `of`; "any" is taken as it
+    # comes.
+    kind: Literal["text", "name", "label", "number", "record", "records", "any"] = "text"
+    required: bool = False
+    keys: tuple[str, ...] = ()  # What it is called in a file, the likeliest first; `name` if empty.
+    lacking: str = ""  # What it means where a required field is missing.
+    way_out: str = "give it a text or remove the record"
+    bounds: tuple[float, float] = (0.0, 1.0)
+    limit: int = MAX_CHARACTERS
+    strip: bool = True  # Whether white space around a text goes.
+    of: Schema | None = None
+
+    def key_in(self, fields: Mapping[str, object]) -> str:
+        """Return which of the field's names a record has; the likeliest if none."""
+        keys = self.keys or (self.name,)
+        return next((key for key in keys if fields.get(key) is not None), keys[0])
+
+    def read(self, fields: Mapping[str, Any], place: str) -> Any:
+        """Return what a record says here; None if nothing.
+
+        Raises:
+            DataError: It is missing though it is required, or of another kind.
+        """
+        key = self.key_in(fields)
+        value = self._read(key, fields.get(key), place)
+        if value is None and self.required:
+            state = "blank" if key in fields and isinstance(fields[key], str) else "missing"
+            near = "" if key in fields else near_field(key, fields)
+            lacking = f", {self.lacking}" if self.lacking else ""
+            raise DataError(f"{place}: the field '{key}' is {state}{near}{lacking}; {self.way_out}")
+        return value
+
+    def _read(self, key: str, value: Any, place: str) -> Any:
+        if value is None or self.kind == "any":
+            return value
+        if self.kind == "number":
+            return self._number(key, value, place)
+        if self.kind in ("record", "records"):
+            return self._inner(key, value, place)
+        numbers = {"name": (int,), "label": (int, float)}.get(self.kind, ())
+        if isinstance(value, numbers) and not isinstance(value, bool):
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        if not isinstance(value, str):
+            raise DataError(
+                f"{place}: the field '{key}' is {shorten(value)}, not text; put it in quotes"
+            )
+        check_text(value, f"the field '{key}'", place, self.limit)
+        if is_blank(value):
+            return None
+        return value.strip() if self.strip else value
+
+    def _inner(self, key: str, value: Any, place: str) -> Any:
+        assert self.of is not None
+        many = self.kind == "records"
+        if not isinstance(value, list if many else Mapping):
+            names = ", ".join(f'"{field.name}": "..."' for field in self.of.fields)
+            shape = f"[{{{names}}}, ...]" if many else f"{{{names}}}"
+            raise DataError(f"{place}: the field '{key}' is {shorten(value)}; write it as {shape}")
+        if not many:
+            return self.of.read(Record(f"{place}: {key}", value))
+        places = (f"{place}: {key} {number}" for number in range(1, len(value) + 1))
+        return collect(map(Record, places, value), self.of.read)
+
+    def _number(self, key: str, value: Any, place: str) -> float:
+        low, high = self.bounds
+        try:
+            number = float(value) if isinstance(value, int | float | str) else float("nan")
+        except ValueError:
+            number = float("nan")
+        if isinstance(value, bool) or not low <= number <= high:
+            raise DataError(
+                f"{place}: the field '{key}' is {shorten(value)}; give a number from {low:g} to "
+                f"{high:g}"
+            )
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The fields of a record."""
+
+    fields: tuple[Field, ...]
+    open: bool = False  # Whether a record may have other fields as well.
+    hint: str = ""  # The way out for a record, or a table, without any of the required fields.
+
+    def read(self, record: Record) -> dict[str, Any]:
+        """Return a record's fields by the schema's names.
+
+        Raises:
+            DataError: The record cannot be used; the sentence names file, line and field.
+        """
+        given = record.fields()
+        self._check_known(tuple(map(str, given)), record.place)
+        return {field.name: field.read(given, record.place) for field in self.fields}
+
+    def read_file(
+        self, file: RecordFile, parse: Callable[[dict[str, Any], str], Result]
+    ) -> list[Result]:
+        """Return what `parse` makes of every record's fields and place.
+
+        Raises:
+            DataError: A column is unknown or missing, or a record cannot be used; the sentence
+                tells of the first one and how many more there are.
+        """
+        if file.header is not None:
+            self._check_header(file.header, f"{file.path}:1")
+        return collect(file.records, lambda record: parse(self.read(record), record.place))
+
+    def _check_known(self, given: tuple[str, ...], place: str, hint: str = "") -> None:
+        if self.open:
+            return
+        known = [key for field in self.fields for key in field.keys or (field.name,)]
+        needed = {key for f in self.fields if f.required for key in f.keys or (f.name,)}
+        check_known_fields(given, known, place, hint or ("" if needed & set(given) else self.hint))
+
+    def _check_header(self, header: tuple[str, ...], place: str) -> None:
+        one = "; separate the columns by commas" if len(header) == 1 else ""
+        self._check_known(header, place, one)
+        for field in self.fields:
+            keys = field.keys or (field.name,)
+            if field.required and not set(keys) & set(header):
+                lacking = f", {field.lacking}" if field.lacking else ""
+                raise DataError(
+                    f"{place}: there is no column '{keys[0]}'{near_field(keys[0], header)}"
+                    f"{lacking}; add it{self.hint}"
+                )
