@@ -12,8 +12,8 @@ PINS := constraints/newest.txt
 FLOORS := constraints/oldest.txt
 # The tests that touch other libraries: loading, sites, steering, generation, probes, SAEs and
 # patching, then a file each for what is drawn, typed, stored and sent with others' help.
-LIBRARIES := tests/models tests/activations tests/steering tests/probes tests/saes \
-	tests/patching/engine tests/patching/attribution tests/evaluation/test_propensity.py \
+LIBRARIES := tests/models tests/steering tests/probes tests/saes tests/patching/test_cells.py \
+	tests/patching/test_attribution.py tests/evaluation/test_effect.py \
 	tests/report/test_figures.py tests/cli/test_main.py tests/sweeps/test_worker.py \
 	tests/tracking/test_wandb.py
 export OMP_NUM_THREADS ?= 2

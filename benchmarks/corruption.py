@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from pairing import paired_ratio
 
-from saesteer.corruption.families import make_family
 from saesteer.corruption.family import family_states
 from saesteer.corruption.measure import score_task
-from saesteer.corruption.prompts import TaskRows, task_rows
-from saesteer.corruption.tasks import load_tasks
+from saesteer.corruption.program import make_family
+from saesteer.corruption.tasks import TaskRows, load_tasks, task_rows
 from saesteer.models import load_model, plain_model
 from saesteer.models.tokens import pad_rows, padding_id
 

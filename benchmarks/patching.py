@@ -17,12 +17,11 @@ import torch
 from pairing import paired_ratio
 
 from saesteer.models import load_model
-from saesteer.patching.activation import activation_patching
+from saesteer.patching.batch import PairBatch, direction_of, encode_pairs
 from saesteer.patching.engine.rows import Rows, plan_rows
-from saesteer.patching.engine.sides import sides_of
 from saesteer.patching.metrics import Metric, metric_named
-from saesteer.patching.prompts.batch import PairBatch, encode_pairs
-from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.patching.pairs import PromptPair
+from saesteer.patching.patcher import activation_patching
 
 FRAMES = (
     ("When{A} and{B} went to the shops,{S} gave the bag to", " John", " Mary"),
@@ -86,8 +85,7 @@ def own_function(
 
 def planned(model: Any, batch: PairBatch, component: str, layers: list[int]) -> Rows:
     """Return the patched rows that can differ from the unpatched run."""
-    sides = sides_of(batch, "denoising", slice(None), torch.device("cpu"))
-    fresh = sides.fresh[:, :, None].numpy()
+    fresh = direction_of(batch, "denoising").fresh[:, :, None].numpy()
     depth = np.asarray(layers)
     if component == "z":
         heads = np.arange(int(model.cfg.n_heads))
@@ -104,16 +102,17 @@ def floor_operations(model: Any, rows: Rows, width: int) -> float:
     keys and values of all columns. Attention's own products, norms and logits are left out.
     """
     from saesteer.models import plain_model
-    from saesteer.patching.components import find_place
+    from saesteer.patching.target import find_target
 
     mapping: Any = model.adapter.component_mapping
     plain = plain_model(model)
     blocks: Any = plain.get_submodule(mapping["blocks"].name)
     block = sum(p.numel() for p in blocks[0].parameters() if p.ndim == 2)
-    place = find_place(model, "k")
-    if place is None or place.width is not None:
+    target = find_target(model, "k", 0)
+    if target is None or target.width is not None:
         raise SystemExit("the floor is counted for models with separate keys and values alone")
-    keys = 2 * blocks[0].get_submodule(place.path).weight.numel()
+    module: Any = target.module
+    keys = 2 * module.weight.numel()
     tokens = width - rows.column
     full = (len(blocks) - 1 - rows.layer) * tokens * block
     return float(2 * (full + tokens * keys + (block - keys)).sum())

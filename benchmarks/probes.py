@@ -22,9 +22,14 @@ from pairing import paired_ratio
 from saesteer.data.labelled import read_labelled
 from saesteer.models import load_model, plain_model
 from saesteer.models.tokens import length_sorted_batches, pad_rows, padding_id
-from saesteer.probes.fitting import fit_probe
-from saesteer.probes.reading import encode_labelled, length_chunks, probe_sites, read_layers
-from saesteer.probes.settings import FitSettings, ReadSettings
+from saesteer.probes.fitting import FitSettings, fit_probe
+from saesteer.probes.reading import (
+    ReadSettings,
+    encode_labelled,
+    length_chunks,
+    probe_sites,
+    read_layers,
+)
 
 
 def main() -> None:
@@ -72,10 +77,10 @@ def reading(options: argparse.Namespace) -> None:
         f"threads, {str(bare.dtype).removeprefix('torch.')}"
     )
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "store.safetensors"
         for name, reference in (("without unembedding", bare), ("whole", whole)):
             ratio = paired_ratio(
-                lambda: read_layers(model, rows, sites, path),
+                # A folder of its own each time, or what is there would be read back.
+                lambda: read_layers(model, rows, sites, Path(tempfile.mkdtemp(dir=folder))),
                 lambda r=reference: passes(r),
                 options.rounds,
             )

@@ -1,105 +1,39 @@
 """saesteer: steer language models with sparse-autoencoder features, with evidence that it works.
 
-The names below are loaded on first use, so `import saesteer` is quick.
+The names of `__init__.pyi` are loaded on first use, so `import saesteer` is quick.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from saesteer.data import PairSet, load_pairs, pairs_from, read_pairs, split_pairs
-    from saesteer.evaluation import EffectMeter, PropensityMeter
-    from saesteer.experiments.registry import run_experiment as run
-    from saesteer.experiments.results import Results
-    from saesteer.experiments.steer.config import RunConfig
-    from saesteer.methods import ClusteredSae, DifferenceInMeans, MethodInputs, RandomDirection
-    from saesteer.methods.features import (
-        cluster_features,
-        encode_pairs,
-        fit_weights,
-        select_features,
-    )
-    from saesteer.models import Site, load_model, plain_model, wrap_model
-    from saesteer.models.pair_activations import read_pair_activations
-    from saesteer.saes import doctor, load_sae
-    from saesteer.steering import SteeringVector, generate, steer
-    from saesteer.steering.divergence import DivergenceMeter
-    from saesteer.utils.settings import load_config
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-# Where each name lives, and what it is called there.
-_NAMES = {
-    "ClusteredSae": "methods:ClusteredSae",
-    "DifferenceInMeans": "methods:DifferenceInMeans",
-    "DivergenceMeter": "steering.divergence:DivergenceMeter",
-    "EffectMeter": "evaluation:EffectMeter",
-    "MethodInputs": "methods:MethodInputs",
-    "PairSet": "data:PairSet",
-    "PropensityMeter": "evaluation:PropensityMeter",
-    "RandomDirection": "methods:RandomDirection",
-    "Results": "experiments.results:Results",
-    "RunConfig": "experiments.steer.config:RunConfig",
-    "Site": "models:Site",
-    "SteeringVector": "steering:SteeringVector",
-    "cluster_features": "methods.features:cluster_features",
-    "doctor": "saes:doctor",
-    "encode_pairs": "methods.features:encode_pairs",
-    "fit_weights": "methods.features:fit_weights",
-    "generate": "steering:generate",
-    "load_config": "utils.settings:load_config",
-    "load_model": "models:load_model",
-    "load_pairs": "data:load_pairs",
-    "load_sae": "saes:load_sae",
-    "pairs_from": "data:pairs_from",
-    "plain_model": "models:plain_model",
-    "read_pair_activations": "models.pair_activations:read_pair_activations",
-    "read_pairs": "data:read_pairs",
-    "run": "experiments.registry:run_experiment",
-    "select_features": "methods.features:select_features",
-    "split_pairs": "data:split_pairs",
-    "steer": "steering:steer",
-    "wrap_model": "models:wrap_model",
-}
 
-__all__ = [
-    "ClusteredSae",
-    "DifferenceInMeans",
-    "DivergenceMeter",
-    "EffectMeter",
-    "MethodInputs",
-    "PairSet",
-    "PropensityMeter",
-    "RandomDirection",
-    "Results",
-    "RunConfig",
-    "Site",
-    "SteeringVector",
-    "cluster_features",
-    "doctor",
-    "encode_pairs",
-    "fit_weights",
-    "generate",
-    "load_config",
-    "load_model",
-    "load_pairs",
-    "load_sae",
-    "pairs_from",
-    "plain_model",
-    "read_pair_activations",
-    "read_pairs",
-    "run",
-    "select_features",
-    "split_pairs",
-    "steer",
-    "wrap_model",
-]
+def _public_names() -> dict[str, tuple[str, str]]:
+    """Return where each public name lives and what it is called there, from the stub beside."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    return {
+        alias.asname: (str(node.module), alias.name)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+
+
+_NAMES = _public_names()
+__all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
     if name in _NAMES:
-        module, attribute = _NAMES[name].split(":")
-        return getattr(import_module(f"saesteer.{module}"), attribute)
+        module, attribute = _NAMES[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'saesteer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_NAMES]

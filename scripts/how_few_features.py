@@ -8,12 +8,11 @@ test pairs: an analysis of what was found, nothing is chosen by it.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.experiments.compare.persona_run import PersonaRun
-from saesteer.methods import AttributedSae
+from saesteer.experiments.compare.persona import PersonaRun
+from saesteer.methods import AttributedSAE
 from saesteer.steering import SteeringVector
 from saesteer.utils.progress import terminal_progress
 from saesteer.utils.settings import load_config
@@ -29,22 +28,21 @@ def main() -> None:
     bench.only(sys.argv[2:])
     for persona in bench.plan.personas:
         run = PersonaRun(bench, persona).first
-        inputs = run.context.inputs_for("attributed_sae")
         chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]
         print(f"\n{persona.name}: E at KL {KL_TARGET} by number of features")
         for count in COUNTS:
-            vector = AttributedSae(**{**chosen, "n_features": count})(inputs)
+            vector = AttributedSAE(**{**chosen, "n_features": count}).fit_in(run.context).vector_
             print(f"  {count:>3}  {_effect(run, vector)}")
-        whole = AttributedSae(**chosen)(inputs)
+        whole = AttributedSAE(**chosen).fit_in(run.context).vector_
         print("  without one cluster (features left out, weight share):")
-        clusters = sorted({f.cluster for f in whole.features if f.cluster is not None})
-        total = sum(abs(f.weight) for f in whole.features)
+        clusters = sorted({f.cluster for f in whole.sae_features if f.cluster is not None})
+        total = sum(abs(f.weight) for f in whole.sae_features)
         for cluster in clusters:
-            left_out = [f for f in whole.features if f.cluster == cluster]
-            kept = {f.index: f.weight for f in whole.features if f.cluster != cluster}
+            left_out = [f for f in whole.sae_features if f.cluster == cluster]
+            kept = {f.index: f.weight for f in whole.sae_features if f.cluster != cluster}
             if not kept or len(clusters) < 2:
                 continue
-            vector = replace(inputs.decoded(kept, "without", {}), name=f"without {cluster}")
+            vector = run.context.decoded(kept, "without", name=f"without {cluster}")
             share = sum(abs(f.weight) for f in left_out) / total
             print(f"  {cluster:>3}  {_effect(run, vector)}  ({len(left_out)}, {share:.0%})")
 

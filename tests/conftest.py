@@ -190,6 +190,26 @@ def hf_model(tiny_model_folder) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture(scope="session")
+def roomy_folder(make_model_folder) -> Path:
+    """The folder of a tiny Llama with a context of 1024, into which the bundled texts fit."""
+    import json
+
+    folder = make_model_folder("llama")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 1024
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def roomy_model(roomy_folder) -> Any:
+    """That model; leave it as you found it."""
+    from saesteer.models import load_model
+
+    return load_model(roomy_folder, device="cpu", dtype="float32")
+
+
 @pytest.fixture
 def tiny_llama(tiny_model):
     """A tiny random Llama with a chat template."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from saesteer.agent.settings import AgentConfig
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.corrupt.settings import CorruptConfig
+from saesteer.experiments.corrupt.config import CorruptConfig
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.probe.config import ProbeConfig
 from saesteer.experiments.steer.config import RunConfig

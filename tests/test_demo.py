@@ -60,7 +60,7 @@ def test_the_vector_is_its_weighted_features(demo):
     import torch
 
     sae = load_sae("smollm2")
-    features = demo.vector.features
+    features = demo.vector.sae_features
     assert 1 <= len(features) <= 64
     assert all(feature.description for feature in features)
     rebuilt = sum(feature.weight * sae.decoder[feature.index] for feature in features)

@@ -32,7 +32,7 @@ def patch(config: dict[str, Any], **more: Any) -> Any:
 
 
 def corrupt(config: dict[str, Any], **more: Any) -> Any:
-    from saesteer.experiments.corrupt.settings import CorruptConfig
+    from saesteer.experiments.corrupt.config import CorruptConfig
 
     return run_experiment(parse_config(config, kind=CorruptConfig, place="test"), **more)
 

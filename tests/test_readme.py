@@ -1,32 +1,116 @@
-"""The README's Python example runs as it stands."""
+"""The README's Python example runs as it stands, and what it says of commands is so."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+# What a user types, word for word; comments and what is printed stand beside it.
+TYPED = """
+import saesteer as ss
+model, sae = ss.load_model("smollm2"), ss.load_sae("smollm2")
+train, test = ss.load_pairs("agreeableness").split(test=0.3, seed=0)
+vector = ss.AttributedSAE(n_features=32).fit(model, train, sae=sae).vector_
+means = ss.DifferenceInMeans().fit(model, train, site=sae.site).vector_
+vector.features
+ss.evaluate(model, test, [vector, means], kl_target=0.3)
+ss.generate(model, "How was your day?", vector, strength=[-0.2, 0, 0.2])
+vector.save("kind.safetensors"); ss.load_vector("kind.safetensors")
+with vector.steer(model, strength=0.2): model.generate(**inputs)
+""".strip().splitlines()
+
+
+def example() -> str:
+    text = README.read_text(encoding="utf-8").split("## In Python")[1]
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    return block[1]
+
+
+def run(monkeypatch, tmp_path) -> dict[str, Any]:
+    """Run the example in an empty folder; lines that only show something are kept by number."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    shown: list[Any] = []
+    tree = ast.parse(example())
+    for statement in tree.body:
+        if isinstance(statement, ast.Expr):
+            code = compile(ast.Expression(statement.value), "README.md", "eval")
+            shown.append(eval(code, names))
+        else:
+            exec(compile(ast.Module([statement], []), "README.md", "exec"), names)
+    return {**names, "shown": shown}
+
+
+def check(found: dict[str, Any]) -> None:
+    vector, shown = found["vector"], found["shown"]
+    features, table, completions, _, loaded = shown[:5]
+    assert isinstance(features, pd.DataFrame) and 1 <= len(features) <= 32
+    assert {"index", "weight", "cluster", "label", "url"} <= set(features.columns)
+    assert list(table.columns) == ["method", "strength", "kl", "effect", "low", "high"]
+    assert list(table["method"]) == ["attributed_sae", "difference_in_means"]
+    assert table.notna().all(axis=None)
+    assert completions is not None
+    assert torch.equal(loaded.direction, vector.direction)
+
+
+def test_the_example_holds_what_a_user_types_word_for_word():
+    lines = {line.split("  #")[0].rstrip() for line in example().splitlines()}
+    assert [line for line in TYPED if line not in lines] == []
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, roomy_model, mirror_sae) -> None:
+    """Put a tiny model, an SAE whose features fire on half of the texts, and pairs in place."""
+    import saesteer as ss
+
+    things = ("cat", "dog", "sun", "rain", "garden", "house", "sea", "hill", "book", "song", "tree")
+    kind = tmp_path / "kind.jsonl"
+    pairs = [
+        {"positive": f"I like the {thing} {n}", "negative": f"Never {n} any {thing} for me"}
+        for n, thing in enumerate(things * 2)
+    ]
+    kind.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    given, sae = ss.load_pairs(kind), ss.load_sae(mirror_sae())
+    request = ss.ReadingSettings().request
+    read = ss.read_pair_activations(roomy_model, given, [sae.site], request=request)[sae.site]
+    sides = [read.positive.text(i) for i in range(len(given))]
+    sides += [read.negative.text(i) for i in range(len(given))]
+    largest = torch.stack([torch.cat([side, -side], dim=1).amax(dim=0) for side in sides])
+    with torch.no_grad():
+        sae.sae.b_enc -= largest.median(dim=0).values
+    quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, neutral_answers=8)
+    monkeypatch.setattr("saesteer.models.load_model", lambda name: roomy_model)
+    monkeypatch.setattr("saesteer.saes.load_sae", lambda name: sae)
+    monkeypatch.setattr("saesteer.data.load_pairs", lambda name: given)
+    monkeypatch.setattr("saesteer.methods.fit_context.ObjectiveSettings", lambda: quick)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_example_runs_on_a_tiny_model(monkeypatch, tmp_path):
+    check(run(monkeypatch, tmp_path))
 
 
 @pytest.mark.real
-def test_the_python_example_runs(smollm2, monkeypatch, capsys):
-    import saesteer
+def test_the_example_runs_as_it_stands(smollm2, monkeypatch, tmp_path):
     from saesteer.saes.loading import bundled_sae_folder
 
     if not bundled_sae_folder().is_dir():
         pytest.fail("the bundled SAE is missing from the checkout")
-    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
     # The session's model is the one that the example would load.
     monkeypatch.setattr("saesteer.models.load_model", lambda name: smollm2)
-    names: dict[str, object] = {}
-    exec(compile(block[1], "README.md", "exec"), names)
-    vector = names["vector"]
-    assert isinstance(vector, saesteer.SteeringVector)
-    assert 1 <= len(vector.features) <= 64
-    assert capsys.readouterr().out.strip()
+    found = run(monkeypatch, tmp_path)
+    check(found)
+    table = found["shown"][1]
+    assert table["effect"][0] > 0.1 and table["low"][0] > 0
 
 
 def test_it_opens_with_the_two_commands():

@@ -34,9 +34,10 @@ def run_command(
     ] = False,
 ) -> None:
     """Score tasks under families of layer programs, with heatmaps, tables and a report."""
-    from saesteer.cli.corrupt_show import show_corrupt_plan, show_corrupt_run
+    from saesteer.cli.corrupt_show import show_corrupt_plan
+    from saesteer.experiments.corrupt.config import CorruptConfig
     from saesteer.experiments.corrupt.experiment import Corrupt
-    from saesteer.experiments.corrupt.settings import CorruptConfig
+    from saesteer.report.terminal import console
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
@@ -50,7 +51,7 @@ def run_command(
         if as_json:
             typer.echo(json.dumps(found.metrics, indent=2))
         else:
-            show_corrupt_run(found)
+            experiment.report(found).print(console(), found.folder.path)
 
 
 @app.command("complete")
@@ -63,7 +64,7 @@ def complete_command(
     family: Annotated[
         str, typer.Option(help="Where no program is given: keep, skip, repeat, swap or permute.")
     ] = "keep",
-    every: Annotated[int, typer.Option(min=1, help="Only every so manieth of the family.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Only every n-th of the family.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 10,
     model: Model = "smollm2",
     as_json: Annotated[bool, typer.Option("--json", help="Print the completions as JSON.")] = False,
@@ -74,6 +75,7 @@ def complete_command(
     from saesteer.corruption.program import check_program
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
+    from saesteer.models.shape import model_shape
     from saesteer.utils.errors import DataError
     from saesteer.utils.progress import terminal_progress
 
@@ -81,11 +83,9 @@ def complete_command(
         raise DataError("a prompt is empty; give it at least one word.")
     for text in program or ():
         check_program(text)
-    from saesteer.experiments.corrupt.plan import known_shape
-
-    shape = known_shape(resolve_model(model))
+    shape = model_shape(resolve_model(model))
     if shape is not None:
-        _programs(program, family, every, *shape)
+        _programs(program, family, every, shape.n_layers, shape.n_heads)
     progress = terminal_progress()
     progress.say(f"Loading model {model} ...")
     bridge = load_model(model, progress=progress)
@@ -186,16 +186,13 @@ def _asked(llm: str, write: Path, *options: Any) -> list[Task]:
 def _programs(
     program: list[str] | None, family: str, every: int, n_layers: int, n_heads: int
 ) -> list[Any]:
-    from saesteer.corruption.edits import needs_means
-    from saesteer.corruption.families import make_family
-    from saesteer.corruption.program import parse_program
-    from saesteer.experiments.corrupt.plan import every_so_manieth
+    from saesteer.corruption.program import every_nth, make_family, parse_program
     from saesteer.utils.errors import ConfigError
 
     if program:
         found = [parse_program(text, n_layers, n_heads=n_heads) for text in program]
         for one in found:
-            if one.spans or needs_means(one.edits):
+            if one.spans or one.needs_means:
                 raise ConfigError(
                     f"program '{one}' needs texts to be fitted on; name it in completions.programs "
                     "of a configuration and use saesteer corrupt run."
@@ -207,4 +204,4 @@ def _programs(
             f"family {family!r} is unknown here; choose one of {', '.join(plain)}, or use saesteer "
             "corrupt run for those that are fitted on texts."
         )
-    return [*every_so_manieth(make_family(family, n_layers), every)]  # type: ignore[arg-type]
+    return [*every_nth(make_family(family, n_layers), every)]  # type: ignore[arg-type]

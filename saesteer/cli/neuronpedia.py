@@ -227,7 +227,7 @@ def list_command(
 
     vector = SteeringVector.load(folder)
     place = _there(feature_source(vector.sae or "", source or noted_place(vector.provenance)))
-    words = {f.index: f"weight {f.weight:+.3g}" for f in vector.features}
+    words = {f.index: f"weight {f.weight:+.3g}" for f in vector.sae_features}
     client = neuronpedia_client(terminal_progress())
     typer.echo(client.new_list(place, words, name, description="made by saesteer").url)
 

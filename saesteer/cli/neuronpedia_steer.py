@@ -90,7 +90,7 @@ def steer_there_and_here(
     vector = SteeringVector.load(path)
     value, unit = parse(amount[0]), check_unit(amount[1])
     raw = to_raw(value, unit, vector)
-    if not vector.features or vector.sae is None:
+    if not vector.sae_features or vector.sae is None:
         raise SteeringError(
             f"vector {vector.name!r} is not made of an SAE's features, with which alone "
             "Neuronpedia steers; upload it first (saesteer neuronpedia upload)."
@@ -175,9 +175,9 @@ def _strengths(vector: SteeringVector, raw: float) -> tuple[dict[int, float], li
             f"SAE {vector.sae} is not the one that vector {vector.name!r} was made with; give the "
             "vector's own SAE its old name, or make the vector again."
         )
-    indices = [feature.index for feature in vector.features]
+    indices = [feature.index for feature in vector.sae_features]
     rows = sae.decoder[indices].numpy().astype(np.float64)
-    weights = np.array([feature.weight for feature in vector.features])
+    weights = np.array([feature.weight for feature in vector.sae_features])
     norms = dict(zip(indices, np.linalg.norm(rows, axis=1).tolist(), strict=True))
     made = weights @ rows
     cosine = float(made @ vector.direction.numpy() / (np.linalg.norm(made) or 1.0))
@@ -190,7 +190,7 @@ def _strengths(vector: SteeringVector, raw: float) -> tuple[dict[int, float], li
             f"The features alone point {cosine:.2f} (cosine) the vector's way: Neuronpedia steers "
             "with them, this machine with the vector."
         )
-    pairs = [(feature.index, feature.weight) for feature in vector.features]
+    pairs = [(feature.index, feature.weight) for feature in vector.sae_features]
     length = float(np.linalg.norm(made))
     if not (math.isfinite(length) and length > 0):
         raise SteeringError(

@@ -100,15 +100,15 @@ def lens_command(
     """What the model would answer if it ended at each layer."""
     from saesteer.cli.patch_show import show_lens
     from saesteer.models import load_model
-    from saesteer.patching.prompts.pair_files import read_prompt_pairs
-    from saesteer.patching.reading.prompt_lens import lens_page, read_prompts
+    from saesteer.patching.lens import lens, lens_page
+    from saesteer.patching.pairs import load_prompt_pairs
     from saesteer.utils.errors import DataError
     from saesteer.utils.files import write_atomic
     from saesteer.utils.progress import terminal_progress
 
     texts = [*(prompts or ())]
     if pairs is not None:
-        texts += [pair.clean for pair in read_prompt_pairs(pairs)]
+        texts += [pair.clean for pair in load_prompt_pairs(pairs)]
     if not texts:
         raise DataError("there is no prompt to read; give one, or --pairs capitals.")
     if any(not text.strip() for text in texts):
@@ -116,7 +116,7 @@ def lens_command(
     progress = terminal_progress()
     progress.say(f"Loading model {model} ...")
     bridge = load_model(model, dtype="float32", progress=progress)
-    readings = read_prompts(bridge, texts, top_k=top)
+    readings = lens(bridge, texts, top_k=top)
     if html is not None:
         write_atomic(html, lens_page(readings, model).encode("utf-8", "replace"))
     if as_json:
@@ -140,11 +140,12 @@ def show_command(
     as_json: AsJson = False,
 ) -> None:
     """Show a finished run again, and the site it speaks for."""
-    from saesteer.cli.patch_show import show_patch_run, show_suggestion
-    from saesteer.experiments.patch.experiment import write_figures
+    from saesteer.cli.patch_show import show_suggestion
+    from saesteer.experiments.patch.experiment import report_of, write_figures
     from saesteer.experiments.patch.results import PatchResults
     from saesteer.experiments.results import Results
     from saesteer.models.sites import Site
+    from saesteer.report.terminal import console
     from saesteer.saes.loading import load_sae
     from saesteer.utils.errors import ConfigError
 
@@ -163,13 +164,14 @@ def show_command(
     elif as_json:
         typer.echo(json.dumps(results.metrics, indent=2))
     else:
-        show_patch_run(results)
+        report_of(results).print(console(), results.folder.path)
 
 
 def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bool) -> None:
-    from saesteer.cli.patch_show import show_patch_plan, show_patch_run, show_suggestion
+    from saesteer.cli.patch_show import show_patch_plan, show_suggestion
     from saesteer.experiments.patch.experiment import Patch
     from saesteer.experiments.patch.results import PatchResults
+    from saesteer.report.terminal import console
     from saesteer.utils.progress import terminal_progress
 
     experiment = Patch(settings, terminal_progress())
@@ -182,4 +184,4 @@ def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bo
         return
     if suggest_site:
         show_suggestion(PatchResults(run.folder).suggestion(), run.metrics["verdict"])
-    show_patch_run(run)
+    experiment.report(run).print(console(), run.folder.path)

@@ -40,9 +40,10 @@ def train_command(
     ] = False,
 ) -> None:
     """From labelled texts to one scored probe per layer, in one pass over the texts."""
-    from saesteer.cli.probe_show import show_probe_plan, show_probe_run
+    from saesteer.cli.probe_show import show_probe_plan
     from saesteer.experiments.probe.config import ProbeConfig
     from saesteer.experiments.probe.experiment import TrainProbes
+    from saesteer.report.terminal import console
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
@@ -55,7 +56,7 @@ def train_command(
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
     else:
-        show_probe_run(run)
+        experiment.report(run).print(console(), run.folder.path)
 
 
 @app.command("read")
@@ -81,7 +82,7 @@ def read_command(
     from saesteer.data.labelled import read_labelled
     from saesteer.experiments.recorded import recorded_look
     from saesteer.probes import ProbeSet, read_texts_with, reading_page, run_checks
-    from saesteer.probes.trial_record import parse_layers
+    from saesteer.probes.interventions import parse_layers
     from saesteer.utils.errors import DataError
     from saesteer.utils.files import write_atomic
     from saesteer.utils.progress import terminal_progress
@@ -171,8 +172,8 @@ def intervene_command(
     from saesteer.cli.probe_show import show_trial
     from saesteer.experiments.recorded import recorded_look
     from saesteer.probes import ProbeSet
-    from saesteer.probes.trial import Trial, TrialSettings
-    from saesteer.probes.trial_record import make_doing, parse_layers, probe_vectors, trial_record
+    from saesteer.probes.interventions import make_intervention, parse_layers, probe_vectors
+    from saesteer.probes.trial import GenerationSettings, InterventionTrial
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
     from saesteer.steering.strength import check_unit
@@ -186,7 +187,7 @@ def intervene_command(
     if not vectors:
         kind = _kind(direction)
         vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, kind)
-    doing = make_doing(
+    intervention = make_intervention(
         vectors,
         mode=mode,
         amount=amount,
@@ -196,11 +197,11 @@ def intervene_command(
         compound=compound,
         positions=positions,
     )
-    settings = TrialSettings(max_new_tokens, chat, temperature, samples, seed)
+    settings = GenerationSettings(max_new_tokens, chat, temperature, samples, seed)
     _check_samples(samples, temperature)
     progress = terminal_progress()
-    asked = {"interventions": [item.described() for item in doing.interventions]}
-    asked |= {"vectors": [item.vector.name for item in doing.interventions], "prompts": words}
+    asked = {"interventions": [edit.described() for edit in intervention.edits]}
+    asked |= {"vectors": [edit.vector.name for edit in intervention.edits], "prompts": words}
     asked |= {"positions": positions, "compound": compound, "random": random, **vars(settings)}
     asked |= {"towards": towards, "away": away, "model": model or probes.model}
     with recorded_look(
@@ -209,8 +210,8 @@ def intervene_command(
         bridge = _load(probes, model, progress)
         progress.say(f"Completing {len(words)} prompts ...")
         measures = _measures(run, bridge, probes, towards, away)
-        trial = Trial(bridge, words, measures, settings)
-        record = trial_record(trial, doing, labels, towards=towards, away=away, random_draws=random)
+        trial = InterventionTrial(bridge, words, measures, settings)
+        record = trial.record(intervention, labels, towards=towards, away=away, random_draws=random)
         record["settings"] = vars(settings)
         path = _save(run, record)
         recorded.artifact("record", path)
@@ -286,7 +287,7 @@ def _check_samples(samples: int, temperature: float) -> None:
 
 
 def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str) -> dict[str, Any]:
-    from saesteer.experiments.probe.training import JUDGE
+    from saesteer.experiments.probe.experiment import JUDGE
     from saesteer.probes import OWN_READING, probe_lean
     from saesteer.probes.independent import load_text_classifier
     from saesteer.probes.trial import independent_measures

@@ -1,8 +1,7 @@
 """Layers skipped, repeated and permuted, and what that does to tasks."""
 
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.families import Family, make_family
-from saesteer.corruption.program import Program, parse_program
+from saesteer.corruption.program import Family, Program, make_family, parse_program
 from saesteer.corruption.tasks import Task, load_tasks
 
 __all__ = [

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from saesteer.corruption.edits import Means, edited
 from saesteer.corruption.program import LinearSpan, NoiseEdit, Program, Step
 from saesteer.models.blocks import (
     BlockList,
@@ -31,7 +32,6 @@ from saesteer.utils.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.corruption.edits import Means
     from saesteer.corruption.linear_map import LinearMap
 
 HiddenMap = Callable[[Tensor, Tensor], Tensor]
@@ -65,8 +65,6 @@ def corrupted(
         >>> with corrupted(model, parse_program("skip 3", 30)):  # doctest: +SKIP
         ...     logits = model(tokens)
     """
-    from saesteer.corruption.edits import edited
-
     _check_fits(model, program, maps or {})
     check_programs(model, [program])
     with ExitStack() as stack:
@@ -90,15 +88,11 @@ def check_programs(model: TransformerBridge, programs: Sequence[Program]) -> Non
     It is checked as well that the model's blocks, run one by one, give its logits, and where a
     layer runs twice that this gives the same with a KV cache and without.
 
-    Args:
-        model: A model from `load_model`.
-        programs: The programs; their maps and means need not be there yet.
+    The programs' maps and means need not be there yet.
 
     Raises:
         ModelError: One cannot run; the sentence names it.
     """
-    from saesteer.corruption.edits import edited
-
     place = block_lists(model)[0]
     root: Any = place.root
     known = _RUNNING.setdefault(root, set())
@@ -130,11 +124,7 @@ def check_programs(model: TransformerBridge, programs: Sequence[Program]) -> Non
 
 
 def _check_cache(place: BlockList) -> None:
-    """Check that what a cache remembers of layers that run twice is what they saw.
-
-    Raises:
-        ModelError: It is not.
-    """
+    """Check that what a cache remembers of layers that run twice is what they saw."""
     root: Any = place.root
     ids = trial_ids(root)
     steps = tuple(range(len(place.blocks))) * 2
@@ -198,11 +188,6 @@ def _running(
 class _CachePlaces:
     """A KV cache in which a block that runs again has a place of its own for each time.
 
-    Args:
-        cache: A cache of transformers, with a place for every block.
-        steps: What runs.
-        place: The model's blocks.
-
     Raises:
         ConfigError: Tokens are in the cache that the program has not seen.
     """
@@ -235,7 +220,7 @@ class _CachePlaces:
 
     @contextmanager
     def at(self, block: int, time: int) -> Iterator[None]:
-        """Let a block find its place for the so manieth time that it runs."""
+        """Let a block find its place for the n-th time that it runs."""
         layers, other = self._layers, self._extra.get((block, time), block)
         layers[block], layers[other] = layers[other], layers[block]
         try:

@@ -9,16 +9,17 @@ import torch
 
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.program import LinearSpan, Program
+from saesteer.models import encode_texts, plain_model
 from saesteer.models.generation import greedy_settings
+from saesteer.models.tokens import TokenRow, input_device, pad_rows, padding_id
 from saesteer.utils.errors import DataError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.corruption.edits import Means
     from saesteer.corruption.linear_map import LinearMap
-    from saesteer.models.tokens import TokenRow
-    from saesteer.utils.progress import Progress
 
 
 class Completion(NamedTuple):
@@ -46,9 +47,7 @@ def complete_prompts(
         programs: The programs.
         prompts: Plain prompts, all of them rows of one batch.
         max_new_tokens: The most tokens.
-        maps: As in `corrupted`.
-        means: As in `corrupted`.
-        progress: Where to show progress.
+        maps: As in `corrupted`, as are `means`.
 
     Returns:
         Program by program, the prompts in order.
@@ -56,10 +55,6 @@ def complete_prompts(
     Raises:
         DataError: A prompt is empty, or too long for the model's context.
     """
-    from saesteer.models import plain_model
-    from saesteer.models.tokens import input_device, pad_rows, padding_id
-    from saesteer.utils.progress import Progress
-
     rows = prompt_rows(model, prompts, max_new_tokens)
     tokenizer: Any = model.tokenizer
     plain: Any = plain_model(model)
@@ -86,8 +81,6 @@ def prompt_rows(
     Raises:
         DataError: A prompt is empty, or too long for the model's context.
     """
-    from saesteer.models import encode_texts
-
     if not prompts or any(not prompt.strip() for prompt in prompts):
         raise DataError("a prompt is empty; give it at least one word.")
     context = int(model.cfg.n_ctx) - max_new_tokens

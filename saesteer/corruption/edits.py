@@ -6,13 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.corruption.program import Edit, HeadEdit, MlpEdit, NoiseEdit
+from saesteer.corruption.program import Edit, MlpEdit, NoiseEdit
+from saesteer.corruption.reference import kept_passes, read_tensors
+from saesteer.models import plain_model
+from saesteer.models.blocks import first_of
 from saesteer.utils.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -23,17 +27,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Means:
-    """Mean outputs over the tokens of some texts, special tokens and padding left out.
+    """Mean outputs over the tokens of some texts, special tokens and padding left out."""
 
-    Attributes:
-        heads: For each layer what its heads write, side by side, before the output projection.
-        mlps: For each layer what its MLP writes.
-        n_tokens: Over how many tokens.
-    """
-
+    # For each layer what its heads write, side by side, before the output projection.
     heads: dict[int, Float[Tensor, " head_width"]]
+    # For each layer what its MLP writes.
     mlps: dict[int, Float[Tensor, " d_model"]]
+    # Over how many tokens.
     n_tokens: int
+
+    def save(self, path: Path) -> None:
+        """Write the means as safetensors."""
+        from safetensors.torch import save_file
+
+        tensors = {f"heads.{i}": value.contiguous() for i, value in self.heads.items()}
+        tensors |= {f"mlps.{i}": value.contiguous() for i, value in self.mlps.items()}
+        save_file(tensors, path, metadata={"n_tokens": str(self.n_tokens)})
+
+    @classmethod
+    def load(cls, path: Path) -> Means:
+        """Read what `save` wrote.
+
+        Raises:
+            OutputError: The file is damaged.
+        """
+        tensors, metadata = read_tensors(path)
+        parts: dict[str, dict[int, Tensor]] = {"heads": {}, "mlps": {}}
+        for name, value in tensors.items():
+            part, layer = name.split(".")
+            parts[part][int(layer)] = value
+        return cls(parts["heads"], parts["mlps"], int(metadata["n_tokens"]))
 
 
 @contextmanager
@@ -53,28 +76,17 @@ def edited(
         yield
 
 
-def needs_means(edits: Sequence[Edit]) -> bool:
-    """Return whether an edit puts something to its mean."""
-    return any(isinstance(e, HeadEdit | MlpEdit) and e.how == "mean" for e in edits)
-
-
 def measure_means(
     model: TransformerBridge, rows: Sequence[TokenRow], *, max_tokens: int = 4096
 ) -> Means:
     """Measure every head's and MLP's mean output over texts, in one pass over them.
 
-    Layers without heads, or without an MLP of their own, are left out.
-
-    Args:
-        model: A model from `load_model`.
-        rows: Tokenised texts; their kept tokens count.
-        max_tokens: The most tokens in a batch.
+    The texts' kept tokens count. Layers without heads, or without an MLP of their own, are left
+    out.
 
     Raises:
         ConfigError: No token is kept.
     """
-    from saesteer.corruption.texts import kept_passes
-
     root: Any = _roots(model)[0]
     sums: dict[tuple[str, int], Tensor] = {}
     kept: list[Tensor] = []
@@ -86,16 +98,17 @@ def measure_means(
         chosen = value.flatten(2)[kept[0]].double().sum(dim=0)
         sums[key] = sums[key] + chosen if key in sums else chosen
 
+    def note(key: tuple[str, int], _module: nn.Module, args: Any, output: Any) -> None:
+        # What enters the output projection, and what leaves the MLP.
+        add(key, args[0] if key[0] == "o" else first_of(output))
+
     with ExitStack() as stack:
         for layer in range(int(model.cfg.n_layers)):
-            before: Any = lambda _module, args, i=layer: add(("o", i), args[0])  # noqa: E731
-            behind: Any = lambda _module, _args, out, i=layer: add(("mlp", i), _first(out))  # noqa: E731
-            with suppress(ModelError):
-                handle = _part(model, root, layer, "o").register_forward_pre_hook(before)
-                stack.callback(handle.remove)
-            with suppress(ModelError):
-                handle = _part(model, root, layer, "mlp").register_forward_hook(behind)
-                stack.callback(handle.remove)
+            for part in ("o", "mlp"):
+                with suppress(ModelError):
+                    module = _part(model, root, layer, part)
+                    handle = module.register_forward_hook(partial(note, (part, layer)))
+                    stack.callback(handle.remove)
         for mask, forward in kept_passes(model, rows, max_tokens=max_tokens):
             kept[:] = [mask]
             forward()
@@ -109,17 +122,20 @@ def _put_on(model: TransformerBridge, root: Any, edit: Edit, means: Means | None
         block = root.get_submodule(f"{_blocks_name(model)}.{edit.layer}")
         noise = partial(_noise_hook, edit, _NoiseTable(edit.seed))
         return block.register_forward_pre_hook(noise, with_kwargs=True)
-    if edit.how == "mean" and means is None:
-        raise ConfigError("a part is put to its mean and no means are there; see measure_means.")
+    is_mlp = isinstance(edit, MlpEdit)
+    module = _part(model, root, edit.layer, "mlp" if is_mlp else "o")
+    value = None
+    if edit.how == "mean":
+        if means is None:
+            raise ConfigError(
+                "a part is put to its mean and no means are there; see measure_means."
+            )
+        value = (means.mlps if is_mlp else means.heads)[edit.layer]
     if isinstance(edit, MlpEdit):
-        module = _part(model, root, edit.layer, "mlp")
-        value = means.mlps[edit.layer] if edit.how == "mean" and means is not None else None
         return module.register_forward_hook(partial(_mlp_hook, value))
     n_heads = int(model.cfg.n_heads)
     if edit.head >= n_heads:
         raise ConfigError(f"head {edit.layer}.{edit.head}: a layer has heads 0 to {n_heads - 1}.")
-    module = _part(model, root, edit.layer, "o")
-    value = means.heads[edit.layer] if edit.how == "mean" and means is not None else None
     return module.register_forward_pre_hook(partial(_head_hook, edit.head, n_heads, value))
 
 
@@ -134,7 +150,7 @@ def _head_hook(
 
 
 def _mlp_hook(mean: Tensor | None, _module: nn.Module, _args: Any, output: Any) -> Any:
-    first = _first(output)
+    first = first_of(output)
     changed = torch.zeros_like(first) if mean is None else mean.to(first).expand_as(first)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -178,8 +194,6 @@ def _noise_hook(
 
 
 def _roots(model: TransformerBridge) -> tuple[Any, Any]:
-    from saesteer.models import plain_model
-
     return plain_model(model), model.original_model
 
 
@@ -203,7 +217,3 @@ def _part(model: TransformerBridge, root: Any, layer: int, part: str) -> nn.Modu
             f"layer {layer} of {model.cfg.model_name} has no separate "
             f"{'attention output' if part == 'o' else 'MLP'} to change; skip the layer instead."
         ) from error
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

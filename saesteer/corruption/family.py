@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 ROOT = -1
 
 
-@dataclass(frozen=True)
-class Visit:
-    """One application of a step in a walk through the tree of programs.
-
-    Attributes:
-        step: The layer or map.
-        parent: The visit whose output it takes; -1 for the embedding.
-        ends: The programs that end here, by their place.
-    """
+class Visit(NamedTuple):
+    """One application of a layer or map in a walk through the tree of programs."""
 
     step: Step
+    # The visit whose output it takes; -1 for the embedding.
     parent: int
+    # The programs that end here, by their place.
     ends: tuple[int, ...]
 
 
@@ -86,12 +81,9 @@ def family_states(
         model: A model from `load_model`.
         programs: What to run.
         batch: The rows, right-padded.
-        chosen: The positions that are wanted.
+        chosen: The positions whose residual stream is returned, row by row.
         maps: As in `corrupted`.
         means: As in `corrupted`.
-
-    Returns:
-        For each program the residual stream at the chosen positions, row by row.
     """
     found: list[Tensor] = [torch.empty(0)] * len(programs)
     groups: dict[tuple[Edit, ...], list[int]] = {}

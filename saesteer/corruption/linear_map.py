@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.corruption.program import LinearSpan
+from saesteer.corruption.reference import kept_passes, read_tensors
+from saesteer.models import Site, resolve_target
 from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,26 +32,19 @@ class LinearMap:
 
     The first token is apart: models make it their attention sink, ten times as long as the others
     and nearly always the same, and one map for both would fit neither. It gets its mean.
-
-    Attributes:
-        span: The layers.
-        weight: W.
-        bias: b.
-        first: What the first token of a text becomes.
-        r2: Share of the held-out variance that it explains, over tokens and dimensions together,
-            the first and special ones left out; NaN where nothing was held out.
-        r2_identity: The same of leaving the residual stream as it is, which is what skipping the
-            layers does.
-        n_train: Tokens that it was fitted on.
-        n_held_out: Tokens that it was scored on.
     """
 
     span: LinearSpan
     weight: Float[Tensor, "d_model d_model"]
     bias: Float[Tensor, " d_model"]
+    # What the first token of a text becomes.
     first: Float[Tensor, " d_model"]
+    # Share of the held-out variance that it explains, over tokens and dimensions together, the
+    # first and special ones left out; NaN where nothing was held out.
     r2: float
+    # The same of leaving the residual stream as it is, which is what skipping the layers does.
     r2_identity: float
+    # Tokens that it was fitted on, and that it was scored on.
     n_train: int
     n_held_out: int
 
@@ -70,9 +68,41 @@ class LinearMap:
 
     def scores(self) -> dict[str, Any]:
         """Return its fit as plain values."""
-        record = asdict(self)
-        del record["weight"], record["bias"], record["first"]
-        return {**record, "span": f"{self.span.first}-{self.span.last}"}
+        names = ("r2", "r2_identity", "n_train", "n_held_out")
+        span = f"{self.span.first}-{self.span.last}"
+        return {"span": span, **{name: getattr(self, name) for name in names}}
+
+
+def save_maps(maps: Mapping[LinearSpan, LinearMap], path: Path) -> None:
+    """Write maps with their fits as safetensors."""
+    from safetensors.torch import save_file
+
+    tensors, fits = {}, {}
+    for one in maps.values():
+        fit = one.scores()
+        name = fit.pop("span")
+        for part in ("weight", "bias", "first"):
+            tensors[f"{name}.{part}"] = getattr(one, part).contiguous()
+        # As text: JSON has no word for the NaN of a map that was never scored.
+        fits[name] = {key: str(value) for key, value in fit.items()}
+    save_file(tensors, path, metadata={"fits": json.dumps(fits)})
+
+
+def load_maps(path: Path) -> dict[LinearSpan, LinearMap]:
+    """Read maps back.
+
+    Raises:
+        OutputError: The file is damaged.
+    """
+    tensors, metadata = read_tensors(path)
+    maps = {}
+    for name, fit in json.loads(metadata["fits"]).items():
+        span = LinearSpan(*map(int, name.split("-")))
+        parts = [tensors[f"{name}.{part}"] for part in ("weight", "bias", "first")]
+        shares = float(fit["r2"]), float(fit["r2_identity"])
+        counts = int(fit["n_train"]), int(fit["n_held_out"])
+        maps[span] = LinearMap(span, *parts, *shares, *counts)
+    return maps
 
 
 class LeastSquares:
@@ -188,35 +218,23 @@ def _activations(
     spans: Sequence[LinearSpan],
     rows: Sequence[TokenRow],
     max_tokens: int,
-) -> Any:
+) -> Iterator[dict[LinearSpan, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Yield for each stretch what goes in and comes out, and what comes out at first tokens."""
-    from saesteer.corruption.texts import kept_passes
-    from saesteer.models import Site, resolve_target
-
     if not rows:
         return
-    wanted = {("hook_resid_pre", span.first) for span in spans}
-    wanted |= {("hook_resid_post", span.last) for span in spans}
-    seen: dict[tuple[str, int], Tensor] = {}
-
-    def keep(key: tuple[str, int]) -> Any:
-        def hook(hidden: Tensor) -> None:
-            seen[key] = hidden
-
-        return hook
-
+    sites = {span: (Site(span.first, "hook_resid_pre"), Site(span.last)) for span in spans}
+    seen: dict[Site, Tensor] = {}
     with ExitStack() as stack:
-        for key in wanted:
-            target = resolve_target(model, Site(key[1], key[0]))
-            stack.callback(target.hook(keep(key)).remove)
+        for site in {site for ends in sites.values() for site in ends}:
+            keep = partial(seen.__setitem__, site)
+            stack.callback(resolve_target(model, site).hook(keep).remove)
         for kept, forward in kept_passes(model, rows, max_tokens=max_tokens):
             forward()
             mask = kept.clone()
             mask[:, 0] = False
-            values = {key: seen[key][mask].float().cpu().numpy() for key in wanted}
-            first = {key: seen[key][:, 0].float().cpu().numpy() for key in wanted}
+            values = {site: hidden[mask].float().cpu().numpy() for site, hidden in seen.items()}
+            first = {site: hidden[:, 0].float().cpu().numpy() for site, hidden in seen.items()}
             yield {
-                span: (values["hook_resid_pre", span.first], values[after], first[after])
-                for span in spans
-                if (after := ("hook_resid_post", span.last))
+                span: (values[before], values[after], first[after])
+                for span, (before, after) in sites.items()
             }

@@ -8,14 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saesteer.corruption.tasks import Task, parse_task
 from saesteer.evaluation.llm_client import ChatClient, Endpoint, Reply
 from saesteer.utils.errors import ConfigError, DataError, NetworkError
-
-if TYPE_CHECKING:
-    from saesteer.utils.progress import Progress
+from saesteer.utils.progress import Progress
 
 # Two tasks are one if they share so much of their questions.
 SAME_SHARE = 0.3
@@ -32,18 +30,11 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Caps:
-    """What may be asked for.
-
-    Attributes:
-        tasks: The most tasks.
-        requests: The most questions to the endpoint; three for each task if None.
-        cost: The most that they may cost, in the currency of the prices; no limit if None.
-        price_in: Price of a million prompt tokens.
-        price_out: Price of a million answer tokens.
-    """
+    """The most tasks, questions to the endpoint (three for each task if None) and cost."""
 
     tasks: int = 5
     requests: int | None = None
+    # In the currency of the prices, of a million tokens each; no limit if None.
     cost: float | None = None
     price_in: float = 0.0
     price_out: float = 0.0
@@ -56,28 +47,19 @@ class Caps:
                 "a limit of cost needs the prices of a million prompt and answer tokens; give both."
             )
 
-    @property
-    def most_requests(self) -> int:
-        """The most questions to the endpoint."""
-        return self.requests or 3 * self.tasks
-
 
 @dataclass(frozen=True)
 class Generated:
-    """What came of it.
+    """What came of it."""
 
-    Attributes:
-        tasks: The tasks that were accepted.
-        requests: How often the endpoint was asked.
-        cost: What that cost at most, in the currency of the prices.
-        refused: Why answers were refused, and how many for each reason.
-        stopped: Why no more was asked.
-    """
-
+    # The tasks that were accepted.
     tasks: tuple[Task, ...]
+    # How often the endpoint was asked, and what that cost at most.
     requests: int
     cost: float
+    # Why answers were refused, and how many for each reason.
     refused: dict[str, int]
+    # Why no more was asked.
     stopped: str
 
     def account(self) -> str:
@@ -110,7 +92,6 @@ def generate_tasks(
         topics: What tasks are to be about, in turn.
         known: Tasks that are there already.
         keep: Called with each task as it comes.
-        progress: Where to show progress.
         sleep: What waits between attempts.
 
     Raises:
@@ -119,8 +100,6 @@ def generate_tasks(
     """
     if caps.cost is not None and endpoint.max_tokens is None:
         raise ConfigError("a limit of cost needs max_tokens; set it for the endpoint.")
-    from saesteer.utils.progress import Progress
-
     maker = _Maker(ChatClient(endpoint, sleep=sleep), caps, known)
     with (progress or Progress()).task("tasks", caps.tasks, "tasks") as task:
         while (stopped := maker.stopped()) is None:
@@ -151,8 +130,9 @@ class _Maker:
         caps = self._caps
         if len(self.found) >= caps.tasks:
             return "all tasks are there"
-        if self.requests >= caps.most_requests:
-            return f"{caps.most_requests} questions were asked"
+        most = caps.requests or 3 * caps.tasks
+        if self.requests >= most:
+            return f"{most} questions were asked"
         if self.lost >= GIVE_UP_AFTER:
             return f"no answer {GIVE_UP_AFTER} times in a row"
         longest = self._client.endpoint.max_tokens or 0

@@ -14,6 +14,8 @@ from torch import Tensor
 from saesteer.corruption.apply import check_programs
 from saesteer.corruption.family import Unembedding, chunks, family_states
 from saesteer.corruption.program import LinearSpan, Program, intact_program
+from saesteer.models import plain_model
+from saesteer.models.tokens import input_device, length_sorted_batches, pad_rows, padding_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from saesteer.corruption.edits import Means
     from saesteer.corruption.linear_map import LinearMap
-    from saesteer.corruption.prompts import TaskRows
+    from saesteer.corruption.tasks import TaskRows
 
 HEAD_ROWS = 256
 CACHED_ROWS = 16
@@ -37,34 +39,24 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TaskScores:
-    """A task under programs; the first program is the intact model.
-
-    Attributes:
-        task: The task's name.
-        programs: The programs.
-        question: Which question each answer token belongs to.
-        place: Where it stands in its answer, from 0.
-        tokens: The answer tokens as text.
-        targets: Their ids.
-        previous: The id of the token before each.
-        log_probs: Their log-probability, nats.
-        likeliest: The id of the token that was the likeliest in their place.
-        confidence: The likeliest token's probability.
-        gained: For each program the tokens whose probability rose most, mean over the places
-            where an answer token stands, against the intact model.
-        lost: Those whose probability fell most.
-    """
+    """A task under programs; the first program is the intact model."""
 
     task: str
     programs: tuple[str, ...]
+    # Which question each answer token belongs to, and where it stands in its answer, from 0.
     question: Int[np.ndarray, " token"]
     place: Int[np.ndarray, " token"]
+    # The answer tokens as text, their ids and the id of the token before each.
     tokens: tuple[str, ...]
     targets: Int[np.ndarray, " token"]
     previous: Int[np.ndarray, " token"]
+    # Their log-probability, nats.
     log_probs: Float[np.ndarray, "program token"]
+    # The id of the token that was the likeliest in their place, and its probability.
     likeliest: Int[np.ndarray, "program token"]
     confidence: Float[np.ndarray, "program token"]
+    # For each program the tokens whose probability rose and fell most, mean over the places where
+    # an answer token stands, against the intact model.
     gained: tuple[tuple[Change, ...], ...]
     lost: tuple[tuple[Change, ...], ...]
 
@@ -104,8 +96,7 @@ class TaskScores:
     def calibration_error(self, bins: int = 10) -> Float[np.ndarray, " program"]:
         """Return the expected calibration error over answer tokens (arXiv 1706.04599).
 
-        Args:
-            bins: Bins of equal width of the likeliest token's probability.
+        The bins are of equal width of the likeliest token's probability.
         """
         found = []
         for confidence, right in zip(self.confidence, self.right, strict=True):
@@ -155,17 +146,13 @@ def score_task(
         model: A model from `load_model`.
         programs: The programs; the intact model is put before them if it is not the first.
         rows: The task.
-        maps: As in `corrupted`.
-        means: As in `corrupted`.
+        maps: As in `corrupted`, as are `means`.
         top: How many tokens of the vocabulary that gain and lose most; none if 0.
         max_tokens: The most tokens in a batch.
 
     Raises:
         ModelError: A program cannot run on this architecture.
     """
-    from saesteer.models import plain_model
-    from saesteer.models.tokens import input_device, length_sorted_batches, pad_rows, padding_id
-
     if not programs or not programs[0].is_intact:
         programs = [intact_program(int(model.cfg.n_layers)), *programs]
     check_programs(model, programs)

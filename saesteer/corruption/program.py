@@ -12,6 +12,7 @@ from saesteer.utils.errors import ConfigError
 
 MOST_STEPS = 1000
 How = Literal["zero", "mean"]
+FamilyKind = Literal["keep", "skip", "repeat", "swap", "linear", "zero_mlp", "mean_mlp", "permute"]
 GRAMMAR = (
     "layers (0-11), [], all, keep 8, skip 4-6, repeat 3 x2, permute seed=7, reverse 3-8, swap 3 4, "
     "linear 4-6, zero heads 3.1, mean mlp 5, noise 0.1 at 3"
@@ -53,14 +54,12 @@ class MlpEdit:
 class NoiseEdit:
     """Noise added to the residual stream before a layer.
 
-    Attributes:
-        layer: The layer.
-        scale: The noise's L2 norm, as a multiple of each token's own residual norm.
-        seed: Seeds the noise, which goes by the token's position alone: the same for every row of
-            a batch, with a KV cache and without.
+    It goes by the token's position alone: the same for every row of a batch, with a KV cache and
+    without.
     """
 
     layer: int
+    # The noise's L2 norm, as a multiple of each token's own residual norm.
     scale: float
     seed: int = 0
 
@@ -70,25 +69,27 @@ Edit = HeadEdit | MlpEdit | NoiseEdit
 
 @dataclass(frozen=True)
 class Program:
-    """What a model runs instead of its blocks in order.
+    """What a model runs instead of its blocks in order."""
 
-    Attributes:
-        steps: Layers, by number, and linear maps in the order in which they run; empty for the
-            embedding straight to the unembedding.
-        n_layers: How many layers the model has.
-        edits: What is done to parts of the layers, wherever they run.
-        text: The expression that it was read from.
-    """
-
+    # Layers, by number, and linear maps in the order in which they run; empty for the embedding
+    # straight to the unembedding.
     steps: tuple[Step, ...]
+    # How many layers the model has.
     n_layers: int
+    # What is done to parts of the layers, wherever they run.
     edits: tuple[Edit, ...] = ()
+    # The expression that it was read from.
     text: str = ""
 
     @property
     def is_intact(self) -> bool:
         """Whether this is the model as it was trained."""
         return self.steps == tuple(range(self.n_layers)) and not self.edits
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether an edit puts something to its mean."""
+        return any(isinstance(e, HeadEdit | MlpEdit) and e.how == "mean" for e in self.edits)
 
     @property
     def spans(self) -> tuple[LinearSpan, ...]:
@@ -241,18 +242,16 @@ class _Reader:
         self._steps = current[:start] + current[start:stop] * times + current[stop:]
 
     def _permute(self, match: re.Match[str]) -> None:
-        places = self._places(match["ranges"])
-        current = self._current()
-        chosen = [current[place] for place in places]
-        random.Random(int(match["seed"] or 0)).shuffle(chosen)
-        for place, step in zip(places, chosen, strict=True):
-            current[place] = step
+        self._reorder(match, random.Random(int(match["seed"] or 0)).shuffle)
 
     def _reverse(self, match: re.Match[str]) -> None:
-        places = self._places(match["ranges"])
-        current = self._current()
+        self._reorder(match, list.reverse)
+
+    def _reorder(self, match: re.Match[str], reorder: Callable[[list[Step]], None]) -> None:
+        places, current = self._places(match["ranges"]), self._current()
         chosen = [current[place] for place in places]
-        for place, step in zip(places, reversed(chosen), strict=True):
+        reorder(chosen)
+        for place, step in zip(places, chosen, strict=True):
             current[place] = step
 
     def _swap(self, match: re.Match[str]) -> None:
@@ -275,19 +274,16 @@ class _Reader:
         for pair in match["heads"].split():
             first, second = pair.split(".")
             layer = self._layer(first)
-            if second == "*" and not self._heads_known():
+            if second == "*" and not self._n_heads:
                 raise self._error("names all heads and the model's number of heads is not known")
             heads = range(self._n_heads) if second == "*" else [int(second[:6])]
             for head in heads:
-                if self._heads_known() and head >= self._n_heads:
+                if self._n_heads and head >= self._n_heads:
                     raise self._error(
                         f"names head {pair} and a layer has heads 0 to {self._n_heads - 1}; choose "
                         "among them"
                     )
                 self._edits.append(HeadEdit(layer, head, _how(match["how"])))
-
-    def _heads_known(self) -> bool:
-        return self._n_heads > 0
 
     def _mlp(self, match: re.Match[str]) -> None:
         for layer in self._ranges(match["ranges"]):
@@ -339,3 +335,58 @@ def _unknown(text: str, term: str) -> ConfigError:
     return ConfigError(
         f"program {text[:80]!r}: {term[:40]!r} is not understood; write terms such as {GRAMMAR}."
     )
+
+
+@dataclass(frozen=True)
+class Family:
+    """Programs of one kind, in order."""
+
+    # Such as "keep" or "skip".
+    name: str
+    # What changes from one program to the next.
+    axis: str
+    programs: tuple[Program, ...]
+
+
+def make_family(kind: FamilyKind, n_layers: int, *, width: int = 1, count: int = 5) -> Family:
+    """Return a family of programs.
+
+    Args:
+        kind: "keep" the first 0 to n layers; "skip", "repeat" (twice), replace by a "linear" map,
+            or "swap" with what follows, `width` layers from each layer on; put each MLP to zero or
+            to its mean ("zero_mlp", "mean_mlp"); "permute" all layers, `count` times.
+        n_layers: How many layers the model has.
+        width: Layers that are changed at once.
+        count: How many permutations.
+
+    Raises:
+        ConfigError: The model has not as many layers as `width`.
+    """
+    if width > n_layers:
+        raise ConfigError(
+            f"family {kind}: width {width} is more than the model's {n_layers} layers; lower it."
+        )
+    if kind == "keep":
+        texts = [f"keep {k}" for k in range(n_layers + 1)]
+        return _family(kind, "layers kept", texts, n_layers)
+    if kind == "permute":
+        texts = [f"permute seed={seed}" for seed in range(count)]
+        return _family(kind, "permutation", texts, n_layers)
+    if kind == "swap":
+        texts = [f"swap {i} {i + width}" for i in range(n_layers - width)]
+        return _family(kind, "layer", texts, n_layers)
+    starts = range(n_layers - width + 1)
+    spans = [str(i) if width == 1 else f"{i}-{i + width - 1}" for i in starts]
+    words = {"zero_mlp": "zero mlp {}", "mean_mlp": "mean mlp {}", "repeat": "repeat {} x2"}
+    texts = [words.get(kind, f"{kind} {{}}").format(span) for span in spans]
+    name = kind if width == 1 else f"{kind} {width}"
+    return _family(name, "layer" if width == 1 else "first layer", texts, n_layers)
+
+
+def _family(name: str, axis: str, texts: list[str], n_layers: int) -> Family:
+    return Family(name, axis, tuple(parse_program(text, n_layers) for text in texts))
+
+
+def every_nth(family: Family, every: int) -> tuple[Program, ...]:
+    """Return every n-th program of a family, and always the last."""
+    return (*family.programs[:-1:every], *family.programs[-1:])

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from saesteer.corruption import rule_words as words
 from saesteer.corruption.tasks import Example, Task
 from saesteer.utils.errors import DataError
 
 N_EXAMPLES, N_QUESTIONS = 12, 40
 Maker = Callable[[random.Random], Iterator[tuple[str, str]]]
 _TRIES = 50
+# Written for the project.
+WORDS = json.loads(Path(__file__).with_name("rule_words.json").read_text(encoding="utf-8"))
 
 
 def make_task(
     name: str, *, seed: int = 0, n_examples: int = N_EXAMPLES, n_questions: int = N_QUESTIONS
 ) -> Task:
-    """Make one of the tasks that go by rule.
-
-    Args:
-        name: One of `RULES`.
-        seed: Which draw; the same seed gives the same task.
-        n_examples: Examples to build few-shot prompts from.
-        n_questions: Questions to score; fewer where the rule has no more.
+    """Make one of the tasks that go by rule; fewer questions where it has no more.
 
     Raises:
         DataError: There is no such rule.
@@ -72,21 +68,22 @@ def _addition_steps(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def _copying(rng: random.Random) -> Iterator[tuple[str, str]]:
     while True:
-        line = " ".join(rng.sample(words.NOUNS, rng.randint(3, 5)))
+        line = " ".join(rng.sample(WORDS["nouns"], rng.randint(3, 5)))
         yield f"{line} |", line
 
 
 def _json(rng: random.Random) -> Iterator[tuple[str, str]]:
     while True:
-        name, city = rng.choice(words.NAMES), rng.choice(words.CITIES)
+        name, city = rng.choice(WORDS["names"]), rng.choice(WORDS["cities"])
         age = rng.randint(18, 80)
         record = {"name": name, "age": age, "city": city}
         yield f"{name} is {age} and lives in {city}.\n", json.dumps(record)
 
 
-def _pairs(form: str, pairs: tuple[tuple[str, str], ...], *, both: bool = False) -> Maker:
+def _pairs(form: str, pairs: Sequence[Sequence[str]], *, both: bool = False) -> Maker:
     def make(rng: random.Random) -> Iterator[tuple[str, str]]:
-        sides = [*pairs, *((b, a) for a, b in pairs)] if both else list(pairs)
+        turned = [(right, left) for left, right in pairs] if both else []
+        sides = [*pairs, *turned]
         rng.shuffle(sides)
         for left, right in sides:
             yield form.format(left), right
@@ -96,7 +93,7 @@ def _pairs(form: str, pairs: tuple[tuple[str, str], ...], *, both: bool = False)
 
 def _months_and_days(rng: random.Random) -> Iterator[tuple[str, str]]:
     found = []
-    for kind, names in (("month", words.MONTHS), ("day", words.DAYS)):
+    for kind, names in (("month", WORDS["months"]), ("day", WORDS["days"])):
         for place, name in enumerate(names):
             found.append((f"The {kind} after {name} is", names[(place + 1) % len(names)]))
             found.append((f"The {kind} before {name} is", names[place - 1]))
@@ -106,7 +103,7 @@ def _months_and_days(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def _agreement(rng: random.Random) -> Iterator[tuple[str, str]]:
     while True:
-        (one, many), (near, nears) = rng.sample(words.COUNTED, 2)
+        (one, many), (near, nears) = rng.sample(WORDS["counted"], 2)
         plural = rng.random() < 0.5
         # The noun beside the verb has the other number, so counting back one word does not do.
         head, other = (many, near) if plural else (one, nears)
@@ -114,24 +111,18 @@ def _agreement(rng: random.Random) -> Iterator[tuple[str, str]]:
         yield f"The {head} {place} the {other}", "are" if plural else "is"
 
 
-def _facts(rng: random.Random) -> Iterator[tuple[str, str]]:
-    facts = list(words.FACTS)
-    rng.shuffle(facts)
-    yield from facts
-
-
 RULES: dict[str, tuple[str, Maker]] = {
     "addition": ("The sum of two numbers below 50.", _addition),
     "addition_digits": ("The sum of two digits.", _addition_digits),
     "addition_steps": ("The sum of three numbers, one step after the other.", _addition_steps),
     "agreement": ("Is or are, by the number of the sentence's subject.", _agreement),
-    "capitals": ("A country's capital.", _pairs("The capital of {} is", words.CAPITALS)),
+    "capitals": ("A country's capital.", _pairs("The capital of {} is", WORDS["capitals"])),
     "copying": ("The same words once more.", _copying),
-    "facts": ("Simple facts of everyday life.", _facts),
+    "facts": ("Simple facts of everyday life.", _pairs("{}", WORDS["facts"])),
     "json_completion": ("A sentence's facts as JSON.", _json),
     "months_and_days": ("The month or day after or before another.", _months_and_days),
     "opposites": (
         "The opposite of a word.",
-        _pairs("The opposite of {} is", words.OPPOSITES, both=True),
+        _pairs("The opposite of {} is", WORDS["opposites"], both=True),
     ),
 }

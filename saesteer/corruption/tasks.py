@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.settings import Settings, parse_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MOST_BYTES = 4 * 1024 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -33,19 +38,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Questions of one kind.
+    """Questions of one kind."""
 
-    Attributes:
-        name: Small letters, digits and underscores.
-        description: One sentence.
-        examples: What few-shot prompts are built from.
-        eval_questions: What is scored; the examples themselves if empty, each then left out of
-            its own prompt.
-    """
-
+    # Small letters, digits and underscores.
     name: str
+    # One sentence.
     description: str
+    # What few-shot prompts are built from.
     examples: tuple[Example, ...]
+    # What is scored; the examples themselves if empty, each then left out of its own prompt.
     eval_questions: tuple[Example, ...] = ()
 
     @property
@@ -211,3 +212,81 @@ def _files(source: str) -> list[Path]:
         f"task {source!r} is no bundled one ({', '.join(bundled_task_names())}) and no .json file "
         "or folder; give one of these."
     )
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """A task's questions, ready to be scored."""
+
+    # The task's name.
+    task: str
+    questions: tuple[Example, ...]
+    # What stands before each answer, examples included.
+    prompts: tuple[str, ...]
+    # Prompts with answers; the answers' tokens are kept.
+    rows: tuple[TokenRow, ...]
+
+
+def few_shot_prompt(
+    examples: Sequence[Example], question: Example, *, shots: int, rng: random.Random
+) -> str:
+    """Return a prompt of examples, never the question's own, and the question.
+
+    `rng` draws as many examples as `shots`, or fewer where there are not as many.
+    """
+    others = [example for example in examples if example.prompt != question.prompt]
+    chosen = rng.sample(others, min(shots, len(others)))
+    # Prompts of several lines are kept apart by an empty one.
+    between = "\n\n" if any("\n" in e.prompt for e in (*chosen, question)) else "\n"
+    return between.join([*(example.text for example in chosen), question.prompt])
+
+
+def task_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    *,
+    shots: int = 4,
+    max_questions: int | None = None,
+    seed: int = 0,
+    max_length: int | None = None,
+) -> TaskRows:
+    """Tokenise a task's questions behind examples of their own.
+
+    There is one BOS where the tokenizer has one, at the beginning, and none inside.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        task: The task.
+        shots: Examples before each question, drawn for each anew.
+        max_questions: The most questions; all if None.
+        seed: Seeds the draw.
+        max_length: The model's context.
+
+    Raises:
+        DataError: A text is too long, or holds the tokenizer's own marks.
+    """
+    questions = task.questions[:max_questions]
+    prompts = [
+        few_shot_prompt(task.examples, q, shots=shots, rng=random.Random(f"{seed} {q.prompt}"))
+        for q in questions
+    ]
+    try:
+        rows = encode_statements(
+            tokenizer,
+            [question.answer for question in questions],
+            prompts,
+            chat=False,
+            max_length=max_length,
+            what="question",
+            remedy="lower tasks.shots, or shorten it and the examples",
+        )
+    except DataError as error:
+        raise DataError(f"task {task.name}: {error}") from None
+    special = set(tokenizer.all_special_ids)
+    for number, row in enumerate(rows, start=1):
+        if special & set(row.ids[1:]):
+            raise DataError(
+                f"task {task.name}: question {number} or an example before it holds one of the "
+                "tokenizer's own marks, such as its BOS; write plain text."
+            )
+    return TaskRows(task.name, questions, tuple(prompts), tuple(rows))

@@ -26,6 +26,10 @@ class ContrastivePair:
         prompt: Text that stands before both sides, or None.
         positive_span: The part of the positive text to read, letter by letter; all of it if None.
         negative_span: The same for the negative text.
+
+    Example:
+        >>> ss.ContrastivePair("1", positive="I like you", negative="I hate you").id
+        '1'
     """
 
     id: str
@@ -52,6 +56,11 @@ class PairSet:
             other, label confidence too low, more than `max_pairs`).
         joined: Whether the sides of a pair were joined by length and not by meaning, so that other
             pairs of the same texts are as good.
+
+    Example:
+        >>> pairs = ss.pairs_from([("I like you", "I hate you")])
+        >>> len(pairs), pairs.positives
+        (1, ('I like you',))
     """
 
     name: str

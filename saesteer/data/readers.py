@@ -82,6 +82,10 @@ def load_pairs(
     Raises:
         DataError: The source cannot be used; the sentence names file, line and field.
         ConfigError: An argument is out of range.
+
+    Example:
+        >>> len(ss.load_pairs("agreeableness")) > 100
+        True
     """
     _check_arguments(format, positive_key, negative_key, min_label_confidence, max_pairs)
     path, label = _find(source)
@@ -126,6 +130,10 @@ def pairs_from(
 
     Raises:
         DataError: A record cannot be used; the sentence says which one.
+
+    Example:
+        >>> ss.pairs_from([("I like you", "I hate you")]).negatives
+        ('I hate you',)
     """
     items = [
         _python_record(f"{name}: record {number}", value)

@@ -69,6 +69,11 @@ def split_pairs(
     Raises:
         DataError: A part would stay empty.
         ConfigError: The shares or the threshold are out of range.
+
+    Example:
+        >>> parts = ss.split_pairs(ss.load_pairs("agreeableness"), validation=0.2, test=0.3)
+        >>> len(parts.train) > len(parts.test) > len(parts.validation)
+        True
     """
     shares = np.array([1 - validation - test, validation, test])
     if not (validation >= 0 and test >= 0 and shares[0] > 1e-9):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
+from saesteer.evaluation.effect import statement_log_likelihoods
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
+from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,30 +44,21 @@ def answer_cue(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> str:
     return "" if use_chat else "\n\nAnswer:"
 
 
-@dataclass(frozen=True)
-class ChoiceAccuracy:
-    """How often the matching answer is the likelier one.
+class ChoiceAccuracy(NamedTuple):
+    """How often the matching answer is the likelier one, with an exact 95% binomial interval."""
 
-    Attributes:
-        accuracy: Share of pairs with a margin above 0, ties one half.
-        low: Lower end of the exact 95% binomial interval (Clopper & Pearson 1934).
-        high: Upper end.
-        at_chance: Whether the interval holds one half, so that margins say little.
-        n_pairs: Number of pairs.
-    """
-
-    accuracy: float
+    accuracy: float  # share of pairs with a margin above 0, ties one half
     low: float
     high: float
-    at_chance: bool
-    n_pairs: int
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the interval holds one half, so that margins say little."""
+        return self.low <= 0.5 <= self.high
 
 
 def accuracy_of(margins: Float[np.ndarray, " pair"]) -> ChoiceAccuracy:
-    """Summarise margins as an accuracy with its interval.
-
-    Args:
-        margins: One margin per pair, in nats.
+    """Summarise margins as an accuracy with its interval (Clopper & Pearson 1934).
 
     Raises:
         DataError: There is no margin, or one is not a number.
@@ -79,8 +70,7 @@ def accuracy_of(margins: Float[np.ndarray, " pair"]) -> ChoiceAccuracy:
     share = float((margins > 0).mean() + (margins == 0).mean() / 2)
     n = len(margins)
     interval = binomtest(round(share * n), n).proportion_ci(0.95, method="exact")
-    low, high = float(interval.low), float(interval.high)
-    return ChoiceAccuracy(share, low, high, low <= 0.5 <= high, n)
+    return ChoiceAccuracy(share, float(interval.low), float(interval.high))
 
 
 class ChoiceMeter:
@@ -130,7 +120,6 @@ class ChoiceMeter:
             raise ConfigError(f"kind: {kind!r} is not known; use 'yes_no' or 'a_b'.")
         if not len(pairs):
             raise DataError(f"pairs {pairs.name!r} are empty; give at least one held-out pair.")
-        self.kind: Kind = kind
         self.n_pairs = len(pairs)
         heads = _yes_no(pairs, question) if kind == "yes_no" else _a_b(pairs, question)
         cue = answer_cue(model.tokenizer, chat)
@@ -176,11 +165,6 @@ class ChoiceMeter:
     def accuracy(self) -> ChoiceAccuracy:
         """The unsteered model's accuracy."""
         return accuracy_of(self.unsteered)
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether the unsteered model cannot be told from one that guesses."""
-        return self.accuracy.at_chance
 
     def _at_last_token(
         self, other: Sequence[int], vector: SteeringVector | None, strength: float, unit: Unit

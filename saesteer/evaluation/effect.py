@@ -1,4 +1,4 @@
-"""How far vectors of one site move held-out pairs, each at the strengths of one divergence."""
+"""Propensity and effect: how far vectors move held-out pairs, each at the strengths of one KL."""
 
 from __future__ import annotations
 
@@ -8,21 +8,99 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
-from saesteer.evaluation.propensity import PropensityMeter
-from saesteer.evaluation.statistics import (
-    anti_steerable_share,
-    item_interval,
-    pair_slopes,
-    permutation_p,
-)
+from saesteer.evaluation.statistics import item_interval, pair_slopes, permutation_p
+from saesteer.models.tokens import encode_statements
 from saesteer.steering.divergence import DivergenceMeter, StrengthMatch, match_strength
+from saesteer.steering.teacher_forced import TeacherForced
 
 if TYPE_CHECKING:
-    from saesteer.steering import SteeringVector
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.data.pairs import PairSet
+    from saesteer.models.sites import Site
+    from saesteer.steering import SteeringVector, Unit
 
 Sides = Float[np.ndarray, "side pair"]
+
+
+def statement_log_likelihoods(
+    rows: TeacherForced,
+    vector: SteeringVector | None = None,
+    strength: float = 0.0,
+    unit: Unit = "norm",
+) -> Float[np.ndarray, " row"]:
+    """Return each row's mean log-probability per kept token, in nats."""
+    out = np.zeros(rows.n_rows)
+    for part in rows.passes(vector, strength, unit):
+        log_probs = torch.log_softmax(part.logits.float(), dim=-1)
+        said = log_probs.gather(1, part.after[:, None])[:, 0]
+        counts = torch.bincount(part.row).tolist()
+        for place, own in zip(part.index, said.split(counts), strict=True):
+            out[place] = float(own.mean())
+    return out
+
+
+class PropensityMeter:
+    """Margins of held-out pairs under steering.
+
+    For a pair i and a strength a, with l the mean token log-probability of a statement as the
+    assistant's words after a neutral request, m_i(a) = l(positive; a) - l(negative; a), in nats
+    per token.
+
+    Args:
+        model: A model from `load_model`.
+        pairs: Held-out pairs.
+        request: The neutral request before statements that have no prompt of their own.
+        chat: Whether to use the chat template; where there is one if None.
+        system: A system prompt for the template.
+        site: As in `TeacherForced`.
+
+    Example:
+        >>> meter = ss.PropensityMeter(model, test, request="Who are you?")
+        >>> meter.margins(vector, strength=0.2).shape == (len(test),)
+        True
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        pairs: PairSet,
+        *,
+        request: str,
+        chat: bool | None = None,
+        system: str | None = None,
+        site: Site | None = None,
+    ) -> None:
+        assert model.tokenizer is not None
+        self.n_pairs = len(pairs)
+        prompts = [pair.prompt or request for pair in pairs]
+        rows = encode_statements(
+            model.tokenizer,
+            [*pairs.positives, *pairs.negatives],
+            [*prompts, *prompts],
+            chat=chat,
+            system=system,
+            max_length=int(model.cfg.n_ctx),
+            what=pairs.side_names,
+        )
+        self._rows = TeacherForced(model, rows, site=site)
+
+    def log_likelihoods(
+        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+    ) -> Sides:
+        """Return l for the positive (row 0) and negative (row 1) statements."""
+        flat = statement_log_likelihoods(self._rows, vector, strength, unit)
+        return flat.reshape(2, self.n_pairs)
+
+    def margins(
+        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+    ) -> Float[np.ndarray, " pair"]:
+        """Return m_i at a strength, nats per token."""
+        positive, negative = self.log_likelihoods(vector, strength, unit)
+        return positive - negative
 
 
 @dataclass(frozen=True)
@@ -48,11 +126,6 @@ class Effect:
     common_shift: float
     up: list[float] = field(default_factory=list)
     down: list[float] = field(default_factory=list)
-
-    @property
-    def moved(self) -> Float[np.ndarray, " pair"]:
-        """What each pair adds to E."""
-        return (np.array(self.up) - np.array(self.down)) / 2
 
 
 def effect_of(unsteered: Sides, positive: Sides, negative: Sides) -> Effect:
@@ -98,14 +171,9 @@ class VectorResult:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> VectorResult:
         """Return what `as_dict` gave away."""
-        effect = record["effect"]
-        return cls(
-            record["name"],
-            record["method"],
-            StrengthMatch(**record["plus"]),
-            StrengthMatch(**record["minus"]),
-            None if effect is None else Effect(**effect),
-        )
+        plus, minus = (StrengthMatch(**record[side]) for side in ("plus", "minus"))
+        effect = None if record["effect"] is None else Effect(**record["effect"])
+        return cls(record["name"], record["method"], plus, minus, effect)
 
 
 class EffectMeter:
@@ -115,6 +183,13 @@ class EffectMeter:
         divergence: Measures the cost.
         propensity: Measures the held-out pairs.
         unsteered: Their log-likelihoods without steering; measured if None.
+
+    Example:
+        >>> rows = ss.encode_statements(model.tokenizer, texts)
+        >>> cost = ss.DivergenceMeter(model, rows)
+        >>> meter = ss.EffectMeter(cost, ss.PropensityMeter(model, test, request="Who are you?"))
+        >>> meter.measure(vector, kl_target=0.05).plus.reached
+        True
     """
 
     def __init__(
@@ -177,11 +252,8 @@ class EffectMeter:
                 {"multiple": multiple, "strength": strength, "margin": float(margin.mean())}
             )
         slopes = pair_slopes(sorted(multiples), np.array(margins))
-        return {
-            "points": points,
-            "slope": float(slopes.mean()),
-            "anti_steerable": anti_steerable_share(slopes),
-        }
+        anti_steerable = float((slopes < 0).mean())
+        return {"points": points, "slope": float(slopes.mean()), "anti_steerable": anti_steerable}
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from saesteer.evaluation.llm_client import ChatClient, Endpoint
-from saesteer.evaluation.llm_ratings import (
-    ASPECTS,
-    LlmRating,
-    LlmRatings,
-    RatingCache,
-    parse_rating,
-)
-from saesteer.utils.errors import ConfigError, DataError, NetworkError
+from saesteer.utils.errors import ConfigError, DataError, NetworkError, OutputError
 
 # Failures in a row after which the server counts as gone.
 GIVE_UP_AFTER = 8
@@ -50,6 +46,50 @@ _QUESTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class LlmRating:
+    """One completion's three ratings, 0 to 2; None is missing."""
+
+    behaviour: float | None
+    instruction: float | None
+    fluency: float | None
+
+    @property
+    def harmonic_mean(self) -> float | None:
+        """AxBench's overall score (arXiv 2501.17148): 0 where any is 0; missing where any is."""
+        values = astuple(self)
+        if None in values:
+            return None
+        return len(values) / sum(1 / value for value in values) if all(values) else 0.0
+
+
+@dataclass(frozen=True)
+class LlmRatings:
+    """The ratings of many completions.
+
+    Attributes:
+        ratings: One per completion, in their order.
+        asked: Questions sent to the endpoint (attempts of one question count once).
+        cached: Ratings taken from the cache.
+        missing: How many ratings are missing, by reason.
+    """
+
+    ratings: tuple[LlmRating, ...]
+    asked: int
+    cached: int
+    missing: Mapping[str, int]
+
+    def mean(self) -> dict[str, float | int | None]:
+        """Return the means over what is known, and how many completions have no overall score."""
+        scores = [rating.harmonic_mean for rating in self.ratings]
+        return {
+            **{aspect: _mean([getattr(r, aspect) for r in self.ratings]) for aspect in _QUESTIONS},
+            "harmonic_mean": _mean(scores),
+            "n": len(scores),
+            "n_missing": sum(score is None for score in scores),
+        }
+
+
 class LlmJudge:
     """Rates completions, one question per aspect so that no rating colours another.
 
@@ -75,8 +115,10 @@ class LlmJudge:
         if workers < 1:
             raise ConfigError(f"the LLM judge's workers is {workers}; give 1 or more.")
         self._client = ChatClient(endpoint, sleep=sleep)
-        self._cache = RatingCache(cache)
+        self._known = _Ratings(cache)
         self._workers = workers
+        self._lock = threading.Lock()
+        self._unanswered = 0  # questions in a row
 
     def rate(
         self, behaviour: str, questions: Sequence[str], completions: Sequence[str]
@@ -101,54 +143,61 @@ class LlmJudge:
         wanted: list[list[str | None]] = []
         payloads: dict[str, dict[str, Any]] = {}
         for question, text in zip(questions, completions, strict=True):
-            row: list[str | None] = []
-            for aspect in ASPECTS:
-                payload = self._payload(aspect, behaviour, question, text)
-                key = self._key(payload) if text.strip() else None
-                row.append(key)
-                if key is not None:
-                    payloads[key] = payload
-            wanted.append(row)
-        cached = {key for key in payloads if key in self._cache}
-        failures = self._ask_all({k: p for k, p in payloads.items() if k not in cached})
-        missing: Counter[str] = Counter()
-        for key in (key for row in wanted for key in row):
-            if key is None or key not in self._cache:
-                missing[failures[key] if key is not None else "empty completion"] += 1
-        ratings = tuple(
-            LlmRating(*(None if key is None else self._cache.get(key) for key in row))
+            made = [self._payload(aspect, behaviour, question, text) for aspect in _QUESTIONS]
+            keys = [self._key(payload) for payload in made]
+            if text.strip():
+                payloads |= dict(zip(keys, made, strict=True))
+            wanted.append([key if text.strip() else None for key in keys])
+        new = {key: payload for key, payload in payloads.items() if self._known.get(key) is None}
+        failures = self._ask_all(new)
+        missing = Counter(
+            "empty completion" if key is None else failures[key]
             for row in wanted
+            for key in row
+            if self._known.get(key) is None
         )
-        return LlmRatings(ratings, len(payloads) - len(cached), len(cached), dict(missing))
+        ratings = tuple(LlmRating(*map(self._known.get, row)) for row in wanted)
+        return LlmRatings(ratings, len(new), len(payloads) - len(new), dict(missing))
 
     def _ask_all(self, payloads: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         """Ask, cache every rating as it comes, and return the reasons of those that failed."""
-        streak = _Streak()
         stopped = threading.Event()
+        self._unanswered = 0
 
-        def one(item: tuple[str, dict[str, Any]]) -> tuple[str, str | None]:
+        def one(key: str) -> str | None:
             if stopped.is_set():
-                return item[0], "not asked"
+                return "not asked"
             try:
-                streak.check(self._client.endpoint.base_url)
-                reply = self._client.ask(item[1])
+                return self._ask(key, payloads[key])
             except BaseException:
                 stopped.set()
                 raise
-            streak.note(reply.answered, reply.failure)
-            rating = None if reply.text is None else parse_rating(reply.text)
-            if rating is not None:
-                self._cache.add(item[0], rating)
-                return item[0], None
-            return item[0], reply.failure or "no rating in the answer"
 
         pool = ThreadPoolExecutor(self._workers)
         try:
-            done = list(pool.map(one, payloads.items()))
+            reasons = list(pool.map(one, payloads))
         finally:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
-        return {key: reason for key, reason in done if reason is not None}
+        found = zip(payloads, reasons, strict=True)
+        return {key: reason for key, reason in found if reason is not None}
+
+    def _ask(self, key: str, payload: dict[str, Any]) -> str | None:
+        """Ask for one rating; return why there is none, None where there is."""
+        reply = self._client.ask(payload)
+        with self._lock:
+            self._unanswered = 0 if reply.answered else self._unanswered + 1
+            if self._unanswered >= GIVE_UP_AFTER:
+                raise NetworkError(
+                    f"the LLM judge at {self._client.endpoint.base_url} did not answer "
+                    f"{self._unanswered} questions in a row ({reply.failure}); check that it runs "
+                    "and start again, what is rated is kept."
+                )
+        rating = None if reply.text is None else parse_rating(reply.text)
+        if rating is None:
+            return reply.failure or "no rating in the answer"
+        self._known.add(key, rating)
+        return None
 
     def _payload(self, aspect: str, behaviour: str, question: str, text: str) -> dict[str, Any]:
         fields = {
@@ -169,23 +218,86 @@ class LlmJudge:
         return hashlib.sha256(stated.encode("ascii")).hexdigest()
 
 
-class _Streak:
-    """Counts failures in a row, over threads."""
+class _Ratings:
+    """Ratings by content hash: in memory and, given a path, in a file of JSON lines.
 
-    def __init__(self) -> None:
+    A line is written whole and at once when its rating comes; a line torn by a crash is skipped
+    when the file is read, and asked for again.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = None if path is None else Path(path)
         self._lock = threading.Lock()
-        self._count = 0
-        self._last = ""
+        self._known: dict[str, float] = {}
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            content = self._path.read_bytes() if self._path.exists() else b""
+            with self._path.open("ab") as file:
+                # What a crash tore must not run into the next line.
+                file.write(b"\n" if content and not content.endswith(b"\n") else b"")
+        except OSError as error:
+            raise self._unusable(error) from error
+        for line in content.splitlines():
+            entry = _loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("key"), str):
+                rating = _valid(entry.get("rating"))
+                self._known |= {} if rating is None else {entry["key"]: rating}
 
-    def note(self, answered: bool, failure: str | None) -> None:
-        with self._lock:
-            self._count = 0 if answered else self._count + 1
-            self._last = failure or ""
+    def get(self, key: str | None) -> float | None:
+        return None if key is None else self._known.get(key)
 
-    def check(self, url: str) -> None:
+    def add(self, key: str, rating: float) -> None:
+        line = json.dumps({"key": key, "rating": rating}) + "\n"
         with self._lock:
-            if self._count >= GIVE_UP_AFTER:
-                raise NetworkError(
-                    f"the LLM judge at {url} did not answer {self._count} questions in a row "
-                    f"({self._last}); check that it runs and start again, what is rated is kept."
-                )
+            self._known[key] = rating
+            if self._path is not None:
+                try:
+                    with self._path.open("ab") as file:
+                        file.write(line.encode("ascii"))
+                except OSError as error:
+                    raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self._path}: the cache of ratings cannot be used ({error.strerror or error}); "
+            "choose a file that can be written."
+        )
+
+
+def parse_rating(reply: str) -> float | None:
+    """Read a rating out of a judge's reply.
+
+    Args:
+        reply: Ideally `{"rating": 1}` alone; words and code fences around one such object are
+            forgiven, as is what a reasoning model thinks aloud before it.
+
+    Returns:
+        The rating, 0 to 2; None where there is none, or more than one, or it is out of range or
+        no number.
+    """
+    said = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL)
+    found = [_loads(match) for match in re.findall(r"\{[^{}]*\}", said)]
+    ratings = [o["rating"] for o in found if isinstance(o, dict) and "rating" in o]
+    return _valid(ratings[0]) if len(ratings) == 1 else None
+
+
+def _loads(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _valid(rating: object) -> float | None:
+    # True is an int to Python and no rating.
+    if isinstance(rating, bool) or not isinstance(rating, int | float):
+        return None
+    # NaN compares as false, and a huge integer does not fit a float.
+    return float(rating) if 0 <= rating <= 2 else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -2,70 +2,34 @@
 
 Personas are the sample. Pairs of one persona share a topic and a style, so an interval over them
 (`item_interval`) says nothing of other personas and is far too narrow for a claim about a method;
-`hierarchical_bootstrap` and `compare_paired` are what a claim rests on.
+`hierarchical_bootstrap` and `paired_ratio` are what a claim rests on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from saesteer.evaluation.resampling import (
-    PersonaValues,
-    macro_means,
-    percentiles,
-    resampled_macro_means,
-    resampled_pair_means,
-    seed_rows,
-    stacks_of,
-)
 from saesteer.utils.errors import DataError, MismatchError
 
 LEVEL = 0.95
+DRAWS_AT_ONCE = 2_000_000
+
+PersonaValues = np.ndarray | Sequence[np.ndarray] | None
+"""One persona's values: [pair], [seed, pair], a row for each seed, or None where not measured."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its interval over personas.
-
-    Attributes:
-        value: The figure; None where it does not exist.
-        low: Lower end of the interval; None where there is none.
-        high: Upper end.
-        n_personas: Personas that it rests on.
-        note: One sentence on what is missing; empty where nothing is.
-    """
+class Estimate(NamedTuple):
+    """A figure with its interval over personas; None where it does not exist."""
 
     value: float | None
     low: float | None
     high: float | None
     n_personas: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two methods on the same personas and pairs, every interval from the same resamples.
-
-    Attributes:
-        first: Macro-mean of the first method.
-        second: Macro-mean of the second.
-        difference: First minus second.
-        ratio: First over second.
-        not_above_zero: Share of resamples where the second's macro-mean is not above 0; where it
-            exceeds the tail of the interval, the ratio has none.
-    """
-
-    first: Estimate
-    second: Estimate
-    difference: Estimate
-    ratio: Estimate
-    not_above_zero: float
 
 
 class ItemInterval(NamedTuple):
@@ -90,7 +54,7 @@ def hierarchical_bootstrap(
     persona's mean is already in the spread between personas (Davison and Hinkley 1997, section
     3.8), and three seeds are too few to draw from. Rows of different seeds hold different pairs,
     so each is drawn on its own; where the same pairs were measured under every seed, average over
-    seeds first and pass [pair].
+    seeds first and pass [pair]. One persona has no interval.
 
     Args:
         values: For each persona [pair], [seed, pair] or a row for each seed (of any lengths), in
@@ -102,59 +66,58 @@ def hierarchical_bootstrap(
     Raises:
         DataError: A persona has no values, or one that is not finite.
     """
-    stacks = stacks_of([values])
+    stacks = _known(_stacks([values]))
     if not stacks:
-        return Estimate(None, None, None, 0, "no persona has values.")
-    return _estimate(
-        macro_means(stacks)[0],
-        resampled_macro_means(stacks, resamples, seed)[:, 0],
-        len(stacks),
-        level,
-    )
+        return Estimate(None, None, None, 0)
+    drawn = _resampled_macro_means(stacks, resamples, seed)[:, 0]
+    return _estimate(_macro_means(stacks)[0], drawn, len(stacks), level)
 
 
-def compare_paired(
+def paired_ratio(
     first: Sequence[PersonaValues],
     second: Sequence[PersonaValues],
     *,
     resamples: int = 10_000,
     seed: int = 0,
     level: float = LEVEL,
-) -> PairedComparison:
-    """Compare two methods' macro-means on the same personas, seeds and pairs.
+) -> Estimate:
+    """Return the ratio of two methods' macro-means on the same personas, seeds and pairs.
 
     Every resample draws the same personas and pairs for both, so what makes a persona easy or
     hard for both cancels. Resamples as in `hierarchical_bootstrap`. A ratio whose denominator is
-    not above 0 has no meaning: in resamples it counts as infinite (of the numerator's sign), and
-    where there are more of them than the interval's tail the ratio has no interval.
+    not above 0 has no meaning: in resamples it counts as infinite (of the numerator's sign), an
+    end of the interval that is infinite is None, and where there are more of them than the
+    interval's tail the ratio has no interval.
 
     Args:
         first: As in `hierarchical_bootstrap`.
-        second: The same personas, seeds and pairs; the ratio's denominator. A persona that either
-            lacks is left out of both.
+        second: The same personas, seeds and pairs; the denominator. A persona that either lacks is
+            left out of both.
         resamples: Bootstrap resamples.
         seed: Seeds the draws.
-        level: Coverage of the intervals.
+        level: Coverage of the interval.
 
     Raises:
         MismatchError: The two are not of the same personas, seeds and pairs.
         DataError: A persona has no values, or one that is not finite.
     """
-    stacks = stacks_of([first, second])
-    if not stacks:
-        nothing = Estimate(None, None, None, 0, "no persona has values of both methods.")
-        return PairedComparison(nothing, nothing, nothing, nothing, 0.0)
-    a, b = macro_means(stacks)
-    drawn = resampled_macro_means(stacks, resamples, seed)
+    stacks = _known(_stacks([first, second]))
     n = len(stacks)
-    share = float((drawn[:, 1] <= 0).mean())
-    return PairedComparison(
-        _estimate(a, drawn[:, 0], n, level),
-        _estimate(b, drawn[:, 1], n, level),
-        _estimate(a - b, drawn[:, 0] - drawn[:, 1], n, level),
-        _ratio(a, b, drawn, n, level),
-        share,
-    )
+    if not n:
+        return Estimate(None, None, None, 0)
+    above, below = _macro_means(stacks)
+    if below <= 0:
+        return Estimate(None, None, None, n)
+    drawn = _resampled_macro_means(stacks, resamples, seed)
+    positive = drawn[:, 1] > 0
+    if n > 1 and (~positive).mean() > (1 - level) / 2:
+        return Estimate(above / below, None, None, n)
+    ratios = np.copysign(np.inf, drawn[:, 0])
+    with np.errstate(over="ignore"):
+        np.divide(drawn[:, 0], drawn[:, 1], out=ratios, where=positive)
+    value, *ends, _ = _estimate(above / below, ratios, n, level)
+    low, high = (end if end is not None and math.isfinite(end) else None for end in ends)
+    return Estimate(value, low, high, n)
 
 
 def item_interval(
@@ -169,41 +132,107 @@ def item_interval(
     Raises:
         DataError: There is no value, or one that is not finite.
     """
-    row = seed_rows(values, "the persona")[0]
-    drawn = resampled_pair_means(row[None], resamples, np.random.default_rng(seed))[:, 0]
-    low, high = percentiles(drawn, level)
-    return ItemInterval(float(row.mean()), low, high)
+    row = _seed_rows(values, "the persona")[0]
+    drawn = _resampled_pair_means(row[None], resamples, np.random.default_rng(seed))[:, 0]
+    return ItemInterval(float(row.mean()), *_percentiles(drawn, level))
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """A paired Wilcoxon signed-rank test over personas, two-sided.
+def _seed_rows(values: np.ndarray | Sequence[np.ndarray], where: str) -> list[np.ndarray]:
+    """Return one persona's values as a row for each seed."""
+    single = isinstance(values, np.ndarray) and values.ndim == 1
+    rows = [np.asarray(row, dtype=float) for row in ([values] if single else values)]
+    if not rows or any(row.ndim != 1 or not len(row) for row in rows):
+        raise DataError(f"{where} has a seed without values; pass None to leave the persona out.")
+    if not all(np.isfinite(row).all() for row in rows):
+        raise DataError(f"{where} has a value that is not finite; leave that pair out.")
+    return rows
 
-    Attributes:
-        p: The p value; None where every persona ties or there is none.
-        statistic: The smaller sum of signed ranks.
-        median_difference: Median over personas of first minus second.
-        n_personas: Personas compared, ties left out.
-        exact: Whether p is exact and not the normal approximation.
-        note: Says when there are too few personas to reach p below 0.05.
-    """
 
-    p: float | None
-    statistic: float | None
-    median_difference: float | None
-    n_personas: int
-    exact: bool
-    note: str = ""
+def _stacks(methods: Sequence[Sequence[PersonaValues]]) -> list[list[np.ndarray] | None]:
+    """Return for each persona its seeds' [method, pair]; None where a method lacks it."""
+    if len({len(personas) for personas in methods}) > 1:
+        counts = " and ".join(str(len(personas)) for personas in methods)
+        raise MismatchError(f"methods have {counts} personas; pass the same ones in one order.")
+    stacks: list[list[np.ndarray] | None] = []
+    for place, found in enumerate(zip(*methods, strict=True)):
+        known = [values for values in found if values is not None]
+        if len(known) < len(found):
+            stacks.append(None)
+            continue
+        where = f"persona {place}"
+        rows = [_seed_rows(values, where) for values in known]
+        if len({tuple(len(row) for row in own) for own in rows}) > 1:
+            raise MismatchError(f"{where} has other seeds or pairs; pass the same for all methods.")
+        stacks.append([np.stack(of_seed) for of_seed in zip(*rows, strict=True)])
+    return stacks
+
+
+def _known(stacks: Sequence[list[np.ndarray] | None]) -> list[list[np.ndarray]]:
+    return [stack for stack in stacks if stack is not None]
+
+
+def _macro_means(stacks: Sequence[Sequence[np.ndarray]]) -> list[float]:
+    """Return each method's mean over personas of the mean over seeds of the mean over pairs."""
+    own = [np.mean([row.mean(axis=1) for row in stack], axis=0) for stack in stacks]
+    return np.mean(own, axis=0).tolist()
+
+
+def _resampled_macro_means(
+    stacks: Sequence[Sequence[Float[np.ndarray, "method pair"]]], resamples: int, seed: int
+) -> Float[np.ndarray, "resample method"]:
+    """Return each method's macro-mean in every resample, the same draws for all methods."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(stacks), size=(resamples, len(stacks)))
+    totals = np.zeros((resamples, len(stacks[0][0])))
+    for persona, rows in enumerate(stacks):
+        # A persona that is drawn twice in a resample gets fresh pairs each time.
+        where = np.nonzero(drawn == persona)[0]
+        means = np.mean([_resampled_pair_means(row, len(where), rng) for row in rows], axis=0)
+        for method in range(totals.shape[1]):
+            totals[:, method] += np.bincount(where, means[:, method], minlength=resamples)
+    return totals / len(stacks)
+
+
+def _resampled_pair_means(
+    row: Float[np.ndarray, "method pair"], n: int, rng: np.random.Generator
+) -> Float[np.ndarray, "n method"]:
+    """Return n means over pairs drawn with replacement, a few at once to bound memory."""
+    n_pairs = row.shape[1]
+    step = max(1, DRAWS_AT_ONCE // n_pairs)
+    means = np.empty((n, len(row)))
+    for start in range(0, n, step):
+        some = min(step, n - start)
+        picked = rng.integers(n_pairs, size=(some, n_pairs)) + n_pairs * np.arange(some)[:, None]
+        # How often each pair was drawn: one product then serves every method.
+        counts = np.bincount(picked.ravel(), minlength=some * n_pairs).reshape(some, n_pairs)
+        means[start : start + some] = counts @ row.T / n_pairs
+    return means
+
+
+def _estimate(value: float, drawn: np.ndarray, n_personas: int, level: float) -> Estimate:
+    ends = (None, None) if n_personas == 1 else _percentiles(drawn, level)
+    return Estimate(value, *ends, n_personas)
+
+
+def _percentiles(drawn: Float[np.ndarray, " resample"], level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    # Interpolating beside an infinite value would give NaN.
+    method = "linear" if np.isfinite(drawn).all() else "inverted_cdf"
+    low, high = np.quantile(drawn, [tail, 1 - tail], method=method)
+    return float(low), float(high)
 
 
 def wilcoxon_over_personas(
     first: Sequence[float | None], second: Sequence[float | None]
-) -> PairedTest:
-    """Test whether two methods differ, each persona counting once (Wilcoxon 1945).
+) -> float | None:
+    """Return the two-sided p of a signed-rank test, each persona counting once (Wilcoxon 1945).
 
     Args:
         first: One figure for each persona, seeds and pairs averaged; None where not measured.
         second: The same personas in the same order.
+
+    Returns:
+        p; None where every persona ties or there is none. Fewer than 6 personas cannot reach 0.05.
 
     Raises:
         MismatchError: The two are not equally long.
@@ -216,20 +245,11 @@ def wilcoxon_over_personas(
         )
     pairs = zip(first, second, strict=True)
     kept = np.array([a - b for a, b in pairs if a is not None and b is not None], dtype=float)
-    kept = kept[np.isfinite(kept)]
-    median = float(np.median(kept)) if len(kept) else None
-    differences = kept[kept != 0]
-    n = len(differences)
-    if n == 0:
-        return PairedTest(None, None, median, 0, True, "no persona differs, so there is no p.")
+    differences = kept[np.isfinite(kept) & (kept != 0)]
+    if not len(differences):
+        return None
     found: Any = wilcoxon(differences)
-    # scipy enumerates without ties up to 50 differences, and every sign with ties up to 13.
-    exact = n <= (50 if len(np.unique(np.abs(differences))) == n else 13)
-    smallest = 2.0 / 2**n
-    note = ""
-    if smallest > 0.05:
-        note = f"{n} personas cannot give a p below {smallest:.3g}; 6 are the fewest for 0.05."
-    return PairedTest(float(found.pvalue), float(found.statistic), median, n, exact, note)
+    return float(found.pvalue)
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -251,78 +271,28 @@ def permutation_p(value: float, null: Sequence[float]) -> float:
     return (1 + int((sizes >= value).sum())) / (1 + len(sizes))
 
 
-@dataclass(frozen=True)
-class Area:
-    """Area under effect against log KL, over the log range: nats per token.
-
-    Attributes:
-        value: The area; None with fewer than two KL targets reached.
-        from_target: The least KL target reached, nats per token.
-        to_target: The greatest.
-        missing: KL targets that were not reached; one between others is bridged by a straight line,
-            one at an end shortens the range, and areas of different ranges do not compare.
-        note: Says so in words.
-    """
-
-    value: float | None
-    from_target: float | None
-    to_target: float | None
-    missing: tuple[float, ...]
-    note: str = ""
-
-
-def area_under_log_kl(effects: Mapping[float, float | None]) -> Area:
-    """Return the trapezoid area of effect over ln(KL target), divided by the log range.
-
-    Args:
-        effects: Effect at each KL target, nats per token; None where it was not reached.
-    """
-    reached = {b: e for b, e in sorted(effects.items()) if e is not None and math.isfinite(e)}
-    missing = tuple(sorted(set(effects) - set(reached)))
-    names = ", ".join(f"{kl_target:g}" for kl_target in missing)
-    if len(reached) < 2:
-        note = "fewer than two KL targets were reached" + (
-            f" (missing: {names})." if names else "."
-        )
-        return Area(None, None, None, missing, note)
-    weights = area_weights(tuple(reached))
-    value = sum(weights[kl_target] * effect for kl_target, effect in reached.items())
-    least, greatest = min(reached), max(reached)
-    note = ""
-    if missing:
-        note = f"KL target {names} not reached: the area is over {least:g} to {greatest:g}."
-    return Area(float(value), least, greatest, missing, note)
-
-
-def area_weights(kl_targets: Sequence[float]) -> dict[float, float]:
-    """Return the weight of each KL target's effect in the area; weights sum to 1.
-
-    Raises:
-        DataError: There are fewer than two different KL targets, or one is not above 0.
-    """
-    ordered = sorted(set(kl_targets))
-    if len(ordered) < 2 or ordered[0] <= 0:
-        raise DataError(f"kl_targets: {list(kl_targets)} are not two or more KL targets above 0.")
-    logs = np.log(ordered)
-    steps = np.diff(logs) / (logs[-1] - logs[0])
-    shares = (np.append(steps, 0.0) + np.insert(steps, 0, 0.0)) / 2
-    return dict(zip(ordered, shares.tolist(), strict=True))
-
-
 def area_values(by_target: Mapping[float, Sequence[PersonaValues]]) -> list[PersonaValues]:
-    """Return each pair's own area, so that `hierarchical_bootstrap` gives the area's interval.
+    """Return each pair's area under effect against log KL, over the log range: nats per token.
+
+    `hierarchical_bootstrap` of them gives the area of the means (trapezoids) with its interval.
 
     Args:
         by_target: The personas' values at each KL target, in one order, of equal seeds and pairs.
 
     Returns:
         A row for each seed for each persona; None for a persona that lacks a KL target.
+
+    Raises:
+        DataError: There are fewer than two KL targets, or one is not above 0.
     """
-    weights = area_weights(tuple(by_target))
     kl_targets = sorted(by_target)
-    stacks = stacks_of([by_target[kl_target] for kl_target in kl_targets], keep_empty=True)
-    factors = np.array([weights[kl_target] for kl_target in kl_targets])
-    return [None if stack is None else [factors @ row for row in stack] for stack in stacks]
+    if len(kl_targets) < 2 or kl_targets[0] <= 0:
+        raise DataError(f"kl_targets: {kl_targets} are not two or more KL targets above 0.")
+    logs = np.log(kl_targets)
+    steps = np.diff(logs) / (logs[-1] - logs[0])
+    weights = (np.append(steps, 0.0) + np.insert(steps, 0, 0.0)) / 2
+    stacks = _stacks([by_target[kl_target] for kl_target in kl_targets])
+    return [None if stack is None else [weights @ row for row in stack] for stack in stacks]
 
 
 def pair_slopes(
@@ -344,40 +314,3 @@ def pair_slopes(
     if not (centred @ centred > 0):
         raise DataError("strengths: a slope needs two different strengths.")
     return centred @ margins / (centred @ centred)
-
-
-def anti_steerable_share(slopes: Float[np.ndarray, " pair"]) -> float | None:
-    """Return the share of pairs that move against the strength (slope below 0); None of none."""
-    return float((np.asarray(slopes) < 0).mean()) if len(slopes) else None
-
-
-def _estimate(value: float, drawn: np.ndarray, n_personas: int, level: float) -> Estimate:
-    if n_personas == 1:
-        note = "one persona has no interval over personas; `item_interval` is over its pairs."
-        return Estimate(value, None, None, 1, note)
-    return Estimate(value, *percentiles(drawn, level), n_personas)
-
-
-def _ratio(
-    first: float,
-    second: float,
-    drawn: Float[np.ndarray, "resample method"],
-    n_personas: int,
-    level: float,
-) -> Estimate:
-    positive: Bool[np.ndarray, " resample"] = drawn[:, 1] > 0
-    share = float((~positive).mean())
-    if second <= 0:
-        note = f"the second's mean, {second:.3g}, is not above 0, so there is no ratio."
-        return Estimate(None, None, None, n_personas, note)
-    if share > (1 - level) / 2 and n_personas > 1:
-        note = f"the second's mean is not above 0 in {share:.1%} of resamples: no interval."
-        return Estimate(first / second, None, None, n_personas, note)
-    ratios = np.copysign(np.inf, drawn[:, 0])
-    with np.errstate(over="ignore"):
-        np.divide(drawn[:, 0], drawn[:, 1], out=ratios, where=positive)
-    found = _estimate(first / second, ratios, n_personas, level)
-    if all(end is None or math.isfinite(end) for end in (found.low, found.high)):
-        return found
-    low, high = (e if e is not None and math.isfinite(e) else None for e in (found.low, found.high))
-    return Estimate(found.value, low, high, n_personas, "one end of the ratio is unbounded.")

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.evaluation.likelihood import TeacherForced, statement_log_likelihoods
+from saesteer.evaluation.effect import statement_log_likelihoods
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
+from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 MAX_BATCH_TOKENS = 1024
-COMPOSITE_NOTE = (
-    "composite is a proxy of quality, not a human's or a model's rating: the harmonic mean of "
-    "fluency (likelihood under the unsteered model and few repeated 4-grams) and relevance "
-    "(similarity of answer to question), both relative to the unsteered model's own completions."
-)
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -31,29 +26,16 @@ def repeated_share(text: str, n: int = 4) -> float:
     """Return the share of a text's n-grams that repeat an earlier one: 1 - unique / total.
 
     seq-rep-n of Welleck et al. 2019 (arXiv 1908.04319), here over lower-case words and
-    punctuation marks, so that it does not depend on the model's tokenizer.
-
-    Args:
-        text: The text.
-        n: Words per n-gram.
-
-    Returns:
-        From 0 to below 1; NaN, that is missing, for a text shorter than n words.
+    punctuation marks, so that it does not depend on the model's tokenizer. NaN, that is missing,
+    for a text shorter than n words.
     """
-    grams = _grams(text, n)
+    words = _TOKEN.findall(text.lower())
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else math.nan
 
 
 def distinct_share(text: str, n: int = 2) -> float:
-    """Return unique / total n-grams of a text: distinct-n (Li et al. 2016, arXiv 1510.03055).
-
-    Args:
-        text: The text; words as in `repeated_share`.
-        n: Words per n-gram.
-
-    Returns:
-        Above 0 up to 1; NaN, that is missing, for a text shorter than n words.
-    """
+    """Return unique / total n-grams of a text: distinct-n (Li et al. 2016, arXiv 1510.03055)."""
     return 1 - repeated_share(text, n)
 
 
@@ -114,14 +96,8 @@ def answer_similarity(
     return ((questions * completions).sum(axis=1) / lengths).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class QualityReference:
-    """The unsteered model's own completions, against which the composite proxy is measured.
-
-    Attributes:
-        nll: Their mean negative log-likelihood, nats per token.
-        similarity: Their mean similarity to the question.
-    """
+class QualityReference(NamedTuple):
+    """Means of the unsteered completions, against which the composite proxy is measured."""
 
     nll: float
     similarity: float
@@ -150,59 +126,34 @@ def quality_reference(
     return QualityReference(float(nll[known].mean()), mean)
 
 
-def fluency_proxy(
-    nll: Float[np.ndarray, " completion"],
-    rep4: Float[np.ndarray, " completion"],
-    reference: QualityReference,
-) -> Float[np.ndarray, " completion"]:
-    """Return min(1, exp(nll_base - nll)) * (1 - rep4): relative likelihood without repetition.
-
-    The first factor is the ratio of perplexities, unsteered to this text, capped at 1: a text
-    likelier than usual is no more fluent for it, and degenerate text is caught by the second. A
-    text too short to have a 4-gram repeats none.
-
-    Args:
-        nll: Negative log-likelihood of each completion under the unsteered model, nats per token.
-        rep4: Share of repeated 4-grams.
-        reference: The unsteered completions' means.
-
-    Returns:
-        A proxy in [0, 1]; NaN where the likelihood is missing.
-    """
-    likelihood = np.exp(np.minimum(0.0, reference.nll - nll))
-    return likelihood * (1 - np.nan_to_num(rep4, nan=0.0))
-
-
-def relevance_proxy(
-    similarity: Float[np.ndarray, " completion"], reference: QualityReference
-) -> Float[np.ndarray, " completion"]:
-    """Return similarity over the unsteered completions' mean, cut to [0, 1]: a proxy."""
-    return np.clip(similarity / reference.similarity, 0.0, 1.0)
-
-
 def composite_proxy(
     nll: Float[np.ndarray, " completion"],
     rep4: Float[np.ndarray, " completion"],
     similarity: Float[np.ndarray, " completion"],
     reference: QualityReference,
 ) -> Float[np.ndarray, " completion"]:
-    """Return the harmonic mean of `fluency_proxy` and `relevance_proxy`.
+    """Return the harmonic mean of fluency and relevance: a proxy of quality, no rating.
 
-    A proxy of quality and no rating: see `COMPOSITE_NOTE`. Harmonic, as AxBench's (arXiv
-    2501.17148), so that one good half cannot make up for a bad one.
+    Fluency is min(1, exp(nll_base - nll)) * (1 - rep4). The first factor is the ratio of
+    perplexities, unsteered to this text, capped at 1: a text likelier than usual is no more fluent
+    for it, and degenerate text is caught by the second. A text too short to have a 4-gram repeats
+    none. Relevance is similarity over the unsteered completions' mean, cut to [0, 1]. Harmonic, as
+    AxBench's (arXiv 2501.17148), so that one good half cannot make up for a bad one.
+
+    Args:
+        nll: Negative log-likelihood of each completion under the unsteered model, nats per token.
+        rep4: Share of repeated 4-grams.
+        similarity: Of answer and question.
+        reference: The unsteered completions' means.
 
     Returns:
         A proxy in [0, 1], 0 where either half is 0; NaN where either is missing.
     """
-    fluency = fluency_proxy(nll, rep4, reference)
-    relevance = relevance_proxy(similarity, reference)
+    likelihood = np.exp(np.minimum(0.0, reference.nll - nll))
+    fluency = likelihood * (1 - np.nan_to_num(rep4, nan=0.0))
+    relevance = np.clip(similarity / reference.similarity, 0.0, 1.0)
     total = fluency + relevance
     return np.where(total > 0, 2 * fluency * relevance / np.where(total > 0, total, 1.0), total)
-
-
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = _TOKEN.findall(text.lower())
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def _row(model: TransformerBridge, question: str, text: str, use_chat: bool) -> TokenRow | None:

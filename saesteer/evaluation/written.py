@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import BehaviourJudge
 from saesteer.evaluation.sentiment import vader_compound
 from saesteer.evaluation.text_quality import (
-    QualityReference,
     answer_similarity,
     completion_nll,
     composite_proxy,
@@ -22,12 +21,16 @@ from saesteer.evaluation.text_quality import (
     quality_reference,
     repeated_share,
 )
+from saesteer.steering import generate
 from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.steering import SteeringVector, Unit
+
+SIGNS = (1, -1, 0)
+MEASURES = ("sentiment", "nll", "rep4", "distinct2", "similarity")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class WritingSettings:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion and what can be said of it without knowing the persona.
+    """One completion and what can be said of it.
 
     A measure that is None is missing: the completion is empty, or too short for it.
 
@@ -70,6 +73,8 @@ class Completion:
         rep4: Share of repeated 4-grams.
         distinct2: Share of distinct 2-grams.
         similarity: Cosine of the embeddings of answer and question.
+        judge: The behaviour judge's logit; None before it was judged.
+        composite_proxy: A proxy of quality in [0, 1]; see `text_quality.composite_proxy`.
     """
 
     question: int
@@ -81,134 +86,125 @@ class Completion:
     rep4: float | None
     distinct2: float | None
     similarity: float | None
+    judge: float | None = None
+    composite_proxy: float | None = None
 
 
-@dataclass(frozen=True)
-class WrittenRecord(Completion):
-    """A completion with the readings that need a persona's judge and the unsteered completions.
-
-    Attributes:
-        judge: The behaviour judge's logit.
-        composite_proxy: A proxy of quality in [0, 1]; see `text_quality.COMPOSITE_NOTE`.
-    """
-
-    judge: float | None
-    composite_proxy: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, eq=False)
-class BaseCompletions:
-    """The unsteered model's completions: made once, used for every persona and method.
-
-    Attributes:
-        questions: The questions.
-        settings: How they were sampled; steered completions are sampled alike.
-        completions: The unsteered completions, by question, then sample.
-        reference: Their means, which the composite proxy is relative to.
-        question_embeddings: The questions' embeddings.
-        embeddings: The completions' embeddings, NaN for a blank one.
-        embedder: What made both.
-    """
-
-    questions: tuple[str, ...]
-    settings: WritingSettings
-    completions: tuple[Completion, ...]
-    reference: QualityReference
-    question_embeddings: Float[np.ndarray, "question dim"]
-    embeddings: Float[np.ndarray, "completion dim"]
-    embedder: SentenceEmbedder
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; embeddings are made again from the texts."""
-        return {
-            "questions": list(self.questions),
-            "settings": asdict(self.settings),
-            "embedding": self.embedder.name,
-            "completions": [asdict(completion) for completion in self.completions],
-        }
-
-    @classmethod
-    def from_dict(
-        cls, record: dict[str, Any], *, embedder: SentenceEmbedder | None = None
-    ) -> BaseCompletions:
-        """Return what `as_dict` gave away.
-
-        Raises:
-            DataError: The record is damaged, or was made with other embeddings.
-        """
-        embedder = embedder or SentenceEmbedder()
-        try:
-            questions = tuple(record["questions"])
-            settings = WritingSettings(**record["settings"])
-            completions = tuple(Completion(**fields) for fields in record["completions"])
-            made_with = record["embedding"]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"the saved unsteered completions are damaged ({type(error).__name__}: {error}); "
-                "remove them, and they are written again."
-            ) from error
-        if made_with != embedder.name:
-            raise DataError(
-                f"the saved unsteered completions were measured with {made_with} and not "
-                f"{embedder.name}; remove them, and they are written again."
-            )
-        return _base(questions, settings, completions, embedder, None)
-
-
-def write_base(
-    model: TransformerBridge,
-    questions: Sequence[str],
-    settings: WritingSettings | None = None,
-    *,
-    embedder: SentenceEmbedder | None = None,
-) -> BaseCompletions:
-    """Generate and measure the unsteered model's completions.
+class Writer:
+    """Lets a model answer questions and measures the answers; the unsteered ones are made once.
 
     Args:
         model: A model from `load_model`.
         questions: Neutral questions.
         settings: How to sample; the defaults if None.
         embedder: What embeds questions and completions; the shipped MiniLM if None.
+        unsteered: The unsteered completions, where they were written before.
 
     Raises:
         SteeringError: A setting is out of range or a question does not fit the model's context.
         DataError: The unsteered model wrote nothing to measure against.
     """
-    embedder = embedder or SentenceEmbedder()
-    chosen = settings or WritingSettings()
-    asked = tuple(questions)
-    texts = _generate(model, asked, chosen)
-    known = embedder.embed(asked)
-    rows = [(row, 0) for row in range(len(texts))]
-    completions, embeddings = _measured(model, asked, known, chosen, rows, texts, embedder)
-    return _base(asked, chosen, completions, embedder, (known, embeddings))
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        questions: Sequence[str],
+        settings: WritingSettings | None = None,
+        *,
+        embedder: SentenceEmbedder | None = None,
+        unsteered: Sequence[Completion] | None = None,
+    ) -> None:
+        self.questions = tuple(questions)
+        self.embedder = embedder or SentenceEmbedder()
+        self._model = model
+        self._settings = settings or WritingSettings()
+        if unsteered is None:
+            unsteered = self.write({0: {}})
+        self.unsteered = tuple(unsteered)
+        self.reference = quality_reference(
+            _column(self.unsteered, "nll"), _column(self.unsteered, "similarity")
+        )
+
+    def write(self, by_sign: dict[int, dict[str, Any]]) -> tuple[Completion, ...]:
+        """Write under each sign's own settings of `generate` and measure what is written."""
+        found: list[tuple[int, int, str]] = []
+        for sign, how in by_sign.items():
+            found += [(place, sign, text) for place, text in enumerate(self._generate(**how))]
+        return self._measured(found)
+
+    def write_steered(
+        self, vector: Any, strengths: dict[int, float], unit: Unit
+    ) -> tuple[Completion, ...]:
+        """Write at each sign's strength, all in one batch: they share the noise."""
+        texts = self._generate(vector=vector, strength=tuple(strengths.values()), unit=unit)
+        n, signs = len(strengths), list(strengths)
+        return self._measured([(i // n, signs[i % n], text) for i, text in enumerate(texts)])
+
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
+        """Return embeddings; NaN, which carries "missing" through every measure, for blank ones."""
+        embeddings = self.embedder.embed(texts)
+        embeddings[[not text.strip() for text in texts]] = np.nan
+        return embeddings
+
+    def _generate(self, **how: Any) -> list[str]:
+        settings = self._settings
+        result = generate(
+            self._model,
+            self.questions,
+            max_new_tokens=settings.max_new_tokens,
+            chat="auto" if settings.chat is None else settings.chat,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            n_samples=settings.n_samples,
+            max_batch_rows=settings.max_batch_rows,
+            **how,
+        )
+        return [record.text for record in result.records]
+
+    def _measured(self, found: Sequence[tuple[int, int, str]]) -> tuple[Completion, ...]:
+        """Measure texts, each with its place (question, then sample) and its sign."""
+        n_samples, texts = self._settings.n_samples, [text for *_, text in found]
+        asked = [place // n_samples for place, *_ in found]
+        questions = self.embedder.embed(self.questions)[asked]
+        nll = completion_nll(
+            self._model, [self.questions[q] for q in asked], texts, chat=self._settings.chat
+        )
+        similarity = answer_similarity(questions, self.embed(texts))
+        sentiment = vader_compound(texts)
+        return tuple(
+            Completion(
+                question=asked[i],
+                sample=place % n_samples,
+                sign=sign,
+                text=text,
+                sentiment=_known(sentiment[i]),
+                nll=_known(nll[i]),
+                rep4=_known(repeated_share(text)),
+                distinct2=_known(distinct_share(text)),
+                similarity=_known(similarity[i]),
+            )
+            for i, (place, sign, text) in enumerate(found)
+        )
 
 
 class WrittenEvaluation:
-    """Writes under steering, and judges and measures every completion.
+    """Writes under steering, and judges every completion.
 
     Args:
-        model: A model from `load_model`.
-        base: The unsteered completions, from `write_base`; questions and settings are theirs.
+        writer: Writes and measures.
         judge: The persona's judge, trained on pairs that no other step sees.
     """
 
-    def __init__(
-        self, model: TransformerBridge, base: BaseCompletions, judge: BehaviourJudge
-    ) -> None:
-        if judge.embedding != base.embedder.name:
+    def __init__(self, writer: Writer, judge: BehaviourJudge) -> None:
+        if judge.embedder.name != writer.embedder.name:
             raise DataError(
-                f"judge {judge.name!r} reads embeddings of {judge.embedding} and the completions "
-                f"are embedded with {base.embedder.name}; use one embedder for both."
+                f"judge {judge.name!r} reads embeddings of {judge.embedder.name} and the "
+                f"completions are embedded with {writer.embedder.name}; use one embedder for both."
             )
-        self._model = model
-        self._base = base
+        self._writer = writer
         self._judge = judge
-        self.unsteered: tuple[WrittenRecord, ...] = self._records(base.completions, base.embeddings)
+        self.unsteered: tuple[Completion, ...] = self._judged(writer.unsteered)
 
     def steered(
         self,
@@ -216,7 +212,7 @@ class WrittenEvaluation:
         plus: float | None,
         minus: float | None,
         unit: Unit = "norm",
-    ) -> tuple[WrittenRecord, ...]:
+    ) -> tuple[Completion, ...]:
         """Write at a vector's matched strengths.
 
         Args:
@@ -232,26 +228,10 @@ class WrittenEvaluation:
         strengths = {s: x for s, x in ((1, plus), (-1, minus)) if x is not None}
         if not strengths:
             return self.unsteered
-        asked, settings = self._base.questions, self._base.settings
-        # Both signs in one batch: they share the noise of the common random numbers.
-        texts = _generate(
-            self._model,
-            asked,
-            settings,
-            vector=vector,
-            strengths=tuple(strengths.values()),
-            unit=unit,
-        )
-        n = len(strengths)
-        rows = [(i // n, list(strengths)[i % n]) for i in range(len(texts))]
-        return self.unsteered + self._written(rows, texts)
+        return self.unsteered + self._judged(self._writer.write_steered(vector, strengths, unit))
 
-    def prompted(self, positive: str | None, negative: str | None) -> tuple[WrittenRecord, ...]:
-        """Write under two persona system prompts instead of a vector.
-
-        Args:
-            positive: The system prompt of the positive side; None leaves it out.
-            negative: That of the negative side.
+    def prompted(self, positive: str | None, negative: str | None) -> tuple[Completion, ...]:
+        """Write under two persona system prompts instead of a vector; None leaves one out.
 
         Returns:
             The unsteered records and those of each sign given.
@@ -260,124 +240,115 @@ class WrittenEvaluation:
             SteeringError: The model has no chat template.
             ModelError: Its chat template takes no system prompt.
         """
-        rows: list[tuple[int, int]] = []
-        texts: list[str] = []
-        for sign, system in ((1, positive), (-1, negative)):
-            if system is not None:
-                new = _generate(
-                    self._model, self._base.questions, self._base.settings, system=system
-                )
-                rows += [(place, sign) for place in range(len(new))]
-                texts += new
-        return self.unsteered + (self._written(rows, texts) if texts else ())
+        given = {1: positive, -1: negative}
+        how = {sign: {"system": system} for sign, system in given.items() if system is not None}
+        return self.unsteered + (self._judged(self._writer.write(how)) if how else ())
 
-    def _written(
-        self, rows: Sequence[tuple[int, int]], texts: Sequence[str]
-    ) -> tuple[WrittenRecord, ...]:
-        base = self._base
-        return self._records(
-            *_measured(
-                self._model,
-                base.questions,
-                base.question_embeddings,
-                base.settings,
-                rows,
-                texts,
-                base.embedder,
-            )
-        )
-
-    def _records(
-        self,
-        completions: Sequence[Completion],
-        embeddings: Float[np.ndarray, "completion dim"],
-    ) -> tuple[WrittenRecord, ...]:
-        logits = self._judge.logit_of(embeddings)
+    def _judged(self, completions: Sequence[Completion]) -> tuple[Completion, ...]:
+        logits = self._judge.logit_of(self._writer.embed([c.text for c in completions]))
         composites = composite_proxy(
             _column(completions, "nll"),
             _column(completions, "rep4"),
             _column(completions, "similarity"),
-            self._base.reference,
+            self._writer.reference,
         )
         return tuple(
-            WrittenRecord(**asdict(c), judge=_known(logit), composite_proxy=_known(composite))
+            replace(c, judge=_known(logit), composite_proxy=_known(composite))
             for c, logit, composite in zip(completions, logits, composites, strict=True)
         )
 
 
-def _generate(
-    model: TransformerBridge, questions: Sequence[str], settings: WritingSettings, **how: Any
-) -> list[str]:
-    from saesteer.steering import generate
+def summarise(
+    records: Sequence[Completion], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """Average the records of each sign, with bootstrap intervals over questions.
 
-    result = generate(
-        model,
-        questions,
-        max_new_tokens=settings.max_new_tokens,
-        chat="auto" if settings.chat is None else settings.chat,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        n_samples=settings.n_samples,
-        max_batch_rows=settings.max_batch_rows,
-        **how,
-    )
-    return [record.text for record in result.records]
+    Questions are resampled with replacement and bring all their samples along: samples of one
+    question are not independent, and resampling them again within it would count their spread
+    twice (Davison and Hinkley 1997, section 3.8). Signs are resampled together, since they answer
+    the same questions with the same noise. The questions are of one persona, so the intervals say
+    nothing of others.
 
+    Args:
+        records: Records of any signs, from `WrittenEvaluation`.
+        resamples: Bootstrap resamples.
+        seed: Seeds the bootstrap.
 
-def _measured(
-    model: TransformerBridge,
-    questions: Sequence[str],
-    question_embeddings: Float[np.ndarray, "question dim"],
-    settings: WritingSettings,
-    rows: Sequence[tuple[int, int]],
-    texts: Sequence[str],
-    embedder: SentenceEmbedder,
-) -> tuple[tuple[Completion, ...], Float[np.ndarray, "completion dim"]]:
-    """Measure texts; `rows` says of each its place (question, then sample) and its sign."""
-    asked = [place // settings.n_samples for place, _ in rows]
-    embeddings = _embed_or_missing(embedder, texts)
-    nll = completion_nll(model, [questions[q] for q in asked], texts, chat=settings.chat)
-    similarity = answer_similarity(question_embeddings[asked], embeddings)
-    sentiment = vader_compound(texts)
-    completions = tuple(
-        Completion(
-            question=asked[i],
-            sample=place % settings.n_samples,
-            sign=sign,
-            text=texts[i],
-            sentiment=_known(sentiment[i]),
-            nll=_known(nll[i]),
-            rep4=_known(repeated_share(texts[i])),
-            distinct2=_known(distinct_share(texts[i])),
-            similarity=_known(similarity[i]),
+    Returns:
+        `signs`, for each sign that was written (1, -1, 0) the number of completions, of empty ones
+        among them, and the means of every measure, with the interval of `judge`; `judge_range`,
+        the mean logit at the positive minus that at the negative sign, with its interval `low` to
+        `high`; `right_direction`, whether the positive sign reads above the unsteered completions
+        and the negative one below; `composite`, the mean proxy of both signs. None is missing.
+    """
+    questions = sorted({r.question for r in records})
+    n = len(questions)
+    rng = np.random.default_rng(seed)
+    # How often each question is drawn.
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples) if n else np.zeros((0, 0))
+    signs: list[dict[str, Any]] = []
+    means: dict[int, float | None] = {}
+    spread: dict[int, np.ndarray] = {}
+    for sign in (s for s in SIGNS if any(r.sign == s for r in records)):
+        chosen = [r for r in records if r.sign == sign]
+        means[sign] = _mean([r.judge for r in chosen])
+        spread[sign] = _resampled(chosen, questions, draws.astype(np.float64))
+        low, high = _interval(spread[sign])
+        signs.append(
+            {
+                "sign": sign,
+                "n": len(chosen),
+                "n_empty": sum(not r.text.strip() for r in chosen),
+                "judge": means[sign],
+                "judge_low": low,
+                "judge_high": high,
+                **{name: _mean([getattr(r, name) for r in chosen]) for name in MEASURES},
+                "composite": _mean([r.composite_proxy for r in chosen]),
+            }
         )
-        for i, (place, sign) in enumerate(rows)
-    )
-    return completions, embeddings
+    plus, minus, base = (means.get(sign) for sign in SIGNS)
+    judge_range = low = high = right = None
+    if plus is not None and minus is not None:
+        judge_range = plus - minus
+        low, high = _interval(spread[1] - spread[-1])
+        right = None if base is None else plus > base > minus
+    return {
+        "signs": signs,
+        "judge_range": judge_range,
+        "low": low,
+        "high": high,
+        "right_direction": right,
+        "composite": _mean([r.composite_proxy for r in records if r.sign]),
+    }
 
 
-def _base(
-    questions: tuple[str, ...],
-    settings: WritingSettings,
-    completions: tuple[Completion, ...],
-    embedder: SentenceEmbedder,
-    embedded: tuple[np.ndarray, np.ndarray] | None,
-) -> BaseCompletions:
-    reference = quality_reference(_column(completions, "nll"), _column(completions, "similarity"))
-    if embedded is None:
-        texts = [completion.text for completion in completions]
-        embedded = embedder.embed(questions), _embed_or_missing(embedder, texts)
-    return BaseCompletions(questions, settings, completions, reference, *embedded, embedder)
+def _resampled(
+    records: Sequence[Completion],
+    questions: Sequence[int],
+    draws: Float[np.ndarray, "resample question"],
+) -> Float[np.ndarray, " resample"]:
+    """Return the mean judge logit of each resample; NaN where it drew none that is known."""
+    place = {question: i for i, question in enumerate(questions)}
+    total, count = np.zeros(len(questions)), np.zeros(len(questions))
+    for record in records:
+        if record.judge is not None:
+            total[place[record.question]] += record.judge
+            count[place[record.question]] += 1
+    known = draws @ count
+    return np.where(known > 0, draws @ total / np.where(known > 0, known, 1.0), np.nan)
 
 
-def _embed_or_missing(
-    embedder: SentenceEmbedder, texts: Sequence[str]
-) -> Float[np.ndarray, "text dim"]:
-    # Blank text has an embedding that means nothing; NaN carries "missing" through every measure.
-    embeddings = embedder.embed(texts)
-    embeddings[[not text.strip() for text in texts]] = np.nan
-    return embeddings
+def _interval(values: Float[np.ndarray, " resample"]) -> tuple[float | None, float | None]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None, None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _column(completions: Sequence[Completion], name: str) -> Float[np.ndarray, " completion"]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from saesteer.data.answers import ANSWERS_NAME
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.methods.attribution import FisherMetric, fisher_metric
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
+from saesteer.methods.objective import TrainingCost
+from saesteer.methods.registry import build_method
 from saesteer.models import Site, load_model, model_info
 from saesteer.models.placement import choose_device, choose_dtype, memory_of
 from saesteer.models.shape import check_shape
@@ -23,8 +25,7 @@ from saesteer.saes.doctor import check_fit
 from saesteer.saes.labels import own_table
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable
-from saesteer.steering.divergence import FEWEST_TOKENS, DivergenceMeter
-from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.steering.divergence import FEWEST_TOKENS
 from saesteer.utils.array_cache import ArrayCache
 from saesteer.utils.cache import Cache
 from saesteer.utils.content import content_digest
@@ -34,8 +35,12 @@ from saesteer.utils.progress import Progress
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from saesteer.data import PairSet
     from saesteer.data.answers import Answer
+    from saesteer.methods.features import PairCodes
+    from saesteer.models.pair_activations import PairActivations
     from saesteer.models.tokens import TokenRow
+    from saesteer.utils.run_folder import RunFolder
 
 
 # What the weights of one model in several dtypes may take of a machine's memory.
@@ -253,30 +258,16 @@ class Context:
         return rows
 
     @cached_property
-    def training_divergence(self) -> DivergenceMeter:
-        """The cost that objectives are linearised at, on a part of the training answers."""
-        rows: list[TokenRow] = []
-        for row in self.training_rows:
-            rows.append(row)
-            if sum(sum(r.kept) for r in rows) >= 400:
-                break
-        return DivergenceMeter(self.model, rows, site=self.site)
-
-    @cached_property
-    def metric(self) -> FisherMetric:
-        """The Fisher metric of the site, computed once per model, site and text."""
-        samples = self.plan.config.objective.fisher_samples
-        rows = self.training_rows
-
-        def compute() -> dict[str, np.ndarray]:
-            self.progress.say(f"Fisher metric of {self.site} from {len(rows)} neutral texts")
-            texts = TeacherForced(self.model, rows, site=self.site, max_tokens=1024)
-            found = fisher_metric(texts, n_samples=samples)
-            return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
-
-        key = [(row.ids, row.kept) for row in rows]
-        kept = self.arrays.once("fisher", *self.weights_key, samples, key, compute=compute)
-        return FisherMetric(kept["matrix"], *map(int, kept["counts"]))
+    def training_cost(self) -> TrainingCost:
+        """What steering costs on the training answers; its metric is kept on disk."""
+        return TrainingCost(
+            self.model,
+            self.training_rows,
+            self.site,
+            fisher_samples=self.plan.config.objective.fisher_samples,
+            arrays=self.arrays,
+            key=self.weights_key,
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -294,10 +285,80 @@ class Context:
         """What embeds sentences for judges."""
         return SentenceEmbedder()
 
-    def keeper(self, *parts: Any) -> Callable[[np.ndarray, Callable[[], Any]], Any]:
-        """Return a function that keeps linearisations of one objective by content."""
 
-        def keep(at: np.ndarray, compute: Callable[[], Any]) -> Any:
-            return self.arrays.once("gradients", *self.weights_key, *parts, at, compute=compute)
+class ExperimentFit(FitContext):
+    """Fits methods to pairs, sharing with an experiment's other fits what knows of no pairs.
 
-        return keep
+    Args:
+        experiment: What loads model, SAE and neutral texts.
+        train: The pairs that vectors are fitted on.
+        read: Returns the activations of "train" or "validation" pairs at one of the SAE's sites.
+        name: What to call vectors.
+        seed: Seeds methods that draw at random.
+        max_new_tokens: Length of what the model writes itself to be fitted on.
+        folder: Where that is kept.
+    """
+
+    def __init__(
+        self,
+        experiment: Context,
+        train: PairSet,
+        read: Callable[[str, Site], PairActivations],
+        *,
+        name: str,
+        seed: int,
+        max_new_tokens: int,
+        folder: RunFolder,
+    ) -> None:
+        config = experiment.plan.config
+        super().__init__(
+            experiment.model,
+            train,
+            sae=experiment.sae,
+            name=name,
+            seed=seed,
+            reading=config.reading,
+            objective=config.objective,
+            max_new_tokens=max_new_tokens,
+            cache=experiment.cache,
+            folder=folder,
+            progress=experiment.progress,
+        )
+        self._experiment = experiment
+        self._stored = read
+        self.model_name = config.model.name
+
+    def fit(self, name: str, settings: Mapping[str, Any]) -> Method:
+        """Return a method, fitted."""
+        method = build_method(name, settings)
+        assert isinstance(method, Method)
+        return method.fit_in(self)
+
+    def read(self, part: str, site: Site) -> PairActivations:
+        """Return what was read."""
+        return self._stored(part, site)
+
+    @cached_property
+    def validation_codes(self) -> PairCodes:
+        """Features of the pairs that chose nothing."""
+        return self._codes("validation")
+
+    @cached_property
+    def table(self) -> FeatureTable | None:
+        """The SAE's feature table."""
+        return self._experiment.table
+
+    @cached_property
+    def cost(self) -> TrainingCost:
+        """What steering costs on neutral answers that train."""
+        return self._experiment.training_cost
+
+    @cached_property
+    def questions(self) -> Sequence[str]:
+        """Neutral questions that no completion answers."""
+        return self._experiment.plan.training_questions
+
+    @cached_property
+    def embedder(self) -> SentenceEmbedder:
+        """What embeds sentences."""
+        return self._experiment.embedder

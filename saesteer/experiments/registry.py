@@ -82,8 +82,18 @@ def run_experiment(
 
     Raises:
         SaesteerError: Something does not fit; said before the model is loaded where possible.
+
+    Example:
+        >>> from saesteer.experiments.steer.config import RunConfig
+        >>> results = ss.run(RunConfig(**settings))
+        >>> str(results.vector.site)
+        'blocks.1.hook_resid_post'
     """
     config = experiment
     if isinstance(experiment, str | os.PathLike):
         config = load_experiment(experiment, overrides)
     return experiment_named(config.kind)(config, progress, cache).run(**record)
+
+
+# What it is called as `saesteer.run`.
+run = run_experiment

@@ -26,6 +26,12 @@ class Results:
 
     Args:
         folder: The experiment's folder.
+
+    Example:
+        >>> from saesteer.experiments.steer.config import RunConfig
+        >>> results = ss.Results.open(ss.run(RunConfig(**settings)).folder.path)
+        >>> results.report.is_file()
+        True
     """
 
     report_name: ClassVar[str] = REPORT

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.methods.attribution.objective import Linearisation, SteeringObjective
-from saesteer.methods.base import MethodInputs
+from saesteer.methods.base import Method
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
+from saesteer.methods.fit_context import FitContext
+from saesteer.methods.objective import Linearisation, SteeringObjective
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError
 
 N_CANDIDATES = 512
 
 
-@dataclass(frozen=True)
-class AttributedSaeFit:
-    """The vector with every stage that led to it.
-
-    Attributes:
-        vector: The vector.
-        selection: The candidates; None where any feature was allowed.
-        clusters: Their clusters; None where any feature was allowed.
-        weights: The fit of the last round.
-        rounds: For each round the training effects of the vector it started from.
-    """
-
-    vector: SteeringVector
-    selection: FeatureSelection | None
-    clusters: FeatureClusters | None
-    weights: FeatureWeights
-    rounds: tuple[dict[str, float], ...]
-
-
-@dataclass(frozen=True)
-class AttributedSae:
+@dataclass(repr=False, eq=False)
+class AttributedSAE(Method):
     """Pick few clustered features whose decoder rows fit what moves the model, at least cost.
 
     The target is not the activation delta but t = F^-1 g: g is the gradient of the training
@@ -64,6 +46,17 @@ class AttributedSae:
         selection: Keyword arguments of `select_features`; 512 candidates unless it says otherwise,
             because the fewer are offered the less of the target can be fitted.
         clustering: Keyword arguments of `cluster_features`.
+        selection_: The candidates; None where any feature is allowed.
+        clusters_: Their clusters; None where any feature is allowed.
+        weights_: The fit of the last round.
+        rounds_: For each round the training effects of the vector that it started from.
+
+    Example:
+        >>> quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, kl_target=0.05)
+        >>> method = ss.AttributedSAE(n_features=4, selection={"max_firing": 1.0})
+        >>> vector = method.fit(model, train, sae=sae, objective=quick).vector_
+        >>> len(method.features_)
+        4
     """
 
     n_features: int = 32
@@ -74,7 +67,8 @@ class AttributedSae:
     selection: dict[str, Any] = field(default_factory=dict)
     clustering: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the settings."""
         if self.n_features < 1 or self.rounds < 0 or not 0 <= self.ridge < np.inf:
             raise ConfigError(
                 "attributed_sae: n_features must be 1 or more, rounds and ridge 0 or more."
@@ -90,34 +84,22 @@ class AttributedSae:
 
     @property
     def name(self) -> str:
-        """What the method is called in a comparison."""
+        """What settings files call the method."""
         if self.signs == "tied":
             return "attributed_tied"
         return "attributed_sae" if self.candidates == "clustered" else "attributed_any"
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the vector."""
-        return self.fit(inputs).vector
-
-    def fit(self, inputs: MethodInputs) -> AttributedSaeFit:
-        """Return the vector with its features, clusters, weights and rounds.
-
-        Raises:
-            ConfigError: There is no SAE or no objective, or the metric needs a ridge.
-            DataError: The filters leave no feature, or the objective has no gradient.
-        """
-        _, sae = inputs.needs_sae(self.name)
-        objective = inputs.needs_objective(self.name)
-        decoder = sae.decoder.numpy().astype(np.float64)
-        if self.candidates == "any":
-            selection = clusters = None
-            indices, signs = np.flatnonzero(decoder.any(axis=1)), None
-        else:
-            selection, clusters = chosen_clusters(
-                inputs, decoder, {"n_features": N_CANDIDATES, **self.selection}, self.clustering
+    def _vector(self, given: FitContext) -> SteeringVector:
+        decoder = given.sae.decoder.numpy().astype(np.float64)
+        self.selection_: FeatureSelection | None = None
+        self.clusters_: FeatureClusters | None = None
+        indices, signs = np.flatnonzero(decoder.any(axis=1)), None
+        if self.candidates == "clustered":
+            self.selection_, self.clusters_ = chosen_clusters(
+                given, {"n_features": N_CANDIDATES, **self.selection}, self.clustering
             )
-            indices, signs = clusters.kept_indices, clusters.kept_signs
-        around = inputs.deltas.double().mean(dim=0).numpy()
+            indices, signs = self.clusters_.kept_indices, self.clusters_.kept_signs
+        objective, around = given.objective, given.mean_delta
         linear = [objective.at_zero]
         for _ in range(self.rounds):
             linear.append(objective.around(around))
@@ -125,14 +107,14 @@ class AttributedSae:
             around = weights.direction_raw
         if not self.rounds:
             weights = self._fit(objective, linear, decoder, indices, signs)
-        vector = inputs.decoded(
-            dict(zip(weights.indices.tolist(), weights.weights.tolist(), strict=True)),
+        self.weights_: FeatureWeights = weights
+        self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
+        return given.decoded(
+            weights.by_feature,
             self.name,
-            {**asdict(self), "kl_target": objective.kl_target},
-            clusters=_cluster_of(clusters),
+            {**self.get_params(), "kl_target": objective.kl_target},
+            clusters=None if self.clusters_ is None else self.clusters_.label_of,
         )
-        rounds = tuple(entry.effects for entry in linear[1:])
-        return AttributedSaeFit(vector, selection, clusters, weights, rounds)
 
     def _fit(
         self,
@@ -169,9 +151,3 @@ class AttributedSae:
             signs=signs[kept],
             metric=metric,
         )
-
-
-def _cluster_of(clusters: FeatureClusters | None) -> dict[int, int]:
-    if clusters is None:
-        return {}
-    return dict(zip(clusters.indices.tolist(), clusters.labels.tolist(), strict=True))

@@ -2,126 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Bool
-
-from saesteer.evaluation.choices import LETTERS, QUESTION, answer_cue, choice_question
-from saesteer.methods.base import MethodInputs
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import read_rows
-from saesteer.models.sites import Site
-from saesteer.models.tokens import encode_statements
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
-from saesteer.utils.errors import ConfigError, MismatchError
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from saesteer.data.pairs import PairSet
 
 
-@dataclass(frozen=True)
-class CaaAnswers:
+@dataclass(repr=False, eq=False)
+class CAA(Method):
     """The mean over questions of the matching letter's activation minus the other letter's.
 
     Contrastive activation addition as published (Rimsky et al. 2024, arXiv 2312.06681): the same
     question with both statements as options, answered once with each letter, read at the letter.
+
+    Example:
+        >>> vector = ss.CAA().fit(model, train, site=sae.site).vector_
+        >>> vector.read_positions
+        'answer letter token'
     """
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the mean difference.
+    _name = "caa_answers"
 
-        Raises:
-            ConfigError: The letters' activations were not given.
-            MismatchError: They were read at another site than the pairs.
-        """
-        answers = inputs.answers
-        if answers is None:
-            raise ConfigError(
-                "method caa_answers reads the letters of A/B answers; give answers=answer_pairs("
-                "model, pairs, [site])[site]."
-            )
-        if answers.site != inputs.activations.site:
-            raise MismatchError(
-                f"answers were read at {answers.site} and the pairs at {inputs.activations.site}; "
-                "read both at one site."
-            )
-        return inputs.vector(
-            answers.deltas.mean(dim=0),
-            "caa_answers",
+    def _vector(self, given: FitContext) -> SteeringVector:
+        return given.vector(
+            given.answers.deltas.mean(dim=0),
+            self.name,
+            self.get_params(),
             read_positions="answer letter token",
-            provenance={"settings": asdict(self)},
         )
-
-
-def balanced_orders(n: int, seed: int) -> Bool[np.ndarray, " pair"]:
-    """Return for each of n pairs whether the positive side is option (A): half of them are."""
-    return np.random.default_rng(seed).permutation(np.arange(n) % 2 == 0)
-
-
-def answer_pairs(
-    model: TransformerBridge,
-    pairs: PairSet,
-    sites: Sequence[Site],
-    *,
-    question: str = QUESTION,
-    chat: bool | None = None,
-    prepend_bos: bool | None = None,
-    seed: int = 0,
-) -> dict[Site, PairActivations]:
-    """Read the answer letters of one A/B question per pair, answered both ways.
-
-    The question offers both statements (after the pair's own prompt, where it has one), the
-    matching one as (A) in half of the pairs and as (B) in the others. The answer is written "(A",
-    so that the letter is the last token, and only the letter is read.
-
-    Args:
-        model: A model from `load_model`.
-        pairs: The pairs.
-        sites: Where to read.
-        question: What stands before the options of pairs that have no prompt of their own.
-        chat: Whether the question goes through the chat template; where there is one if None.
-        prepend_bos: As in `encode_statements`.
-        seed: Seeds which pairs have the matching statement as (A).
-
-    Returns:
-        For each site the letters' activations, positive the matching letter.
-
-    Raises:
-        DataError: A question does not fit the model's context.
-        SiteError: The model has no such site.
-    """
-    assert model.tokenizer is not None
-    orders = balanced_orders(len(pairs), seed)
-    cue = answer_cue(model.tokenizer, chat)
-    prompts = [
-        choice_question(
-            *((pair.positive, pair.negative) if first else (pair.negative, pair.positive)),
-            pair.prompt or question,
-        )
-        + cue
-        for pair, first in zip(pairs, orders, strict=True)
-    ]
-    matching = [LETTERS[0] if first else LETTERS[1] for first in orders]
-    other = [LETTERS[1] if first else LETTERS[0] for first in orders]
-    letters = [*matching, *other]
-    rows = encode_statements(
-        model.tokenizer,
-        [f"({letter}" for letter in letters],
-        [*prompts, *prompts],
-        spans=letters,
-        chat=chat,
-        prepend_bos=prepend_bos,
-        max_length=int(model.cfg.n_ctx),
-        what=pairs.question_names * 2,
-        remedy="shorten its sides",
-    )
-    n = len(pairs)
-    return {
-        site: PairActivations(read.slice(0, n), read.slice(n, 2 * n), "last")
-        for site, read in read_rows(model, rows, sites).items()
-    }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from saesteer.methods.base import MethodInputs
+from saesteer.methods.base import Method
 from saesteer.methods.features import (
     FeatureClusters,
     FeatureSelection,
@@ -18,21 +17,12 @@ from saesteer.methods.features import (
     fit_weights,
     select_features,
 )
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 
 
-@dataclass(frozen=True)
-class ClusteredSaeFit:
-    """The vector with every stage that led to it."""
-
-    vector: SteeringVector
-    selection: FeatureSelection
-    clusters: FeatureClusters
-    weights: FeatureWeights
-
-
-@dataclass(frozen=True)
-class ClusteredSae:
+@dataclass(repr=False, eq=False)
+class ClusteredSAE(Method):
     """Choose features that fire sparsely and differ, keep whole clusters, fit weights.
 
     The steering vector is v = sum_j w_j d_j over the kept features, d_j being decoder rows and w
@@ -42,55 +32,50 @@ class ClusteredSae:
         selection: Keyword arguments of `select_features`.
         clustering: Keyword arguments of `cluster_features`.
         regression: Keyword arguments of `fit_weights`.
+        selection_: The candidates.
+        clusters_: Their clusters.
+        weights_: The fit.
+
+    Example:
+        >>> method = ss.ClusteredSAE(selection={"max_firing": 1.0}, regression={"method": "omp"})
+        >>> vector = method.fit(model, train, sae=sae).vector_
+        >>> set(method.features_) <= set(method.clusters_.kept_indices)
+        True
     """
 
+    _name = "clustered_sae"
     selection: dict[str, Any] = field(default_factory=dict)
     clustering: dict[str, Any] = field(default_factory=dict)
     regression: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the vector."""
-        return self.fit(inputs).vector
-
-    def fit(self, inputs: MethodInputs) -> ClusteredSaeFit:
-        """Return the vector with its features, clusters and weights.
-
-        Raises:
-            ConfigError: There is no SAE, or a setting is out of range.
-            DataError: The filters leave no feature.
-        """
-        codes, sae = inputs.needs_sae("clustered_sae")
-        decoder = sae.decoder.numpy()
-        selected, clusters = chosen_clusters(inputs, decoder, self.selection, self.clustering)
-        kept = clusters.kept_indices
-        weights = fit_weights(
-            inputs.deltas.numpy().astype(np.float64),
-            decoder[kept],
+    def _vector(self, given: FitContext) -> SteeringVector:
+        self.selection_: FeatureSelection
+        self.clusters_: FeatureClusters
+        self.selection_, self.clusters_ = chosen_clusters(given, self.selection, self.clustering)
+        kept = self.clusters_.kept_indices
+        self.weights_: FeatureWeights = fit_weights(
+            given.deltas.numpy().astype(np.float64),
+            given.sae.decoder[kept].numpy(),
             indices=kept,
-            codes=codes,
-            signs=clusters.kept_signs,
+            codes=given.codes,
+            signs=self.clusters_.kept_signs,
             **self.regression,
         )
-        vector = inputs.decoded(
-            dict(zip(weights.indices.tolist(), weights.weights.tolist(), strict=True)),
-            "clustered_sae",
-            asdict(self),
-            clusters=dict(zip(clusters.indices.tolist(), clusters.labels.tolist(), strict=True)),
+        return given.decoded(
+            self.weights_.by_feature,
+            self.name,
+            self.get_params(),
+            clusters=self.clusters_.label_of,
         )
-        return ClusteredSaeFit(vector, selected, clusters, weights)
 
 
 def chosen_clusters(
-    inputs: MethodInputs,
-    decoder: Float[np.ndarray, "d_sae d_model"],
-    selection: Mapping[str, Any],
-    clustering: Mapping[str, Any],
+    given: FitContext, selection: Mapping[str, Any], clustering: Mapping[str, Any]
 ) -> tuple[FeatureSelection, FeatureClusters]:
     """Choose candidate features, cluster them and judge the clusters.
 
     Args:
-        inputs: The pairs' codes and, if measured, the features' densities.
-        decoder: The SAE's decoder rows.
+        given: The pairs' codes and, if measured, the features' densities.
         selection: Keyword arguments of `select_features`.
         clustering: Keyword arguments of `cluster_features`.
 
@@ -98,10 +83,13 @@ def chosen_clusters(
         ConfigError: A setting is out of range.
         DataError: The filters leave no feature.
     """
-    codes, _ = inputs.needs_sae("with clustered features")
-    density = inputs.density if selection.get("max_density") is not None else None
-    selected = select_features(codes, **{"density": density, **selection})
+    density = given.density if selection.get("max_density") is not None else None
+    selected = select_features(given.codes, **{"density": density, **selection})
     clusters = cluster_features(
-        codes, selected, decoder, held_out=inputs.validation_codes, **clustering
+        given.codes,
+        selected,
+        given.sae.decoder.numpy(),
+        held_out=given.validation_codes,
+        **clustering,
     )
     return selected, clusters

@@ -1,243 +1,438 @@
-"""What a method is fitted on, made from one set of pairs as far as the method declares it needs."""
+"""What methods are fitted on, made from one set of pairs as far as they ask for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
+from saesteer.data import read_answers, read_questions
+from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
-from saesteer.methods.attribution import Contrast, SteeringObjective, own_words
-from saesteer.methods.base import Method, MethodInputs
-from saesteer.methods.caa_answers import answer_pairs
-from saesteer.methods.difference_in_means import DifferenceInMeans
-from saesteer.methods.features import encode_pairs, select_features
-from saesteer.methods.registry import build_method, method_entry
-from saesteer.models import model_info
+from saesteer.methods.answer_letters import answer_pairs
+from saesteer.methods.chosen_features import vector_of_features
+from saesteer.methods.features import encode_pairs, output_scores, select_features
+from saesteer.methods.objective import Contrast, SteeringObjective, TrainingCost
+from saesteer.methods.self_generated import self_generated
+from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
+from saesteer.models import Site, encode_statements, model_info
 from saesteer.models.memory import trim_memory
-from saesteer.models.tokens import TokenRow, encode_statements
-from saesteer.saes.labels import known_descriptions
+from saesteer.models.pair_activations import PairActivations, read_pair_activations
+from saesteer.models.pooling import pool
+from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import match_strength
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.array_cache import content_key
-from saesteer.utils.errors import DataError
+from saesteer.utils.cache import Cache
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from saesteer.data import PairSet
     from saesteer.methods.features import PairCodes
-    from saesteer.models import Site
-    from saesteer.models.pair_activations import PairActivations
+    from saesteer.models.tokens import TokenRow
+    from saesteer.saes.adapter import Sae
+    from saesteer.saes.table import FeatureTable
     from saesteer.utils.run_folder import RunFolder
 
+# How many features get an output score: all that `TopFeature` may choose from.
 SCORED_FEATURES = 64
 GRADIENT_TOKENS = 512
-
-
-def vector_of(fit: Any) -> SteeringVector:
-    """Return the vector of what `FitContext.fit` gives."""
-    return fit if isinstance(fit, SteeringVector) else fit.vector
+# The first neutral answers measure what vectors cost; only the others train.
+MEASURING_ANSWERS = 6
+# As many of the last neutral questions as a comparison's defaults leave to train with.
+TRAINING_QUESTIONS = 28
 
 
 class FitContext:
-    """Makes each thing that a method is given once, when a method first needs it.
+    """Makes each thing that a method asks for once, when one first asks.
+
+    Whatever is known already (activations, codes, an objective) may be set before.
 
     Args:
-        source: What fits of all pairs share: model, SAE, and neutral texts with their cost.
-        train: The pairs that vectors are fitted on.
-        read: Returns the activations of "train" or "validation" pairs at one of the SAE's sites.
-        name: What to call vectors.
+        model: A model from `load_model`.
+        pairs: The pairs that vectors are fitted on.
+        sae: The SAE, for methods that work on features.
+        site: Where to read and to steer; where the SAE writes if None.
+        validation: Pairs that clusters of features are judged by.
+        name: What to call vectors; the pairs' name if None.
         seed: Seeds methods that draw at random.
-        max_new_tokens: Length of the model's own words.
-        folder: Where these are kept.
+        reading: Where activations are read.
+        objective: What attribution raises.
+        max_new_tokens: Length of what the model writes itself to be fitted on.
+        cache: Where codes are kept that fits of several runs share.
+        folder: Where the self-generated texts are kept.
+        progress: Where to show progress.
+
+    Raises:
+        ConfigError: There is neither a site nor an SAE.
+        MismatchError: The site is not the SAE's.
+
+    Example:
+        >>> given = ss.FitContext(model, train, sae=sae)
+        >>> ss.DifferenceInMeans().fit_in(given).vector_.norm > 0
+        True
     """
 
     def __init__(
         self,
-        source: Any,
-        train: PairSet,
-        read: Callable[[str, Site], PairActivations],
+        model: TransformerBridge,
+        pairs: PairSet,
         *,
-        name: str,
-        seed: int,
-        max_new_tokens: int,
-        folder: RunFolder,
+        sae: Sae | None = None,
+        site: Site | str | None = None,
+        validation: PairSet | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        reading: ReadingSettings | None = None,
+        objective: ObjectiveSettings | None = None,
+        max_new_tokens: int = 48,
+        cache: Cache | None = None,
+        folder: RunFolder | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self._source = source
-        self._config = source.plan.config
-        self._train = train
-        self._read = read
-        self._name = name
-        self._seed = seed
+        self.model = model
+        self.pairs = pairs
+        self.validation = validation
+        self.name = pairs.name if name is None else name
+        self.seed = seed
+        self.progress = progress or Progress()
+        self._sae = sae
+        self.site = _chosen_site(sae, site)
+        self._reading = reading or ReadingSettings()
+        self._settings = objective or ObjectiveSettings()
         self._max_new_tokens = max_new_tokens
+        self._cache = cache or Cache()
         self._folder = folder
 
-    def fit(self, name: str, settings: dict[str, Any]) -> Any:
-        """Return a method's fit: its vector, with the stages that led to it where it has some."""
-        method = build_method(name, settings)
-        assert isinstance(method, Method)
-        return getattr(method, "fit", method)(self.inputs_for(name))
+    @property
+    def sae(self) -> Sae:
+        """The SAE.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self._sae is None:
+            raise ConfigError("the method works on SAE features; give it an SAE with sae=.")
+        return self._sae
 
     @cached_property
-    def dense(self) -> MethodInputs:
-        """What methods are given that know of no features."""
-        table = self._source.table
-        return MethodInputs(
-            activations=self._read("train", self._source.sae.write_site),
-            model=self._config.model.name,
-            model_fingerprint=model_info(self._source.model).fingerprint,
-            name=self._name,
-            sae=self._source.sae,
-            max_activation=None if table is None else table.max_activation,
-            density=None if table is None else table.density,
-            seed=self._seed,
-        )
+    def model_name(self) -> str:
+        """The model's name."""
+        return model_info(self.model).source.name
 
     @cached_property
-    def inputs(self) -> MethodInputs:
-        """What every method is given."""
-        source = self._source
-        return replace(
-            self.dense,
-            codes=self._codes("train"),
-            validation_codes=self._codes("validation"),
-            descriptions=known_descriptions(source.sae, source.table, source.progress),
-        )
+    def model_fingerprint(self) -> str:
+        """The model's fingerprint."""
+        return model_info(self.model).fingerprint
 
-    def inputs_for(self, method: str) -> MethodInputs:
-        """Return the inputs with what a method needs besides."""
-        made = {
-            "objective": lambda: self.objective,
-            "answers": lambda: self._answers,
-            "output_scores": lambda: self._output_scores,
+    @cached_property
+    def activations(self) -> PairActivations:
+        """Both sides of the pairs at the site to steer."""
+        return self.read("train", self.site)
+
+    def read(self, part: str, site: Site) -> PairActivations:
+        """Return the activations of "train" or "validation" pairs at one of the SAE's sites."""
+        return self._read[part][site]
+
+    @cached_property
+    def _read(self) -> dict[str, dict[Site, PairActivations]]:
+        parts = {"train": self.pairs, "validation": self.validation}
+        sites = [self.site] if self._sae is None else [self._sae.site, self.site]
+        return {
+            part: read_pair_activations(
+                self.model,
+                pairs,
+                list(dict.fromkeys(sites)),
+                request=self._reading.request,
+                chat=self._reading.chat,
+                system=self._reading.system,
+                prepend_bos=None if self._sae is None else self._sae.prepend_bos,
+                pooling=self._reading.positions,
+            )
+            for part, pairs in parts.items()
+            if pairs is not None
         }
-        return replace(self.inputs, **{need: made[need]() for need in method_entry(method).needs})
+
+    @cached_property
+    def deltas(self) -> Float[Tensor, "pair d_model"]:
+        """The pairs' activation differences."""
+        return self.activations.deltas
+
+    @property
+    def mean_delta(self) -> Float[np.ndarray, " d_model"]:
+        """Their mean, in float64."""
+        return self.deltas.double().mean(dim=0).numpy()
+
+    @property
+    def sides(
+        self,
+    ) -> tuple[Float[np.ndarray, "pair d_model"], Float[np.ndarray, "pair d_model"]]:
+        """The positive and the negative sides, each text pooled, in float64.
+
+        Raises:
+            DataError: An activation is not a finite number.
+        """
+        given, both = self.activations, []
+        for side, name in ((given.positive, "positive"), (given.negative, "negative")):
+            pooled = pool(side, given.pooling).numpy().astype(np.float64)
+            bad = np.flatnonzero(~np.isfinite(pooled).all(axis=1))
+            if bad.size:
+                raise DataError(
+                    f"the activations of the {name} side of pair {bad[0] + 1} are not all finite "
+                    "numbers; read them in float32 or leave that pair out."
+                )
+            both.append(pooled)
+        return both[0], both[1]
+
+    @cached_property
+    def codes(self) -> PairCodes:
+        """The pairs' SAE features."""
+        return self._codes("train")
+
+    @cached_property
+    def validation_codes(self) -> PairCodes | None:
+        """Features of the pairs that chose nothing."""
+        return None if self.validation is None else self._codes("validation")
 
     def _codes(self, part: str) -> PairCodes:
-        sae = self._source.sae
-        read = self._read(part, sae.site)
+        sae = self.sae
+        read = self.read(part, sae.site)
         sides = (read.positive, read.negative)
         arrays = [kept.float().numpy() for side in sides for kept in (side.values, side.offsets)]
         key = (sae.fingerprint, content_key(read.pooling, arrays))
-        return self._source.cache.keep(f"{part} codes", key, lambda: encode_pairs(sae, read))
+        return self._cache.keep(f"{part} codes", key, lambda: encode_pairs(sae, read))
 
     @cached_property
-    def _answers(self) -> PairActivations:
-        site = self._source.sae.write_site
+    def table(self) -> FeatureTable | None:
+        """The SAE's feature table, where its folder has one."""
+        folder = getattr(self._sae, "folder", None)
+        return None if folder is None else own_table(folder)
+
+    @cached_property
+    def max_activation(self) -> Float[np.ndarray, " d_sae"] | None:
+        """Each feature's largest activation on text, if measured."""
+        return None if self.table is None else self.table.max_activation
+
+    @cached_property
+    def density(self) -> Float[np.ndarray, " d_sae"] | None:
+        """Share of text tokens on which each feature fires, if measured."""
+        return None if self.table is None else self.table.density
+
+    @cached_property
+    def descriptions(self) -> Mapping[int, str]:
+        """What features stand for, as far as is known offline."""
+        return known_descriptions(self.sae, self.table, self.progress)
+
+    @cached_property
+    def answers(self) -> PairActivations:
+        """The letters of A/B questions about the pairs, the matching one and the other."""
         read = answer_pairs(
-            self._source.model,
-            self._train,
-            [site],
-            chat=self._config.reading.chat,
-            prepend_bos=self._source.sae.prepend_bos,
-            seed=self._seed,
+            self.model,
+            self.pairs,
+            [self.site],
+            chat=self._reading.chat,
+            prepend_bos=None if self._sae is None else self._sae.prepend_bos,
+            seed=self.seed,
         )
-        return read[site]
+        return read[self.site]
 
     @cached_property
-    def _output_scores(self) -> np.ndarray:
-        from saesteer.methods.features.output_score import output_scores
-
-        codes = self.inputs.codes
-        assert codes is not None
-        # Scored are all that `TopFeature` may choose from, however often they fire.
+    def output_scores(self) -> Float[np.ndarray, " d_sae"]:
+        """Output scores of the features that separate the sides best, NaN for all others."""
+        # However often they fire.
         best = select_features(
-            codes, n_features=SCORED_FEATURES, min_firing=0.0, max_firing=1.0
-        ).indices
-        return output_scores(self._source.model, self._source.sae, best)
+            self.codes, n_features=SCORED_FEATURES, min_firing=0.0, max_firing=1.0
+        )
+        return output_scores(self.model, self.sae, best.indices)
+
+    @cached_property
+    def cost(self) -> TrainingCost:
+        """What steering costs on neutral answers that train."""
+        answers = read_answers("neutral_answers")[MEASURING_ANSWERS:]
+        answers = answers[: self._settings.neutral_answers]
+        texts, questions = [a.answer for a in answers], [a.question for a in answers]
+        return TrainingCost(
+            self.model,
+            self._encoded(texts, questions, "a neutral answer"),
+            self.site,
+            fisher_samples=self._settings.fisher_samples,
+            key=(self.model_fingerprint, str(self.model.cfg.dtype), str(self.site)),
+        )
+
+    @cached_property
+    def questions(self) -> Sequence[str]:
+        """Neutral questions that the model answers for the self-generated contrast."""
+        return read_questions("neutral_questions")[-TRAINING_QUESTIONS:]
+
+    @cached_property
+    def embedder(self) -> SentenceEmbedder:
+        """What embeds sentences for the judge of the self-generated contrast."""
+        return SentenceEmbedder()
 
     @cached_property
     def objective(self) -> SteeringObjective:
-        """What attribution raises: training statements, and the model's own words."""
-        settings, source = self._config.objective, self._source
-        parts = {"statements": (self._statement_rows(), 1.0)}
-        own = self._own_word_rows() if settings.own_words > 0 else None
-        if own is not None:
-            parts["own words"] = (own, settings.own_words)
-        contrasts = [
-            Contrast(name, self._prepared(rows), weight) for name, (rows, weight) in parts.items()
-        ]
-        texts = {name: [(row.ids, row.kept) for row in rows] for name, (rows, _) in parts.items()}
+        """What attribution raises: training statements, and what the model writes itself."""
+        settings, cost = self._settings, self.cost
+        rows = {"statements": self._statement_rows()}
+        weights = {"statements": 1.0, "self-generated": settings.self_generated}
+        written = self._self_generated_rows() if settings.self_generated > 0 else None
+        if written is not None:
+            rows["self-generated"] = written
+        self.progress.say("Gradients of " + " and ".join(rows))
         return SteeringObjective(
-            contrasts,
-            source.training_divergence,
-            source.metric,
-            lambda raw: self.dense.vector(raw, "linearised"),
+            [
+                # Gradients keep what every block above the site computed of a batch.
+                Contrast(
+                    name,
+                    TeacherForced(self.model, texts, site=self.site, max_tokens=GRADIENT_TOKENS),
+                    weights[name],
+                )
+                for name, texts in rows.items()
+            ],
+            cost.divergence,
+            cost.metric,
+            lambda raw: self.vector(raw, "linearised"),
             kl_target=settings.kl_target,
-            keep=source.keeper(
+            keep=cost.keep(
                 settings.kl_target,
                 # The unit of strength, which decides where the search for it ends.
-                self.dense.activations.residual_norm,
-                [(row.ids, row.kept) for row in source.training_rows],
-                *texts.items(),
+                self.activations.residual_norm,
+                [(row.ids, row.kept) for row in cost.rows],
+                *((name, [(row.ids, row.kept) for row in texts]) for name, texts in rows.items()),
             ),
         )
 
-    def _prepared(self, rows: Sequence[TokenRow]) -> TeacherForced:
-        # Gradients keep what every block above the site computed of a batch.
-        site = self._source.sae.write_site
-        return TeacherForced(self._source.model, rows, site=site, max_tokens=GRADIENT_TOKENS)
-
-    def _rows(
-        self,
-        high: Sequence[str],
-        low: Sequence[str],
-        prompts: list[str],
-        what: str | Sequence[str],
+    def _encoded(
+        self, texts: Sequence[str], prompts: Sequence[str], what: str | Sequence[str]
     ) -> list[TokenRow]:
-        tokenizer = self._source.model.tokenizer
-        assert tokenizer is not None
+        assert self.model.tokenizer is not None
         return encode_statements(
-            tokenizer,
-            [*high, *low],
-            [*prompts, *prompts],
-            chat=self._config.reading.chat,
-            max_length=int(self._source.model.cfg.n_ctx),
+            self.model.tokenizer,
+            texts,
+            prompts,
+            chat=self._reading.chat,
+            max_length=int(self.model.cfg.n_ctx),
             what=what,
         )
 
     def _statement_rows(self) -> list[TokenRow]:
-        requests = self._config.objective.requests
-        prompts = [p.prompt or requests[i % len(requests)] for i, p in enumerate(self._train)]
-        return self._rows(
-            self._train.positives, self._train.negatives, prompts, self._train.side_names
+        pairs, requests = self.pairs, self._settings.requests
+        prompts = [p.prompt or requests[i % len(requests)] for i, p in enumerate(pairs)]
+        return self._encoded(
+            [*pairs.positives, *pairs.negatives], [*prompts, *prompts], pairs.side_names
         )
 
-    def _own_word_rows(self) -> list[TokenRow] | None:
-        found = self._folder.once("own-words.json", self._write_own_words)
+    def _self_generated_rows(self) -> list[TokenRow] | None:
+        if self._folder is None:
+            found = self._write()
+        else:
+            found = self._folder.once("self-generated.json", self._write)
         if not found["high"]:
             return None
-        return self._rows(found["high"], found["low"], found["questions"], "text by the model")
+        texts, questions = [*found["high"], *found["low"]], found["questions"]
+        return self._encoded(texts, [*questions, *questions], "text by the model")
 
-    def _write_own_words(self) -> dict[str, list[str]]:
-        settings, source = self._config.objective, self._source
-        vector = DifferenceInMeans()(self.dense)
-        strengths = [
-            match_strength(
-                source.training_divergence, vector, settings.kl_target, sign=sign, tolerance=0.1
-            ).strength
-            for sign in (1, -1)
-        ]
+    def _write(self) -> dict[str, list[str]]:
         # Trained on the pairs that the vectors are fitted on, never on the judge's own.
         try:
-            judge = train_judge(self._name, self._train, embedder=source.embedder)
+            judge = train_judge(self.name, self.pairs, embedder=self.embedder)
         except DataError:
             # Too few pairs to rate anything by: statements alone are raised.
             return {"questions": [], "high": [], "low": []}
-        found = own_words(
-            source.model,
-            source.plan.training_questions,
+        settings = self._settings
+        vector = self.vector(self.deltas.mean(dim=0), "difference_in_means")
+        strengths = [
+            match_strength(
+                self.cost.divergence, vector, settings.kl_target, sign=sign, tolerance=0.1
+            ).strength
+            for sign in (1, -1)
+        ]
+        found = self_generated(
+            self.model,
+            self.questions,
             vector,
             strengths,
             judge.logit,
-            n_samples=settings.own_samples,
-            n_pairs=settings.own_pairs,
+            n_samples=settings.self_generated_samples,
+            n_pairs=settings.self_generated_pairs,
             max_new_tokens=self._max_new_tokens,
-            chat=self._config.reading.chat,
-            seed=self._seed,
+            chat=self._reading.chat,
+            seed=self.seed,
         )
         trim_memory()
         return found._asdict()
+
+    def vector(
+        self,
+        raw: Tensor | np.ndarray,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        **rest: Any,
+    ) -> SteeringVector:
+        """Return a vector at the site, with how it came about."""
+        return SteeringVector.from_raw(raw, **self._facts(method, settings, rest))
+
+    def decoded(
+        self,
+        weights: Mapping[int, float],
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        clusters: Mapping[int, int] | None = None,
+        **rest: Any,
+    ) -> SteeringVector:
+        """Return the sum of weighted decoder rows, with how it came about.
+
+        Raises:
+            ConfigError: There is no SAE.
+            SteeringError: No weight differs from 0.
+        """
+        return vector_of_features(
+            self.sae,
+            weights,
+            max_activation=self.max_activation,
+            descriptions=self.descriptions,
+            clusters=clusters,
+            **self._facts(method, settings, rest),
+        )
+
+    def _facts(
+        self, method: str, settings: Mapping[str, Any] | None, rest: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "site": self.site,
+            "model": self.model_name,
+            "model_fingerprint": self.model_fingerprint,
+            "residual_norm": self.activations.residual_norm,
+            "method": method,
+            "name": self.name,
+            "read_positions": f"statement tokens, {self.activations.pooling}",
+            "provenance": {} if settings is None else {"settings": dict(settings)},
+            **rest,
+        }
+
+
+def _chosen_site(sae: Sae | None, site: Site | str | None) -> Site:
+    chosen = None if site is None else Site.parse(site)
+    if sae is None and chosen is None:
+        raise ConfigError(
+            "there is no site to read and to steer; give an SAE with sae=, or a site such as "
+            "site='blocks.15.hook_resid_post'."
+        )
+    if sae is None or (chosen is not None and chosen == sae.write_site):
+        assert chosen is not None
+        return chosen
+    if chosen is not None:
+        raise MismatchError(
+            f"site {chosen} is not where SAE {sae.name} writes ({sae.write_site}); leave site out "
+            "or choose an SAE of that site."
+        )
+    return sae.write_site

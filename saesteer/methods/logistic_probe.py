@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.methods.base import MethodInputs
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError
 
@@ -19,8 +20,8 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 WITHOUT_CHOICE = 1e-2
 
 
-@dataclass(frozen=True)
-class LogisticProbe:
+@dataclass(repr=False, eq=False)
+class LogisticProbe(Method):
     """Logistic regression of the side on standardised pooled activations, in raw units.
 
     With b the weights on x' = (x - m) / s, the direction is b / s: the gradient of the probe's
@@ -31,34 +32,35 @@ class LogisticProbe:
         c: Inverse strength of the L2 penalty; where more than one, the one of least log-loss on
             held-out pairs.
         folds: Folds of that cross-validation; both sides of a pair stand in one fold.
+
+    Example:
+        >>> vector = ss.LogisticProbe(c=(0.01,)).fit(model, train, site=sae.site).vector_
+        >>> vector.provenance["fit"]
+        {'c': 0.01}
     """
 
+    _name = "logistic_probe"
     c: tuple[float, ...] = STRENGTHS
     folds: int = 5
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "c", tuple(self.c))
+    def check(self) -> None:
+        """Check the settings."""
         if not self.c or not all(0 < value < np.inf for value in self.c):
             raise ConfigError(f"c: {list(self.c)} must be numbers above 0; give e.g. [0.01].")
         if self.folds < 2:
             raise ConfigError(f"folds: {self.folds} cannot hold pairs out; give 2 or more.")
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the direction.
-
-        Raises:
-            DataError: An activation is not a finite number.
-        """
-        positive, negative = inputs.sides()
+    def _vector(self, given: FitContext) -> SteeringVector:
+        positive, negative = given.sides
         weights, chosen, loss = self._fit(positive, negative)
         length = float(np.linalg.norm(weights))
         mean = (positive - negative).mean(axis=0)
         projection = abs(float(mean @ weights)) / length if length else 0.0
         details = {"c": chosen} | ({} if loss is None else {"held_out_log_loss": loss})
-        return inputs.vector(
+        return given.vector(
             weights * (projection / length if length else 0.0),
-            "logistic_probe",
-            provenance={"settings": asdict(self), "fit": details},
+            self.name,
+            provenance={"settings": self.get_params(), "fit": details},
         )
 
     def _fit(

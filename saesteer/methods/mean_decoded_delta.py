@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from saesteer.methods.base import MethodInputs
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 
 
-@dataclass(frozen=True)
-class MeanDecodedDelta:
+@dataclass(repr=False, eq=False)
+class MeanDecodedDelta(Method):
     """v = sum_j m_j d_j over all features, m_j being feature j's mean difference in activation.
 
     The part of the mean delta that the SAE sees: the decoder is linear, so this is the decoded
     mean difference of the sides' codes.
+
+    Example:
+        >>> vector = ss.MeanDecodedDelta().fit(model, train, sae=sae).vector_
     """
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the decoded mean difference.
+    _name = "mean_decoded_delta"
 
-        Raises:
-            ConfigError: There is no SAE.
-        """
-        codes, _ = inputs.needs_sae("mean_decoded_delta")
-        live = np.flatnonzero(codes.mean_delta)
-        weights = dict(zip(live.tolist(), codes.mean_delta[live].tolist(), strict=True))
-        return inputs.decoded(weights, "mean_decoded_delta", asdict(self))
+    def _vector(self, given: FitContext) -> SteeringVector:
+        means = given.codes.mean_delta
+        live = np.flatnonzero(means)
+        weights = dict(zip(live.tolist(), means[live].tolist(), strict=True))
+        return given.decoded(weights, self.name, self.get_params())

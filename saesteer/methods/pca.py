@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.methods.base import MethodInputs
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError
 
 Variant = Literal["pca_diff", "pca_center"]
 
 
-@dataclass(frozen=True)
-class Pca:
+@dataclass(repr=False, eq=False)
+class PCA(Method):
     """The first principal component of the pairs' differences, as long as the mean delta.
 
     As in the package repeng (Vogel 2024, after Zou et al. 2023, arXiv 2310.01405), with its sign:
@@ -26,28 +27,30 @@ class Pca:
         variant: "pca_diff", repeng's default, is the PCA of the deltas, which takes their mean
             away first and so finds along what they vary; "pca_center" is that of both sides less
             their pair's midpoint, which keeps the mean.
+
+    Example:
+        >>> vector = ss.PCA().fit(model, train, site=sae.site).vector_
+        >>> vector.method
+        'pca'
     """
 
+    _name = "pca"
     variant: Variant = "pca_diff"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the settings."""
         if self.variant not in get_args(Variant):
             raise ConfigError(
                 f"variant: {self.variant!r} is not known; use 'pca_diff' or 'pca_center'."
             )
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the component.
-
-        Raises:
-            DataError: An activation is not a finite number.
-        """
-        positive, negative = inputs.sides()
+    def _vector(self, given: FitContext) -> SteeringVector:
+        positive, negative = given.sides
         delta = positive - negative
         mean = delta.mean(axis=0)
         component = _component(_training_rows(positive, negative, self.variant), mean)
         component *= _sign(delta @ component) * np.linalg.norm(mean)
-        return inputs.vector(component, "pca", provenance={"settings": asdict(self)})
+        return given.vector(component, self.name, self.get_params())
 
 
 def _training_rows(

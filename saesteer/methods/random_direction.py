@@ -6,24 +6,30 @@ from dataclasses import dataclass
 
 import torch
 
-from saesteer.methods.base import MethodInputs
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 
 
-@dataclass(frozen=True)
-class RandomDirection:
-    """A direction drawn uniformly from the sphere.
+@dataclass(repr=False, eq=False)
+class RandomDirection(Method):
+    """A direction drawn uniformly from the sphere, as long as the mean delta.
 
     Attributes:
-        draw: Which draw of the inputs' seed; different draws are independent.
+        draw: Which draw of the fit's seed; different draws are independent.
+
+    Example:
+        >>> vector = ss.RandomDirection(draw=3).fit(model, train, site=sae.site).vector_
+        >>> vector.name
+        'random 3'
     """
 
+    _name = "random_direction"
     draw: int = 0
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the direction, as long as the mean delta."""
-        delta = inputs.deltas.mean(dim=0)
-        generator = torch.Generator().manual_seed(inputs.seed * 1_000_003 + self.draw)
+    def _vector(self, given: FitContext) -> SteeringVector:
+        delta = given.deltas.mean(dim=0)
+        generator = torch.Generator().manual_seed(given.seed * 1_000_003 + self.draw)
         raw = torch.randn(len(delta), generator=generator, dtype=torch.float64)
         raw *= float(delta.norm()) / raw.norm()
-        return inputs.vector(raw, "random_direction", name=f"random {self.draw}")
+        return given.vector(raw, self.name, self.get_params(), name=f"random {self.draw}")

@@ -1,73 +1,79 @@
-"""The methods that a comparison knows by name."""
+"""The methods that settings files and tables know by name."""
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from functools import cache
+from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from saesteer.methods.settings import ClusteringSettings, RegressionSettings, SelectionSettings
+from saesteer import methods as m
+from saesteer.methods.features import CLUSTERINGS, CRITERIA, REGRESSIONS
+from saesteer.methods.settings import (
+    ClusteringSettings,
+    RegressionSettings,
+    SelectionSettings,
+    choose,
+)
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, check_yes_and_no, parse_config
-
-if TYPE_CHECKING:
-    from saesteer.methods import Method, SystemPrompt
+from saesteer.utils.text import nearest
 
 Kind = Literal["sae", "dense", "prompt", "null"]
 Need = Literal["objective", "answers", "output_scores"]
 
+# Settings that a method hands on to a stage, the name in them, and what may stand there.
+GROUPS: dict[str, tuple[type[Settings], str, Mapping[str, Any]]] = {
+    "selection": (SelectionSettings, "criterion", CRITERIA),
+    "clustering": (ClusteringSettings, "method", CLUSTERINGS),
+    "regression": (RegressionSettings, "method", REGRESSIONS),
+}
+
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """How a method is made and shown.
-
-    Attributes:
-        name: What settings files call it.
-        label: What tables call it.
-        kind: What it is made of.
-        make: Takes its settings.
-        needs: What is to be computed for it besides activations and codes.
-    """
+    """How a method is made and shown: `label` is what tables call it, `fixed` its own settings."""
 
     name: str
     label: str
     kind: Kind
-    make: Any
-    needs: frozenset[Need] = field(default_factory=frozenset)
+    make: type[m.Method | m.SystemPrompt]
+    # What is costly to compute for it besides activations and codes.
+    needs: frozenset[Need] = frozenset()
+    fixed: dict[str, Any] = field(default_factory=dict)
 
 
+@cache
 def method_entries() -> dict[str, MethodEntry]:
     """Return every method by name."""
-    from saesteer import methods as m
-    from saesteer.methods.features import CRITERIA
-
     objective: frozenset[Need] = frozenset({"objective"})
     listed = [
         MethodEntry(
             "attributed_sae",
             "SAE features, attribution weights",
             "sae",
-            m.AttributedSae,
+            m.AttributedSAE,
             objective,
         ),
         MethodEntry(
             "attributed_tied",
             "SAE features, attribution, signs tied",
             "sae",
-            partial(m.AttributedSae, signs="tied"),
+            m.AttributedSAE,
             objective,
+            {"signs": "tied"},
         ),
         MethodEntry(
             "attributed_any",
             "any SAE feature, attribution",
             "sae",
-            partial(m.AttributedSae, candidates="any"),
+            m.AttributedSAE,
             objective,
+            {"candidates": "any"},
         ),
-        MethodEntry("clustered_sae", "SAE features, delta regression", "sae", m.ClusteredSae),
+        MethodEntry("clustered_sae", "SAE features, delta regression", "sae", m.ClusteredSAE),
         MethodEntry("mean_decoded_delta", "decoded mean SAE delta", "sae", m.MeanDecodedDelta),
         MethodEntry("target_atoms", "steering target atoms", "sae", m.TargetAtoms),
         MethodEntry("difference_in_means", "difference in means", "dense", m.DifferenceInMeans),
@@ -78,10 +84,8 @@ def method_entries() -> dict[str, MethodEntry]:
             m.NaturalGradient,
             objective,
         ),
-        MethodEntry(
-            "caa_answers", "CAA on answer letters", "dense", m.CaaAnswers, frozenset({"answers"})
-        ),
-        MethodEntry("pca", "PCA of the differences", "dense", m.Pca),
+        MethodEntry("caa_answers", "CAA on answer letters", "dense", m.CAA, frozenset({"answers"})),
+        MethodEntry("pca", "PCA of the differences", "dense", m.PCA),
         MethodEntry("logistic_probe", "logistic probe", "dense", m.LogisticProbe),
         MethodEntry("system_prompt", "persona system prompt", "prompt", m.SystemPrompt),
     ]
@@ -91,8 +95,9 @@ def method_entries() -> dict[str, MethodEntry]:
                 f"top_feature_{criterion}",
                 f"top feature, {criterion.replace('_', ' ')}",
                 "sae",
-                partial(m.TopFeature, criterion),
+                m.TopFeature,
                 frozenset({"output_scores"} if criterion == "output_score" else ()),
+                {"criterion": criterion},
             )
         )
     return {entry.name: entry for entry in listed}
@@ -106,36 +111,35 @@ def method_entry(name: str) -> MethodEntry:
     """
     known = method_entries()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"method {name!r} is unknown{hint}; choose from {', '.join(known)}.")
+        raise ConfigError(f"method {name!r} is unknown{nearest(name, known)}; correct it.")
     return known[name]
 
 
-def build_method(name: str, settings: dict[str, Any]) -> Method | SystemPrompt:
+def build_method(name: str, settings: Mapping[str, Any]) -> m.Method | m.SystemPrompt:
     """Return a method with its settings.
 
     Raises:
         ConfigError: The method or a setting is unknown, or a value does not fit.
     """
-    make = method_entry(name).make
-    kind = getattr(make, "func", make)
-    fixed = dict(getattr(make, "keywords", {}))
-    fixed |= dict(zip(["criterion"], getattr(make, "args", ()), strict=False))
-    known = [f.name for f in fields(kind) if f.name not in fixed]
-    types = get_type_hints(kind)
-    for setting in settings:
+    entry = method_entry(name)
+    known = [f.name for f in fields(entry.make) if f.name not in entry.fixed]
+    types = get_type_hints(entry.make)
+    for setting, value in settings.items():
         if setting not in known:
             raise ConfigError(
                 f"method {name} has no setting {setting!r}; it has {', '.join(known) or 'none'}."
             )
-        _check_group(name, setting, settings[setting])
+        if setting in GROUPS and isinstance(value, dict):
+            kind, named, choices = GROUPS[setting]
+            place = f"method {name}: {setting}"
+            parsed = parse_config(value, kind=kind, place=place)
+            choose(choices, getattr(parsed, named), field=f"{place}: {named}")
         try:
-            check_yes_and_no(settings[setting], types[setting])
+            check_yes_and_no(value, types[setting])
         except ValueError as error:
             raise ConfigError(f"method {name}: {setting}: {error}.") from None
     try:
-        return TypeAdapter(kind).validate_python({**settings, **fixed})
+        return TypeAdapter(entry.make).validate_python({**settings, **entry.fixed})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -143,21 +147,3 @@ def build_method(name: str, settings: dict[str, Any]) -> Method | SystemPrompt:
         raise ConfigError(
             f"method {name}: {place}: {message[:1].lower()}{message[1:]}; correct it."
         ) from error
-
-
-def _check_group(method: str, setting: str, values: Any) -> None:
-    """Check settings that a method hands on, before they are needed."""
-    from saesteer.methods.features import CLUSTERINGS, CRITERIA, REGRESSIONS
-    from saesteer.methods.features.registry import choose
-
-    groups: dict[str, tuple[type[Settings], str, Any]] = {
-        "selection": (SelectionSettings, "criterion", CRITERIA),
-        "clustering": (ClusteringSettings, "method", CLUSTERINGS),
-        "regression": (RegressionSettings, "method", REGRESSIONS),
-    }
-    if setting not in groups or not isinstance(values, dict):
-        return
-    kind, named, known = groups[setting]
-    place = f"method {method}: {setting}"
-    parsed = parse_config(values, kind=kind, place=place)
-    choose(known, getattr(parsed, named), field=f"{place}: {named}")

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from saesteer.data.pairs import PairSet
 from saesteer.utils.errors import ConfigError, DataError
 
 
-@dataclass(frozen=True)
-class PromptPersona:
-    """Two system prompts that ask for a persona and for its opposite.
-
-    Attributes:
-        positive: Asks for the positive side.
-        negative: Asks for the negative side.
-        name: The persona's name.
-        method: How it steers.
-    """
-
-    positive: str
-    negative: str
-    name: str
-    method: str = "system_prompt"
-
-
-@dataclass(frozen=True)
-class SystemPrompt:
-    """Describes a persona in words, by what it would say or as the user describes it.
+@dataclass(repr=False, eq=False)
+class SystemPrompt(BaseEstimator):
+    """Two system prompts that describe a persona and its opposite in words.
 
     Attributes:
         n_statements: How many training statements of a side to quote.
@@ -37,6 +22,13 @@ class SystemPrompt:
             forgives easily".
         opposite: The same for the negative side; "the very opposite of" the description if None.
         seed: Seeds which statements are quoted.
+        positive_: The prompt that asks for the positive side.
+        negative_: The one that asks for the negative side.
+
+    Example:
+        >>> prompts = ss.SystemPrompt(description="a saint").fit(model, train)
+        >>> prompts.negative_
+        'You are the very opposite of a saint.'
     """
 
     n_statements: int = 4
@@ -45,6 +37,10 @@ class SystemPrompt:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Check the settings."""
         if self.n_statements < 1:
             raise ConfigError(
                 f"n_statements: {self.n_statements} statements describe nobody; give 1 or more."
@@ -52,32 +48,34 @@ class SystemPrompt:
         if self.opposite and not self.description:
             raise ConfigError("opposite: it goes with a description; give description too.")
 
-    def __call__(self, pairs: PairSet) -> PromptPersona:
-        """Return the two prompts.
+    def fit(self, model: object, pairs: PairSet, **_: object) -> Self:
+        """Write the two prompts.
 
         Quoted are the shortest of twice as many statements, drawn from the middle half of the
         side's lengths, so that the prompt is typical and still short.
 
         Args:
-            pairs: Training pairs; only their name counts where there is a description.
+            model: Not looked at.
+            pairs: Training pairs; not looked at where there is a description.
 
         Raises:
             DataError: There are no pairs.
         """
+        self.check()
         if self.description:
             away = self.opposite or f"the very opposite of {self.description}"
-            return PromptPersona(_described(self.description), _described(away), pairs.name)
+            self.positive_, self.negative_ = _described(self.description), _described(away)
+            return self
         if not len(pairs):
             raise DataError(
                 f"pairs {pairs.name!r} are empty, so there is nothing to quote; give pairs or a "
                 "description."
             )
-        sides = (pairs.positives, pairs.negatives)
-        prompts = [
+        self.positive_, self.negative_ = (
             _quoting(_typical(texts, self.n_statements, [self.seed, side]))
-            for side, texts in enumerate(sides)
-        ]
-        return PromptPersona(prompts[0], prompts[1], pairs.name)
+            for side, texts in enumerate((pairs.positives, pairs.negatives))
+        )
+        return self
 
 
 def _described(text: str) -> str:

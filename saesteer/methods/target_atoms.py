@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saesteer.methods.base import MethodInputs
-from saesteer.methods.features.criteria import frequency_difference
+from saesteer.methods.base import Method
+from saesteer.methods.features.select import frequency_difference
+from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class TargetAtoms:
+@dataclass(repr=False, eq=False)
+class TargetAtoms(Method):
     """v = sum of a_j d_j over the features j that pass both thresholds.
 
     Wang et al. 2025 (arXiv 2505.20322): a_j is feature j's mean difference in activation and f_j
@@ -26,25 +27,24 @@ class TargetAtoms:
     Attributes:
         amplitude_quantile: Quantile of |a_j|, from 0 to below 1; the authors' code keeps 35%.
         frequency_quantile: Quantile of |f_j| among the features whose signs agree.
+
+    Example:
+        >>> atoms = ss.TargetAtoms(amplitude_quantile=0.0, frequency_quantile=0.0)
+        >>> vector = atoms.fit(model, train, sae=sae).vector_
     """
 
+    _name = "target_atoms"
     amplitude_quantile: float = 0.65
     frequency_quantile: float = 0.65
 
-    def __post_init__(self) -> None:
-        for name in ("amplitude_quantile", "frequency_quantile"):
-            value = getattr(self, name)
+    def check(self) -> None:
+        """Check the settings."""
+        for name, value in self.get_params().items():
             if not 0 <= value < 1:
                 raise ConfigError(f"{name}: {value:g} is not from 0 to below 1; give e.g. 0.65.")
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the vector.
-
-        Raises:
-            ConfigError: There is no SAE.
-            SteeringError: No feature passes.
-        """
-        codes, _ = inputs.needs_sae("target_atoms")
+    def _vector(self, given: FitContext) -> SteeringVector:
+        codes = given.codes
         amplitude = codes.mean_delta
         frequency = frequency_difference(codes)
         fires = codes.firing > 0
@@ -53,7 +53,7 @@ class TargetAtoms:
         kept &= _at_least(frequency, agrees, self.frequency_quantile)
         chosen = np.flatnonzero(kept)
         weights = dict(zip(chosen.tolist(), amplitude[chosen].tolist(), strict=True))
-        return inputs.decoded(weights, "target_atoms", asdict(self))
+        return given.decoded(weights, self.name, self.get_params())
 
 
 def _at_least(

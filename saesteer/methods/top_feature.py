@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.methods.base import MethodInputs
-from saesteer.methods.features import CRITERIA, PairCodes
-from saesteer.methods.features.registry import choose
+from saesteer.methods.base import Method
+from saesteer.methods.features import CRITERIA
+from saesteer.methods.features.select import strongest_first
+from saesteer.methods.fit_context import FitContext
+from saesteer.methods.settings import choose
 from saesteer.steering import SteeringVector
-from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.utils.errors import ConfigError, DataError
 
 OUTPUT_SCORE = "output_score"
 
 
-@dataclass(frozen=True)
-class TopFeature:
+@dataclass(repr=False, eq=False)
+class TopFeature(Method):
     """The feature that a criterion puts first, as long as its mean difference in activation.
 
     The vector points along the decoder row for a feature of the positive side and against it for
@@ -29,12 +31,19 @@ class TopFeature:
             2025, arXiv 2505.20063).
         n_candidates: For "output_score", how many features, best by |standardised_difference|
             among those that have a score, to choose from.
+        scores_: `[d_sae]` the criterion's scores, positive for a feature of the positive side.
+
+    Example:
+        >>> fitted = ss.TopFeature("mean_difference").fit(model, train, sae=sae)
+        >>> fitted.features_[0] == abs(fitted.scores_).argmax()
+        True
     """
 
     criterion: str = "standardised_difference"
     n_candidates: int = 32
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the settings."""
         choose({**CRITERIA, OUTPUT_SCORE: None}, self.criterion, field="criterion")
         if self.n_candidates < 1:
             raise ConfigError(
@@ -43,49 +52,33 @@ class TopFeature:
 
     @property
     def name(self) -> str:
-        """The method's name."""
+        """What settings files call the method."""
         return f"top_feature_{self.criterion}"
 
-    def __call__(self, inputs: MethodInputs) -> SteeringVector:
-        """Return the feature's vector.
-
-        Raises:
-            ConfigError: There is no SAE, or no output score was computed.
-            MismatchError: The output scores are of another SAE.
-            SteeringError: No feature differs between the sides.
-        """
-        codes, _ = inputs.needs_sae(self.name)
-        if self.criterion == OUTPUT_SCORE:
-            index, sign = self._by_output(codes, inputs.output_scores)
+    def _vector(self, given: FitContext) -> SteeringVector:
+        codes = given.codes
+        by_output = self.criterion == OUTPUT_SCORE
+        ranked = CRITERIA["standardised_difference" if by_output else self.criterion](codes)
+        separation = np.nan_to_num(ranked)
+        if by_output:
+            self.scores_ = given.output_scores
+            index = self._best_by_output(separation, self.scores_)
         else:
-            scores = np.nan_to_num(CRITERIA[self.criterion](codes))
-            index = int(np.argmax(np.abs(scores)))
-            sign = float(np.sign(scores[index]))
+            self.scores_ = separation
+            index = int(np.argmax(np.abs(separation)))
         # A feature that fires more often need not fire more strongly on average.
         size = abs(float(codes.mean_delta[index])) or 1.0
-        return inputs.decoded({index: sign * size}, self.name, asdict(self))
+        weights = {index: float(np.sign(separation[index])) * size}
+        return given.decoded(weights, self.name, self.get_params())
 
-    def _by_output(
-        self, codes: PairCodes, output: Float[np.ndarray, " d_sae"] | None
-    ) -> tuple[int, float]:
-        if output is None or not np.isfinite(output).any():
-            raise ConfigError(
-                f"method {self.name} needs output scores; give output_scores=output_scores(model, "
-                "sae, features)."
-            )
-        if len(output) != codes.d_sae:
-            raise MismatchError(
-                f"output_scores are of {len(output)} features and the SAE has {codes.d_sae}; "
-                "compute them with this SAE."
-            )
-        separation = np.nan_to_num(CRITERIA["standardised_difference"](codes))
+    def _best_by_output(
+        self, separation: Float[np.ndarray, " d_sae"], output: Float[np.ndarray, " d_sae"]
+    ) -> int:
         scored = np.flatnonzero(np.isfinite(output) & (separation != 0))
         if not scored.size:
             raise DataError(
                 "no feature that has an output score differs between the sides; score features "
                 "that do."
             )
-        order = np.lexsort((scored, -np.abs(separation[scored])))
-        candidates = scored[order][: self.n_candidates]
-        index = int(candidates[np.argmax(output[candidates])])
-        return index, float(np.sign(separation[index]))
+        candidates = scored[strongest_first(separation[scored], scored)][: self.n_candidates]
+        return int(candidates[np.argmax(output[candidates])])

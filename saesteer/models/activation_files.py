@@ -12,11 +12,7 @@ from saesteer.utils.files import write_atomic
 
 
 def save_pair_activations(activations: PairActivations, path: Path) -> None:
-    """Write both sides with their site and pooling; a write that is cut off leaves no file.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write both sides with their site and pooling; a write that is cut off leaves no file."""
     from safetensors.torch import save_file
 
     tensors = {}

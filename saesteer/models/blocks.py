@@ -52,11 +52,7 @@ class BlockList(NamedTuple):
 
 
 def block_lists(model: TransformerBridge) -> tuple[BlockList, BlockList]:
-    """Return the blocks of the plain model and of the bridge's.
-
-    Raises:
-        ModelError: The model does not keep its blocks in one list.
-    """
+    """Return the blocks of the plain model and of the bridge's."""
     from saesteer.models import plain_model
 
     mapping: Any = model.adapter.component_mapping
@@ -185,11 +181,7 @@ def _all_logits(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[
 
 
 def _shape_of(place: BlockList) -> _Shape:
-    """Try once whether a model's blocks, called one by one, are the model.
-
-    Raises:
-        ModelError: They are not.
-    """
+    """Try once whether a model's blocks, called one by one, are the model."""
     if place.root not in _SHAPES:
         with unhooked(place.root), torch.no_grad():
             try:
@@ -247,11 +239,7 @@ def trial_ids(root: Any) -> Tensor:
 
 
 def check_alike(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
-    """Check that logits are the same but for rounding.
-
-    Raises:
-        ModelError: They are not; the sentence says by how much.
-    """
+    """Check that logits are the same but for rounding."""
     difference, spread = (got - wanted).abs().max().item(), wanted.float().std().item()
     if not difference <= TOLERANCE.get(dtype, ROUGH) * spread:
         raise ModelError(f"logits differ by {difference:.3g}, where they spread by {spread:.3g}")

@@ -80,12 +80,7 @@ def check_bridge(model: TransformerBridge) -> None:
 
 
 def check_inside(model: TransformerBridge, site: Site) -> None:
-    """Refuse a site inside a block that would be read or written wrongly or never.
-
-    Raises:
-        SiteError: The bridge computes another model, never reaches the site, or carries what is
-            added at the middle of the block out of it changed.
-    """
+    """Refuse a site inside a block that would be read or written wrongly or never."""
     check_bridge(model)
     point = id(model.hook_dict[str(site)])
     if point not in _checked(model).fired:
@@ -179,14 +174,7 @@ class _Comparison:
         columns: slice = _ALL,
         cached: list[Any] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Return every block's input and output and the logits.
-
-        Args:
-            root: The plain model or the bridge's.
-            given: What every block starts from instead of what the one below it gives.
-            columns: The tokens to run.
-            cached: Holds the cache of the tokens before; left with the cache of these as well.
-        """
+        """Return every block's input and output and the logits."""
         inputs: list[Any] = [None] * len(self._blocks)
         outputs: list[Any] = [None] * len(self._blocks)
 

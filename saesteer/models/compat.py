@@ -203,6 +203,23 @@ def _renaming(old: str, new: str) -> Any:
     return rename
 
 
+# --- transformer_lens: Hugging Face's arguments --------------------------------------------------
+# Its generate takes the prompt as `input` and drops `input_ids` without a word (3.9 and 4.3).
+# Goes: when it takes what a tokenizer gives.
+
+
+def take_tokenizer_output(bridge: Any, plain: Any) -> None:
+    """Let `bridge.generate(**inputs)` be Hugging Face's where the inputs are a tokenizer's."""
+    own = bridge.generate
+
+    @functools.wraps(own)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        given = kwargs.keys() & {"input_ids", "inputs", "inputs_embeds"}
+        return (plain.generate if given else own)(*args, **kwargs)
+
+    bridge.generate = generate
+
+
 # --- loading: what other libraries run and print --------------------------------------------------
 # transformer_lens runs pip where a multimodal model's processor cannot be made (3.9 to 4.3), and
 # goes on without the processor where that fails. Goes: when it installs nothing.

@@ -52,9 +52,6 @@ def gguf_header(path: Path) -> GgufHeader:
 
     Every count and length that the file declares is held against the bytes that are there before
     anything is read, so a damaged or hostile file costs no more than its own size.
-
-    Raises:
-        ModelError: It cannot be read, or is no GGUF file of version 2 or 3, whole.
     """
     try:
         with path.open("rb") as handle:
@@ -166,10 +163,6 @@ def converted_gguf(path: Path, sha256: str | None = None, progress: Progress | N
         path: The GGUF file.
         sha256: The digest that the file must have, if it is known.
         progress: Where to show the conversion.
-
-    Raises:
-        ModelError: The file has another digest, or transformers cannot read it.
-        OutputError: The cache cannot be written.
     """
     try:
         digest = file_sha256(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from saesteer.models.compat import keep_cache_names, nothing_started, quiet
+from saesteer.models.compat import (
+    keep_cache_names,
+    nothing_started,
+    quiet,
+    take_tokenizer_output,
+)
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
@@ -71,9 +77,9 @@ def load_model(
         NetworkError: The model is not cached and the Hub cannot be reached.
 
     Example:
-        >>> model = load_model("smollm2")  # doctest: +SKIP
-        >>> model.cfg.n_layers  # doctest: +SKIP
-        30
+        >>> model = ss.load_model(model_folder, device="cpu", dtype="float32")
+        >>> model.cfg.d_model
+        32
     """
     if device is not None and device_map is not None:
         raise ModelError("device and device_map exclude each other; give one of the two.")
@@ -116,6 +122,12 @@ def wrap_model(
     Raises:
         ModelError: transformer_lens has no adapter for the architecture, or a part of the model
             is offloaded.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> plain = AutoModelForCausalLM.from_pretrained(model_folder)
+        >>> ss.wrap_model(plain, model.tokenizer).cfg.n_layers
+        3
     """
     with quiet():
         from transformer_lens.model_bridge import TransformerBridge
@@ -155,10 +167,25 @@ def wrap_model(
     bridge._tokenizer = tokenizer
     bridge.eval()
     keep_cache_names(bridge)
+    take_tokenizer_output(bridge, plain)
     where = source or ModelSource(name, "folder", name)
     info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]
+    _take_tokens(bridge, info.plain)
     return bridge
+
+
+def _take_tokens(bridge: TransformerBridge, plain: PreTrainedModel) -> None:
+    """Let `generate(**tokenizer(...))` do on the bridge what it does on a Hugging Face model."""
+    own = bridge.generate
+
+    @functools.wraps(own)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        if "input_ids" in kwargs:
+            return plain.generate(*args, **kwargs)  # type: ignore[operator]
+        return own(*args, **kwargs)
+
+    bridge.generate = generate  # type: ignore[method-assign]
 
 
 def _text_part(hf_model: PreTrainedModel) -> PreTrainedModel:
@@ -236,7 +263,13 @@ def made_on_other_weights(
 
 
 def plain_model(model: TransformerBridge) -> PreTrainedModel:
-    """Return the plain Hugging Face model that shares the bridge's weights."""
+    """Return the plain Hugging Face model that shares the bridge's weights.
+
+    Example:
+        >>> plain = ss.plain_model(model)
+        >>> plain(**inputs).logits.shape[0]
+        1
+    """
     return model_info(model).plain
 
 

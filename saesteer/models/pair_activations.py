@@ -84,6 +84,11 @@ def read_pair_activations(
     Raises:
         DataError: A statement does not fit the model's context.
         SiteError: The model has no such site.
+
+    Example:
+        >>> read = ss.read_pair_activations(model, train, [ss.Site(1)])[ss.Site(1)]
+        >>> read.deltas.shape == (len(train), 32)
+        True
     """
     assert model.tokenizer is not None
     prompts = [pair.prompt or request for pair in pairs]

@@ -15,11 +15,7 @@ Pooling = Literal["mean", "last"]
 
 
 def pool(activations: Activations, how: Pooling = "mean") -> Float[Tensor, "text d_model"]:
-    """Return one float32 vector per text: the mean over its read tokens, or its last one.
-
-    Raises:
-        ConfigError: There is no such way to pool.
-    """
+    """Return one float32 vector per text: the mean over its read tokens, or its last one."""
     if how not in get_args(Pooling):
         raise ConfigError(f"pooling {how!r} is unknown; use 'mean' or 'last'.")
     values = activations.values.to(torch.float32)

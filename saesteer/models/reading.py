@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saesteer.models.hooks import HookTarget, keeping
 from saesteer.models.loading import plain_model
-from saesteer.models.sites import HookTarget, Site, SiteFunction, resolve_target
+from saesteer.models.sites import Site, resolve_target
 from saesteer.models.tokens import (
     TokenRow,
     input_device,
@@ -20,7 +20,7 @@ from saesteer.models.tokens import (
     pad_rows,
     padding_id,
 )
-from saesteer.utils.errors import DataError, HookError, SiteError
+from saesteer.utils.errors import DataError, SiteError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -54,10 +54,6 @@ class Activations:
         first, last = int(self.offsets[start]), int(self.offsets[stop])
         offsets = self.offsets[start : stop + 1] - first
         return Activations(self.values[first:last], offsets, self.site)
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the deepest site has been read."""
 
 
 def read_rows(
@@ -94,11 +90,13 @@ def read_rows(
     counts = torch.tensor([sum(row.kept) for row in rows])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     stores: dict[Site, Tensor] = {}
+    by_site = {target.site: target for target in targets}
     device = input_device(targets[0].model)
     pad = padding_id(model)
     for batch in length_sorted_batches(rows, max_tokens=max_tokens, max_rows=max_rows):
         tokens = pad_rows([rows[i] for i in batch], pad, device, side="right")
-        caught = _forward(targets, tokens.inputs)
+        with torch.inference_mode(), keeping(by_site, stop=True) as caught:
+            targets[0].model(**tokens.inputs, use_cache=False)
         where = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
         for site, hidden in caught.items():
             if hidden.shape[:2] != tokens.span.shape:
@@ -134,25 +132,3 @@ def _targets(model: TransformerBridge, sites: Sequence[Site]) -> list[HookTarget
         # One pass cannot run through two models: read everything from the bridge.
         return [resolve_target(model, site, bridged=True) for site in dict.fromkeys(sites)]
     return targets
-
-
-def _forward(targets: Sequence[HookTarget], inputs: dict[str, Tensor]) -> dict[Site, Tensor]:
-    caught: dict[Site, Tensor] = {}
-
-    def catch(site: Site) -> SiteFunction:
-        def function(hidden: Tensor) -> None:
-            caught[site] = hidden.detach()
-            if len(caught) == len(targets):
-                raise _Stop
-
-        return function
-
-    with ExitStack() as stack, torch.inference_mode():
-        for target in targets:
-            stack.callback(target.hook(catch(target.site)).remove)
-        with suppress(_Stop):
-            targets[0].model(**inputs, use_cache=False)
-    missing = [str(target.site) for target in targets if target.site not in caught]
-    if missing:
-        raise HookError(f"nothing passed through {', '.join(missing)}; choose another site.")
-    return caught

@@ -15,10 +15,12 @@ _AS_WIDE_AS_THE_MODEL = (*_RESIDUAL, "hook_attn_out", "hook_mlp_out")
 
 
 class ModelShape(NamedTuple):
-    """A model's number of blocks and the width of its residual stream."""
+    """A model's number of blocks, width of its residual stream and number of heads in a block."""
 
     n_layers: int
     d_model: int
+    # 0 where it is unknown.
+    n_heads: int = 0
 
 
 def model_shape(source: ModelSource) -> ModelShape | None:
@@ -26,20 +28,18 @@ def model_shape(source: ModelSource) -> ModelShape | None:
 
     Read from config.json (in the folder, or in the Hub's local cache) or a GGUF file's header;
     None where that is not there or does not say.
-
-    Raises:
-        ModelError: The GGUF file is damaged.
     """
     if source.kind == "gguf":
         header = gguf_header(Path(source.location))
-        found = header.size("block_count"), header.size("embedding_length")
+        names = ("block_count", "embedding_length", "attention.head_count")
+        found = tuple(header.size(name) for name in names)
     else:
         found = _configured(source.location)
-    n_layers, d_model = found
-    return ModelShape(n_layers, d_model) if n_layers and d_model else None
+    n_layers, d_model, n_heads = found
+    return ModelShape(n_layers, d_model, n_heads or 0) if n_layers and d_model else None
 
 
-def _configured(location: str) -> tuple[int | None, int | None]:
+def _configured(location: str) -> tuple[int | None, ...]:
     from transformers import AutoConfig
 
     try:
@@ -48,25 +48,14 @@ def _configured(location: str) -> tuple[int | None, int | None]:
         )
         # Every configuration answers to these names, whatever it calls them itself.
         text = config.get_text_config()
-        return text.num_hidden_layers, text.hidden_size
+        return text.num_hidden_layers, text.hidden_size, getattr(text, "num_attention_heads", None)
     except Exception:
         # Not fetched yet, or of a kind that only loading, with its own messages, can tell.
-        return None, None
+        return None, None, None
 
 
 def check_shape(source: ModelSource, site: Site, width: int | None, what: str) -> None:
-    """Refuse, before a model is loaded or converted, what cannot belong to it.
-
-    Args:
-        source: Where the model comes from; one whose shape is not at hand passes.
-        site: Where it would be read or written.
-        width: How wide it is there; not compared if None.
-        what: What it is, for the message.
-
-    Raises:
-        SiteError: The model has no such block.
-        MismatchError: The model has another width there.
-    """
+    """Refuse, before a model is loaded or converted, what cannot belong to it."""
     shape = model_shape(source)
     if shape is None:
         return

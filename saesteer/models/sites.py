@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from saesteer.models.bridge import check_bridge, check_inside, holds_tokens
+from saesteer.models.hooks import Hidden, HookTarget, Removable, SiteFunction
 from saesteer.utils.errors import SiteError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Hidden = torch.Tensor
-SiteFunction = Callable[[Hidden], "Hidden | None"]
+__all__ = [
+    "Hidden",
+    "HookTarget",
+    "Removable",
+    "Site",
+    "SiteFunction",
+    "all_targets",
+    "bridge_target",
+    "check_site",
+    "resolve_target",
+]
 
 # Laid out [head, query, key] or rotated: no vector for each token.
 _NOT_PER_TOKEN = re.compile(r".*hook_(pattern|attn_scores|rot_q|rot_k|cos|sin)")
@@ -31,6 +37,10 @@ class Site:
     Attributes:
         layer: The block's number, from 0.
         hook: The hook's name inside the block, such as "hook_resid_post".
+
+    Example:
+        >>> str(ss.Site(15))
+        'blocks.15.hook_resid_post'
     """
 
     layer: int
@@ -55,109 +65,6 @@ class Site:
                 "give the block's number and the hook's name."
             )
         return cls(int(match[1]), match[2])
-
-
-class Removable(Protocol):
-    """A hook's handle."""
-
-    def remove(self) -> None:
-        """Take the hook off."""
-
-
-@dataclass(frozen=True)
-class HookTarget:
-    """The module to hook for a site, and the model to call so that it fires.
-
-    Attributes:
-        model: The Hugging Face causal language model to call or to generate with.
-        module: The module whose input or output is the site.
-        side: Which of the two.
-        site: The site it stands for.
-        block: The block whose output a change at the module must reach as well, where the module
-            stands on a branch beside the residual stream.
-    """
-
-    model: nn.Module
-    module: nn.Module
-    side: Literal["input", "output"]
-    site: Site
-    block: nn.Module | None = None
-
-    def hook(self, function: SiteFunction) -> Removable:
-        """Call `function` with the hidden state at the site on every forward pass.
-
-        Args:
-            function: Takes the hidden state, [batch, pos, d_model] (at a head's site the heads
-                side by side), and returns a new one, or None to leave it as it is.
-
-        Returns:
-            The handle; call its remove() to take the hook off.
-        """
-        flat = _with_flat_heads(function)
-        if self.block is not None:
-            return _hook_mid_block(flat, self.module, self.block)
-        if self.side == "output":
-            return self.module.register_forward_hook(_on_output(flat))
-        return self.module.register_forward_pre_hook(_on_input(flat), with_kwargs=True)
-
-
-def _with_flat_heads(function: SiteFunction) -> SiteFunction:
-    def flat(hidden: Hidden) -> Hidden | None:
-        if hidden.ndim <= 3:
-            return function(hidden)
-        changed = function(hidden.flatten(2))
-        return None if changed is None else changed.reshape(hidden.shape)
-
-    return flat
-
-
-def _on_output(function: SiteFunction) -> Callable[..., Any]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            changed = function(output[0])
-            return None if changed is None else (changed, *output[1:])
-        return function(output)
-
-    return hook
-
-
-def _on_input(function: SiteFunction) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            changed = function(args[0])
-            return None if changed is None else ((changed, *args[1:]), kwargs)
-        changed = function(kwargs["hidden_states"])
-        return None if changed is None else (args, {**kwargs, "hidden_states": changed})
-
-    return hook
-
-
-def _hook_mid_block(function: SiteFunction, module: nn.Module, block: nn.Module) -> Removable:
-    # transformer_lens takes the middle of a block at the MLP's norm, which only the MLP reads: the
-    # residual stream itself runs past it, so the change is added to it behind the block.
-    change: list[Hidden | None] = [None]
-
-    def at_norm(hidden: Hidden) -> Hidden | None:
-        changed = function(hidden)
-        change[0] = None if changed is None else changed - hidden
-        return changed
-
-    def behind(hidden: Hidden) -> Hidden | None:
-        return None if change[0] is None else hidden + change[0]
-
-    return _Handles(
-        module.register_forward_hook(_on_output(at_norm)),
-        block.register_forward_hook(_on_output(behind)),
-    )
-
-
-class _Handles:
-    def __init__(self, *handles: Removable) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def check_site(model: TransformerBridge, site: Site) -> None:
@@ -221,20 +128,23 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
         block = model.original_model.get_submodule(name).original_component
     if bridged:
         check_bridge(model)
-    return _in_bridge(model, site, block)
+    return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site, block)
+
+
+def bridge_target(model: TransformerBridge, site: Site) -> HookTarget:
+    """Return the bridge's own hook point, whose tensor is handed on as it is, heads apart.
+
+    What is written in the middle of a block (`hook_resid_mid`) reaches the MLP alone.
+    """
+    if str(site) not in model.hook_dict:
+        check_site(model, site)
+    return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site, raw=True)
 
 
 def all_targets(model: TransformerBridge, site: Site) -> list[HookTarget]:
-    """Return a site's modules, whichever of the plain model and the bridge is called.
-
-    Raises:
-        SiteError: As `resolve_target`.
-    """
+    """Return a site's modules, whichever of the plain model and the bridge is called."""
     target = resolve_target(model, site)
     if site.hook not in ("hook_resid_pre", "hook_resid_post"):
         return [target]
-    return [target, _in_bridge(model, site)]
-
-
-def _in_bridge(model: TransformerBridge, site: Site, block: nn.Module | None = None) -> HookTarget:
-    return HookTarget(model.original_model, model.hook_dict[str(site)], "output", site, block)
+    inside = HookTarget(model.original_model, model.hook_dict[str(site)], "output", site)
+    return [target, inside]

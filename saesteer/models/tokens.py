@@ -165,6 +165,11 @@ def encode_statements(
         DataError: A row has more tokens than `max_length`, a statement has no token or not its
             span, or there are not as many prompts or spans as statements.
         ModelError: `chat` or a system prompt is asked for and there is no chat template.
+
+    Example:
+        >>> rows = ss.encode_statements(model.tokenizer, ["I like you"], "Who are you?")
+        >>> any(rows[0].kept)
+        True
     """
     each = [prompts] * len(statements) if prompts is None or isinstance(prompts, str) else prompts
     use_chat = has_chat_template(tokenizer) if chat is None else chat
@@ -225,13 +230,7 @@ def pad_rows(
 def length_sorted_batches(
     rows: Sequence[TokenRow], *, max_tokens: int = 4096, max_rows: int = 64
 ) -> Iterator[list[int]]:
-    """Yield the indices of rows to run together, of like length so that little is padding.
-
-    Args:
-        rows: The rows.
-        max_tokens: The most tokens in a batch, padding included.
-        max_rows: The most rows in a batch.
-    """
+    """Yield the indices of rows to run together, of like length so that little is padding."""
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
         widest = len(rows[batch[0]]) if batch else 0

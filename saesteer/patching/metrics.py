@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -61,11 +62,7 @@ def answer_log_probability(
 
 
 def kl_from_clean(logits: Float[Tensor, "row vocab"], rows: MetricRows) -> Float[Tensor, " row"]:
-    """Return KL(clean || patched) over the vocabulary in nats; 0 where nothing changed.
-
-    Raises:
-        ConfigError: The rows hold no clean logits.
-    """
+    """Return KL(clean || patched) over the vocabulary in nats; 0 where nothing changed."""
     if rows.clean is None:
         raise ConfigError(
             "metric 'kl' compares with the clean run, and its logits are not given; put them in "
@@ -83,12 +80,14 @@ _METRICS = (
 METRIC_NAMES = tuple(metric.name for metric in _METRICS)
 
 
-def metric_named(name: str) -> Metric:
+def metric_named(name: str | Metric) -> Metric:
     """Return a metric by its name.
 
     Raises:
         ConfigError: There is no such metric; the sentence lists them.
     """
+    if isinstance(name, Metric):
+        return name
     for metric in _METRICS:
         if metric.name == name:
             return metric
@@ -96,6 +95,20 @@ def metric_named(name: str) -> Metric:
         f"metric is {shorten(name)}{did_you_mean(str(name), METRIC_NAMES)}; choose one of "
         f"{spoken_list(METRIC_NAMES)}, or give a saesteer.patching.metrics.Metric"
     )
+
+
+def scores(
+    metric: Metric,
+    logits: Float[Tensor, "row column"],
+    answers: Int[Tensor, "row 2"],
+    clean: Float[Tensor, "row vocab"] | None = None,
+) -> Float[Tensor, " row"]:
+    """Return every row's number."""
+    if not metric.answers_only:
+        return metric.score(logits, MetricRows(answers[:, 0], answers[:, 1], clean))
+    both = logits if logits.shape[1] == 2 else logits.gather(1, answers)
+    first = torch.zeros_like(answers[:, 0])
+    return metric.score(both, MetricRows(first, first + 1))
 
 
 def _column(

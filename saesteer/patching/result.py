@@ -1,30 +1,25 @@
-"""What every patching method returns: one number per cell, with labels."""
+"""What every patching method returns: one number per cell, with labels; and its file."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.utils.errors import ConfigError
+from saesteer.patching.batch import Mode, PairBatch
+from saesteer.utils.errors import OutputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Mode = Literal["denoising", "noising"]
 Method = Literal["activation", "attribution", "integrated_gradients", "path"]
-
-
-def check_mode(mode: str) -> None:
-    """Check that a mode exists.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    if mode not in ("denoising", "noising"):
-        raise ConfigError(f"mode: {mode!r} is neither 'denoising' nor 'noising'; choose one.")
+KEY = "patch_result"
+ARRAYS = ("values", "clean", "corrupted")
+LABELS = ("method", "component", "mode", "metric", "dims", "coords", "pairs", "tokens")
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,12 @@ class PatchResult:
         corrupted: The metric on every pair's corrupted prompt, unpatched, [pair].
         pairs: The pairs' names.
         tokens: Every pair's tokens along the axis "position" ("" where it has none), or empty.
+
+    Example:
+        >>> pair = ss.PromptPair("I like the", "I hear the", answer=" a", wrong=" t")
+        >>> found = ss.patch(model, [pair], "attn_out")
+        >>> found.values.shape == (1, *map(len, found.coords.values()))
+        True
     """
 
     method: Method
@@ -61,16 +62,64 @@ class PatchResult:
     pairs: tuple[str, ...]
     tokens: tuple[tuple[str, ...], ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        batch: PairBatch,
+        method: Method,
+        component: str,
+        metric: str,
+        mode: Mode,
+        coords: dict[str, tuple[int | str, ...]],
+        values: Float[np.ndarray, "pair ..."],
+        ends: tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]],
+    ) -> PatchResult:
+        """Return numbers of a batch's pairs with their labels.
+
+        Args:
+            batch: The pairs.
+            method: How the cells were found.
+            component: What was patched.
+            metric: The metric's name.
+            mode: Denoising or noising.
+            coords: The labels along every axis behind the first, in their order.
+            values: The metric after the patch.
+            ends: The metric of the patched run and of the source, unpatched.
+        """
+        corrupted, clean = ends if mode == "denoising" else ends[::-1]
+        tokens: tuple[tuple[str, ...], ...] = ()
+        if "position" in coords:
+            words = batch.words("corrupted" if mode == "denoising" else "clean")
+            tokens = tuple(tuple(row[int(i)] for i in coords["position"]) for row in words)
+        shape = (len(batch), *(len(labels) for labels in coords.values()))
+        return cls(
+            method=method,
+            component=component,
+            mode=mode,
+            metric=metric,
+            dims=tuple(coords),
+            coords=coords,
+            values=values.reshape(shape),
+            clean=clean,
+            corrupted=corrupted,
+            pairs=batch.names,
+            tokens=tokens,
+        )
+
+    @property
+    def origin(self) -> Float[np.ndarray, "pair ..."]:
+        """The metric of the patched run before the patch, shaped to go with `values`."""
+        start = self.corrupted if self.mode == "denoising" else self.clean
+        return start.reshape(-1, *(1,) * (self.values.ndim - 1))
+
     def normalised(self) -> Float[np.ndarray, "pair ..."]:
         """Return the values on the scale on which 1 is what the patch could restore or destroy.
 
         Denoising: 0 as corrupted, 1 as clean. Noising: 0 unharmed, -1 as corrupted. A pair whose
         clean and corrupted metric are equal has no scale and gives NaN.
         """
-        shape = (-1,) + (1,) * (self.values.ndim - 1)
-        origin = self.corrupted if self.mode == "denoising" else self.clean
         gap = np.where(self.clean == self.corrupted, np.nan, self.clean - self.corrupted)
-        return (self.values - origin.reshape(shape)) / gap.reshape(shape)
+        return (self.values - self.origin) / gap.reshape(self.origin.shape)
 
     def mean(self, *, normalised: bool = True) -> Float[np.ndarray, " *cells"]:
         """Return the mean over the pairs that have the cell; NaN where none has."""
@@ -94,3 +143,57 @@ class PatchResult:
             pair = places[0].ravel()
             table["token"] = [self.tokens[i][j] for i, j in zip(pair, position, strict=True)]
         return table.dropna(subset=["value"]).reset_index(drop=True)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The mean over the pairs, normalised: layers down, positions or heads across."""
+        import pandas as pd
+
+        mean = self.mean()
+        rows = pd.Index(self.coords[self.dims[0]], name=self.dims[0])
+        if mean.ndim == 1:
+            return pd.DataFrame({"effect": mean}, index=rows)
+        across = [self.coords[dim] for dim in self.dims[1:]]
+        if len(across) == 1:
+            columns = pd.Index(across[0], name=self.dims[1])
+        else:
+            columns = pd.MultiIndex.from_product(across, names=self.dims[1:])
+        return pd.DataFrame(mean.reshape(len(rows), -1), index=rows, columns=columns)
+
+    def _repr_html_(self) -> str:
+        largest = float(np.nanmax(np.abs(self.table.to_numpy()), initial=1e-9))
+        shown: Any = self.table.style.format("{:.2f}", na_rep="")
+        shown = shown.background_gradient("RdBu", axis=None, vmin=-largest, vmax=largest)
+        said = f"{self.method} patching of {self.component} ({self.mode}), {self.metric}"
+        return shown.set_caption(said).to_html()
+
+    def save(self, path: Path) -> None:
+        """Write the numbers as safetensors, with their labels as JSON; its folder must be there."""
+        from safetensors.numpy import save_file
+
+        labels = {name: getattr(self, name) for name in LABELS}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        save_file(arrays, path, metadata={KEY: json.dumps(labels)})
+
+    @classmethod
+    def load(cls, path: Path) -> PatchResult:
+        """Read a result back.
+
+        Raises:
+            OutputError: The file is missing, damaged or something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                labels: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise OutputError(
+                f"{path} holds no patch result ({type(error).__name__}); delete it if it is there, "
+                "and run the same command again."
+            ) from error
+        labels |= {name: tuple(labels[name]) for name in ("dims", "pairs")}
+        labels["coords"] = {dim: tuple(names) for dim, names in labels["coords"].items()}
+        labels["tokens"] = tuple(map(tuple, labels["tokens"]))
+        return cls(**labels, **arrays)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saesteer.evaluation.statistics import LEVEL
-from saesteer.patching.prompts.batch import PairBatch
-from saesteer.patching.result import Mode, PatchResult
+from saesteer.patching.batch import Mode, PairBatch
+from saesteer.patching.result import PatchResult
 
 Scale = Literal["share", "change"]
 FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER = (
@@ -101,9 +101,7 @@ def effects(
     """
     shape = result.values.shape[1:]
     pairs = len(result.values)
-    column = (-1, *(1 for _ in shape))
-    origin = result.corrupted if result.mode == "denoising" else result.clean
-    change = (result.values - origin.reshape(column)).reshape(pairs, -1)
+    change = (result.values - result.origin).reshape(pairs, -1)
     there: Bool[np.ndarray, "pair cell"] = np.isfinite(change)
     change = np.where(there, change, 0.0)
     gap = np.where(there, (result.clean - result.corrupted)[:, None], 0.0)
@@ -143,7 +141,7 @@ def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=out, where=below != 0)
 
 
-def place_names(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
+def token_groups(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
     """Name every column of every pair's destination prompt by what stands there.
 
     Prompts of different lengths and frames have their words in different columns; the names say
@@ -225,12 +223,11 @@ def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult
 
     Args:
         result: A result with the axis "position".
-        names: From `place_names`.
+        names: From `token_groups`.
     """
     axis = 1 + result.dims.index("position")
     columns = result.coords["position"]
-    origin = result.corrupted if result.mode == "denoising" else result.clean
-    change = np.moveaxis(result.values - origin.reshape((-1, *(1,) * len(result.dims))), axis, 1)
+    change = np.moveaxis(result.values - result.origin, axis, 1)
     labels = np.array([[row[int(column)] for column in columns] for row in names])
     places = _in_order(labels)
     summed = np.full((len(change), len(places), *change.shape[2:]), np.nan)
@@ -239,7 +236,7 @@ def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult
         there = chosen & np.isfinite(change)
         total = np.where(there, change, 0.0).sum(axis=1)
         summed[:, number] = np.where(there.any(axis=1), total, np.nan)
-    values = np.moveaxis(summed, 1, axis) + origin.reshape((-1, *(1,) * len(result.dims)))
+    values = np.moveaxis(summed, 1, axis) + result.origin
     dims = tuple("place" if dim == "position" else dim for dim in result.dims)
     coords = {dim: result.coords[dim] for dim in result.dims if dim != "position"}
     return replace(

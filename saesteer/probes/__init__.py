@@ -1,13 +1,7 @@
 """Linear probes on every layer, and interventions along what they find."""
 
-from saesteer.probes.intervene import intervene
-from saesteer.probes.interventions import (
-    Intervention,
-    class_alpha,
-    make_intervention,
-    parse_schedule,
-)
-from saesteer.probes.probe_set import LinearProbe, ProbeSet
+from saesteer.probes.interventions import Intervention, class_alpha, make_intervention
+from saesteer.probes.probe import LinearProbe, ProbeSet
 from saesteer.probes.readout import (
     OWN_READING,
     TokenReading,
@@ -24,9 +18,7 @@ __all__ = [
     "ProbeSet",
     "TokenReading",
     "class_alpha",
-    "intervene",
     "make_intervention",
-    "parse_schedule",
     "probe_lean",
     "read_texts_with",
     "reading_page",

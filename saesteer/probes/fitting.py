@@ -5,31 +5,60 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field, field_validator
 
-from saesteer.probes.settings import FitSettings
 from saesteer.utils.errors import DataError
+from saesteer.utils.settings import Settings
+
+
+class FitSettings(Settings):
+    """How probes are fitted; see `fit_probe`.
+
+    Attributes:
+        classes: Fit on texts of these classes alone, in this order; all if null. Texts of the
+            others are read all the same, so that runs share their activations.
+        c: Inverse regularisation strengths to choose from, in scikit-learn's sense.
+        folds: Folds of the cross-validation that chooses; groups stay together.
+        class_weight: "balanced" weighs every class alike.
+        max_iter: The most steps of the solver.
+        tol: Where the solver stops.
+        resamples: Bootstrap resamples of the intervals.
+        control: Whether a control probe on shuffled labels is fitted at every layer.
+    """
+
+    classes: list[str] | None = Field(default=None, min_length=2)
+    c: list[float] = Field(default=[1e-4, 1e-3, 1e-2, 1e-1], min_length=1)
+    folds: int = Field(default=3, ge=2)
+    class_weight: Literal["balanced"] | None = None
+    max_iter: int = Field(default=400, ge=1)
+    tol: float = Field(default=1e-3, gt=0)
+    resamples: int = Field(default=1000, ge=0)
+    control: bool = True
+
+    @field_validator("c")
+    @classmethod
+    def _positive(cls, values: list[float]) -> list[float]:
+        if min(values) <= 0 or len(set(values)) < len(values):
+            raise ValueError(f"{values} are not different numbers above 0; give some")
+        return sorted(values)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedProbe:
-    """Logistic regression on raw activations, the standardisation folded in.
+    """Logistic regression on raw activations, the standardisation folded in."""
 
-    Attributes:
-        weight: One row per class, or the second class's alone where there are two.
-        bias: The same for the intercepts.
-        c: The inverse regularisation that was chosen.
-        cv_loss: Mean log loss over the folds at each strength tried, nats per text.
-        converged: Whether the last fit met its tolerance.
-    """
-
+    # One row per class, or the second class's alone where there are two.
     weight: Float[np.ndarray, "row d_model"]
     bias: Float[np.ndarray, " row"]
+    # The inverse regularisation that was chosen.
     c: float
+    # Mean log loss over the folds at each strength tried, nats per text.
     cv_loss: dict[float, float]
+    # Whether the last fit met its tolerance.
     converged: bool
 
     def probabilities(

@@ -6,17 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saesteer.data.labelled import LabelledSet
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.probes.fitting import class_probabilities, fit_probe, logits
+from saesteer.probes.fitting import FitSettings, class_probabilities, fit_probe, logits
 from saesteer.probes.scores import Scores, score
-from saesteer.probes.settings import FitSettings
 from saesteer.utils.errors import DataError
 from saesteer.utils.files import write_atomic
 
@@ -25,21 +22,15 @@ FORMAT = "saesteer.text_classifier"
 
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
-    """Logistic regression on sentence embeddings.
-
-    Attributes:
-        classes: The classes.
-        weight: On raw embeddings; one row per class, or the second class's alone of two.
-        bias: The intercepts.
-        scores: On the probe run's test texts.
-        n_train: Texts it was trained on; no probe saw any of them.
-        embedder: What embeds texts.
-    """
+    """Logistic regression on sentence embeddings."""
 
     classes: tuple[str, ...]
+    # On raw embeddings; one row per class, or the second class's alone of two.
     weight: Float[np.ndarray, "row dim"]
     bias: Float[np.ndarray, " row"]
+    # On the probe run's test texts.
     scores: Scores
+    # Texts it was trained on; no probe saw any of them.
     n_train: int
     embedder: SentenceEmbedder
 
@@ -59,11 +50,7 @@ class TextClassifier:
         return values
 
     def save(self, path: Path) -> Path:
-        """Write the classifier as JSON, whole or not at all.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the classifier as JSON, whole or not at all."""
         record = {
             "format": FORMAT,
             "embedding": self.embedder.name,
@@ -86,18 +73,10 @@ def train_text_classifier(
     embedder: SentenceEmbedder | None = None,
     seed: int = 0,
 ) -> TextClassifier:
-    """Train on texts that the probes never see.
-
-    Args:
-        train: The judge part.
-        test: The test part, to measure the classifier on.
-        settings: How to fit; the same as the probes.
-        groups: The training texts' groups.
-        embedder: What embeds texts; the shipped MiniLM if None.
-        seed: Shuffles the folds.
+    """Train on texts that the probes never see, in their groups, and score on the test part.
 
     Raises:
-        ModelError: The embedding model is not installed.
+        ModelError: The embedding model, by default the shipped MiniLM, is not installed.
         DataError: There are too few texts.
     """
     embedder = embedder or SentenceEmbedder()
@@ -108,17 +87,6 @@ def train_text_classifier(
     return TextClassifier(train.classes, fitted.weight, fitted.bias, found, len(train), embedder)
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    format: str
-    embedding: str
-    classes: list[str]
-    weight: list[list[float]]
-    bias: list[float]
-    scores: dict[str, Any]
-    n_train: int
-
-
 def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -> TextClassifier:
     """Read what `TextClassifier.save` wrote.
 
@@ -127,16 +95,20 @@ def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -
     """
     embedder = embedder or SentenceEmbedder()
     try:
-        stored = _Stored.model_validate_json(path.read_bytes())
-        if (stored.format, stored.embedding) != (FORMAT, embedder.name):
-            raise ValueError(f"it reads embeddings of {stored.embedding}")
-        scores = Scores.from_dict(stored.scores)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        stored = json.loads(path.read_bytes())
+        if (stored["format"], stored["embedding"]) != (FORMAT, embedder.name):
+            raise ValueError(f"it reads embeddings of {stored['embedding']}")
+        return TextClassifier(
+            tuple(stored["classes"]),
+            np.asarray(stored["weight"], dtype=np.float32),
+            np.asarray(stored["bias"], dtype=np.float64),
+            Scores.from_dict(stored["scores"]),
+            int(stored["n_train"]),
+            embedder,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"{path}: cannot be read as a text classifier ({reason}); delete it and run saesteer "
             "probe train again."
         ) from error
-    weight = np.asarray(stored.weight, dtype=np.float32)
-    bias = np.asarray(stored.bias)
-    return TextClassifier(tuple(stored.classes), weight, bias, scores, stored.n_train, embedder)

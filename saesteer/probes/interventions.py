@@ -1,118 +1,190 @@
-"""What to do to a reading: flip, ablate, add or set it, where and for how long."""
+"""What to do to what the probes read, as people write it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.data.checks import did_you_mean, spoken_list
-from saesteer.steering import SteeringVector, Unit, to_raw
-from saesteer.steering.strength import check_strength, check_unit
+from saesteer.probes.probe import DirectionKind, ProbeSet
+from saesteer.steering import Ablate, Add, Edit, Flip, Set, SteeringVector, Unit, intervene
+from saesteer.steering.apply import Policy
+from saesteer.steering.strength import check_strength
 from saesteer.utils.errors import SteeringError
 
-Mode = Literal["flip", "ablate", "add", "set"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+MODES = ("flip", "ablate", "add", "set")
+# With its five neighbours below, the best layer is what is intervened on unless layers are named.
+SPAN = 6
 _WINDOW = re.compile(r"(\d+)-(\d*):(.+)")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Intervention:
-    """One change of the residual stream along a unit direction v.
+    """Edits together with how they are carried out; see `intervene`."""
 
-    With alpha = x . v and c the centre, what is written at each position is x + (alpha' - alpha) v:
+    edits: tuple[Edit, ...]
+    policy: Policy = "once"
+    positions: str | None = None
 
-        flip     alpha' = c - amount * (alpha - c)   the other side; 1 mirrors, more pushes harder
-        ablate   alpha' = c                          nothing is left along v
-        add      alpha' = alpha + amount             towards v; a negative amount away from it
-        set      alpha' = amount                     one reading everywhere
+    def context(
+        self, model: TransformerBridge, prompt_length: Int[Tensor, " row"] | None = None
+    ) -> AbstractContextManager[Any]:
+        """Return the `with` block that makes them."""
+        how: Any = {"policy": self.policy, "positions": self.positions}
+        return intervene(model, self.edits, **how, prompt_length=prompt_length)
 
-    Everything orthogonal to v stays as it is. The centre is 0 unless one is given.
+    def scaled(self, factor: float) -> Intervention:
+        """Return it with every strength and scale times a factor."""
+        edits = []
+        for edit in self.edits:
+            if isinstance(edit, Add):
+                edit = replace(edit, strength=cast(float, edit.strength) * factor)
+            elif isinstance(edit, Flip):
+                edit = replace(edit, scale=edit.scale * factor)
+            edits.append(edit)
+        return replace(self, edits=tuple(edits))
 
-    Attributes:
-        vector: Gives v and the site; any steering vector will do.
-        mode: Which of the four.
-        amount: Scale (flip), strength in `unit` (add) or the reading itself (set); ablate has none.
+    def randomised(self, draw: int) -> Intervention:
+        """Return the same along random directions, one for each site.
+
+        What cannot be scaled to another cost (ablate, set) becomes a flip.
+        """
+        generator = torch.Generator().manual_seed(draw)
+        made: dict[Any, SteeringVector] = {}
+        edits: list[Edit] = []
+        for edit in self.edits:
+            vector = edit.vector
+            if vector.site not in made:
+                raw = torch.randn(vector.d_model, generator=generator)
+                made[vector.site] = replace(
+                    vector,
+                    direction=raw / raw.norm(),
+                    name=f"random {draw}",
+                    method="random_direction",
+                    sae_features=(),
+                    provenance={},
+                )
+            own = made[vector.site]
+            if isinstance(edit, Add):
+                edits.append(replace(edit, vector=own))
+            else:
+                # A random direction has no classes to be centred between.
+                scale = edit.scale if isinstance(edit, Flip) else 1.0
+                edits.append(Flip(own, scale, first=edit.first, last=edit.last))
+        return replace(self, edits=tuple(edits))
+
+    def intended(
+        self, labels: Sequence[str | None], towards: str, away: str
+    ) -> Float[np.ndarray, " prompt"]:
+        """Return for each prompt 1 where its reading is meant to rise, -1 to fall, 0 for neither.
+
+        A flip or ablation is meant to bring a prompt away from its own side; add and set mean the
+        same for every prompt that has a side; a schedule has no one intention.
+        """
+        own = np.array([{towards: 1.0, away: -1.0}.get(label or "", 0.0) for label in labels])
+        first = self.edits[0]
+        if any(not edit.whole for edit in self.edits):
+            return np.zeros(len(own))
+        if isinstance(first, Flip | Ablate):
+            return -own
+        pull = first.value if isinstance(first, Set) else cast(Add, first).lengths[0]
+        if isinstance(first, Set) and "class_alphas" in first.vector.provenance:
+            pull -= class_alpha(first.vector, "midpoint")
+        return np.where(own != 0, np.sign(pull), 0.0)
+
+
+def make_intervention(
+    vectors: Sequence[SteeringVector],
+    *,
+    mode: str = "flip",
+    amount: str | float | None = None,
+    unit: Unit = "norm",
+    centre: str | float = 0.0,
+    schedule: str | None = None,
+    compound: bool = False,
+    positions: str | None = "all",
+) -> Intervention:
+    """Return what is done at all of some vectors' sites.
+
+    Args:
+        vectors: One per layer.
+        mode: flip, ablate, add or set.
+        amount: Scale (flip), strength (add), or reading (set): a number, or a class's name for its
+            mean reading.
         unit: The unit of an added strength.
-        centre: What flip mirrors about and ablate leaves.
-        first: The first generated token that is changed, from 0; see `steps`.
-        last: The last one; None for no end.
+        centre: What flip and ablate are about: a number, a class or "midpoint".
+        schedule: Windows of generated tokens, both ends included, instead of one mode, such as
+            "0-15:set=negative,16-:set=positive" or "0-15:flip=2,16-:add=-0.2".
+        compound: Whether later layers see what earlier ones did.
+        positions: Where to write.
+
+    Raises:
+        SteeringError: A mode, amount or schedule cannot be used.
     """
-
-    vector: SteeringVector
-    mode: Mode = "flip"
-    amount: float = 1.0
-    unit: Unit = "norm"
-    centre: float = 0.0
-    first: int = 0
-    last: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
+    policy: Policy = "compound" if compound else "once"
+    if schedule is None:
+        edits = [_edit(vector, mode, amount, unit, centre) for vector in vectors]
+        return Intervention(tuple(edits), policy, positions)
+    edits, windows = [], []
+    for part in schedule.split(","):
+        match = _WINDOW.fullmatch(part.strip())
+        if match is None:
             raise SteeringError(
-                f"mode {self.mode!r}{did_you_mean(str(self.mode), MODES)} is unknown; use one of "
-                f"{spoken_list(MODES)}."
+                f"schedule part {part.strip()!r} is not of the form 0-15:set=negative; write it so."
             )
-        check_strength(self.amount)
-        check_strength(self.centre)
-        check_unit(self.unit)
-        if self.mode == "flip" and self.amount < 0:
+        first, last = int(match[1]), int(match[2]) if match[2] else None
+        end = float("inf") if last is None else last
+        if any(first <= b and a <= end for a, b in windows):
             raise SteeringError(
-                f"flip has scale {self.amount:g}, which would not flip; give 0 or more, or use "
-                "mode set or add."
+                f"schedule {schedule!r}: the windows overlap at token {first}; let each begin "
+                "after the one before it."
             )
-        if self.mode == "add":
-            to_raw(self.amount, self.unit, self.vector)
-        whole = [n for n in (self.first, self.last) if n is not None]
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in whole):
-            raise SteeringError(
-                f"tokens {self.first} to {self.last} are not whole numbers from 0; give such."
-            )
-        if self.last is not None and self.last < self.first:
-            raise SteeringError(
-                f"tokens {self.first} to {self.last} end before they begin; turn them round."
-            )
+        windows.append((first, end))
+        own, _, value = match[3].partition("=")
+        for vector in vectors:
+            edit = _edit(vector, own.strip(), value.strip() or None, unit, centre)
+            edits.append(replace(edit, first=first, last=last))
+    return Intervention(tuple(edits), policy, positions)
 
-    @property
-    def whole(self) -> bool:
-        """Whether it lasts from the prompt to the end."""
-        return self.first == 0 and self.last is None
 
-    def target(self, alpha: Float[Tensor, "*pos"]) -> Float[Tensor, "*pos"]:
-        """Return alpha' for each alpha, by the table above."""
-        if self.mode == "flip":
-            return self.centre - self.amount * (alpha - self.centre)
-        if self.mode == "ablate":
-            return torch.full_like(alpha, self.centre)
-        if self.mode == "add":
-            return alpha + to_raw(self.amount, self.unit, self.vector)
-        return torch.full_like(alpha, self.amount)
+def _edit(
+    vector: SteeringVector,
+    mode: str,
+    amount: str | float | None,
+    unit: Unit,
+    centre: str | float,
+) -> Edit:
+    if mode not in MODES:
+        raise SteeringError(
+            f"mode {mode!r}{did_you_mean(mode, MODES)} is unknown; use one of {spoken_list(MODES)}."
+        )
+    if amount is None and mode in ("add", "set"):
+        raise SteeringError(f"mode {mode} needs an amount; give a number, or a class for set.")
+    value = 1.0 if amount is None else _amount(amount, vector)
+    if mode == "add":
+        return Add(vector, value, unit)
+    if mode == "set":
+        return Set(vector, value)
+    about = _amount(centre, vector)
+    return Flip(vector, value, about) if mode == "flip" else Ablate(vector, about)
 
-    def covers(self, step: Tensor) -> Tensor:
-        """Return which steps (see `StepMask.steps`) lie in its window."""
-        inside = step >= self.first
-        if self.first == 0:
-            # The prompt's own positions come before step 0 and belong to it.
-            inside = torch.ones_like(inside)
-        return inside if self.last is None else inside & (step <= self.last)
 
-    def described(self) -> str:
-        """Return it in a few words."""
-        amount = {
-            "flip": f" x{self.amount:g}",
-            "ablate": "",
-            "add": f" {self.amount:+g} {self.unit}",
-            "set": f" to {self.amount:.3g}",
-        }[self.mode]
-        centre = f" about {self.centre:.3g}" if self.centre else ""
-        end = "on" if self.last is None else f"to {self.last}"
-        window = "" if self.whole else f", tokens {self.first} {end}"
-        return f"{self.mode}{amount}{centre} at layer {self.vector.site.layer}{window}"
+def _amount(text: str | float, vector: SteeringVector) -> float:
+    try:
+        return check_strength(float(text))
+    except ValueError:
+        return class_alpha(vector, str(text))
 
 
 def class_alpha(vector: SteeringVector, name: str) -> float:
@@ -139,72 +211,33 @@ def class_alpha(vector: SteeringVector, name: str) -> float:
     return float(alphas[name])
 
 
-def amount_of(text: str | float, vector: SteeringVector) -> float:
-    """Return an amount written as a number or as a class's name."""
-    try:
-        return check_strength(float(text))
-    except ValueError:
-        return class_alpha(vector, str(text))
-
-
-def parse_schedule(
-    text: str, vectors: Sequence[SteeringVector], *, unit: Unit = "norm", centre: str | float = 0.0
-) -> tuple[Intervention, ...]:
-    """Read a schedule such as "0-15:set=negative,16-:set=positive" or "0-15:flip=2,16-:add=-0.2".
-
-    Args:
-        text: Windows of generated tokens, both ends included, each with a mode and an amount; an
-            open end lasts.
-        vectors: One per layer; every window takes place at all of them.
-        unit: The unit of added strengths.
-        centre: What flip and ablate are about; a number, a class or "midpoint".
+def parse_layers(text: str | None, probes: ProbeSet) -> list[int]:
+    """Read layers such as "14", "9-14" or "4,8,12"; the best and the five before it for None.
 
     Raises:
-        SteeringError: It is not of that form, or two windows overlap.
+        SteeringError: It is not of that form.
+        SiteError: A layer has no probe.
     """
-    made: list[Intervention] = []
-    windows: list[tuple[int, float]] = []
+    if text is None:
+        have = [probe.site.layer for probe in probes.probes]
+        return [layer for layer in have if probes.best - SPAN < layer <= probes.best]
+    layers: list[int] = []
     for part in text.split(","):
-        match = _WINDOW.fullmatch(part.strip())
-        if match is None:
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
             raise SteeringError(
-                f"schedule part {part.strip()!r} is not of the form 0-15:set=negative; write it so."
+                f"layers {text!r} are not of the form 14, 9-14 or 4,8,12; write them so."
             )
-        first, last = int(match[1]), int(match[2]) if match[2] else None
-        mode, _, amount = match[3].partition("=")
-        end = float("inf") if last is None else last
-        if any(first <= b and a <= end for a, b in windows):
-            raise SteeringError(
-                f"schedule {text!r}: the windows overlap at token {first}; let each begin after "
-                "the one before it."
-            )
-        windows.append((first, end))
-        for vector in vectors:
-            made.append(
-                make_intervention(
-                    vector, mode.strip(), amount.strip() or None, unit=unit, centre=centre
-                )
-            )
-            made[-1] = replace(made[-1], first=first, last=last)
-    return tuple(made)
+        layers += range(int(first), int(last or first) + 1)
+    for layer in layers:
+        probes.layer(layer)
+    if not layers or len(set(layers)) < len(layers):
+        raise SteeringError(f"layers {text!r} name none or one twice; name each once.")
+    return sorted(layers)
 
 
-def make_intervention(
-    vector: SteeringVector,
-    mode: str,
-    amount: str | float | None = None,
-    *,
-    unit: Unit = "norm",
-    centre: str | float = 0.0,
-) -> Intervention:
-    """Return an intervention whose amount and centre may be named by class.
-
-    Raises:
-        SteeringError: The mode is unknown, or lacks its amount.
-    """
-    if amount is None and mode in ("add", "set"):
-        raise SteeringError(f"mode {mode} needs an amount; give a number, or a class for set.")
-    value = 1.0 if amount is None else amount_of(amount, vector)
-    return Intervention(
-        vector, cast(Mode, mode), value, unit=unit, centre=amount_of(centre, vector)
-    )
+def probe_vectors(
+    probes: ProbeSet, layers: Sequence[int], towards: str, away: str, kind: DirectionKind
+) -> list[SteeringVector]:
+    """Return one vector per layer."""
+    return [probes.vector(n, towards=towards, away=away, kind=kind) for n in layers]

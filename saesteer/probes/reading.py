@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field, field_validator
+from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from saesteer.models.pooling import mean_norm, pool
 from saesteer.models.reading import Activations, read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow, encode_statements
-from saesteer.probes.settings import ReadPosition, ReadSettings
-from saesteer.probes.store import LayerStore, StoreWriter
-from saesteer.utils.errors import DataError, SiteError
+from saesteer.utils.errors import DataError, OutputError, SiteError
+from saesteer.utils.files import unwritable, write_atomic
 from saesteer.utils.progress import Progress
+from saesteer.utils.settings import Settings, Source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
     from saesteer.data.labelled import LabelledText
+    from saesteer.saes.adapter import Sae
 
 CHUNK_ROWS = 256
 # What a chunk's activations may take in memory at all sites together, before they are pooled.
 CHUNK_BYTES = 400 * 2**20
-# Every so many chunks the token norms are measured; they need no more than a sample.
+# Every so many chunks the token norms are measured.
 NORM_EVERY = 8
+INDEX = "index.json"
+ReadPosition = Literal["mean", "last", "span", "end"]
+
+
+class ReadSettings(Settings):
+    """Where the residual stream is read; see `read_layers`.
+
+    Attributes:
+        positions: "mean" over the text's tokens, its "last" token, the mean over the labelled
+            "span", or the "end" of the row, which only differs from "last" where words stand
+            after the text.
+        before: Words before every text, never read.
+        after: Words after every text, read only by "end".
+        hook: The hook's name inside each block.
+        layers: The blocks; all if null.
+        sae: Probe this SAE's codes at its own site instead of the residual stream.
+        storage: How activations are kept on disk.
+    """
+
+    positions: ReadPosition = "mean"
+    before: str = ""
+    after: str = ""
+    hook: str = "hook_resid_post"
+    layers: list[int] | None = Field(default=None, min_length=1)
+    sae: Source | None = None
+    storage: Literal["float16", "bfloat16"] = "float16"
+
+    @field_validator("layers")
+    @classmethod
+    def _no_layer_twice(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and (len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError(f"{layers} names a layer twice or below 0; name each once")
+        return layers
 
 
 def probe_sites(n_layers: int, settings: ReadSettings) -> list[Site]:
@@ -48,6 +88,21 @@ def probe_sites(n_layers: int, settings: ReadSettings) -> list[Site]:
                 "choose among them."
             )
     return [Site(layer, settings.hook) for layer in layers]
+
+
+def check_spans(texts: Sequence[LabelledText]) -> list[str]:
+    """Return the labelled span of every text.
+
+    Raises:
+        DataError: A text has none.
+    """
+    for text in texts:
+        if text.span is None:
+            raise DataError(
+                f"{text.place or text.id}: the text has no span and reading.positions is 'span'; "
+                "give it one, or use 'mean'."
+            )
+    return [str(text.span) for text in texts]
 
 
 def encode_labelled(
@@ -70,16 +125,9 @@ def encode_labelled(
     Raises:
         DataError: A text has no token, is longer than the context, or lacks the labelled span.
     """
-    spans: list[str] = []
-    for text in texts:
-        if settings.positions == "span" and text.span is None:
-            raise DataError(
-                f"{text.place or text.id}: the text has no span and reading.positions is 'span'; "
-                "give it one, or use 'mean'."
-            )
-        part = text.span if settings.positions == "span" else None
-        spans.append(part or text.text)
-
+    spans = [text.text for text in texts]
+    if settings.positions == "span":
+        spans = check_spans(texts)
     rows = encode_statements(
         tokenizer,
         [f"{text.text}{settings.after}" for text in texts],
@@ -95,53 +143,165 @@ def encode_labelled(
     return rows
 
 
+class LayerStore:
+    """One vector per text and site, and each site's residual norm: files in a folder.
+
+    Every chunk of texts is a file of its own, so a reading that was cut off goes on where it
+    stopped, and any number of runs may fill one store at once.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OutputError: It holds no finished store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.metadata: dict[str, str] = index["metadata"]
+            self.sites = tuple(Site.parse(name) for name in index["norms"])
+            self._norms: dict[str, float] = index["norms"]
+            self._rows: list[list[int]] = index["rows"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from error
+
+    @property
+    def n_texts(self) -> int:
+        """Number of texts."""
+        return sum(map(len, self._rows))
+
+    def site(self, site: Site) -> Float[np.ndarray, "text d_model"]:
+        """Return one site's vectors in float32; the other sites stay on disk.
+
+        Raises:
+            OutputError: A file is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        parts = []
+        try:
+            for number in range(len(self._rows)):
+                with safe_open(_chunk_file(self.folder, number), "pt") as file:
+                    parts.append(file.get_tensor(str(site)).to(torch.float32).numpy())
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(error) from error
+        return np.concatenate(parts)[np.argsort(np.concatenate(self._rows))]
+
+    def residual_norm(self, site: Site) -> float:
+        """Return the mean L2 norm over tokens at a site: one unit of strength "norm"."""
+        return self._norms[str(site)]
+
+    def _damaged(self, error: Exception) -> OutputError:
+        return OutputError(
+            f"{self.folder} holds no activations ({error}); delete it and run the same command "
+            "again."
+        )
+
+
 def read_layers(
     model: TransformerBridge,
     rows: Sequence[TokenRow],
     sites: Sequence[Site],
-    path: Path,
+    folder: Path,
     *,
     positions: ReadPosition = "mean",
     storage: str = "float16",
-    metadata: dict[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> LayerStore:
-    """Read every site in one pass over the rows, pooling as it goes, into a file.
-
-    A reading that was cut off goes on where it stopped.
+    """Read every site in one pass over the rows, pooling as it goes, into files.
 
     Args:
         model: A model from `load_model`.
         rows: Tokenised texts from `encode_labelled`.
-        sites: Where to read.
-        path: The file to write.
+        sites: Where to read, in order of depth.
+        folder: Where the files go; its name stands for all that they depend on.
         positions: How a text's read tokens become one vector: the last one, or else their mean.
         storage: "float16" or "bfloat16".
-        metadata: Kept in the file.
+        metadata: Kept beside them.
         progress: Where to show progress.
 
     Raises:
-        SaesteerError: As in `read_rows`; OutputError where the file cannot be written.
+        SaesteerError: As in `read_rows`; OutputError where a file cannot be written, a value does
+            not fit the storage, or the disk has no room for all of them.
     """
     first = read_rows(model, rows[:1], sites)
-    width = int(first[sites[0]].values.shape[1])
-    if any(int(found.values.shape[1]) != width for found in first.values()):
-        raise SiteError("the sites differ in width; read those of one kind.")
-    chunks = list(length_chunks(rows, len(sites) * width))
-    with (
-        closing(StoreWriter(path, sites, len(rows), width, storage, metadata)) as writer,
-        (progress or Progress()).task("texts", len(rows), "texts") as task,
-    ):
-        task.advance(sum(len(chunk) for chunk in chunks[: writer.done]))
-        for number in range(writer.done, len(chunks)):
-            chunk = chunks[number]
-            read = read_rows(model, [rows[i] for i in chunk], sites, max_tokens=2048)
-            norms = None
-            if number % NORM_EVERY == 0:
-                norms = {s: (mean_norm(a) * len(a.values), len(a.values)) for s, a in read.items()}
-            writer.write(chunk, {s: pooled(a, positions) for s, a in read.items()}, norms)
+    per_token = sum(int(found.values.shape[1]) for found in first.values())
+    _check_room(folder, 2 * per_token * len(rows))
+    chunks = [chunk.tolist() for chunk in length_chunks(rows, per_token)]
+    norms = {str(site): [0.0, 0] for site in sites}
+    with (progress or Progress()).task("texts", len(rows), "texts") as task:
+        for number, chunk in enumerate(chunks):
+            path = _chunk_file(folder, number)
+            own = _chunk_norms(path, chunk)
+            if own is None:
+                read = read_rows(model, [rows[i] for i in chunk], sites, max_tokens=2048)
+                # Token norms need no more than a sample.
+                measured = read if number % NORM_EVERY == 0 else {}
+                own = {
+                    str(site): (mean_norm(found) * len(found.values), len(found.values))
+                    for site, found in measured.items()
+                }
+                _write_chunk(path, chunk, read, own, positions, storage)
+            for name, (total, count) in own.items():
+                norms[name] = [norms[name][0] + total, norms[name][1] + count]
             task.advance(len(chunk))
-        return writer.finish()
+    index = {
+        "metadata": dict(metadata or {}),
+        "norms": {name: total / count for name, (total, count) in norms.items()},
+        "rows": chunks,
+    }
+    write_atomic(folder / INDEX, json.dumps(index).encode())
+    return LayerStore(folder)
+
+
+def _chunk_file(folder: Path, number: int) -> Path:
+    return folder / f"texts-{number:05d}.safetensors"
+
+
+def _chunk_norms(path: Path, rows: list[int]) -> dict[str, tuple[float, int]] | None:
+    """Return the token norms of a chunk that was read before; None where it was not."""
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["chunk"])
+        return record["norms"] if record["rows"] == rows else None
+    return None
+
+
+def _write_chunk(
+    path: Path,
+    rows: list[int],
+    read: Mapping[Site, Activations],
+    norms: Mapping[str, tuple[float, int]],
+    positions: ReadPosition,
+    storage: str,
+) -> None:
+    from safetensors.torch import save_file
+
+    dtype = getattr(torch, storage)
+    tensors: dict[str, Tensor] = {}
+    for site, found in read.items():
+        tensors[str(site)] = pooled(found, positions).to(dtype).contiguous()
+        if not bool(torch.isfinite(tensors[str(site)]).all()):
+            raise OutputError(
+                f"activations at {site} do not fit {storage}; set reading.storage: bfloat16."
+            )
+    metadata = {"chunk": json.dumps({"rows": rows, "norms": norms})}
+    write_atomic(path, lambda draft: save_file(tensors, draft, metadata=metadata))
+
+
+def _check_room(folder: Path, size: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sum(file.stat().st_size for file in folder.glob("texts-*.safetensors"))
+        if shutil.disk_usage(folder).free < size - there:
+            raise OSError(ENOSPC, f"no room for {size:,} bytes of activations")
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def pooled(activations: Activations, positions: ReadPosition) -> Float[Tensor, "text d_model"]:
@@ -169,12 +329,74 @@ def length_chunks(rows: Sequence[TokenRow], per_token: int) -> Iterator[np.ndarr
         yield np.array(chunk)
 
 
-def read_tokens(
-    model: TransformerBridge, rows: Sequence[TokenRow], sites: Sequence[Site]
-) -> dict[Site, list[Float[np.ndarray, "token d_model"]]]:
-    """Return the vectors of every kept token of a few rows, in float32."""
-    found = read_rows(model, rows, sites)
-    return {
-        site: [kept.text(i).to(torch.float32).numpy() for i in range(kept.n_texts)]
-        for site, kept in found.items()
-    }
+@dataclass(frozen=True, eq=False)
+class TextCodes:
+    """Codes and residual stream of texts at one SAE's site, pooled over the same tokens.
+
+    Attributes:
+        codes: Feature activations, one row per text.
+        residual: The residual stream.
+        residual_norm: Mean L2 norm of the residual stream over tokens.
+    """
+
+    codes: csr_matrix
+    residual: Float[np.ndarray, "text d_model"]
+    residual_norm: float
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all of it as arrays, for `ArrayCache`."""
+        shape = np.array(self.codes.shape)
+        parts = {name: getattr(self.codes, name) for name in ("data", "indices", "indptr")}
+        return {
+            **parts,
+            "shape": shape,
+            "residual": self.residual,
+            "norm": np.array(self.residual_norm),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TextCodes:
+        """Return what `arrays` gave."""
+        parts = tuple(arrays[name] for name in ("data", "indices", "indptr"))
+        codes = csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
+        return cls(codes, arrays["residual"], arrays["norm"].item())
+
+
+def read_codes(
+    model: TransformerBridge,
+    rows: Sequence[TokenRow],
+    sae: Sae,
+    *,
+    positions: ReadPosition = "mean",
+    progress: Progress | None = None,
+) -> TextCodes:
+    """Read the SAE's site and encode every read token, pooling as it goes.
+
+    Tokens are encoded one by one and then pooled, as an SAE was trained on tokens.
+
+    Args:
+        model: A model from `load_model`.
+        rows: Tokenised texts from `encode_labelled`.
+        sae: The SAE.
+        positions: How a text's tokens become one row: the last one, or else their mean.
+        progress: Where to show progress.
+    """
+    codes: list[csr_matrix] = []
+    residual: list[np.ndarray] = []
+    order: list[np.ndarray] = []
+    total, tokens = 0.0, 0
+    with (progress or Progress()).task("texts", len(rows), "texts") as task:
+        for chunk in length_chunks(rows, sae.d_in):
+            read = read_rows(model, [rows[i] for i in chunk], [sae.site])[sae.site]
+            residual.append(pooled(read, positions).numpy())
+            for place in range(read.n_texts):
+                own = sae.encode(read.text(place)).cpu().numpy()
+                row = own[-1:] if positions == "last" else own.mean(axis=0, keepdims=True)
+                codes.append(csr_matrix(row))
+            order.append(chunk)
+            total += mean_norm(read) * len(read.values)
+            tokens += len(read.values)
+            task.advance(len(chunk))
+    back = np.argsort(np.concatenate(order))
+    whole = csr_matrix(csr_matrix(vstack(codes))[back])
+    return TextCodes(whole, np.concatenate(residual)[back], total / tokens)

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from saesteer.data.labelled import LabelledSet, LabelledText
-from saesteer.probes.probe_set import ProbeSet
-from saesteer.probes.reading import encode_labelled, read_tokens
-from saesteer.probes.settings import ReadSettings
+from saesteer.models.reading import read_rows
+from saesteer.probes.probe import ProbeSet
+from saesteer.probes.reading import ReadSettings, encode_labelled
 from saesteer.utils.errors import DataError, MismatchError
 
 if TYPE_CHECKING:
@@ -27,33 +27,23 @@ LOW_COLOUR, HIGH_COLOUR = (234, 88, 12), (37, 99, 235)
 
 @dataclass(frozen=True, eq=False)
 class TokenReading:
-    """Every layer's reading of one text, token by token.
-
-    Attributes:
-        text: The text.
-        tokens: Its tokens as text.
-        layers: The layers.
-        classes: The classes.
-        probabilities: Each class's probability at each token.
-        whole: The same for the whole text, pooled as the probes were trained.
-    """
+    """Every layer's reading of one text, token by token."""
 
     text: str
     tokens: tuple[str, ...]
     layers: tuple[int, ...]
     classes: tuple[str, ...]
     probabilities: Float[np.ndarray, "layer token class"]
+    # The same for the whole text, pooled as the probes were trained.
     whole: Float[np.ndarray, "layer class"]
 
     def lean(self, towards: str | None = None, away: str | None = None) -> np.ndarray:
         """Return P(towards) - P(away) at each layer and token: the last class against the first."""
-        to, fro = _ends(self.classes, towards, away)
-        return self.probabilities[..., to] - self.probabilities[..., fro]
+        return _lean(self.probabilities, self.classes, towards, away)
 
     def whole_lean(self, towards: str | None = None, away: str | None = None) -> np.ndarray:
         """Return the same for the whole text at each layer."""
-        to, fro = _ends(self.classes, towards, away)
-        return self.whole[..., to] - self.whole[..., fro]
+        return _lean(self.whole, self.classes, towards, away)
 
 
 def read_texts_with(
@@ -62,13 +52,7 @@ def read_texts_with(
     texts: Sequence[str],
     layers: Sequence[int] | None = None,
 ) -> list[TokenReading]:
-    """Read texts with the probes of some layers, in one pass.
-
-    Args:
-        model: The model that the probes were trained on.
-        probes: The probes.
-        texts: The texts.
-        layers: The layers; all if None.
+    """Read texts with the probes of some layers, all if None, in one pass.
 
     Raises:
         DataError: A text is empty or longer than the context.
@@ -95,15 +79,19 @@ def read_texts_with(
     if at_end:
         # Read to the very end, where these probes were trained; what is shown is the text alone.
         inside = [sum(row.kept) for row in rows]
-        rows = [replace(row, kept=_to_the_end(row.kept)) for row in rows]
-    found = read_tokens(model, rows, [probe.site for probe in chosen])
+        firsts = [row.kept.index(True) for row in rows]
+        rows = [
+            replace(row, kept=tuple(place >= first for place in range(len(row))))
+            for row, first in zip(rows, firsts, strict=True)
+        ]
+    found = read_rows(model, rows, [probe.site for probe in chosen])
     readings = []
     for index, text in enumerate(texts):
         ids = [i for i, kept in zip(rows[index].ids, rows[index].kept, strict=True) if kept]
         shown = inside[index] if at_end else len(ids)
         by_token, by_text = [], []
         for probe in chosen:
-            values = found[probe.site][index]
+            values = found[probe.site].text(index).float().numpy()
             pooled = values[-1] if probes.positions in ("last", "end") else values.mean(axis=0)
             by_token.append(probe.probabilities(values[:shown]))
             by_text.append(probe.probabilities(pooled[None])[0])
@@ -144,14 +132,10 @@ def probe_lean(
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How one layer's probe does on plain cases.
-
-    Attributes:
-        layer: The layer.
-        predictions: For each case its text, class and predicted class.
-    """
+    """How one layer's probe does on plain cases."""
 
     layer: int
+    # For each case its text, class and predicted class.
     predictions: tuple[tuple[str, str, str], ...]
 
     @property
@@ -163,13 +147,9 @@ class CheckResult:
 def run_checks(
     model: TransformerBridge, probes: ProbeSet, checks: LabelledSet, layer: int | None = None
 ) -> CheckResult:
-    """Read a list of plain cases with one layer's probe.
+    """Read a list of plain cases with one layer's probe, the best one's if None.
 
-    Args:
-        model: The model that the probes were trained on.
-        probes: The probes.
-        checks: The cases; those of classes that the probes do not know are left out.
-        layer: The layer; the best one's if None.
+    Cases of classes that the probes do not know are left out.
 
     Raises:
         DataError: No case has a class of the probes.
@@ -236,16 +216,15 @@ def _css(lean: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def _ends(classes: Sequence[str], towards: str | None, away: str | None) -> tuple[int, int]:
-    return (
-        classes.index(towards) if towards else len(classes) - 1,
-        classes.index(away) if away else 0,
-    )
-
-
-def _to_the_end(kept: Sequence[bool]) -> tuple[bool, ...]:
-    first = list(kept).index(True)
-    return tuple(place >= first for place in range(len(kept)))
+def _lean(
+    probabilities: Float[np.ndarray, "*place class"],
+    classes: Sequence[str],
+    towards: str | None,
+    away: str | None,
+) -> Float[np.ndarray, " *place"]:
+    to = classes.index(towards) if towards else len(classes) - 1
+    fro = classes.index(away) if away else 0
+    return probabilities[..., to] - probabilities[..., fro]
 
 
 _HEAD = """<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>

@@ -23,19 +23,15 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """A probe's scores on held-out texts.
+    """A probe's scores on held-out texts."""
 
-    Attributes:
-        accuracy: Share of texts whose likeliest class is theirs.
-        macro_f1: F1 averaged over the classes.
-        auroc: Area under the ROC curve; over more than two classes the mean of each against the
-            rest.
-        confusion: Counts, true class by predicted class.
-    """
-
+    # Share of texts whose likeliest class is theirs.
     accuracy: Interval
+    # F1 averaged over the classes.
     macro_f1: Interval
+    # Area under the ROC curve; over more than two classes the mean of each against the rest.
     auroc: Interval
+    # Counts.
     confusion: Int[np.ndarray, "true predicted"]
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,10 +62,10 @@ def score(
 
     Args:
         labels: The true classes' numbers.
-        probabilities: One row per text; the likeliest class is the prediction.
-        groups: Each text's group; every text its own if None.
-        resamples: Bootstrap resamples; 0 for no intervals.
-        seed: Seeds them.
+        probabilities: The likeliest class is the prediction.
+        groups: Every text its own if None.
+        resamples: 0 for no intervals.
+        seed: Seeds the resamples.
     """
     n_classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)

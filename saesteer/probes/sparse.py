@@ -9,35 +9,51 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field, field_validator
 from scipy.sparse import csr_matrix
 
-from saesteer.probes.fitting import class_probabilities, fit_probe, logits
+from saesteer.probes.fitting import FitSettings, class_probabilities, fit_probe, logits
 from saesteer.probes.scores import Scores, score
-from saesteer.probes.settings import FitSettings
 from saesteer.utils.errors import DataError
+from saesteer.utils.settings import Settings
 
 L1_STEPS = 100
 L1_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
-class SparseProbe:
-    """A probe that reads some features alone.
+class SparseSettings(Settings):
+    """How many SAE features a concept needs; see `k_sparse_probes`.
 
     Attributes:
-        kind: "k_sparse", "l1" or "all".
-        features: The features it reads, by index.
-        weight: One row per class, or the second class's alone of two; a column per feature.
-        bias: The intercepts.
-        c: The inverse regularisation.
-        scores: On the test texts.
+        k: Numbers of features to try, the strongest by ANOVA F on the training texts.
+        l1_c: Inverse L1 penalties to try.
     """
 
+    k: list[int] = Field(default=[1, 2, 4, 8, 16, 32, 64, 128], min_length=1)
+    l1_c: list[float] = Field(default=[0.01, 0.03, 0.1, 0.3, 1.0])
+
+    @field_validator("k")
+    @classmethod
+    def _at_least_one(cls, values: list[int]) -> list[int]:
+        if min(values) < 1 or len(set(values)) < len(values):
+            raise ValueError(f"{values} are not different numbers from 1 on; give some")
+        return sorted(values)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseProbe:
+    """A probe that reads some features alone."""
+
+    # "k_sparse", "l1" or "all".
     kind: str
+    # The features it reads, by index.
     features: Int[np.ndarray, " feature"]
+    # One row per class, or the second class's alone of two.
     weight: Float[np.ndarray, "row feature"]
     bias: Float[np.ndarray, " row"]
+    # The inverse regularisation.
     c: float
+    # On the test texts.
     scores: Scores = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,15 +64,7 @@ class SparseProbe:
 
 @dataclass(frozen=True, eq=False)
 class SparseData:
-    """Codes with labels, divided.
-
-    Attributes:
-        codes: One row per text.
-        labels: Class numbers.
-        groups: The texts' groups.
-        train: Places of the training texts.
-        test: Places of the test texts.
-    """
+    """Codes of texts with their class numbers, their groups and the places of two parts."""
 
     codes: csr_matrix
     labels: Int[np.ndarray, " text"]
@@ -99,11 +107,7 @@ def k_sparse_probes(
     Features are ranked on the training texts; the probe on them is fitted as those on the residual
     stream are, with standardised inputs and cross-validated regularisation.
 
-    Args:
-        data: Codes with labels.
-        counts: The values of k; those above the number of features that fire are left out.
-        settings: How to fit.
-        seed: Shuffles the folds.
+    Values of k above the number of features that fire are left out.
 
     Raises:
         DataError: No feature fires on the training texts.
@@ -130,15 +134,9 @@ def k_sparse_probes(
 def l1_probes(
     data: SparseData, strengths: Sequence[float], settings: FitSettings, *, seed: int = 0
 ) -> list[SparseProbe]:
-    """Fit L1 logistic regressions, which choose their features themselves.
+    """Fit L1 logistic regressions, one per inverse penalty; they choose features themselves.
 
     Codes are divided by each feature's largest training value, which keeps them sparse.
-
-    Args:
-        data: Codes with labels.
-        strengths: Inverse penalties.
-        settings: Resamples and class weight.
-        seed: Seeds the solver.
     """
     return [_on_all(data, c, 1.0, "l1", settings, seed) for c in strengths]
 
@@ -186,16 +184,7 @@ def _on_all(
 def features_needed(
     probes: Sequence[SparseProbe], reference: float, share: float = 0.95
 ) -> int | None:
-    """Return the fewest features with which a k-sparse probe reaches a share of a macro-F1.
-
-    Args:
-        probes: The k-sparse probes.
-        reference: Macro-F1 to be compared with, such as the residual stream's.
-        share: How much of it counts as reached.
-
-    Returns:
-        The number, or None where none reaches it.
-    """
+    """Return the fewest features with which a k-sparse probe reaches a share of a macro-F1."""
     enough = [
         len(probe.features)
         for probe in probes

@@ -1,21 +1,24 @@
-"""`saesteer probe intervene`: base and intervened text side by side, measured from outside."""
+"""Interventions on prompts: base and intervened text side by side, measured from outside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
+from saesteer.evaluation.effect import statement_log_likelihoods
+from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts
 from saesteer.probes.independent import TextClassifier
-from saesteer.probes.measure import ContinuationMeter, Doing
-from saesteer.steering import SteeringVector, generate
-from saesteer.steering.divergence import StrengthMatch, match_strength
-from saesteer.utils.errors import ModelError
+from saesteer.probes.interventions import Intervention
+from saesteer.steering import StrengthMatch, TeacherForced, generate
+from saesteer.steering.divergence import divergence, match_kl
+from saesteer.utils.errors import DataError, ModelError, SteeringError
+from saesteer.utils.run_folder import finite
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -24,20 +27,13 @@ Measure = Callable[[Sequence[str]], Float[np.ndarray, " text"]]
 
 
 @dataclass(frozen=True)
-class TrialSettings:
-    """How texts are generated.
-
-    Attributes:
-        max_new_tokens: The most tokens of a completion.
-        chat: Whether prompts go through the chat template.
-        temperature: 0 for the likeliest token.
-        samples: Completions per prompt; their readings are averaged.
-        seed: Seeds the sampling; base and intervened text meet the same noise.
-    """
+class GenerationSettings:
+    """How texts are generated; base and intervened text meet the same noise."""
 
     max_new_tokens: int = 32
     chat: bool = False
     temperature: float = 0.0
+    # Completions per prompt; their readings are averaged.
     samples: int = 1
     seed: int = 0
 
@@ -49,7 +45,7 @@ class Texts:
     Attributes:
         texts: The completions.
         readings: For each measure one number per completion; NaN for an empty one.
-        loss: Mean loss under the untouched model, nats per token; exp of it is the perplexity.
+        loss: Mean loss under the untouched model, nats per token; NaN for an empty one.
         kl: KL(intervened || untouched) over the base completions, nats per token; 0 for the base.
     """
 
@@ -61,18 +57,17 @@ class Texts:
     @property
     def perplexity(self) -> float:
         """Perplexity over all completions."""
-        return (
-            float(np.exp(np.nanmean(self.loss))) if np.isfinite(self.loss).any() else float("nan")
-        )
+        known = self.loss[np.isfinite(self.loss)]
+        return float(np.exp(known.mean())) if len(known) else float("nan")
 
 
-class Trial:
+class InterventionTrial:
     """Base completions of some prompts, and what interventions make of them.
 
     Args:
         model: A model from `load_model`.
         prompts: The prompts.
-        measures: Named measures of a completion; see `independent_measures` and `probe_measure`.
+        measures: Named measures of a completion, such as `independent_measures`.
         settings: How texts are generated.
     """
 
@@ -80,25 +75,39 @@ class Trial:
         self,
         model: TransformerBridge,
         prompts: Sequence[str],
-        measures: dict[str, Measure],
-        settings: TrialSettings | None = None,
+        measures: Mapping[str, Measure],
+        settings: GenerationSettings | None = None,
     ) -> None:
         self.model = model
         self.prompts = tuple(prompts)
-        self.settings = settings or TrialSettings()
+        self.settings = settings or GenerationSettings()
         self._measures = measures
         texts = self._generate(None)
-        self._meter = self._meter_of(texts)
-        self.base = self._read(texts, self._meter, 0.0)
+        self._rows, places = self._prepared(texts)
+        self._states = self._rows.last_states()
+        self.base = self._read(texts, self._rows, places, 0.0)
 
-    def run(self, doing: Doing) -> Texts:
-        """Generate under interventions and measure."""
-        texts = self._generate(doing)
-        return self._read(texts, self._meter_of(texts), self.divergence(doing))
+    def run(self, intervention: Intervention) -> Texts:
+        """Generate under an intervention and measure."""
+        texts = self._generate(intervention)
+        return self._read(texts, *self._prepared(texts), self.divergence(intervention))
 
-    def divergence(self, doing: Doing) -> float:
+    def divergence(self, intervention: Intervention) -> float:
         """Return KL(intervened || untouched) over the base completions, nats per token."""
-        return self._meter.mean_divergence(doing)
+        editing = partial(intervention.context, self.model)
+        return divergence(self._rows, self._states, editing=editing)
+
+    def matched(self, intervention: Intervention, kl: float) -> tuple[Intervention, StrengthMatch]:
+        """Scale an intervention until it costs a given KL over the base completions."""
+        match = match_kl(
+            lambda factor: self.divergence(intervention.scaled(factor)),
+            kl,
+            start=1.0,
+            largest=200.0,
+            tolerance=0.05,
+            max_evaluations=10,
+        )
+        return intervention.scaled(match.strength), match
 
     def per_prompt(self, values: Float[np.ndarray, " text"]) -> Float[np.ndarray, " prompt"]:
         """Average completions' values over each prompt's samples, empty ones left out."""
@@ -107,9 +116,59 @@ class Trial:
         total = np.where(kept, table, 0.0).sum(axis=1)
         return np.where(kept.any(axis=1), total / np.maximum(kept.sum(axis=1), 1), np.nan)
 
-    def _generate(self, doing: Doing | None) -> tuple[str, ...]:
+    def record(
+        self,
+        intervention: Intervention,
+        labels: Sequence[str | None],
+        *,
+        towards: str,
+        away: str,
+        random_draws: int = 0,
+    ) -> dict[str, Any]:
+        """Return, as JSON has it, what an intervention did and random directions beside it.
+
+        Args:
+            intervention: What is done.
+            labels: Each prompt's class, where known.
+            towards: The class that readings rise to.
+            away: The class that they fall to.
+            random_draws: Random directions, each scaled to the same KL.
+
+        Raises:
+            DataError: There are not as many labels as prompts.
+        """
+        if len(labels) != len(self.prompts):
+            raise DataError(
+                f"there are {len(labels)} labels for {len(self.prompts)} prompts; give one for "
+                "each."
+            )
+        after = self.run(intervention)
+        intended = intervention.intended(labels, towards, away)
+        edits, random = intervention.edits, []
+        for draw in range(random_draws):
+            matched, match = self.matched(intervention.randomised(draw), after.kl)
+            drawn = self.run(matched)
+            found = {"draw": draw, "factor": match.strength, "reached": match.reached}
+            found |= {"kl": drawn.kl, "perplexity": drawn.perplexity}
+            random.append({**found, "movement": self._movements(drawn, intended)})
+        record = {
+            "interventions": [edit.described() for edit in edits],
+            "policy": intervention.policy,
+            "positions": intervention.positions or edits[0].vector.positions,
+            "vectors": [edit.vector.name for edit in edits],
+            "towards": towards,
+            "away": away,
+            "kl": after.kl,
+            "perplexity": {"base": self.base.perplexity, "intervened": after.perplexity},
+            "movement": self._movements(after, intended),
+            "rows": [self._row(after, labels, place) for place in range(len(after.texts))],
+            "random": random,
+        }
+        return finite(record)
+
+    def _generate(self, intervention: Intervention | None) -> tuple[str, ...]:
         settings = self.settings
-        with nullcontext() if doing is None else doing.context(self.model):
+        with nullcontext() if intervention is None else intervention.context(self.model):
             made = generate(
                 self.model,
                 self.prompts,
@@ -121,13 +180,59 @@ class Trial:
             )
         return tuple(record.text for record in made.records)
 
-    def _meter_of(self, texts: Sequence[str]) -> ContinuationMeter:
-        prompts = [prompt for prompt in self.prompts for _ in range(self.settings.samples)]
-        return ContinuationMeter(self.model, prompts, texts, chat=self.settings.chat)
+    def _prepared(self, texts: Sequence[str]) -> tuple[TeacherForced, list[int]]:
+        """Return the completions behind their prompts, and the places of those with a token."""
+        tokenizer: Any = self.model.tokenizer
+        chat = self.settings.chat
+        prompts = [chat_prompt(tokenizer, p) if chat else p for p in self.prompts]
+        rows: dict[int, TokenRow] = {}
+        for place, text in enumerate(texts):
+            words = tokenizer(text, add_special_tokens=False)["input_ids"]
+            (prompt,) = encode_texts(tokenizer, [prompts[place // self.settings.samples]])
+            if words:
+                kept = (False,) * len(prompt) + (True,) * len(words)
+                rows[place] = TokenRow((*prompt.ids, *words), kept)
+        if not rows:
+            raise SteeringError(
+                "no continuation has a token, so there is nothing to measure on; generate longer "
+                "ones."
+            )
+        forced = TeacherForced(self.model, list(rows.values()), max_tokens=1024, share_prefix=False)
+        return forced, list(rows)
 
-    def _read(self, texts: tuple[str, ...], meter: ContinuationMeter, kl: float) -> Texts:
+    def _read(
+        self, texts: tuple[str, ...], rows: TeacherForced, places: list[int], kl: float
+    ) -> Texts:
+        loss = np.full(len(texts), np.nan)
+        loss[places] = -statement_log_likelihoods(rows)
         readings = {name: measure(texts) for name, measure in self._measures.items()}
-        return Texts(texts, readings, meter.loss(), kl)
+        return Texts(texts, readings, loss, kl)
+
+    def _movements(self, after: Texts, intended: np.ndarray) -> dict[str, Any]:
+        sided = intended != 0
+        if not sided.any():
+            return {}
+        found = {}
+        for name, values in after.readings.items():
+            base = self.per_prompt(self.base.readings[name])[sided]
+            found[name] = movement(name, base, self.per_prompt(values)[sided], intended[sided])
+        return found
+
+    def _row(self, after: Texts, labels: Sequence[str | None], place: int) -> dict[str, Any]:
+        prompt, sample = divmod(place, self.settings.samples)
+        base = self.base
+        readings = {
+            name: [base.readings[name][place], v[place]] for name, v in after.readings.items()
+        }
+        return {
+            "prompt": self.prompts[prompt],
+            "label": labels[prompt],
+            "sample": sample,
+            "base": base.texts[place],
+            "intervened": after.texts[place],
+            "readings": {name: list(map(float, pair)) for name, pair in readings.items()},
+            "perplexity": [float(np.exp(texts.loss[place])) for texts in (base, after)],
+        }
 
 
 def independent_measures(
@@ -153,39 +258,12 @@ def independent_measures(
     return found
 
 
-@dataclass(frozen=True)
-class Movement:
-    """How a measure moved over prompts.
-
-    Attributes:
-        measure: Its name.
-        n: Prompts with a reading of both texts.
-        base: Mean reading of the base texts, towards their prompt's own side.
-        after: The same of the intervened texts.
-        moved: Share of the prompts whose reading moved the way that was intended.
-        low: Lower end of the share's 95% interval (Wilson 1927).
-        high: Upper end.
-    """
-
-    measure: str
-    n: int
-    base: float | None
-    after: float | None
-    moved: float | None
-    low: float | None
-    high: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
 def movement(
     measure: str,
     base: Float[np.ndarray, " prompt"],
     after: Float[np.ndarray, " prompt"],
     intended: Float[np.ndarray, " prompt"],
-) -> Movement:
+) -> dict[str, Any]:
     """Say how far readings moved the way they were meant to.
 
     A reading that stays exactly where it was has not moved.
@@ -195,96 +273,24 @@ def movement(
         base: Reading of each prompt's base text.
         after: Reading of its intervened text.
         intended: 1 where it should rise, -1 where it should fall.
-    """
-    kept = np.isfinite(base) & np.isfinite(after)
-    n = int(kept.sum())
-    if n == 0:
-        return Movement(measure, 0, None, None, None, None, None)
-    change = (after - base)[kept] * intended[kept]
-    count = int((change > 0).sum())
-    low, high = wilson(count, n)
-    # Towards the prompt's own side: what a flip is meant to turn round.
-    own = -intended[kept]
-    return Movement(
-        measure,
-        n,
-        float((base[kept] * own).mean()),
-        float((after[kept] * own).mean()),
-        count / n,
-        low,
-        high,
-    )
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95% score interval of a share (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def random_doing(doing: Doing, draw: int) -> Doing:
-    """Return the same interventions along random directions, one for each site.
-
-    What cannot be scaled to another cost (ablate, set) becomes a flip.
-
-    Args:
-        doing: What is done along the real directions.
-        draw: Which draw.
-    """
-    generator = torch.Generator().manual_seed(draw)
-    made: dict[Any, SteeringVector] = {}
-    items = []
-    for item in doing.interventions:
-        vector = item.vector
-        if vector.site not in made:
-            raw = torch.randn(vector.d_model, generator=generator)
-            made[vector.site] = replace(
-                vector,
-                direction=raw / raw.norm(),
-                name=f"random {draw}",
-                method="random_direction",
-                features=(),
-                provenance={},
-            )
-        # A random direction has no classes to be centred between.
-        item = replace(item, vector=made[vector.site], centre=0.0)
-        if item.mode in ("ablate", "set"):
-            item = replace(item, mode="flip", amount=1.0)
-        items.append(item)
-    return replace(doing, interventions=tuple(items))
-
-
-def scaled_doing(doing: Doing, factor: float) -> Doing:
-    """Return interventions with every amount times a factor."""
-    items = tuple(replace(i, amount=i.amount * factor) for i in doing.interventions)
-    return replace(doing, interventions=items)
-
-
-def match_divergence(trial: Trial, doing: Doing, budget: float) -> tuple[Doing, StrengthMatch]:
-    """Scale interventions until they cost a given KL over the base completions.
-
-    Args:
-        trial: Measures the divergence.
-        doing: What to scale.
-        budget: Nats per token.
 
     Returns:
-        The scaled interventions and how the search went.
+        `n` prompts with a reading of both texts, their mean readings `base` and `after` towards
+        each prompt's own side, and the share that `moved` as intended with its 95% interval `low`
+        to `high` (Wilson 1927); None where there is no prompt.
     """
+    from scipy.stats import binomtest
 
-    def meter(_vector: object, factor: float, _unit: object) -> float:
-        return trial.divergence(scaled_doing(doing, factor))
-
-    match = match_strength(
-        cast(Any, meter),
-        doing.interventions[0].vector,
-        budget,
-        unit="raw",
-        start=1.0,
-        largest=200.0,
-        tolerance=0.05,
-        max_evaluations=10,
-    )
-    return scaled_doing(doing, match.strength), match
+    kept = np.isfinite(base) & np.isfinite(after)
+    n = int(kept.sum())
+    record: dict[str, Any] = {"measure": measure, "n": n}
+    if n == 0:
+        return record | dict.fromkeys(("base", "after", "moved", "low", "high"))
+    base, after, intended = base[kept], after[kept], intended[kept]
+    count = int(((after - base) * intended > 0).sum())
+    interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
+    # Towards the prompt's own side: what a flip is meant to turn round.
+    record["base"] = float((base * -intended).mean())
+    record["after"] = float((after * -intended).mean())
+    low, high = float(interval.low), float(interval.high)
+    return record | {"moved": count / n, "low": low, "high": high}

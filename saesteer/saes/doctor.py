@@ -94,6 +94,12 @@ def doctor(
             variance is near or below zero.
         SiteError: The model has no such site.
         DataError: There is too little text.
+
+    Example:
+        >>> rows = ss.encode_statements(model.tokenizer, texts)
+        >>> report = ss.doctor(model, sae, rows)
+        >>> round(report.explained_variance, 2)
+        1.0
     """
     check_compatible(model, sae)
     # The first token of a row has no prediction, so rows of one token measure no loss.

@@ -121,9 +121,8 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
         NetworkError: It is not cached and the Hub cannot be reached.
 
     Example:
-        >>> sae = load_sae("smollm2")  # doctest: +SKIP
-        >>> sae.d_sae  # doctest: +SKIP
-        4608
+        >>> ss.load_sae(sae_folder).d_sae
+        64
     """
     where = resolve_sae(name)
     if isinstance(where, Path) and not where.is_dir():

@@ -1,20 +1,23 @@
-"""Steering: vectors added to the residual stream while a `with` block lasts."""
+"""Steering: edits made in every forward pass while a `with` block lasts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
+from saesteer.models.compat import watching_generate
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, all_targets
+from saesteer.steering.clean import CleanReadings
+from saesteer.steering.edits import Add, Edit
 from saesteer.steering.positions import SteeringMask
-from saesteer.steering.strength import Unit, check_strengths, to_raw
+from saesteer.steering.strength import Unit
 from saesteer.utils.errors import HookError, MismatchError, SteeringError
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from saesteer.steering.vector import SteeringVector
 
+Policy = Literal["once", "compound"]
 _RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
 
@@ -37,7 +41,6 @@ class Steering:
             mask.new_prompt()
 
 
-@contextmanager
 def steer(
     model: TransformerBridge,
     vectors: SteeringVector | Sequence[SteeringVector],
@@ -49,7 +52,7 @@ def steer(
     prompt_length: int | None = None,
     special_mask: Bool[Tensor, "batch pos"] | None = None,
     strict: bool = True,
-) -> Iterator[Steering]:
+) -> AbstractContextManager[Steering]:
     """Add vectors at their sites in every forward pass inside the block.
 
     It works on the plain Hugging Face model (`plain_model(model)`: a forward pass or `generate`)
@@ -60,11 +63,7 @@ def steer(
     Args:
         model: A model from `load_model`.
         vectors: One vector, or several at once, at one site or at several.
-        strength: One strength for all rows, or one per row of the batch (per row of `rows` if that
-            is given). With n strengths and a batch of k * n rows, each strength takes k
-            consecutive rows, in the order in which Hugging Face repeats rows for beams and for
-            num_return_sequences. Every vector gets the same strength; nest blocks for different
-            ones.
+        strength: For every vector the same, as in `Add`; nest blocks for different ones.
         unit: "norm", "raw" or "max_act"; see `to_raw`.
         positions: Where to write: see `SteeringMask`; each vector's own `positions` if None.
         rows: The batch rows to steer, from 0; all if None.
@@ -73,8 +72,8 @@ def steer(
         special_mask: True at special tokens, which are then not written to.
         strict: Refuse a vector whose model fingerprint is not this model's.
 
-    Yields:
-        A handle whose `new_prompt()` starts afresh.
+    Returns:
+        The `with` block, which gives a handle whose `new_prompt()` starts afresh.
 
     Raises:
         SteeringError: A strength, unit, row or mask cannot be used; before anything runs, or in
@@ -83,174 +82,226 @@ def steer(
         SiteError: The model has no such site.
         HookError: The block ended and no forward pass reached the site, or none held a token to
             write to; or it cannot be told which columns of the whole text a pass holds.
+
+    Example:
+        >>> with ss.steer(model, vector, strength=0.2):
+        ...     steered = model(inputs["input_ids"])
     """
     chosen = tuple(vectors) if isinstance(vectors, Sequence) else (vectors,)
     if not chosen:
         raise SteeringError("there are no vectors to steer with; give at least one.")
-    strengths = check_strengths(strength)
-    _check_rows(rows, len(strengths))
-    for vector in chosen:
-        _check_belongs(model, vector, strict)
-    groups = _grouped(chosen, strengths, unit, positions)
+    edits = [Add(vector, strength, unit, rows) for vector in chosen]
+    masking = {"prompt_length": prompt_length, "special_mask": special_mask}
+    return _edited(model, edits, "compound", positions, masking, strict)
+
+
+def intervene(
+    model: TransformerBridge,
+    edits: Edit | Sequence[Edit],
+    *,
+    policy: Policy = "once",
+    positions: str | None = None,
+    prompt_length: int | Int[Tensor, " batch"] | None = None,
+) -> AbstractContextManager[Steering]:
+    """Make edits (`Add`, `Flip`, `Ablate`, `Set`) in every forward pass inside the block.
+
+    As `steer`, except that BOS and other special tokens are never written to.
+
+    With several layers the policy says which alpha counts. "once": alpha' is worked out from the
+    reading that the model would have had without any edit, so that wherever it is written each
+    layer reads as one single edit would leave it; flips neither undo nor compound each other. This
+    takes a second, clean pass beside each pass. "compound": alpha' is worked out from the running
+    reading, which earlier layers have changed already; n flips of scale s may come to s**n or
+    cancel. At one layer the two are the same.
+
+    Args:
+        model: A model from `load_model`.
+        edits: One or several, at one site or at several; at a site they follow one another in the
+            order given.
+        policy: Which alpha counts.
+        positions: Where to write: "from_last_prompt_token", "all" or "generated"; each vector's
+            own positions if None.
+        prompt_length: The prompt's width in columns, left padding included, or one for each row;
+            worked out from the forward passes if None.
+
+    Raises:
+        SteeringError: There is no edit, or no such policy or position.
+        MismatchError: A vector is of another model or width.
+        SiteError: The model has no such site.
+        HookError: As in `steer`.
+
+    Example:
+        >>> with ss.intervene(model, ss.Ablate(vector)):
+        ...     without = model(inputs["input_ids"])
+    """
+    chosen = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    if not chosen:
+        raise SteeringError("there are no interventions; give at least one.")
+    if policy not in ("once", "compound"):
+        raise SteeringError(f"policy {policy!r} is unknown; use 'once' or 'compound'.")
+    masking = {"prompt_length": prompt_length, "special_ids": _special_ids(model)}
+    return _edited(model, chosen, policy, positions, masking, strict=True)
+
+
+@contextmanager
+def _edited(
+    model: TransformerBridge,
+    edits: Sequence[Edit],
+    policy: Policy,
+    positions: str | Tensor | None,
+    masking: Mapping[str, Any],
+    strict: bool,
+) -> Iterator[Steering]:
+    writers: dict[Site, _Writer] = {}
+    for edit in edits:
+        _check_belongs(model, edit.vector, strict)
+        writer = writers.setdefault(edit.vector.site, _Writer(edit.vector.site, positions))
+        writer.edits.append(edit)
+    clean = policy == "once" and len(writers) > 1
+    directions = {site: writer.directions for site, writer in writers.items()} if clean else None
+    passes: dict[int, _Pass] = {}
     with ExitStack() as stack:
-        # One mask for each model and kind of positions, however many sites read it.
-        masks: dict[tuple[int, str], SteeringMask] = {}
-        writers: list[_Writer] = []
-        for (site, where), (directions, lengths) in groups.items():
-            written = where if positions is None or isinstance(positions, str) else positions
-            writer = _Writer(site, directions, lengths, rows)
-            writers.append(writer)
+        for site, writer in writers.items():
             for target in all_targets(model, site):
-                key = (id(target.model), where)
-                if key not in masks:
-                    masks[key] = SteeringMask(
-                        written, prompt_length=prompt_length, special_mask=special_mask
-                    )
-                    stack.enter_context(masks[key].watching(target.model))
-                stack.callback(target.hook(writer.writing(masks[key])).remove)
-        yield Steering(tuple(masks.values()))
-    for writer in writers:
-        if not writer.fired:
-            raise HookError(
-                f"steering at {writer.site} never took place: no forward pass of this model "
-                "reached it; run or generate with this model inside the with block."
-            )
-        for mask in writer.masks if writer.active else ():
-            mask.check_reached(f"steering at {writer.site}")
+                if id(target.model) not in passes:
+                    own = [w.position_of(edit) for w in writers.values() for edit in w.edits]
+                    state = _Pass(own, masking, directions)
+                    passes[id(target.model)] = stack.enter_context(state.watching(target.model))
+                write = writer.writing(passes[id(target.model)])
+                stack.callback(target.hook(write).remove)
+        yield Steering(tuple(m for state in passes.values() for m in state.masks.values()))
+    for writer in writers.values():
+        writer.check_reached(passes.values())
 
 
-class _Writer:
-    """Adds the summed vectors of one site; `fired` tells whether it ever ran."""
+class _Pass:
+    """What is known of the pass that is running, for one of the bridge's two models."""
 
     def __init__(
         self,
-        site: Site,
-        directions: Sequence[Tensor],
-        lengths: Sequence[Sequence[float]],
-        rows: Sequence[int] | None,
+        positions: Sequence[str | Tensor],
+        masking: Mapping[str, Any],
+        directions: Mapping[Site, Mapping[bytes, Tensor]] | None,
     ) -> None:
-        self.site = site
-        self.fired = False
-        self._directions = directions
-        self._lengths = lengths
-        self._rows = rows
-        self._active = [any(row) for row in zip(*lengths, strict=True)]
-        self.active = any(self._active)
-        self.masks: list[SteeringMask] = []
-        self._learnt = any(d.requires_grad for d in directions)
-        self._prepared: dict[tuple[int, torch.dtype, torch.device], _Addition] = {}
+        # One mask for each kind of positions, however many sites read it.
+        self.masks = {_key(where): SteeringMask(where, **masking) for where in positions}
+        self.clean = None if directions is None else CleanReadings(directions)
 
-    def writing(self, mask: SteeringMask):
-        """Return the function to hook at the site, reading its positions from `mask`."""
-        self.masks.append(mask)
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[_Pass]:
+        """Follow a model's forward passes and its `generate`."""
+        with ExitStack() as stack:
+            for mask in self.masks.values():
+                stack.enter_context(mask.watching(model))
+            if self.clean is not None:
+                clean, first = self.clean, next(iter(self.masks.values()))
+
+                def observe(module: nn.Module, args: Any, kwargs: Any) -> None:
+                    clean.observe(module, args, kwargs, first.past)
+
+                before = model.register_forward_pre_hook(observe, with_kwargs=True)
+                stack.callback(before.remove)
+                stack.callback(model.register_forward_hook(clean.conclude).remove)
+                stack.enter_context(watching_generate(model, clean))
+            yield self
+
+    def where(self, edit: Edit, positions: str | Tensor, hidden: Tensor) -> Tensor | None:
+        """Return where an edit is made, [#batch, pos, 1]; None for everywhere."""
+        mask = self.masks[_key(positions)]
+        found = mask.mask(hidden.shape[0], hidden.device)
+        if edit.whole:
+            return found
+        inside = edit.covers(mask.steps(hidden.device))
+        return inside if found is None else found & inside
+
+
+class _Writer:
+    """Makes one site's edits; `fired` tells whether it ever ran."""
+
+    def __init__(self, site: Site, positions: str | Tensor | None) -> None:
+        self.site = site
+        self.edits: list[Edit] = []
+        self.fired = False
+        self._positions = positions
+
+    @property
+    def directions(self) -> dict[bytes, Tensor]:
+        """Its edits' directions, each once, by their numbers."""
+        return {_numbers(edit): edit.direction for edit in self.edits}
+
+    def position_of(self, edit: Edit) -> str | Tensor:
+        """Return where an edit is to be written."""
+        return edit.vector.positions if self._positions is None else self._positions
+
+    def writing(self, state: _Pass) -> Callable[[Tensor], Tensor | None]:
+        """Return the function to hook at the site."""
 
         def write(hidden: Tensor) -> Tensor | None:
-            self.fired = True
-            if not self.active:
-                self._check_shape(hidden)
-                self._row_of(hidden.shape[0])
+            self._check_shape(hidden)
+            clean = state.clean
+            if clean is not None and clean.running:
+                clean.note(self.site, hidden)
                 return None
-            added, rows = self._addition(hidden)
-            where = mask.mask(hidden.shape[0], hidden.device)
-            if where is None:
-                where = rows
-            elif rows is not None:
-                where = where & rows
-            if where is None:
-                return hidden + added
-            # Not a sum with zeros: an untouched position keeps its very bits.
-            return torch.where(where, hidden + added, hidden)
+            self.fired = True
+            # Along one direction, what an earlier edit of this site meant to leave.
+            readings = {} if clean is None else dict(clean.readings(self.site))
+            changed: Tensor | None = None
+            for edit in self.edits:
+                key = _numbers(edit) if readings else b""
+                if isinstance(edit, Add) and edit.idle and not readings:
+                    edit.row_strengths(len(hidden))
+                    continue
+                where = state.where(edit, self.position_of(edit), hidden)
+                reading = readings.get(key)
+                changed = edit(hidden if changed is None else changed, where, reading)
+                if reading is not None:
+                    meant = edit.target(reading)
+                    kept = meant if where is None else torch.where(where[..., 0], meant, reading)
+                    readings[key] = kept
+            return changed
 
         return write
 
-    def _addition(self, hidden: Tensor) -> _Addition:
-        key = (hidden.shape[0], hidden.dtype, hidden.device)
-        ready = self._prepared.get(key)
-        if ready is not None:
-            return ready
-        self._check_shape(hidden)
-        made = self._make(*key)
-        # A cached cast of a direction that is learnt would hold a graph that is freed.
-        if not self._learnt:
-            self._prepared[key] = made
-        return made
+    def check_reached(self, passes: Iterable[_Pass]) -> None:
+        """Check, when all is over, that something was written.
 
-    def _make(self, batch: int, dtype: torch.dtype, device: torch.device) -> _Addition:
-        index = self._row_of(batch)
-        total: Tensor | None = None
-        for direction, lengths in zip(self._directions, self._lengths, strict=True):
-            scale = torch.tensor(lengths, dtype=torch.float32, device=device)
-            part = scale[:, None] * direction.to(device, torch.float32)
-            total = part if total is None else total + part
-        assert total is not None
-        active = torch.tensor([*self._active, False], device=device)
-        if index is None:
-            return total[:, None].to(dtype), None
-        added = torch.cat([total, torch.zeros_like(total[:1])])[index].to(dtype)
-        chosen = active[index]
-        return added[:, None], None if bool(chosen.all()) else chosen[:, None, None]
-
-    def _row_of(self, batch: int) -> Tensor | None:
-        """Return for each row of the batch the index of its strength, -1 for none."""
-        count = len(self._active)
-        if self._rows is not None:
-            if max(self._rows) >= batch:
-                raise SteeringError(
-                    f"rows names row {max(self._rows)} and the batch has {batch}; rows count from "
-                    "0."
-                )
-            index = torch.full((batch,), -1)
-            index[list(self._rows)] = torch.arange(count) if count > 1 else 0
-            return index
-        if count == 1:
-            return None
-        if batch % count:
-            raise SteeringError(
-                f"{count} strengths do not fit a batch of {batch} rows; give one strength, or one "
-                "per row."
+        Raises:
+            HookError: Nothing was.
+        """
+        what = f"steering at {self.site}"
+        if not self.fired:
+            inside = self.site.hook not in _RESIDUAL
+            raise HookError(
+                f"{what} never took place: no forward pass of this model reached it; run or "
+                "generate with this model inside the with block"
+                + (", through model(tokens) or saesteer.generate." if inside else ".")
             )
-        return torch.arange(count).repeat_interleave(batch // count)
+        for edit in self.edits:
+            for state in () if edit.idle else passes:
+                state.masks[_key(self.position_of(edit))].check_reached(what)
 
     def _check_shape(self, hidden: Tensor) -> None:
-        for direction in self._directions:
-            if hidden.ndim != 3 or hidden.shape[-1] != direction.shape[0]:
+        for edit in self.edits:
+            width = edit.vector.d_model
+            if hidden.ndim != 3 or hidden.shape[-1] != width:
                 raise MismatchError(
-                    f"the vector is {direction.shape[0]} wide and the hidden state at {self.site} "
-                    f"has shape {tuple(hidden.shape)}; use a vector that was made at this site of "
-                    "this model."
+                    f"the vector is {width} wide and the hidden state at {self.site} has shape "
+                    f"{tuple(hidden.shape)}; use a vector that was made at this site of this model."
                 )
 
 
-_Addition = tuple[Float[Tensor, "batch 1 d_model"], Bool[Tensor, "batch 1 1"] | None]
+def _numbers(edit: Edit) -> bytes:
+    return edit.direction.numpy().tobytes()
 
 
-def _grouped(
-    vectors: Sequence[SteeringVector],
-    strengths: Sequence[float],
-    unit: Unit,
-    positions: object,
-) -> dict[tuple[Site, str], tuple[list[Tensor], list[list[float]]]]:
-    groups: dict[tuple[Site, str], tuple[list[Tensor], list[list[float]]]] = {}
-    for vector in vectors:
-        where = positions if isinstance(positions, str) else vector.positions
-        directions, lengths = groups.setdefault((vector.site, where), ([], []))
-        directions.append(vector.direction)
-        lengths.append([to_raw(s, unit, vector) for s in strengths])
-    return groups
+def _key(positions: str | Tensor) -> str:
+    return positions if isinstance(positions, str) else "a mask"
 
 
-def _check_rows(rows: Sequence[int] | None, count: int) -> None:
-    if rows is None:
-        return
-    whole = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in rows)
-    if not rows or not whole or len(set(rows)) != len(rows):
-        raise SteeringError(
-            f"rows {list(rows)!r} are not different row numbers from 0; give at least one."
-        )
-    if count not in (1, len(rows)):
-        raise SteeringError(
-            f"{count} strengths do not fit {len(rows)} rows; give one strength, or one per row."
-        )
+def _special_ids(model: TransformerBridge) -> Tensor:
+    tokenizer: Any = model.tokenizer
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return torch.tensor(sorted(marked | set(tokenizer.all_special_ids)), dtype=torch.long)
 
 
 def _check_belongs(model: TransformerBridge, vector: SteeringVector, strict: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,11 @@ class DivergenceMeter:
 
     Raises:
         DataError: There are fewer than 200 tokens, too few to measure on.
+
+    Example:
+        >>> cost = ss.DivergenceMeter(model, ss.encode_statements(model.tokenizer, texts))
+        >>> cost(vector, strength=0.5) > cost(vector, strength=0.0)
+        True
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class DivergenceMeter:
         self, vector: SteeringVector | None, strength: float, unit: Unit = "norm"
     ) -> float:
         """Return KL(steered || base) in nats per token at a strength."""
-        return self._kl(self._rows, vector, strength, unit)
+        return divergence(self._rows, self._base, vector, strength, unit)
 
     def of_prompted(self, rows: Sequence[TokenRow]) -> float:
         """Return KL(prompted || base) in nats per token.
@@ -67,16 +72,27 @@ class DivergenceMeter:
         Args:
             rows: The same answers in the same order behind other prompts.
         """
-        return self._kl(TeacherForced(self._model, rows, max_tokens=1024))
+        return divergence(TeacherForced(self._model, rows, max_tokens=1024), self._base)
 
-    def _kl(self, rows: TeacherForced, *steering: Any) -> float:
-        total = 0.0
-        for part in rows.passes(*steering, beside=self._base):
-            assert part.beside is not None
-            base = torch.log_softmax(part.beside.float(), dim=-1)
-            steered = torch.log_softmax(part.logits.float(), dim=-1)
-            total += float((steered.exp() * (steered - base)).sum())
-        return total / self.n_tokens
+
+def divergence(
+    rows: TeacherForced, base: Sequence[torch.Tensor], *steering: Any, **editing: Any
+) -> float:
+    """Return KL(changed || base) in nats per scored token.
+
+    Args:
+        rows: The texts.
+        base: The base model's `last_states` on them.
+        steering: How they are steered, as `TeacherForced.passes` takes it.
+        editing: What is done to them instead, likewise.
+    """
+    total = 0.0
+    for part in rows.passes(*steering, **editing, beside=base):
+        assert part.beside is not None
+        untouched = torch.log_softmax(part.beside.float(), dim=-1)
+        changed = torch.log_softmax(part.logits.float(), dim=-1)
+        total += float((changed.exp() * (changed - untouched)).sum())
+    return total / rows.n_scored
 
 
 @dataclass(frozen=True)
@@ -84,10 +100,10 @@ class StrengthMatch:
     """The strength at which a vector meets a KL target in one direction.
 
     Attributes:
-        strength: The strength, signed, in `unit`.
+        strength: The strength, signed, in the unit that was asked for.
         kl: The divergence measured there.
         kl_target: The divergence asked for.
-        reached: Whether `kl` is within the tolerance of the KL target.
+        reached: Whether `kl` is within the tolerance of it; that it is not is a result.
         evaluations: How many passes it took.
     """
 
@@ -108,12 +124,8 @@ def match_strength(
     start: float = 0.2,
     largest: float = 8.0,
     tolerance: float = 0.03,
-    max_evaluations: int = 16,
 ) -> StrengthMatch:
     """Find the strength at which a vector costs a given divergence.
-
-    KL grows about as a power of the strength, so the next guess is the secant in log-log, kept
-    inside the bracket known so far and replaced by its middle when it does not move.
 
     Args:
         meter: What measures the divergence.
@@ -122,23 +134,50 @@ def match_strength(
         sign: 1 or -1: which way to steer.
         unit: The strength's unit.
         start: The first guess.
-        largest: The strongest to try; past it the KL target counts as not reached.
-        tolerance: How close the divergence must come, as a share of the KL target.
-        max_evaluations: The most passes.
+        largest: The strongest to try; past it the target counts as not reached.
+        tolerance: How close the divergence must come, as a share of the target.
 
-    Returns:
-        The match; `reached` is False where the KL target cannot be met, which is a result.
+    Example:
+        >>> cost = ss.DivergenceMeter(model, ss.encode_statements(model.tokenizer, texts))
+        >>> ss.match_strength(cost, vector, kl_target=0.05).reached
+        True
+    """
+    return match_kl(
+        lambda strength: meter(vector, strength, unit),
+        kl_target,
+        sign=sign,
+        start=start,
+        largest=largest,
+        tolerance=tolerance,
+    )
+
+
+def match_kl(
+    kl_at: Callable[[float], float],
+    kl_target: float,
+    *,
+    sign: int = 1,
+    start: float = 0.2,
+    largest: float = 8.0,
+    tolerance: float = 0.03,
+    max_evaluations: int = 16,
+) -> StrengthMatch:
+    """Find the strength at which any way of steering costs a given divergence.
+
+    KL grows about as a power of the strength, so the next guess is the secant in log-log, kept
+    inside the bracket known so far and replaced by its middle when it does not move.
+
+    Args:
+        kl_at: From a signed strength to nats per token.
+        kl_target: As the rest, see `match_strength`.
+        max_evaluations: The most calls.
     """
     low, high = 0.0, math.inf
-    best: tuple[float, float] | None = None
     points: list[tuple[float, float]] = []
     guess = min(start, largest)
-    count = 0
-    while count < max_evaluations:
-        count += 1
-        kl = meter(vector, sign * guess, unit)
-        if best is None or _distance(kl, kl_target) < _distance(best[1], kl_target):
-            best = (guess, kl)
+    while len(points) < max_evaluations:
+        kl = kl_at(sign * guess)
+        points.append((guess, kl))
         if _distance(kl, kl_target) <= math.log1p(tolerance):
             break
         if kl < kl_target:
@@ -147,11 +186,10 @@ def match_strength(
             low = max(low, guess)
         else:
             high = min(high, guess)
-        points.append((guess, kl))
         guess = min(_next_guess(points, low, high, kl_target), largest)
-    assert best is not None
-    reached = _distance(best[1], kl_target) <= math.log1p(tolerance)
-    return StrengthMatch(sign * best[0], best[1], kl_target, reached, count)
+    strength, kl = min(points, key=lambda point: _distance(point[1], kl_target))
+    reached = _distance(kl, kl_target) <= math.log1p(tolerance)
+    return StrengthMatch(sign * strength, kl, kl_target, reached, len(points))
 
 
 def _distance(kl: float, kl_target: float) -> float:
@@ -160,20 +198,19 @@ def _distance(kl: float, kl_target: float) -> float:
     return abs(math.log(kl / kl_target))
 
 
-def _next_guess(
-    points: list[tuple[float, float]], low: float, high: float, kl_target: float
-) -> float:
+def _next_guess(points: list[tuple[float, float]], low: float, high: float, target: float) -> float:
     usable = [(s, k) for s, k in points if k > 0 and math.isfinite(k)]
     if not usable:
         guess = low * 4 if high == math.inf else (low + high) / 2
     else:
+        nearest = sorted(usable, key=lambda p: _distance(p[1], target))
         power = 2.0
-        if len(usable) > 1:
-            (s1, k1), (s2, k2) = sorted(usable, key=lambda p: _distance(p[1], kl_target))[:2]
+        if len(nearest) > 1:
+            (s1, k1), (s2, k2) = nearest[:2]
             if s1 != s2 and k1 != k2:
                 power = min(max(math.log(k1 / k2) / math.log(s1 / s2), 0.5), 4.0)
-        strength, kl = min(usable, key=lambda p: _distance(p[1], kl_target))
-        guess = strength * (kl_target / kl) ** (1 / power)
+        strength, kl = nearest[0]
+        guess = strength * (target / kl) ** (1 / power)
     if high == math.inf:
         return min(guess, low * 4) if low else guess
     if not low < guess < high:

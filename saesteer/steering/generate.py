@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ from saesteer.models.tokens import (
     has_chat_template,
     input_device,
     pad_rows,
+    padding_id,
 )
 from saesteer.steering.apply import steer
 from saesteer.steering.sampling import sampling_processors
@@ -28,6 +29,7 @@ from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import SteeringError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,12 +71,25 @@ class GenerationResult:
         return tuple(r.text for r in self.records if r.strength == strength)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return one dict per completion, for a table or JSON."""
+        """Return one dict per completion, for JSON."""
         return [asdict(record) for record in self.records]
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per completion: prompt, strength, text."""
+        import pandas as pd
 
-@dataclass(frozen=True)
-class _Job:
+        rows = [(record.prompt, record.strength, record.text) for record in self.records]
+        return pd.DataFrame(rows, columns=["prompt", "strength", "text"])
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None):
+            return self.table.to_html(index=False)
+
+
+class _Job(NamedTuple):
     prompt: int
     sample: int
     strength: float
@@ -84,7 +99,7 @@ def generate(
     model: TransformerBridge,
     prompts: str | Sequence[str],
     vector: SteeringVector | Sequence[SteeringVector] | None = None,
-    strengths: float | Sequence[float] = (0.0,),
+    strength: float | Sequence[float] = 0.0,
     unit: Unit = "norm",
     *,
     max_new_tokens: int = 64,
@@ -107,7 +122,7 @@ def generate(
         model: A model from `load_model`.
         prompts: One prompt or several.
         vector: What to steer with; None for the plain model.
-        strengths: The strengths to generate at, in `unit`.
+        strength: One strength or several to generate at, in `unit`.
         unit: "norm", "raw" or "max_act".
         max_new_tokens: The most tokens to generate for each row.
         chat: Whether prompts go through the chat template; "auto" if there is one.
@@ -124,74 +139,55 @@ def generate(
     Raises:
         SteeringError: A setting is out of range, a prompt is empty or does not fit the model's
             context with `max_new_tokens`, or a strength has no vector; before generating.
+
+    Example:
+        >>> result = ss.generate(model, "How are you?", vector, [0.0, 0.2], max_new_tokens=4)
+        >>> len(result)
+        2
     """
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector or ())
-    chosen = check_strengths(strengths)
+    strengths = check_strengths(strength)
     _check_settings(texts, max_new_tokens, temperature, top_p, n_samples, max_batch_rows)
-    _check_vectors(vectors, chosen, check_unit(unit))
+    _check_vectors(vectors, strengths, check_unit(unit))
     rows = _encode(model, texts, chat, system, max_new_tokens)
-    jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in chosen]
+    jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in strengths]
     if on_token is not None and len(jobs) > 1:
         raise SteeringError(
             f"streaming shows one completion and {len(jobs)} were asked for; give one prompt, one "
             "strength and one sample, or leave on_token out."
         )
-    runner = _runner(model, vectors)
+    runner: Any = _runner(model, vectors)
+    config = _config(runner, model.tokenizer, max_new_tokens)
+    streamer = None if on_token is None else _streamer(model.tokenizer, on_token)
     records: list[GenerationRecord] = []
     for first in range(0, len(jobs), max_batch_rows):
-        batch = jobs[first : first + max_batch_rows]
-        processors = sampling_processors(
-            [(job.prompt, job.sample) for job in batch], temperature, top_p, seed
-        )
-        generated = _run_batch(
-            model,
-            runner,
-            [rows[job.prompt] for job in batch],
-            steering=(vectors, [job.strength for job in batch], unit, positions),
-            processors=processors,
-            max_new_tokens=max_new_tokens,
-            on_token=on_token,
-        )
-        for job, tokens in zip(batch, generated, strict=True):
+        part = jobs[first : first + max_batch_rows]
+        own = [rows[job.prompt] for job in part]
+        batch = pad_rows(own, padding_id(model), input_device(runner))
+        width = batch.input_ids.shape[1]
+        keys = [(job.prompt, job.sample) for job in part]
+        context: AbstractContextManager[Any] = nullcontext()
+        if vectors:
+            context = steer(
+                model,
+                vectors,
+                [job.strength for job in part],
+                unit,
+                positions=positions,
+                prompt_length=width,
+                special_mask=~batch.span,
+            )
+        with context, torch.no_grad():
+            output = runner.generate(
+                **batch.inputs,
+                generation_config=config,
+                logits_processor=sampling_processors(keys, temperature, top_p, seed),
+                streamer=streamer,
+            )
+        for job, tokens in zip(part, output[:, width:].tolist(), strict=True):
             records.append(_record(model, texts[job.prompt], job, unit, tokens))
     return GenerationResult(tuple(records))
-
-
-def _run_batch(
-    model: TransformerBridge,
-    runner: PreTrainedModel,
-    rows: Sequence[TokenRow],
-    *,
-    steering: tuple[Sequence[SteeringVector], Sequence[float], Unit, str | None],
-    processors: Any,
-    max_new_tokens: int,
-    on_token: Callable[[str], None] | None,
-) -> list[list[int]]:
-    tokenizer = model.tokenizer
-    batch = pad_rows(rows, tokenizer.pad_token_id or 0, input_device(runner))
-    width = batch.input_ids.shape[1]
-    vectors, strengths, unit, positions = steering
-    context: AbstractContextManager[Any] = nullcontext()
-    if vectors:
-        context = steer(
-            model,
-            vectors,
-            strengths,
-            unit,
-            positions=positions,
-            prompt_length=width,
-            special_mask=~batch.span,
-        )
-    streamer = _streamer(tokenizer, on_token) if on_token is not None else None
-    with context, torch.no_grad():
-        output = runner.generate(  # type: ignore[operator]
-            **batch.inputs,
-            generation_config=_config(runner, tokenizer, max_new_tokens),
-            logits_processor=processors,
-            streamer=streamer,
-        )
-    return output[:, width:].tolist()
 
 
 def _record(

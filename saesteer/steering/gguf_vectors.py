@@ -53,14 +53,10 @@ def export_gguf(
     Args:
         vectors: One vector, or one or more for each layer, all at `hook_resid_post` sites.
         path: The .gguf file.
-        strength: What llama.cpp's factor 1.0 is to stand for, in `unit`; None for the natural
-            vector.
+        strength: What llama.cpp's factor 1.0 is to stand for; None for the natural vector.
         unit: The strength's unit.
         model_hint: The architecture in GGUF's words, such as "llama"; the model's name if None.
             llama.cpp does not check it.
-
-    Returns:
-        The file that was written.
 
     Raises:
         SteeringError: A vector's site cannot be written in this format, widths differ, or the
@@ -115,9 +111,6 @@ def import_gguf(
             its depth and width, where its configuration is on this machine. None for the file's
             model_hint, unchecked.
         positions: Where the vectors are to be written.
-
-    Returns:
-        The vectors by layer.
 
     Raises:
         SteeringError: The file is missing, cut off, of another kind or of an unknown layout, or

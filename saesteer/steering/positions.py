@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from saesteer.models.compat import cached_length, find_cache, named_arguments, watching_generate
@@ -51,22 +51,27 @@ class SteeringMask:
         positions: "from_last_prompt_token" (the last prompt token and all generated ones), "all"
             (every real token), "generated" (only generated tokens), or a mask over the columns of
             a whole sequence, True where the vector is added. Padding is never written to.
-        prompt_length: The prompt's width in columns, left padding included, where known.
+        prompt_length: The prompt's width in columns, left padding included, where known; or one
+            for each row.
         special_mask: True at BOS and other special tokens, which are then left out; columns after
             its last one are not special.
+        special_ids: The ids of tokens that are left out wherever they stand.
     """
 
     def __init__(
         self,
         positions: str | Bool[Tensor, "batch pos"] = DEFAULT_POSITIONS,
         *,
-        prompt_length: int | None = None,
+        prompt_length: int | Int[Tensor, " batch"] | None = None,
         special_mask: Bool[Tensor, "batch pos"] | None = None,
+        special_ids: Int[Tensor, " id"] | None = None,
     ) -> None:
-        self._explicit = _check_mask(positions, "positions") if _is_tensor(positions) else None
-        if self._explicit is None:
+        self._explicit: Tensor | None = None
+        if isinstance(positions, Tensor):
+            self._explicit = _check_mask(positions, "positions")
+        else:
             check_saved_positions(positions)
-        if prompt_length is not None and (
+        if not (prompt_length is None or isinstance(prompt_length, Tensor)) and (
             isinstance(prompt_length, bool)
             or not isinstance(prompt_length, int)
             or prompt_length < 1
@@ -77,6 +82,7 @@ class SteeringMask:
         self._positions = positions
         self._given_length = prompt_length
         self._special = None if special_mask is None else _check_mask(special_mask, "special_mask")
+        self._special_ids = special_ids
         self._batch: int | None = None
         self._mask: Tensor | None = None
         self._moved: dict[torch.device, Tensor] = {}
@@ -84,11 +90,13 @@ class SteeringMask:
         self._held: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._generating: int | None = None
         self._due = self._reached = False
+        self.past = self._end = 0
         self.new_prompt()
 
     def new_prompt(self) -> None:
         """Forget the prompt: the next forward pass is a new one, whatever it looks like."""
-        self._start: int | Tensor | None = None
+        # The prompt's last column, of all rows or [batch, 1].
+        self._last: int | Tensor | None = None
         self._seen: Tensor | None = None
 
     @contextmanager
@@ -149,13 +157,12 @@ class SteeringMask:
         real = _real_columns(inputs.get("attention_mask"), past, width)
         self._batch, self.past, self._end = batch, past, past + width
         self._moved.clear()
-        if self._explicit is not None:
-            self._mask = self._explicit_part(batch, past, width, real)
-            return
         if self._is_new(tokens, cache, past):
-            self._start = self._first_column(past, width, real)
+            self._last = self._last_prompt_column(past, width, real)
         self._seen = tokens if cache is None else None
-        self._mask = self._part_from_start(batch, past, width, real, tokens.device)
+        self._mask = _all_of(
+            self._chosen(batch, past, width, tokens.device), self._not_special(tokens, past), real
+        )
 
     def conclude(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
@@ -185,6 +192,16 @@ class SteeringMask:
             self._moved[device] = self._mask.to(device).unsqueeze(-1)
         return self._moved[device]
 
+    def steps(self, device: torch.device) -> Int[Tensor, "#batch pos 1"]:
+        """Return which generated token each column of the running pass decides.
+
+        Step 0 is the last prompt token, which decides token 0; below 0 are those before it.
+        """
+        last = self._last
+        assert last is not None
+        columns = torch.arange(self.past, self._end, device=device)
+        return (columns[None] - (last.to(device) if isinstance(last, Tensor) else last))[..., None]
+
     def _past(self, cache: Any, inputs: Mapping[str, Any], width: int) -> int:
         """Return how many columns of the text went before the pass."""
         places = _places(inputs)
@@ -210,7 +227,7 @@ class SteeringMask:
         )
 
     def _is_new(self, tokens: Tensor, cache: Any, past: int) -> bool:
-        if self._start is None:
+        if self._last is None:
             return True
         if past > 0:
             return False
@@ -223,61 +240,54 @@ class SteeringMask:
         )
         return not grown
 
-    def _first_column(self, past: int, width: int, real: Tensor | None) -> int | Tensor:
-        if self._positions == "all":
-            return 0
-        offset = 1 if self._positions == "generated" else 0
+    def _last_prompt_column(self, past: int, width: int, real: Tensor | None) -> int | Tensor:
+        if isinstance(self._given_length, Tensor):
+            return self._given_length[:, None] - 1
         length = self._given_length or self._generating or past + width
         inside = length - past
         if real is None or not 0 < inside <= width:
-            return length - 1 + offset
+            return length - 1
         # The last real column of each row: the same for all rows unless they are right-padded.
         columns = torch.arange(past, past + inside, device=real.device)
-        last = torch.where(real[:, :inside], columns, -1).amax(dim=1, keepdim=True)
-        return last + offset
+        return torch.where(real[:, :inside], columns, -1).amax(dim=1, keepdim=True)
 
-    def _part_from_start(
-        self,
-        batch: int,
-        past: int,
-        width: int,
-        real: Tensor | None,
-        device: torch.device,
-    ) -> Tensor | None:
-        start = self._start
-        assert start is not None
-        special = self._special_part(batch, past, width)
-        if special is None and isinstance(start, int) and past >= start:
-            return real
+    def _chosen(self, batch: int, past: int, width: int, device: torch.device) -> Tensor | None:
+        if self._explicit is not None:
+            mask = self._explicit
+            whole = past > 0 or mask.shape[1] == width
+            if mask.shape[0] != batch or past + width > mask.shape[1] or not whole:
+                raise _unfit("positions mask", mask, batch, past + width)
+            return mask[:, past : past + width]
+        if self._positions == "all":
+            return None
+        assert self._last is not None
+        start = self._last + 1 if self._positions == "generated" else self._last
+        if isinstance(start, int) and past >= start:
+            return None
         columns = torch.arange(past, past + width, device=device)
-        chosen = columns >= (start if isinstance(start, int) else start.to(device))
-        chosen = chosen.expand(batch, width)
-        if special is not None:
-            chosen = chosen & ~special.to(device)
-        return chosen if real is None else chosen & real.to(device)
+        return (columns >= (start.to(device) if isinstance(start, Tensor) else start)).expand(
+            batch, width
+        )
 
-    def _special_part(self, batch: int, past: int, width: int) -> Tensor | None:
+    def _not_special(self, tokens: Tensor, past: int) -> Tensor | None:
+        batch, width = tokens.shape[:2]
+        if self._special_ids is not None and tokens.ndim == 2:
+            return ~torch.isin(tokens, self._special_ids.to(tokens.device))
         special = self._special
         if special is None or past >= special.shape[1]:
             return None
         if special.shape[0] != batch:
             raise _unfit("special_mask", special, batch, past + width)
         part = special[:, past : past + width]
-        missing = width - part.shape[1]
-        return torch.nn.functional.pad(part, (0, missing)) if missing else part
-
-    def _explicit_part(self, batch: int, past: int, width: int, real: Tensor | None) -> Tensor:
-        mask = self._explicit
-        assert mask is not None
-        whole = past > 0 or mask.shape[1] == width
-        if mask.shape[0] != batch or past + width > mask.shape[1] or not whole:
-            raise _unfit("positions mask", mask, batch, past + width)
-        part = mask[:, past : past + width]
-        return part if real is None else part & real.to(part.device)
+        return ~torch.nn.functional.pad(part, (0, width - part.shape[1]))
 
 
-def _is_tensor(positions: object) -> bool:
-    return isinstance(positions, Tensor)
+def _all_of(*parts: Tensor | None) -> Tensor | None:
+    found: Tensor | None = None
+    for part in parts:
+        if part is not None:
+            found = part if found is None else found & part.to(found.device)
+    return found
 
 
 def _check_mask(mask: Any, name: str) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -38,41 +37,39 @@ MOST_LOGITS_BESIDE_A_CPU = 2**28
 _RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
 
+# From each row's number of prompt tokens to the `with` block that its batch runs in.
+Editing = Callable[[Int[Tensor, " row"]], AbstractContextManager[Any]]
+
+
 class Pass(NamedTuple):
-    """The scored tokens of one batch of rows after a forward pass, row by row.
+    """The scored tokens of one batch of rows after a forward pass, row by row."""
 
-    Attributes:
-        index: The rows' places in the caller's order.
-        logits: What the model says where each scored token comes next.
-        after: The scored tokens.
-        row: Each one's row in this batch.
-        beside: What the model says after the states given as `beside`.
-    """
-
+    # The rows' places in the caller's order.
     index: list[int]
+    # What the model says where each scored token comes next.
     logits: Float[Tensor, "token vocab"]
+    # The scored tokens, and each one's row in this batch.
     after: Int[Tensor, " token"]
     row: Int[Tensor, " token"]
+    # What the model says after the states given as `beside`.
     beside: Float[Tensor, "token vocab"] | None = None
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Rows that run together behind one shared prefix.
+class _Block(NamedTuple):
+    """Rows that run together behind one shared prefix."""
 
-    Attributes:
-        index: The rows' places in the caller's order.
-        ids: What follows the shared prefix, right-padded.
-        attention: 1 at the prefix and at real tokens.
-        scored: True where the NEXT token is one to score.
-        steered: Over prefix and rest: True from the last prompt token on, never at padding.
-    """
-
+    # The rows' places in the caller's order.
     index: list[int]
+    # What follows the shared prefix, right-padded.
     ids: Tensor
+    # 1 at the prefix and at real tokens.
     attention: Tensor
+    # True where the NEXT token is one to score.
     scored: Tensor
+    # Over prefix and rest: True from the last prompt token on, never at padding.
     steered: Tensor
+    # Each row's number of tokens before the first scored one.
+    prompts: Tensor
 
 
 class _Reached(Exception):
@@ -92,6 +89,7 @@ class TeacherForced:
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered; steering elsewhere works but shares less.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
+        share_prefix: Whether rows may share what stands before every row's last prompt token.
 
     Raises:
         DataError: There is no row, or one has no token to score.
@@ -104,6 +102,7 @@ class TeacherForced:
         *,
         site: Site | None = None,
         max_tokens: int = 4096,
+        share_prefix: bool = True,
     ) -> None:
         _check_rows(rows)
         self._bridge = model
@@ -112,8 +111,9 @@ class TeacherForced:
         self._lower = _lower_blocks(model, self._target)
         self._lower_output: dict[int, Any] = {}
         self.n_rows = len(rows)
+        self.n_scored = sum(sum(row.kept[1:]) for row in rows)
         device = input_device(self._model)
-        shared = _shared_prefix(rows)
+        shared = _shared_prefix(rows) if share_prefix else 0
         # Whatever mode the caller is in, gradients may pass by what is kept here.
         with torch.inference_mode(False), torch.no_grad():
             self._cache = self._prefix_cache(rows[0].ids[:shared], device)
@@ -131,6 +131,7 @@ class TeacherForced:
         strength: float = 0.0,
         unit: Unit = "norm",
         *,
+        editing: Editing | None = None,
         beside: Sequence[Float[Tensor, "token width"]] | None = None,
     ) -> Iterator[Pass]:
         """Run every batch once, steered or not.
@@ -139,14 +140,13 @@ class TeacherForced:
             vector: What to steer with; nothing if None.
             strength: How strongly.
             unit: The strength's unit.
+            editing: Edits made instead, such as `intervene` with each row's `prompt_length`; those
+                that reach before the last prompt token need `share_prefix=False`.
             beside: `last_states` of each row, whose logits are wanted beside the pass's own.
-
-        Yields:
-            The pass.
         """
         for number in range(len(self._blocks)):
             # No name here holds the logits, which would otherwise outlive the caller's.
-            yield self._closed(number, vector, strength, unit, beside)
+            yield self._closed(number, vector, strength, unit, editing, beside)
 
     def _closed(
         self,
@@ -154,12 +154,15 @@ class TeacherForced:
         vector: SteeringVector | None,
         strength: float,
         unit: Unit,
+        editing: Editing | None,
         beside: Sequence[Tensor] | None,
     ) -> Pass:
         block, (model, _) = self._blocks[number], self._running(vector)
-        below = self._below(number, vector)
+        below = self._below(number, vector) if editing is None else None
         others = None if beside is None else torch.cat([beside[i] for i in block.index])
-        context = self._steered(block, vector, strength, unit)
+        context = (
+            editing(block.prompts) if editing else self._steered(block, vector, strength, unit)
+        )
         with torch.inference_mode(), context, _selecting(model, block.scored, others) as seen:
             logits = self._forward(block, below, model)
         return _pass(block, logits, seen, others)
@@ -183,12 +186,7 @@ class TeacherForced:
     def open_passes(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
     ) -> Iterator[tuple[Pass, Float[Tensor, "row d_model"]]]:
-        """Run every batch once with a zero added to each row that gradients flow back to.
-
-        Args:
-            vector: What to steer with besides.
-            strength: How strongly.
-            unit: The strength's unit.
+        """Run every batch once, steered, with a zero added to each row that gradients flow to.
 
         Yields:
             The pass and its zeros: what is added at the steered positions of each row.
@@ -423,10 +421,12 @@ def _block(
     steered = torch.zeros((len(index), shared + tokens.span.shape[1]), dtype=torch.bool)
     for i, row in enumerate(rest):
         steered[i, shared + max(0, _first_kept(row) - 1) : shared + len(row)] = True
+    prompts = torch.tensor([shared + _first_kept(row) for row in rest])
     return _Block(
         index,
         tokens.input_ids,
         torch.cat([prefix, tokens.attention_mask], dim=1),
         scored,
         steered.to(device),
+        prompts,
     )

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
-from pydantic import JsonValue
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import Tensor
 
 from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS, check_saved_positions
 from saesteer.steering.strength import Unit, check_strength
-from saesteer.steering.vector_file import read_vector_file, save_vector
 from saesteer.utils.errors import SaesteerError, SteeringError
+from saesteer.utils.files import write_atomic
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.steering.apply import Steering
 
+FORMAT = "saesteer.steering_vector"
+VERSION = 1
+FILE_NAME = "vector.safetensors"
 _UNIT_TOLERANCE = 1e-3
 
 
@@ -45,6 +50,8 @@ class SteeredFeature:
     cluster: int | None = None
     description: str | None = None
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
@@ -60,7 +67,7 @@ class SteeringVector:
             special tokens left out; None if nobody measured it.
         max_act: L2 length of the vector with every feature at its measured maximum activation;
             None if unknown.
-        features: The features the vector is made of.
+        sae_features: The features the vector is made of; `features` shows them as a table.
         positions: Which positions are written to: "from_last_prompt_token", "all", "generated".
         read_positions: Which positions the activations were read at.
         model: The model's name.
@@ -70,6 +77,12 @@ class SteeringVector:
         method: How the vector was made.
         name: What to call it.
         provenance: Anything else worth keeping, as JSON.
+
+    Example:
+        >>> raw = np.arange(32.0)
+        >>> vector = ss.SteeringVector.from_raw(raw, site=ss.Site(1), model="tiny")
+        >>> (2 * vector - vector).norm == vector.norm
+        True
     """
 
     direction: Float[Tensor, " d_model"]
@@ -78,7 +91,7 @@ class SteeringVector:
     model: str
     residual_norm: float | None = None
     max_act: float | None = None
-    features: tuple[SteeredFeature, ...] = ()
+    sae_features: tuple[SteeredFeature, ...] = ()
     positions: str = DEFAULT_POSITIONS
     read_positions: str = "unknown"
     model_fingerprint: str | None = None
@@ -98,13 +111,13 @@ class SteeringVector:
             )
         object.__setattr__(self, "direction", direction)
         object.__setattr__(self, "site", Site.parse(self.site))
-        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "sae_features", tuple(self.sae_features))
         check_saved_positions(self.positions)
         _check_length("norm", self.norm)
         for name in ("residual_norm", "max_act"):
             if getattr(self, name) is not None:
                 _check_length(name, getattr(self, name))
-        for feature in self.features:
+        for feature in self.sae_features:
             if not math.isfinite(feature.weight):
                 raise SteeringError(
                     f"feature {feature.index} of vector {self.name!r} has weight "
@@ -118,6 +131,7 @@ class SteeringVector:
         *,
         site: Site | str,
         model: str,
+        features: Sequence[SteeredFeature] = (),
         **rest: Any,
     ) -> SteeringVector:
         """Normalise a vector, keeping its length as `norm`.
@@ -128,6 +142,7 @@ class SteeringVector:
             raw_vector: The natural vector, [d_model]: tensor, array or list.
             site: Where it was read and is to be added.
             model: The model's name.
+            features: The features the vector is made of.
             **rest: The other fields of SteeringVector.
 
         Raises:
@@ -146,6 +161,7 @@ class SteeringVector:
             site=Site.parse(site),
             norm=norm,
             model=model,
+            sae_features=tuple(features),
             **rest,
         )
 
@@ -159,10 +175,26 @@ class SteeringVector:
         """The vector's width."""
         return self.direction.shape[0]
 
+    @property
+    def features(self) -> pd.DataFrame:
+        """The vector's SAE features: index, weight, cluster, label, url; no row without an SAE."""
+        import pandas as pd
+
+        from saesteer.saes.labels import feature_url, noted_place
+
+        place = noted_place(self.provenance) if self.sae_features else None
+        rows = [
+            (f.index, f.weight, f.cluster, f.description, feature_url(place, f.index))
+            for f in self.sae_features
+        ]
+        columns = ["index", "weight", "cluster", "label", "url"]
+        table = pd.DataFrame(rows, columns=columns, dtype=object)
+        return table.astype({"index": int, "weight": float, "cluster": "Int64"})
+
     def __repr__(self) -> str:
         return (
             f"SteeringVector({self.name!r}, site={self.site}, method={self.method!r}, "
-            f"norm={self.norm:.4g}, features={len(self.features)}, model={self.model!r})"
+            f"norm={self.norm:.4g}, features={len(self.sae_features)}, model={self.model!r})"
         )
 
     def scaled(self, factor: float) -> SteeringVector:
@@ -181,7 +213,7 @@ class SteeringVector:
             direction=self.direction if number > 0 else -self.direction,
             norm=self.norm * abs(number),
             max_act=None if self.max_act is None else self.max_act * abs(number),
-            features=tuple(replace(f, weight=f.weight * number) for f in self.features),
+            sae_features=tuple(replace(f, weight=f.weight * number) for f in self.sae_features),
         )
 
     def __mul__(self, factor: float) -> SteeringVector:
@@ -206,7 +238,7 @@ class SteeringVector:
             site=self.site,
             model=self.model,
             residual_norm=sum(known) / len(known) if known else None,
-            features=_sum_features(self.features, other.features),
+            features=_sum_features(self.sae_features, other.sae_features),
             positions=self.positions,
             read_positions=_joined(self.read_positions, other.read_positions),
             model_fingerprint=self.model_fingerprint or other.model_fingerprint,
@@ -235,7 +267,26 @@ class SteeringVector:
             OutputError: The file cannot be written.
             SteeringError: The provenance is not JSON.
         """
-        return save_vector(self, path)
+        from safetensors.torch import save
+
+        target = Path(path)
+        if target.is_dir() or target.suffix != ".safetensors":
+            target = target / FILE_NAME
+        metadata = {"format": FORMAT, "version": str(VERSION), "vector": self._header()}
+        direction = self.direction.detach().cpu().contiguous()
+        return write_atomic(target, save({"direction": direction}, metadata=metadata))
+
+    def _header(self) -> str:
+        header = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
+        header["features"] = [asdict(feature) for feature in header.pop("sae_features")]
+        header |= {"site": str(self.site), "provenance": dict(self.provenance)}
+        try:
+            return json.dumps(header, allow_nan=False, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise SteeringError(
+                f"vector {self.name!r} cannot be written as JSON ({error}); keep only text, finite "
+                "numbers, lists and dicts with text keys in its provenance."
+            ) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVector:
@@ -244,44 +295,103 @@ class SteeringVector:
         Raises:
             SteeringError: There is no such file, or it is not a whole saesteer vector.
         """
-        source, fields = read_vector_file(path)
-        features = tuple(SteeredFeature(**feature) for feature in fields.pop("features"))
-        try:
-            return cls(site=Site.parse(fields.pop("site")), features=features, **fields)
-        except SaesteerError as error:
-            raise SteeringError(f"{source}: {error}") from error
+        return load_vector(path)
 
-    def apply(
+    def steer(
         self,
         model: TransformerBridge,
         strength: float | Sequence[float],
         unit: Unit = "norm",
-        *,
-        positions: str | Bool[Tensor, "batch pos"] | None = None,
-        rows: Sequence[int] | None = None,
-        prompt_length: int | None = None,
-        special_mask: Bool[Tensor, "batch pos"] | None = None,
-        strict: bool = True,
+        **where: Any,
     ) -> AbstractContextManager[Steering]:
-        """Steer every forward pass inside a `with` block; see `saesteer.steering.steer`.
+        """Steer every forward pass inside a `with` block; see `saesteer.steer`.
 
         Example:
-            >>> with vector.apply(model, strength=0.2, unit="norm"):  # doctest: +SKIP
-            ...     model.generate("I think that")
+            >>> with vector.steer(model, strength=0.2):  # doctest: +SKIP
+            ...     model.generate(**inputs)
         """
         from saesteer.steering.apply import steer
 
-        return steer(
-            model,
-            self,
-            strength,
-            unit,
-            positions=positions,
-            rows=rows,
-            prompt_length=prompt_length,
-            special_mask=special_mask,
-            strict=strict,
+        return steer(model, self, strength, unit, **where)
+
+    # What it was called before 0.1.0; goes with the release after that.
+    apply = steer
+
+
+def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
+    """Read a vector from a file, or from "vector.safetensors" in a run's folder.
+
+    Raises:
+        SteeringError: There is no such file, or it is not a whole saesteer vector.
+
+    Example:
+        >>> path = vector.save(folder / "kind.safetensors")
+        >>> ss.load_vector(path).method
+        'difference_in_means'
+    """
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    if source.is_dir():
+        source = source / FILE_NAME
+    if not source.is_file():
+        raise SteeringError(
+            f"{source}: there is no such steering vector; give a .safetensors file or a run's "
+            "folder that holds one."
         )
+    try:
+        with safe_open(source, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SteeringError(
+            f"{source}: cannot be read as safetensors ({error}); the file is cut off or of another "
+            "kind, so copy or make it again."
+        ) from error
+    if metadata.get("format") != FORMAT or "direction" not in tensors:
+        raise SteeringError(
+            f"{source}: this safetensors file is not a saesteer steering vector; give the "
+            f"{FILE_NAME} of a run, or make one with saesteer run."
+        )
+    version = metadata.get("version", "")
+    if version != str(VERSION):
+        raise SteeringError(
+            f"{source}: the vector's format version is {version!r} and this saesteer reads "
+            f"{VERSION}; use the saesteer that wrote it, or a newer one."
+        )
+    try:
+        header = _Header.model_validate_json(metadata.get("vector", ""))
+        own = {name: getattr(header, name) for name in _Header.model_fields if name != "features"}
+        return SteeringVector(tensors["direction"], sae_features=header.features, **own)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise SteeringError(
+            f"{source}: field {place} of the vector's metadata is wrong ({first['msg']}); copy or "
+            "make the file again."
+        ) from error
+    except SaesteerError as error:
+        raise SteeringError(f"{source}: {error}") from error
+
+
+class _Header(BaseModel):
+    """What a file says of a vector beside its direction."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    site: str
+    norm: float
+    residual_norm: float | None
+    max_act: float | None
+    features: tuple[SteeredFeature, ...]
+    positions: str
+    read_positions: str
+    model: str
+    model_fingerprint: str | None
+    sae: str | None
+    sae_fingerprint: str | None
+    method: str
+    name: str
+    provenance: dict[str, JsonValue]
 
 
 def _as_vector(value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -327,7 +437,7 @@ def _check_addable(a: SteeringVector, b: SteeringVector) -> None:
             )
     known = a.sae_fingerprint and b.sae_fingerprint
     same = a.sae_fingerprint == b.sae_fingerprint if known else a.sae == b.sae
-    if a.features and b.features and not same:
+    if a.sae_features and b.sae_features and not same:
         raise SteeringError(
             f"{both} name features of different SAEs ({a.sae} and {b.sae}); steer with both at "
             "once instead: steer(model, [a, b], strength)."

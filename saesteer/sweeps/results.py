@@ -210,7 +210,7 @@ def result_table(result: SweepResult) -> pd.DataFrame:
 
 def write_results(result: SweepResult, folder: Path) -> Path:
     """Write table, summary, best settings and report page into the sweep's folder."""
-    from saesteer.report.sweep_page import write_sweep_page
+    from saesteer.report.sweep import sweep_report
 
     files, table = RunFolder(folder), result_table(result)
     record = finite(result.as_dict())
@@ -221,7 +221,7 @@ def write_results(result: SweepResult, folder: Path) -> Path:
     if result.best is not None:
         text = best_settings(result)
         files.write(BEST, lambda draft: draft.write_text(text, encoding="utf-8"))
-    write_sweep_page(record, folder / REPORT)
+    sweep_report(record).write(folder / REPORT)
     return folder
 
 
@@ -260,13 +260,11 @@ def markdown(result: SweepResult) -> str:
 
 def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:
     """Tell the record what a sweep found; its files are written."""
-    from saesteer.report.sheet import Drawing
-    from saesteer.report.sweep_page import sweep_sheet
+    from saesteer.report.sweep import sweep_report
 
     recorded.summary({"states": result.states, "best": result.best and result.best.value})
     recorded.table("trials", result_table(result))
     if recorded.shown_elsewhere:
-        for part in sweep_sheet(result.as_dict()).parts:
-            for drawn in (item for item in part.items if isinstance(item, Drawing)):
-                recorded.figure(part.title.lower().replace(" ", "-"), drawn.figure)
+        for name, figure in sweep_report(result.as_dict()).figures.items():
+            recorded.figure(name, figure)
     recorded.artifact("report", recorded.folder.path / REPORT, "report")

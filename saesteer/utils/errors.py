@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 class SaesteerError(Exception):
-    """Base of every error saesteer raises on purpose; the command line exits with code 2."""
+    """Base of every error saesteer raises on purpose; the command line exits with code 2.
+
+    Example:
+        >>> try:
+        ...     ss.load_pairs("agreeablness")
+        ... except ss.SaesteerError as error:
+        ...     print("did you mean" in str(error))
+        True
+    """
 
 
 class DataError(SaesteerError):

@@ -33,6 +33,9 @@ _RENAMED = {
     "budget": "kl_target",
     "budgets": "kl_targets",
     "headline_budget": "headline_kl_target",
+    "own_words": "self_generated",
+    "own_samples": "self_generated_samples",
+    "own_pairs": "self_generated_pairs",
 }
 _POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 
@@ -197,6 +200,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[M
     Raises:
         ConfigError: The file is missing or not YAML, a field is unknown (the nearest known one is
             named), or a value does not fit.
+
+    Example:
+        >>> from saesteer.experiments.steer.config import RunConfig
+        >>> path = folder / "mine.yaml"
+        >>> _ = path.write_text("{name: mine, pairs: {source: agreeableness}}")
+        >>> ss.load_config(path, ["seed=1"], kind=RunConfig).seed
+        1
     """
     data = read_yaml(path, empty="settings; write 'name: value' lines")
     for override in overrides:

@@ -8,7 +8,7 @@ import torch
 from saesteer.agent import run_agent
 from saesteer.agent.settings import DEFAULT, AgentConfig
 from saesteer.corruption import load_tasks
-from saesteer.corruption.prompts import task_rows
+from saesteer.corruption.tasks import task_rows
 from saesteer.models.loading import plain_model
 from saesteer.tracking import list_runs
 from saesteer.utils.settings import load_config

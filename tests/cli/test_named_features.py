@@ -84,7 +84,7 @@ def test_probes_on_codes(saesteer, labelled, tiny_model_folder, tmp_path):
     assert f"{top['feature']}: {PAGE}/{top['feature']}" in lines_of(answer.out)
     vector = SteeringVector.load(metrics.parent / "sparse" / "k-2.safetensors")
     assert (
-        f"{PAGE}/{vector.features[0].index}"
+        f"{PAGE}/{vector.sae_features[0].index}"
         in saesteer("vector", "show", metrics.parent / "sparse" / "k-2.safetensors").out
     )
 
@@ -116,5 +116,5 @@ def test_patched_features(saesteer, labelled, tiny_model_folder, tmp_path):
         cells = strongest[f"activation-sae-{mode}"]
         assert cells
         for cell in cells:
-            assert f'<a href="{PAGE}/{cell["feature"]}">' in page
+            assert f'<a href="{PAGE}/{cell["feature"]}"' in page
             assert f"[label] {cell['feature']}" in page

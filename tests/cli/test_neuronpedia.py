@@ -72,15 +72,15 @@ def test_words_find_features_of_the_bundled_sae_and_make_a_vector(saesteer, no_n
     assert answer.code == 0, answer
     assert "not by meaning" in answer.out and "saesteer generate --vector" in answer.out
     vector = SteeringVector.load(target)
-    assert len(vector.features) == 2
+    assert len(vector.sae_features) == 2
     assert (vector.model, str(vector.site), vector.name) == (
         "smollm2",
         "blocks.10.hook_resid_post",
         "kind",
     )
     rows = load_sae("smollm2").decoder
-    weights = torch.tensor([f.weight for f in vector.features])
-    expected = weights @ rows[[f.index for f in vector.features]]
+    weights = torch.tensor([f.weight for f in vector.sae_features])
+    expected = weights @ rows[[f.index for f in vector.sae_features]]
     assert torch.allclose(vector.raw, expected, atol=1e-3)
     # Each feature is at its largest activation, so the natural vector is one "max_act" long.
     assert vector.max_act == pytest.approx(vector.norm, rel=1e-4)
@@ -118,8 +118,8 @@ def test_a_vector_from_words_is_at_the_features_largest_activations(vector):
     from saesteer.steering import SteeringVector
 
     made = SteeringVector.load(vector)
-    assert {f.index: f.weight for f in made.features} == {3: 12.5, 40: 49.5}
-    assert made.features[0].description == "words of kindness 40"
+    assert {f.index: f.weight for f in made.sae_features} == {3: 12.5, 40: 49.5}
+    assert made.sae_features[0].description == "words of kindness 40"
     assert made.provenance["words"] == "kindness"
     assert made.max_act == pytest.approx(made.norm)
 
@@ -160,7 +160,7 @@ def test_a_vector_without_features_is_not_steered_with_there(refused, player, ve
 
     from saesteer.steering import SteeringVector
 
-    bare = replace(SteeringVector.load(vector), features=(), sae=None)
+    bare = replace(SteeringVector.load(vector), sae_features=(), sae=None)
     bare.save(tmp_path / "bare.safetensors")
     said = refused("neuronpedia", "steer", tmp_path / "bare.safetensors", "--prompt", "a")
     assert "unit 'norm' needs residual_norm" in said

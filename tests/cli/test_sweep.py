@@ -82,11 +82,10 @@ def test_a_sweep_ends_with_its_table_and_the_best_settings(call, sweep_file, tmp
 def test_trials_load_the_model_once_and_read_activations_once(
     call, sweep_file, tmp_path, monkeypatch
 ):
-    from saesteer.experiments import context
-    from saesteer.experiments.steer import experiment as pipeline
+    from saesteer.experiments import context, steering
 
     calls: list[str] = []
-    for module, name in ((context, "load_model"), (pipeline, "read_pair_activations")):
+    for module, name in ((context, "load_model"), (steering, "read_pair_activations")):
         real = getattr(module, name)
 
         def counted(*rest: Any, real: Any = real, name: str = name, **more: Any) -> Any:

@@ -40,14 +40,14 @@ def test_show_says_where_it_belongs_and_what_it_is_made_of(saesteer, finished, v
 
 def test_show_prints_descriptions_letter_by_letter_within_100_columns(saesteer, vector, tmp_path):
     feature = SteeredFeature(3, 0.5, None, 'fires on "[b]", ' * 20)
-    path = replace(vector, features=(feature,)).save(tmp_path / "v.safetensors")
+    path = replace(vector, sae_features=(feature,)).save(tmp_path / "v.safetensors")
     answer = saesteer("vector", "show", path)
     assert 'fires on "[b]"' in answer.out
     assert max(map(len, answer.out.splitlines())) <= 100
 
 
 def test_show_a_vector_without_features(saesteer, vector, tmp_path):
-    path = replace(vector, features=(), sae=None, residual_norm=None).save(tmp_path / "v")
+    path = replace(vector, sae_features=(), sae=None, residual_norm=None).save(tmp_path / "v")
     answer = saesteer("vector", "show", path)
     assert answer.code == 0
     assert "unknown" in answer.out

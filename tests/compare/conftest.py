@@ -35,6 +35,14 @@ def written_words(rng: np.random.Generator, n: int) -> str:
     return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 5)) for _ in range(n))
 
 
+def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Merge a change of a section into it."""
+    for section, change in changes.items():
+        both = isinstance(change, dict) and isinstance(settings.get(section), dict)
+        settings[section] = {**settings[section], **change} if both else change
+    return settings
+
+
 @pytest.fixture(scope="package", autouse=True)
 def _fewer_judges() -> Iterator[None]:
     """Let judges choose among two strengths of regularisation: most of the time went into more."""
@@ -116,10 +124,7 @@ def tiny_compare(
             | {"choices": 4},
             "folder": str(tmp_path_factory.mktemp("runs")),
         }
-        for section, change in changes.items():
-            both = isinstance(change, dict) and isinstance(settings.get(section), dict)
-            settings[section] = {**settings[section], **change} if both else change
-        return settings
+        return changed(settings, changes)
 
     return make
 
@@ -176,9 +181,6 @@ def few(tiny_compare) -> Callable[..., dict[str, Any]]:
             writing={"n_questions": 0},
             side_effects={"n_prose": 2, "choices": 2, "pairs": 2},
         )
-        for section, change in changes.items():
-            both = isinstance(change, dict) and isinstance(settings.get(section), dict)
-            settings[section] = {**settings[section], **change} if both else change
-        return settings
+        return changed(settings, changes)
 
     return make

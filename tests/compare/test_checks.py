@@ -11,9 +11,7 @@ import pytest
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.registry import run_experiment
 from saesteer.utils.errors import (
-    ConfigError,
     DataError,
-    MismatchError,
     ModelError,
     SaesteerError,
     SteeringError,
@@ -27,7 +25,7 @@ def refused(monkeypatch):
     def computed(*args: Any, **kwargs: Any):
         raise AssertionError("nothing may be computed")
 
-    monkeypatch.setattr("saesteer.experiments.compare.persona_run.PersonaRun.run", computed)
+    monkeypatch.setattr("saesteer.experiments.compare.persona.PersonaRun.run", computed)
 
     def call(settings: dict[str, Any], kind: type[SaesteerError]) -> str:
         with pytest.raises(kind) as error:
@@ -64,19 +62,10 @@ def test_a_template_that_takes_no_system_prompt_is_refused(few, refused, monkeyp
             raise ModelError("this model's chat template refuses the prompt (no); leave it out.")
         return question
 
-    monkeypatch.setattr("saesteer.experiments.compare.checks.chat_prompt", refuses)
+    monkeypatch.setattr("saesteer.experiments.steering.chat_prompt", refuses)
     settings = few()
     settings["methods"] = [*settings["methods"], "system_prompt"]
     assert refused(settings, ModelError).startswith("methods: system_prompt: this model's chat")
-
-
-def test_a_site_that_is_not_the_saes_is_refused(few, refused):
-    told = refused(few(site="blocks.0.hook_resid_post"), ConfigError)
-    assert "site blocks.0.hook_resid_post is not where SAE" in told
-
-
-def test_an_sae_of_another_model_is_refused(few, refused, mirror_sae):
-    assert "is 48 wide at" in refused(few(sae=str(mirror_sae(d_in=48))), MismatchError)
 
 
 def test_a_statement_that_is_too_long_is_named_with_its_persona(
@@ -105,7 +94,7 @@ def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path)
     questions.write_text("Why?\n" + "Who says so? " * 30)
     settings = few(writing={"questions": str(questions)}, objective={"own_words": 0})
     told = refused(settings, SteeringError)
-    assert told.startswith("question 'Who says so? ")
+    assert told.startswith("question 2 ('Who says so? ")
     assert "which with writing.max_new_tokens 12 is more than the model's context" in told
     prose = tmp_path / "prose.jsonl"
     prose.write_text(json.dumps({"text": "xyzq " * 90}))

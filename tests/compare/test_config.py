@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -48,26 +47,17 @@ def test_names_alone_are_personas_and_methods():
         ({"personas": [{"source": "a", "name": "x/y"}]}, "personas.0.name"),
         ({"methods": ["difference_in_means"] * 2}, "difference_in_means stands there twice"),
         ({"methods": ["attributed_sae"]}, "baseline 'difference_in_means' is not one of the"),
-        ({"headline": "pca"}, "headline 'pca' is not one of the methods"),
-        ({"repeated": ["pca"]}, "repeated 'pca' is not one of the methods"),
         ({"writing": {"methods": ["pca"]}}, "writing.methods 'pca' is not one of"),
-        ({"side_effects": {"methods": ["pca"]}}, "side_effects.methods 'pca' is not one of"),
         ({"writing": {"kl_targets": [0.2]}}, "writing.kl_targets 0.2 is not one of"),
         (
             {"evaluation": {"headline_kl_target": 0.2}},
             "headline_kl_target 0.2 is not one of the KL targets",
         ),
         ({"evaluation": {"kl_targets": [0.3, 0.3]}}, "are not different KL targets above 0"),
-        ({"evaluation": {"kl_targets": [0.3, -1]}}, "are not different KL targets above 0"),
         ({"evaluation": {"kl_targets": [0.3, float("nan")]}}, "evaluation.kl_targets.1"),
-        ({"evaluation": {"kl_targets": []}}, "evaluation.kl_targets"),
-        ({"evaluation": {"multiples": [1, 1]}}, "are not two different multiples"),
-        ({"objective": {"kl_target": float("inf")}}, "objective.kl_target"),
+        ({"evaluation": {"multiples": [1, 1]}}, "names a multiple twice; name each once"),
         ({"seeds": [1, 1]}, "are not different numbers from 0"),
-        ({"seeds": [-1]}, "are not different numbers from 0"),
-        ({"splits": {"judge": 3}}, "splits.judge"),
         ({"sede": [1]}, "sede is not a known setting (did you mean 'seeds'?)"),
-        ({"splits": {"tran": 3}}, "splits.tran is not a known setting (did you mean"),
         ({"random": {"directions": -1}}, "random.directions"),
     ],
     ids=str,
@@ -85,25 +75,14 @@ def test_what_does_not_fit_is_one_sentence_with_its_field(changes, text):
     [
         ("clusterd_sae", {}, "method 'clusterd_sae' is unknown (did you mean 'clustered_sae'?)"),
         ("pca", {"varient": "x"}, "method pca has no setting 'varient'; it has variant"),
-        ("difference_in_means", {"x": 1}, "has no setting 'x'; it has none"),
-        ("top_feature_output_score", {"criterion": "x"}, "has no setting 'criterion'"),
         ("attributed_tied", {"signs": "free"}, "has no setting 'signs'"),
-        ("attributed_sae", {"n_features": "many"}, "method attributed_sae: n_features: "),
         ("attributed_sae", {"n_features": 2.5}, "method attributed_sae: n_features: "),
         ("attributed_sae", {"n_features": 0}, "n_features must be 1 or more"),
-        ("attributed_sae", {"ridge": float("nan")}, "ridge 0 or more"),
-        ("attributed_sae", {"selection": 3}, "method attributed_sae: selection: "),
         ("natural_gradient", {"ridge": float("nan")}, "ridge 0 or more"),
         (
             "attributed_sae",
             {"selection": {"n_featurs": 3}},
             "method attributed_sae: selection: n_featurs is not a known setting (did you mean",
-        ),
-        ("clustered_sae", {"selection": {"max_firing": float("nan")}}, "selection: max_firing"),
-        (
-            "clustered_sae",
-            {"selection": {"criterion": "auc"}},
-            "method clustered_sae: selection: criterion: 'auc' is not known",
         ),
         ("clustered_sae", {"clustering": {"method": "kmeans"}}, "clustering: method: 'kmeans'"),
         ("clustered_sae", {"regression": {"method": "rige"}}, "did you mean 'ridge'"),
@@ -122,33 +101,30 @@ def test_every_method_is_made_without_settings_and_keeps_those_it_is_given():
     settings = {"n_features": 3, "selection": {"max_firing": 1.0}}
     made: Any = build_method("attributed_tied", settings)
     assert (made.n_features, made.signs, made.selection) == (3, "tied", {"max_firing": 1.0})
-    top: Any = build_method("top_feature_output_score", {})
-    assert top.criterion == "output_score"
 
 
-def test_a_personas_hash_knows_nothing_of_the_others_nor_of_who_is_the_headline():
-    repeated = ["attributed_sae", "difference_in_means"]
-    fixed = {
-        "repeated": repeated,
-        "writing": {"methods": repeated},
-        "side_effects": {"methods": repeated},
-    }
-    config = parse(**fixed)
-    persona = config.personas[0]
-    same: list[dict[str, Any]] = [
+FIXED = {
+    "repeated": ["attributed_sae", "difference_in_means"],
+    "writing": {"methods": ["attributed_sae", "difference_in_means"]},
+    "side_effects": {"methods": ["attributed_sae", "difference_in_means"]},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"personas": ["optimism", "agreeableness", "risk-taking"]},
-        {"name": "other"},
-        {"folder": "elsewhere"},
+        {"name": "other", "folder": "elsewhere", "model": {"threads": 1}},
         {"headline": "difference_in_means", "baseline": "attributed_sae"},
-        {"model": {"threads": 1}},
-        {"writing": {"methods": repeated, "shown": 1}},
-        {"llm_judge": {"model": "judge"}},
-    ]
-    digest = config.persona_digest(persona, pairs="p")
-    for changes in same:
-        assert parse(**{**fixed, **changes}).persona_digest(persona, pairs="p") == digest, changes
+        {"writing": {**FIXED["writing"], "shown": 1}, "llm_judge": {"model": "judge"}},
+    ],
+    ids=str,
+)
+def test_a_personas_hash_knows_nothing_of_the_others_nor_of_who_is_the_headline(changes):
     # Headline and baseline alone say which are repeated, where nothing else does.
-    assert parse().persona_digest(persona, pairs="p") == digest
+    persona = parse().personas[0]
+    digest = parse().persona_digest(persona, pairs="p")
+    assert parse(**{**FIXED, **changes}).persona_digest(persona, pairs="p") == digest
 
 
 @pytest.mark.parametrize(
@@ -159,11 +135,9 @@ def test_a_personas_hash_knows_nothing_of_the_others_nor_of_who_is_the_headline(
         {"model": {"dtype": "float32"}},
         {"splits": {"train": 100}},
         {"objective": {"own_words": 0.0}},
-        {"evaluation": {"request": "Well?"}},
         {"methods": [{"name": "attributed_sae", "settings": {"rounds": 2}}, "difference_in_means"]},
         {"headline": "difference_in_means", "baseline": "difference_in_means"},
         {"writing": {"n_samples": 2}},
-        {"random": {"directions": 3}},
         {"reading": {"positions": "last"}},
     ],
     ids=str,
@@ -181,9 +155,3 @@ def test_a_personas_own_settings_and_pairs_change_its_hash():
     assert config.persona_digest(persona, pairs="q") != digest
     described = persona.model_copy(update={"description": "a kind person"})
     assert config.persona_digest(described, pairs="p") != digest
-    assert (
-        parse_config(copy.deepcopy(PLAIN), kind=CompareConfig, place="y.yaml").persona_digest(
-            persona, pairs="p"
-        )
-        == digest
-    )

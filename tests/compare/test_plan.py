@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.plan import only, plan_compare
+from saesteer.data import PairSet, near_duplicate_groups, read_pairs
+from saesteer.experiments.compare import plan
+from saesteer.experiments.compare.config import CompareConfig, SplitSettings
+from saesteer.experiments.compare.plan import plan_compare, split_persona
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 
 
@@ -32,21 +35,16 @@ def told(settings: dict[str, Any], kind: type[SaesteerError] = DataError) -> str
 
 def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading, compare_data):
     settings = tiny_compare(writing={"n_questions": 2}, objective={"own_words": 0.5})
-    plan = planned(settings)
-    assert [persona.name for persona in plan.personas] == ["kindly", "boldly"]
-    assert [p.pairs.name for p in plan.personas] == ["kindly", "boldly"]
-    assert not any(persona.own or persona.done for persona in plan.personas)
-    assert (len(plan.answers), len(plan.training_answers)) == (6, 8)
-    assert not set(plan.answers) & set(plan.training_answers)
-    assert plan.questions == ("Why?", "Who are you?")
-    assert plan.training_questions == ("What now?", "How so?")
-    assert len(plan.prose) == 4
+    found = planned(settings)
+    assert [persona.name for persona in found.personas] == ["kindly", "boldly"]
+    assert [p.pairs.name for p in found.personas] == ["kindly", "boldly"]
+    assert not any(persona.own or persona.done for persona in found.personas)
+    assert (len(found.answers), len(found.training_answers)) == (6, 8)
+    assert not set(found.answers) & set(found.training_answers)
+    assert found.questions == ("Why?", "Who are you?")
+    assert found.training_questions == ("What now?", "How so?")
+    assert len(found.prose) == 4
     assert not list(Path(settings["folder"]).iterdir())
-
-
-def test_bundled_personas_are_our_own(tiny_compare):
-    plan = planned(tiny_compare(personas=["optimism"]))
-    assert [persona.own for persona in plan.personas] == [True]
 
 
 def test_a_persona_keeps_its_folder_whoever_else_is_compared(tiny_compare, compare_data):
@@ -71,6 +69,18 @@ def test_a_changed_setting_or_pair_gives_another_folder(tiny_compare, compare_da
     assert again["kindly"] != before["kindly"]
 
 
+def test_another_division_of_the_same_pairs_gives_another_folder(tiny_compare, monkeypatch):
+    settings = tiny_compare()
+    before = folders(settings)
+    divide = plan.split_pairs
+
+    def other(pairs: PairSet, *, seed: int, **how: Any) -> Any:
+        return divide(pairs, seed=seed + 100, **how)
+
+    monkeypatch.setattr(plan, "split_pairs", other)
+    assert not set(folders(settings).values()) & set(before.values())
+
+
 def test_other_weights_under_the_same_path_are_another_comparison(tiny_compare, mirror_sae):
     sae = mirror_sae()
     settings = tiny_compare(sae=str(sae))
@@ -81,28 +91,25 @@ def test_other_weights_under_the_same_path_are_another_comparison(tiny_compare, 
 
 
 def test_a_part_of_a_comparison_does_not_pass_for_the_whole(tiny_compare):
-    plan = planned(tiny_compare())
-    part = only(plan, ["boldly", "boldly"])
+    whole = planned(tiny_compare())
+    part = whole.only(["boldly", "boldly"])
     assert [persona.name for persona in part.personas] == ["boldly"]
-    assert part.personas[0].folder == plan.personas[1].folder
-    assert part.folder != plan.folder
-    assert only(plan, ["kindly", "boldly"]).folder == plan.folder
+    assert part.personas[0].folder == whole.personas[1].folder
+    assert part.folder != whole.folder
+    assert whole.only(["kindly", "boldly"]).folder == whole.folder
     with pytest.raises(ConfigError, match=r"--only 'bodly' is no persona here; choose from kindly"):
-        only(plan, ["bodly"])
+        whole.only(["bodly"])
 
 
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
         ([], "kindly.jsonl"),
-        (["{"], "kindly.jsonl:1"),
         ([{"positive": "a"}], "kindly.jsonl:1"),
-        ([{"positive": "a", "negative": " "}], "kindly.jsonl:1"),
-        ([{"statement": "I agree", "label": 1}] * 3, "kindly.jsonl"),
         ([{"positive": "a b c d", "negative": "b c d e"}], "kindly.jsonl: its 1 pairs are fewer"),
         ([{"positive": "the same", "negative": "not that"}] * 40, "kindly.jsonl"),
     ],
-    ids=["empty", "no JSON", "one side", "blank", "labelled", "one pair", "repeated"],
+    ids=["empty", "one side", "one pair", "repeated"],
 )
 def test_a_persona_that_cannot_be_used_is_named_with_its_file(
     tiny_compare, compare_data, tmp_path, no_loading, lines, text
@@ -125,13 +132,9 @@ def test_a_persona_that_cannot_be_used_is_named_with_its_file(
         ({"headline": "system_prompt"}, "headline 'system_prompt' has no strength to match"),
         ({"baseline": "system_prompt"}, "baseline 'system_prompt' has no strength to match"),
         ({"writing": {"kl_targets": [], "n_questions": 1}}, "writing.kl_targets is empty"),
-        ({"model": {"name": "./nowhere"}}, "neither an existing folder"),
-        ({"sae": "./nowhere"}, "neither an existing folder"),
         ({"site": "here"}, "site 'here' is not of the form"),
         ({"evaluation": {"neutral_answers": 16}}, "none is left to train with"),
-        ({"evaluation": {"neutral": "nowhere.jsonl"}}, "nowhere.jsonl"),
-        ({"writing": {"n_questions": 4}, "objective": {"own_words": 1}}, "train own words on"),
-        ({"writing": {"questions": "nowhere.txt"}}, "nowhere.txt"),
+        ({"writing": {"n_questions": 4}, "objective": {"own_words": 1}}, "left for self-generated"),
         ({"side_effects": {"prose": "nowhere.jsonl"}}, "nowhere.jsonl"),
         ({"personas": ["kindlyness"]}, "persona kindlyness: "),
         ({"splits": {"judge": 10, "train": 400}}, "60 pairs leave 1 for validation"),
@@ -165,12 +168,6 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
         planned(settings)
 
 
-def test_a_folder_that_is_a_file_is_refused(tiny_compare, tmp_path, no_loading):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(ConfigError, match=r"taken is a file; choose another"):
-        planned(tiny_compare(folder=str(tmp_path / "taken")))
-
-
 def test_a_persona_is_done_when_all_its_files_are_there(tiny_compare):
     persona = planned(tiny_compare()).personas[0]
     persona.folder.mkdir(parents=True)
@@ -182,3 +179,78 @@ def test_a_persona_is_done_when_all_its_files_are_there(tiny_compare):
     assert not persona.done
     (persona.folder / "done.json").write_text(json.dumps({"seconds": {}}))
     assert not persona.done
+
+
+PARTS = ("train", "validation", "test", "judge")
+SIZES = SplitSettings(train=16, validation=6, test=8, judge=12)
+
+
+@pytest.fixture
+def pairs(compare_data) -> PairSet:
+    return read_pairs(compare_data["kindly"])
+
+
+def texts(part: PairSet) -> list[str]:
+    return [*part.positives, *part.negatives]
+
+
+def with_echoes(pairs: PairSet, tmp_path) -> PairSet:
+    """The pairs, each followed by one that says nearly the same on one side."""
+    listed, rows = list(pairs), []
+    for number, pair in enumerate(listed):
+        rows.append({"positive": pair.positive, "negative": pair.negative})
+        echo = listed[(number + 1) % len(listed)]
+        if number % 3 == 0:
+            rows.append({"positive": f"{pair.positive} so", "negative": f"{echo.negative} uh"})
+    file = tmp_path / "echoes.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return read_pairs(file)
+
+
+def test_the_parts_are_as_large_as_asked_and_share_no_pair(pairs):
+    split = split_persona(pairs, SIZES, seed=0)
+    assert [len(getattr(split, part)) for part in PARTS] == [16, 6, 8, 12]
+    ids = [pair.id for part in PARTS for pair in getattr(split, part)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_judges_pairs_are_the_same_under_every_seed_and_in_no_other_part(pairs):
+    splits = [split_persona(pairs, SIZES, seed) for seed in range(5)]
+    judge = splits[0].judge.positives
+    assert all(split.judge.positives == judge for split in splits)
+    for split in splits:
+        others = {text for part in PARTS[:3] for text in texts(getattr(split, part))}
+        assert not others & set(texts(split.judge))
+    assert len({split.train.positives for split in splits}) == 5
+    assert len({split.test.positives for split in splits}) == 5
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_statement_nor_its_near_duplicate_stands_in_two_parts(pairs, tmp_path, seed):
+    doubled = with_echoes(pairs, tmp_path)
+    split = split_persona(doubled, SIZES, seed)
+    said = [(text, part) for part in PARTS for text in texts(getattr(split, part))]
+    groups = near_duplicate_groups([text for text, _ in said], threshold=0.5)
+    assert len(set(groups)) < len(groups)
+    for group in set(groups.tolist()):
+        assert len({said[i][1] for i in np.flatnonzero(groups == group)}) == 1
+
+
+def test_a_smaller_set_is_shared_out_in_the_same_proportions(pairs):
+    wide = SplitSettings(train=160, validation=60, test=80, judge=120)
+    split = split_persona(pairs, wide, seed=0)
+    sizes = [len(getattr(split, part)) for part in PARTS]
+    assert sum(sizes) == 60
+    np.testing.assert_allclose(sizes, np.array([160, 60, 80, 120]) / 420 * 60, atol=1.0)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_set_that_is_too_small_is_refused_with_its_file_and_the_way_out(pairs, count):
+    few = pairs.subset(range(count))
+    with pytest.raises(DataError) as error:
+        split_persona(few, SIZES, seed=0)
+    told = str(error.value)
+    assert told.startswith(pairs.source)
+    assert f"{count} pairs" in told
+    assert "give more pairs" in told
+    assert "\n" not in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,17 +12,17 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from saesteer.evaluation.statistics import compare_paired, hierarchical_bootstrap, permutation_p
+from saesteer.evaluation.statistics import hierarchical_bootstrap, paired_ratio, permutation_p
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.summary import (
     Grid,
     area_rows,
     curve_rows,
     effect_rows,
+    generation,
     null_rows,
     summary_rows,
 )
-from saesteer.experiments.compare.summary_texts import generation
 
 NAMES = [f"p{i}" for i in range(6)]
 KL_TARGETS = [0.1, 0.3]
@@ -41,16 +42,11 @@ CONFIG = CompareConfig.model_validate(
 
 def record(kl_target: float | None, moved: np.ndarray | None) -> dict[str, Any]:
     side = {"strength": 1.0, "kl": kl_target, "reached": moved is not None}
-    effect = None if moved is None else {"effect": float(moved.mean()), "low": 0.0, "high": 1.0}
-    values = {} if moved is None else {"moved_share": 1.0, "common_shift": 0.0}
-    return {
-        "kl_target": kl_target,
-        "plus": side,
-        "minus": side,
-        **(effect or {"effect": None}),
-        **values,
-        "moved": None if moved is None else moved.tolist(),
-    }
+    effect = None
+    if moved is not None:
+        effect = {"effect": float(moved.mean()), "low": 0.0, "high": 1.0, "moved_share": 1.0}
+        effect |= {"common_shift": 0.0, "up": moved.tolist(), "down": (-moved).tolist()}
+    return {"kl_target": kl_target, "plus": side, "minus": side, "effect": effect}
 
 
 class Stored:
@@ -90,7 +86,8 @@ class Stored:
 
         def read_json(file: str) -> dict[str, Any]:
             kind, draw = file.removeprefix("null/").removesuffix(".json").rsplit("-", 1)
-            return {"effect": self.nulls[name][kind][int(draw)]}
+            effect = self.nulls[name][kind][int(draw)]
+            return {"effect": None if effect is None else {"effect": effect}}
 
         seeds = {
             seed: SimpleNamespace(effects=lambda method, s=seed: effects(method.name, s))
@@ -133,13 +130,9 @@ def test_the_ratio_is_over_the_seeds_that_both_have(stored):
         return [[stored.moved[n, method, s, 0.3] for s in seeds] for n in NAMES]
 
     for method, seeds in (("attributed_sae", (0, 1)), ("pca", (0,))):
-        wanted = compare_paired(values(method, seeds), values("difference_in_means", seeds)).ratio
+        wanted = paired_ratio(values(method, seeds), values("difference_in_means", seeds))
         row = rows[(method, 0.3)]
-        assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (
-            wanted.value,
-            wanted.low,
-            wanted.high,
-        )
+        assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == wanted[:3]
     own = rows[("attributed_sae", 0.3)]
     base = rows[("difference_in_means", 0.3)]
     assert own["ratio"] == pytest.approx(own["effect"] / base["effect"])
@@ -193,17 +186,14 @@ def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
         assert row["p"] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("off", ["directions", "features"])
-def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off):
-    config = CONFIG.model_copy(
-        update={"random": CONFIG.random.model_copy(update={off: 0})}, deep=True
-    )
-    kept = "random_features" if off == "directions" else "random_direction"
-    runs = [run for run in stored.runs() if setattr(run, "config", config) is None]
-    rows = summary_rows(Grid(config, runs))
-    found = next(
-        r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == ("attributed_sae", 0.3)
-    )
+@pytest.mark.parametrize(
+    ("off", "kept"), [("directions", "random_features"), ("features", "random_direction")]
+)
+def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off, kept):
+    config = CONFIG.model_copy(update={"random": CONFIG.random.model_copy(update={off: 0})})
+    rows = summary_rows(Grid(config, stored.runs()))
+    at = ("attributed_sae", 0.3)
+    found = next(r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == at)
     wanted = 0
     for name in NAMES:
         draws = [abs(e) for e in stored.nulls[name][kept] if e is not None]
@@ -217,38 +207,27 @@ def test_no_random_draw_at_all_has_no_verdict(stored):
     assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
 
 
-def test_the_null_is_held_against_the_headline_and_leaves_out_what_missed_the_target(stored):
+def test_the_null_leaves_out_what_missed_the_target(stored):
     rows = null_rows(Grid(CONFIG, stored.runs()))
     assert len(rows) == 12
     first = next(r for r in rows if (r["persona"], r["kind"]) == ("p0", "random_features"))
     effect = stored.moved["p0", "attributed_sae", 0, 0.3].mean()
-    assert first["effects"] == [0.01]
-    assert first["largest"] == 0.01
+    assert (first["effects"], first["largest"]) == ([0.01], 0.01)
     assert first["p"] == permutation_p(float(effect), [0.01]) == 0.5
 
 
 def test_a_target_that_was_not_reached_is_a_result_and_no_zero(stored):
     missed = Stored({("p1", "attributed_sae", 1, 0.3), ("p2", "pca", 0, 0.1)})
-    found = rows_of(missed)
-    before = rows_of(stored)
-    row = found[("attributed_sae", 0.3)]
-    others = [n for n in NAMES if n != "p1"]
-    by_hand = np.mean(
-        [
-            np.mean([stored.moved[n, "attributed_sae", s, 0.3].mean() for s in (0, 1)])
-            for n in others
-        ]
-    )
-    assert row["n_personas"] == 5
-    assert row["effect"] == pytest.approx(by_hand)
-    base = np.mean(
-        [
-            np.mean([stored.moved[n, "difference_in_means", s, 0.3].mean() for s in (0, 1)])
-            for n in others
-        ]
-    )
-    assert row["ratio"] == pytest.approx(by_hand / base)
-    assert found[("pca", 0.1)]["n_personas"] == 5
+    found, before = rows_of(missed), rows_of(stored)
+    row, others = found[("attributed_sae", 0.3)], [n for n in NAMES if n != "p1"]
+
+    def mean(method: str) -> float:
+        each = [[stored.moved[n, method, s, 0.3].mean() for s in (0, 1)] for n in others]
+        return float(np.mean(each))
+
+    assert (row["n_personas"], found[("pca", 0.1)]["n_personas"]) == (5, 5)
+    assert row["effect"] == pytest.approx(mean("attributed_sae"))
+    assert row["ratio"] == pytest.approx(mean("attributed_sae") / mean("difference_in_means"))
     assert found[("pca", 0.3)] == before[("pca", 0.3)]
     effects = effect_rows(Grid(CONFIG, missed.runs()))
     null = [row for row in effects if row["effect"] is None]
@@ -280,30 +259,23 @@ def test_the_area_is_the_trapezoid_over_log_kl(stored):
 def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settings):
     from saesteer.experiments.compare.plan import plan_compare
 
-    def stored_rows(method: str) -> list[list[np.ndarray]]:
-        return [
-            [
-                np.array(next(r["moved"] for r in json.loads(
-                    (p.folder / f"seed-{seed}" / "effects" / f"{method}.json").read_text()
-                )["kl_targets"] if r["kl_target"] == 0.05))
-                for seed in (0, 1)
-            ]
-            for p in plan_compare(CompareConfig(**settings)).personas
-        ]  # fmt: skip
+    def moved(folder: Path, method: str) -> np.ndarray:
+        records = json.loads((folder / f"effects/{method}.json").read_text())["kl_targets"]
+        effect = next(r["effect"] for r in records if r["kl_target"] == 0.05)
+        return (np.array(effect["up"]) - np.array(effect["down"])) / 2
 
-    own, base = stored_rows("attributed_sae"), stored_rows("difference_in_means")
-    row = next(
-        r
-        for r in compared.metrics["summary"]
-        if (r["method"], r["kl_target"]) == ("attributed_sae", 0.05)
+    own, base = (
+        [
+            [moved(persona.folder / f"seed-{seed}", method) for seed in (0, 1)]
+            for persona in plan_compare(CompareConfig(**settings)).personas
+        ]
+        for method in ("attributed_sae", "difference_in_means")
     )
-    estimate, ratio = hierarchical_bootstrap(own), compare_paired(own, base).ratio
-    assert (row["effect"], row["low"], row["high"]) == (estimate.value, estimate.low, estimate.high)
-    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (
-        ratio.value,
-        ratio.low,
-        ratio.high,
-    )
+    at = ("attributed_sae", 0.05)
+    rows = compared.metrics["summary"]
+    row = next(r for r in rows if (r["method"], r["kl_target"]) == at)
+    assert (row["effect"], row["low"], row["high"]) == hierarchical_bootstrap(own)[:3]
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == paired_ratio(own, base)[:3]
     assert row["effect"] == pytest.approx(np.mean([np.mean([s.mean() for s in p]) for p in own]))
 
 

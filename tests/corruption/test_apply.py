@@ -30,43 +30,38 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("text", ORDERS)
 def test_a_program_gives_the_logits_of_the_same_blocks_run_by_hand(
-    arch, text, tiny_model, hf_model, block_loop, some_ids
+    arch, tiny_model, hf_model, block_loop, some_ids
 ):
-    model, ids = tiny_model(arch), some_ids()
-    wanted = block_loop(hf_model(arch), ids, ORDERS[text])
-    with corrupted(model, parse_program(text, 3)), torch.no_grad():
-        bridged = model(ids)
-        plain = plain_model(model)(ids).logits
-    torch.testing.assert_close(plain, wanted, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4)
-
-
-def test_identity_gives_identical_logits(arch, tiny_model, some_ids):
-    model, ids = tiny_model(arch), some_ids()
+    model, reference, ids = tiny_model(arch), hf_model(arch), some_ids()
     with torch.no_grad():
         before = model(ids), plain_model(model)(ids).logits
         with corrupted(model, parse_program("0-2", 3)):
             within = model(ids), plain_model(model)(ids).logits
     assert torch.equal(before[0], within[0]) and torch.equal(before[1], within[1])
+    for text, order in ORDERS.items():
+        wanted = block_loop(reference, ids, order)
+        with corrupted(model, parse_program(text, 3)), torch.no_grad():
+            bridged, plain = model(ids), plain_model(model)(ids).logits
+        torch.testing.assert_close(plain, wanted, atol=2e-5, rtol=1e-4, msg=text)
+        torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4, msg=text)
 
 
-@pytest.mark.parametrize("text", ORDERS)
 def test_generating_with_a_cache_is_generating_without(
-    arch, text, tiny_model, hf_model, block_loop, some_ids
+    arch, tiny_model, hf_model, block_loop, some_ids
 ):
-    model, ids = tiny_model(arch), some_ids(rows=2, width=12)
-    reference, wanted = hf_model(arch), ids
-    for _ in range(8):
-        after = block_loop(reference, wanted, ORDERS[text])[:, -1].argmax(dim=-1)
-        wanted = torch.cat([wanted, after[:, None]], dim=1)
-    with corrupted(model, parse_program(text, 3)):
-        said = _plain(model).generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
-            do_sample=False, eos_token_id=None,
-        )  # fmt: skip
-    assert torch.equal(said, wanted)
+    model, ids, reference = tiny_model(arch), some_ids(rows=2, width=12), hf_model(arch)
+    for text, order in ORDERS.items():
+        wanted = ids
+        for _ in range(8):
+            after = block_loop(reference, wanted, order)[:, -1].argmax(dim=-1)
+            wanted = torch.cat([wanted, after[:, None]], dim=1)
+        with corrupted(model, parse_program(text, 3)):
+            said = _plain(model).generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
+                do_sample=False, eos_token_id=None,
+            )  # fmt: skip
+        assert torch.equal(said, wanted), text
 
 
 def test_padding_changes_nothing_of_what_is_generated(arch, tiny_model, some_ids):

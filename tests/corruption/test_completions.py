@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saesteer.corruption.completions import complete_prompts
-from saesteer.corruption.families import make_family
+from saesteer.corruption.program import make_family
 from saesteer.utils.errors import DataError
 
 

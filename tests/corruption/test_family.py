@@ -7,11 +7,10 @@ import torch
 
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.edits import measure_means
-from saesteer.corruption.families import make_family
 from saesteer.corruption.family import Unembedding, family_states, shared_walk
 from saesteer.corruption.linear_map import fit_linear_maps
-from saesteer.corruption.program import LinearSpan, parse_program
-from saesteer.corruption.texts import reference_texts, text_rows
+from saesteer.corruption.program import LinearSpan, make_family, parse_program
+from saesteer.corruption.reference import reference_texts, text_rows
 from saesteer.models import plain_model
 from saesteer.models.tokens import TokenBatch
 

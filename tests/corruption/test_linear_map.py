@@ -9,7 +9,7 @@ import torch
 from saesteer.corruption.apply import corrupted, token_positions
 from saesteer.corruption.linear_map import LeastSquares, fit_linear_maps
 from saesteer.corruption.program import LinearSpan, parse_program
-from saesteer.corruption.texts import reference_texts, text_rows
+from saesteer.corruption.reference import reference_texts, text_rows
 from saesteer.models import plain_model
 from saesteer.models.blocks import Call
 from saesteer.models.compat import cache_argument, find_cache

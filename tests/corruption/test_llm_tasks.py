@@ -107,11 +107,9 @@ def test_the_cost_is_never_passed(server):
     assert 0 < found.cost <= 0.01 and "could cost more" in found.stopped
     assert found.cost == pytest.approx(len(calls) * (100 + 4 * 400) / 1e6)
     assert 1 < len(calls) < 50
-
-
-def test_a_server_that_counts_nothing_is_charged_the_most(server):
+    # A server that counts nothing is charged the most.
     endpoint, calls = server(lambda n, _: (200, task_text(f"t{n}", f"w{n}")))
-    found = generate_tasks(endpoint, Caps(tasks=50, cost=0.01, price_in=1.0, price_out=4.0))
+    found = generate_tasks(endpoint, caps)
     assert found.cost <= 0.01 and len(calls) <= 0.01 / (4 * 500 / 1e6)
 
 

@@ -8,8 +8,7 @@ import torch
 
 from saesteer.corruption.measure import TaskScores, largest_places, score_task
 from saesteer.corruption.program import parse_program
-from saesteer.corruption.prompts import task_rows
-from saesteer.corruption.tasks import Example, parse_task
+from saesteer.corruption.tasks import Example, parse_task, task_rows
 from saesteer.models import plain_model
 from saesteer.utils.errors import DataError
 

@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saesteer.corruption.observations import observe
-from saesteer.experiments.corrupt.plan import known_shape, plan_corruption
-from saesteer.experiments.corrupt.settings import CorruptConfig
+from saesteer.experiments.corrupt.config import CorruptConfig, plan_corruption
+from saesteer.experiments.corrupt.observations import observe
 from saesteer.experiments.corrupt.summary import first_right, token_changes
 from saesteer.experiments.registry import run_experiment
-from saesteer.experiments.results import Results
 from saesteer.models.resolve import resolve_model
-from saesteer.utils.errors import ConfigError, DataError, OutputError, SaesteerError
+from saesteer.models.shape import model_shape
+from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.settings import parse_config
 
 
@@ -62,7 +61,7 @@ def test_every_program_is_scored_on_every_task(run):
 
 def test_the_folder_holds_tables_figures_records_and_a_report(run):
     folder = run.folder
-    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.html",
+    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.png",
                  "records/opposites.parquet", "completions.json", "run.json"):  # fmt: skip
         assert folder.has(name), name
     table = pd.read_csv(folder.path / "tables/scores.csv")
@@ -82,28 +81,19 @@ def test_the_report_names_tasks_programs_and_observations(run):
     assert "http-equiv" in page and "https://cdn" not in page.split("<script>")[0]
 
 
-def test_completions_are_of_the_family_shown(run):
+def test_completions_are_of_the_family_shown_and_linear_maps_have_their_fit(run):
     shown = run.metrics["completions"]
     assert [one["program"] for one in shown] == ["keep 0", "keep 1", "keep 2", "keep 3"]
-
-
-def test_linear_maps_come_with_their_fit(run):
     maps = run.metrics["linear_maps"]
     assert [m["span"] for m in maps] == ["0-1", "1-2"]
     assert all(m["n_held_out"] > 0 and m["r2"] is not None for m in maps)
 
 
-def test_a_finished_run_is_not_run_again(run, settings, monkeypatch):
-    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
-    again = run_experiment(_config(settings))
-    assert again.metrics == run.metrics == Results.open(run.folder.path).metrics
-
-
 def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_path, monkeypatch):
-    from saesteer.corruption import measure
+    from saesteer.experiments.corrupt import experiment
 
     calls = []
-    real = measure.score_task
+    real = experiment.score_task
 
     def cut(*args, **kwargs):
         calls.append(args[2].task)
@@ -112,7 +102,7 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
         return real(*args, **kwargs)
 
     config = _config(settings, folder=str(tmp_path))
-    monkeypatch.setattr(measure, "score_task", cut)
+    monkeypatch.setattr(experiment, "score_task", cut)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config)
     folder = plan_corruption(config).folder
@@ -133,6 +123,7 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
         ({"tasks": {"source": ["chess"]}}, DataError, "no bundled one"),
         ({"reference": {"source": "none.txt"}}, ConfigError, "is not there"),
         ({"model": {"name": "no/such/place/"}}, SaesteerError, "neither an existing folder"),
+        ({"completions": {"programs": ["skip 9"]}}, ConfigError, "layer 9"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_model_is_loaded(
@@ -149,7 +140,7 @@ def test_what_does_not_fit_is_said_before_the_model_is_loaded(
         ({"programs": ["skip"]}, "programs.0: program 'skip': 'skip' is not understood"),
         ({"families": [{"kind": "skipp"}]}, "families.0.kind"),
         ({"completions": {"prompts": [" "]}}, "holds an empty prompt"),
-        ({"name": "../up"}, "name: "),
+        ({"completions": {"programs": ["skop 3"]}}, "completions.programs.0"),
         ({"programms": []}, "did you mean 'programs'"),
     ],
 )
@@ -167,12 +158,7 @@ def test_a_question_too_long_is_said_before_anything_is_written(settings, tmp_pa
 
 
 def test_a_shape_is_known_without_loading(tiny_model_folder, arch):
-    assert known_shape(resolve_model(tiny_model_folder(arch))) == (3, 4)
-
-
-def test_a_folder_without_a_run_is_one_sentence(tmp_path):
-    with pytest.raises(OutputError, match="no finished experiment"):
-        Results.open(tmp_path)
+    assert model_shape(resolve_model(tiny_model_folder(arch))) == (3, 32, 4)
 
 
 def _metrics(accuracies, intact, *, n=4):
@@ -229,6 +215,8 @@ def test_observations_say_what_holds_and_what_does_not():
         "does not hold", "in part", "does not hold", "does not hold",
     ]  # fmt: skip
     assert "rank 2 of 2" in found[1]["found"]
+    bare = {"programs": {}, "families": {}, "first_right": {}}
+    assert {one["verdict"] for one in observe(bare, [])} == {"not tested"}
 
 
 @pytest.mark.parametrize(
@@ -242,11 +230,6 @@ def test_grammar_is_late_only_where_it_was_on_gpt2(depths, verdict):
     found = observe(metrics, [])[2]
     assert found["verdict"] == verdict
     assert ("later than there" in found["found"]) == (max(depths) > 10)
-
-
-def test_observations_without_their_family_are_not_tested():
-    metrics = {"programs": {}, "families": {}, "first_right": {}}
-    assert {one["verdict"] for one in observe(metrics, [])} == {"not tested"}
 
 
 def test_a_token_counts_only_where_it_is_asked_for_often_enough():
@@ -282,10 +265,3 @@ def test_completions_take_programs_that_no_task_is_scored_under(settings, shown,
     found = run_experiment(config)
     assert [one["program"] for one in found.metrics["completions"]] == programs
     assert len(found.metrics["programs"]) == 2
-
-
-def test_a_program_for_completions_is_checked_before_the_model_is_loaded(settings):
-    with pytest.raises(ConfigError, match=r"completions.programs.0.*skop"):
-        _config(settings, completions={"programs": ["skop 3"]})
-    with pytest.raises(ConfigError, match="layer 9"):
-        plan_corruption(_config(settings, completions={"programs": ["skip 9"]}))

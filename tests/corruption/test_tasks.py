@@ -9,7 +9,6 @@ import pytest
 
 from saesteer.corruption.rules import RULES, make_task, make_tasks
 from saesteer.corruption.tasks import (
-    Example,
     bundled_task_names,
     load_tasks,
     parse_task,
@@ -127,6 +126,8 @@ def test_a_source_that_is_not_there_names_those_that_are(tmp_path):
         load_tasks([str(tmp_path / "none.json")])
     with pytest.raises(DataError, match="holds no task"):
         load_tasks([str(tmp_path)])
+    with pytest.raises(DataError, match="no rule for a task 'chess'"):
+        make_task("chess")
 
 
 def test_two_tasks_of_one_name_are_refused_and_the_same_one_twice_is_not(tmp_path):
@@ -134,12 +135,3 @@ def test_two_tasks_of_one_name_are_refused_and_the_same_one_twice_is_not(tmp_pat
     with pytest.raises(DataError, match="rename one"):
         load_tasks(["bundled", str(tmp_path)])
     assert len(load_tasks(["facts", "facts"])) == 1
-
-
-def test_a_rule_that_is_not_there_is_one_sentence():
-    with pytest.raises(DataError, match="no rule for a task 'chess'"):
-        make_task("chess")
-
-
-def test_an_example_reads_as_one_line():
-    assert Example("2 + 2 =", "4").text == "2 + 2 = 4"

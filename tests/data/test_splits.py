@@ -12,17 +12,18 @@ from saesteer.data import (
     PairSet,
     Split,
     bundled_pair_names,
-    load_pairs,
     near_duplicate_groups,
     pairs_from,
+    read_pairs,
     split_pairs,
 )
 from saesteer.data.splits import split_record
+from saesteer.experiments.compare.config import SplitSettings
+from saesteer.experiments.compare.plan import split_persona
 from saesteer.utils.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[3] / "shared"
 EVALS = sorted((SHARED / "data" / "model_written_evals").glob("*.jsonl"))
-OWN = bundled_pair_names()[:2]
 WORRIED = SHARED / "cases" / "near_duplicates" / "worried.jsonl"
 
 WORDS = [
@@ -82,12 +83,24 @@ def varied_texts(n: int, seed: int) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize(("threshold", "n"), [(0.2, 4), (0.5, 4), (1.0, 4), (0.6, 1)])
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.6, 1.0])
+@pytest.mark.parametrize("n", [1, 4])
 def test_groups_are_those_a_comparison_of_all_sets_finds(threshold: float, n: int):
     texts = varied_texts(500 if n == 4 else 200, seed=5)
     groups = near_duplicate_groups(texts, threshold=threshold, n=n)
     assert groups.tolist() == groups_by_hand(texts, threshold, n)
     assert n == 1 or 1 < groups.max() + 1 < len(texts)
+
+
+def test_a_jaccard_index_of_exactly_the_threshold_counts():
+    one, other = "abcdef", "abcdez"
+    assert jaccard(one, other) == 0.5
+    assert near_duplicate_groups([one, other], threshold=0.5).tolist() == [0, 0]
+    assert near_duplicate_groups([one, other], threshold=0.51).tolist() == [0, 1]
+
+
+def test_case_and_white_space_make_no_difference():
+    assert near_duplicate_groups(["I  AM\nhere", "i am here", "elsewhere"]).tolist() == [0, 0, 1]
 
 
 def test_unicode_forms_make_no_difference():
@@ -100,7 +113,21 @@ def test_texts_shorter_than_a_gram_equal_only_themselves():
     assert near_duplicate_groups(texts).tolist() == [0, 1, 0, 2, 3, 2]
 
 
-@pytest.mark.parametrize("arguments", [{"threshold": 0}, {"threshold": float("nan")}, {"n": 0}])
+def test_neighbours_of_neighbours_belong_together():
+    words = random_sentence(np.random.default_rng(0), 12).split()
+    chain = [" ".join(words[start : start + 6]) for start in range(7)]
+    assert jaccard(chain[0], chain[-1]) < 0.5
+    assert set(near_duplicate_groups(chain).tolist()) == {0}
+
+
+def test_no_texts_no_groups_and_one_text_one_group():
+    assert near_duplicate_groups([]).shape == (0,)
+    assert near_duplicate_groups(["alone"]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"threshold": 0}, {"threshold": 1.1}, {"threshold": float("nan")}, {"n": 0}]
+)
 def test_a_threshold_or_gram_out_of_range_is_refused(arguments: dict[str, Any]):
     with pytest.raises(ConfigError, match="; give"):
         near_duplicate_groups(["a", "b"], **arguments)
@@ -133,7 +160,7 @@ def parts(split: Split) -> list[PairSet]:
     return [split.train, split.validation, split.test]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(5))
 def test_no_statement_and_no_near_duplicate_stands_in_two_parts(seed: int):
     pairs = make_pairs(60, twins=40)
     split = split_pairs(pairs, seed=seed)
@@ -143,16 +170,48 @@ def test_no_statement_and_no_near_duplicate_stands_in_two_parts(seed: int):
         assert max(jaccard(a, b) for a in texts[one] for b in texts[other]) < 0.5
 
 
+def test_swapped_sides_of_the_same_statement_stay_together():
+    rows = [("warm and kind words", "icy silence all day")]
+    rows += [("stormy market prices", "warm and kind words")]
+    rows += [(f"{WORDS[2 * i]} {WORDS[2 * i]}", f"{WORDS[2 * i + 1]}") for i in range(8)]
+    for seed in range(5):
+        split = split_pairs(pairs_from(rows), seed=seed)
+        homes = [i for i, part in enumerate(parts(split)) for pair in part if "warm" in str(pair)]
+        assert len(homes) == 2
+        assert homes[0] == homes[1]
+
+
+def test_a_pair_may_have_two_sides_that_are_alike():
+    rows = [(f"I enjoy the {word} a great deal", f"I hate the {word} a great deal") for word in "x"]
+    rows += [(f"{word} {word} {word}", f"{word} {word} {word} {word}") for word in WORDS[:9]]
+    split = split_pairs(pairs_from(rows))
+    assert [len(part) for part in parts(split)] == [5, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("shares", "sizes"),
     [
         ({}, [50, 20, 30]),
+        ({"validation": 0.1, "test": 0.1}, [80, 10, 10]),
+        ({"validation": 0.25, "test": 0.5}, [25, 25, 50]),
         ({"validation": 0.0, "test": 0.3}, [70, 0, 30]),
         ({"validation": 0.01, "test": 0.98}, [1, 1, 98]),
     ],
 )
 def test_unlike_pairs_are_divided_exactly_as_asked(shares: dict[str, Any], sizes: list[int]):
     assert [len(part) for part in parts(split_pairs(make_pairs(100), **shares))] == sizes
+
+
+def test_sizes_come_as_close_as_the_groups_allow():
+    rng = np.random.default_rng(1)
+    rows: list[tuple[str, str]] = []
+    for size in (12, 9, 9, 6, 6, 3, 3, 2):
+        stem = random_sentence(rng, 9)
+        rows += [(f"{stem} {i}", f"{random_sentence(rng, 9)} {i}") for i in range(size)]
+    split = split_pairs(pairs_from(rows))
+    assert [len(part) for part in parts(split)] == [25, 10, 15] or np.allclose(
+        [len(part) for part in parts(split)], [25, 10, 15], atol=3
+    )
 
 
 def test_one_large_family_goes_where_it_fits_and_the_rest_is_still_divided():
@@ -174,6 +233,22 @@ def test_the_seed_alone_decides_and_the_order_of_the_file_is_kept():
         assert (part.name, part.source) == (pairs.name, pairs.source)
 
 
+def test_sizes_do_not_depend_on_the_seed():
+    pairs = make_pairs(80, twins=20)
+    sizes = {tuple(len(part) for part in parts(split_pairs(pairs, seed=s))) for s in range(8)}
+    assert sizes == {(50, 20, 30)}
+
+
+@pytest.mark.parametrize("sizes", [(98, 1, 1), (1, 1, 1), (5, 2, 1)])
+def test_no_part_stays_empty_while_there_are_enough_groups(sizes: tuple[int, ...]):
+    rng = np.random.default_rng(3)
+    rows: list[tuple[str, str]] = []
+    for size in sizes:
+        stem = random_sentence(rng, 9)
+        rows += [(f"{stem} {i}", f"{random_sentence(rng, 9)} {i}") for i in range(size)]
+    assert all(len(part) > 0 for part in parts(split_pairs(pairs_from(rows))))
+
+
 def test_too_few_groups_are_refused_with_their_number_and_two_texts():
     alike = pairs_from(
         [(f"I like tea very much {i}", f"I like rain so much {i}") for i in range(9)]
@@ -190,7 +265,15 @@ def test_too_few_groups_are_refused_with_their_number_and_two_texts():
         split_pairs(PairSet("none", (), "python"))
 
 
-@pytest.mark.parametrize("shares", [{"validation": 0.5, "test": 0.5}, {"test": float("nan")}])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"validation": 0.5, "test": 0.5},
+        {"validation": -0.1},
+        {"test": 1.2},
+        {"test": float("nan")},
+    ],
+)
 def test_shares_that_leave_no_training_pairs_are_refused(shares: dict[str, Any]):
     with pytest.raises(ConfigError, match="leave nothing to train on; give two numbers"):
         split_pairs(make_pairs(20), **shares)
@@ -231,12 +314,9 @@ def chain_by_meaning(n: int) -> PairSet:
 
 # Each set with the pairs that it has to keep.
 SETS: dict[str, tuple[Any, int]] = {
-    **{path.stem: (lambda path=path: load_pairs(path), 500) for path in EVALS[:2]},
-    **{
-        f"own {name}": (lambda name=name: load_pairs(name), 320)
-        for name in bundled_pair_names()[:2]
-    },
-    **({"worried": (lambda: load_pairs(WORRIED), 114)} if WORRIED.is_file() else {}),
+    **{path.stem: (lambda path=path: read_pairs(path), 500) for path in EVALS},
+    **{f"own {name}": (lambda name=name: read_pairs(name), 320) for name in bundled_pair_names()},
+    **({"worried": (lambda: read_pairs(WORRIED), 114)} if WORRIED.is_file() else {}),
     "families of 3": (lambda: zipped(40, chain=0), 39),
     "families of 6": (lambda: zipped(500, chain=0, size=6), 490),
     "half a chain": (lambda: zipped(120, chain=60), 114),
@@ -282,7 +362,16 @@ def test_sets_that_hang_together_are_divided_and_most_pairs_used(name: str):
         assert len(rest) == len(pairs) - len(said)
 
 
-@pytest.mark.parametrize("name", ["own agreeableness", "chain by meaning", "repeated"])
+@pytest.mark.parametrize("name", [name for name in SETS if name != "tiny"])
+def test_the_four_parts_of_a_comparison_share_no_near_duplicate(name: str):
+    pairs = SETS[name][0]()
+    split = split_persona(pairs, SplitSettings(), seed=1)
+    four = [split.train, split.validation, split.test, split.judge]
+    assert most_alike_across(four) < 0.5
+    assert sum(map(len, four)) >= 0.9 * min(len(pairs), 298)
+
+
+@pytest.mark.parametrize("name", ["own optimism", "chain by meaning", "repeated"])
 def test_sides_that_belong_together_stay_together(name: str):
     pairs = SETS[name][0]()
     if name == "repeated":
@@ -313,3 +402,19 @@ def test_a_split_that_pairs_anew_says_so_in_its_record():
         for pair in part:
             assert pair.positive == by_id[pair.id].positive
             assert pair.negative == by_id[record["negatives"].get(pair.id, pair.id)].negative
+
+
+def test_one_text_on_a_whole_side_is_refused_by_name():
+    rng = np.random.default_rng(6)
+    pairs = pairs_from([("I am kind", random_sentence(rng, 7)) for _ in range(60)])
+    with pytest.raises(DataError, match=r"60 of them hang together .* 'I am kind' and 'I am kind'"):
+        split_pairs(pairs)
+
+
+def test_pairs_made_anew_are_of_about_the_same_length():
+    pairs = zipped(500, chain=200)
+    for part in parts(split_pairs(pairs)):
+        lengths = np.array([[len(pair.positive), len(pair.negative)] for pair in part])
+        by_rank = np.abs(np.diff(np.sort(lengths, axis=0), axis=1)).mean()
+        at_random = np.abs(lengths[:, :1] - lengths[:, 1]).mean()
+        assert np.abs(np.diff(lengths, axis=1)).mean() <= by_rank + 0.3 * (at_random - by_rank)

@@ -1,4 +1,4 @@
-"""Vectors are compared at one cost, and the null is counted honestly."""
+"""Margins are those of a plain loop, vectors are compared at one cost, the null is honest."""
 
 from __future__ import annotations
 
@@ -7,9 +7,75 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from saesteer.evaluation import Effect, EffectMeter, VectorResult, against_null, is_monotone
+from saesteer.data import pairs_from
+from saesteer.evaluation import (
+    Effect,
+    EffectMeter,
+    PropensityMeter,
+    VectorResult,
+    against_null,
+    effect_of,
+    is_monotone,
+)
+from saesteer.evaluation.statistics import item_interval
+from saesteer.models import chat_prompt, encode_texts, plain_model
 from saesteer.steering.divergence import StrengthMatch
+
+PAIRS = pairs_from(
+    [
+        ("i like the little house", "i hate the hill"),
+        ("the water is good and so is the bread and the wine", "go away"),
+        ("help me", "i will not help anyone who stands on the hill"),
+    ]
+)
+REQUEST = "tell me about the house on the hill by the water please"
+
+
+def _loop(model, statement, request=REQUEST):
+    """The mean log-probability of a statement's tokens, one row and no cache."""
+    prompt = chat_prompt(model.tokenizer, request)
+    whole = encode_texts(model.tokenizer, [prompt + statement])[0].ids
+    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
+    with torch.no_grad():
+        logits = plain_model(model)(torch.tensor([whole])).logits[0].float()
+    log_probs = torch.log_softmax(logits, -1)
+    return float(np.mean([log_probs[i - 1, whole[i]] for i in range(n, len(whole))]))
+
+
+def test_margins_equal_a_loop_over_statements(tiny_llama):
+    margins = PropensityMeter(tiny_llama, PAIRS, request=REQUEST).margins()
+    wanted = [_loop(tiny_llama, p.positive) - _loop(tiny_llama, p.negative) for p in PAIRS]
+    np.testing.assert_allclose(margins, wanted, atol=1e-4)
+
+
+def test_pairs_with_their_own_prompt_use_it(tiny_llama):
+    own = pairs_from([{"positive": "yes", "negative": "no", "prompt": "is the water good"}])
+    margins = PropensityMeter(tiny_llama, own, request=REQUEST).margins()
+    wanted = _loop(tiny_llama, "yes", "is the water good") - _loop(
+        tiny_llama, "no", "is the water good"
+    )
+    assert margins[0] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_interval_is_that_of_a_percentile_bootstrap():
+    rng = np.random.default_rng(3)
+    travel = rng.normal(0.4, 0.2, 200)
+    plus = np.stack([travel, -travel])
+    effect = effect_of(np.zeros_like(plus), plus, -plus)
+    # As `saesteer compare` draws it, to the last digit.
+    assert (effect.low, effect.high) == item_interval(2 * travel)[1:]
+    draws = 2 * travel[rng.integers(0, 200, (4000, 200))].mean(axis=1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    assert effect.low == pytest.approx(low, abs=0.01)
+    assert effect.high == pytest.approx(high, abs=0.01)
+
+
+def test_one_pair_has_no_interval_but_an_effect():
+    one = np.array([[1.0], [0.0]])
+    effect = effect_of(np.zeros((2, 1)), one, -one)
+    assert effect.effect == effect.low == effect.high == 1.0
 
 
 class Linear:
@@ -43,7 +109,7 @@ def test_the_effect_is_half_of_what_the_margin_moves_at_each_sides_own_strength(
     assert plus == pytest.approx(0.5, rel=0.02)
     assert minus == pytest.approx(-0.25, rel=0.02)
     moved = np.array([0.5, 1.5, -1.0]) * (plus - minus) / 2
-    np.testing.assert_allclose(effect.moved, moved)
+    np.testing.assert_allclose((np.array(effect.up) - effect.down) / 2, moved)
     assert effect.effect == pytest.approx(moved.mean())
     assert effect.moved_share == pytest.approx(2 / 3)
     shift = Linear.rates.mean() * (plus + minus) / 2
@@ -99,32 +165,25 @@ def _result(effect, reached=True):
     return VectorResult("v", "m", match, match, made)
 
 
-def test_a_vector_beyond_all_random_directions_has_the_smallest_p():
-    null = against_null(_result(0.5), [_result(e) for e in (0.1, -0.4, 0.2, -0.05)])
-    assert null is not None
-    assert null.beyond_all
-    assert null.largest == pytest.approx(0.4)
-    assert null.p_value == pytest.approx(1 / 5)
-
-
-def test_a_random_direction_of_the_other_sign_counts_against_the_vector():
-    null = against_null(_result(0.3), [_result(0.1), _result(-0.35)])
-    assert null is not None
-    assert not null.beyond_all
-    assert null.p_value == pytest.approx(2 / 3)
-
-
-def test_an_effect_that_points_the_wrong_way_is_not_beyond_anything():
-    null = against_null(_result(-0.9), [_result(0.1), _result(-0.2)])
-    assert null is not None
-    assert not null.beyond_all
-    assert null.p_value == 1.0
-
-
-def test_random_directions_that_miss_the_target_are_left_out_and_counted():
-    null = against_null(_result(0.3), [_result(0.1), _result(None, reached=False)])
-    assert null is not None
-    assert (null.n, null.reached) == (2, 1)
+@pytest.mark.parametrize(
+    ("effect", "null", "beyond", "p"),
+    [
+        (0.5, (0.1, -0.4, 0.2, -0.05), True, 1 / 5),
+        # A random direction of the other sign counts against the vector.
+        (0.3, (0.1, -0.35), False, 2 / 3),
+        # The wrong way is not beyond anything.
+        (-0.9, (0.1, -0.2), False, 1.0),
+        # One that misses the target is left out and counted.
+        (0.3, (0.1, None), True, 1 / 2),
+    ],
+)
+def test_a_vector_is_held_against_random_directions_of_either_sign(effect, null, beyond, p):
+    found = against_null(_result(effect), [_result(e, e is not None) for e in null])
+    assert found is not None
+    known = [abs(e) for e in null if e is not None]
+    assert (found.n, found.reached, found.beyond_all) == (len(null), len(known), beyond)
+    assert found.largest == pytest.approx(max(known))
+    assert found.p_value == pytest.approx(p)
 
 
 def test_no_claim_without_a_null_or_an_effect():

@@ -1,8 +1,7 @@
-"""The judge reads like scikit-learn's regression, chooses like a plain loop, and comes back."""
+"""The judge reads like scikit-learn's regression and chooses like a plain loop."""
 
 from __future__ import annotations
 
-import json
 import zlib
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 
 from saesteer.data import pairs_from
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.evaluation.judge import STRENGTHS, _pair_groups, load_judge, train_judge
-from saesteer.utils.errors import DataError, OutputError
+from saesteer.evaluation.judge import STRENGTHS, _pair_groups, train_judge
+from saesteer.utils.errors import DataError
 
 WIDTH = 12
 
@@ -49,14 +48,14 @@ def _pairs(n, start=0, strength=1):
 
 @pytest.fixture(scope="module")
 def judge():
-    return train_judge("joy", _pairs(40), _pairs(30, 1000), embedder=WordEmbedder())
+    return train_judge("joy", _pairs(40), embedder=WordEmbedder())
 
 
 def test_the_sides_come_apart_on_pairs_it_never_saw(judge):
     fresh = _pairs(20, 5000)
     assert judge.logit(fresh.positives).mean() > judge.logit(fresh.negatives).mean() + 1
     assert judge.auc > 0.8
-    assert judge.summary() == {"persona": "joy", "auc": judge.auc, "n_train": 40, "n_test": 30}
+    assert judge.summary() == {"persona": "joy", "auc": judge.auc, "n_train": 40, "n_test": 0}
 
 
 def test_the_logit_is_scikit_learns_own(judge):
@@ -82,7 +81,7 @@ def test_c_is_the_one_with_the_lowest_loss_over_folds_of_whole_pairs(judge):
     train = _pairs(40)
     texts = [*train.positives, *train.negatives]
     x, y = WordEmbedder().embed(texts).astype(np.float64), np.repeat([1, 0], 40)
-    groups = _pair_groups(train, texts)
+    groups = _pair_groups(texts)
     losses = []
     for c in STRENGTHS:
         loss = []
@@ -102,16 +101,26 @@ def test_a_pair_and_its_near_duplicates_stay_in_one_fold():
             ("Rain makes me sing loudly", "I hate every party in town!"),
         ]
     )
-    groups = _pair_groups(pairs, [*pairs.positives, *pairs.negatives])
+    groups = _pair_groups([*pairs.positives, *pairs.negatives])
     assert groups[0] == groups[3] == groups[2] == groups[5]
     assert groups[1] == groups[4] != groups[0]
 
 
-def test_the_auc_is_the_share_of_statement_pairs_in_the_right_order():
-    train, held_out = _pairs(15), _pairs(12, 300)
-    judge = train_judge("joy", train, held_out, embedder=WordEmbedder())
-    plus, minus = judge.logit(held_out.positives), judge.logit(held_out.negatives)
-    assert judge.auc == pytest.approx(np.mean(plus[:, None] > minus[None, :]))
+def test_the_auc_is_of_readings_by_judges_that_saw_neither_statement(judge):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+    from sklearn.preprocessing import StandardScaler
+
+    train = _pairs(40)
+    texts = [*train.positives, *train.negatives]
+    x, y = WordEmbedder().embed(texts).astype(np.float64), np.repeat([1, 0], 40)
+    readings = np.zeros(80)
+    folds = GroupKFold(5, shuffle=True, random_state=1).split(x, y, _pair_groups(texts))
+    for fit, rest in folds:
+        scaler = StandardScaler().fit(x[fit])
+        model = LogisticRegression(C=judge.c, max_iter=2000).fit(scaler.transform(x[fit]), y[fit])
+        readings[rest] = model.decision_function(scaler.transform(x[rest]))
+    assert judge.auc == pytest.approx(np.mean(readings[:40, None] > readings[None, 40:]))
 
 
 def test_blank_text_is_missing(judge):
@@ -121,72 +130,9 @@ def test_blank_text_is_missing(judge):
     assert judge.logit([]).shape == (0,)
 
 
-def test_embeddings_that_are_missing_give_missing_readings(judge):
-    rows = np.full((2, WIDTH), np.nan)
-    rows[1] = 0.0
-    np.testing.assert_array_equal(np.isnan(judge.logit_of(rows)), [True, False])
-
-
-def test_embeddings_of_another_width_are_refused(judge):
-    with pytest.raises(DataError, match="12 wide"):
-        judge.logit_of(np.zeros((2, 5)))
-
-
-def test_a_saved_judge_reads_the_same_to_the_bit(judge, tmp_path):
-    path = judge.save(tmp_path / "new" / "judge.json")
-    again = load_judge(path, embedder=WordEmbedder())
-    texts = ["glad day", "grim day"]
-    np.testing.assert_array_equal(again.logit(texts), judge.logit(texts))
-    assert again.summary() == judge.summary()
-    assert (again.train_digest, again.test_digest) == (_pairs(40).digest, _pairs(30, 1000).digest)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"weights": []}, "weights"),
-        ({"intercept": "x"}, "intercept"),
-        ({"auc": 3}, "auc"),
-        ({"surplus": 1}, "surplus"),
-        ({"format": "other"}, "'other'"),
-        ({"version": 9}, "version 9"),
-        ({"embedding": "others"}, "others"),
-    ],
-)
-def test_a_file_that_is_not_such_a_judge_is_refused_with_its_name(judge, tmp_path, change, said):
-    path = judge.save(tmp_path / "judge.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(DataError, match=said) as caught:
-        load_judge(path, embedder=WordEmbedder())
-    assert "judge.json" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"weights": [NaN]}'])
-def test_a_torn_file_is_refused(tmp_path, content):
-    path = tmp_path / "judge.json"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"judge\.json"):
-        load_judge(path, embedder=WordEmbedder())
-
-
-def test_a_missing_file_or_folder_is_named(judge, tmp_path):
-    with pytest.raises(DataError, match=r"none\.json"):
-        load_judge(tmp_path / "none.json")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="file"):
-        judge.save(tmp_path / "file" / "judge.json")
-
-
-def test_a_statement_in_both_parts_is_refused():
-    train = _pairs(12)
-    same = pairs_from([(train.positives[3].upper(), "x y"), ("a b", "c d")])
-    with pytest.raises(DataError, match="in its training and in its test"):
-        train_judge("joy", train, same, embedder=WordEmbedder())
-
-
 def test_too_few_or_too_like_pairs_are_refused():
     with pytest.raises(DataError, match="9 pairs to train on"):
-        train_judge("joy", _pairs(9), _pairs(5, 90), embedder=WordEmbedder())
+        train_judge("joy", _pairs(9), embedder=WordEmbedder())
     alike = pairs_from([(f"I am always so very glad {i}", f"so grim {i}") for i in range(12)])
     with pytest.raises(DataError, match="near-duplicates"):
-        train_judge("joy", alike, _pairs(5, 90), embedder=WordEmbedder())
+        train_judge("joy", alike, embedder=WordEmbedder())

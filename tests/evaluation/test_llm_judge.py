@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from scipy.stats import hmean
 
 from saesteer.evaluation.llm_client import Endpoint
-from saesteer.evaluation.llm_judge import LlmJudge
-from saesteer.evaluation.llm_ratings import LlmRating
+from saesteer.evaluation.llm_judge import LlmJudge, LlmRating, parse_rating
 from saesteer.utils.errors import ConfigError, DataError, NetworkError, OutputError
 
 KEY = "sk-very+secret/key=="
@@ -116,13 +116,15 @@ def by_aspect(payload: dict[str, Any]) -> Answer:
 def test_three_questions_a_completion_and_their_harmonic_mean(server, judge_at):
     server.answer = lambda n, payload: by_aspect(payload)
     judge, waits = judge_at(workers=3)
-    result = judge.rate("being kind", QUESTIONS, TEXTS)
-    assert result.ratings == (LlmRating(2, 1, 2),) * 2
-    assert result.ratings[0].harmonic_mean == pytest.approx(3 / (1 / 2 + 1 / 1 + 1 / 2))
+    # Equal completions are asked about once.
+    result = judge.rate("being kind", [*QUESTIONS, QUESTIONS[0]], [*TEXTS, TEXTS[0]])
+    assert result.ratings == (LlmRating(2, 1, 2),) * 3
+    assert result.ratings[0].harmonic_mean == pytest.approx(hmean([2, 1, 2]))
     assert (result.asked, result.cached, dict(result.missing), waits) == (6, 0, {}, [])
-    assert result.mean()["harmonic_mean"] == pytest.approx(1.5)
     assert {call["temperature"] for call in server.calls} == {0}
     assert {call["path"] for call in server.calls} == {"/v1/chat/completions"}
+    assert LlmRating(0, 2, 2).harmonic_mean == 0
+    assert LlmRating(None, 0, 2).harmonic_mean is None
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same(server, judge_at, tmp_path):
@@ -130,30 +132,16 @@ def test_a_second_run_asks_nothing_and_gives_the_same(server, judge_at, tmp_path
     first = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
     again = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
     assert len(server.calls) == 6
-    assert (again.asked, again.cached) == (0, 6)
-    assert again.ratings == first.ratings
+    assert (again.asked, again.cached, again.ratings) == (0, 6, first.ratings)
     # Fluency does not hang on the behaviour, nor instruction.
     judge_at(cache)[0].rate("being rude", QUESTIONS, TEXTS)
     assert len(server.calls) == 8
-    judge_at(cache, max_tokens=9)[0].rate("being kind", QUESTIONS, TEXTS)
-    assert len(server.calls) == 14
-
-
-def test_equal_completions_are_asked_about_once(server, judge_at):
-    result = judge_at(workers=4)[0].rate("being kind", ["Why?"] * 5, ["Because."] * 5)
-    assert len(server.calls) == 3
-    assert len(result.ratings) == 5
-
-
-def test_a_cache_cut_off_mid_line_loses_that_line_alone(server, judge_at, tmp_path):
-    cache = tmp_path / "ratings.jsonl"
-    judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
-    content = cache.read_bytes()
-    cache.write_bytes(content[:-20])
-    judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
-    assert len(server.calls) == 7
-    judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
-    assert len(server.calls) == 7
+    # A line that was cut off, and rubbish, are no ratings.
+    lines = cache.read_bytes().splitlines()
+    rubbish = [b"\xff\x00{", b"[]", lines[1].replace(b"1", b"9"), b'{"key": "c"}']
+    cache.write_bytes(b"\n".join([*rubbish, *lines[2:-1], lines[0][:-5]]))
+    found = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
+    assert found.cached < 6 and found.ratings == first.ratings
 
 
 def test_what_was_rated_before_the_server_went_is_kept(server, judge_at, tmp_path):
@@ -172,29 +160,18 @@ def test_what_was_rated_before_the_server_went_is_kept(server, judge_at, tmp_pat
     [
         (200, b"", {}),
         (200, b"<html><body>Bad gateway</body></html>", {"Content-Type": "text/html"}),
-        (200, b"\xff\xfe\x00garbage", {}),
         (200, b"[" * 100_000, {}),
-        (200, b"null", {}),
-        (200, b'{"choices": []}', {}),
+        (200, b" " * 5_000_000, {}),
         (200, b'{"choices": {"0": 1}}', {}),
         (200, b'{"choices": [{"message": "hi"}]}', {}),
-        (200, b'{"error": {"message": "busy"}}', {}),
         (200, b'{"choices": [', {"Content-Encoding": "gzip"}),
-        said(None),
         said([{"type": "text", "text": "2"}]),
-        said(""),
         said("I cannot rate this."),
         said("2"),
-        rated("2"),
-        rated(None),
         rated(True),
-        rated([2]),
         rated(3),
-        rated(-1),
         rated(10**400),
         rated(float("nan")),
-        rated(float("inf")),
-        said('{"score": 2}'),
         said('{"rating": 0} or rather {"rating": 2}'),
     ],
 )
@@ -203,26 +180,33 @@ def test_an_answer_without_a_rating_is_missing_and_never_zero(server, judge_at, 
     cache = tmp_path / "ratings.jsonl"
     result = judge_at(cache, attempts=1)[0].rate("being kind", QUESTIONS[:1], TEXTS[:1])
     assert result.ratings[0].behaviour is None
-    assert result.ratings[0].harmonic_mean is None
     assert sum(result.missing.values()) == (3 if answer[2] else 1)
-    assert result.mean()["n_missing"] == 1
-    assert result.mean()["behaviour"] is None
+    assert (result.mean()["n_missing"], result.mean()["behaviour"]) == (1, None)
     # A missing rating is asked for again.
     server.answer = lambda n, payload: rated(2)
     again = judge_at(cache)[0].rate("being kind", QUESTIONS[:1], TEXTS[:1])
     assert again.ratings == (LlmRating(2, 2, 2),)
 
 
+@pytest.mark.parametrize(
+    ("reply", "rating"),
+    [
+        ('```json\n{"rating": 1}\n```', 1),
+        ('Sure! {"rating": 0} as asked', 0),
+        ('<think>{"rating": 2}? no</think>\n{"rating": 1.5}', 1.5),
+        ('{"why": "it {is}", "rating": 1}', None),
+    ],
+)
+def test_words_around_one_rating_are_forgiven(reply, rating):
+    assert parse_rating(reply) == rating
+
+
 def test_an_empty_completion_is_missing_without_asking(server, judge_at):
     result = judge_at()[0].rate("being kind", QUESTIONS, ["", " \n"])
     assert server.calls == []
-    assert result.ratings == (LlmRating(None, None, None),) * 2
     assert result.missing == {"empty completion": 6}
-    assert result.mean() == {
-        **dict.fromkeys(("behaviour", "instruction", "fluency", "harmonic_mean")),
-        "n": 2,
-        "n_missing": 2,
-    }
+    aspects = ("behaviour", "instruction", "fluency", "harmonic_mean")
+    assert result.mean() == {**dict.fromkeys(aspects), "n": 2, "n_missing": 2}
 
 
 @pytest.mark.parametrize(
@@ -230,9 +214,7 @@ def test_an_empty_completion_is_missing_without_asking(server, judge_at):
     [
         ({}, 1.0, 1.0),
         ({"Retry-After": "7"}, 7.0, 7.0),
-        ({"Retry-After": "0"}, 0.0, 0.0),
         ({"Retry-After": "soon"}, 1.0, 1.0),
-        ({"Retry-After": "-5"}, 1.0, 1.0),
         ({"Retry-After": "date"}, 20.0, 30.0),
     ],
 )
@@ -247,18 +229,14 @@ def test_a_busy_server_is_asked_again_after_the_wait_it_names(server, judge_at, 
     assert len(waits) == 1 and low <= waits[0] <= high
 
 
-def test_waits_double_up_to_the_longest(server, judge_at):
+def test_waits_double_up_to_the_longest_and_too_long_a_one_ends_the_rating(server, judge_at):
     server.answer = lambda n, payload: rated(2) if n >= 5 else (500, b"<html>", {})
     judge, waits = judge_at(attempts=6, longest_wait=6.0)
     assert judge.rate("a", ["Why?"], ["Because."]).ratings == (LlmRating(2, 2, 2),)
     assert waits == [1, 2, 4, 6, 6]
-
-
-def test_a_server_that_asks_for_too_long_a_wait_ends_the_rating(server, judge_at):
     server.answer = lambda n, payload: (429, b"", {"Retry-After": "3600"})
     with pytest.raises(NetworkError, match="asks to wait 3600 s"):
         judge_at()[0].rate("a", ["Why?"], ["Because."])
-    assert len(server.calls) == 1
 
 
 def test_a_server_that_fails_for_good_is_missing_and_then_given_up(server, judge_at):
@@ -270,6 +248,9 @@ def test_a_server_that_fails_for_good_is_missing_and_then_given_up(server, judge
     with pytest.raises(NetworkError, match="8 questions in a row"):
         judge_at(attempts=2)[0].rate("a", ["Why?"] * 20, texts)
     assert len(server.calls) == 6 + 16
+    gone, waits = judge_at(base_url="http://127.0.0.1:9/v1", attempts=3)
+    assert gone.rate("a", ["Why?"], ["Because."]).missing == {"no answer (ConnectionError)": 3}
+    assert waits == [1, 2] * 3
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
@@ -280,25 +261,6 @@ def test_a_server_that_never_ends_its_answer_is_left(server, judge_at, fault):
     assert time.monotonic() - start < 3
     assert result.ratings == (LlmRating(2, 2, 2),)
     assert len(server.calls) == 4
-
-
-def test_an_endless_answer_is_not_read_to_its_end(server, judge_at):
-    server.answer = lambda n, payload: rated(2) if n else (200, b" " * 5_000_000, {})
-    result = judge_at(attempts=1)[0].rate("a", ["Why?"], ["Because."])
-    assert result.ratings == (LlmRating(None, 2, 2),)
-
-
-def test_nobody_listening_is_missing_with_the_reason(judge_at):
-    judge, waits = judge_at(base_url="http://127.0.0.1:9/v1", attempts=3)
-    result = judge.rate("a", ["Why?"], ["Because."])
-    assert result.missing == {"no answer (ConnectionError)": 3}
-    assert waits == [1, 2] * 3
-
-
-def test_a_redirect_is_not_followed(server, judge_at):
-    server.answer = lambda n, payload: (307, b"", {"Location": "http://127.0.0.1:9/steal"})
-    with pytest.raises(NetworkError, match="307"):
-        judge_at()[0].rate("a", ["Why?"], ["Because."])
 
 
 def test_without_a_key_none_is_sent_and_with_one_it_is(server, judge_at, monkeypatch, tmp_path):
@@ -322,14 +284,15 @@ def _leaks(error: BaseException | None) -> bool:
     return False
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [307, 400, 401, 404])
 def test_a_refusal_says_why_and_shows_no_key(server, judge_at, monkeypatch, capfd, status):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     body = json.dumps({"error": {"message": f"no model\nfor key {KEY}"}}).encode()
-    server.answer = lambda n, payload: (status, body, {})
+    # Nor is a redirect followed, which would carry the key along.
+    server.answer = lambda n, payload: (status, body, {"Location": "http://127.0.0.1:9/steal"})
     with pytest.raises(NetworkError) as caught:
         judge_at()[0].rate("a", ["Why?"], ["Because."])
-    words = "OPENAI_API_KEY" if status in (401, 403) else "no model for key ***"
+    words = "OPENAI_API_KEY" if status == 401 else "no model for key ***"
     assert words in str(caught.value)
     assert not _leaks(caught.value)
     assert KEY not in "".join(capfd.readouterr())
@@ -348,9 +311,8 @@ def test_a_key_that_a_server_echoes_is_in_no_result_and_no_cache(
     assert KEY not in f"{result} {judge.__dict__} {cache.read_text()}"
 
 
-@pytest.mark.parametrize("key", [f"{KEY}\nX: y", f"{KEY} two", f"{KEY}ü"])
-def test_a_key_that_cannot_be_sent_is_refused_unseen(server, judge_at, monkeypatch, key):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
+def test_a_key_that_cannot_be_sent_is_refused_unseen(server, judge_at, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY} two")
     with pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
         judge_at()[0].rate("a", ["Why?"], ["Because."])
     assert not _leaks(caught.value)
@@ -369,9 +331,7 @@ def test_the_text_cannot_leave_its_place(server, judge_at):
         assert len(marker) == 16 and marker not in evil
         assert json.loads(lines[-2])["text"] == evil
         assert evil.splitlines()[-1] not in lines
-
-
-def test_text_that_is_no_valid_unicode_can_be_rated(server, judge_at):
+    # Nor does text that is no valid Unicode stop it.
     result = judge_at()[0].rate("b\ud800", ["q\udfff"], ["x\ud83d"])
     assert result.ratings == (LlmRating(1, 1, 1),)
 
@@ -384,3 +344,21 @@ def test_hostile_calls_are_refused(judge_at, tmp_path):
     with pytest.raises(OutputError, match="cache of ratings"):
         judge_at(tmp_path)
     assert judge_at()[0].rate("a", [], []).mean()["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model": " "}, "model is empty"),
+        ({"base_url": "localhost:8000"}, "base_url"),
+        ({"base_url": f"http://me:{KEY}@host/v1"}, "base_url"),
+        ({"key_variable": KEY}, "never the key itself"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"attempts": 0}, "attempts"),
+        ({"first_wait": -1}, "first_wait"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_without_repeating_a_key(settings, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        Endpoint(**{"model": "tiny", **settings})
+    assert "secret" not in "".join(traceback.format_exception(caught.value))

@@ -12,9 +12,7 @@ from saesteer.evaluation.text_quality import (
     completion_nll,
     composite_proxy,
     distinct_share,
-    fluency_proxy,
     quality_reference,
-    relevance_proxy,
     repeated_share,
 )
 from saesteer.models import chat_prompt, encode_texts, plain_model
@@ -119,26 +117,17 @@ def test_nothing_to_measure_against_is_said(nll, similarity, said):
         quality_reference(np.array(nll), np.array(similarity))
 
 
-def test_fluency_falls_with_surprise_and_repetition_and_never_gains_from_blandness():
-    nll = np.array([2.0, 1.0, 3.0, 2.0, np.nan, 2.0])
-    rep4 = np.array([0.0, 0.0, 0.0, 0.25, 0.0, np.nan])
-    wanted = [1.0, 1.0, np.exp(-1), 0.75, np.nan, 1.0]
-    np.testing.assert_allclose(fluency_proxy(nll, rep4, REFERENCE), wanted)
-
-
-def test_relevance_is_relative_and_cut():
-    got = relevance_proxy(np.array([0.5, 0.25, 0.9, -0.2, np.nan]), REFERENCE)
-    np.testing.assert_allclose(got, [1.0, 0.5, 1.0, 0.0, np.nan])
-
-
-def test_the_composite_is_scipys_harmonic_mean():
+def test_the_composite_is_the_harmonic_mean_of_fluency_and_relevance():
     from scipy.stats import hmean
 
-    nll, rep4 = np.array([2.3, 3.0, 1.0]), np.array([0.1, 0.0, 0.3])
-    similarity = np.array([0.3, 0.45, 0.6])
-    halves = [fluency_proxy(nll, rep4, REFERENCE), relevance_proxy(similarity, REFERENCE)]
+    # Blandness gains nothing, a text too short for a 4-gram repeats none, relevance is cut at 1.
+    nll = np.array([2.0, 1.0, 3.0, 2.0, 2.0])
+    rep4 = np.array([0.0, 0.0, 0.1, 0.25, np.nan])
+    similarity = np.array([0.5, 0.25, 0.9, 0.4, 0.1])
+    fluency = [1.0, 1.0, np.exp(-1) * 0.9, 0.75, 1.0]
+    relevance = [1.0, 0.5, 1.0, 0.8, 0.2]
     got = composite_proxy(nll, rep4, similarity, REFERENCE)
-    np.testing.assert_allclose(got, hmean(halves))
+    np.testing.assert_allclose(got, hmean([fluency, relevance]))
 
 
 def test_one_bad_half_makes_the_composite_zero_and_a_missing_one_missing():

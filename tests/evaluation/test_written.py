@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from saesteer.data import pairs_from
+from saesteer.evaluation import written
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
 from saesteer.evaluation.sentiment import vader_compound
 from saesteer.evaluation.text_quality import completion_nll, distinct_share, repeated_share
 from saesteer.evaluation.written import (
-    BaseCompletions,
+    Completion,
+    Writer,
     WritingSettings,
     WrittenEvaluation,
-    write_base,
+    summarise,
 )
 from saesteer.models import Site
 from saesteer.steering import SteeringVector, generate
@@ -54,17 +56,17 @@ def judge():
     def pairs(n):
         return pairs_from([(f"uuuu {words()}", f"zzzz {words()}") for _ in range(n)])
 
-    return train_judge("u", pairs(12), pairs(6), embedder=LetterEmbedder())
+    return train_judge("u", pairs(12), embedder=LetterEmbedder())
 
 
 @pytest.fixture(scope="module")
-def base(tiny_model):
-    return write_base(tiny_model("llama"), QUESTIONS, SETTINGS, embedder=LetterEmbedder())
+def writer(tiny_model):
+    return Writer(tiny_model("llama"), QUESTIONS, SETTINGS, embedder=LetterEmbedder())
 
 
 @pytest.fixture(scope="module")
-def evaluation(tiny_model, base, judge):
-    return WrittenEvaluation(tiny_model("llama"), base, judge)
+def evaluation(writer, judge):
+    return WrittenEvaluation(writer, judge)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +89,8 @@ def _generate(model, **how):
 def test_what_is_written_is_what_generate_gives_at_each_strength(tiny_llama, evaluation, vector):
     records = evaluation.steered(vector, 1.5, -2.0)
     assert _texts(records, 0) == _generate(tiny_llama)
-    assert _texts(records, 1) == _generate(tiny_llama, vector=vector, strengths=1.5)
-    assert _texts(records, -1) == _generate(tiny_llama, vector=vector, strengths=-2.0)
+    assert _texts(records, 1) == _generate(tiny_llama, vector=vector, strength=1.5)
+    assert _texts(records, -1) == _generate(tiny_llama, vector=vector, strength=-2.0)
     assert len({tuple(_texts(records, sign)) for sign in (0, 1, -1)}) == 3
     places = [(r.question, r.sample) for r in records if r.sign == -1]
     assert places == [(q, s) for q in range(3) for s in range(2)]
@@ -137,61 +139,145 @@ def test_a_system_prompt_is_written_under_but_not_measured_under(tiny_llama, eva
 
 
 def test_a_system_prompt_without_chat_template_is_refused(tiny_model, judge):
-    model = tiny_model("llama", chat=False)
-    plain = write_base(model, QUESTIONS, SETTINGS, embedder=LetterEmbedder())
+    plain = Writer(tiny_model("llama", chat=False), QUESTIONS, SETTINGS, embedder=LetterEmbedder())
     with pytest.raises(SteeringError, match="chat template"):
-        WrittenEvaluation(model, plain, judge).prompted("You are glad.", None)
+        WrittenEvaluation(plain, judge).prompted("You are glad.", None)
 
 
-def test_the_unsteered_completions_come_back_from_json(tiny_llama, base, judge, evaluation):
-    record = json.loads(json.dumps(base.as_dict(), allow_nan=False))
-    again = BaseCompletions.from_dict(record, embedder=LetterEmbedder())
-    assert again.completions == base.completions
-    assert again.settings == base.settings
-    assert again.reference == base.reference
-    assert WrittenEvaluation(tiny_llama, again, judge).unsteered == evaluation.unsteered
-
-
-def test_an_empty_completion_is_missing_in_every_measure(tiny_llama, base, judge):
-    record = base.as_dict()
-    blank = {"text": " ", "sentiment": None, "nll": None, "rep4": None, "distinct2": None}
-    record["completions"][2] |= {**blank, "similarity": None}
-    again = BaseCompletions.from_dict(record, embedder=LetterEmbedder())
-    empty = WrittenEvaluation(tiny_llama, again, judge).unsteered[2]
-    assert (empty.judge, empty.composite_proxy, empty.sentiment) == (None, None, None)
+def test_unsteered_completions_that_were_kept_are_not_written_again(
+    tiny_llama, writer, judge, evaluation, monkeypatch
+):
+    record = json.loads(json.dumps([asdict(c) for c in writer.unsteered], allow_nan=False))
+    monkeypatch.setattr(written, "generate", None)
+    kept = [Completion(**fields) for fields in record]
+    again = Writer(tiny_llama, QUESTIONS, SETTINGS, embedder=LetterEmbedder(), unsteered=kept)
+    assert again.unsteered == writer.unsteered
+    assert WrittenEvaluation(again, judge).unsteered == evaluation.unsteered
 
 
 def test_a_model_that_ends_at_once_gives_missing_measures(
     tiny_llama, evaluation, vector, monkeypatch
 ):
-    from saesteer.evaluation import written
-
     texts = ["", "glad to help you today", "", "", "", ""]
-    monkeypatch.setattr(written, "_generate", lambda *a, **k: list(texts))
+    monkeypatch.setattr(Writer, "_generate", lambda *a, **k: list(texts))
     records = [r for r in evaluation.steered(vector, 1.0, None) if r.sign]
     for record in records[:1] + records[2:]:
         measures = replace(record, text="", question=0, sample=0, sign=0)
-        assert set(measures.as_dict().values()) == {None, "", 0}
+        assert set(asdict(measures).values()) == {None, "", 0}
     assert records[1].nll is not None and records[1].judge is not None
 
 
-@pytest.mark.parametrize("part", ["questions", "settings", "completions", "embedding"])
-def test_damaged_completions_are_refused(base, part):
-    record = base.as_dict()
-    record.pop(part)
-    with pytest.raises(DataError, match=part):
-        BaseCompletions.from_dict(record, embedder=LetterEmbedder())
-
-
-def test_other_embeddings_are_refused(tiny_llama, base, judge):
-    with pytest.raises(DataError, match="letters"):
-        BaseCompletions.from_dict(base.as_dict(), embedder=SentenceEmbedder())
+def test_other_embeddings_and_settings_out_of_range_are_refused(tiny_llama, writer, judge):
     with pytest.raises(DataError, match="one embedder"):
-        WrittenEvaluation(tiny_llama, base, replace(judge, embedding="others"))
-
-
-def test_settings_out_of_range_are_refused_before_generating(tiny_llama):
+        WrittenEvaluation(writer, replace(judge, embedder=SentenceEmbedder()))
     with pytest.raises(SteeringError, match="top_p"):
-        write_base(tiny_llama, QUESTIONS, replace(SETTINGS, top_p=0.0))
+        Writer(tiny_llama, QUESTIONS, replace(SETTINGS, top_p=0.0))
     with pytest.raises(SteeringError, match="no prompts"):
-        write_base(tiny_llama, ())
+        Writer(tiny_llama, ())
+
+
+MEASURES = ("sentiment", "nll", "rep4", "distinct2", "similarity")
+
+
+def _record(question, sample, sign, judge, text="words", **measures):
+    fields = dict.fromkeys(("sentiment", "nll", "rep4", "distinct2", "similarity"), 0.5)
+    fields |= {"composite_proxy": 0.5} | measures
+    return Completion(question=question, sample=sample, sign=sign, text=text, judge=judge, **fields)
+
+
+def _records(n_questions=12, n_samples=3, seed=0):
+    rng = np.random.default_rng(seed)
+    own = rng.normal(0, 2, n_questions)
+    return [
+        _record(q, s, sign, float(sign + own[q] + rng.normal(0, 0.3)))
+        for q in range(n_questions)
+        for s in range(n_samples)
+        for sign in (1, -1, 0)
+    ]
+
+
+def _judged(records, sign):
+    return [r.judge for r in records if r.sign == sign and r.judge is not None]
+
+
+def test_means_and_range_are_plain_means():
+    records = _records()
+    summary = summarise(records, resamples=200)
+    plus, minus, _ = summary["signs"]
+    assert [sign["sign"] for sign in summary["signs"]] == [1, -1, 0]
+    assert plus["judge"] == pytest.approx(np.mean(_judged(records, 1)))
+    assert summary["judge_range"] == pytest.approx(plus["judge"] - minus["judge"])
+    assert [plus[name] for name in ("n", "n_empty", "nll", "composite")] == [36, 0, 0.5, 0.5]
+    assert summary["right_direction"] is True
+    # Of the steered completions alone.
+    assert summary["composite"] == 0.5
+
+
+def test_intervals_are_those_of_whole_questions_drawn_again():
+    records = _records()
+    summary = summarise(records, resamples=20_000)
+    value = {(r.question, r.sample, r.sign): r.judge for r in records}
+    at = {s: np.array([[value[q, k, s] for k in range(3)] for q in range(12)]) for s in (1, -1)}
+    drawn = np.random.default_rng(9).integers(0, 12, (20_000, 12))
+    plus, minus = (at[s].mean(axis=1)[drawn].mean(axis=1) for s in (1, -1))
+    low, high = np.percentile(plus, [2.5, 97.5])
+    assert summary["signs"][0]["judge_low"] == pytest.approx(low, abs=0.05)
+    assert summary["signs"][0]["judge_high"] == pytest.approx(high, abs=0.05)
+    # What differs between questions alone does not widen the range.
+    assert high - low > 1.0
+    low, high = np.percentile(plus - minus, [2.5, 97.5])
+    assert summary["low"] == pytest.approx(low, abs=0.01)
+    assert summary["high"] == pytest.approx(high, abs=0.01)
+    assert high - low < 0.3
+
+
+def test_missing_readings_are_in_no_mean_and_are_counted():
+    records = _records()
+    missing = dict.fromkeys(MEASURES)
+    gone = _record(0, 3, 1, None, text=" ", **missing, composite_proxy=None)
+    summary = summarise([*records, gone], resamples=500)
+    plain = summarise(records, resamples=500)
+    assert (summary["signs"][0]["n"], summary["signs"][0]["n_empty"]) == (37, 1)
+    assert summary["signs"][0]["judge"] == plain["signs"][0]["judge"]
+    for name in ("low", "high", "composite"):
+        assert summary[name] == plain[name]
+
+
+def test_a_sign_of_nothing_but_empty_completions_has_no_figures():
+    records = [r for r in _records() if r.sign >= 0]
+    blank = {**dict.fromkeys(MEASURES), "composite_proxy": None}
+    records += [_record(q, 0, -1, None, text="", **blank) for q in range(12)]
+    summary = summarise(records, resamples=200)
+    minus = next(sign for sign in summary["signs"] if sign["sign"] == -1)
+    assert (minus["n"], minus["n_empty"]) == (12, 12)
+    assert {minus[name] for name in ("judge", "judge_low", "nll", "composite")} == {None}
+    assert {summary[name] for name in ("judge_range", "low", "right_direction")} == {None}
+
+
+def test_one_sign_alone_has_no_range():
+    summary = summarise([r for r in _records() if r.sign != -1], resamples=200)
+    assert summary["judge_range"] is None and summary["right_direction"] is None
+    assert [sign["sign"] for sign in summary["signs"]] == [1, 0]
+    assert summary["composite"] == 0.5
+
+
+@pytest.mark.parametrize(("plus", "minus"), [(0.0, -1.0), (1.0, 0.5), (-1.0, 1.0)])
+def test_the_wrong_direction_of_either_sign_is_wrong(plus, minus):
+    records = [_record(q, 0, s, x) for q in range(4) for s, x in ((1, plus), (-1, minus), (0, 0.1))]
+    assert summarise(records, resamples=100)["right_direction"] is False
+
+
+def test_the_composite_is_of_the_steered_completions():
+    records = [
+        _record(q, 0, sign, 0.0, composite_proxy=value)
+        for q in range(3)
+        for sign, value in ((1, 0.2), (-1, 0.4), (0, 0.9))
+    ]
+    assert summarise(records, resamples=100)["composite"] == pytest.approx(0.3)
+
+
+def test_one_question_and_none_at_all():
+    one = summarise([_record(0, 0, s, float(s)) for s in (1, -1, 0)], resamples=100)
+    assert (one["judge_range"], one["low"], one["high"]) == (2.0, 2.0, 2.0)
+    none = summarise([])
+    assert (none["signs"], none["judge_range"], none["composite"]) == ([], None, None)

@@ -48,13 +48,6 @@ def test_repeated_entries_of_a_sparse_matrix_are_added_once_and_zeros_do_not_fir
     np.testing.assert_array_equal(codes.firing_positive, [0, 1, 0])
 
 
-def test_the_caller_s_matrices_are_not_shared():
-    matrix = csr_matrix(POSITIVE)
-    codes = PairCodes(matrix, matrix, csr_matrix((2, 3)), csr_matrix((2, 3)))
-    matrix.data[:] = 99
-    np.testing.assert_array_equal(codes.positive.toarray(), POSITIVE)
-
-
 def test_sides_of_different_size_are_refused():
     with pytest.raises(DataError, match=r"negative: its shape \(1, 3\) differs from positive's"):
         PairCodes.from_dense(POSITIVE, NEGATIVE[:1])
@@ -72,17 +65,6 @@ def test_a_frequency_above_one_is_refused():
     empty = csr_matrix((2, 3))
     with pytest.raises(DataError, match="positive_frequency: values run from 1 to 4"):
         PairCodes(csr_matrix(POSITIVE), empty, csr_matrix(abs(POSITIVE)), empty)
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_no_pairs_or_no_features_are_refused(shape: tuple[int, int]):
-    with pytest.raises(DataError, match="holds no activations"):
-        PairCodes.from_dense(np.zeros(shape), np.zeros(shape))
-
-
-def test_words_in_place_of_numbers_are_refused():
-    with pytest.raises(DataError, match="not a matrix of numbers"):
-        PairCodes.from_dense(np.array([["a", "b"]]), np.array([["a", "b"]]))
 
 
 @pytest.mark.parametrize("indices", [[3], [-1], [], [0.5]])

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from saesteer.methods.features import CRITERIA, PairCodes
-from saesteer.methods.features.criteria import (
+from saesteer.methods.features.select import (
     auroc,
     cohens_d,
     frequency_difference,
@@ -38,9 +36,8 @@ def test_swapping_the_sides_turns_every_sign(planted, name: str):
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))
-@pytest.mark.parametrize("n_pairs", [1, 2])
-def test_every_criterion_gives_finite_scores_for_few_pairs(planted, name: str, n_pairs: int):
-    few = PairCodes.from_dense(planted.positive[:n_pairs], planted.negative[:n_pairs])
+def test_every_criterion_gives_finite_scores_for_one_pair(planted, name: str):
+    few = PairCodes.from_dense(planted.positive[:1], planted.negative[:1])
     assert np.isfinite(CRITERIA[name](few)).all()
 
 
@@ -50,11 +47,6 @@ def test_auroc_equals_sklearn_with_ties(planted):
     sides = codes.stacked()
     expected = [2 * roc_auc_score(codes.labels, column) - 1 for column in sides.T]
     np.testing.assert_allclose(auroc(codes), expected, atol=1e-12)
-
-
-def test_auroc_handles_negative_activations(planted):
-    codes = PairCodes.from_dense(planted.positive - 1, planted.negative - 1)
-    np.testing.assert_allclose(auroc(codes), auroc(planted.codes), atol=1e-12)
 
 
 def test_t_statistic_without_shrinkage_is_the_paired_t_test(planted):
@@ -84,16 +76,11 @@ def test_a_tiny_but_even_difference_does_not_win(planted):
     assert scores[10] < scores[[3, 17, 29, 8, 41]].min()
 
 
-def test_one_pair_ranks_as_the_mean_difference(planted):
-    one = PairCodes.from_dense(planted.positive[:1], planted.negative[:1])
-    np.testing.assert_allclose(standardised_difference(one), mean_difference(one))
-
-
-@pytest.mark.parametrize("criterion", [standardised_difference, t_statistic, cohens_d])
-@pytest.mark.parametrize("shrinkage", [0.0, -1.0, np.nan])
-def test_a_shrinkage_that_cannot_shrink_is_refused(planted, criterion, shrinkage: float):
+def test_settings_that_choose_nothing_are_refused(planted):
     with pytest.raises(ConfigError, match="shrinkage"):
-        criterion(planted.codes, shrinkage=shrinkage)
+        standardised_difference(planted.codes, shrinkage=0.0)
+    with pytest.raises(ConfigError, match="give 1 or more"):
+        per_prompt_top_n(planted.codes, n=0)
 
 
 def test_frequency_difference_counts_texts(planted):
@@ -109,22 +96,3 @@ def test_per_prompt_top_n_counts_by_hand():
     np.testing.assert_array_equal(per_prompt_top_n(codes, n=2), [1, 0, 1, 0])
     # With one each the tie of pair 2 goes to the lower index.
     np.testing.assert_array_equal(per_prompt_top_n(codes, n=1), [1, 0, 0, 0])
-
-
-def test_per_prompt_top_n_agrees_with_a_dense_count(planted):
-    delta = planted.positive - planted.negative
-    expected = np.zeros(delta.shape[1])
-    for row in delta:
-        top = np.argsort(-np.abs(row), kind="stable")[:5]
-        expected[top] += np.sign(row[top])
-    np.testing.assert_array_equal(per_prompt_top_n(planted.codes, n=5), expected)
-
-
-def test_zero_features_per_prompt_are_refused(planted):
-    with pytest.raises(ConfigError, match="give 1 or more"):
-        partial(per_prompt_top_n, n=0)(planted.codes)
-
-
-def test_the_criteria_cannot_be_changed_from_outside():
-    with pytest.raises(TypeError):
-        CRITERIA["mine"] = auroc  # pyright: ignore[reportIndexIssue]

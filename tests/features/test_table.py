@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from saesteer.methods.features import cluster_features, feature_table, fit_weights
-from saesteer.utils.errors import MismatchError
 
 
 def fitted(groups):
@@ -41,16 +39,3 @@ def test_the_table_lists_the_fit_with_the_greatest_weight_first(groups):
     assert row["firing_positive"] == groups.selection.firing_positive[at]
     assert row["weight"] == weights.weights[list(weights.indices).index(23)]
     assert table.set_index("feature").loc[21, "description"] == ""
-
-
-def test_without_descriptions_the_column_is_there_and_empty(groups):
-    clusters, weights = fitted(groups)
-    table = feature_table(groups.selection, clusters, weights)
-    assert set(table["description"]) == {""}
-
-
-def test_weights_of_other_features_are_refused(groups):
-    clusters, _ = fitted(groups)
-    other = fit_weights(groups.decoder[[5]], groups.decoder[[5]], indices=np.array([5]))
-    with pytest.raises(MismatchError, match="feature 5 has a weight but is not in the selection"):
-        feature_table(groups.selection, clusters, other)

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from saesteer.data import pairs_from
-from saesteer.methods import CaaAnswers, MethodInputs, answer_pairs
-from saesteer.methods.caa_answers import QUESTION, balanced_orders, choice_question
+from saesteer.evaluation.choices import QUESTION, choice_question
+from saesteer.methods import CAA, answer_pairs
+from saesteer.methods.answer_letters import balanced_orders
 from saesteer.models import Site, chat_prompt
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import Activations
-from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.utils.errors import DataError
 
 SITE = Site(1)
 PAIRS = pairs_from(
@@ -23,15 +22,6 @@ PAIRS = pairs_from(
         ("i listen", "i talk"),
     ]
 )
-
-
-def inputs_of(answers: PairActivations | None, site: Site = SITE) -> MethodInputs:
-    generator = torch.Generator().manual_seed(0)
-    sides = [
-        Activations(torch.randn(3, 32, generator=generator), torch.tensor([0, 1, 3]), site)
-        for _ in range(2)
-    ]
-    return MethodInputs(PairActivations(sides[0], sides[1]), "tiny", "f", answers=answers)
 
 
 def texts(tokenizer, chat: bool, seed: int) -> tuple[list[str], list[str]]:
@@ -47,12 +37,11 @@ def texts(tokenizer, chat: bool, seed: int) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_it_equals_a_loop_with_hugging_face_alone(tiny_model, hf_model, chat):
+def test_it_equals_a_loop_with_hugging_face_alone(tiny_model, hf_model, chat, given_of):
     model = tiny_model("llama")
     reference, tokenizer = hf_model("llama"), model.tokenizer
-    vector = CaaAnswers()(
-        inputs_of(answer_pairs(model, PAIRS, [SITE], chat=chat, prepend_bos=False, seed=3)[SITE])
-    )
+    answers = answer_pairs(model, PAIRS, [SITE], chat=chat, prepend_bos=False, seed=3)[SITE]
+    vector = CAA().fit_in(given_of(answers, answers=answers)).vector_
     means = []
     for side in texts(tokenizer, chat, seed=3):
         hidden = []
@@ -66,7 +55,7 @@ def test_it_equals_a_loop_with_hugging_face_alone(tiny_model, hf_model, chat):
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_it_equals_the_package_steering_vectors(tiny_model, hf_model, chat):
+def test_it_equals_the_package_steering_vectors(tiny_model, hf_model, chat, given_of):
     package = pytest.importorskip("steering_vectors")
     model = tiny_model("llama")
     pairs = list(zip(*texts(model.tokenizer, chat, seed=0), strict=True))
@@ -74,7 +63,7 @@ def test_it_equals_the_package_steering_vectors(tiny_model, hf_model, chat):
         hf_model("llama"), model.tokenizer, pairs, layers=[SITE.layer], read_token_index=-1
     ).layer_activations[SITE.layer]
     answers = answer_pairs(model, PAIRS, [SITE], chat=chat, prepend_bos=False)[SITE]
-    ours = CaaAnswers()(inputs_of(answers))
+    ours = CAA().fit_in(given_of(answers, answers=answers)).vector_
     assert float(torch.cosine_similarity(ours.raw, theirs, dim=0)) > 0.9999
     assert ours.norm == pytest.approx(float(theirs.norm()), rel=1e-4)
 
@@ -93,15 +82,6 @@ def test_the_order_of_options_depends_on_the_seed(tiny_model):
     assert not torch.allclose(read[0].deltas, read[2].deltas)
 
 
-def test_swapping_the_sides_of_pairs_does_not_swap_the_letters(tiny_model):
-    # The letters stay in place, so what is turned round is which of them matches.
-    turned = pairs_from([(pair.negative, pair.positive) for pair in PAIRS])
-    read = answer_pairs(tiny_model("llama"), PAIRS, [SITE], seed=0)[SITE]
-    other = answer_pairs(tiny_model("llama"), turned, [SITE], seed=0)[SITE]
-    assert read.positive.n_texts == other.positive.n_texts == len(PAIRS)
-    assert not torch.allclose(read.deltas, -other.deltas, atol=1e-3)
-
-
 def test_one_token_is_read_for_each_letter_at_every_site(tiny_model):
     sites = [Site(0), Site(2)]
     read = answer_pairs(tiny_model("gpt2"), PAIRS, sites)
@@ -118,21 +98,6 @@ def test_a_pairs_own_prompt_is_the_question(tiny_model):
     assert torch.equal(read(None), read(QUESTION))
     assert not torch.allclose(read(None), read("Do you like dogs?"))
     assert choice_question("x", "y", "Do you?") == "Do you?\n\nChoices:\n (A) x\n (B) y"
-
-
-def test_the_strength_unit_stays_that_of_the_statements(tiny_model):
-    answers = answer_pairs(tiny_model("llama"), PAIRS, [SITE])[SITE]
-    inputs = inputs_of(answers)
-    vector = CaaAnswers()(inputs)
-    assert vector.residual_norm == pytest.approx(inputs.activations.residual_norm)
-
-
-def test_what_is_missing_or_misplaced_is_a_sentence(tiny_model):
-    with pytest.raises(ConfigError, match=r"caa_answers reads the letters .* give answers="):
-        CaaAnswers()(inputs_of(None))
-    answers = answer_pairs(tiny_model("llama"), PAIRS, [SITE])[SITE]
-    with pytest.raises(MismatchError, match=r"answers were read at blocks.1.* pairs at blocks.0"):
-        CaaAnswers()(inputs_of(answers, Site(0)))
 
 
 def test_a_question_longer_than_the_context_is_a_sentence(tiny_model):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
-
 import pytest
 
 from saesteer.data import PairSet, bundled_pair_names, pairs_from, read_pairs
@@ -22,59 +20,58 @@ def quoted(prompt: str) -> list[str]:
 
 
 def test_each_prompt_quotes_statements_of_its_own_side():
-    persona = SystemPrompt(4)(PAIRS)
-    assert set(quoted(persona.positive)) <= set(PAIRS.positives)
-    assert set(quoted(persona.negative)) <= set(PAIRS.negatives)
-    assert len(set(quoted(persona.positive))) == len(set(quoted(persona.negative))) == 4
-    assert (persona.name, persona.method) == (PAIRS.name, "system_prompt")
-    with pytest.raises(FrozenInstanceError):
-        persona.positive = "x"  # type: ignore[misc]
+    persona = SystemPrompt(4).fit(None, PAIRS)
+    assert set(quoted(persona.positive_)) <= set(PAIRS.positives)
+    assert set(quoted(persona.negative_)) <= set(PAIRS.negatives)
+    assert len(set(quoted(persona.positive_))) == len(set(quoted(persona.negative_))) == 4
 
 
 def test_quotes_are_of_typical_length_and_the_shorter_of_those_drawn():
     lengths = sorted(len(text) for text in PAIRS.positives)
     for seed in range(10):
-        sizes = [len(text) for text in quoted(SystemPrompt(3, seed=seed)(PAIRS).positive)]
+        prompts = SystemPrompt(3, seed=seed).fit(None, PAIRS)
+        sizes = [len(text) for text in quoted(prompts.positive_)]
         assert sizes == sorted(sizes)
         assert lengths[4] < sizes[0] and sizes[-1] < lengths[15]
 
 
 def test_the_choice_is_seeded():
-    assert SystemPrompt(seed=1)(PAIRS) == SystemPrompt(seed=1)(PAIRS)
-    assert len({SystemPrompt(2, seed=seed)(PAIRS).positive for seed in range(8)}) > 3
+    one, other = (SystemPrompt(seed=1).fit(None, PAIRS).positive_ for _ in range(2))
+    assert one == other
+    assert len({SystemPrompt(2, seed=seed).fit(None, PAIRS).positive_ for seed in range(8)}) > 3
 
 
 def test_a_description_takes_the_place_of_quotes():
-    persona = SystemPrompt(description="a warm person who forgives easily.")(PAIRS)
-    assert persona.positive == "You are a warm person who forgives easily."
-    assert persona.negative == "You are the very opposite of a warm person who forgives easily."
+    persona = SystemPrompt(description="a warm person who forgives easily.").fit(None, PAIRS)
+    assert persona.positive_ == "You are a warm person who forgives easily."
+    assert persona.negative_ == "You are the very opposite of a warm person who forgives easily."
     both = SystemPrompt(description="a saint", opposite="a scoundrel")
-    assert both(PAIRS).negative == "You are a scoundrel."
-    assert both(PairSet("none", (), "python")).name == "none"
+    assert both.fit(None, PAIRS).negative_ == "You are a scoundrel."
+    assert both.fit(None, PairSet("none", (), "python")).positive_ == "You are a saint."
 
 
 def test_a_statement_cannot_break_out_of_its_quotes():
     rough = pairs_from([('He said "hi"\nand\tleft', "no")])
-    persona = SystemPrompt(1)(rough)
-    assert persona.positive == f"{HEAD}\"He said 'hi' and left\""
+    persona = SystemPrompt(1).fit(None, rough)
+    assert persona.positive_ == f"{HEAD}\"He said 'hi' and left\""
 
 
 def test_few_or_equal_statements_are_quoted_once_each():
     same = pairs_from([("yes sir", "no sir"), ("yes sir", "never sir"), ("aye aye sir", "no")])
-    assert sorted(quoted(SystemPrompt(8)(same).positive)) == ["aye aye sir", "yes sir"]
-    assert len(quoted(SystemPrompt(8)(same).negative)) == 3
+    assert sorted(quoted(SystemPrompt(8).fit(None, same).positive_)) == ["aye aye sir", "yes sir"]
+    assert len(quoted(SystemPrompt(8).fit(None, same).negative_)) == 3
 
 
 @pytest.mark.parametrize("name", bundled_pair_names())
 def test_the_bundled_personas_give_prompts_of_a_length_one_would_write(name):
-    persona = SystemPrompt()(read_pairs(name))
-    for prompt in (persona.positive, persona.negative):
+    persona = SystemPrompt().fit(None, read_pairs(name))
+    for prompt in (persona.positive_, persona.negative_):
         assert 100 < len(prompt) < 700
 
 
 def test_what_cannot_be_described_is_a_sentence():
     with pytest.raises(DataError, match=r"pairs 'none' are empty, so there is nothing to quote"):
-        SystemPrompt()(PairSet("none", (), "python"))
+        SystemPrompt().fit(None, PairSet("none", (), "python"))
     with pytest.raises(ConfigError, match=r"n_statements: 0 statements describe nobody"):
         SystemPrompt(0)
     with pytest.raises(ConfigError, match=r"opposite: it goes with a description"):

@@ -17,7 +17,7 @@ from saesteer.models import (
     wrap_model,
 )
 from saesteer.models import compat as compat_module
-from saesteer.steering import SteeringVector, generate, steer
+from saesteer.steering import SteeringVector, steer
 from saesteer.utils.errors import SiteError
 
 IDS = torch.tensor([[5, 77, 300, 20, 401, 66, 90, 8]])
@@ -130,17 +130,8 @@ def test_a_bridge_that_computes_another_model_is_refused_with_the_difference(nam
         resolve_target(model, Site(1), bridged=True)
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_the_residual_stream_of_such_a_model_is_steered_in_the_plain_model(name, model_of):
-    model = model_of(name)
-    vector = vector_at(Site(1), model)
-    texts = generate(model, ["The cat"], vector, (0.0,), "raw", max_new_tokens=8, chat=False)
-    plain = generate(model, ["The cat"], None, (0.0,), "raw", max_new_tokens=8, chat=False)
-    assert texts.texts(0.0) == plain.texts(0.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "granite", "gemma4", "qwen3_moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "bloom", "granite", "gemma4"])
 def test_a_bridge_that_rounds_otherwise_is_not_another_model(name, dtype, model_of):
     model = model_of(name, dtype)
     assert bridge_difference(model) is None
@@ -171,14 +162,6 @@ def test_a_site_that_the_model_never_reaches_is_refused_when_it_is_named(name, h
     with pytest.raises(SiteError, match="is never reached"):
         with steer(model, vector_at(Site(1, hook), model), 1.0, "raw", strict=False):
             pass
-
-
-def test_a_site_switched_on_later_is_found(model_of):
-    model = model_of("llama")
-    with pytest.raises(SiteError, match="never reached"):
-        resolve_target(model, Site(1, "attn.hook_result"))
-    model.set_use_attn_result(True)
-    assert resolve_target(model, Site(1, "attn.hook_result")).side == "output"
 
 
 def test_a_site_whose_tokens_are_laid_out_in_one_row_is_refused(model_of):
@@ -222,18 +205,3 @@ def test_a_middle_that_the_block_does_not_hand_on_as_it_is_is_refused(name, dtyp
     model = model_of(name, dtype)
     with pytest.raises(SiteError, match=r"changes the residual stream behind the middle"):
         resolve_target(model, Site(1, "hook_resid_mid"))
-
-
-def test_what_is_checked_is_the_model_without_the_steering_under_way(model_of):
-    model, reference = model_of("llama"), model_of("llama")
-    check_bridge(reference)
-    logits = []
-    for each in (model, reference):
-        block = vector_at(Site(1), each)
-        with torch.no_grad(), steer(each, block, 3.0, "raw", positions="generated"):
-            # Here the first of the two is checked, in the middle of a steered block.
-            with steer(each, vector_at(Site(1, "hook_mlp_out"), each), 0.0, "raw"):
-                runner = each.original_model
-                kept = runner.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
-                logits.append(runner(input_ids=kept, use_cache=False).logits)
-    assert torch.equal(*logits)

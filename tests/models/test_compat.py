@@ -72,10 +72,3 @@ def test_a_cache_that_holds_states_is_found_and_not_repeated(name):
     assert cached_length(cache) == (None if "mamba" in name else 5)
     assert find_cache(cache_argument(model, cache)) is cache
     assert repeated_cache(cache, 2) is None
-
-
-def test_what_says_nothing_of_tokens_is_no_cache():
-    ids = torch.ones(1, 3)
-    assert find_cache({"input_ids": ids, "use_cache": True, "labels": None, "n": [ids]}) is None
-    assert find_cache((ids, None)) is None
-    assert cache_argument(torch.nn.Linear(2, 2), object()) == {}

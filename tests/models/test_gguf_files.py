@@ -14,7 +14,7 @@ from saesteer.models import encode_texts, load_model, model_info, plain_model
 from saesteer.models import gguf_files as module
 from saesteer.models.gguf_files import converted_gguf, file_sha256, gguf_header
 from saesteer.models.tokens import pad_rows, padding_id
-from saesteer.utils.errors import ModelError, OutputError
+from saesteer.utils.errors import ModelError
 
 
 @pytest.fixture(autouse=True)
@@ -36,15 +36,6 @@ def test_a_gguf_file_says_what_the_model_said_that_it_was_made_from(tiny_gguf, h
     torch.testing.assert_close(plain, wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bridge, wanted, rtol=1e-4, atol=1e-4)
     assert model_info(model).source.kind == "gguf"
-
-
-def test_a_gguf_file_brings_its_tokenizer(tiny_gguf, tiny_tokenizer):
-    from saesteer.models import chat_prompt
-
-    model, wanted = load_model(tiny_gguf, device="cpu", dtype="float32"), tiny_tokenizer()
-    texts = ["I like helping people, and I always listen.", "naïve 🙂\n\n  x"]
-    assert encode_texts(model.tokenizer, texts) == encode_texts(wanted, texts)
-    assert chat_prompt(model.tokenizer, "Hello?") == chat_prompt(wanted, "Hello?")
 
 
 def test_a_file_is_converted_once_and_then_found_by_its_content(tiny_gguf, cache, monkeypatch):
@@ -80,30 +71,6 @@ def test_a_file_that_is_no_gguf_is_a_sentence_and_leaves_nothing(tmp_path, cache
     assert os.listdir(cache / "models") == []
 
 
-def test_a_cut_off_file_is_a_sentence_and_leaves_nothing(tiny_gguf, tmp_path, cache):
-    file = tmp_path / "cut.gguf"
-    file.write_bytes(tiny_gguf.read_bytes()[:-20_000])
-    with pytest.raises(ModelError, match=r"cut\.gguf cannot be read as a GGUF"):
-        load_model(file, device="cpu", dtype="float32")
-    assert os.listdir(cache / "models") == []
-
-
-def test_a_failed_write_is_a_sentence_and_leaves_nothing(tiny_gguf, cache, monkeypatch):
-    from safetensors import SafetensorError
-    from transformers import PreTrainedModel
-
-    for error in (SafetensorError("I/O error: No space left"), OSError(28, "No space left")):
-
-        def full(self, folder, error=error):
-            (folder / "model.safetensors").write_bytes(b"half")
-            raise error
-
-        monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-        with pytest.raises(OutputError, match=r"could not be filled \(.*No space left\); free"):
-            converted_gguf(tiny_gguf)
-        assert os.listdir(cache / "models") == []
-
-
 def test_without_the_package_gguf_the_way_out_is_named(tiny_gguf, monkeypatch):
     from transformers import AutoModelForCausalLM
 
@@ -113,17 +80,6 @@ def test_without_the_package_gguf_the_way_out_is_named(tiny_gguf, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", needs_gguf)
     with pytest.raises(ModelError, match=r"needs the package gguf to be read; pip install 'gguf"):
         converted_gguf(tiny_gguf)
-
-
-def test_a_cache_that_cannot_be_written_is_a_sentence(tiny_gguf, cache):
-    cache.write_text("a file in the way")
-    with pytest.raises(OutputError, match=r"cannot be written .*set SAESTEER_CACHE"):
-        load_model(tiny_gguf, device="cpu", dtype="float32")
-
-
-def test_a_file_that_went_away_is_a_sentence(tmp_path):
-    with pytest.raises(ModelError, match=r"cannot be read \(No such file or directory\); check"):
-        converted_gguf(tmp_path / "gone.gguf")
 
 
 def entry(key, kind, value):
@@ -174,13 +130,3 @@ def test_a_hostile_header_is_refused_before_it_is_believed(tmp_path, data, why):
     path.write_bytes(data)
     with pytest.raises(ModelError, match=f"is no whole GGUF file .*{why}"):
         gguf_header(path)
-
-
-def test_a_header_cut_anywhere_is_refused(tmp_path, tiny_gguf):
-    whole = tiny_gguf.read_bytes()
-    size = whole.find(b"output_norm.weight")
-    path = tmp_path / "cut.gguf"
-    for end in range(1, size, 97):
-        path.write_bytes(whole[:end])
-        with pytest.raises(ModelError, match="is no whole GGUF file"):
-            gguf_header(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
 
 import pytest
 import torch
@@ -47,17 +46,6 @@ def test_bridge_and_plain_model_say_what_hugging_face_says(arch, tiny_model, hf_
     torch.testing.assert_close(bridge, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_loaded_model_is_ready_to_read(arch, tiny_model):
-    model = tiny_model(arch)
-    assert model.cfg.n_layers == 3
-    assert model.cfg.d_model == 32
-    assert model.tokenizer.padding_side == "left"
-    assert model.tokenizer.pad_token is not None
-    assert not model.training
-    assert not plain_model(model).training
-    assert not any(p.requires_grad for p in plain_model(model).parameters())
-
-
 def test_the_plain_model_shares_every_weight(arch, tiny_model, hf_model):
     model = tiny_model(arch)
     plain = plain_model(model)
@@ -67,26 +55,6 @@ def test_the_plain_model_shares_every_weight(arch, tiny_model, hf_model):
     assert sum(together.values()) < 1.02 * sum(storages(hf_model(arch)).values())
     inner = {p.data_ptr() for p in model.original_model.parameters()}
     assert {p.data_ptr() for p in plain.parameters()} <= inner
-
-
-def test_a_change_of_the_weights_reaches_both_models(make_model_folder):
-    model = load_model(make_model_folder("llama"), device="cpu", dtype="float32")
-    batch = inputs_for(model)
-    before = plain_model(model)(**batch.inputs).logits
-    with torch.no_grad():
-        inner: Any = model.original_model
-        inner.lm_head.weight.mul_(2.0)
-    torch.testing.assert_close(plain_model(model)(**batch.inputs).logits, 2 * before)
-
-
-def test_the_bridges_hooks_do_not_touch_the_plain_model(tiny_model):
-    model = tiny_model("llama")
-    batch = inputs_for(model)
-    before = plain_model(model)(**batch.inputs).logits
-    zero = [("blocks.1.hook_resid_post", lambda value, hook: torch.zeros_like(value))]
-    with model.hooks(fwd_hooks=zero):
-        inside = plain_model(model)(**batch.inputs).logits
-    assert torch.equal(before, inside)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16])
@@ -99,28 +67,9 @@ def test_the_dtype_asked_for_is_the_dtype_of_the_weights(tiny_model_folder, dtyp
     assert torch.isfinite(logits).all()
 
 
-def test_without_a_choice_a_cpu_gets_float32_or_bfloat16(tiny_model_folder):
-    model = load_model(tiny_model_folder("llama"), device="cpu")
-    assert plain_model(model).dtype in (torch.float32, torch.bfloat16)
-
-
-@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
-def test_a_device_map_is_passed_through(tiny_model_folder, hf_model, device_map):
-    model = load_model(tiny_model_folder("llama"), dtype="float32", device_map=device_map)
-    batch = inputs_for(model)
-    plain = plain_model(model)
-    assert plain.device == torch.device("cpu")
-    assert torch.equal(plain(**batch.inputs).logits, hf_model("llama")(**batch.inputs).logits)
-
-
 def test_device_and_device_map_together_are_refused(tiny_model_folder):
     with pytest.raises(ModelError, match=r"device and device_map exclude each other"):
         load_model(tiny_model_folder("llama"), device="cpu", device_map="cpu")
-
-
-def test_an_unknown_device_map_is_a_sentence(tiny_model_folder):
-    with pytest.raises(ModelError, match=r"cannot be loaded .*device_map"):
-        load_model(tiny_model_folder("llama"), dtype="float32", device_map="everywhere")
 
 
 def test_an_offloaded_model_is_refused(hf_model, tiny_tokenizer):
@@ -161,14 +110,6 @@ def test_a_model_with_missing_weights_is_refused_not_made_up(tiny_model_folder, 
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     lost = len(weights) - len(kept)
     with pytest.raises(ModelError, match=rf"lacks {lost} of its weights \(model\.layers\.1\."):
-        load_model(folder, device="cpu", dtype="float32")
-
-
-def test_a_cut_off_weight_file_is_a_sentence(tiny_model_folder, tmp_path):
-    folder = copied(tiny_model_folder("llama"), tmp_path / "cut")
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ModelError, match=r"cut' cannot be loaded \(.*\); check"):
         load_model(folder, device="cpu", dtype="float32")
 
 
@@ -226,29 +167,6 @@ def test_the_fingerprint_is_that_of_the_weights(tiny_model, tiny_model_folder, m
     assert len({model_info(tiny_model(a)).fingerprint for a in ("gpt2", "llama", "qwen3")}) == 3
 
 
-def test_the_fingerprint_does_not_depend_on_a_dtype_inside_the_configuration(hf_model):
-    from saesteer.models.loading import _fingerprint
-
-    model = hf_model("llama")
-    seen = set()
-    for dtype in ("float32", "bfloat16"):
-        model.config.text_config = {"dtype": dtype, "hidden_size": 32}
-        seen.add(_fingerprint(model))
-    model.config.text_config = {"dtype": "float32", "hidden_size": 64}
-    assert len(seen) == 1
-    assert _fingerprint(model) not in seen
-
-
-def test_one_changed_weight_in_a_sampled_place_changes_the_fingerprint(hf_model):
-    from saesteer.models.loading import _fingerprint
-
-    model = hf_model("gpt2")
-    before = _fingerprint(model)
-    with torch.no_grad():
-        model.transformer.h[2].ln_2.bias[0] += 1.0
-    assert _fingerprint(model) != before
-
-
 def test_a_model_in_memory_is_wrapped_with_a_tokenizer_in_memory(hf_model, tiny_tokenizer):
     reference = hf_model("gpt2")
     tokenizer = tiny_tokenizer(chat=False)
@@ -281,15 +199,6 @@ def test_the_vocabulary_is_the_models_where_it_is_larger_than_the_tokenizers(tin
     assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 512)
 
 
-def test_the_bridges_own_tokens_start_with_bos_where_there_is_one(tiny_model):
-    llama, qwen = tiny_model("llama"), tiny_model("qwen3")
-    assert llama.to_tokens("I like", prepend_bos=True)[0, 0] == llama.tokenizer.bos_token_id
-    without = llama.to_tokens("I like", prepend_bos=False)
-    assert llama.tokenizer.decode(without[0]) == "I like"
-    assert qwen.tokenizer.bos_token is None
-    assert qwen.tokenizer.decode(qwen.to_tokens("I like")[0]) == "I like"
-
-
 @pytest.mark.parametrize("stranger", ["foreign bridge", object(), None])
 def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_model_folder, stranger):
     if stranger == "foreign bridge":
@@ -307,7 +216,8 @@ def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_model_fold
             function(stranger)
 
 
-def test_the_record_says_where_a_model_came_from(tiny_model, tiny_model_folder):
-    source = model_info(tiny_model("gpt2")).source
-    assert source.kind == "folder"
-    assert source.location == str(tiny_model_folder("gpt2").resolve())
+def test_generate_takes_what_a_tokenizer_gives(tiny_llama, hf_model):
+    inputs = tiny_llama.tokenizer("I like the garden", return_tensors="pt")
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    wanted = hf_model("llama").generate(**inputs, **settings)
+    assert torch.equal(tiny_llama.generate(**inputs, **settings), wanted)

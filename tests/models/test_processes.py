@@ -140,66 +140,6 @@ def test_no_loader_starts_a_process_or_prints_a_line(
     assert told == {f"{way} {name}": [] for way, name in ways}
 
 
-def test_no_bar_or_log_line_of_others_shows_while_a_model_loads(
-    tmp_path, multimodal_folder, tiny_gguf
-):
-    ways = [("folder", str(multimodal_folder("gemma3"))), ("gguf", str(tiny_gguf))]
-    environment = {"TRANSFORMERS_VERBOSITY": "info"}
-    assert load_in_child(ways, tmp_path, **environment).stderr == ""
-
-
-def test_the_users_own_settings_are_given_back(tiny_model_folder):
-    import logging
-    import warnings
-
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from transformers.utils import logging as transformers_logging
-
-    def settings():
-        return (
-            transformers_logging.is_progress_bar_enabled(),
-            transformers_logging.get_verbosity(),
-            are_progress_bars_disabled(),
-            logging.root.manager.disable,
-            list(warnings.filters),
-        )
-
-    # transformer_lens sets the level of transformers' logger when it is first imported.
-    load_model(tiny_model_folder("llama"), device="cpu", dtype="float32")
-    before = settings()
-    load_model(tiny_model_folder("llama"), device="cpu", dtype="float32")
-    assert settings() == before
-    transformers_logging.disable_progress_bar()
-    try:
-        load_model(tiny_model_folder("llama"), device="cpu", dtype="float32")
-        assert not transformers_logging.is_progress_bar_enabled()
-    finally:
-        transformers_logging.enable_progress_bar()
-
-
-def test_the_conversion_of_a_gguf_file_shows_our_own_progress(tiny_gguf, tmp_path, monkeypatch):
-    from io import StringIO
-
-    from rich.console import Console
-
-    from saesteer.models.gguf_files import gguf_header
-    from saesteer.utils.progress import Progress
-
-    tasks = []
-
-    class Seen(Progress):
-        def task(self, name, total, unit=""):
-            tasks.append((name, total, unit))
-            return super().task(name, total, unit)
-
-    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path))
-    progress = Seen(Console(file=StringIO()))
-    for _ in range(2):
-        load_model(tiny_gguf, device="cpu", dtype="float32", progress=progress)
-    # Once, because the second time it is there already.
-    assert tasks == [("converting tiny.gguf", len(gguf_header(tiny_gguf).tensors), "tensors")]
-
-
 @pytest.mark.parametrize("way", ["folder", "in memory"])
 @pytest.mark.parametrize("kind", MULTIMODAL)
 def test_of_a_multimodal_model_the_text_part_is_loaded(kind, way, multimodal_folder):

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import plan_run
 from saesteer.models import Site, resolve_model
 from saesteer.models.shape import check_shape, model_shape
 from saesteer.saes.loading import check_planned
@@ -43,7 +41,7 @@ def source(request, tiny_model_folder, tiny_gguf, tmp_path, monkeypatch):
 
 
 def test_what_is_as_wide_as_the_model_passes_and_nothing_else(source, cache):
-    assert model_shape(source) == (3, 32)
+    assert model_shape(source) == (3, 32, 4)
     check_shape(source, Site(2), 32, "SAE x")
     # How wide a head's or a neuron's site is the configuration does not say.
     check_shape(source, Site(2, "mlp.hook_post"), 64, "SAE x")
@@ -65,17 +63,3 @@ def test_an_sae_of_another_width_is_refused_by_its_folder(source, mirror_sae):
         check_planned(source, mirror_sae(d_in=48), "wide")
     with pytest.raises(SiteError, match=r"SAE deep, blocks\.7\.hook_resid_post"):
         check_planned(source, mirror_sae(site="blocks.7.hook_resid_post"), "deep")
-
-
-def test_a_plan_says_so_before_a_gguf_file_is_converted(
-    tiny_gguf, tiny_settings, mirror_sae, cache
-):
-    settings = tiny_settings("llama", sae=mirror_sae(d_in=48))
-    settings["model"]["name"] = str(tiny_gguf)
-    with pytest.raises(MismatchError, match="48 wide"):
-        plan_run(RunConfig.model_validate(settings))
-    settings = tiny_settings("llama") | {"site": "blocks.9.hook_resid_post"}
-    settings["model"]["name"] = str(tiny_gguf)
-    with pytest.raises(SiteError, match="blocks 0 to 2"):
-        plan_run(RunConfig.model_validate(settings))
-    assert not cache.exists()

@@ -15,10 +15,8 @@ from saesteer.models import (
     load_model,
     model_info,
     plain_model,
-    resolve_model,
     resolve_target,
 )
-from saesteer.models import gguf_files as gguf_module
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.saes.adapter import check_compatible
@@ -60,41 +58,6 @@ def test_it_answers_a_simple_question(smollm2):
     assert "Paris" in answer
 
 
-def test_the_bridge_agrees_with_the_plain_model(smollm2):
-    rows = encode_texts(smollm2.tokenizer, ["I like helping people, and I always listen."])
-    batch = pad_rows(rows, padding_id(smollm2))
-    with torch.no_grad():
-        plain = plain_model(smollm2)(**batch.inputs).logits.float()
-        bridge = smollm2(batch.input_ids, attention_mask=batch.attention_mask).float()
-    # In bfloat16 the two attention kernels round apart; the distribution stays the same.
-    gap = (plain.log_softmax(-1) - bridge.log_softmax(-1)).exp().sub(1).abs()
-    assert (gap * plain.softmax(-1)).sum(-1).max() < 0.2
-    assert (plain.argmax(-1) == bridge.argmax(-1)).float().mean() > 0.8
-
-
-def test_its_weights_are_in_memory_once(smollm2):
-    plain = plain_model(smollm2)
-    tensors = [*plain.parameters(), *smollm2.original_model.parameters()]
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    once = 134_515_008 * plain.dtype.itemsize
-    assert once <= sum(held.values()) < 1.01 * once
-
-
-@pytest.mark.parametrize(
-    "statement", ["I like helping people.", " leading space", "🙂 naïve\nnewline", "7 of 2024"]
-)
-@pytest.mark.parametrize("chat", [True, False])
-def test_the_statement_alone_is_kept(smollm2, statement, chat):
-    tokenizer = smollm2.tokenizer
-    (row,) = encode_statements(tokenizer, [statement], "Say something.", chat=chat)
-    ids = [i for i, kept in zip(row.ids, row.kept, strict=True) if kept]
-    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    assert text.endswith(statement)
-    assert text.removesuffix(statement).strip() == ""
-    assert row.ids[0] == tokenizer.bos_token_id
-    assert row.ids.count(tokenizer.bos_token_id) == (3 if chat else 1)
-
-
 def test_bos_is_the_attention_sink_that_no_span_holds(smollm2):
     rows = encode_statements(smollm2.tokenizer, ["I like helping people."])
     batch = pad_rows(rows, padding_id(smollm2))
@@ -107,19 +70,6 @@ def test_bos_is_the_attention_sink_that_no_span_holds(smollm2):
     sink, kept = caught[0][0], caught[0][batch.span[0]]
     assert not batch.span[0, 0]
     assert sink > 10 * kept.mean()
-
-
-def test_the_converted_folder_is_found_again(smollm2, bundled_gguf, monkeypatch):
-    def never(*args):
-        raise AssertionError("converted again")
-
-    monkeypatch.setattr(gguf_module, "_convert", never)
-    source = resolve_model("smollm2")
-    folder = converted_gguf(bundled_gguf, source.sha256)
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
-        file.name for file in folder.iterdir()
-    }
-    assert model_info(smollm2).source == source
 
 
 def test_a_wheel_with_other_weights_is_refused(bundled_gguf, tmp_path, monkeypatch):

@@ -14,11 +14,9 @@ from saesteer.utils.errors import DataError, ModelError
 STATEMENTS = [
     "I like helping people.",
     " leading space",
-    "two\nlines and a trailing newline\n",
     "\n\nnewlines first",
     "naïve café, Grüße, 你好",
     "🙂 I smile 👩‍👩‍👧 a lot",
-    "x",
     "tab\tand  double  spaces   ",
 ]
 BOS, EOS, UNK = 1, 2, 0
@@ -40,8 +38,7 @@ def whole(tokenizer, row):
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_after_a_chat_prompt_the_statement_alone_is_kept(tokenizer, statement, system):
+def test_after_a_chat_prompt_the_statement_alone_is_kept(tokenizer, statement, system="Be brief."):
     (row,) = encode_statements(tokenizer, [statement], "Say something.", system=system)
     prompt = chat_prompt(tokenizer, "Say something.", system)
     assert whole(tokenizer, row) == prompt + statement
@@ -53,7 +50,7 @@ def test_after_a_chat_prompt_the_statement_alone_is_kept(tokenizer, statement, s
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-@pytest.mark.parametrize("prompt", ["What do you say?", "Ends in space ", "Ends in newline\n", ""])
+@pytest.mark.parametrize("prompt", ["What do you say?", "Ends in newline\n", ""])
 def test_after_a_plain_prompt_the_statement_alone_is_kept(tokenizer, statement, prompt):
     (row,) = encode_statements(tokenizer, [statement], prompt, chat=False)
     joined = prompt if not prompt or prompt[-1].isspace() else f"{prompt} "
@@ -63,13 +60,6 @@ def test_after_a_plain_prompt_the_statement_alone_is_kept(tokenizer, statement, 
     assert kept.removesuffix(statement).strip() == ""
     assert row.ids[0] == BOS
     assert row.kept[0] is False
-
-
-@pytest.mark.parametrize("statement", STATEMENTS)
-def test_without_a_prompt_everything_but_bos_is_kept(tokenizer, statement):
-    (row,) = encode_statements(tokenizer, [statement])
-    assert read(tokenizer, row, True) == statement
-    assert read(tokenizer, row, False) == tokenizer.bos_token
 
 
 @pytest.mark.parametrize(
@@ -100,32 +90,6 @@ def test_a_span_that_is_not_in_its_statement_is_refused(tokenizer):
         encode_statements(tokenizer, ["I like cats", "I like birds"], spans=[None, "dogs"])
 
 
-@pytest.mark.parametrize("span", ["", "   "])
-def test_an_empty_span_is_refused(tokenizer, span):
-    with pytest.raises(DataError, match=r"statement 1"):
-        encode_statements(tokenizer, ["I like cats"], spans=[span])
-
-
-@pytest.mark.parametrize(
-    "asked", [{"prompts": ["one"]}, {"prompts": []}, {"spans": ["I"]}, {"prompts": [None] * 3}]
-)
-def test_as_many_prompts_and_spans_as_statements_or_a_sentence(tokenizer, asked):
-    with pytest.raises(DataError, match=r"there are \d (prompts|spans) for 2 statements"):
-        encode_statements(tokenizer, ["I like cats", "I like dogs"], **asked)
-
-
-def test_each_statement_can_have_its_own_prompt_or_none(tokenizer):
-    rows = encode_statements(tokenizer, ["Yes", "No"], ["Do you?", None])
-    assert whole(tokenizer, rows[0]) == chat_prompt(tokenizer, "Do you?") + "Yes"
-    assert whole(tokenizer, rows[1]) == f"{tokenizer.bos_token}No"
-
-
-@pytest.mark.parametrize("statement", ["", "<|im_end|>", "<|im_start|><|im_end|>"])
-def test_a_statement_without_a_token_of_its_own_is_refused(tokenizer, statement):
-    with pytest.raises(DataError, match=r"^statement 2 .* has no token of its own; remove it\.$"):
-        encode_statements(tokenizer, ["I like cats", statement], "Say it.")
-
-
 def test_a_tokenizer_that_knows_no_offsets_keeps_the_statement_exactly():
     from transformers import ByT5Tokenizer
 
@@ -136,29 +100,6 @@ def test_a_tokenizer_that_knows_no_offsets_keeps_the_statement_exactly():
     assert read(slow, row, False) == "Say it. "
     (row,) = encode_statements(slow, ["I like cats"], spans=["like"])
     assert read(slow, row, True) == "like"
-
-
-def test_bos_stands_first_and_once(tokenizer):
-    for prompt, chat in (("Say it.", True), ("Say it.", False), (None, None)):
-        (row,) = encode_statements(tokenizer, ["I like cats"], prompt, chat=chat)
-        assert row.ids[0] == BOS
-        assert row.ids[1] != BOS
-    (again,) = encode_texts(tokenizer, [f"{tokenizer.bos_token}I like cats"])
-    assert again.ids.count(BOS) == 1
-
-
-def test_bos_can_be_left_out_or_asked_for(tokenizer):
-    (without,) = encode_texts(tokenizer, ["I like cats"], prepend_bos=False)
-    (with_bos,) = encode_texts(tokenizer, ["I like cats"], prepend_bos=True)
-    assert with_bos.ids == (BOS, *without.ids)
-    assert all(without.kept)
-
-
-def test_a_tokenizer_without_bos_puts_nothing_first(tiny_tokenizer):
-    tokenizer = tiny_tokenizer(roles={"eos_token": "<|im_end|>"})
-    (row,) = encode_texts(tokenizer, ["I like cats"])
-    assert whole(tokenizer, row) == "I like cats"
-    assert all(row.kept)
 
 
 def test_where_bos_is_asked_for_and_missing_eos_stands_in_as_in_transformer_lens(tiny_tokenizer):
@@ -222,16 +163,6 @@ def test_an_sae_that_asks_for_bos_gets_exactly_one(templated):
     assert read(templated, said, True) == "\nYes"
 
 
-def test_plain_text_of_a_model_without_bos_in_its_template_keeps_its_bos(templated):
-    for row in (
-        *encode_texts(templated, ["I like cats"]),
-        *encode_statements(templated, ["I like cats"]),
-        *encode_statements(templated, ["I like cats"], "Say it.", chat=False),
-    ):
-        assert row.ids[0] == BOS
-        assert row.ids.count(BOS) == 1
-
-
 def test_one_token_for_bos_eos_and_padding_does_not_confuse_the_masks(tiny_tokenizer):
     one = "<|endoftext|>"
     tokenizer = tiny_tokenizer(roles={"bos_token": one, "eos_token": one, "pad_token": one})
@@ -251,16 +182,6 @@ def test_markers_that_are_special_without_a_role_are_not_kept(tiny_tokenizer):
     (row,) = encode_texts(tokenizer, ["<|im_start|>user\nI like cats<|im_end|>"])
     assert read(tokenizer, row, True) == "user\nI like cats"
     assert read(tokenizer, row, False) == "<|im_start|><|im_end|>"
-
-
-def test_the_chat_prompt_opens_the_assistants_turn(tokenizer):
-    assert chat_prompt(tokenizer, "Hello?") == (
-        "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n"
-        "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert chat_prompt(tokenizer, "Hello?", "Be brief.").startswith(
-        "<|im_start|>system\nBe brief.<|im_end|>\n"
-    )
 
 
 def test_a_chat_prompt_without_a_template_is_a_sentence(tiny_tokenizer):
@@ -303,23 +224,6 @@ def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
         encode_statements(tokenizer, ["I", long], max_length=20)
 
 
-def test_an_error_calls_a_text_what_it_is_and_says_the_way_out(tokenizer):
-    long, names = "word " * 50, ["the first line of a.txt", "the second line of a.txt"]
-    told = r"^the second line of a\.txt \('word .* context of 20; use another file\.$"
-    for encode in (encode_texts, encode_statements):
-        with pytest.raises(DataError, match=told):
-            encode(tokenizer, ["I", long], max_length=20, what=names, remedy="use another file")
-    with pytest.raises(DataError, match=r"'I'\) has \d+ tokens with its prompt, more than"):
-        encode_statements(tokenizer, ["I"], long, max_length=20)
-
-
-def test_what_just_fits_the_context_is_taken_with_its_bos(tokenizer):
-    (row,) = encode_texts(tokenizer, ["I like cats"])
-    assert encode_texts(tokenizer, ["I like cats"], max_length=len(row)) == [row]
-    with pytest.raises(DataError):
-        encode_texts(tokenizer, ["I like cats"], max_length=len(row) - 1)
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_are_padded_on_the_side_asked_for(side):
     rows = [TokenRow((5, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
@@ -347,9 +251,3 @@ def test_batches_hold_every_row_once_and_keep_their_limits():
     real = sum(len(row) for row in rows)
     padded = sum(len(b) * max(len(rows[i]) for i in b) for b in batches)
     assert padded < 1.1 * real
-
-
-def test_a_row_longer_than_a_batch_stands_alone():
-    rows = [TokenRow((3,) * n, (True,) * n) for n in (4, 500, 4)]
-    assert list(length_sorted_batches(rows, max_tokens=100)) == [[1], [0, 2]]
-    assert list(length_sorted_batches([])) == []

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from saesteer.patching.prompts.batch import PairBatch
-from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.patching.batch import PairBatch
+from saesteer.patching.pairs import PromptPair
 
 HOOKS = {
     "resid_pre": "hook_resid_pre",

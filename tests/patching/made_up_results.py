@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from saesteer.patching.prompts.batch import PairBatch
-from saesteer.patching.prompts.pairs import PromptPair
+from saesteer.patching.batch import PairBatch
+from saesteer.patching.pairs import PromptPair
 from saesteer.patching.result import PatchResult
 
 PLACES = ("first token", "words that differ", "same end", "answer position")

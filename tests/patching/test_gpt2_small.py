@@ -13,22 +13,16 @@ import pytest
 import torch
 
 from saesteer.models import load_model
-from saesteer.patching.activation import activation_patching
-from saesteer.patching.circuits import (
-    Ablation,
-    Circuit,
-    Node,
-    faithfulness,
-    ioi_counterfactuals,
-    mean_heads,
-    published_ioi_circuit,
-)
+from saesteer.patching.ablation import Ablation
+from saesteer.patching.answers import task_answers
+from saesteer.patching.batch import PairBatch, encode_pairs
+from saesteer.patching.circuits import Circuit, Node, faithfulness, published_ioi_circuit
+from saesteer.patching.counterfactuals import ioi_counterfactuals, mean_heads
+from saesteer.patching.direct import direct_attribution
+from saesteer.patching.ioi import eight_ioi_pairs, generate_ioi
 from saesteer.patching.metrics import metric_named
-from saesteer.patching.prompts.batch import PairBatch, encode_pairs
-from saesteer.patching.prompts.ioi import eight_ioi_pairs, generate_ioi
-from saesteer.patching.prompts.pairs import PromptPair
-from saesteer.patching.reading.answers import task_answers
-from saesteer.patching.reading.direct_attribution import direct_attribution
+from saesteer.patching.pairs import PromptPair
+from saesteer.patching.patcher import activation_patching
 from saesteer.utils.errors import NetworkError
 
 EIGHT = (3.337, 3.202, 2.709, 3.797, 1.720, 5.281, 2.601, 5.767)
@@ -67,23 +61,6 @@ def _shares_of_one_forward(model: Any, batch: PairBatch) -> tuple[np.ndarray, np
     summed = found.embed + found.attn.sum(axis=1) + found.mlp.sum(axis=1) + found.bias
     assert summed == pytest.approx(found.total, abs=1e-3)
     return found.heads.mean(axis=0), found.total
-
-
-def test_folding_a_tiny_gpt2_moves_no_probability_and_no_difference(make_model_folder):
-    folder = make_model_folder("gpt2", seed=11)
-    model, folded = (load_model(folder, device="cpu", dtype="float32") for _ in range(2))
-    pairs = [
-        PromptPair("The cat sat on the mat", "The dog ran home", "e", "a"),
-        PromptPair("I like people, and I listen", "What do you say", " people", " weather"),
-    ]
-    batch = encode_pairs(model, pairs)
-    answers = task_answers(model, batch, top_k=1)
-    _, total = _shares_of_one_forward(model, batch)
-    assert total == pytest.approx(answers.clean.logit_difference, abs=1e-4)
-    logits = _folded_logits(folded, batch)
-    assert _differences(logits, batch) == pytest.approx(total, abs=1e-3)
-    right = logits.softmax(-1)[torch.arange(2), batch.right].numpy()
-    assert right == pytest.approx(answers.clean.right_probability, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from saesteer.models import plain_model
-from saesteer.patching.activation import activation_patching, unpatched
-from saesteer.patching.attribution.first_order import attribution_patching_all
-from saesteer.patching.components import plain_blocks
+from saesteer.patching.attention import attention_views
+from saesteer.patching.attribution import attribution_patching
+from saesteer.patching.lens import logit_lens
 from saesteer.patching.metrics import metric_named
-from saesteer.patching.reading.attention_view import attention_views
-from saesteer.patching.reading.lens import logit_lens
+from saesteer.patching.patcher import activation_patching, unpatched
+from saesteer.patching.target import plain_blocks
 from saesteer.utils.errors import SiteError
 from tests.hybrids import HYBRIDS, hybrid
 from tests.patching.engine_prompts import UNEQUAL, made_up_batch
@@ -87,7 +87,7 @@ def test_what_the_bridge_alone_holds_is_refused_where_it_computes_another_model(
     with pytest.raises(SiteError, match="transformer_lens's bridge c"):
         activation_patching(model, batch, "pattern", LOGITS, layers=layers)
     with pytest.raises(SiteError, match=r"attribution of .* needs transformer_lens's bridge"):
-        attribution_patching_all(model, batch, ["resid_pre"], LOGITS)
+        attribution_patching(model, batch, ["resid_pre"], LOGITS)
     with pytest.raises(SiteError, match=r"attention of .* needs transformer_lens's bridge"):
         attention_views(model, batch, [(3, 0)])
     assert logit_lens(model, batch).logit_difference.shape[1] >= 5

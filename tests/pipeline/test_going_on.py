@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.experiments import context
+from saesteer.experiments import context, steering
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer import experiment as pipeline
 from saesteer.experiments.steer import results
@@ -17,7 +17,7 @@ from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer
 from saesteer.experiments.steer.plan import plan_run
 from saesteer.experiments.steer.results import STAGES
-from saesteer.methods import ClusteredSae, fit_context
+from saesteer.methods import ClusteredSAE, fit_context
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 from saesteer.utils.files import draft_of, leave
 from saesteer.utils.run_folder import RunFolder
@@ -27,7 +27,7 @@ from .reading import everything, numbers, refuse, strict_json
 CUTS = {
     "features": (fit_context, "encode_pairs"),
     "fit": (pipeline, "feature_table"),
-    "evaluation": (pipeline, "DivergenceMeter"),
+    "evaluation": (steering, "DivergenceMeter"),
     "completions": (pipeline, "generate"),
     "metrics": (results, "against_null"),
 }
@@ -46,9 +46,9 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(where, settings, whole
     started = folder.read_json("run.json")["started"]
 
     # What belongs to finished stages alone.
-    monkeypatch.setattr(pipeline, "read_pair_activations", refuse)
+    monkeypatch.setattr(steering, "read_pair_activations", refuse)
     if left < 3:
-        monkeypatch.setattr(ClusteredSae, "fit", refuse)
+        monkeypatch.setattr(ClusteredSAE, "fit_in", refuse)
     if left < 2:
         monkeypatch.setattr(pipeline, "EffectMeter", refuse)
         monkeypatch.setattr(context, "load_sae", refuse)

@@ -11,8 +11,8 @@ import torch
 from saesteer.evaluation.statistics import item_interval
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.experiments.compare.seed_run import SeedRun
-from saesteer.experiments.compare.splits import PersonaSplit
+from saesteer.experiments.compare.persona import SeedRun
+from saesteer.experiments.compare.plan import PersonaSplit
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer
@@ -40,33 +40,36 @@ def with_method(settings: dict[str, Any], name: str, **rest: Any) -> dict[str, A
     settings = {**settings, "method": {"name": name, "settings": SETTINGS.get(name, {})}}
     del settings["selection"]
     settings["evaluation"] = {**settings["evaluation"], "neutral_answers": 3}
-    settings["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "own_words": 0.0}
+    settings["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "self_generated": 0.0}
     return {**settings, **rest}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_works_for_any_method(name, settings, capsys):
     from saesteer.cli.features import features_command
-    from saesteer.cli.show import show_plan, show_result
+    from saesteer.cli.show import show_steer_plan
+    from saesteer.report.terminal import console
 
     config = RunConfig(**with_method(settings, name))
     result = run_experiment(config)
     metrics = strict_json(result.folder.path / "metrics.json")
     assert metrics["vector"]["method"] == result.vector.method == name
-    assert [row["feature"] for row in result.features] == [f.index for f in result.vector.features]
+    assert [row["feature"] for row in result.features] == [
+        f.index for f in result.vector.sae_features
+    ]
     assert [row["weight"] for row in result.features] == pytest.approx(
-        [f.weight for f in result.vector.features]
+        [f.weight for f in result.vector.sae_features]
     )
     assert {record["strength"] for record in result.completions} >= {0.0}
-    assert (result.folder.path / "figure.html").stat().st_size > 10_000
+    assert (result.folder.path / "report.html").stat().st_size > 10_000
     effect = metrics["vector"]["effect"]
     moved = (np.array(effect["up"]) - np.array(effect["down"])) / 2
     assert (effect["effect"], effect["low"], effect["high"]) == item_interval(moved)
-    show_plan(Steer(config))
-    show_result(plan_run(config), result)
+    show_steer_plan(Steer(config))
+    Steer(config).report(result).print(console(), result.folder.path)
     features_command(result.folder.path)
     told = capsys.readouterr().out
-    assert ("made of no SAE features" in told) == (not result.vector.features)
+    assert ("made of no SAE features" in told) == (not result.vector.sae_features)
     assert run_experiment(config).metrics == result.metrics
 
 
@@ -95,9 +98,9 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
     seed_run.split = PersonaSplit(
         plan.split.train, plan.split.validation, plan.split.test, plan.split.test
     )
-    vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector
+    vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector_
     torch.testing.assert_close(vector.raw, result.vector.raw, rtol=1e-6, atol=1e-6)
-    assert [f.index for f in vector.features] == [f.index for f in result.vector.features]
+    assert [f.index for f in vector.sae_features] == [f.index for f in result.vector.sae_features]
 
 
 def test_a_method_given_by_name_alone_changes_no_number_of_the_default(settings, whole):
@@ -146,6 +149,8 @@ def test_texts_that_leave_none_to_train_with_are_a_sentence(settings):
     with pytest.raises(DataError, match=r"none is left to train with"):
         plan_run(RunConfig(**short))
     own = with_method(settings, "natural_gradient")
-    own["objective"]["own_words"] = 0.5
-    with pytest.raises(DataError, match=r"completions\.n_questions, or set objective\.own_words"):
+    own["objective"]["self_generated"] = 0.5
+    with pytest.raises(
+        DataError, match=r"completions\.n_questions, or set objective\.self_generated"
+    ):
         plan_run(RunConfig(**own))

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from saesteer.models import model_info
-from saesteer.steering import SteeringVector
+from tests.steering.conftest import vector_on  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -64,26 +62,3 @@ def finished_run(probe_settings):
 
     config = parse_config(probe_settings(), kind=ProbeConfig, place="test")
     return run_experiment(config)
-
-
-@pytest.fixture
-def probe_vector(tiny_model) -> Callable[..., SteeringVector]:
-    """Return a function that makes a random vector: architecture, layer, seed."""
-
-    def make(arch: str = "llama", layer: int = 1, seed: int = 0, **fields: Any) -> SteeringVector:
-        raw = torch.randn(32, generator=torch.Generator().manual_seed(seed))
-        defaults = {
-            "model": "tiny",
-            "model_fingerprint": model_info(tiny_model(arch)).fingerprint,
-            "residual_norm": 5.0,
-            "positions": "all",
-            "provenance": {
-                "towards": "positive",
-                "away": "negative",
-                "class_alphas": {"negative": -1.0, "neutral": 0.5, "positive": 3.0},
-            },
-        }
-        site = f"blocks.{layer}.hook_resid_post"
-        return SteeringVector.from_raw(raw, site=site, **(defaults | fields))
-
-    return make

@@ -9,8 +9,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from saesteer.probes.fitting import fit_probe, folds
-from saesteer.probes.settings import FitSettings
+from saesteer.probes.fitting import FitSettings, fit_probe, folds
 from saesteer.utils.errors import DataError
 
 SETTINGS = FitSettings(c=[0.001, 0.03, 1.0], tol=1e-6, max_iter=2000)
@@ -52,18 +51,13 @@ def test_the_strength_is_the_one_that_cross_validation_by_hand_likes_best():
     assert fitted.cv_loss == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_groups_never_straddle_a_fold():
-    _, labels, groups = made()
+def test_groups_never_straddle_a_fold_and_a_constant_dimension_does_no_harm():
+    x, labels, groups = made()
     for inner, outer in folds(labels, groups, 3, 0):
         assert not set(groups[inner]) & set(groups[outer])
         assert len(inner) + len(outer) == len(labels)
-
-
-def test_a_constant_dimension_does_no_harm():
-    x, labels, groups = made()
     x[:, 3] = 5.0
-    fitted = fit_probe(x, labels, groups, SETTINGS)
-    assert np.isfinite(fitted.weight).all()
+    assert np.isfinite(fit_probe(x, labels, groups, SETTINGS).weight).all()
 
 
 def test_balanced_weights_help_the_rare_class():
@@ -80,20 +74,12 @@ def test_a_given_strength_is_used_without_a_search():
     assert (fitted.c, fitted.cv_loss) == (0.5, {})
 
 
-def test_activations_that_are_no_numbers_are_refused():
-    x, labels, groups = made()
-    x[5, 2] = np.nan
-    with pytest.raises(DataError, match="NaN or infinite"):
-        fit_probe(x, labels, groups, SETTINGS)
-
-
-def test_one_class_is_refused():
+def test_what_cannot_be_fitted_is_refused():
     x, labels, groups = made()
     with pytest.raises(DataError, match="all training texts have one class"):
         fit_probe(x, labels * 0, groups, SETTINGS)
-
-
-def test_too_few_groups_for_the_folds_are_refused():
-    x, labels, _ = made()
     with pytest.raises(DataError, match="a class has 2 groups of texts"):
         fit_probe(x, labels, np.arange(len(x)) % 2, SETTINGS)
+    x[5, 2] = np.nan
+    with pytest.raises(DataError, match="NaN or infinite"):
+        fit_probe(x, labels, groups, SETTINGS)

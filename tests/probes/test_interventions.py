@@ -1,113 +1,101 @@
-"""What an intervention means, and how a schedule is written."""
+"""What people write of interventions: modes, amounts, schedules, layers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from saesteer.probes.interventions import (
-    Intervention,
-    class_alpha,
-    make_intervention,
-    parse_schedule,
-)
-from saesteer.utils.errors import SteeringError
-
-ALPHA = torch.tensor([-2.0, 0.0, 3.0])
+from saesteer.probes import class_alpha, make_intervention
+from saesteer.probes.interventions import parse_layers
+from saesteer.steering import Add, Flip, Set
+from saesteer.utils.errors import SiteError, SteeringError
 
 
-@pytest.mark.parametrize(
-    ("mode", "amount", "centre", "expected"),
-    [
-        ("flip", 1.0, 0.0, [2.0, 0.0, -3.0]),
-        ("flip", 20.0, 0.0, [40.0, 0.0, -60.0]),
-        ("flip", 0.0, 0.0, [0.0, 0.0, 0.0]),
-        ("flip", 1.0, 1.0, [4.0, 2.0, -1.0]),
-        ("ablate", 1.0, 0.0, [0.0, 0.0, 0.0]),
-        ("ablate", 1.0, 1.0, [1.0, 1.0, 1.0]),
-        ("add", 0.2, 0.0, [-1.0, 1.0, 4.0]),
-        ("set", -7.0, 0.0, [-7.0, -7.0, -7.0]),
-    ],
-)
-def test_each_mode_does_what_its_name_says(probe_vector, mode, amount, centre, expected):
-    item = Intervention(probe_vector(), mode, amount, centre=centre)
-    assert item.target(ALPHA).tolist() == pytest.approx(expected)
-
-
-def test_a_raw_strength_is_added_as_it_is(probe_vector):
-    item = Intervention(probe_vector(), "add", -1.5, unit="raw")
-    assert item.target(ALPHA).tolist() == pytest.approx([-3.5, -1.5, 1.5])
-
-
-def test_amounts_and_centres_can_be_named_by_class(probe_vector):
-    vector = probe_vector()
-    assert make_intervention(vector, "set", "negative").amount == -1.0
-    assert make_intervention(vector, "flip", "2", centre="midpoint").centre == 1.0
+def test_amounts_and_centres_can_be_named_by_class(vector_on):
+    vector = vector_on()
+    (edit,) = make_intervention([vector], mode="set", amount="negative").edits
+    assert isinstance(edit, Set) and edit.value == -1.0
+    (edit,) = make_intervention([vector], amount="2", centre="midpoint").edits
+    assert isinstance(edit, Flip) and (edit.scale, edit.centre) == (2.0, 1.0)
     assert class_alpha(vector, "neutral") == 0.5
 
 
+def test_a_schedule_names_its_windows_and_wins_over_the_mode(vector_on):
+    vectors = [vector_on(layer=0), vector_on(layer=2)]
+    text = "0-15:set=negative, 16-:add=0.4"
+    made = make_intervention(vectors, mode="flip", schedule=text, compound=True)
+    assert [edit.described() for edit in made.edits] == [
+        "set to -1 at layer 0, tokens 0 to 15",
+        "set to -1 at layer 2, tokens 0 to 15",
+        "add +0.4 norm at layer 0, tokens 16 on",
+        "add +0.4 norm at layer 2, tokens 16 on",
+    ]
+    assert made.policy == "compound"
+    steps = torch.tensor([[-2, -1, 0, 15, 16, 17]])
+    first, last = made.edits[0].covers(steps), made.edits[-1].covers(steps)
+    assert first.tolist() == [[True, True, True, True, False, False]]
+    assert torch.equal(last, ~first)
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("how", "message"),
     [
         ({"mode": "flop"}, "mode 'flop' .did you mean 'flip'.. is unknown"),
-        ({"mode": "flip", "amount": -1.0}, "flip has scale -1"),
-        ({"mode": "add", "amount": float("nan")}, "strength nan is not finite"),
-        ({"mode": "add", "amount": 1.0, "unit": "norms"}, "unit 'norms' is unknown"),
-        ({"mode": "add", "amount": 1.0, "unit": "max_act"}, "needs max_act"),
-        ({"mode": "set", "amount": 1.0, "first": 5, "last": 2}, "end before they begin"),
-        ({"mode": "set", "amount": 1.0, "first": -1}, "not whole numbers from 0"),
+        ({"mode": "set", "amount": "positiv"}, "did you mean 'positive'"),
+        ({"mode": "set"}, "mode set needs an amount"),
+        ({"schedule": "now"}, "not of the form"),
+        ({"schedule": "0-5:flip,3-9:flip"}, "overlap at token 3"),
+        ({"schedule": "9-12:flip,3-:flip"}, "overlap at token 3"),
+        ({"schedule": "0-3:shove=1"}, "mode 'shove'.* is unknown"),
+        ({"schedule": "5-2:flip"}, "end before they begin"),
     ],
 )
-def test_what_cannot_be_done_is_refused(probe_vector, fields, message):
+def test_what_says_nothing_clear_is_refused(vector_on, how, message):
     with pytest.raises(SteeringError, match=message):
-        Intervention(probe_vector(), **fields)
+        make_intervention([vector_on()], **how)
 
 
-def test_a_class_that_the_vector_does_not_know_is_refused(probe_vector):
-    with pytest.raises(SteeringError, match="did you mean 'positive'"):
-        make_intervention(probe_vector(), "set", "positiv")
+def test_a_vector_without_classes_has_no_class_to_set(vector_on):
     with pytest.raises(SteeringError, match="does not say where its classes lie"):
-        make_intervention(probe_vector(provenance={}), "set", "positive")
-    with pytest.raises(SteeringError, match="mode set needs an amount"):
-        make_intervention(probe_vector(), "set")
+        make_intervention([vector_on(provenance={})], mode="set", amount="positive")
 
 
-def test_a_schedule_names_its_windows(probe_vector):
-    vectors = [probe_vector(layer=0), probe_vector(layer=2)]
-    items = parse_schedule("0-15:set=negative, 16-:add=0.4", vectors)
-    assert [(i.mode, i.amount, i.first, i.last, i.vector.site.layer) for i in items] == [
-        ("set", -1.0, 0, 15, 0),
-        ("set", -1.0, 0, 15, 2),
-        ("add", 0.4, 16, None, 0),
-        ("add", 0.4, 16, None, 2),
-    ]
-    assert items[-1].described() == "add +0.4 norm at layer 2, tokens 16 on"
-    assert items[0].described() == "set to -1 at layer 0, tokens 0 to 15"
+def test_what_is_intended_follows_mode_and_label(vector_on):
+    labels = ["positive", "negative", "neutral", None]
+
+    def intended(**settings):
+        made = make_intervention([vector_on()], **settings)
+        return made.intended(labels, "positive", "negative").tolist()
+
+    assert intended(mode="flip") == [-1, 1, 0, 0]
+    assert intended(mode="ablate") == [-1, 1, 0, 0]
+    assert intended(mode="add", amount="0.3") == [1, 1, 0, 0]
+    assert intended(mode="add", amount="-0.3") == [-1, -1, 0, 0]
+    # The midpoint of the classes is 1, so 0.5 is on the negative side.
+    assert intended(mode="set", amount="0.5") == [-1, -1, 0, 0]
+    assert intended(mode="set", amount="positive") == [1, 1, 0, 0]
+    assert intended(schedule="0-3:flip") == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is not of the form"),
-        ("0-15", "is not of the form"),
-        ("a-b:flip", "is not of the form"),
-        ("0-5:flip,5-9:flip", "overlap at token 5"),
-        ("0-:flip,9-12:flip", "overlap at token 9"),
-        ("8-12:flip,0-9:flip", "overlap at token 0"),
-        ("9-12:flip,3-:flip", "overlap at token 3"),
-        ("0-3:shove=1", "mode 'shove'.* is unknown"),
-        ("0-3:add", "needs an amount"),
-        ("5-2:flip", "end before they begin"),
-    ],
-)
-def test_a_schedule_that_says_nothing_clear_is_refused(probe_vector, text, message):
-    with pytest.raises(SteeringError, match=message):
-        parse_schedule(text, [probe_vector()])
+def test_random_directions_differ_by_draw_and_by_site_and_repeat(vector_on):
+    made = make_intervention([vector_on(layer=0), vector_on(layer=1)], centre="midpoint")
+    one, same, other = (made.randomised(draw).edits for draw in (0, 0, 1))
+    first = one[0].vector.direction
+    assert first.equal(same[0].vector.direction)
+    assert not first.equal(other[0].vector.direction)
+    assert not first.equal(one[1].vector.direction)
+    assert all(isinstance(edit, Flip) and edit.centre == 0.0 for edit in one)
+    adding = make_intervention([vector_on()], mode="add", amount=0.5).randomised(0).scaled(2.0)
+    assert isinstance(adding.edits[0], Add) and adding.edits[0].strength == 1.0
 
 
-def test_windows_cover_their_steps_and_the_prompt_goes_with_the_first(probe_vector):
-    steps = torch.tensor([[-2, -1, 0, 1, 2, 3]])
-    first = Intervention(probe_vector(), "flip", first=0, last=1).covers(steps)
-    rest = Intervention(probe_vector(), "flip", first=2).covers(steps)
-    assert first.tolist() == [[True, True, True, True, False, False]]
-    assert rest.tolist() == [[False, False, False, False, True, True]]
+def test_layers_are_written_as_people_write_them(finished_run):
+    probes = finished_run.probes
+    assert parse_layers("0-2", probes) == [0, 1, 2]
+    assert parse_layers("2, 0", probes) == [0, 2]
+    assert parse_layers(None, probes)[-1] == probes.best
+    for text in ("a", "1-", "0-1-2", ""):
+        with pytest.raises(SteeringError, match="not of the form"):
+            parse_layers(text, probes)
+    with pytest.raises(SiteError, match="layer 9 has no probe"):
+        parse_layers("9", probes)

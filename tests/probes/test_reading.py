@@ -11,9 +11,15 @@ from saesteer.models import Site, plain_model
 from saesteer.models.pooling import pool
 from saesteer.models.reading import read_rows
 from saesteer.probes import reading
-from saesteer.probes.reading import encode_labelled, length_chunks, probe_sites, read_layers
-from saesteer.probes.settings import ReadSettings
-from saesteer.utils.errors import DataError, SiteError
+from saesteer.probes.reading import (
+    LayerStore,
+    ReadSettings,
+    encode_labelled,
+    length_chunks,
+    probe_sites,
+    read_layers,
+)
+from saesteer.utils.errors import DataError, OutputError, SiteError
 
 WORDS = ("the", "cat", "sat", "on", "the", "mat", "while", "the", "dog", "ran", "home", "now")
 
@@ -39,7 +45,7 @@ def test_every_layer_holds_what_hugging_face_gives_for_each_text_alone(
     settings = ReadSettings(positions=positions)
     rows = encode_labelled(model.tokenizer, texts, settings)
     sites = probe_sites(3, settings)
-    store = read_layers(model, rows, sites, tmp_path / "a.safetensors", positions=positions)
+    store = read_layers(model, rows, sites, tmp_path / "store", positions=positions)
     reference = hf_model(arch)
     for number, row in enumerate(rows):
         with torch.inference_mode():
@@ -65,7 +71,7 @@ def test_all_layers_come_from_one_pass_over_the_texts(llama, tmp_path, monkeypat
 
     handle = plain_model(llama).register_forward_pre_hook(count, with_kwargs=True)
     try:
-        store = read_layers(llama, rows, sites, tmp_path / "a.safetensors")
+        store = read_layers(llama, rows, sites, tmp_path / "store")
     finally:
         handle.remove()
     # The first row once more, to learn the width.
@@ -74,31 +80,6 @@ def test_all_layers_come_from_one_pass_over_the_texts(llama, tmp_path, monkeypat
     for site in sites:
         by_hand = pool(expected[site], "mean").numpy()
         assert store.site(site) == pytest.approx(by_hand, rel=1e-3, abs=1e-3)
-
-
-def test_a_reading_that_was_cut_off_gives_the_same_numbers(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK_ROWS", 1)
-    rows = encode_labelled(llama.tokenizer, labelled(), ReadSettings())
-    sites = [Site(1)]
-    whole = read_layers(llama, rows, sites, tmp_path / "whole.safetensors")
-    calls = 0
-    real = reading.read_rows
-
-    def failing(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == 20:
-            raise RuntimeError("cut off")
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(reading, "read_rows", failing)
-    with pytest.raises(RuntimeError, match="cut off"):
-        read_layers(llama, rows, sites, tmp_path / "part.safetensors")
-    calls = 100
-    part = read_layers(llama, rows, sites, tmp_path / "part.safetensors")
-    # The row that tells the width, and those that were not marked as done.
-    assert calls == 100 + 1 + len(rows) - 16
-    assert np.array_equal(part.site(Site(1)), whole.site(Site(1)))
 
 
 def test_end_reads_behind_the_words_after_the_text(llama):
@@ -142,3 +123,93 @@ def test_layers_that_the_model_lacks_are_refused():
     assert probe_sites(3, ReadSettings(layers=[2, 0])) == [Site(0), Site(2)]
     with pytest.raises(SiteError, match="names block 3 and the model has blocks 0 to 2"):
         probe_sites(3, ReadSettings(layers=[3]))
+
+
+def count_passes(model):
+    plain, passes = plain_model(model), []
+    handle = plain.register_forward_pre_hook(lambda *_: passes.append(1))
+    return passes, handle
+
+
+def test_a_reading_that_was_cut_off_goes_on(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK_ROWS", 4)
+    rows, sites = encode_labelled(llama.tokenizer, labelled(), ReadSettings()), [Site(0), Site(2)]
+    expected = read_layers(llama, rows, sites, tmp_path / "whole", metadata={"what": "test"})
+    real, written = reading._write_chunk, []
+
+    def failing(path, *args):
+        if len(written) == 3:
+            raise RuntimeError("cut off")
+        written.append(path.name)
+        real(path, *args)
+
+    monkeypatch.setattr(reading, "_write_chunk", failing)
+    with pytest.raises(RuntimeError, match="cut off"):
+        read_layers(llama, rows, sites, tmp_path / "cut")
+    with pytest.raises(OutputError, match="holds no activations"):
+        LayerStore(tmp_path / "cut")
+    monkeypatch.setattr(reading, "_write_chunk", real)
+    passes, handle = count_passes(llama)
+    again = read_layers(llama, rows, sites, tmp_path / "cut", metadata={"what": "test"})
+    handle.remove()
+    # The first text alone, to learn the widths, and the three chunks that were missing.
+    assert len(passes) == 1 + 3
+    for store in (again, LayerStore(tmp_path / "cut")):
+        assert store.n_texts == len(rows)
+        for site in sites:
+            assert np.array_equal(store.site(site), expected.site(site))
+            assert store.residual_norm(site) == expected.residual_norm(site)
+    assert again.metadata == {"what": "test"}
+
+
+def test_two_that_read_alike_at_once_both_end_right(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK_ROWS", 4)
+    rows, sites = encode_labelled(llama.tokenizer, labelled(), ReadSettings()), [Site(0)]
+    expected = read_layers(llama, rows, sites, tmp_path / "alone").site(Site(0))
+    real, begun, inner = reading._write_chunk, [], []
+
+    def meeting(path, *args):
+        begun.append(path)
+        if len(begun) == 2:
+            # The other begins and ends before this one's second chunk is there.
+            inner.append(read_layers(llama, rows, sites, path.parent).site(Site(0)))
+        real(path, *args)
+
+    monkeypatch.setattr(reading, "_write_chunk", meeting)
+    outer = read_layers(llama, rows, sites, tmp_path / "store").site(Site(0))
+    assert np.array_equal(outer, expected) and np.array_equal(inner[0], expected)
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_any_safetensors_reader_opens_it_and_what_does_not_fit_is_said(llama, tmp_path, storage):
+    from safetensors.torch import load_file
+
+    rows = encode_labelled(llama.tokenizer, labelled(4), ReadSettings())
+    read_layers(llama, rows, [Site(0)], tmp_path, storage=storage)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert load_file(file)["blocks.0.hook_resid_post"].dtype == getattr(torch, storage)
+    module = plain_model(llama).model.layers[0]
+    handle = module.register_forward_hook(lambda _m, _i, out: out * 1e6)
+    try:
+        if storage == "float16":
+            with pytest.raises(OutputError, match=r"do not fit float16; set reading\.storage"):
+                read_layers(llama, rows, [Site(0)], tmp_path / "large", storage=storage)
+        else:
+            read_layers(llama, rows, [Site(0)], tmp_path / "large", storage=storage)
+    finally:
+        handle.remove()
+
+
+def test_a_full_disk_is_told_before_reading_and_a_damaged_store_named(llama, tmp_path, monkeypatch):
+    rows = encode_labelled(llama.tokenizer, labelled(4), ReadSettings())
+    store = read_layers(llama, rows, [Site(0)], tmp_path / "store")
+    (file,) = store.folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(OutputError, match=r"holds no activations .* run the same command again"):
+        store.site(Site(0))
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100))
+    with pytest.raises(OutputError, match=r"cannot be written .*no room for 256 bytes"):
+        read_layers(llama, rows, [Site(0)], tmp_path / "full")

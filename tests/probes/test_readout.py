@@ -38,10 +38,10 @@ def test_the_mean_of_token_logits_is_the_texts_logit(llama, finished_run):
 
 
 def test_a_text_is_read_as_in_training(llama, finished_run):
-    from saesteer.probes.store import open_store
+    from saesteer.probes.reading import LayerStore
 
     texts = read_labelled(finished_run.metrics["source"])
-    store = open_store(next(finished_run.folder.path.parent.glob("activations/texts-*")))
+    store = LayerStore(next(finished_run.folder.path.parent.glob("activations/texts-*")))
     readings = read_texts_with(llama, finished_run.probes, [t.text for t in texts.texts[:5]])
     for number, probe in enumerate(finished_run.probes.probes):
         trained = probe.probabilities(store.site(probe.site)[:5])

@@ -8,8 +8,8 @@ import pytest
 from saesteer.data.labelled import read_labelled
 from saesteer.experiments.probe.config import ProbeConfig
 from saesteer.experiments.registry import run_experiment
-from saesteer.probes import ProbeSet, intervene, run_checks
-from saesteer.probes.trial_record import make_doing, probe_vectors
+from saesteer.probes import ProbeSet, make_intervention, run_checks
+from saesteer.probes.interventions import probe_vectors
 from saesteer.steering import generate
 from saesteer.utils.settings import parse_config
 
@@ -46,8 +46,7 @@ def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
     vectors = probe_vectors(probes, LAYERS, "positive", "negative", "means")
     means = {}
     for sign in (-1, 1):
-        doing = make_doing(vectors, mode="add", amount=str(0.25 * sign))
-        with intervene(smollm2, doing.interventions, positions=doing.positions):
+        with make_intervention(vectors, mode="add", amount=0.25 * sign).context(smollm2):
             made = generate(smollm2, prompts, max_new_tokens=16, chat=False)
         scores = sentiment.vader_compound([record.text for record in made.records])
         means[sign] = float(np.nanmean(scores))

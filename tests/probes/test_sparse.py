@@ -9,9 +9,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from saesteer.data.labelled import LabelledText
-from saesteer.probes.codes import load_codes, read_codes
-from saesteer.probes.reading import encode_labelled
-from saesteer.probes.settings import FitSettings, ReadSettings
+from saesteer.probes.fitting import FitSettings
+from saesteer.probes.reading import ReadSettings, TextCodes, encode_labelled, read_codes
 from saesteer.probes.sparse import (
     SparseData,
     all_codes_probe,
@@ -21,6 +20,7 @@ from saesteer.probes.sparse import (
     rank_features,
 )
 from saesteer.saes.loading import load_sae
+from saesteer.utils.array_cache import ArrayCache
 from saesteer.utils.errors import DataError
 
 SETTINGS = FitSettings(resamples=20)
@@ -107,8 +107,7 @@ def test_codes_are_the_saes_own_pooled_over_the_texts_tokens(
     ]
     rows = encode_labelled(model.tokenizer, texts, ReadSettings())
     found = read_codes(model, rows, sae, positions=positions)
-    found.save(tmp_path / "codes.safetensors")
-    again = load_codes(tmp_path / "codes.safetensors")
+    again = TextCodes.of_arrays(ArrayCache(tmp_path).once("codes", compute=found.arrays))
     read = read_rows(model, rows, [sae.site])[sae.site]
     for number in range(4):
         own = read.text(number)

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
-from saesteer.probes import parse_schedule
+from saesteer.probes import make_intervention
+from saesteer.probes.fitting import FitSettings
 from saesteer.probes.independent import TextClassifier, load_text_classifier, train_text_classifier
-from saesteer.probes.settings import FitSettings
 from saesteer.probes.trial import (
-    Trial,
-    TrialSettings,
+    GenerationSettings,
+    InterventionTrial,
     independent_measures,
-    match_divergence,
     movement,
-    random_doing,
-    wilson,
 )
-from saesteer.probes.trial_record import (
-    default_layers,
-    intended_changes,
-    make_doing,
-    parse_layers,
-    trial_record,
-)
-from saesteer.utils.errors import DataError, SiteError, SteeringError
+from saesteer.steering import generate
+from saesteer.utils.errors import DataError, SteeringError
 
 PROMPTS = ["The cat sat on", "I like helping people", "What do you think"]
 
@@ -37,96 +29,95 @@ def letters(texts):
     )
 
 
+def trial_of(model, prompts=PROMPTS, **settings):
+    found = GenerationSettings(max_new_tokens=10, **settings)
+    return InterventionTrial(model, prompts, {"letters": letters}, found)
+
+
 @pytest.fixture(scope="module")
 def trial(tiny_model):
-    settings = TrialSettings(max_new_tokens=10)
-    return Trial(tiny_model("llama"), PROMPTS, {"letters": letters}, settings)
+    return trial_of(tiny_model("llama"))
 
 
-def test_the_base_texts_are_the_untouched_models(trial, tiny_model, probe_vector):
-    from saesteer.steering import generate
-
-    made = generate(tiny_model("llama"), PROMPTS, max_new_tokens=10, chat=False)
+def test_the_base_texts_are_the_untouched_models_with_hugging_faces_loss(
+    arch, tiny_model, hf_model
+):
+    model, reference = tiny_model(arch), hf_model(arch)
+    trial = trial_of(model)
+    made = generate(model, PROMPTS, max_new_tokens=10, chat=False)
     assert trial.base.texts == tuple(record.text for record in made.records)
     assert trial.base.kl == 0.0
-    after = trial.run(make_doing([probe_vector()], mode="set", amount="60"))
-    assert after.texts != trial.base.texts
-    assert after.kl > 0 and after.readings["letters"].shape == (3,)
+    for prompt, text, loss in zip(PROMPTS, trial.base.texts, trial.base.loss, strict=True):
+        from saesteer.models import encode_texts
+
+        ids = list(encode_texts(model.tokenizer, [prompt])[0].ids)
+        whole = torch.tensor([ids + model.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        labels = whole.clone()
+        labels[:, : len(ids)] = -100
+        with torch.inference_mode():
+            assert loss == pytest.approx(float(reference(whole, labels=labels).loss), rel=1e-4)
 
 
-def test_a_random_direction_is_brought_to_the_same_divergence(trial, probe_vector):
-    doing = make_doing([probe_vector(layer=0), probe_vector(layer=1)], amount="2")
-    budget = trial.divergence(doing)
-    matched, match = match_divergence(trial, random_doing(doing, 3), budget)
+@pytest.mark.parametrize("compound", [False, True])
+def test_divergence_does_not_depend_on_the_batch(arch, tiny_model, vector_on, compound):
+    model = tiny_model(arch)
+    made = make_intervention([vector_on(arch, n) for n in (0, 2)], amount=2.0, compound=compound)
+    together = trial_of(model)
+    alone = [trial_of(model, [prompt]) for prompt in PROMPTS]
+    counts = [one._rows.n_scored for one in alone]
+    expected = np.average([one.divergence(made) for one in alone], weights=counts)
+    assert together.divergence(made) == pytest.approx(expected, rel=1e-3)
+    assert expected > 0
+
+
+def test_only_what_is_done_inside_the_text_costs_anything(trial, vector_on):
+    vectors = [vector_on()]
+    for nothing in ({"mode": "add", "amount": 0.0}, {"schedule": "50-60:set=30"}):
+        assert trial.divergence(make_intervention(vectors, **nothing)) == pytest.approx(0, abs=1e-5)
+    assert trial.divergence(make_intervention(vectors, schedule="0-1:set=30")) > 1e-3
+
+
+def test_a_random_direction_is_brought_to_the_same_divergence(trial, vector_on):
+    made = make_intervention([vector_on(layer=0), vector_on(layer=1)], amount=2.0)
+    kl = trial.divergence(made)
+    matched, match = trial.matched(made.randomised(3), kl)
     assert match.reached
-    assert trial.divergence(matched) == pytest.approx(budget, rel=0.06)
-    assert match.kl == pytest.approx(budget, rel=0.06)
-
-
-def test_random_directions_differ_by_draw_and_by_site_and_repeat(probe_vector):
-    doing = make_doing([probe_vector(layer=0), probe_vector(layer=1)], centre="midpoint")
-    one, same, other = (random_doing(doing, draw).interventions for draw in (0, 0, 1))
-    first = one[0].vector.direction
-    assert first.equal(same[0].vector.direction)
-    assert not first.equal(other[0].vector.direction)
-    assert not first.equal(one[1].vector.direction)
-    assert {item.centre for item in one} == {0.0}
-    assert float(first.norm()) == pytest.approx(1.0)
+    assert trial.divergence(matched) == pytest.approx(kl, rel=0.06)
 
 
 def test_a_share_that_moved_counts_only_what_moved_the_right_way():
     base = np.array([0.5, 0.5, -0.5, 0.2, np.nan])
     after = np.array([-0.1, 0.7, 0.0, 0.2, 0.3])
     found = movement("m", base, after, np.array([-1.0, -1.0, 1.0, -1.0, 1.0]))
-    assert (found.n, found.moved) == (4, 0.5)
-    assert found.base == pytest.approx((0.5 + 0.5 + 0.5 + 0.2) / 4)
-    assert found.after == pytest.approx((-0.1 + 0.7 - 0.0 + 0.2) / 4)
+    assert (found["n"], found["moved"]) == (4, 0.5)
+    assert found["base"] == pytest.approx((0.5 + 0.5 + 0.5 + 0.2) / 4)
+    assert found["after"] == pytest.approx((-0.1 + 0.7 - 0.0 + 0.2) / 4)
     nothing = movement("m", np.array([np.nan]), np.array([1.0]), np.array([1.0]))
-    assert (nothing.n, nothing.moved) == (0, None)
-
-
-def test_the_interval_of_a_share_is_wilsons():
-    count, n, z = 28, 32, norm.ppf(0.975)
-    p = count / n
+    assert (nothing["n"], nothing["moved"]) == (0, None)
+    # The interval by Wilson's formula.
+    n, p, z = 4, 0.5, norm.ppf(0.975)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson(count, n) == pytest.approx((centre - half, centre + half))
+    assert (found["low"], found["high"]) == pytest.approx((centre - half, centre + half))
 
 
-def test_what_is_intended_follows_mode_and_label(probe_vector):
-    labels = ["positive", "negative", "neutral", None]
-
-    def intended(**settings):
-        doing = make_doing([probe_vector()], **settings)
-        return intended_changes(doing, labels, "positive", "negative").tolist()
-
-    assert intended(mode="flip") == [-1, 1, 0, 0]
-    assert intended(mode="ablate") == [-1, 1, 0, 0]
-    assert intended(mode="add", amount="0.3") == [1, 1, 0, 0]
-    assert intended(mode="add", amount="-0.3") == [-1, -1, 0, 0]
-    # The midpoint of the classes is 1, so 0.5 is on the negative side.
-    assert intended(mode="set", amount="0.5") == [-1, -1, 0, 0]
-    assert intended(mode="set", amount="positive") == [1, 1, 0, 0]
-    assert intended(schedule="0-3:flip") == [0, 0, 0, 0]
-
-
-def test_a_record_holds_both_texts_both_readings_and_the_random_draws(trial, probe_vector):
-    doing = make_doing([probe_vector()], amount="3")
-    record = trial_record(
-        trial, doing, ["positive", "negative", None], towards="positive", away="negative",
-        random_draws=2,
-    )  # fmt: skip
+def test_a_record_holds_both_texts_both_readings_and_the_random_draws(trial, vector_on):
+    made = make_intervention([vector_on()], amount=3.0)
+    sides = {"towards": "positive", "away": "negative"}
+    record = trial.record(made, ["positive", "negative", None], **sides, random_draws=2)
     assert [row["base"] for row in record["rows"]] == list(trial.base.texts)
+    assert [row["intervened"] for row in record["rows"]] == list(trial.run(made).texts)
     assert record["movement"]["letters"]["n"] == 2
-    assert record["kl"] == pytest.approx(trial.divergence(doing))
+    assert record["kl"] == pytest.approx(trial.divergence(made))
     assert set(record["perplexity"]) == {"base", "intervened"}
     assert len(record["random"]) == 2
     assert record["interventions"] == ["flip x3 at layer 1"]
+    with pytest.raises(DataError, match="1 labels for 3 prompts"):
+        trial.record(made, [None], **sides)
 
 
-def test_samples_are_averaged_over_their_prompt(tiny_model):
-    settings = TrialSettings(max_new_tokens=6, temperature=1.0, samples=3)
-    found = Trial(tiny_model("llama"), PROMPTS, {"letters": letters}, settings)
+def test_samples_are_averaged_over_their_prompt_and_empty_ones_left_out(tiny_model):
+    found = trial_of(tiny_model("llama"), temperature=1.0, samples=3)
     assert len(found.base.texts) == 9
     means = found.per_prompt(found.base.readings["letters"])
     table = found.base.readings["letters"].reshape(3, 3)
@@ -134,30 +125,11 @@ def test_samples_are_averaged_over_their_prompt(tiny_model):
     assert found.per_prompt(np.array([1.0, np.nan, 3.0] + [np.nan] * 6))[0] == 2.0
 
 
-def test_labels_and_prompts_must_match(trial, probe_vector):
-    with pytest.raises(DataError, match="1 labels for 3 prompts"):
-        trial_record(trial, make_doing([probe_vector()]), [None], towards="a", away="b")
-
-
-def test_layers_are_written_as_people_write_them(finished_run):
-    probes = finished_run.probes
-    assert parse_layers("0-2", probes) == [0, 1, 2]
-    assert parse_layers("2, 0", probes) == [0, 2]
-    assert parse_layers(None, probes) == default_layers(probes)
-    assert default_layers(probes)[-1] == probes.best
-    for text in ("a", "1-", "0-1-2", ""):
-        with pytest.raises(SteeringError, match="not of the form"):
-            parse_layers(text, probes)
-    with pytest.raises(SiteError, match="layer 9 has no probe"):
-        parse_layers("9", probes)
-
-
-def test_a_schedule_wins_over_the_mode(probe_vector):
-    vectors = [probe_vector()]
-    doing = make_doing(vectors, mode="flip", schedule="0-3:set=negative", compound=True)
-    assert [i.mode for i in doing.interventions] == ["set"]
-    assert doing.policy == "compound"
-    assert doing.interventions[0].last == parse_schedule("0-3:set=-1", vectors)[0].last
+def test_an_empty_completion_hides_no_other_and_nothing_at_all_is_refused(trial, monkeypatch):
+    rows, places = trial._prepared(["", "the dog", "home"])
+    assert (rows.n_rows, places) == (2, [1, 2])
+    with pytest.raises(SteeringError, match="no continuation has a token"):
+        trial._prepared(["", "", ""])
 
 
 class FewWords:

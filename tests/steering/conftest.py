@@ -127,3 +127,26 @@ def make_vector(llama):
         return SteeringVector.from_raw(raw, site=site, **(defaults | fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def vector_on(tiny_model):
+    """Return a function that makes a random vector of a shared tiny model: arch, layer, seed."""
+
+    def make(arch: str = "llama", layer: int = 1, seed: int = 0, **fields: Any) -> SteeringVector:
+        raw = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        defaults = {
+            "model": "tiny",
+            "model_fingerprint": model_info(tiny_model(arch)).fingerprint,
+            "residual_norm": 5.0,
+            "positions": "all",
+            "provenance": {
+                "towards": "positive",
+                "away": "negative",
+                "class_alphas": {"negative": -1.0, "neutral": 0.5, "positive": 3.0},
+            },
+        }
+        site = f"blocks.{layer}.hook_resid_post"
+        return SteeringVector.from_raw(raw, site=site, **(defaults | fields))
+
+    return make

@@ -63,7 +63,7 @@ def test_steering_equals_adding_by_hand(llama, make_vector, unit, length, random
     block = plain_model(llama).model.layers[1]
     with by_hand(block, added_at(vector, length, (2, 7), [(0, 6), (1, 6)])):
         expected = run(llama, ids)
-    with vector.apply(llama, strength=0.2, unit=unit):
+    with vector.steer(llama, strength=0.2, unit=unit):
         steered = run(llama, ids)
     torch.testing.assert_close(steered, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(steered, run(llama, ids), atol=1e-3)
@@ -75,7 +75,7 @@ def test_the_vector_is_added_where_it_was_read_and_nowhere_else(llama, make_vect
     mask[1, :4] = 0
     with watching(plain_model(llama).model.layers[2]) as seen:
         run(llama, ids, mask)
-        with vector.apply(llama, 3.0, "raw"):
+        with vector.steer(llama, 3.0, "raw"):
             run(llama, ids, mask)
     change = seen[1] - seen[0]
     assert torch.equal(change[:, :-1], torch.zeros_like(change[:, :-1]))
@@ -91,7 +91,7 @@ def test_right_padded_rows_are_steered_at_their_own_last_token(llama, make_vecto
         plain_model(llama).model.layers[1], added_at(vector, 2.0, (2, 6), [(0, 3), (1, 5)])
     ):
         expected = run(llama, ids, mask)
-    with vector.apply(llama, 2.0, "raw"):
+    with vector.steer(llama, 2.0, "raw"):
         steered = run(llama, ids, mask)
     torch.testing.assert_close(steered, expected)
 
@@ -104,11 +104,11 @@ def test_all_means_every_real_token_but_the_special_ones(llama, make_vector, ran
     block = plain_model(llama).model.layers[1]
     with by_hand(block, added_at(vector, 2.0, (2, 5), where)):
         expected = run(llama, ids, mask)
-    with vector.apply(llama, 2.0, "raw", positions="all", special_mask=special):
+    with vector.steer(llama, 2.0, "raw", positions="all", special_mask=special):
         torch.testing.assert_close(run(llama, ids, mask), expected)
     with by_hand(block, added_at(vector, 2.0, (2, 5), [*where, (0, 2), (1, 0)])):
         expected = run(llama, ids, mask)
-    with vector.apply(llama, 2.0, "raw", positions="all"):
+    with vector.steer(llama, 2.0, "raw", positions="all"):
         torch.testing.assert_close(run(llama, ids, mask), expected)
 
 
@@ -120,48 +120,34 @@ def test_a_mask_never_reaches_padding(llama, make_vector, random_ids):
     where = [(0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
     with by_hand(plain_model(llama).model.layers[1], added_at(vector, 2.0, (2, 5), where)):
         expected = run(llama, ids, mask)
-    with vector.apply(llama, 2.0, "raw", positions=written):
+    with vector.steer(llama, 2.0, "raw", positions=written):
         torch.testing.assert_close(run(llama, ids, mask), expected)
-
-
-def test_padding_is_told_by_the_mask_and_not_by_the_token(llama, make_vector):
-    vector = make_vector()
-    ids = torch.full((1, 4), 1)  # all of them the padding token, all of them real
-    where = [(0, c) for c in range(4)]
-    with by_hand(plain_model(llama).model.layers[1], added_at(vector, 2.0, (1, 4), where)):
-        expected = run(llama, ids, torch.ones_like(ids))
-    with vector.apply(llama, 2.0, "raw", positions="all"):
-        torch.testing.assert_close(run(llama, ids, torch.ones_like(ids)), expected)
 
 
 def test_every_row_has_its_own_strength_as_if_it_ran_alone(llama, make_vector, random_ids):
     vector, ids = make_vector(), random_ids(1, 6).repeat(4, 1)
     strengths = [-0.3, 0.0, 0.1, 0.5]
-    with vector.apply(llama, strengths):
+    with vector.steer(llama, strengths):
         together = run(llama, ids)
     for row, strength in enumerate(strengths):
-        with vector.apply(llama, strength):
+        with vector.steer(llama, strength):
             alone = run(llama, ids[:1])
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
-def test_fewer_strengths_than_rows_take_consecutive_rows(llama, make_vector, random_ids):
+def test_consecutive_rows_or_the_rows_asked_for_are_steered(llama, make_vector, random_ids):
     vector, ids = make_vector(), random_ids(4, 6)
-    with vector.apply(llama, [0.2, -0.2]):
+    with vector.steer(llama, [0.2, -0.2]):
         blocks = run(llama, ids)
-    with vector.apply(llama, [0.2, 0.2, -0.2, -0.2]):
+    with vector.steer(llama, [0.2, 0.2, -0.2, -0.2]):
         assert torch.equal(run(llama, ids), blocks)
-
-
-def test_only_the_rows_asked_for_are_steered(llama, make_vector, random_ids):
-    vector, ids = make_vector(), random_ids(4, 6)
-    with vector.apply(llama, [0.2, -0.2], rows=[3, 1]):
+    with vector.steer(llama, [0.2, -0.2], rows=[3, 1]):
         steered = run(llama, ids)
-    with vector.apply(llama, [0.0, -0.2, 0.0, 0.2]):
+    with vector.steer(llama, [0.0, -0.2, 0.0, 0.2]):
         assert torch.equal(run(llama, ids), steered)
-    with vector.apply(llama, 0.2, rows=[2]):
+    with vector.steer(llama, 0.2, rows=[2]):
         steered = run(llama, ids)
-    with vector.apply(llama, [0.0, 0.0, 0.2, 0.0]):
+    with vector.steer(llama, [0.0, 0.0, 0.2, 0.0]):
         assert torch.equal(run(llama, ids), steered)
 
 
@@ -172,9 +158,9 @@ def test_strength_zero_is_bit_identical(request, make_vector, name, random_ids):
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     plain = run(model, ids, mask)
-    with vector.apply(model, 0.0):
+    with vector.steer(model, 0.0):
         assert torch.equal(run(model, ids, mask), plain)
-    with vector.apply(model, [0.0, -0.0, 0.4], positions="all"):
+    with vector.steer(model, [0.0, -0.0, 0.4], positions="all"):
         mixed = run(model, ids, mask)
     assert torch.equal(mixed[:2], plain[:2])
     assert not torch.equal(mixed[2], plain[2])
@@ -184,7 +170,7 @@ def test_an_untouched_row_keeps_even_its_negative_zeros(llama, make_vector, rand
     plain = plain_model(llama)
     block = plain.model.layers[1]
     zero = block.register_forward_hook(lambda _m, _i, output: torch.full_like(output, -0.0))
-    with watching(plain.model.layers[2]) as seen, make_vector().apply(llama, [0.0, 1.0]):
+    with watching(plain.model.layers[2]) as seen, make_vector().steer(llama, [0.0, 1.0]):
         run(llama, random_ids(2, 3))
     zero.remove()
     assert torch.signbit(seen[0][0]).all()
@@ -196,11 +182,13 @@ def test_the_vector_takes_the_models_dtype(bf16_llama, make_vector, random_ids):
     added = added_at(vector, 2.0, (1, 4), [(0, 3)]).bfloat16()
     with by_hand(plain_model(model).model.layers[1], added):
         expected = run(model, ids)
-    with vector.apply(model, 2.0, "raw"):
+    with vector.steer(model, 2.0, "raw"):
         assert torch.equal(run(model, ids), expected)
 
 
 def test_vectors_compose_at_one_site_at_several_and_nested(llama, make_vector, random_ids):
+    with pytest.raises(SteeringError, match="no vectors"), steer(llama, [], 1.0):
+        pass
     ids = random_ids(2, 5)
     a, b, c = make_vector(1), make_vector(2), make_vector(3, "blocks.0.hook_resid_post")
     layers = plain_model(llama).model.layers
@@ -210,18 +198,15 @@ def test_vectors_compose_at_one_site_at_several_and_nested(llama, make_vector, r
         expected = run(llama, ids)
     with steer(llama, [a, b, c], 0.5, "raw"):
         torch.testing.assert_close(run(llama, ids), expected)
-    with a.apply(llama, 0.5, "raw"), b.apply(llama, 0.5, "raw"), c.apply(llama, 0.5, "raw"):
+    with a.steer(llama, 0.5, "raw"), b.steer(llama, 0.5, "raw"), c.steer(llama, 0.5, "raw"):
         torch.testing.assert_close(run(llama, ids), expected)
-
-
-def test_what_each_vector_saved_about_positions_is_followed(llama, make_vector, random_ids):
-    ids = random_ids(1, 4)
-    a, b = make_vector(1), make_vector(2, positions="all")
-    everywhere = [(0, c) for c in range(4)]
-    both = added_at(a, 1.0, (1, 4), [(0, 3)]) + added_at(b, 1.0, (1, 4), everywhere)
-    with by_hand(plain_model(llama).model.layers[1], both):
+    # What each vector saved about positions is followed.
+    d = make_vector(2, positions="all")
+    everywhere = [(row, column) for row in range(2) for column in range(5)]
+    both = added_at(a, 0.5, (2, 5), last) + added_at(d, 0.5, (2, 5), everywhere)
+    with by_hand(layers[1], both):
         expected = run(llama, ids)
-    with steer(llama, [a, b], 1.0, "raw"):
+    with steer(llama, [a, d], 0.5, "raw"):
         torch.testing.assert_close(run(llama, ids), expected)
 
 
@@ -229,9 +214,9 @@ def test_the_bridge_is_steered_as_the_plain_model_is(llama, make_vector, random_
     vector, ids = make_vector(), random_ids(2, 6)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
-    with vector.apply(llama, 0.4, positions="all"):
+    with vector.steer(llama, 0.4, positions="all"):
         expected = run(llama, ids, mask)
-    with vector.apply(llama, 0.4, positions="all"), torch.no_grad():
+    with vector.steer(llama, 0.4, positions="all"), torch.no_grad():
         through_bridge = llama(ids, attention_mask=mask, padding_side="left")
     real = mask.bool()
     torch.testing.assert_close(through_bridge[real], expected[real], rtol=1e-4, atol=1e-4)
@@ -244,7 +229,7 @@ def test_other_sites_are_steered_too(llama, make_vector, site, random_ids):
     module = layers[1].mlp if "mlp" in site else layers[1]
     with by_hand(module, added_at(vector, 2.0, (2, 5), [(0, 4), (1, 4)])):
         expected = run(llama, ids)
-    with vector.apply(llama, 2.0, "raw"), torch.no_grad():
+    with vector.steer(llama, 2.0, "raw"), torch.no_grad():
         torch.testing.assert_close(llama(ids), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -254,7 +239,7 @@ def test_gradients_reach_the_direction(llama, make_vector, random_ids):
 
     def loss(values):
         vector = make_vector().from_raw(values, site=SITE, model="tiny")
-        with vector.apply(llama, [1.0, 2.0], "raw"):
+        with vector.steer(llama, [1.0, 2.0], "raw"):
             total = torch.zeros(())
             for _ in range(2):  # a second pass must not meet a freed graph
                 total = total + plain_model(llama)(ids).logits[:, -1, 10].sum()
@@ -273,14 +258,14 @@ def test_gradients_reach_the_direction(llama, make_vector, random_ids):
 def test_hooks_come_off_however_the_block_ends(llama, make_vector, random_ids):
     vector, ids = make_vector(), random_ids(1, 4)
     before, plain = n_hooks(llama), run(llama, ids)
-    with vector.apply(llama, 1.0):
+    with vector.steer(llama, 1.0):
         assert n_hooks(llama) > before
         run(llama, ids)
     assert n_hooks(llama) == before
-    with pytest.raises(KeyboardInterrupt), vector.apply(llama, 1.0):
+    with pytest.raises(KeyboardInterrupt), vector.steer(llama, 1.0):
         raise KeyboardInterrupt
     assert n_hooks(llama) == before
-    with pytest.raises(SteeringError), vector.apply(llama, [1.0, 2.0, 3.0]):
+    with pytest.raises(SteeringError), vector.steer(llama, [1.0, 2.0, 3.0]):
         run(llama, random_ids(2, 4))
     with pytest.raises(SiteError), steer(llama, [vector, make_vector(site="blocks.9.x")], 1.0):
         pass
@@ -294,15 +279,15 @@ def test_a_block_where_nothing_ran_is_an_error(
 ):
     with (
         pytest.raises(HookError, match=r"blocks.1.hook_resid_post never took place"),
-        make_vector().apply(llama, strength),
+        make_vector().steer(llama, strength),
     ):
         pass
-    with pytest.raises(HookError), make_vector().apply(llama, strength):
+    with pytest.raises(HookError), make_vector().steer(llama, strength):
         run(second_llama, random_ids(1, 3))
 
 
 def test_a_block_run_on_its_own_is_an_error(llama, make_vector):
-    with pytest.raises(HookError, match="call the model"), make_vector().apply(llama, 1.0):
+    with pytest.raises(HookError, match="call the model"), make_vector().steer(llama, 1.0):
         block = plain_model(llama).model.layers[1]
         rotary = plain_model(llama).model.rotary_emb(torch.ones(1, 2, 32), torch.arange(2)[None])
         block(torch.ones(1, 2, 32), position_embeddings=rotary)
@@ -330,24 +315,32 @@ def test_a_block_run_on_its_own_is_an_error(llama, make_vector):
     ],
 )
 def test_what_cannot_be_done_is_said(llama, make_vector, arguments, message, random_ids):
-    with pytest.raises(SteeringError, match=message), make_vector().apply(llama, **arguments):
+    with pytest.raises(SteeringError, match=message), make_vector().steer(llama, **arguments):
         run(llama, random_ids(2, 4))
-
-
-def test_no_vectors_at_all_is_an_error(llama):
-    with pytest.raises(SteeringError, match="no vectors"), steer(llama, [], 1.0):
-        pass
 
 
 def test_a_vector_of_another_model_is_refused(llama, make_vector, random_ids):
     wide = make_vector().from_raw(torch.ones(48), site=SITE, model="big")
     with pytest.raises(MismatchError, match="48 wide and this model's residual stream 32"):
-        wide.apply(llama, 1.0, "raw").__enter__()
+        wide.steer(llama, 1.0, "raw").__enter__()
     other = make_vector(model_fingerprint="0" * 64)
     with pytest.raises(MismatchError, match="strict=False"):
-        other.apply(llama, 1.0).__enter__()
-    with other.apply(llama, 1.0, strict=False):
+        other.steer(llama, 1.0).__enter__()
+    with other.steer(llama, 1.0, strict=False):
         run(llama, random_ids(1, 3))
     keys = make_vector(site="blocks.1.attn.hook_k")
-    with pytest.raises(MismatchError, match="hidden state at"), keys.apply(llama, 1.0):
+    with pytest.raises(MismatchError, match="hidden state at"), keys.steer(llama, 1.0):
         llama(random_ids(1, 3))
+
+
+def test_any_hugging_face_call_of_the_model_is_steered(llama, make_vector, random_ids):
+    vector, ids = make_vector(), random_ids(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
+    with vector.steer(llama, strength=8.0):
+        expected = plain_model(llama).generate(**inputs, **how)
+        assert torch.equal(llama.generate(**inputs, **how), expected)
+    assert not torch.equal(llama.generate(**inputs, **how), expected)
+    # The name before this one.
+    with vector.apply(llama, strength=8.0):
+        assert torch.equal(llama.generate(**inputs, **how), expected)

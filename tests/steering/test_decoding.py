@@ -129,7 +129,7 @@ def test_every_step_of_every_row_gets_what_it_should(
     model, (ids, mask) = model_named(name), prompt
     how = DECODING[decoding]
     times = max(how.get("num_beams", 1), how.get("num_return_sequences", 1))
-    with additions(model) as passes, vector_of(positions).apply(model, STRENGTHS, "raw"):
+    with additions(model) as passes, vector_of(positions).steer(model, STRENGTHS, "raw"):
         generated(model, ids, mask, **CACHES[cache], **how)
     whole = cache == "none"
     widths = [WIDTH + step if whole or step == 0 else 1 for step in range(NEW)]
@@ -165,10 +165,10 @@ def test_candidates_and_chunks_are_steered_as_plain_decoding_is(
     note = plain_model(llama).register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(kwargs["position_ids"][0]), with_kwargs=True
     )
-    with additions(llama) as passes, vector_of(positions).apply(llama, 3.0, "raw"):
+    with additions(llama) as passes, vector_of(positions).steer(llama, 3.0, "raw"):
         tokens = generated(llama, ids, torch.ones_like(ids), **{"do_sample": False} | settings)
     note.remove()
-    with vector_of(positions).apply(llama, 3.0, "raw", prompt_length=WIDTH):
+    with vector_of(positions).steer(llama, 3.0, "raw", prompt_length=WIDTH):
         expected = generated(llama, ids, torch.ones_like(ids), do_sample=False, use_cache=False)
     assert torch.equal(tokens, expected)
     for columns, added in zip(seen, passes, strict=True):
@@ -181,7 +181,7 @@ def test_candidates_and_chunks_are_steered_as_plain_decoding_is(
 
 def test_a_second_turn_in_the_same_block_has_its_own_prompt(llama, random_ids):
     first, second = random_ids(1, WIDTH, seed=3), random_ids(1, 5, seed=4)
-    with additions(llama) as passes, vector_of("generated").apply(llama, 3.0, "raw"):
+    with additions(llama) as passes, vector_of("generated").steer(llama, 3.0, "raw"):
         out: Any = generated(
             llama, first, torch.ones_like(first), return_dict_in_generate=True, do_sample=False
         )
@@ -201,7 +201,7 @@ def test_a_prompt_cached_before_goes_on_where_it_ended(model_named, random_ids):
         model = model_named(name)
         plain: Any = plain_model(model)
         with torch.no_grad(), additions(model) as passes:
-            with vector_of("generated").apply(model, 3.0, "raw"):
+            with vector_of("generated").steer(model, 3.0, "raw"):
                 out = plain(ids, use_cache=True)
                 key = next(k for k, v in out.items() if hasattr(v, "get_seq_length"))
                 for _ in range(2):
@@ -239,7 +239,7 @@ def test_a_state_of_unknown_length_is_refused_and_the_attention_mask_tells(model
         out = plain(ids, use_cache=True)
         key = next(k for k, v in out.items() if hasattr(v, "get_seq_length"))
         step = {"input_ids": ids[:, :1], key: out[key]}
-        with pytest.raises(HookError, match="attention_mask"), vector_of().apply(model, 1.0, "raw"):
+        with pytest.raises(HookError, match="attention_mask"), vector_of().steer(model, 1.0, "raw"):
             plain(**step)
     mask = SteeringMask("generated", prompt_length=WIDTH)
     mask.observe(plain, (), step | {"attention_mask": torch.ones(1, WIDTH + 1)})
@@ -253,23 +253,23 @@ def test_a_site_that_reached_no_token_is_an_error(llama, random_ids):
         for positions in ("generated", nothing):
             with (
                 pytest.raises(HookError, match=r"blocks\.1\.hook_resid_post reached no token"),
-                vector_of().apply(llama, 1.0, "raw", positions=positions),
+                vector_of().steer(llama, 1.0, "raw", positions=positions),
             ):
                 plain(ids)
-            with vector_of().apply(llama, 0.0, "raw", positions=positions):
+            with vector_of().steer(llama, 0.0, "raw", positions=positions):
                 plain(ids)
-        with vector_of().apply(llama, 1.0, "raw", positions="generated", prompt_length=4):
+        with vector_of().steer(llama, 1.0, "raw", positions="generated", prompt_length=4):
             plain(ids)
     # One token alone is generated and never read: there is nothing to be told of.
-    with vector_of("generated").apply(llama, 1.0, "raw"):
+    with vector_of("generated").steer(llama, 1.0, "raw"):
         generated(llama, ids, torch.ones_like(ids), max_new_tokens=1, min_new_tokens=1)
 
 
 def test_generate_is_itself_again_after_the_block(llama, random_ids):
     plain: Any = plain_model(llama)
     ids = random_ids(1, WIDTH, seed=9)
-    with vector_of().apply(llama, 1.0, "raw"):
-        with vector_of().apply(llama, 1.0, "raw"):
+    with vector_of().steer(llama, 1.0, "raw"):
+        with vector_of().steer(llama, 1.0, "raw"):
             generated(llama, ids, torch.ones_like(ids))
         assert "generate" in vars(plain)
         with pytest.raises(TypeError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_texts, pad_rows
-from saesteer.steering import generate
+from saesteer.steering import GenerationResult, generate
 from saesteer.utils.errors import ModelError, SteeringError
 
 PROMPTS = ["w1 w2 w3 w4 w5 w6", "w9 w8"]
@@ -33,7 +34,7 @@ def test_all_prompts_and_strengths_are_as_if_each_ran_alone(llama, make_vector):
         (p, s) for p in PROMPTS for s in strengths
     ]
     for record in result.records:
-        with vector.apply(llama, record.strength):
+        with vector.steer(llama, record.strength):
             assert record.text == by_hugging_face(llama, record.prompt, 8)
     assert len({r.text for r in result.records}) > 3
     assert len(result) == 6
@@ -46,12 +47,6 @@ def test_small_batches_give_the_same_texts(llama, make_vector):
     for rows in (1, 5):
         parts = generate(*arguments, **SETTINGS, temperature=0.8, n_samples=2, max_batch_rows=rows)
         assert parts == whole
-
-
-def test_without_a_vector_it_is_the_plain_model(llama):
-    result = generate(llama, PROMPTS[0], max_new_tokens=8, chat=False)
-    assert result.records[0].text == by_hugging_face(llama, PROMPTS[0], 8)
-    assert result.records[0].strength == 0.0
 
 
 def test_the_models_own_generation_settings_do_not_slip_in(llama, monkeypatch):
@@ -157,14 +152,19 @@ def test_all_leaves_the_templates_special_tokens_alone(llama, make_vector):
     result = generate(llama, PROMPTS[0], vector, 6.0, **SETTINGS)
     batch = pad_rows(encode_texts(llama.tokenizer, [PROMPTS[0]]), 1)
     assert batch.span[0].tolist() == [False] + [True] * 6
-    with vector.apply(llama, 6.0, special_mask=~batch.span):
+    with vector.steer(llama, 6.0, special_mask=~batch.span):
         assert result.records[0].text == by_hugging_face(llama, PROMPTS[0], 8)
 
 
-def test_records_are_ready_for_a_table(llama):
-    rows = generate(llama, PROMPTS, **SETTINGS).to_dicts()
+def test_the_result_is_a_table_and_json(llama, make_vector):
+    result = generate(llama, PROMPTS, make_vector(), strength=[-6.0, 6.0], **SETTINGS)
+    assert list(result.table.columns) == ["prompt", "strength", "text"]
+    assert result.table["text"].tolist() == [r.text for r in result.records]
+    rows = result.to_dicts()
     assert json.loads(json.dumps(rows)) == rows
     assert set(rows[0]) >= {"prompt", "strength", "unit", "sample", "text", "n_tokens"}
+    shown = GenerationResult((replace(result.records[0], text="<b>" + "long " * 40),))._repr_html_()
+    assert "&lt;b&gt;" in shown and shown.count("long") == 40
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_records_are_ready_for_a_table(llama):
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
-        ({"strengths": (0.0, 0.2)}, "no vector"),
-        ({"strengths": ()}, "empty"),
-        ({"strengths": float("nan")}, "not finite"),
+        ({"strength": (0.0, 0.2)}, "no vector"),
+        ({"strength": ()}, "empty"),
+        ({"strength": float("nan")}, "not finite"),
         ({"unit": "metres"}, "unit"),
     ],
 )
@@ -198,11 +198,6 @@ def test_bad_settings_are_said_before_anything_is_generated(llama, arguments, me
             generate(llama, **({"prompts": "w1 w2", "chat": False} | arguments))
     finally:
         handle.remove()
-
-
-def test_a_unit_that_the_vector_does_not_carry_is_said_first(llama, make_vector):
-    with pytest.raises(SteeringError, match="max_act"):
-        generate(llama, "w1", make_vector(max_act=None), 0.5, "max_act")
 
 
 def test_half_precision_generates(bf16_llama, make_vector):

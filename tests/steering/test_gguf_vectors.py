@@ -58,13 +58,11 @@ def test_llama_cpp_finds_what_it_looks_for(tmp_path):
     np.testing.assert_allclose(found["direction.1"].data, [0.0, 0.0, 2.0], rtol=1e-6)
 
 
-def test_a_strength_becomes_llama_cpps_factor_one(tmp_path):
+def test_a_strength_becomes_llama_cpps_factor_one_and_vectors_add_up(tmp_path):
     vector = build(3, residual_norm=20.0)
     file = export_gguf(vector, tmp_path / "v.gguf", strength=-0.5, unit="norm")
     np.testing.assert_allclose(gguf.GGUFReader(file).tensors[0].data, [-6.0, -8.0, 0.0], rtol=1e-6)
-
-
-def test_vectors_of_one_layer_are_added_up(tmp_path):
+    # Vectors of one layer are added up.
     file = export_gguf([build(3), build(3, (1.0, 0.0, 1.0))], tmp_path / "v.gguf")
     (tensor,) = gguf.GGUFReader(file).tensors
     np.testing.assert_allclose(tensor.data, [4.0, 4.0, 1.0], rtol=1e-6)
@@ -84,7 +82,7 @@ def test_an_imported_vector_does_not_claim_what_it_does_not_know(tmp_path):
     file = tmp_path / "repeng.gguf"
     write(file, {"direction.5": np.array([0.0, 2.0], np.float32)})
     (vector,) = import_gguf(file)
-    assert (vector.residual_norm, vector.max_act, vector.features) == (None, None, ())
+    assert (vector.residual_norm, vector.max_act, vector.sae_features) == (None, None, ())
     assert vector.read_positions == "unknown"
     assert vector.model_fingerprint is None
     assert vector.model == "llama"
@@ -113,15 +111,11 @@ def test_zero_directions_are_left_out(tmp_path):
         import_gguf(file)
 
 
-@pytest.mark.parametrize("site", ["blocks.0.hook_resid_post", "blocks.3.hook_resid_pre"])
-def test_a_site_that_the_format_cannot_hold_is_refused(tmp_path, site):
-    vector = SteeringVector.from_raw([1.0], site=site, model="m")
-    with pytest.raises(SteeringError, match=f"is at {site}, which the GGUF"):
-        export_gguf(vector, tmp_path / "v.gguf")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_cannot_be_exported_is_said(tmp_path):
+def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
+    for site in ("blocks.0.hook_resid_post", "blocks.3.hook_resid_pre"):
+        vector = SteeringVector.from_raw([1.0], site=site, model="m")
+        with pytest.raises(SteeringError, match=f"is at {site}, which the GGUF"):
+            export_gguf(vector, tmp_path / "v.gguf")
     with pytest.raises(SteeringError, match="no vectors"):
         export_gguf([], tmp_path / "v.gguf")
     with pytest.raises(SteeringError, match="2 wide and 'vector' 3"):
@@ -131,6 +125,9 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"):
         export_gguf(build(1), tmp_path / "file" / "v.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(SteeringError, match="pip install gguf"):
+        export_gguf(build(1), tmp_path / "v.gguf")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +197,7 @@ def test_a_gguf_models_shape_is_read_from_its_header(tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    assert model_shape(resolve_model(model)) == (2, 8)
+    assert model_shape(resolve_model(model)) == (2, 8, 0)
     write(file, {"direction.2": np.ones(8, np.float32)})
     with pytest.raises(MismatchError, match="has blocks 0 to 1"):
         import_gguf(file, model=str(model))
@@ -220,9 +217,3 @@ def test_counts_that_the_file_cannot_hold_are_refused_unread(tmp_path, monkeypat
     monkeypatch.setattr(gguf, "GGUFReader", None)
     with pytest.raises(SteeringError, match=r"no whole GGUF file \(it declares 1,099,511,627,776"):
         import_gguf(file)
-
-
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(SteeringError, match="pip install gguf"):
-        export_gguf(build(1), tmp_path / "v.gguf")

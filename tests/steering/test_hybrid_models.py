@@ -93,7 +93,7 @@ def test_steered_generation_is_the_same_with_the_cache_and_without(hybrid, posit
     mask[1, :4] = 0
     results = []
     for cached in (True, False):
-        with vector.apply(hybrid, [2.0, -2.0, 0.0], "raw", positions=positions):
+        with vector.steer(hybrid, [2.0, -2.0, 0.0], "raw", positions=positions):
             out = plain.generate(
                 ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=1,
                 use_cache=cached, output_scores=True, return_dict_in_generate=True,

@@ -47,16 +47,13 @@ def test_numpy_and_torch_numbers_are_strengths():
     assert check_strengths(range(2)) == (0.0, 1.0)
 
 
-def test_an_empty_list_of_strengths_is_refused():
+def test_an_empty_list_of_strengths_and_an_unknown_unit_are_refused():
+    with pytest.raises(SteeringError, match="'percent' is unknown; use one of norm, raw, max_act"):
+        check_unit("percent")
     with pytest.raises(SteeringError, match="empty"):
         check_strengths([])
     with pytest.raises(SteeringError, match="not finite"):
         check_strengths([0.1, float("nan")])
-
-
-def test_an_unknown_unit_lists_the_known_ones():
-    with pytest.raises(SteeringError, match="'percent' is unknown; use one of norm, raw, max_act"):
-        check_unit("percent")
 
 
 def test_parse_reads_what_a_person_types():

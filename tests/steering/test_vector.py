@@ -87,7 +87,7 @@ def test_scaling_goes_through_norm_weights_and_maximum():
         np.testing.assert_allclose(scaled.raw.numpy(), [-6.0, -8.0], rtol=1e-6)
         assert scaled.norm == 10.0
         assert scaled.max_act == 4.0
-        assert scaled.features == (SteeredFeature(5, -1.0),)
+        assert scaled.sae_features == (SteeredFeature(5, -1.0),)
         assert scaled.residual_norm == 7.0
     negated = -vector
     assert torch.equal(negated.direction, -vector.direction)
@@ -112,8 +112,8 @@ def test_sums_add_natural_vectors_and_weights_by_feature():
     total = a + b
     np.testing.assert_allclose(total.raw.numpy(), [3.0, 8.0], rtol=1e-6)
     assert total.norm == pytest.approx(math.hypot(3, 8))
-    assert [(f.index, f.weight) for f in total.features] == [(1, 0.75), (9, 2.0)]
-    assert total.features[0].description == "a"
+    assert [(f.index, f.weight) for f in total.sae_features] == [(1, 0.75), (9, 2.0)]
+    assert total.sae_features[0].description == "a"
     assert total.residual_norm == 20.0
     assert total.max_act is None
     assert total.name == "vector + b"
@@ -150,3 +150,17 @@ def test_one_set_of_weights_under_two_names_is_one_model():
         _ = a + replace(b, model_fingerprint="g", model="hub/name")
     with pytest.raises(SteeringError, match="different models"):
         _ = a + build([1.0, 2.0, 3.0], model="hub/name", model_fingerprint="f")
+
+
+def test_features_are_a_table_with_their_pages():
+    features = [SteeredFeature(3, 0.5, 2, "cats"), SteeredFeature(70, -1.25)]
+    place = {"neuronpedia_id": "gpt2-small/6-res-jb"}
+    table = build([1.0, 2.0], features=features, provenance=place).features
+    assert list(table.columns) == ["index", "weight", "cluster", "label", "url"]
+    assert table["index"].tolist() == [3, 70] and table["weight"].tolist() == [0.5, -1.25]
+    assert table["cluster"][0] == 2 and table["cluster"].isna().tolist() == [False, True]
+    assert table["label"].tolist() == ["cats", None]
+    assert table["url"][1].endswith("gpt2-small/6-res-jb/70")
+    assert build([1.0, 2.0], features=features).features["url"].tolist() == [None, None]
+    dense = build([1.0, 2.0]).features
+    assert dense.empty and list(dense.columns) == list(table.columns)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from saesteer.experiments.steer.config import RunConfig
+from saesteer.report.sweep import axes, parallel_figure, plane
 from saesteer.sweeps.results import best_settings, markdown, pareto, sweep_result, write_results
 from saesteer.sweeps.study import TrialRow
 from saesteer.utils.settings import load_config
@@ -170,9 +171,44 @@ def test_a_sweep_without_results_has_a_page_too(sweep_of, tmp_path):
     assert not (tmp_path / "best.yaml").exists()
 
 
-def test_the_figures_need_no_code_that_the_pages_policy_forbids(sweep_of):
-    from saesteer.report.sweep_drawing import parallel_figure
+def test_axes_show_numbers_as_numbers_and_words_as_places(sweep_of):
+    grid = {
+        "selection.criterion": {"values": ["auroc", "mean_difference"]},
+        "regression.ridge_alpha": {"values": [0.1]},
+        "selection.n_features": {"values": [8, 16]},
+    }
+    sweep = sweep_of(parameters=grid)
+    rows = rows_of(sweep, lambda v: float(v["selection.n_features"]))
+    found = axes(sweep_result(sweep, rows).as_dict())
+    assert [axis.label for axis in found] == [
+        *("criterion", "ridge_alpha", "n_features", "effect"),
+    ]
+    assert found[0].values == [0, 0, 1, 1]
+    assert found[0].ticks == [(0.0, "auroc"), (1.0, "mean_difference")]
+    assert found[2].values == [8, 16, 8, 16]
+    assert found[3].values == [8, 16, 8, 16]
 
+
+def test_logarithmic_parameters_are_drawn_by_their_powers(sweep_of):
+    log = {"distribution": "log_uniform_values", "min": 0.01, "max": 1}
+    sweep = sweep_of(method="random", run_cap=3, parameters={"regression.ridge_alpha": log})
+    values = [{"regression.ridge_alpha": v} for v in (0.01, 0.1, 1.0)]
+    found = axes(
+        sweep_result(sweep, [row(n, 1.0, values=v) for n, v in enumerate(values)]).as_dict()
+    )
+    assert found[0].values == pytest.approx([-2, -1, 0])
+    assert [word for _, word in found[0].ticks] == ["0.01", "0.1", "1"]
+
+
+def test_the_plane_leaves_out_what_was_not_measured(sweep_of):
+    rows = [row(0, 1.0, kl=0.1, kl_target=0.1), row(1, 2.0), row(2, None, "failed")]
+    found = plane(sweep_result(sweep_of(parameters=NOTHING), rows).as_dict())
+    assert found is not None
+    assert (found.numbers, found.costs, found.effects, found.front) == ([0], [0.1], [1.0], [0])
+    assert plane(sweep_result(sweep_of(), []).as_dict()) is None
+
+
+def test_the_figures_need_no_code_that_the_pages_policy_forbids(sweep_of):
     sweep = sweep_of(parameters={"seed": {"min": 0, "max": 3}})
     record = sweep_result(sweep, rows_of(sweep, lambda v: float(v["seed"]))).as_dict()
     traces: Any = parallel_figure(record, {}).data

@@ -8,27 +8,22 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.experiments.steer.config import MethodChoice, ObjectiveSettings, ReadingSettings
+from saesteer.experiments.steer.config import MeasureSettings, MethodChoice, PairSource
+from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.utils.settings import Settings, Source, short_hash
 
 
-class PersonaSettings(Settings):
+class PersonaSettings(PairSource):
     """One persona: a set of contrastive pairs.
 
     Attributes:
-        source: A bundled set's name or a file; see `saesteer.read_pairs`.
         name: What to call it; the file's name if null.
         description: Completes "You are ..." for the system prompt; training statements are quoted
             if null.
         opposite: The same for the negative side.
     """
 
-    source: Source
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
-    format: str = "auto"
-    positive_key: str = "positive"
-    negative_key: str = "negative"
-    min_label_confidence: float = Field(default=0.0, ge=0, le=1)
     description: str | None = None
     opposite: str | None = None
 
@@ -58,24 +53,16 @@ class MethodSettings(MethodChoice):
     grid: list[dict[str, Any]] = Field(default=[])
 
 
-class MeasureSettings(Settings):
+class CostSettings(MeasureSettings):
     """How effect and cost are measured.
 
     Attributes:
         kl_targets: KL(steered || base) on neutral answers, nats per token.
         headline_kl_target: The KL target of the headline, of choices and of the null.
-        multiples: Strengths of the curves, as multiples of the matched one.
-        request: The neutral request before held-out statements; not one that was trained with.
-        neutral: Neutral answers: a file, or the bundled set.
-        neutral_answers: How many of them measure the cost.
     """
 
     kl_targets: list[float] = Field(default=[0.1, 0.3, 1.0], min_length=1)
     headline_kl_target: float = Field(default=0.3, gt=0)
-    multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
-    request: str = "What would you say?"
-    neutral: Source = "neutral_answers"
-    neutral_answers: int = Field(default=6, ge=1)
 
     @field_validator("kl_targets")
     @classmethod
@@ -84,15 +71,8 @@ class MeasureSettings(Settings):
             raise ValueError(f"{values} are not different KL targets above 0")
         return sorted(values)
 
-    @field_validator("multiples")
-    @classmethod
-    def _multiples_differ(cls, values: list[float]) -> list[float]:
-        if len(set(values)) < 2:
-            raise ValueError(f"{values} are not two different multiples")
-        return values
-
     @model_validator(mode="after")
-    def _headline_is_one(self) -> MeasureSettings:
+    def _headline_is_one(self) -> CostSettings:
         if self.headline_kl_target not in self.kl_targets:
             raise ValueError(
                 f"headline_kl_target {self.headline_kl_target} is not one of the KL targets"
@@ -113,7 +93,8 @@ class WritingChoices(Settings):
     Attributes:
         methods: Methods that write; headline and baseline if null.
         kl_targets: KL targets to write at.
-        questions: Neutral questions: the first are written to, the last ones train own words.
+        questions: Neutral questions: the first are written to, the last ones are for
+            self-generated texts to train on.
     """
 
     methods: list[str] | None = None
@@ -170,7 +151,6 @@ class CompareConfig(ExperimentConfig):
         repeated: Methods that are fitted and measured under every seed; the others under the
             first. Headline and baseline if null.
         seeds: Each splits train, validation and test anew.
-        tracking: Where the comparison is recorded besides.
     """
 
     kind: ClassVar[str] = "compare"
@@ -186,7 +166,7 @@ class CompareConfig(ExperimentConfig):
     baseline: str = "difference_in_means"
     repeated: list[str] | None = None
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
-    evaluation: MeasureSettings = MeasureSettings()
+    evaluation: CostSettings = CostSettings()
     random: RandomSettings = RandomSettings()
     writing: WritingChoices = WritingChoices()
     side_effects: SideEffectSettings = SideEffectSettings()
@@ -246,17 +226,8 @@ class CompareConfig(ExperimentConfig):
 
     def persona_digest(self, persona: PersonaSettings, **inputs: str) -> str:
         """Return a hash of all that one persona's results depend on, whoever else is compared."""
-        left_out: Any = {
-            "name": True,
-            "personas": True,
-            "folder": True,
-            "tracking": True,
-            "headline": True,
-            "baseline": True,
-            "model": {"threads"},
-            "writing": {"shown"},
-            "llm_judge": True,
-        }
+        whole = ("name", "personas", "headline", "baseline", "llm_judge")
+        left_out = {**self.uncounted(), "writing": {"shown"}, **dict.fromkeys(whole, True)}
         record = self.model_dump(mode="json", exclude=left_out)
         # What depends on headline and baseline is settled here, so that their names need not count.
         record["repeated"] = {m.name: self.seeds_of(m.name) for m in self.methods}

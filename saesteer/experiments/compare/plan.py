@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from saesteer.data import (
-    PairSet,
-    datasets_folder,
-    read_answers,
-    read_pairs,
-    read_questions,
-    read_texts,
-)
-from saesteer.data.answers import Answer
-from saesteer.experiments.compare.config import CompareConfig, PersonaSettings
-from saesteer.experiments.compare.splits import PersonaSplit, split_persona
+from saesteer.data import PairSet, datasets_folder, read_texts, split_pairs
+from saesteer.data.splits import near_duplicate_cause
+from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
 from saesteer.experiments.steer.plan import (
-    CACHE,
+    Plan,
+    check_has_strength,
     check_writable,
-    left_answers,
-    left_questions,
+    shared_parts,
     source_digest,
 )
-from saesteer.methods.registry import build_method, method_entry
-from saesteer.models.resolve import ModelSource, resolve_model
-from saesteer.models.shape import check_shape
-from saesteer.models.sites import Site
-from saesteer.saes.loading import check_planned, resolve_sae
-from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.methods.registry import build_method
+from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import short_hash
 
 DONE = "done.json"
+FEWEST = {"train": 4, "validation": 2, "test": 2, "judge": 10}
+
+
+@dataclass(frozen=True)
+class PersonaSplit:
+    """Disjoint parts of a persona's pairs; no statement nor its near-duplicate stands in two."""
+
+    train: PairSet  # fits vectors
+    validation: PairSet  # chooses settings
+    test: PairSet  # opened once, for the effects
+    judge: PairSet  # trains the behaviour judge; the same under every seed
 
 
 @dataclass(frozen=True)
 class PersonaPlan:
-    """One persona, read and divided.
-
-    Attributes:
-        settings: Its settings.
-        pairs: All its pairs.
-        splits: Its parts, by seed.
-        folder: Where its results go; the same settings and pairs give the same one, whoever else
-            is compared.
-        own: Whether it is one of the bundled sets.
-    """
+    """One persona, read and divided."""
 
     settings: PersonaSettings
     pairs: PairSet
-    splits: dict[int, PersonaSplit]
-    folder: Path
-    own: bool
+    splits: dict[int, PersonaSplit]  # by seed
+    folder: Path  # settings, pairs and their split give the same one, whoever else is compared
+    own: bool  # whether it is one of the bundled sets
 
     @property
     def name(self) -> str:
@@ -70,38 +59,28 @@ class PersonaPlan:
         return files is not None and all(map(folder.has, files))
 
 
-@dataclass(frozen=True)
-class ComparePlan:
-    """A checked comparison.
+@dataclass(frozen=True, kw_only=True)
+class ComparePlan(Plan):
+    """A checked comparison."""
 
-    Attributes:
-        config: Its settings.
-        personas: The personas.
-        answers: Neutral answers that the cost is measured on.
-        training_answers: Other neutral answers, for objective and Fisher metric.
-        questions: Questions that are written to.
-        training_questions: Other questions, for own words.
-        prose: Plain texts for the loss.
-        model: Where the model comes from.
-        sae: The SAE's folder, or its release and id.
-        folder: The comparison's folder.
-    """
-
-    config: CompareConfig
     personas: tuple[PersonaPlan, ...]
-    answers: tuple[Answer, ...]
-    training_answers: tuple[Answer, ...]
-    questions: tuple[str, ...]
-    training_questions: tuple[str, ...]
-    prose: tuple[str, ...]
-    model: ModelSource
-    sae: Path | tuple[str, str]
-    folder: Path
+    prose: tuple[str, ...]  # plain texts for the loss
 
-    @property
-    def cache(self) -> Path:
-        """Where gradients, metrics and unsteered texts are kept, by content."""
-        return Path(self.config.folder) / CACHE
+    def only(self, names: Sequence[str]) -> ComparePlan:
+        """Return the plan with some of its personas.
+
+        Raises:
+            ConfigError: A name is not one of them.
+        """
+        known = {persona.name: persona for persona in self.personas}
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"--only {name!r} is no persona here; choose from {', '.join(known)}."
+                )
+        chosen = tuple(known[name] for name in dict.fromkeys(names))
+        # A part is a comparison of its own, and must not pass for the whole one.
+        return replace(self, personas=chosen, folder=_folder(self.config, chosen))
 
 
 def plan_compare(config: CompareConfig) -> ComparePlan:
@@ -110,69 +89,33 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     Raises:
         SaesteerError: Something does not fit, said in one sentence.
     """
-    _check_methods(config)
-    if config.site is not None:
-        Site.parse(config.site)
-    answers = read_answers(config.evaluation.neutral)
-    measured = answers[: config.evaluation.neutral_answers]
-    training = left_answers(config, answers)
-    questions = read_questions(config.writing.questions)
-    asked = questions[: config.writing.n_questions]
-    training_questions = left_questions(config, "writing", questions)
+    for method in config.methods:
+        for point in [{}, *method.grid]:
+            build_method(method.name, {**method.settings, **point})
+    check_has_strength("headline", config.headline)
+    check_has_strength("baseline", config.baseline)
+    if config.writing.n_questions and not config.writing.kl_targets:
+        raise ConfigError("writing.kl_targets is empty; name a KL target, or set n_questions to 0.")
+    parts = shared_parts(config, "writing", [method.name for method in config.methods])
     prose = _prose(config)
-    model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
-    check_planned(model, sae, config.sae)
-    if config.site is not None:
-        check_shape(model, Site.parse(config.site), None, "site")
+    texts = ("answers", "training_answers", "questions", "training_questions")
     common = {
-        "answers": str(answers),
-        "questions": str(questions),
+        **source_digest(parts["model"], parts["sae"], config.sae),
+        **{name: str(parts[name]) for name in texts},
         "prose": str(prose),
-        **source_digest(model, sae, config.sae),
     }
     personas = tuple(_persona_plan(config, settings, common) for settings in config.personas)
-    plan = ComparePlan(
-        config=config,
-        personas=personas,
-        answers=measured,
-        training_answers=training,
-        questions=asked,
-        training_questions=training_questions,
-        prose=prose,
-        model=model,
-        sae=sae,
-        folder=_folder(config, personas),
-    )
-    for folder in (plan.folder, plan.cache, *(persona.folder for persona in personas)):
-        check_writable(folder)
+    folder = _folder(config, personas)
+    plan = ComparePlan(config=config, personas=personas, prose=prose, folder=folder, **parts)
+    for place in (plan.folder, plan.cache, *(persona.folder for persona in personas)):
+        check_writable(place)
     return plan
 
 
 def _folder(config: CompareConfig, personas: Sequence[PersonaPlan]) -> Path:
-    whole = json.dumps(
-        [
-            [p.folder.name for p in personas],
-            config.model_dump(mode="json", include={"name", "headline", "baseline", "llm_judge"}),
-            config.writing.shown,
-        ]
-    )
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
+    shown = config.model_dump(mode="json", include={"name", "headline", "baseline", "llm_judge"})
+    digest = short_hash([[p.folder.name for p in personas], shown, config.writing.shown])
     return Path(config.folder) / f"{config.name}-{digest}"
-
-
-def _check_methods(config: CompareConfig) -> None:
-    for method in config.methods:
-        for settings in [{}, *method.grid]:
-            build_method(method.name, {**method.settings, **settings})
-    for field in ("headline", "baseline"):
-        name = getattr(config, field)
-        if method_entry(name).kind == "prompt":
-            raise ConfigError(
-                f"{field} {name!r} has no strength to match to a KL target; choose a "
-                "vector's method."
-            )
-    if config.writing.n_questions and not config.writing.kl_targets:
-        raise ConfigError("writing.kl_targets is empty; name a KL target, or set n_questions to 0.")
 
 
 def _prose(config: CompareConfig) -> tuple[str, ...]:
@@ -187,35 +130,57 @@ def _persona_plan(
     config: CompareConfig, settings: PersonaSettings, common: dict[str, str]
 ) -> PersonaPlan:
     try:
-        pairs = read_pairs(
-            settings.source,
-            format=settings.format,
-            positive_key=settings.positive_key,
-            negative_key=settings.negative_key,
-            min_label_confidence=settings.min_label_confidence,
-        )
         # The name that vectors and reports carry.
-        pairs = replace(pairs, name=settings.label)
+        pairs = replace(settings.read(), name=settings.label)
         splits = {seed: split_persona(pairs, config.splits, seed) for seed in config.seeds}
     except SaesteerError as error:
         raise type(error)(f"persona {settings.label}: {error}") from error
-    digest = config.persona_digest(settings, pairs=pairs.digest, **common)
+    # The parts themselves: another way to divide the same pairs gives other numbers.
+    parts = [getattr(split, part).digest for split in splits.values() for part in FEWEST]
+    digest = config.persona_digest(settings, pairs=pairs.digest, parts=short_hash(parts), **common)
     folder = Path(config.folder) / "personas" / f"{settings.label}-{digest}"
     own = not Path(settings.source).exists()
     return PersonaPlan(settings, pairs, splits, folder, own)
 
 
-def only(plan: ComparePlan, names: list[str]) -> ComparePlan:
-    """Return the plan with some of its personas.
+def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSplit:
+    """Divide a persona's pairs.
+
+    Args:
+        pairs: All of them.
+        sizes: The most pairs of each part, and their proportions.
+        seed: Decides which pairs train, validate and test; never which are the judge's.
 
     Raises:
-        ConfigError: A name is not one of them.
+        DataError: A part is left too small to use.
     """
-    known = {persona.name: persona for persona in plan.personas}
-    for name in names:
-        if name not in known:
-            listed = ", ".join(known)
-            raise ConfigError(f"--only {name!r} is no persona here; choose from {listed}.")
-    chosen = tuple(known[name] for name in dict.fromkeys(names))
-    # A part is a comparison of its own, and must not pass for the whole one.
-    return replace(plan, personas=chosen, folder=_folder(plan.config, chosen))
+    enough = sum(FEWEST.values())
+    if len(pairs) < enough:
+        raise DataError(
+            f"{pairs.source}: its {len(pairs)} pairs are fewer than the {enough} that train, "
+            "validation, test and judge need together; give more pairs."
+        )
+    rest = sizes.train + sizes.validation + sizes.test
+    how = {"threshold": sizes.near_duplicate}
+    judge_share = sizes.judge / (rest + sizes.judge)
+    apart = split_pairs(pairs, validation=0.0, test=judge_share, seed=0, **how)
+    shares = {"validation": sizes.validation / rest, "test": sizes.test / rest}
+    parts = split_pairs(apart.train, seed=seed, **shares, **how)
+    divided = {
+        "train": parts.train,
+        "validation": parts.validation,
+        "test": parts.test,
+        "judge": apart.test,
+    }
+    kept = {
+        name: part.subset(range(min(getattr(sizes, name), len(part))))
+        for name, part in divided.items()
+    }
+    for name, fewest in FEWEST.items():
+        if len(kept[name]) < fewest:
+            raise DataError(
+                f"{pairs.source}: its {len(pairs)} pairs leave {len(kept[name])} for {name}, fewer "
+                f"than {fewest}{near_duplicate_cause(pairs, threshold=sizes.near_duplicate)}; give "
+                "more pairs, or other proportions under splits."
+            )
+    return PersonaSplit(**kept)

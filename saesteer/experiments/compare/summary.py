@@ -2,39 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saesteer.evaluation.llm_client import Endpoint
+from saesteer.evaluation.llm_judge import LlmJudge
 from saesteer.evaluation.statistics import (
     area_values,
-    compare_paired,
     hierarchical_bootstrap,
     holm,
+    paired_ratio,
     permutation_p,
     wilcoxon_over_personas,
 )
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.persona_run import PersonaRun
-from saesteer.methods.registry import method_entry
+from saesteer.experiments.compare.persona import PersonaRun
+from saesteer.experiments.compare.plan import DONE
+from saesteer.methods import AttributedSAE, ClusteredSAE
+from saesteer.methods.clustered_sae import chosen_clusters
+from saesteer.methods.features import vector_features
+from saesteer.methods.registry import build_method, method_entry
+from saesteer.saes.labels import feature_url
+from saesteer.utils.run_folder import finite
+
+if TYPE_CHECKING:
+    from saesteer.experiments.compare.experiment import Compare
 
 Row = dict[str, Any]
 Moved = list[np.ndarray] | None
 NULLS = ("random_direction", "random_features")
+CONTEXTS = 5
+RATINGS = "llm-ratings.jsonl"
+
+
+def metrics_of(experiment: Compare) -> Row:
+    """Return `metrics.json` from the personas' folders."""
+    config = experiment.config
+    runs = [PersonaRun(experiment, persona) for persona in experiment.plan.personas]
+    grid = Grid(config, runs)
+    named = {run.persona.name: _named_features(run, config.headline) for run in runs}
+    entries = [method_entry(method.name) for method in config.methods]
+    vectors = {
+        run.persona.name: run.first.folder.path / f"vectors/{config.headline}.safetensors"
+        for run in runs
+    }
+    return {
+        "name": config.name,
+        "model": config.model.name,
+        "sae": config.sae,
+        "site": str(experiment.site),
+        "seeds": config.seeds,
+        "kl_targets": config.evaluation.kl_targets,
+        "headline_kl_target": config.evaluation.headline_kl_target,
+        "headline_method": config.headline,
+        "baseline": config.baseline,
+        "methods": [{"name": m.name, "label": m.label, "kind": m.kind} for m in entries],
+        "personas": [_persona_row(run) for run in runs],
+        "effects": effect_rows(grid),
+        "curves": curve_rows(grid),
+        "summary": summary_rows(grid),
+        "areas": area_rows(grid),
+        "null": null_rows(grid),
+        **generation(grid),
+        "choices_margins": [row for run in runs for row in run.folder.read_json("choices.json")],
+        "side_effects": _side_effects(grid),
+        "features": {name: found["features"] for name, found in named.items()},
+        "linkage": {name: found["tree"] for name, found in named.items()},
+        "completions": {run.persona.name: _shown(grid, run) for run in runs},
+        "vectors": {name: str(file) for name, file in vectors.items() if file.is_file()},
+        "chosen": {run.persona.name: _chosen(run) for run in runs},
+        "config": config.model_dump(mode="json"),
+        "llm_judge": _llm_rows(grid),
+        "seconds": _seconds(runs),
+    }
 
 
 class Grid:
-    """The records of all personas, read once.
-
-    Args:
-        config: The comparison's settings.
-        runs: Its personas, measured.
-    """
+    """The records of all personas, read once."""
 
     def __init__(self, config: CompareConfig, runs: Sequence[PersonaRun]) -> None:
         self.config = config
         self.runs = runs
+        self.names = [run.persona.name for run in runs]
         self.headline = config.evaluation.headline_kl_target
         self.effects = {
             (run.persona.name, method.name, seed): run.seeds[seed].effects(method)
@@ -42,14 +95,23 @@ class Grid:
             for seed in config.seeds
             for method in config.methods_under(seed)
         }
+        counts = dict(zip(NULLS, (config.random.directions, config.random.features), strict=True))
         self.nulls = {
-            (run.persona.name, kind): _null_effects(run, kind) for run in runs for kind in NULLS
+            (run.persona.name, kind): _null_effects(run, kind, counts[kind])
+            for run in runs
+            for kind in NULLS
         }
 
-    @property
-    def names(self) -> list[str]:
-        """The personas' names."""
-        return [run.persona.name for run in self.runs]
+    @cached_property
+    def written(self) -> dict[str, list[Row]]:
+        """Each persona's written records, one for each method and KL target."""
+        return {
+            run.persona.name: [
+                json.loads(file.read_text(encoding="utf-8"))
+                for file in sorted((run.folder.path / "written").glob("*.json"))
+            ]
+            for run in self.runs
+        }
 
     def moved(self, method: str, kl_target: float, seeds: Sequence[int]) -> list[Moved]:
         """Return each persona's moved margins, a row for each seed.
@@ -63,9 +125,9 @@ class Grid:
         for seed in seeds:
             found = self.effects[(name, method, seed)]["kl_targets"]
             record = next((r for r in found if r["kl_target"] in (kl_target, None)), None)
-            if record is None or record["moved"] is None:
+            if record is None or record["effect"] is None:
                 return None
-            rows.append(np.array(record["moved"]))
+            rows.append((np.array(record["effect"]["up"]) - record["effect"]["down"]) / 2)
         return rows
 
     def first_effects(self, method: str) -> list[float | None]:
@@ -76,45 +138,36 @@ class Grid:
         """
         return [_mean(v) for v in self.moved(method, self.headline, self.config.seeds[:1])]
 
-    def draws(self, persona: str) -> list[float]:
-        """Return the effects of a persona's random draws of either kind that met the KL target."""
-        return [effect for kind in NULLS for effect in self.nulls[(persona, kind)]]
-
     def seeds_at(self, method: str, kl_target: float) -> list[int]:
         """Return the seeds under which a method was measured at a KL target."""
         seeds = self.config.seeds_of(method)
         return seeds if kl_target == self.headline else seeds[:1]
 
 
-def summary_rows(results: Grid) -> list[Row]:
+def _null_effects(run: PersonaRun, kind: str, count: int) -> list[float]:
+    found = [
+        run.folder.read_json(f"null/{kind}-{draw:02d}.json")["effect"] for draw in range(count)
+    ]
+    return [effect["effect"] for effect in found if effect is not None]
+
+
+def _mean(values: Moved) -> float | None:
+    return None if values is None else float(np.mean([row.mean() for row in values]))
+
+
+def summary_rows(grid: Grid) -> list[Row]:
     """Return every method at every KL target: macro-mean, ratio to the baseline, test, null."""
-    config = results.config
     rows = []
-    for kl_target in config.evaluation.kl_targets:
-        at_target = []
-        for method in config.methods:
-            seeds = [
-                seed
-                for seed in results.seeds_at(method.name, kl_target)
-                if seed in results.seeds_at(config.baseline, kl_target)
-            ]
-            own = results.moved(method.name, kl_target, results.seeds_at(method.name, kl_target))
-            paired = results.moved(method.name, kl_target, seeds)
-            against = results.moved(config.baseline, kl_target, seeds)
-            at_target.append(_summary_row(results, method.name, kl_target, own, paired, against))
+    for kl_target in grid.config.evaluation.kl_targets:
+        at_target = [_summary_row(grid, m.name, kl_target) for m in grid.config.methods]
         corrected = holm({row["method"]: row["p"] for row in at_target})
         rows += [{**row, "p_holm": corrected[row["method"]]} for row in at_target]
     return rows
 
 
-def _summary_row(
-    results: Grid,
-    method: str,
-    kl_target: float,
-    own: list[Moved],
-    paired: list[Moved],
-    against: list[Moved],
-) -> Row:
+def _summary_row(grid: Grid, method: str, kl_target: float) -> Row:
+    baseline, seeds = grid.config.baseline, grid.seeds_at(method, kl_target)
+    own = grid.moved(method, kl_target, seeds)
     estimate = hierarchical_bootstrap(own)
     row: Row = {
         "method": method,
@@ -123,112 +176,289 @@ def _summary_row(
         "effect": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
-        "ratio": None,
-        "ratio_low": None,
-        "ratio_high": None,
+        "ratio": 1.0,
+        "ratio_low": 1.0,
+        "ratio_high": 1.0,
         "p": None,
         "beyond_null": None,
     }
-    if method == results.config.baseline:
-        row |= {"ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}
-    else:
-        ratio = compare_paired(paired, against).ratio
-        means = [[_mean(values) for values in side] for side in (paired, against)]
+    if method != baseline:
+        both = [seed for seed in seeds if seed in grid.seeds_at(baseline, kl_target)]
+        sides = [grid.moved(name, kl_target, both) for name in (method, baseline)]
+        ratio = paired_ratio(*sides)
         row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        row["p"] = wilcoxon_over_personas(*means).p
-    if kl_target == results.headline and any(results.nulls.values()):
+        row["p"] = wilcoxon_over_personas(*([_mean(v) for v in side] for side in sides))
+    if kl_target == grid.headline and any(grid.nulls.values()):
         row["beyond_null"] = sum(
-            first > max(map(abs, results.draws(name)), default=np.inf)
-            for name, first, values in zip(
-                results.names, results.first_effects(method), own, strict=True
-            )
+            first > max((abs(e) for kind in NULLS for e in grid.nulls[name, kind]), default=np.inf)
+            for name, first, values in zip(grid.names, grid.first_effects(method), own, strict=True)
             if first is not None and values is not None
         )
     return row
 
 
-def _mean(values: Moved) -> float | None:
-    return None if values is None else float(np.mean([row.mean() for row in values]))
-
-
-def _null_effects(run: PersonaRun, kind: str) -> list[float]:
-    settings = run.config.random
-    count = settings.directions if kind == NULLS[0] else settings.features
-    found = [run.folder.read_json(f"null/{kind}-{draw:02d}.json") for draw in range(count)]
-    return [record["effect"] for record in found if record["effect"] is not None]
-
-
-def effect_rows(results: Grid) -> list[Row]:
+def effect_rows(grid: Grid) -> list[Row]:
     """Return every measured effect, without the pairs' own values."""
     rows = []
-    for (persona, method, seed), found in results.effects.items():
+    for (persona, method, seed), found in grid.effects.items():
         curve = found["curve"] or {}
         for record in found["kl_targets"]:
-            row = dict.fromkeys(("effect", "low", "high", "moved_share", "common_shift"))
+            effect, at_headline = record["effect"], record["kl_target"] == grid.headline
+            figures = ("effect", "low", "high", "moved_share", "common_shift")
+            row = {name: effect and effect[name] for name in figures}
             row |= {
-                key: value for key, value in record.items() if key not in ("moved", "up", "down")
+                side: {key: record[side][key] for key in ("strength", "kl", "reached")}
+                for side in ("plus", "minus")
             }
-            headline = record["kl_target"] == results.headline
+            if "error" in record:
+                row["error"] = record["error"]
             row |= {
+                "kl_target": record["kl_target"],
                 "persona": persona,
                 "method": method,
                 "seed": seed,
-                "n_pairs": None if record["moved"] is None else len(record["moved"]),
-                "slope": curve.get("slope") if headline else None,
-                "anti_steerable": curve.get("anti_steerable") if headline else None,
+                "n_pairs": effect and len(effect["up"]),
+                "slope": curve.get("slope") if at_headline else None,
+                "anti_steerable": curve.get("anti_steerable") if at_headline else None,
             }
             rows.append(row)
     return rows
 
 
-def curve_rows(results: Grid) -> list[Row]:
+def curve_rows(grid: Grid) -> list[Row]:
     """Return the mean margin at multiples of the matched strengths."""
     return [
         {"persona": persona, "method": method, "seed": seed, **point}
-        for (persona, method, seed), found in results.effects.items()
+        for (persona, method, seed), found in grid.effects.items()
         if found["curve"]
         for point in found["curve"]["points"]
     ]
 
 
-def area_rows(results: Grid) -> list[Row]:
+def area_rows(grid: Grid) -> list[Row]:
     """Return each method's area under E against log KL, where every KL target was reached."""
-    kl_targets = results.config.evaluation.kl_targets
+    kl_targets, first = grid.config.evaluation.kl_targets, grid.config.seeds[:1]
     if len(kl_targets) < 2:
         return []
     rows = []
-    for method in results.config.methods:
+    for method in grid.config.methods:
         if method_entry(method.name).kind == "prompt":
             continue
-        first = results.config.seeds[:1]
-        found = area_values({b: results.moved(method.name, b, first) for b in kl_targets})
-        estimate = hierarchical_bootstrap(found)
+        areas = area_values({kl: grid.moved(method.name, kl, first) for kl in kl_targets})
+        found = hierarchical_bootstrap(areas)
+        interval = {"low": found.low, "high": found.high, "n_personas": found.n_personas}
+        rows.append({"method": method.name, "area": found.value, **interval})
+    return rows
+
+
+def null_rows(grid: Grid) -> list[Row]:
+    """Return the null of each persona, with the headline method's permutation p against it."""
+    rows = []
+    own = dict(zip(grid.names, grid.first_effects(grid.config.headline), strict=True))
+    for (persona, kind), effects in grid.nulls.items():
+        first = own[persona]
         rows.append(
             {
-                "method": method.name,
-                "area": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "n_personas": estimate.n_personas,
+                "persona": persona,
+                "kind": kind,
+                "effects": effects,
+                "largest": max(map(abs, effects), default=None),
+                "p": None if first is None or not effects else permutation_p(first, effects),
             }
         )
     return rows
 
 
-def null_rows(results: Grid) -> list[Row]:
-    """Return the null of each persona, with the headline method's permutation p against it."""
+def generation(grid: Grid) -> dict[str, list[Row]]:
+    """Return `generation`, `generation_summary` and `judges`."""
+    lines: list[Row] = []
+    found: dict[tuple[str, float | None], dict[str, Row]] = {}
+    for name, records in grid.written.items():
+        for record in records:
+            method, kl_target = record["method"], record["kl_target"]
+            found.setdefault((method, kl_target), {})[name] = record
+            fields = {"persona": name, "method": method, "kl_target": kl_target}
+            lines += [{**fields, **sign} for sign in record["summary"]["signs"]]
+    summary = [
+        _generation_row(grid, *key, by_name, found.get((grid.config.baseline, key[1]), {}))
+        for key, by_name in found.items()
+    ]
+    judges = [
+        run.folder.read_json("judge.json") for run in grid.runs if run.folder.has("judge.json")
+    ]
+    return {"generation": lines, "generation_summary": summary, "judges": judges}
+
+
+def _generation_row(
+    grid: Grid,
+    method: str,
+    kl_target: float | None,
+    found: Mapping[str, Row],
+    baseline: Mapping[str, Row],
+) -> Row:
+    own, paired, against = [], [], []
+    for name in grid.names:
+        first, second = _by_question(found.get(name)), _by_question(baseline.get(name))
+        # A question whose answer is empty under one of the two has no partner under the other.
+        shared = [question for question in first if question in second]
+        own.append(_values(first, list(first)))
+        paired.append(_values(first, shared))
+        against.append(_values(second, shared))
+    estimate, ratio = hierarchical_bootstrap(own), paired_ratio(paired, against)
+    summaries = [record["summary"] for record in found.values()]
+    right, quality = (
+        [value for s in summaries if (value := s[name]) is not None]
+        for name in ("right_direction", "composite")
+    )
+    return {
+        "method": method,
+        "kl_target": kl_target,
+        "judge_range": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "ratio": ratio.value,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "right_direction": sum(right) if right else None,
+        "n_personas": estimate.n_personas,
+        "composite": float(np.mean(quality)) if quality else None,
+    }
+
+
+def _by_question(record: Row | None) -> dict[int, float]:
+    """Return each question's mean judge reading, positive minus negative, where there are both."""
+    readings: dict[tuple[int, int], list[float]] = {}
+    for entry in record["records"] if record else ():
+        if entry["judge"] is not None:
+            readings.setdefault((entry["question"], entry["sign"]), []).append(entry["judge"])
+    means = {key: float(np.mean(values)) for key, values in readings.items()}
+    questions = sorted(q for q, sign in means if sign == 1 and (q, -1) in means)
+    return {q: means[q, 1] - means[q, -1] for q in questions}
+
+
+def _values(by_question: Mapping[int, float], questions: Sequence[int]) -> np.ndarray | None:
+    return np.array([by_question[q] for q in questions]) if questions else None
+
+
+def _at_headline(grid: Grid, persona: str) -> list[Row]:
+    return [r for r in grid.written[persona] if r["kl_target"] in (grid.headline, None)]
+
+
+def _shown(grid: Grid, run: PersonaRun) -> list[Row]:
+    """Return the texts that the page shows: the first sample of the first questions."""
+    return [
+        {
+            "question": run.experiment.plan.questions[entry["question"]],
+            "method": record["method"],
+            "strength": record["strengths"].get(str(entry["sign"])) or 0.0,
+            "sign": entry["sign"],
+            "text": entry["text"],
+            "judge": entry["judge"],
+        }
+        for record in _at_headline(grid, run.persona.name)
+        for entry in record["records"]
+        if not entry["sample"] and entry["question"] < grid.config.writing.shown
+    ]
+
+
+def _llm_rows(grid: Grid) -> list[Row]:
+    """Rate the completions at the headline KL target; nothing is asked where no judge is set."""
+    settings = grid.config.llm_judge
+    if settings is None:
+        return []
+    plan = grid.runs[0].experiment.plan
+    judge = LlmJudge(
+        Endpoint(**settings.model_dump(exclude={"workers"})),
+        cache=plan.cache / RATINGS,
+        workers=settings.workers,
+    )
     rows = []
-    own = results.first_effects(results.config.headline)
-    for name, first in zip(results.names, own, strict=True):
-        for kind in NULLS:
-            effects = results.nulls[(name, kind)]
-            rows.append(
-                {
-                    "persona": name,
-                    "kind": kind,
-                    "effects": effects,
-                    "largest": max(map(abs, effects), default=None),
-                    "p": None if first is None or not effects else permutation_p(first, effects),
-                }
-            )
+    for run in grid.runs:
+        name = run.persona.name
+        behaviour = run.persona.settings.description or name.replace("-", " ")
+        for record in _at_headline(grid, name):
+            for sign in (1, 0, -1):
+                chosen = [entry for entry in record["records"] if entry["sign"] == sign]
+                questions = [plan.questions[entry["question"]] for entry in chosen]
+                found = judge.rate(behaviour, questions, [entry["text"] for entry in chosen])
+                fields = {"persona": name, "method": record["method"], "sign": sign}
+                rows.append({**fields, **found.mean()})
     return rows
+
+
+def _side_effects(grid: Grid) -> Row:
+    """Return the change of loss on prose and what each persona's vector does to the others."""
+    runs, matrix = grid.runs, []
+    if grid.config.side_effects.pairs and len(runs) > 1:
+        for method in runs[0].looked_at():
+            values = [[run.shift_on(other, method) for other in runs] for run in runs]
+            matrix.append({"method": method, "personas": grid.names, "values": values})
+    prose = [row for run in runs for row in run.folder.read_json("prose.json")]
+    return {"prose": prose, "matrix": matrix}
+
+
+def _named_features(run: PersonaRun, method: str) -> Row:
+    """Return the features of a method's vector with what is known of them, and the cluster tree."""
+
+    def compute() -> Row:
+        vector, _ = run.matched(method)
+        if vector is None:
+            return {"features": [], "tree": {}}
+        experiment = run.experiment
+        rows = vector_features(vector, run.first.context.codes)
+        for row in rows:
+            known = experiment.table and experiment.table.row(row["feature"])
+            row["contexts"] = [
+                {"text": c.text, "token": c.token, "activation": c.activation}
+                for c in (known.contexts[:CONTEXTS] if known else ())
+            ]
+            row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
+        return finite({"features": rows, "tree": _tree(run, method)})
+
+    return run.folder.once(f"features/{method}.json", compute)
+
+
+def _tree(run: PersonaRun, method: str) -> Row:
+    chosen = run.first.folder.read_json(f"chosen/{method}.json")["settings"]
+    built = build_method(method, chosen)
+    if not isinstance(built, AttributedSAE | ClusteredSAE):
+        return {}
+    if isinstance(built, AttributedSAE) and built.candidates == "any":
+        return {}
+    _, clusters = chosen_clusters(run.first.context, built.selection, built.clustering)
+    return {
+        "linkage": clusters.linkage.tolist(),
+        "labels": clusters.indices.tolist(),
+        "clusters": clusters.labels.tolist(),
+    }
+
+
+def _persona_row(run: PersonaRun) -> Row:
+    split, (positive, negative) = run.first.split, run.first.unsteered()
+    return {
+        "name": run.persona.name,
+        "source": run.persona.pairs.source,
+        "own": run.persona.own,
+        "n_train": len(split.train),
+        "n_validation": len(split.validation),
+        "n_test": len(split.test),
+        "n_judge": len(split.judge),
+        "unsteered_margin": float((positive - negative).mean()),
+    }
+
+
+def _chosen(run: PersonaRun) -> Row:
+    files = {m.name: f"chosen/{m.name}.json" for m in run.config.methods if m.grid}
+    folder = run.first.folder
+    return {
+        name: folder.read_json(file)["settings"] for name, file in files.items() if folder.has(file)
+    }
+
+
+def _seconds(runs: Sequence[PersonaRun]) -> dict[str, float]:
+    """Return what each stage took over all personas; a resumed one counts its last stretch."""
+    total: dict[str, float] = {}
+    for run in runs:
+        for stage, seconds in run.folder.read_json(DONE)["seconds"].items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 1)
+    return total

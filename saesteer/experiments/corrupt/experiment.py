@@ -5,23 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+
+from saesteer.corruption.apply import check_programs
+from saesteer.corruption.completions import complete_prompts, prompt_rows
+from saesteer.corruption.edits import Means, measure_means
+from saesteer.corruption.linear_map import LinearMap, fit_linear_maps, load_maps, save_maps
+from saesteer.corruption.measure import score_task
 from saesteer.corruption.program import LinearSpan
+from saesteer.corruption.reference import reference_texts, text_rows
+from saesteer.corruption.tasks import TaskRows, task_rows
 from saesteer.experiments.base import Experiment, Stage
-from saesteer.experiments.corrupt.plan import CorruptPlan, Programs, Shape, expand, plan_corruption
-from saesteer.experiments.corrupt.settings import CorruptConfig
-from saesteer.experiments.corrupt.summary import loss_table, run_metrics, token_changes
-from saesteer.experiments.results import REPORT, Results
+from saesteer.experiments.corrupt.config import (
+    CorruptConfig,
+    CorruptPlan,
+    Programs,
+    expand,
+    plan_corruption,
+)
+from saesteer.experiments.corrupt.summary import (
+    loss_table,
+    run_metrics,
+    task_summary,
+    token_changes,
+)
+from saesteer.experiments.results import Results
+from saesteer.models.tokens import TokenRow
+from saesteer.report import Report
 from saesteer.tracking import RecordedRun
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.run_folder import finite
-
-if TYPE_CHECKING:
-    from saesteer.corruption.edits import Means
-    from saesteer.corruption.linear_map import LinearMap
-    from saesteer.corruption.prompts import TaskRows
-    from saesteer.models.tokens import TokenRow
 
 COMPLETIONS = "completions.json"
 MAPS, MEANS = "linear_maps.safetensors", "means.safetensors"
@@ -50,13 +65,13 @@ class Corrupt(Experiment[Results]):
 
     def finish(self) -> dict[str, Any]:
         """Write the tables and return the metrics."""
-        import pandas as pd
-
         dtype = str(self.model.cfg.dtype).removeprefix("torch.")
         fits = [one.scores() for one in self.maps.values()]
         tasks = [self.folder.read_json(f"tasks/{task.name}.json") for task in self.plan.tasks]
         files = [self.folder.path / f"records/{task.name}.parquet" for task in self.plan.tasks]
-        metrics = run_metrics(self.plan, self.shape, self.programs, tasks, fits, dtype)
+        metrics = run_metrics(
+            self.config, int(self.model.cfg.n_layers), self.programs, tasks, fits, dtype
+        )
         metrics["tokens"] = token_changes(pd.concat([pd.read_parquet(file) for file in files]))
         done = self.folder.has(COMPLETIONS)
         metrics["completions"] = self.folder.read_json(COMPLETIONS) if done else []
@@ -65,22 +80,25 @@ class Corrupt(Experiment[Results]):
         self.folder.write(TABLE, lambda draft: table.to_parquet(draft, index=False))
         return finite(metrics)
 
-    def write_report(self) -> None:
-        """Write each family's heatmaps as page and PNG, and the report that holds them all."""
-        from saesteer.report.corruption_drawing import score_figure, score_maps, score_picture
-        from saesteer.report.corruption_page import corruption_sheet
-        from saesteer.report.sheet import write_sheet
+    def report(self, results: Results) -> Report:
+        """Return the report."""
+        from saesteer.report.corrupt import corrupt_report
 
+        return corrupt_report(results.metrics)
+
+    def write_report(self) -> None:
+        """Write the page, and each family's heatmaps as PNG."""
+        from saesteer.report.corrupt import family_figures
+        from saesteer.report.pictures import save_png
+
+        super().write_report()
         metrics = self.folder.read_json("metrics.json")
-        for name, maps in score_maps(metrics).items():
-            file = f"figures/{name.replace(' ', '_')}"
-            self.folder.write(f"{file}.png", lambda draft, maps=maps: score_picture(maps, draft))
-            figure = score_figure(maps[0])
+        for family in metrics["families"]:
+            drawn = [figure.draw() for figure in family_figures(metrics, family)]
             self.folder.write(
-                f"{file}.html",
-                lambda draft, figure=figure: figure.write_html(draft, include_plotlyjs=True),
+                f"figures/{family.replace(' ', '_')}.png",
+                lambda draft, drawn=drawn: save_png(drawn, draft),
             )
-        write_sheet(corruption_sheet(metrics), self.folder.path / REPORT)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the intact model's scores, and where families cost most."""
@@ -98,41 +116,26 @@ class Corrupt(Experiment[Results]):
         return found
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the table and the losses' heatmaps elsewhere too."""
-        import pandas as pd
-
-        from saesteer.report.corruption_drawing import score_figure, score_maps
-
+        """Show the table elsewhere too."""
         record.table("scores", pd.read_parquet(self.folder.path / TABLE))
-        if record.shown_elsewhere:
-            for name, maps in score_maps(results.metrics).items():
-                record.figure(f"loss {name}", score_figure(maps[0]))
-
-    @cached_property
-    def shape(self) -> Shape:
-        """The model's layers and heads."""
-        return Shape(int(self.model.cfg.n_layers), int(self.model.cfg.n_heads))
 
     @cached_property
     def programs(self) -> Programs:
         """Everything that is run."""
-        return expand(self.plan.config, self.shape)
+        return expand(self.config, int(self.model.cfg.n_layers), int(self.model.cfg.n_heads))
 
     @cached_property
     def rows(self) -> dict[str, TaskRows]:
         """Every task's questions as tokens."""
-        from saesteer.corruption.prompts import task_rows
-
-        settings, tokenizer = self.plan.config.tasks, self.model.tokenizer
-        assert tokenizer is not None
+        settings = self.config.tasks
         return {
             task.name: task_rows(
-                tokenizer,
+                self.tokenizer,
                 task,
                 shots=settings.shots,
                 max_questions=settings.max_questions,
-                seed=self.plan.config.seed,
-                max_length=int(self.model.cfg.n_ctx),
+                seed=self.config.seed,
+                max_length=self.context,
             )
             for task in self.plan.tasks
         }
@@ -144,14 +147,11 @@ class Corrupt(Experiment[Results]):
             SaesteerError: A task or prompt does not fit the model's context, a text file cannot be
                 used, or the model cannot run programs.
         """
-        from saesteer.corruption.apply import check_programs
-        from saesteer.corruption.completions import prompt_rows
-
         check_programs(self.model, self.programs.all)
         assert self.rows
-        if self._needs_reference:
+        if self.programs.spans or self.programs.need_means:
             assert self._reference
-        shown = self.plan.config.completions
+        shown = self.config.completions
         if shown is not None and shown.prompts:
             prompt_rows(self.model, shown.prompts, shown.max_new_tokens)
 
@@ -166,9 +166,6 @@ class Corrupt(Experiment[Results]):
     @cached_property
     def maps(self) -> dict[LinearSpan, LinearMap]:
         """The linear maps, read back where they were fitted before."""
-        from saesteer.corruption.linear_map import fit_linear_maps
-        from saesteer.corruption.stored import load_maps, save_maps
-
         if not self.programs.spans:
             return {}
         if not self.folder.has(MAPS):
@@ -176,9 +173,9 @@ class Corrupt(Experiment[Results]):
                 self.model,
                 self.programs.spans,
                 self._reference,
-                held_out=self.plan.config.reference.held_out,
-                seed=self.plan.config.seed,
-                max_tokens=self.plan.config.max_tokens,
+                held_out=self.config.reference.held_out,
+                seed=self.config.seed,
+                max_tokens=self.config.max_tokens,
             )
             self.folder.write(MAPS, lambda draft: save_maps(fitted, draft))
         return load_maps(self.folder.path / MAPS)
@@ -186,35 +183,22 @@ class Corrupt(Experiment[Results]):
     @cached_property
     def means(self) -> Means | None:
         """The means, read back where they were measured before; None where none is needed."""
-        from saesteer.corruption.edits import measure_means
-        from saesteer.corruption.stored import load_means, save_means
-
         if not self.programs.need_means:
             return None
         if not self.folder.has(MEANS):
-            measured = measure_means(
-                self.model, self._reference, max_tokens=self.plan.config.max_tokens
-            )
-            self.folder.write(MEANS, lambda draft: save_means(measured, draft))
-        return load_means(self.folder.path / MEANS)
-
-    @property
-    def _needs_reference(self) -> bool:
-        return bool(self.programs.spans) or self.programs.need_means
+            most = self.config.max_tokens
+            measured = measure_means(self.model, self._reference, max_tokens=most)
+            self.folder.write(MEANS, measured.save)
+        return Means.load(self.folder.path / MEANS)
 
     @cached_property
     def _reference(self) -> list[TokenRow]:
-        from saesteer.corruption.texts import reference_texts, text_rows
-
-        settings = self.plan.config.reference
+        settings = self.config.reference
         texts = reference_texts(settings.source, limit=settings.max_texts)
         return text_rows(self.model, texts)
 
     def _score(self) -> None:
-        from saesteer.corruption.measure import score_task
-        from saesteer.experiments.corrupt.summary import task_summary
-
-        config = self.plan.config
+        config = self.config
         programs = self.programs.all
         self.progress.say(f"Scoring {len(self.rows)} tasks under {len(programs)} programs")
         with self.progress.task("tasks", len(self.rows), "tasks") as task:
@@ -240,9 +224,7 @@ class Corrupt(Experiment[Results]):
                 task.advance(1, name)
 
     def _complete(self) -> None:
-        from saesteer.corruption.completions import complete_prompts
-
-        shown = self.plan.config.completions
+        shown = self.config.completions
         if shown is None or not shown.prompts:
             return
         self.progress.say(f"Completing {len(shown.prompts)} prompts")

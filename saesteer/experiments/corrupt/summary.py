@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from saesteer.corruption.observations import observe
-from saesteer.experiments.corrupt.plan import CorruptPlan, Programs, Shape
+from saesteer.experiments.corrupt.config import CorruptConfig, Programs
+from saesteer.experiments.corrupt.observations import observe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +48,8 @@ def task_summary(scores: TaskScores) -> Record:
 
 
 def run_metrics(
-    plan: CorruptPlan,
-    shape: Shape,
+    config: CorruptConfig,
+    n_layers: int,
     programs: Programs,
     tasks: Sequence[Record],
     maps: Sequence[Record],
@@ -58,8 +58,8 @@ def run_metrics(
     """Return what `metrics.json` holds, but for tokens and completions.
 
     Args:
-        plan: The run.
-        shape: The model's layers and heads.
+        config: The run's settings.
+        n_layers: The model's.
         programs: What was run.
         tasks: From `task_summary`.
         maps: The linear maps' fits.
@@ -70,12 +70,12 @@ def run_metrics(
     for task in tasks:
         intact[task["task"]] |= {"n_questions": task["n_questions"], "n_tokens": task["n_tokens"]}
     metrics: Record = {
-        "name": plan.config.name,
-        "model": plan.config.model.name,
-        "n_layers": shape.n_layers,
+        "name": config.name,
+        "model": config.model.name,
+        "n_layers": n_layers,
         "dtype": dtype,
-        "shots": plan.config.tasks.shots,
-        "seed": plan.config.seed,
+        "shots": config.tasks.shots,
+        "seed": config.seed,
         "intact": _overall(tasks, first),
         "tasks": intact,
         "programs": {
@@ -86,8 +86,7 @@ def run_metrics(
         family.name: _family(family.axis, [str(p) for p in family.programs], metrics)
         for family in programs.families
     }
-    solved = plan.config.min_accuracy
-    metrics["first_right"] = first_right(metrics, plan.config.right_share, solved)
+    metrics["first_right"] = first_right(metrics, config.right_share, config.min_accuracy)
     metrics["linear_maps"] = list(maps)
     metrics["observations"] = observe(metrics, tasks)
     return metrics

@@ -2,34 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from saesteer.experiments.base import Stage
-from saesteer.experiments.patch.attention_run import run_attention
-from saesteer.experiments.patch.cells import (
-    check_vector,
-    run_activation,
-    run_attribution,
-    run_features,
-    run_paths,
+import numpy as np
+
+from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.patch import stages
+from saesteer.experiments.patch.circuit import check_circuit, run_circuit
+from saesteer.experiments.patch.exhibits import all_figures
+from saesteer.experiments.patch.results import (
+    ANSWERS,
+    ATTENTION,
+    LEFT_OUT,
+    PAIRS,
+    PatchResults,
 )
-from saesteer.experiments.patch.circuit_run import check_circuit, run_circuit
-from saesteer.experiments.patch.context import PatchContext
-from saesteer.experiments.patch.exhibits import all_exhibits
-from saesteer.experiments.patch.plan import PatchPlan, plan_patch
-from saesteer.experiments.patch.reading import run_answers, run_reading
-from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.run_metrics import run_metrics
 from saesteer.experiments.patch.settings import PatchConfig
-from saesteer.experiments.results import REPORT, Results
-from saesteer.report.patching_figures import Heatmap
-from saesteer.tracking import RecordedRun
+from saesteer.experiments.results import Results
+from saesteer.experiments.steer.plan import check_writable, source_digest
+from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
+from saesteer.patching.batch import PairBatch, encode_pairs
+from saesteer.patching.metrics import Metric, metric_named
+from saesteer.patching.pairs import PromptPair, load_prompt_pairs
+from saesteer.patching.summary import token_groups
+from saesteer.report import Report
+from saesteer.saes.adapter import check_compatible
+from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
+from saesteer.saes.loading import check_planned, load_sae, resolve_sae
+from saesteer.utils.content import content_digest
+from saesteer.utils.errors import DataError, HookError, SaesteerError, SiteError
 from saesteer.utils.run_folder import finite
 
+if TYPE_CHECKING:
+    from saesteer.patching.ioi import IoiSet
+    from saesteer.saes.adapter import LensSae
 
-class Patch(PatchContext):
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """A checked patching run."""
+
+    config: PatchConfig
+    # None where they are made for the model's tokenizer.
+    pairs: tuple[PromptPair, ...] | None
+    model: ModelSource
+    # The SAE's folder, or its release and id.
+    sae: Path | tuple[str, str] | None
+    # The same settings and pairs give the same one.
+    folder: Path
+
+
+def plan_patch(config: PatchConfig) -> PatchPlan:
+    """Read the pairs and check every name in the settings; nothing is loaded or written.
+
+    Raises:
+        SaesteerError: Something does not fit, said in one sentence.
+    """
+    from saesteer.steering import SteeringVector
+
+    pairs = None
+    if config.pairs.source is not None:
+        pairs = load_prompt_pairs(config.pairs.source)
+        most = config.pairs.max_pairs
+        if most is not None and len(pairs) > most:
+            chosen = np.random.default_rng(config.seed).choice(len(pairs), most, replace=False)
+            pairs = tuple(pairs[i] for i in sorted(chosen.tolist()))
+    model = resolve_model(config.model.name)
+    sae = None if config.sae is None else resolve_sae(config.sae)
+    inputs = {"pairs": str(pairs)}
+    if sae is not None and config.sae is not None:
+        check_planned(model, sae, config.sae)
+        inputs |= source_digest(model, sae, config.sae)
+    else:
+        hub = model.kind == "hub"
+        inputs["model"] = model.sha256 or ("" if hub else content_digest(Path(model.location)))
+    if config.features.vector is not None:
+        vector = Path(config.features.vector)
+        read = SteeringVector.load(vector)
+        check_shape(model, read.site, read.d_model, f"vector {read.name!r}")
+        inputs["vector"] = content_digest(vector)
+    folder = Path(config.folder) / f"{config.name}-{config.digest(**inputs)}"
+    check_writable(folder)
+    return PatchPlan(config, pairs, model, sae, folder)
+
+
+class Patch(Experiment[Results]):
     """Runs the task, reads and patches every component asked for, and names a site."""
 
     Config = PatchConfig
@@ -42,21 +107,30 @@ class Patch(PatchContext):
         return plan_patch(config)
 
     def check(self) -> None:
-        """Check against the model what the settings name."""
-        super().check()
-        check_vector(self)
+        """Check against the model, before anything is patched, what the settings name."""
+        from saesteer.patching.paths import chosen_receivers
+        from saesteer.patching.target import check_heads
+
+        config = self.config
+        if config.attention is not None and config.attention.heads is not None:
+            check_heads(self.model, config.attention.chosen)
+        for group in [] if config.path is None else config.path.groups:
+            chosen_receivers(self.model, group)
+        assert len(self.batch) > 0
+        _ = self.patched_sae
+        stages.check_vector(self)
         check_circuit(self)
 
     def stages(self) -> list[Stage]:
         """Return the steps, from the prompts to the circuit."""
         steps = {
-            "answers": run_answers,
-            "reading": run_reading,
-            "attribution": run_attribution,
-            "activation": run_activation,
-            "features": run_features,
-            "paths": run_paths,
-            "attention": run_attention,
+            "answers": stages.run_answers,
+            "reading": stages.run_reading,
+            "attribution": stages.run_attribution,
+            "activation": stages.run_activation,
+            "features": stages.run_features,
+            "paths": stages.run_paths,
+            "attention": stages.run_attention,
             "circuit": run_circuit,
         }
         rest = [Stage(name, partial(step, self)) for name, step in steps.items()]
@@ -66,8 +140,12 @@ class Patch(PatchContext):
         """Return the metrics."""
         return finite(run_metrics(PatchResults(self.folder), self.left_out))
 
+    def report(self, results: PatchResults) -> Report:
+        """Return the report."""
+        return report_of(results)
+
     def write_report(self) -> None:
-        """Write every figure as PNG, and the page that holds them all."""
+        """Write the page, and every figure as PNG."""
         self.progress.say("Writing figures and report")
         write_figures(PatchResults(self.folder))
 
@@ -83,28 +161,141 @@ class Patch(PatchContext):
             "circuit": {k: v for k, v in circuit.items() if isinstance(v, int | float)},
         }
 
-    def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the maps elsewhere too."""
-        from saesteer.report.patching_drawing import drawn
+    @cached_property
+    def metric(self) -> Metric:
+        """What is measured."""
+        return metric_named(self.config.metric)
 
-        if not record.shown_elsewhere:
+    @cached_property
+    def ioi(self) -> IoiSet | None:
+        """The generated prompts; None where the pairs come from elsewhere."""
+        from saesteer.patching.ioi import generate_ioi
+
+        settings = self.config.pairs
+        if settings.ioi is None or settings.ioi.eight:
+            return None
+        seed = self.config.seed if settings.ioi.seed is None else settings.ioi.seed
+        return generate_ioi(self.model, settings.ioi.n, seed=seed, prepend_bos=settings.prepend_bos)
+
+    @cached_property
+    def batch(self) -> PairBatch:
+        """The prompts as tokens."""
+        from saesteer.patching.answers import task_answers
+        from saesteer.patching.ioi import eight_ioi_pairs
+
+        settings = self.config.pairs
+        bos = settings.prepend_bos
+        if self.ioi is not None:
+            pairs = self.ioi.pairs
+        elif self.plan.pairs is None:
+            pairs = eight_ioi_pairs(self.model, prepend_bos=bos)
+        else:
+            pairs = _named(self.plan.pairs)
+        batch = encode_pairs(self.model, pairs, prepend_bos=bos, both_ways=settings.both_ways)
+        if not settings.solved_only:
+            return batch
+        kept = np.flatnonzero(task_answers(self.model, batch, top_k=1).solved)
+        if not len(kept):
+            raise DataError(
+                f"the model solves none of the {len(batch)} pairs, so pairs.solved_only leaves "
+                "nothing; give others, another model, or leave solved_only out."
+            )
+        return encode_pairs(self.model, [batch.pairs[i] for i in kept], prepend_bos=bos)
+
+    @cached_property
+    def patched_sae(self) -> LensSae | None:
+        """The SAE whose features are patched, checked against the model; None without one."""
+        name = self.config.sae
+        if name is None:
+            return None
+        self.progress.say(f"Loading SAE {name} ...")
+        sae = load_sae(name)
+        check_compatible(self.model, sae)
+        return sae
+
+    def sae_record(self, features: Sequence[int]) -> dict[str, Any]:
+        """Return what a report says of the SAE: its name and site, and what features stand for."""
+        sae = self.patched_sae
+        assert sae is not None
+        table = None if self.plan.sae is None else own_table(self.plan.sae)
+        known = known_descriptions(sae, table, self.progress)
+        return {
+            "name": sae.name,
+            "site": str(sae.write_site),
+            PLACE_KEY: sae.neuronpedia_id,
+            "descriptions": {str(i): known[i] for i in features if known.get(i)},
+        }
+
+    @contextmanager
+    def leaving_out(self, what: str, *besides: type[SaesteerError]) -> Iterator[None]:
+        """Go on without a part of the run that the model's architecture cannot give."""
+        try:
+            yield
+        except (HookError, SiteError, *besides) as error:
+            said = f"{what} left out: {error}"
+            self.folder.write_json(LEFT_OUT, [*self.left_out, said])
+            self.progress.say(f"  {said}")
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the architecture cannot give, with the reason."""
+        return self.folder.read_json(LEFT_OUT) if self.folder.has(LEFT_OUT) else []
+
+    def write_pairs(self) -> None:
+        """Write the prompts with their tokens, so that nothing else is needed to read results."""
+        if self.folder.has(PAIRS):
             return
-        for one in all_exhibits(PatchResults(self.folder)):
-            if isinstance(one.figure, Heatmap):
-                record.figure(one.name, drawn(one.figure, one.limit))
+        batch = self.batch
+        places = {mode: token_groups(batch, mode) for mode in ("denoising", "noising")}
+        rows: list[dict[str, Any]] = []
+        for row, pair in enumerate(batch.pairs):
+            rows.append(
+                {
+                    "name": pair.name,
+                    "clean": pair.clean,
+                    "corrupted": pair.corrupted,
+                    "answer": batch.answers[row][0],
+                    "wrong": batch.answers[row][1],
+                    "roles": pair.roles,
+                    "clean_tokens": batch.clean_words[row],
+                    "corrupted_tokens": batch.corrupted_words[row],
+                    "places": {mode: named[row] for mode, named in places.items()},
+                }
+            )
+        self.folder.write_json(PAIRS, rows)
+
+
+def _named(pairs: tuple[PromptPair, ...]) -> tuple[PromptPair, ...]:
+    """Return the pairs with a name each of its own: with their number where it is needed."""
+    counts = Counter(pair.name for pair in pairs)
+    return tuple(
+        pair
+        if pair.name and counts[pair.name] == 1
+        else replace(pair, name=f"{pair.name or 'pair'} {number}")
+        for number, pair in enumerate(pairs, start=1)
+    )
+
+
+def report_of(results: PatchResults) -> Report:
+    """Return the report of a finished run."""
+    from saesteer.report.patch import patch_report
+
+    return patch_report(
+        results.metrics,
+        all_figures(results),
+        results.table(ANSWERS),
+        results.sae_record,
+        attention=ATTENTION if results.folder.has(ATTENTION) else None,
+    )
 
 
 def write_figures(results: PatchResults) -> None:
-    """Write every figure as PNG, and the page that holds them all."""
-    from saesteer.experiments.patch.page import patching_sheet
-    from saesteer.report.patching_pictures import picture
-    from saesteer.report.sheet import write_sheet
+    """Write the page, and every figure as PNG."""
+    from saesteer.report.pictures import save_png
 
-    folder = results.folder
-    exhibits = list(all_exhibits(results))
-    for one in exhibits:
-        folder.write(
-            f"figures/{one.name}.png",
-            lambda draft, one=one: picture(one.figure, draft, one.limit),
+    report = report_of(results)
+    for name, figure in report.figures.items():
+        results.folder.write(
+            f"figures/{name}.png", lambda draft, figure=figure: save_png([figure], draft)
         )
-    write_sheet(patching_sheet(results.metrics, exhibits, results), folder.path / REPORT)
+    report.write(results.report)

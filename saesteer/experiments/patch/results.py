@@ -2,27 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from saesteer.experiments.patch.cells import CLUSTERS, SAE, Job, jobs, load_job
-from saesteer.experiments.patch.context import PAIRS
 from saesteer.experiments.patch.settings import PatchConfig
-from saesteer.experiments.patch.suggest import RESIDUAL, Suggestion, suggest_site
 from saesteer.experiments.results import CONFIG, Results
 from saesteer.models.sites import Site
-from saesteer.patching.result import Mode, PatchResult
+from saesteer.patching.batch import Mode
+from saesteer.patching.result import PatchResult
+from saesteer.patching.suggest import RESIDUAL, Suggestion, suggest_site
 from saesteer.patching.summary import Scale, by_place, has_gap
 from saesteer.utils.errors import OutputError
+from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASK = "task.json"
+# Files and tables of a run's folder.
+PAIRS, TASK, SAE, CIRCUIT, LEFT_OUT = (
+    "pairs.json",
+    "task.json",
+    "sae.json",
+    "circuit.json",
+    "left_out.json",
+)
+ATTENTION, CELLS = "attention.html", "cells"
+ANSWERS, LENS, DIRECT = "answers", "lens", "direct"
+CLUSTERS, TO = "sae_clusters", "-to-"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result to be made."""
+
+    # "activation", "attribution", "integrated_gradients" or "path".
+    method: str
+    # Of a path sender and receivers, such as "z-to-9.9.q".
+    component: str
+    mode: Mode
+    by_position: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        more = "-by-position" if self.by_position else ""
+        return f"{self.method}-{self.component}{more}-{self.mode}"
+
+    @property
+    def file(self) -> str:
+        """Its file in the run's folder."""
+        return f"{CELLS}/{self.name}.safetensors"
+
+    def load(self, folder: RunFolder) -> PatchResult | None:
+        """Return the result from the run's folder; None where it is not there."""
+        return PatchResult.load(folder.path / self.file) if folder.has(self.file) else None
+
+
+def jobs(config: PatchConfig) -> Iterator[Job]:
+    """Return every result of a run but those of an SAE's features, in the order to make them."""
+    wanted = [(name, False) for name in config.components]
+    wanted += [(name, True) for name in config.by_position]
+    methods = [] if config.attribution is None else config.attribution.methods
+    for mode in config.modes:
+        for method in (*methods, "activation"):
+            for component, by_position in wanted:
+                if method != "activation" or not by_position or config.patch_by_position:
+                    yield Job(method, component, mode, by_position)
+        for sender, receivers in paths(config):
+            yield Job("path", f"{sender}{TO}{'+'.join(receivers)}", mode)
+
+
+def paths(config: PatchConfig) -> list[tuple[str, tuple[str, ...]]]:
+    """Return every kind of sender with every group of receivers."""
+    if config.path is None:
+        return []
+    return [(sender, group) for group in config.path.groups for sender in config.path.senders]
 
 
 class PatchResults(Results):
@@ -47,7 +107,7 @@ class PatchResults(Results):
     @cached_property
     def results(self) -> dict[Job, PatchResult]:
         """Every result that is there, in the order of making."""
-        found = {job: load_job(self.folder, job) for job in (*jobs(self.config), *self._features())}
+        found = {job: job.load(self.folder) for job in (*jobs(self.config), *self._features())}
         return {job: result for job, result in found.items() if result is not None}
 
     def _features(self) -> list[Job]:
@@ -65,11 +125,7 @@ class PatchResults(Results):
 
     @cached_property
     def ends(self) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]:
-        """The metric on every clean and on every corrupted prompt, unpatched.
-
-        Raises:
-            OutputError: Nothing was patched yet.
-        """
+        """The metric on every clean and on every corrupted prompt, unpatched."""
         for result in self.results.values():
             return result.clean, result.corrupted
         raise OutputError(
@@ -108,14 +164,7 @@ class PatchResults(Results):
         return Site.parse(self.sae_record["site"]) if self.sae_record else None
 
     def suggestion(self, sae_site: Site | None = None) -> Suggestion:
-        """Name the site to steer, from what is there.
-
-        Args:
-            sae_site: The site of an SAE to steer with; that of the run's own SAE if None.
-
-        Raises:
-            OutputError: The run did not patch the residual stream.
-        """
+        """Name the site to steer, from what is there."""
         chosen = [
             job for job in self.results if job.method == "activation" and job.component in RESIDUAL
         ]

@@ -8,25 +8,19 @@ from typing import Any
 import numpy as np
 
 from saesteer.evaluation.statistics import item_interval
-from saesteer.experiments.patch.circuit_run import CIRCUIT
 from saesteer.experiments.patch.exhibits import agreements
-from saesteer.experiments.patch.reading import DIRECT, strongest_rows
-from saesteer.experiments.patch.results import PatchResults
-from saesteer.experiments.patch.suggest import RESIDUAL
+from saesteer.experiments.patch.results import CIRCUIT, DIRECT, PatchResults
+from saesteer.experiments.patch.stages import strongest_rows
+from saesteer.patching.suggest import RESIDUAL
 from saesteer.patching.summary import sample_means
-from saesteer.report.patching_figures import strongest_cells
+from saesteer.report.patch_figures import strongest_cells
 
 MOST = 10
 HARDLY, MOSTLY = 0.5, 0.8
 
 
 def run_metrics(run: PatchResults, left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return everything a report says in numbers.
-
-    Args:
-        run: The results.
-        left_out: What the model's architecture could not give, each with its reason.
-    """
+    """Return everything a report says in numbers."""
     config = run.config
     clean, corrupted = run.ends
     names = [row["name"] for row in run.pairs]
@@ -50,7 +44,7 @@ def run_metrics(run: PatchResults, left_out: Sequence[str] = ()) -> dict[str, An
     }
     direct = run.table(DIRECT)
     if direct is not None:
-        record["direct_heads"] = list(strongest_rows(direct, MOST))
+        record["direct_heads"] = strongest_rows(direct, MOST)
     if any(job.method == "activation" and job.component in RESIDUAL for job in run.results):
         record["suggestion"] = run.suggestion().record()
     if run.folder.has(CIRCUIT):

@@ -55,7 +55,7 @@ class IoiSettings(Settings):
 
 
 class PromptPairSettings(Settings):
-    """The prompt pairs; see `read_prompt_pairs` and `generate_ioi`.
+    """The prompt pairs; see `load_prompt_pairs` and `generate_ioi`.
 
     Attributes:
         source: A JSON or JSONL file, or a bundled set such as "capitals".

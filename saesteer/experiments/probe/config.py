@@ -1,25 +1,61 @@
-"""The settings of a probe run (`configs/probes/*.yaml`), checked before anything is loaded."""
+"""A probe run's settings (`configs/probes/*.yaml`), checked before any model is loaded."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
 
+import numpy as np
+from jaxtyping import Int
 from pydantic import Field
 
+from saesteer.data.labelled import LabelledSet, check_trainable, read_labelled
+from saesteer.data.labelled_splits import LabelledSplit, split_labelled
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.probes.settings import FitSettings, ReadSettings, SparseSettings, TextSettings
-from saesteer.utils.settings import Source, short_hash
+from saesteer.experiments.steer.plan import check_writable, source_digest
+from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.probes.fitting import FitSettings
+from saesteer.probes.reading import INDEX, ReadSettings, check_spans
+from saesteer.probes.sparse import SparseSettings
+from saesteer.saes.loading import check_planned, resolve_sae
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.files import portable_name
+from saesteer.utils.settings import Settings, Source, short_hash
+
+
+class TextSettings(Settings):
+    """The labelled texts; see `read_labelled` and `split_labelled`.
+
+    Attributes:
+        max_texts: Keep a seeded random choice of at most this many texts.
+        test: Texts that probes are scored on: a share below 1, or a count.
+        judge: Texts set aside for the independent classifier: a share below 1, or a count.
+        near_duplicate: Texts this alike stay in one part; null to go by declared groups alone.
+    """
+
+    source: Source = "sentiment"
+    format: Literal["auto", "labelled", "valence", "tweets"] = "auto"
+    text_key: str = "text"
+    label_key: str = "label"
+    group_key: str | None = None
+    classes: list[str] | None = Field(default=None, min_length=2)
+    drop_other: bool = False
+    skip_blank: bool = False
+    threshold: float = Field(default=0.5, gt=0, le=4)
+    max_texts: int | None = Field(default=None, ge=10)
+    test: int | float = Field(default=0.2, gt=0)
+    judge: int | float = Field(default=0.15, ge=0)
+    near_duplicate: float | None = Field(default=0.5, gt=0, le=1)
 
 
 class ProbeConfig(ExperimentConfig):
     """Everything a probe run depends on.
 
     Attributes:
-        name: What the run is called; part of its folder's name.
         checks: A labelled set of plain cases that every layer is scored on; none if null.
         seed: Seeds the split, the folds, the shuffled labels and the resamples.
         folder: Where runs are kept; activations are kept in its `activations`.
-        tracking: Where the run is recorded besides.
     """
 
     kind: ClassVar[str] = "probe-train"
@@ -35,3 +71,120 @@ class ProbeConfig(ExperimentConfig):
         """Return a short hash of what the activations alone depend on."""
         model = self.model.model_dump(mode="json", exclude={"threads"})
         return short_hash([model, self.reading.model_dump(mode="json"), inputs])
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """A checked probe run."""
+
+    config: ProbeConfig
+    # All texts that are read; those of the classes that probes are fitted on; and their places.
+    texts: LabelledSet
+    used: LabelledSet
+    places: Int[np.ndarray, " used"]
+    # Parts of `used`.
+    split: LabelledSplit
+    checks: LabelledSet | None
+    model: ModelSource
+    # The same settings and texts give the same one.
+    folder: Path
+    # Where activations of the texts and of the plain cases go, shared by runs that read alike.
+    store: Path
+    checks_store: Path
+
+    @property
+    def is_read(self) -> bool:
+        """Whether an earlier run has read the texts."""
+        return (self.store / INDEX).is_file()
+
+
+def plan_probes(config: ProbeConfig) -> ProbePlan:
+    """Read the texts and check every setting; nothing is loaded or written.
+
+    Raises:
+        SaesteerError: Something does not fit, said in one sentence.
+    """
+    texts = _texts(config)
+    used, places = _used(texts, config.fit.classes)
+    check_trainable(used, least=config.fit.folds + 2)
+    if config.reading.positions == "span":
+        check_spans(texts.texts)
+    split = split_labelled(
+        used,
+        test=config.data.test,
+        judge=config.data.judge,
+        seed=config.seed,
+        near_duplicate=config.data.near_duplicate,
+    )
+    checks = None if config.checks is None else _checks(config.checks, used)
+    model = resolve_model(config.model.name)
+    weights = source_digest(model)
+    if config.reading.sae is not None:
+        sae = resolve_sae(config.reading.sae)
+        check_planned(model, sae, config.reading.sae)
+        weights = source_digest(model, sae, config.reading.sae)
+    shown = "" if checks is None else checks.digest
+    root = Path(config.folder)
+    kept = root / "activations"
+    digest = config.digest(texts=texts.digest, checks=shown, **weights)
+    reading = config.reading_digest(texts=texts.digest, **weights)
+    folder = root / f"{config.name}-{digest}"
+    for place in (folder, kept):
+        check_writable(place)
+    return ProbePlan(
+        config=config,
+        texts=texts,
+        used=used,
+        places=places,
+        split=split,
+        checks=checks,
+        model=model,
+        folder=folder,
+        store=kept / f"{portable_name(texts.name)}-{reading}",
+        checks_store=kept / f"checks-{config.reading_digest(texts=shown, **weights)}",
+    )
+
+
+def _texts(config: ProbeConfig) -> LabelledSet:
+    data = config.data
+    texts = read_labelled(
+        data.source,
+        format=data.format,
+        text_key=data.text_key,
+        label_key=data.label_key,
+        group_key=data.group_key,
+        classes=data.classes,
+        drop_other=data.drop_other,
+        skip_blank=data.skip_blank,
+        threshold=data.threshold,
+    )
+    if data.max_texts is None or len(texts) <= data.max_texts:
+        return texts
+    chosen = np.random.default_rng(config.seed).choice(len(texts), data.max_texts, replace=False)
+    return texts.subset(sorted(chosen.tolist()))
+
+
+def _used(
+    texts: LabelledSet, classes: list[str] | None
+) -> tuple[LabelledSet, Int[np.ndarray, " used"]]:
+    if classes is None:
+        return texts, np.arange(len(texts))
+    unknown = [name for name in classes if name not in texts.classes]
+    if unknown:
+        raise ConfigError(
+            f"fit.classes names {unknown[0]!r} and the texts' classes are "
+            f"{', '.join(texts.classes)}; choose among them."
+        )
+    places = np.flatnonzero([text.label in classes for text in texts.texts])
+    return replace(texts.subset(places.tolist()), classes=tuple(classes)), places
+
+
+def _checks(source: str, used: LabelledSet) -> LabelledSet:
+    checks = read_labelled(source)
+    known = [i for i, text in enumerate(checks.texts) if text.label in used.classes]
+    if not known:
+        raise ConfigError(
+            f"checks {source}: no text has a label of the classes {', '.join(used.classes)}; give "
+            "a list with these labels, or leave checks out."
+        )
+    return replace(checks.subset(known), classes=used.classes)

@@ -6,35 +6,47 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from saesteer.data import PairSet, read_pairs
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.methods.settings import ClusteringSettings, RegressionSettings, SelectionSettings
+from saesteer.methods.settings import (
+    ClusteringSettings,
+    ObjectiveSettings,
+    ReadingSettings,
+    RegressionSettings,
+    SelectionSettings,
+)
 from saesteer.utils.settings import Settings, Source
 
 CLUSTERED = "clustered_sae"
 CLUSTERED_GROUPS = ("selection", "clustering", "regression")
 
 
-class PairSettings(Settings):
-    """The contrastive pairs; see `saesteer.read_pairs` and `saesteer.split_pairs`."""
+class PairSource(Settings):
+    """Where contrastive pairs come from; see `saesteer.read_pairs`."""
 
     source: Source
     format: str = "auto"
     positive_key: str = "positive"
     negative_key: str = "negative"
     min_label_confidence: float = Field(default=0.0, ge=0, le=1)
+
+    def read(self, **more: Any) -> PairSet:
+        """Return the pairs.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        how = self.model_dump(include=PairSource.model_fields.keys() - {"source"})
+        return read_pairs(self.source, **how, **more)
+
+
+class PairSettings(PairSource):
+    """The contrastive pairs and how they are divided; see `saesteer.split_pairs`."""
+
     max_pairs: int | None = Field(default=None, ge=3)
     validation: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.3, gt=0, lt=1)
     near_duplicate: float = Field(default=0.5, gt=0, le=1)
-
-
-class ReadingSettings(Settings):
-    """Where activations are read; see `saesteer.read_pair_activations`."""
-
-    positions: Literal["mean", "last"] = "mean"
-    request: str | None = "Tell me something about yourself."
-    chat: bool | None = None
-    system: str | None = None
 
 
 class MethodChoice(Settings):
@@ -44,61 +56,21 @@ class MethodChoice(Settings):
     settings: dict[str, Any] = Field(default={})
 
 
-class ObjectiveSettings(Settings):
-    """What attribution raises on training data; see `saesteer.methods.attribution`.
-
-    Methods that know of no such objective do without it.
+class MeasureSettings(Settings):
+    """How effect and cost are measured on held-out pairs.
 
     Attributes:
-        requests: Requests that training statements answer, in turn.
-        kl_target: KL at which the objective is linearised.
-        neutral_answers: Neutral answers for cost and Fisher metric; those that the evaluation
-            uses are left out.
-        fisher_samples: Draws for each of them.
-        own_words: Weight of the contrast between completions that the model itself writes under
-            steering, rated high and low by a judge trained on training statements; 0 for none.
-        own_samples: Completions for each question and sign that this contrast draws on.
-        own_pairs: Pairs of a high and a low completion for each question.
-    """
-
-    requests: list[str] = Field(
-        default=[
-            "Tell me something about yourself.",
-            "What is on your mind?",
-            "Share a thought with me.",
-            "How do you see things?",
-        ],
-        min_length=1,
-    )
-    kl_target: float = Field(default=0.3, gt=0)
-    neutral_answers: int = Field(default=34, ge=1)
-    fisher_samples: int = Field(default=12, ge=1)
-    own_words: float = Field(default=0.5, ge=0)
-    own_samples: int = Field(default=2, ge=1)
-    own_pairs: int = Field(default=2, ge=1)
-
-
-class EvaluationSettings(Settings):
-    """How the shift is measured on held-out pairs.
-
-    Attributes:
-        kl_target: KL(steered || base) on neutral text, nats per token, that every vector is given.
-        random_directions: How many random directions the vector is held against.
         multiples: Strengths of the curve, as multiples of the matched strength of their sign.
-        request: The neutral request before held-out statements; other than the one read with.
+        request: The neutral request before held-out statements; not one that was trained with.
         neutral: Neutral answers that KL is measured on: a file with question and answer, or the
             bundled set.
         neutral_answers: How many of them.
-        max_pairs: The most held-out pairs to score; all if null.
     """
 
-    kl_target: float = Field(default=0.3, gt=0)
-    random_directions: int = Field(default=20, ge=0)
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"
     neutral: Source = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
-    max_pairs: int | None = Field(default=None, ge=1)
 
     @field_validator("multiples")
     @classmethod
@@ -106,6 +78,20 @@ class EvaluationSettings(Settings):
         if len(set(values)) < len(values):
             raise ValueError(f"{values} names a multiple twice; name each once")
         return values
+
+
+class EvaluationSettings(MeasureSettings):
+    """How the shift is measured.
+
+    Attributes:
+        kl_target: KL(steered || base) on neutral text, nats per token, that every vector is given.
+        random_directions: How many random directions the vector is held against.
+        max_pairs: The most held-out pairs to score; all if null.
+    """
+
+    kl_target: float = Field(default=0.3, gt=0)
+    random_directions: int = Field(default=20, ge=0)
+    max_pairs: int | None = Field(default=None, ge=1)
 
 
 class CompletionSettings(Settings):
@@ -122,15 +108,12 @@ class RunConfig(ExperimentConfig):
     """Everything a run depends on.
 
     Attributes:
-        name: What the run is called; part of its folder's name.
         sae: The bundled SAE "smollm2", a folder, or "release:id".
         site: Where to steer; the SAE's own site if null. Another one is refused.
         method: What makes the vector: a name, or a name with its settings. The default's are
             `selection`, `clustering` and `regression`.
         objective: What methods that need an objective are fitted to.
         seed: Seeds the split, the random directions and the sampling.
-        folder: Where runs are kept.
-        tracking: Where the run is recorded besides.
     """
 
     kind: ClassVar[str] = "run"

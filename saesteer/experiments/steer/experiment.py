@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from saesteer.data import PairSet
 from saesteer.data.splits import split_record
-from saesteer.evaluation import EffectMeter, PropensityMeter
-from saesteer.experiments.base import Experiment, Stage
+from saesteer.evaluation import EffectMeter, VectorResult
+from saesteer.experiments.base import Stage
+from saesteer.experiments.context import ExperimentFit
 from saesteer.experiments.numbers import run_numbers
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import Plan, plan_run, too_few
+from saesteer.experiments.steer.plan import SteerPlan, plan_run
 from saesteer.experiments.steer.results import (
+    BASELINE,
     STAGES,
     VECTOR,
     SteerResults,
-    curve_names,
+    curve_name,
     metrics_of,
     read_result,
     read_vector,
     result_names,
 )
-from saesteer.experiments.steer.sharing import (
-    measured,
-    measured_curve,
-    measured_with,
-    weights_key,
-)
-from saesteer.methods import ClusteredSaeFit, DifferenceInMeans, RandomDirection
+from saesteer.experiments.steering import SteeringExperiment
+from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
-from saesteer.methods.fit_context import FitContext, vector_of
 from saesteer.methods.registry import method_entry
 from saesteer.models import model_info
 from saesteer.models.activation_files import load_pair_activations, save_pair_activations
-from saesteer.models.pair_activations import read_pair_activations
-from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
+from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate
-from saesteer.steering.divergence import DivergenceMeter
 from saesteer.tracking import RecordedRun
-from saesteer.utils.array_cache import content_key
-from saesteer.utils.errors import MismatchError, SteeringError
+from saesteer.utils.cache import ON_A_MODEL
+from saesteer.utils.errors import MismatchError
 from saesteer.utils.run_folder import environment_record, finite, write_record
 
 FEATURE_COLUMNS = [
@@ -55,20 +51,15 @@ FEATURE_COLUMNS = [
 ]
 
 
-class Steer(Experiment[SteerResults]):
+class Steer(SteeringExperiment[SteerResults]):
     """Reads activations, fits a vector of SAE features and measures what it does."""
 
     Config = RunConfig
     Results = SteerResults
     about = "one steering vector and its effect on held-out pairs"
-    plan: Plan
-
-    @staticmethod
-    def make_plan(config: RunConfig) -> Plan:
-        """Read the data and check every name in the settings."""
-        plan = plan_run(config)
-        too_few(plan.split)
-        return plan
+    writing_group = "completions"
+    plan: SteerPlan
+    make_plan = staticmethod(plan_run)
 
     def check(self) -> None:
         """Check, before anything is computed or written, all that later stages would stumble on.
@@ -77,43 +68,14 @@ class Steer(Experiment[SteerResults]):
             SaesteerError: Model and SAE do not belong together, or a text does not fit the model's
                 context.
         """
-        config = self.config
-        needs = method_entry(config.method.name).needs
-        if "objective" in needs and config.objective.own_words > 0:
-            # Before the model, which takes longer to load.
-            self.embedder.embed(["A sentence."])
-        assert self.sae is not None
-        assert self.model.tokenizer is not None
-        if "objective" in needs:
-            assert self.training_rows
-        held_out, context = self.plan.held_out, int(self.model.cfg.n_ctx)
-        prompts = [pair.prompt or config.evaluation.request for pair in held_out]
-        encode_statements(
-            self.model.tokenizer,
-            [*held_out.positives, *held_out.negatives],
-            [*prompts, *prompts],
-            chat=config.reading.chat,
-            max_length=context,
-            what=held_out.side_names,
-        )
-        longest = config.completions.max_new_tokens
-        questions = (*self.plan.questions, *self.plan.training_questions)
-        for number, question in enumerate(questions, start=1):
-            length = self._prompt_length(question)
-            if length + longest > context:
-                raise SteeringError(
-                    f"question {number} ({question[:40]!r}) has {length} tokens, which with "
-                    f"completions.max_new_tokens {longest} is more than the model's context of "
-                    f"{context}; lower that or shorten the question."
-                )
+        self.check_shared([self.config.method.name], judged=False)
+        for pairs in self._parts.values():
+            self.check_pairs(pairs)
 
-    def _prompt_length(self, question: str) -> int:
-        tokenizer = self.model.tokenizer
-        chat = self.config.completions.chat
-        assert tokenizer is not None
-        if has_chat_template(tokenizer) if chat == "auto" else chat:
-            question = chat_prompt(tokenizer, question)
-        return len(encode_texts(tokenizer, [question])[0])
+    @property
+    def _parts(self) -> dict[str, PairSet]:
+        split = self.plan.split
+        return {"train": split.train, "validation": split.validation, "test": self.plan.held_out}
 
     def stages(self) -> list[Stage]:
         """Return the steps: read, fit, measure, write."""
@@ -122,45 +84,25 @@ class Steer(Experiment[SteerResults]):
 
     def begin(self) -> None:
         """Write the split and what the numbers depend on besides."""
-        parts = {name: getattr(self.plan.split, name) for name in ("train", "validation", "test")}
+        parts = {**self._parts, "test": self.plan.split.test}
         self.folder.write_json("split.json", split_record(self.plan.pairs, parts))
         record = {**environment_record(), "pairs_sha256": self.plan.pairs.digest}
         write_record(self.folder, record)
 
     def _activations(self) -> None:
-        config = self.config.reading
-        sae, model = self.sae, self.model
+        sae = self.sae
         write_record(
             self.folder,
             {
-                "model_fingerprint": model_info(model).fingerprint,
+                "model_fingerprint": model_info(self.model).fingerprint,
                 "sae_fingerprint": sae.fingerprint,
                 PLACE_KEY: sae.neuronpedia_id,
-                "dtype": str(model.cfg.dtype),
+                "dtype": str(self.model.cfg.dtype),
             },
         )
-        sites = list(dict.fromkeys((sae.site, sae.write_site)))
-        self.progress.say("Reading activations at " + ", ".join(map(str, sites)))
+        self.progress.say(f"Reading activations at {sae.site}")
         for name in ("train", "validation"):
-            pairs = getattr(self.plan.split, name)
-            settings = (pairs.digest, sae.prepend_bos, config.model_dump_json())
-            key = content_key(*weights_key(self), *settings)
-            read = self.cache.files(
-                {site: f"activations-{key}.{site}.safetensors" for site in sites},
-                lambda pairs=pairs: read_pair_activations(
-                    model,
-                    pairs,
-                    sites,
-                    request=config.request,
-                    chat=config.chat,
-                    system=config.system,
-                    prepend_bos=sae.prepend_bos,
-                    pooling=config.positions,
-                ),
-                load=load_pair_activations,
-                save=save_pair_activations,
-            )
-            for site, activations in read.items():
+            for site, activations in self.read_sides(self._parts[name]).items():
                 self.folder.write(
                     f"activations/{name}.{site}.safetensors",
                     lambda draft, kept=activations: save_pair_activations(kept, draft),
@@ -173,20 +115,16 @@ class Steer(Experiment[SteerResults]):
         self.progress.say(f"Fitting {method_entry(config.method.name).label}")
         context = self._fit_context()
         fit = context.fit(config.method.name, config.method_settings)
-        vector = vector_of(fit)
-        delta = context.dense.deltas.double().mean(dim=0)
+        vector, delta = fit.vector_, context.deltas.double().mean(dim=0)
         record = {
             "features": len(vector.features),
             "cosine_to_mean_delta": float(vector.direction.double() @ delta / delta.norm()),
         }
-        if isinstance(fit, ClusteredSaeFit):
-            table = feature_table(
-                fit.selection, fit.clusters, fit.weights, context.inputs.descriptions
-            )
+        if isinstance(fit, ClusteredSAE):
+            table = feature_table(fit.selection_, fit.clusters_, fit.weights_, context.descriptions)
             record |= _stages_of(fit)
         else:
-            assert context.inputs.codes is not None
-            rows = vector_features(vector, context.inputs.codes) if vector.features else []
+            rows = vector_features(vector, context.codes) if vector.sae_features else []
             table = pd.DataFrame(rows, columns=FEATURE_COLUMNS)
         links = [feature_url(self.sae.neuronpedia_id, feature) for feature in table["feature"]]
         if any(links):
@@ -198,45 +136,68 @@ class Steer(Experiment[SteerResults]):
 
     def _evaluation(self) -> None:
         settings = self.config.evaluation
-        vector = read_vector(self.folder)
-        inputs = self._fit_context().dense
-        vectors = [vector, DifferenceInMeans()(inputs)]
-        vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
+        context = self._fit_context()
+        others = [DifferenceInMeans(), *map(RandomDirection, range(settings.random_directions))]
+        vectors = [
+            read_vector(self.folder),
+            *(method.fit_in(context).vector_ for method in others),
+        ]
         self.progress.say(
             f"Scoring {len(self.plan.held_out)} held-out pairs at KL {settings.kl_target} per token"
         )
-        meter = self.cache.keep("meter", measured_with(self, vector), lambda: self._meter(vector))
-        config = self.config
-        names = result_names(config)
+        meter = self._meter()
+        names = result_names(self.config)
         start = 0.25
         with self.progress.task("vectors", total=len(vectors), unit="vectors") as task:
-            for name, candidate in zip(names, vectors, strict=True):
-                self.folder.once(name, lambda v=candidate, s=start: measured(self, meter, v, s))
+            for name, vector in zip(names, vectors, strict=True):
+                self.folder.once(name, partial(self._measured, meter, vector, start))
                 if self.watch is not None and name == names[0]:
                     self.watch(
                         run_numbers({"vector": self.folder.read_json(name)}, settings.kl_target)
                     )
-                if candidate.method == "random_direction":
+                if vector.method == "random_direction":
                     # Random directions cost alike: the last one's strength is a good guess.
                     start = abs(read_result(self.folder, name).plus.strength)
-                task.advance(1, candidate.name)
-        curves = curve_names(config)
-        for curve, name, candidate in zip(curves, names[:2], vectors[:2], strict=True):
+                task.advance(1, vector.name)
+        methods = (self.config.method.name, BASELINE)
+        for method, name, vector in zip(methods, names[:2], vectors[:2], strict=True):
             result = read_result(self.folder, name)
-            self.folder.once(curve, lambda v=candidate, r=result: measured_curve(self, meter, v, r))
+            compute = partial(self._curve, meter, vector, result)
+            self.folder.once(curve_name(method), compute)
         margin = float((meter.unsteered[0] - meter.unsteered[1]).mean())
         self.folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
 
-    def _meter(self, vector: SteeringVector) -> EffectMeter:
-        return EffectMeter(
-            DivergenceMeter(self.model, self.neutral_rows, site=vector.site),
-            PropensityMeter(
-                self.model,
-                self.plan.held_out,
-                request=self.config.evaluation.request,
-                chat=self.config.reading.chat,
-                site=vector.site,
-            ),
+    @property
+    def _measured_with(self) -> tuple[Any, ...]:
+        """All that a vector's result depends on besides the vector and the KL target."""
+        rows = tuple((tuple(row.ids), tuple(row.kept)) for row in self.neutral_rows)
+        settings = (self.config.evaluation.request, self.config.reading.chat)
+        # Not on the SAE: baselines and random directions are the same for all settings of features.
+        return (*self.weights_key[:3], rows, self.plan.held_out.digest, *settings)
+
+    def _meter(self) -> EffectMeter:
+        def make() -> EffectMeter:
+            return EffectMeter(self.divergence, self.propensity(self.plan.held_out))
+
+        return self.cache.keep(ON_A_MODEL, self._measured_with, make)
+
+    def _measured(self, meter: EffectMeter, vector: SteeringVector, start: float) -> dict[str, Any]:
+        kl_target = self.config.evaluation.kl_target
+        return self.cache.record(
+            "result",
+            *(self._measured_with, *_identity(vector), kl_target, start),
+            compute=lambda: finite(meter.measure(vector, kl_target, start=start).as_dict()),
+        )
+
+    def _curve(
+        self, meter: EffectMeter, vector: SteeringVector, result: VectorResult
+    ) -> list[dict[str, Any]]:
+        multiples = self.config.evaluation.multiples
+        strengths = (result.plus.strength, result.minus.strength)
+        return self.cache.record(
+            "curve",
+            *(self._measured_with, *_identity(vector), strengths, multiples),
+            compute=lambda: finite(meter.curve(vector, result, multiples)["points"]),
         )
 
     def _completions(self) -> None:
@@ -258,18 +219,15 @@ class Steer(Experiment[SteerResults]):
             ).to_dicts()
         self.folder.write_json("completions.json", records)
 
-    def _fit_context(self) -> FitContext:
-        config = self.config
+    def _fit_context(self) -> ExperimentFit:
         self._check_same_weights()
-        return FitContext(
-            self,
+        return self.fits(
             self.plan.split.train,
             lambda part, site: load_pair_activations(
                 self.folder.path / f"activations/{part}.{site}.safetensors"
             ),
-            name=config.name,
-            seed=config.seed,
-            max_new_tokens=config.completions.max_new_tokens,
+            name=self.config.name,
+            seed=self.config.seed,
             folder=self.folder,
         )
 
@@ -287,17 +245,18 @@ class Steer(Experiment[SteerResults]):
         """Return the metrics, from the files of the stages."""
         return metrics_of(self.folder, self.config)
 
-    def write_report(self) -> None:
-        """Write the figure, which opens offline."""
-        from saesteer.report import propensity_data, propensity_figure
+    def report(self, results: SteerResults) -> Report:
+        """Return the report."""
+        from saesteer.report.steer import steer_report
 
-        kl_target = self.config.evaluation.kl_target
-        n = len(self.plan.held_out)
-        title = f"{self.config.name}: {n} held-out pairs, KL {kl_target} per token"
-        figure = propensity_figure(propensity_data(self.folder.read_json("metrics.json")), title)
-        # The script is embedded.
-        options = {"include_plotlyjs": True, "config": {"displaylogo": False}}
-        self.folder.write("figure.html", lambda draft: figure.write_html(draft, **options))
+        return steer_report(
+            results.metrics,
+            self.config.model_dump(mode="json"),
+            results.features,
+            results.completions,
+            n_pairs=len(self.plan.held_out),
+            site=str(results.vector.site),
+        )
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the effect with its interval, what it cost, and the null."""
@@ -305,30 +264,30 @@ class Steer(Experiment[SteerResults]):
 
     def tell(self, record: RecordedRun, results: SteerResults) -> None:
         """Show the margin by strength, features and completions elsewhere too."""
-        from saesteer.report import propensity_data, propensity_figure
-
         record.curve("margin", results.metrics["curve"], x="strength")
         record.table("features", results.features)
         record.table("completions", results.completions)
-        if record.shown_elsewhere:
-            title = f"{self.config.name}: propensity by strength"
-            record.figure("margin", propensity_figure(propensity_data(results.metrics), title))
         record.artifact("vector", self.folder.path / VECTOR, "vector")
 
 
-def _stages_of(fit: ClusteredSaeFit) -> dict[str, Any]:
+def _stages_of(fit: ClusteredSAE) -> dict[str, Any]:
     return {
-        "candidates": fit.selection.n_candidates,
-        "selected": len(fit.selection),
-        "clusters": int(fit.clusters.labels.max()) + 1,
-        "clusters_kept": len(fit.clusters.kept),
-        "cluster_note": fit.clusters.note,
-        "silhouette": {str(k): float(v) for k, v in fit.clusters.silhouette.items()},
-        "linkage": fit.clusters.linkage.tolist(),
-        "regression": fit.weights.method,
-        "r2": fit.weights.r2,
-        "r2_mean": fit.weights.r2_mean,
-        "cosine_to_mean_delta": fit.weights.cosine,
-        "mean_residual_norm": float(fit.weights.residual_norms.mean()),
-        "details": {key: float(value) for key, value in fit.weights.details.items()},
+        "candidates": fit.selection_.n_candidates,
+        "selected": len(fit.selection_),
+        "clusters": int(fit.clusters_.labels.max()) + 1,
+        "clusters_kept": len(fit.clusters_.kept),
+        "cluster_note": fit.clusters_.note,
+        "silhouette": {str(k): float(v) for k, v in fit.clusters_.silhouette.items()},
+        "linkage": fit.clusters_.linkage.tolist(),
+        "regression": fit.weights_.method,
+        "r2": fit.weights_.r2,
+        "r2_mean": fit.weights_.r2_mean,
+        "cosine_to_mean_delta": fit.weights_.cosine,
+        "mean_residual_norm": float(fit.weights_.residual_norms.mean()),
+        "details": {key: float(value) for key, value in fit.weights_.details.items()},
     }
+
+
+def _identity(vector: SteeringVector) -> tuple[Any, ...]:
+    norm = vector.residual_norm
+    return (vector.name, vector.method, vector.positions, norm, vector.raw.float().cpu().numpy())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saesteer.data import PairSet, Split, read_answers, read_pairs, read_questions, split_pairs
+from saesteer.data import PairSet, Split, read_answers, read_questions, split_pairs
 from saesteer.data.answers import Answer
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.methods.registry import build_method, method_entry
+from saesteer.methods.registry import GROUPS, build_method, method_entry
+from saesteer.methods.settings import choose
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
@@ -25,146 +25,119 @@ CACHE = "compare-cache"
 OWN_QUESTIONS = 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked run.
+    """What every experiment that steers works from, checked."""
 
-    Attributes:
-        config: Its settings.
-        pairs: All pairs.
-        split: Training, validation and test pairs.
-        held_out: The test pairs that are scored.
-        answers: Neutral answers for the divergence.
-        training_answers: Other ones that an objective is measured on; none where none is.
-        questions: Questions for the completions.
-        training_questions: Other ones for the model's own words; none where there are none.
-        model: Where the model comes from.
-        sae: The SAE's folder, or its release and id.
-        folder: The run's folder; the same settings and pairs give the same one.
-    """
-
-    config: RunConfig
-    pairs: PairSet
-    split: Split
-    held_out: PairSet
-    answers: tuple[Answer, ...]
-    training_answers: tuple[Answer, ...]
-    questions: tuple[str, ...]
-    training_questions: tuple[str, ...]
+    config: Any
+    answers: tuple[Answer, ...]  # neutral ones, which the cost is measured on
+    training_answers: tuple[Answer, ...]  # other ones, for objective and Fisher metric
+    questions: tuple[str, ...]  # which are answered
+    training_questions: tuple[str, ...]  # other ones, for self-generated texts
     model: ModelSource
-    sae: Path | tuple[str, str]
+    sae: Path | tuple[str, str]  # the SAE's folder, or its release and id
     folder: Path
 
     @property
     def cache(self) -> Path:
-        """Where gradients and metrics are kept, by content."""
+        """Where gradients, metrics and unsteered texts are kept, by content."""
         return Path(self.config.folder) / CACHE
 
 
-def plan_run(config: RunConfig) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class SteerPlan(Plan):
+    """A checked run; the same settings and pairs give the same folder."""
+
+    pairs: PairSet
+    split: Split
+    held_out: PairSet  # the test pairs that are scored
+
+
+def plan_run(config: RunConfig) -> SteerPlan:
     """Read the data and check every name in the settings; nothing is loaded or written.
 
     Raises:
         SaesteerError: Something does not fit, said in one sentence.
     """
     _check_names(config)
-    if config.site is not None:
-        Site.parse(config.site)
-    pairs = read_pairs(
-        config.pairs.source,
-        format=config.pairs.format,
-        positive_key=config.pairs.positive_key,
-        negative_key=config.pairs.negative_key,
-        min_label_confidence=config.pairs.min_label_confidence,
-        max_pairs=config.pairs.max_pairs,
-        seed=config.seed,
-    )
+    settings = config.pairs
+    pairs = settings.read(max_pairs=settings.max_pairs, seed=config.seed)
     split = split_pairs(
         pairs,
-        validation=config.pairs.validation,
-        test=config.pairs.test,
+        validation=settings.validation,
+        test=settings.test,
         seed=config.seed,
-        threshold=config.pairs.near_duplicate,
+        threshold=settings.near_duplicate,
     )
-    limit = config.evaluation.max_pairs
-    held_out = (
-        split.test if limit is None else split.test.subset(range(min(limit, len(split.test))))
-    )
-    answers = read_answers(config.evaluation.neutral)
-    questions = read_questions(config.completions.questions)
-    measured = answers[: config.evaluation.neutral_answers]
-    asked = questions[: config.completions.n_questions]
-    training_answers: tuple[Answer, ...] = ()
-    training_questions: tuple[str, ...] = ()
+    if len(split.train) < 2 or len(split.test) < 2:
+        raise DataError(
+            f"the split leaves {len(split.train)} training and {len(split.test)} test pairs; give "
+            "more pairs or change pairs.test and pairs.validation."
+        )
+    limit = config.evaluation.max_pairs or len(split.test)
+    parts = shared_parts(config, "completions", [config.method.name])
     fitted = {}
-    if "objective" in method_entry(config.method.name).needs:
-        training_answers = left_answers(config, answers)
-        training_questions = left_questions(config, "completions", questions)[-OWN_QUESTIONS:]
-        fitted = {"training": str((training_answers, training_questions))}
+    if parts["training_answers"]:
+        parts["training_questions"] = parts["training_questions"][-OWN_QUESTIONS:]
+        fitted["training"] = str((parts["training_answers"], parts["training_questions"]))
+    digest = config.digest(
+        pairs=pairs.digest,
+        answers=str(parts["answers"]),
+        questions=str(parts["questions"]),
+        **fitted,
+        **source_digest(parts["model"], parts["sae"], config.sae),
+    )
+    folder = Path(config.folder) / f"{config.name}-{digest}"
+    check_writable(folder)
+    held_out = split.test.subset(range(min(limit, len(split.test))))
+    return SteerPlan(
+        config=config, pairs=pairs, split=split, held_out=held_out, folder=folder, **parts
+    )
+
+
+def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str, Any]:
+    """Return the fields that plans of all experiments with steering have.
+
+    Args:
+        config: The settings.
+        writing: The group of settings that names the questions.
+        methods: What is fitted; texts to train with are kept for those that need an objective.
+
+    Raises:
+        SaesteerError: A file, the model or the SAE is not there, or no text is left to train with.
+    """
+    if config.site is not None:
+        Site.parse(config.site)
+    cost, settings = config.evaluation, getattr(config, writing)
+    answers, questions = read_answers(cost.neutral), read_questions(settings.questions)
+    training: dict[str, Any] = {"training_answers": (), "training_questions": ()}
+    if any("objective" in method_entry(method).needs for method in methods):
+        left = answers[cost.neutral_answers :][: config.objective.neutral_answers]
+        asked = questions[settings.n_questions :]
+        if not left:
+            raise DataError(
+                f"evaluation.neutral {cost.neutral}: all its {len(answers)} answers measure the "
+                "cost, and none is left to train with; give more, or lower "
+                "evaluation.neutral_answers."
+            )
+        if config.objective.self_generated > 0 and not asked:
+            raise DataError(
+                f"{writing}.questions {settings.questions}: all its {len(questions)} questions are "
+                "written to, and none is left for self-generated texts; give more, lower "
+                f"{writing}.n_questions, or set objective.self_generated to 0."
+            )
+        training = {"training_answers": left, "training_questions": asked}
     model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
     check_planned(model, sae, config.sae)
     if config.site is not None:
         check_shape(model, Site.parse(config.site), None, "site")
-    digest = config.digest(
-        pairs=pairs.digest,
-        answers=str(measured),
-        questions=str(asked),
-        **fitted,
-        **source_digest(model, sae, config.sae),
-    )
-    folder = Path(config.folder) / f"{config.name}-{digest}"
-    check_writable(folder)
-    return Plan(
-        config=config,
-        pairs=pairs,
-        split=split,
-        held_out=held_out,
-        answers=measured,
-        training_answers=training_answers,
-        questions=asked,
-        training_questions=training_questions,
-        model=model,
-        sae=sae,
-        folder=folder,
-    )
-
-
-def left_answers(config: Any, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
-    """Return the neutral answers that an objective may train with: those that measure no cost.
-
-    Raises:
-        DataError: There are none.
-    """
-    left = answers[config.evaluation.neutral_answers :][: config.objective.neutral_answers]
-    if not left:
-        raise DataError(
-            f"evaluation.neutral {config.evaluation.neutral}: all its {len(answers)} answers "
-            "measure the cost, and none is left to train with; give more, or lower "
-            "evaluation.neutral_answers."
-        )
-    return left
-
-
-def left_questions(config: Any, group: str, questions: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the questions that own words may train on: those that no completion answers.
-
-    Args:
-        config: The settings.
-        group: Those of the completions.
-        questions: All questions.
-
-    Raises:
-        DataError: There are none, and the objective wants own words.
-    """
-    settings = getattr(config, group)
-    left = questions[settings.n_questions :]
-    if config.objective.own_words > 0 and not left:
-        raise DataError(
-            f"{group}.questions {settings.questions}: all its {len(questions)} questions are "
-            f"written to, and none is left to train own words on; give more, lower "
-            f"{group}.n_questions, or set objective.own_words to 0."
-        )
-    return left
+    return {
+        "answers": answers[: cost.neutral_answers],
+        "questions": questions[: settings.n_questions],
+        "model": model,
+        "sae": sae,
+        **training,
+    }
 
 
 def source_digest(
@@ -187,17 +160,10 @@ def source_digest(
 
 
 def _check_names(config: RunConfig) -> None:
-    from saesteer.methods.features import CLUSTERINGS, CRITERIA, REGRESSIONS
-
-    if method_entry(config.method.name).kind == "prompt":
-        raise ConfigError(
-            f"method {config.method.name!r} has no strength to match to a KL target; choose a "
-            "vector's method."
-        )
+    check_has_strength("method", config.method.name)
     build_method(config.method.name, config.method.settings)
-    _check_name("selection.criterion", config.selection.criterion, CRITERIA)
-    _check_name("clustering.method", config.clustering.method, CLUSTERINGS)
-    _check_name("regression.method", config.regression.method, REGRESSIONS)
+    for group, (_, named, known) in GROUPS.items():
+        choose(known, getattr(getattr(config, group), named), field=f"{group}.{named}")
     if config.pairs.validation + config.pairs.test >= 1:
         raise ConfigError(
             "pairs.validation and pairs.test leave no pairs to train on; make them sum to less "
@@ -205,12 +171,16 @@ def _check_names(config: RunConfig) -> None:
         )
 
 
-def _check_name(field: str, name: str, known: Iterable[str]) -> None:
-    names = sorted(known)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{field} {name!r} is unknown{hint}; choose one of {', '.join(names)}.")
+def check_has_strength(field: str, method: str) -> None:
+    """Refuse a method that is no vector.
+
+    Raises:
+        ConfigError: It is none, or there is no such method.
+    """
+    if method_entry(method).kind == "prompt":
+        raise ConfigError(
+            f"{field} {method!r} has no strength to match to a KL target; choose a vector's method."
+        )
 
 
 def check_writable(folder: Path) -> None:
@@ -240,17 +210,4 @@ def check_writable(folder: Path) -> None:
     if not os.access(place, os.W_OK):
         raise ConfigError(
             f"folder {folder} cannot be written; choose another with --set folder=..."
-        )
-
-
-def too_few(split: Split) -> None:
-    """Refuse splits on which nothing can be fitted or measured.
-
-    Raises:
-        DataError: There are fewer than two training or test pairs.
-    """
-    if len(split.train) < 2 or len(split.test) < 2:
-        raise DataError(
-            f"the split leaves {len(split.train)} training and {len(split.test)} test pairs; give "
-            "more pairs or change pairs.test and pairs.validation."
         )

@@ -21,8 +21,6 @@ STAGES = ("activations", "features", "evaluation", "completions")
 class SteerResults(Results):
     """What a run found."""
 
-    report_name = "figure.html"
-
     def check(self) -> None:
         """Read what a caller may ask for."""
         super().check()
@@ -66,9 +64,9 @@ def result_names(config: RunConfig) -> list[str]:
     return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
 
 
-def curve_names(config: RunConfig) -> list[str]:
-    """Return the files of the curves of the run's own vector and of its baseline."""
-    return [f"evaluation/curve-{method}.json" for method in (config.method.name, BASELINE)]
+def curve_name(method: str) -> str:
+    """Return the file of a vector's margins over strengths."""
+    return f"evaluation/curve-{method}.json"
 
 
 def read_result(folder: RunFolder, name: str) -> VectorResult:
@@ -90,7 +88,9 @@ def read_result(folder: RunFolder, name: str) -> VectorResult:
 def metrics_of(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     """Return `metrics.json` from the files of the stages."""
     main, means, *null = [read_result(folder, name) for name in result_names(config)]
-    curve, baseline = (folder.read_json(name) for name in curve_names(config))
+    curve, baseline = (
+        folder.read_json(curve_name(method)) for method in (config.method.name, BASELINE)
+    )
     against = against_null(main, null)
     return {
         "fit": folder.read_json("fit.json"),

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix, vstack
 
 from saesteer.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from saesteer.models.pair_activations import PairActivations
+    from saesteer.models.reading import Activations
+    from saesteer.saes.adapter import Sae
 
 # Shares of tokens are sums of floats; a rounding error above 1 is not a mistake of the caller.
 SHARE_TOLERANCE = 1e-6
@@ -21,21 +26,20 @@ Indices = Int[np.ndarray, " feature"] | Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class PairCodes:
-    """Feature activations of both sides of every pair.
+    """Feature activations of both sides of every pair, as sparse matrices `[pair, d_sae]`.
 
-    The matrices given are copied and turned into `csr_matrix` of float64.
-
-    Args:
-        positive: `[pair, d_sae]`, mean activation of each feature over the positive side's
-            tokens. Any sign: not every SAE has non-negative activations.
-        negative: The same for the negative side.
-        positive_frequency: `[pair, d_sae]`, share (0 to 1) of the positive side's tokens on
-            which the feature fires.
-        negative_frequency: The same for the negative side.
+    `positive` and `negative` hold each feature's mean activation over the side's tokens (of any
+    sign), `positive_frequency` and `negative_frequency` the share (0 to 1) of the tokens on which
+    it fires. What is given is copied.
 
     Raises:
         DataError: Shapes differ, there is no pair or no feature, a value is not finite, or a
             frequency lies outside 0 to 1.
+
+    Example:
+        >>> codes = ss.PairCodes.from_dense(np.array([[2.0, 0.0]]), np.array([[0.5, 0.0]]))
+        >>> codes.mean_delta.tolist()
+        [1.5, 0.0]
     """
 
     positive: csr_matrix
@@ -73,20 +77,7 @@ class PairCodes:
         positive: Float[np.ndarray, "pair d_sae"],
         negative: Float[np.ndarray, "pair d_sae"],
     ) -> PairCodes:
-        """Build codes from one activation per side, e.g. at the last token.
-
-        A frequency is then 1 where the feature is active and 0 elsewhere.
-
-        Args:
-            positive: `[pair, d_sae]` activations of the positive sides.
-            negative: `[pair, d_sae]` activations of the negative sides.
-
-        Returns:
-            The codes.
-
-        Raises:
-            DataError: As for the class itself.
-        """
+        """Build codes from one activation per side; a frequency is 1 where a feature is active."""
         sides = (_as_csr(positive, "positive"), _as_csr(negative, "negative"))
         fires = [csr_matrix((np.ones(s.nnz), s.indices, s.indptr), shape=s.shape) for s in sides]
         return cls(sides[0], sides[1], fires[0], fires[1])
@@ -134,12 +125,6 @@ class PairCodes:
     def columns(self, indices: Indices) -> PairCodes:
         """Keep some features only; column j of the result is feature `indices[j]`.
 
-        Args:
-            indices: Feature indices, in the order wanted.
-
-        Returns:
-            Codes of the same pairs with `len(indices)` columns.
-
         Raises:
             DataError: An index is not a feature of this SAE, or there is none.
         """
@@ -152,15 +137,10 @@ class PairCodes:
         )
 
     def stacked(self, indices: Indices | None = None) -> Float[np.ndarray, "side feature"]:
-        """Dense activations of all sides: the positives' rows, then the negatives'.
+        """Dense activations of all sides, the positives' rows and then the negatives'.
 
-        Row i and row `n_pairs + i` are the two sides of pair i; `labels` has their labels.
-
-        Args:
-            indices: Feature indices, in the order wanted; all features when left out.
-
-        Returns:
-            `[2 * n_pairs, feature]`, float64.
+        Row i and row `n_pairs + i` are the two sides of pair i; `labels` has their labels. Columns
+        are the features of `indices` in that order, or all.
 
         Raises:
             DataError: An index is not a feature of this SAE, or there is none.
@@ -184,6 +164,36 @@ class PairCodes:
         return chosen.astype(np.int64)
 
 
+def encode_pairs(sae: Sae, activations: PairActivations) -> PairCodes:
+    """Encode both sides of every pair.
+
+    Each token is encoded on its own (an SAE was trained on tokens, not on averages) and the codes
+    are then pooled as the activations are: the mean over the side's tokens, or the last token.
+
+    Raises:
+        MismatchError: The activations have another width than the SAE.
+
+    Example:
+        >>> read = ss.read_pair_activations(model, train, [sae.site])[sae.site]
+        >>> ss.encode_pairs(sae, read).n_pairs == len(train)
+        True
+    """
+    last = activations.pooling == "last"
+    positive, positive_frequency = _encode(sae, activations.positive, last)
+    negative, negative_frequency = _encode(sae, activations.negative, last)
+    return PairCodes(positive, negative, positive_frequency, negative_frequency)
+
+
+def _encode(sae: Sae, texts: Activations, last: bool) -> tuple[csr_matrix, csr_matrix]:
+    means, frequencies = [], []
+    for index in range(texts.n_texts):
+        codes = sae.encode(texts.text(index)).cpu().numpy()
+        codes = codes[-1:] if last else codes
+        means.append(csr_matrix(codes.mean(axis=0, keepdims=True)))
+        frequencies.append(csr_matrix((codes != 0).mean(axis=0, keepdims=True, dtype=np.float64)))
+    return csr_matrix(vstack(means)), csr_matrix(vstack(frequencies))
+
+
 def shape_of(matrix: csr_matrix) -> tuple[int, int]:
     """Rows and columns of a sparse matrix, whose own type allows for None."""
     return cast("tuple[int, int]", matrix.shape)
@@ -199,8 +209,9 @@ def _as_csr(matrix: object, name: str) -> csr_matrix:
             "column per feature."
         ) from error
     result.sum_duplicates()
-    if not np.isfinite(result.data).all():
-        row = int(np.searchsorted(result.indptr, _first_bad(result.data), side="right")) - 1
+    bad = np.flatnonzero(~np.isfinite(result.data))
+    if bad.size:
+        row = int(np.searchsorted(result.indptr, bad[0], side="right")) - 1
         raise DataError(
             f"PairCodes.{name}: the activations of pair {row} (counted from 0) are not all "
             "finite numbers; look at that pair's text and at the SAE's dtype."
@@ -209,10 +220,52 @@ def _as_csr(matrix: object, name: str) -> csr_matrix:
     return result
 
 
-def _first_bad(values: Float[np.ndarray, " value"]) -> int:
-    return int(np.flatnonzero(~np.isfinite(values))[0])
-
-
 def _firing(frequency: csr_matrix) -> Float[np.ndarray, " d_sae"]:
     n_pairs, d_sae = shape_of(frequency)
     return np.bincount(frequency.indices, minlength=d_sae) / n_pairs
+
+
+def finite_matrix(
+    values: Float[np.ndarray, "row column"], field: str, row_name: str
+) -> Float[np.ndarray, "row column"]:
+    """Return a matrix of at least one row and column as float64.
+
+    Raises:
+        DataError: It is none, or a number in it is not finite.
+    """
+    try:
+        matrix = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{field}: this is not an array of numbers; give one row per {row_name}."
+        ) from error
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise DataError(
+            f"{field}: shape {matrix.shape} is not a matrix with at least one {row_name} and "
+            f"one column; give one row per {row_name}."
+        )
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if bad.size:
+        raise DataError(
+            f"{field}: row {bad[0]} (counted from 0) is not all finite numbers; find the "
+            f"{row_name} whose activations overflowed, or use a wider dtype."
+        )
+    return matrix
+
+
+def checked_rows(
+    rows: Float[np.ndarray, "feature d_model"], indices: Int[np.ndarray, " feature"]
+) -> Float[np.ndarray, "feature d_model"]:
+    """Return decoder rows as float64.
+
+    Raises:
+        DataError: There is no row, or a row is zero or not finite.
+    """
+    values = finite_matrix(rows, "decoder_rows", "feature")
+    empty = np.flatnonzero(np.linalg.norm(values, axis=1) == 0)
+    if empty.size:
+        raise DataError(
+            f"decoder_rows: the decoder row of feature {int(indices[empty[0]])} is zero, so it "
+            "has no direction; leave that feature out or check the SAE's weights."
+        )
+    return values

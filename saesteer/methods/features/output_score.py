@@ -37,19 +37,8 @@ def output_scores(
     At the last token of a neutral prompt, `factor` * a of feature j is added, a being the largest
     activation of any feature there. Among the `n_tokens` tokens that j's decoder row promotes by
     logit lens, r is the best rank (from 0) and p the largest probability in the steered next-token
-    distribution over the vocabulary V. Features run as rows of one batch.
-
-    Args:
-        model: A model from `load_model`.
-        sae: An SAE that writes into its residual stream.
-        features: Which features to score.
-        prompt: The neutral prompt, as plain text.
-        factor: Multiple of a.
-        n_tokens: How many promoted tokens stand for a feature.
-        batch_size: Features per forward pass.
-
-    Returns:
-        `[d_sae]` scores between 0 and 1, NaN where not computed.
+    distribution over the vocabulary V. `batch_size` features run as rows of one batch. Scores lie
+    between 0 and 1, and are NaN where not computed.
 
     Raises:
         ConfigError: A feature does not exist, a setting is out of range, or no feature fires at

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.methods.features.clustering import FeatureClusters
+from saesteer.methods.features.cluster import FeatureClusters
 from saesteer.methods.features.codes import PairCodes
-from saesteer.methods.features.regression import FeatureWeights
-from saesteer.methods.features.selection import FeatureSelection, select_features
-from saesteer.utils.errors import DataError, MismatchError
+from saesteer.methods.features.select import FeatureSelection, select_features, strongest_first
+from saesteer.methods.features.weights import FeatureWeights
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,24 +28,16 @@ def feature_table(
 ) -> pd.DataFrame:
     """List the fitted features, greatest |weight| first (ties: lower index first).
 
-    Args:
-        selection: Scores and firing rates.
-        clusters: Clusters and their separation.
-        weights: The fit; its features are the table's rows, zero weights included.
-        descriptions: Text for each SAE index; features without one get an empty string.
-
-    Returns:
-        Columns feature, weight, score, cluster, separation (of the cluster, AUROC),
-        firing_positive, firing_negative (shares of texts), description.
-
-    Raises:
-        MismatchError: A fitted feature is not among the selected or clustered ones.
+    Rows are the features of `weights`, zero weights included; columns feature, weight, score,
+    cluster, separation (of the cluster, AUROC), firing_positive, firing_negative (shares of texts)
+    and description, empty where there is none.
     """
     import pandas as pd
 
-    chosen = _positions(selection.indices, weights.indices, "selection")
-    clustered = _positions(clusters.indices, weights.indices, "clusters")
-    labels = clusters.labels[clustered]
+    place = {int(index): at for at, index in enumerate(selection.indices)}
+    # Clusters keep the selection's order.
+    chosen = np.array([place[int(index)] for index in weights.indices], dtype=np.int64)
+    labels = clusters.labels[chosen]
     texts = descriptions or {}
     table = pd.DataFrame(
         {
@@ -59,20 +51,15 @@ def feature_table(
             "description": [texts.get(int(index), "") for index in weights.indices],
         }
     )
-    order = np.lexsort((weights.indices, -np.abs(weights.weights)))
+    order = strongest_first(weights.weights, weights.indices)
     return table.iloc[order].reset_index(drop=True)
 
 
 def vector_features(vector: SteeringVector, codes: PairCodes) -> list[dict[str, Any]]:
     """List the features that any vector is made of, greatest |weight| first.
 
-    Args:
-        vector: The vector.
-        codes: The training pairs' features.
-
-    Returns:
-        For each its feature, weight, score (the criterion of `select_features`; None where no
-        feature has one), cluster, firing_positive, firing_negative and description.
+    For each its feature, weight, score (the criterion of `select_features`; None where no feature
+    has one), cluster, firing_positive, firing_negative on the training pairs and description.
     """
     scores: dict[int, float] = {}
     # Where no feature fires differently there is nothing to rank by.
@@ -89,16 +76,5 @@ def vector_features(vector: SteeringVector, codes: PairCodes) -> list[dict[str, 
             "firing_negative": float(codes.firing_negative[feature.index]),
             "description": feature.description,
         }
-        for feature in vector.features
+        for feature in vector.sae_features
     ]
-
-
-def _positions(indices: np.ndarray, wanted: np.ndarray, where: str) -> np.ndarray:
-    position = {int(index): place for place, index in enumerate(indices)}
-    missing = [int(index) for index in wanted if int(index) not in position]
-    if missing:
-        raise MismatchError(
-            f"weights: feature {missing[0]} has a weight but is not in the {where}; pass the "
-            "selection and clusters that the weights were fitted on."
-        )
-    return np.array([position[int(index)] for index in wanted], dtype=np.int64)

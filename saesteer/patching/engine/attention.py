@@ -20,25 +20,18 @@ class EnoughError(Exception):
 
 
 @dataclass
-class Window:
-    """What attention needs to know beside the columns that run.
+class KVWindow:
+    """What attention needs to know beside the columns that run."""
 
-    Attributes:
-        keys: The keys of the columns before the window, positions applied; None where there is
-            none.
-        values: Their values.
-        edit: Changes the pattern of the whole batch; None for nothing.
-        keep: Whether to put this window's own keys and values into `kept`.
-        keep_pattern: Whether to put the pattern there too.
-        stop: Whether to end the pass when the keys and values are kept.
-        kept: What was kept: keys, values and, when asked for, the pattern.
-    """
-
+    # Of the columns before the window, positions applied; None where there is none.
     keys: Float[Tensor, "row head pos d_head"] | None = None
     values: Float[Tensor, "row head pos d_head"] | None = None
+    # Changes the pattern of the whole batch.
     edit: Callable[[Pattern], Pattern] | None = None
+    # What to put into `kept`: the window's own keys and values, and the pattern behind them.
     keep: bool = False
     keep_pattern: bool = False
+    # Whether to end the pass when the keys and values are kept.
     stop: bool = False
     kept: list[Tensor] = field(default_factory=list)
 
@@ -52,30 +45,14 @@ def window_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
-    saesteer_window: Window | None = None,
+    saesteer_window: KVWindow | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "row query head d_head"], Pattern | None]:
     """Attend as transformers' attention functions do, to a window's own past besides.
 
-    Args:
-        module: The attention module.
-        query: Queries of the window's columns, positions applied.
-        key: Their keys.
-        value: Their values.
-        attention_mask: What is added to the scores, [row, 1 or head, query, key].
-        scaling: The scores' factor; 1 / sqrt(d_head) if None.
-        dropout: Not applied: nothing is trained here.
-        softcap: Scores pass through softcap * tanh(score / softcap) if given.
-        saesteer_window: The window.
-        **kwargs: What transformers hands down beside these.
-
-    Returns:
-        The heads' outputs, and the pattern where it was computed.
-
-    Raises:
-        EnoughError: The window asks for nothing but keys and values.
+    Query, key and value have their positions applied; there is no dropout, as nothing is trained.
     """
-    window = saesteer_window or Window()
+    window = saesteer_window or KVWindow()
     if window.keep:
         window.kept += [key, value]
     if window.stop:

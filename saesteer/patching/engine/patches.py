@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saesteer.patching.batch import Direction
 from saesteer.patching.engine.rows import Touched
+from saesteer.patching.target import Target
+from saesteer.saes.adapter import Sae
 
 Own = Float[Tensor, "row pos width"]
+Alive = Bool[np.ndarray, "pair pos #label"]
+Labels = tuple[int | str, ...]
 
 
 class Patch(Protocol):
     """Changes a component in some rows.
 
     Attributes:
-        component: Which component.
+        labels: Heads, features or clusters; empty where whole columns are patched.
+        alive: For every pair, column and label (one for all where patches do not tell them apart)
+            whether the patch can change anything there.
     """
 
-    @property
-    def component(self) -> str: ...
+    labels: Labels
+    alive: Alive
 
     def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
         """Return a component's values after the patch.
@@ -36,48 +45,39 @@ class Patch(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class CopyPatch:
-    """Replaces a component's values, of whole columns or of one head.
+    """Replaces a component's values, of whole columns or of one head."""
 
-    Attributes:
-        component: Which component.
-        values: For every layer the source's values at the destination's columns.
-        allowed: The columns that have a counterpart in the source.
-        heads: How many heads the values are of; None to replace whole columns.
-    """
-
-    component: str
+    # For every layer the source's values at the destination's columns.
     values: dict[int, Float[Tensor, "pair pos width"]]
     allowed: Bool[Tensor, "pair pos"]
-    heads: int | None = None
+    labels: Labels
+    alive: Alive
 
     def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
         """Return a component's values after the patch; see `Patch`."""
         width = now.shape[1]
         source = self.values[layer][rows.pair, first : first + width]
         taken = rows.taken(self.allowed, first, width)[:, :, None]
-        if self.heads is not None:
-            head = torch.arange(self.heads, device=now.device)
-            own = (head == rows.label[:, None]).repeat_interleave(now.shape[-1] // self.heads, 1)
+        if self.labels:
+            head = torch.arange(len(self.labels), device=now.device)
+            own = (head == rows.label[:, None]).repeat_interleave(
+                now.shape[-1] // len(self.labels), 1
+            )
             taken = taken & own[:, None]
         return torch.where(taken, source, now)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PatternPatch:
-    """Replaces one head's attention pattern, destination row by destination row.
+    """Replaces one head's attention pattern, destination row by destination row."""
 
-    Attributes:
-        values: For every layer the source's pattern at the destination's columns: 0 where the
-            source has no such key.
-        allowed: The columns that have a counterpart in the source.
-        component: "pattern".
-    """
-
+    # For every layer the source's pattern at the destination's columns.
     values: dict[int, Float[Tensor, "pair head query key"]]
     allowed: Bool[Tensor, "pair pos"]
-    component: str = "pattern"
+    labels: Labels
+    alive: Alive
 
     def edited(
         self, now: Float[Tensor, "row head query key"], rows: Touched, layer: int, first: int
@@ -89,6 +89,107 @@ class PatternPatch:
         head = torch.arange(now.shape[1], device=now.device)
         own = (head == rows.label[:, None])[:, :, None, None]
         return torch.where(taken & own, source, now)
+
+
+@dataclass
+class SaePatch:
+    """Adds a feature's difference between the runs times its decoder row: the SAE's error stays."""
+
+    # Source less destination code at the destination's columns, of the features that are used.
+    difference: Float[Tensor, "pair pos feature"]
+    decoder: Float[Tensor, "feature width"]
+    # For every label the features that are patched together; None where each is its own.
+    members: tuple[Int[Tensor, " member"], ...] | None
+    labels: Labels
+    alive: Alive
+
+    def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
+        """Return the component's values after the patch; see `Patch`."""
+        width = now.shape[1]
+        everywhere = torch.ones_like(self.difference[..., 0], dtype=torch.bool)
+        taken = rows.taken(everywhere, first, width)
+        window = self.difference[:, first : first + width]
+        if self.members is None:
+            codes = window[rows.pair, :, rows.label] * taken
+            return (now + codes[..., None] * self.decoder[rows.label][:, None]).to(now.dtype)
+        change = torch.zeros(now.shape, dtype=torch.float32, device=now.device)
+        for label in rows.label.unique().tolist():
+            own, which = rows.label == label, self.members[label]
+            change[own] = window[rows.pair[own]][..., which] @ self.decoder[which]
+        return (now + change * taken[..., None]).to(now.dtype)
+
+
+def make_patch(
+    target: Target,
+    direction: Direction,
+    source: Mapping[int, Tensor],
+    own: Mapping[int, Tensor],
+    heads: int,
+) -> Patch:
+    """Make a patch from a component's activations in both runs, by layer.
+
+    Args:
+        target: What is patched.
+        direction: The prompts.
+        source: The component in the source run.
+        own: The same in the destination run; needed for SAE features alone.
+        heads: How many heads the component has; 0 for whole columns.
+    """
+    to_source, allowed = direction.to_source, direction.allowed
+    if target.sae is not None:
+        layer = target.sae.site.layer
+        difference = code_difference(target.sae, source[layer], own[layer], direction)
+        return _sae_patch(target, target.sae, difference)
+    alive = direction.fresh[:, :, None].cpu().numpy()
+    labels = tuple(range(heads))
+    if target.component == "pattern":
+        moved = {i: pattern_at_columns(values, to_source) for i, values in source.items()}
+        return PatternPatch(moved, allowed, labels, alive)
+    moved = {i: at_columns(values, to_source) for i, values in source.items()}
+    return CopyPatch(moved, allowed, labels, alive)
+
+
+def _sae_patch(target: Target, sae: Sae, difference: Float[Tensor, "pair pos d_sae"]) -> SaePatch:
+    members, labels = None, target.features or ()
+    if target.clusters is not None:
+        used = sorted({int(f) for group in target.clusters.values() for f in group})
+        at = {feature: place for place, feature in enumerate(used)}
+        members = tuple(
+            torch.tensor([at[f] for f in dict.fromkeys(map(int, group))], device=difference.device)
+            for group in target.clusters.values()
+        )
+        labels = tuple(target.clusters)
+    else:
+        if target.features is None:
+            labels = tuple((difference != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0].tolist())
+        used = [int(label) for label in labels]
+    difference, decoder = difference[..., used], sae.decoder[used].to(difference)
+    alive = difference != 0
+    if members is not None:
+        alive = torch.stack([alive[..., which].any(dim=-1) for which in members], dim=-1)
+    return SaePatch(difference, decoder, members, labels, alive.cpu().numpy())
+
+
+def code_difference(
+    sae: Sae,
+    source: Float[Tensor, "pair pos d_in"],
+    destination: Float[Tensor, "pair pos d_in"],
+    direction: Direction,
+) -> Float[Tensor, "pair pos d_sae"]:
+    """Return what every feature's code differs by, source less destination.
+
+    Columns where the two runs cannot differ give exactly 0.
+    """
+    theirs = at_columns(_codes(sae, source, direction.source_mask), direction.to_source)
+    own = _codes(sae, destination, direction.mask)
+    return (theirs - own) * direction.fresh[..., None]
+
+
+def _codes(sae: Sae, activations: Tensor, mask: Tensor) -> Float[Tensor, "pair pos d_sae"]:
+    codes = torch.zeros((*mask.shape, sae.d_sae), device=activations.device)
+    for pair, real in enumerate(mask):
+        codes[pair, real] = sae.encode(activations[pair, real]).to(codes)
+    return codes
 
 
 def at_columns(

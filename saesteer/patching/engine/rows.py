@@ -1,33 +1,36 @@
-"""The rows to run: one for every cell and pair whose patch can change anything."""
+"""The rows to run: one for every cell and pair whose patch can change anything.
+
+They run in chunks that fit into memory, each kept in a file so that a cut-off run goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from saesteer.patching.engine.memory import out_of_memory
+from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.errors import ModelError
+from saesteer.utils.progress import Task
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Patched rows that are to run.
-
-    Attributes:
-        layer: The layer that is patched.
-        column: The first column that the patch changes.
-        pair: Which pair the row belongs to.
-        label: Its head, feature or cluster, counted along that axis of the result; 0 for none.
-        cell: Its place in the flattened result.
-        by_position: Whether a row's patch touches its first column alone.
-    """
+    """Patched rows that are to run."""
 
     layer: Int[np.ndarray, " row"]
+    # The first column that the patch changes; the only one if by position.
     column: Int[np.ndarray, " row"]
     pair: Int[np.ndarray, " row"]
+    # The head, feature or cluster, counted among the patch's labels; 0 for none.
     label: Int[np.ndarray, " row"]
+    # The row's place in the flattened result.
     cell: Int[np.ndarray, " row"]
     by_position: bool
 
@@ -58,16 +61,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Touched:
-    """Rows as a patch sees them.
-
-    Attributes:
-        pair: Their pairs.
-        label: Their heads, features or clusters.
-        column: The one column of each that is patched; None where all are.
-    """
+    """Rows as a patch sees them."""
 
     pair: Int[Tensor, " row"]
     label: Int[Tensor, " row"]
+    # The one column of each that is patched; None where all are.
     column: Int[Tensor, " row"] | None
 
     def some(self, which: slice) -> Touched:
@@ -78,13 +76,7 @@ class Touched:
     def taken(
         self, allowed: Bool[Tensor, "pair pos"], first: int, width: int
     ) -> Bool[Tensor, "row width"]:
-        """Return which columns of a window are patched in every row.
-
-        Args:
-            allowed: The columns that may be.
-            first: The window's first column.
-            width: How many it has.
-        """
+        """Return which columns of a window are patched in every row, of those that may be."""
         taken = allowed[self.pair, first : first + width]
         if self.column is None:
             return taken
@@ -103,13 +95,6 @@ def plan_rows(
 
     A row exists where the patch has a column that it may change; what it leaves alone is known
     without a run.
-
-    Args:
-        shape: The result's shape: pairs, layers, labels and, by position, positions.
-        layers: The layers' numbers.
-        labels: Which heads, features or clusters; empty where whole columns are patched.
-        columns: The positions to patch one by one; None to patch all of a row's at once.
-        alive: For every pair and label the columns where source and destination can differ.
     """
     whole = np.broadcast_to(alive, (*alive.shape[:2], shape[2]))
     if alive.shape[2] > 1 and len(labels):
@@ -128,3 +113,56 @@ def plan_rows(
     cell = np.ravel_multi_index(index, shape) if count and each else np.zeros(0, dtype=np.int64)
     named = labels[label] if len(labels) else label
     return Rows(layers[number], first, pair, named, cell, columns is not None)
+
+
+def run_chunks(
+    rows: Rows,
+    limit: Callable[[int], int],
+    compute: Callable[[Rows], Float[np.ndarray, " row"]],
+    *,
+    key: str,
+    store: Path | None,
+    task: Task,
+) -> Iterator[tuple[Rows, Float[np.ndarray, " row"]]]:
+    """Compute rows in chunks, lower columns and layers first.
+
+    Args:
+        rows: All that are to run.
+        limit: From a chunk's first column to the most rows that fit into memory.
+        compute: Gives every row's number; rows of a chunk start at one column.
+        key: All that the numbers depend on beside the rows, as a hash.
+        store: A folder for finished chunks; nothing is kept if None.
+        task: Told of every chunk's rows.
+    """
+    share = 1
+    for group in rows.by_column():
+        start = 0
+        while start < len(group):
+            size = max(1, limit(int(group.column[0])) // share)
+            chunk = group[start : start + size]
+            try:
+                values = _once(store, key, chunk, compute)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(chunk) == 1:
+                    raise ModelError(
+                        "not even one patched prompt fits into memory; give shorter prompts, a "
+                        "smaller model or dtype bfloat16."
+                    ) from error
+                while limit(int(group.column[0])) // share >= len(chunk):
+                    share *= 2
+                continue
+            task.advance(len(chunk))
+            yield chunk, values
+            start += len(chunk)
+
+
+def _once(
+    store: Path | None, key: str, rows: Rows, compute: Callable[[Rows], np.ndarray]
+) -> np.ndarray:
+    if store is None:
+        return compute(rows)
+    parts = (rows.layer, rows.column, rows.pair, rows.label, rows.by_position)
+    cache = ArrayCache(store)
+    return cache.once("patch", key, *parts, compute=lambda: {"values": compute(rows)})["values"]

@@ -1,0 +1,367 @@
+"""Cluster the chosen features, and keep the clusters that separate the sides of the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from saesteer.methods.features.codes import PairCodes, checked_rows
+from saesteer.methods.features.select import FeatureSelection
+from saesteer.methods.settings import ClusteringSettings, checked, choose
+from saesteer.utils.errors import ConfigError, MismatchError
+
+# Silhouettes this close are a tie, so that rounding does not choose the number of clusters.
+TIE = 1e-9
+
+Distances = Float[np.ndarray, "feature feature"]
+Labels = Int[np.ndarray, " feature"]
+Silhouettes = dict[int, float]
+# Distances, numbers of clusters to try and HDBSCAN's smallest cluster, to labels (-1: no cluster)
+# and the silhouette of each number that was tried.
+Clustering = Callable[[Distances, Sequence[int], int], tuple[Labels, Silhouettes]]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureClusters:
+    """The chosen features in clusters, and which clusters are kept.
+
+    Clusters are numbered from 0 by their strongest feature in the selection; the singletons
+    that HDBSCAN calls noise come last.
+
+    Attributes:
+        indices: `[feature]` SAE indices, in the selection's order.
+        labels: `[feature]` cluster of each feature.
+        signs: `[feature]` +1 for a feature of the positive side, -1 for one of the negative.
+        noise: `[feature]` True where HDBSCAN found no cluster for the feature.
+        linkage: `[feature - 1, 4]` scipy linkage matrix (average), for a dendrogram; its leaves
+            are positions in `indices`.
+        separation: `[cluster]` AUROC (0 to 1) of the cluster's score between the sides.
+        kept: Labels of the clusters that are kept, ascending.
+        silhouette: Mean silhouette for each number of clusters that was tried; empty where no
+            number could be compared.
+        method: Name of the clustering in `CLUSTERINGS`.
+        note: A sentence for the user where something was done differently from what was asked,
+            else empty.
+    """
+
+    indices: Int[np.ndarray, " feature"]
+    labels: Labels
+    signs: Float[np.ndarray, " feature"]
+    noise: Bool[np.ndarray, " feature"]
+    linkage: Float[np.ndarray, "merge 4"]
+    separation: Float[np.ndarray, " cluster"]
+    kept: tuple[int, ...]
+    silhouette: Mapping[int, float]
+    method: str
+    note: str = ""
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters, singletons included."""
+        return int(self.separation.size)
+
+    @property
+    def kept_mask(self) -> Bool[np.ndarray, " feature"]:
+        """True for each feature of a kept cluster."""
+        return np.isin(self.labels, self.kept)
+
+    @property
+    def kept_indices(self) -> Int[np.ndarray, " kept"]:
+        """SAE indices of the features of kept clusters, in the selection's order."""
+        return self.indices[self.kept_mask]
+
+    @property
+    def kept_signs(self) -> Float[np.ndarray, " kept"]:
+        """Signs of `kept_indices`."""
+        return self.signs[self.kept_mask]
+
+    @property
+    def label_of(self) -> dict[int, int]:
+        """Each feature's cluster, by its index in the SAE."""
+        return dict(zip(self.indices.tolist(), self.labels.tolist(), strict=True))
+
+
+def cluster_features(
+    codes: PairCodes,
+    selection: FeatureSelection,
+    decoder: Float[np.ndarray, "d_sae d_model"],
+    *,
+    method: str = "agglomerative",
+    firing_weight: float = 0.5,
+    n_clusters: int | None = None,
+    min_clusters: int = 2,
+    max_clusters: int | None = None,
+    min_cluster_size: int = 2,
+    min_separation: float = 0.6,
+    held_out: PairCodes | None = None,
+) -> FeatureClusters:
+    """Cluster the chosen features and keep the clusters that separate the sides.
+
+    The distance is that of `feature_distance`; it knows nothing of which side a feature
+    belongs to. The sign is recorded beside it and used only in the cluster's score.
+
+    Agglomerative and spectral clustering take the number of clusters with the greatest mean
+    silhouette (Rousseeuw 1987), the fewer at a tie. HDBSCAN finds its own number, and each
+    feature it calls noise becomes a cluster of one.
+
+    A text's score in a cluster is the sum over its features of sign_j * code_j / sd_j, sd_j
+    over all sides of `codes`. A cluster is kept when the AUROC of that score reaches
+    `min_separation`; when none does, the best is kept and `note` says so.
+
+    Args:
+        codes: Activations of both sides, all features.
+        selection: The chosen features.
+        decoder: `[d_sae, d_model]` the SAE's decoder rows, all features.
+        method: A name in `CLUSTERINGS`: "agglomerative" (average linkage), "hdbscan",
+            "spectral".
+        firing_weight: Weight (0 to 1) of firing together against decoder geometry.
+        n_clusters: A fixed number of clusters; not for "hdbscan".
+        min_clusters: Least number to try, at least 2.
+        max_clusters: Greatest number to try; half the features when left out. Never more than
+            one less than the features, where the silhouette ends.
+        min_cluster_size: HDBSCAN's smallest cluster, at least 2.
+        min_separation: Least AUROC (0 to 1) for a cluster to be kept.
+        held_out: Other pairs to measure separation on. Without it separation is measured on the
+            pairs that chose the features, and is optimistic.
+
+    Raises:
+        ConfigError: The method is unknown or a number is out of range.
+        DataError: A decoder row is zero or not finite.
+        MismatchError: Codes, selection and decoder are not of one SAE.
+
+    Example:
+        >>> chosen = ss.select_features(codes, max_firing=1.0)
+        >>> clusters = ss.cluster_features(codes, chosen, sae.decoder.numpy())
+        >>> len(clusters.kept_indices) <= len(chosen)
+        True
+    """
+    cluster = choose(CLUSTERINGS, method, field="clustering method")
+    checked(
+        ClusteringSettings,
+        "cluster_features",
+        method=method,
+        firing_weight=firing_weight,
+        n_clusters=n_clusters,
+        min_clusters=min_clusters,
+        max_clusters=max_clusters,
+        min_cluster_size=min_cluster_size,
+        min_separation=min_separation,
+    )
+    if n_clusters is not None and n_clusters > len(selection):
+        raise ConfigError(
+            f"n_clusters: {len(selection)} features cannot make {n_clusters} clusters; give 1 to "
+            f"{len(selection)}."
+        )
+    counts = _counts(len(selection), n_clusters, min_clusters, max_clusters)
+    distance = feature_distance(codes, selection.indices, decoder, firing_weight=firing_weight)
+    found, curve = cluster(distance, counts, min_cluster_size)
+    labels, noise = _numbered(found)
+    separation = cluster_separation(
+        codes, selection.indices, selection.signs, labels, held_out=held_out
+    )
+    kept, note = tuple(np.flatnonzero(separation >= min_separation).tolist()), ""
+    if not kept:
+        best = int(separation.argmax())
+        kept = (best,)
+        note = (
+            f"No cluster separates the sides with an AUROC of {min_separation:.2f} or more, so "
+            f"only the best one, cluster {best} with {separation[best]:.2f}, is kept."
+        )
+    return FeatureClusters(
+        indices=selection.indices,
+        labels=labels,
+        signs=selection.signs,
+        noise=noise,
+        linkage=_linkage(distance),
+        separation=separation,
+        kept=kept,
+        silhouette=curve or _silhouette(distance, labels),
+        method=method,
+        note=note,
+    )
+
+
+def _counts(n: int, fixed: int | None, least: int, most: int | None) -> Sequence[int]:
+    """Return the numbers to try: at most one less than the features, where silhouettes end."""
+    if fixed is not None:
+        return (fixed,)
+    if n < 3:
+        return (n,)
+    greatest = min(max(least, n // 2) if most is None else most, n - 1)
+    return range(min(least, greatest), greatest + 1)
+
+
+def feature_distance(
+    codes: PairCodes,
+    indices: Int[np.ndarray, " feature"],
+    decoder: Float[np.ndarray, "d_sae d_model"],
+    *,
+    firing_weight: float = 0.5,
+) -> Distances:
+    """Distance between features: how they fire together, and how their decoder rows lie.
+
+    w * (1 - correlation) / 2 + (1 - w) * (1 - cosine) / 2, w being `firing_weight` and the
+    correlation Pearson's over the activations of all sides. A feature that does not vary
+    correlates with nothing (0). Distances lie between 0 and 1.
+
+    Raises:
+        DataError: A decoder row is zero or not finite, or an index is unknown.
+        MismatchError: The decoder has another number of features than the codes.
+    """
+    if np.ndim(decoder) != 2 or len(decoder) != codes.d_sae:
+        raise MismatchError(
+            f"decoder: shape {np.shape(decoder)} does not fit codes of {codes.d_sae} features; "
+            "use the decoder of the SAE that made the codes."
+        )
+    sides = codes.stacked(indices)
+    rows = checked_rows(np.asarray(decoder)[indices], indices)
+    together = _unit_columns(sides - sides.mean(axis=0))
+    geometry = _unit_columns(rows.T)
+    correlation, cosine = together.T @ together, geometry.T @ geometry
+    mixed = firing_weight * correlation + (1 - firing_weight) * cosine
+    distance = np.clip((1 - (mixed + mixed.T) / 2) / 2, 0, 1)
+    np.fill_diagonal(distance, 0)
+    return distance
+
+
+def cluster_separation(
+    codes: PairCodes,
+    indices: Int[np.ndarray, " feature"],
+    signs: Float[np.ndarray, " feature"],
+    labels: Labels,
+    *,
+    held_out: PairCodes | None = None,
+) -> Float[np.ndarray, " cluster"]:
+    """Return the AUROC of each cluster's score between the sides.
+
+    `codes` give each feature's standard deviation, and the pairs to score unless there are
+    `held_out` ones.
+
+    Raises:
+        MismatchError: `held_out` comes from an SAE of another size.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    deviation = codes.stacked(indices).std(axis=0)
+    scale = np.divide(signs, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    scored = codes if held_out is None else held_out
+    if scored.d_sae != codes.d_sae:
+        raise MismatchError(
+            f"held_out: its {scored.d_sae} features are not the {codes.d_sae} of the codes; "
+            "encode both with the same SAE."
+        )
+    parts = scored.stacked(indices) * scale
+    texts = (parts[:, labels == label].sum(axis=1) for label in range(int(labels.max()) + 1))
+    return np.array([float(roc_auc_score(scored.labels, text)) for text in texts])
+
+
+def _agglomerative(
+    distance: Distances, counts: Sequence[int], _: int
+) -> tuple[Labels, Silhouettes]:
+    """Average linkage, cut where the mean silhouette is greatest."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    def cut(k: int) -> Labels:
+        model = AgglomerativeClustering(n_clusters=k, metric="precomputed", linkage="average")
+        return np.asarray(model.fit(distance).labels_)
+
+    return _best(distance, counts, cut)
+
+
+def _spectral(distance: Distances, counts: Sequence[int], _: int) -> tuple[Labels, Silhouettes]:
+    """Spectral clustering on the similarity 1 - 2 * distance, cut at the greatest silhouette.
+
+    The similarity is the mix of correlation and cosine itself; below zero it counts as none.
+    """
+    from sklearn.cluster import SpectralClustering
+
+    # A floor keeps the graph connected, which the spectral embedding needs.
+    affinity = np.maximum(1 - 2 * distance, 1e-6)
+
+    def cut(k: int) -> Labels:
+        model = SpectralClustering(
+            n_clusters=k, affinity="precomputed", assign_labels="cluster_qr", random_state=0
+        )
+        return np.asarray(model.fit(affinity).labels_)
+
+    return _best(distance, counts, cut)
+
+
+def _hdbscan(distance: Distances, _: Sequence[int], smallest: int) -> tuple[Labels, Silhouettes]:
+    """HDBSCAN (Campello, Moulavi & Sander 2013) on the distances; -1 for noise."""
+    from sklearn.cluster import HDBSCAN
+
+    if len(distance) < smallest:
+        return np.full(len(distance), -1), {}
+    # scikit-learn would work in place, and its own type for `copy` is wrong.
+    model = HDBSCAN(
+        min_cluster_size=smallest,
+        metric="precomputed",
+        copy=True,  # pyright: ignore[reportArgumentType]
+    )
+    return np.asarray(model.fit(distance).labels_), {}
+
+
+CLUSTERINGS: Mapping[str, Clustering] = MappingProxyType(
+    {"agglomerative": _agglomerative, "hdbscan": _hdbscan, "spectral": _spectral}
+)
+
+
+def _best(
+    distance: Distances, counts: Sequence[int], cut: Callable[[int], Labels]
+) -> tuple[Labels, Silhouettes]:
+    n = len(distance)
+    best, best_value = np.zeros(n, dtype=np.int64), -np.inf
+    curve: Silhouettes = {}
+    for k in counts:
+        if k == 1 or k == n:
+            labels = np.zeros(n, dtype=np.int64) if k == 1 else np.arange(n)
+        else:
+            labels = cut(k)
+        value = _silhouette(distance, labels)
+        curve.update(value)
+        reached = next(iter(value.values()), -np.inf)
+        if reached > best_value + TIE or best_value == -np.inf:
+            best, best_value = labels, reached
+    return best, curve
+
+
+def _silhouette(distance: Distances, labels: Labels) -> Silhouettes:
+    """Return the mean silhouette by number of clusters; none where it is not defined."""
+    from sklearn.metrics import silhouette_score
+
+    k = np.unique(labels).size
+    if not 2 <= k <= len(labels) - 1:
+        return {}
+    return {k: float(silhouette_score(distance, labels, metric="precomputed"))}
+
+
+def _linkage(distance: Distances) -> Float[np.ndarray, "merge 4"]:
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
+    if len(distance) < 2:
+        return np.zeros((0, 4))
+    return linkage(squareform(distance, checks=False), method="average")
+
+
+def _unit_columns(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
+    """Scale columns to length 1; a column that is only rounding error becomes exactly zero."""
+    lengths = np.linalg.norm(matrix, axis=0)
+    real = lengths > 1e-12 * lengths.max(initial=0)
+    return np.divide(matrix, lengths, out=np.zeros_like(matrix), where=real)
+
+
+def _numbered(found: Labels) -> tuple[Labels, Bool[np.ndarray, " feature"]]:
+    """Number clusters by their first feature, and noise (-1) after them one by one."""
+    noise = found < 0
+    order: dict[int, int] = {}
+    for label in found[~noise]:
+        order.setdefault(int(label), len(order))
+    labels = np.array([order.get(int(label), -1) for label in found], dtype=np.int64)
+    labels[noise] = len(order) + np.arange(int(noise.sum()))
+    return labels, noise

@@ -1,0 +1,391 @@
+"""What steering should do, measured on training data, and what a small push at a site changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saesteer.steering.divergence import DivergenceMeter, match_strength
+from saesteer.steering.teacher_forced import Pass, TeacherForced
+from saesteer.utils.array_cache import content_key
+from saesteer.utils.cache import Cache
+from saesteer.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.models import Site
+    from saesteer.models.tokens import TokenRow
+    from saesteer.steering import SteeringVector, Unit
+    from saesteer.utils.array_cache import ArrayCache
+
+# Of hundreds of pairs without anything in common a few hundredths remain.
+NO_DIFFERENCE = 1e-3
+# How many tokens of neutral text the cost at a strength is measured on.
+COST_TOKENS = 400
+
+Arrays = dict[str, np.ndarray]
+Keep = Callable[[np.ndarray, Callable[[], Arrays]], Arrays]
+MakeVector = Callable[[Float[np.ndarray, " d_model"]], "SteeringVector"]
+
+_METRICS = Cache()
+
+
+@dataclass(frozen=True, eq=False)
+class FisherMetric:
+    """The second-order cost of a vector added at a site, KL(u) ~ u' F u / 2 per token.
+
+    Attributes:
+        matrix: F in nats per token and squared unit of residual stream.
+        n_samples: How many sampled gradients it was estimated from.
+        n_tokens: How many tokens of text they were sampled on.
+    """
+
+    matrix: Float[np.ndarray, "d_model d_model"]
+    n_samples: int
+    n_tokens: int
+
+    @cached_property
+    def mean_diagonal(self) -> float:
+        """Mean of the diagonal: the cost of a random direction of length 1, times two."""
+        return float(np.trace(self.matrix) / len(self.matrix))
+
+    def damped(self, ridge: float = 1.0) -> Float[np.ndarray, "d_model d_model"]:
+        """Return F plus `ridge` times its mean diagonal on the diagonal."""
+        return self.matrix + ridge * self.mean_diagonal * np.eye(len(self.matrix))
+
+    def solve(
+        self, gain: Float[np.ndarray, " d_model"], ridge: float = 1.0
+    ) -> Float[np.ndarray, " d_model"]:
+        """Return the natural gradient: `gain` multiplied by the inverse of the damped F.
+
+        Raises:
+            ConfigError: F has no inverse, which a ridge would give it.
+        """
+        # With a ridge r the condition number is at most about d_model / r.
+        full = ridge > 1e-9 or np.linalg.matrix_rank(self.matrix, hermitian=True) == len(gain)
+        if not (self.mean_diagonal > 0 and full):
+            raise ConfigError(
+                f"ridge: with {ridge:g} the Fisher metric of {self.n_samples} samples has no "
+                "inverse; give a ridge above 0, such as 1, or more samples of neutral text."
+            )
+        return np.linalg.solve(self.damped(ridge), gain)
+
+    def cost(self, vector: Float[np.ndarray, " d_model"]) -> float:
+        """Return the KL per token that the metric predicts for a vector."""
+        return float(vector @ self.matrix @ vector) / 2
+
+
+def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) -> FisherMetric:
+    """Estimate the Fisher metric from answers that the model itself samples, token by token.
+
+    At each position t of a text a token y_t is drawn from the model's own distribution; the
+    gradient h of sum_t log p(y_t) with respect to a constant vector added at the site has
+    E[h h'] = sum_t F_t, because the y_t are independent given the text and each score has mean
+    zero. F is the mean of h h' over samples and texts, per token (Amari 1998, "Natural gradient
+    works efficiently in learning").
+
+    Args:
+        rows: Neutral texts prepared for the site.
+        n_samples: Draws for each text, 1 or more.
+        seed: Seeds the draws.
+    """
+    if n_samples < 1:
+        raise ConfigError(f"n_samples: {n_samples} draws measure nothing; give 1 or more.")
+    generator = torch.Generator().manual_seed(seed)
+    # By a map, so that no name holds one pass's logits while the next one runs.
+    parts = map(partial(_squares, n_samples, generator), rows.open_passes())
+    squares, counts = zip(*parts, strict=True)
+    n_tokens = sum(counts)
+    matrix = (torch.stack(squares).sum(dim=0) / (n_tokens * n_samples)).numpy()
+    return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens)
+
+
+def _squares(
+    n_samples: int, generator: torch.Generator, opened: tuple[Pass, Tensor]
+) -> tuple[Tensor, int]:
+    """Return the sum of h h' over the draws for one batch, and its tokens."""
+    (_, logits, *_), offset = opened
+    total = torch.zeros(offset.shape[1], offset.shape[1], dtype=torch.float64)
+    probabilities = torch.log_softmax(logits.detach().float(), dim=-1).exp_().cpu()
+    draws = [torch.multinomial(probabilities, 1, generator=generator) for _ in range(n_samples)]
+    # The gradient of sum log p with respect to the logits is one-hot - p: one array for all draws.
+    push = probabilities.neg_()
+    for number, sampled in enumerate(draws, start=1):
+        before = push.gather(1, sampled)
+        push.scatter_(1, sampled, before + 1)
+        (gradient,) = torch.autograd.grad(
+            logits, offset, push.to(logits), retain_graph=number < n_samples
+        )
+        push.scatter_(1, sampled, before)
+        rows_of_h = gradient.double().cpu()
+        total += rows_of_h.T @ rows_of_h
+    return total, len(logits)
+
+
+def row_gradients(
+    rows: TeacherForced,
+    vector: SteeringVector | None = None,
+    strength: float = 0.0,
+    unit: Unit = "norm",
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
+    """Return each row's gradient of its mean log-probability, and that log-probability.
+
+    For a row with answer s, l(s; u) is the mean log-probability of its tokens with u added to the
+    residual stream from the last prompt token on; the gradient is taken at u = 0, or on top of
+    `vector` at `strength`. Gradients are in nats per token and unit of residual stream, float32 on
+    the CPU.
+    """
+    gradients: Tensor | None = None
+    values = torch.zeros(rows.n_rows)
+    # By a map, so that no name holds one pass's logits while the next one runs.
+    for index, gradient, means in map(_of_pass, rows.open_passes(vector, strength, unit)):
+        if gradients is None:
+            gradients = torch.zeros((rows.n_rows, gradient.shape[1]))
+        gradients[index] = gradient
+        values[index] = means
+    assert gradients is not None
+    return gradients, values
+
+
+def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[list[int], Tensor, Tensor]:
+    part, offset = opened
+    counts = torch.bincount(part.row)
+    weights, said = (1 / counts[part.row])[:, None], part.after[:, None]
+    # The gradient of sum w log p with respect to the logits is w (one-hot - p): autograd would
+    # hold four more arrays of their size.
+    with torch.no_grad():
+        push = torch.log_softmax(part.logits.float(), dim=-1)
+        each = push.gather(1, said)[:, 0]
+        push.exp_().mul_(-weights).scatter_add_(1, said, weights)
+    (gradient,) = torch.autograd.grad(part.logits, offset, push.to(part.logits.dtype))
+    means = torch.zeros(len(counts), device=each.device).index_add(0, part.row, each) / counts
+    return part.index, gradient.float().cpu(), means.cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """Texts whose likelihood steering should raise, against as many it should lower.
+
+    `rows` holds the texts to raise, then those to lower in the same order. `weight` is how much
+    they count; contrasts are brought to one scale first.
+    """
+
+    name: str
+    rows: TeacherForced
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rows.n_rows % 2:
+            raise ConfigError(
+                f"contrast {self.name!r} has {self.rows.n_rows} texts; give as many to lower as to "
+                "raise."
+            )
+        if not 0 <= self.weight < np.inf:
+            raise ConfigError(
+                f"contrast {self.name!r}: weight {self.weight:g} is no weight; give 0 or more."
+            )
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of texts to raise, and of texts to lower."""
+        return self.rows.n_rows // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Linearisation:
+    """The objective to first order around a vector.
+
+    Attributes:
+        gain: Gradient of the objective with respect to a vector added both ways, [d_model].
+        effects: E of each contrast at the matched strengths, nats per token.
+        plus: The positive strength that meets the KL target; 0 around nothing.
+        minus: The negative one.
+    """
+
+    gain: Float[np.ndarray, " d_model"]
+    effects: dict[str, float]
+    plus: float = 0.0
+    minus: float = 0.0
+
+
+class SteeringObjective:
+    """The effect E on training contrasts at a KL target, and its first derivatives.
+
+    With l(s; u) the mean token log-probability of a text under an added vector u and v at its
+    matched strengths a+ and -a-,
+
+        E(v) = mean over pairs of [m(a+ v) - m(-a- v)] / 2,   m(u) = l(s+; u) - l(s-; u)
+
+    and `gain` is the mean of the gradients of m at a+ v and at -a- v: what a small vector added to
+    v (and taken away on the negative side) changes.
+
+    Args:
+        contrasts: What to raise and to lower.
+        divergence: The cost, on neutral text that no evaluation uses.
+        metric: The cost to second order at zero.
+        make_vector: Turns a raw vector into a SteeringVector at the site.
+        kl_target: KL(steered || base) at which to linearise, nats per token.
+        keep: Returns the arrays of a linearisation, computed by the function given or kept from
+            earlier; computed each time if None.
+    """
+
+    def __init__(
+        self,
+        contrasts: Sequence[Contrast],
+        divergence: DivergenceMeter,
+        metric: FisherMetric,
+        make_vector: MakeVector,
+        *,
+        kl_target: float = 0.3,
+        keep: Keep | None = None,
+    ) -> None:
+        if not contrasts:
+            raise ConfigError("there are no contrasts, so nothing to steer for; give at least one.")
+        if not 0 < kl_target < np.inf:
+            raise ConfigError(
+                f"kl_target: {kl_target:g} nats per token are no KL target; give e.g. 0.3."
+            )
+        self.contrasts = tuple(contrasts)
+        self.divergence = divergence
+        self.metric = metric
+        self.kl_target = kl_target
+        self._make_vector = make_vector
+        self._keep = keep
+
+    @cached_property
+    def at_zero(self) -> Linearisation:
+        """The objective around no steering at all."""
+        gains = self._zero_gains
+        total = sum(self._scales[name] * gain for name, gain in gains.items())
+        assert not isinstance(total, int)
+        return Linearisation(total, dict.fromkeys(gains, 0.0))
+
+    @cached_property
+    def _zero_gains(self) -> Arrays:
+        return self._kept(
+            np.zeros(0),
+            lambda: {c.name: _zero_gain(c) for c in self.contrasts},
+        )
+
+    def _kept(self, at: np.ndarray, compute: Callable[[], Arrays]) -> Arrays:
+        return compute() if self._keep is None else self._keep(at, compute)
+
+    @cached_property
+    def _scales(self) -> dict[str, float]:
+        # One unit of each contrast is what its best direction gains at unit cost.
+        sizes = {
+            name: float(np.sqrt(gain @ self.metric.solve(gain)))
+            for name, gain in self._zero_gains.items()
+        }
+        return {
+            c.name: c.weight / sizes[c.name] if sizes[c.name] > 0 else 0.0 for c in self.contrasts
+        }
+
+    def around(self, raw: Float[np.ndarray, " d_model"]) -> Linearisation:
+        """Linearise around a raw vector, steered both ways at the strengths of the KL target."""
+        found = self._kept(raw, lambda: self._around(raw))
+        gains = {c.name: found[f"gain.{c.name}"] for c in self.contrasts}
+        gain = sum(self._scales[name] * part for name, part in gains.items())
+        assert not isinstance(gain, int)
+        effects = {c.name: float(found[f"effect.{c.name}"][0]) for c in self.contrasts}
+        return Linearisation(gain, effects, *map(float, found["strengths"]))
+
+    def _around(self, raw: Float[np.ndarray, " d_model"]) -> Arrays:
+        vector = self._make_vector(raw)
+        plus = match_strength(self.divergence, vector, self.kl_target, sign=1, tolerance=0.1)
+        minus = match_strength(
+            self.divergence, vector, self.kl_target, sign=-1, start=plus.strength, tolerance=0.1
+        )
+        found: Arrays = {"strengths": np.array([plus.strength, minus.strength])}
+        for contrast in self.contrasts:
+            up, high = row_gradients(contrast.rows, vector, plus.strength)
+            down, low = row_gradients(contrast.rows, vector, minus.strength)
+            n = contrast.n_pairs
+            found[f"gain.{contrast.name}"] = _margin_gradient(contrast, (up + down) / 2)
+            moved = ((high[:n] - high[n:]) - (low[:n] - low[n:])).mean() / 2
+            found[f"effect.{contrast.name}"] = np.array([float(moved)])
+        return found
+
+
+def _zero_gain(contrast: Contrast) -> Float[np.ndarray, " d_model"]:
+    gradients, _ = row_gradients(contrast.rows)
+    gain = _margin_gradient(contrast, gradients)
+    # The same texts on both sides leave rounding, which the scale would blow up to full size.
+    typical = float(gradients.norm(dim=1).mean())
+    return gain if np.linalg.norm(gain) > NO_DIFFERENCE * typical else np.zeros_like(gain)
+
+
+def _margin_gradient(contrast: Contrast, gradients: Any) -> Float[np.ndarray, " d_model"]:
+    n = contrast.n_pairs
+    return (gradients[:n] - gradients[n:]).mean(dim=0).double().numpy()
+
+
+class TrainingCost:
+    """What steering at a site costs on neutral answers that no evaluation uses.
+
+    Args:
+        model: A model from `load_model`.
+        rows: The answers as the assistant's words.
+        site: Where vectors are added.
+        fisher_samples: Draws for each answer.
+        arrays: Where the metric is kept; in memory if None.
+        key: What tells the model's weights and the site from others.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        rows: Sequence[TokenRow],
+        site: Site,
+        *,
+        fisher_samples: int,
+        arrays: ArrayCache | None = None,
+        key: tuple[str, ...] = (),
+    ) -> None:
+        self._model = model
+        self.rows = rows
+        self._site = site
+        self._fisher_samples = fisher_samples
+        self._arrays = arrays
+        self._key = key
+
+    @cached_property
+    def divergence(self) -> DivergenceMeter:
+        """The KL at a strength, on the first answers alone."""
+        rows: list[TokenRow] = []
+        for row in self.rows:
+            rows.append(row)
+            if sum(sum(r.kept) for r in rows) >= COST_TOKENS:
+                break
+        return DivergenceMeter(self._model, rows, site=self._site)
+
+    @cached_property
+    def metric(self) -> FisherMetric:
+        """The Fisher metric of the site, computed once per model, site and text."""
+
+        def compute() -> Arrays:
+            texts = TeacherForced(self._model, self.rows, site=self._site, max_tokens=1024)
+            found = fisher_metric(texts, n_samples=self._fisher_samples)
+            return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
+
+        parts = (*self._key, self._fisher_samples, [(row.ids, row.kept) for row in self.rows])
+        if self._arrays is None:
+            kept = _METRICS.keep("fisher", content_key(*parts), compute)
+        else:
+            kept = self._arrays.once("fisher", *parts, compute=compute)
+        return FisherMetric(kept["matrix"], *map(int, kept["counts"]))
+
+    def keep(self, *parts: Any) -> Keep | None:
+        """Return a function that keeps linearisations of one objective by content, if on disk."""
+        arrays = self._arrays
+        if arrays is None:
+            return None
+        return lambda at, compute: arrays.once("gradients", *self._key, *parts, at, compute=compute)

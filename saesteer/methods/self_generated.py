@@ -1,0 +1,90 @@
+"""A contrast between completions that the model itself writes, rated high and low."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from saesteer.steering.generate import generate
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.steering import SteeringVector
+
+# Shorter completions say nothing that could be rated.
+FEWEST_WORDS = 4
+Rate = Callable[[Sequence[str]], Float[np.ndarray, " text"]]
+
+
+class GeneratedPairs(NamedTuple):
+    """Pairs of completions of one question each, the one rated higher and the one rated lower."""
+
+    questions: list[str]
+    high: list[str]
+    low: list[str]
+
+
+def self_generated(
+    model: TransformerBridge,
+    questions: Sequence[str],
+    vector: SteeringVector,
+    strengths: Sequence[float],
+    rate: Rate,
+    *,
+    n_samples: int = 3,
+    n_pairs: int = 2,
+    max_new_tokens: int = 40,
+    chat: bool | None = None,
+    seed: int = 0,
+) -> GeneratedPairs:
+    """Let the model answer under steering both ways, and pair what is rated high with what is low.
+
+    Raising the likelihood of the high one against the low one is a step of policy gradient on the
+    rating with a paired baseline; the texts are the model's own, so the step moves what it writes
+    and not only how likely it finds other people's statements.
+
+    Args:
+        model: A model from `load_model`.
+        questions: Neutral questions that no evaluation asks.
+        vector: What to steer with; any baseline, such as difference in means.
+        strengths: At which strengths, such as those that meet a KL target both ways.
+        rate: Rates texts; it must have been trained on other statements than the judge that
+            scores in the end.
+        n_samples: Completions for each question and strength.
+        n_pairs: The most pairs for each question: the highest against the lowest, the second
+            against the second lowest, ...
+        max_new_tokens: The most tokens of a completion.
+        chat: Whether questions go through the chat template; where there is one if None.
+        seed: Seeds the sampling.
+    """
+    result = generate(
+        model,
+        questions,
+        vector,
+        strengths,
+        max_new_tokens=max_new_tokens,
+        chat="auto" if chat is None else chat,
+        temperature=1.0,
+        n_samples=n_samples,
+        seed=seed,
+        max_batch_rows=64,
+    )
+    kept = [r for r in result.records if len(r.text.split()) >= FEWEST_WORDS]
+    ratings = rate([record.text for record in kept]) if kept else []
+    by_question: dict[str, list[tuple[float, str]]] = {}
+    for record, rating in zip(kept, ratings, strict=True):
+        by_question.setdefault(record.prompt, []).append((float(rating), record.text))
+    found = GeneratedPairs([], [], [])
+    for question, rated in by_question.items():
+        ordered = sorted(rated)
+        for place in range(min(n_pairs, len(ordered) // 2)):
+            low, high = ordered[place], ordered[-1 - place]
+            if high[0] > low[0]:
+                found.questions.append(question)
+                found.high.append(high[1])
+                found.low.append(low[1])
+    return found

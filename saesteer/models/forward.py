@@ -1,0 +1,66 @@
+"""Rows of tokens to logits, padded on either side; hook what is to be kept or changed meanwhile."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+
+def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+    """Return every token's place counted from its row's first real token; 0 at padding."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def last_logits(
+    root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
+) -> Float[Tensor, "row vocab"]:
+    """Run left-padded rows and return the logits behind their last tokens.
+
+    Args:
+        root: A Hugging Face causal language model: `plain_model(model)`, or the bridge's own
+            `model.original_model`. Its gradients are on or off as they are when it is called.
+        ids: Token ids.
+        mask: True at real tokens.
+    """
+    return _forward(root, ids, mask, logits_to_keep=1)[:, -1]
+
+
+def all_logits(
+    root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
+) -> Float[Tensor, "row pos vocab"]:
+    """Run rows and return the logits behind every token; as `last_logits`."""
+    return _forward(root, ids, mask)
+
+
+def last_logits_in_parts(
+    root: Any,
+    ids: Int[Tensor, "row pos"],
+    mask: Bool[Tensor, "row pos"],
+    *,
+    max_tokens: int = 4096,
+) -> Float[Tensor, "row vocab"]:
+    """Return `last_logits` without gradient, at most so many tokens in one pass."""
+    with torch.no_grad():
+        parts = [last_logits(root, ids[p], mask[p]) for p in slices(ids, max_tokens)]
+    return torch.cat(parts)
+
+
+def slices(rows: Shaped[Tensor, "row pos"], max_tokens: int) -> Iterator[slice]:
+    """Yield slices that cover rows, padding included with at most so many tokens each."""
+    count, width = rows.shape
+    each = max(1, max_tokens // max(1, width))
+    for start in range(0, count, each):
+        yield slice(start, min(start + each, count))
+
+
+def _forward(root: Any, ids: Tensor, mask: Tensor, **wanted: Any) -> Tensor:
+    wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
+    # Models with ALiBi take no position ids, and a few compute all logits or none.
+    takes = inspect.signature(root.forward).parameters
+    known = {name: value for name, value in wanted.items() if name in takes}
+    return root(input_ids=ids, use_cache=False, **known).logits

@@ -1,0 +1,161 @@
+"""Attention patterns of chosen heads, and a page that shows them and opens offline.
+
+The drawing is circuitsvis's own. Its Python side asks the network where to load its script from,
+so the script that comes in its wheel is put into the page instead.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from saesteer.models.hooks import keeping
+from saesteer.models.sites import bridge_target
+from saesteer.patching.batch import PairBatch, Side
+from saesteer.patching.target import check_bridge_alike, check_heads, site_of
+from saesteer.utils.errors import ConfigError, HookError, SiteError
+from saesteer.utils.files import write_atomic
+
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;"
+    "color:#1f2328;background:#fff}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2.5rem}"
+    "p{color:#57606a}"
+)
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """One prompt's attention patterns.
+
+    Attributes:
+        name: What to call the prompt.
+        tokens: Its tokens, padding left out.
+        heads: The heads: (layer, head).
+        patterns: How much each token (row) attends to each token (column); rows sum to 1.
+    """
+
+    name: str
+    tokens: tuple[str, ...]
+    heads: tuple[tuple[int, int], ...]
+    patterns: Float[np.ndarray, "head to from"]
+
+
+def attention_views(
+    model: Any,
+    batch: PairBatch,
+    heads: Sequence[tuple[int, int]],
+    *,
+    side: Side = "clean",
+    pairs: Sequence[int] = (0,),
+) -> tuple[AttentionView, ...]:
+    """Read attention patterns."""
+    check_heads(model, heads)
+    for number in pairs:
+        if not 0 <= number < len(batch):
+            raise ConfigError(
+                f"pair {number} is asked for and there are {len(batch)}; give numbers from 0 to "
+                f"{len(batch) - 1}"
+            )
+    ids, mask = batch.side(side)
+    words = batch.words(side)
+    views = []
+    for number in pairs:
+        # One prompt at a time and without padding, so nothing has to be masked or cut away.
+        real = mask[number]
+        patterns = _patterns(model, ids[number][real][None], heads)
+        start = batch.width - int(real.sum())
+        views.append(
+            AttentionView(batch.names[number], words[number][start:], tuple(heads), patterns)
+        )
+    return tuple(views)
+
+
+def attention_page(views: Sequence[AttentionView], *, title: str = "Attention patterns") -> str:
+    """Return a page of HTML that holds everything it needs."""
+    if not views:
+        raise ConfigError("there is no attention pattern to show; read at least one prompt's")
+    sections, calls = [], []
+    for number, view in enumerate(views):
+        place = f"view-{number}"
+        sections.append(f'<h2>{html.escape(view.name)}</h2><div id="{place}"></div>')
+        props = {
+            "tokens": list(view.tokens),
+            "attention": np.round(view.patterns.astype(float), 4).tolist(),
+            "attentionHeadNames": [f"{layer}.{head}" for layer, head in view.heads],
+            "maskUpperTri": True,
+        }
+        calls.append(f'CircuitsVis.render("{place}",CircuitsVis.AttentionHeads,{_inline(props)});')
+    shown = html.escape(title)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{shown}</title><style>{_STYLE}</style></head><body><h1>{shown}</h1>"
+        "<p>Each row is a token and shows how much it attends to the tokens before it. Click a "
+        "head to see it large, hover for the numbers.</p>"
+        f"{''.join(sections)}<script>{_bundle()}</script>"
+        f"<script>{''.join(calls)}</script></body></html>\n"
+    )
+
+
+def write_attention_page(
+    views: Sequence[AttentionView],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "Attention patterns",
+) -> Path:
+    """Write `attention_page` to a file."""
+    # A token can be half of a character, which has no UTF-8.
+    return write_atomic(path, attention_page(views, title=title).encode("utf-8", "replace"))
+
+
+def _patterns(
+    model: Any, ids: torch.Tensor, heads: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "head to from"]:
+    check_bridge_alike(model, "the attention")
+    sites = {layer: site_of("pattern", layer) for layer in sorted({at for at, _ in heads})}
+    absent = [site for site in sites.values() if str(site) not in model.hook_dict]
+    if absent:
+        raise SiteError(
+            f"site {absent[0]}: {model.cfg.model_name} has no attention pattern there; choose "
+            "another layer."
+        )
+    targets = {layer: bridge_target(model, site) for layer, site in sites.items()}
+    try:
+        with torch.no_grad(), keeping(targets) as kept:
+            model.original_model(input_ids=ids, use_cache=False)
+    except HookError as error:
+        raise SiteError(
+            f"the attention of {model.cfg.model_name} keeps no pattern; choose another model."
+        ) from error
+    return np.stack([kept[layer][0, head].float().cpu().numpy() for layer, head in heads])
+
+
+def _bundle() -> str:
+    spec = find_spec("circuitsvis")
+    found = None if spec is None or spec.origin is None else Path(spec.origin).parent
+    script = None if found is None else found / "dist" / "cdn" / "iife.js"
+    if script is None or not script.is_file():
+        raise ConfigError(
+            "attention pages are drawn by circuitsvis, which is not installed here; install "
+            "saesteer again, or: pip install circuitsvis"
+        )
+    text = script.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    # The map lies beside the wheel's script, not beside the page.
+    return text.split("//# sourceMappingURL=")[0]
+
+
+def _inline(props: dict[str, Any]) -> str:
+    text = json.dumps(props, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

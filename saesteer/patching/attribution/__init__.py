@@ -1,1 +1,0 @@
-"""Attribution patching, integrated gradients, and their agreement with patching itself."""

@@ -1,1 +1,0 @@
-"""Path patching: what one sender tells chosen receivers."""

@@ -1,1 +1,0 @@
-"""Clean and corrupted prompts: pairs, files, tokens, IOI."""

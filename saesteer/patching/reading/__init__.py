@@ -1,1 +1,0 @@
-"""Reading without patching: answers, logit lens, direct attribution, attention."""

@@ -1,0 +1,309 @@
+"""Linear probes of a model's layers: reading with them, and their directions as vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from saesteer.data.checks import did_you_mean, spoken_list
+from saesteer.models.loading import made_on_other_weights, model_info
+from saesteer.models.sites import Site
+from saesteer.probes.fitting import (
+    FitSettings,
+    FittedProbe,
+    class_probabilities,
+    fit_probe,
+    logits,
+)
+from saesteer.steering import SteeringVector
+from saesteer.utils.errors import DataError, MismatchError, SiteError
+from saesteer.utils.files import write_atomic
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+FORMAT = "saesteer.probes"
+VERSION = 1
+FILE_NAME = "probes.safetensors"
+DirectionKind = Literal["probe", "means"]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """A linear probe at one site; its probabilities go by `classes`."""
+
+    site: Site
+    classes: tuple[str, ...]
+    # On raw activations; one row per class, or the second class's alone of two.
+    weight: Float[np.ndarray, "row d_model"]
+    bias: Float[np.ndarray, " row"]
+    # Mean activation of each class's training texts.
+    means: Float[np.ndarray, "class d_model"]
+    # Mean L2 norm over tokens at the site.
+    residual_norm: float
+    # The inverse regularisation.
+    c: float
+
+    @classmethod
+    def fit(
+        cls,
+        site: Site,
+        classes: Sequence[str],
+        x: Float[np.ndarray, "text d_model"],
+        labels: Int[np.ndarray, " text"],
+        groups: Int[np.ndarray, " text"],
+        settings: FitSettings,
+        *,
+        residual_norm: float,
+        seed: int = 0,
+    ) -> tuple[LinearProbe, FittedProbe]:
+        """Fit a probe with `fit_probe`; return also how that went."""
+        fitted = fit_probe(x, labels, groups, settings, seed=seed)
+        means = np.stack([x[labels == c].mean(axis=0) for c in range(len(classes))])
+        weights = fitted.weight, fitted.bias, means.astype(np.float32)
+        return cls(site, tuple(classes), *weights, residual_norm, fitted.c), fitted
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations it reads."""
+        return int(self.weight.shape[1])
+
+    def probabilities(
+        self, x: Float[np.ndarray, "*text d_model"]
+    ) -> Float[np.ndarray, "*text class"]:
+        """Return each class's probability.
+
+        Raises:
+            MismatchError: The activations have another width.
+        """
+        if x.shape[-1] != self.d_model:
+            raise MismatchError(
+                f"the probe at {self.site} reads activations {self.d_model} wide and was given "
+                f"{x.shape[-1]}; read them on the model that the probe was trained on."
+            )
+        return class_probabilities(logits(x, self.weight, self.bias))
+
+    def class_number(self, name: str) -> int:
+        """Return a class's place among the classes, which it must be one of."""
+        if name not in self.classes:
+            raise DataError(
+                f"class {name!r}{did_you_mean(name, self.classes)} is unknown to this probe; its "
+                f"classes are {spoken_list(self.classes)}."
+            )
+        return self.classes.index(name)
+
+    def direction(
+        self, towards: str, away: str, kind: DirectionKind = "probe"
+    ) -> Float[np.ndarray, " d_model"]:
+        """Return the raw direction from one class to another.
+
+        Args:
+            towards: The class it points to.
+            away: The class it points from.
+            kind: "probe", the gradient of the two classes' log odds; "means", the difference of
+                their mean activations.
+
+        Raises:
+            DataError: A class is unknown, or both are the same.
+        """
+        to, fro = self.class_number(towards), self.class_number(away)
+        if to == fro:
+            raise DataError(f"a direction needs two classes, and both are {towards!r}.")
+        if kind == "means":
+            return self.means[to] - self.means[fro]
+        rows = self.weight
+        if len(rows) == 1:
+            rows = np.concatenate([np.zeros_like(rows), rows])
+        return rows[to] - rows[fro]
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSet:
+    """The probes of one run, in order of depth."""
+
+    probes: tuple[LinearProbe, ...]
+    model: str
+    model_fingerprint: str
+    # How a text became one vector, and the words around it; see `ReadSettings`.
+    positions: str
+    # The layer that cross-validation on the training texts likes best.
+    best: int
+    before: str = ""
+    after: str = ""
+    # The SAE whose codes are read, if they are.
+    sae: str | None = None
+    name: str = "probes"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.probes[0].classes
+
+    def layer(self, layer: int | None = None) -> LinearProbe:
+        """Return a layer's probe; the best one's if None.
+
+        Raises:
+            SiteError: The layer has no probe.
+        """
+        wanted = self.best if layer is None else layer
+        for probe in self.probes:
+            if probe.site.layer == wanted:
+                return probe
+        have = sorted(probe.site.layer for probe in self.probes)
+        raise SiteError(
+            f"layer {wanted} has no probe; these have one: {', '.join(map(str, have))}."
+        )
+
+    def vector(
+        self,
+        layer: int | None = None,
+        *,
+        towards: str | None = None,
+        away: str | None = None,
+        kind: DirectionKind = "probe",
+        positions: str = "from_last_prompt_token",
+    ) -> SteeringVector:
+        """Return a probe's direction as a steering vector.
+
+        Its provenance holds every class's mean reading along it (`class_alphas`), which the
+        intervention `set` can be told by name.
+
+        Args:
+            layer: The layer; the best one's if None.
+            towards: The class it points to; the last one if None.
+            away: The class it points from; the first one if None.
+            kind: See `LinearProbe.direction`.
+            positions: Where it is written.
+
+        Raises:
+            SaesteerError: There is no such layer or class, or the probes read SAE codes.
+        """
+        if self.sae is not None:
+            raise MismatchError(
+                f"these probes read codes of SAE {self.sae}, whose weights are no direction of the "
+                "residual stream; use the vectors in the run's sparse folder."
+            )
+        probe = self.layer(layer)
+        towards, away = towards or self.classes[-1], away or self.classes[0]
+        raw = probe.direction(towards, away, kind).astype(np.float64)
+        unit = raw / max(float(np.linalg.norm(raw)), 1e-30)
+        alphas = probe.means.astype(np.float64) @ unit
+        return SteeringVector.from_raw(
+            torch.from_numpy(raw),
+            site=probe.site,
+            model=self.model,
+            model_fingerprint=self.model_fingerprint,
+            residual_norm=probe.residual_norm,
+            positions=positions,
+            read_positions=self.positions,
+            method=f"probe_{kind}",
+            name=f"{self.name} {away} to {towards}, layer {probe.site.layer}",
+            provenance={
+                "towards": towards,
+                "away": away,
+                "class_alphas": dict(zip(self.classes, alphas.tolist(), strict=True)),
+            },
+        )
+
+    def check_belongs(self, model: TransformerBridge) -> None:
+        """Refuse a model that the probes were not trained on.
+
+        Raises:
+            MismatchError: Its width or its weights are others.
+        """
+        info = model_info(model)
+        width = int(model.cfg.d_model)
+        residual = self.sae is None and self.probes[0].site.hook.startswith("hook_resid")
+        if residual and self.probes[0].d_model != width:
+            raise MismatchError(
+                f"the probes read activations {self.probes[0].d_model} wide and the residual "
+                f"stream of {info.source.name} is {width} wide; load {self.model}, on which they "
+                "were trained."
+            )
+        if made_on_other_weights(model, self.model, self.model_fingerprint):
+            raise MismatchError(
+                f"the probes were trained on other weights (model {self.model}, fingerprint "
+                f"{self.model_fingerprint[:12]}) than this model's ({info.source.name}, "
+                f"{info.fingerprint[:12]}); load that model, or train probes on this one."
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the probes as safetensors with JSON metadata, whole or not at all.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        tensors: dict[str, np.ndarray] = {}
+        for probe in self.probes:
+            tensors[f"{probe.site}.weight"] = np.ascontiguousarray(probe.weight, np.float32)
+            tensors[f"{probe.site}.bias"] = np.ascontiguousarray(probe.bias, np.float64)
+            tensors[f"{probe.site}.means"] = np.ascontiguousarray(probe.means, np.float32)
+        header = {name: getattr(self, name) for name in _SHARED}
+        header["classes"] = list(self.classes)
+        header["sites"] = {
+            str(probe.site): {"residual_norm": probe.residual_norm, "c": probe.c}
+            for probe in self.probes
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "probes": json.dumps(header)}
+        write_atomic(Path(path), save(tensors, metadata=metadata))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
+        """Read probes from a file, or from "probes.safetensors" in a run's folder.
+
+        Raises:
+            DataError: There is no such file, or it is not a whole file of probes.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        source = Path(path)
+        if source.is_dir():
+            source = source / FILE_NAME
+        if not source.is_file():
+            raise DataError(
+                f"{source}: there are no probes; give the folder of a finished saesteer probe "
+                "train."
+            )
+        try:
+            with safe_open(source, framework="numpy") as file:
+                metadata = dict(file.metadata() or {})
+                if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
+                    raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
+                header = json.loads(metadata["probes"])
+                classes, sites = tuple(header["classes"]), header["sites"]
+                probes = [_probe(file, name, classes, **sites[name]) for name in sites]
+                shared = {name: header[name] for name in _SHARED}
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(
+                f"{source}: cannot be read as probes ({reason}); train them again."
+            ) from error
+        return cls(probes=tuple(sorted(probes, key=lambda p: p.site)), **shared)
+
+
+_SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
+
+
+def _probe(
+    file: Any, name: str, classes: tuple[str, ...], residual_norm: float, c: float
+) -> LinearProbe:
+    weight, bias, means = (
+        file.get_tensor(f"{name}.{part}") for part in ("weight", "bias", "means")
+    )
+    n = len(classes)
+    rows = 1 if n == 2 else n
+    fits = weight.ndim == 2 and len(weight) == rows and bias.shape == (rows,)
+    if not fits or means.shape != (n, weight.shape[1]):
+        raise ValueError(f"the tensors at {name} do not fit {n} classes")
+    return LinearProbe(Site.parse(name), classes, weight, bias, means, residual_norm, c)

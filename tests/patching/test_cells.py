@@ -1,0 +1,305 @@
+"""Every cell of activation patching against transformer_lens and against a loop of whole passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.models import load_model, plain_model, wrap_model
+from saesteer.patching import PatchResult, encode_pairs, load_prompt_pairs, patch
+from saesteer.patching import batch as batches
+from saesteer.patching.metrics import metric_named
+from saesteer.patching.patcher import activation_patching, unpatched
+from saesteer.patching.target import BY_COLUMN, BY_HEAD
+from saesteer.utils.errors import ConfigError, DataError, SiteError
+from tests.patching.engine_prompts import (
+    EQUAL,
+    UNEQUAL,
+    filled,
+    made_up_batch,
+    one_by_one,
+    some_pairs,
+)
+
+LOGITS = metric_named("logit_difference")
+LENS = {
+    "resid_pre": "get_act_patch_resid_pre",
+    "resid_mid": "get_act_patch_resid_mid",
+    "attn_out": "get_act_patch_attn_out",
+    "mlp_out": "get_act_patch_mlp_out",
+    "z": "get_act_patch_attn_head_out_all_pos",
+    "q": "get_act_patch_attn_head_q_all_pos",
+    "k": "get_act_patch_attn_head_k_all_pos",
+    "v": "get_act_patch_attn_head_v_all_pos",
+    "pattern": "get_act_patch_attn_head_pattern_all_pos",
+}
+LENS_BY_POSITION = {
+    "z": "get_act_patch_attn_head_out_by_pos",
+    "k": "get_act_patch_attn_head_k_by_pos",
+    "pattern": "get_act_patch_attn_head_pattern_by_pos",
+}
+
+
+def from_lens(model, batch, function: str) -> np.ndarray:
+    """What transformer_lens says, [layer, position or head[, position]]: means over the pairs."""
+    from transformer_lens import patching
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        last = logits[:, -1]
+        return (last.gather(1, batch.right[:, None]) - last.gather(1, batch.wrong[:, None])).mean()
+
+    with torch.no_grad():
+        _, cache = model.run_with_cache(batch.clean)
+        got = getattr(patching, function)(model, batch.corrupted, cache, metric).numpy()
+    # It has positions before heads.
+    return np.moveaxis(got, 1, 2) if "out_by_pos" in function or "k_by_pos" in function else got
+
+
+@pytest.mark.parametrize("component", LENS)
+def test_every_cell_is_transformer_lenss(arch, component, tiny_model):
+    model, batch = tiny_model(arch), made_up_batch(EQUAL)
+    wanted = from_lens(model, batch, LENS[component])
+    got = activation_patching(model, batch, component, LOGITS).values.mean(axis=0)
+    assert got.shape == wanted.shape
+    assert np.ptp(wanted) > 0.05
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("component", LENS_BY_POSITION)
+def test_every_cell_by_position_is_transformer_lenss(arch, component, tiny_model):
+    model, batch = tiny_model(arch), made_up_batch(((6, 6),))
+    wanted = from_lens(model, batch, LENS_BY_POSITION[component])
+    got = activation_patching(model, batch, component, LOGITS, by_position=True)
+    assert got.dims == ("layer", "head", "position")
+    if wanted.shape != got.values.shape[1:]:
+        wanted = np.moveaxis(wanted, 1, 2)
+    np.testing.assert_allclose(got.values.mean(axis=0), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
+def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, component, tiny_model):
+    model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
+    got = activation_patching(model, batch, component, LOGITS)
+    cells = one_by_one(model, batch, component, "denoising", by_position=False)
+    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
+def test_noising_writes_the_corrupted_run_into_the_clean_one(component, tiny_model):
+    model, batch = tiny_model("gemma3"), made_up_batch(UNEQUAL)
+    got = activation_patching(model, batch, component, LOGITS, mode="noising")
+    cells = one_by_one(model, batch, component, "noising", by_position=False)
+    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("component", BY_HEAD)
+def test_unequal_lengths_by_position_are_as_in_a_loop(component, tiny_llama):
+    batch = made_up_batch(((6, 5),))
+    got = activation_patching(tiny_llama, batch, component, LOGITS, by_position=True)
+    cells = one_by_one(tiny_llama, batch, component, "denoising", by_position=True)
+    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
+
+
+def test_padding_is_in_no_result(tiny_llama):
+    batch = made_up_batch(UNEQUAL)
+    result = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
+    missing = np.isnan(result.values[:, 0])
+    assert (missing == (batch.to_clean < 0).numpy()).all()
+    assert missing[~batch.corrupted_mask.numpy()].all()
+    assert set(result.frame()["token"]) <= {w for row in batch.corrupted_words for w in row if w}
+
+
+@pytest.mark.parametrize("name", ["answer_log_probability", "kl"])
+def test_metrics_over_the_vocabulary_see_the_whole_of_it(name, tiny_model):
+    model, metric = tiny_model("gemma3"), metric_named(name)
+    batch = made_up_batch(EQUAL)
+    with torch.no_grad():
+        clean, corrupted = (
+            model(ids)[:, -1].log_softmax(-1) for ids in (batch.clean, batch.corrupted)
+        )
+    got = unpatched(model, batch, metric)
+    if name == "kl":
+        wanted = torch.zeros(2), (clean.exp() * (clean - corrupted)).sum(-1)
+    else:
+        wanted = tuple(side.gather(1, batch.right[:, None])[:, 0] for side in (clean, corrupted))
+    for mine, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    # The last block's whole output at the answer's position makes the run clean.
+    result = activation_patching(model, batch, "resid_post", metric, layers=[2], positions=[7])
+    np.testing.assert_allclose(result.values[:, 0, 0], wanted[0], atol=1e-4)
+
+
+def test_unpatched_numbers_are_the_models_own(arch, tiny_model, hf_model):
+    model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
+    clean, corrupted = unpatched(model, batch, LOGITS)
+    for i in range(len(batch)):
+        for got, ids, mask in (
+            (clean, batch.clean, batch.clean_mask),
+            (corrupted, batch.corrupted, batch.corrupted_mask),
+        ):
+            with torch.no_grad():
+                logits = hf_model(arch)(ids[i][mask[i]][None]).logits[0, -1]
+            assert got[i] == pytest.approx(
+                float(logits[batch.right[i]] - logits[batch.wrong[i]]), abs=1e-4
+            )
+
+
+def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
+    batch = made_up_batch(UNEQUAL)
+    whole = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True)
+    some = activation_patching(
+        tiny_llama,
+        batch,
+        "z",
+        LOGITS,
+        by_position=True,
+        layers=[2, 0],
+        heads=[3, 1],
+        positions=[7, 4],
+    )
+    assert some.coords == {"layer": (2, 0), "head": (3, 1), "position": (7, 4)}
+    wanted = whole.values[:, [2, 0]][:, :, [3, 1]][..., [7, 4]]
+    np.testing.assert_allclose(some.values, wanted, atol=1e-5)
+    assert some.tokens[1] == (batch.corrupted_words[1][7], batch.corrupted_words[1][4])
+
+
+@pytest.mark.parametrize("mode", ["denoising", "noising"])
+def test_the_last_blocks_output_at_the_answer_is_the_whole_effect(arch, mode, tiny_model):
+    batch = made_up_batch(UNEQUAL)
+    result = activation_patching(tiny_model(arch), batch, "resid_post", LOGITS, mode=mode)
+    share = result.normalised()
+    full = 1 if mode == "denoising" else -1
+    np.testing.assert_allclose(share[:, 2, -1], full, atol=1e-4)
+    # Elsewhere it comes too late for anybody to read.
+    assert not np.nan_to_num(share[:, 2, :-1]).any()
+
+
+@pytest.mark.parametrize(
+    "component", [*BY_COLUMN, *BY_HEAD, *(f"{c} by position" for c in BY_HEAD)]
+)
+def test_a_runs_own_activations_change_nothing(component, tiny_model, monkeypatch):
+    component, by_position = component.split()[0], "position" in component
+    model, batch = tiny_model("gemma3"), made_up_batch(UNEQUAL, same=True)
+    # The engine would not run what it knows to be the same; here it has to.
+    monkeypatch.setattr(batches, "begin_alike", lambda ids, *rest: torch.zeros_like(ids) > 0)
+    result = activation_patching(model, batch, component, LOGITS, by_position=by_position)
+    clean, _ = unpatched(model, batch, LOGITS)
+    wanted = np.broadcast_to(clean.reshape(-1, *[1] * len(result.dims)), result.values.shape)
+    there = ~np.isnan(result.values)
+    assert there[:, -1].any()
+    np.testing.assert_allclose(result.values[there], wanted[there], atol=1e-4)
+
+
+def test_parallel_blocks_have_no_middle_and_interleaved_heads_work(tiny_tokenizer):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+        architectures=["GPTNeoXForCausalLM"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = wrap_model(GPTNeoXForCausalLM(config), tokenizer)
+    batch = made_up_batch(EQUAL)
+    with pytest.raises(SiteError, match="no such part"):
+        activation_patching(model, batch, "resid_mid", LOGITS)
+    # Keys and values of all heads are all that one position can read of another.
+    result = activation_patching(model, batch, "v", LOGITS)
+    assert result.values.shape == (2, 2, 4)
+    assert np.abs(result.normalised()).max() > 1e-3
+
+
+def test_half_precision_is_run_as_it_is(make_model_folder):
+    model = load_model(make_model_folder("llama"), device="cpu", dtype="bfloat16")
+    batch = made_up_batch(EQUAL)
+    result = activation_patching(model, batch, "resid_post", LOGITS, layers=[2])
+    clean, _ = unpatched(model, batch, LOGITS)
+    np.testing.assert_allclose(result.values[:, 0, -1], clean, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"component": "resid_per"}, "did you mean 'resid_pre'"),
+        ({"layers": [3]}, "layers: 3 is not there; choose from 0 to 2"),
+        ({"layers": []}, "layers: there is none"),
+        ({"layers": [1, 1]}, "twice"),
+        ({"positions": [8]}, "choose from 0 to 7"),
+        ({"heads": [0]}, "heads: component 'resid_pre' has none"),
+        ({"component": "k", "heads": [2]}, "heads: 2 is not there; choose from 0 to 1"),
+        ({"component": "z", "positions": [1]}, "add by_position=True"),
+        ({"memory_gb": 0.0}, "memory_gb is 0.0"),
+        ({"memory_gb": float("nan")}, "memory_gb is nan"),
+        ({"mode": "noise"}, "'noise' is neither 'denoising' nor 'noising'"),
+    ],
+)
+def test_unusable_arguments_are_said_in_a_sentence(tiny_llama, arguments, sentence):
+    component = arguments.pop("component", "resid_pre")
+    with pytest.raises(ConfigError, match=sentence):
+        activation_patching(tiny_llama, made_up_batch(EQUAL), component, LOGITS, **arguments)
+
+
+def test_no_pair_at_all_is_said(tiny_llama):
+    with pytest.raises(DataError, match="no pair of prompts"):
+        activation_patching(tiny_llama, some_pairs(made_up_batch(EQUAL), slice(0)), "z", LOGITS)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("component", ["resid_pre", "z"])
+def test_the_real_models_cells_are_transformer_lenss(component, smollm2):
+    import pandas as pd
+    from transformer_lens import patching
+
+    batch = made_up_batch(((5, 5), (5, 5)))
+    setter = {
+        "resid_pre": patching.layer_pos_patch_setter,
+        "z": patching.layer_head_vector_patch_setter,
+    }[component]
+    cells = pd.DataFrame([(i, j) for i in (3, 29) for j in (2, 4)], columns=["layer", "at"])
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        last = logits[:, -1]
+        return (last.gather(1, batch.right[:, None]) - last.gather(1, batch.wrong[:, None])).mean()
+
+    with torch.no_grad():
+        _, cache = smollm2.run_with_cache(batch.clean)
+        wanted = patching.generic_activation_patch(
+            smollm2, batch.corrupted, cache, metric, setter, component, index_df=cells
+        )
+    result = activation_patching(smollm2, batch, component, LOGITS, layers=[3, 29])
+    exact = plain_model(smollm2).dtype == torch.float32
+    got = result.values.mean(axis=0)[:, [2, 4]].ravel()
+    np.testing.assert_allclose(got, wanted.float(), atol=1e-4 if exact else 0.2)
+
+
+def test_one_call_patches_by_any_method_and_shows_a_table(tiny_llama):
+    batch = made_up_batch(EQUAL)
+    found = patch(tiny_llama, batch, "resid_pre", metric="logit_difference")
+    assert isinstance(found, PatchResult)
+    np.testing.assert_allclose(found.table.to_numpy(), found.mean())
+    assert (
+        list(found.table.columns) == list(range(batch.width)) and found.table.index.name == "layer"
+    )
+    assert "<table" in found._repr_html_() and "resid_pre" in found._repr_html_()
+    for method in ("attribution", "integrated_gradients", "path"):
+        other = patch(tiny_llama, batch, "z", method=method)
+        assert other.method == method and other.table.shape == (3, 4)
+    with pytest.raises(ConfigError, match="method: 'guess' is unknown"):
+        patch(tiny_llama, batch, "z", method="guess")  # type: ignore[arg-type]
+
+
+@pytest.mark.real
+def test_bundled_pairs_go_in_by_name(smollm2):
+    pairs = load_prompt_pairs("capitals")[:2]
+    found = patch(smollm2, pairs, "resid_post", layers=[29])
+    batch = encode_pairs(smollm2, pairs)
+    assert found.table.shape == (1, batch.width)
+    assert found.table.iloc[0, -1] == pytest.approx(1, abs=0.05)

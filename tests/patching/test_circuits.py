@@ -1,0 +1,298 @@
+"""Circuits: mean ablation against plain loops, the three criteria and the search by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.patching.ablation import Ablation
+from saesteer.patching.batch import encode_pairs
+from saesteer.patching.circuit_search import find_circuit
+from saesteer.patching.circuits import (
+    Circuit,
+    Node,
+    completeness,
+    faithfulness,
+    minimality,
+    published_ioi_circuit,
+)
+from saesteer.patching.counterfactuals import (
+    corrupted_counterfactuals,
+    encode_counterfactuals,
+    mean_heads,
+)
+from saesteer.patching.pairs import PromptPair
+from saesteer.utils.errors import ConfigError, DataError
+
+OUTPUT = {"gpt2": "transformer.h.{}.attn.c_proj"}
+PAIRS = [
+    PromptPair("The cat sat on the mat", "The dog sat on the mat", "e", "a", roles={"S": 2}),
+    PromptPair("The mat sat on the dog", "The cat sat on the dog", "e", "a", roles={"S": 2}),
+]
+OTHER = ["The dog sat on the cat", "The mat sat on the cat", "The dog sat on the mat"]
+LONG = PromptPair("I like people, and I listen to them", "What do you say", " people", " weather")
+
+
+@pytest.fixture
+def ablate(tiny_model, arch):
+    model = tiny_model(arch)
+
+    def make(pairs=PAIRS, texts=OTHER, **more):
+        batch = encode_pairs(model, pairs)
+        means = mean_heads(model, batch, encode_counterfactuals(model, texts))
+        return Ablation(model, batch, means, **more)
+
+    return make
+
+
+def _module(model, arch, layer):
+    return model.get_submodule(OUTPUT.get(arch, "model.layers.{}.self_attn.o_proj").format(layer))
+
+
+def _loop(model, arch, ids, texts, kept):
+    """The logits of one unpadded prompt with all heads but `kept` [layer, pos, head] at means."""
+    sums = [0.0, 0.0, 0.0]
+    hooks = []
+    for layer in range(3):
+
+        def add(_, args, layer=layer):
+            sums[layer] = sums[layer] + args[0][0] / len(texts)
+
+        hooks.append(_module(model, arch, layer).register_forward_pre_hook(add))
+    with torch.no_grad():
+        for text in texts:
+            model(text[None])
+        for hook in hooks:
+            hook.remove()
+        hooks = []
+        for layer in range(3):
+
+            def change(_, args, layer=layer):
+                wide = kept[layer].repeat_interleave(8, dim=-1)
+                return (torch.where(wide, args[0][0], sums[layer])[None],)
+
+            hooks.append(_module(model, arch, layer).register_forward_pre_hook(change))
+        logits = model(ids[None]).logits[0, -1]
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+def test_every_pair_equals_a_plain_loop_over_positions(ablate, hf_model, arch):
+    ablation = ablate()
+    batch = ablation.batch
+    nodes = [Node(1, 2), Node(0, 1, "S"), Node(2, 3, "end"), Node(2, 0)]
+    found = ablation.keeping(nodes)
+    texts = [encode_pairs(ablation.model, [PromptPair(t, "x y", "e", "a")]).clean[0] for t in OTHER]
+    length = batch.width
+    assert {len(text) for text in texts} == {length}
+    kept = torch.zeros(3, length, 4, dtype=torch.bool)
+    kept[1, :, 2] = kept[2, :, 0] = kept[0, 2, 1] = kept[2, -1, 3] = True
+    for i in range(2):
+        logits = _loop(hf_model(arch), arch, batch.clean[i], texts, kept)
+        gap = float(logits[batch.right[i]] - logits[batch.wrong[i]])
+        assert found[i] == pytest.approx(gap, abs=1e-4)
+
+
+def test_ablating_nothing_is_the_model_and_keeping_nothing_the_opposite(ablate, hf_model, arch):
+    ablation = ablate()
+    whole, nothing = ablation.without(()), ablation.keeping(())
+    for i, ids in enumerate(ablation.batch.clean):
+        with torch.no_grad():
+            logits = hf_model(arch)(ids[None]).logits[0, -1]
+        gap = logits[ablation.batch.right[i]] - logits[ablation.batch.wrong[i]]
+        assert whole[i] == pytest.approx(float(gap), abs=1e-4)
+    every = [Node(layer, head) for layer in range(3) for head in range(4)]
+    assert ablation.keeping(every) == pytest.approx(whole, abs=1e-5)
+    assert ablation.without(every) == pytest.approx(nothing, abs=1e-5)
+    assert np.abs(whole - nothing).max() > 1e-3
+
+
+def test_a_head_at_its_own_value_changes_nothing(ablate):
+    # With the prompt itself as the only counterfactual the mean is what stands there anyway.
+    ablation = ablate([PAIRS[0]], [PAIRS[0].clean])
+    assert ablation.keeping(()) == pytest.approx(ablation.without(()), abs=1e-4)
+
+
+def test_padding_beside_a_longer_prompt_changes_nothing(tiny_model, arch):
+    model = tiny_model(arch)
+    found = []
+    for pairs, groups in (([PAIRS[0]], (0,)), ([PAIRS[0], LONG], (0, 1))):
+        batch = encode_pairs(model, pairs)
+        texts = [*OTHER, LONG.corrupted]
+        other = encode_counterfactuals(model, texts, groups=(0, 0, 0, 1))
+        means = mean_heads(model, batch, other, groups=groups)
+        ablation = Ablation(model, batch, means, max_tokens=4096)
+        found.append(ablation.keeping([Node(0, 0), Node(1, 3)])[0])
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
+def test_scores_are_the_slope_of_ablating_a_head(ablate):
+    # Moving every head a hundredth of its way to the mean changes the metric by the scores' sum.
+    ablation = ablate()
+    nodes, scores = ablation.gradient_scores()
+    assert len(nodes) == len(scores) == 12
+    by_place = ablation.gradient_scores(roles=["S", "end"])
+    assert [str(node) for node in by_place[0][:3]] == ["0.0@S", "0.0@end", "0.1@S"]
+    assert len(by_place[1]) == 24
+    exact = float(np.mean(ablation.without(()) - ablation.without([nodes[-1]])))
+    # The last layer's last head reaches the logits through one MLP and one norm alone.
+    assert scores[-1] == pytest.approx(exact, abs=0.35 * max(abs(exact), 0.2))
+
+
+def test_what_is_not_there_is_named(ablate, tiny_llama):
+    ablation = ablate()
+    with pytest.raises(ConfigError, match=r"head 3\.0"):
+        ablation.keeping([Node(3, 0)])
+    with pytest.raises(DataError, match="pair 1 has no position 'S2'"):
+        ablation.keeping([Node(0, 0, "S2")])
+    batch = encode_pairs(tiny_llama, PAIRS)
+    with pytest.raises(DataError, match="group 1 of the pairs has no counterfactual"):
+        mean_heads(tiny_llama, batch, encode_counterfactuals(tiny_llama, OTHER), groups=(0, 1))
+    with pytest.raises(DataError, match="1 groups for 2 pairs"):
+        mean_heads(tiny_llama, batch, encode_counterfactuals(tiny_llama, OTHER), groups=(0,))
+    with pytest.raises(DataError, match="no counterfactual prompt"):
+        encode_counterfactuals(tiny_llama, [])
+    with pytest.raises(DataError, match="1 groups for 3 counterfactual"):
+        encode_counterfactuals(tiny_llama, OTHER, groups=[0])
+
+
+def test_the_published_circuit_has_its_26_heads_where_they_act():
+    circuit = published_ioi_circuit()
+    sizes = {name: len(nodes) for name, nodes in circuit.classes.items()}
+    assert sizes == {
+        "name mover": 3,
+        "backup name mover": 8,
+        "negative name mover": 2,
+        "S-inhibition": 4,
+        "induction": 4,
+        "duplicate token": 3,
+        "previous token": 2,
+    }
+    assert len(circuit) == 26
+    assert {node.role for node in circuit.nodes} == {"end", "S2", "S1+1"}
+    assert {Node(9, 9, "end"), Node(10, 0, "end"), Node(2, 2, "S1+1")} <= set(circuit.nodes)
+    assert Node(5, 5, "S2") in circuit.classes["induction"]
+    assert all(node.layer < 12 and node.head < 12 for node in circuit.nodes)
+
+
+@pytest.mark.parametrize("text", ["", "9.9.9", "9.9@"])
+def test_a_text_that_names_no_head_is_refused(text):
+    with pytest.raises(ConfigError, match=r"names no head; write layer\.head"):
+        Node.parse(text)
+
+
+BIG, SMALL, AGAINST, BACKUP = Node(0, 1), Node(2, 3), Node(1, 0), Node(2, 0)
+
+
+class MadeUp(Ablation):
+    """What every head is worth is known: 6, 3, -2, and a backup that acts without the first."""
+
+    def measure(self, kept):
+        self.runs += 1
+        there = {
+            node: bool(kept[node.layer, :, :, node.head].all())
+            for node in (BIG, SMALL, AGAINST, BACKUP)
+        }
+        value = 1.0 + 6 * there[BIG] + 3 * there[SMALL] - 2 * there[AGAINST]
+        value += 4 * (there[BACKUP] and not there[BIG])
+        return np.array([value, value])
+
+
+@pytest.fixture
+def made_up(tiny_llama):
+    batch = encode_pairs(tiny_llama, PAIRS)
+    return MadeUp(
+        tiny_llama, batch, mean_heads(tiny_llama, batch, corrupted_counterfactuals(batch))
+    )
+
+
+def test_faithfulness_compares_circuit_whole_and_nothing(made_up):
+    found = faithfulness(made_up, Circuit.of([BIG]))
+    assert (found.whole[0], found.circuit[0], found.nothing[0]) == (8.0, 7.0, 1.0)
+    assert found.gap == pytest.approx(1.0)
+    assert found.share == pytest.approx(7 / 8)
+    assert found.recovered == pytest.approx(6 / 7)
+    assert found.summary()["recovered"] == pytest.approx(6 / 7)
+
+
+def test_completeness_finds_the_backup_that_the_circuit_lacks(made_up):
+    circuit = Circuit({"movers": (BIG, SMALL), "against": (AGAINST,)})
+    found = {record.name: record for record in completeness(made_up, circuit, random_sets=3)}
+    assert list(found) == ["nothing", "movers", "against", "random 1", "random 2", "random 3"]
+    assert found["nothing"].gap == pytest.approx(0.0)
+    # Without the movers the whole model still has its backup: 1 - 2 + 4 against 1 - 2.
+    assert (found["movers"].circuit, found["movers"].whole) == (-1.0, 3.0)
+    assert found["movers"].gap == pytest.approx(4.0)
+    complete = Circuit.of([BIG, SMALL, AGAINST, BACKUP])
+    assert all(record.gap == 0 for record in completeness(made_up, complete, greedy_steps=2))
+
+
+def test_minimality_sees_a_head_that_only_counts_without_another(made_up):
+    circuit = Circuit({"movers": (BIG, BACKUP), "rest": (SMALL, AGAINST)})
+    found = {record.node: record for record in minimality(made_up, circuit)}
+    assert found[SMALL].change == pytest.approx(3.0)
+    assert found[AGAINST].change == pytest.approx(2.0)
+    assert found[BACKUP].change == pytest.approx(4.0) and found[BACKUP].beside == (BIG,)
+    assert found[BIG].change == pytest.approx(6.0) and found[BIG].beside == (BACKUP,)
+    assert found[BIG].share == pytest.approx(6 / 8)
+    idle = minimality(made_up, Circuit.of([BIG, Node(1, 1)]))
+    assert (idle[-1].node, idle[-1].change) == (Node(1, 1), 0.0)
+
+
+def test_the_search_finds_the_fewest_heads_that_are_faithful(made_up):
+    scores = np.zeros((3, 4))
+    # Idle heads are ranked in between, so the ranking alone is not enough.
+    for node, score in ((BIG, 6), (Node(1, 2), 5), (SMALL, 3), (Node(0, 0), 2.5), (AGAINST, -2)):
+        scores[node.layer, node.head] = score
+    found = find_circuit(made_up, target=0.95, scores=scores)
+    assert set(found.circuit.nodes) == {BIG, SMALL, AGAINST}
+    assert found.circuit.nodes[0] == BIG and found.scores == (6.0, 3.0, -2.0)
+    assert found.candidates == 12 and found.grown == 5 and found.reached
+    assert found.searched.recovered == pytest.approx(1.0)
+    # 7 of 7 within a third: the largest head alone is near enough.
+    rough = find_circuit(made_up, target=0.7, scores=scores, held_out=made_up)
+    assert rough.circuit.nodes == (BIG,)
+    assert rough.held_out is not None and rough.held_out.recovered == pytest.approx(6 / 7)
+
+
+def test_a_real_search_is_as_faithful_as_asked(tiny_model, arch):
+    model = tiny_model(arch)
+    batch = encode_pairs(model, PAIRS)
+    ablation = Ablation(model, batch, mean_heads(model, batch, corrupted_counterfactuals(batch)))
+    found = find_circuit(ablation, target=0.8)
+    assert abs(1 - found.searched.recovered) <= 0.2
+    assert found.reached and 1 <= len(found.circuit) <= found.grown <= 12
+    # The smallest by one: no head of it can go.
+    for node in found.circuit.nodes:
+        fewer = found.circuit.without([node])
+        if len(fewer):
+            assert abs(1 - faithfulness(ablation, fewer).recovered) > 0.2
+    by_place = find_circuit(ablation, target=0.5, roles=["end"])
+    assert {node.role for node in by_place.circuit.nodes} == {"end"}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"target": 1.0}, "target is 1.0"),
+        ({"scores": np.zeros((2, 4))}, "8 scores for 12 heads"),
+        ({"scores": np.full((3, 4), np.nan)}, "12 scores are not finite"),
+        ({"nodes": [BIG]}, "nodes are given without scores"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(made_up, more, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        find_circuit(made_up, **more)
+
+
+def test_a_task_that_no_head_does_is_refused(tiny_llama):
+    class Idle(MadeUp):
+        def measure(self, kept: torch.Tensor):
+            return np.ones(2)
+
+    batch = encode_pairs(tiny_llama, PAIRS)
+    means = mean_heads(tiny_llama, batch, corrupted_counterfactuals(batch))
+    with pytest.raises(ConfigError, match="with all heads and with none"):
+        find_circuit(Idle(tiny_llama, batch, means), scores=np.ones((3, 4)))

@@ -1,0 +1,420 @@
+"""A patching run from settings to report, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.experiments.patch.experiment import plan_patch
+from saesteer.experiments.patch.results import Job, PatchResults, jobs
+from saesteer.experiments.patch.settings import PatchConfig
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.results import REPORT
+from saesteer.models import Site
+from saesteer.patching import PatchResult
+from saesteer.patching.engine.engines import FastEngine
+from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.utils.errors import ConfigError, DataError, MismatchError, SaeError, SaesteerError
+from saesteer.utils.settings import load_config, parse_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "patching"
+
+
+def parsed(**settings) -> PatchConfig:
+    data = {"name": "t", "pairs": {"source": "x.json"}, **settings}
+    return parse_config(data, kind=PatchConfig, place="a.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_bundled_settings_fit(path):
+    assert load_config(path, kind=PatchConfig).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pairs": {}}, "give either source"),
+        ({"components": ["resid_prae"]}, "components"),
+        ({"components": ["z", "z"]}, "'z' is named twice"),
+        ({"by_position": ["z"], "components": ["resid_pre"]}, "no head component of components"),
+        ({"modes": ["nosing"]}, "modes"),
+        ({"metric": "logit_diff"}, "metric"),
+        ({"path": {"receivers": ["9.9"]}}, "'9.9' is no receiver"),
+        ({"path": {"receivers": [["final", "9.9.q"]]}}, "heads' inputs alone"),
+        ({"path": {"mlps": "melted"}}, "path.mlps"),
+        ({"attention": {"heads": ["nine"]}}, "'nine' is no head"),
+        ({"attention": {"heads": []}}, "there is no head in the list"),
+        # A bare 9.10 in YAML is the number 9.1.
+        ({"circuit": {"heads": [9.1]}}, "9.1 is no head; write its layer and number in quotes"),
+        ({"circuit": {"heads": ["9.1", "9.1"]}}, "'9.1' is named twice"),
+        ({"attribution": {"methods": []}}, "attribution.methods"),
+        ({"features": {"vector": "v.safetensors"}}, "name it as sae"),
+        ({"circuit": {"faithfulness": 1}}, "circuit.faithfulness"),
+        ({"memory_gb": float("nan")}, "memory_gb"),
+        ({"metrik": "kl"}, "did you mean 'metric'"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(settings, message):
+    with pytest.raises(ConfigError) as error:
+        parsed(**settings)
+    assert message in str(error.value)
+    assert str(error.value).startswith("a.yaml: ") and "\n" not in str(error.value)
+
+
+def test_where_and_how_fast_it_runs_changes_no_digest():
+    first = parsed()
+    assert parsed(folder="elsewhere", memory_gb=9.0, tracking={"tags": ["a"]}).digest() == (
+        first.digest()
+    )
+    assert parsed(seed=1).digest() != first.digest() != parsed(metric="kl").digest()
+
+
+def test_a_run_makes_every_result_once():
+    config = parsed(
+        components=["resid_pre", "z"],
+        by_position=["z"],
+        modes=["denoising", "noising"],
+        path={"senders": ["z", "mlp_out"], "receivers": ["final", ["9.9.q", "9.6.q"]]},
+    )
+    found = list(jobs(config))
+    assert len(set(found)) == len(found) == len({job.file for job in found})
+    assert Job("path", "mlp_out-to-9.9.q+9.6.q", "noising") in found
+    # By position heads are attributed, and patched only where that is asked for.
+    assert Job("attribution", "z", "denoising", True) in found
+    assert Job("activation", "z", "denoising", True) not in found
+    more = list(jobs(config.model_copy(update={"patch_by_position": True})))
+    assert set(more) - set(found) == {
+        Job("activation", "z", mode, True) for mode in ("denoising", "noising")
+    }
+
+
+def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
+    config = parsed(pairs={"source": "capitals", "max_pairs": 5}, folder=str(tmp_path))
+    plan = plan_patch(config)
+    assert plan.pairs is not None and len(plan.pairs) == 5
+    assert plan == plan_patch(config)
+    other = plan_patch(config.model_copy(update={"seed": 1}))
+    assert other.pairs != plan.pairs and other.folder != plan.folder
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_refuses_what_is_not_there(tmp_path):
+    absent = {"pairs": {"source": "capitals"}, "features": {"vector": "./nothing.safetensors"}}
+    with pytest.raises(SaesteerError, match="nothing"):
+        plan_patch(parsed(**absent, sae="smollm2"))
+    with pytest.raises(DataError, match=r"x\.json"):
+        plan_patch(parsed(folder=str(tmp_path)))
+    with pytest.raises(DataError, match="no bundled set"):
+        plan_patch(parsed(pairs={"source": "capitols"}))
+    with pytest.raises(SaeError, match="nowhere"):
+        plan_patch(parsed(pairs={"ioi": {}}, sae="./nowhere"))
+    with pytest.raises(ConfigError, match=r"cannot be used|cannot be written|is a file"):
+        plan_patch(parsed(pairs={"ioi": {}}, folder="/proc/version/x"))
+
+
+HOSTILE = "<script>alert(1)</script>"
+PAIRS = [
+    ("The cat sat on the", "The dog ran on the", " m", " h"),
+    ("I like the cat and the", "I like the dog and the", " m", " h"),
+    ("What do you think about the weather", "What do you say about it", " m", " h"),
+    ("The user asks and the", "The assistant answers and the", " m", " h"),
+]
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory) -> Path:
+    """Four pairs, of equal and of unequal lengths, whose answers the tiny tokenizer knows."""
+    records = [
+        {
+            "clean": {"question": clean, "answer": right},
+            "corrupted": {"question": corrupted, "answer": wrong},
+        }
+        for clean, corrupted, right, wrong in PAIRS
+    ]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(pairs_file, tiny_model_folder, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """Return a function that gives a run's settings, with others on top."""
+
+    def make(arch: str = "llama", **more: Any) -> dict[str, Any]:
+        return {
+            "name": "tiny",
+            "model": {"name": str(tiny_model_folder(arch)), "device": "cpu"},
+            "pairs": {"source": str(pairs_file)},
+            "folder": str(tmp_path_factory.mktemp("runs")),
+            **more,
+        }
+
+    return make
+
+
+def patched(settings: dict[str, Any]) -> PatchResults:
+    return run_experiment(parse_config(settings, kind=PatchConfig, place="test"))
+
+
+@pytest.fixture(scope="session")
+def everything(settings, mirror_sae) -> PatchResults:
+    """A run with every part of it."""
+    return patched(
+        settings(
+            sae=str(mirror_sae()),
+            modes=["denoising", "noising"],
+            components=["resid_pre", "attn_out", "z", "pattern"],
+            by_position=["z"],
+            patch_by_position=True,
+            attribution={"methods": ["attribution", "integrated_gradients"], "steps": 2},
+            path={"senders": ["z", "mlp_out"], "receivers": ["final", ["2.1.q"]]},
+            circuit={"random_sets": 1},
+            lens={"every_position": True},
+            features={"n_features": 3},
+            resamples=50,
+        )
+    )
+
+
+def test_everything_asked_for_is_in_the_folder(everything):
+    path = everything.folder.path
+    for file in ("metrics.json", "config.json", "pairs.json", "task.json", "circuit.json"):
+        json.loads((path / file).read_text(), parse_constant=pytest.fail)
+    names = {file.stem for file in (path / "tables").glob("*.parquet")}
+    jobs_done = {file.stem for file in (path / "cells").glob("*.safetensors")}
+    assert jobs_done | {"answers", "lens", "direct"} == names
+    # Four components and heads by position, by three methods; features by two; four paths.
+    assert len(jobs_done) == 2 * (5 * 3 + 2 + 4)
+    assert (path / "attention.html").is_file()
+    assert len(list((path / "figures").glob("*.png"))) > 20
+
+
+def test_tables_are_labelled_and_hold_what_the_results_hold(everything):
+    import pandas as pd
+
+    path = everything.folder.path
+    table = pd.read_parquet(path / "tables" / "activation-resid_pre-denoising.parquet")
+    assert {"pair", "layer", "position", "token", "value", "normalised"} == set(table.columns)
+    result = PatchResult.load(path / "cells" / "activation-resid_pre-denoising.safetensors")
+    assert len(table) == np.isfinite(result.values).sum()
+    one = table.iloc[-1]
+    at = result.pairs.index(one["pair"]), int(one["layer"]), int(one["position"])
+    assert one["value"] == pytest.approx(result.values[at])
+    assert one["token"] == result.tokens[at[0]][at[2]]
+
+
+def test_a_run_that_was_cut_off_does_only_what_is_missing(settings, monkeypatch):
+    import saesteer.patching.patcher as engine
+
+    chosen = settings(components=["resid_pre", "z"], attention=None, lens=None)
+    whole, done = engine.activation_patching, []
+
+    def cut(model, batch, component, *args, **kwargs):
+        if component == "z" and not done:
+            raise KeyboardInterrupt
+        done.append(component)
+        return whole(model, batch, component, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "activation_patching", cut)
+    with pytest.raises(KeyboardInterrupt):
+        patched({**chosen, "components": ["z", "resid_pre"]})
+    (folder,) = Path(chosen["folder"]).glob("tiny-*")
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    assert not (folder / "metrics.json").exists()
+    done.append("ready")
+    run = patched({**chosen, "components": ["z", "resid_pre"]})
+    assert done == ["ready", "z", "resid_pre"] and run.folder.path == folder
+    assert run.folder.read_json("run.json")["status"] == "finished"
+
+
+def test_a_run_that_was_cut_off_inside_a_component_goes_on_there(settings, monkeypatch):
+    more = {"components": ["resid_pre"], "lens": None, "attention": None, "attribution": None}
+    cut_off, whole = settings(**more), patched(settings(**more))
+    once, allowed, done = FastEngine.__call__, [2], []
+
+    def counted(self, rows):
+        if len(done) == allowed[0]:
+            raise KeyboardInterrupt
+        done.append(rows)
+        return once(self, rows)
+
+    monkeypatch.setattr(FastEngine, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        patched(cut_off)
+    (folder,) = Path(cut_off["folder"]).glob("tiny-*")
+    assert len(list((folder / "cells" / "parts").glob("*.safetensors"))) == 2
+    allowed[0] = 10_000
+    run = patched(cut_off)
+    cells = {int(cell) for rows in done for cell in rows.cell}
+    assert len(cells) == sum(map(len, done))
+    file = "cells/activation-resid_pre-denoising.safetensors"
+    mine, other = (PatchResult.load(one.folder.path / file).values for one in (run, whole))
+    np.testing.assert_array_equal(mine, other)
+    # Nothing is left of the chunks.
+    assert not (folder / "cells" / "parts").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_every_architecture_gives_a_report(settings, name):
+    run = patched(settings(name, components=["resid_pre", "z"], resamples=20))
+    assert (run.folder.path / "report.html").stat().st_size > 1e6
+    assert run.metrics["agreement"]["attribution-z-denoising"]["cells"] == 12
+
+
+@pytest.mark.parametrize("metric", ["answer_log_probability", "kl"])
+def test_every_metric_gives_a_run(settings, metric):
+    more = {"components": ["resid_pre"], "modes": ["denoising", "noising"], "lens": None}
+    run = patched(settings(metric=metric, attention=None, **more))
+    clean, corrupted = run.metrics["clean"]["value"], run.metrics["corrupted"]["value"]
+    if metric == "kl":
+        # The clean run does not differ from itself, and any other run does.
+        assert clean == pytest.approx(0.0, abs=1e-6) and corrupted > 0
+        assert run.metrics["scale"] == "share"
+    else:
+        assert clean < 0 and corrupted < 0
+
+
+def test_a_model_that_does_not_solve_the_task_is_told_first(everything):
+    assert everything.metrics["verdict"] == "not"
+    page = (everything.folder.path / "report.html").read_text()
+    lead = page[page.index('class="lead"') :][:600]
+    assert "does not solve the task" in lead and "Steer at" not in lead
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"attention": {"heads": ["7.0"]}}, r"head 7\.0: .* has layers 0 to 2"),
+        ({"path": {"receivers": ["2.3.k"]}}, r"receiver 2\.3\.k: .* of k, heads 0 to 1"),
+        ({"circuit": {"heads": "published"}}, r"head 9\.9: .* has layers 0 to 2"),
+        ({"circuit": {"heads": ["1.0@S2"]}}, "pair 1 has no position 'S2'"),
+        ({"circuit": {"roles": ["S2"]}}, "pair 1 has no position 'S2'"),
+        ({"circuit": {}, "pairs": {"max_pairs": 2}}, "there are 2; give at least 4"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_before_anything_is_written(settings, more, message):
+    chosen = settings()
+    pairs = {**chosen["pairs"], **more.get("pairs", {})}
+    with pytest.raises((ConfigError, DataError), match=message):
+        patched({**chosen, **more, "pairs": pairs})
+    assert not list(Path(chosen["folder"]).glob("*/config.json"))
+
+
+@pytest.mark.parametrize(
+    ("index", "fingerprint", "message"),
+    [
+        (64, None, "features.vector: 64 is not in SAE .* 0 to 63"),
+        (3, "another", "is made of features of SAE other, and sae is"),
+    ],
+)
+def test_a_vector_of_another_sae_is_refused_before_anything_is_written(
+    settings, mirror_sae, index, fingerprint, message
+):
+    chosen = settings(sae=str(mirror_sae()))
+    path = Path(chosen["folder"]) / "vector.safetensors"
+    SteeringVector(
+        direction=torch.eye(32)[0],
+        site=Site(1),
+        norm=1.0,
+        model="tiny",
+        features=(SteeredFeature(index, 1.0),),
+        sae="other",
+        sae_fingerprint=fingerprint,
+    ).save(path)
+    with pytest.raises((ConfigError, MismatchError), match=message):
+        patched({**chosen, "features": {"vector": str(path)}})
+    assert not list(Path(chosen["folder"]).glob("*/config.json"))
+
+
+def test_what_an_architecture_cannot_give_is_left_out_and_said_in_the_report(
+    settings, tiny_tokenizer, tmp_path
+):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    # OPT's MLP sees the tokens of all prompts end to end.
+    tokenizer = tiny_tokenizer()
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    chosen = settings(components=["resid_pre", "mlp_out", "z"], path={}, resamples=0)
+    run = patched({**chosen, "model": {"name": str(tmp_path), "device": "cpu"}})
+    said = " ".join(run.metrics["left_out"])
+    for part in ("patching of mlp_out", "logit lens", "direct logit attribution", "path patching"):
+        assert f"{part} " in said
+    assert "hook_mlp_out holds no vector for each token" in said
+    done = {file.stem for file in (run.folder.path / "cells").glob("*.safetensors")}
+    assert done == {
+        f"{method}-{component}-denoising"
+        for method in ("activation", "attribution")
+        for component in ("resid_pre", "z")
+    }
+    assert "Activation patching of mlp_out left out" in (run.folder.path / REPORT).read_text()
+
+
+def test_only_pairs_that_the_model_solves_are_kept(everything, settings, pairs_file, tmp_path):
+    import pandas as pd
+
+    table = pd.read_parquet(everything.folder.path / "tables" / "answers.parquet")
+    least: Any = table.groupby("pair", sort=False)["logit_difference"].min()
+    solved = (least > 0).tolist()
+    records = json.loads(pairs_file.read_text())
+    chosen = {"components": ["resid_pre"], "lens": None, "attention": None}
+    for wanted in (False, True):
+        kept = [one for one, well in zip(records, solved, strict=True) if well == wanted]
+        path = tmp_path / f"{wanted}.json"
+        path.write_text(json.dumps(kept + kept[:1] if wanted else kept))
+        pairs = {"source": str(path), "solved_only": True}
+        if not kept:
+            continue
+        if wanted:
+            run = patched(settings(pairs=pairs, **chosen))
+            assert run.metrics["task"]["accuracy"] == 1.0
+        else:
+            with pytest.raises(DataError, match=f"solves none of the {len(kept)} pairs"):
+                patched(settings(pairs=pairs, **chosen))
+    assert not all(solved)
+
+
+def test_the_page_opens_offline_and_no_prompt_breaks_it(settings, tmp_path):
+    records = [
+        {
+            "clean": {"question": f"{HOSTILE} the cat {n}", "answer": " m"},
+            "corrupted": {"question": f"{HOSTILE} the dog {n}", "answer": " h"},
+            "name": f"{HOSTILE} {n}",
+        }
+        for n in range(2)
+    ]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(records))
+    run = patched(settings(pairs={"source": str(path)}, components=["resid_pre", "z"]))
+    for name in ("report.html", "attention.html"):
+        page = (run.folder.path / name).read_text()
+        assert HOSTILE not in page
+        outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+        assert not re.search(r"(?:src|href)=[\"'](?:https?:)?//", outside)
+
+
+def test_another_vector_under_the_same_name_is_another_run(tmp_path):
+    folders = []
+    for index in (0, 1):
+        vector = SteeringVector(torch.eye(576)[index], Site(10), norm=1.0, model="tiny")
+        vector.save(tmp_path / "v.safetensors")
+        features = {"vector": str(tmp_path / "v.safetensors")}
+        config = parsed(pairs={"source": "capitals"}, sae="smollm2", features=features)
+        folders.append(plan_patch(config).folder)
+    assert folders[0] != folders[1]

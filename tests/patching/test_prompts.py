@@ -1,0 +1,383 @@
+"""Prompt pairs: files, tokens, the map between positions, generated IOI prompts, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.patching import eight_ioi_pairs, generate_ioi
+from saesteer.patching.answers import task_answers
+from saesteer.patching.batch import encode_pairs
+from saesteer.patching.metrics import METRIC_NAMES, MetricRows, metric_named
+from saesteer.patching.pairs import PromptPair, bundled_prompt_sets, load_prompt_pairs
+from saesteer.utils.errors import ConfigError, DataError
+
+SAME = PromptPair("The cat sat on the mat", "The dog sat on the mat", "e", "a", "same")
+LONGER = PromptPair(
+    "I like people, and I listen", "I like helping the people today, and I listen", "o", "u", "long"
+)
+
+
+def _columns(batch, i):
+    return {
+        (batch.corrupted_words[i][b], batch.clean_words[i][a])
+        for b, a in enumerate(batch.to_clean[i].tolist())
+        if a >= 0
+    }
+
+
+def test_prompts_of_all_lengths_end_in_the_last_column(tiny_model, arch):
+    batch = encode_pairs(tiny_model(arch), [SAME, LONGER])
+    assert batch.clean.shape == batch.corrupted.shape == (2, batch.width)
+    for mask, words in (
+        (batch.clean_mask, batch.clean_words),
+        (batch.corrupted_mask, batch.corrupted_words),
+    ):
+        for row, own in zip(mask.tolist(), words, strict=True):
+            assert row == sorted(row) and row[-1]
+            assert [bool(word) for word in own] == row
+    assert "".join(batch.clean_words[0]).endswith(SAME.clean)
+
+
+def test_equal_lengths_map_one_to_one(tiny_llama):
+    batch = encode_pairs(tiny_llama, [replace(SAME, corrupted="The mat sat on the cat")])
+    assert batch.clean_mask[0].sum() == batch.corrupted_mask[0].sum()
+    assert batch.to_clean[0].tolist() == list(range(batch.width))
+
+
+def test_unequal_lengths_map_the_beginning_and_the_end(tiny_llama):
+    batch = encode_pairs(tiny_llama, [LONGER])
+    assert {(" like", " like"), (" listen", " listen"), (",", ",")} <= _columns(batch, 0)
+    assert all(corrupted == clean for corrupted, clean in _columns(batch, 0))
+    mapped = batch.to_clean[0]
+    assert (mapped[batch.corrupted_mask[0]] == -1).any()
+    assert (mapped[~batch.corrupted_mask[0]] == -1).all()
+    real = mapped[mapped >= 0]
+    assert len(set(real.tolist())) == len(real)
+    assert batch.clean_mask[0][real].all()
+
+
+def test_an_explicit_alignment_goes_before(tiny_llama):
+    plain = encode_pairs(tiny_llama, [LONGER])
+    start = [plain.width - int(mask[0].sum()) for mask in (plain.clean_mask, plain.corrupted_mask)]
+    clean = plain.clean_words[0].index(" people") - start[0]
+    corrupted = plain.corrupted_words[0].index(" people") - start[1]
+    batch = encode_pairs(tiny_llama, [replace(LONGER, alignment=((clean, corrupted),))])
+    assert (" people", " people") in _columns(batch, 0) - _columns(plain, 0)
+    assert (" listen", " listen") in _columns(batch, 0)
+
+
+def test_both_ways_doubles_the_pairs_and_turns_their_maps(tiny_llama):
+    pair = replace(LONGER, roles={"first": 0, "end": 5})
+    one = encode_pairs(tiny_llama, [pair])
+    two = encode_pairs(tiny_llama, [pair], both_ways=True)
+    assert len(two) == 2
+    assert two.clean[1].equal(one.corrupted[0]) and two.corrupted[1].equal(one.clean[0])
+    assert (two.right[1], two.wrong[1]) == (one.wrong[0], one.right[0])
+    forth = {(b, a) for b, a in enumerate(two.to_clean[0].tolist()) if a >= 0}
+    back = {(a, b) for b, a in enumerate(two.to_clean[1].tolist()) if a >= 0}
+    assert forth == back
+    assert two.pairs[1].roles["first"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong", "became"),
+    [
+        (" people", " weather", (" people", " weather")),
+        ("people", "weather", (" people", " weather")),
+        (" e", " a", None),
+        ("e", "a", ("e", "a")),
+    ],
+)
+def test_the_leading_space_is_what_makes_one_token(tiny_llama, answer, wrong, became):
+    vocabulary = tiny_llama.tokenizer.get_vocab()
+    batch = encode_pairs(tiny_llama, [replace(SAME, answer=answer, wrong=wrong)])
+    if became is not None:
+        assert batch.answers == (became,)
+    for token, text in zip((batch.right[0], batch.wrong[0]), batch.answers[0], strict=True):
+        assert tiny_llama.tokenizer.decode([int(token)]) == text
+        assert int(token) in vocabulary.values()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"answer": "unbelievably"}, r"pair 1 \('same'\): the answer 'unbelievably' is not one"),
+        ({"wrong": "xyzzy"}, "the wrong answer 'xyzzy' is not one token but "),
+        ({"wrong": "e"}, "both 'e'"),
+        ({"answer": "  "}, "the answer is blank"),
+        ({"corrupted": float("nan")}, "the corrupted prompt is nan, not text"),
+        ({"corrupted": SAME.clean}, "are both 'The cat sat on the mat'"),
+        ({"clean": "half \ud83d"}, "lone surrogate"),
+        ({"clean": "the " * 300}, "more than the model's context of 192"),
+        ({"roles": {"S2": 40}}, "role 'S2' is position 40, and the clean prompt has"),
+        ({"roles": {"S2": -1}}, "role 'S2' is -1, not a token position"),
+        ({"alignment": ((1, 90),)}, "corrupted position 90, and that prompt has"),
+        ({"alignment": ((1, 2), (1, 3))}, "clean position 1 twice"),
+        ({"alignment": ((1, True),)}, "no pair of token positions"),
+    ],
+)
+def test_a_pair_that_cannot_be_used_is_named_with_its_way_out(tiny_llama, change, sentence):
+    with pytest.raises(DataError, match=sentence):
+        encode_pairs(tiny_llama, [replace(SAME, **change)])
+
+
+RECORD = {
+    "clean": {"question": "The sky is", "answer": "blue"},
+    "corrupted": {"question": "The grass is", "answer": "green"},
+}
+
+
+def _write(folder, content):
+    file = folder / "pairs.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("form", ["list", "lines", "object"])
+def test_records_are_read_as_a_list_as_lines_or_in_an_object(tmp_path, form):
+    text = {
+        "list": json.dumps([RECORD, RECORD]),
+        "lines": "\n".join([json.dumps(RECORD)] * 2),
+        "object": json.dumps({"pairs": [RECORD, RECORD]}),
+    }[form]
+    pairs = load_prompt_pairs(_write(tmp_path, text))
+    assert pairs == (PromptPair("The sky is", "The grass is", " blue", " green"),) * 2
+
+
+def test_name_alignment_and_roles_are_kept(tmp_path):
+    more = {"name": "colour", "alignment": [[2, 2]], "roles": {"end": 3}}
+    [pair] = load_prompt_pairs(_write(tmp_path, [RECORD | more]))
+    assert (pair.name, pair.alignment, pair.roles) == ("colour", ((2, 2),), {"end": 3})
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "read"),
+    [
+        ("It is:", "short", " short"),
+        ("It is", " short", " short"),
+        ("It is ", "short", "short"),
+        ("Choose (", "A", "A"),
+        ('He said "', "Yes", "Yes"),
+        ("It costs", "$", "$"),
+    ],
+)
+def test_an_answer_gets_the_space_that_a_writer_would_put(tmp_path, question, answer, read):
+    record = RECORD | {"clean": {"question": question, "answer": answer}}
+    assert load_prompt_pairs(_write(tmp_path, [record]))[0].answer == read
+
+
+def test_python_values_are_checked_as_a_file_is():
+    pair = PromptPair("a b", "a c", " d", " e")
+    assert load_prompt_pairs([RECORD, pair])[1] == pair
+    with pytest.raises(DataError, match=r"pairs: record 2: .*both"):
+        load_prompt_pairs([RECORD, PromptPair("a", "a", " d", " e")])
+    with pytest.raises(DataError, match="no pair"):
+        load_prompt_pairs([])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"clean": None}, "'clean' is missing"),
+        ({"clean": "The sky is"}, "'clean' is 'The sky is'; write it as"),
+        ({"clean": {"question": "x"}}, "'answer' of clean is missing"),
+        ({"clean": {"question": "x", "answer": float("nan")}}, "'answer' of clean is nan"),
+        ({"clena": 1}, "unknown field 'clena'"),
+        ({"name": 3}, "'name' is 3, not text"),
+        ({"alignment": "12"}, "'alignment' is '12'"),
+    ],
+)
+def test_a_bad_record_is_named_by_line_and_number(tmp_path, change, sentence):
+    text = "[\n" + json.dumps(RECORD) + ",\n" + json.dumps(RECORD | change) + "\n]"
+    with pytest.raises(DataError, match=rf"pairs.json:3: record 2: .*{sentence}"):
+        load_prompt_pairs(_write(tmp_path, text))
+
+
+def test_a_misspelt_set_names_those_there_are(tmp_path):
+    with pytest.raises(DataError, match=r"called 'capitols'; the sets are agreement, .*opposites"):
+        load_prompt_pairs("capitols")
+    with pytest.raises(DataError, match="no such file"):
+        load_prompt_pairs(tmp_path / "absent.json")
+
+
+def test_the_temporal_pairs_are_read(shared_data):
+    pairs = load_prompt_pairs(shared_data / "temporal" / "clean_corrupted_pairs.json")
+    assert len(pairs) == 7
+    assert {(pair.answer, pair.wrong) for pair in pairs} == {(" short", " long")}
+
+
+def test_the_temporal_choices_are_read_in_both_orders(shared_data):
+    pairs = load_prompt_pairs(shared_data / "temporal" / "temporal_scope_caa.json")
+    assert len(pairs) == 50
+    clean, corrupted = (text.split("\n") for text in (pairs[0].clean, pairs[0].corrupted))
+    assert clean[1][4:] == corrupted[2][4:] and clean[2][4:] == corrupted[1][4:]
+    assert clean[1].startswith("(A) What works right now")
+    assert (pairs[0].answer, pairs[0].wrong) == ("A", "B")
+
+
+@pytest.mark.parametrize("name", sorted(set(bundled_prompt_sets()) - {"ioi-eight"}))
+def test_a_bundled_set_is_large_and_has_no_pair_twice(name):
+    pairs = load_prompt_pairs(name)
+    assert len(pairs) >= 40
+    assert len({(pair.clean, pair.corrupted) for pair in pairs}) == len(pairs)
+    assert len({pair.name for pair in pairs}) == len(pairs)
+    # Words alone, so that an answer that gives itself away in the prompt is seen.
+    for pair in pairs:
+        assert pair.answer.strip() not in pair.clean.split()[-2:]
+
+
+@pytest.mark.parametrize("name", ["agreement", "pronouns", "sentiment"])
+def test_a_set_of_two_answers_is_balanced(name):
+    counts = Counter(pair.answer for pair in load_prompt_pairs(name))
+    assert len(counts) == 2
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_there_are_at_least_three_sets_and_the_eight_prompts():
+    assert {"agreement", "capitals", "sentiment", "ioi-eight"} <= set(bundled_prompt_sets())
+
+
+@pytest.mark.real
+def test_every_bundled_pair_has_answers_of_one_token_for_smollm2(smollm2):
+    for name in bundled_prompt_sets():
+        batch = encode_pairs(smollm2, load_prompt_pairs(name))
+        assert all(right.startswith(" ") for right, _ in batch.answers), name
+
+
+# Words of the tiny tokenizer's own corpus are one token for it.
+NAMES = ("people", "weather", "system", "assistant", "user", "cat", "dog", "garden", "the", "you")
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer):
+    made = tiny_tokenizer()
+    coded = made([f" {name}" for name in NAMES], add_special_tokens=False)["input_ids"]
+    assert sum(len(ids) == 1 for ids in coded) >= 5
+    return made
+
+
+@pytest.fixture
+def make(tokenizer):
+    frames = ("So {A} and {B} met at a {place}: {S} gave a {object} to",)
+    words = {"names": NAMES, "places": ("like",), "objects": ("help",), "frames": frames}
+    return lambda n, **more: generate_ioi(tokenizer, n, **(words | more))
+
+
+def test_only_the_repeated_name_differs(make):
+    for pair in make(24).pairs:
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        differ = [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
+        assert len(differ) == 1
+        assert clean[differ[0]] == pair.wrong.strip()
+        assert corrupted[differ[0]] == pair.answer.strip()
+
+
+def test_roles_are_where_the_tokens_are(make, tokenizer):
+    made = make(24)
+    batch = encode_pairs(tokenizer, made.pairs)
+    for i, pair in enumerate(batch.pairs):
+        start = batch.width - int(batch.clean_mask[i].sum())
+        words = {role: batch.clean_words[i][start + at] for role, at in pair.roles.items()}
+        assert words["IO"] == pair.answer
+        assert words["S1"] == words["S2"] == pair.wrong
+        assert pair.roles["S1"] + 1 == pair.roles["S1+1"]
+        assert pair.roles["S1"] < pair.roles["S2"] < pair.roles["end"]
+        assert start + pair.roles["end"] == batch.width - 1
+
+
+def test_orders_and_names_come_equally_often(make):
+    made = make(40)
+    orders = Counter(made.orders)
+    assert orders == {"ABBA": 20, "BABA": 20}
+    for pair, order in zip(made.pairs, made.orders, strict=True):
+        assert (pair.roles["IO"] < pair.roles["S1"]) == (order == "ABBA")
+    for side in ("answer", "wrong"):
+        counts = Counter(getattr(pair, side) for pair in made.pairs)
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_counterfactuals_have_three_other_names_in_the_same_frame(make):
+    made = make(24)
+    for pair, text in zip(made.pairs, made.counterfactuals, strict=True):
+        old, new = pair.clean.split(), text.split()
+        changed = {b for a, b in zip(old, new, strict=True) if a != b}
+        assert len(changed) == 3
+        assert not changed & {pair.answer.strip(), pair.wrong.strip()}
+
+
+def test_too_few_names_are_an_error(tokenizer, make):
+    with pytest.raises(DataError, match=r"of the \d+ names are one token .* names="):
+        generate_ioi(tokenizer, 4)
+    with pytest.raises(DataError, match="at least one"):
+        make(0)
+
+
+@pytest.mark.real
+def test_the_eight_prompts_are_the_lessons_own(smollm2):
+    pairs = eight_ioi_pairs(smollm2)
+    assert len(pairs) == 8
+    assert pairs[0].clean == "When John and Mary went to the shops, John gave the bag to"
+    assert [pair.answer for pair in pairs] == [
+        f" {name}" for name in ("Mary", "John", "Tom", "James", "Dan", "Sid", "Martin", "Amy")
+    ]
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        assert (first.clean, first.corrupted) == (second.corrupted, second.clean)
+    assert {tuple(pair.roles.values()) for pair in pairs} == {(4, 2, 3, 10, 14), (2, 4, 5, 10, 14)}
+
+
+@pytest.mark.real
+def test_smollm2_solves_generated_prompts(smollm2):
+    made = generate_ioi(smollm2, 12, seed=5)
+    found = task_answers(smollm2, encode_pairs(smollm2, made.pairs))
+    assert found.accuracy > 0.85
+    assert np.mean(found.clean.logit_difference) > 1.5
+
+
+@pytest.fixture
+def logits():
+    return torch.tensor([[2.0, -1.0, 0.5, 0.0], [0.0, 3.0, 3.0, -2.0]])
+
+
+@pytest.fixture
+def rows(logits):
+    clean = torch.tensor([[2.0, -1.0, 0.5, 0.0], [1.0, 0.0, 2.0, 0.0]])
+    return MetricRows(torch.tensor([0, 2]), torch.tensor([3, 0]), clean)
+
+
+def _softmax(values):
+    raised = np.exp(values - values.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def test_logit_difference_is_right_less_wrong(logits, rows):
+    assert metric_named("logit_difference").score(logits, rows).tolist() == [2.0, 3.0]
+
+
+def test_log_probability_is_that_of_the_right_answer(logits, rows):
+    found = metric_named("answer_log_probability").score(logits, rows).numpy()
+    assert found == pytest.approx(np.log(_softmax(logits.numpy())[[0, 1], [0, 2]]), abs=1e-6)
+
+
+def test_kl_is_zero_where_nothing_changed_and_counts_from_clean(logits, rows):
+    found = metric_named("kl").score(logits, rows).numpy()
+    p, q = _softmax(rows.clean.numpy()), _softmax(logits.numpy())
+    assert found == pytest.approx((p * np.log(p / q)).sum(axis=1), abs=1e-6)
+    assert found[0] == pytest.approx(0.0, abs=1e-7) and found[1] > 0.1
+
+
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_every_metric_has_a_gradient(logits, rows, name):
+    leaf = logits.clone().requires_grad_()
+    metric_named(name).score(leaf, rows).sum().backward()
+    assert leaf.grad is not None and leaf.grad[1].abs().sum() > 0
+
+
+def test_an_unknown_metric_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"did you mean 'logit_difference'\?.*kl"):
+        metric_named("logit_diference")
