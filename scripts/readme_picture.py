@@ -6,12 +6,12 @@ python scripts/readme_picture.py runs/agreeableness-... docs/images/agreeablenes
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import tempfile
 from pathlib import Path
 
-from saesteer.report import propensity_data, propensity_figure
+from saesteer.experiments.results import Results
+from saesteer.report.steer import effect_figure, margin_figure
 
 
 def main() -> None:
@@ -21,12 +21,23 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--browser", default="chromium")
     options = parser.parse_args()
-    metrics = json.loads((options.run / "metrics.json").read_text(encoding="utf-8"))
-    figure = propensity_figure(propensity_data(metrics), options.run.name.rsplit("-", 1)[0])
+    metrics = Results.open(options.run).metrics
     options.target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
-        figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
+        parts = []
+        for figure in (margin_figure(metrics), effect_figure(metrics)):
+            figure.update_layout(width=500, height=420, paper_bgcolor="white")
+            # The script is embedded once.
+            parts.append(
+                figure.to_html(
+                    full_html=False,
+                    include_plotlyjs=not parts,
+                    config={"displayModeBar": False},
+                )
+            )
+        style = "<style>body { margin: 8px; display: flex }</style>"
+        page.write_text(f"<meta charset='utf-8'>{style}{''.join(parts)}", encoding="utf-8")
         subprocess.run(
             [
                 options.browser,

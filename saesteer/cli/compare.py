@@ -31,11 +31,11 @@ def compare_command(
     measure_only: Annotated[bool, typer.Option("--measure-only", hidden=True)] = False,
 ) -> None:
     """Hold every method against the others at equal cost, over personas, with a report."""
-    from saesteer.cli.show import console
-    from saesteer.cli.show_compare import show_compare_plan, show_compare_result
+    from saesteer.cli.show_compare import show_compare_plan
     from saesteer.experiments.compare.config import CompareConfig
     from saesteer.experiments.compare.experiment import Compare
     from saesteer.experiments.compare.workers import measure_in_processes
+    from saesteer.report.terminal import console
     from saesteer.sweeps.overrides import swept_overrides
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
@@ -53,7 +53,7 @@ def compare_command(
     if only:
         experiment.only(only)
     if dry_run:
-        show_compare_plan(experiment.plan, console())
+        show_compare_plan(experiment.plan)
         return
     if measure_only:
         experiment.check()
@@ -63,4 +63,5 @@ def compare_command(
         experiment.elsewhere = lambda plan: measure_in_processes(
             plan, config, overrides, workers, progress
         )
-    show_compare_result(experiment.run(), console())
+    result = experiment.run()
+    experiment.report(result).print(console(), result.folder.path)

@@ -34,9 +34,10 @@ def run_command(
     ] = False,
 ) -> None:
     """Score tasks under families of layer programs, with heatmaps, tables and a report."""
-    from saesteer.cli.corrupt_show import show_corrupt_plan, show_corrupt_run
+    from saesteer.cli.corrupt_show import show_corrupt_plan
     from saesteer.experiments.corrupt.experiment import Corrupt
     from saesteer.experiments.corrupt.settings import CorruptConfig
+    from saesteer.report.terminal import console
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
@@ -50,7 +51,7 @@ def run_command(
         if as_json:
             typer.echo(json.dumps(found.metrics, indent=2))
         else:
-            show_corrupt_run(found)
+            experiment.report(found).print(console(), found.folder.path)
 
 
 @app.command("complete")

@@ -140,11 +140,12 @@ def show_command(
     as_json: AsJson = False,
 ) -> None:
     """Show a finished run again, and the site it speaks for."""
-    from saesteer.cli.patch_show import show_patch_run, show_suggestion
-    from saesteer.experiments.patch.experiment import write_figures
+    from saesteer.cli.patch_show import show_suggestion
+    from saesteer.experiments.patch.experiment import report_of, write_figures
     from saesteer.experiments.patch.results import PatchResults
     from saesteer.experiments.results import Results
     from saesteer.models.sites import Site
+    from saesteer.report.terminal import console
     from saesteer.saes.loading import load_sae
     from saesteer.utils.errors import ConfigError
 
@@ -163,13 +164,14 @@ def show_command(
     elif as_json:
         typer.echo(json.dumps(results.metrics, indent=2))
     else:
-        show_patch_run(results)
+        report_of(results).print(console(), results.folder.path)
 
 
 def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bool) -> None:
-    from saesteer.cli.patch_show import show_patch_plan, show_patch_run, show_suggestion
+    from saesteer.cli.patch_show import show_patch_plan, show_suggestion
     from saesteer.experiments.patch.experiment import Patch
     from saesteer.experiments.patch.results import PatchResults
+    from saesteer.report.terminal import console
     from saesteer.utils.progress import terminal_progress
 
     experiment = Patch(settings, terminal_progress())
@@ -182,4 +184,4 @@ def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bo
         return
     if suggest_site:
         show_suggestion(PatchResults(run.folder).suggestion(), run.metrics["verdict"])
-    show_patch_run(run)
+    experiment.report(run).print(console(), run.folder.path)

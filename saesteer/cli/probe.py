@@ -40,9 +40,10 @@ def train_command(
     ] = False,
 ) -> None:
     """From labelled texts to one scored probe per layer, in one pass over the texts."""
-    from saesteer.cli.probe_show import show_probe_plan, show_probe_run
+    from saesteer.cli.probe_show import show_probe_plan
     from saesteer.experiments.probe.config import ProbeConfig
     from saesteer.experiments.probe.experiment import TrainProbes
+    from saesteer.report.terminal import console
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
@@ -55,7 +56,7 @@ def train_command(
     if as_json:
         typer.echo(json.dumps(run.metrics, indent=2))
     else:
-        show_probe_run(run)
+        experiment.report(run).print(console(), run.folder.path)
 
 
 @app.command("read")

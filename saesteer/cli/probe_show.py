@@ -1,20 +1,21 @@
-"""What `saesteer probe` prints: tables that fit 100 columns, and coloured tokens."""
+"""What `saesteer probe` prints besides its report: coloured tokens and interventions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
-from saesteer.cli.show import console, heading, number, show_links, table
+from saesteer.report import Table, Texts
+from saesteer.report.layout import Said
+from saesteer.report.terminal import console, heading, print_table, print_texts, show_plan
+from saesteer.report.wording import Estimate, show
 
 if TYPE_CHECKING:
     from saesteer.experiments.probe.plan import ProbePlan
-    from saesteer.experiments.results import Results
     from saesteer.probes.readout import CheckResult, TokenReading
 
 MOST_ROWS = 12
@@ -22,124 +23,21 @@ MOST_ROWS = 12
 
 def show_probe_plan(plan: ProbePlan) -> None:
     """Print what a probe run would do."""
-    out = console()
     config, split = plan.config, plan.split
-    made = Table(box=None, show_header=False, pad_edge=False)
-    made.add_column(style="dim")
-    made.add_column(overflow="fold")
     read = "already read" if plan.store.is_file() else "to be read in one pass"
-    rows = {
-        "texts": f"{len(plan.texts):,} of {plan.texts.source} ({plan.texts.dropped} left out), "
-        f"{read}",
-        "classes": ", ".join(plan.used.classes),
-        "split": f"{len(split.train):,} to train, {len(split.test):,} to test, "
-        f"{len(split.judge):,} for the independent classifier",
-        "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
-        "reading": f"{config.reading.positions} of {config.reading.sae or config.reading.hook}",
-        "checks": "none" if plan.checks is None else f"{len(plan.checks)} plain cases",
-        "folder": str(plan.folder),
-    }
-    for name, value in rows.items():
-        made.add_row(name, value)
-    out.print(made)
-    out.print("Nothing was loaded or written.")
-
-
-def show_probe_run(run: Results) -> None:
-    """Print every layer's scores, or those of sparse probes, and where the rest lies."""
-    out = console()
-    metrics = run.metrics
-    heading(
-        out,
-        f"{metrics['model']} on {metrics['source']}: {metrics['n_train']:,} texts to train, "
-        f"{metrics['n_test']:,} to test; {', '.join(metrics['classes'])}",
+    show_plan(
+        {
+            "texts": f"{len(plan.texts):,} of {plan.texts.source} ({plan.texts.dropped} left out), "
+            f"{read}",
+            "classes": ", ".join(plan.used.classes),
+            "split": f"{len(split.train):,} to train, {len(split.test):,} to test, "
+            f"{len(split.judge):,} for the independent classifier",
+            "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
+            "reading": f"{config.reading.positions} of {config.reading.sae or config.reading.hook}",
+            "checks": "none" if plan.checks is None else f"{len(plan.checks)} plain cases",
+        },
+        plan.folder,
     )
-    if metrics.get("sae"):
-        _show_sparse(out, metrics)
-    else:
-        _show_layers(out, metrics)
-    judge = metrics.get("judge")
-    if judge:
-        out.print(
-            f"Independent classifier (MiniLM, {judge['n_train']:,} texts no probe saw): macro-F1 "
-            f"{_with_interval(judge['macro_f1'])}"
-        )
-    path = run.folder.path
-    out.print(f"Everything is in {path}; next:", soft_wrap=True)
-    if metrics.get("sae"):
-        first = next(iter(sorted((path / "sparse").glob("*.safetensors"))), path)
-        out.print(f"  saesteer vector show {first}", soft_wrap=True)
-        return
-    out.print(f'  saesteer probe read {path} "I am feeling happy today"', soft_wrap=True)
-    out.print(f'  saesteer probe intervene {path} "What a day! I feel"', soft_wrap=True)
-
-
-def _show_layers(out: Console, metrics: dict[str, Any]) -> None:
-    made = table(
-        ("layer", "right"),
-        ("accuracy", "right"),
-        ("macro-F1 (95%)", "right"),
-        ("AUROC (95%)", "right"),
-        ("control acc", "right"),
-        ("control AUROC", "right"),
-        ("checks", "right"),
-    )
-    for record in metrics["layers"]:
-        control = record.get("control")
-        checks = record.get("checks")
-        best = "*" if record["layer"] == metrics["best"] else ""
-        made.add_row(
-            f"{best}{record['layer']}",
-            number(record["accuracy"]["value"], ".3f"),
-            _with_interval(record["macro_f1"]),
-            _with_interval(record["auroc"]),
-            number(control["accuracy"]["value"], ".3f") if control else "",
-            number(control["auroc"]["value"], ".3f") if control else "",
-            f"{checks['right']}/{checks['n']}" if checks else "",
-        )
-    out.print(made)
-    out.print(
-        "* chosen by cross-validation on the training texts; control: the same on shuffled labels."
-    )
-    best = next(r for r in metrics["layers"] if r["layer"] == metrics["best"])
-    for miss in (best.get("checks") or {}).get("misses", [])[:MOST_ROWS]:
-        out.print(f"  missed: “{miss['text']}” is {miss['label']}, read {miss['predicted']}")
-
-
-def _show_sparse(out: Console, metrics: dict[str, Any]) -> None:
-    made = table("probe", ("features", "right"), ("accuracy", "right"), ("macro-F1 (95%)", "right"))
-    names = {"k_sparse": "k strongest", "l1": "L1", "all": "all, L2 at C = 1"}
-    for record in metrics["sparse"]:
-        made.add_row(
-            names[record["kind"]],
-            str(record["n_features"]),
-            number(record["accuracy"]["value"], ".3f"),
-            _with_interval(record["macro_f1"]),
-        )
-    dense = metrics["residual"]
-    made.add_row(
-        "residual stream",
-        "",
-        number(dense["accuracy"]["value"], ".3f"),
-        _with_interval(dense["macro_f1"]),
-    )
-    out.print(made)
-    needed = metrics["needed"]
-    out.print(
-        f"95% of the residual stream's macro-F1 at {metrics['site']} takes "
-        + (f"{needed} features." if needed else "more features than were tried.")
-    )
-    listed = table(("feature", "right"), ("F", "right"), "fires most on", "description")
-    for record in metrics["features"][:MOST_ROWS]:
-        listed.add_row(
-            str(record["feature"]),
-            f"{record['f']:.0f}",
-            record["class"],
-            " ".join((record["description"] or "").split())[:60],
-        )
-    out.print(listed)
-    shown = metrics["features"][:MOST_ROWS]
-    show_links(out, ((record["feature"], record.get("url")) for record in shown))
 
 
 def show_readings(readings: Sequence[TokenReading], out: Console | None = None) -> None:
@@ -153,7 +51,7 @@ def show_readings(readings: Sequence[TokenReading], out: Console | None = None) 
             legend.append(f" {name} ", style=_style(lean))
             legend.append(" ")
         out.print(legend)
-        made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+        made = Grid(box=None, show_header=False, pad_edge=False, padding=(0, 1))
         made.add_column(justify="right", style="dim", no_wrap=True)
         made.add_column(justify="right", no_wrap=True)
         made.add_column(overflow="fold")
@@ -186,65 +84,40 @@ def show_trial(record: dict[str, Any]) -> None:
     done = record["interventions"]
     shown = done if len(done) <= 3 else [done[0], "...", done[-1]]
     heading(out, f"{'; '.join(shown)} ({record['policy']}, {record['positions']})")
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    made.add_column("base", ratio=1, overflow="fold")
-    made.add_column("intervened", ratio=1, overflow="fold")
     for row in record["rows"][:MOST_ROWS]:
-        made.add_row(Text(f"“{row['prompt']}”", style="bold"), "")
-        made.add_row(_flat(row["base"]), _flat(row["intervened"]))
-        made.add_row(_readings(row, 0), _readings(row, 1), end_section=True)
-    out.print(made)
+        columns = {
+            side: [Said(row[side]), Said(_readings(row, place))]
+            for place, side in enumerate(("base", "intervened"))
+        }
+        print_texts(out, Texts(row["prompt"], {"": columns}))
     if len(record["rows"]) > MOST_ROWS:
         out.print(f"and {len(record['rows']) - MOST_ROWS} more in the file")
     ppl = record["perplexity"]
     out.print(
-        f"KL {number(record['kl'], '.3f')} nats per token; perplexity under the untouched model "
-        f"{number(ppl['base'], '.1f')} (base), {number(ppl['intervened'], '.1f')} (intervened)"
+        f"KL {show(record['kl'], '.3f')} nats per token; perplexity under the untouched model "
+        f"{show(ppl['base'], '.1f')} (base), {show(ppl['intervened'], '.1f')} (intervened)"
     )
     if record["movement"]:
-        _show_movement(out, record)
+        print_table(out, _movement(record))
 
 
-def _show_movement(out: Console, record: dict[str, Any]) -> None:
-    made = table(
-        "measure",
-        "direction",
-        ("KL", "right"),
-        ("prompts moved as meant (95%)", "right"),
-        ("own side before", "right"),
-        ("after", "right"),
-    )
+def _movement(record: dict[str, Any]) -> Table:
     runs = [("intervention", record["kl"], record["movement"])]
     runs += [(f"random {r['draw']}", r["kl"], r["movement"]) for r in record["random"]]
+    rows = []
     for name in record["movement"]:
         for label, kl, movement in runs:
             found = movement[name]
-            made.add_row(
-                name,
-                label,
-                number(kl, ".2f"),
-                f"{number(found['moved'], '.0%')} of {found['n']} "
-                f"({number(found['low'], '.0%')}-{number(found['high'], '.0%')})",
-                number(found["base"], "+.2f"),
-                number(found["after"], "+.2f"),
-            )
-    out.print(made)
+            moved = Estimate(found["moved"], found["low"], found["high"])
+            rows.append([name, label, kl, moved, found["n"], found["base"], found["after"]])
+    columns = ["measure", "direction", "KL", "moved as meant (95%)", "prompts", "before", "after"]
+    forms = {"KL": ".2f", columns[3]: ".0%", "before": "+.2f", "after": "+.2f"}
+    return Table(columns, rows, forms=forms, most=len(rows))
 
 
-def _readings(row: dict[str, Any], side: int) -> Text:
-    parts = [f"{name} {number(both[side], '+.2f')}" for name, both in row["readings"].items()]
-    parts.append(f"perplexity {number(row['perplexity'][side], '.1f')}")
-    return Text(", ".join(parts), style="dim")
-
-
-def _flat(text: str) -> Text:
-    return Text(" ".join(text.split()))
-
-
-def _with_interval(figure: dict[str, Any]) -> str:
-    if figure["low"] is None:
-        return number(figure["value"], ".3f")
-    return f"{number(figure['value'], '.3f')} ({figure['low']:.3f}-{figure['high']:.3f})"
+def _readings(row: dict[str, Any], side: int) -> str:
+    parts = [f"{name} {show(both[side], '+.2f')}" for name, both in row["readings"].items()]
+    return ", ".join([*parts, f"perplexity {show(row['perplexity'][side], '.1f')}"])
 
 
 def _style(lean: float) -> str:

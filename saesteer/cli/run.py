@@ -34,9 +34,10 @@ def run_command(
     ] = False,
 ) -> None:
     """From contrastive pairs to a steered model, with evidence on held-out pairs."""
-    from saesteer.cli.show import show_plan, show_result
+    from saesteer.cli.show import show_steer_plan
     from saesteer.experiments.steer.config import RunConfig
     from saesteer.experiments.steer.experiment import Steer
+    from saesteer.report.terminal import console
     from saesteer.sweeps.overrides import swept_overrides
     from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
@@ -45,10 +46,10 @@ def run_command(
     settings = load_config(config, [*(set_ or ()), *swept], kind=RunConfig)
     experiment = Steer(settings, terminal_progress())
     if dry_run:
-        show_plan(experiment)
+        show_steer_plan(experiment)
         return
     result = experiment.run()
     if as_json:
         typer.echo(json.dumps(result.metrics, indent=2))
     else:
-        show_result(experiment.plan, result)
+        experiment.report(result).print(console(), result.folder.path)

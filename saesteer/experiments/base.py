@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.context import Context, cpu_threads
-from saesteer.experiments.results import CONFIG, METRICS, Results
+from saesteer.experiments.results import CONFIG, METRICS, REPORT, Results
+from saesteer.report import Report
 from saesteer.tracking.recording import RecordedRun, recorded_run
 from saesteer.tracking.wandb_run import wandb_mode
 from saesteer.utils.cache import Cache
@@ -91,15 +92,19 @@ class Experiment(Context, Generic[Found]):
         """Write what the report needs besides, and return `metrics.json`."""
 
     @abstractmethod
+    def report(self, results: Any) -> Report:
+        """Return what page, terminal and W&B show of the results."""
+
     def write_report(self) -> None:
-        """Write figures and page from what the folder holds."""
+        """Write the page from what the folder holds."""
+        self.report(self.Results(self.folder)).write(self.folder.path / REPORT)
 
     @abstractmethod
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the few numbers that a list of runs, a sweep and the agent see."""
 
     def tell(self, record: RecordedRun, results: Any) -> None:
-        """Tell the record what is worth a curve, a table or a figure elsewhere."""
+        """Tell the record what is worth a curve or a table elsewhere; it has the figures."""
 
     @property
     def finished(self) -> bool:
@@ -147,6 +152,9 @@ class Experiment(Context, Generic[Found]):
                     self._compute(pending, recorded)
                 recorded.summary(self.headline(results.metrics))
                 self.tell(recorded, results)
+                if recorded.shown_elsewhere:
+                    for name, figure in self.report(results).figures.items():
+                        recorded.figure(name, figure)
                 recorded.artifact("report", results.report, "report")
         return results
 

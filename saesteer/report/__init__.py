@@ -1,6 +1,6 @@
-"""Figures and reports, from results alone."""
+"""Reports of experiments: one layout for page, terminal and W&B."""
 
-from saesteer.report.figures import PropensityData, propensity_data, propensity_figure
-from saesteer.report.page import write_report
+from saesteer.report.layout import Figure, Section, Table, Text, Texts
+from saesteer.report.report import Report
 
-__all__ = ["PropensityData", "propensity_data", "propensity_figure", "write_report"]
+__all__ = ["Figure", "Report", "Section", "Table", "Text", "Texts"]

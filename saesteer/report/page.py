@@ -1,211 +1,133 @@
-"""One self-contained page of a comparison: opens offline, asks nothing of the network."""
+"""A report as one self-contained page: it opens offline and no text in it can break out."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-import os
+from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.report import costs, drawing, effects, named_features, reading, written
-from saesteer.report.frame import asset, embedded, environment, script_hash, write_page
-from saesteer.report.headline import headline_pieces, headline_remarks
-from saesteer.report.palette import AGAINST, TOWARDS, cluster_colours, method_colours
-from saesteer.report.reading import Method, Metrics
-from saesteer.report.trees import dendrogram_figure
-from saesteer.saes.neuronpedia.links import SITE
+from saesteer.report.layout import Bar, Described, Mark
+from saesteer.report.wording import NOTHING, Estimate, between, known, show
+from saesteer.utils.text import said
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from jinja2 import Environment
 
-SECTIONS = (
-    ("effect", "Effect"),
-    ("personas", "Personas"),
-    ("methods", "Methods"),
-    ("features", "Features"),
-    ("text", "Text"),
-    ("side-effects", "Side effects"),
-    ("secondary", "Secondary"),
-    ("run", "Run"),
-)
+    from saesteer.report.layout import Cell, Table
+    from saesteer.report.report import Report
+
+TEMPLATE = Path(__file__).parent / "template"
 
 
-def write_report(metrics: Metrics, path: str | os.PathLike[str]) -> Path:
-    """Write a comparison's page.
+def page_of(report: Report) -> str:
+    """Return a report's page as HTML."""
+    figures = {name: figure.to_json() or "{}" for name, figure in report.figures.items()}
+    scripts = [_asset("script.js")]
+    if figures:
+        from plotly.offline import get_plotlyjs
 
-    Args:
-        metrics: What `metrics.json` of `saesteer compare` holds; every part may be absent or
-            empty, and the page then says so.
-        path: The file to write, such as `report.html`; its folder is made.
-
-    Returns:
-        The path.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    return write_page(report_page(metrics), path)
-
-
-def report_page(metrics: Metrics) -> str:
-    """Return a comparison's page as HTML."""
-    from plotly.offline import get_plotlyjs
-
-    figures: dict[str, str] = {}
-    scripts = {"plotly": get_plotlyjs(), "page": asset("script.js")}
-    parts: dict[str, Any] = {
-        "metrics": metrics,
-        "sections": SECTIONS,
-        "kl_target": reading.headline_kl_target(metrics),
-        "kl_targets": reading.kl_targets(metrics),
-        "style": asset("style.css"),
-        "scripts": scripts,
-        "script_hashes": [script_hash(script) for script in scripts.values()],
-        **_headline(metrics),
-        **_effects(metrics, figures),
-        **_features(metrics, figures),
-        **_written(metrics, figures),
-        **_costs(metrics, figures),
-        "config": {
-            name: json.dumps(metrics[key], indent=2, ensure_ascii=False, default=str)
-            for name, key in (("Settings", "config"), ("Chosen on validation", "chosen"))
-            if metrics.get(key)
-        },
-        "stages": costs.stage_data(metrics),
-    }
-    # The figures come last: the calls above fill them in.
-    parts["figures"] = embedded(figures)
-    templates = environment()
-    templates.globals.update(judge_bar=_judge_bar, listing=reading.listing, Method=Method)
-    return templates.get_template("report.html").render(parts)
-
-
-def _headline(metrics: Metrics) -> dict[str, Any]:
-    data = effects.headline_data(metrics)
-    written_rows = {
-        row.method.name: row
-        for row in written.written_table(metrics)
-        if reading.same(row.kl_target, reading.headline_kl_target(metrics))
-    }
-    return {
-        "headline": data,
-        "pieces": headline_pieces(data) if data else [],
-        "remarks": headline_remarks(data) if data else [],
-        "headline_written": written_rows.get(str(metrics.get("headline_method"))),
-    }
-
-
-def effect_figures(metrics: Metrics) -> dict[str, Figure]:
-    """Return the figures of what the methods did: by KL target, by strength and by persona.
-
-    Args:
-        metrics: What a comparison's metrics.json holds; what is missing has no figure.
-    """
-    names = (metrics.get("headline_method"), metrics.get("baseline"))
-    colours = method_colours(reading.methods(metrics), *names)
-    curves, strengths = effects.target_data(metrics), effects.strength_data(metrics)
-    forest = effects.forest_data(metrics)
-    found = {}
-    if curves:
-        found["kl_targets"] = drawing.target_figure(curves, colours, *names)
-    if strengths:
-        found["strengths"] = drawing.strength_figure(strengths, colours, *names)
-    if forest:
-        labels = (reading.label_of(metrics, name) if name else "" for name in names)
-        found["forest"] = drawing.forest_figure(forest, *labels)
-    return found
-
-
-def _effects(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
-    methods = reading.methods(metrics)
-    for name, figure in effect_figures(metrics).items():
-        _add(figures, name, figure)
-    return {
-        "methods": methods,
-        "colours": method_colours(methods, metrics.get("headline_method"), metrics.get("baseline")),
-        "forest": effects.forest_data(metrics),
-        "persona_rows": {str(row.get("name")): row for row in reading.rows(metrics, "personas")},
-        "method_rows": effects.method_table(metrics) if methods else [],
-        "missed": effects.missed_targets(metrics),
-        "strengths": effects.strength_data(metrics),
-        "curves": effects.target_data(metrics),
-    }
-
-
-def _features(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
-    panels = []
-    for persona in reading.groups(metrics, "features"):
-        rows = named_features.feature_data(metrics, persona)
-        tree = named_features.dendrogram_data(metrics, persona)
-        clusters = named_features.cluster_order(rows)
-        if isinstance(tree, named_features.Dendrogram):
-            clusters += [c.cluster for c in tree.leaves if c.cluster is not None]
-        colours = cluster_colours([*dict.fromkeys(clusters)])
-        figure, note = "", ""
-        if isinstance(tree, str):
-            note = tree
-        else:
-            figure = f"tree-{len(panels)}"
-            _add(figures, figure, dendrogram_figure(tree, colours))
-        heaviest = max((abs(row.weight or 0.0) for row in rows), default=0.0) or 1.0
-        panels.append(
-            {
-                "persona": persona,
-                "rows": rows,
-                "colours": colours,
-                "heaviest": heaviest,
-                "figure": figure,
-                "note": note,
-            }
+        scripts.insert(0, get_plotlyjs())
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            style=_asset("style.css"),
+            scripts=scripts,
+            script_hashes=[_script_hash(script) for script in scripts],
+            figures=_embedded(figures),
         )
-    embeds = any(row.embed for panel in panels for row in panel["rows"])
-    return {"feature_panels": panels, "framed": SITE if embeds else None}
+    )
+    return page.lstrip()
 
 
-def _written(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
-    spans = written.judge_spans(metrics)
-    if spans:
-        colours = method_colours(
-            reading.methods(metrics), metrics.get("headline_method"), metrics.get("baseline")
-        )
-        _add(figures, "judge", drawing.judge_figure(spans, colours))
-    texts = {
-        persona: questions
-        for persona in reading.groups(metrics, "completions")
-        if (questions := written.completion_data(metrics, persona))
-    }
-    return {
-        "spans": spans,
-        "written_rows": written.written_table(metrics),
-        "written_means": written.written_means(metrics),
-        "llm_means": written.llm_means(metrics),
-        "texts": texts,
-        "scales": {persona: written.judge_scale(found) for persona, found in texts.items()},
-        "judges": costs.judge_data(metrics),
-    }
+def is_number(cell: Cell) -> bool:
+    """Return whether a cell stands right, as numbers do."""
+    number = isinstance(cell, Real) and not isinstance(cell, bool)
+    return number or isinstance(cell, Estimate)
 
 
-def _costs(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
-    matrices = costs.side_effect_data(metrics)
-    sizes = [abs(v) for m in matrices for line in m.values for v in line if v is not None]
-    for place, matrix in enumerate(matrices):
-        figure = drawing.matrix_figure(matrix.personas, matrix.values, max(sizes, default=1.0))
-        _add(figures, f"matrix-{place}", figure)
-    return {
-        "matrices": matrices,
-        "prose": costs.prose_data(metrics),
-        "choices": costs.choice_data(metrics),
-    }
+def cell_text(cell: Cell, form: str = "") -> str:
+    """Return a cell as words: whole numbers as they are, others to four digits if not told."""
+    if isinstance(cell, Estimate):
+        value, ends = show(cell.value, form or ".3f"), between(cell.low, cell.high, form or ".3f")
+        return f"{value} ({ends})" if ends else value
+    if isinstance(cell, Bar):
+        return show(cell.value, "+.2f")
+    if isinstance(cell, Mark | Described):
+        return cell.text
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, Real):
+        return show(cell, form or ("" if isinstance(cell, Integral) else ".4g"))
+    return NOTHING if cell is None or cell == "" else str(cell)
 
 
-def _add(figures: dict[str, str], name: str, figure: Figure) -> None:
-    figures[name] = figure.to_json() or "{}"
+def _environment() -> Environment:
+    """Return the templates, with every text escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(said=said, slug=_slug, show=show, stretch=_stretch, value=_value)
+    made.globals.update(kind_of=_kind_of, text_of=cell_text, right=_right, between=between)
+    return made
 
 
-def _judge_bar(judge: float | None, scale: float) -> str:
-    """Return the style of a judge's bar: from the middle, as far as the logit is of the scale."""
-    if judge is None:
+def _kind_of(item: object) -> str:
+    """Return the name that templates know an item or a cell by."""
+    if isinstance(item, Real) and not isinstance(item, bool):
+        return "number" if known(item) else "NoneType"
+    return type(item).__name__
+
+
+def _value(cell: Any) -> float | None:
+    """Return the number that a cell is sorted by."""
+    found = cell.value if isinstance(cell, Estimate | Bar) else cell
+    return found if known(found) else None
+
+
+def _right(table: Table, column: int) -> bool:
+    return any(is_number(row[column]) for row in table.rows)
+
+
+def _stretch(bar: Bar) -> str:
+    """Return the style of a bar: as long as its share of the full length, coloured by its sign."""
+    if not known(bar.value):
         return ""
-    share = 50 * min(1.0, abs(judge) / scale)
-    left = 50.0 if judge >= 0 else 50.0 - share
-    return f"left:{left:.1f}%;width:{share:.1f}%;background:{TOWARDS if judge >= 0 else AGAINST}"
+    share = min(1.0, abs(bar.value or 0.0) / (bar.full or 1.0))
+    if bar.one_sided:
+        return f"left:0;width:{100 * share:.1f}%"
+    left = 50.0 if (bar.value or 0.0) >= 0 else 50.0 - 50 * share
+    colour = "towards" if (bar.value or 0.0) >= 0 else "against"
+    return f"left:{left:.1f}%;width:{50 * share:.1f}%;background:var(--{colour})"
+
+
+def _embedded(figures: Mapping[str, str]) -> str:
+    """Return the figures as one JSON object that no text in it can break out of."""
+    joined = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
+    return ("{" + joined + "}").replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return (TEMPLATE / name).read_text(encoding="utf-8")
+
+
+def _script_hash(script: str) -> str:
+    """Return how the content security policy names a script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _slug(text: object) -> str:
+    """Return an identifier for a name, of letters and digits."""
+    return hashlib.sha1(str(text).encode("utf-8", "replace")).hexdigest()[:8]

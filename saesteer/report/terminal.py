@@ -1,94 +1,168 @@
-"""The comparison's summary for the terminal: at most 100 columns."""
+"""What the terminal shows of a report, and of plans: tables that fit 100 columns."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from saesteer.report.effects import MethodRow, headline_data, method_table, missed_targets
-from saesteer.report.headline import headline_remarks, headline_text
-from saesteer.report.reading import Metrics, Point, headline_kl_target, listing, same, share, show
-from saesteer.report.written import WrittenRow, written_table
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from saesteer.report.layout import Section, Table, Texts
+from saesteer.report.page import cell_text, is_number
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from saesteer.report.layout import Item
+    from saesteer.report.report import Report
 
+WIDTH = 100
+MOST_COLUMNS, LONGEST = 3, 40
 MARKS = {"good": "+", "open": "?", "bad": "-"}
-WIDEST_METHOD = 32
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-def show_comparison(metrics: Metrics, out: Console) -> None:
-    """Print headline, what it does and does not show, and every method.
+def console() -> Console:
+    """Return a console on standard output, at most 100 columns wide, that prints what it gets."""
+    found = Console()
+    width = min(found.width, WIDTH) if found.is_terminal else WIDTH
+    # Paths and descriptions hold brackets, which are no markup.
+    return Console(width=width, markup=False, highlight=False)
 
-    Args:
-        metrics: What `metrics.json` of `saesteer compare` holds.
-        out: Where to print; without markup, so that brackets in names stand as they are.
-    """
-    from rich.table import Table
-    from rich.text import Text
 
-    data = headline_data(metrics)
+def one_line(text: object) -> str:
+    """Return a text as one line, without characters that a terminal would obey."""
+    return " ".join(_CONTROL.sub(" ", str(text)).split())
+
+
+def heading(out: Console, text: str) -> None:
+    """Print a heading with a line above it."""
     out.print()
-    if data is None:
-        out.print("Nothing was summarised, so there is no headline.")
-    else:
-        out.print(Text(headline_text(data), style="bold"))
-        remarks = Table.grid(padding=(0, 1))
-        for remark in headline_remarks(data):
-            remarks.add_row(" ", MARKS[remark.verdict], Text(remark.text))
-        out.print(remarks)
-    if not method_table(metrics):
-        return
-    out.print()
-    out.print(summary_table(metrics))
-    out.print(
-        "E: nats per token that the margin moves, macro-mean over personas, 95% over personas; p: "
-        "paired Wilcoxon over personas against the baseline, Holm's; judge: range of the judge's "
-        "logit over generated text, negative to positive strength"
-    )
-    missed = [
-        f"{method.label} at KL {kl_target:g} ({n} of {total})"
-        for method, kl_target, n, total in missed_targets(metrics)
-    ]
-    if missed:
-        out.print(Text(f"KL target not reached: {listing(missed)}."))
+    out.print(Text(one_line(text), style="bold"))
 
 
-def summary_table(metrics: Metrics) -> Table:
-    """Return the table of all methods at the headline KL target."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    kl_target = headline_kl_target(metrics)
-    judged = {
-        row.method.name: row for row in written_table(metrics) if same(row.kl_target, kl_target)
-    }
-    title = "method" if kl_target is None else f"method at KL {kl_target:g}"
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    made.add_column(title, overflow="fold", max_width=WIDEST_METHOD)
-    for name in ("E", "95%", "ratio", "95%", "p", "null", "judge"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for row in method_table(metrics):
-        cells = _cells(row, kl_target, judged.get(row.method.name))
-        made.add_row(Text(" ".join(row.method.label.split())), *cells)
+def grid(*columns: str | tuple[str, str]) -> Grid:
+    """Return an empty table; a column is a name, or a name and "right" for numbers on one line."""
+    made = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for column in columns:
+        name, side = (column, "left") if isinstance(column, str) else column
+        if side == "right":
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     return made
 
 
-def _cells(row: MethodRow, kl_target: float | None, judged: WrittenRow | None) -> list[str]:
-    effect = row.effects.get(kl_target, Point(None)) if kl_target is not None else Point(None)
-    return [
-        show(effect.value, ".3f"),
-        _between(effect),
-        show(row.ratio.value),
-        _between(row.ratio),
-        show(row.p_holm, ".2g"),
-        share(row.beyond_null, row.n_personas),
-        show(judged.judge_range.value if judged else None),
-    ]
+def print_fields(out: Console, fields: Mapping[str, object]) -> None:
+    """Print names with what they are, a line each."""
+    made = grid("", "")
+    made.show_header = False
+    for name, value in fields.items():
+        made.add_row(name, Text(one_line(value)))
+    out.print(made)
 
 
-def _between(point: Point) -> str:
-    if point.low is None or point.high is None:
-        return ""
-    return f"{show(point.low)} to {show(point.high)}"
+def print_table(out: Console, table: Table, where: str = "the report") -> None:
+    """Print the first rows of a table, in the columns that it names for the terminal.
+
+    Args:
+        out: Where to.
+        table: The table.
+        where: Where the other rows are.
+    """
+    shown = [list(table.columns).index(name) for name in table.printed or table.columns]
+    rows = table.rows[: table.most]
+    made = grid(
+        *(
+            (table.columns[at], "right") if any(is_number(row[at]) for row in table.rows)
+            else table.columns[at]
+            for at in shown
+        )
+    )  # fmt: skip
+    for row in rows:
+        cells = (cell_text(row[at], table.forms.get(table.columns[at], "")) for at in shown)
+        made.add_row(*(Text(one_line(cell)) for cell in cells))
+    out.print(made)
+    if len(table.rows) > len(rows):
+        out.print(f"... and {len(table.rows) - len(rows)} more in {where}")
+    links = ((cell_text(row[0]), table.link(at)) for at, row in enumerate(rows))
+    print_links(out, ((one_line(name)[:LONGEST], link) for name, link in links))
+
+
+def print_links(out: Console, links: Iterable[tuple[object, str | None]]) -> None:
+    """Print the pages of features, each on a line of its own that is never broken."""
+    for feature, url in links:
+        if url:
+            out.print(f"{feature}: {url}", soft_wrap=True)
+
+
+def print_texts(out: Console, texts: Texts) -> None:
+    """Print texts, up to three columns side by side, more below each other."""
+    heading(out, f"“{one_line(texts.title)}”")
+    for name, columns in texts.rows.items():
+        if name:
+            out.print(Text(one_line(name)))
+        said = {title: [one_line(one.text) for one in own] for title, own in columns.items()}
+        if len(said) > MOST_COLUMNS:
+            for title, own in said.items():
+                out.print(Text(title, style="dim"))
+                for text in own:
+                    out.print(Text(text))
+            continue
+        made = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for title in said:
+            made.add_column(title, ratio=1, overflow="fold")
+        for place in range(max(map(len, said.values()), default=0)):
+            cells = (own[place] if place < len(own) else "" for own in said.values())
+            made.add_row(*(Text(cell) for cell in cells))
+        out.print(made)
+
+
+def print_report(report: Report, out: Console, folder: Path | None = None) -> None:
+    """Print the lead, the remarks and the first tables, and where everything is."""
+    heading(out, report.lead)
+    for remark in report.remarks:
+        made = Grid.grid(padding=(0, 1))
+        made.add_row(" ", MARKS[remark.verdict], Text(one_line(remark.text)))
+        out.print(made)
+    for section in report.sections:
+        _print_section(out, section)
+    if folder is None:
+        return
+    # Paths and commands are for copying, so they are never broken over lines.
+    out.print()
+    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    places = [str(folder / name) for name in (report.source, *report.beside)]
+    out.print(f"Numbers: {', '.join(places)}", soft_wrap=True)
+    if report.commands:
+        out.print("Next:")
+    for command in report.commands:
+        line = command.replace("{folder}", shlex.quote(str(folder)))
+        out.print(f"  {line}", soft_wrap=True)
+
+
+def _print_section(out: Console, section: Section) -> None:
+    shown: Sequence[Item] = [i for i in section.items if getattr(i, "printed", None)]
+    if any(isinstance(item, Table) for item in shown):
+        heading(out, section.title)
+    for item in shown:
+        if isinstance(item, Table):
+            print_table(out, item)
+            if item.note:
+                out.print(Text(one_line(item.note)))
+        elif isinstance(item, Texts):
+            print_texts(out, item)
+
+
+def show_plan(fields: Mapping[str, Any], folder: object, tables: Iterable[Table] = ()) -> None:
+    """Print what a command would do and where to, for every --dry-run."""
+    out = console()
+    print_fields(out, fields)
+    for table in tables:
+        print_table(out, table)
+    out.print(f"Would write to {folder}", soft_wrap=True)
+    out.print("Nothing was loaded or written.")

@@ -226,7 +226,7 @@ def write_results(result: SweepResult, folder: Path) -> Path:
     Raises:
         OutputError: A file cannot be written.
     """
-    from saesteer.report.sweep_page import write_sweep_page
+    from saesteer.report.sweep import sweep_report
 
     files, table = RunFolder(folder), result_table(result)
     record = finite(result.as_dict())
@@ -237,7 +237,7 @@ def write_results(result: SweepResult, folder: Path) -> Path:
     if result.best is not None:
         text = best_settings(result)
         files.write(BEST, lambda draft: draft.write_text(text, encoding="utf-8"))
-    write_sweep_page(record, folder / REPORT)
+    sweep_report(record).write(folder / REPORT)
     return folder
 
 
@@ -292,13 +292,11 @@ def _cell(text: str) -> str:
 
 def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:
     """Tell the record what a sweep found; its files are written."""
-    from saesteer.report.sheet import Drawing
-    from saesteer.report.sweep_page import sweep_sheet
+    from saesteer.report.sweep import sweep_report
 
     recorded.summary({"states": result.states, "best": result.best and result.best.value})
     recorded.table("trials", result_table(result))
     if recorded.shown_elsewhere:
-        for part in sweep_sheet(result.as_dict()).parts:
-            for drawn in (item for item in part.items if isinstance(item, Drawing)):
-                recorded.figure(part.title.lower().replace(" ", "-"), drawn.figure)
+        for name, figure in sweep_report(result.as_dict()).figures.items():
+            recorded.figure(name, figure)
     recorded.artifact("report", recorded.folder.path / REPORT, "report")

@@ -116,5 +116,5 @@ def test_patched_features(saesteer, labelled, tiny_model_folder, tmp_path):
         cells = strongest[f"activation-sae-{mode}"]
         assert cells
         for cell in cells:
-            assert f'<a href="{PAGE}/{cell["feature"]}">' in page
+            assert f'<a href="{PAGE}/{cell["feature"]}"' in page
             assert f"[label] {cell['feature']}" in page

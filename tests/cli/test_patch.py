@@ -69,7 +69,7 @@ def test_a_run_prints_the_task_first_and_ends_with_the_next_step(saesteer, patch
     answer = saesteer("patch", "run", patch_config)
     assert answer.code == 0
     lines = answer.out.splitlines()
-    assert next(line for line in lines[2:] if line).startswith("Accuracy ")
+    assert "prefers the right answer on" in next(line for line in lines if line)
     assert f"Report: {patch_run / 'report.html'}" in answer.out
     assert lines[-1] == f"  saesteer patch show {patch_run} --suggest-site"
     assert [x for x in lines if len(x) > 100 and str(patch_run) not in x] == []

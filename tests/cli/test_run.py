@@ -25,7 +25,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert "activations (to do)" in answer.out
     assert "Nothing was loaded or written." in answer.out
     assert list(Path(settings["folder"]).iterdir()) == []
-    assert [line for line in answer.out.splitlines() if len(line) > 100] == []
+    assert long_lines(answer.out, but=settings["folder"]) == []
 
 
 def test_a_run_prints_features_completions_shift_and_the_next_step(
@@ -52,9 +52,10 @@ def test_a_run_prints_features_completions_shift_and_the_next_step(
 
 def test_the_shift_is_a_table_with_one_line_for_each_vector(saesteer, config, finished):
     lines = saesteer("run", config).out.splitlines()
-    head = next(i for i, line in enumerate(lines) if "95% over pairs" in line)
+    head = next(i for i, line in enumerate(lines) if "effect E (95% over pairs)" in line)
     rows = [line.split("  ")[0].strip() for line in lines[head + 2 : head + 5]]
-    assert rows == ["clustered_sae", "diff. in means", "2 random"]
+    labels = ["SAE features, delta regression", "difference in means", "2 random directions"]
+    assert rows == labels
     assert " to " in lines[head + 2]
     assert "|E| <=" in lines[head + 4]
     assert lines[head + 5].startswith("E: ")

@@ -62,7 +62,7 @@ def test_every_program_is_scored_on_every_task(run):
 
 def test_the_folder_holds_tables_figures_records_and_a_report(run):
     folder = run.folder
-    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.html",
+    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.png",
                  "records/opposites.parquet", "completions.json", "run.json"):  # fmt: skip
         assert folder.has(name), name
     table = pd.read_csv(folder.path / "tables/scores.csv")

@@ -40,7 +40,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     metrics = strict_json(folder / "metrics.json")
     assert set(metrics.pop("seconds")) == set(STAGES)
     # Times differ, the figure has random ids of its parts, and the settings name their folder.
-    other = ("metrics.json", "run.json", "config.json", "figure.html")
+    other = ("metrics.json", "run.json", "config.json", "report.html")
     kept: dict[str, Any] = {
         name: tensors(folder / name) if name.endswith(".safetensors") else content
         for name, content in everything(folder).items()

@@ -47,7 +47,8 @@ def with_method(settings: dict[str, Any], name: str, **rest: Any) -> dict[str, A
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_works_for_any_method(name, settings, capsys):
     from saesteer.cli.features import features_command
-    from saesteer.cli.show import show_plan, show_result
+    from saesteer.cli.show import show_steer_plan
+    from saesteer.report.terminal import console
 
     config = RunConfig(**with_method(settings, name))
     result = run_experiment(config)
@@ -58,12 +59,12 @@ def test_a_run_works_for_any_method(name, settings, capsys):
         [f.weight for f in result.vector.features]
     )
     assert {record["strength"] for record in result.completions} >= {0.0}
-    assert (result.folder.path / "figure.html").stat().st_size > 10_000
+    assert (result.folder.path / "report.html").stat().st_size > 10_000
     effect = metrics["vector"]["effect"]
     moved = (np.array(effect["up"]) - np.array(effect["down"])) / 2
     assert (effect["effect"], effect["low"], effect["high"]) == item_interval(moved)
-    show_plan(Steer(config))
-    show_result(plan_run(config), result)
+    show_steer_plan(Steer(config))
+    Steer(config).report(result).print(console(), result.folder.path)
     features_command(result.folder.path)
     told = capsys.readouterr().out
     assert ("made of no SAE features" in told) == (not result.vector.features)

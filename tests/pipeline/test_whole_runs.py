@@ -18,6 +18,7 @@ from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run
 from saesteer.experiments.steer.results import result_names
 from saesteer.methods.features import encode_pairs
+from saesteer.report.terminal import console
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
 
@@ -107,7 +108,7 @@ def test_a_finished_run_holds_all_that_the_readme_names(second_family):
     for name in ("config", "split", "run", "fit", "metrics", "completions", "features"):
         assert strict_json(folder / f"{name}.json")
     assert strict_json(folder / "metrics.json") == second_family.metrics
-    assert (folder / "figure.html").stat().st_size > 1000
+    assert (folder / "report.html").stat().st_size > 1000
     table = pd.read_parquet(folder / "features.parquet")
     assert list(table["feature"]) == [row["feature"] for row in second_family.features]
     record = strict_json(folder / "run.json")
@@ -168,8 +169,6 @@ def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror
 def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
     kl, settings, monkeypatch, capsys
 ):
-    from saesteer.cli.show import show_result
-
     monkeypatch.setattr(pipeline.DivergenceMeter, "__call__", lambda *args: kl)
     config = RunConfig(**settings)
     result = run_experiment(config)
@@ -180,14 +179,12 @@ def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
     assert metrics["vector"]["plus"]["kl"] == (0.0 if kl == 0 else None)
     for file in result.folder.path.rglob("*.json"):
         strict_json(file)
-    show_result(plan_run(config), result)
+    pipeline.Steer(config).report(result).print(console(), result.folder.path)
     assert "KL not reached" in capsys.readouterr().out
 
 
 def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, capsys):
     import numpy as np
-
-    from saesteer.cli.show import show_result
 
     def overflowed(self, vector=None, strength=0.0, unit="norm"):
         return np.full((2, self.n_pairs), math.nan if strength > 0 else -1.0)
@@ -199,13 +196,11 @@ def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, 
     assert metrics["vector"]["effect"] is None
     assert metrics["curve"][2]["margin"] is None
     assert metrics["monotone"] is False
-    show_result(plan_run(config), result)
-    assert "none" in capsys.readouterr().out
+    pipeline.Steer(config).report(result).print(console(), result.folder.path)
+    assert "KL not reached" in capsys.readouterr().out
 
 
 def test_random_directions_and_questions_may_be_left_out(settings, capsys):
-    from saesteer.cli.show import show_result
-
     settings["evaluation"]["random_directions"] = 0
     settings["completions"]["n_questions"] = 0
     config = RunConfig(**settings)
@@ -213,7 +208,7 @@ def test_random_directions_and_questions_may_be_left_out(settings, capsys):
     assert result.metrics["null"] is None
     assert result.metrics["random_directions"] == []
     assert result.completions == []
-    show_result(plan_run(config), result)
+    pipeline.Steer(config).report(result).print(console(), result.folder.path)
     assert "random" not in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.results import Results
 from saesteer.probes import ProbeSet
 from saesteer.probes.store import open_store
-from saesteer.report.probe_figures import confusion_figure, confusion_panels, short_names
+from saesteer.report.probe import confusion_figure, short_names
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.settings import parse_config
@@ -35,7 +35,7 @@ def test_a_run_leaves_probes_metrics_and_figures_in_its_folder(finished_run):
     for name in ("config.json", "run.json", "split.json", "metrics.json", "probes.safetensors"):
         assert (path / name).is_file(), name
     assert (path / "confusion.png").read_bytes()[:4] == b"\x89PNG"
-    page = (path / "confusion.html").read_text(encoding="utf-8")
+    page = (path / "report.html").read_text(encoding="utf-8")
     # The script is embedded, so the page opens offline; what it says itself is its own affair.
     assert re.search(r'<(script|link|img)[^>]*(src|href)="http', page) is None
     assert "layer 2" in page
@@ -43,22 +43,17 @@ def test_a_run_leaves_probes_metrics_and_figures_in_its_folder(finished_run):
     assert not list(path.rglob("*.pkl")) and not list(path.rglob("*.npy"))
 
 
-def test_confusion_counts_add_up_to_the_test_set(finished_run):
+def test_confusion_counts_add_up_to_the_test_set_in_metrics_and_figure(finished_run):
     metrics = finished_run.metrics
-    panels = confusion_panels(metrics)
-    assert len(panels) == 3
-    for panel, record in zip(panels, metrics["layers"], strict=True):
-        assert panel.counts.sum() == metrics["n_test"]
-        assert panel.counts.sum(axis=1).tolist() == metrics["test_counts"]
-        assert panel.shares.sum(axis=1) == pytest.approx(1.0)
-        right = np.trace(panel.counts) / panel.counts.sum()
-        assert record["accuracy"]["value"] == pytest.approx(right)
-
-
-def test_every_layer_has_a_panel_with_its_counts(finished_run):
-    figure: Any = confusion_figure(finished_run.metrics)
+    figure: Any = confusion_figure(metrics)
     assert len(figure.data) == 3
-    assert np.array_equal(figure.data[1].text, confusion_panels(finished_run.metrics)[1].counts)
+    for drawn, record in zip(figure.data, metrics["layers"], strict=True):
+        counts, shares = np.array(record["confusion"]), np.array(drawn.z)
+        assert counts.sum(axis=1).tolist() == metrics["test_counts"]
+        assert np.array_equal(drawn.text, counts)
+        assert shares.sum(axis=1) == pytest.approx(1.0)
+        right = np.trace(counts) / metrics["n_test"]
+        assert record["accuracy"]["value"] == pytest.approx(right)
 
 
 def test_short_names_still_tell_the_classes_apart():

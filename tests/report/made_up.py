@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,9 @@ QUESTIONS = (
     "What makes a good meal?",
 )
 TEXTS = {
-    -1: "I don't see why I should care. People bring their own trouble on themselves, and most of "
-    "them waste my time with it.",
-    0: "It was a fairly ordinary day. I went for a walk, answered some messages and read a little "
-    "in the evening.",
-    1: "It was lovely, thank you for asking! I spent it helping a friend move house, and we laughed"
-    " a lot together over lunch.",
+    -1: "I don't see why I should care. People bring their own trouble on themselves.",
+    0: "It was a fairly ordinary day. I went for a walk and answered some messages.",
+    1: "It was lovely, thank you for asking! I spent it helping a friend move house.",
 }
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked=2'>"
@@ -105,15 +103,17 @@ def made_up_metrics(
             _persona(rng, name, own=place >= n_personas // 2) for place, name in enumerate(names)
         ],
         "effects": effects,
-        "curves": _curves(rng, names, methods, scale),
+        "curves": _curves(names, methods, scale),
         "summary": _summary(rng, methods, len(names), scale),
         "areas": [_with_interval("area", 0.95 * mean, 0.08, method=n) for n, *_, mean in methods],
         "null": [_null(rng, n, k) for n in names for k in ("random_direction", "random_features")],
         **_generation(rng, names, methods, scale),
-        "choices_margins": _choices(rng, names, methods),
+        "choices_margins": _choices(names, methods),
         "side_effects": _side_effects(rng, names, methods),
         "features": {name: _features(rng, n_features) for name in names},
         "completions": {name: _completions(rng, methods) for name in names},
+        "vectors": {name: f"vectors/{name}.safetensors" for name in names},
+        "llm_judge": [],
         "chosen": {name: {"n_features": 32, "ridge": 0.01, "layer": 10} for name in names},
         "config": {"seed": 0, "kl_targets": list(KL_TARGETS), "model": {"name": "smollm2"}},
         "seconds": {"read": 61.2, "gradients": 140.9, "fit": 22.4, "match": 803.0, "write": 402.7},
@@ -124,88 +124,73 @@ def made_up_metrics(
     return json.loads(json.dumps(metrics))
 
 
+def _product(*parts: Any) -> Any:
+    return product(*parts)
+
+
 def _with_interval(name: str, value: float, half: float, **fields: Any) -> dict[str, Any]:
     return {**fields, name: value, "low": value - half, "high": value + half}
 
 
 def _persona(rng, name: str, *, own: bool) -> dict[str, Any]:
-    source = f"datasets/pairs/{name}.jsonl" if own else f"model_written_evals/{name}.jsonl"
     counts = {"n_train": 200, "n_validation": 75, "n_test": 75, "n_judge": 150}
-    margin = float(rng.normal(0, 0.3))
-    return {"name": name, "source": source, "own": own, **counts, "unsteered_margin": margin}
+    margin = {"unsteered_margin": float(rng.normal(0, 0.3))}
+    return {"name": name, "source": f"pairs/{name}.jsonl", "own": own, **counts, **margin}
 
 
-def _effects(rng, names, methods, scale) -> list[dict[str, Any]]:
+def _effects(rng, names, methods: Any, scale) -> list[dict[str, Any]]:
     rows = []
-    for name in names:
-        for method, _, _, mean in methods:
-            for kl_target in KL_TARGETS:
-                for seed in range(3):
-                    value = mean * GAIN[kl_target] * scale[name] + rng.normal(0, 0.03)
-                    missed = method == "top_feature" and kl_target == 1.0 and seed == 0
-                    side = {
-                        "strength": float(0.3 * kl_target**0.5),
-                        "kl": kl_target,
-                        "reached": True,
-                    }
-                    rows.append(
-                        {
-                            **_with_interval("effect", value, 0.06 + 0.1 * abs(value)),
-                            "persona": name,
-                            "method": method,
-                            "seed": seed,
-                            "kl_target": kl_target,
-                            "moved_share": float(np.clip(0.5 + value / 2, 0, 1)),
-                            "common_shift": float(rng.normal(-0.3 * kl_target, 0.05)),
-                            "anti_steerable": float(np.clip(0.4 - value / 2, 0, 1)),
-                            "slope": value * 0.9,
-                            "plus": side,
-                            "minus": {**side, "strength": -side["strength"]},
-                            "n_pairs": 75,
-                        }
-                    )
-                    if missed:
-                        rows[-1].update(effect=None, low=None, high=None)
+    for name, (method, _, _, mean), target, seed in _product(names, methods, KL_TARGETS, range(3)):
+        value = mean * GAIN[target] * scale[name] + rng.normal(0, 0.03)
+        side = {"strength": float(0.3 * target**0.5), "kl": target, "reached": True}
+        row = {
+            **_with_interval("effect", value, 0.06 + 0.1 * abs(value)),
+            "persona": name,
+            "method": method,
+            "seed": seed,
+            "kl_target": target,
+            "moved_share": float(np.clip(0.5 + value / 2, 0, 1)),
+            "common_shift": float(rng.normal(-0.3 * target, 0.05)),
+            "anti_steerable": float(np.clip(0.4 - value / 2, 0, 1)),
+            "slope": value * 0.9,
+            "plus": side,
+            "minus": {**side, "strength": -side["strength"]},
+            "n_pairs": 75,
+        }
+        if (method, target, seed) == ("top_feature", 1.0, 0):
+            row |= {"effect": None, "low": None, "high": None}
+        rows.append(row)
     return rows
 
 
-def _curves(rng, names, methods, scale) -> list[dict[str, Any]]:
-    rows = []
-    for name in names:
-        base = float(rng.normal(0, 0.2))
-        for method, _, _, mean in methods:
-            for multiple in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5):
-                margin = base + scale[name] * mean * float(np.tanh(multiple * 1.2))
-                fields = {"persona": name, "method": method, "seed": 0, "multiple": multiple}
-                sides = {"positive": -2.9 + margin / 2, "negative": -2.9 - margin / 2}
-                rows.append({**fields, "strength": 0.2 * multiple, "margin": margin, **sides})
-    return rows
+def _curves(names, methods: Any, scale) -> list[dict[str, Any]]:
+    return [
+        {"persona": name, "method": method, "seed": 0, "multiple": multiple}
+        | {"strength": 0.2 * multiple, "margin": 0.1 + scale[name] * mean * np.tanh(multiple)}
+        for name, (method, _, _, mean) in _product(names, methods)
+        for multiple in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+    ]
 
 
-def _summary(rng, methods, n: int, scale) -> list[dict[str, Any]]:
+def _summary(rng, methods: Any, n: int, scale) -> list[dict[str, Any]]:
     rows, typical = [], float(np.mean(list(scale.values())))
-    for method, _, _, mean in methods:
-        for kl_target in KL_TARGETS:
-            ratio = mean / 0.38
-            half = 0.08 + 0.1 * abs(mean)
-            rows.append(
-                {
-                    **_with_interval(
-                        "effect", mean * GAIN[kl_target] * typical, half * GAIN[kl_target]
-                    ),
-                    "method": method,
-                    "kl_target": kl_target,
-                    "n_personas": n,
-                    "ratio": ratio,
-                    "ratio_low": ratio - 0.14 * abs(ratio),
-                    "ratio_high": ratio + 0.15 * abs(ratio),
-                    "p": float(rng.uniform(0.0004, 0.04)),
-                    "p_holm": float(rng.uniform(0.005, 0.045)),
-                    "beyond_null": n if mean > 0.2 else 2,
-                }
-            )
-            if method == "difference_in_means":
-                rows[-1].update(ratio=1.0, ratio_low=1.0, ratio_high=1.0, p=None, p_holm=None)
+    for (method, _, _, mean), target in _product(methods, KL_TARGETS):
+        ratio, half = mean / 0.38, (0.08 + 0.1 * abs(mean)) * GAIN[target]
+        row = {
+            **_with_interval("effect", mean * GAIN[target] * typical, half),
+            "method": method,
+            "kl_target": target,
+            "n_personas": n,
+            "ratio": ratio,
+            "ratio_low": ratio - 0.14 * abs(ratio),
+            "ratio_high": ratio + 0.15 * abs(ratio),
+            "p": float(rng.uniform(0.0004, 0.04)),
+            "p_holm": float(rng.uniform(0.005, 0.045)),
+            "beyond_null": n if mean > 0.2 else 2,
+        }
+        if method == "difference_in_means":
+            row |= {"ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0, "p": None, "p_holm": None}
+        rows.append(row)
     return rows
 
 
@@ -215,27 +200,20 @@ def _null(rng, persona: str, kind: str) -> dict[str, Any]:
     return {"persona": persona, "kind": kind, "effects": effects, "largest": largest, "p": 1 / 21}
 
 
-def _generation(rng, names, methods, scale) -> dict[str, Any]:
+def _generation(rng, names, methods: Any, scale) -> dict[str, Any]:
     lines, summary = [], []
-    for method, _, _, mean in methods:
-        for kl_target in KL_TARGETS[:2]:
-            width = 3.4 * (mean if mean < 0.5 else 0.5 + (mean - 0.5) / 3) * GAIN[kl_target]
-            summary.append(
-                {
-                    **_with_interval("judge_range", width, 0.4),
-                    "method": method,
-                    "kl_target": kl_target,
-                    "ratio": width / (3.4 * 0.38 * GAIN[kl_target]),
-                    "ratio_low": width / (3.4 * 0.38 * GAIN[kl_target]) - 0.2,
-                    "ratio_high": width / (3.4 * 0.38 * GAIN[kl_target]) + 0.2,
-                    "right_direction": float(np.clip(0.6 + mean, 0, 1)),
-                    "composite": 0.7 - 0.1 * kl_target,
-                }
-            )
-            for name in names:
-                for sign in (-1, 0, 1):
-                    judge = -0.5 + sign * width / 2 * scale[name] + rng.normal(0, 0.2)
-                    lines.append(_written_line(rng, name, method, kl_target, sign, judge))
+    measures = {"sentiment": 0.4, "nll": 1.6, "rep4": 0.02, "distinct2": 0.9, "similarity": 0.45}
+    for (method, _, _, mean), target in _product(methods, KL_TARGETS[:2]):
+        width = 3.4 * mean * GAIN[target]
+        shared = {"method": method, "kl_target": target}
+        ratio = {"ratio": mean / 0.38, "ratio_low": mean / 0.5, "ratio_high": mean / 0.3}
+        counts = {"n_personas": len(names), "right_direction": len(names), "composite": 0.7}
+        summary.append({**_with_interval("judge_range", width, 0.4), **shared, **ratio, **counts})
+        for name, sign in _product(names, (-1, 0, 1)):
+            judge = -0.5 + sign * width / 2 * scale[name] + rng.normal(0, 0.2)
+            ends = {"judge": judge, "judge_low": judge - 0.25, "judge_high": judge + 0.25}
+            who = {"persona": name, "sign": sign, "n": 128, "composite": 0.66}
+            lines.append({**shared, **who, **ends, **measures})
     judges = [
         {"persona": n, "auc": float(rng.uniform(0.85, 0.99)), "n_train": 200, "n_test": 100}
         for n in names
@@ -243,84 +221,45 @@ def _generation(rng, names, methods, scale) -> dict[str, Any]:
     return {"generation": lines, "generation_summary": summary, "judges": judges}
 
 
-def _written_line(rng, name, method, kl_target, sign, judge) -> dict[str, Any]:
-    return {
-        "persona": name,
-        "method": method,
-        "kl_target": kl_target,
-        "sign": sign,
-        "n": 128,
-        "judge": judge,
-        "judge_low": judge - 0.25,
-        "judge_high": judge + 0.25,
-        "sentiment": float(np.clip(0.4 + 0.2 * sign, -1, 1)),
-        "nll": float(1.6 + 0.4 * abs(sign) + rng.normal(0, 0.05)),
-        "rep4": 0.02,
-        "distinct2": 0.9,
-        "similarity": 0.45,
-        "composite": 0.66,
-    }
-
-
-def _choices(rng, names, methods) -> list[dict[str, Any]]:
+def _choices(names, methods: Any) -> list[dict[str, Any]]:
     return [
-        {
-            "persona": name,
-            "method": method,
-            "kind": kind,
-            "base": 0.1,
-            "plus": 0.1 + mean * (1.2 if kind == "yes_no" else 0.1),
-            "minus": 0.1 - mean * (1.1 if kind == "yes_no" else 0.1),
-            "accuracy": 0.64 if kind == "yes_no" else 0.51,
-            "at_chance": kind == "a_b",
-        }
-        for kind in ("yes_no", "a_b")
-        for name in names
-        for method, _, _, mean in methods[:2]
+        {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}
+        | {"plus": 0.1 + mean, "minus": 0.1 - mean, "at_chance": kind == "a_b"}
+        for kind, name, (method, _, _, mean) in _product(("yes_no", "a_b"), names, methods[:2])
     ]
 
 
-def _side_effects(rng, names, methods) -> dict[str, Any]:
+def _side_effects(rng, names, methods: Any) -> dict[str, Any]:
     matrix = []
     for method, _, _, mean in methods[:2]:
         values = rng.normal(0, 0.12, (len(names), len(names)))
         np.fill_diagonal(values, mean * rng.uniform(0.7, 1.4, len(names)))
         matrix.append({"method": method, "personas": list(names), "values": values.tolist()})
     prose = [
-        {"persona": n, "method": m, "sign": s, "loss": 3.1 + c, "change": c}
-        for n in names
-        for m, *_ in methods
-        for s in (-1, 1)
-        for c in [float(abs(rng.normal(0.2, 0.05)))]
+        {"persona": n, "method": m, "sign": s, "change": float(abs(rng.normal(0.2, 0.05)))}
+        for n, (m, *_), s in _product(names, methods, (-1, 1))
     ]
     return {"prose": prose, "matrix": matrix}
 
 
 def _features(rng, n: int) -> list[dict[str, Any]]:
-    indices = rng.choice(4608, n, replace=False)
     rows = []
-    for place, index in enumerate(indices):
+    for place, index in enumerate(rng.choice(4608, n, replace=False).tolist()):
         topic = TOPICS[place % len(TOPICS)]
-        sign = 1 if rng.random() < 0.6 else -1
-        token = topic.split()[-1]
-        contexts = [
-            {
-                "text": f"I always thought that {token} would count for more than anything, {k}",
-                "token": token,
-                "activation": float(rng.uniform(2, 12)),
-            }
-            for k in range(5)
-        ]
+        sign, token = 1 if rng.random() < 0.6 else -1, topic.split()[-1]
+        text = f"I always thought that {token} would count for more than anything"
         rows.append(
             {
-                "feature": int(index),
+                "feature": index,
                 "weight": sign * float(rng.exponential(0.4)) + sign * 0.02,
                 "cluster": place % 6,
                 "description": f"{topic}; promotes “{token}”",
                 "firing_positive": float(rng.uniform(0.1, 0.6)),
                 "firing_negative": float(rng.uniform(0.0, 0.3)),
                 "score": sign * float(rng.uniform(3, 9)),
-                "contexts": contexts,
+                "contexts": [
+                    {"text": text, "token": token, "activation": 9.5 - k} for k in range(5)
+                ],
                 "url": f"https://www.neuronpedia.org/smollm2/10/{index}" if place % 3 else None,
             }
         )
@@ -332,7 +271,7 @@ def _linkage(rng, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     centres = rng.normal(size=(6, 8))
     rows = [centres[row["cluster"]] + 0.35 * rng.normal(size=8) for row in features]
-    found = linkage(np.array(rows), "average")
+    found = linkage(np.array(rows), "average") if len(rows) > 1 else np.zeros((0, 4))
     return {
         "linkage": found.tolist(),
         "labels": [row["feature"] for row in features],
@@ -340,18 +279,16 @@ def _linkage(rng, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _completions(rng, methods) -> list[dict[str, Any]]:
+def _completions(rng, methods: Any) -> list[dict[str, Any]]:
     return [
         {
             "question": question,
             "method": method,
             "strength": strength,
             "sign": int(np.sign(strength)),
-            "text": TEXTS[int(np.sign(strength))],
-            "judge": float(np.sign(strength) * 2.2 - 0.4 + rng.normal(0, 0.5)),
         }
-        for question in QUESTIONS
-        for method, *_ in methods[:2]
+        | {"text": TEXTS[int(np.sign(strength))], "judge": float(3 * strength + rng.normal(0, 0.5))}
+        for question, (method, *_) in _product(QUESTIONS, methods[:2])
         for strength in (-0.31, -0.16, 0.0, 0.14, 0.28)
     ]
 
@@ -370,12 +307,12 @@ def _poison(metrics: dict[str, Any]) -> None:
 
 def main(folder: Path) -> None:
     """Write the metrics and their report."""
-    from saesteer.report import write_report
+    from saesteer.report.compare import compare_report
 
     folder.mkdir(parents=True, exist_ok=True)
     metrics = made_up_metrics()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    print(write_report(metrics, folder / "report.html"))
+    print(compare_report(metrics).write(folder / "report.html"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from saesteer.report import write_report
+from saesteer.report.compare import compare_report
+from saesteer.saes.neuronpedia import dashboard_url
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -33,7 +34,7 @@ def _until(holds: Callable[[], Any], seconds: float = 30) -> None:
 
 
 def _open(browser, metrics, folder: Path) -> Opened:
-    page = write_report(metrics, folder / "report.html")
+    page = compare_report(metrics).write(folder / "report.html")
     browser.switch_to.new_window("tab")
     for log in ("browser", "performance"):
         browser.get_log(log)
@@ -104,38 +105,45 @@ def test_every_visible_figure_is_drawn_as_wide_as_its_place(report):
 def test_page_does_not_scroll_sideways_on_a_small_screen_either(report):
     beyond = "return document.documentElement.scrollWidth - innerWidth"
     assert _script(report, beyond) <= 0
-    report.browser.set_window_size(900, 900)
-    # Figures follow the window a moment later.
-    _until(lambda: _script(report, beyond) <= 0 and _script(report, "return innerWidth") <= 900, 10)
+    for width in (900, 500):
+        report.browser.set_window_size(width, 900)
+        # Figures follow the window a moment later.
+        _until(
+            lambda w=width: _script(report, f"{beyond} + Math.max(0, innerWidth - {w})") <= 0, 10
+        )
     report.browser.set_window_size(1280, 900)
 
 
 def test_numbers_shown_are_those_of_the_metrics(report):
     shown = _script(
         report,
-        "return [...document.querySelectorAll('main [data-key]')]"
-        ".map(e => [e.dataset.key, e.dataset.value, e.textContent])",
+        "return [...document.querySelectorAll('main td[data-value]')]"
+        ".map(e => [e.dataset.value, (e.querySelector('.value') ?? e).textContent.trim()])"
+        ".filter(([, text]) => text)",
     )
-    summary = {(r["method"], f"{r['kl_target']:g}"): r for r in report.metrics["summary"]}
-    judged = {(r["method"], f"{r['kl_target']:g}"): r for r in report.metrics["generation_summary"]}
-    areas = {r["method"]: r for r in report.metrics["areas"]}
-    checked = 0
-    for key, value, text in shown:
-        part, *place = key.split("/")
-        if part in ("summary", "generation_summary"):
-            row = (summary if part == "summary" else judged)[place[0], place[1]]
-        elif part == "areas":
-            row = areas[place[0]]
-        else:
-            continue
-        expected = row[place[-1]]
-        assert float(value) == pytest.approx(expected, abs=1e-12), key
-        digits = text.replace(MINUS, "-").removesuffix(" times")
-        decimals = len(digits.partition(".")[2])
-        assert float(digits) == pytest.approx(expected, abs=0.50001 * 10**-decimals, rel=0.05), key
-        checked += 1
-    # 12 methods at 3 KL targets, each with effect, low and high, and more.
-    assert checked > 12 * 3 * 3
+    assert len(shown) > 1000
+    for value, text in shown:
+        digits = text.replace(MINUS, "-")
+        scale = 100 if digits.endswith("%") else 1
+        decimals = len(digits.rstrip("%").partition(".")[2])
+        exact = pytest.approx(scale * float(value), abs=0.50001 * 10**-decimals, rel=0.05)
+        assert float(digits.rstrip("%")) == exact
+    values = {float(value) for value, _ in shown}
+    for part, name in (("summary", "effect"), ("areas", "area"), ("effects", "effect")):
+        assert {row[name] for row in report.metrics[part]} - {None} <= values
+
+
+def test_a_table_is_sorted_by_the_column_that_is_clicked(report):
+    state = (
+        "const h = [...document.querySelectorAll('th button')]"
+        ".find(b => b.textContent === 'E at KL 0.3');"
+        "const t = h.closest('table'), i = Number(h.dataset.sort); h.click();"
+        "return [h.closest('th').getAttribute('aria-sort'),"
+        " [...t.tBodies[0].rows].map(r => Number(r.cells[i].dataset.value))]"
+    )
+    effects = [row["effect"] for row in report.metrics["summary"] if row["kl_target"] == 0.3]
+    assert _script(report, state) == ["descending", sorted(effects, reverse=True)]
+    assert _script(report, state) == ["ascending", sorted(effects)]
 
 
 def test_drawn_effects_are_those_of_the_metrics(report):
@@ -152,37 +160,24 @@ def test_drawn_effects_are_those_of_the_metrics(report):
 
 def test_choosing_a_persona_shows_its_features_texts_and_tree(report):
     other = report.metrics["personas"][4]["name"]
-    _script(
+    chosen = _script(
         report,
-        "const s = document.querySelector('select[data-choose=persona]'); s.value = arguments[0];"
-        "s.dispatchEvent(new Event('change'));",
+        "const all = [...document.querySelectorAll('select')].filter("
+        "s => [...s.options].some(o => o.text === arguments[0]));"
+        "all[0].value = [...all[0].options].find(o => o.text === arguments[0]).value;"
+        "all[0].dispatchEvent(new Event('change'));"
+        "return all.map(s => s.selectedOptions[0].text)",
         other,
     )
-    panels = _script(
-        report,
-        "return [...document.querySelectorAll('[data-panel=persona]')]"
-        ".filter(e => e.offsetParent !== null).map(e => e.dataset.value)",
-    )
-    assert panels == [other, other]
-    assert _script(
-        report,
-        "return [...document.querySelectorAll('select[data-choose=persona]')].map(s=>s.value)",
-    ) == [other, other]
+    assert chosen == [other, other]
     drawn = "return document.querySelectorAll('#figure-tree-4 svg.main-svg').length"
     _until(lambda: _script(report, drawn), 10)
     strongest = max(report.metrics["features"][other], key=lambda row: abs(row["weight"]))
-    first = "return document.querySelector(`[data-value='${arguments[0]}'] tbody tr`).innerText"
-    assert str(strongest["feature"]) in _script(report, first, other)
-
-
-def test_open_all_shows_every_context(report):
-    state = (
-        "const p = [...document.querySelectorAll('#features [data-panel]')]"
-        ".find(e => !e.hidden); p.querySelector('[data-open]').click();"
-        "return [...p.querySelectorAll('details')].map(d => d.open)"
+    first = (
+        "return document.getElementById('figure-tree-4').closest('[data-panel]')"
+        ".querySelector('tbody tr').innerText"
     )
-    assert set(_script(report, state)) == {True}
-    assert set(_script(report, state)) == {False}
+    assert str(strongest["feature"]) in _script(report, first)
 
 
 def test_hostile_text_is_shown_as_text_and_runs_nowhere(hostile):
@@ -219,7 +214,41 @@ def test_script_from_elsewhere_is_refused_by_the_page_itself(hostile):
     assert _script(hostile, "return typeof window.hacked") == "undefined"
 
 
-def test_empty_metrics_open_without_a_console_message(browser, tmp_path):
-    opened = _open(browser, {}, tmp_path)
-    assert opened.messages == []
-    assert "Nothing was summarised" in _script(opened, "return document.body.innerText")
+@pytest.mark.parametrize("dark", [False, True])
+def test_figures_take_the_colours_of_the_page(hostile, dark):
+    theme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+    hostile.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", theme)
+    ink = (
+        "return [getComputedStyle(document.body).color,"
+        " getComputedStyle(document.querySelector('#figure-forest .ytick text')).fill]"
+    )
+    _until(lambda: len(set(_script(hostile, ink))) == 1, 10)
+    red, green, blue = map(int, _script(hostile, ink)[0].strip("rgb()").split(","))
+    assert (red + green + blue > 380) == dark
+    hostile.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_dashboard_is_asked_for_when_its_button_is_pressed(browser, made_up, tmp_path):
+    url = dashboard_url("gpt2-small/6-res-jb", 9)
+    metrics = made_up(n_personas=1, n_methods=2, n_features=1)
+    metrics["features"]["agreeableness"][0].update(url=url)
+    metrics["linkage"] = {"agreeableness": {}}
+    opened = _open(browser, metrics, tmp_path)
+    frames = "return [...document.querySelectorAll('iframe')].map(f => [f.src, f.sandbox.value])"
+    assert _script(opened, frames) == []
+    press = "document.querySelector('button[data-embed]').click()"
+    _script(opened, press)
+    online = _script(opened, "return navigator.onLine")
+    sandbox = "allow-scripts allow-same-origin allow-popups"
+    assert _script(opened, frames) == [[f"{url}?embed=true", sandbox]] * online
+    if not online:
+        assert "offline" in _script(opened, "return document.body.textContent")
+    _script(opened, press)
+    assert _script(opened, frames) == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert all(one.startswith((url, "file:", "data:")) for one in asked)

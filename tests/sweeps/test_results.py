@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.report.sweep_drawing import axes, plane
+from saesteer.report.sweep import axes, parallel_figure, plane
 from saesteer.sweeps.cells import Cell
 from saesteer.sweeps.results import best_settings, markdown, pareto, sweep_result, write_results
 from saesteer.sweeps.rows import TrialRow
@@ -221,8 +221,6 @@ def test_the_plane_leaves_out_what_was_not_measured(spec_of):
 
 
 def test_the_figures_need_no_code_that_the_pages_policy_forbids(spec_of):
-    from saesteer.report.sweep_drawing import parallel_figure
-
     spec = spec_of(parameters={"seed": {"min": 0, "max": 3}})
     record = sweep_result(spec, rows_of(spec, lambda v: float(v["seed"]))).as_dict()
     traces: Any = parallel_figure(record, {}).data

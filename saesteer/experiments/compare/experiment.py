@@ -30,8 +30,9 @@ from saesteer.experiments.compare.summary_texts import (
 )
 from saesteer.experiments.context import cpu_threads
 from saesteer.experiments.numbers import compare_numbers
-from saesteer.experiments.results import REPORT, Results
+from saesteer.experiments.results import Results
 from saesteer.methods.registry import method_entry
+from saesteer.report import Report
 from saesteer.tracking.recording import RecordedRun, recorded_run, run_id
 from saesteer.utils.progress import Task
 from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record
@@ -123,11 +124,11 @@ class Compare(CompareContext):
             )
         return metrics
 
-    def write_report(self) -> None:
-        """Write the page."""
-        from saesteer.report import write_report
+    def report(self, results: Results) -> Report:
+        """Return the report."""
+        from saesteer.report.compare import compare_report
 
-        write_report(self.folder.read_json("metrics.json"), self.folder.path / REPORT)
+        return compare_report(results.metrics)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the headline method's effect, and every method's at the headline KL target."""
@@ -137,18 +138,15 @@ class Compare(CompareContext):
         return {**compare_numbers(metrics), "effects": effects}
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show tables and figures elsewhere too."""
-        from saesteer.report.page import effect_figures
+        """Show tables and the change over strengths elsewhere too."""
+        from saesteer.report.compare import strength_changes
 
         metrics = results.metrics
         for name in ("summary", "effects", "generation_summary", "null"):
             record.table(name, metrics[name])
         record.table("features", _by_persona(metrics["features"]))
         record.table("completions", _by_persona(metrics["completions"]))
-        record.curve("change", _changes(metrics), x="multiple")
-        if record.shown_elsewhere:
-            for name, figure in effect_figures(metrics).items():
-                record.figure(name, figure)
+        record.curve("change", strength_changes(metrics), x="multiple")
         for persona, file in metrics["vectors"].items():
             record.artifact(f"vector-{persona}", file, "vector")
 
@@ -277,17 +275,6 @@ def _chosen(run: PersonaRun) -> dict[str, Any]:
         if method.grid and run.first.folder.has(name):
             found[method.name] = run.first.folder.read_json(name)["settings"]
     return found
-
-
-def _changes(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return each method's change of the margin, mean over personas, by multiple of strength."""
-    from saesteer.report.effects import strength_data
-
-    points: dict[float, dict[str, float]] = {}
-    for curve in strength_data(metrics):
-        for multiple, change in zip(curve.multiples, curve.changes, strict=True):
-            points.setdefault(multiple, {"multiple": multiple})[curve.method.name] = change
-    return [points[multiple] for multiple in sorted(points)]
 
 
 def _by_persona(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from saesteer.experiments.base import Experiment, Stage
 from saesteer.experiments.corrupt.plan import CorruptPlan, Programs, Shape, expand, plan_corruption
 from saesteer.experiments.corrupt.settings import CorruptConfig
 from saesteer.experiments.corrupt.summary import loss_table, run_metrics, token_changes
-from saesteer.experiments.results import REPORT, Results
+from saesteer.experiments.results import Results
+from saesteer.report import Report
 from saesteer.tracking.recording import RecordedRun
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.run_folder import finite
@@ -65,22 +66,25 @@ class Corrupt(Experiment[Results]):
         self.folder.write(TABLE, lambda draft: table.to_parquet(draft, index=False))
         return finite(metrics)
 
-    def write_report(self) -> None:
-        """Write each family's heatmaps as page and PNG, and the report that holds them all."""
-        from saesteer.report.corruption_drawing import score_figure, score_maps, score_picture
-        from saesteer.report.corruption_page import corruption_sheet
-        from saesteer.report.sheet import write_sheet
+    def report(self, results: Results) -> Report:
+        """Return the report."""
+        from saesteer.report.corrupt import corrupt_report
 
+        return corrupt_report(results.metrics)
+
+    def write_report(self) -> None:
+        """Write the page, and each family's heatmaps as PNG."""
+        from saesteer.report.corrupt import family_figures
+        from saesteer.report.pictures import save_png
+
+        super().write_report()
         metrics = self.folder.read_json("metrics.json")
-        for name, maps in score_maps(metrics).items():
-            file = f"figures/{name.replace(' ', '_')}"
-            self.folder.write(f"{file}.png", lambda draft, maps=maps: score_picture(maps, draft))
-            figure = score_figure(maps[0])
+        for family in metrics["families"]:
+            drawn = [figure.draw() for figure in family_figures(metrics, family)]
             self.folder.write(
-                f"{file}.html",
-                lambda draft, figure=figure: figure.write_html(draft, include_plotlyjs=True),
+                f"figures/{family.replace(' ', '_')}.png",
+                lambda draft, drawn=drawn: save_png(drawn, draft),
             )
-        write_sheet(corruption_sheet(metrics), self.folder.path / REPORT)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the intact model's scores, and where families cost most."""
@@ -98,15 +102,10 @@ class Corrupt(Experiment[Results]):
         return found
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the table and the losses' heatmaps elsewhere too."""
+        """Show the table elsewhere too."""
         import pandas as pd
 
-        from saesteer.report.corruption_drawing import score_figure, score_maps
-
         record.table("scores", pd.read_parquet(self.folder.path / TABLE))
-        if record.shown_elsewhere:
-            for name, maps in score_maps(results.metrics).items():
-                record.figure(f"loss {name}", score_figure(maps[0]))
 
     @cached_property
     def shape(self) -> Shape:

@@ -15,11 +15,11 @@ import numpy as np
 from saesteer.experiments.base import Experiment, Stage
 from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.circuit import check_circuit, run_circuit
-from saesteer.experiments.patch.exhibits import all_exhibits
-from saesteer.experiments.patch.results import LEFT_OUT, PAIRS, PatchResults
+from saesteer.experiments.patch.exhibits import all_figures
+from saesteer.experiments.patch.results import ANSWERS, ATTENTION, LEFT_OUT, PAIRS, PatchResults
 from saesteer.experiments.patch.run_metrics import run_metrics
 from saesteer.experiments.patch.settings import PatchConfig
-from saesteer.experiments.results import REPORT, Results
+from saesteer.experiments.results import Results
 from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import check_shape
@@ -27,11 +27,10 @@ from saesteer.patching.batch import PairBatch, encode_pairs
 from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs
 from saesteer.patching.summary import token_groups
-from saesteer.report.patching_figures import Heatmap
+from saesteer.report import Report
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
 from saesteer.saes.loading import check_planned, load_sae, resolve_sae
-from saesteer.tracking.recording import RecordedRun
 from saesteer.utils.content import content_digest
 from saesteer.utils.errors import DataError, HookError, SaesteerError, SiteError
 from saesteer.utils.run_folder import finite
@@ -249,8 +248,12 @@ class Patch(Experiment[Results]):
         """Return the metrics."""
         return finite(run_metrics(PatchResults(self.folder), self.left_out))
 
+    def report(self, results: PatchResults) -> Report:
+        """Return the report."""
+        return report_of(results)
+
     def write_report(self) -> None:
-        """Write every figure as PNG, and the page that holds them all."""
+        """Write the page, and every figure as PNG."""
         self.progress.say("Writing figures and report")
         write_figures(PatchResults(self.folder))
 
@@ -266,28 +269,27 @@ class Patch(Experiment[Results]):
             "circuit": {k: v for k, v in circuit.items() if isinstance(v, int | float)},
         }
 
-    def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the maps elsewhere too."""
-        from saesteer.report.patching_drawing import drawn
 
-        if not record.shown_elsewhere:
-            return
-        for one in all_exhibits(PatchResults(self.folder)):
-            if isinstance(one.figure, Heatmap):
-                record.figure(one.name, drawn(one.figure, one.limit))
+def report_of(results: PatchResults) -> Report:
+    """Return the report of a finished run."""
+    from saesteer.report.patch import patch_report
+
+    return patch_report(
+        results.metrics,
+        all_figures(results),
+        results.table(ANSWERS),
+        results.sae_record,
+        attention=ATTENTION if results.folder.has(ATTENTION) else None,
+    )
 
 
 def write_figures(results: PatchResults) -> None:
-    """Write every figure as PNG, and the page that holds them all."""
-    from saesteer.experiments.patch.page import patching_sheet
-    from saesteer.report.patching_pictures import picture
-    from saesteer.report.sheet import write_sheet
+    """Write the page, and every figure as PNG."""
+    from saesteer.report.pictures import save_png
 
-    folder = results.folder
-    exhibits = list(all_exhibits(results))
-    for one in exhibits:
-        folder.write(
-            f"figures/{one.name}.png",
-            lambda draft, one=one: picture(one.figure, draft, one.limit),
+    report = report_of(results)
+    for name, figure in report.figures.items():
+        results.folder.write(
+            f"figures/{name}.png", lambda draft, figure=figure: save_png([figure], draft)
         )
-    write_sheet(patching_sheet(results.metrics, exhibits, results), folder.path / REPORT)
+    report.write(results.report)

@@ -13,7 +13,7 @@ from saesteer.experiments.patch.results import CIRCUIT, DIRECT, PatchResults
 from saesteer.experiments.patch.stages import strongest_rows
 from saesteer.patching.suggest import RESIDUAL
 from saesteer.patching.summary import sample_means
-from saesteer.report.patching_figures import strongest_cells
+from saesteer.report.patch_figures import strongest_cells
 
 MOST = 10
 HARDLY, MOSTLY = 0.5, 0.8

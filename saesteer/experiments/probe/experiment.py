@@ -17,8 +17,9 @@ from saesteer.experiments.probe.training import (
     shared_metrics,
     train_judge,
 )
-from saesteer.experiments.results import REPORT, Results
+from saesteer.experiments.results import Results
 from saesteer.probes.probe_set import FILE_NAME, ProbeSet
+from saesteer.report import Report
 from saesteer.tracking.recording import RecordedRun
 from saesteer.utils.run_folder import environment_record, write_record
 
@@ -93,18 +94,23 @@ class TrainProbes(Experiment[ProbeResults]):
         scores = self.folder.read_json(SCORES)
         return {**shared_metrics(self.plan), **scores, "judge": judge_record(self.folder)}
 
-    def write_report(self) -> None:
-        """Write the figures, the table of layers and the page."""
-        from saesteer.report.probe_figures import confusion_page, confusion_picture, layer_table
-        from saesteer.report.probe_page import probe_sheet
-        from saesteer.report.sheet import write_sheet
+    def report(self, results: Results) -> Report:
+        """Return the report."""
+        from saesteer.report.probe import probe_report
 
+        return probe_report(results.metrics)
+
+    def write_report(self) -> None:
+        """Write the page, the table of layers, and the confusion matrices as PNG."""
+        from saesteer.report.pictures import save_png
+        from saesteer.report.probe import confusion_figure, layer_table
+
+        super().write_report()
         metrics = self.folder.read_json("metrics.json")
         if metrics["layers"]:
+            drawn = confusion_figure(metrics)
             self.folder.write("layers.csv", layer_table(metrics).to_csv)
-            self.folder.write("confusion.html", lambda draft: confusion_page(metrics, draft))
-            self.folder.write("confusion.png", lambda draft: confusion_picture(metrics, draft))
-        write_sheet(probe_sheet(metrics), self.folder.path / REPORT)
+            self.folder.write("confusion.png", lambda draft: save_png([drawn], draft))
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the best layer's scores, and how many texts there were."""
@@ -114,12 +120,11 @@ class TrainProbes(Experiment[ProbeResults]):
         return found | ({"features_needed": metrics["needed"]} if "needed" in metrics else {})
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the scores by layer, the features and the confusion matrices elsewhere too."""
+        """Show the scores by layer and the features elsewhere too."""
         layers = _rows(results.metrics)
         if layers:
             record.curve("layers", layers, x="layer")
             record.table("layers", layers)
-            record.figure("confusion", self.folder.path / "confusion.html")
         for name in ("sparse", "features"):
             if results.metrics.get(name):
                 record.table(name, results.metrics[name])

@@ -36,6 +36,7 @@ from saesteer.models import model_info
 from saesteer.models.activation_files import load_pair_activations, save_pair_activations
 from saesteer.models.pair_activations import read_pair_activations
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
+from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate
 from saesteer.steering.divergence import DivergenceMeter
@@ -287,17 +288,18 @@ class Steer(Experiment[SteerResults]):
         """Return the metrics, from the files of the stages."""
         return metrics_of(self.folder, self.config)
 
-    def write_report(self) -> None:
-        """Write the figure, which opens offline."""
-        from saesteer.report import propensity_data, propensity_figure
+    def report(self, results: SteerResults) -> Report:
+        """Return the report."""
+        from saesteer.report.steer import steer_report
 
-        kl_target = self.config.evaluation.kl_target
-        n = len(self.plan.held_out)
-        title = f"{self.config.name}: {n} held-out pairs, KL {kl_target} per token"
-        figure = propensity_figure(propensity_data(self.folder.read_json("metrics.json")), title)
-        # The script is embedded.
-        options = {"include_plotlyjs": True, "config": {"displaylogo": False}}
-        self.folder.write("figure.html", lambda draft: figure.write_html(draft, **options))
+        return steer_report(
+            results.metrics,
+            self.config.model_dump(mode="json"),
+            results.features,
+            results.completions,
+            n_pairs=len(self.plan.held_out),
+            site=str(results.vector.site),
+        )
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the effect with its interval, what it cost, and the null."""
@@ -305,14 +307,9 @@ class Steer(Experiment[SteerResults]):
 
     def tell(self, record: RecordedRun, results: SteerResults) -> None:
         """Show the margin by strength, features and completions elsewhere too."""
-        from saesteer.report import propensity_data, propensity_figure
-
         record.curve("margin", results.metrics["curve"], x="strength")
         record.table("features", results.features)
         record.table("completions", results.completions)
-        if record.shown_elsewhere:
-            title = f"{self.config.name}: propensity by strength"
-            record.figure("margin", propensity_figure(propensity_data(results.metrics), title))
         record.artifact("vector", self.folder.path / VECTOR, "vector")
 
 

@@ -21,8 +21,6 @@ STAGES = ("activations", "features", "evaluation", "completions")
 class SteerResults(Results):
     """What a run found."""
 
-    report_name = "figure.html"
-
     def check(self) -> None:
         """Read what a caller may ask for."""
         super().check()

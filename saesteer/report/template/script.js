@@ -5,6 +5,27 @@
   const drawn = new Set();
   const plotly = window.Plotly;
 
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  // Figures are made for a light page; what is drawn on the page's own ground follows it.
+  const inPageColours = (layout) => {
+    const style = getComputedStyle(document.documentElement);
+    const [ink, soft, line, edge, card] = ["ink", "soft", "line", "edge", "card"].map((name) =>
+      style.getPropertyValue(`--${name}`).trim(),
+    );
+    const made = structuredClone(layout);
+    const own = made.template.layout;
+    for (const axis of [own.xaxis, own.yaxis]) {
+      Object.assign(axis, { gridcolor: line, linecolor: line, zerolinecolor: edge });
+      axis.title.font.color = soft;
+    }
+    own.font.color = ink;
+    Object.assign(own.hoverlabel, { bgcolor: card, bordercolor: edge });
+    for (const note of made.annotations ?? []) {
+      if (note.bgcolor) Object.assign(note, { bgcolor: card, font: { ...note.font, color: soft } });
+    }
+    return made;
+  };
+
   // A figure in a hidden panel has no width yet, so it is drawn when its panel is shown.
   const drawShown = () => {
     const waiting = [];
@@ -13,11 +34,50 @@
       if (drawn.has(name) || place.offsetParent === null) continue;
       drawn.add(name);
       const { data, layout } = figures[name];
+      // On a small screen the legend has a line for each name.
+      const names = layout.showlegend && place.clientWidth < 560
+        ? data.filter((trace) => trace.name && trace.showlegend !== false).length
+        : 0;
+      layout.height += 12 * names;
       place.replaceChildren();
-      waiting.push(plotly.newPlot(place, data, layout, settings));
+      waiting.push(plotly.newPlot(place, data, inPageColours(layout), settings));
     }
     return Promise.all(waiting);
   };
+  dark.addEventListener("change", () => {
+    for (const name of drawn) {
+      const { data, layout } = figures[name];
+      plotly.react(document.getElementById(`figure-${name}`), data, inPageColours(layout), settings);
+    }
+  });
+
+  // Numbers go by their exact value, all else by its letters; what is missing comes last.
+  const keyOf = (row, column) => {
+    const cell = row.cells[column];
+    const value = cell.dataset.value;
+    return value === undefined ? cell.textContent.trim() : Number(value);
+  };
+  const sortBy = (button) => {
+    const head = button.closest("th");
+    const body = head.closest("table").tBodies[0];
+    const column = Number(button.dataset.sort);
+    const descending = head.getAttribute("aria-sort") !== "descending";
+    const missing = (key) => key === "" || key === "–";
+    const rows = [...body.rows].sort((a, b) => {
+      const [x, y] = [keyOf(a, column), keyOf(b, column)];
+      if (missing(x) || missing(y)) return Number(missing(x)) - Number(missing(y));
+      const order = typeof x === "number" && typeof y === "number"
+        ? x - y
+        : String(x).localeCompare(String(y), undefined, { numeric: true });
+      return descending ? -order : order;
+    });
+    for (const other of head.parentNode.cells) other.setAttribute("aria-sort", "none");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    body.append(...rows);
+  };
+  for (const button of document.querySelectorAll("button[data-sort]")) {
+    button.addEventListener("click", () => sortBy(button));
+  }
 
   const choose = (group, value) => {
     for (const panel of document.querySelectorAll(`[data-panel="${group}"]`)) {
@@ -31,14 +91,6 @@
 
   for (const select of document.querySelectorAll("select[data-choose]")) {
     select.addEventListener("change", () => choose(select.dataset.choose, select.value));
-  }
-  for (const button of document.querySelectorAll("button[data-open]")) {
-    button.addEventListener("click", () => {
-      const all = [...button.closest("[data-panel]").querySelectorAll("details")];
-      const open = all.some((one) => !one.open);
-      for (const one of all) one.open = open;
-      button.textContent = open ? "Close all" : "Open all";
-    });
   }
   // The page itself asks nothing of the network; a dashboard comes only when somebody wants it.
   for (const button of document.querySelectorAll("button[data-embed]")) {

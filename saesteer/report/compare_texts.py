@@ -1,0 +1,255 @@
+"""What the vectors of a comparison are made of, and what the steered model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from saesteer.report import plots
+from saesteer.report.compare_rows import Comparison, average
+from saesteer.report.features import cluster_colours, cluster_tree, feature_table, no_tree
+from saesteer.report.layout import (
+    Bar,
+    Choice,
+    Column,
+    Figure,
+    Item,
+    Said,
+    Section,
+    Table,
+    Text,
+    Texts,
+    estimate,
+)
+from saesteer.report.wording import Estimate, show, spoken
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as Drawing
+
+SIGNS = {-1: "negative", 0: "none", 1: "positive"}
+MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
+RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
+OPENED = 2
+
+
+def feature_section(found: Comparison, *, embeds: bool) -> Section:
+    """Return the features of each persona's headline vector, with their cluster tree."""
+    options: dict[str, list[Item]] = {}
+    for place, (persona, rows) in enumerate(found.metrics["features"].items()):
+        if not rows:
+            options[spoken(persona)] = [Text("The vector is not made of SAE features.")]
+            continue
+        shown = sorted(rows, key=lambda row: -abs(row["weight"] or 0.0))
+        record = found.metrics["linkage"][persona]
+        clusters = [row["cluster"] for row in shown] + list(record.get("clusters", ()))
+        colours = cluster_colours(clusters)
+        why = no_tree(record)
+        tree = Figure(
+            f"tree-{place}",
+            "Cluster tree",
+            partial(cluster_tree, record, rows, colours),
+            "Joined from the right by how alike the features fire. Dots are features with a "
+            "weight: green adds, purple takes away, area is size.",
+        )
+        options[spoken(persona)] = [feature_table(shown, colours), Text(why) if why else tree]
+    shows = (
+        ", and the button beside it shows that page here, for which your browser then asks "
+        "Neuronpedia"
+    )
+    return Section(
+        "What the vector is made of",
+        "The SAE features of the headline vector with the weight each adds. Features that fire "
+        "together on the pairs share a cluster. Open a feature to see texts where it fires most; "
+        f"a linked number leads to its page on the web{shows if embeds else ''}.",
+        [Choice("persona", "Persona", options)],
+    )
+
+
+def text_sections(found: Comparison) -> list[Section]:
+    """Return what the judge reads, the texts side by side, and how good the judges are."""
+    metrics = found.metrics
+    if not metrics["generation_summary"]:
+        none = Text("No completions were written.")
+        return [Section("What the model writes", items=[none])]
+    items: list[Item] = []
+    if any(_span(found, name, persona) for name in found.pair for persona in _written(found)):
+        items.append(Figure("judge", "Judge by persona", partial(_judge_figure, found)))
+    items += [_summary_table(found), _means_table(found)]
+    if metrics["llm_judge"]:
+        items.append(_llm_table(found))
+    about = (
+        "Completions of neutral questions at the matched strengths, read by a behaviour judge that "
+        "was trained on statements which no other step sees. Its logit is above 0 for text like "
+        "the persona."
+    )
+    sections = [Section("What the model writes", about, items)]
+    texts = {spoken(p): _side_by_side(found, rows) for p, rows in metrics["completions"].items()}
+    if any(texts.values()):
+        choice = Choice("persona", "Persona", texts)
+        sections.append(Section("Side by side", "The first questions' texts.", [choice]))
+    if metrics["judges"]:
+        columns = [
+            Column("persona", lambda row: spoken(row["persona"])),
+            Column("AUC", "auc", ".3f"),
+            Column("pairs to train", "n_train"),
+            Column("pairs to test", "n_test"),
+        ]
+        judges = Table.of(metrics["judges"], columns)
+        about = (
+            "Area under the ROC curve on statements that the judge reading them had not seen; 0.5 "
+            "is chance."
+        )
+        sections.append(Section("The judges themselves", about, [judges]))
+    return sections
+
+
+def _written(found: Comparison) -> list[str]:
+    return list(dict.fromkeys(row["persona"] for row in found.metrics["generation"]))
+
+
+def _line(found: Comparison, method: str, persona: str, sign: int) -> Mapping[str, Any] | None:
+    """Return a persona's line of the generation table at the headline KL target."""
+    asked, targets = (method, persona, sign), (found.headline_kl_target, None)
+    return next(
+        (
+            row
+            for row in found.metrics["generation"]
+            if (row["method"], row["persona"], row["sign"]) == asked and row["kl_target"] in targets
+        ),
+        None,
+    )
+
+
+def _span(found: Comparison, method: str, persona: str) -> list[Estimate]:
+    """Return the judge's reading of texts at the negative, no and the positive strength."""
+    rows = [_line(found, method, persona, sign) for sign in SIGNS]
+    if any(row is None or row["judge"] is None for row in (rows[0], rows[2])):
+        return []
+    keys = ("judge", "judge_low", "judge_high")
+    return [Estimate(None) if row is None else Estimate(*(row[k] for k in keys)) for row in rows]
+
+
+def _judge_figure(found: Comparison) -> Drawing:
+    personas = _written(found)
+    dots = []
+    base: dict[str, float | None] = {}
+    for name, shift in zip(found.pair, (0.15, -0.15), strict=False):
+        nothing = [Estimate(None)] * 3
+        spans = [_span(found, name, persona) or nothing for persona in personas]
+        base |= {p: s[1].value for p, s in zip(personas, spans, strict=True) if base.get(p) is None}
+        for place, symbol in ((0, "circle-open"), (2, "circle")):
+            value, low, high = (list(part) for part in zip(*(s[place] for s in spans), strict=True))
+            dots.append(
+                plots.Dots(
+                    f"{found.label(name)}, {SIGNS[place - 1]} strength",
+                    value,
+                    low,
+                    high,
+                    colour=found.colour(name),
+                    shift=shift if len(found.pair) > 1 else 0.0,
+                    symbol=symbol,
+                    start=[span[0].value for span in spans] if place else (),
+                )
+            )
+    unsteered = [base.get(persona) for persona in personas]
+    dots.append(plots.Dots("no steering", unsteered, colour=plots.SOFT, symbol="line-ns-open"))
+    return plots.forest(
+        [spoken(persona) for persona in personas],
+        dots,
+        x_title="mean judge logit: against the persona ← → like the persona",
+    )
+
+
+def _summary_table(found: Comparison) -> Table:
+    columns = [
+        Column("method", lambda row: found.mark(found.method(row["method"]))),
+        Column("KL", "kl_target", "g"),
+        Column("judge range", estimate("judge_range"), ".2f"),
+        Column("ratio to baseline", estimate("ratio", "ratio_low", "ratio_high"), ".2f"),
+        Column(
+            "right direction",
+            "right_direction",
+            hint="personas above the base at the positive strength, below it at the negative one",
+        ),
+        Column("personas", "n_personas"),
+        Column(
+            "composite (proxy)",
+            "composite",
+            ".3f",
+            "fluency and relevance by proxy, 0 to 1; not a human rating",
+        ),
+    ]
+    order = [method.name for method in found.methods]
+    rows = sorted(
+        found.metrics["generation_summary"],
+        key=lambda row: (order.index(row["method"]), row["kl_target"] or 0.0),
+    )
+    return Table.of(rows, columns, "Summary")
+
+
+def _by_sign(found: Comparison, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
+    """Yield each method and sign with its records and the means of their fields."""
+    for method in found.methods:
+        for sign, word in SIGNS.items():
+            own = [r for r in rows if (r["method"], r["sign"]) == (method.name, sign)]
+            if own:
+                means = [average(row[key] for row in own) for key in keys]
+                yield [found.mark(method), word], means, own
+
+
+def _means_table(found: Comparison) -> Table:
+    at = found.headline_kl_target
+    rows = [row for row in found.metrics["generation"] if row["kl_target"] in (at, None)]
+    cells = [[*who, *means] for who, means, _ in _by_sign(found, rows, MEASURES)]
+    columns = ["method", "steering", "judge", "sentiment", "NLL", "rep-4", "distinct-2"]
+    columns += ["similarity", "composite (proxy)"]
+    return Table(
+        columns,
+        cells,
+        f"Text figures by method and sign at KL {at:g}",
+        folded=True,
+        forms=dict.fromkeys(columns[2:4], "+.2f") | {"NLL": ".2f"},
+        hints={
+            "sentiment": "VADER compound, a check that the judge is not reading sentiment alone",
+            "NLL": "of the unsteered model, nats per token",
+            "similarity": "of answer to question",
+        },
+    )
+
+
+def _llm_table(found: Comparison) -> Table:
+    cells = [
+        [*who, *means, sum(r["n"] for r in own), sum(r["n_missing"] for r in own)]
+        for who, means, own in _by_sign(found, found.metrics["llm_judge"], RATINGS)
+    ]
+    columns = ["method", "steering", "behaviour", "instruction", "fluency", "harmonic mean"]
+    note = (
+        "Three ratings from 0 to 2 and their harmonic mean, averaged over personas. A reply that "
+        "could not be read counts as missing, never as zero."
+    )
+    forms = dict.fromkeys(columns[2:], ".2f")
+    caption = "A language model as judge"
+    return Table([*columns, "texts", "missing"], cells, caption, forms=forms, note=note)
+
+
+def _side_by_side(found: Comparison, records: Sequence[Mapping[str, Any]]) -> list[Item]:
+    full = max([1.0, *(abs(r["judge"]) for r in records if r["judge"] is not None)])
+    items: list[Item] = []
+    for question in dict.fromkeys(row["question"] for row in records):
+        rows: dict[str, dict[str, list[Said]]] = {}
+        for method in found.methods:
+            own = [r for r in records if (r["question"], r["method"]) == (question, method.name)]
+            # A prompt has signs and no strengths.
+            for row in sorted(own, key=lambda row: (row["sign"], row["strength"])):
+                judge = None if row["judge"] is None else Bar(row["judge"], full)
+                columns = rows.setdefault(method.label, {})
+                columns.setdefault(_strength(row), []).append(Said(row["text"], judge))
+        items.append(Texts(question, rows, opened=len(items) < OPENED))
+    return items
+
+
+def _strength(row: Mapping[str, Any]) -> str:
+    if not row["sign"]:
+        return "no steering"
+    return f"strength {show(row['strength'], '+.2f')}" if row["strength"] else SIGNS[row["sign"]]
