@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 

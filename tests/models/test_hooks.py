@@ -87,7 +87,7 @@ def test_hooks_and_stand_ins_come_off_after_an_exception(tiny_llama, site):
     target: Any = resolve_target(tiny_llama, site)
     before = n_hooks(tiny_llama)
 
-    def broken(hidden):
+    def broken(*args, **kwargs):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), hooked([(target, broken)]):

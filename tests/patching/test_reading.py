@@ -186,6 +186,7 @@ def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shar
         num_attention_heads=4,
         initializer_range=0.2,
         logits_scaling=4.0,
+        architectures=["GraniteForCausalLM"],
     )
     model = wrap_model(GraniteForCausalLM(config), tokenizer)
     batch = encode_pairs(model, PAIRS)

@@ -16,13 +16,7 @@ from saesteer.experiments.base import Experiment, Stage
 from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.circuit import check_circuit, run_circuit
 from saesteer.experiments.patch.exhibits import all_figures
-from saesteer.experiments.patch.results import (
-    ANSWERS,
-    ATTENTION,
-    LEFT_OUT,
-    PAIRS,
-    PatchResults,
-)
+from saesteer.experiments.patch.results import ANSWERS, ATTENTION, LEFT_OUT, PAIRS, PatchResults
 from saesteer.experiments.patch.run_metrics import run_metrics
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
@@ -94,6 +88,17 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
     return PatchPlan(config, pairs, model, sae, folder)
 
 
+def _named(pairs: tuple[PromptPair, ...]) -> tuple[PromptPair, ...]:
+    """Return the pairs with a name each of its own: with their number where it is needed."""
+    counts = Counter(pair.name for pair in pairs)
+    return tuple(
+        pair
+        if pair.name and counts[pair.name] == 1
+        else replace(pair, name=f"{pair.name or 'pair'} {number}")
+        for number, pair in enumerate(pairs, start=1)
+    )
+
+
 class Patch(Experiment[Results]):
     """Runs the task, reads and patches every component asked for, and names a site."""
 
@@ -105,61 +110,6 @@ class Patch(Experiment[Results]):
     def make_plan(config: PatchConfig) -> PatchPlan:
         """Read the pairs and check every name in the settings."""
         return plan_patch(config)
-
-    def check(self) -> None:
-        """Check against the model, before anything is patched, what the settings name."""
-        from saesteer.patching.paths import chosen_receivers
-        from saesteer.patching.target import check_heads
-
-        config = self.config
-        if config.attention is not None and config.attention.heads is not None:
-            check_heads(self.model, config.attention.chosen)
-        for group in [] if config.path is None else config.path.groups:
-            chosen_receivers(self.model, group)
-        assert len(self.batch) > 0
-        _ = self.patched_sae
-        stages.check_vector(self)
-        check_circuit(self)
-
-    def stages(self) -> list[Stage]:
-        """Return the steps, from the prompts to the circuit."""
-        steps = {
-            "answers": stages.run_answers,
-            "reading": stages.run_reading,
-            "attribution": stages.run_attribution,
-            "activation": stages.run_activation,
-            "features": stages.run_features,
-            "paths": stages.run_paths,
-            "attention": stages.run_attention,
-            "circuit": run_circuit,
-        }
-        rest = [Stage(name, partial(step, self)) for name, step in steps.items()]
-        return [Stage("pairs", self.write_pairs), *rest]
-
-    def finish(self) -> dict[str, Any]:
-        """Return the metrics."""
-        return finite(run_metrics(PatchResults(self.folder), self.left_out))
-
-    def report(self, results: PatchResults) -> Report:
-        """Return the report."""
-        return report_of(results)
-
-    def write_report(self) -> None:
-        """Write the page, and every figure as PNG."""
-        self.progress.say("Writing figures and report")
-        write_figures(PatchResults(self.folder))
-
-    def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return how the model does on the task, the site and the circuit."""
-        best = (metrics.get("suggestion") or {}).get("best") or {}
-        circuit = metrics.get("circuit") or {}
-        names = ("accuracy", "logit_difference_clean", "logit_difference_corrupted")
-        return {
-            **{name: metrics["task"][name] for name in names},
-            "site": best.get("site"),
-            "effect": best.get("effect"),
-            "circuit": {k: v for k, v in circuit.items() if isinstance(v, int | float)},
-        }
 
     @cached_property
     def metric(self) -> Metric:
@@ -264,16 +214,60 @@ class Patch(Experiment[Results]):
             )
         self.folder.write_json(PAIRS, rows)
 
+    def check(self) -> None:
+        """Check against the model, before anything is patched, what the settings name."""
+        from saesteer.patching.paths import chosen_receivers
+        from saesteer.patching.target import check_heads
 
-def _named(pairs: tuple[PromptPair, ...]) -> tuple[PromptPair, ...]:
-    """Return the pairs with a name each of its own: with their number where it is needed."""
-    counts = Counter(pair.name for pair in pairs)
-    return tuple(
-        pair
-        if pair.name and counts[pair.name] == 1
-        else replace(pair, name=f"{pair.name or 'pair'} {number}")
-        for number, pair in enumerate(pairs, start=1)
-    )
+        config = self.config
+        if config.attention is not None and config.attention.heads is not None:
+            check_heads(self.model, config.attention.chosen)
+        for group in [] if config.path is None else config.path.groups:
+            chosen_receivers(self.model, group)
+        assert len(self.batch) > 0
+        _ = self.patched_sae
+        stages.check_vector(self)
+        check_circuit(self)
+
+    def stages(self) -> list[Stage]:
+        """Return the steps, from the prompts to the circuit."""
+        steps = {
+            "answers": stages.run_answers,
+            "reading": stages.run_reading,
+            "attribution": stages.run_attribution,
+            "activation": stages.run_activation,
+            "features": stages.run_features,
+            "paths": stages.run_paths,
+            "attention": stages.run_attention,
+            "circuit": run_circuit,
+        }
+        rest = [Stage(name, partial(step, self)) for name, step in steps.items()]
+        return [Stage("pairs", self.write_pairs), *rest]
+
+    def finish(self) -> dict[str, Any]:
+        """Return the metrics."""
+        return finite(run_metrics(PatchResults(self.folder), self.left_out))
+
+    def report(self, results: PatchResults) -> Report:
+        """Return the report."""
+        return report_of(results)
+
+    def write_report(self) -> None:
+        """Write the page, and every figure as PNG."""
+        self.progress.say("Writing figures and report")
+        write_figures(PatchResults(self.folder))
+
+    def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how the model does on the task, the site and the circuit."""
+        best = (metrics.get("suggestion") or {}).get("best") or {}
+        circuit = metrics.get("circuit") or {}
+        names = ("accuracy", "logit_difference_clean", "logit_difference_corrupted")
+        return {
+            **{name: metrics["task"][name] for name in names},
+            "site": best.get("site"),
+            "effect": best.get("effect"),
+            "circuit": {k: v for k, v in circuit.items() if isinstance(v, int | float)},
+        }
 
 
 def report_of(results: PatchResults) -> Report:
