@@ -8,49 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saesteer.cli.run import Overrides
+from saesteer.cli.experiment import DefaultGroup, experiment_command
 
 if TYPE_CHECKING:
     from saesteer.corruption.tasks import Task
 
 app = typer.Typer(
+    cls=DefaultGroup,
     no_args_is_help=True,
     help="Skip, repeat, permute or replace layers, and see what that does to tasks.",
 )
 Model = Annotated[str, typer.Option("--model", help="The model.")]
 
 
-@app.command("run")
-def run_command(
-    config: Annotated[
-        list[Path], typer.Argument(help="YAML files such as configs/corruption/depth.yaml.")
-    ],
-    set_: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print metrics.json instead of tables.")
-    ] = False,
-) -> None:
-    """Score tasks under families of layer programs, with heatmaps, tables and a report."""
-    from saesteer.cli.corrupt_show import show_corrupt_plan, show_corrupt_run
-    from saesteer.experiments.corrupt.experiment import Corrupt
-    from saesteer.experiments.corrupt.settings import CorruptConfig
-    from saesteer.utils.progress import terminal_progress
-    from saesteer.utils.settings import load_config
-
-    # All of them are read before the first one is run.
-    for settings in [load_config(path, set_ or (), kind=CorruptConfig) for path in config]:
-        experiment = Corrupt(settings, terminal_progress())
-        if dry_run:
-            show_corrupt_plan(experiment.plan)
-            continue
-        found = experiment.run()
-        if as_json:
-            typer.echo(json.dumps(found.metrics, indent=2))
-        else:
-            show_corrupt_run(found)
+app.command("run")(
+    experiment_command(
+        "corrupt", "Score tasks under families of layer programs, with heatmaps and a report."
+    )
+)
 
 
 @app.command("complete")

@@ -4,83 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from saesteer.cli.run import Overrides
-
-if TYPE_CHECKING:
-    from saesteer.experiments.patch.settings import PatchConfig
+from saesteer.cli.experiment import DefaultGroup, experiment_command
 
 app = typer.Typer(
+    cls=DefaultGroup,
     no_args_is_help=True,
     help="Find where in a model a behaviour lives: patching, logit lens, circuits.",
 )
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of tables.")]
-SuggestSite = Annotated[
-    bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
-]
-Model = Annotated[str, typer.Option("--model", help="The model.")]
-
-
-@app.command("run")
-def run_command(
-    config: Annotated[
-        list[Path], typer.Argument(help="YAML files such as configs/patching/capitals.yaml.")
-    ],
-    set_: Overrides = None,
-    suggest_site: SuggestSite = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Patch every component on pairs of prompts, and report where the behaviour lives."""
-    from saesteer.experiments.patch.settings import PatchConfig
-    from saesteer.utils.settings import load_config
-
-    # All of them are read before the first one is run.
-    for settings in [load_config(path, set_ or (), kind=PatchConfig) for path in config]:
-        _do(settings, suggest_site=suggest_site, dry_run=dry_run, as_json=as_json)
-
-
-@app.command("ioi")
-def ioi_command(
-    model: Model = "smollm2",
-    n: Annotated[int, typer.Option("--n", min=2, help="How many pairs of prompts.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds names, places and objects.")] = 0,
-    eight: Annotated[
-        bool, typer.Option("--eight", help="The eight well-known prompts instead.")
-    ] = False,
-    circuit: Annotated[
-        bool, typer.Option("--circuit/--no-circuit", help="Search a circuit of heads.")
-    ] = True,
-    set_: Overrides = None,
-    suggest_site: SuggestSite = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Indirect object identification, in full: prompts made for the model's own tokenizer."""
-    from saesteer.experiments.patch.settings import PatchConfig
-    from saesteer.utils.settings import apply_override, parse_config
-
-    data: dict[str, Any] = {
-        "name": "ioi",
-        "model": {"name": model},
-        "pairs": {"ioi": {"n": n, "eight": eight}},
-        "components": ["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"],
-        "by_position": ["z"],
-        "attribution": {"methods": ["attribution", "integrated_gradients"]},
-        "path": {},
-        "circuit": {} if circuit else None,
-        "seed": seed,
-    }
-    for override in set_ or ():
-        apply_override(data, override)
-    settings = parse_config(data, kind=PatchConfig, place="saesteer patch ioi")
-    _do(settings, suggest_site=suggest_site, dry_run=dry_run, as_json=as_json)
+app.command("run")(
+    experiment_command(
+        "patch", "Patch every component on pairs of prompts, and report where the behaviour lives."
+    )
+)
+app.command("ioi")(
+    experiment_command(
+        "patch",
+        "Indirect object identification, in full: prompts made for the model's own tokenizer.",
+        name="ioi",
+    )
+)
 
 
 @app.command("lens")
@@ -89,7 +35,7 @@ def lens_command(
     pairs: Annotated[
         str | None, typer.Option(help="Read the clean prompts of a file or bundled set of pairs.")
     ] = None,
-    model: Model = "smollm2",
+    model: Annotated[str, typer.Option("--model", help="The model.")] = "smollm2",
     top: Annotated[int, typer.Option(min=1, max=20, help="Top tokens at each layer.")] = 3,
     every: Annotated[int, typer.Option(min=1, help="Show every so manieth layer.")] = 1,
     html: Annotated[
@@ -130,14 +76,16 @@ def lens_command(
 @app.command("show")
 def show_command(
     run: Annotated[Path, typer.Argument(help="The folder that saesteer patch names at its end.")],
-    suggest_site: SuggestSite = False,
+    suggest_site: Annotated[
+        bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
+    ] = False,
     sae: Annotated[
         str | None, typer.Option(help="Say where this SAE's site stands among the sites.")
     ] = None,
     redraw: Annotated[
         bool, typer.Option("--redraw", help="Write figures and report again, from the results.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Show a finished run again, and the site it speaks for."""
     from saesteer.cli.patch_show import show_patch_run, show_suggestion
@@ -164,22 +112,3 @@ def show_command(
         typer.echo(json.dumps(results.metrics, indent=2))
     else:
         show_patch_run(results)
-
-
-def _do(settings: PatchConfig, *, suggest_site: bool, dry_run: bool, as_json: bool) -> None:
-    from saesteer.cli.patch_show import show_patch_plan, show_patch_run, show_suggestion
-    from saesteer.experiments.patch.experiment import Patch
-    from saesteer.experiments.patch.results import PatchResults
-    from saesteer.utils.progress import terminal_progress
-
-    experiment = Patch(settings, terminal_progress())
-    if dry_run:
-        show_patch_plan(experiment.plan)
-        return
-    run = experiment.run()
-    if as_json:
-        typer.echo(json.dumps(run.metrics, indent=2))
-        return
-    if suggest_site:
-        show_suggestion(PatchResults(run.folder).suggestion(), run.metrics["verdict"])
-    show_patch_run(run)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saesteer.cli.experiment import DefaultGroup, experiment_command
+
 if TYPE_CHECKING:
     from saesteer.probes import ProbeSet
     from saesteer.utils.progress import Progress
 
 app = typer.Typer(
-    no_args_is_help=True, help="Train probes on every layer, read and intervene with them."
+    cls=DefaultGroup,
+    no_args_is_help=True,
+    help="Train probes on every layer, read and intervene with them.",
 )
 RunFolderPath = Annotated[
     Path, typer.Argument(help="The folder that saesteer probe train names at its end.")
@@ -23,39 +27,11 @@ ModelName = Annotated[
 ]
 
 
-@app.command("train")
-def train_command(
-    config: Annotated[
-        Path, typer.Argument(help="A YAML file such as configs/probes/sentiment.yaml.")
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="A setting that wins over the file's."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print metrics.json instead of tables.")
-    ] = False,
-) -> None:
-    """From labelled texts to one scored probe per layer, in one pass over the texts."""
-    from saesteer.cli.probe_show import show_probe_plan, show_probe_run
-    from saesteer.experiments.probe.config import ProbeConfig
-    from saesteer.experiments.probe.experiment import TrainProbes
-    from saesteer.utils.progress import terminal_progress
-    from saesteer.utils.settings import load_config
-
-    settings = load_config(config, set_ or (), kind=ProbeConfig)
-    experiment = TrainProbes(settings, terminal_progress())
-    if dry_run:
-        show_probe_plan(experiment.plan)
-        return
-    run = experiment.run()
-    if as_json:
-        typer.echo(json.dumps(run.metrics, indent=2))
-    else:
-        show_probe_run(run)
+app.command("train")(
+    experiment_command(
+        "probe", "From labelled texts to one scored probe per layer, in one pass over the texts."
+    )
+)
 
 
 @app.command("read")

@@ -50,6 +50,7 @@ class Experiment(Context, Generic[Found]):
         folder: Where everything goes; the same settings and inputs give the same one.
         watch: Called with the part of the metrics that the headline is read from as soon as it is
             known; what it raises ends the run.
+        recorded: The record of the run under way, for stages that have a curve to tell.
 
     Raises:
         SaesteerError: Something does not fit; nothing is loaded or written.
@@ -58,6 +59,7 @@ class Experiment(Context, Generic[Found]):
     Config: ClassVar[type[ExperimentConfig]]
     Results: ClassVar[type[Results]] = Results
     about: ClassVar[str]
+    recorded: RecordedRun
 
     def __init__(
         self, config: Any, progress: Progress | None = None, cache: Cache | None = None
@@ -102,6 +104,11 @@ class Experiment(Context, Generic[Found]):
         """Tell the record what is worth a curve, a table or a figure elsewhere."""
 
     @property
+    def root(self) -> Path:
+        """The folder whose list of runs names this one."""
+        return Path(self.config.folder)
+
+    @property
     def finished(self) -> bool:
         """Whether everything was computed."""
         # Folders of earlier versions hold no marks of stages.
@@ -139,7 +146,7 @@ class Experiment(Context, Generic[Found]):
                 name=self.config.name,
                 config=self.config.model_dump(mode="json"),
                 wandb=self.config.tracking,
-                root=Path(self.config.folder),
+                root=self.root,
                 progress=self.progress,
                 **record,
             ) as recorded:
@@ -157,6 +164,7 @@ class Experiment(Context, Generic[Found]):
         return asked or bool(tracking.tags) or tracking.group is not None
 
     def _compute(self, pending: Sequence[Stage], recorded: RecordedRun) -> None:
+        self.recorded = recorded
         self.folder.create()
         self.folder.write_json(CONFIG, self.config.model_dump(mode="json"))
         self.begin()

@@ -11,14 +11,33 @@ import pytest
 def test_help_names_every_command(saesteer):
     answer = saesteer("--help")
     assert answer.code == 0
-    for command in ("run", "generate", "doctor", "features", "sae", "vector"):
+    for command in (
+        "steer",
+        "run",
+        "compare",
+        "configs",
+        "generate",
+        "doctor",
+        "features",
+        "sae",
+        "vector",
+    ):
         assert f" {command} " in answer.out
 
 
 @pytest.mark.parametrize(
     "command",
     [
+        ["steer"],
         ["run"],
+        ["compare"],
+        ["corrupt", "run"],
+        ["patch", "run"],
+        ["patch", "ioi"],
+        ["patch", "lens"],
+        ["patch", "show"],
+        ["probe", "train"],
+        ["configs"],
         ["generate"],
         ["doctor"],
         ["features"],
@@ -52,7 +71,7 @@ def test_no_command_is_a_question_for_help(saesteer):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["rnu"], ["--vresion"], ["run"], ["generate"], ["run", "a.yaml", "--sett", "x=1"]]
+    "arguments", [["rnu"], ["--vresion"], ["generate"], ["run", "a.yaml", "--sett", "x=1"]]
 )
 def test_a_mistyped_command_is_told_with_exit_code_2(arguments, saesteer):
     answer = saesteer(*arguments)

@@ -49,12 +49,6 @@ def patch_run(patch_config) -> Path:
     return run_experiment(load_config(patch_config, kind=PatchConfig)).folder.path
 
 
-@pytest.mark.parametrize("command", ["run", "ioi", "lens", "show"])
-def test_every_command_has_help(saesteer, no_loading, command):
-    answer = saesteer("patch", command, "--help")
-    assert answer.code == 0 and "Usage: saesteer patch" in answer.out
-
-
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, patch_config, no_loading):
     answer = saesteer("patch", "run", patch_config, "--dry-run", "--set", "name=other")
     assert answer.code == 0
@@ -149,7 +143,7 @@ def test_the_lens_ends_in_what_the_model_says(saesteer, tiny_model_folder, hf_mo
         (("lens", " "), "a prompt is empty"),
         (("lens", "--pairs", "capitols"), "no bundled set of prompt pairs called 'capitols'"),
         (("run", "nothing.yaml"), "nothing.yaml cannot be read"),
-        (("ioi", "--set", "metric=hope"), "saesteer patch ioi: metric"),
+        (("ioi", "--set", "metric=hope"), "patch/ioi: metric"),
         (("ioi", "--set", "metrik"), "is not of the form a.b=c"),
         (("ioi", "--model", "./nowhere"), "nowhere"),
         (("show", "nowhere"), "holds no finished experiment"),

@@ -27,19 +27,18 @@ from .reading import everything, numbers, strict_json
 @pytest.fixture(scope="module")
 def trained_sae(tiny_model_folder, tmp_path_factory):
     """A TopK SAE of the tiny GPT-2 without a chat template, trained here, with its table."""
-    from saesteer.experiments.train_sae import train_sae
-    from saesteer.saes.card import finish_sae
-    from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+    from saesteer.experiments.train_sae import TrainSaeConfig
 
     place = tmp_path_factory.mktemp("training")
     with (datasets_folder() / "prose.jsonl").open(encoding="utf-8") as lines:
         prose = "".join(json.loads(line)["text"] + " " for line in lines)
     pieces = [{"text": prose[start : start + 150]} for start in range(0, 30_000, 150)]
     (place / "prose.jsonl").write_text("\n".join(map(json.dumps, pieces)), encoding="utf-8")
-    config = SaeTrainingConfig(
-        model=str(tiny_model_folder("gpt2", False)),
+    config = TrainSaeConfig(
+        name="second",
+        model={"name": str(tiny_model_folder("gpt2", False))},
         site="blocks.1.hook_resid_post",
-        corpus=[CorpusSource(path=str(place / "prose.jsonl"))],
+        corpus=[{"path": str(place / "prose.jsonl")}],
         held_out=0.1,
         context=64,
         d_sae=96,
@@ -52,8 +51,8 @@ def trained_sae(tiny_model_folder, tmp_path_factory):
         autocast=False,
         folder=str(place / "sae"),
     )
-    trained = train_sae(config)
-    return trained.folder, finish_sae(trained, config)
+    trained = run_experiment(config)
+    return trained.sae_folder, trained.doctor
 
 
 @pytest.fixture(scope="module")

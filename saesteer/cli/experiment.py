@@ -1,0 +1,300 @@
+"""The commands of all experiments, made of their kinds' settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from saesteer.experiments.base import Experiment
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="A setting that wins over the file's."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of tables.")]
+Model = Annotated[str | None, typer.Option("--model", help="The model.")]
+_SETTING = re.compile(r"[A-Za-z_][\w.]*\s*=")
+
+# Options that stand for settings: what --set is given in their place.
+_SHORTCUTS: dict[str, tuple[Any, dict[str, list[str]]]] = {
+    "model": (Model, {"": ["model.name={}"]}),
+    "sae": (
+        Annotated[str | None, typer.Option("--sae", help="smollm2, a folder, or release:id.")],
+        {"steer": ["sae={}"], "compare": ["sae={}"], "patch": ["sae={}"]}
+        | {"probe": ["reading.sae={}"]},
+    ),
+    "kl": (
+        Annotated[
+            float | None,
+            typer.Option("--kl", help="The KL divergence, nats per token, that vectors are given."),
+        ],
+        {"steer": ["evaluation.budget={}"]}
+        | {
+            "compare": [
+                "evaluation.budgets=[{}]",
+                "evaluation.headline_budget={}",
+                "writing.budgets=[{}]",
+            ]
+        },
+    ),
+}
+_COMPARE = {
+    "persona": Annotated[
+        list[str] | None,
+        typer.Option(help="Pairs to compare on, in place of the file's: a bundled name or a file."),
+    ],
+    "only": Annotated[list[str] | None, typer.Option(help="Only these of the personas, by name.")],
+    "workers": Annotated[int, typer.Option(min=1, help="Processes that share the personas.")],
+    "measure_only": Annotated[bool, typer.Option("--measure-only", hidden=True)],
+}
+_PATCH = {
+    "suggest_site": Annotated[
+        bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
+    ]
+}
+_IOI = {
+    "n": Annotated[int | None, typer.Option("--n", min=2, help="How many pairs of prompts.")],
+    "seed": Annotated[int | None, typer.Option(min=0, help="Seeds names, places and objects.")],
+    "eight": Annotated[bool, typer.Option("--eight", help="The eight well-known prompts instead.")],
+    "circuit": Annotated[
+        bool, typer.Option("--circuit/--no-circuit", help="Search a circuit of heads.")
+    ],
+}
+
+
+class DefaultGroup(TyperGroup):
+    """A group whose first command is meant where none is named: `saesteer probe my.csv`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that was left out."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
+def experiment_command(kind: str, about: str, *, name: str | None = None) -> Callable[..., None]:
+    """Return the command that runs a kind of experiment, for typer.
+
+    Args:
+        kind: The kind, by its name in the registry.
+        about: What it says of itself.
+        name: The one bundled configuration that it runs; any settings or data if None.
+    """
+    options: dict[str, Any] = {
+        option: annotation
+        for option, (annotation, settings) in _SHORTCUTS.items()
+        if kind in settings or "" in settings
+    }
+    options |= {"compare": _COMPARE, "patch": _PATCH}.get(kind, {})
+    options |= _IOI if name == "ioi" else {}
+    defaults = {"workers": 1, "measure_only": False, "suggest_site": False, "eight": False}
+    defaults["circuit"] = True
+    shown = "[KEY=VALUE]..." if name else "SOURCE... [KEY=VALUE]..."
+    what = "Settings." if name else "A bundled name, a file of data or a YAML file; settings."
+    given = {"words": Annotated[list[str] | None, typer.Argument(metavar=shown, help=what)]}
+    given |= {"set_": Overrides, **options, "dry_run": DryRun}
+    given["print_config"] = Annotated[
+        bool, typer.Option("--print-config", help="Print all settings as YAML, and do nothing.")
+    ]
+    given["as_json"] = AsJson
+    flags = ("dry_run", "print_config", "as_json")
+
+    def command(**chosen: Any) -> None:
+        _run(kind, name, **chosen)
+
+    command.__doc__ = about
+    command.__annotations__ = {**given, "return": None}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        inspect.Parameter(
+            option,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=False if option in flags else defaults.get(option),
+        )
+        for option, annotation in given.items()
+    )
+    return command
+
+
+def _run(
+    kind: str,
+    name: str | None,
+    *,
+    words: list[str] | None,
+    set_: list[str] | None,
+    dry_run: bool,
+    print_config: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from saesteer.experiments.registry import experiment_named, full_yaml, load_experiments
+    from saesteer.utils.errors import ConfigError
+    from saesteer.utils.progress import terminal_progress
+
+    sources, settings = _divided(words or ())
+    if name is not None and sources:
+        raise ConfigError(f"{sources[0]!r} is no setting of the form key=value; correct it.")
+    sources = [name] if name is not None else sources
+    if not sources:
+        raise ConfigError(
+            f"there is nothing to run; give a name, a file of data or a YAML file (saesteer "
+            f"configs lists the bundled ones of kind {kind})."
+        )
+    overrides = [*_shortcuts(kind, options), *(set_ or ()), *_swept(settings)]
+    # All of them are read before the first one is run.
+    configs = load_experiments(sources, overrides, kind=kind)
+    if print_config:
+        typer.echo("---\n".join(full_yaml(config) for config in configs), nl=False)
+        return
+    found = []
+    for config in configs:
+        experiment: Any = experiment_named(kind)(config, terminal_progress())
+        if options.get("only"):
+            experiment.only(options["only"])
+        if dry_run:
+            found.append(_planned(experiment))
+            if not as_json:
+                _show_plan(kind, experiment)
+        elif options.get("measure_only"):
+            experiment.check()
+            experiment.measure()
+        else:
+            _share_out(experiment, options.get("workers", 1))
+            results = experiment.run()
+            found.append(results.metrics)
+            if not as_json:
+                _show_found(kind, experiment, results, suggest=options.get("suggest_site", False))
+    if as_json:
+        typer.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+
+
+def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return sources, and settings of the form key=value."""
+    settings = [word for word in words if _SETTING.match(word) and not os.path.exists(word)]
+    return [word for word in words if word not in settings], settings
+
+
+def _swept(settings: Sequence[str]) -> list[str]:
+    from saesteer.sweeps.overrides import swept_overrides
+
+    return swept_overrides(settings, os.environ)
+
+
+def _shortcuts(kind: str, options: dict[str, Any]) -> list[str]:
+    """Return the settings that options stand for."""
+    found = []
+    for option, (_, settings) in _SHORTCUTS.items():
+        value = options.get(option)
+        if value is not None:
+            # JSON is YAML, whatever a name holds.
+            texts = settings.get(kind) or settings[""]
+            found += [text.format(json.dumps(value)) for text in texts]
+    if options.get("persona"):
+        found.append(f"personas={json.dumps(options['persona'])}")
+    if options.get("n") is not None:
+        found.append(f"pairs.ioi.n={options['n']}")
+    if options.get("seed") is not None:
+        found.append(f"seed={options['seed']}")
+    if options.get("eight"):
+        found.append("pairs.ioi.eight=true")
+    if options.get("circuit") is False:
+        found.append("circuit=null")
+    return found
+
+
+def _share_out(experiment: Any, workers: int) -> None:
+    if workers > 1 and len(experiment.plan.personas) > 1:
+        from saesteer.experiments.compare.workers import measure_in_processes
+
+        experiment.elsewhere = lambda plan: measure_in_processes(plan, workers, experiment.progress)
+
+
+def _planned(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "folder": str(experiment.folder.path),
+        "finished": experiment.finished,
+        "to_do": [stage.name for stage in experiment.pending()],
+        "settings": experiment.config.model_dump(mode="json"),
+    }
+
+
+def _show_plan(kind: str, experiment: Any) -> None:
+    if kind == "steer":
+        from saesteer.cli.show import show_plan
+
+        show_plan(experiment)
+    elif kind == "compare":
+        from saesteer.cli.show import console
+        from saesteer.cli.show_compare import show_compare_plan
+
+        show_compare_plan(experiment.plan, console())
+    elif kind == "corrupt":
+        from saesteer.cli.corrupt_show import show_corrupt_plan
+
+        show_corrupt_plan(experiment.plan)
+    elif kind == "patch":
+        from saesteer.cli.patch_show import show_patch_plan
+
+        show_patch_plan(experiment.plan)
+    elif kind == "probe":
+        from saesteer.cli.probe_show import show_probe_plan
+
+        show_probe_plan(experiment.plan)
+    else:
+        planned = _planned(experiment)
+        typer.echo(f"site    {experiment.config.site} of {experiment.plan.model.name}")
+        typer.echo(f"folder  {planned['folder']}")
+        typer.echo(f"to do   {', '.join(planned['to_do']) or 'nothing'}")
+        typer.echo("Nothing was loaded or written.")
+
+
+def _show_found(kind: str, experiment: Any, results: Any, *, suggest: bool) -> None:
+    from saesteer.cli.show import console
+
+    if kind == "steer":
+        from saesteer.cli.show import show_result
+
+        show_result(experiment.plan, results)
+    elif kind == "compare":
+        from saesteer.cli.show_compare import show_compare_result
+
+        show_compare_result(results, console())
+    elif kind == "corrupt":
+        from saesteer.cli.corrupt_show import show_corrupt_run
+
+        show_corrupt_run(results)
+    elif kind == "patch":
+        from saesteer.cli.patch_show import show_patch_run, show_suggestion
+        from saesteer.experiments.patch.results import PatchResults
+
+        if suggest:
+            suggestion = PatchResults(results.folder).suggestion()
+            show_suggestion(suggestion, results.metrics["verdict"])
+        show_patch_run(results)
+    elif kind == "probe":
+        from saesteer.cli.probe_show import show_probe_run
+
+        show_probe_run(results)
+    else:
+        from saesteer.cli.show import show_doctor
+
+        where: Path = results.sae_folder
+        config = experiment.config
+        show_doctor(results.doctor, str(where), config.model.name, config.site)
+        out = console()
+        out.print(f"\nThe SAE, its card and its feature table are in {where}", soft_wrap=True)
+        command = f"Next: saesteer steer agreeableness --sae {shlex.quote(str(where))}"
+        out.print(command, soft_wrap=True)
