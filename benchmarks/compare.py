@@ -1,4 +1,4 @@
-"""Where the time of `saesteer compare` goes: one persona with eight methods at the headline budget.
+"""Where the time of `saesteer compare` goes: one persona, eight methods, headline KL target.
 
 Run: python benchmarks/compare.py [FOLDER]. Threads are pinned by OMP_NUM_THREADS. A folder that
 holds an earlier, unfinished benchmark is resumed, which is what the figure must not count: give a
@@ -36,8 +36,8 @@ def main() -> None:
         "personas": ["agreeableness"],
         "methods": list(METHODS),
         "seeds": [0],
-        "evaluation": {"budgets": [0.3]},
-        "writing": {"budgets": [0.3]},
+        "evaluation": {"kl_targets": [0.3]},
+        "writing": {"kl_targets": [0.3]},
         "folder": folder,
     }
     start = time.perf_counter()

@@ -45,7 +45,7 @@ def main() -> None:
 def _effect(record: dict[str, Any]) -> str:
     effect = record["effect"]
     if effect is None:
-        return "budget not reached"
+        return "KL target not reached"
     return f"{effect['effect']:.3f} ({effect['low']:.3f} to {effect['high']:.3f})"
 
 

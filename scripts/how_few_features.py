@@ -19,7 +19,7 @@ from saesteer.utils.progress import terminal_progress
 from saesteer.utils.settings import load_config
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
-BUDGET = 0.3
+KL_TARGET = 0.3
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         run = PersonaRun(bench, persona).first
         inputs = run.context.inputs_for("attributed_sae")
         chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]
-        print(f"\n{persona.name}: E at KL {BUDGET} by number of features")
+        print(f"\n{persona.name}: E at KL {KL_TARGET} by number of features")
         for count in COUNTS:
             vector = AttributedSae(**{**chosen, "n_features": count})(inputs)
             print(f"  {count:>3}  {_effect(run, vector)}")
@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def _effect(run, vector: SteeringVector) -> str:
-    effect = run.test.measure(vector, BUDGET).effect
-    return "budget not reached" if effect is None else f"{effect.effect:.3f}"
+    effect = run.test.measure(vector, KL_TARGET).effect
+    return "KL target not reached" if effect is None else f"{effect.effect:.3f}"
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def tiny_settings(tmp_path_factory, tiny_model_folder, mirror_sae) -> Callable[.
             "sae": str(sae or default_sae()),
             "pairs": {"source": files["pairs"]},
             "selection": {"max_firing": 1.0},
-            "evaluation": {"budget": 0.05, "random_directions": 2, "multiples": [-1, 0, 1]}
+            "evaluation": {"kl_target": 0.05, "random_directions": 2, "multiples": [-1, 0, 1]}
             | {"neutral": files["neutral"]},
             "completions": {"questions": files["questions"], "max_new_tokens": 4},
             "folder": str(tmp_path_factory.mktemp("runs")),

@@ -84,7 +84,7 @@ def test_an_override_may_name_a_section_that_the_file_leaves_out(load):
         ("seed=99999999999999999999", r"seed: input should be less than 4294967296"),
         ("seed=yes", r"seed: true is a yes or no"),
         ("model.threads=off", r"model\.threads: false is a yes or no"),
-        ("evaluation.budget=yes", r"evaluation\.budget: true is a yes or no"),
+        ("evaluation.kl_target=yes", r"evaluation\.kl_target: true is a yes or no"),
         ("evaluation.multiples=[-1, 0, yes]", r"evaluation\.multiples: true is a yes or no"),
         ("model.device_map={layer: on}", r"model\.device_map: true is a yes or no"),
         ("model=gpt2", r"model: needs fields of its own"),
@@ -110,7 +110,7 @@ def test_a_setting_that_does_not_fit_is_told_by_name(override, text, load):
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
 @pytest.mark.parametrize(
-    "field", ["evaluation.budget", "regression.ridge_alpha", "completions.temperature"]
+    "field", ["evaluation.kl_target", "regression.ridge_alpha", "completions.temperature"]
 )
 def test_numbers_are_finite(field, value, load):
     with pytest.raises(ConfigError, match=rf"{field}: input should be a finite number"):
@@ -123,7 +123,10 @@ def test_numbers_are_finite(field, value, load):
     ("text", "told"),
     [
         ("modle: {name: gpt2}\n", r"run\.yaml: modle .*did you mean 'model'\?"),
-        ("evaluation: {buget: 1}\n", r"run\.yaml: evaluation\.buget .*did you mean 'budget'\?"),
+        (
+            "evaluation: {kl_targt: 1}\n",
+            r"run\.yaml: evaluation\.kl_targt .*did you mean 'kl_target'\?",
+        ),
         (
             "quite_another: 1\n",
             r"quite_another is not a known setting \(known: name, model, folder",
@@ -193,7 +196,7 @@ def test_the_digest_depends_on_what_the_numbers_depend_on():
     different: list[dict[str, Any]] = [
         {"seed": 1},
         {"name": "other"},
-        {"evaluation": {"budget": 0.2}},
+        {"evaluation": {"kl_target": 0.2}},
         {"model": {"dtype": "float32"}},
         {"pairs": {"source": "y"}},
     ]
@@ -250,9 +253,9 @@ def test_yes_is_no_number_in_a_methods_settings(given):
 
 @pytest.mark.parametrize("word", ["1e-3", "1E-3", "1.0e-3", "0.001", "'1e-3'"])
 def test_a_power_of_ten_is_a_number_wherever_it_stands(load, word):
-    text = BASE + f"evaluation: {{budget: {word}, multiples: [{word}, 1e0]}}"
+    text = BASE + f"evaluation: {{kl_target: {word}, multiples: [{word}, 1e0]}}"
     config = load(text, f"selection.min_abs_score={word}")
-    assert config.evaluation.budget == 0.001
+    assert config.evaluation.kl_target == 0.001
     assert config.evaluation.multiples == [0.001, 1.0]
     assert config.selection.min_abs_score == 0.001
     assert config == load(text.replace(word, "0.001"), "selection.min_abs_score=0.001")
@@ -261,3 +264,13 @@ def test_a_power_of_ten_is_a_number_wherever_it_stands(load, word):
 def test_a_power_of_ten_among_a_sweeps_values_is_a_number():
     assert load_yaml("values: [1e-3, 5e2, -1.5E+3, .5e1]") == {"values": [0.001, 500, -1500, 5]}
     assert load_yaml("[e3, 1e, 12e4f, '1e3']") == ["e3", "1e", "12e4f", "1e3"]
+
+
+def test_old_words_are_read_with_a_note(tmp_path, caplog):
+    file = tmp_path / "old.yaml"
+    file.write_text(BASE + "evaluation: {budget: 0.2}\nobjective: {budget: 0.1}\n")
+    config = load_config(file, kind=RunConfig)
+    assert (config.evaluation.kl_target, config.objective.kl_target) == (0.2, 0.1)
+    assert all("kl_target now" in record.getMessage() for record in caplog.records)
+    with pytest.raises(ConfigError, match="budget is called kl_target now, and both are given"):
+        load_config(file, ["evaluation.kl_target=0.3"], kind=RunConfig)

@@ -62,8 +62,8 @@ def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(l
     metrics = {**made_up_metrics(), "vectors": {"kindly": "vectors/kindly.safetensors"}}
     # What is told depends on what was found alone, not on the experiment's plan.
     Compare.tell(object.__new__(Compare), run, SimpleNamespace(metrics=metrics))  # type: ignore[arg-type]
-    assert listener.names("figure") == ["budgets", "strengths", "forest"]
-    assert all(isinstance(listener.heard["figure", n], Figure) for n in ("budgets", "forest"))
+    assert listener.names("figure") == ["kl_targets", "strengths", "forest"]
+    assert all(isinstance(listener.heard["figure", n], Figure) for n in ("kl_targets", "forest"))
     assert {"summary", "effects", "features", "completions"} <= set(listener.names("table"))
     assert listener.names("artifact") == ["vector-kindly"]
     points = listener.heard["curve", "change"]
@@ -88,7 +88,7 @@ def test_a_sweep_shows_its_trials_and_its_figures(listened):
     rows = [
         TrialRow(
             n, f"k{n}", "done", {parameter.name: v}, {parameter.name: parameter.code(v)}, v / 10,
-            {"effect": v / 10, "kl": 0.1, "budget": 0.1}, None, None, 1.0, None, 1,
+            {"effect": v / 10, "kl": 0.1, "kl_target": 0.1}, None, None, 1.0, None, 1,
         )
         for n, v in enumerate(parameter.values)
     ]  # fmt: skip

@@ -41,12 +41,12 @@ _SHORTCUTS: dict[str, tuple[Any, dict[str, list[str]]]] = {
             float | None,
             typer.Option("--kl", help="The KL divergence, nats per token, that vectors are given."),
         ],
-        {"steer": ["evaluation.budget={}"]}
+        {"steer": ["evaluation.kl_target={}"]}
         | {
             "compare": [
-                "evaluation.budgets=[{}]",
-                "evaluation.headline_budget={}",
-                "writing.budgets=[{}]",
+                "evaluation.kl_targets=[{}]",
+                "evaluation.headline_kl_target={}",
+                "writing.kl_targets=[{}]",
             ]
         },
     ),

@@ -75,8 +75,9 @@ def show_plan(experiment: Steer) -> None:
         "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
         "SAE": str(plan.sae if not isinstance(plan.sae, tuple) else ":".join(plan.sae)),
         "method": _method_line(plan.config),
-        "evaluation": f"{len(plan.held_out)} held-out pairs at KL {plan.config.evaluation.budget}, "
-        f"{plan.config.evaluation.random_directions} random directions",
+        "evaluation": f"{len(plan.held_out)} held-out pairs at KL "
+        f"{plan.config.evaluation.kl_target}, {plan.config.evaluation.random_directions} random "
+        "directions",
         "folder": str(plan.folder),
         "stages": ", ".join(stages),
     }
@@ -253,11 +254,11 @@ def _show_shift(out: Console, plan: Plan, result: SteerResults) -> None:
     from saesteer.methods.registry import method_entry
 
     metrics = result.metrics
-    budget = plan.config.evaluation.budget
+    kl_target = plan.config.evaluation.kl_target
     heading(
         out,
-        f"Propensity on {len(plan.held_out)} held-out pairs, every vector at KL {budget} per token "
-        "on neutral text",
+        f"Propensity on {len(plan.held_out)} held-out pairs, every vector at KL {kl_target} "
+        "per token on neutral text",
     )
     made = table(
         "vector",

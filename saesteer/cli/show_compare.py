@@ -27,7 +27,7 @@ def show_compare_plan(plan: ComparePlan, out: Console) -> None:
     out.print("Methods: " + ", ".join(method.name for method in config.methods))
     null = config.random
     out.print(
-        f"Budgets {', '.join(map(str, config.evaluation.budgets))} nats per token; seeds "
+        f"KL targets {', '.join(map(str, config.evaluation.kl_targets))} nats per token; seeds "
         f"{', '.join(map(str, config.seeds))}; null of {null.directions} directions and "
         f"{null.features} feature sets."
     )

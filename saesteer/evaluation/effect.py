@@ -190,7 +190,7 @@ class NullComparison:
 
     Attributes:
         n: Random directions measured.
-        reached: Those among them that met the budget.
+        reached: Those among them that met the KL target.
         largest: The largest |E| among them, nats per token.
         beyond_all: Whether the vector's E is larger than that.
         p_value: (1 + #{|E_random| >= E}) / (1 + reached), the permutation p of a one-sided test

@@ -256,70 +256,72 @@ class Area:
     """Area under effect against log KL, over the log range: nats per token.
 
     Attributes:
-        value: The area; None with fewer than two budgets reached.
-        from_budget: The least budget reached, nats per token.
-        to_budget: The greatest.
-        missing: Budgets that were not reached; one between others is bridged by a straight line,
+        value: The area; None with fewer than two KL targets reached.
+        from_target: The least KL target reached, nats per token.
+        to_target: The greatest.
+        missing: KL targets that were not reached; one between others is bridged by a straight line,
             one at an end shortens the range, and areas of different ranges do not compare.
         note: Says so in words.
     """
 
     value: float | None
-    from_budget: float | None
-    to_budget: float | None
+    from_target: float | None
+    to_target: float | None
     missing: tuple[float, ...]
     note: str = ""
 
 
 def area_under_log_kl(effects: Mapping[float, float | None]) -> Area:
-    """Return the trapezoid area of effect over ln(budget), divided by the log range.
+    """Return the trapezoid area of effect over ln(KL target), divided by the log range.
 
     Args:
-        effects: Effect at each KL budget, nats per token; None where it was not reached.
+        effects: Effect at each KL target, nats per token; None where it was not reached.
     """
     reached = {b: e for b, e in sorted(effects.items()) if e is not None and math.isfinite(e)}
     missing = tuple(sorted(set(effects) - set(reached)))
-    names = ", ".join(f"{budget:g}" for budget in missing)
+    names = ", ".join(f"{kl_target:g}" for kl_target in missing)
     if len(reached) < 2:
-        note = "fewer than two budgets were reached" + (f" (missing: {names})." if names else ".")
+        note = "fewer than two KL targets were reached" + (
+            f" (missing: {names})." if names else "."
+        )
         return Area(None, None, None, missing, note)
     weights = area_weights(tuple(reached))
-    value = sum(weights[budget] * effect for budget, effect in reached.items())
+    value = sum(weights[kl_target] * effect for kl_target, effect in reached.items())
     least, greatest = min(reached), max(reached)
     note = ""
     if missing:
-        note = f"budget {names} not reached: the area is over {least:g} to {greatest:g}."
+        note = f"KL target {names} not reached: the area is over {least:g} to {greatest:g}."
     return Area(float(value), least, greatest, missing, note)
 
 
-def area_weights(budgets: Sequence[float]) -> dict[float, float]:
-    """Return the weight of each budget's effect in the area; weights sum to 1.
+def area_weights(kl_targets: Sequence[float]) -> dict[float, float]:
+    """Return the weight of each KL target's effect in the area; weights sum to 1.
 
     Raises:
-        DataError: There are fewer than two different budgets, or one is not above 0.
+        DataError: There are fewer than two different KL targets, or one is not above 0.
     """
-    ordered = sorted(set(budgets))
+    ordered = sorted(set(kl_targets))
     if len(ordered) < 2 or ordered[0] <= 0:
-        raise DataError(f"budgets: {list(budgets)} are not two or more KL budgets above 0.")
+        raise DataError(f"kl_targets: {list(kl_targets)} are not two or more KL targets above 0.")
     logs = np.log(ordered)
     steps = np.diff(logs) / (logs[-1] - logs[0])
     shares = (np.append(steps, 0.0) + np.insert(steps, 0, 0.0)) / 2
     return dict(zip(ordered, shares.tolist(), strict=True))
 
 
-def area_values(by_budget: Mapping[float, Sequence[PersonaValues]]) -> list[PersonaValues]:
+def area_values(by_target: Mapping[float, Sequence[PersonaValues]]) -> list[PersonaValues]:
     """Return each pair's own area, so that `hierarchical_bootstrap` gives the area's interval.
 
     Args:
-        by_budget: For each budget the personas' values, in one order, of the same seeds and pairs.
+        by_target: The personas' values at each KL target, in one order, of equal seeds and pairs.
 
     Returns:
-        A row for each seed for each persona; None for a persona that lacks a budget.
+        A row for each seed for each persona; None for a persona that lacks a KL target.
     """
-    weights = area_weights(tuple(by_budget))
-    budgets = sorted(by_budget)
-    stacks = stacks_of([by_budget[budget] for budget in budgets], keep_empty=True)
-    factors = np.array([weights[budget] for budget in budgets])
+    weights = area_weights(tuple(by_target))
+    kl_targets = sorted(by_target)
+    stacks = stacks_of([by_target[kl_target] for kl_target in kl_targets], keep_empty=True)
+    factors = np.array([weights[kl_target] for kl_target in kl_targets])
     return [None if stack is None else [factors @ row for row in stack] for stack in stacks]
 
 

@@ -222,7 +222,7 @@ class WrittenEvaluation:
         Args:
             vector: What to steer with.
             plus: The strength that steers to the positive side; None leaves it out, as where
-                the budget was not reached.
+                the KL target was not reached.
             minus: The strength that steers to the negative side, itself signed.
             unit: The strengths' unit.
 

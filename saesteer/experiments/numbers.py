@@ -26,33 +26,37 @@ METRICS = {
     },
     "compare": {"effect": "", "effect_low": "", "effect_high": "", "ratio": "", "beyond_null": ""},
 }
-# In every trial's numbers: the budget that was asked for and the divergence that was measured.
-COSTS = ("budget", "kl")
+# In every trial's numbers: the KL target that was asked for and the divergence that was measured.
+COSTS = ("kl_target", "kl")
 
 
-def run_numbers(metrics: Mapping[str, Any], budget: float) -> dict[str, float | None]:
+def run_numbers(metrics: Mapping[str, Any], kl_target: float) -> dict[str, float | None]:
     """Return the numbers of a run's `metrics.json`, flat.
 
     Args:
         metrics: What the file holds.
-        budget: The KL budget asked for, nats per token.
+        kl_target: The KL target asked for, nats per token.
     """
     found = {name: _at(metrics, path) for name, path in METRICS["run"].items()}
     sides = [_at(metrics, f"vector.{side}.kl") for side in ("plus", "minus")]
     known = [side for side in sides if side is not None]
-    return {**found, "budget": budget, "kl": sum(known) / len(known) if known else None}
+    return {**found, "kl_target": kl_target, "kl": sum(known) / len(known) if known else None}
 
 
 def compare_numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the numbers of the headline method at the headline budget, flat."""
-    budget, method = metrics.get("headline_budget"), metrics.get("headline_method")
+    """Return the numbers of the headline method at the headline KL target, flat."""
+    kl_target, method = metrics.get("headline_kl_target"), metrics.get("headline_method")
     rows = [r for r in metrics.get("summary") or () if r.get("method") == method]
-    row = next((r for r in rows if r.get("budget") == budget), {})
+    row = next((r for r in rows if r.get("kl_target") == kl_target), {})
     names = {"effect": "effect", "effect_low": "low", "effect_high": "high"}
     names |= {"ratio": "ratio", "beyond_null": "beyond_null"}
     found = {name: _number(row.get(field)) for name, field in names.items()}
-    # Every vector is given the budget itself, to within 3%.
-    return {**found, "budget": _number(budget), "kl": _number(budget) if found["effect"] else None}
+    # Every vector is given the KL target itself, to within 3%.
+    return {
+        **found,
+        "kl_target": _number(kl_target),
+        "kl": _number(kl_target) if found["effect"] else None,
+    }
 
 
 def numbers_of(

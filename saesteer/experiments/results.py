@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from saesteer.utils.errors import OutputError
 from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import in_present_words
 
 # Kinds, as records name them, whose results say more than their metrics; loaded when opened.
 _OWN = {
@@ -67,7 +68,7 @@ class Results:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json`."""
-        return self.folder.read_json(METRICS)
+        return in_present_words(self.folder.read_json(METRICS))
 
     @property
     def report(self) -> Path:

@@ -50,7 +50,8 @@ class AttributedSae:
         min_w |t - sum_j w_j d_j|_F,    |w|_0 <= n_features,
 
     and v = sum_j w_j d_j. Because steering is strong, g is averaged over no steering and steering
-    both ways at the budget, first along difference in means and then along the round's own vector.
+    both ways at the KL target, first along difference in means and then along the round's own
+    vector.
 
     Attributes:
         n_features: The most features.
@@ -127,7 +128,7 @@ class AttributedSae:
         vector = inputs.decoded(
             dict(zip(weights.indices.tolist(), weights.weights.tolist(), strict=True)),
             self.name,
-            {**asdict(self), "budget": objective.budget},
+            {**asdict(self), "kl_target": objective.kl_target},
             clusters=_cluster_of(clusters),
         )
         rounds = tuple(entry.effects for entry in linear[1:])

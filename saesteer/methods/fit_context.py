@@ -166,9 +166,9 @@ class FitContext:
             source.training_divergence,
             source.metric,
             lambda raw: self.dense.vector(raw, "linearised"),
-            budget=settings.budget,
+            kl_target=settings.kl_target,
             keep=source.keeper(
-                settings.budget,
+                settings.kl_target,
                 # The unit of strength, which decides where the search for it ends.
                 self.dense.activations.residual_norm,
                 [(row.ids, row.kept) for row in source.training_rows],
@@ -217,7 +217,7 @@ class FitContext:
         vector = DifferenceInMeans()(self.dense)
         strengths = [
             match_strength(
-                source.training_divergence, vector, settings.budget, sign=sign, tolerance=0.1
+                source.training_divergence, vector, settings.kl_target, sign=sign, tolerance=0.1
             ).strength
             for sign in (1, -1)
         ]

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saesteer.report.effects import BudgetCurve, ForestRow, PersonaEffect, StrengthCurve
+from saesteer.report.effects import ForestRow, PersonaEffect, StrengthCurve, TargetCurve
 from saesteer.report.palette import BASELINE, DIVERGING, GRID, HEADLINE, INK, NULL, SOFT, faint
 from saesteer.report.reading import Point, show, spoken
 from saesteer.report.written import JudgeSpan
@@ -25,8 +25,8 @@ def plain(text: object, longest: int = LONGEST_LABEL) -> str:
     return html.escape(short, quote=False)
 
 
-def budget_figure(
-    curves: Sequence[BudgetCurve], colours: dict[str, str], headline: object, baseline: object
+def target_figure(
+    curves: Sequence[TargetCurve], colours: dict[str, str], headline: object, baseline: object
 ) -> Figure:
     """Draw effect against KL for every method, with bands."""
     figure = blank_figure(height=470)
@@ -36,7 +36,7 @@ def budget_figure(
         main = name in (headline, baseline)
         _band(figure, curve, faint(colour, 0.18 if main else 0.035))
         figure.add_scatter(
-            x=list(curve.budgets),
+            x=list(curve.kl_targets),
             y=[point.value for point in curve.points],
             mode="lines+markers",
             name=plain(curve.method.label),
@@ -46,12 +46,12 @@ def budget_figure(
             customdata=[_range(point) for point in curve.points],
             hovertemplate="%{y:.3f} (%{customdata})",
         )
-    budgets = sorted({budget for curve in curves for budget in curve.budgets})
+    kl_targets = sorted({kl_target for curve in curves for kl_target in curve.kl_targets})
     figure.update_xaxes(
         title_text="KL(steered ‖ base) on neutral answers, nats per token, log scale",
         type="log",
-        tickvals=budgets,
-        ticktext=[f"{budget:g}" for budget in budgets],
+        tickvals=kl_targets,
+        ticktext=[f"{kl_target:g}" for kl_target in kl_targets],
     )
     figure.update_yaxes(title_text="effect E, nats per token")
     figure.update_layout(
@@ -81,7 +81,7 @@ def strength_figure(
             hovertemplate="%{y:+.3f}",
         )
     figure.update_xaxes(
-        title_text="multiple of the strength that meets the budget, each sign its own"
+        title_text="multiple of the strength that meets the KL target, each sign its own"
     )
     figure.update_yaxes(title_text="change of the margin, nats per token")
     figure.update_layout(
@@ -136,7 +136,9 @@ def forest_figure(rows: Sequence[ForestRow], headline: str, baseline: str) -> Fi
         zeroline=False,
         ticklabelstandoff=8,
     )
-    figure.update_xaxes(title_text="effect E at the headline budget, nats per token", zeroline=True)
+    figure.update_xaxes(
+        title_text="effect E at the headline KL target, nats per token", zeroline=True
+    )
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "reversed"},
         margin={"l": 10, "r": 16, "t": 40, "b": 54},
@@ -231,13 +233,13 @@ def matrix_figure(
     return figure
 
 
-def _band(figure: Figure, curve: BudgetCurve, colour: str) -> None:
+def _band(figure: Figure, curve: TargetCurve, colour: str) -> None:
     banded = [
-        (budget, point)
-        for budget, point in zip(curve.budgets, curve.points, strict=True)
+        (kl_target, point)
+        for kl_target, point in zip(curve.kl_targets, curve.points, strict=True)
         if point.low is not None and point.high is not None
     ]
-    x = [budget for budget, _ in banded]
+    x = [kl_target for kl_target, _ in banded]
     figure.add_scatter(
         x=[*x, *reversed(x)],
         y=[*(p.high for _, p in banded), *(p.low for _, p in reversed(banded))],
@@ -315,7 +317,7 @@ def _range(point: Point) -> str:
     return f"{show(point.low, '.3f')} to {show(point.high, '.3f')}"
 
 
-def _dash(curve: BudgetCurve | StrengthCurve) -> str:
+def _dash(curve: TargetCurve | StrengthCurve) -> str:
     return {"null": "dot", "prompt": "dash"}.get(curve.method.kind, "solid")
 
 

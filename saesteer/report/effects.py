@@ -9,8 +9,8 @@ from saesteer.report.reading import (
     Metrics,
     Point,
     Row,
-    budgets,
-    headline_budget,
+    headline_kl_target,
+    kl_targets,
     mean,
     methods,
     number,
@@ -39,11 +39,11 @@ class NullVerdict(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """What the comparison found, at the headline budget."""
+    """What the comparison found, at the headline KL target."""
 
     method: Method
     baseline: Method | None
-    budget: float
+    kl_target: float
     n_personas: int
     effect: Point
     ratio: Point
@@ -52,11 +52,11 @@ class Headline(NamedTuple):
     null: NullVerdict
 
 
-class BudgetCurve(NamedTuple):
-    """A method's macro-mean effect at each budget that it reached."""
+class TargetCurve(NamedTuple):
+    """A method's macro-mean effect at each KL target that it reached."""
 
     method: Method
-    budgets: tuple[float, ...]
+    kl_targets: tuple[float, ...]
     points: tuple[Point, ...]
 
 
@@ -83,13 +83,13 @@ class MethodRow(NamedTuple):
 
     Attributes:
         method: The method.
-        effects: Its macro-mean at each budget.
+        effects: Its macro-mean at each KL target.
         area: Area under effect against log KL.
-        ratio: Ratio to the baseline at the headline budget.
+        ratio: Ratio to the baseline at the headline KL target.
         p: Wilcoxon's p against the baseline.
         p_holm: The same after Holm's correction.
         beyond_null: As in the summary.
-        n_personas: Personas that reached the headline budget.
+        n_personas: Personas that reached the headline KL target.
         anti_steerable: Mean share of pairs with a slope below 0.
         common_shift: Mean of what moved both sides alike, nats per token.
     """
@@ -117,17 +117,17 @@ class StrengthCurve(NamedTuple):
 
 def headline_data(metrics: Metrics) -> Headline | None:
     """Take the headline out of a comparison's metrics; None where nothing was summarised."""
-    budget = headline_budget(metrics)
+    kl_target = headline_kl_target(metrics)
     name = metrics.get("headline_method")
-    found = _summary_row(metrics, name, budget)
-    if found is None or budget is None:
+    found = _summary_row(metrics, name, kl_target)
+    if found is None or kl_target is None:
         return None
     named = {method.name: method for method in methods(metrics)}
     n = number(found.get("n_personas"))
     return Headline(
         named[str(name)],
         named.get(str(metrics.get("baseline"))),
-        budget,
+        kl_target,
         int(n) if n is not None else len(personas(metrics)),
         point(found),
         point(found, "ratio", "ratio_"),
@@ -137,19 +137,19 @@ def headline_data(metrics: Metrics) -> Headline | None:
     )
 
 
-def budget_data(metrics: Metrics) -> list[BudgetCurve]:
-    """Take each method's effect by budget out of the metrics; methods without one left out."""
+def target_data(metrics: Metrics) -> list[TargetCurve]:
+    """Take each method's effect by KL target out of the metrics; methods without one left out."""
     curves = []
     for method in methods(metrics):
-        found = {b: point(_summary_row(metrics, method.name, b)) for b in budgets(metrics)}
-        reached = {budget: p for budget, p in found.items() if p.value is not None}
+        found = {b: point(_summary_row(metrics, method.name, b)) for b in kl_targets(metrics)}
+        reached = {kl_target: p for kl_target, p in found.items() if p.value is not None}
         if reached:
-            curves.append(BudgetCurve(method, tuple(reached), tuple(reached.values())))
+            curves.append(TargetCurve(method, tuple(reached), tuple(reached.values())))
     return curves
 
 
 def forest_data(metrics: Metrics) -> list[ForestRow]:
-    """Take the personas' effects at the headline budget, strongest first."""
+    """Take the personas' effects at the headline KL target, strongest first."""
     own = {str(row.get("name")): bool(row.get("own")) for row in rows(metrics, "personas")}
     found = [
         ForestRow(
@@ -170,14 +170,14 @@ def forest_data(metrics: Metrics) -> list[ForestRow]:
 
 
 def persona_effect(metrics: Metrics, persona: str, method: object) -> PersonaEffect:
-    """Return a method's effect on a persona at the headline budget."""
-    budget = headline_budget(metrics)
+    """Return a method's effect on a persona at the headline KL target."""
+    kl_target = headline_kl_target(metrics)
     found = [
         row
         for row in rows(metrics, "effects")
         if row.get("persona") == persona
         and row.get("method") == method
-        and same(row.get("budget"), budget)
+        and same(row.get("kl_target"), kl_target)
         and number(row.get("effect")) is not None
     ]
     ends = (mean(row.get(name) for row in found) for name in ("effect", "low", "high"))
@@ -186,7 +186,7 @@ def persona_effect(metrics: Metrics, persona: str, method: object) -> PersonaEff
 
 def method_table(metrics: Metrics) -> list[MethodRow]:
     """Take the table of all methods out of the metrics."""
-    headline = headline_budget(metrics)
+    headline = headline_kl_target(metrics)
     areas = {str(row.get("method")): row for row in rows(metrics, "areas")}
     table = []
     for method in methods(metrics):
@@ -194,13 +194,13 @@ def method_table(metrics: Metrics) -> list[MethodRow]:
         own = [
             row
             for row in rows(metrics, "effects")
-            if row.get("method") == method.name and same(row.get("budget"), headline)
+            if row.get("method") == method.name and same(row.get("kl_target"), headline)
         ]
         n = number(found.get("n_personas")) if found else None
         table.append(
             MethodRow(
                 method,
-                {b: point(_summary_row(metrics, method.name, b)) for b in budgets(metrics)},
+                {b: point(_summary_row(metrics, method.name, b)) for b in kl_targets(metrics)},
                 point(areas.get(method.name), "area"),
                 point(found, "ratio", "ratio_"),
                 number(found.get("p")) if found else None,
@@ -214,19 +214,19 @@ def method_table(metrics: Metrics) -> list[MethodRow]:
     return table
 
 
-def missed_budgets(metrics: Metrics) -> list[tuple[Method, float, int, int]]:
-    """Return (method, budget, missed, measured) for each method that missed a budget."""
+def missed_targets(metrics: Metrics) -> list[tuple[Method, float, int, int]]:
+    """Return (method, KL target, missed, measured) for each method that missed a KL target."""
     missed = []
     for method in methods(metrics):
-        for budget in budgets(metrics):
+        for kl_target in kl_targets(metrics):
             own = [
                 row
                 for row in rows(metrics, "effects")
-                if row.get("method") == method.name and same(row.get("budget"), budget)
+                if row.get("method") == method.name and same(row.get("kl_target"), kl_target)
             ]
             n = sum(number(row.get("effect")) is None for row in own)
             if n:
-                missed.append((method, budget, n, len(own)))
+                missed.append((method, kl_target, n, len(own)))
     return missed
 
 
@@ -256,9 +256,9 @@ def strength_data(metrics: Metrics) -> list[StrengthCurve]:
     return curves
 
 
-def _summary_row(metrics: Metrics, method: object, budget: float | None) -> Row | None:
+def _summary_row(metrics: Metrics, method: object, kl_target: float | None) -> Row | None:
     for row in rows(metrics, "summary"):
-        if row.get("method") == method and same(row.get("budget"), budget):
+        if row.get("method") == method and same(row.get("kl_target"), kl_target):
             return row
     return None
 

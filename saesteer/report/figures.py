@@ -27,8 +27,8 @@ class PropensityData(NamedTuple):
 
     Attributes:
         curves: For each vector the (multiple of matched strength, mean margin) points.
-        effects: Effects with intervals, vectors that missed the budget left out.
-        null: Effects of the random directions that met the budget.
+        effects: Effects with intervals, vectors that missed the KL target left out.
+        null: Effects of the random directions that met the KL target.
         unsteered: The margin without steering, nats per token.
     """
 
@@ -115,7 +115,7 @@ def propensity_figure(data: PropensityData, title: str) -> Figure:
             row=1,
             col=2,
         )
-    figure.update_xaxes(title_text="multiple of the strength at the KL budget", row=1, col=1)
+    figure.update_xaxes(title_text="multiple of the strength at the KL target", row=1, col=1)
     figure.update_yaxes(title_text="nats per token", row=1, col=1)
     figure.update_layout(
         title={"text": title, "x": 0.02},

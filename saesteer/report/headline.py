@@ -25,20 +25,20 @@ class Remark(NamedTuple):
 
 def headline_pieces(data: Headline) -> list[Piece]:
     """Return the headline's sentence; joined, the pieces' texts are plain text."""
-    key = f"summary/{data.method.name}/{data.budget:g}"
+    key = f"summary/{data.method.name}/{data.kl_target:g}"
     who = "one persona" if data.n_personas == 1 else f"{data.n_personas} personas"
     pieces = [
         Piece("With "),
         Piece(data.method.label, "method"),
         Piece(f", held-out statements of {who} move by "),
         Piece(show(data.effect.value), f"{key}/effect", data.effect.value),
-        Piece(f" nats per token at KL {data.budget:g}"),
+        Piece(f" nats per token at KL {data.kl_target:g}"),
     ]
     if data.effect.value is None:
         return [
             Piece("With "),
             Piece(data.method.label, "method"),
-            Piece(f", KL {data.budget:g} was not reached, so there is no effect to report."),
+            Piece(f", KL {data.kl_target:g} was not reached, so there is no effect to report."),
         ]
     if data.effect.low is not None:
         pieces += _interval(data.effect, key, "")

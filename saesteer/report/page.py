@@ -56,8 +56,8 @@ def report_page(metrics: Metrics) -> str:
     parts: dict[str, Any] = {
         "metrics": metrics,
         "sections": SECTIONS,
-        "budget": reading.headline_budget(metrics),
-        "budgets": reading.budgets(metrics),
+        "kl_target": reading.headline_kl_target(metrics),
+        "kl_targets": reading.kl_targets(metrics),
         "style": asset("style.css"),
         "scripts": scripts,
         "script_hashes": [script_hash(script) for script in scripts.values()],
@@ -85,7 +85,7 @@ def _headline(metrics: Metrics) -> dict[str, Any]:
     written_rows = {
         row.method.name: row
         for row in written.written_table(metrics)
-        if reading.same(row.budget, reading.headline_budget(metrics))
+        if reading.same(row.kl_target, reading.headline_kl_target(metrics))
     }
     return {
         "headline": data,
@@ -96,18 +96,18 @@ def _headline(metrics: Metrics) -> dict[str, Any]:
 
 
 def effect_figures(metrics: Metrics) -> dict[str, Figure]:
-    """Return the figures of what the methods did: by budget, by strength and by persona.
+    """Return the figures of what the methods did: by KL target, by strength and by persona.
 
     Args:
         metrics: What a comparison's metrics.json holds; what is missing has no figure.
     """
     names = (metrics.get("headline_method"), metrics.get("baseline"))
     colours = method_colours(reading.methods(metrics), *names)
-    curves, strengths = effects.budget_data(metrics), effects.strength_data(metrics)
+    curves, strengths = effects.target_data(metrics), effects.strength_data(metrics)
     forest = effects.forest_data(metrics)
     found = {}
     if curves:
-        found["budgets"] = drawing.budget_figure(curves, colours, *names)
+        found["kl_targets"] = drawing.target_figure(curves, colours, *names)
     if strengths:
         found["strengths"] = drawing.strength_figure(strengths, colours, *names)
     if forest:
@@ -126,9 +126,9 @@ def _effects(metrics: Metrics, figures: dict[str, str]) -> dict[str, Any]:
         "forest": effects.forest_data(metrics),
         "persona_rows": {str(row.get("name")): row for row in reading.rows(metrics, "personas")},
         "method_rows": effects.method_table(metrics) if methods else [],
-        "missed": effects.missed_budgets(metrics),
+        "missed": effects.missed_targets(metrics),
         "strengths": effects.strength_data(metrics),
-        "curves": effects.budget_data(metrics),
+        "curves": effects.target_data(metrics),
     }
 
 

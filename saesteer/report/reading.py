@@ -61,7 +61,7 @@ def point(row: Row | None, name: str = "effect", prefix: str = "") -> Point:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two budgets are the same number."""
+    """Return whether two KL targets are the same number."""
     first, second = number(a), number(b)
     return first is not None and second is not None and math.isclose(first, second, rel_tol=1e-6)
 
@@ -72,16 +72,16 @@ def mean(values: Iterable[Any]) -> float | None:
     return fmean(kept) if kept else None
 
 
-def budgets(metrics: Metrics) -> list[float]:
-    """Return the KL budgets, rising; those of the summary where none are listed."""
-    listed = metrics.get("budgets") or [row.get("budget") for row in rows(metrics, "summary")]
+def kl_targets(metrics: Metrics) -> list[float]:
+    """Return the KL targets, rising; those of the summary where none are listed."""
+    listed = metrics.get("kl_targets") or [row.get("kl_target") for row in rows(metrics, "summary")]
     return sorted({found for value in listed if (found := number(value)) is not None})
 
 
-def headline_budget(metrics: Metrics) -> float | None:
-    """Return the headline budget; the middle one where none is named."""
-    named = number(metrics.get("headline_budget"))
-    known = budgets(metrics)
+def headline_kl_target(metrics: Metrics) -> float | None:
+    """Return the headline KL target; the middle one where none is named."""
+    named = number(metrics.get("headline_kl_target"))
+    known = kl_targets(metrics)
     return named if named is not None or not known else known[len(known) // 2]
 
 

@@ -120,7 +120,7 @@ def _cost(sweep: Record) -> Part:
     return Part(
         "Effect against cost",
         "A trial lies on the front if no other one has at least its effect at no more than its KL "
-        "budget. Left and up is better.",
+        "KL target. Left and up is better.",
         [Drawing(figure, "Effect against KL with the Pareto front")],
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saesteer.report.effects import MethodRow, headline_data, method_table, missed_budgets
+from saesteer.report.effects import MethodRow, headline_data, method_table, missed_targets
 from saesteer.report.headline import headline_remarks, headline_text
-from saesteer.report.reading import Metrics, Point, headline_budget, listing, same, share, show
+from saesteer.report.reading import Metrics, Point, headline_kl_target, listing, same, share, show
 from saesteer.report.written import WrittenRow, written_table
 
 if TYPE_CHECKING:
@@ -47,34 +47,36 @@ def show_comparison(metrics: Metrics, out: Console) -> None:
         "logit over generated text, negative to positive strength"
     )
     missed = [
-        f"{method.label} at KL {budget:g} ({n} of {total})"
-        for method, budget, n, total in missed_budgets(metrics)
+        f"{method.label} at KL {kl_target:g} ({n} of {total})"
+        for method, kl_target, n, total in missed_targets(metrics)
     ]
     if missed:
-        out.print(Text(f"Budget not reached: {listing(missed)}."))
+        out.print(Text(f"KL target not reached: {listing(missed)}."))
 
 
 def summary_table(metrics: Metrics) -> Table:
-    """Return the table of all methods at the headline budget."""
+    """Return the table of all methods at the headline KL target."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    budget = headline_budget(metrics)
-    judged = {row.method.name: row for row in written_table(metrics) if same(row.budget, budget)}
-    title = "method" if budget is None else f"method at KL {budget:g}"
+    kl_target = headline_kl_target(metrics)
+    judged = {
+        row.method.name: row for row in written_table(metrics) if same(row.kl_target, kl_target)
+    }
+    title = "method" if kl_target is None else f"method at KL {kl_target:g}"
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     made.add_column(title, overflow="fold", max_width=WIDEST_METHOD)
     for name in ("E", "95%", "ratio", "95%", "p", "null", "judge"):
         made.add_column(name, justify="right", no_wrap=True)
     for row in method_table(metrics):
-        cells = _cells(row, budget, judged.get(row.method.name))
+        cells = _cells(row, kl_target, judged.get(row.method.name))
         made.add_row(Text(" ".join(row.method.label.split())), *cells)
     return made
 
 
-def _cells(row: MethodRow, budget: float | None, judged: WrittenRow | None) -> list[str]:
-    effect = row.effects.get(budget, Point(None)) if budget is not None else Point(None)
+def _cells(row: MethodRow, kl_target: float | None, judged: WrittenRow | None) -> list[str]:
+    effect = row.effects.get(kl_target, Point(None)) if kl_target is not None else Point(None)
     return [
         show(effect.value, ".3f"),
         _between(effect),

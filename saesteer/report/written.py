@@ -11,7 +11,7 @@ from saesteer.report.reading import (
     Point,
     Row,
     groups,
-    headline_budget,
+    headline_kl_target,
     mean,
     methods,
     number,
@@ -23,10 +23,10 @@ from saesteer.report.reading import (
 
 
 class WrittenRow(NamedTuple):
-    """A method's line in the generation summary at one budget."""
+    """A method's line in the generation summary at one KL target."""
 
     method: Method
-    budget: float
+    kl_target: float
     judge_range: Point
     ratio: Point
     right_direction: object
@@ -57,7 +57,7 @@ class LlmMeans(NamedTuple):
 
 
 class WrittenMeans(NamedTuple):
-    """Means over personas of one method's texts at one sign, headline budget."""
+    """Means over personas of one method's texts at one sign, headline KL target."""
 
     method: Method
     sign: int
@@ -96,26 +96,27 @@ class QuestionTexts(NamedTuple):
 
 
 def written_table(metrics: Metrics) -> list[WrittenRow]:
-    """Take the generation summary out of the metrics, budgets rising within each method."""
+    """Take the generation summary out of the metrics, KL targets rising within each method."""
     named = {method.name: method for method in methods(metrics)}
     found = [
         WrittenRow(
             named[str(row.get("method"))],
-            budget,
+            kl_target,
             point(row, "judge_range"),
             point(row, "ratio", "ratio_"),
             row.get("right_direction"),
             number(row.get("composite")),
         )
         for row in rows(metrics, "generation_summary")
-        if str(row.get("method")) in named and (budget := number(row.get("budget"))) is not None
+        if str(row.get("method")) in named
+        and (kl_target := number(row.get("kl_target"))) is not None
     ]
     order = list(named)
-    return sorted(found, key=lambda row: (order.index(row.method.name), row.budget))
+    return sorted(found, key=lambda row: (order.index(row.method.name), row.kl_target))
 
 
 def judge_spans(metrics: Metrics) -> list[JudgeSpan]:
-    """Take the judge's readings of headline and baseline at the headline budget."""
+    """Take the judge's readings of headline and baseline at the headline KL target."""
     wanted = [metrics.get("headline_method"), metrics.get("baseline")]
     chosen = [method for method in methods(metrics) if method.name in wanted]
     spans = []
@@ -131,7 +132,7 @@ def judge_spans(metrics: Metrics) -> list[JudgeSpan]:
 
 
 def written_means(metrics: Metrics) -> list[WrittenMeans]:
-    """Take every method's text figures, averaged over personas, at the headline budget."""
+    """Take every method's text figures, averaged over personas, at the headline KL target."""
     fields = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
     means = []
     for method in methods(metrics):
@@ -238,11 +239,11 @@ def _written_personas(metrics: Metrics) -> list[str]:
 
 
 def _generation_row(metrics: Metrics, persona: str, method: str, sign: int) -> Row | None:
-    """Return a line of the generation table; unsteered lines count for any budget."""
-    budget = headline_budget(metrics)
+    """Return a line of the generation table; unsteered lines count for any KL target."""
+    kl_target = headline_kl_target(metrics)
     for row in rows(metrics, "generation"):
         if row.get("persona") != persona or row.get("method") != method:
             continue
-        if row.get("sign") == sign and (not sign or same(row.get("budget"), budget)):
+        if row.get("sign") == sign and (not sign or same(row.get("kl_target"), kl_target)):
             return row
     return None

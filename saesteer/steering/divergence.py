@@ -81,19 +81,19 @@ class DivergenceMeter:
 
 @dataclass(frozen=True)
 class StrengthMatch:
-    """The strength at which a vector meets a KL budget in one direction.
+    """The strength at which a vector meets a KL target in one direction.
 
     Attributes:
         strength: The strength, signed, in `unit`.
         kl: The divergence measured there.
-        budget: The divergence asked for.
-        reached: Whether `kl` is within the tolerance of the budget.
+        kl_target: The divergence asked for.
+        reached: Whether `kl` is within the tolerance of the KL target.
         evaluations: How many passes it took.
     """
 
     strength: float
     kl: float
-    budget: float
+    kl_target: float
     reached: bool
     evaluations: int
 
@@ -101,7 +101,7 @@ class StrengthMatch:
 def match_strength(
     meter: DivergenceMeter,
     vector: SteeringVector,
-    budget: float,
+    kl_target: float,
     *,
     sign: int = 1,
     unit: Unit = "norm",
@@ -118,16 +118,16 @@ def match_strength(
     Args:
         meter: What measures the divergence.
         vector: The vector.
-        budget: Nats per token.
+        kl_target: Nats per token.
         sign: 1 or -1: which way to steer.
         unit: The strength's unit.
         start: The first guess.
-        largest: The strongest to try; past it the budget counts as not reached.
-        tolerance: How close the divergence must come, as a share of the budget.
+        largest: The strongest to try; past it the KL target counts as not reached.
+        tolerance: How close the divergence must come, as a share of the KL target.
         max_evaluations: The most passes.
 
     Returns:
-        The match; `reached` is False where the budget cannot be met, which is a result.
+        The match; `reached` is False where the KL target cannot be met, which is a result.
     """
     low, high = 0.0, math.inf
     best: tuple[float, float] | None = None
@@ -137,41 +137,43 @@ def match_strength(
     while count < max_evaluations:
         count += 1
         kl = meter(vector, sign * guess, unit)
-        if best is None or _distance(kl, budget) < _distance(best[1], budget):
+        if best is None or _distance(kl, kl_target) < _distance(best[1], kl_target):
             best = (guess, kl)
-        if _distance(kl, budget) <= math.log1p(tolerance):
+        if _distance(kl, kl_target) <= math.log1p(tolerance):
             break
-        if kl < budget:
+        if kl < kl_target:
             if guess >= largest:
                 break
             low = max(low, guess)
         else:
             high = min(high, guess)
         points.append((guess, kl))
-        guess = min(_next_guess(points, low, high, budget), largest)
+        guess = min(_next_guess(points, low, high, kl_target), largest)
     assert best is not None
-    reached = _distance(best[1], budget) <= math.log1p(tolerance)
-    return StrengthMatch(sign * best[0], best[1], budget, reached, count)
+    reached = _distance(best[1], kl_target) <= math.log1p(tolerance)
+    return StrengthMatch(sign * best[0], best[1], kl_target, reached, count)
 
 
-def _distance(kl: float, budget: float) -> float:
+def _distance(kl: float, kl_target: float) -> float:
     if not kl > 0 or not math.isfinite(kl):
         return math.inf
-    return abs(math.log(kl / budget))
+    return abs(math.log(kl / kl_target))
 
 
-def _next_guess(points: list[tuple[float, float]], low: float, high: float, budget: float) -> float:
+def _next_guess(
+    points: list[tuple[float, float]], low: float, high: float, kl_target: float
+) -> float:
     usable = [(s, k) for s, k in points if k > 0 and math.isfinite(k)]
     if not usable:
         guess = low * 4 if high == math.inf else (low + high) / 2
     else:
         power = 2.0
         if len(usable) > 1:
-            (s1, k1), (s2, k2) = sorted(usable, key=lambda p: _distance(p[1], budget))[:2]
+            (s1, k1), (s2, k2) = sorted(usable, key=lambda p: _distance(p[1], kl_target))[:2]
             if s1 != s2 and k1 != k2:
                 power = min(max(math.log(k1 / k2) / math.log(s1 / s2), 0.5), 4.0)
-        strength, kl = min(usable, key=lambda p: _distance(p[1], budget))
-        guess = strength * (budget / kl) ** (1 / power)
+        strength, kl = min(usable, key=lambda p: _distance(p[1], kl_target))
+        guess = strength * (kl_target / kl) ** (1 / power)
     if high == math.inf:
         return min(guess, low * 4) if low else guess
     if not low < guess < high:

@@ -138,10 +138,10 @@ def importances(spec: SweepSpec, rows: Sequence[TrialRow]) -> tuple[dict[str, fl
 def pareto(rows: Sequence[TrialRow]) -> tuple[int, ...]:
     """Return the trials on the front of effect against KL, cheapest first.
 
-    The cost is the KL budget that a trial was given: what was measured lies within 3% of it, and
+    The cost is the KL target that a trial was given: what was measured lies within 3% of it, and
     differences of that size are no cost.
     """
-    points = [(r.numbers["budget"], r.numbers["effect"], r.number) for r in rows if _on_plane(r)]
+    points = [(r.numbers["kl_target"], r.numbers["effect"], r.number) for r in rows if _on_plane(r)]
     front = []
     most = float("-inf")
     for _, effect, number in sorted(points, key=lambda p: (p[0], -p[1], p[2])):  # type: ignore[operator]
@@ -152,16 +152,16 @@ def pareto(rows: Sequence[TrialRow]) -> tuple[int, ...]:
 
 
 def _on_plane(row: TrialRow) -> bool:
-    return row.numbers.get("budget") is not None and row.numbers.get("effect") is not None
+    return row.numbers.get("kl_target") is not None and row.numbers.get("effect") is not None
 
 
 def _front_note(rows: Sequence[TrialRow]) -> str | None:
-    budgets = {row.numbers["budget"] for row in rows if _on_plane(row)}
-    if len(budgets) != 1:
+    kl_targets = {row.numbers["kl_target"] for row in rows if _on_plane(row)}
+    if len(kl_targets) != 1:
         return None
     return (
-        f"Every trial was given the same KL budget ({budgets.pop():g}), so the front is the best "
-        "one alone; sweep evaluation.budget to see one."
+        f"Every trial was given the same KL target ({kl_targets.pop():g}), so the front is the "
+        "best one alone; sweep evaluation.kl_target to see one."
     )
 
 

@@ -187,8 +187,12 @@ class Worker:
         value = metric_value(measured.numbers, name)
         outcome |= {"folder": str(measured.folder), "numbers": measured.numbers}
         if value is None:
-            budget = measured.numbers.get("budget")
-            why = f", as when the KL budget {budget} is not reached" if budget is not None else ""
+            kl_target = measured.numbers.get("kl_target")
+            why = (
+                f", as when the KL target {kl_target} is not reached"
+                if kl_target is not None
+                else ""
+            )
             self._failed(claim, f"{name} could not be measured{why}.", outcome)
         elif self.study.finish(claim, value, outcome):
             self._report.done += 1

@@ -5,19 +5,35 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from saesteer.utils.errors import ConfigError
 
 # Marks settings that name something to read or write, or to fetch.
 _PLACE = "place"
 Source = Annotated[str, _PLACE]
+# Old words and today's; the old ones are read for one release.
+_RENAMED = {
+    "budget": "kl_target",
+    "budgets": "kl_targets",
+    "headline_budget": "headline_kl_target",
+}
 _POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 
 
@@ -26,11 +42,38 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_present_words(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        known, found = cls.model_fields, dict(data)
+        for old, new in _RENAMED.items():
+            if old not in found or old in known or new not in known:
+                continue
+            if new in found:
+                raise ValueError(f"{old} is called {new} now, and both are given; leave {old} out")
+            _say_once(f"the setting {old} is called {new} now; the old name is read for one release.")
+            found[new] = found.pop(old)
+        return found
+
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
         check_yes_and_no(value, cls.model_fields[str(info.field_name)].annotation)
         return value
+
+
+def in_present_words(record: Any) -> Any:
+    """Return an old record with the keys that it would have today."""
+    if isinstance(record, Mapping):
+        return {_RENAMED.get(key, key): in_present_words(value) for key, value in record.items()}
+    return [in_present_words(value) for value in record] if isinstance(record, list) else record
+
+
+@cache
+def _say_once(note: str) -> None:
+    logging.getLogger("saesteer").warning(note)
 
 
 def check_yes_and_no(value: object, annotation: Any) -> None:

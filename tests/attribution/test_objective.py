@@ -15,7 +15,7 @@ from saesteer.utils.errors import ConfigError, SteeringError
 
 RAISE = ("i like the little house", "the water is good and so is the bread", "help me")
 LOWER = ("i hate the hill", "go away", "i will not help anyone on the hill")
-BUDGET = 0.02
+KL_TARGET = 0.02
 
 
 def drawn(seed: int, length: float = 1.0) -> np.ndarray:
@@ -45,9 +45,11 @@ def meter(tiny_llama, neutral, site) -> DivergenceMeter:
 
 @pytest.fixture
 def objective(meter, metric, vector_of):
-    def make(*contrasts: Contrast, budget: float = BUDGET, **changed: Any) -> SteeringObjective:
+    def make(
+        *contrasts: Contrast, kl_target: float = KL_TARGET, **changed: Any
+    ) -> SteeringObjective:
         given = {"metric": metric, "make_vector": vector_of} | changed
-        return SteeringObjective(contrasts, meter, budget=budget, **given)
+        return SteeringObjective(contrasts, meter, kl_target=kl_target, **given)
 
     return make
 
@@ -160,18 +162,20 @@ def test_texts_the_other_way_round_turn_everything_round(objective, contrast):
     assert b.effects["statements"] == pytest.approx(-a.effects["statements"])
 
 
-@pytest.mark.parametrize("budget", [1e3, 1e-12])
-def test_a_budget_that_no_strength_meets_is_said_and_crashes_nothing(objective, contrast, budget):
-    linear = objective(contrast(), budget=budget).around(drawn(0))
+@pytest.mark.parametrize("kl_target", [1e3, 1e-12])
+def test_a_target_that_no_strength_meets_is_said_and_crashes_nothing(
+    objective, contrast, kl_target
+):
+    linear = objective(contrast(), kl_target=kl_target).around(drawn(0))
     assert linear.plus > 0 > linear.minus
     for values in (linear.gain, [*linear.effects.values()]):
         assert np.isfinite(values).all()
 
 
-def test_strengths_meet_the_budget_on_both_sides(objective, contrast, meter, vector_of):
+def test_strengths_meet_the_target_on_both_sides(objective, contrast, meter, vector_of):
     linear = objective(contrast()).around(drawn(0))
     for strength in (linear.plus, linear.minus):
-        assert meter(vector_of(drawn(0)), strength) == pytest.approx(BUDGET, rel=0.11)
+        assert meter(vector_of(drawn(0)), strength) == pytest.approx(KL_TARGET, rel=0.11)
 
 
 def test_the_length_of_the_vector_to_linearise_around_does_not_matter(objective, contrast):
@@ -190,9 +194,9 @@ def test_what_cannot_be_an_objective_is_a_sentence(objective, contrast, tiny_lla
     for weight in (-1.0, float("nan")):
         with pytest.raises(ConfigError, match=r"contrast 'statements': weight"):
             contrast(weight=weight)
-    for budget in (0.0, float("nan")):
-        with pytest.raises(ConfigError, match=r"budget: "):
-            objective(contrast(), budget=budget)
+    for kl_target in (0.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"kl_target: "):
+            objective(contrast(), kl_target=kl_target)
     with pytest.raises(SteeringError, match=r"is zero"):
         objective(contrast()).around(np.zeros(32))
     flat = FisherMetric(np.zeros((32, 32)), 1, 1)

@@ -115,9 +115,15 @@ def test_a_comparison_prints_the_table_and_where_everything_is(
             "method difference_in_means has no setting 'x'; it has none",
         ),
         (["{config}", "--set", "headline=pca"], "headline 'pca' is not one of the methods"),
-        (["{config}", "--set", "evaluation.headline_budget=0.7"], "is not one of the budgets"),
-        (["{config}", "--set", "evaluation.headline_budget=.nan"], "evaluation.headline_budget"),
-        (["{config}", "--set", "evaluation.budgets=[0, 0.05]"], "are not different budgets"),
+        (
+            ["{config}", "--set", "evaluation.headline_kl_target=0.7"],
+            "is not one of the KL targets",
+        ),
+        (
+            ["{config}", "--set", "evaluation.headline_kl_target=.nan"],
+            "evaluation.headline_kl_target",
+        ),
+        (["{config}", "--set", "evaluation.kl_targets=[0, 0.05]"], "are not different KL targets"),
         (["{config}", "--persona", "a/x.csv", "--persona", "b/x.csv"], "x stands there twice"),
         (["{config}", "--persona", "nowhere.csv"], "persona nowhere: "),
         (["{config}", "--only", "kindlyness"], "--only 'kindlyness' is no persona here"),

@@ -105,12 +105,12 @@ def tiny_compare(
             "splits": {"train": 16, "validation": 6, "test": 8, "judge": 12},
             "methods": list(METHODS),
             "seeds": [0, 1],
-            "objective": {"budget": 0.05, "neutral_answers": 8, "fisher_samples": 2}
+            "objective": {"kl_target": 0.05, "neutral_answers": 8, "fisher_samples": 2}
             | {"own_words": 0.5 if embeds else 0.0, "own_samples": 2, "own_pairs": 1},
-            "evaluation": {"budgets": [0.02, 0.05], "headline_budget": 0.05}
+            "evaluation": {"kl_targets": [0.02, 0.05], "headline_kl_target": 0.05}
             | {"multiples": [-1, 0, 1, 1.5], "neutral": compare_data["answers"]},
             "random": {"directions": 2, "features": 2},
-            "writing": {"budgets": [0.05], "questions": compare_data["questions"]}
+            "writing": {"kl_targets": [0.05], "questions": compare_data["questions"]}
             | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 12},
             "side_effects": {"pairs": 3, "prose": compare_data["prose"], "n_prose": 4}
             | {"choices": 4},
@@ -172,7 +172,7 @@ def few(tiny_compare) -> Callable[..., dict[str, Any]]:
             seeds=[0],
             objective={"own_words": 0.0},
             random={"directions": 1, "features": 1},
-            evaluation={"budgets": [0.05], "multiples": [-1, 1]},
+            evaluation={"kl_targets": [0.05], "multiples": [-1, 1]},
             writing={"n_questions": 0},
             side_effects={"n_prose": 2, "choices": 2, "pairs": 2},
         )

@@ -1,4 +1,4 @@
-"""Comparisons in which something cannot be had: other models, budgets, features."""
+"""Comparisons in which something cannot be had: other models, KL targets, features."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def run(settings: dict[str, Any]) -> Results:
 
 
 def summary(result: Results) -> dict[str, dict[str, Any]]:
-    headline = result.metrics["headline_budget"]
-    return {r["method"]: r for r in result.metrics["summary"] if r["budget"] == headline}
+    headline = result.metrics["headline_kl_target"]
+    return {r["method"]: r for r in result.metrics["summary"] if r["kl_target"] == headline}
 
 
 def check_files(result: Results) -> None:
@@ -69,16 +69,16 @@ def test_a_headline_that_cannot_be_fitted_anywhere_is_missing_everywhere(few):
     check_files(result)
 
 
-def test_a_headline_budget_that_nothing_reaches(few, needs_embeddings):
+def test_a_headline_kl_target_that_nothing_reaches(few, needs_embeddings):
     settings = few(
-        evaluation={"budgets": [0.05, 60.0], "headline_budget": 60.0},
-        writing={"n_questions": 1, "budgets": [60.0]},
+        evaluation={"kl_targets": [0.05, 60.0], "headline_kl_target": 60.0},
+        writing={"n_questions": 1, "kl_targets": [60.0]},
     )
     result = run(settings)
     metrics = result.metrics
     for row in summary(result).values():
         assert (row["n_personas"], row["effect"], row["beyond_null"]) == (0, None, None)
-    assert all(r["effect"] is not None for r in metrics["effects"] if r["budget"] == 0.05)
+    assert all(r["effect"] is not None for r in metrics["effects"] if r["kl_target"] == 0.05)
     assert metrics["curves"] == []
     assert metrics["side_effects"]["prose"] == []
     assert all(row["plus"] is None for row in metrics["choices_margins"])

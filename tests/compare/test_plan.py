@@ -61,7 +61,7 @@ def test_a_persona_keeps_its_folder_whoever_else_is_compared(tiny_compare, compa
 
 def test_a_changed_setting_or_pair_gives_another_folder(tiny_compare, compare_data, tmp_path):
     before = folders(tiny_compare())
-    changed = folders(tiny_compare(evaluation={"budgets": [0.01, 0.05]}))
+    changed = folders(tiny_compare(evaluation={"kl_targets": [0.01, 0.05]}))
     assert not set(before.values()) & set(changed.values())
     lines = Path(compare_data["kindly"]).read_text(encoding="utf-8").splitlines()
     other = tmp_path / "kindly.jsonl"
@@ -124,7 +124,7 @@ def test_a_persona_that_cannot_be_used_is_named_with_its_file(
         ),
         ({"headline": "system_prompt"}, "headline 'system_prompt' has no strength to match"),
         ({"baseline": "system_prompt"}, "baseline 'system_prompt' has no strength to match"),
-        ({"writing": {"budgets": [], "n_questions": 1}}, "writing.budgets is empty"),
+        ({"writing": {"kl_targets": [], "n_questions": 1}}, "writing.kl_targets is empty"),
         ({"model": {"name": "./nowhere"}}, "neither an existing folder"),
         ({"sae": "./nowhere"}, "neither an existing folder"),
         ({"site": "here"}, "site 'here' is not of the form"),

@@ -25,10 +25,10 @@ SHAPE = {
     "methods": {"name", "label", "kind"},
     "personas": {"name", "source", "own", "n_train", "n_validation", "n_test", "n_judge"}
     | {"unsteered_margin"},
-    "effects": {"persona", "method", "seed", "budget", "effect", "low", "high", "moved_share"}
+    "effects": {"persona", "method", "seed", "kl_target", "effect", "low", "high", "moved_share"}
     | {"common_shift", "anti_steerable", "slope", "plus", "minus", "n_pairs"},
     "curves": {"persona", "method", "seed", "multiple", "strength", "margin"},
-    "summary": {"method", "budget", "n_personas", "effect", "low", "high", "ratio", "ratio_low"}
+    "summary": {"method", "kl_target", "n_personas", "effect", "low", "high", "ratio", "ratio_low"}
     | {"ratio_high", "p", "p_holm", "beyond_null"},
     "areas": {"method", "area", "low", "high"},
     "null": {"persona", "kind", "effects", "largest", "p"},
@@ -36,13 +36,30 @@ SHAPE = {
     | {"at_chance"},
 }
 WRITTEN = {
-    "generation": {"persona", "method", "budget", "sign", "n", "judge", "judge_low", "judge_high"}
+    "generation": {
+        "persona",
+        "method",
+        "kl_target",
+        "sign",
+        "n",
+        "judge",
+        "judge_low",
+        "judge_high",
+    }
     | {"sentiment", "nll", "rep4", "distinct2", "similarity", "composite"},
-    "generation_summary": {"method", "budget", "judge_range", "low", "high", "ratio", "ratio_low"}
+    "generation_summary": {
+        "method",
+        "kl_target",
+        "judge_range",
+        "low",
+        "high",
+        "ratio",
+        "ratio_low",
+    }
     | {"ratio_high", "right_direction", "composite"},
     "judges": {"persona", "auc", "n_train", "n_test"},
 }
-SCALARS = {"name", "model", "sae", "site", "seeds", "budgets", "headline_budget"}
+SCALARS = {"name", "model", "sae", "site", "seeds", "kl_targets", "headline_kl_target"}
 SCALARS |= {"headline_method", "baseline", "side_effects", "features", "linkage", "completions"}
 SCALARS |= {"chosen", "config", "seconds", "vectors"}
 FEATURE = {"feature", "weight", "cluster", "description", "firing_positive", "firing_negative"}
@@ -117,7 +134,7 @@ def test_a_grid_takes_what_moves_the_validation_pairs_most(compared, settings):
 def test_headline_and_baseline_are_repeated_and_the_others_measured_once(compared):
     seeds: dict[str, set[tuple[int, float]]] = {}
     for row in compared.metrics["effects"]:
-        seeds.setdefault(row["method"], set()).add((row["seed"], row["budget"]))
+        seeds.setdefault(row["method"], set()).add((row["seed"], row["kl_target"]))
     assert seeds["attributed_sae"] == {(0, 0.02), (0, 0.05), (1, 0.05)}
     assert seeds["difference_in_means"] == seeds["attributed_sae"]
     assert seeds["natural_gradient"] == {(0, 0.02), (0, 0.05)}
@@ -126,16 +143,16 @@ def test_headline_and_baseline_are_repeated_and_the_others_measured_once(compare
 
 def test_every_effect_was_measured_at_its_cost_and_lies_on_its_curve(compared):
     metrics = compared.metrics
-    vectors = [row for row in metrics["effects"] if row["budget"] is not None]
+    vectors = [row for row in metrics["effects"] if row["kl_target"] is not None]
     for row in vectors:
         for side, sign in (("plus", 1), ("minus", -1)):
             assert row[side]["reached"]
-            assert row[side]["kl"] == pytest.approx(row["budget"], rel=0.031)
+            assert row[side]["kl"] == pytest.approx(row["kl_target"], rel=0.031)
             assert row[side]["strength"] * sign > 0
         assert row["low"] <= row["effect"] <= row["high"]
         assert row["n_pairs"] == 8
     unsteered = {row["name"]: row["unsteered_margin"] for row in metrics["personas"]}
-    for row in (r for r in vectors if r["seed"] == 0 and r["budget"] == 0.05):
+    for row in (r for r in vectors if r["seed"] == 0 and r["kl_target"] == 0.05):
         points = {
             p["multiple"]: p["margin"]
             for p in metrics["curves"]
@@ -154,7 +171,7 @@ def test_what_else_moved(compared):
     own = {
         (row["persona"], row["method"]): row["effect"]
         for row in compared.metrics["effects"]
-        if row["seed"] == 0 and row["budget"] == 0.05
+        if row["seed"] == 0 and row["kl_target"] == 0.05
     }
     for row in side["matrix"]:
         diagonal = [row["values"][i][i] for i in range(2)]
@@ -269,7 +286,7 @@ def test_files_deleted_from_a_finished_persona_are_made_again(compared, copied):
     settings, folder = copied
     next(folder.rglob("metrics.json")).unlink()
     kindly = next((folder / "personas").glob("kindly-*"))
-    (kindly / "seed-0" / "effects" / "attributed_sae.json").write_text('{"budgets": [')
+    (kindly / "seed-0" / "effects" / "attributed_sae.json").write_text('{"kl_targets": [')
     with pytest.raises(OutputError, match=r"attributed_sae\.json is damaged .*; delete it"):
         again(settings)
     (kindly / "seed-0" / "effects" / "attributed_sae.json").unlink()

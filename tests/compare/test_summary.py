@@ -24,7 +24,7 @@ from saesteer.experiments.compare.summary import (
 from saesteer.experiments.compare.summary_texts import generation
 
 NAMES = [f"p{i}" for i in range(6)]
-BUDGETS = [0.1, 0.3]
+KL_TARGETS = [0.1, 0.3]
 METHODS = ["attributed_sae", "difference_in_means", "pca", "system_prompt"]
 CONFIG = CompareConfig.model_validate(
     {
@@ -32,19 +32,19 @@ CONFIG = CompareConfig.model_validate(
         "personas": NAMES,
         "methods": METHODS,
         "seeds": [0, 1],
-        "evaluation": {"budgets": BUDGETS, "headline_budget": 0.3},
-        "writing": {"budgets": [0.3]},
+        "evaluation": {"kl_targets": KL_TARGETS, "headline_kl_target": 0.3},
+        "writing": {"kl_targets": [0.3]},
         "random": {"directions": 3, "features": 2},
     }
 )
 
 
-def record(budget: float | None, moved: np.ndarray | None) -> dict[str, Any]:
-    side = {"strength": 1.0, "kl": budget, "reached": moved is not None}
+def record(kl_target: float | None, moved: np.ndarray | None) -> dict[str, Any]:
+    side = {"strength": 1.0, "kl": kl_target, "reached": moved is not None}
     effect = None if moved is None else {"effect": float(moved.mean()), "low": 0.0, "high": 1.0}
     values = {} if moved is None else {"moved_share": 1.0, "common_shift": 0.0}
     return {
-        "budget": budget,
+        "kl_target": kl_target,
         "plus": side,
         "minus": side,
         **(effect or {"effect": None}),
@@ -65,10 +65,10 @@ class Stored:
         for place, name in enumerate(NAMES):
             for method in METHODS:
                 for seed in CONFIG.seeds_of(method):
-                    budgets = BUDGETS if seed == 0 else [0.3]
-                    for budget in [None] if method == "system_prompt" else budgets:
-                        mean = size[method] * (1 + 0.1 * place) * (budget or 0.3)
-                        self.moved[name, method, seed, budget] = self.rng.normal(mean, 0.1, 7)
+                    kl_targets = KL_TARGETS if seed == 0 else [0.3]
+                    for kl_target in [None] if method == "system_prompt" else kl_targets:
+                        mean = size[method] * (1 + 0.1 * place) * (kl_target or 0.3)
+                        self.moved[name, method, seed, kl_target] = self.rng.normal(mean, 0.1, 7)
             self.nulls[name] = {
                 "random_direction": [0.02, -0.05, 0.04],
                 "random_features": [0.01, None if place == 0 else 0.6],
@@ -79,12 +79,14 @@ class Stored:
 
     def run(self, name: str) -> Any:
         def effects(method: str, seed: int) -> dict[str, Any]:
-            budgets = [
-                record(budget, None if (name, method, seed, budget) in self.missing else moved)
-                for (n, m, s, budget), moved in self.moved.items()
+            kl_targets = [
+                record(
+                    kl_target, None if (name, method, seed, kl_target) in self.missing else moved
+                )
+                for (n, m, s, kl_target), moved in self.moved.items()
                 if (n, m, s) == (name, method, seed)
             ]
-            return {"budgets": budgets, "curve": None}
+            return {"kl_targets": kl_targets, "curve": None}
 
         def read_json(file: str) -> dict[str, Any]:
             kind, draw = file.removeprefix("null/").removesuffix(".json").rsplit("-", 1)
@@ -109,7 +111,7 @@ def stored() -> Stored:
 
 def rows_of(stored: Stored) -> dict[tuple[str, float], dict[str, Any]]:
     results = Grid(CONFIG, stored.runs())
-    return {(row["method"], row["budget"]): row for row in summary_rows(results)}
+    return {(row["method"], row["kl_target"]): row for row in summary_rows(results)}
 
 
 def test_the_effect_is_a_mean_of_personas_each_a_mean_of_its_seeds(stored):
@@ -145,18 +147,18 @@ def test_the_ratio_is_over_the_seeds_that_both_have(stored):
     assert (base["ratio"], base["ratio_low"], base["ratio_high"], base["p"]) == (1, 1, 1, None)
 
 
-def test_p_is_wilcoxons_over_personas_with_holms_correction_within_a_budget(stored):
+def test_p_is_wilcoxons_over_personas_with_holms_correction_within_a_target(stored):
     rows = rows_of(stored)
     raw = {}
     for method in ("attributed_sae", "pca", "system_prompt"):
         seeds = (0, 1) if method == "attributed_sae" else (0,)
-        budget = None if method == "system_prompt" else 0.3
+        kl_target = None if method == "system_prompt" else 0.3
 
         def means(name: str, of: str, at: float | None, seeds: tuple[int, ...] = seeds) -> Any:
             return np.mean([stored.moved[name, of, s, at].mean() for s in seeds])
 
         differences = [
-            means(n, method, budget) - means(n, "difference_in_means", 0.3) for n in NAMES
+            means(n, method, kl_target) - means(n, "difference_in_means", 0.3) for n in NAMES
         ]
         found: Any = wilcoxon(differences)
         raw[method] = float(found.pvalue)
@@ -200,7 +202,7 @@ def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off):
     runs = [run for run in stored.runs() if setattr(run, "config", config) is None]
     rows = summary_rows(Grid(config, runs))
     found = next(
-        r["beyond_null"] for r in rows if (r["method"], r["budget"]) == ("attributed_sae", 0.3)
+        r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == ("attributed_sae", 0.3)
     )
     wanted = 0
     for name in NAMES:
@@ -215,7 +217,7 @@ def test_no_random_draw_at_all_has_no_verdict(stored):
     assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
 
 
-def test_the_null_is_held_against_the_headline_and_leaves_out_what_missed_the_budget(stored):
+def test_the_null_is_held_against_the_headline_and_leaves_out_what_missed_the_target(stored):
     rows = null_rows(Grid(CONFIG, stored.runs()))
     assert len(rows) == 12
     first = next(r for r in rows if (r["persona"], r["kind"]) == ("p0", "random_features"))
@@ -225,7 +227,7 @@ def test_the_null_is_held_against_the_headline_and_leaves_out_what_missed_the_bu
     assert first["p"] == permutation_p(float(effect), [0.01]) == 0.5
 
 
-def test_a_budget_that_was_not_reached_is_a_result_and_no_zero(stored):
+def test_a_target_that_was_not_reached_is_a_result_and_no_zero(stored):
     missed = Stored({("p1", "attributed_sae", 1, 0.3), ("p2", "pca", 0, 0.1)})
     found = rows_of(missed)
     before = rows_of(stored)
@@ -250,14 +252,14 @@ def test_a_budget_that_was_not_reached_is_a_result_and_no_zero(stored):
     assert found[("pca", 0.3)] == before[("pca", 0.3)]
     effects = effect_rows(Grid(CONFIG, missed.runs()))
     null = [row for row in effects if row["effect"] is None]
-    assert {(r["persona"], r["method"], r["seed"], r["budget"]) for r in null} == missed.missing
+    assert {(r["persona"], r["method"], r["seed"], r["kl_target"]) for r in null} == missed.missing
     assert all(row["n_pairs"] is None and not row["plus"]["reached"] for row in null)
     areas = {r["method"]: r["n_personas"] for r in area_rows(Grid(CONFIG, missed.runs()))}
     assert areas == {"attributed_sae": 6, "difference_in_means": 6, "pca": 5}
 
 
 def test_nothing_reached_anywhere_has_no_figure(stored):
-    nowhere = {(n, "pca", 0, b) for n in NAMES for b in BUDGETS}
+    nowhere = {(n, "pca", 0, b) for n in NAMES for b in KL_TARGETS}
     missed = Stored(nowhere)
     row = rows_of(missed)[("pca", 0.3)]
     figures = ("effect", "low", "high", "ratio", "ratio_low", "ratio_high", "p", "p_holm")
@@ -269,7 +271,7 @@ def test_nothing_reached_anywhere_has_no_figure(stored):
 def test_the_area_is_the_trapezoid_over_log_kl(stored):
     found = {row["method"]: row["area"] for row in area_rows(Grid(CONFIG, stored.runs()))}
     effects = [
-        np.mean([stored.moved[n, "attributed_sae", 0, b].mean() for n in NAMES]) for b in BUDGETS
+        np.mean([stored.moved[n, "attributed_sae", 0, b].mean() for n in NAMES]) for b in KL_TARGETS
     ]
     assert found["attributed_sae"] == pytest.approx(np.mean(effects))
     assert "system_prompt" not in found
@@ -283,7 +285,7 @@ def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settin
             [
                 np.array(next(r["moved"] for r in json.loads(
                     (p.folder / f"seed-{seed}" / "effects" / f"{method}.json").read_text()
-                )["budgets"] if r["budget"] == 0.05))
+                )["kl_targets"] if r["kl_target"] == 0.05))
                 for seed in (0, 1)
             ]
             for p in plan_compare(CompareConfig(**settings)).personas
@@ -293,7 +295,7 @@ def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settin
     row = next(
         r
         for r in compared.metrics["summary"]
-        if (r["method"], r["budget"]) == ("attributed_sae", 0.05)
+        if (r["method"], r["kl_target"]) == ("attributed_sae", 0.05)
     )
     estimate, ratio = hierarchical_bootstrap(own), compare_paired(own, base).ratio
     assert (row["effect"], row["low"], row["high"]) == (estimate.value, estimate.low, estimate.high)
@@ -312,7 +314,7 @@ def written(method: str, readings: Mapping[tuple[int, int], float | None], compo
         for (question, sign), judge in readings.items()
     ]
     summary = {"signs": [], "right_direction": True, "composite": composite}
-    return {"method": method, "budget": 0.3, "summary": summary, "records": records}
+    return {"method": method, "kl_target": 0.3, "summary": summary, "records": records}
 
 
 def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio(tmp_path, stored):

@@ -69,7 +69,7 @@ def test_the_curve_scales_each_side_by_its_own_strength_and_its_slope_is_numpys(
 
 
 @pytest.mark.parametrize("which", ["both", "minus"])
-def test_a_budget_that_is_not_reached_is_a_result_without_effect(which):
+def test_a_target_that_is_not_reached_is_a_result_without_effect(which):
     def flat(vector: Any, strength: float, unit: str) -> float:
         return 1e-6 if which == "both" or strength < 0 else strength**2
 
@@ -121,7 +121,7 @@ def test_an_effect_that_points_the_wrong_way_is_not_beyond_anything():
     assert null.p_value == 1.0
 
 
-def test_random_directions_that_miss_the_budget_are_left_out_and_counted():
+def test_random_directions_that_miss_the_target_are_left_out_and_counted():
     null = against_null(_result(0.3), [_result(0.1), _result(None, reached=False)])
     assert null is not None
     assert (null.n, null.reached) == (2, 1)

@@ -132,7 +132,7 @@ def test_denominator_at_zero_in_a_few_draws_keeps_the_lower_end():
     assert found.ratio.low is not None and found.ratio.low > 1
 
 
-def test_persona_that_missed_the_budget_in_one_method_leaves_both():
+def test_persona_that_missed_the_target_in_one_method_leaves_both():
     values = _personas(n=4)
     found = compare_paired([*values[:3], None], [None, *values[1:]])
     assert found.first.n_personas == 2
@@ -232,13 +232,13 @@ def test_area_is_the_trapezoid_by_hand():
     found = area_under_log_kl(effects)
     by_hand = (0.35 * np.log(3) + 0.55 * np.log(1 / 0.3)) / np.log(10)
     assert found.value == pytest.approx(by_hand)
-    assert (found.from_budget, found.to_budget, found.missing, found.note) == (0.1, 1.0, (), "")
+    assert (found.from_target, found.to_target, found.missing, found.note) == (0.1, 1.0, (), "")
 
 
-def test_area_says_which_budgets_it_lacks():
+def test_area_says_which_targets_it_lacks():
     found = area_under_log_kl({0.1: 0.2, 0.3: 0.4, 1.0: None})
     assert found.value == pytest.approx(0.3)
-    assert found.note == "budget 1 not reached: the area is over 0.1 to 0.3."
+    assert found.note == "KL target 1 not reached: the area is over 0.1 to 0.3."
     assert area_under_log_kl({0.1: 0.2, 0.3: None, 1.0: 0.4}).value == pytest.approx(0.3)
     alone = area_under_log_kl({0.1: 0.2, 0.3: float("nan")})
     assert alone.value is None
@@ -246,15 +246,15 @@ def test_area_says_which_budgets_it_lacks():
 
 
 def test_area_of_every_pair_averages_to_the_area_of_the_means():
-    by_budget = {b: _personas(i, n=3, shape=(2, 7)) for i, b in enumerate((0.3, 0.1, 1.0))}
-    means = {b: float(np.mean(values)) for b, values in by_budget.items()}
-    found = hierarchical_bootstrap(area_values(by_budget))
+    by_target = {b: _personas(i, n=3, shape=(2, 7)) for i, b in enumerate((0.3, 0.1, 1.0))}
+    means = {b: float(np.mean(values)) for b, values in by_target.items()}
+    found = hierarchical_bootstrap(area_values(by_target))
     assert found.value == pytest.approx(area_under_log_kl(means).value)
-    by_budget[1.0] = [None, *by_budget[1.0][1:]]
-    assert area_values(by_budget)[0] is None
+    by_target[1.0] = [None, *by_target[1.0][1:]]
+    assert area_values(by_target)[0] is None
 
 
-def test_area_needs_two_budgets_above_zero():
+def test_area_needs_two_targets_above_zero():
     assert area_weights([0.1, 1.0]) == pytest.approx({0.1: 0.5, 1.0: 0.5})
     for bad in ([], [0.3], [0.3, 0.3], [0.0, 1.0]):
         with pytest.raises(DataError):

@@ -37,7 +37,7 @@ class StubObjective:
     zero: np.ndarray
     matrix: np.ndarray
     steered: np.ndarray | None = None
-    budget: float = 0.3
+    kl_target: float = 0.3
     seen: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -128,9 +128,9 @@ def test_the_same_inputs_give_the_same_vector(method, inputs, sae):
     assert torch.equal(method(inputs).raw, method(again).raw)
 
 
-def test_it_keeps_its_settings_and_the_budget(method, inputs):
+def test_it_keeps_its_settings_and_the_target(method, inputs):
     settings = method(inputs).provenance["settings"]
-    assert settings == {**asdict(method), "budget": 0.3}
+    assert settings == {**asdict(method), "kl_target": 0.3}
 
 
 def test_sides_that_do_not_differ_are_a_sentence(method, sae):
@@ -372,7 +372,7 @@ def test_on_a_real_objective_it_moves_the_training_texts_more_than_chance(tiny_l
         DivergenceMeter(tiny_llama, rows(answers), site=site),
         FisherMetric(np.eye(32), 1, 1),
         lambda raw: replace(inputs.vector(raw, "x"), model_fingerprint=None),
-        budget=0.02,
+        kl_target=0.02,
     )
     inputs = replace(inputs, objective=objective)
 

@@ -40,7 +40,7 @@ def with_method(settings: dict[str, Any], name: str, **rest: Any) -> dict[str, A
     settings = {**settings, "method": {"name": name, "settings": SETTINGS.get(name, {})}}
     del settings["selection"]
     settings["evaluation"] = {**settings["evaluation"], "neutral_answers": 3}
-    settings["objective"] = {"budget": 0.05, "fisher_samples": 2, "own_words": 0.0}
+    settings["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "own_words": 0.0}
     return {**settings, **rest}
 
 
@@ -84,7 +84,7 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
             "seeds": [0],
             "objective": config.objective.model_dump(),
             "evaluation": {"neutral": settings["evaluation"]["neutral"], "neutral_answers": 3}
-            | {"budgets": [0.05], "headline_budget": 0.05},
+            | {"kl_targets": [0.05], "headline_kl_target": 0.05},
             "writing": {"questions": settings["completions"]["questions"], "n_questions": 0},
             "side_effects": {"n_prose": 0},
             "folder": settings["folder"],

@@ -164,7 +164,7 @@ def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror
 
 
 @pytest.mark.parametrize("kl", [math.inf, math.nan, 0.0])
-def test_a_budget_that_is_never_reached_is_a_result_in_plain_json(
+def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
     kl, settings, monkeypatch, capsys
 ):
     from saesteer.cli.show import show_result

@@ -39,7 +39,7 @@ def made_up() -> Callable[..., dict[str, Any]]:
 def small() -> dict[str, Any]:
     """Return metrics of two personas and three methods with numbers to check by hand."""
     effects = [
-        {"persona": p, "method": m, "seed": s, "budget": 0.3, "effect": e, "low": e - 0.1}
+        {"persona": p, "method": m, "seed": s, "kl_target": 0.3, "effect": e, "low": e - 0.1}
         | {"high": e + 0.1, "anti_steerable": 0.1 * s, "common_shift": -0.2}
         for p, m, s, e in (
             ("warm", "ours", 0, 0.4),
@@ -51,7 +51,7 @@ def small() -> dict[str, Any]:
     ]
     effects.append({**effects[0], "persona": "brave", "method": "chance", "effect": None})
     summary = [
-        {"method": m, "budget": b, "n_personas": 2, "effect": e, "low": e - 0.2, "high": e + 0.2}
+        {"method": m, "kl_target": b, "n_personas": 2, "effect": e, "low": e - 0.2, "high": e + 0.2}
         | {"ratio": e / 0.25, "ratio_low": e / 0.25 - 0.5, "ratio_high": e / 0.25 + 0.5}
         | {"p": 0.5, "p_holm": 0.04, "beyond_null": 2}
         for m, b, e in (
@@ -67,8 +67,8 @@ def small() -> dict[str, Any]:
     ]
     return {
         "name": "by hand",
-        "budgets": [0.1, 0.3],
-        "headline_budget": 0.3,
+        "kl_targets": [0.1, 0.3],
+        "headline_kl_target": 0.3,
         "headline_method": "ours",
         "baseline": "theirs",
         "methods": [

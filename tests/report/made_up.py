@@ -41,7 +41,7 @@ METHODS = (
     ("system_prompt", "persona system prompt", "prompt", 0.55),
     ("random_direction", "random direction", "null", -0.01),
 )
-BUDGETS = (0.1, 0.3, 1.0)
+KL_TARGETS = (0.1, 0.3, 1.0)
 GAIN = {0.1: 0.5, 0.3: 1.0, 1.0: 1.5}
 TOPICS = (
     "kindness and helping",
@@ -96,8 +96,8 @@ def made_up_metrics(
         "sae": "sae-smollm2",
         "site": "blocks.10.hook_resid_post",
         "seeds": [0, 1, 2],
-        "budgets": list(BUDGETS),
-        "headline_budget": 0.3,
+        "kl_targets": list(KL_TARGETS),
+        "headline_kl_target": 0.3,
         "headline_method": "attributed_sae",
         "baseline": "difference_in_means",
         "methods": [{"name": n, "label": label, "kind": kind} for n, label, kind, _ in methods],
@@ -115,7 +115,7 @@ def made_up_metrics(
         "features": {name: _features(rng, n_features) for name in names},
         "completions": {name: _completions(rng, methods) for name in names},
         "chosen": {name: {"n_features": 32, "ridge": 0.01, "layer": 10} for name in names},
-        "config": {"seed": 0, "budgets": list(BUDGETS), "model": {"name": "smollm2"}},
+        "config": {"seed": 0, "kl_targets": list(KL_TARGETS), "model": {"name": "smollm2"}},
         "seconds": {"read": 61.2, "gradients": 140.9, "fit": 22.4, "match": 803.0, "write": 402.7},
     }
     metrics["linkage"] = {name: _linkage(rng, metrics["features"][name]) for name in names}
@@ -139,20 +139,24 @@ def _effects(rng, names, methods, scale) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         for method, _, _, mean in methods:
-            for budget in BUDGETS:
+            for kl_target in KL_TARGETS:
                 for seed in range(3):
-                    value = mean * GAIN[budget] * scale[name] + rng.normal(0, 0.03)
-                    missed = method == "top_feature" and budget == 1.0 and seed == 0
-                    side = {"strength": float(0.3 * budget**0.5), "kl": budget, "reached": True}
+                    value = mean * GAIN[kl_target] * scale[name] + rng.normal(0, 0.03)
+                    missed = method == "top_feature" and kl_target == 1.0 and seed == 0
+                    side = {
+                        "strength": float(0.3 * kl_target**0.5),
+                        "kl": kl_target,
+                        "reached": True,
+                    }
                     rows.append(
                         {
                             **_with_interval("effect", value, 0.06 + 0.1 * abs(value)),
                             "persona": name,
                             "method": method,
                             "seed": seed,
-                            "budget": budget,
+                            "kl_target": kl_target,
                             "moved_share": float(np.clip(0.5 + value / 2, 0, 1)),
-                            "common_shift": float(rng.normal(-0.3 * budget, 0.05)),
+                            "common_shift": float(rng.normal(-0.3 * kl_target, 0.05)),
                             "anti_steerable": float(np.clip(0.4 - value / 2, 0, 1)),
                             "slope": value * 0.9,
                             "plus": side,
@@ -181,14 +185,16 @@ def _curves(rng, names, methods, scale) -> list[dict[str, Any]]:
 def _summary(rng, methods, n: int, scale) -> list[dict[str, Any]]:
     rows, typical = [], float(np.mean(list(scale.values())))
     for method, _, _, mean in methods:
-        for budget in BUDGETS:
+        for kl_target in KL_TARGETS:
             ratio = mean / 0.38
             half = 0.08 + 0.1 * abs(mean)
             rows.append(
                 {
-                    **_with_interval("effect", mean * GAIN[budget] * typical, half * GAIN[budget]),
+                    **_with_interval(
+                        "effect", mean * GAIN[kl_target] * typical, half * GAIN[kl_target]
+                    ),
                     "method": method,
-                    "budget": budget,
+                    "kl_target": kl_target,
                     "n_personas": n,
                     "ratio": ratio,
                     "ratio_low": ratio - 0.14 * abs(ratio),
@@ -212,24 +218,24 @@ def _null(rng, persona: str, kind: str) -> dict[str, Any]:
 def _generation(rng, names, methods, scale) -> dict[str, Any]:
     lines, summary = [], []
     for method, _, _, mean in methods:
-        for budget in BUDGETS[:2]:
-            width = 3.4 * (mean if mean < 0.5 else 0.5 + (mean - 0.5) / 3) * GAIN[budget]
+        for kl_target in KL_TARGETS[:2]:
+            width = 3.4 * (mean if mean < 0.5 else 0.5 + (mean - 0.5) / 3) * GAIN[kl_target]
             summary.append(
                 {
                     **_with_interval("judge_range", width, 0.4),
                     "method": method,
-                    "budget": budget,
-                    "ratio": width / (3.4 * 0.38 * GAIN[budget]),
-                    "ratio_low": width / (3.4 * 0.38 * GAIN[budget]) - 0.2,
-                    "ratio_high": width / (3.4 * 0.38 * GAIN[budget]) + 0.2,
+                    "kl_target": kl_target,
+                    "ratio": width / (3.4 * 0.38 * GAIN[kl_target]),
+                    "ratio_low": width / (3.4 * 0.38 * GAIN[kl_target]) - 0.2,
+                    "ratio_high": width / (3.4 * 0.38 * GAIN[kl_target]) + 0.2,
                     "right_direction": float(np.clip(0.6 + mean, 0, 1)),
-                    "composite": 0.7 - 0.1 * budget,
+                    "composite": 0.7 - 0.1 * kl_target,
                 }
             )
             for name in names:
                 for sign in (-1, 0, 1):
                     judge = -0.5 + sign * width / 2 * scale[name] + rng.normal(0, 0.2)
-                    lines.append(_written_line(rng, name, method, budget, sign, judge))
+                    lines.append(_written_line(rng, name, method, kl_target, sign, judge))
     judges = [
         {"persona": n, "auc": float(rng.uniform(0.85, 0.99)), "n_train": 200, "n_test": 100}
         for n in names
@@ -237,11 +243,11 @@ def _generation(rng, names, methods, scale) -> dict[str, Any]:
     return {"generation": lines, "generation_summary": summary, "judges": judges}
 
 
-def _written_line(rng, name, method, budget, sign, judge) -> dict[str, Any]:
+def _written_line(rng, name, method, kl_target, sign, judge) -> dict[str, Any]:
     return {
         "persona": name,
         "method": method,
-        "budget": budget,
+        "kl_target": kl_target,
         "sign": sign,
         "n": 128,
         "judge": judge,

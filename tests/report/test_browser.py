@@ -89,7 +89,7 @@ def test_every_visible_figure_is_drawn_as_wide_as_its_place(report):
         " e.querySelector('svg.main-svg').getBoundingClientRect().width, e.clientWidth])",
     )
     assert {name for name, *_ in drawn} == {
-        "figure-budgets",
+        "figure-kl_targets",
         "figure-strengths",
         "figure-forest",
         "figure-tree-0",
@@ -116,8 +116,8 @@ def test_numbers_shown_are_those_of_the_metrics(report):
         "return [...document.querySelectorAll('main [data-key]')]"
         ".map(e => [e.dataset.key, e.dataset.value, e.textContent])",
     )
-    summary = {(r["method"], f"{r['budget']:g}"): r for r in report.metrics["summary"]}
-    judged = {(r["method"], f"{r['budget']:g}"): r for r in report.metrics["generation_summary"]}
+    summary = {(r["method"], f"{r['kl_target']:g}"): r for r in report.metrics["summary"]}
+    judged = {(r["method"], f"{r['kl_target']:g}"): r for r in report.metrics["generation_summary"]}
     areas = {r["method"]: r for r in report.metrics["areas"]}
     checked = 0
     for key, value, text in shown:
@@ -134,20 +134,20 @@ def test_numbers_shown_are_those_of_the_metrics(report):
         decimals = len(digits.partition(".")[2])
         assert float(digits) == pytest.approx(expected, abs=0.50001 * 10**-decimals, rel=0.05), key
         checked += 1
-    # 12 methods at 3 budgets, each with effect, low and high, and more.
+    # 12 methods at 3 KL targets, each with effect, low and high, and more.
     assert checked > 12 * 3 * 3
 
 
 def test_drawn_effects_are_those_of_the_metrics(report):
     traces = _script(
         report,
-        "return document.getElementById('figure-budgets').data"
+        "return document.getElementById('figure-kl_targets').data"
         ".filter(t => t.name).map(t => [t.name, [...t.x], [...t.y]])",
     )
     labels = {method["name"]: method["label"] for method in report.metrics["methods"]}
     drawn = {name: dict(zip(x, y, strict=True)) for name, x, y in traces}
     for row in report.metrics["summary"]:
-        assert drawn[labels[row["method"]]][row["budget"]] == pytest.approx(row["effect"])
+        assert drawn[labels[row["method"]]][row["kl_target"]] == pytest.approx(row["effect"])
 
 
 def test_choosing_a_persona_shows_its_features_texts_and_tree(report):
@@ -202,7 +202,7 @@ def test_hostile_text_is_shown_as_text_and_runs_nowhere(hostile):
 
 def test_hostile_text_in_figures_is_text(hostile):
     code = (
-        "return [...document.querySelectorAll('#figure-budgets .legendtext,"
+        "return [...document.querySelectorAll('#figure-kl_targets .legendtext,"
         " #figure-tree-0 .ytick text, #figure-forest .legendtext')].map(e => e.textContent)"
     )
     shown = _script(hostile, code)

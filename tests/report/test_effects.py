@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 
 from saesteer.report.effects import (
-    budget_data,
     forest_data,
     headline_data,
     method_table,
-    missed_budgets,
+    missed_targets,
     strength_data,
+    target_data,
 )
 
 
-def test_headline_is_the_summary_of_the_headline_method_at_the_headline_budget(small):
+def test_headline_is_the_summary_of_the_headline_method_at_the_headline_kl_target(small):
     found = headline_data(small)
     assert found is not None
     assert found.effect == pytest.approx((0.7, 0.5, 0.9))
     assert found.ratio == pytest.approx((2.8, 2.3, 3.3))
-    assert (found.method.label, found.budget, found.n_personas) == ("SAE features", 0.3, 2)
+    assert (found.method.label, found.kl_target, found.n_personas) == ("SAE features", 0.3, 2)
 
 
 def test_null_is_beaten_on_a_persona_only_where_every_draw_is(small):
@@ -31,11 +31,11 @@ def test_null_is_beaten_on_a_persona_only_where_every_draw_is(small):
     assert (found.null.n_draws, found.null.largest_p) == (2, 0.25)
 
 
-def test_budget_curves_hold_the_budgets_that_were_reached(small):
+def test_target_curves_hold_the_targets_that_were_reached(small):
     small["summary"][0]["effect"] = None
-    ours, theirs = budget_data(small)
-    assert (ours.method.name, ours.budgets) == ("ours", (0.3,))
-    assert theirs.budgets == (0.1, 0.3)
+    ours, theirs = target_data(small)
+    assert (ours.method.name, ours.kl_targets) == ("ours", (0.3,))
+    assert theirs.kl_targets == (0.1, 0.3)
     assert theirs.points[1] == pytest.approx((0.25, 0.05, 0.45))
 
 
@@ -59,9 +59,9 @@ def test_method_table_opens_with_headline_and_baseline_and_keeps_what_was_not_me
     assert chance.n_personas is None
 
 
-def test_missed_budget_is_counted(small):
-    ((method, budget, missed, measured),) = missed_budgets(small)
-    assert (method.name, budget, missed, measured) == ("chance", 0.3, 1, 1)
+def test_missed_target_is_counted(small):
+    ((method, kl_target, missed, measured),) = missed_targets(small)
+    assert (method.name, kl_target, missed, measured) == ("chance", 0.3, 1, 1)
 
 
 def test_strength_curve_is_the_mean_change_against_no_steering(small):
@@ -82,9 +82,9 @@ def test_curve_without_an_unsteered_point_is_left_out(small):
 
 
 @pytest.mark.parametrize(
-    "metrics", [{}, {"summary": None, "effects": [], "null": {}, "budgets": []}]
+    "metrics", [{}, {"summary": None, "effects": [], "null": {}, "kl_targets": []}]
 )
 def test_nothing_measured_gives_no_data(metrics):
     assert headline_data(metrics) is None
-    assert budget_data(metrics) == forest_data(metrics) == method_table(metrics) == []
-    assert strength_data(metrics) == missed_budgets(metrics) == []
+    assert target_data(metrics) == forest_data(metrics) == method_table(metrics) == []
+    assert strength_data(metrics) == missed_targets(metrics) == []

@@ -28,7 +28,7 @@ def test_data_is_that_of_the_metrics():
     assert data.unsteered == 0.02
 
 
-def test_a_vector_that_missed_the_budget_is_not_drawn():
+def test_a_vector_that_missed_the_target_is_not_drawn():
     figure = propensity_figure(propensity_data(_metrics()), "t").to_dict()
     drawn = [trace["x"][0] for trace in figure["data"] if trace["mode"] == "markers"]
     assert drawn == [LABEL, "1 random"]

@@ -7,7 +7,7 @@ from saesteer.report.headline import headline_remarks, headline_text
 
 
 def _headline(small, **changes) -> Headline:
-    row = next(r for r in small["summary"] if r["method"] == "ours" and r["budget"] == 0.3)
+    row = next(r for r in small["summary"] if r["method"] == "ours" and r["kl_target"] == 0.3)
     row.update(changes)
     found = headline_data(small)
     assert found is not None
@@ -63,7 +63,7 @@ def test_effect_interval_with_zero_in_it_does_not_steer(small):
     assert "against the intended direction" in headline_remarks(against)[0].text
 
 
-def test_budget_not_reached_is_the_headline(small):
+def test_target_not_reached_is_the_headline(small):
     data = _headline(small, effect=None, low=None, high=None)
     assert "KL 0.3 was not reached" in headline_text(data)
 

@@ -34,7 +34,7 @@ def test_empty_metrics_say_so_in_every_section():
     page = html.unescape(_own(report_page({})))
     for words in (
         "Nothing was summarised",
-        "No effect was summarised at any budget.",
+        "No effect was summarised at any KL target.",
         "No curve over strengths was measured.",
         "No persona's effect was measured",
         "No method was compared.",
@@ -78,7 +78,7 @@ PARTS = (
     "chosen",
     "config",
     "seconds",
-    "budgets",
+    "kl_targets",
     "headline_method",
     "baseline",
 )
@@ -142,7 +142,7 @@ def test_figures_survive_as_json(made_up):
     embedded = re.search(r'id="figures">(.*?)</script>', own, flags=re.DOTALL)
     assert embedded is not None
     figures = json.loads(embedded[1])
-    assert {"budgets", "strengths", "forest", "judge", "matrix-0", "tree-0"} <= set(figures)
+    assert {"kl_targets", "strengths", "forest", "judge", "matrix-0", "tree-0"} <= set(figures)
 
 
 def test_ten_megabytes_are_not_exceeded_by_a_full_comparison(made_up, tmp_path):

@@ -16,7 +16,7 @@ def test_twelve_methods_fit_one_hundred_columns(made_up, capsys):
     lines = _shown(metrics, capsys).splitlines()
     assert max(map(len, lines)) <= 100
     for row in metrics["summary"]:
-        if row["budget"] == 0.3:
+        if row["kl_target"] == 0.3:
             shown = f"{row['effect']:.3f}".replace("-", "\N{MINUS SIGN}")
             assert any(shown in line for line in lines)
 
@@ -26,7 +26,7 @@ def test_headline_and_every_method_are_printed(small, capsys):
     assert "2.80 times as far as with difference in means" in " ".join(out.split())
     assert "0.50 to 0.90" in out
     assert "random direction" in out
-    assert "Budget not reached: random direction at KL 0.3 (1 of 1)." in out
+    assert "KL target not reached: random direction at KL 0.3 (1 of 1)." in out
 
 
 def test_long_and_bracketed_names_stand_as_they_are(small, capsys):

@@ -22,8 +22,14 @@ def _text(method, strength, text, judge=None, question="Why?"):
     }
 
 
-def _line(persona, method, sign, judge, budget: float | None = 0.3):
-    return {"persona": persona, "method": method, "budget": budget, "sign": sign, "judge": judge}
+def _line(persona, method, sign, judge, kl_target: float | None = 0.3):
+    return {
+        "persona": persona,
+        "method": method,
+        "kl_target": kl_target,
+        "sign": sign,
+        "judge": judge,
+    }
 
 
 def test_texts_run_from_the_most_negative_strength_to_the_most_positive(small):
@@ -68,12 +74,12 @@ def test_judge_bar_is_as_long_as_the_largest_reading(small):
     assert judge_scale([]) == 1.0
 
 
-def test_spans_are_of_headline_and_baseline_at_the_headline_budget(small):
+def test_spans_are_of_headline_and_baseline_at_the_headline_kl_target(small):
     small["generation"] = [
-        _line("warm", "ours", 1, 9.0, budget=0.1),
+        _line("warm", "ours", 1, 9.0, kl_target=0.1),
         _line("warm", "ours", 1, 2.0),
         _line("warm", "ours", -1, -1.5),
-        _line("warm", "ours", 0, 0.5, budget=None),
+        _line("warm", "ours", 0, 0.5, kl_target=None),
         _line("warm", "chance", 1, 0.0),
         _line("warm", "chance", -1, 0.0),
         _line("brave", "theirs", 1, 1.0),
@@ -89,12 +95,14 @@ def test_text_figures_are_means_over_personas(small):
     assert (row.sign, row.judge, row.nll, row.n_personas) == (1, pytest.approx(1.5), None, 2)
 
 
-def test_summary_goes_by_method_then_budget(small):
+def test_summary_goes_by_method_then_target(small):
     small["generation_summary"] = [
-        {"method": m, "budget": b, "judge_range": r, "low": r - 1, "high": r + 1}
+        {"method": m, "kl_target": b, "judge_range": r, "low": r - 1, "high": r + 1}
         for m, b, r in (("theirs", 0.3, 2.0), ("ours", 0.3, 3.0), ("ours", 0.1, 1.0))
     ]
-    found = [(row.method.name, row.budget, row.judge_range.value) for row in written_table(small)]
+    found = [
+        (row.method.name, row.kl_target, row.judge_range.value) for row in written_table(small)
+    ]
     assert found == [("ours", 0.1, 1.0), ("ours", 0.3, 3.0), ("theirs", 0.3, 2.0)]
 
 

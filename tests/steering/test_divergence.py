@@ -38,7 +38,7 @@ class _Curve:
     ],
 )
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_budget_is_met_whatever_the_curve(curve, sign):
+def test_the_target_is_met_whatever_the_curve(curve, sign):
     meter = _Curve(curve)
     match = match_strength(meter, None, 0.3, sign=sign, largest=100.0)  # type: ignore[arg-type]
     assert match.reached
@@ -48,7 +48,7 @@ def test_the_budget_is_met_whatever_the_curve(curve, sign):
     assert meter.calls == match.evaluations <= 16
 
 
-def test_a_budget_that_cannot_be_met_is_said_and_not_invented():
+def test_a_target_that_cannot_be_met_is_said_and_not_invented():
     match = match_strength(_Curve(lambda a: 0.01), None, 0.3, largest=4.0)  # type: ignore[arg-type]
     assert not match.reached
     assert match.kl == 0.01

@@ -69,7 +69,7 @@ def made_up(monkeypatch) -> list[dict[str, Any]]:
         watch = rest.get("watch")
         if watch is not None:
             watch(effect)
-        numbers = {"effect": effect, "kl": 0.1, "budget": 0.1}
+        numbers = {"effect": effect, "kl": 0.1, "kl_target": 0.1}
         return Measured(Path("runs") / self.key(values), numbers)
 
     monkeypatch.setattr(TrialKind, "measure", measure)

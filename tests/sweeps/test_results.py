@@ -51,7 +51,7 @@ def rows_of(spec, value_of, **numbers):
 
 
 def points(*pairs):
-    return [row(n, effect, budget=budget) for n, (budget, effect) in enumerate(pairs)]
+    return [row(n, effect, kl_target=kl_target) for n, (kl_target, effect) in enumerate(pairs)]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_the_front_holds_what_no_other_trial_beats(pairs, front):
     assert set(front) == set(range(len(pairs))) - beaten
 
 
-def test_trials_without_effect_or_budget_are_on_no_front():
-    assert pareto([row(0, 1.0), row(1, 1.0, budget=None)]) == ()
+def test_trials_without_effect_or_target_are_on_no_front():
+    assert pareto([row(0, 1.0), row(1, 1.0, kl_target=None)]) == ()
 
 
 def test_the_parameter_that_does_it_all_gets_the_importance(spec_of):
@@ -116,9 +116,9 @@ def test_the_best_of_a_metric_to_minimise_is_the_smallest(spec_of):
     assert sweep_result(spec, []).best is None
 
 
-def test_a_sweep_at_one_budget_says_why_it_has_no_front(spec_of):
+def test_a_sweep_at_one_target_says_why_it_has_no_front(spec_of):
     found = sweep_result(spec_of(parameters=NOTHING), points((0.3, 1.0), (0.3, 2.0)))
-    assert any("sweep evaluation.budget" in note for note in found.notes)
+    assert any("sweep evaluation.kl_target" in note for note in found.notes)
 
 
 def test_the_best_settings_are_what_saesteer_run_takes(spec_of, tmp_path):
@@ -213,7 +213,7 @@ def test_logarithmic_parameters_are_drawn_by_their_powers(spec_of):
 
 
 def test_the_plane_leaves_out_what_was_not_measured(spec_of):
-    rows = [row(0, 1.0, kl=0.1, budget=0.1), row(1, 2.0), row(2, None, "failed")]
+    rows = [row(0, 1.0, kl=0.1, kl_target=0.1), row(1, 2.0), row(2, None, "failed")]
     found = plane(sweep_result(spec_of(parameters=NOTHING), rows).as_dict())
     assert found is not None
     assert (found.numbers, found.costs, found.effects, found.front) == ([0], [0.1], [1.0], [0])

@@ -47,21 +47,21 @@ def test_a_runs_numbers_are_those_of_its_metrics():
     found = numbers_of(run_numbers(metrics, 0.1), metrics, "seconds.evaluation")
     assert (found["effect"], found["effect_low"], found["features"]) == (0.5, 0.4, 7.0)
     assert found["kl"] == pytest.approx(0.1)
-    assert (found["budget"], found["seconds.evaluation"]) == (0.1, 3.5)
+    assert (found["kl_target"], found["seconds.evaluation"]) == (0.1, 3.5)
     assert (found["r2"], found["null_largest"], found["strength_minus"]) == (None, None, None)
     assert run_numbers({}, 0.1)["effect"] is None
 
 
-def test_a_comparisons_numbers_are_the_headlines_at_the_headline_budget():
+def test_a_comparisons_numbers_are_the_headlines_at_the_headline_kl_target():
     rows = [
-        {"method": "pca", "budget": 0.1, "effect": 1.0},
-        {"method": "pca", "budget": 0.3, "effect": 2.0, "low": 1.5, "ratio": 1.2},
-        {"method": "other", "budget": 0.3, "effect": 9.0},
+        {"method": "pca", "kl_target": 0.1, "effect": 1.0},
+        {"method": "pca", "kl_target": 0.3, "effect": 2.0, "low": 1.5, "ratio": 1.2},
+        {"method": "other", "kl_target": 0.3, "effect": 9.0},
     ]
-    metrics = {"summary": rows, "headline_method": "pca", "headline_budget": 0.3}
+    metrics = {"summary": rows, "headline_method": "pca", "headline_kl_target": 0.3}
     found = compare_numbers(metrics)
     assert (found["effect"], found["effect_low"], found["ratio"]) == (2.0, 1.5, 1.2)
-    assert (found["budget"], found["kl"]) == (0.3, 0.3)
+    assert (found["kl_target"], found["kl"]) == (0.3, 0.3)
     assert compare_numbers({})["effect"] is None
 
 

@@ -51,7 +51,7 @@ def test_a_grid_is_run_once_and_never_again(spec_of, made_up, place):
     rows = study.rows()
     assert [row.state for row in rows] == ["done"] * 6
     assert rows[4].value == 1.0
-    assert rows[4].numbers == {"effect": 1.0, "kl": 0.1, "budget": 0.1}
+    assert rows[4].numbers == {"effect": 1.0, "kl": 0.1, "kl_target": 0.1}
     # Started anew, by anybody.
     again = started(spec_of(), place)
     assert again.enqueue(again.spec.cells()) == 0
@@ -171,12 +171,12 @@ def test_a_secret_in_an_error_is_neither_in_the_workers_log_nor_in_the_study(
 def test_a_metric_that_was_not_measured_is_a_failure_with_its_reason(spec_of, monkeypatch):
     from saesteer.sweeps.trials import Measured
 
-    numbers = {"effect": None, "budget": 0.3}
+    numbers = {"effect": None, "kl_target": 0.3}
     monkeypatch.setattr(TrialKind, "measure", lambda self, v, **k: Measured(Path("x"), numbers))
     study = started(spec_of())
     assert Worker(study).work().failed == 6
     assert study.rows()[0].error == (
-        "effect could not be measured, as when the KL budget 0.3 is not reached."
+        "effect could not be measured, as when the KL target 0.3 is not reached."
     )
 
 

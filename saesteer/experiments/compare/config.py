@@ -62,26 +62,26 @@ class MeasureSettings(Settings):
     """How effect and cost are measured.
 
     Attributes:
-        budgets: KL(steered || base) on neutral answers, nats per token.
-        headline_budget: The budget of the headline, of choices and of the null.
+        kl_targets: KL(steered || base) on neutral answers, nats per token.
+        headline_kl_target: The KL target of the headline, of choices and of the null.
         multiples: Strengths of the curves, as multiples of the matched one.
         request: The neutral request before held-out statements; not one that was trained with.
         neutral: Neutral answers: a file, or the bundled set.
         neutral_answers: How many of them measure the cost.
     """
 
-    budgets: list[float] = Field(default=[0.1, 0.3, 1.0], min_length=1)
-    headline_budget: float = Field(default=0.3, gt=0)
+    kl_targets: list[float] = Field(default=[0.1, 0.3, 1.0], min_length=1)
+    headline_kl_target: float = Field(default=0.3, gt=0)
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"
     neutral: Source = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
 
-    @field_validator("budgets")
+    @field_validator("kl_targets")
     @classmethod
-    def _budgets_rise(cls, values: list[float]) -> list[float]:
+    def _targets_rise(cls, values: list[float]) -> list[float]:
         if any(value <= 0 for value in values) or len(set(values)) < len(values):
-            raise ValueError(f"{values} are not different budgets above 0")
+            raise ValueError(f"{values} are not different KL targets above 0")
         return sorted(values)
 
     @field_validator("multiples")
@@ -93,8 +93,10 @@ class MeasureSettings(Settings):
 
     @model_validator(mode="after")
     def _headline_is_one(self) -> MeasureSettings:
-        if self.headline_budget not in self.budgets:
-            raise ValueError(f"headline_budget {self.headline_budget} is not one of the budgets")
+        if self.headline_kl_target not in self.kl_targets:
+            raise ValueError(
+                f"headline_kl_target {self.headline_kl_target} is not one of the KL targets"
+            )
         return self
 
 
@@ -110,12 +112,12 @@ class WritingChoices(Settings):
 
     Attributes:
         methods: Methods that write; headline and baseline if null.
-        budgets: Budgets to write at.
+        kl_targets: KL targets to write at.
         questions: Neutral questions: the first are written to, the last ones train own words.
     """
 
     methods: list[str] | None = None
-    budgets: list[float] = Field(default=[0.1, 0.3])
+    kl_targets: list[float] = Field(default=[0.1, 0.3])
     questions: Source = "neutral_questions"
     n_questions: int = Field(default=32, ge=0)
     n_samples: int = Field(default=4, ge=1)
@@ -143,7 +145,7 @@ class SideEffectSettings(Settings):
 class LlmJudgeSettings(Settings):
     """An optional judge behind an OpenAI-compatible endpoint; see `saesteer.evaluation.Endpoint`.
 
-    It rates the completions at the headline budget for the persona's description, or its name.
+    It rates the completions at the headline KL target for the persona's description, or its name.
 
     Attributes:
         key_variable: Name of the environment variable that holds the key; never the key itself.
@@ -219,9 +221,11 @@ class CompareConfig(ExperimentConfig):
             for name in wanted:
                 if name not in names:
                     raise ValueError(f"{field} {name!r} is not one of the methods")
-        for budget in self.writing.budgets:
-            if self.writing.n_questions and budget not in self.evaluation.budgets:
-                raise ValueError(f"writing.budgets {budget} is not one of evaluation.budgets")
+        for kl_target in self.writing.kl_targets:
+            if self.writing.n_questions and kl_target not in self.evaluation.kl_targets:
+                raise ValueError(
+                    f"writing.kl_targets {kl_target} is not one of evaluation.kl_targets"
+                )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds {self.seeds} are not different numbers from 0")
         return self

@@ -130,9 +130,9 @@ class Compare(CompareContext):
         write_report(self.folder.read_json("metrics.json"), self.folder.path / REPORT)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the headline method's effect, and every method's at the headline budget."""
-        budget = metrics["headline_budget"]
-        rows = [row for row in metrics["summary"] if row.get("budget") == budget]
+        """Return the headline method's effect, and every method's at the headline KL target."""
+        kl_target = metrics["headline_kl_target"]
+        rows = [row for row in metrics["summary"] if row.get("kl_target") == kl_target]
         effects = {str(row.get("method")): row.get("effect") for row in rows}
         return {**compare_numbers(metrics), "effects": effects}
 
@@ -185,11 +185,11 @@ def _measure(run: PersonaRun, bench: CompareContext, task: Task) -> None:
 
 
 def _persona_summary(run: PersonaRun) -> dict[str, Any]:
-    """Return the headline's and the baseline's effect at the headline budget."""
+    """Return the headline's and the baseline's effect at the headline KL target."""
     config = run.config
     names = {"effect": config.headline, "effect_baseline": config.baseline}
-    budget = config.evaluation.headline_budget
-    return {label: run.matched(name, budget)[1]["effect"] for label, name in names.items()}
+    kl_target = config.evaluation.headline_kl_target
+    return {label: run.matched(name, kl_target)[1]["effect"] for label, name in names.items()}
 
 
 def _metrics(bench: CompareContext, runs: list[PersonaRun]) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _metrics(bench: CompareContext, runs: list[PersonaRun]) -> dict[str, Any]:
         "sae": config.sae,
         "site": str(bench.site),
         "seeds": config.seeds,
-        "budgets": config.evaluation.budgets,
-        "headline_budget": config.evaluation.headline_budget,
+        "kl_targets": config.evaluation.kl_targets,
+        "headline_kl_target": config.evaluation.headline_kl_target,
         "headline_method": config.headline,
         "baseline": config.baseline,
         "methods": [{"name": m.name, "label": m.label, "kind": m.kind} for m in listed],

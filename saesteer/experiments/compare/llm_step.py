@@ -15,7 +15,7 @@ CACHE = "llm-ratings.jsonl"
 
 
 def llm_rows(plan: ComparePlan, runs: Sequence[PersonaRun]) -> list[dict[str, Any]]:
-    """Rate the completions at the headline budget; nothing is asked where no judge is set.
+    """Rate the completions at the headline KL target; nothing is asked where no judge is set.
 
     Returns:
         For each persona, method and sign the mean ratings (0 to 2) of behaviour, instruction and
@@ -37,7 +37,7 @@ def llm_rows(plan: ComparePlan, runs: Sequence[PersonaRun]) -> list[dict[str, An
     for run in runs:
         behaviour = run.persona.settings.description or run.persona.name.replace("-", " ")
         for record in written_files(run):
-            if record["budget"] not in (plan.config.evaluation.headline_budget, None):
+            if record["kl_target"] not in (plan.config.evaluation.headline_kl_target, None):
                 continue
             for sign in (1, 0, -1):
                 chosen = [entry for entry in record["records"] if entry["sign"] == sign]

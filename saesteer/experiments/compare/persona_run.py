@@ -17,7 +17,7 @@ from saesteer.evaluation.written_summary import summarise
 from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.context import CompareContext
 from saesteer.experiments.compare.plan import PersonaPlan
-from saesteer.experiments.compare.seed_run import SeedRun, budget_record
+from saesteer.experiments.compare.seed_run import SeedRun, target_record
 from saesteer.methods import RandomDirection, RandomFeatures
 from saesteer.methods.registry import method_entry
 from saesteer.models.memory import trim_memory
@@ -64,9 +64,9 @@ class PersonaRun:
                 task.advance(1, f"{self.persona.name} {method.name}")
         with self._timed("null"):
             self._null(task)
-        for method, budget in self._written():
+        for method, kl_target in self._written():
             with self._timed("texts"):
-                self._write(method, budget)
+                self._write(method, kl_target)
             task.advance(1, f"{self.persona.name} texts")
         with self._timed("side effects"):
             self.folder.once("choices.json", self._choices)
@@ -87,15 +87,15 @@ class PersonaRun:
         """Return a method's settings by name."""
         return next(method for method in self.config.methods if method.name == name)
 
-    def matched(self, name: str, budget: float) -> tuple[SteeringVector | None, dict[str, Any]]:
-        """Return a method's vector, None where it could not be fitted, with a budget's record."""
+    def matched(self, name: str, kl_target: float) -> tuple[SteeringVector | None, dict[str, Any]]:
+        """Return a method's vector, None where it could not be fitted, with its record."""
         method = self.method(name)
         found = self.first.effects(method)
-        record = next(r for r in found["budgets"] if r["budget"] in (budget, None))
+        record = next(r for r in found["kl_targets"] if r["kl_target"] in (kl_target, None))
         return (None if "error" in found else self.first.vector(method)), record
 
     def _null(self, task: Task) -> None:
-        headline = self.config.evaluation.headline_budget
+        headline = self.config.evaluation.headline_kl_target
         null = self.config.random
         makers: dict[str, tuple[int, Any]] = {
             "random_direction": (null.directions, RandomDirection),
@@ -108,8 +108,8 @@ class PersonaRun:
                 if not self.folder.has(name):
                     vector = make(draw)(self.first.context.inputs)
                     result = self.first.test.measure(vector, headline, start=start)
-                    found = budget_record(headline, result)
-                    kept = ("budget", "plus", "minus", "effect")
+                    found = target_record(headline, result)
+                    kept = ("kl_target", "plus", "minus", "effect")
                     self.folder.write_json(name, finite({key: found[key] for key in kept}))
                 # Draws of one kind cost alike, so the last strength is a good first guess.
                 start = abs(self.folder.read_json(name)["plus"]["strength"])
@@ -132,19 +132,19 @@ class PersonaRun:
         wanted: list[tuple[str, float | None]] = []
         for name in chosen:
             prompt = method_entry(name).kind == "prompt"
-            wanted += [(name, b) for b in ([None] if prompt else self.config.writing.budgets)]
+            wanted += [(name, b) for b in ([None] if prompt else self.config.writing.kl_targets)]
         return wanted
 
-    def _write(self, name: str, budget: float | None) -> None:
-        file = f"written/{name}{'' if budget is None else f'-{budget:g}'}.json"
+    def _write(self, name: str, kl_target: float | None) -> None:
+        file = f"written/{name}{'' if kl_target is None else f'-{kl_target:g}'}.json"
         if self.folder.has(file):
             return
-        if budget is None:
+        if kl_target is None:
             prompts = self.first.prompts(self.method(name))
             records = self.writing.prompted(prompts.positive, prompts.negative)
             strengths: dict[int, float | None] = {1: None, -1: None}
         else:
-            vector, found = self.matched(name, budget)
+            vector, found = self.matched(name, kl_target)
             strengths = {
                 sign: found[side]["strength"] if found[side]["reached"] else None
                 for sign, side in ((1, "plus"), (-1, "minus"))
@@ -153,7 +153,7 @@ class PersonaRun:
             if vector is not None:
                 records = self.writing.steered(vector, strengths[1], strengths[-1])
         self.folder.once("judge.json", self.judge.summary)
-        self.folder.write_json(file, finite(_written_record(name, budget, strengths, records)))
+        self.folder.write_json(file, finite(_written_record(name, kl_target, strengths, records)))
 
     def _choices(self) -> list[dict[str, Any]]:
         limit = self.config.side_effects.choices
@@ -177,7 +177,7 @@ class PersonaRun:
                 "n_pairs": len(pairs),
             }
             for name in self.looked_at():
-                vector, found = self.matched(name, self.config.evaluation.headline_budget)
+                vector, found = self.matched(name, self.config.evaluation.headline_kl_target)
                 moved = {
                     side: float(meter.margins(vector, found[side]["strength"]).mean())
                     if found[side]["reached"]
@@ -199,7 +199,7 @@ class PersonaRun:
         base = -float(statement_log_likelihoods(rows).mean())
         found = []
         for name in self.looked_at():
-            vector, record = self.matched(name, self.config.evaluation.headline_budget)
+            vector, record = self.matched(name, self.config.evaluation.headline_kl_target)
             for sign, side in ((1, "plus"), (-1, "minus")):
                 # At another cost the change would not compare with the other methods'.
                 if not record[side]["reached"]:
@@ -221,16 +221,16 @@ class PersonaRun:
         """Return what a method's vector for this persona does to another one's held-out pairs.
 
         Returns:
-            E on the other persona's first test pairs, in nats per token; None where the budget
+            E on the other persona's first test pairs, in nats per token; None where the KL target
             was not reached.
         """
-        budget = self.config.evaluation.headline_budget
+        kl_target = self.config.evaluation.headline_kl_target
         if other.persona.name == self.persona.name:
-            return self.matched(name, budget)[1]["effect"]
+            return self.matched(name, kl_target)[1]["effect"]
         file = f"shifts/{name}-{other.persona.folder.name}.json"
 
         def compute() -> dict[str, Any]:
-            vector, record = self.matched(name, budget)
+            vector, record = self.matched(name, kl_target)
             if record["effect"] is None:
                 return {"effect": None}
             up, down = (
@@ -251,13 +251,13 @@ class PersonaRun:
 
 def _written_record(
     name: str,
-    budget: float | None,
+    kl_target: float | None,
     strengths: dict[int, float | None],
     records: tuple[WrittenRecord, ...],
 ) -> dict[str, Any]:
     return {
         "method": name,
-        "budget": budget,
+        "kl_target": kl_target,
         "strengths": {str(sign): strength for sign, strength in strengths.items()},
         "summary": asdict(summarise(records)),
         "records": [record.as_dict() for record in records],

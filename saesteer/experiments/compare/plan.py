@@ -168,10 +168,11 @@ def _check_methods(config: CompareConfig) -> None:
         name = getattr(config, field)
         if method_entry(name).kind == "prompt":
             raise ConfigError(
-                f"{field} {name!r} has no strength to match to a budget; choose a vector's method."
+                f"{field} {name!r} has no strength to match to a KL target; choose a "
+                "vector's method."
             )
-    if config.writing.n_questions and not config.writing.budgets:
-        raise ConfigError("writing.budgets is empty; name a budget, or set n_questions to 0.")
+    if config.writing.n_questions and not config.writing.kl_targets:
+        raise ConfigError("writing.kl_targets is empty; name a KL target, or set n_questions to 0.")
 
 
 def _prose(config: CompareConfig) -> tuple[str, ...]:

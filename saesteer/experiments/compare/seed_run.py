@@ -125,7 +125,7 @@ class SeedRun:
         options = [{**method.settings, **point} for point in method.grid] or [method.settings]
         if len(options) == 1:
             return {"settings": options[0], "tried": []}
-        tried, headline = [], self.config.evaluation.headline_budget
+        tried, headline = [], self.config.evaluation.headline_kl_target
         for option in options:
             try:
                 vector = self._fit(method, option)
@@ -138,33 +138,33 @@ class SeedRun:
         return {"settings": options[int(np.argmax(effects))], "tried": finite(tried)}
 
     def effects(self, method: MethodSettings) -> dict[str, Any]:
-        """Return a method's effects at every budget, with its curve at the headline budget."""
+        """Return a method's effects at every KL target, with its curve at the headline one."""
         return self.folder.once(f"effects/{method.name}.json", lambda: self._effects(method))
 
     def _effects(self, method: MethodSettings) -> dict[str, Any]:
         if method_entry(method.name).kind == "prompt":
             return finite(self._prompt_effects(method))
         settings = self.config.evaluation
-        # Other budgets and the curve are for the first seed: further seeds repeat the headline.
+        # Other KL targets and the curve are for the first seed: further seeds repeat the headline.
         first = self.seed == self.config.seeds[0]
-        budgets = settings.budgets if first else [settings.headline_budget]
+        kl_targets = settings.kl_targets if first else [settings.headline_kl_target]
         try:
             vector = self.vector(method)
         except NOT_FITTED as error:
             # These pairs give this method nothing to fit, which is a result: the others go on.
             self.bench.progress.say(f"{self.persona.name}, {method.name}: {error}")
-            missing = [{**_not_fitted(budget), "error": str(error)} for budget in budgets]
-            return {"budgets": missing, "curve": None, "error": str(error)}
+            missing = [{**_not_fitted(kl_target), "error": str(error)} for kl_target in kl_targets]
+            return {"kl_targets": missing, "curve": None, "error": str(error)}
         results, start = {}, 0.15
-        for budget in budgets:
-            results[budget] = self.test.measure(vector, budget, start=start)
+        for kl_target in kl_targets:
+            results[kl_target] = self.test.measure(vector, kl_target, start=start)
             # KL grows about as the square of the strength.
-            start = results[budget].plus.strength * 1.7
-        headline, curve = results[settings.headline_budget], None
+            start = results[kl_target].plus.strength * 1.7
+        headline, curve = results[settings.headline_kl_target], None
         if first and headline.effect is not None:
             curve = self.test.curve(vector, headline, settings.multiples)
-        records = [budget_record(budget, result) for budget, result in results.items()]
-        return finite({"budgets": records, "curve": curve})
+        records = [target_record(kl_target, result) for kl_target, result in results.items()]
+        return finite({"kl_targets": records, "curve": curve})
 
     def prompts(self, method: MethodSettings) -> Any:
         """Return the two system prompts of a prompt method."""
@@ -188,20 +188,20 @@ class SeedRun:
             costs.append(self.bench.divergence.of_prompted(prompted))
         reached = {"strength": None, "reached": True}
         record = {
-            "budget": None,
+            "kl_target": None,
             "plus": {**reached, "kl": costs[0]},
             "minus": {**reached, "kl": costs[1]},
             **_effect_record(effect_of(self.test.unsteered, *sides)),
         }
-        return {"budgets": [record], "curve": None}
+        return {"kl_targets": [record], "curve": None}
 
 
-def budget_record(budget: float, result: VectorResult) -> dict[str, Any]:
-    """Return what is stored of a vector at a budget, `moved` with one value a pair."""
+def target_record(kl_target: float, result: VectorResult) -> dict[str, Any]:
+    """Return what is stored of a vector at a KL target, `moved` with one value a pair."""
     sides = {"plus": result.plus, "minus": result.minus}
     kept = ("strength", "kl", "reached")
     return {
-        "budget": budget,
+        "kl_target": kl_target,
         **{side: {key: getattr(match, key) for key in kept} for side, match in sides.items()},
         **_effect_record(result.effect),
     }
@@ -213,6 +213,6 @@ def _effect_record(effect: Effect | None) -> dict[str, Any]:
     return {**asdict(effect), "moved": effect.moved.tolist()}
 
 
-def _not_fitted(budget: float) -> dict[str, Any]:
+def _not_fitted(kl_target: float) -> dict[str, Any]:
     side = {"strength": None, "kl": None, "reached": False}
-    return {"budget": budget, "plus": side, "minus": side, "effect": None, "moved": None}
+    return {"kl_target": kl_target, "plus": side, "minus": side, "effect": None, "moved": None}

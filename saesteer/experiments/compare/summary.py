@@ -35,7 +35,7 @@ class Grid:
     def __init__(self, config: CompareConfig, runs: Sequence[PersonaRun]) -> None:
         self.config = config
         self.runs = runs
-        self.headline = config.evaluation.headline_budget
+        self.headline = config.evaluation.headline_kl_target
         self.effects = {
             (run.persona.name, method.name, seed): run.seeds[seed].effects(method)
             for run in runs
@@ -51,25 +51,25 @@ class Grid:
         """The personas' names."""
         return [run.persona.name for run in self.runs]
 
-    def moved(self, method: str, budget: float, seeds: Sequence[int]) -> list[Moved]:
+    def moved(self, method: str, kl_target: float, seeds: Sequence[int]) -> list[Moved]:
         """Return each persona's moved margins, a row for each seed.
 
-        A persona where the budget was missed under any of the seeds counts as not measured.
+        A persona where the KL target was missed under any of the seeds counts as not measured.
         """
-        return [self._moved(name, method, budget, seeds) for name in self.names]
+        return [self._moved(name, method, kl_target, seeds) for name in self.names]
 
-    def _moved(self, name: str, method: str, budget: float, seeds: Sequence[int]) -> Moved:
+    def _moved(self, name: str, method: str, kl_target: float, seeds: Sequence[int]) -> Moved:
         rows = []
         for seed in seeds:
-            found = self.effects[(name, method, seed)]["budgets"]
-            record = next((r for r in found if r["budget"] in (budget, None)), None)
+            found = self.effects[(name, method, seed)]["kl_targets"]
+            record = next((r for r in found if r["kl_target"] in (kl_target, None)), None)
             if record is None or record["moved"] is None:
                 return None
             rows.append(np.array(record["moved"]))
         return rows
 
     def first_effects(self, method: str) -> list[float | None]:
-        """Return each persona's effect at the headline budget under the first seed.
+        """Return each persona's effect at the headline KL target under the first seed.
 
         Random draws are measured under that seed alone. A mean over seeds spreads less than they
         do, so it is not what they are held against.
@@ -77,40 +77,40 @@ class Grid:
         return [_mean(v) for v in self.moved(method, self.headline, self.config.seeds[:1])]
 
     def draws(self, persona: str) -> list[float]:
-        """Return the effects of a persona's random draws of either kind that met the budget."""
+        """Return the effects of a persona's random draws of either kind that met the KL target."""
         return [effect for kind in NULLS for effect in self.nulls[(persona, kind)]]
 
-    def seeds_at(self, method: str, budget: float) -> list[int]:
-        """Return the seeds under which a method was measured at a budget."""
+    def seeds_at(self, method: str, kl_target: float) -> list[int]:
+        """Return the seeds under which a method was measured at a KL target."""
         seeds = self.config.seeds_of(method)
-        return seeds if budget == self.headline else seeds[:1]
+        return seeds if kl_target == self.headline else seeds[:1]
 
 
 def summary_rows(results: Grid) -> list[Row]:
-    """Return every method at every budget: macro-mean, ratio to the baseline, test, null."""
+    """Return every method at every KL target: macro-mean, ratio to the baseline, test, null."""
     config = results.config
     rows = []
-    for budget in config.evaluation.budgets:
-        at_budget = []
+    for kl_target in config.evaluation.kl_targets:
+        at_target = []
         for method in config.methods:
             seeds = [
                 seed
-                for seed in results.seeds_at(method.name, budget)
-                if seed in results.seeds_at(config.baseline, budget)
+                for seed in results.seeds_at(method.name, kl_target)
+                if seed in results.seeds_at(config.baseline, kl_target)
             ]
-            own = results.moved(method.name, budget, results.seeds_at(method.name, budget))
-            paired = results.moved(method.name, budget, seeds)
-            against = results.moved(config.baseline, budget, seeds)
-            at_budget.append(_summary_row(results, method.name, budget, own, paired, against))
-        corrected = holm({row["method"]: row["p"] for row in at_budget})
-        rows += [{**row, "p_holm": corrected[row["method"]]} for row in at_budget]
+            own = results.moved(method.name, kl_target, results.seeds_at(method.name, kl_target))
+            paired = results.moved(method.name, kl_target, seeds)
+            against = results.moved(config.baseline, kl_target, seeds)
+            at_target.append(_summary_row(results, method.name, kl_target, own, paired, against))
+        corrected = holm({row["method"]: row["p"] for row in at_target})
+        rows += [{**row, "p_holm": corrected[row["method"]]} for row in at_target]
     return rows
 
 
 def _summary_row(
     results: Grid,
     method: str,
-    budget: float,
+    kl_target: float,
     own: list[Moved],
     paired: list[Moved],
     against: list[Moved],
@@ -118,7 +118,7 @@ def _summary_row(
     estimate = hierarchical_bootstrap(own)
     row: Row = {
         "method": method,
-        "budget": budget,
+        "kl_target": kl_target,
         "n_personas": estimate.n_personas,
         "effect": estimate.value,
         "low": estimate.low,
@@ -136,7 +136,7 @@ def _summary_row(
         means = [[_mean(values) for values in side] for side in (paired, against)]
         row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
         row["p"] = wilcoxon_over_personas(*means).p
-    if budget == results.headline and any(results.nulls.values()):
+    if kl_target == results.headline and any(results.nulls.values()):
         row["beyond_null"] = sum(
             first > max(map(abs, results.draws(name)), default=np.inf)
             for name, first, values in zip(
@@ -163,12 +163,12 @@ def effect_rows(results: Grid) -> list[Row]:
     rows = []
     for (persona, method, seed), found in results.effects.items():
         curve = found["curve"] or {}
-        for record in found["budgets"]:
+        for record in found["kl_targets"]:
             row = dict.fromkeys(("effect", "low", "high", "moved_share", "common_shift"))
             row |= {
                 key: value for key, value in record.items() if key not in ("moved", "up", "down")
             }
-            headline = record["budget"] == results.headline
+            headline = record["kl_target"] == results.headline
             row |= {
                 "persona": persona,
                 "method": method,
@@ -192,16 +192,16 @@ def curve_rows(results: Grid) -> list[Row]:
 
 
 def area_rows(results: Grid) -> list[Row]:
-    """Return each method's area under E against log KL, where every budget was reached."""
-    budgets = results.config.evaluation.budgets
-    if len(budgets) < 2:
+    """Return each method's area under E against log KL, where every KL target was reached."""
+    kl_targets = results.config.evaluation.kl_targets
+    if len(kl_targets) < 2:
         return []
     rows = []
     for method in results.config.methods:
         if method_entry(method.name).kind == "prompt":
             continue
         first = results.config.seeds[:1]
-        found = area_values({b: results.moved(method.name, b, first) for b in budgets})
+        found = area_values({b: results.moved(method.name, b, first) for b in kl_targets})
         estimate = hierarchical_bootstrap(found)
         rows.append(
             {

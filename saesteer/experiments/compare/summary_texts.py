@@ -19,7 +19,7 @@ CONTEXTS = 5
 
 
 def written_files(run: PersonaRun) -> list[Row]:
-    """Return a persona's written records, one for each method and budget."""
+    """Return a persona's written records, one for each method and KL target."""
     files = sorted((run.folder.path / "written").glob("*.json"))
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
@@ -34,13 +34,13 @@ def generation(results: Grid) -> dict[str, list[Row]]:
         if run.folder.has("judge.json"):
             judges.append(run.folder.read_json("judge.json"))
         for record in written_files(run):
-            key = (record["method"], record["budget"])
+            key = (record["method"], record["kl_target"])
             ranges.setdefault(key, {})[name] = record
-            fields = {"persona": name, "method": key[0], "budget": key[1]}
+            fields = {"persona": name, "method": key[0], "kl_target": key[1]}
             lines += [{**fields, **sign} for sign in record["summary"]["signs"]]
     summary = [
-        _generation_row(results, method, budget, found, ranges)
-        for (method, budget), found in ranges.items()
+        _generation_row(results, method, kl_target, found, ranges)
+        for (method, kl_target), found in ranges.items()
     ]
     return {"generation": lines, "generation_summary": summary, "judges": judges}
 
@@ -48,11 +48,11 @@ def generation(results: Grid) -> dict[str, list[Row]]:
 def _generation_row(
     results: Grid,
     method: str,
-    budget: float | None,
+    kl_target: float | None,
     found: dict[str, Row],
     ranges: dict[tuple[str, float | None], dict[str, Row]],
 ) -> Row:
-    baseline = ranges.get((results.config.baseline, budget), {})
+    baseline = ranges.get((results.config.baseline, kl_target), {})
     readings = {name: _by_question(found.get(name)) for name in results.names}
     estimate = hierarchical_bootstrap([_values(by) for by in readings.values()])
     # A question whose answer is empty under one of the two has no partner under the other.
@@ -63,7 +63,7 @@ def _generation_row(
     quality = [c for r in found.values() if (c := r["summary"]["composite"]) is not None]
     return {
         "method": method,
-        "budget": budget,
+        "kl_target": kl_target,
         "judge_range": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
@@ -107,7 +107,7 @@ def completions(results: Grid) -> dict[str, list[Row]]:
     for run in results.runs:
         rows = shown.setdefault(run.persona.name, [])
         for record in written_files(run):
-            if record["budget"] not in (results.headline, None):
+            if record["kl_target"] not in (results.headline, None):
                 continue
             for entry in record["records"]:
                 if entry["sample"] or entry["question"] >= config.writing.shown:
@@ -139,7 +139,7 @@ def side_effects(results: Grid) -> Row:
 
 def named_features(bench: CompareContext, run: PersonaRun, method: str) -> Row:
     """Return the features of a method's vector with what is known of them, and the cluster tree."""
-    vector, _ = run.matched(method, run.config.evaluation.headline_budget)
+    vector, _ = run.matched(method, run.config.evaluation.headline_kl_target)
     if vector is None:
         return {"features": [], "tree": {}}
     inputs, table = run.first.context.inputs, bench.table

@@ -51,7 +51,7 @@ class ObjectiveSettings(Settings):
 
     Attributes:
         requests: Requests that training statements answer, in turn.
-        budget: KL at which the objective is linearised.
+        kl_target: KL at which the objective is linearised.
         neutral_answers: Neutral answers for cost and Fisher metric; those that the evaluation
             uses are left out.
         fisher_samples: Draws for each of them.
@@ -70,7 +70,7 @@ class ObjectiveSettings(Settings):
         ],
         min_length=1,
     )
-    budget: float = Field(default=0.3, gt=0)
+    kl_target: float = Field(default=0.3, gt=0)
     neutral_answers: int = Field(default=34, ge=1)
     fisher_samples: int = Field(default=12, ge=1)
     own_words: float = Field(default=0.5, ge=0)
@@ -82,7 +82,7 @@ class EvaluationSettings(Settings):
     """How the shift is measured on held-out pairs.
 
     Attributes:
-        budget: KL(steered || base) on neutral text, nats per token, that every vector is given.
+        kl_target: KL(steered || base) on neutral text, nats per token, that every vector is given.
         random_directions: How many random directions the vector is held against.
         multiples: Strengths of the curve, as multiples of the matched strength of their sign.
         request: The neutral request before held-out statements; other than the one read with.
@@ -92,7 +92,7 @@ class EvaluationSettings(Settings):
         max_pairs: The most held-out pairs to score; all if null.
     """
 
-    budget: float = Field(default=0.3, gt=0)
+    kl_target: float = Field(default=0.3, gt=0)
     random_directions: int = Field(default=20, ge=0)
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
     request: str = "What would you say?"

@@ -203,7 +203,7 @@ class Steer(Experiment[SteerResults]):
         vectors = [vector, DifferenceInMeans()(inputs)]
         vectors += [RandomDirection(draw)(inputs) for draw in range(settings.random_directions)]
         self.progress.say(
-            f"Scoring {len(self.plan.held_out)} held-out pairs at KL {settings.budget} per token"
+            f"Scoring {len(self.plan.held_out)} held-out pairs at KL {settings.kl_target} per token"
         )
         meter = self.cache.keep("meter", measured_with(self, vector), lambda: self._meter(vector))
         config = self.config
@@ -214,7 +214,7 @@ class Steer(Experiment[SteerResults]):
                 self.folder.once(name, lambda v=candidate, s=start: measured(self, meter, v, s))
                 if self.watch is not None and name == names[0]:
                     self.watch(
-                        run_numbers({"vector": self.folder.read_json(name)}, settings.budget)
+                        run_numbers({"vector": self.folder.read_json(name)}, settings.kl_target)
                     )
                 if candidate.method == "random_direction":
                     # Random directions cost alike: the last one's strength is a good guess.
@@ -291,9 +291,9 @@ class Steer(Experiment[SteerResults]):
         """Write the figure, which opens offline."""
         from saesteer.report import propensity_data, propensity_figure
 
-        budget = self.config.evaluation.budget
+        kl_target = self.config.evaluation.kl_target
         n = len(self.plan.held_out)
-        title = f"{self.config.name}: {n} held-out pairs, KL {budget} per token"
+        title = f"{self.config.name}: {n} held-out pairs, KL {kl_target} per token"
         figure = propensity_figure(propensity_data(self.folder.read_json("metrics.json")), title)
         # The script is embedded.
         options = {"include_plotlyjs": True, "config": {"displaylogo": False}}
@@ -301,7 +301,7 @@ class Steer(Experiment[SteerResults]):
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the effect with its interval, what it cost, and the null."""
-        return run_numbers(metrics, self.config.evaluation.budget)
+        return run_numbers(metrics, self.config.evaluation.kl_target)
 
     def tell(self, record: RecordedRun, results: SteerResults) -> None:
         """Show the margin by strength, features and completions elsewhere too."""

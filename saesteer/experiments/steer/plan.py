@@ -191,7 +191,7 @@ def _check_names(config: RunConfig) -> None:
 
     if method_entry(config.method.name).kind == "prompt":
         raise ConfigError(
-            f"method {config.method.name!r} has no strength to match to a budget; choose a "
+            f"method {config.method.name!r} has no strength to match to a KL target; choose a "
             "vector's method."
         )
     build_method(config.method.name, config.method.settings)

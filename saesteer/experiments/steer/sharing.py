@@ -17,7 +17,7 @@ def weights_key(bench: Context) -> tuple[str, ...]:
 
 
 def measured_with(bench: Context, vector: SteeringVector) -> tuple[Any, ...]:
-    """Return all that a vector's result depends on besides the vector and the budget."""
+    """Return all that a vector's result depends on besides the vector and the KL target."""
     config = bench.plan.config
     rows = tuple((tuple(row.ids), tuple(row.kept)) for row in bench.neutral_rows)
     settings = (config.evaluation.request, config.reading.chat)
@@ -27,13 +27,13 @@ def measured_with(bench: Context, vector: SteeringVector) -> tuple[Any, ...]:
 def measured(
     bench: Context, meter: EffectMeter, vector: SteeringVector, start: float
 ) -> dict[str, Any]:
-    """Return a vector's result at the budget, from the cache where it was measured before."""
-    budget = bench.plan.config.evaluation.budget
+    """Return a vector's result at the KL target, from the cache where it was measured before."""
+    kl_target = bench.plan.config.evaluation.kl_target
     # Baselines and random directions are the same for all settings of features and weights.
     return bench.cache.record(
         "result",
-        *(measured_with(bench, vector), *_identity(vector), budget, start),
-        compute=lambda: finite(meter.measure(vector, budget, start=start).as_dict()),
+        *(measured_with(bench, vector), *_identity(vector), kl_target, start),
+        compute=lambda: finite(meter.measure(vector, kl_target, start=start).as_dict()),
     )
 
 

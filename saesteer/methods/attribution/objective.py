@@ -65,7 +65,7 @@ class Linearisation:
     Attributes:
         gain: Gradient of the objective with respect to a vector added both ways, [d_model].
         effects: E of each contrast at the matched strengths, nats per token.
-        plus: The positive strength that meets the budget; 0 around nothing.
+        plus: The positive strength that meets the KL target; 0 around nothing.
         minus: The negative one.
     """
 
@@ -76,7 +76,7 @@ class Linearisation:
 
 
 class SteeringObjective:
-    """The effect E on training contrasts at a divergence budget, and its first derivatives.
+    """The effect E on training contrasts at a KL target, and its first derivatives.
 
     With l(s; u) the mean token log-probability of a text under an added vector u and v at its
     matched strengths a+ and -a-,
@@ -91,12 +91,12 @@ class SteeringObjective:
         divergence: The cost, on neutral text that no evaluation uses.
         metric: The cost to second order at zero.
         make_vector: Turns a raw vector into a SteeringVector at the site.
-        budget: KL(steered || base) at which to linearise, nats per token.
+        kl_target: KL(steered || base) at which to linearise, nats per token.
         keep: Returns the arrays of a linearisation, computed by the function given or kept from
             earlier; computed each time if None.
 
     Raises:
-        ConfigError: There are no contrasts, or the budget is not above 0.
+        ConfigError: There are no contrasts, or the KL target is not above 0.
     """
 
     def __init__(
@@ -106,17 +106,19 @@ class SteeringObjective:
         metric: FisherMetric,
         make_vector: MakeVector,
         *,
-        budget: float = 0.3,
+        kl_target: float = 0.3,
         keep: Keep | None = None,
     ) -> None:
         if not contrasts:
             raise ConfigError("there are no contrasts, so nothing to steer for; give at least one.")
-        if not 0 < budget < np.inf:
-            raise ConfigError(f"budget: {budget:g} nats per token are no budget; give e.g. 0.3.")
+        if not 0 < kl_target < np.inf:
+            raise ConfigError(
+                f"kl_target: {kl_target:g} nats per token are no KL target; give e.g. 0.3."
+            )
         self.contrasts = tuple(contrasts)
         self.divergence = divergence
         self.metric = metric
-        self.budget = budget
+        self.kl_target = kl_target
         self._make_vector = make_vector
         self._keep = keep
 
@@ -150,7 +152,7 @@ class SteeringObjective:
         }
 
     def around(self, raw: Float[np.ndarray, " d_model"]) -> Linearisation:
-        """Linearise around a raw vector, steered both ways at the strengths of the budget."""
+        """Linearise around a raw vector, steered both ways at the strengths of the KL target."""
         found = self._kept(raw, lambda: self._around(raw))
         gains = {c.name: found[f"gain.{c.name}"] for c in self.contrasts}
         gain = sum(self._scales[name] * part for name, part in gains.items())
@@ -160,9 +162,9 @@ class SteeringObjective:
 
     def _around(self, raw: Float[np.ndarray, " d_model"]) -> Arrays:
         vector = self._make_vector(raw)
-        plus = match_strength(self.divergence, vector, self.budget, sign=1, tolerance=0.1)
+        plus = match_strength(self.divergence, vector, self.kl_target, sign=1, tolerance=0.1)
         minus = match_strength(
-            self.divergence, vector, self.budget, sign=-1, start=plus.strength, tolerance=0.1
+            self.divergence, vector, self.kl_target, sign=-1, start=plus.strength, tolerance=0.1
         )
         found: Arrays = {"strengths": np.array([plus.strength, minus.strength])}
         for contrast in self.contrasts:

@@ -56,7 +56,7 @@ def own_words(
         model: A model from `load_model`.
         questions: Neutral questions that no evaluation asks.
         vector: What to steer with; any baseline, such as difference in means.
-        strengths: At which strengths, such as those that meet a divergence budget both ways.
+        strengths: At which strengths, such as those that meet a KL target both ways.
         rate: Rates texts; it must have been trained on other statements than the judge that
             scores in the end.
         n_samples: Completions for each question and strength.
