@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from saesteer.cli.options import AsJson, DryRun, Model, Overrides, SuggestSite
+
 if TYPE_CHECKING:
     from saesteer.experiments.base import Experiment
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="A setting that wins over the file's."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of tables.")]
-Model = Annotated[str | None, typer.Option("--model", help="The model.")]
 _SETTING = re.compile(r"[A-Za-z_][\w.]*\s*=")
 
 # Options that stand for settings: what --set is given in their place.
@@ -60,11 +53,6 @@ _COMPARE = {
     "workers": Annotated[int, typer.Option(min=1, help="Processes that share the personas.")],
     "measure_only": Annotated[bool, typer.Option("--measure-only", hidden=True)],
 }
-_PATCH = {
-    "suggest_site": Annotated[
-        bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
-    ]
-}
 _IOI = {
     "n": Annotated[int | None, typer.Option("--n", min=2, help="How many pairs of prompts.")],
     "seed": Annotated[int | None, typer.Option(min=0, help="Seeds names, places and objects.")],
@@ -98,7 +86,7 @@ def experiment_command(kind: str, about: str, *, name: str | None = None) -> Cal
         for option, (annotation, settings) in _SHORTCUTS.items()
         if kind in settings or "" in settings
     }
-    options |= {"compare": _COMPARE, "patch": _PATCH}.get(kind, {})
+    options |= {"compare": _COMPARE, "patch": {"suggest_site": SuggestSite}}.get(kind, {})
     options |= _IOI if name == "ioi" else {}
     defaults = {"workers": 1, "measure_only": False, "suggest_site": False, "eight": False}
     defaults["circuit"] = True

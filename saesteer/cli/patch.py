@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from saesteer.cli.experiment import DefaultGroup, experiment_command
+from saesteer.cli.options import AsJson, SuggestSite, check_not_blank
 
 app = typer.Typer(
     cls=DefaultGroup,
@@ -41,7 +42,7 @@ def lens_command(
     html: Annotated[
         Path | None, typer.Option(help="Write every token's reading to a page.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the readings.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What the model would answer if it ended at each layer."""
     from saesteer.cli.patch_show import show_lens
@@ -57,8 +58,7 @@ def lens_command(
         texts += [pair.clean for pair in read_prompt_pairs(pairs)]
     if not texts:
         raise DataError("there is no prompt to read; give one, or --pairs capitals.")
-    if any(not text.strip() for text in texts):
-        raise DataError("a prompt is empty; give it at least one word.")
+    check_not_blank(texts)
     progress = terminal_progress()
     progress.say(f"Loading model {model} ...")
     bridge = load_model(model, dtype="float32", progress=progress)
@@ -76,16 +76,14 @@ def lens_command(
 @app.command("show")
 def show_command(
     run: Annotated[Path, typer.Argument(help="The folder that saesteer patch names at its end.")],
-    suggest_site: Annotated[
-        bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
-    ] = False,
+    suggest_site: SuggestSite = False,
     sae: Annotated[
         str | None, typer.Option(help="Say where this SAE's site stands among the sites.")
     ] = None,
     redraw: Annotated[
         bool, typer.Option("--redraw", help="Write figures and report again, from the results.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a finished run again, and the site it speaks for."""
     from saesteer.cli.patch_show import show_patch_run, show_suggestion

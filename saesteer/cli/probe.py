@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saesteer.cli.experiment import DefaultGroup, experiment_command
+from saesteer.cli.options import (
+    AsJson,
+    MaxNewTokens,
+    Seed,
+    Temperature,
+    check_not_blank,
+    check_samples,
+)
 
 if TYPE_CHECKING:
     from saesteer.probes import ProbeSet
@@ -49,7 +57,7 @@ def read_command(
         typer.Option(help="Score a list of plain cases: sentiment_checks or a labelled file."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured tokens to a page.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     model: ModelName = None,
 ) -> None:
     """Colour a text's tokens by each layer's reading, or score a list of plain cases."""
@@ -66,8 +74,7 @@ def read_command(
     chosen = _spread(probes) if layers is None else parse_layers(layers, probes)
     if not texts and checks is None:
         raise DataError("there is no text to read; give one, or --checks sentiment_checks.")
-    if any(not text.strip() for text in texts or ()):
-        raise DataError("a text is empty; give it at least one word.")
+    check_not_blank(texts or (), "a text")
     cases = None if checks is None else read_labelled(checks)
     progress = terminal_progress()
     looked_at = {"texts": texts, "layers": chosen, "generate": generate, "checks": checks}
@@ -135,13 +142,13 @@ def intervene_command(
     random: Annotated[
         int, typer.Option(min=0, help="Random directions at the same KL, for comparison.")
     ] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
-    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")] = 0.0,
+    max_new_tokens: MaxNewTokens = 32,
+    temperature: Temperature = 0.0,
     samples: Annotated[int, typer.Option(min=1, help="Completions for each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds the sampling.")] = 0,
+    seed: Seed = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts in the chat template.")] = False,
     model: ModelName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Flip, ablate, add or set what the probes read, and measure what became of the text."""
     from saesteer.cli.probe_show import show_trial
@@ -152,16 +159,21 @@ def intervene_command(
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
     from saesteer.steering.strength import check_unit
+    from saesteer.utils.errors import ConfigError
     from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.run_folder import RunFolder
+    from saesteer.utils.settings import short_hash
 
     probes = ProbeSet.load(run)
     words, labels = _prompts(prompts, prompt_file, group)
     towards, away = towards or probes.classes[-1], away or probes.classes[0]
     check_saved_positions(positions)
     vectors = [SteeringVector.load(path) for path in vector or ()]
+    if direction not in ("probe", "means"):
+        raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
     if not vectors:
-        kind = _kind(direction)
-        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, kind)
+        chosen: Any = direction
+        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, chosen)
     doing = make_doing(
         vectors,
         mode=mode,
@@ -173,7 +185,7 @@ def intervene_command(
         positions=positions,
     )
     settings = TrialSettings(max_new_tokens, chat, temperature, samples, seed)
-    _check_samples(samples, temperature)
+    check_samples(samples, temperature)
     progress = terminal_progress()
     asked = {"interventions": [item.described() for item in doing.interventions]}
     asked |= {"vectors": [item.vector.name for item in doing.interventions], "prompts": words}
@@ -188,7 +200,8 @@ def intervene_command(
         trial = Trial(bridge, words, measures, settings)
         record = trial_record(trial, doing, labels, towards=towards, away=away, random_draws=random)
         record["settings"] = vars(settings)
-        path = _save(run, record)
+        name = f"interventions/{short_hash(record)}.json"
+        path = RunFolder(run).write_json(name, record)
         recorded.artifact("record", path)
         recorded.summary({key: record[key] for key in ("kl", "perplexity", "movement")})
     if as_json:
@@ -239,26 +252,8 @@ def _prompts(
         labels += [text.label for text in kept]
     if not words:
         raise DataError("there is no prompt; give one, or --prompts sentiment_prompts.")
-    if any(not word.strip() for word in words):
-        raise DataError("a prompt is empty; give it at least one word.")
+    check_not_blank(words)
     return words, labels
-
-
-def _kind(direction: str) -> Any:
-    from saesteer.utils.errors import ConfigError
-
-    if direction not in ("probe", "means"):
-        raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
-    return direction
-
-
-def _check_samples(samples: int, temperature: float) -> None:
-    from saesteer.utils.errors import SteeringError
-
-    if samples > 1 and temperature == 0.0:
-        raise SteeringError(
-            f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
-        )
 
 
 def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str) -> dict[str, Any]:
@@ -272,10 +267,3 @@ def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str)
     measures: dict[str, Any] = independent_measures(classifier, towards, away)
     measures[OWN_READING] = lambda texts: probe_lean(bridge, probes, texts, towards, away)
     return measures
-
-
-def _save(run: Path, record: dict[str, Any]) -> Path:
-    from saesteer.utils.run_folder import RunFolder
-    from saesteer.utils.settings import short_hash
-
-    return RunFolder(run).write_json(f"interventions/{short_hash(record)}.json", record)

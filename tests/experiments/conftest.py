@@ -75,8 +75,8 @@ def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]
             "headline": "pca",
             "seeds": [0],
             "objective": {"own_words": 0},
-            "evaluation": {"kl_targets": [0.05], "headline_kl_target": 0.05, "multiples": [-1, 0, 1]}
-            | {"neutral": small_data["answers"], "neutral_answers": 3},
+            "evaluation": {"kl_targets": [0.05], "headline_kl_target": 0.05}
+            | {"multiples": [-1, 0, 1], "neutral": small_data["answers"], "neutral_answers": 3},
             "random": {"directions": 1, "features": 0},
             "writing": {"n_questions": 0, "kl_targets": [0.05]},
             "side_effects": {"choices": 0, "n_prose": 0, "pairs": 0},
