@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,9 +68,11 @@ class DefaultGroup(TyperGroup):
     """A group whose first command is meant where none is named: `saesteer probe my.csv`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Name the command that was left out."""
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = [next(iter(self.commands)), *args]
+        """Name the command that was left out, unless the first word is a misspelt one."""
+        if args and args[0] not in (*self.commands, "--help"):
+            near = get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            if not near or re.search(r"[./]", args[0]):
+                args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
 
 
@@ -90,7 +93,7 @@ def experiment_command(kind: str, about: str, *, name: str | None = None) -> Cal
     options |= _IOI if name == "ioi" else {}
     defaults = {"workers": 1, "measure_only": False, "suggest_site": False, "eight": False}
     defaults["circuit"] = True
-    shown = "[KEY=VALUE]..." if name else "SOURCE... [KEY=VALUE]..."
+    shown = "KEY=VALUE" if name else "SOURCE|KEY=VALUE"
     what = "Settings." if name else "A bundled name, a file of data or a YAML file; settings."
     given = {"words": Annotated[list[str] | None, typer.Argument(metavar=shown, help=what)]}
     given |= {"set_": Overrides, **options, "dry_run": DryRun}

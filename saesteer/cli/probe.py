@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=DefaultGroup,
     no_args_is_help=True,
-    help="Train probes on every layer, read and intervene with them.",
+    help="Train probes on every layer (saesteer probe sentiment), read and intervene with them.",
 )
 RunFolderPath = Annotated[
     Path, typer.Argument(help="The folder that saesteer probe train names at its end.")

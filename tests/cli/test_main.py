@@ -71,7 +71,8 @@ def test_no_command_is_a_question_for_help(saesteer):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["rnu"], ["--vresion"], ["generate"], ["run", "a.yaml", "--sett", "x=1"]]
+    "arguments",
+    [["rnu"], ["--vresion"], ["probe", "raed"], ["generate"], ["run", "a.yaml", "--sett", "x=1"]],
 )
 def test_a_mistyped_command_is_told_with_exit_code_2(arguments, saesteer):
     answer = saesteer(*arguments)
