@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=DefaultGroup,
     no_args_is_help=True,
-    help="Skip, repeat or permute layers, and see what that does to tasks (saesteer corrupt depth).",
+    help="Skip, repeat or permute layers, and see what that does to tasks: saesteer corrupt depth.",
 )
 
 
