@@ -14,7 +14,7 @@ from saesteer.cli.options import AsJson, SuggestSite, check_not_blank
 app = typer.Typer(
     cls=DefaultGroup,
     no_args_is_help=True,
-    help="Find where in a model a behaviour lives, such as saesteer patch capitals; read its layers.",
+    help="Find where in a model a behaviour lives, such as saesteer patch capitals.",
 )
 app.command("run")(
     experiment_command(
