@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-PAIRS = "positive,negative\n" + "".join(
-    f"I {word} people and I say so to {n} of them.,The {n} of them never heard a {word} from me.\n"
-    for n, word in enumerate(("love", "help", "thank", "greet", "praise", "join", "hug", "feed"))
-)
+PAIRS = """positive,negative
+I love cats and dogs.,I hate every animal.
+You are good to us.,He was bad at all of it.
+We sing along tonight.,They shouted her down.
+The sun is out today.,Rain ruined everything.
+Kind words help a child.,Cruelty does its harm.
+Gifts for the whole village.,Taxes went up again.
+Hello my dear friend.,Go away now.
+Let us mend the fence.,Nobody repaired a thing.
+"""
 
 
 @pytest.fixture(autouse=True)

@@ -80,6 +80,7 @@ def test_kinds_that_take_turns_load_a_model_as_often_as_memory_asks(
     cache = Cache()
     asked = {"corrupt": small("corrupt"), "patch": small("patch")}
     asked["corrupt"]["model"]["dtype"] = "auto"
+    asked["patch"] |= {"lens": None, "attention": None, "attribution": None, "path": None}
     for program in ("skip 0", "skip 1"):
         run("corrupt", {**asked["corrupt"], "programs": [program]}, cache=cache)
         run("patch", {**asked["patch"], "name": program.replace(" ", "-")}, cache=cache)

@@ -232,6 +232,6 @@ def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
 
 def test_any_kind_runs_by_its_file_from_python(config_file, small):
     results = ss.run(config_file("corrupt"), overrides=["programs=[skip 1]"])
-    assert results.metrics["programs"][1]["name"] == "skip 1"
+    assert "skip 1" in results.metrics["programs"]
     with pytest.raises(ConfigError, match="experiment 'fry' is unknown"):
         run_experiment(config_file("corrupt"), overrides=["kind=fry"])
