@@ -74,7 +74,7 @@ def test_base_settings_come_from_a_file_too(tmp_path):
 
 def test_an_unknown_kind_names_those_there_are():
     with pytest.raises(ConfigError, match="known: compare, corrupt, patch, probe"):
-        kind_named("train")
+        kind_named("fry")
 
 
 def test_the_built_in_settings_are_complete():
