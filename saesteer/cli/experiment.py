@@ -108,7 +108,7 @@ def experiment_command(kind: str, about: str, *, name: str | None = None) -> Cal
 
     command.__doc__ = about
     command.__annotations__ = {**given, "return": None}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    parameters = [
         inspect.Parameter(
             option,
             inspect.Parameter.KEYWORD_ONLY,
@@ -116,7 +116,8 @@ def experiment_command(kind: str, about: str, *, name: str | None = None) -> Cal
             default=False if option in flags else defaults.get(option),
         )
         for option, annotation in given.items()
-    )
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
 
 

@@ -222,7 +222,7 @@ def _on_data(base: Given, words: list[str], kind: str) -> Given:
     layout = LAYOUTS[kind]
     group, _, setting = layout.data.rpartition(".")
     texts: Any = words if kind != "train_sae" else [{"path": word} for word in words]
-    changed = {setting: texts if layout.several else texts[0]}
+    changed: dict[str, Any] = {setting: texts if layout.several else texts[0]}
     if group:
         changed = {group: {**base.data.get(group, {}), **changed}}
     if not base.place and kind != "train_sae":

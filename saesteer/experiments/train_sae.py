@@ -105,7 +105,7 @@ class SaeResults(Results):
     @property
     def doctor(self) -> DoctorReport:
         """The doctor's figures on held-out rows."""
-        known = {name: self.metrics[name] for name in _FIGURES}
+        known: dict[str, Any] = {name: self.metrics[name] for name in _FIGURES}
         return DoctorReport(**{k: math.nan if v is None else v for k, v in known.items()})
 
     @property

@@ -34,24 +34,23 @@ def trained_sae(tiny_model_folder, tmp_path_factory):
         prose = "".join(json.loads(line)["text"] + " " for line in lines)
     pieces = [{"text": prose[start : start + 150]} for start in range(0, 30_000, 150)]
     (place / "prose.jsonl").write_text("\n".join(map(json.dumps, pieces)), encoding="utf-8")
-    config = TrainSaeConfig(
-        name="second",
-        model={"name": str(tiny_model_folder("gpt2", False))},
-        site="blocks.1.hook_resid_post",
-        corpus=[{"path": str(place / "prose.jsonl")}],
-        held_out=0.1,
-        context=64,
-        d_sae=96,
-        k=12,
-        batch=128,
-        epochs=4,
-        learning_rate=5e-3,
-        warmup_steps=10,
-        dead_after=3000,
-        autocast=False,
-        folder=str(place / "sae"),
-    )
-    trained = run_experiment(config)
+    settings: dict[str, Any] = {
+        "model": str(tiny_model_folder("gpt2", False)),
+        "site": "blocks.1.hook_resid_post",
+        "corpus": [{"path": str(place / "prose.jsonl")}],
+        "held_out": 0.1,
+        "context": 64,
+        "d_sae": 96,
+        "k": 12,
+        "batch": 128,
+        "epochs": 4,
+        "learning_rate": 5e-3,
+        "warmup_steps": 10,
+        "dead_after": 3000,
+        "autocast": False,
+        "folder": str(place / "sae"),
+    }
+    trained = run_experiment(TrainSaeConfig(**settings))
     return trained.sae_folder, trained.doctor
 
 
