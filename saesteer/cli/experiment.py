@@ -22,45 +22,61 @@ if TYPE_CHECKING:
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*\s*=")
 
-# Options that stand for settings: what --set is given in their place.
-_SHORTCUTS: dict[str, tuple[Any, dict[str, list[str]]]] = {
-    "model": (Model, {"": ["model.name={}"]}),
-    "sae": (
-        Annotated[str | None, typer.Option("--sae", help="smollm2, a folder, or release:id.")],
-        {"steer": ["sae={}"], "compare": ["sae={}"], "patch": ["sae={}"]}
-        | {"probe": ["reading.sae={}"]},
-    ),
-    "kl": (
-        Annotated[
-            float | None,
-            typer.Option("--kl", help="The KL divergence, nats per token, that vectors are given."),
-        ],
-        {"steer": ["evaluation.kl_target={}"]}
-        | {
-            "compare": [
-                "evaluation.kl_targets=[{}]",
-                "evaluation.headline_kl_target={}",
-                "writing.kl_targets=[{}]",
-            ]
-        },
-    ),
-}
-_COMPARE = {
+_OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "sae": Annotated[str | None, typer.Option("--sae", help="smollm2, a folder, or release:id.")],
+    "kl": Annotated[
+        float | None,
+        typer.Option("--kl", help="The KL divergence, nats per token, that vectors are given."),
+    ],
     "persona": Annotated[
         list[str] | None,
         typer.Option(help="Pairs to compare on, in place of the file's: a bundled name or a file."),
     ],
     "only": Annotated[list[str] | None, typer.Option(help="Only these of the personas, by name.")],
-    "workers": Annotated[int, typer.Option(min=1, help="Processes that share the personas.")],
-    "measure_only": Annotated[bool, typer.Option("--measure-only", hidden=True)],
-}
-_IOI = {
+    "workers": Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the personas; one if left out.")
+    ],
+    "measure_only": Annotated[bool | None, typer.Option("--measure-only", hidden=True)],
+    "suggest_site": SuggestSite,
     "n": Annotated[int | None, typer.Option("--n", min=2, help="How many pairs of prompts.")],
     "seed": Annotated[int | None, typer.Option(min=0, help="Seeds names, places and objects.")],
-    "eight": Annotated[bool, typer.Option("--eight", help="The eight well-known prompts instead.")],
-    "circuit": Annotated[
-        bool, typer.Option("--circuit/--no-circuit", help="Search a circuit of heads.")
+    "eight": Annotated[
+        bool | None, typer.Option("--eight", help="The eight well-known prompts instead.")
     ],
+    "circuit": Annotated[
+        bool | None, typer.Option("--circuit/--no-circuit", help="Search a circuit of heads.")
+    ],
+}
+# The options of each command, with the settings that they stand for, as --set takes them.
+_MODEL, _SAE = ["model.name={}"], ["sae={}"]
+_PATCH: dict[str, list[str]] = {"model": _MODEL, "sae": _SAE, "suggest_site": []}
+_TAKES: dict[str, dict[str, list[str]]] = {
+    "steer": {"model": _MODEL, "sae": _SAE, "kl": ["evaluation.kl_target={}"]},
+    "compare": {
+        "model": _MODEL,
+        "sae": _SAE,
+        "kl": [
+            "evaluation.kl_targets=[{}]",
+            "evaluation.headline_kl_target={}",
+            "writing.kl_targets=[{}]",
+        ],
+        "persona": ["personas={}"],
+        "only": [],
+        "workers": [],
+        "measure_only": [],
+    },
+    "corrupt": {"model": _MODEL},
+    "patch": _PATCH,
+    "ioi": {
+        **_PATCH,
+        "n": ["pairs.ioi.n={}"],
+        "seed": ["seed={}"],
+        "eight": ["pairs.ioi.eight={}"],
+        "circuit": [],
+    },
+    "probe": {"model": _MODEL, "sae": ["reading.sae={}"]},
+    "train_sae": {"model": _MODEL},
 }
 
 
@@ -84,24 +100,19 @@ def experiment_command(kind: str, about: str, *, name: str | None = None) -> Cal
         about: What it says of itself.
         name: The one bundled configuration that it runs; any settings or data if None.
     """
-    options: dict[str, Any] = {
-        option: annotation
-        for option, (annotation, settings) in _SHORTCUTS.items()
-        if kind in settings or "" in settings
-    }
-    options |= {"compare": _COMPARE, "patch": {"suggest_site": SuggestSite}}.get(kind, {})
-    options |= _IOI if name == "ioi" else {}
-    defaults = {"workers": 1, "measure_only": False, "suggest_site": False, "eight": False}
-    defaults["circuit"] = True
     shown = "KEY=VALUE" if name else "SOURCE|KEY=VALUE"
     what = "Settings." if name else "A bundled name, a file of data or a YAML file; settings."
-    given = {"words": Annotated[list[str] | None, typer.Argument(metavar=shown, help=what)]}
-    given |= {"set_": Overrides, **options, "dry_run": DryRun}
-    given["print_config"] = Annotated[
-        bool, typer.Option("--print-config", help="Print all settings as YAML, and do nothing.")
-    ]
-    given["as_json"] = AsJson
-    flags = ("dry_run", "print_config", "as_json")
+    given: dict[str, Any] = {
+        "words": Annotated[list[str] | None, typer.Argument(metavar=shown, help=what)],
+        "set_": Overrides,
+        **{option: _OPTIONS[option] for option in _TAKES[name or kind]},
+        "dry_run": DryRun,
+        "print_config": Annotated[
+            bool, typer.Option("--print-config", help="Print all settings as YAML, and do nothing.")
+        ],
+        "as_json": AsJson,
+    }
+    flags = ("dry_run", "print_config", "as_json", "suggest_site")
 
     def command(**chosen: Any) -> None:
         _run(kind, name, **chosen)
@@ -113,7 +124,7 @@ def experiment_command(kind: str, about: str, *, name: str | None = None) -> Cal
             option,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=annotation,
-            default=False if option in flags else defaults.get(option),
+            default=False if option in flags else None,
         )
         for option, annotation in given.items()
     ]
@@ -145,7 +156,7 @@ def _run(
             f"there is nothing to run; give a name, a file of data or a YAML file (saesteer "
             f"configs lists the bundled ones of kind {kind})."
         )
-    overrides = [*_shortcuts(kind, options), *(set_ or ()), *_swept(settings)]
+    overrides = [*_shortcuts(name or kind, options), *(set_ or ()), *_swept(settings)]
     # All of them are read before the first one is run.
     configs = load_experiments(sources, overrides, kind=kind)
     if print_config:
@@ -164,11 +175,11 @@ def _run(
             experiment.check()
             experiment.measure()
         else:
-            _share_out(experiment, options.get("workers", 1))
+            _share_out(experiment, options.get("workers"))
             results = experiment.run()
             found.append(results.metrics)
             if not as_json:
-                _show_found(kind, experiment, results, suggest=options.get("suggest_site", False))
+                _show_found(kind, experiment, results, suggest=bool(options.get("suggest_site")))
     if as_json:
         typer.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
 
@@ -185,30 +196,19 @@ def _swept(settings: Sequence[str]) -> list[str]:
     return swept_overrides(settings, os.environ)
 
 
-def _shortcuts(kind: str, options: dict[str, Any]) -> list[str]:
+def _shortcuts(command: str, options: dict[str, Any]) -> list[str]:
     """Return the settings that options stand for."""
-    found = []
-    for option, (_, settings) in _SHORTCUTS.items():
-        value = options.get(option)
-        if value is not None:
+    found = ["circuit=null"] if options.get("circuit") is False else []
+    for option, settings in _TAKES[command].items():
+        value = options[option]
+        if value not in (None, []):
             # JSON is YAML, whatever a name holds.
-            texts = settings.get(kind) or settings[""]
-            found += [text.format(json.dumps(value)) for text in texts]
-    if options.get("persona"):
-        found.append(f"personas={json.dumps(options['persona'])}")
-    if options.get("n") is not None:
-        found.append(f"pairs.ioi.n={options['n']}")
-    if options.get("seed") is not None:
-        found.append(f"seed={options['seed']}")
-    if options.get("eight"):
-        found.append("pairs.ioi.eight=true")
-    if options.get("circuit") is False:
-        found.append("circuit=null")
+            found += [setting.format(json.dumps(value)) for setting in settings]
     return found
 
 
-def _share_out(experiment: Any, workers: int) -> None:
-    if workers > 1 and len(experiment.plan.personas) > 1:
+def _share_out(experiment: Any, workers: int | None) -> None:
+    if workers is not None and workers > 1 and len(experiment.plan.personas) > 1:
         from saesteer.experiments.compare.workers import measure_in_processes
 
         experiment.elsewhere = lambda plan: measure_in_processes(plan, workers, experiment.progress)
