@@ -53,8 +53,8 @@ def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = (
     Raises:
         ConfigError: The file cannot be read, fits no kind, or a value does not fit.
     """
-    bundled = find_config(source) if isinstance(source, str) else None
-    if bundled is not None and not Path(source).is_file():
+    bundled = None if Path(source).is_file() else find_config(str(source))
+    if bundled is not None:
         return parse_experiment(bundled.settings(), overrides, bundled.kind)
     return parse_experiment(Given(read_yaml(Path(source), empty=EMPTY), str(source)), overrides)
 
