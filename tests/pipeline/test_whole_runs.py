@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from saesteer.data import datasets_folder
-from saesteer.evaluation import VectorResult
 from saesteer.experiments import context
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer import experiment as pipeline
@@ -129,12 +128,6 @@ def test_the_same_settings_give_the_same_numbers_in_another_folder(whole, settin
     assert numbers(again.folder.path) == numbers(whole.folder.path)
 
 
-def test_another_seed_is_another_run(whole, settings):
-    config = RunConfig(**settings, seed=1)
-    assert plan_run(config).folder.name != whole.folder.path.name
-    assert plan_run(config).split.train.digest != plan_run(RunConfig(**settings)).split.train.digest
-
-
 def test_the_model_is_loaded_once(settings, monkeypatch):
     loads = []
     load = context.load_model
@@ -154,7 +147,7 @@ def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror
     assert plan_run(RunConfig(**settings)).folder != before
 
 
-@pytest.mark.parametrize("kl", [math.inf, math.nan, 0.0])
+@pytest.mark.parametrize("kl", [math.inf, 0.0])
 def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
     kl, settings, monkeypatch, capsys
 ):
@@ -214,12 +207,6 @@ def test_more_than_a_hundred_random_directions_keep_their_names_and_their_order(
     assert names[0] == "evaluation/00-clustered_sae.json"
     assert names[1] == "evaluation/01-difference_in_means.json"
     assert all("random_direction" in name for name in names[2:])
-
-
-def test_results_pass_through_a_file_unchanged(whole):
-    for number, record in enumerate(whole.metrics["random_directions"], start=2):
-        name = f"evaluation/{number:02d}-random_direction.json"
-        assert VectorResult.from_dict(whole.folder.read_json(name)).as_dict() == record
 
 
 def test_the_held_out_pairs_are_not_those_that_chose_the_features(whole):
