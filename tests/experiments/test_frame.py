@@ -75,6 +75,7 @@ def killed_after(stage: str, kind: str, settings: dict[str, Any]) -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 @each_kind
 def test_a_run_that_is_killed_after_each_stage_ends_with_the_same_metrics(
     kind, small, tmp_path, monkeypatch
