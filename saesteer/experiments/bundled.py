@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,19 +146,15 @@ def find_settings(words: Sequence[str], kind: str) -> list[Given]:
     Raises:
         ConfigError: A word stands for nothing, or for two things, or a file cannot be read.
     """
-    layout = LAYOUTS[kind]
-    configs: list[Given] = []
-    data: list[str] = []
-    for word in words:
-        given = _named_settings(word, kind)
-        if given is None:
-            data.append(_checked_data(word, kind))
-        else:
-            configs.append(given)
+    given = [_named_settings(word, kind) or _checked_data(word, kind) for word in words]
+    if not LAYOUTS[kind].several:
+        return [
+            _on_data(_base(kind), [one], kind) if isinstance(one, str) else one for one in given
+        ]
+    configs = [one for one in given if isinstance(one, Given)]
+    data = [one for one in given if isinstance(one, str)]
     if not data:
         return configs
-    if not layout.several:
-        return [*configs, *(_on_data(_base(kind), [word], kind) for word in data)]
     if len(configs) > 1:
         raise ConfigError(
             f"{data[0]} could belong to {configs[0].place} or to {configs[1].place}; give one "
@@ -171,13 +168,13 @@ def _named_settings(word: str, kind: str) -> Given | None:
     path = Path(word)
     if path.suffix in (".yaml", ".yml") or path.name == "config.json":
         near = find_config(path.stem, kind)
-        if near is not None and not path.exists():
+        if near is not None and not os.path.exists(word):
             raise ConfigError(f"{word} cannot be read; the bundled one is called {near.name!r}.")
         return Given(read_yaml(path, empty=EMPTY), str(path))
     found = find_config(word, kind)
     if found is None:
         return None
-    if path.is_file():
+    if os.path.isfile(word):
         raise ConfigError(
             f"{word!r} is a bundled configuration and a file; give {found.kind}/{word} or ./{word}."
         )
@@ -187,14 +184,10 @@ def _named_settings(word: str, kind: str) -> Given | None:
 def _checked_data(word: str, kind: str) -> str:
     known = bundled_data(kind)
     if word in known or (kind == "corrupt" and word == "bundled"):
-        if Path(word).is_file():
+        if os.path.isfile(word):
             raise ConfigError(f"{word!r} is bundled data and a file; give ./{word}, or rename it.")
         return word
-    try:
-        there = bool(word) and Path(word).exists()
-    except (OSError, ValueError):
-        there = False
-    if there:
+    if os.path.exists(word):
         return word
     if Path(word).suffix or "/" in word:
         raise ConfigError(f"{word} is not there; give a file, or a name from saesteer configs.")

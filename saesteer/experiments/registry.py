@@ -53,7 +53,7 @@ def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = (
     Raises:
         ConfigError: The file cannot be read, fits no kind, or a value does not fit.
     """
-    bundled = None if Path(source).is_file() else find_config(str(source))
+    bundled = None if os.path.isfile(source) else find_config(str(source))
     if bundled is not None:
         return parse_experiment(bundled.settings(), overrides, bundled.kind)
     return parse_experiment(Given(read_yaml(Path(source), empty=EMPTY), str(source)), overrides)

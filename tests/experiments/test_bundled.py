@@ -50,9 +50,9 @@ def test_a_word_is_a_configuration_or_data_or_a_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("name: other\npairs: {source: my pairs.csv}\n")
     assert names(["agreeableness", "optimism", "my pairs.csv", "mine.yaml"], "steer") == [
         "agreeableness",
-        "other",
         "optimism",
         "my-pairs",
+        "other",
     ]
     (steer,) = load_experiments(["my pairs.csv"], kind="steer")
     assert steer.pairs.source == "my pairs.csv" and steer.sae == "smollm2"
@@ -91,6 +91,9 @@ def test_several_data_are_one_experiment_where_a_kind_takes_several(tmp_path):
         (["none.yaml"], "steer", r"none\.yaml cannot be read"),
         (["configs/depth.yaml"], "corrupt", r"depth\.yaml cannot be read; the bundled .* 'depth'"),
         (["here"], "probe", r"'here' is no file"),
+        (["x" * 300], "probe", r"'x+' is no file"),
+        (["a\x00b"], "corrupt", r"is no file"),
+        ([""], "patch", r"'' is no file"),
         (["agreeableness"], "steer", r"is a bundled configuration and a file; give steer/agree"),
         (["optimism"], "steer", r"'optimism' is bundled data and a file; give \./optimism"),
         (["patch.yaml"], "steer", r"patch\.yaml is of kind patch and not steer; run it as patch"),
