@@ -56,7 +56,7 @@ $(BROWSER): $(READY)
 	@touch $@
 
 demo: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/saesteer run configs/agreeableness.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/saesteer steer agreeableness
 
 test: $(READY) $(BROWSER)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

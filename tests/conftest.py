@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Read when the libraries are first imported, so they stand before any of them is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -488,3 +492,77 @@ def http_server(monkeypatch) -> Iterator[Callable[[Callable[[Asked], Any]], Http
     yield start
     for server in servers:
         server.stop()
+
+
+class Answer(NamedTuple):
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys, tmp_path_factory) -> Iterator[Callable[..., Answer]]:
+    """Return a function that calls the command with arguments, as the installed script does."""
+    from saesteer.cli.main import main
+
+    # What the command sets for its process, put back afterwards.
+    for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    # Commands without a folder of their own keep their records here.
+    monkeypatch.setenv("SAESTEER_RUNS", str(tmp_path_factory.mktemp("looks")))
+    levels = {
+        n: logging.getLogger(n).level for n in ("transformers", "transformer_lens", "sae_lens")
+    }
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["saesteer", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                main()
+            except SystemExit as error:
+                code = int(error.code or 0)
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    yield call
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def refused(run_cli) -> Callable[..., str]:
+    """Return a function that calls the command and returns the sentence with which it refuses."""
+
+    def call(*arguments: object) -> str:
+        answer = run_cli(*arguments)
+        assert answer.code == 2, answer
+        assert answer.out == ""
+        assert "Traceback" not in answer.err
+        last = answer.err.splitlines()[-1]
+        assert last.startswith("error: ")
+        # Before it stand at most the lines that say what is being loaded.
+        assert all(" ..." in line for line in answer.err.splitlines()[:-1])
+        return last.removeprefix("error: ")
+
+    return call
+
+
+@pytest.fixture
+def no_loading(monkeypatch) -> None:
+    """Make loading a model or an SAE fail the test."""
+
+    # Imported first, or it would keep the patched names as its own.
+    import_module("saesteer.experiments.context")
+
+    def refuse(*args: object, **kwargs: object):
+        raise AssertionError("nothing may be loaded")
+
+    monkeypatch.setattr("saesteer.models.load_model", refuse)
+    monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(f"saesteer.experiments.context.{name}", refuse)

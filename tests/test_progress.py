@@ -47,10 +47,6 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock, log):
     ]
 
 
-
-
-
-
 def test_a_task_of_nothing_is_done(clock, log):
     with Progress(Console(file=log, width=100)).task("training", 0, "steps") as task:
         clock.now += 31

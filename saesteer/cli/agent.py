@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saesteer.cli.run import Overrides
+from saesteer.cli.options import Overrides
 
 
 def agent_command(

@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saesteer.cli.run import Overrides
+from saesteer.cli.experiment import DefaultGroup, experiment_command
+from saesteer.cli.options import AsJson, MaxNewTokens, check_not_blank
 
 if TYPE_CHECKING:
+    from saesteer.corruption.llm_tasks import Caps
     from saesteer.corruption.tasks import Task
+    from saesteer.evaluation.llm_client import Endpoint
 
 app = typer.Typer(
+    cls=DefaultGroup,
     no_args_is_help=True,
-    help="Skip, repeat, permute or replace layers, and see what that does to tasks.",
+    help="Skip, repeat or permute layers, and see what that does to tasks: saesteer corrupt depth.",
 )
-Model = Annotated[str, typer.Option("--model", help="The model.")]
 
 
-@app.command("run")
-def run_command(
-    config: Annotated[
-        list[Path], typer.Argument(help="YAML files such as configs/corruption/depth.yaml.")
-    ],
-    set_: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print metrics.json instead of tables.")
-    ] = False,
-) -> None:
-    """Score tasks under families of layer programs, with heatmaps, tables and a report."""
-    from saesteer.cli.corrupt_show import show_corrupt_plan
-    from saesteer.experiments.corrupt.config import CorruptConfig
-    from saesteer.experiments.corrupt.experiment import Corrupt
-    from saesteer.report.terminal import console
-    from saesteer.utils.progress import terminal_progress
-    from saesteer.utils.settings import load_config
-
-    # All of them are read before the first one is run.
-    for settings in [load_config(path, set_ or (), kind=CorruptConfig) for path in config]:
-        experiment = Corrupt(settings, terminal_progress())
-        if dry_run:
-            show_corrupt_plan(experiment.plan)
-            continue
-        found = experiment.run()
-        if as_json:
-            typer.echo(json.dumps(found.metrics, indent=2))
-        else:
-            experiment.report(found).print(console(), found.folder.path)
+app.command("run")(
+    experiment_command(
+        "corrupt", "Score tasks under families of layer programs, with heatmaps and a report."
+    )
+)
 
 
 @app.command("complete")
@@ -65,9 +42,9 @@ def complete_command(
         str, typer.Option(help="Where no program is given: keep, skip, repeat, swap or permute.")
     ] = "keep",
     every: Annotated[int, typer.Option(min=1, help="Only every n-th of the family.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 10,
-    model: Model = "smollm2",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the completions as JSON.")] = False,
+    max_new_tokens: MaxNewTokens = 10,
+    model: Annotated[str, typer.Option("--model", help="The model.")] = "smollm2",
+    as_json: AsJson = False,
 ) -> None:
     """Complete prompts under a whole family of programs, side by side."""
     from saesteer.cli.corrupt_show import show_completions
@@ -76,11 +53,9 @@ def complete_command(
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
     from saesteer.models.shape import model_shape
-    from saesteer.utils.errors import DataError
     from saesteer.utils.progress import terminal_progress
 
-    if any(not prompt.strip() for prompt in prompts):
-        raise DataError("a prompt is empty; give it at least one word.")
+    check_not_blank(prompts)
     for text in program or ():
         check_program(text)
     shape = model_shape(resolve_model(model))
@@ -126,7 +101,7 @@ def tasks_command(
     price_out: Annotated[
         float, typer.Option(min=0, help="Price of a million answer tokens.")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tasks as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List tasks, write those made by rule, or have a language model make up new ones."""
     from saesteer.cli.corrupt_show import show_tasks
@@ -137,8 +112,12 @@ def tasks_command(
     if llm is not None:
         if write is None:
             raise ConfigError("--llm needs --write and a folder for its tasks.")
-        options = (base_url, key_variable, topic or (), number, max_cost, price_in, price_out)
-        tasks = _asked(llm, write, *options)
+        from saesteer.corruption.llm_tasks import Caps
+        from saesteer.evaluation.llm_client import Endpoint
+
+        caps = Caps(tasks=number, cost=max_cost, price_in=price_in, price_out=price_out)
+        endpoint = Endpoint(llm, base_url=base_url, key_variable=key_variable, max_tokens=2048)
+        tasks = _asked(endpoint, caps, topic or (), write)
     elif write is not None:
         chosen = set(source or ())
         tasks = [task for task in make_tasks(seed=seed) if not chosen or task.name in chosen]
@@ -157,18 +136,14 @@ def tasks_command(
         show_tasks(tasks, write)
 
 
-def _asked(llm: str, write: Path, *options: Any) -> list[Task]:
-    from saesteer.corruption.llm_tasks import Caps, generate_tasks
+def _asked(endpoint: Endpoint, caps: Caps, topics: Sequence[str], write: Path) -> list[Task]:
+    from saesteer.corruption.llm_tasks import generate_tasks
     from saesteer.corruption.tasks import bundled_task_names, load_tasks, write_task
-    from saesteer.evaluation.llm_client import Endpoint
     from saesteer.utils.progress import terminal_progress
 
-    base_url, key_variable, topics, number, max_cost, price_in, price_out = options
-    caps = Caps(tasks=number, cost=max_cost, price_in=price_in, price_out=price_out)
     known = [*load_tasks(["bundled"])] if bundled_task_names() else []
     if any(write.glob("*.json")):
         known += load_tasks([str(write)])
-    endpoint = Endpoint(llm, base_url=base_url, key_variable=key_variable, max_tokens=2048)
     progress = terminal_progress()
     found = generate_tasks(
         endpoint,

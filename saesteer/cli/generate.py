@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from saesteer.cli.options import MaxNewTokens, Seed, Temperature, check_not_blank, check_samples
+
 
 def generate_command(
     prompts: Annotated[list[str], typer.Argument(help="One prompt or several.")],
@@ -21,10 +23,10 @@ def generate_command(
     model: Annotated[
         str | None, typer.Option(help="The model; the one of the vector if left out.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")] = 0.0,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
     samples: Annotated[int, typer.Option(min=1, help="Completions for each strength.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds the sampling.")] = 0,
+    seed: Seed = 0,
     plain: Annotated[bool, typer.Option("--plain", help="No chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -44,12 +46,8 @@ def generate_command(
     if steering is not None:
         for value in strengths:
             to_raw(value, known, steering)
-    if not all(prompt.strip() for prompt in prompts):
-        raise SteeringError("a prompt is empty; give it at least one word.")
-    if samples > 1 and temperature == 0.0:
-        raise SteeringError(
-            f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
-        )
+    check_not_blank(prompts)
+    check_samples(samples, temperature)
     from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model, resolve_model
     from saesteer.models.shape import check_shape

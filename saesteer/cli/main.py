@@ -1,4 +1,4 @@
-"""The `saesteer` command: thin faces of the package, one file a command."""
+"""The `saesteer` command: thin faces of the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from saesteer.cli import (
     agent,
-    compare,
+    configs,
     corrupt,
     doctor,
     features,
@@ -18,13 +18,13 @@ from saesteer.cli import (
     neuronpedia,
     patch,
     probe,
-    run,
     runs,
     sae,
     sweep,
     vector,
     worker,
 )
+from saesteer.cli.experiment import experiment_command
 from saesteer.cli.quiet import quiet_libraries
 from saesteer.utils.errors import SaesteerError
 
@@ -48,11 +48,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Steer language models with sparse-autoencoder features, with evidence that it works.",
 )
-app.command("run")(run.run_command)
-app.command("compare")(compare.compare_command)
+STEER = "From contrastive pairs to a steered model, with evidence on held-out pairs."
+app.command("steer")(experiment_command("steer", STEER))
+app.command("run")(experiment_command("steer", f"{STEER} The older name of steer."))
+app.command("compare")(
+    experiment_command(
+        "compare",
+        "Hold every method against the others at equal cost, over personas, with a report.",
+    )
+)
 app.command("generate")(generate.generate_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("features")(features.features_command)
+app.command("configs")(configs.configs_command)
 app.command("agent")(agent.agent_command)
 app.command("sweep")(sweep.sweep_command)
 app.command("worker")(worker.worker_command)

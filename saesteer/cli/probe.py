@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saesteer.cli.experiment import DefaultGroup, experiment_command
+from saesteer.cli.options import (
+    AsJson,
+    MaxNewTokens,
+    Seed,
+    Temperature,
+    check_not_blank,
+    check_samples,
+)
+
 if TYPE_CHECKING:
     from saesteer.probes import ProbeSet
     from saesteer.utils.progress import Progress
 
 app = typer.Typer(
-    no_args_is_help=True, help="Train probes on every layer, read and intervene with them."
+    cls=DefaultGroup,
+    no_args_is_help=True,
+    help="Train probes on every layer (saesteer probe sentiment), read and intervene with them.",
 )
 RunFolderPath = Annotated[
     Path, typer.Argument(help="The folder that saesteer probe train names at its end.")
@@ -23,40 +35,11 @@ ModelName = Annotated[
 ]
 
 
-@app.command("train")
-def train_command(
-    config: Annotated[
-        Path, typer.Argument(help="A YAML file such as configs/probes/sentiment.yaml.")
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="A setting that wins over the file's."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print metrics.json instead of tables.")
-    ] = False,
-) -> None:
-    """From labelled texts to one scored probe per layer, in one pass over the texts."""
-    from saesteer.cli.probe_show import show_probe_plan
-    from saesteer.experiments.probe.config import ProbeConfig
-    from saesteer.experiments.probe.experiment import TrainProbes
-    from saesteer.report.terminal import console
-    from saesteer.utils.progress import terminal_progress
-    from saesteer.utils.settings import load_config
-
-    settings = load_config(config, set_ or (), kind=ProbeConfig)
-    experiment = TrainProbes(settings, terminal_progress())
-    if dry_run:
-        show_probe_plan(experiment.plan)
-        return
-    run = experiment.run()
-    if as_json:
-        typer.echo(json.dumps(run.metrics, indent=2))
-    else:
-        experiment.report(run).print(console(), run.folder.path)
+app.command("train")(
+    experiment_command(
+        "probe", "From labelled texts to one scored probe per layer, in one pass over the texts."
+    )
+)
 
 
 @app.command("read")
@@ -74,7 +57,7 @@ def read_command(
         typer.Option(help="Score a list of plain cases: sentiment_checks or a labelled file."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured tokens to a page.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     model: ModelName = None,
 ) -> None:
     """Colour a text's tokens by each layer's reading, or score a list of plain cases."""
@@ -91,8 +74,7 @@ def read_command(
     chosen = _spread(probes) if layers is None else parse_layers(layers, probes)
     if not texts and checks is None:
         raise DataError("there is no text to read; give one, or --checks sentiment_checks.")
-    if any(not text.strip() for text in texts or ()):
-        raise DataError("a text is empty; give it at least one word.")
+    check_not_blank(texts or (), "a text")
     cases = None if checks is None else read_labelled(checks)
     progress = terminal_progress()
     looked_at = {"texts": texts, "layers": chosen, "generate": generate, "checks": checks}
@@ -160,13 +142,13 @@ def intervene_command(
     random: Annotated[
         int, typer.Option(min=0, help="Random directions at the same KL, for comparison.")
     ] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 32,
-    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")] = 0.0,
+    max_new_tokens: MaxNewTokens = 32,
+    temperature: Temperature = 0.0,
     samples: Annotated[int, typer.Option(min=1, help="Completions for each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds the sampling.")] = 0,
+    seed: Seed = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts in the chat template.")] = False,
     model: ModelName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Flip, ablate, add or set what the probes read, and measure what became of the text."""
     from saesteer.cli.probe_show import show_trial
@@ -177,16 +159,21 @@ def intervene_command(
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
     from saesteer.steering.strength import check_unit
+    from saesteer.utils.errors import ConfigError
     from saesteer.utils.progress import terminal_progress
+    from saesteer.utils.run_folder import RunFolder
+    from saesteer.utils.settings import short_hash
 
     probes = ProbeSet.load(run)
     words, labels = _prompts(prompts, prompt_file, group)
     towards, away = towards or probes.classes[-1], away or probes.classes[0]
     check_saved_positions(positions)
     vectors = [SteeringVector.load(path) for path in vector or ()]
+    if direction not in ("probe", "means"):
+        raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
     if not vectors:
-        kind = _kind(direction)
-        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, kind)
+        chosen: Any = direction
+        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, chosen)
     intervention = make_intervention(
         vectors,
         mode=mode,
@@ -198,7 +185,7 @@ def intervene_command(
         positions=positions,
     )
     settings = GenerationSettings(max_new_tokens, chat, temperature, samples, seed)
-    _check_samples(samples, temperature)
+    check_samples(samples, temperature)
     progress = terminal_progress()
     asked = {"interventions": [edit.described() for edit in intervention.edits]}
     asked |= {"vectors": [edit.vector.name for edit in intervention.edits], "prompts": words}
@@ -213,7 +200,8 @@ def intervene_command(
         trial = InterventionTrial(bridge, words, measures, settings)
         record = trial.record(intervention, labels, towards=towards, away=away, random_draws=random)
         record["settings"] = vars(settings)
-        path = _save(run, record)
+        name = f"interventions/{short_hash(record)}.json"
+        path = RunFolder(run).write_json(name, record)
         recorded.artifact("record", path)
         recorded.summary({key: record[key] for key in ("kl", "perplexity", "movement")})
     if as_json:
@@ -264,26 +252,8 @@ def _prompts(
         labels += [text.label for text in kept]
     if not words:
         raise DataError("there is no prompt; give one, or --prompts sentiment_prompts.")
-    if any(not word.strip() for word in words):
-        raise DataError("a prompt is empty; give it at least one word.")
+    check_not_blank(words)
     return words, labels
-
-
-def _kind(direction: str) -> Any:
-    from saesteer.utils.errors import ConfigError
-
-    if direction not in ("probe", "means"):
-        raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
-    return direction
-
-
-def _check_samples(samples: int, temperature: float) -> None:
-    from saesteer.utils.errors import SteeringError
-
-    if samples > 1 and temperature == 0.0:
-        raise SteeringError(
-            f"--samples {samples} at temperature 0 would all be equal; add --temperature 0.7."
-        )
 
 
 def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str) -> dict[str, Any]:
@@ -297,10 +267,3 @@ def _measures(run: Path, bridge: Any, probes: ProbeSet, towards: str, away: str)
     measures: dict[str, Any] = independent_measures(classifier, towards, away)
     measures[OWN_READING] = lambda texts: probe_lean(bridge, probes, texts, towards, away)
     return measures
-
-
-def _save(run: Path, record: dict[str, Any]) -> Path:
-    from saesteer.utils.run_folder import RunFolder
-    from saesteer.utils.settings import short_hash
-
-    return RunFolder(run).write_json(f"interventions/{short_hash(record)}.json", record)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saesteer.cli.run import Overrides
+from saesteer.cli.options import Overrides
 
 if TYPE_CHECKING:
     from saesteer.sweeps.launch import Launch

@@ -50,6 +50,7 @@ class Experiment(Context, Generic[Found]):
         folder: Where everything goes; the same settings and inputs give the same one.
         watch: Called with the part of the metrics that the headline is read from as soon as it is
             known; what it raises ends the run.
+        recorded: The record of the run under way, for stages that have a curve to tell.
 
     Raises:
         SaesteerError: Something does not fit; nothing is loaded or written.
@@ -58,6 +59,7 @@ class Experiment(Context, Generic[Found]):
     Config: ClassVar[type[ExperimentConfig]]
     Results: ClassVar[type[Results]] = Results
     about: ClassVar[str]
+    recorded: RecordedRun
 
     def __init__(
         self, config: Any, progress: Progress | None = None, cache: Cache | None = None
@@ -163,6 +165,7 @@ class Experiment(Context, Generic[Found]):
         return asked or bool(tracking.tags) or tracking.group is not None
 
     def _compute(self, pending: Sequence[Stage], recorded: RecordedRun) -> None:
+        self.recorded = recorded
         self.folder.create()
         self.folder.write_json(CONFIG, self.config.model_dump(mode="json"))
         self.begin()

@@ -17,6 +17,7 @@ _OWN = {
     "run": "steer.results:SteerResults",
     "patch": "patch.results:PatchResults",
     "probe-train": "probe.experiment:ProbeResults",
+    "sae-train": "train_sae:SaeResults",
 }
 CONFIG, METRICS, REPORT, RECORD = "config.json", "metrics.json", "report.html", "run.json"
 

@@ -1,144 +1,257 @@
-"""From a configuration to a trained SAE in a folder: `saesteer sae train`."""
+"""A sparse autoencoder of a model's site, trained on text: `saesteer sae train`."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from saesteer.models import load_model, model_info, resolve_model
+from pydantic import Field, field_validator, model_validator
+
+from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.results import METRICS, Results
+from saesteer.experiments.steer.plan import check_writable, source_digest
+from saesteer.models import model_info, resolve_model
+from saesteer.models.resolve import ModelSource
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site, check_site
-from saesteer.saes.card import TrainedSae
+from saesteer.report import Report
+from saesteer.report.sae import sae_report
+from saesteer.saes.adapter import LensSae
+from saesteer.saes.card import finish_sae, sae_card
 from saesteer.saes.corpus import PackedCorpus, pack_corpus
+from saesteer.saes.doctor import DoctorReport
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
+from saesteer.saes.loading import load_sae
 from saesteer.saes.settings import SaeTrainingConfig
-from saesteer.saes.training import Watch, train_topk
-from saesteer.tracking import recorded_run
+from saesteer.saes.training import train_topk
+from saesteer.tracking import RecordedRun
+from saesteer.utils.content import content_digest
 from saesteer.utils.files import write_atomic
-from saesteer.utils.progress import Progress
-from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.run_folder import environment_record, write_record
+from saesteer.utils.settings import Source
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-
+SAE, CORPUS, CARD = "sae", "corpus.json", "sae/README.md"
+SAE_FILES = ("sae/cfg.json", "sae/sae_weights.safetensors")
+MEASURED = ("sae/metrics.json", "sae/features.parquet")
 STEPS_BETWEEN_POINTS = 10
 
 
-def train_sae(
-    config: SaeTrainingConfig,
-    progress: Progress | None = None,
-    *,
-    watch: Watch | None = None,
-    **record: Any,
-) -> TrainedSae:
-    """Train an SAE, write its card and feature table, and record the run.
+class TrainSaeConfig(SaeTrainingConfig, ExperimentConfig):
+    """What to train, on what, and where.
 
-    An earlier run of the configuration that was stopped is gone on with.
-
-    Args:
-        config: The settings.
-        progress: Where to show progress.
-        watch: Called after every step with its number, loss and share of dead features.
-        record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
-
-    Returns:
-        The SAE with what it does on held-out rows.
-
-    Raises:
-        SaesteerError: See the stages: `pack_corpus`, `harvest`, `train_topk`, `finish_sae`.
+    Attributes:
+        name: What the training is called; site, features and k if left out.
+        folder: Where activations, checkpoints and the result are kept.
     """
-    from saesteer.saes.card import finish_sae
 
-    progress = progress or Progress()
-    for site in config.all_sites:
-        check_shape(resolve_model(config.model), Site.parse(site), None, "site")
-    with recorded_run(
-        RunFolder(training_folder(config)),
-        kind="sae-train",
-        name=f"{config.site}-{config.d_sae}",
-        config=config.model_dump(mode="json"),
-        wandb=config.tracking,
-        progress=progress,
-        **record,
-    ) as recorded:
+    kind: ClassVar[str] = "sae-train"
 
-        def watched(step: int, values: dict[str, float]) -> None:
-            if step % STEPS_BETWEEN_POINTS == 0:
-                recorded.log(values, step=step)
-            if watch is not None:
-                watch(step, values)
+    folder: Source = "runs/sae"
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
-        with recorded.stage("training"):
-            trained = _trained(config, progress, watched)
-        with recorded.stage("measuring"):
-            report = finish_sae(trained, config, progress)
-        recorded.summary(report.as_dict())
-        recorded.artifact("sae", trained.folder, "sae")
-    return replace(trained, report=report)
+    @field_validator("model", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "name" not in data and "site" in data:
+            shape = {
+                name: data.get(name, cls.model_fields[name].default) for name in ("d_sae", "k")
+            }
+            return {**data, "name": f"{data['site']}-{shape['d_sae']}-k{shape['k']}"}
+        return data
+
+    def uncounted(self) -> dict[str, Any]:
+        """Return what changes no number, and so counts in no digest."""
+        return {**super().uncounted(), "harvest_sites": True}
 
 
-def _trained(config: SaeTrainingConfig, progress: Progress, watch: Watch) -> TrainedSae:
-    model = load_model(config.model, progress=progress)
-    for site in config.all_sites:
-        check_site(model, Site.parse(site))
-    assert model.tokenizer is not None
-    progress.say("Reading and tokenising the text ...")
-    corpus = pack_corpus(model.tokenizer, config)
-    progress.say(
-        f"{corpus.train_tokens:,} training tokens in {len(corpus.train):,} rows; "
-        f"{len(corpus.held_out):,} rows held out."
-    )
-    harvested = harvest_corpus(model, corpus, config, progress)
-    folder = training_folder(config)
-    out = train_topk(
-        harvested,
-        config,
-        sae_metadata(model, config),
-        folder,
-        device=model_info(model).plain.device,
-        progress=progress,
-        watch=watch,
-    )
-    write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
-    return TrainedSae(out, corpus, model)
+@dataclass(frozen=True)
+class TrainSaePlan:
+    """A checked training; the same settings, texts and model give the same folder."""
+
+    config: TrainSaeConfig
+    model: ModelSource
+    folder: Path
 
 
-def harvest_corpus(
-    model: TransformerBridge,
-    corpus: PackedCorpus,
-    config: SaeTrainingConfig,
-    progress: Progress | None = None,
-) -> Harvest:
-    """Read the training rows' activations into the configuration's folder."""
-    info = model_info(model)
-    key = harvest_key(info.fingerprint, corpus.train, config.all_sites, info.plain.dtype)
-    folder = Path(config.folder) / "activations" / key
-    return harvest(
-        model, corpus.train, config.all_sites, folder, max_tokens=config.tokens, progress=progress
-    )
+class SaeResults(Results):
+    """What an SAE training found."""
+
+    report_name = CARD
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was computed."""
+        return self.folder.has(METRICS) or self._is_earlier
+
+    @property
+    def _is_earlier(self) -> bool:
+        """Whether an earlier version trained it, which wrote its figures beside the SAE alone."""
+        marked = (self.folder.path / "stages").is_dir()
+        return not marked and all(map(self.folder.has, (*SAE_FILES, *MEASURED)))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`: the doctor's figures on held-out rows, and what was trained on."""
+        return self.folder.read_json(METRICS if self.folder.has(METRICS) else MEASURED[0])
+
+    @property
+    def doctor(self) -> DoctorReport:
+        """The doctor's figures on held-out rows."""
+        known: dict[str, Any] = {name: self.metrics[name] for name in _FIGURES}
+        return DoctorReport(**{k: math.nan if v is None else v for k, v in known.items()})
+
+    @property
+    def sae_folder(self) -> Path:
+        """Where the SAE lies, in sae_lens's layout."""
+        return self.folder.path / SAE
+
+    @cached_property
+    def sae(self) -> LensSae:
+        """The SAE."""
+        return load_sae(self.sae_folder)
 
 
-def sae_metadata(model: TransformerBridge, config: SaeTrainingConfig) -> dict[str, object]:
-    """Return what an SAE's users must know about how it was trained, in sae_lens's names."""
-    info = model_info(model)
-    return {
-        "model_name": config.model,
-        "hook_name": config.site,
-        "context_size": config.context,
-        "prepend_bos": model.tokenizer.bos_token_id is not None,  # type: ignore[union-attr]
-        "exclude_special_tokens": True,
-        "model_fingerprint": info.fingerprint,
-        "dataset": [source.path or source.hub for source in config.corpus],
-    }
+_FIGURES = tuple(field.name for field in fields(DoctorReport) if field.name != "remark")
 
 
-def training_folder(config: SaeTrainingConfig) -> Path:
-    """Return a training's folder, which two different trainings do not share."""
-    import hashlib
+class TrainSae(Experiment[SaeResults]):
+    """Reads a corpus once, trains a TopK SAE on it, measures it and writes its feature table."""
 
-    record = config.model_dump(exclude={"folder", "harvest_sites", "tracking"})
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
-    return Path(config.folder) / f"{config.site}-{config.d_sae}-k{config.k}-{digest}"
+    Config = TrainSaeConfig
+    Results = SaeResults
+    about = "an SAE of one site, trained on text, with what it explains of held-out text"
+    plan: TrainSaePlan
+
+    @staticmethod
+    def make_plan(config: TrainSaeConfig) -> TrainSaePlan:
+        """Check the sites against the model's shape, and that the texts are there."""
+        from saesteer.data.texts import read_texts
+
+        model = resolve_model(config.model.name)
+        for site in config.all_sites:
+            check_shape(model, Site.parse(site), None, "site")
+        files = [source.path for source in config.corpus if source.path is not None]
+        for file in files:
+            read_texts(file)
+        texts = " ".join(content_digest(Path(file)) for file in files)
+        digest = config.digest(corpus=texts, **source_digest(model))
+        folder = Path(config.folder) / f"{config.name}-{digest}"
+        check_writable(folder)
+        return TrainSaePlan(config, model, folder)
+
+    def check(self) -> None:
+        """Check that the model has the sites."""
+        for site in self.config.all_sites:
+            check_site(self.model, Site.parse(site))
+
+    def begin(self) -> None:
+        """Write what the numbers depend on besides the settings."""
+        write_record(self.folder, environment_record())
+
+    def stages(self) -> list[Stage]:
+        """Return the steps: read the text's activations, train on them, measure what came of it."""
+        return [
+            Stage("activations", self._read),
+            Stage("training", self._train),
+            Stage("measuring", self._measure),
+        ]
+
+    @cached_property
+    def corpus(self) -> PackedCorpus:
+        """The text, as rows to train on and rows held out."""
+        self.progress.say("Reading and tokenising the text ...")
+        return pack_corpus(self.tokenizer, self.config)
+
+    @cached_property
+    def harvested(self) -> Harvest:
+        """The training rows' activations, shared by trainings on the same text."""
+        info = model_info(self.model)
+        rows, sites = self.corpus.train, self.config.all_sites
+        key = harvest_key(info.fingerprint, rows, sites, info.plain.dtype)
+        return harvest(
+            self.model,
+            rows,
+            sites,
+            Path(self.config.folder) / "activations" / key,
+            max_tokens=self.config.tokens,
+            progress=self.progress,
+        )
+
+    def _read(self) -> None:
+        corpus = self.corpus
+        counts = {"train_tokens": corpus.train_tokens, "train_rows": len(corpus.train)}
+        counts["held_out_rows"] = len(corpus.held_out)
+        self.progress.say(
+            f"{corpus.train_tokens:,} training tokens in {len(corpus.train):,} rows; "
+            f"{len(corpus.held_out):,} rows held out."
+        )
+        assert self.harvested
+        self.folder.write_json(CORPUS, counts)
+
+    def _train(self) -> None:
+        train_topk(
+            self.harvested,
+            self.config,
+            self._metadata(),
+            self.folder.path,
+            device=model_info(self.model).plain.device,
+            progress=self.progress,
+            watch=self._log,
+        )
+        assert all(map(self.folder.has, SAE_FILES))
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        if step % STEPS_BETWEEN_POINTS == 0:
+            self.recorded.log(values, step=step)
+
+    def _metadata(self) -> dict[str, object]:
+        """Return what an SAE's users must know about how it was trained, in sae_lens's names."""
+        config = self.config
+        return {
+            "model_name": config.model.name,
+            "hook_name": config.site,
+            "context_size": config.context,
+            "prepend_bos": self.tokenizer.bos_token_id is not None,
+            "exclude_special_tokens": True,
+            "model_fingerprint": model_info(self.model).fingerprint,
+            "dataset": [source.path or source.hub for source in config.corpus],
+        }
+
+    def _measure(self) -> None:
+        finish_sae(self.folder.path / SAE, self.model, self.corpus, self.progress)
+        assert all(map(self.folder.has, MEASURED))
+
+    def finish(self) -> dict[str, Any]:
+        """Return the doctor's figures on held-out rows, and what was trained on."""
+        shape = {name: getattr(self.config, name) for name in ("site", "d_sae", "k")}
+        return {**self.folder.read_json(MEASURED[0]), **shape, **self.folder.read_json(CORPUS)}
+
+    def report(self, results: SaeResults) -> Report:
+        """Return the doctor's figures on held-out rows, and where the SAE is."""
+        name, where = self.config.model.name, str(results.sae_folder)
+        return sae_report(results.doctor, where, name, self.config.site)
+
+    def write_report(self) -> None:
+        """Write the card."""
+        results = SaeResults(self.folder)
+        tokens = results.metrics["train_tokens"]
+        card = sae_card(self.config, self.config.model.name, results.doctor, tokens)
+        write_atomic(self.folder.path / CARD, card.encode())
+
+    def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the doctor's figures."""
+        return {name: metrics.get(name) for name in _FIGURES}
+
+    def tell(self, record: RecordedRun, results: Results) -> None:
+        """Name the SAE."""
+        record.artifact("sae", self.folder.path / SAE, "sae")

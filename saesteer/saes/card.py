@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,59 +24,33 @@ TABLE_ROWS = 1500
 HELD_OUT_ROWS = 400
 
 
-@dataclass(frozen=True)
-class TrainedSae:
-    """What a training run leaves.
-
-    Attributes:
-        folder: The SAE in sae_lens's layout.
-        corpus: The rows it was trained on and those held out.
-        model: The model it belongs to.
-        report: What it does on held-out rows; None until that is measured.
-    """
-
-    folder: Path
-    corpus: PackedCorpus
-    model: TransformerBridge
-    report: DoctorReport | None = None
-
-
 def finish_sae(
-    trained: TrainedSae, config: SaeTrainingConfig, progress: Progress | None = None
+    folder: Path, model: TransformerBridge, corpus: PackedCorpus, progress: Progress | None = None
 ) -> DoctorReport:
-    """Round the weights to bfloat16, measure the SAE on held-out text and write card and table.
-
-    Args:
-        trained: The trained SAE with its corpus and model.
-        config: The settings it was trained with.
-        progress: Where to show progress.
+    """Round an SAE's weights to bfloat16, measure it on held-out text and write its feature table.
 
     Returns:
         The doctor's report on held-out rows, measured on the weights as saved.
     """
-    folder = trained.folder
     _round_weights(folder)
     sae = load_sae(folder)
-    report = doctor(trained.model, sae, trained.corpus.held_out[:HELD_OUT_ROWS], progress=progress)
+    report = doctor(model, sae, corpus.held_out[:HELD_OUT_ROWS], progress=progress)
     # JSON has no word for NaN, which a model that ignores the site leaves in ce_score.
     figures = {k: v if math.isfinite(v) else None for k, v in report.as_dict().items()}
     write_atomic(folder / "metrics.json", (json.dumps(figures, indent=2) + "\n").encode())
-    card = sae_card(config, report, trained.corpus.train_tokens)
-    write_atomic(folder / "README.md", card.encode())
-    rows = trained.corpus.train[:TABLE_ROWS]
-    table = build_feature_table(trained.model, sae, rows, progress=progress)
+    table = build_feature_table(model, sae, corpus.train[:TABLE_ROWS], progress=progress)
     save_feature_table(table, folder / "features.parquet")
     return report
 
 
-def sae_card(config: SaeTrainingConfig, report: DoctorReport, tokens: int) -> str:
+def sae_card(config: SaeTrainingConfig, model: str, report: DoctorReport, tokens: int) -> str:
     """Return the card as Markdown: site, data, tokens, settings and held-out metrics."""
     sources = "\n".join(
         f"- {Path(source.path).name if source.path else source.hub} ({source.style})"
         for source in config.corpus
     )
     used = min(tokens, config.tokens or tokens)
-    return f"""# SAE of {config.model} at {config.site}
+    return f"""# SAE of {model} at {config.site}
 
 TopK sparse autoencoder, {config.d_sae:,} features, k = {config.k}, trained with sae_lens's model
 and losses by `saesteer sae train`; bfloat16 weights in sae_lens's layout.

@@ -1,4 +1,4 @@
-"""Settings of an SAE training run (`configs/sae/*.yaml`)."""
+"""What an SAE training depends on, besides the model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from saesteer.utils.settings import Settings, TrackingSettings
+from saesteer.utils.settings import Settings, Source
 
 
 class CorpusSource(Settings):
@@ -22,8 +22,8 @@ class CorpusSource(Settings):
         limit: The most texts to take.
     """
 
-    path: str | None = None
-    hub: str | None = None
+    path: Source | None = None
+    hub: Source | None = None
     split: str = "train"
     text_field: str = "text"
     style: Literal["plain", "chat"] = "plain"
@@ -40,7 +40,6 @@ class SaeTrainingConfig(Settings):
     """What to train and on what.
 
     Attributes:
-        model: A model's name for `load_model`.
         site: The site to train on, such as "blocks.10.hook_resid_post".
         harvest_sites: Sites read in the same pass, so that SAEs at several can be compared.
         corpus: Where the text comes from.
@@ -61,11 +60,8 @@ class SaeTrainingConfig(Settings):
         dead_weight: Weight of that loss.
         autocast: Run the matrix products in bfloat16.
         seed: Seeds the split, the order and the initial weights.
-        folder: Where activations, checkpoints and the result are kept.
-        tracking: Where the run is recorded besides.
     """
 
-    model: str = "smollm2"
     site: str
     harvest_sites: list[str] = Field(default_factory=list)
     corpus: list[CorpusSource] = Field(min_length=1)
@@ -84,8 +80,6 @@ class SaeTrainingConfig(Settings):
     dead_weight: float = Field(default=1.0, ge=0)
     autocast: bool = True
     seed: int = 0
-    folder: str = "runs/sae"
-    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _k_fits(self) -> SaeTrainingConfig:

@@ -49,22 +49,6 @@ def patch_run(patch_config) -> Path:
     return run_experiment(load_config(patch_config, kind=PatchConfig)).folder.path
 
 
-@pytest.mark.parametrize("command", ["run", "ioi", "lens", "show"])
-def test_every_command_has_help(saesteer, no_loading, command):
-    answer = saesteer("patch", command, "--help")
-    assert answer.code == 0 and "Usage: saesteer patch" in answer.out
-
-
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(saesteer, patch_config, no_loading):
-    answer = saesteer("patch", "run", patch_config, "--dry-run", "--set", "name=other")
-    assert answer.code == 0
-    assert "3 of" in answer.out and "resid_pre, z" in answer.out
-    assert "4, of which 0 are there" in answer.out
-    assert "Nothing was loaded or written." in answer.out
-    folder = Path(json.loads(patch_config.read_text())["folder"])
-    assert not list(folder.glob("other-*"))
-
-
 def test_a_run_prints_the_task_first_and_ends_with_the_next_step(saesteer, patch_config, patch_run):
     answer = saesteer("patch", "run", patch_config)
     assert answer.code == 0
@@ -75,18 +59,15 @@ def test_a_run_prints_the_task_first_and_ends_with_the_next_step(saesteer, patch
     assert [x for x in lines if len(x) > 100 and str(patch_run) not in x] == []
 
 
-def test_json_is_the_metrics(saesteer, patch_config, patch_run):
-    answer = saesteer("patch", "run", patch_config, "--json")
-    metrics = json.loads(answer.out, parse_constant=pytest.fail)
-    assert metrics == json.loads((patch_run / "metrics.json").read_text())
-    shown = saesteer("patch", "show", patch_run, "--json")
-    assert json.loads(shown.out) == metrics
-
-
-def test_several_settings_run_one_after_the_other(saesteer, patch_config, patch_run):
+def test_several_settings_run_one_after_the_other_and_are_one_list(
+    saesteer, patch_config, patch_run
+):
     answer = saesteer("patch", "run", patch_config, patch_config)
     assert answer.code == 0
     assert answer.out.count("Report: ") == 2
+    both = json.loads(saesteer("patch", "run", patch_config, patch_config, "--json").out)
+    metrics = json.loads(saesteer("patch", "show", patch_run, "--json").out)
+    assert both == [metrics, metrics]
 
 
 def test_the_site_is_suggested_or_refused_with_the_reason(saesteer, patch_run):
@@ -149,7 +130,7 @@ def test_the_lens_ends_in_what_the_model_says(saesteer, tiny_model_folder, hf_mo
         (("lens", " "), "a prompt is empty"),
         (("lens", "--pairs", "capitols"), "no bundled set of prompt pairs called 'capitols'"),
         (("run", "nothing.yaml"), "nothing.yaml cannot be read"),
-        (("ioi", "--set", "metric=hope"), "saesteer patch ioi: metric"),
+        (("ioi", "--set", "metric=hope"), "patch/ioi: metric"),
         (("ioi", "--set", "metrik"), "is not of the form a.b=c"),
         (("ioi", "--model", "./nowhere"), "nowhere"),
         (("show", "nowhere"), "holds no finished experiment"),

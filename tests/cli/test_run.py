@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,21 +10,6 @@ import pytest
 def long_lines(text: str, but: str) -> list[str]:
     """Lines over 100 columns, without those that hold what is for copying."""
     return [line for line in text.splitlines() if len(line) > 100 and but not in line]
-
-
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(
-    saesteer, tiny_settings, tmp_path, no_loading
-):
-    settings = tiny_settings("llama")
-    file = tmp_path / "tiny.yaml"
-    file.write_text(json.dumps(settings), encoding="utf-8")
-    answer = saesteer("run", file, "--dry-run", "--set", "selection.n_features=7")
-    assert answer.code == 0
-    assert "7 by standardised_difference" in answer.out
-    assert "activations (to do)" in answer.out
-    assert "Nothing was loaded or written." in answer.out
-    assert list(Path(settings["folder"]).iterdir()) == []
-    assert long_lines(answer.out, but=settings["folder"]) == []
 
 
 def test_a_run_prints_features_completions_shift_and_the_next_step(
@@ -92,11 +76,10 @@ def test_the_same_command_again_prints_the_same(saesteer, config, finished):
         (["{config}", "--set", "regression.method=rige"], "did you mean 'ridge'"),
     ],
 )
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
 def test_bad_input_is_one_sentence_before_anything_is_loaded(
-    arguments, text, dry, refused, config, no_loading
+    arguments, text, refused, config, no_loading
 ):
-    told = refused("run", *(part.replace("{config}", str(config)) for part in arguments), *dry)
+    told = refused("run", *(part.replace("{config}", str(config)) for part in arguments))
     assert text in told
 
 

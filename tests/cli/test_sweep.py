@@ -12,8 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from saesteer.cli.compare import compare_command
-from saesteer.cli.run import run_command
+from saesteer.cli.experiment import experiment_command
 from saesteer.cli.sweep import sweep_command
 from saesteer.cli.worker import worker_command
 
@@ -39,8 +38,8 @@ def call() -> Callable[..., Result]:
     for name, command in {
         "sweep": sweep_command,
         "worker": worker_command,
-        "run": run_command,
-        "compare": compare_command,
+        "run": experiment_command("steer", ""),
+        "compare": experiment_command("compare", ""),
     }.items():
         app.command(name)(command)
     return lambda *words: CliRunner().invoke(app, [*map(str, words)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,12 +38,9 @@ def leaves(value: Any, place: str = "") -> dict[str, Any]:
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(few, tmp_path):
     settings = few()
-    file = tmp_path / "few.yaml"
-    file.write_text(json.dumps(settings), encoding="utf-8")
     other = tmp_path / "runs of two"
-    overrides = [f"folder={json.dumps(str(other))}"]
     experiment = Compare(CompareConfig(**{**settings, "folder": str(other)}))
-    experiment.elsewhere = lambda plan: measure_in_processes(plan, file, overrides, 2, Progress())
+    experiment.elsewhere = lambda plan: measure_in_processes(plan, 2, Progress())
     found = leaves(experiment.run().metrics)
     alone = leaves(run_experiment(CompareConfig(**settings)).metrics)
     assert found.keys() == alone.keys()
@@ -78,11 +74,11 @@ def named(command: list[str]) -> list[str]:
 def test_every_persona_goes_to_one_process_and_failures_are_one_sentence(few, started):
     plan = plan_compare(CompareConfig(**few()))
     with pytest.raises(SaesteerError, match=r"^1 of 2 workers failed, see above; correct that"):
-        measure_in_processes(plan, Path("c.yaml"), ["seeds=[0]"], 2, Progress())
+        measure_in_processes(plan, 2, Progress())
     assert [named(process.command) for process in started] == [["kindly"], ["boldly"]]
     for process in started:
         assert process.command[-1] == "--measure-only"
-        assert process.command[process.command.index("--set") + 1] == "seeds=[0]"
+        assert str(plan.folder / "config.json") in process.command
         assert int(process.env["OMP_NUM_THREADS"]) >= 1
 
 
@@ -91,5 +87,5 @@ def test_what_is_done_is_not_given_out_again(few, started):
     boldly = plan.personas[1]
     boldly.folder.mkdir(parents=True)
     (boldly.folder / "done.json").write_text(json.dumps({"files": [], "seconds": {}}))
-    measure_in_processes(plan, Path("c.yaml"), [], 4, Progress())
+    measure_in_processes(plan, 4, Progress())
     assert [named(process.command) for process in started] == [["kindly"]]

@@ -24,13 +24,9 @@ from .reading import strict_json
 LOOSE = {"max_firing": 1.0}
 SETTINGS = {
     "attributed_sae": {"n_features": 6, "selection": LOOSE},
-    "attributed_tied": {"n_features": 6, "selection": LOOSE},
     "attributed_any": {"n_features": 6},
     "natural_gradient": {},
     "difference_in_means": {},
-    "logistic_probe": {},
-    "caa_answers": {},
-    "mean_decoded_delta": {},
     "top_feature_output_score": {},
 }
 

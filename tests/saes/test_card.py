@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from saesteer.experiments.train_sae import TrainedSae
 from saesteer.saes import card as module
 from saesteer.saes.card import finish_sae, sae_card
 from saesteer.saes.corpus import PackedCorpus
@@ -26,7 +26,6 @@ REPORT = DoctorReport(0.8912, 63.4, 3.2, 3.3, 9.1, 0.9831, 0.951, 44.0, 0.0123, 
 @pytest.fixture
 def config() -> SaeTrainingConfig:
     return SaeTrainingConfig(
-        model="tiny",
         site="blocks.1.hook_resid_post",
         corpus=[
             CorpusSource(path="somewhere/private/prose.jsonl.gz"),
@@ -38,12 +37,13 @@ def config() -> SaeTrainingConfig:
 
 
 @pytest.fixture
-def trained(model, rows, perfect) -> TrainedSae:
-    return TrainedSae(perfect, PackedCorpus(train=list(rows), held_out=list(rows[:6])), model)
+def trained(model, rows, perfect) -> tuple[Path, Any, PackedCorpus]:
+    """An SAE's folder, its model and its texts."""
+    return perfect, model, PackedCorpus(train=list(rows), held_out=list(rows[:6]))
 
 
 def test_the_card_names_site_data_tokens_settings_and_figures(config):
-    text = sae_card(config, REPORT, 1000)
+    text = sae_card(config, "tiny", REPORT, 1000)
     for part in (
         "# SAE of tiny at blocks.1.hook_resid_post",
         "64 features, k = 12",
@@ -67,54 +67,51 @@ def test_the_card_names_site_data_tokens_settings_and_figures(config):
 
 def test_the_card_says_how_many_tokens_were_used_and_how_k_fell(config):
     changes = {"tokens": 600, "k_start": 40, "k_steps": 70, "dead_weight": 0.5, "autocast": False}
-    text = sae_card(config.model_copy(update=changes), REPORT, 1000)
+    text = sae_card(config.model_copy(update=changes), "tiny", REPORT, 1000)
     assert "600 distinct tokens" in text
     assert "k falling from 40 over 70 steps" in text
     assert "weight 0.5" in text
     assert "autocast off" in text
-    assert "falling" not in sae_card(config, REPORT, 1000)
+    assert "falling" not in sae_card(config, "tiny", REPORT, 1000)
 
 
-def test_what_was_measured_is_what_was_saved(trained, config):
-    report = finish_sae(trained, config)
-    weights = load_file(trained.folder / "sae_weights.safetensors")
+def test_what_was_measured_is_what_was_saved(trained):
+    report = finish_sae(*trained)
+    weights = load_file(trained[0] / "sae_weights.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
-    cfg = json.loads((trained.folder / "cfg.json").read_text(encoding="utf-8"))
+    cfg = json.loads((trained[0] / "cfg.json").read_text(encoding="utf-8"))
     assert (cfg["dtype"], cfg["device"]) == ("bfloat16", "cpu")
-    metrics = json.loads((trained.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((trained[0] / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == report.as_dict()
-    assert report.n_tokens == sum(sum(row.kept) for row in trained.corpus.held_out)
-    assert (
-        len(load_feature_table(trained.folder / "features.parquet"))
-        == load_sae(trained.folder).d_sae
-    )
-    assert not list(trained.folder.glob(".*"))
+    assert report.n_tokens == sum(sum(row.kept) for row in trained[2].held_out)
+    assert len(load_feature_table(trained[0] / "features.parquet")) == load_sae(trained[0]).d_sae
+    assert not list(trained[0].glob(".*"))
 
 
-def test_finishing_twice_changes_nothing(trained, config):
+def test_finishing_twice_changes_nothing(trained):
     def content() -> dict[str, bytes]:
-        return {f.name: f.read_bytes() for f in trained.folder.iterdir() if f.suffix != ".parquet"}
+        return {f.name: f.read_bytes() for f in trained[0].iterdir() if f.suffix != ".parquet"}
 
-    finish_sae(trained, config)
+    finish_sae(*trained)
     before = content()
-    finish_sae(trained, config)
+    finish_sae(*trained)
     assert content() == before
 
 
-def test_a_share_that_cannot_be_computed_is_null_in_the_metrics(trained, config, monkeypatch):
+def test_a_share_that_cannot_be_computed_is_null_in_the_metrics(trained, monkeypatch):
     from dataclasses import replace
 
     monkeypatch.setattr(
         module, "doctor", lambda *args, **kwargs: replace(REPORT, ce_score=float("nan"))
     )
-    finish_sae(trained, config)
-    text = (trained.folder / "metrics.json").read_text(encoding="utf-8")
+    finish_sae(*trained)
+    text = (trained[0] / "metrics.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail)["ce_score"] is None
 
 
 @pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json", "metrics.json"])
-def test_a_full_disk_is_told_and_keeps_the_old_file(name, trained, config, monkeypatch):
-    path = trained.folder / name
+def test_a_full_disk_is_told_and_keeps_the_old_file(name, trained, monkeypatch):
+    path = trained[0] / name
     before = path.read_bytes() if path.exists() else None
     replace = os.replace
 
@@ -125,6 +122,6 @@ def test_a_full_disk_is_told_and_keeps_the_old_file(name, trained, config, monke
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match=rf"{name} cannot be written .*No space left.*free"):
-        finish_sae(trained, config)
+        finish_sae(*trained)
     assert (path.read_bytes() if path.exists() else None) == before
-    assert not list(trained.folder.glob(".*"))
+    assert not list(trained[0].glob(".*"))

@@ -5,29 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from saesteer.experiments.compare.plan import ComparePlan
+from saesteer.experiments.results import CONFIG
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress
 
 
-def measure_in_processes(
-    plan: ComparePlan,
-    config: Path,
-    overrides: Sequence[str],
-    n_workers: int,
-    progress: Progress,
-) -> None:
+def measure_in_processes(plan: ComparePlan, n_workers: int, progress: Progress) -> None:
     """Measure personas in worker processes, which share nothing but the folder.
 
     A worker that is killed costs its persona's running record; the same command goes on.
 
     Args:
-        plan: The comparison.
-        config: Its settings file, read again by every worker.
-        overrides: The settings that win over the file's.
+        plan: The comparison; every worker reads its settings from its folder.
         n_workers: How many processes.
         progress: Where to say what happens.
 
@@ -40,9 +31,8 @@ def measure_in_processes(
     threads = str(max(1, (os.cpu_count() or 1) // n_workers))
     try:
         for share in filter(None, shares):
-            command = [sys.executable, "-m", "saesteer.cli.main", "compare", str(config)]
-            for override in overrides:
-                command += ["--set", override]
+            command = [sys.executable, "-m", "saesteer.cli.main", "compare"]
+            command.append(str(plan.folder / CONFIG))
             for name in share:
                 command += ["--only", name]
             environment = {**os.environ, "OMP_NUM_THREADS": threads}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from saesteer.utils.errors import (
     OutputError,
     SaeError,
     SaesteerError,
-    SiteError,
 )
 from saesteer.utils.run_folder import RunFolder
 
@@ -85,17 +83,6 @@ def test_the_same_plan_has_the_same_folder_and_other_data_another(settings, tmp_
     assert plan_run(RunConfig(**here)).folder.name != changed.name
 
 
-@pytest.mark.parametrize(
-    ("kind", "text", "changes"),
-    [
-        (ConfigError, r"selection\.criterion 'auroq' .*mean 'auroc'", {"criterion": "auroq"}),
-        (ConfigError, r"selection\.criterion 'zzz' is unknown; choose one", {"criterion": "zzz"}),
-    ],
-)
-def test_an_unknown_criterion_is_refused(kind, text, changes, refused):
-    refused(kind, text, selection=changes)
-
-
 def test_unknown_methods_are_refused(refused):
     refused(
         ConfigError,
@@ -103,15 +90,12 @@ def test_unknown_methods_are_refused(refused):
         clustering={"method": "aglomerative"},
     )
     refused(
-        ConfigError,
-        r"regression\.method 'rigde' .*mean 'ridge'",
-        regression={"method": "rigde"},
+        ConfigError, r"selection\.criterion 'zzz' .*; choose one", selection={"criterion": "zzz"}
     )
     refused(ConfigError, r"format is 'xml'", pairs={"format": "xml"})
 
 
 def test_pairs_that_are_not_there_or_have_one_side_are_refused(refused, tmp_path):
-    refused(DataError, r"missing\.jsonl", pairs={"source": str(tmp_path / "missing.jsonl")})
     refused(DataError, r"'agreeablenes' \(did you mean", pairs={"source": "agreeablenes"})
     refused(DataError, r".", pairs={"source": ""})
     one_sided = tmp_path / "one.jsonl"
@@ -139,40 +123,20 @@ def test_splits_that_leave_nothing_are_refused(refused, tmp_path):
 
 
 def test_a_model_that_is_not_there_is_refused(refused, tmp_path):
-    refused(ModelError, r"neither an existing folder", model={"name": str(tmp_path / "nowhere")})
     refused(ModelError, r"holds no config\.json", model={"name": str(tmp_path)})
     refused(ModelError, r"none\.gguf is not there", model={"name": str(tmp_path / "none.gguf")})
 
 
 def test_an_sae_that_is_not_there_is_refused(refused, tmp_path, monkeypatch):
-    refused(SaeError, r"neither an existing folder nor", sae=str(tmp_path / "nowhere"))
     refused(SaeError, r"holds no cfg\.json", sae=str(tmp_path))
     refused(SaeError, r"no release 'gpt2-small-res-jp'; did you mean", sae="gpt2-small-res-jp:x")
     monkeypatch.setattr("saesteer.saes.loading.bundled_sae_folder", lambda: tmp_path / "assets")
     refused(SaeError, r"SAE 'smollm2' is not at .*assets; install saesteer again", sae="smollm2")
 
 
-def test_a_site_that_is_no_site_is_refused(refused):
-    refused(SiteError, r"'layer 10' is not of the form", site="layer 10")
-
-
 def test_answers_and_questions_that_are_not_there_are_refused(refused, tmp_path):
     refused(DataError, r"no\.jsonl", evaluation={"neutral": str(tmp_path / "no.jsonl")})
     refused(DataError, r"no\.txt", completions={"questions": str(tmp_path / "no.txt")})
-
-
-def test_a_folder_that_cannot_be_written_is_refused(settings, refused, tmp_path, monkeypatch):
-    file = tmp_path / "file"
-    file.write_text("in the way")
-    for folder in (file, file / "runs", file / "a" / "b"):
-        refused(ConfigError, rf"{file} is a file; choose another with --set", folder=str(folder))
-    planned = plan_run(RunConfig(**settings)).folder
-    planned.write_text("in the way")
-    with pytest.raises(ConfigError, match=r"is a file; choose another"):
-        run_experiment(RunConfig(**settings))
-    planned.unlink()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refused(ConfigError, r"cannot be written; choose another with --set folder=")
 
 
 @pytest.mark.parametrize("folder", ["x" * 300, "a\x00b"])

@@ -25,14 +25,7 @@ from saesteer.utils.errors import (
 )
 from saesteer.utils.progress import Progress
 
-
-def refuse(*args: Any, **kwargs: Any):
-    raise AssertionError("this must not be called")
-
-
-@pytest.fixture
-def settings(tiny_settings) -> dict[str, Any]:
-    return tiny_settings("llama")
+from .reading import refuse
 
 
 @pytest.mark.parametrize(

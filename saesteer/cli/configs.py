@@ -1,0 +1,36 @@
+"""`saesteer configs`: the bundled configurations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def configs_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one in full, as YAML to start from.")
+    ] = None,
+) -> None:
+    """List the bundled configurations, or print one with all its settings."""
+    from saesteer.cli.show import console, table
+    from saesteer.experiments.bundled import OTHERS, bundled_configs, find_config
+    from saesteer.utils.errors import ConfigError
+    from saesteer.utils.text import nearest
+
+    if name is None:
+        listed = table("name", "kind", "about")
+        for one in bundled_configs():
+            listed.add_row(one.name, one.kind, one.about)
+        console().print(listed)
+        return
+    found = find_config(name)
+    if found is None:
+        known = nearest(name, {one.name for one in bundled_configs()})
+        raise ConfigError(f"no bundled configuration is called {name!r}{known}.")
+    if found.kind in OTHERS:
+        typer.echo(found.path.read_text(encoding="utf-8"), nl=False)
+        return
+    from saesteer.experiments.registry import full_yaml, load_experiment
+
+    typer.echo(full_yaml(load_experiment(f"{found.kind}/{found.name}")), nl=False)

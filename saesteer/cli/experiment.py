@@ -1,0 +1,261 @@
+"""The commands of all experiments, made of their kinds' settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from saesteer.cli.options import AsJson, DryRun, Model, Overrides, SuggestSite
+
+if TYPE_CHECKING:
+    from saesteer.experiments.base import Experiment
+
+_SETTING = re.compile(r"[A-Za-z_][\w.]*\s*=")
+
+_OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "sae": Annotated[str | None, typer.Option("--sae", help="smollm2, a folder, or release:id.")],
+    "kl": Annotated[
+        float | None,
+        typer.Option("--kl", help="The KL divergence, nats per token, that vectors are given."),
+    ],
+    "persona": Annotated[
+        list[str] | None,
+        typer.Option(help="Pairs to compare on, in place of the file's: a bundled name or a file."),
+    ],
+    "only": Annotated[list[str] | None, typer.Option(help="Only these of the personas, by name.")],
+    "workers": Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the personas; one if left out.")
+    ],
+    "measure_only": Annotated[bool | None, typer.Option("--measure-only", hidden=True)],
+    "suggest_site": SuggestSite,
+    "n": Annotated[int | None, typer.Option("--n", min=2, help="How many pairs of prompts.")],
+    "seed": Annotated[int | None, typer.Option(min=0, help="Seeds names, places and objects.")],
+    "eight": Annotated[
+        bool | None, typer.Option("--eight", help="The eight well-known prompts instead.")
+    ],
+    "circuit": Annotated[
+        bool | None, typer.Option("--circuit/--no-circuit", help="Search a circuit of heads.")
+    ],
+}
+# The options of each command, with the settings that they stand for, as --set takes them.
+_MODEL, _SAE = ["model.name={}"], ["sae={}"]
+_PATCH: dict[str, list[str]] = {"model": _MODEL, "sae": _SAE, "suggest_site": []}
+_TAKES: dict[str, dict[str, list[str]]] = {
+    "steer": {"model": _MODEL, "sae": _SAE, "kl": ["evaluation.kl_target={}"]},
+    "compare": {
+        "model": _MODEL,
+        "sae": _SAE,
+        "kl": [
+            "evaluation.kl_targets=[{}]",
+            "evaluation.headline_kl_target={}",
+            "writing.kl_targets=[{}]",
+        ],
+        "persona": ["personas={}"],
+        "only": [],
+        "workers": [],
+        "measure_only": [],
+    },
+    "corrupt": {"model": _MODEL},
+    "patch": _PATCH,
+    "ioi": {
+        **_PATCH,
+        "n": ["pairs.ioi.n={}"],
+        "seed": ["seed={}"],
+        "eight": ["pairs.ioi.eight={}"],
+        "circuit": [],
+    },
+    "probe": {"model": _MODEL, "sae": ["reading.sae={}"]},
+    "train_sae": {"model": _MODEL},
+}
+
+
+class DefaultGroup(TyperGroup):
+    """A group whose first command is meant where none is named: `saesteer probe my.csv`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that was left out, unless the first word is a misspelt one."""
+        if args and args[0] not in (*self.commands, "--help"):
+            near = get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            if not near or re.search(r"[./]", args[0]):
+                args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
+def experiment_command(kind: str, about: str, *, name: str | None = None) -> Callable[..., None]:
+    """Return the command that runs a kind of experiment, for typer.
+
+    Args:
+        kind: The kind, by its name in the registry.
+        about: What it says of itself.
+        name: The one bundled configuration that it runs; any settings or data if None.
+    """
+    shown = "KEY=VALUE" if name else "SOURCE|KEY=VALUE"
+    what = "Settings." if name else "A bundled name, a file of data or a YAML file; settings."
+    given: dict[str, Any] = {
+        "words": Annotated[list[str] | None, typer.Argument(metavar=shown, help=what)],
+        "set_": Overrides,
+        **{option: _OPTIONS[option] for option in _TAKES[name or kind]},
+        "dry_run": DryRun,
+        "print_config": Annotated[
+            bool, typer.Option("--print-config", help="Print all settings as YAML, and do nothing.")
+        ],
+        "as_json": AsJson,
+    }
+    flags = ("dry_run", "print_config", "as_json", "suggest_site")
+
+    def command(**chosen: Any) -> None:
+        _run(kind, name, **chosen)
+
+    command.__doc__ = about
+    command.__annotations__ = {**given, "return": None}
+    parameters = [
+        inspect.Parameter(
+            option,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=False if option in flags else None,
+        )
+        for option, annotation in given.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _run(
+    kind: str,
+    name: str | None,
+    *,
+    words: list[str] | None,
+    set_: list[str] | None,
+    dry_run: bool,
+    print_config: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from saesteer.experiments.registry import experiment_named, full_yaml, load_experiments
+    from saesteer.utils.errors import ConfigError
+    from saesteer.utils.progress import terminal_progress
+
+    sources, settings = _divided(words or ())
+    if name is not None and sources:
+        raise ConfigError(f"{sources[0]!r} is no setting of the form key=value; correct it.")
+    sources = [name] if name is not None else sources
+    if not sources:
+        raise ConfigError(
+            f"there is nothing to run; give a name, a file of data or a YAML file (saesteer "
+            f"configs lists the bundled ones of kind {kind})."
+        )
+    overrides = [*_shortcuts(name or kind, options), *(set_ or ()), *_swept(settings)]
+    # All of them are read before the first one is run.
+    configs = load_experiments(sources, overrides, kind=kind)
+    if print_config:
+        typer.echo("---\n".join(full_yaml(config) for config in configs), nl=False)
+        return
+    found = []
+    for config in configs:
+        experiment: Any = experiment_named(kind)(config, terminal_progress())
+        if options.get("only"):
+            experiment.only(options["only"])
+        if dry_run:
+            found.append(_planned(experiment))
+            if not as_json:
+                _show_plan(kind, experiment)
+        elif options.get("measure_only"):
+            experiment.check()
+            experiment.measure()
+        else:
+            _share_out(experiment, options.get("workers"))
+            results = experiment.run()
+            found.append(results.metrics)
+            if not as_json:
+                _show_found(experiment, results, suggest=bool(options.get("suggest_site")))
+    if as_json:
+        typer.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+
+
+def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return sources, and settings of the form key=value."""
+    settings = [word for word in words if _SETTING.match(word) and not os.path.exists(word)]
+    return [word for word in words if word not in settings], settings
+
+
+def _swept(settings: Sequence[str]) -> list[str]:
+    from saesteer.sweeps.overrides import swept_overrides
+
+    return swept_overrides(settings, os.environ)
+
+
+def _shortcuts(command: str, options: dict[str, Any]) -> list[str]:
+    """Return the settings that options stand for."""
+    found = ["circuit=null"] if options.get("circuit") is False else []
+    for option, settings in _TAKES[command].items():
+        value = options[option]
+        if value not in (None, []):
+            # JSON is YAML, whatever a name holds.
+            found += [setting.format(json.dumps(value)) for setting in settings]
+    return found
+
+
+def _share_out(experiment: Any, workers: int | None) -> None:
+    if workers is not None and workers > 1 and len(experiment.plan.personas) > 1:
+        from saesteer.experiments.compare.workers import measure_in_processes
+
+        experiment.elsewhere = lambda plan: measure_in_processes(plan, workers, experiment.progress)
+
+
+def _planned(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "folder": str(experiment.folder.path),
+        "finished": experiment.finished,
+        "to_do": [stage.name for stage in experiment.pending()],
+        "settings": experiment.config.model_dump(mode="json"),
+    }
+
+
+def _show_plan(kind: str, experiment: Any) -> None:
+    if kind == "steer":
+        from saesteer.cli.show import show_steer_plan
+
+        show_steer_plan(experiment)
+    elif kind == "compare":
+        from saesteer.cli.show_compare import show_compare_plan
+
+        show_compare_plan(experiment.plan)
+    elif kind == "corrupt":
+        from saesteer.cli.corrupt_show import show_corrupt_plan
+
+        show_corrupt_plan(experiment.plan)
+    elif kind == "patch":
+        from saesteer.cli.patch_show import show_patch_plan
+
+        show_patch_plan(experiment.plan)
+    elif kind == "probe":
+        from saesteer.cli.probe_show import show_probe_plan
+
+        show_probe_plan(experiment.plan)
+    else:
+        planned = _planned(experiment)
+        typer.echo(f"site    {experiment.config.site} of {experiment.plan.model.name}")
+        typer.echo(f"folder  {planned['folder']}")
+        typer.echo(f"to do   {', '.join(planned['to_do']) or 'nothing'}")
+        typer.echo("Nothing was loaded or written.")
+
+
+def _show_found(experiment: Any, results: Any, *, suggest: bool) -> None:
+    from saesteer.report.terminal import console
+
+    if suggest:
+        from saesteer.cli.patch_show import show_suggestion
+        from saesteer.experiments.patch.results import PatchResults
+
+        show_suggestion(PatchResults(results.folder).suggestion(), results.metrics["verdict"])
+    experiment.report(results).print(console(), results.folder.path)

@@ -1,0 +1,109 @@
+"""Every kind of experiment, so small that a run takes seconds on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> dict[str, str]:
+    """Files of labelled texts, prompt pairs, a corpus and neutral answers."""
+    data = tmp_path_factory.mktemp("small-data")
+    rng = np.random.default_rng(0)
+    letters = list("abdefghiklmnoprstu")
+
+    def words(n: int) -> str:
+        return " ".join("".join(rng.choice(letters, 5)) for _ in range(n))
+
+    def write(name: str, records: list[Any]) -> str:
+        (data / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+        return str(data / name)
+
+    texts = ("glad words of joy", "grim words of woe")
+    sides = {"clean": ("The cat sat on the", " m"), "corrupted": ("The dog ran on the", " h")}
+    pair = {side: {"question": q, "answer": a} for side, (q, a) in sides.items()}
+    return {
+        "texts": write(
+            "texts.jsonl",
+            [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
+        ),
+        "prompts": write("prompts.jsonl", [pair]),
+        "corpus": write("corpus.jsonl", [{"text": words(30)} for _ in range(60)]),
+        "answers": write(
+            "answers.jsonl", [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
+        ),
+    }
+
+
+@pytest.fixture
+def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]]:
+    """Return a function that gives small settings of a kind of experiment, in one folder."""
+    base = tiny_settings("llama")
+    shared = {"name": "tiny", "model": base["model"], "folder": str(tmp_path / "runs")}
+    own: dict[str, dict[str, Any]] = {
+        "steer": {**base, **shared, "completions": {**base["completions"], "n_questions": 1}},
+        "probe": {
+            **shared,
+            "data": {"source": small_data["texts"], "judge": 0.2, "near_duplicate": None},
+            "fit": {"c": [0.1], "resamples": 0, "control": False},
+        },
+        "patch": {
+            **shared,
+            "pairs": {"source": small_data["prompts"]},
+            "components": ["resid_pre", "z"],
+            "path": {},
+            "resamples": 10,
+        },
+        "corrupt": {
+            **shared,
+            "tasks": {"source": ["capitals"], "max_questions": 1},
+            "programs": ["skip 0"],
+            "completions": {"prompts": ["The cat"], "programs": ["skip 0"], "max_new_tokens": 2},
+        },
+        "compare": {
+            **shared,
+            "sae": base["sae"],
+            "personas": [base["pairs"]["source"]],
+            "splits": {"train": 8, "validation": 2, "test": 4, "judge": 10},
+            "methods": ["difference_in_means", "pca"],
+            "headline": "pca",
+            "seeds": [0],
+            "objective": {"own_words": 0},
+            "evaluation": {"kl_targets": [0.05], "headline_kl_target": 0.05}
+            | {"multiples": [-1, 0, 1], "neutral": small_data["answers"], "neutral_answers": 3},
+            "random": {"directions": 1, "features": 0},
+            "writing": {"n_questions": 0, "kl_targets": [0.05]},
+            "side_effects": {"choices": 0, "n_prose": 0, "pairs": 0},
+        },
+        "train_sae": {
+            **shared,
+            "site": "blocks.1.hook_resid_post",
+            "corpus": [{"path": small_data["corpus"]}],
+            "held_out": 0.2,
+            "context": 24,
+            "d_sae": 64,
+            "k": 8,
+            "batch": 64,
+            "epochs": 1,
+            "warmup_steps": 5,
+        },
+    }
+    return lambda kind: json.loads(json.dumps(own[kind]))
+
+
+@pytest.fixture
+def config_file(small, tmp_path) -> Callable[..., Path]:
+    """Return a function that writes a kind's small settings to a file; JSON is YAML."""
+
+    def write(kind: str, **changes: Any) -> Path:
+        file = tmp_path / f"{kind}.yaml"
+        file.write_text(json.dumps({**small(kind), **changes}), encoding="utf-8")
+        return file
+
+    return write

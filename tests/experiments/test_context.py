@@ -1,0 +1,141 @@
+"""What experiments share in a process: threads, one model in memory, one measured dtype."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from saesteer.experiments import context
+from saesteer.experiments.context import Context, cpu_threads
+from saesteer.experiments.registry import KINDS, experiment_named, run_experiment
+from saesteer.utils.cache import Cache
+from saesteer.utils.progress import Progress
+from saesteer.utils.settings import parse_config
+
+
+def run(kind: str, settings: dict[str, Any], **more: Any) -> Any:
+    config = parse_config(settings, kind=experiment_named(kind).Config, place="test")
+    return run_experiment(config, **more)
+
+
+class Stopped(Exception):
+    """Ends an experiment from within."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_computes_on_its_threads_and_leaves_them_as_they_were(kind, small, monkeypatch):
+    seen = []
+
+    def load(*args: Any, **how: Any):
+        seen.append(torch.get_num_threads())
+        raise Stopped
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(context, "load_model", load)
+    settings = small(kind)
+    settings["model"]["threads"] = before + 1
+    with pytest.raises(Stopped):
+        run(kind, settings)
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+    with cpu_threads(None):
+        torch.set_num_threads(before + 1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[torch.dtype]:
+    """The dtypes of the models that were loaded, in order."""
+    found: list[torch.dtype] = []
+    load = context.load_model
+
+    def listed(*args: Any, **how: Any) -> Any:
+        found.append(how["dtype"])
+        return load(*args, **how)
+
+    monkeypatch.setattr(context, "load_model", listed)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("auto", "memory", "wanted"),
+    [
+        (torch.float32, 0, [torch.float32]),
+        (torch.bfloat16, 2**40, [torch.bfloat16, torch.float32]),
+        (torch.bfloat16, 2**10, [torch.bfloat16, torch.float32] * 2),
+    ],
+    ids=["one dtype", "room for both", "room for one"],
+)
+def test_kinds_that_take_turns_load_a_model_as_often_as_memory_asks(
+    auto, memory, wanted, small, loads, monkeypatch
+):
+    context._chosen_dtype.cache_clear()
+    monkeypatch.setattr(
+        context, "choose_dtype", lambda dtype, _: {"auto": auto}.get(dtype) or torch.float32
+    )
+    monkeypatch.setattr(context, "memory_of", lambda device: memory)
+    cache = Cache()
+    asked = {"corrupt": small("corrupt"), "patch": small("patch")}
+    asked["corrupt"]["model"]["dtype"] = "auto"
+    asked["patch"] |= {"lens": None, "attention": None, "attribution": None, "path": None}
+    for program in ("skip 0", "skip 1"):
+        run("corrupt", {**asked["corrupt"], "programs": [program]}, cache=cache)
+        run("patch", {**asked["patch"], "name": program.replace(" ", "-")}, cache=cache)
+    context._chosen_dtype.cache_clear()
+    assert loads == wanted
+
+
+def test_what_ran_before_changes_no_number(small, loads, tmp_path, monkeypatch):
+    context._chosen_dtype.cache_clear()
+    chosen = {"auto": torch.bfloat16, "float32": torch.float32}
+    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: chosen[dtype])
+    settings = small("corrupt")
+    settings["model"]["dtype"] = "auto"
+    cache = Cache()
+    run("patch", small("patch"), cache=cache)
+    after = run("corrupt", settings, cache=cache)
+    alone = run("corrupt", {**settings, "folder": str(tmp_path / "alone")})
+    context._chosen_dtype.cache_clear()
+    assert after.metrics["dtype"] == "bfloat16"
+    assert after.metrics["tasks"] == alone.metrics["tasks"]
+
+
+def test_auto_is_measured_once_in_a_process(small, monkeypatch):
+    context._chosen_dtype.cache_clear()
+    answers = iter([torch.bfloat16, torch.float32])
+    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: next(answers))
+    plan = SimpleNamespace(
+        config=parse_config(small("steer"), kind=experiment_named("steer").Config, place="test")
+    )
+    plan.config.model.dtype = "auto"
+    dtypes = [Context(plan, Progress())._dtype for _ in range(2)]
+    context._chosen_dtype.cache_clear()
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
+
+
+def test_a_model_that_has_to_go_takes_what_was_measured_on_it_along():
+    import gc
+    import weakref
+
+    class Model:
+        pass
+
+    cache = Cache()
+    first = weakref.ref(cache.keep("model", 1, Model))
+    cache.keep("comparison", 1, lambda: [first()])
+    cache.keep("model", 2, Model)
+    gc.collect()
+    assert first() is None
+
+
+def test_settings_that_change_no_number_make_no_other_run(small):
+    kind = experiment_named("steer").Config
+    config = parse_config(small("steer"), kind=kind, place="test")
+    more = {"folder": "elsewhere", "tracking": {"tags": ["a"]}, "objective": {"kl_target": 0.2}}
+    same = parse_config({**small("steer"), **more}, kind=kind, place="test")
+    assert same.digest() == config.digest()
+    other = parse_config({**small("steer"), "seed": 1}, kind=kind, place="test")
+    assert other.digest() != config.digest()

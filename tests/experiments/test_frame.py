@@ -1,0 +1,238 @@
+"""What every kind of experiment owes: resume, one record, one sentence, nothing told twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import saesteer as ss
+from saesteer.experiments import context
+from saesteer.experiments.base import Experiment
+from saesteer.experiments.registry import KINDS, experiment_named, run_experiment
+from saesteer.tracking import RunStore
+from saesteer.utils import files
+from saesteer.utils.errors import ConfigError, OutputError
+from saesteer.utils.settings import parse_config
+
+COMMANDS = {
+    "steer": ("steer",),
+    "compare": ("compare",),
+    "corrupt": ("corrupt",),
+    "patch": ("patch",),
+    "probe": ("probe",),
+    "train_sae": ("sae", "train"),
+}
+RECORDED = {"steer": "run", "probe": "probe-train", "train_sae": "sae-train"}
+SECRETS = {name: f"{name}-of-mine" for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")}
+EARLIER = Path(__file__).parent / "earlier"
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def made(kind: str, settings: dict[str, Any]) -> Experiment:
+    experiment = experiment_named(kind)
+    return experiment(parse_config(settings, kind=experiment.Config, place="test"))
+
+
+def refuse(*args: Any, **how: Any) -> None:
+    raise AssertionError("this must not be called")
+
+
+def timeless(value: Any) -> Any:
+    """Metrics without what the clock said."""
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key != "seconds"}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def stored(folder: Path) -> Any:
+    return timeless(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+
+
+def killed_after(stage: str, kind: str, settings: dict[str, Any]) -> None:
+    """Run an experiment in a process of its own that is killed once a stage is done."""
+    child = os.fork()
+    if child == 0:
+        try:
+            do = Experiment._do
+
+            def then_die(self: Experiment, done: Any, recorded: Any) -> None:
+                do(self, done, recorded)
+                if done.name == stage:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Experiment._do = then_die  # type: ignore[method-assign]
+            made(kind, settings).run()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+@each_kind
+def test_a_run_that_is_killed_after_each_stage_ends_with_the_same_metrics(
+    kind, small, tmp_path, monkeypatch
+):
+    settings = small(kind)
+    whole = made(kind, settings).run()
+    expected = stored(whole.folder.path)
+    # The same place, in which nothing is left.
+    shutil.move(tmp_path / "runs", tmp_path / "before")
+    for stage in made(kind, settings).stages():
+        killed_after(stage.name, kind, settings)
+        assert not (whole.folder.path / "metrics.json").exists()
+    again = made(kind, settings)
+    assert again.pending() == [] and not again.finished
+    assert stored(again.run().folder.path) == expected
+    assert not list((tmp_path / "runs").rglob(".saesteer-draft-*"))
+    (found,) = [r for r in RunStore(tmp_path / "runs").runs() if r.folder == whole.folder.path]
+    assert found.status == "finished"
+
+
+@each_kind
+def test_a_run_from_python_is_the_run_of_the_shell(
+    kind, small, config_file, run_cli, tmp_path, monkeypatch
+):
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    results = made(kind, small(kind)).run()
+    folder = results.folder.path
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert (record["kind"], record["name"]) == (RECORDED.get(kind, kind), "tiny")
+    assert record["status"] == "finished" and record["metrics"] and record["seconds"]
+
+    # The shell finds it finished: the same numbers, and nothing is loaded.
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for name in ("load_model", "load_sae"):
+        monkeypatch.setattr(context, name, refuse)
+    answer = run_cli(*COMMANDS[kind], config_file(kind), "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out, parse_constant=refuse) == results.metrics
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    opened = ss.Results.open(folder)
+    assert type(opened) is type(results) and opened.metrics == results.metrics
+    assert opened.report.is_file()
+    monkeypatch.undo()
+
+    # Elsewhere it computes them.
+    there = tmp_path / "elsewhere"
+    answer = run_cli(*COMMANDS[kind], config_file(kind), "--json", f"folder={there}")
+    (other,) = [path.parent for path in there.glob("tiny-*/metrics.json")]
+    assert other.name == folder.name
+    told = json.loads((other / "run.json").read_text(encoding="utf-8"))
+    assert told.keys() == record.keys() and told["metrics"] == record["metrics"]
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert b"-of-mine" not in file.read_bytes(), file
+
+
+@each_kind
+def test_a_dry_run_writes_nothing(kind, config_file, run_cli, no_loading, tmp_path):
+    shown = run_cli(*COMMANDS[kind], config_file(kind), "--dry-run")
+    assert (shown.code, shown.err) == (0, "")
+    assert "tiny" in shown.out
+    told = json.loads(run_cli(*COMMANDS[kind], config_file(kind), "--dry-run", "--json").out)
+    assert not told["finished"] and told["to_do"] and told["settings"]["name"] == "tiny"
+    assert not (tmp_path / "runs").exists()
+
+
+@each_kind
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_afterwards(kind, small, monkeypatch):
+    settings = small(kind)
+    replace, left = os.replace, 4
+
+    def full(source: Any, target: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        with pytest.raises(OutputError, match=r"cannot be written .*No space left.*free") as told:
+            made(kind, settings).run()
+    assert "\n" not in str(told.value)
+    assert made(kind, settings).run().metrics
+
+
+@each_kind
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    kind, small, monkeypatch
+):
+    monkeypatch.setattr(context, "load_model", refuse)
+    settings = small(kind)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"cannot be written; choose another with --set folder="):
+        made(kind, settings)
+    monkeypatch.undo()
+    Path(settings["folder"]).write_text("in the way")
+    with pytest.raises(ConfigError, match=r"is a file; choose another with --set folder="):
+        made(kind, settings)
+
+
+@each_kind
+def test_a_damaged_file_is_named(kind, small):
+    settings = small(kind)
+    folder = made(kind, settings).run().folder.path
+    marked = sorted((folder / "stages").glob("*.json"))
+    # A comparison's stage is done where its personas' own folders say so.
+    for file in [folder / "metrics.json", *([] if kind == "compare" else marked[:1])]:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(OutputError, match=rf"{file.name} is damaged .*delete it") as told:
+            made(kind, settings).run()
+        assert "\n" not in str(told.value)
+        file.write_bytes(content)
+    assert made(kind, settings).run().metrics
+
+
+@pytest.mark.parametrize("kind", sorted(path.name for path in EARLIER.iterdir()))
+def test_folders_of_earlier_versions_open(kind, tmp_path):
+    folder = shutil.copytree(EARLIER / kind, tmp_path / kind)
+    found = ss.Results.open(folder)
+    assert found.metrics
+    headline = experiment_named(kind).headline
+    config = parse_config(
+        json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        kind=experiment_named(kind).Config,
+        place="config.json",
+    )
+    shown = headline(object.__new__(_with(kind, config)), found.metrics)
+    assert any(isinstance(value, float) for value in shown.values())
+    (folder / "metrics.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "sae", ignore_errors=True)
+    with pytest.raises(OutputError, match="holds no finished experiment"):
+        ss.Results.open(folder)
+
+
+def _with(kind: str, config: Any) -> Any:
+    """A kind of experiment that has settings, and has planned nothing."""
+    return type("Bare", (experiment_named(kind),), {"config": config})
+
+
+def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
+    from saesteer.methods import fit_context
+
+    def fail(*args: Any, **how: Any):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(fit_context, "encode_pairs", fail)
+    with pytest.raises(RuntimeError):
+        made("steer", small("steer")).run()
+    (found,) = RunStore(Path(small("steer")["folder"])).runs()
+    assert (found.status, found.error) == ("failed", "RuntimeError: no more")
+
+
+def test_any_kind_runs_by_its_file_from_python(config_file, small):
+    results = ss.run(config_file("corrupt"), overrides=["programs=[skip 1]"])
+    assert "skip 1" in results.metrics["programs"]
+    with pytest.raises(ConfigError, match="experiment 'fry' is unknown"):
+        run_experiment(config_file("corrupt"), overrides=["kind=fry"])
