@@ -16,7 +16,7 @@ import saesteer as ss
 from saesteer.experiments import context
 from saesteer.experiments.base import Experiment
 from saesteer.experiments.registry import KINDS, experiment_named, run_experiment
-from saesteer.tracking import RunStore
+from saesteer.tracking import list_runs
 from saesteer.utils import files
 from saesteer.utils.errors import ConfigError, OutputError
 from saesteer.utils.settings import parse_config
@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_after_each_stage_ends_with_the_same_metrics(
     assert again.pending() == [] and not again.finished
     assert stored(again.run().folder.path) == expected
     assert not list((tmp_path / "runs").rglob(".saesteer-draft-*"))
-    (found,) = [r for r in RunStore(tmp_path / "runs").runs() if r.folder == whole.folder.path]
+    (found,) = [r for r in list_runs(tmp_path / "runs") if r.folder == whole.folder.path]
     assert found.status == "finished"
 
 
@@ -227,7 +227,7 @@ def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
     monkeypatch.setattr(fit_context, "encode_pairs", fail)
     with pytest.raises(RuntimeError):
         made("steer", small("steer")).run()
-    (found,) = RunStore(Path(small("steer")["folder"])).runs()
+    (found,) = list_runs(Path(small("steer")["folder"]))
     assert (found.status, found.error) == ("failed", "RuntimeError: no more")
 
 

@@ -16,7 +16,7 @@ from saesteer.experiments.train_sae import TrainSaeConfig
 from saesteer.saes.doctor import doctor
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import load_feature_table
-from saesteer.tracking import RunStore
+from saesteer.tracking import list_runs
 from saesteer.utils.errors import DataError, SiteError
 
 SITE, OTHER = "blocks.1.hook_resid_post", "blocks.0.hook_resid_post"
@@ -66,7 +66,7 @@ def test_a_configuration_becomes_a_sae_with_card_metrics_and_table(settings, tmp
     cfg = json.loads((found.sae_folder / "cfg.json").read_text(encoding="utf-8"))
     assert cfg["dtype"] == "bfloat16"
     # SAEs lie in a folder of their own and are listed with the other runs.
-    (listed,) = RunStore(tmp_path / "runs").runs()
+    (listed,) = list_runs(tmp_path / "runs")
     assert (listed.kind, listed.status, listed.folder) == (
         "sae-train", "finished", found.folder.path,
     )  # fmt: skip
