@@ -58,8 +58,9 @@ $(BROWSER): $(READY)
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/saesteer steer agreeableness
 
+# Two processes of one thread each: sums, and with them last digits, depend on the threads.
 test: $(READY) $(BROWSER)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-newest: $(NEWEST)
 	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest $(LIBRARIES)
