@@ -1,14 +1,20 @@
-"""Rows of tokens to logits, padded on either side; hook what is to be kept or changed meanwhile."""
+"""Rows of tokens to logits, padded on either side, and settings to generate from them.
+
+Hook what is to be kept or changed meanwhile.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
@@ -56,6 +62,36 @@ def slices(rows: Shaped[Tensor, "row pos"], max_tokens: int) -> Iterator[slice]:
     each = max(1, max_tokens // max(1, width))
     for start in range(0, count, each):
         yield slice(start, min(start + each, count))
+
+
+def greedy_settings(
+    max_new_tokens: int, *, ends: int | Sequence[int] | None, pad: int
+) -> GenerationConfig:
+    """Return settings for plain greedy generation.
+
+    Everything that the model's own configuration could slip in is set: a repetition penalty, for
+    one, would be measured as an effect of what was done to the model.
+
+    Args:
+        max_new_tokens: The longest completion.
+        ends: Token ids that end one; none if None.
+        pad: The token id behind an end.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=ends if ends is None or isinstance(ends, int) else list(ends),
+        pad_token_id=pad,
+    )
 
 
 def _forward(root: Any, ids: Tensor, mask: Tensor, **wanted: Any) -> Tensor:

@@ -121,7 +121,7 @@ def encode_texts(
     Raises:
         DataError: A text has more tokens than `max_length`, naming which.
     """
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     rows = []
     for name, text in zip(_names(what, len(texts)), texts, strict=True):
         chat = isinstance(text, ChatPrompt)
@@ -280,7 +280,7 @@ def _spanned_ids(
     text = tokenizer(prefix + statement, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(text["input_ids"])  # type: ignore[arg-type]
     offsets: list[tuple[int, int]] = list(text["offset_mapping"])  # type: ignore[arg-type]
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     first, last = len(prefix) + start, len(prefix) + stop
     kept = [
         end > first and begin < last and token not in special
@@ -289,7 +289,8 @@ def _spanned_ids(
     return ids, kept
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of all special tokens, of those without a role too."""
     # Chat markers such as Llama 3's <|start_header_id|> are special without having a role, and
     # only roles are in all_special_ids.
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

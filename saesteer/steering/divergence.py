@@ -97,20 +97,16 @@ def divergence(
 
 @dataclass(frozen=True)
 class StrengthMatch:
-    """The strength at which a vector meets a KL target in one direction.
+    """The strength at which a vector meets a KL target in one direction."""
 
-    Attributes:
-        strength: The strength, signed, in the unit that was asked for.
-        kl: The divergence measured there.
-        kl_target: The divergence asked for.
-        reached: Whether `kl` is within the tolerance of it; that it is not is a result.
-        evaluations: How many passes it took.
-    """
-
+    # Signed, in the unit that was asked for.
     strength: float
+    # The divergence measured there, and the one asked for.
     kl: float
     kl_target: float
+    # Whether `kl` is within the tolerance of it; that it is not is a result.
     reached: bool
+    # How many passes it took.
     evaluations: int
 
 

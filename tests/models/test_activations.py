@@ -11,10 +11,14 @@ import torch
 
 from saesteer.data import ContrastivePair, PairSet
 from saesteer.models import Site, encode_statements
-from saesteer.models.activation_files import load_pair_activations, save_pair_activations
-from saesteer.models.pair_activations import PairActivations, read_pair_activations
-from saesteer.models.pooling import mean_norm, pool
-from saesteer.models.reading import Activations, read_rows
+from saesteer.models.reading import (
+    Activations,
+    PairActivations,
+    mean_norm,
+    pool,
+    read_pair_activations,
+    read_rows,
+)
 from saesteer.utils.errors import ConfigError, OutputError
 
 SITE = Site(1)
@@ -150,8 +154,8 @@ def pairs():
 
 
 def test_what_is_saved_is_read_back(pairs, tmp_path):
-    save_pair_activations(pairs, tmp_path / "pairs.safetensors")
-    back = load_pair_activations(tmp_path / "pairs.safetensors")
+    pairs.save(tmp_path / "pairs.safetensors")
+    back = PairActivations.load(tmp_path / "pairs.safetensors")
     assert os.listdir(tmp_path) == ["pairs.safetensors"]
     assert (back.site, back.pooling) == (pairs.site, "last")
     assert torch.equal(back.deltas, pairs.deltas)
@@ -165,7 +169,7 @@ def test_a_missing_or_damaged_file_is_a_sentence(pairs, tmp_path):
     from safetensors.torch import save_file
 
     whole = tmp_path / "whole.safetensors"
-    save_pair_activations(pairs, whole)
+    pairs.save(whole)
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-9])
     (tmp_path / "empty.safetensors").write_bytes(b"")
     (tmp_path / "text.safetensors").write_text("these are no tensors")
@@ -174,4 +178,4 @@ def test_a_missing_or_damaged_file_is_a_sentence(pairs, tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", metadata={"site": "blocks.1.x"})
     for name in ("missing", "cut", "empty", "text", "folder", "bare", "other"):
         with pytest.raises(OutputError, match=rf"{name}\.safetensors cannot be read .*delete it"):
-            load_pair_activations(tmp_path / f"{name}.safetensors")
+            PairActivations.load(tmp_path / f"{name}.safetensors")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saesteer.models import Site, resolve_model
-from saesteer.models.shape import check_shape, model_shape
+from saesteer.models.resolve import check_shape, model_shape
 from saesteer.saes.loading import check_planned
 from saesteer.utils.errors import MismatchError, SiteError
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from saesteer.steering.sampling import sampling_processors
+from saesteer.steering.generate import sampling_processors
 
 
 def test_choices_follow_the_softmax_at_the_temperature():
