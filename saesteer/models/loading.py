@@ -108,7 +108,7 @@ def wrap_model(
     Args:
         hf_model: A causal language model, or a multimodal one, of which the text part alone is
             wrapped; the bridge takes it over.
-        tokenizer: Its tokenizer; set to left padding with a padding token.
+        tokenizer: Set to left padding with a padding token.
         source: Where the model came from, for the record.
 
     Raises:
@@ -227,10 +227,7 @@ def made_on_other_weights(
 ) -> bool:
     """Return whether what an SAE, vector or probe was made on is known to be another model.
 
-    Args:
-        model: The model that it is to be used with.
-        name: What the model that it was made on was called.
-        fingerprint: That model's fingerprint; None, where it was not recorded, tells nothing.
+    A fingerprint of None, where it was not recorded, tells nothing.
     """
     info = model_info(model)
     # The package's own model is one file, checked by its SHA-256, or its original on the Hub.

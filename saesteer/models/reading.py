@@ -162,9 +162,6 @@ def read_pair_activations(
     padding.
 
     Args:
-        model: A model from `load_model`.
-        pairs: The pairs.
-        sites: Where to read.
         request: What stands before statements that have no prompt of their own.
         chat: Whether prompts go through the chat template; where there is one if None.
         system: A system prompt for the template.
@@ -215,14 +212,10 @@ def read_rows(
     Rows run in batches of like length, and the pass ends at the deepest site.
 
     Args:
-        model: A model from `load_model`.
-        rows: Tokenised texts; those marked kept are read.
+        rows: Tokenised texts; those marked kept are read, and stay in the order given.
         sites: Where to read.
         max_tokens: The most tokens in a batch, padding included.
         max_rows: The most rows in a batch.
-
-    Returns:
-        For each site the activations, the rows in the order given.
 
     Raises:
         SiteError: There are no sites, or the model has no such site, or one not laid out by token.

@@ -55,12 +55,8 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
     """Return the module to hook for a site.
 
     The residual stream before and after a block is read from the plain Hugging Face model, at its
-    full speed; every other site from the bridge's own hook points.
-
-    Args:
-        model: A model from `load_model`.
-        site: Where to read or write.
-        bridged: Use the bridge's hook point for every site, for a pass that reads several.
+    full speed; every other site from the bridge's own hook points, and all of them if `bridged`,
+    for a pass that reads several.
 
     Raises:
         SiteError: The model has no such site, it holds no vector for each token, or the bridge

@@ -53,27 +53,22 @@ def steer(
     special_mask: Bool[Tensor, "batch pos"] | None = None,
     strict: bool = True,
 ) -> AbstractContextManager[Steering]:
-    """Add vectors at their sites in every forward pass inside the block.
+    """Add vectors at their sites in every forward pass inside the `with` block.
 
     It works on the plain Hugging Face model (`plain_model(model)`: a forward pass or `generate`)
     and on the bridge itself. Blocks can be nested: their vectors add up. Rows at strength 0 are
     bit-identical to the unsteered model. Gradients flow to `vector.direction`. Hooks come off
-    however the block is left.
+    however the block is left. The block gives a handle whose `new_prompt()` starts afresh.
 
     Args:
-        model: A model from `load_model`.
         vectors: One vector, or several at once, at one site or at several.
         strength: For every vector the same, as in `Add`; nest blocks for different ones.
-        unit: "norm", "raw" or "max_act"; see `to_raw`.
         positions: Where to write: see `SteeringMask`; each vector's own `positions` if None.
         rows: The batch rows to steer, from 0; all if None.
         prompt_length: The prompt's width in columns, left padding included; worked out from the
             forward passes if None.
         special_mask: True at special tokens, which are then not written to.
         strict: Refuse a vector whose model fingerprint is not this model's.
-
-    Returns:
-        The `with` block, which gives a handle whose `new_prompt()` starts afresh.
 
     Raises:
         SteeringError: A strength, unit, row or mask cannot be used; before anything runs, or in
@@ -115,10 +110,9 @@ def intervene(
     cancel. At one layer the two are the same.
 
     Args:
-        model: A model from `load_model`.
         edits: One or several, at one site or at several; at a site they follow one another in the
             order given.
-        policy: Which alpha counts.
+        policy: Which alpha counts, as said above.
         positions: Where to write: "from_last_prompt_token", "all" or "generated"; each vector's
             own positions if None.
         prompt_length: The prompt's width in columns, left padding included, or one for each row;

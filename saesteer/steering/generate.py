@@ -116,10 +116,9 @@ def generate(
     at every strength, so completions differ by the steering alone (see `sampling_processors`).
 
     Args:
-        model: A model from `load_model`.
         prompts: One prompt or several.
         vector: What to steer with; None for the plain model.
-        strength: One strength or several to generate at, in `unit`.
+        strength: One strength or several to generate at.
         unit: "norm", "raw" or "max_act".
         max_new_tokens: The most tokens to generate for each row.
         chat: Whether prompts go through the chat template; "auto" if there is one.
@@ -299,7 +298,6 @@ def sampling_processors(
         keys: For each row its prompt's and its sample's number.
         temperature: Softmax temperature; 0 gives no processors, that is the likeliest token.
         top_p: Probability of the nucleus that is sampled from.
-        seed: Seeds the noise.
     """
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 

@@ -53,7 +53,6 @@ def export_gguf(
         vectors: One vector, or one or more for each layer, all at `hook_resid_post` sites.
         path: The .gguf file.
         strength: What llama.cpp's factor 1.0 is to stand for; None for the natural vector.
-        unit: The strength's unit.
         model_hint: The architecture in GGUF's words, such as "llama"; the model's name if None.
             llama.cpp does not check it.
 

@@ -84,7 +84,6 @@ class TeacherForced:
     below the steered site see nothing of the steering, so passes start at that site.
 
     Args:
-        model: A model from `load_model`.
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered; steering elsewhere works but shares less.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.

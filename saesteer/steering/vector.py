@@ -100,10 +100,12 @@ class SteeringVector:
         object.__setattr__(self, "site", Site.parse(self.site))
         object.__setattr__(self, "sae_features", tuple(self.sae_features))
         check_saved_positions(self.positions)
-        _check_length("norm", self.norm)
-        for name in ("residual_norm", "max_act"):
-            if getattr(self, name) is not None:
-                _check_length(name, getattr(self, name))
+        for name in ("norm", "residual_norm", "max_act"):
+            length = getattr(self, name)
+            if (name == "norm" or length is not None) and check_strength(length) <= 0.0:
+                raise SteeringError(
+                    f"{name} is {float(length)}; it is a length, so give a positive number."
+                )
         for feature in self.sae_features:
             if not math.isfinite(feature.weight):
                 raise SteeringError(
@@ -387,12 +389,6 @@ def _as_vector(value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise SteeringError("vector holds NaN or infinite numbers; make it again.")
     return tensor
-
-
-def _check_length(name: str, value: Any) -> None:
-    number = check_strength(value)
-    if number <= 0.0:
-        raise SteeringError(f"{name} is {number}; it is a length, so give a positive number.")
 
 
 def _check_addable(a: SteeringVector, b: SteeringVector) -> None:
