@@ -86,7 +86,7 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class LinearNorm:
-    """A norm with its scale held fixed: then it is linear, and each part of its input has a share."""
+    """A norm with its scale held fixed: linear, so that each part of its input has a share."""
 
     # What every dimension is multiplied with, and what is added after that.
     gain: Float[Tensor, " d_model"]
