@@ -22,25 +22,30 @@ def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def last_logits(
-    root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
-) -> Float[Tensor, "row vocab"]:
-    """Run left-padded rows and return the logits behind their last tokens.
+def all_logits(
+    root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], **wanted: Any
+) -> Float[Tensor, "row pos vocab"]:
+    """Run rows and return the logits behind every token.
 
     Args:
         root: A Hugging Face causal language model: `plain_model(model)`, or the bridge's own
             `model.original_model`. Its gradients are on or off as they are when it is called.
         ids: Token ids.
         mask: True at real tokens.
+        **wanted: Further arguments, for a model that takes them.
     """
-    return _forward(root, ids, mask, logits_to_keep=1)[:, -1]
+    wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
+    # Models with ALiBi take no position ids, and a few compute all logits or none.
+    takes = inspect.signature(root.forward).parameters
+    known = {name: value for name, value in wanted.items() if name in takes}
+    return root(input_ids=ids, use_cache=False, **known).logits
 
 
-def all_logits(
+def last_logits(
     root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
-) -> Float[Tensor, "row pos vocab"]:
-    """Run rows and return the logits behind every token; as `last_logits`."""
-    return _forward(root, ids, mask)
+) -> Float[Tensor, "row vocab"]:
+    """Run left-padded rows and return the logits behind their last tokens; see `all_logits`."""
+    return all_logits(root, ids, mask, logits_to_keep=1)[:, -1]
 
 
 def last_logits_in_parts(
@@ -92,11 +97,3 @@ def greedy_settings(
         eos_token_id=ends if ends is None or isinstance(ends, int) else list(ends),
         pad_token_id=pad,
     )
-
-
-def _forward(root: Any, ids: Tensor, mask: Tensor, **wanted: Any) -> Tensor:
-    wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
-    # Models with ALiBi take no position ids, and a few compute all logits or none.
-    takes = inspect.signature(root.forward).parameters
-    known = {name: value for name, value in wanted.items() if name in takes}
-    return root(input_ids=ids, use_cache=False, **known).logits
