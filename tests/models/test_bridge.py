@@ -18,6 +18,7 @@ from saesteer.models import (
 from saesteer.models import compat as compat_module
 from saesteer.steering import SteeringVector, steer
 from saesteer.utils.errors import SiteError
+from tests.by_hand import added
 from tests.hybrids import random_model
 
 IDS = torch.tensor([[5, 77, 300, 20, 401, 66, 90, 8]])
@@ -128,15 +129,8 @@ def test_the_middle_of_a_block_is_steered_by_exactly_what_is_added(name, model_o
     module, scale = ATTENTION[name](blocks[1])
     with torch.no_grad(), steer(model, vector_at(Site(1, "hook_resid_mid"), model), 2.0, "raw"):
         got = model.original_model(input_ids=IDS, use_cache=False).logits
-
-    def add(_module, _args, output):
-        added = 2.0 * scale * unit()
-        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
-
-    handle = module.register_forward_hook(add)
-    with torch.no_grad():
+    with torch.no_grad(), added(module, 2.0 * scale * unit()):
         wanted = plain(input_ids=IDS, use_cache=False).logits
-    handle.remove()
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 

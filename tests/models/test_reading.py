@@ -45,11 +45,6 @@ def counted_blocks(model):
             handle.remove()
 
 
-def count_hooks(model):
-    modules = [*plain_model(model).modules(), *model.original_model.modules()]
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
-
-
 def one_by_one(reference, rows, layer):
     """The hidden states that Hugging Face gives each row alone, without padding."""
     for row in rows:

@@ -12,6 +12,7 @@ from saesteer.models.loading import plain_model
 from saesteer.models.tokens import TokenRow
 from saesteer.steering import SteeringVector
 from saesteer.steering.teacher_forced import TeacherForced
+from tests.by_hand import added
 from tests.hybrids import random_model
 
 NAMES = ("mamba", "mamba2", "lfm2", "qwen35", "falconh1", "jamba")
@@ -52,28 +53,10 @@ def test_scoring_equals_single_passes(hybrid, strength):
                 said[index] = one.logits[one.row == place]
         for index, row in enumerate(rows()):
             first = row.kept.index(True) - 1
-
-            def add(hidden: torch.Tensor, first: int = first) -> torch.Tensor:
-                changed = hidden.clone()
-                changed[:, first:] += strength * raw / raw.norm()
-                return changed
-
-            def entering(_module: Any, args: Any, kwargs: Any, add: Any = add) -> Any:
-                if args:
-                    return (add(args[0]), *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": add(kwargs["hidden_states"])}
-
-            def leaving(_module: Any, _args: Any, output: Any, add: Any = add) -> Any:
-                return (add(output[0]), *output[1:]) if isinstance(output, tuple) else add(output)
-
-            block = blocks[site.layer]
-            if site.hook == "hook_resid_pre":
-                handle = block.register_forward_pre_hook(entering, with_kwargs=True)
-            else:
-                handle = block.register_forward_hook(leaving)
-            with torch.no_grad():
+            side = "input" if site.hook == "hook_resid_pre" else "output"
+            change = strength * raw / raw.norm()
+            with torch.no_grad(), added(blocks[site.layer], change, slice(first, None), side):
                 alone = plain(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
-            handle.remove()
             torch.testing.assert_close(said[index], alone[first:-1], rtol=1e-3, atol=1e-3)
 
 
