@@ -37,7 +37,7 @@ def added_at(vector, length, shape, where):
 
 
 @pytest.mark.parametrize(("unit", "length"), [("norm", 2.0), ("raw", 0.2), ("max_act", 0.8)])
-def test_steering_equals_adding_added(llama, make_vector, unit, length, random_ids):
+def test_steering_equals_adding_by_hand(llama, make_vector, unit, length, random_ids):
     vector, ids = make_vector(), random_ids(2, 7)
     block = plain_model(llama).model.layers[1]
     with added(block, added_at(vector, length, (2, 7), [(0, 6), (1, 6)])):
