@@ -288,4 +288,5 @@ def _hook_mid_block(function: SiteFunction, module: nn.Module, block: nn.Module)
     stack = ExitStack()
     stack.callback(_hook(module, "output", at_norm).remove)
     stack.callback(_hook(block, "output", behind).remove)
-    return SimpleNamespace(remove=stack.close)
+    both: Any = SimpleNamespace(remove=stack.close)
+    return both
