@@ -238,7 +238,7 @@ def unhooked(*roots: nn.Module, first: int = 0) -> Iterator[None]:
     for hooks, before in tables:
         for number in before:
             if number >= first:
-                del hooks[number]
+                hooks.pop(number, None)
     try:
         yield
     finally:

@@ -147,7 +147,7 @@ def encode_statements(
         chat: Whether prompts go through the chat template; where there is one and a prompt is
             given, if None.
         system: A system prompt for the template.
-        prepend_bos: As max_length, what and remedy, see `encode_texts`.
+        prepend_bos, max_length, what, remedy: See `encode_texts`.
 
     Raises:
         DataError: A row has more tokens than `max_length`, a statement has no token or not its
