@@ -63,6 +63,7 @@ def steer(
     Args:
         vectors: One vector, or several at once, at one site or at several.
         strength: For every vector the same, as in `Add`; nest blocks for different ones.
+        unit: See `to_raw`.
         positions: Where to write: see `SteeringMask`; each vector's own `positions` if None.
         rows: The batch rows to steer, from 0; all if None.
         prompt_length: The prompt's width in columns, left padding included; worked out from the
