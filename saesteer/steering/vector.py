@@ -393,29 +393,29 @@ def _as_vector(value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _check_addable(a: SteeringVector, b: SteeringVector) -> None:
     both = f"vectors {a.name!r} and {b.name!r}"
-    known = a.model_fingerprint and b.model_fingerprint
-    same = a.model_fingerprint == b.model_fingerprint if known else a.model == b.model
-    if not same or a.d_model != b.d_model:
+    instead = "steer with both at once instead: steer(model, [a, b], strength)"
+    if not _same(a, b, "model") or a.d_model != b.d_model:
         raise SteeringError(
             f"{both} belong to different models ({a.model}, {a.d_model} wide, and {b.model}, "
             f"{b.d_model} wide); add only vectors of one model."
         )
-    for what, left, right in (
-        ("sites", a.site, b.site),
-        ("writing positions", a.positions, b.positions),
-    ):
-        if left != right:
-            raise SteeringError(
-                f"{both} have different {what} ({left} and {right}); steer with both at once "
-                "instead: steer(model, [a, b], strength)."
-            )
-    known = a.sae_fingerprint and b.sae_fingerprint
-    same = a.sae_fingerprint == b.sae_fingerprint if known else a.sae == b.sae
-    if a.sae_features and b.sae_features and not same:
+    if a.site != b.site:
+        raise SteeringError(f"{both} have different sites ({a.site} and {b.site}); {instead}.")
+    if a.positions != b.positions:
         raise SteeringError(
-            f"{both} name features of different SAEs ({a.sae} and {b.sae}); steer with both at "
-            "once instead: steer(model, [a, b], strength)."
+            f"{both} have different writing positions ({a.positions} and {b.positions}); {instead}."
         )
+    if a.sae_features and b.sae_features and not _same(a, b, "sae"):
+        raise SteeringError(
+            f"{both} name features of different SAEs ({a.sae} and {b.sae}); {instead}."
+        )
+
+
+def _same(a: SteeringVector, b: SteeringVector, what: str) -> bool:
+    """Whether both name one model or one SAE: by fingerprint where both know it."""
+    marks = [getattr(vector, f"{what}_fingerprint") for vector in (a, b)]
+    names = [getattr(vector, what) for vector in (a, b)]
+    return marks[0] == marks[1] if all(marks) else names[0] == names[1]
 
 
 def _sum_features(
