@@ -29,7 +29,7 @@ _GEMMA4: dict[str, Any] = _SHAPE | {
 }
 # Of each architecture the name of its configuration's class, and what is set in it.
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bloom": ("Bloom", _BARE | {"n_layer": 4, "n_head": 4}),
+    "bloom": ("Bloom", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 4, "n_head": 4}),
     "cohere": ("Cohere", _SHAPE),
     "cohere2": ("Cohere2", _SHAPE | {"sliding_window": 8}),
     "falcon-alibi": ("Falcon", _HEADS | {"alibi": True, "parallel_attn": False}),
