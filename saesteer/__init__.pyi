@@ -37,7 +37,7 @@ from saesteer.models import encode_statements as encode_statements
 from saesteer.models import load_model as load_model
 from saesteer.models import plain_model as plain_model
 from saesteer.models import wrap_model as wrap_model
-from saesteer.models.pair_activations import read_pair_activations as read_pair_activations
+from saesteer.models.reading import read_pair_activations as read_pair_activations
 from saesteer.patching import PatchResult as PatchResult
 from saesteer.patching import PromptPair as PromptPair
 from saesteer.patching import lens as lens

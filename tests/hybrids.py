@@ -14,88 +14,84 @@ from torch import nn
 
 HYBRIDS = ("lfm2", "qwen35", "falconh1", "jamba", "mamba", "gemma4")
 VOCABULARY = 420
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-}
+_BARE: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4}
+_HEADS: dict[str, Any] = _BARE | {"num_attention_heads": 4}
+_SHAPE: dict[str, Any] = _HEADS | {"num_key_value_heads": 2, "intermediate_size": 64}
 _SLIDING = ["sliding_attention", "full_attention"]
+_GEMMA4: dict[str, Any] = _SHAPE | {
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+    "sliding_window": 8,
+    "layer_types": _SLIDING * 2,
+    "num_kv_shared_layers": 0,
+}
+# Of each architecture the name of its configuration's class, and what is set in it.
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("Bloom", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 4, "n_head": 4}),
+    "cohere": ("Cohere", _SHAPE),
+    "cohere2": ("Cohere2", _SHAPE | {"sliding_window": 8}),
+    "falcon-alibi": ("Falcon", _HEADS | {"alibi": True, "parallel_attn": False}),
+    "falconh1": (
+        "FalconH1",
+        _SHAPE
+        | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
+        | {"mamba_n_groups": 1, "mamba_d_state": 8, "mamba_expand": 1},
+    ),
+    "gemma2": ("Gemma2", _SHAPE | {"head_dim": 16, "sliding_window": 8}),
+    "gemma4": ("Gemma4Text", _GEMMA4),
+    "gemma4-dense": ("Gemma4Text", _GEMMA4 | {"hidden_size_per_layer_input": 0}),
+    "gemma4-shared": (
+        "Gemma4Text",
+        _GEMMA4 | {"num_hidden_layers": 6, "layer_types": _SLIDING * 3, "num_kv_shared_layers": 2},
+    ),
+    "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 4, "n_head": 4}),
+    "granite": ("Granite", _SHAPE | {"embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
+    "jamba": (
+        "Jamba",
+        _SHAPE
+        | {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1}
+        | {"mamba_d_state": 8, "num_experts": 2, "num_experts_per_tok": 1},
+    ),
+    "lfm2": (
+        "Lfm2",
+        _SHAPE | {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 16},
+    ),
+    "llama": ("Llama", _SHAPE),
+    "mamba": ("Mamba", _BARE | {"state_size": 8}),
+    "mamba2": (
+        "Mamba2",
+        _BARE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
+    ),
+    "olmo2": ("Olmo2", _SHAPE),
+    "opt": ("OPT", _HEADS | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "opt-post-norm": (
+        "OPT",
+        _HEADS | {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        _SHAPE
+        | {"head_dim": 16, "moe_intermediate_size": 32}
+        | {"num_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen35": (
+        "Qwen3_5Text",
+        _SHAPE
+        | {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
+    "recurrentgemma": ("RecurrentGemma", _SHAPE | {"lru_width": 32, "attention_window_size": 8}),
+}
 
 
-def _config(name: str) -> Any:
+def random_model(name: str) -> Any:
+    """Return a tiny Hugging Face model of an architecture, all of its weights at work."""
     import transformers as tf
 
-    narrow: dict[str, Any] = {"head_dim": 8}
-    gemma4: dict[str, Any] = {
-        "head_dim": 16,
-        "global_head_dim": 16,
-        "vocab_size_per_layer_input": VOCABULARY,
-        "hidden_size_per_layer_input": 8,
-        "sliding_window": 8,
-        "layer_types": _SLIDING * 2,
-    }
-    linear: dict[str, Any] = {
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-    }
-    ssm: dict[str, Any] = {
-        "mamba_d_ssm": 32,
-        "mamba_n_heads": 4,
-        "mamba_d_head": 8,
-        "mamba_n_groups": 1,
-    }
-    return {
-        "lfm2": lambda: tf.Lfm2Config(
-            **_SHAPE, layer_types=["conv", "full_attention"] * 2, block_multiple_of=16
-        ),
-        "qwen35": lambda: tf.Qwen3_5TextConfig(**_SHAPE, **narrow, **linear),
-        "falconh1": lambda: tf.FalconH1Config(
-            **_SHAPE, **narrow, **ssm, mamba_d_state=8, mamba_expand=1
-        ),
-        "jamba": lambda: tf.JambaConfig(
-            **{**_SHAPE, "num_hidden_layers": 6}, mamba_d_state=8, num_experts=2,
-            num_experts_per_tok=1, attn_layer_period=3, attn_layer_offset=1,
-        ),
-        "mamba": lambda: tf.MambaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, state_size=8
-        ),
-        "gemma4": lambda: tf.Gemma4TextConfig(**_SHAPE, **gemma4, num_kv_shared_layers=0),
-        "gemma4-shared": lambda: tf.Gemma4TextConfig(
-            **{**_SHAPE, **gemma4, "num_hidden_layers": 6, "layer_types": _SLIDING * 3},
-            num_kv_shared_layers=2,
-        ),
-        "falcon-alibi": lambda: tf.FalconConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-            alibi=True, parallel_attn=False,
-        ),
-        "cohere": lambda: tf.CohereConfig(**_SHAPE),
-        "recurrentgemma": lambda: tf.RecurrentGemmaConfig(
-            **_SHAPE, lru_width=32, attention_window_size=8
-        ),
-    }[name]()  # fmt: skip
-
-
-_MADE: dict[str, Any] = {}
-
-
-def hybrid(name: str, make_tokenizer: Callable[[], Any]) -> Any:
-    """Return a tiny bridge, one for the session; leave it as you found it."""
-    if name not in _MADE:
-        _MADE[name] = _made(name, make_tokenizer())
-    return _MADE[name]
-
-
-def _made(name: str, tokenizer: Any) -> Any:
-    import transformers as tf
-
-    from saesteer.models import wrap_model
-
-    config = _config(name)
+    kind, settings = _CONFIGS[name]
+    config = getattr(tf, f"{kind}Config")(**settings)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -105,8 +101,20 @@ def _made(name: str, tokenizer: Any) -> Any:
                 weight.normal_(0, 0.15)
             else:
                 weight.add_(0.1 * torch.randn_like(weight))
-    config.architectures = [type(model).__name__]
-    return wrap_model(model, tokenizer)
+    model.config.architectures = [type(model).__name__]
+    return model.eval()
+
+
+_MADE: dict[str, Any] = {}
+
+
+def hybrid(name: str, make_tokenizer: Callable[[], Any]) -> Any:
+    """Return a tiny bridge, one for the session; leave it as you found it."""
+    from saesteer.models import wrap_model
+
+    if name not in _MADE:
+        _MADE[name] = wrap_model(random_model(name), make_tokenizer())
+    return _MADE[name]
 
 
 def reordered(plain: Any, order: Sequence[Any]) -> Any:

@@ -51,8 +51,7 @@ def complete_command(
     from saesteer.corruption.completions import complete_prompts
     from saesteer.corruption.program import check_program
     from saesteer.models import load_model
-    from saesteer.models.resolve import resolve_model
-    from saesteer.models.shape import model_shape
+    from saesteer.models.resolve import model_shape, resolve_model
     from saesteer.utils.progress import terminal_progress
 
     check_not_blank(prompts)

@@ -26,8 +26,7 @@ def doctor_command(
     from saesteer.data import datasets_folder, read_texts
     from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model
-    from saesteer.models.resolve import resolve_model
-    from saesteer.models.shape import check_shape
+    from saesteer.models.resolve import check_shape, resolve_model
     from saesteer.saes.doctor import doctor, rows_for
     from saesteer.saes.loading import check_planned, load_sae, resolve_sae
     from saesteer.utils.progress import terminal_progress

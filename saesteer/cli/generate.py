@@ -50,7 +50,7 @@ def generate_command(
     check_samples(samples, temperature)
     from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model, resolve_model
-    from saesteer.models.shape import check_shape
+    from saesteer.models.resolve import check_shape
     from saesteer.steering import generate
 
     name = model or (steering.model if steering else "smollm2")

@@ -48,8 +48,7 @@ def import_command(
     target: Annotated[Path, typer.Argument(help="A folder for one vector per layer.")],
 ) -> None:
     """Read a control vector of llama.cpp or repeng."""
-    from saesteer.models.resolve import resolve_model
-    from saesteer.models.shape import model_shape
+    from saesteer.models.resolve import model_shape, resolve_model
     from saesteer.steering import import_gguf
 
     for vector in import_gguf(source, model=model):

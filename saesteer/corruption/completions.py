@@ -10,7 +10,7 @@ import torch
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.program import LinearSpan, Program
 from saesteer.models import encode_texts, plain_model
-from saesteer.models.generation import greedy_settings
+from saesteer.models.forward import greedy_settings
 from saesteer.models.tokens import TokenRow, input_device, pad_rows, padding_id
 from saesteer.utils.errors import DataError
 from saesteer.utils.progress import Progress

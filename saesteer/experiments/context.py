@@ -18,7 +18,7 @@ from saesteer.methods.objective import TrainingCost
 from saesteer.methods.registry import build_method
 from saesteer.models import Site, load_model, model_info
 from saesteer.models.placement import choose_device, choose_dtype, memory_of
-from saesteer.models.shape import check_shape
+from saesteer.models.resolve import check_shape
 from saesteer.models.tokens import encode_statements
 from saesteer.saes.adapter import LensSae
 from saesteer.saes.doctor import check_fit
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from saesteer.data import PairSet
     from saesteer.data.answers import Answer
     from saesteer.methods.features import PairCodes
-    from saesteer.models.pair_activations import PairActivations
+    from saesteer.models.reading import PairActivations
     from saesteer.models.tokens import TokenRow
     from saesteer.utils.run_folder import RunFolder
 

@@ -13,8 +13,7 @@ from saesteer.experiments.base import Experiment, Found
 from saesteer.experiments.context import ExperimentFit
 from saesteer.methods.registry import method_entry
 from saesteer.models import Site
-from saesteer.models.activation_files import load_pair_activations, save_pair_activations
-from saesteer.models.pair_activations import PairActivations, read_pair_activations
+from saesteer.models.reading import PairActivations, read_pair_activations
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.steering.divergence import DivergenceMeter
 from saesteer.utils.array_cache import content_key
@@ -69,8 +68,8 @@ class SteeringExperiment(Experiment[Found]):
                 prepend_bos=sae.prepend_bos,
                 pooling=reading.positions,
             ),
-            load=load_pair_activations,
-            save=save_pair_activations,
+            load=PairActivations.load,
+            save=PairActivations.save,
         )
 
     def fits(

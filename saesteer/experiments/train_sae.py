@@ -16,8 +16,7 @@ from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.results import METRICS, Results
 from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models import model_info, resolve_model
-from saesteer.models.resolve import ModelSource
-from saesteer.models.shape import check_shape
+from saesteer.models.resolve import ModelSource, check_shape
 from saesteer.models.sites import Site, check_site
 from saesteer.report import Report
 from saesteer.report.sae import sae_report

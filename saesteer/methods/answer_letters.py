@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from saesteer.evaluation.choices import LETTERS, QUESTION, answer_cue, choice_question
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import read_rows
+from saesteer.models.reading import PairActivations, read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements
 

@@ -20,9 +20,8 @@ from saesteer.methods.objective import Contrast, SteeringObjective, TrainingCost
 from saesteer.methods.self_generated import self_generated
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.models import Site, encode_statements, model_info
-from saesteer.models.memory import trim_memory
-from saesteer.models.pair_activations import PairActivations, read_pair_activations
-from saesteer.models.pooling import pool
+from saesteer.models.placement import trim_memory
+from saesteer.models.reading import PairActivations, pool, read_pair_activations
 from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import match_strength

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saesteer.models.hooks import first_of, unhooked
+from saesteer.models.loading import plain_model
 from saesteer.utils.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -36,16 +38,10 @@ BlockRun = Callable[[Float[Tensor, "row pos d_model"], Sequence[Call]], Any]
 
 
 class BlockList(NamedTuple):
-    """Where a Hugging Face model keeps its blocks.
-
-    Attributes:
-        root: The causal language model.
-        owner: The module that holds the list.
-        name: The list's name there.
-        blocks: The list.
-    """
+    """Where a Hugging Face causal language model, `root`, keeps its blocks."""
 
     root: nn.Module
+    # The module that holds the list, and the list's name there.
     owner: nn.Module
     name: str
     blocks: nn.ModuleList
@@ -53,8 +49,6 @@ class BlockList(NamedTuple):
 
 def block_lists(model: TransformerBridge) -> tuple[BlockList, BlockList]:
     """Return the blocks of the plain model and of the bridge's."""
-    from saesteer.models import plain_model
-
     mapping: Any = model.adapter.component_mapping
     path = str(mapping["blocks"].name) if "blocks" in mapping else ""
     parent, _, name = path.rpartition(".")
@@ -77,11 +71,12 @@ def stood_in(place: BlockList, run: BlockRun, *, late: bool = False) -> Iterator
 
     On every pass inside, the model prepares each block's arguments as ever (masks and rotary
     positions by the layer's kind, inputs of its own, the cache) and calls nothing but stand-ins;
-    then `run` gets them all and says what the last block hands on. Hooks stay on the blocks.
+    then `run` gets them all and says what the last block hands on, which may be a block's output
+    as it is. Hooks stay on the blocks.
 
     Args:
         place: The blocks.
-        run: What runs instead; may return a block's output as it is.
+        run: What runs instead.
         late: Say that it cannot on the first pass inside rather than at once.
 
     Raises:
@@ -105,14 +100,11 @@ def _refuse(error: ModelError, *_: Any) -> Any:
 
 
 class _Shape(NamedTuple):
-    """How a model handles its blocks.
+    """How a model handles its blocks."""
 
-    Attributes:
-        boxed: They return tuples, as those of some older architectures do.
-        cuts: Some see no more positions than logits are asked for.
-    """
-
+    # They return tuples, as those of some older architectures do.
     boxed: bool
+    # Some see no more positions than logits are asked for.
     cuts: bool
 
 
@@ -245,27 +237,6 @@ def check_alike(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
         raise ModelError(f"logits differ by {difference:.3g}, where they spread by {spread:.3g}")
 
 
-def first_of(output: Any) -> Tensor:
-    """Return the residual stream of what a block returns."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def one_line(error: Exception) -> str:
     """Return what an exception says, on one line, without its full stop."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
-
-
-@contextmanager
-def unhooked(root: nn.Module) -> Iterator[None]:
-    """Take all hooks off for as long as the context lasts, so that a trial changes nothing."""
-    kept = []
-    for module in root.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks"):
-            kept.append((getattr(module, name), dict(getattr(module, name))))
-    try:
-        for hooks, _ in kept:
-            hooks.clear()
-        yield
-    finally:
-        for hooks, before in kept:
-            hooks.update(before)

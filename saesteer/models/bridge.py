@@ -7,23 +7,22 @@ must give what the plain model gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from saesteer.models.compat import cache_argument, find_cache
-from saesteer.models.loading import model_info
+from saesteer.models.hooks import HookTarget, Site, SiteFunction, hooked, unhooked
+from saesteer.models.loading import block_name, model_info
 from saesteer.utils.errors import SiteError
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from saesteer.models.sites import Site
 
 _OUTSIDE = "use hook_resid_pre or hook_resid_post, which need no bridge"
 # Two rows, the second of them padded on the left.
@@ -31,22 +30,17 @@ _LENGTH, _PADDED = 12, 3
 _ALL = slice(None, None)
 
 
-@dataclass(frozen=True)
-class _Check:
-    """What a model's passes through plain model and bridge showed.
+class _Check(NamedTuple):
+    """What a model's passes through plain model and bridge showed."""
 
-    Attributes:
-        fault: What is wrong with the bridge; None if it computes the same model.
-        difference: The largest difference of its logits, in standard deviations of the plain
-            model's; infinite where it computes none, None if there is no fault.
-        fired: For the id of each hook point that a pass reached, whether it holds a vector for
-            each token.
-        bent: The layers where what is added in the middle of the block comes out of it changed.
-    """
-
+    # What is wrong with the bridge; None if it computes the same model.
     fault: str | None
+    # The largest difference of its logits, in standard deviations of the plain model's; infinite
+    # where it computes none, None if there is no fault.
     difference: float | None
+    # For the id of each hook point that a pass reached, whether it holds a vector for each token.
     fired: Mapping[int, bool]
+    # The layers where what is added in the middle of the block comes out of it changed.
     bent: frozenset[int]
 
 
@@ -57,9 +51,6 @@ def bridge_difference(model: TransformerBridge) -> float | None:
     """Return by how much the bridge's logits differ from the plain model's.
 
     It costs a few short passes, the first time that a model is asked about.
-
-    Args:
-        model: A model from `load_model`.
 
     Returns:
         The largest difference, in standard deviations of the plain model's logits, infinite where
@@ -111,7 +102,7 @@ def _name(model: TransformerBridge) -> str:
 def _checked(model: TransformerBridge) -> _Check:
     if model not in _CHECKED:
         info = model_info(model)
-        with torch.no_grad(), _unhooked((info.plain, model.original_model), info.own_hooks):
+        with torch.no_grad(), unhooked(info.plain, model.original_model, first=info.own_hooks):
             _CHECKED[model] = _Comparison(model).check()
     return _CHECKED[model]
 
@@ -123,9 +114,7 @@ class _Comparison:
         self._plain: Any = model_info(model).plain
         self._bridge: Any = model.original_model
         self._points = model.hook_dict
-        # A mapping from the bridge: "blocks" -> "model.layers" (Llama), "transformer.h" (GPT-2).
-        mapping: Any = model.adapter.component_mapping
-        self._blocks = [f"{mapping['blocks'].name}.{n}" for n in range(model.cfg.n_layers)]
+        self._blocks = [block_name(model, layer) for layer in range(model.cfg.n_layers)]
         embedding = self._plain.get_input_embeddings().weight
         ids = torch.arange(1, 2 * _LENGTH + 1, device=embedding.device) * 7919
         self._ids = (ids % len(embedding)).view(2, _LENGTH)
@@ -134,16 +123,22 @@ class _Comparison:
         # The first token of a row is many models' attention sink, which drowns all others.
         self._compared = self._mask.bool()
         self._compared[0, 0] = self._compared[1, _PADDED] = False
-        eps = torch.finfo(embedding.dtype).eps
-        self._tolerance = max(1e-3, 4 * eps)
+        self._tolerance = max(1e-3, 4 * torch.finfo(embedding.dtype).eps)
+        # What blocks read of their input and what their MLPs read; given again while held fast.
+        self._read: dict[nn.Module, Any] = {}
+        self._held = False
 
     def check(self) -> _Check:
         inputs, wanted, logits = self._pass(self._plain)
         try:
             fired: dict[int, bool] = {}
-            with self._noting(fired), self._middles() as middles:
+            with ExitStack() as stack:
+                for point in set(self._points.values()):
+                    stack.callback(point.register_forward_hook(self._noting(fired)).remove)
+                for layer in self._middles():
+                    self._hold(layer, stack)
                 own, got, theirs = self._pass(self._bridge, inputs)
-                bent = self._bent(inputs, got, middles)
+                bent = self._bent(inputs, got)
             place = self._first_off((inputs[0], *wanted, logits), (own[0], *got, theirs))
             if place is None:
                 steps = [self._step(root, inputs) for root in (self._plain, self._bridge)]
@@ -157,7 +152,7 @@ class _Comparison:
             why = f"computes another model ({place}; its logits differ by {difference:.2g} of "
             return _Check(f"{why}their spread)", difference, fired, bent)
         except Exception as error:
-            why = f"cannot run it ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            why = f"cannot run it ({type(error).__name__}: {one_line(error, 120)})"
             return _Check(why, float("inf"), {}, frozenset())
 
     def _step(self, root: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -175,43 +170,40 @@ class _Comparison:
         cached: list[Any] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Return every block's input and output and the logits."""
-        inputs: list[Any] = [None] * len(self._blocks)
-        outputs: list[Any] = [None] * len(self._blocks)
+        inputs: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
-        def enter(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
-            if given is None:
-                return None
-            start = given[layer][:, columns]
-            return (
-                ((start, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": start})
-            )
+        def enter(layer: int) -> SiteFunction:
+            def function(hidden: Tensor) -> Tensor | None:
+                inputs[layer] = hidden.clone()
+                return None if given is None else given[layer][:, columns]
 
-        def leave(layer: int, output: Any) -> None:
-            outputs[layer] = (output[0] if isinstance(output, tuple) else output).clone()
+            return function
 
-        with ExitStack() as stack:
-            for layer, name in enumerate(self._blocks):
-                block = root.get_submodule(name)
-                pre = block.register_forward_pre_hook(
-                    lambda _block, args, kwargs, layer=layer: enter(layer, args, kwargs),
-                    with_kwargs=True,
-                )
-                stack.callback(pre.remove)
-                post = block.register_forward_hook(
-                    lambda _block, _args, output, layer=layer: leave(layer, output)
-                )
-                stack.callback(post.remove)
-            before = cache_argument(root, cached.pop()) if cached else None
+        def leave(layer: int) -> SiteFunction:
+            def function(hidden: Tensor) -> None:
+                outputs[layer] = hidden.clone()
+
+            return function
+
+        places = []
+        for layer, name in enumerate(self._blocks):
+            block = root.get_submodule(name)
+            before, behind = Site(layer, "hook_resid_pre"), Site(layer)
+            places.append((HookTarget(root, block, "input", before), enter(layer)))
+            places.append((HookTarget(root, block, "output", behind), leave(layer)))
+        with hooked(places):
+            cache = cache_argument(root, cached.pop()) if cached else {}
             output = root(
                 input_ids=self._ids[:, columns],
                 attention_mask=self._mask[:, : columns.stop],
                 use_cache=cached is not None,
-                **(before or {}),
+                **cache,
             )
         if cached is not None:
             cached.append(find_cache(output))
-        return inputs, outputs, output.logits.float()
+        layers = range(len(self._blocks))
+        return [inputs[n] for n in layers], [outputs[n] for n in layers], output.logits.float()
 
     def _first_off(
         self, wanted: Sequence[Tensor], got: Sequence[Tensor], columns: slice = _ALL
@@ -226,30 +218,34 @@ class _Comparison:
                 return f"{name} gives another result, off by {off:.2g} of its size"
         return None
 
-    @contextmanager
-    def _noting(self, fired: dict[int, bool]) -> Iterator[None]:
+    def _noting(self, fired: dict[int, bool]) -> Callable[..., None]:
         def note(point: nn.Module, inputs: Any, output: Any) -> None:
             fired[id(point)] = isinstance(output, Tensor) and output.shape[:2] == self._ids.shape
 
-        with ExitStack() as stack:
-            for point in {id(point): point for point in self._points.values()}.values():
-                stack.callback(point.register_forward_hook(note).remove)
-            yield
+        return note
 
-    @contextmanager
-    def _middles(self) -> Iterator[dict[int, _Middle]]:
-        with ExitStack() as stack:
-            found = {}
-            for layer, name in enumerate(self._blocks):
-                point = self._points.get(f"blocks.{layer}.hook_resid_mid")
-                if point is not None:
-                    block = self._bridge.get_submodule(name).original_component
-                    found[layer] = stack.enter_context(_Middle(point).watching(block))
-            yield found
+    def _middles(self) -> list[int]:
+        layers = range(len(self._blocks))
+        return [n for n in layers if f"blocks.{n}.hook_resid_mid" in self._points]
 
-    def _bent(
-        self, inputs: list[Tensor], outputs: list[Tensor], middles: dict[int, _Middle]
-    ) -> frozenset[int]:
+    def _hold(self, layer: int, stack: ExitStack) -> None:
+        """Keep what a block reads of its input and what its MLP reads, and give both again."""
+        point = self._points[f"blocks.{layer}.hook_resid_mid"]
+        first: list[nn.Module] = []
+
+        def at(part: nn.Module, inputs: Any, output: Any) -> Any:
+            first.append(part)
+            if part not in (first[0], point):
+                return None
+            if not self._held:
+                self._read[part] = _copied(output)
+            return self._read[part]
+
+        block: Any = self._bridge.get_submodule(self._blocks[layer]).original_component
+        for part in (*block.children(), point):
+            stack.callback(part.register_forward_hook(at).remove)
+
+    def _bent(self, inputs: list[Tensor], outputs: list[Tensor]) -> frozenset[int]:
         """Return the layers whose residual stream is more than a sum behind its middle.
 
         What its attention and its MLP read is held fast, so a change of the block's input must come
@@ -258,11 +254,10 @@ class _Comparison:
         # Exact in every dtype, and no multiple of the input, to which a norm would be blind.
         signs = torch.where(torch.arange(inputs[0].shape[-1]) % 2 == 0, 1.0, -1.0)
         changed = [hidden * signs.to(hidden) for hidden in inputs]
-        for middle in middles.values():
-            middle.held = True
+        self._held = True
         after = self._pass(self._bridge, changed)[1]
         bent = set()
-        for layer in middles:
+        for layer in self._middles():
             before, given = inputs[layer].float(), changed[layer].float()
             off = after[layer].float() - outputs[layer].float() - (given - before)
             size = given.abs() + after[layer].float().abs()
@@ -272,55 +267,7 @@ class _Comparison:
         return frozenset(bent)
 
 
-class _Middle:
-    """Keeps what a block reads of its input and what its MLP reads, and can give both again."""
-
-    def __init__(self, point: nn.Module) -> None:
-        self.held = False
-        self._point = point
-        self._first: nn.Module | None = None
-        self._kept: dict[nn.Module, Any] = {}
-
-    @contextmanager
-    def watching(self, block: nn.Module) -> Iterator[_Middle]:
-        handles = [m.register_forward_hook(self._at) for m in (*block.children(), self._point)]
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _at(self, part: nn.Module, inputs: Any, output: Any) -> Any:
-        self._first = self._first or part
-        if part not in (self._first, self._point):
-            return None
-        if not self.held:
-            self._kept[part] = _copied(output)
-        return self._kept[part]
-
-
 def _copied(output: Any) -> Any:
     if isinstance(output, tuple):
         return tuple(_copied(part) for part in output)
     return output.clone() if isinstance(output, Tensor) else output
-
-
-@contextmanager
-def _unhooked(roots: Sequence[nn.Module], first: int) -> Iterator[None]:
-    """Take hooks from a number on off for a while: what is measured is the model unsteered."""
-    kept = [
-        (hooks, dict(hooks))
-        for root in roots
-        for module in root.modules()
-        for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        if any(number >= first for number in hooks)
-    ]
-    for hooks, all_of_them in kept:
-        for number in [number for number in all_of_them if number >= first]:
-            del hooks[number]
-    try:
-        yield
-    finally:
-        for hooks, all_of_them in kept:
-            hooks.clear()
-            hooks.update(all_of_them)

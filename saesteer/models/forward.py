@@ -1,14 +1,20 @@
-"""Rows of tokens to logits, padded on either side; hook what is to be kept or changed meanwhile."""
+"""Rows of tokens to logits, padded on either side, and settings to generate from them.
+
+Hook what is to be kept or changed meanwhile.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
@@ -16,25 +22,30 @@ def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def last_logits(
-    root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
-) -> Float[Tensor, "row vocab"]:
-    """Run left-padded rows and return the logits behind their last tokens.
+def all_logits(
+    root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], **wanted: Any
+) -> Float[Tensor, "row pos vocab"]:
+    """Run rows and return the logits behind every token.
 
     Args:
         root: A Hugging Face causal language model: `plain_model(model)`, or the bridge's own
             `model.original_model`. Its gradients are on or off as they are when it is called.
         ids: Token ids.
         mask: True at real tokens.
+        **wanted: Further arguments, for a model that takes them.
     """
-    return _forward(root, ids, mask, logits_to_keep=1)[:, -1]
+    wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
+    # Models with ALiBi take no position ids, and a few compute all logits or none.
+    takes = inspect.signature(root.forward).parameters
+    known = {name: value for name, value in wanted.items() if name in takes}
+    return root(input_ids=ids, use_cache=False, **known).logits
 
 
-def all_logits(
+def last_logits(
     root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
-) -> Float[Tensor, "row pos vocab"]:
-    """Run rows and return the logits behind every token; as `last_logits`."""
-    return _forward(root, ids, mask)
+) -> Float[Tensor, "row vocab"]:
+    """Run left-padded rows and return the logits behind their last tokens; see `all_logits`."""
+    return all_logits(root, ids, mask, logits_to_keep=1)[:, -1]
 
 
 def last_logits_in_parts(
@@ -58,9 +69,31 @@ def slices(rows: Shaped[Tensor, "row pos"], max_tokens: int) -> Iterator[slice]:
         yield slice(start, min(start + each, count))
 
 
-def _forward(root: Any, ids: Tensor, mask: Tensor, **wanted: Any) -> Tensor:
-    wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
-    # Models with ALiBi take no position ids, and a few compute all logits or none.
-    takes = inspect.signature(root.forward).parameters
-    known = {name: value for name, value in wanted.items() if name in takes}
-    return root(input_ids=ids, use_cache=False, **known).logits
+def greedy_settings(
+    max_new_tokens: int, *, ends: int | Sequence[int] | None, pad: int
+) -> GenerationConfig:
+    """Return settings for plain greedy generation.
+
+    Everything that the model's own configuration could slip in is set: a repetition penalty, for
+    one, would be measured as an effect of what was done to the model.
+
+    Args:
+        max_new_tokens: The longest completion.
+        ends: Token ids that end one; none if None.
+        pad: The token id behind an end.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=ends if ends is None or isinstance(ends, int) else list(ends),
+        pad_token_id=pad,
+    )

@@ -14,6 +14,7 @@ from saesteer.models.compat import counting_tensors, quiet
 from saesteer.utils.cache_folder import build_once, cache_folder
 from saesteer.utils.errors import ModelError, OutputError
 from saesteer.utils.progress import Progress
+from saesteer.utils.text import one_line
 
 # Of the GGUF specification: what a value's type number stands for, as struct writes it.
 _SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}
@@ -26,14 +27,11 @@ _MOST_ENTRIES = 100_000
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself before its weights.
+    """What a GGUF file says of itself before its weights."""
 
-    Attributes:
-        metadata: Numbers, truth values and strings by key; arrays (the tokenizer) are left out.
-        tensors: The shape of every tensor by name, the fastest dimension first, as GGUF has it.
-    """
-
+    # Numbers, truth values and strings by key; arrays (the tokenizer) are left out.
     metadata: dict[str, str | int | float | bool]
+    # The shape of every tensor by name, the fastest dimension first, as GGUF has it.
     tensors: dict[str, tuple[int, ...]]
 
     @property
@@ -58,13 +56,17 @@ def gguf_header(path: Path) -> GgufHeader:
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(data).header()
     except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
-        ) from error
+        raise _unreadable(path, error) from error
     except (ValueError, struct.error) as error:
         raise ModelError(
             f"{path} is no whole GGUF file ({error}); fetch or write it again."
         ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+    )
 
 
 class _Reader:
@@ -148,28 +150,16 @@ class _Reader:
         self._at += length
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def converted_gguf(path: Path, sha256: str | None = None, progress: Progress | None = None) -> Path:
     """Return a folder with the GGUF file's weights dequantised to float32 safetensors.
 
     The folder lives in the cache under the file's SHA-256, so each file is converted once.
-
-    Args:
-        path: The GGUF file.
-        sha256: The digest that the file must have, if it is known.
-        progress: Where to show the conversion.
     """
     try:
-        digest = file_sha256(path)
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
-        ) from error
+        raise _unreadable(path, error) from error
     if sha256 is not None and digest != sha256:
         raise ModelError(
             f"{path} has SHA-256 {digest[:16]}... where {sha256[:16]}... is expected; "
@@ -199,9 +189,8 @@ def _convert(path: Path, digest: str, folder: Path, progress: Progress) -> None:
             f"{path} needs the package gguf to be read; pip install 'gguf>=0.16'."
         ) from error
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path} cannot be read as a GGUF language model ({why}); "
+            f"{path} cannot be read as a GGUF language model ({one_line(error)}); "
             "use a file of an architecture that transformers can load."
         ) from error
     try:

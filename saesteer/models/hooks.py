@@ -5,18 +5,17 @@ Where nothing passes through a place that was hooked, that is an error and no qu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from saesteer.utils.errors import HookError, SiteError
-
-if TYPE_CHECKING:
-    from saesteer.models.sites import Site
 
 Hidden = Tensor
 # Takes the hidden state, [batch, pos, d_model] (at a head's site the heads side by side), and
@@ -32,29 +31,61 @@ class Removable(Protocol):
         """Take the hook off."""
 
 
-@dataclass(frozen=True)
-class HookTarget:
-    """The module to hook for a site, and the model to call so that it fires.
+@dataclass(frozen=True, order=True)
+class Site:
+    """One place in a model, in transformer_lens's names: a block's number and a hook inside it.
 
-    Attributes:
-        model: The Hugging Face causal language model to call or to generate with.
-        module: The module whose input or output is the site.
-        side: Which of the two.
-        site: The site it stands for.
-        block: The block whose output a change at the module must reach as well, where the module
-            stands on a branch beside the residual stream.
-        start: The first of the module's columns that are the site's.
-        width: How many there are; all if None.
-        raw: Hand on the module's own tensor as it is, heads apart: what gradients are asked of.
+    Example:
+        >>> str(ss.Site(15))
+        'blocks.15.hook_resid_post'
     """
 
+    layer: int
+    hook: str = "hook_resid_post"
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.{self.hook}"
+
+    @property
+    def between_blocks(self) -> bool:
+        """Whether it is what enters or leaves a block, which needs no bridge."""
+        return self.hook in ("hook_resid_pre", "hook_resid_post")
+
+    @classmethod
+    def parse(cls, text: str | Site) -> Site:
+        """Return the site named by text such as "blocks.10.hook_resid_post".
+
+        Raises:
+            SiteError: The text does not have that form.
+        """
+        if isinstance(text, Site):
+            return text
+        match = re.fullmatch(r"blocks\.(\d+)\.([\w.]+)", str(text).strip())
+        if match is None:
+            raise SiteError(
+                f"site {text!r} is not of the form 'blocks.10.hook_resid_post'; "
+                "give the block's number and the hook's name."
+            )
+        return cls(int(match[1]), match[2])
+
+
+@dataclass(frozen=True)
+class HookTarget:
+    """The module to hook for a site, and the model to call so that it fires."""
+
+    # The Hugging Face causal language model to call or to generate with.
     model: nn.Module
+    # The module whose input or output is the site.
     module: nn.Module
     side: Literal["input", "output"]
     site: Site
+    # The block whose output a change at the module must reach as well, where the module stands on
+    # a branch beside the residual stream.
     block: nn.Module | None = None
+    # The first of the module's columns that are the site's, and how many there are (None: all).
     start: int = 0
     width: int | None = None
+    # Hand on the module's own tensor as it is, heads apart: what gradients are asked of.
     raw: bool = False
 
     def hook(self, function: SiteFunction) -> Removable:
@@ -69,9 +100,7 @@ class HookTarget:
         own = self._on_own_columns(function)
         if self.block is not None:
             return _hook_mid_block(own, self.module, self.block)
-        if self.side == "output":
-            return self.module.register_forward_hook(_on_output(own))
-        return self.module.register_forward_pre_hook(_on_input(own), with_kwargs=True)
+        return _hook(self.module, self.side, own)
 
     def columns(self, whole: Tensor) -> Tensor:
         """Return the site's own columns of the module's tensor."""
@@ -192,25 +221,55 @@ def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[No
                 module.forward = own
 
 
-def _on_output(function: SiteFunction) -> Callable[..., Any]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            changed = function(output[0])
-            return None if changed is None else (changed, *output[1:])
-        return function(output)
+@contextmanager
+def unhooked(*roots: nn.Module, first: int = 0) -> Iterator[None]:
+    """Take hooks off models for as long as the context lasts, so that a trial changes nothing.
 
-    return hook
+    Args:
+        roots: The models.
+        first: The number from which on torch's hooks go; all of them do with 0.
+    """
+    tables = [
+        (hooks, dict(hooks))
+        for root in roots
+        for module in root.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+    ]
+    for hooks, before in tables:
+        for number in before:
+            if number >= first:
+                hooks.pop(number, None)
+    try:
+        yield
+    finally:
+        for hooks, before in tables:
+            hooks.clear()
+            hooks.update(before)
 
 
-def _on_input(function: SiteFunction) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def first_of(output: Any) -> Tensor:
+    """Return the residual stream of what a block returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _hook(module: nn.Module, side: str, function: SiteFunction) -> Removable:
+    def on_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        changed = function(first_of(output))
+        if changed is None or not isinstance(output, tuple):
+            return changed
+        return (changed, *output[1:])
+
+    def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = function(args[0] if args else kwargs["hidden_states"])
+        if changed is None:
+            return None
         if args:
-            changed = function(args[0])
-            return None if changed is None else ((changed, *args[1:]), kwargs)
-        changed = function(kwargs["hidden_states"])
-        return None if changed is None else (args, {**kwargs, "hidden_states": changed})
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": changed}
 
-    return hook
+    if side == "output":
+        return module.register_forward_hook(on_output)
+    return module.register_forward_pre_hook(on_input, with_kwargs=True)
 
 
 def _hook_mid_block(function: SiteFunction, module: nn.Module, block: nn.Module) -> Removable:
@@ -227,14 +286,7 @@ def _hook_mid_block(function: SiteFunction, module: nn.Module, block: nn.Module)
         return None if change[0] is None else hidden + change[0]
 
     stack = ExitStack()
-    stack.callback(module.register_forward_hook(_on_output(at_norm)).remove)
-    stack.callback(block.register_forward_hook(_on_output(behind)).remove)
-    return _Handles(stack)
-
-
-class _Handles:
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-
-    def remove(self) -> None:
-        self._stack.close()
+    stack.callback(_hook(module, "output", at_norm).remove)
+    stack.callback(_hook(block, "output", behind).remove)
+    both: Any = SimpleNamespace(remove=stack.close)
+    return both

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
 from saesteer.utils.errors import ModelError, NetworkError
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -34,20 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What saesteer keeps with a bridge.
-
-    Attributes:
-        source: Where the model came from.
-        plain: The Hugging Face model, sharing the bridge's weights but none of its wrappers; a
-            forward pass or `generate` on it runs at Hugging Face's own speed.
-        fingerprint: SHA-256 over the configuration and a sample of every weight.
-        own_hooks: The number below which torch's hooks are the bridge's own.
-    """
+    """What saesteer keeps with a bridge."""
 
     source: ModelSource
+    # The Hugging Face model, sharing the bridge's weights but none of its wrappers; a forward pass
+    # or `generate` on it runs at Hugging Face's own speed.
     plain: PreTrainedModel
+    # SHA-256 over the configuration and a sample of every weight.
     fingerprint: str
-    own_hooks: int = 0
+    # The number below which torch's hooks are the bridge's own.
+    own_hooks: int
 
 
 def load_model(
@@ -88,12 +84,8 @@ def load_model(
     chosen = choose_dtype(dtype, place or choose_device())
     location = source.location
     if source.kind == "gguf":
-        from pathlib import Path
-
         location = str(converted_gguf(Path(source.location), source.sha256, progress))
-    hf_model, tokenizer = _load_plain(
-        location, chosen, device_map=device_map, trust_remote_code=trust_remote_code
-    )
+    hf_model, tokenizer = _load_plain(location, chosen, device_map, trust_remote_code)
     if place is not None:
         try:
             hf_model.to(place)  # type: ignore[arg-type]
@@ -116,7 +108,7 @@ def wrap_model(
     Args:
         hf_model: A causal language model, or a multimodal one, of which the text part alone is
             wrapped; the bridge takes it over.
-        tokenizer: Its tokenizer; set to left padding with a padding token.
+        tokenizer: Set to left padding with a padding token.
         source: Where the model came from, for the record.
 
     Raises:
@@ -160,7 +152,7 @@ def wrap_model(
     except Exception as error:
         raise ModelError(
             f"model {name!r} of architecture {type(hf_model).__name__} cannot be wrapped by "
-            f"transformer_lens ({_one_line(error)[:200]}); choose an architecture that it supports."
+            f"transformer_lens ({one_line(error)}); choose an architecture that it supports."
         ) from error
     # Not the property: its setter would read the tokenizer from disk again, make EOS the BOS of
     # one that has none, and take the vocabulary's size from it where the model's is larger.
@@ -171,21 +163,7 @@ def wrap_model(
     where = source or ModelSource(name, "folder", name)
     info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]
-    _take_tokens(bridge, info.plain)
     return bridge
-
-
-def _take_tokens(bridge: TransformerBridge, plain: PreTrainedModel) -> None:
-    """Let `generate(**tokenizer(...))` do on the bridge what it does on a Hugging Face model."""
-    own = bridge.generate
-
-    @functools.wraps(own)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        if "input_ids" in kwargs:
-            return plain.generate(*args, **kwargs)  # type: ignore[operator]
-        return own(*args, **kwargs)
-
-    bridge.generate = generate  # type: ignore[method-assign]
 
 
 def _text_part(hf_model: PreTrainedModel) -> PreTrainedModel:
@@ -249,10 +227,7 @@ def made_on_other_weights(
 ) -> bool:
     """Return whether what an SAE, vector or probe was made on is known to be another model.
 
-    Args:
-        model: The model that it is to be used with.
-        name: What the model that it was made on was called.
-        fingerprint: That model's fingerprint; None, where it was not recorded, tells nothing.
+    A fingerprint of None, where it was not recorded, tells nothing.
     """
     info = model_info(model)
     # The package's own model is one file, checked by its SHA-256, or its original on the Hub.
@@ -273,37 +248,47 @@ def plain_model(model: TransformerBridge) -> PreTrainedModel:
     return model_info(model).plain
 
 
+def block_name(model: TransformerBridge, layer: int) -> str:
+    """Return where a block stands in a Hugging Face model, such as "model.layers.3" (Llama)."""
+    mapping: Any = model.adapter.component_mapping
+    return f"{mapping['blocks'].name}.{layer}"
+
+
+def context_length(model: TransformerBridge) -> int | None:
+    """Return the most tokens that a text may have; None where the configuration names no limit."""
+    return getattr(plain_model(model).config.get_text_config(), "max_position_embeddings", None)
+
+
 def _load_plain(
-    location: str, dtype: torch.dtype, **kwargs: Any
+    location: str, dtype: torch.dtype, device_map: Any, trust: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    trust = kwargs["trust_remote_code"]
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                location, dtype=dtype, output_loading_info=True, **kwargs
+                location,
+                dtype=dtype,
+                device_map=device_map,
+                trust_remote_code=trust,
+                output_loading_info=True,
             )
     except Exception as error:
         raise _load_error(location, error) from error
     model, report = loaded
-    _check_complete(location, report["missing_keys"])
-    return model, tokenizer
-
-
-def _check_complete(location: str, missing: Iterable[str]) -> None:
     # transformers fills in missing weights with random numbers and says so in a log line.
-    lacking = sorted(missing)
+    lacking = sorted(report["missing_keys"])
     if lacking:
         raise ModelError(
             f"model {location!r} lacks {len(lacking)} of its weights ({', '.join(lacking[:3])}"
             f"{', ...' if len(lacking) > 3 else ''}); save or fetch it again, complete."
         )
+    return model, tokenizer
 
 
 def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
-    text = _one_line(error)
+    text = one_line(error, 10_000)
     offline = ("connect", "offline", "resolve host", "Max retries", "LocalEntryNotFound")
     if not os.path.isdir(location) and any(word.lower() in text.lower() for word in offline):
         return NetworkError(
@@ -319,10 +304,6 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
         f"model {location!r} cannot be loaded ({text[:200]}); check the name, the files and, for a "
         "gated model, HF_TOKEN."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _fingerprint(model: PreTrainedModel) -> str:

@@ -1,7 +1,8 @@
-"""Which device and dtype a model runs in, chosen by a quick measurement where it matters."""
+"""What a model runs on: device, dtype (measured where it matters) and memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import time
@@ -40,9 +41,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen).cpu()
     except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0]
         raise ModelError(
-            f"device {str(device)!r} is not available here ({_first_line(error)}); "
-            "use device 'auto' or 'cpu'."
+            f"device {str(device)!r} is not available here ({why}); use device 'auto' or 'cpu'."
         ) from error
     return chosen
 
@@ -90,6 +91,18 @@ def memory_of(device: torch.device) -> int:
     return min(found, default=0)
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system.
+
+    glibc keeps pieces below its mapping threshold (32 MB at most), hundreds of megabytes after
+    gradients or generation, which the large arrays of the next step cannot use. Other C libraries
+    have no such call.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _matmul_seconds(dtype: torch.dtype, repeats: int = 5) -> float:
     # The shapes are those of a small model's MLP over a short batch.
     left = torch.ones(256, 576, dtype=dtype)
@@ -100,8 +113,3 @@ def _matmul_seconds(dtype: torch.dtype, repeats: int = 5) -> float:
         torch.mm(left, right)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0][:200]

@@ -1,4 +1,4 @@
-"""What a model's name points to, decided without loading anything."""
+"""What a model's name points to, and how deep and wide that is, told without loading it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from saesteer.utils.errors import ModelError
+from saesteer.models.gguf_files import gguf_header
+from saesteer.models.hooks import Site
+from saesteer.utils.errors import MismatchError, ModelError, SiteError
 
 BUNDLED = "smollm2"
 BUNDLED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -17,22 +19,19 @@ BUNDLED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}(/[\w.-]{1,96})?")
+_AS_WIDE_AS_THE_MODEL = re.compile(r"hook_(resid_(pre|mid|post)|attn_out|mlp_out)")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Attributes:
-        name: What the user wrote.
-        kind: A folder, a GGUF file, or an id on the Hugging Face Hub.
-        location: The path or the Hub id.
-        sha256: The digest a GGUF file must have, if it is known.
-    """
-
+    # What the user wrote.
     name: str
     kind: Literal["folder", "gguf", "hub"]
+    # The path or the Hub id.
     location: str
+    # The digest that a GGUF file must have, if it is known.
     sha256: str | None = None
 
 
@@ -69,6 +68,63 @@ def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
             f"as 'gpt2' or '{BUNDLED_HUB}'; correct the name or path."
         )
     return ModelSource(text, "hub", text)
+
+
+class ModelShape(NamedTuple):
+    """A model's number of blocks, width of its residual stream and number of heads in a block."""
+
+    n_layers: int
+    d_model: int
+    # 0 where it is unknown.
+    n_heads: int = 0
+
+
+def model_shape(source: ModelSource) -> ModelShape | None:
+    """Return a model's shape without loading it or asking the network.
+
+    Read from config.json (in the folder, or in the Hub's local cache) or a GGUF file's header;
+    None where that is not there or does not say.
+    """
+    if source.kind == "gguf":
+        header = gguf_header(Path(source.location))
+        names = ("block_count", "embedding_length", "attention.head_count")
+        n_layers, d_model, n_heads = (header.size(name) for name in names)
+    else:
+        n_layers, d_model, n_heads = _configured(source.location)
+    return ModelShape(n_layers, d_model, n_heads or 0) if n_layers and d_model else None
+
+
+def _configured(location: str) -> tuple[int | None, ...]:
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            location, local_files_only=True, trust_remote_code=False
+        )
+        # Every configuration answers to these names, whatever it calls them itself.
+        text = config.get_text_config()
+        return text.num_hidden_layers, text.hidden_size, getattr(text, "num_attention_heads", None)
+    except Exception:
+        # Not fetched yet, or of a kind that only loading, with its own messages, can tell.
+        return None, None, None
+
+
+def check_shape(source: ModelSource, site: Site, width: int | None, what: str) -> None:
+    """Refuse, before a model is loaded or converted, what cannot belong to it."""
+    shape = model_shape(source)
+    if shape is None:
+        return
+    if not 0 <= site.layer < shape.n_layers:
+        raise SiteError(
+            f"{what}, {site}: model {source.name} has blocks 0 to {shape.n_layers - 1}; choose one "
+            "of them."
+        )
+    as_wide = _AS_WIDE_AS_THE_MODEL.fullmatch(site.hook)
+    if width not in (None, shape.d_model) and as_wide:
+        raise MismatchError(
+            f"{what} is {width} wide at {site} and model {source.name} {shape.d_model}; choose "
+            "what was made on this model."
+        )
 
 
 def _bundled_wheel_file() -> Path | None:

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One text's tokens.
+    """One text's tokens."""
 
-    Attributes:
-        ids: Token ids, a leading BOS included where the model wants one.
-        kept: For each token, whether it belongs to what is read or scored: the statement's or
-            answer's tokens, never BOS, template or other special tokens.
-    """
-
+    # With a leading BOS where the model wants one.
     ids: tuple[int, ...]
+    # For each token, whether it belongs to what is read or scored: the statement's or answer's
+    # tokens, never BOS, template or other special tokens.
     kept: tuple[bool, ...]
 
     def __len__(self) -> int:
@@ -39,16 +36,12 @@ class TokenBatch:
     """Padded rows: on the left to generate from, on the right to read or to score.
 
     On the right a causal model needs no position ids, whatever its position embedding.
-
-    Attributes:
-        input_ids: Token ids.
-        attention_mask: 1 at real tokens, 0 at padding; made from lengths, because several
-            tokenizers pad with BOS or EOS.
-        span: True at the kept tokens of each row.
     """
 
     input_ids: Int[Tensor, "batch pos"]
+    # 1 at real tokens; made from lengths, because several tokenizers pad with BOS or EOS.
     attention_mask: Int[Tensor, "batch pos"]
+    # True at the kept tokens of each row.
     span: Bool[Tensor, "batch pos"]
 
     @property
@@ -108,7 +101,6 @@ def encode_texts(
     """Tokenise whole texts, every token kept but the special ones.
 
     Args:
-        tokenizer: The model's tokenizer.
         texts: Plain texts, or prompts from `chat_prompt`.
         prepend_bos: Whether a row must start with BOS (EOS, as in transformer_lens, where there
             is no BOS). If None a plain text does where the tokenizer has one, and a chat prompt
@@ -121,7 +113,7 @@ def encode_texts(
     Raises:
         DataError: A text has more tokens than `max_length`, naming which.
     """
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     rows = []
     for name, text in zip(_names(what, len(texts)), texts, strict=True):
         chat = isinstance(text, ChatPrompt)
@@ -149,17 +141,13 @@ def encode_statements(
     The span is exact to the character: a token is the statement's if it reaches into it.
 
     Args:
-        tokenizer: The model's tokenizer.
         statements: What is said.
         prompts: One prompt for all, one for each, or None for no prompt.
         spans: For each statement the part of it to keep (its first occurrence), or None for all.
         chat: Whether prompts go through the chat template; where there is one and a prompt is
             given, if None.
         system: A system prompt for the template.
-        prepend_bos: As in `encode_texts`.
-        max_length: The model's context; a longer row is an error.
-        what: As in `encode_texts`.
-        remedy: As in `encode_texts`.
+        prepend_bos, max_length, what, remedy: See `encode_texts`.
 
     Raises:
         DataError: A row has more tokens than `max_length`, a statement has no token or not its
@@ -187,7 +175,12 @@ def encode_statements(
         _names(what, len(statements)), statements, each, parts, strict=True
     ):
         called = f"{name} ({statement[:40]!r})"
-        prefix = _prefix(tokenizer, prompt, use_chat, system)
+        prefix = prompt or ""
+        if use_chat and prompt is not None:
+            prefix = chat_prompt(tokenizer, prompt, system)
+        elif prefix and not prefix[-1].isspace():
+            # A plain prompt and its answer are words of one text.
+            prefix += " "
         start = 0 if part is None else statement.find(part)
         if start < 0:
             raise DataError(
@@ -252,17 +245,6 @@ def input_device(model: Any) -> torch.device:
     return model.get_input_embeddings().weight.device
 
 
-def _prefix(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | None, use_chat: bool, system: str | None
-) -> str:
-    if prompt is None:
-        return ""
-    if use_chat:
-        return chat_prompt(tokenizer, prompt, system)
-    # A plain prompt and its answer are words of one text.
-    return prompt if prompt[-1:].isspace() or not prompt else f"{prompt} "
-
-
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
@@ -280,7 +262,7 @@ def _spanned_ids(
     text = tokenizer(prefix + statement, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(text["input_ids"])  # type: ignore[arg-type]
     offsets: list[tuple[int, int]] = list(text["offset_mapping"])  # type: ignore[arg-type]
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     first, last = len(prefix) + start, len(prefix) + stop
     kept = [
         end > first and begin < last and token not in special
@@ -289,7 +271,8 @@ def _spanned_ids(
     return ids, kept
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of all special tokens, of those without a role too."""
     # Chat markers such as Llama 3's <|start_header_id|> are special without having a role, and
     # only roles are in all_special_ids.
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -21,14 +21,6 @@ class Unembedding:
     """A model's way from the last block's output to logits, in Hugging Face's own code.
 
     What the model does to its logits (caps, scales) is done too.
-
-    Args:
-        model: A model from `load_model`.
-
-    Attributes:
-        norm: The final norm.
-        head: The unembedding.
-        cap: The bound of the model's soft cap on logits (Gemma 2); None for none.
     """
 
     def __init__(self, model: TransformerBridge) -> None:
@@ -36,6 +28,7 @@ class Unembedding:
         root: Any = self._place.root
         mapping: Any = model.adapter.component_mapping
         self._name = model.cfg.model_name
+        # The final norm, the unembedding and the bound of a soft cap on logits (Gemma 2).
         self.norm: nn.Module = root.get_submodule(mapping["ln_final"].name)
         self.head: Any = root.get_output_embeddings()
         self.cap: float | None = getattr(
@@ -93,18 +86,14 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class LinearNorm:
-    """A norm with its scale held fixed: then it is linear, and each part of its input has a share.
+    """A norm with its scale held fixed: linear, so that each part of its input has a share."""
 
-    Attributes:
-        gain: The weight that every dimension is multiplied with.
-        bias: What is added after it; None for no bias.
-        scale: What each row was divided by.
-        centred: Whether the mean over the dimensions is taken off first (LayerNorm).
-    """
-
+    # What every dimension is multiplied with, and what is added after that.
     gain: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"] | None
+    # What each row was divided by.
     scale: Float[Tensor, "row 1"]
+    # Whether the mean over the dimensions is taken off first (LayerNorm).
     centred: bool
 
     def share(

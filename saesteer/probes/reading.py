@@ -18,8 +18,7 @@ from pydantic import Field, field_validator
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
-from saesteer.models.pooling import mean_norm, pool
-from saesteer.models.reading import Activations, read_rows
+from saesteer.models.reading import Activations, mean_norm, pool, read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import DataError, OutputError, SiteError

@@ -9,8 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.models.resolve import ModelSource
-from saesteer.models.shape import check_shape
+from saesteer.models.resolve import ModelSource, check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
 from saesteer.utils.errors import NetworkError, SaeError

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from saesteer.models.compat import watching_generate
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site, all_targets
+from saesteer.models.tokens import special_ids
 from saesteer.steering.clean import CleanReadings
 from saesteer.steering.edits import Add, Edit
 from saesteer.steering.positions import SteeringMask
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from saesteer.steering.vector import SteeringVector
 
 Policy = Literal["once", "compound"]
-_RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,23 @@ def steer(
     special_mask: Bool[Tensor, "batch pos"] | None = None,
     strict: bool = True,
 ) -> AbstractContextManager[Steering]:
-    """Add vectors at their sites in every forward pass inside the block.
+    """Add vectors at their sites in every forward pass inside the `with` block.
 
     It works on the plain Hugging Face model (`plain_model(model)`: a forward pass or `generate`)
     and on the bridge itself. Blocks can be nested: their vectors add up. Rows at strength 0 are
     bit-identical to the unsteered model. Gradients flow to `vector.direction`. Hooks come off
-    however the block is left.
+    however the block is left. The block gives a handle whose `new_prompt()` starts afresh.
 
     Args:
-        model: A model from `load_model`.
         vectors: One vector, or several at once, at one site or at several.
         strength: For every vector the same, as in `Add`; nest blocks for different ones.
-        unit: "norm", "raw" or "max_act"; see `to_raw`.
+        unit: See `to_raw`.
         positions: Where to write: see `SteeringMask`; each vector's own `positions` if None.
         rows: The batch rows to steer, from 0; all if None.
         prompt_length: The prompt's width in columns, left padding included; worked out from the
             forward passes if None.
         special_mask: True at special tokens, which are then not written to.
         strict: Refuse a vector whose model fingerprint is not this model's.
-
-    Returns:
-        The `with` block, which gives a handle whose `new_prompt()` starts afresh.
 
     Raises:
         SteeringError: A strength, unit, row or mask cannot be used; before anything runs, or in
@@ -115,10 +111,9 @@ def intervene(
     cancel. At one layer the two are the same.
 
     Args:
-        model: A model from `load_model`.
         edits: One or several, at one site or at several; at a site they follow one another in the
             order given.
-        policy: Which alpha counts.
+        policy: Which alpha counts, as said above.
         positions: Where to write: "from_last_prompt_token", "all" or "generated"; each vector's
             own positions if None.
         prompt_length: The prompt's width in columns, left padding included, or one for each row;
@@ -139,7 +134,8 @@ def intervene(
         raise SteeringError("there are no interventions; give at least one.")
     if policy not in ("once", "compound"):
         raise SteeringError(f"policy {policy!r} is unknown; use 'once' or 'compound'.")
-    masking = {"prompt_length": prompt_length, "special_ids": _special_ids(model)}
+    special = torch.tensor(sorted(special_ids(model.tokenizer)), dtype=torch.long)
+    masking = {"prompt_length": prompt_length, "special_ids": special}
     return _edited(model, chosen, policy, positions, masking, strict=True)
 
 
@@ -153,135 +149,98 @@ def _edited(
     strict: bool,
 ) -> Iterator[Steering]:
     writers: dict[Site, _Writer] = {}
+    # One mask for each kind of positions, however many sites read it.
+    kinds: dict[str, str | Tensor] = {}
     for edit in edits:
         _check_belongs(model, edit.vector, strict)
-        writer = writers.setdefault(edit.vector.site, _Writer(edit.vector.site, positions))
-        writer.edits.append(edit)
-    clean = policy == "once" and len(writers) > 1
-    directions = {site: writer.directions for site, writer in writers.items()} if clean else None
+        where = edit.vector.positions if positions is None else positions
+        kind = where if isinstance(where, str) else "a mask"
+        kinds[kind] = where
+        site = edit.vector.site
+        writers.setdefault(site, _Writer(site)).edits.append((edit, kind))
+    directions = None
+    if policy == "once" and len(writers) > 1:
+        directions = {site: writer.directions for site, writer in writers.items()}
+    # The plain model and the bridge's own may both be called: what is known of each.
     passes: dict[int, _Pass] = {}
     with ExitStack() as stack:
         for site, writer in writers.items():
             for target in all_targets(model, site):
-                if id(target.model) not in passes:
-                    own = [w.position_of(edit) for w in writers.values() for edit in w.edits]
-                    state = _Pass(own, masking, directions)
-                    passes[id(target.model)] = stack.enter_context(state.watching(target.model))
-                write = writer.writing(passes[id(target.model)])
-                stack.callback(target.hook(write).remove)
+                state = passes.get(id(target.model))
+                if state is None:
+                    masks = {kind: SteeringMask(where, **masking) for kind, where in kinds.items()}
+                    first = next(iter(masks.values()))
+                    clean = None if directions is None else CleanReadings(directions, first)
+                    for one in (*masks.values(), *([] if clean is None else [clean])):
+                        stack.enter_context(one.watching(target.model))
+                    state = passes[id(target.model)] = _Pass(masks, clean)
+                stack.callback(target.hook(partial(writer.write, state)).remove)
         yield Steering(tuple(m for state in passes.values() for m in state.masks.values()))
     for writer in writers.values():
         writer.check_reached(passes.values())
 
 
-class _Pass:
-    """What is known of the pass that is running, for one of the bridge's two models."""
+class _Pass(NamedTuple):
+    """What is known of the pass that is running."""
 
-    def __init__(
-        self,
-        positions: Sequence[str | Tensor],
-        masking: Mapping[str, Any],
-        directions: Mapping[Site, Mapping[bytes, Tensor]] | None,
-    ) -> None:
-        # One mask for each kind of positions, however many sites read it.
-        self.masks = {_key(where): SteeringMask(where, **masking) for where in positions}
-        self.clean = None if directions is None else CleanReadings(directions)
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[_Pass]:
-        """Follow a model's forward passes and its `generate`."""
-        with ExitStack() as stack:
-            for mask in self.masks.values():
-                stack.enter_context(mask.watching(model))
-            if self.clean is not None:
-                clean, first = self.clean, next(iter(self.masks.values()))
-
-                def observe(module: nn.Module, args: Any, kwargs: Any) -> None:
-                    clean.observe(module, args, kwargs, first.past)
-
-                before = model.register_forward_pre_hook(observe, with_kwargs=True)
-                stack.callback(before.remove)
-                stack.callback(model.register_forward_hook(clean.conclude).remove)
-                stack.enter_context(watching_generate(model, clean))
-            yield self
-
-    def where(self, edit: Edit, positions: str | Tensor, hidden: Tensor) -> Tensor | None:
-        """Return where an edit is made, [#batch, pos, 1]; None for everywhere."""
-        mask = self.masks[_key(positions)]
-        found = mask.mask(hidden.shape[0], hidden.device)
-        if edit.whole:
-            return found
-        inside = edit.covers(mask.steps(hidden.device))
-        return inside if found is None else found & inside
+    masks: dict[str, SteeringMask]
+    clean: CleanReadings | None
 
 
 class _Writer:
-    """Makes one site's edits; `fired` tells whether it ever ran."""
+    """Makes one site's edits, each with its kind of positions; notes whether it ever ran."""
 
-    def __init__(self, site: Site, positions: str | Tensor | None) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
-        self.edits: list[Edit] = []
-        self.fired = False
-        self._positions = positions
+        self.edits: list[tuple[Edit, str]] = []
+        self._fired = False
 
     @property
     def directions(self) -> dict[bytes, Tensor]:
         """Its edits' directions, each once, by their numbers."""
-        return {_numbers(edit): edit.direction for edit in self.edits}
+        return {_numbers(edit): edit.direction for edit, _ in self.edits}
 
-    def position_of(self, edit: Edit) -> str | Tensor:
-        """Return where an edit is to be written."""
-        return edit.vector.positions if self._positions is None else self._positions
-
-    def writing(self, state: _Pass) -> Callable[[Tensor], Tensor | None]:
-        """Return the function to hook at the site."""
-
-        def write(hidden: Tensor) -> Tensor | None:
-            self._check_shape(hidden)
-            clean = state.clean
-            if clean is not None and clean.running:
-                clean.note(self.site, hidden)
-                return None
-            self.fired = True
-            # Along one direction, what an earlier edit of this site meant to leave.
-            readings = {} if clean is None else dict(clean.readings(self.site))
-            changed: Tensor | None = None
-            for edit in self.edits:
-                key = _numbers(edit) if readings else b""
-                if isinstance(edit, Add) and edit.idle and not readings:
-                    edit.row_strengths(len(hidden))
-                    continue
-                where = state.where(edit, self.position_of(edit), hidden)
-                reading = readings.get(key)
-                changed = edit(hidden if changed is None else changed, where, reading)
-                if reading is not None:
-                    meant = edit.target(reading)
-                    kept = meant if where is None else torch.where(where[..., 0], meant, reading)
-                    readings[key] = kept
-            return changed
-
-        return write
+    def write(self, state: _Pass, hidden: Tensor) -> Tensor | None:
+        """Return the hidden state at the site with the edits made; None for as it is."""
+        self._check_shape(hidden)
+        clean = state.clean
+        if clean is not None and clean.running:
+            clean.note(self.site, hidden)
+            return None
+        self._fired = True
+        # Along one direction, what an earlier edit of this site meant to leave.
+        readings = {} if clean is None else dict(clean.readings(self.site))
+        changed: Tensor | None = None
+        for edit, kind in self.edits:
+            if isinstance(edit, Add) and edit.idle and not readings:
+                edit.row_strengths(len(hidden))
+                continue
+            where = _where(state.masks[kind], edit, hidden)
+            reading = readings.get(_numbers(edit)) if readings else None
+            changed = edit(hidden if changed is None else changed, where, reading)
+            if reading is not None:
+                meant = edit.target(reading)
+                kept = meant if where is None else torch.where(where[..., 0], meant, reading)
+                readings[_numbers(edit)] = kept
+        return changed
 
     def check_reached(self, passes: Iterable[_Pass]) -> None:
-        """Check, when all is over, that something was written.
-
-        Raises:
-            HookError: Nothing was.
-        """
+        """Raise a HookError when all is over and nothing was written."""
         what = f"steering at {self.site}"
-        if not self.fired:
-            inside = self.site.hook not in _RESIDUAL
+        if not self._fired:
+            ways = (
+                "." if self.site.between_blocks else ", through model(tokens) or saesteer.generate."
+            )
             raise HookError(
                 f"{what} never took place: no forward pass of this model reached it; run or "
-                "generate with this model inside the with block"
-                + (", through model(tokens) or saesteer.generate." if inside else ".")
+                f"generate with this model inside the with block{ways}"
             )
-        for edit in self.edits:
+        for edit, kind in self.edits:
             for state in () if edit.idle else passes:
-                state.masks[_key(self.position_of(edit))].check_reached(what)
+                state.masks[kind].check_reached(what)
 
     def _check_shape(self, hidden: Tensor) -> None:
-        for edit in self.edits:
+        for edit, _ in self.edits:
             width = edit.vector.d_model
             if hidden.ndim != 3 or hidden.shape[-1] != width:
                 raise MismatchError(
@@ -290,24 +249,23 @@ class _Writer:
                 )
 
 
+def _where(mask: SteeringMask, edit: Edit, hidden: Tensor) -> Tensor | None:
+    """Return where an edit is made, [#batch, pos, 1]; None for everywhere."""
+    found = mask.mask(hidden.shape[0], hidden.device)
+    if edit.whole:
+        return found
+    inside = edit.covers(mask.steps(hidden.device))
+    return inside if found is None else found & inside
+
+
 def _numbers(edit: Edit) -> bytes:
     return edit.direction.numpy().tobytes()
-
-
-def _key(positions: str | Tensor) -> str:
-    return positions if isinstance(positions, str) else "a mask"
-
-
-def _special_ids(model: TransformerBridge) -> Tensor:
-    tokenizer: Any = model.tokenizer
-    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return torch.tensor(sorted(marked | set(tokenizer.all_special_ids)), dtype=torch.long)
 
 
 def _check_belongs(model: TransformerBridge, vector: SteeringVector, strict: bool) -> None:
     info = model_info(model)
     width = info.plain.config.get_text_config().hidden_size
-    if vector.site.hook in _RESIDUAL and vector.d_model != width:
+    if vector.site.between_blocks and vector.d_model != width:
         raise MismatchError(
             f"vector {vector.name!r} of model {vector.model} is {vector.d_model} wide and this "
             f"model's residual stream {width}; load the model that the vector was made on."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.models.compat import find_cache, named_arguments
+from saesteer.models.compat import find_cache, named_arguments, watching_generate
 from saesteer.models.sites import Site
+from saesteer.steering.positions import SteeringMask
 from saesteer.utils.errors import SteeringError
 
 
@@ -29,16 +30,27 @@ class CleanReadings:
 
     Args:
         directions: For each site its unit directions, by whatever names them.
+        mask: Knows how many columns went before a pass; it watches the model already.
     """
 
-    def __init__(self, directions: Mapping[Site, Mapping[Any, Tensor]]) -> None:
-        self._directions = directions
+    def __init__(self, directions: Mapping[Site, Mapping[Any, Tensor]], mask: SteeringMask) -> None:
+        self._directions, self._mask = directions, mask
         # Beside each of the model's caches the clean one, and how many tokens are in both.
         self._beside: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
         self._last: tuple[Any, int] | None = None
         self._makes_cache = self._reorders = self._cut = False
         self.running = False
         self._readings: dict[Site, dict[Any, Tensor]] = {}
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Follow a model's forward passes and its `generate`."""
+        with ExitStack() as stack:
+            before = model.register_forward_pre_hook(self._observe, with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(model.register_forward_hook(self._conclude).remove)
+            stack.enter_context(watching_generate(model, self))
+            yield
 
     def begin(self, prompt_length: int, num_beams: int) -> None:
         """Note whether the `generate` that begins reorders the rows of its cache."""
@@ -48,20 +60,8 @@ class CleanReadings:
         """Note that `generate` has ended."""
         self._reorders = False
 
-    def observe(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], past: int
-    ) -> None:
-        """Run the clean pass (a forward pre-hook on the whole model).
-
-        Args:
-            model: The model.
-            args: The pass's arguments.
-            kwargs: Its keywords.
-            past: How many columns went before the pass.
-
-        Raises:
-            SteeringError: Beams reorder the cache between passes.
-        """
+    def _observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        past = self._mask.past
         inputs = dict(named_arguments(model, args, kwargs))
         tokens = inputs.get("input_ids")
         tokens = inputs["inputs_embeds"] if tokens is None else tokens
@@ -90,8 +90,8 @@ class CleanReadings:
         if cache is not None and self._last is not None:
             self._beside[cache] = self._last
 
-    def conclude(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """Keep the clean cache beside the one that the model has made (a forward hook)."""
+    def _conclude(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """Keep the clean cache beside the one that the model has made."""
         made = find_cache(output) if self._makes_cache else None
         if made is not None and self._last is not None:
             self._beside[made] = self._last

@@ -29,9 +29,8 @@ class DivergenceMeter:
     which take as many numbers as the vocabulary has tokens, are made of them batch by batch.
 
     Args:
-        model: A model from `load_model`.
         rows: Neutral prompts with answers; divergence is measured on the answers' tokens.
-        site: As in `TeacherForced`.
+        site: Where passes will be steered; elsewhere they take longer.
 
     Raises:
         DataError: There are fewer than 200 tokens, too few to measure on.
@@ -67,11 +66,7 @@ class DivergenceMeter:
         return divergence(self._rows, self._base, vector, strength, unit)
 
     def of_prompted(self, rows: Sequence[TokenRow]) -> float:
-        """Return KL(prompted || base) in nats per token.
-
-        Args:
-            rows: The same answers in the same order behind other prompts.
-        """
+        """Return KL(prompted || base) for the same answers, in order, behind other prompts."""
         return divergence(TeacherForced(self._model, rows, max_tokens=1024), self._base)
 
 
@@ -80,11 +75,7 @@ def divergence(
 ) -> float:
     """Return KL(changed || base) in nats per scored token.
 
-    Args:
-        rows: The texts.
-        base: The base model's `last_states` on them.
-        steering: How they are steered, as `TeacherForced.passes` takes it.
-        editing: What is done to them instead, likewise.
+    `base` are the base model's `last_states`; the rest is what `TeacherForced.passes` takes.
     """
     total = 0.0
     for part in rows.passes(*steering, **editing, beside=base):
@@ -97,20 +88,16 @@ def divergence(
 
 @dataclass(frozen=True)
 class StrengthMatch:
-    """The strength at which a vector meets a KL target in one direction.
+    """The strength at which a vector meets a KL target in one direction."""
 
-    Attributes:
-        strength: The strength, signed, in the unit that was asked for.
-        kl: The divergence measured there.
-        kl_target: The divergence asked for.
-        reached: Whether `kl` is within the tolerance of it; that it is not is a result.
-        evaluations: How many passes it took.
-    """
-
+    # Signed, in the unit that was asked for.
     strength: float
+    # The divergence measured there, and the one asked for.
     kl: float
     kl_target: float
+    # Whether `kl` is within the tolerance of it; that it is not is a result.
     reached: bool
+    # How many passes it took.
     evaluations: int
 
 
@@ -129,10 +116,9 @@ def match_strength(
 
     Args:
         meter: What measures the divergence.
-        vector: The vector.
+        vector: What to steer with.
         kl_target: Nats per token.
         sign: 1 or -1: which way to steer.
-        unit: The strength's unit.
         start: The first guess.
         largest: The strongest to try; past it the target counts as not reached.
         tolerance: How close the divergence must come, as a share of the target.
@@ -165,12 +151,8 @@ def match_kl(
     """Find the strength at which any way of steering costs a given divergence.
 
     KL grows about as a power of the strength, so the next guess is the secant in log-log, kept
-    inside the bracket known so far and replaced by its middle when it does not move.
-
-    Args:
-        kl_at: From a signed strength to nats per token.
-        kl_target: As the rest, see `match_strength`.
-        max_evaluations: The most calls.
+    inside the bracket known so far and replaced by its middle when it does not move. The arguments
+    are those of `match_strength`.
     """
     low, high = 0.0, math.inf
     points: list[tuple[float, float]] = []

@@ -24,15 +24,13 @@ class Edit(ABC):
 
     With the reading alpha = x . v, what is written at each chosen position is
     x + (alpha' - alpha) v: everything orthogonal to v stays as it is.
-
-    Attributes:
-        vector: Gives v and the site; any steering vector will do.
-        first: The first generated token that is changed, from 0; with 0 the prompt is changed too.
-        last: The last one; None for no end.
     """
 
+    # Gives v and the site; any steering vector will do.
     vector: SteeringVector
+    # The first generated token that is changed, from 0; with 0 the prompt is changed too.
     first: int = field(default=0, kw_only=True)
+    # The last one; None for no end.
     last: int | None = field(default=None, kw_only=True)
     # v, of unit length to the last digit.
     direction: Float[Tensor, " d_model"] = field(init=False, repr=False)
@@ -47,6 +45,8 @@ class Edit(ABC):
             raise SteeringError(
                 f"tokens {self.first} to {self.last} end before they begin; turn them round."
             )
+        for name in ("scale", "centre", "value"):
+            check_strength(getattr(self, name, 0.0))
         exact = self.vector.direction.detach().cpu().to(torch.float64)
         object.__setattr__(self, "direction", (exact / exact.norm()).to(torch.float32))
 
@@ -105,21 +105,19 @@ class Edit(ABC):
 class Add(Edit):
     """Steering: alpha' = alpha + strength; a negative strength steers the other way.
 
-    Attributes:
-        strength: One strength for all rows, or one per row of the batch (per row of `rows` if that
-            is given). With n strengths and a batch of k * n rows, each strength takes k
-            consecutive rows, in the order in which Hugging Face repeats rows for beams and for
-            num_return_sequences.
-        unit: "norm", "raw" or "max_act"; see `to_raw`.
-        rows: The batch rows to steer, from 0; all if None.
+    With n strengths and a batch of k * n rows, each strength takes k consecutive rows, in the order
+    in which Hugging Face repeats rows for beams and for num_return_sequences.
 
     Example:
         >>> ss.Add(vector, 2.0, "raw").target(torch.tensor([3.0])).tolist()
         [5.0]
     """
 
+    # One strength for all rows, or one per row of the batch (of `rows` if that is given).
     strength: float | Sequence[float] = 1.0
+    # See `to_raw`.
     unit: Unit = "norm"
+    # The batch rows to steer, from 0; all if None.
     rows: Sequence[int] | None = None
     # The strengths as L2 lengths.
     lengths: list[float] = field(init=False, repr=False)
@@ -227,8 +225,7 @@ class Flip(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.centre)
-        if check_strength(self.scale) < 0:
+        if self.scale < 0:
             raise SteeringError(
                 f"flip has scale {self.scale:g}, which would not flip; give 0 or more, or use "
                 "mode set or add."
@@ -253,10 +250,6 @@ class Ablate(Edit):
 
     centre: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.centre)
-
     def target(self, reading: Float[Tensor, "*pos"]) -> Float[Tensor, "*pos"]:
         """Return c."""
         return torch.full_like(reading, self.centre)
@@ -275,10 +268,6 @@ class Set(Edit):
     """
 
     value: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.value)
 
     def target(self, reading: Float[Tensor, "*pos"]) -> Float[Tensor, "*pos"]:
         """Return the value."""

@@ -1,17 +1,20 @@
-"""Generating text at several strengths at once, as rows of one batch."""
+"""Generating text at several strengths at once, as rows of one batch with common random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from saesteer.models.generation import greedy_settings
-from saesteer.models.loading import plain_model
+from saesteer.models.forward import greedy_settings
+from saesteer.models.loading import context_length, plain_model
 from saesteer.models.sites import resolve_target
 from saesteer.models.tokens import (
     TokenRow,
@@ -23,7 +26,6 @@ from saesteer.models.tokens import (
     padding_id,
 )
 from saesteer.steering.apply import steer
-from saesteer.steering.sampling import sampling_processors
 from saesteer.steering.strength import Unit, check_strengths, check_unit, to_raw
 from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import SteeringError
@@ -31,29 +33,24 @@ from saesteer.utils.errors import SteeringError
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LogitsProcessorList, PreTrainedModel
 
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One completion.
+    """One completion."""
 
-    Attributes:
-        prompt: The prompt as it was given, without the chat template.
-        strength: How much of the vector was added, in `unit`.
-        unit: The strength's unit.
-        sample: Which sample of this prompt and strength, from 0.
-        text: The completion, without special tokens.
-        n_tokens: Tokens generated, the end-of-text token left out.
-        finished: Whether the model ended it, rather than `max_new_tokens`.
-    """
-
+    # As it was given, without the chat template.
     prompt: str
     strength: float
     unit: str
+    # Which sample of this prompt and strength, from 0.
     sample: int
+    # Without special tokens.
     text: str
+    # The end-of-text token left out.
     n_tokens: int
+    # Whether the model ended it, rather than `max_new_tokens`.
     finished: bool
 
 
@@ -119,10 +116,9 @@ def generate(
     at every strength, so completions differ by the steering alone (see `sampling_processors`).
 
     Args:
-        model: A model from `load_model`.
         prompts: One prompt or several.
         vector: What to steer with; None for the plain model.
-        strength: One strength or several to generate at, in `unit`.
+        strength: One strength or several to generate at.
         unit: "norm", "raw" or "max_act".
         max_new_tokens: The most tokens to generate for each row.
         chat: Whether prompts go through the chat template; "auto" if there is one.
@@ -148,8 +144,18 @@ def generate(
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     vectors = (vector,) if isinstance(vector, SteeringVector) else tuple(vector or ())
     strengths = check_strengths(strength)
-    _check_settings(texts, max_new_tokens, temperature, top_p, n_samples, max_batch_rows)
-    _check_vectors(vectors, strengths, check_unit(unit))
+    counts = {
+        "max_new_tokens": max_new_tokens,
+        "n_samples": n_samples,
+        "max_batch_rows": max_batch_rows,
+    }
+    _check_settings(texts, counts, temperature, top_p)
+    if not vectors and any(strengths):
+        raise SteeringError("strengths were given but no vector; give a vector, or strength 0.")
+    check_unit(unit)
+    for one in vectors:
+        for number in strengths:
+            to_raw(number, unit, one)
     rows = _encode(model, texts, chat, system, max_new_tokens)
     jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in strengths]
     if on_token is not None and len(jobs) > 1:
@@ -158,8 +164,12 @@ def generate(
             "strength and one sample, or leave on_token out."
         )
     runner: Any = _runner(model, vectors)
-    config = _config(runner, model.tokenizer, max_new_tokens)
-    streamer = None if on_token is None else _streamer(model.tokenizer, on_token)
+    tokenizer: Any = model.tokenizer
+    ends = _end_ids(runner, tokenizer)
+    pad = tokenizer.pad_token_id
+    pad = pad if pad is not None else min(ends, default=0)
+    config = greedy_settings(max_new_tokens, ends=sorted(ends) or None, pad=pad)
+    streamer = None if on_token is None else _streamer(tokenizer, on_token)
     records: list[GenerationRecord] = []
     for first in range(0, len(jobs), max_batch_rows):
         part = jobs[first : first + max_batch_rows]
@@ -186,20 +196,14 @@ def generate(
                 streamer=streamer,
             )
         for job, tokens in zip(part, output[:, width:].tolist(), strict=True):
-            records.append(_record(model, texts[job.prompt], job, unit, tokens))
+            # Cut at the first end token, not at padding, which may be a token that is generated.
+            stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+            text = tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+            prompt, finished = texts[job.prompt], stop < len(tokens)
+            records.append(
+                GenerationRecord(prompt, job.strength, unit, job.sample, text, stop, finished)
+            )
     return GenerationResult(tuple(records))
-
-
-def _record(
-    model: TransformerBridge, prompt: str, job: _Job, unit: str, tokens: list[int]
-) -> GenerationRecord:
-    ends = _end_ids(plain_model(model), model.tokenizer)
-    # Cut at the first end token, not at padding: padding may be a token that can be generated.
-    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    text = model.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
-    return GenerationRecord(
-        prompt, job.strength, unit, job.sample, text, stop, finished=stop < len(tokens)
-    )
 
 
 def _encode(
@@ -218,8 +222,7 @@ def _encode(
     if use_chat:
         texts = [chat_prompt(tokenizer, text, system) for text in texts]
     rows = encode_texts(tokenizer, texts)
-    config = plain_model(model).config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_length(model)
     for number, row in enumerate(rows, start=1):
         if not row.ids:
             raise SteeringError(f"prompt {number} is empty; give it at least one word.")
@@ -233,23 +236,13 @@ def _encode(
 
 
 def _check_settings(
-    texts: Sequence[str],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    n_samples: int,
-    max_batch_rows: int,
+    texts: Sequence[str], counts: Mapping[str, int], temperature: float, top_p: float
 ) -> None:
     if not texts:
         raise SteeringError("there are no prompts; give at least one.")
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.strip():
             raise SteeringError(f"prompt {number} is empty; give it at least one word.")
-    counts = {
-        "max_new_tokens": max_new_tokens,
-        "n_samples": n_samples,
-        "max_batch_rows": max_batch_rows,
-    }
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SteeringError(f"{name} is {value!r}; give a whole number of at least 1.")
@@ -257,21 +250,11 @@ def _check_settings(
         raise SteeringError(f"temperature is {temperature!r}; give 0 or more, such as 0.7.")
     if not isinstance(top_p, Real) or not 0.0 < top_p <= 1.0:
         raise SteeringError(f"top_p is {top_p!r}; give a number above 0 and at most 1.")
-    if n_samples > 1 and temperature == 0.0:
+    if counts["n_samples"] > 1 and temperature == 0.0:
         raise SteeringError(
-            f"n_samples is {n_samples} at temperature 0, where all samples are equal; give a "
-            "temperature such as 0.7."
+            f"n_samples is {counts['n_samples']} at temperature 0, where all samples are equal; "
+            "give a temperature such as 0.7."
         )
-
-
-def _check_vectors(
-    vectors: Sequence[SteeringVector], strengths: Sequence[float], unit: Unit
-) -> None:
-    if not vectors and any(strengths):
-        raise SteeringError("strengths were given but no vector; give a vector, or strength 0.")
-    for vector in vectors:
-        for strength in strengths:
-            to_raw(strength, unit, vector)
 
 
 def _runner(model: TransformerBridge, vectors: Sequence[SteeringVector]) -> PreTrainedModel:
@@ -281,20 +264,8 @@ def _runner(model: TransformerBridge, vectors: Sequence[SteeringVector]) -> PreT
     return next((t for t in targets if t is not plain), plain)  # type: ignore[return-value]
 
 
-def _config(
-    runner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
-) -> GenerationConfig:
-    ends = sorted(_end_ids(runner, tokenizer))
-    pad: Any = tokenizer.pad_token_id
-    return greedy_settings(
-        max_new_tokens,
-        ends=ends or None,
-        pad=pad if pad is not None else (ends[0] if ends else 0),
-    )
-
-
-def _end_ids(runner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    config: Any = runner.generation_config
+def _end_ids(runner: Any, tokenizer: Any) -> set[int]:
+    config = runner.generation_config
     found: set[int] = set()
     for ids in (config.eos_token_id, tokenizer.eos_token_id):
         if ids is not None:
@@ -302,7 +273,7 @@ def _end_ids(runner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set
     return found
 
 
-def _streamer(tokenizer: PreTrainedTokenizerBase, on_token: Callable[[str], None]) -> Any:
+def _streamer(tokenizer: Any, on_token: Callable[[str], None]) -> Any:
     from transformers import TextStreamer
 
     class CallbackStreamer(TextStreamer):
@@ -310,4 +281,56 @@ def _streamer(tokenizer: PreTrainedTokenizerBase, on_token: Callable[[str], None
             if text:
                 on_token(text)
 
-    return CallbackStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+    return CallbackStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def sampling_processors(
+    keys: Sequence[tuple[int, int]], temperature: float, top_p: float, seed: int
+) -> LogitsProcessorList:
+    """Return logits processors that turn greedy choice into sampling with common random numbers.
+
+    Gumbel-max: argmax(log p + g) with g standard Gumbel noise is a sample of p (Gumbel 1954). The
+    noise is a function of the seed, the row's key and the step alone, so rows with one key, such
+    as one prompt's sample at several strengths, meet the same noise wherever they stand in a
+    batch, on whatever device. Use with `do_sample=False`.
+
+    Args:
+        keys: For each row its prompt's and its sample's number.
+        temperature: Softmax temperature; 0 gives no processors, that is the likeliest token.
+        top_p: Probability of the nucleus that is sampled from.
+    """
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    processors: list[Any] = []
+    if temperature > 0.0:
+        processors.append(TemperatureLogitsWarper(float(temperature)))
+        if top_p < 1.0:
+            processors.append(TopPLogitsWarper(top_p))
+        processors.append(_CommonNoise(keys, seed))
+    return LogitsProcessorList(processors)
+
+
+class _CommonNoise:
+    """Adds Gumbel noise to the scores, one stream of it for each key."""
+
+    def __init__(self, keys: Sequence[tuple[int, int]], seed: int) -> None:
+        unique = list(dict.fromkeys(keys))
+        self._row = torch.tensor([unique.index(key) for key in keys])
+        self._streams = [torch.Generator().manual_seed(_key_seed(seed, *key)) for key in unique]
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch pos"], scores: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        # Drawn on the CPU so that every device samples the same text; -log of an exponential
+        # variable is a Gumbel one.
+        width = scores.shape[-1]
+        noise = torch.stack(
+            [-torch.empty(width).exponential_(generator=s).log() for s in self._streams]
+        )
+        return scores + noise.to(scores.device)[self._row.to(scores.device)]
+
+
+def _key_seed(*parts: int) -> int:
+    # Neighbouring seeds of one generator are correlated in few bits; a hash spreads them.
+    digest = hashlib.sha256(":".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

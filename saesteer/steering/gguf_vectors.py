@@ -27,13 +27,12 @@ import numpy as np
 from jaxtyping import Float
 
 from saesteer.models.gguf_files import gguf_header
-from saesteer.models.resolve import resolve_model
-from saesteer.models.shape import model_shape
+from saesteer.models.resolve import check_shape, resolve_model
 from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS
 from saesteer.steering.strength import Unit, to_raw
 from saesteer.steering.vector import SteeringVector
-from saesteer.utils.errors import MismatchError, ModelError, OutputError, SteeringError
+from saesteer.utils.errors import ModelError, OutputError, SteeringError
 from saesteer.utils.files import write_atomic
 
 ARCHITECTURE = "controlvector"
@@ -54,7 +53,6 @@ def export_gguf(
         vectors: One vector, or one or more for each layer, all at `hook_resid_post` sites.
         path: The .gguf file.
         strength: What llama.cpp's factor 1.0 is to stand for; None for the natural vector.
-        unit: The strength's unit.
         model_hint: The architecture in GGUF's words, such as "llama"; the model's name if None.
             llama.cpp does not check it.
 
@@ -115,7 +113,8 @@ def import_gguf(
     Raises:
         SteeringError: The file is missing, cut off, of another kind or of an unknown layout, or
             the package `gguf` is missing.
-        MismatchError: A layer is past the model's last block, or the width is another.
+        SiteError: A layer is past the model's last block.
+        MismatchError: The width is another than the model's.
         ModelError: The model's name points nowhere.
     """
     gguf = _gguf()
@@ -144,20 +143,18 @@ def import_gguf(
         ) from error
     directions = _directions(source, tensors)
     if model is not None:
-        _check_fits(source, directions, model)
+        deepest = max(directions)
+        site, what = Site(deepest), f"{source}: direction.{deepest}"
+        check_shape(resolve_model(model), site, len(directions[deepest]), what)
     return tuple(
         SteeringVector.from_raw(
             directions[layer],
-            site=Site(layer, "hook_resid_post"),
+            site=Site(layer),
             model=model or hint or "unknown",
             positions=positions,
             method="imported control vector",
             name=f"{source.stem} layer {layer}",
-            provenance={
-                "format": "gguf controlvector",
-                "file": source.name,
-                "model_hint": hint,
-            },
+            provenance={"format": "gguf controlvector", "file": source.name, "model_hint": hint},
         )
         for layer in sorted(directions)
     )
@@ -194,24 +191,6 @@ def _summed(
         part = vector.direction.detach().cpu().double().numpy() * length
         directions[site.layer] = directions.get(site.layer, np.zeros(width)) + part
     return {layer: d.astype(np.float32) for layer, d in directions.items()}
-
-
-def _check_fits(source: Path, directions: dict[int, np.ndarray], model: str) -> None:
-    shape = model_shape(resolve_model(model))
-    if shape is None:
-        return
-    deepest = max(directions)
-    if deepest >= shape.n_layers:
-        raise MismatchError(
-            f"{source}: direction.{deepest} is past the last block of model {model}, which has "
-            f"blocks 0 to {shape.n_layers - 1}; name the model that the vector was made on."
-        )
-    width = len(directions[deepest])
-    if width != shape.d_model:
-        raise MismatchError(
-            f"{source}: its directions are {width} wide and the residual stream of model {model} "
-            f"{shape.d_model}; name the model that the vector was made on."
-        )
 
 
 def _directions(

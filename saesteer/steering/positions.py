@@ -2,8 +2,8 @@
 
 The mask is worked out in a forward pre-hook on the whole model, which alone sees the attention
 mask, the cache and the width of the pass; the hook at the site sees none of these. The prompt's
-width is taken from `generate` where that runs. Padding is read
-from the attention mask, never from token ids, because several tokenizers pad with BOS or EOS.
+width is taken from `generate` where that runs. Padding is read from the attention mask, never from
+token ids, because several tokenizers pad with BOS or EOS.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ SAVED_POSITIONS = (DEFAULT_POSITIONS, "all", "generated")
 
 
 def check_saved_positions(name: object) -> None:
-    """Check the name of a writing position.
-
-    Raises:
-        SteeringError: There is no such position.
-    """
+    """Refuse a writing position that does not exist."""
     if name not in SAVED_POSITIONS:
         raise SteeringError(
             f"positions {name!r} are unknown; use one of {', '.join(SAVED_POSITIONS)}, or a "
@@ -71,11 +67,8 @@ class SteeringMask:
             self._explicit = _check_mask(positions, "positions")
         else:
             check_saved_positions(positions)
-        if not (prompt_length is None or isinstance(prompt_length, Tensor)) and (
-            isinstance(prompt_length, bool)
-            or not isinstance(prompt_length, int)
-            or prompt_length < 1
-        ):
+        number = 1 if prompt_length is None or isinstance(prompt_length, Tensor) else prompt_length
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise SteeringError(
                 f"prompt_length {prompt_length!r} is not a number of columns; give 1 or more."
             )
@@ -123,11 +116,7 @@ class SteeringMask:
         self._due = self._due or (new_tokens > 1 and not short)
 
     def check_reached(self, what: str) -> None:
-        """Check, when all is over, that some token was chosen wherever one had to be.
-
-        Raises:
-            HookError: None was.
-        """
+        """Raise a HookError when all is over and no token was chosen where one had to be."""
         if self._due and not self._reached:
             chosen = "a mask" if self._explicit is not None else repr(self._positions)
             raise HookError(
@@ -137,12 +126,7 @@ class SteeringMask:
             )
 
     def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Work out the mask of the forward pass about to run (a forward pre-hook).
-
-        Raises:
-            SteeringError: An explicit mask does not fit the pass.
-            HookError: It cannot be told which columns of the whole text the pass holds.
-        """
+        """Work out the mask of the forward pass about to run (a forward pre-hook)."""
         inputs = named_arguments(model, args, kwargs)
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
@@ -174,11 +158,7 @@ class SteeringMask:
                 self._held[cache] = self._end
 
     def mask(self, batch: int, device: torch.device) -> Bool[Tensor, "batch pos 1"] | None:
-        """Return the running pass's mask on a device; None when every position is written to.
-
-        Raises:
-            HookError: The site fired outside a forward pass of the whole model.
-        """
+        """Return the running pass's mask on a device; None when every position is written to."""
         if self._batch != batch:
             raise HookError(
                 "the site ran outside a forward pass of the whole model, so steering cannot tell "

@@ -17,11 +17,7 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
 def check_strength(value: object) -> float:
-    """Return a strength as a float.
-
-    Raises:
-        SteeringError: It is not a finite number.
-    """
+    """Return a strength as a float; refuse what is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise SteeringError(f"strength {value!r} is not a number; give a number such as 0.2.")
     number = float(value)
@@ -31,11 +27,7 @@ def check_strength(value: object) -> float:
 
 
 def check_strengths(value: object) -> tuple[float, ...]:
-    """Return one strength, or a sequence of them, as a tuple of floats.
-
-    Raises:
-        SteeringError: There is none, or one is not a finite number.
-    """
+    """Return one strength, or a sequence of at least one, as a tuple of floats."""
     if hasattr(value, "tolist"):
         # numpy and torch values, whose items are not Python numbers.
         value = cast(Any, value).tolist()
@@ -47,11 +39,7 @@ def check_strengths(value: object) -> tuple[float, ...]:
 
 
 def check_unit(value: object) -> Unit:
-    """Return a unit's name.
-
-    Raises:
-        SteeringError: There is no such unit.
-    """
+    """Return a unit's name; refuse one that does not exist."""
     if value not in UNITS:
         raise SteeringError(f"unit {value!r} is unknown; use one of {', '.join(UNITS)}.")
     return cast(Unit, value)
@@ -80,7 +68,7 @@ def to_raw(strength: float, unit: Unit, vector: SteeringVector) -> float:
     """Return the signed L2 length that a strength stands for.
 
     Args:
-        strength: How much, in `unit`; negative steers the other way.
+        strength: Negative steers the other way.
         unit: "norm", a multiple of the mean residual norm at the vector's site (special tokens
             left out); "raw", the L2 length itself; "max_act", a multiple of the length at which
             every feature of the vector is at its measured maximum activation.

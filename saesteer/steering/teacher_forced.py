@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.models.compat import cache_argument, find_cache, repeated_cache
-from saesteer.models.loading import plain_model
-from saesteer.models.memory import trim_memory
-from saesteer.models.sites import HookTarget, Site, resolve_target
+from saesteer.models.hooks import HookTarget, hooked, standing_in
+from saesteer.models.loading import block_name, plain_model
+from saesteer.models.placement import trim_memory
+from saesteer.models.sites import Site, resolve_target
 from saesteer.models.tokens import (
     TokenRow,
     input_device,
@@ -34,8 +35,6 @@ SHORTEST_SHARED_PREFIX = 8
 # Logits of one pass, 134 MB in float32: gradients and log-probabilities hold several such arrays.
 MOST_LOGITS = 2**25
 MOST_LOGITS_BESIDE_A_CPU = 2**28
-_RESIDUAL = ("hook_resid_pre", "hook_resid_post")
-
 
 # From each row's number of prompt tokens to the `with` block that its batch runs in.
 Editing = Callable[[Int[Tensor, " row"]], AbstractContextManager[Any]]
@@ -73,7 +72,7 @@ class _Block(NamedTuple):
 
 
 class _Reached(Exception):
-    """Ends a pass at the steered site, above which nothing is wanted."""
+    """Ends a pass below the steered site, with what the last block there gives."""
 
 
 class TeacherForced:
@@ -85,7 +84,6 @@ class TeacherForced:
     below the steered site see nothing of the steering, so passes start at that site.
 
     Args:
-        model: A model from `load_model`.
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered; steering elsewhere works but shares less.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
@@ -144,28 +142,20 @@ class TeacherForced:
                 that reach before the last prompt token need `share_prefix=False`.
             beside: `last_states` of each row, whose logits are wanted beside the pass's own.
         """
-        for number in range(len(self._blocks)):
-            # No name here holds the logits, which would otherwise outlive the caller's.
-            yield self._closed(number, vector, strength, unit, editing, beside)
+        model, _ = self._running(vector)
 
-    def _closed(
-        self,
-        number: int,
-        vector: SteeringVector | None,
-        strength: float,
-        unit: Unit,
-        editing: Editing | None,
-        beside: Sequence[Tensor] | None,
-    ) -> Pass:
-        block, (model, _) = self._blocks[number], self._running(vector)
-        below = self._below(number, vector) if editing is None else None
-        others = None if beside is None else torch.cat([beside[i] for i in block.index])
-        context = (
-            editing(block.prompts) if editing else self._steered(block, vector, strength, unit)
-        )
-        with torch.inference_mode(), context, _selecting(model, block.scored, others) as seen:
-            logits = self._forward(block, below, model)
-        return _pass(block, logits, seen, others)
+        def closed(block: _Block) -> Pass:
+            others = None if beside is None else torch.cat([beside[i] for i in block.index])
+            below = None if editing else self._below(block, vector)
+            context = (
+                editing(block.prompts) if editing else self._steered(block, vector, strength, unit)
+            )
+            with torch.inference_mode(), context, _selecting(model, block, others) as seen:
+                logits = self._forward(block, below, model)
+            return _pass(block, logits, seen, others)
+
+        # No name here holds the logits, which would otherwise outlive the caller's.
+        yield from map(closed, self._blocks)
 
     def last_states(self) -> list[Float[Tensor, "token width"]]:
         """Return each row's unsteered states at its scored tokens, as the unembedding takes them.
@@ -174,9 +164,9 @@ class TeacherForced:
         vocabulary. Where the unembedding is no module of its own they are the logits.
         """
         rows: dict[int, Tensor] = {}
-        for number, block in enumerate(self._blocks):
-            below = self._below(number, None)
-            with torch.inference_mode(), _selecting(self._model, block.scored) as seen:
+        for block in self._blocks:
+            below = self._below(block, None)
+            with torch.inference_mode(), _selecting(self._model, block) as seen:
                 logits = self._forward(block, below, self._model)
             states = seen[0] if seen else logits[block.scored]
             counts = block.scored.sum(dim=1).tolist()
@@ -193,35 +183,28 @@ class TeacherForced:
         """
         if self._target is None:
             raise ValueError("open passes need a site")
+        model, target = self._running(vector)
+
+        def opened(block: _Block) -> tuple[Pass, Tensor]:
+            size = (len(block.index), int(self._bridge.cfg.d_model))
+            offset = torch.zeros(size, device=block.ids.device, requires_grad=True)
+            where = block.steered[:, -block.ids.shape[1] :, None]
+            below = self._below(block, vector)
+
+            def add(hidden: Tensor) -> Tensor:
+                return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
+
+            steered = self._steered(block, vector, strength, unit)
+            with torch.enable_grad(), hooked([(target, add)]), steered:
+                with _selecting(model, block) as seen:
+                    logits = self._forward(block, below, model)
+            return _pass(block, logits, seen), offset
+
         try:
-            for number in range(len(self._blocks)):
-                yield self._open(number, vector, strength, unit)
+            yield from map(opened, self._blocks)
         finally:
             # What gradients are made of lies in pieces that the allocator keeps for itself.
             trim_memory()
-
-    def _open(
-        self, number: int, vector: SteeringVector | None, strength: float, unit: Unit
-    ) -> tuple[Pass, Tensor]:
-        block, (model, target) = self._blocks[number], self._running(vector)
-        offset = torch.zeros(
-            (len(block.index), int(self._bridge.cfg.d_model)),
-            device=block.ids.device,
-            requires_grad=True,
-        )
-        where = block.steered[:, -block.ids.shape[1] :, None]
-        below = self._below(number, vector)
-
-        def add(hidden: Tensor) -> Tensor:
-            return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
-
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.callback(target.hook(add).remove)
-            stack.enter_context(self._steered(block, vector, strength, unit))
-            seen = stack.enter_context(_selecting(model, block.scored))
-            logits = self._forward(block, below, model)
-        return _pass(block, logits, seen), offset
 
     def _steered(
         self, block: _Block, vector: SteeringVector | None, strength: float, unit: Unit
@@ -243,48 +226,35 @@ class TeacherForced:
     def _elsewhere(self, vector: SteeringVector | None) -> bool:
         return vector is not None and (self._target is None or vector.site != self._target.site)
 
-    def _forward(self, block: _Block, below: Any, model: Any) -> Tensor:
-        if below is None:
-            return self._whole(block, model)
-        with _standing_in(self._lower, below):
-            return self._whole(block, model)
-
-    def _below(self, number: int, vector: SteeringVector | None) -> Any:
+    def _below(self, block: _Block, vector: SteeringVector | None) -> Any:
         """Return what the last block below the site gives, as the block gives it; None if unused.
 
         To be called before any hook is on: the block's output may be the very site.
         """
         if not self._lower or self._elsewhere(vector):
             return None
-        if number not in self._lower_output:
-            self._lower_output[number] = self._output_below(self._blocks[number])
-        return self._lower_output[number]
+        place = block.index[0]
+        if place not in self._lower_output:
 
-    def _output_below(self, block: _Block) -> Any:
-        kept: list[Any] = []
+            def keep(module: Any, inputs: Any, output: Any) -> None:
+                self._lower_output[place] = output
+                raise _Reached
 
-        def keep(module: Any, inputs: Any, output: Any) -> None:
-            kept.append(output)
-            raise _Reached
+            handle = self._lower[-1].register_forward_hook(keep)
+            try:
+                # Not the caller's inference mode, as in the constructor.
+                with torch.inference_mode(False), torch.no_grad(), suppress(_Reached):
+                    self._forward(block, None, self._model)
+            finally:
+                handle.remove()
+        return self._lower_output[place]
 
-        handle = self._lower[-1].register_forward_hook(keep)
-        try:
-            # Not the caller's inference mode, as in the constructor.
-            with torch.inference_mode(False), torch.no_grad(), suppress(_Reached):
-                self._whole(block, self._model)
-        finally:
-            handle.remove()
-        return kept[0]
-
-    def _whole(self, block: _Block, model: Any) -> Tensor:
-        if self._cache is None:
-            return model(
-                input_ids=block.ids, attention_mask=block.attention, use_cache=False
-            ).logits
-        cache: Any = cache_argument(model, repeated_cache(self._cache, len(block.ids)))
-        return model(
-            input_ids=block.ids, attention_mask=block.attention, **cache, use_cache=True
-        ).logits
+    def _forward(self, block: _Block, below: Any, model: Any) -> Tensor:
+        cache: dict[str, Any] = {"use_cache": self._cache is not None}
+        if self._cache is not None:
+            cache |= cache_argument(model, repeated_cache(self._cache, len(block.ids)))
+        with nullcontext() if below is None else standing_in(_given(self._lower, below)):
+            return model(input_ids=block.ids, attention_mask=block.attention, **cache).logits
 
     def _prefix_cache(self, prefix: Sequence[int], device: torch.device) -> Any:
         """Return the cache of what rows share; None where nothing is, or it cannot be repeated."""
@@ -297,47 +267,23 @@ class TeacherForced:
 
 def _lower_blocks(model: TransformerBridge, target: HookTarget | None) -> list[Any]:
     """Return the blocks whose output no steering at the target can change."""
-    if (
-        target is None
-        or target.site.hook not in _RESIDUAL
-        or target.model is not plain_model(model)
-    ):
+    if target is None or target.model is not plain_model(model):
         return []
-    mapping: Any = model.adapter.component_mapping
-    name = mapping["blocks"].name
     count = target.site.layer + (target.site.hook == "hook_resid_post")
-    return [target.model.get_submodule(f"{name}.{layer}") for layer in range(count)]
+    return [target.model.get_submodule(block_name(model, layer)) for layer in range(count)]
 
 
-@contextmanager
-def _standing_in(blocks: Sequence[Any], output: Any) -> Iterator[None]:
-    """Let the last of the blocks give `output` and the others pass their input on."""
+def _given(blocks: Sequence[Any], output: Any) -> dict[Any, Callable[..., Any]]:
+    """Return forwards with which the last block gives `output` and the others pass theirs on."""
 
     def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states,) if isinstance(output, tuple) else hidden_states
 
-    def give(*args: Any, **kwargs: Any) -> Any:
-        return output
-
-    missing = object()
-    before = [vars(block).get("forward", missing) for block in blocks]
-    try:
-        for block in blocks:
-            block.forward = pass_on
-        blocks[-1].forward = give
-        yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is missing:
-                vars(block).pop("forward", None)
-            else:
-                block.forward = forward
+    return {**dict.fromkeys(blocks, pass_on), blocks[-1]: lambda *args, **kwargs: output}
 
 
 @contextmanager
-def _selecting(
-    model: Any, scored: Bool[Tensor, "row pos"], beside: Tensor | None = None
-) -> Iterator[list[Tensor]]:
+def _selecting(model: Any, block: _Block, beside: Tensor | None = None) -> Iterator[list[Tensor]]:
     """Let the unembedding take the scored positions alone, with other states behind them.
 
     Yields:
@@ -345,6 +291,7 @@ def _selecting(
         takes them.
     """
     seen: list[Tensor] = []
+    scored = block.scored
 
     def select(module: Any, args: tuple[Any, ...]) -> Any:
         if not args or args[0].shape[:-1] != scored.shape:

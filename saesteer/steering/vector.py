@@ -36,18 +36,15 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class SteeredFeature:
-    """One SAE feature of a vector.
+    """One SAE feature of a vector."""
 
-    Attributes:
-        index: The feature's number in its SAE.
-        weight: How much of its decoder direction the natural (not normalised) vector holds.
-        cluster: The cluster it was kept with, if any.
-        description: What it stands for, if known.
-    """
-
+    # Its number in its SAE.
     index: int
+    # How much of its decoder direction the natural (not normalised) vector holds.
     weight: float
+    # The cluster it was kept with, if any.
     cluster: int | None = None
+    # What it stands for, if known.
     description: str | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -59,25 +56,6 @@ class SteeringVector:
 
     Adding and scaling work on the natural vector, `norm * direction`.
 
-    Attributes:
-        direction: Unit L2 norm, float32.
-        site: Where activations were read and where the vector is added.
-        norm: L2 length of the natural vector, before it was normalised.
-        residual_norm: Mean L2 norm of the activations at the site over text tokens, BOS and other
-            special tokens left out; None if nobody measured it.
-        max_act: L2 length of the vector with every feature at its measured maximum activation;
-            None if unknown.
-        sae_features: The features the vector is made of; `features` shows them as a table.
-        positions: Which positions are written to: "from_last_prompt_token", "all", "generated".
-        read_positions: Which positions the activations were read at.
-        model: The model's name.
-        model_fingerprint: The model's fingerprint, if known.
-        sae: The SAE's name, if one was used.
-        sae_fingerprint: The SAE's fingerprint, if known.
-        method: How the vector was made.
-        name: What to call it.
-        provenance: Anything else worth keeping, as JSON.
-
     Example:
         >>> raw = np.arange(32.0)
         >>> vector = ss.SteeringVector.from_raw(raw, site=ss.Site(1), model="tiny")
@@ -85,13 +63,22 @@ class SteeringVector:
         True
     """
 
+    # Unit L2 norm, float32.
     direction: Float[Tensor, " d_model"]
+    # Where activations were read and where the vector is added.
     site: Site
+    # L2 length of the natural vector, before it was normalised.
     norm: float
     model: str
+    # Mean L2 norm of the activations at the site over text tokens, BOS and other special tokens
+    # left out; None if nobody measured it.
     residual_norm: float | None = None
+    # L2 length of the vector with every feature at its measured maximum activation.
     max_act: float | None = None
+    # What the vector is made of; `features` shows it as a table.
     sae_features: tuple[SteeredFeature, ...] = ()
+    # Which positions are written to: "from_last_prompt_token", "all" or "generated"; and which the
+    # activations were read at.
     positions: str = DEFAULT_POSITIONS
     read_positions: str = "unknown"
     model_fingerprint: str | None = None
@@ -113,10 +100,12 @@ class SteeringVector:
         object.__setattr__(self, "site", Site.parse(self.site))
         object.__setattr__(self, "sae_features", tuple(self.sae_features))
         check_saved_positions(self.positions)
-        _check_length("norm", self.norm)
-        for name in ("residual_norm", "max_act"):
-            if getattr(self, name) is not None:
-                _check_length(name, getattr(self, name))
+        for name in ("norm", "residual_norm", "max_act"):
+            length = getattr(self, name)
+            if (name == "norm" or length is not None) and check_strength(length) <= 0.0:
+                raise SteeringError(
+                    f"{name} is {float(length)}; it is a length, so give a positive number."
+                )
         for feature in self.sae_features:
             if not math.isfinite(feature.weight):
                 raise SteeringError(
@@ -136,13 +125,12 @@ class SteeringVector:
     ) -> SteeringVector:
         """Normalise a vector, keeping its length as `norm`.
 
-        Gradients flow from `direction` back to `raw_vector`, if that is a tensor.
-
         Args:
-            raw_vector: The natural vector, [d_model]: tensor, array or list.
+            raw_vector: The natural vector, [d_model]: tensor, array or list. Gradients flow from
+                `direction` back to a tensor.
             site: Where it was read and is to be added.
             model: The model's name.
-            features: The features the vector is made of.
+            features: Its `sae_features`.
             **rest: The other fields of SteeringVector.
 
         Raises:
@@ -255,13 +243,9 @@ class SteeringVector:
         return self + (-other)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the vector as safetensors with JSON metadata, whole or not at all.
+        """Write the vector as safetensors with JSON metadata and return the file's path.
 
-        Args:
-            path: A file ending in ".safetensors", or a folder, which gets "vector.safetensors".
-
-        Returns:
-            The file that was written.
+        A path that does not end in ".safetensors" is a folder, which gets "vector.safetensors".
 
         Raises:
             OutputError: The file cannot be written.
@@ -290,11 +274,7 @@ class SteeringVector:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVector:
-        """Read a vector from a file, or from "vector.safetensors" in a run's folder.
-
-        Raises:
-            SteeringError: There is no such file, or it is not a whole saesteer vector.
-        """
+        """Read a vector from a file or folder; see `saesteer.load_vector`."""
         return load_vector(path)
 
     def steer(
@@ -411,37 +391,31 @@ def _as_vector(value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     return tensor
 
 
-def _check_length(name: str, value: Any) -> None:
-    number = check_strength(value)
-    if number <= 0.0:
-        raise SteeringError(f"{name} is {number}; it is a length, so give a positive number.")
-
-
 def _check_addable(a: SteeringVector, b: SteeringVector) -> None:
     both = f"vectors {a.name!r} and {b.name!r}"
-    known = a.model_fingerprint and b.model_fingerprint
-    same = a.model_fingerprint == b.model_fingerprint if known else a.model == b.model
-    if not same or a.d_model != b.d_model:
+    instead = "steer with both at once instead: steer(model, [a, b], strength)"
+    if not _same(a, b, "model") or a.d_model != b.d_model:
         raise SteeringError(
             f"{both} belong to different models ({a.model}, {a.d_model} wide, and {b.model}, "
             f"{b.d_model} wide); add only vectors of one model."
         )
-    for what, left, right in (
-        ("sites", a.site, b.site),
-        ("writing positions", a.positions, b.positions),
-    ):
-        if left != right:
-            raise SteeringError(
-                f"{both} have different {what} ({left} and {right}); steer with both at once "
-                "instead: steer(model, [a, b], strength)."
-            )
-    known = a.sae_fingerprint and b.sae_fingerprint
-    same = a.sae_fingerprint == b.sae_fingerprint if known else a.sae == b.sae
-    if a.sae_features and b.sae_features and not same:
+    if a.site != b.site:
+        raise SteeringError(f"{both} have different sites ({a.site} and {b.site}); {instead}.")
+    if a.positions != b.positions:
         raise SteeringError(
-            f"{both} name features of different SAEs ({a.sae} and {b.sae}); steer with both at "
-            "once instead: steer(model, [a, b], strength)."
+            f"{both} have different writing positions ({a.positions} and {b.positions}); {instead}."
         )
+    if a.sae_features and b.sae_features and not _same(a, b, "sae"):
+        raise SteeringError(
+            f"{both} name features of different SAEs ({a.sae} and {b.sae}); {instead}."
+        )
+
+
+def _same(a: SteeringVector, b: SteeringVector, what: str) -> bool:
+    """Whether both name one model or one SAE: by fingerprint where both know it."""
+    marks = [getattr(vector, f"{what}_fingerprint") for vector in (a, b)]
+    names = [getattr(vector, what) for vector in (a, b)]
+    return marks[0] == marks[1] if all(marks) else names[0] == names[1]
 
 
 def _sum_features(

@@ -13,8 +13,7 @@ from saesteer.experiments.corrupt.config import CorruptConfig, plan_corruption
 from saesteer.experiments.corrupt.observations import observe
 from saesteer.experiments.corrupt.summary import first_right, token_changes
 from saesteer.experiments.registry import run_experiment
-from saesteer.models.resolve import resolve_model
-from saesteer.models.shape import model_shape
+from saesteer.models.resolve import model_shape, resolve_model
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.settings import parse_config
 

@@ -8,8 +8,7 @@ import torch
 
 from saesteer.methods.features import encode_pairs
 from saesteer.models import Site
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import Activations
+from saesteer.models.reading import Activations, PairActivations
 from saesteer.saes import load_sae
 from saesteer.utils.errors import MismatchError
 

@@ -13,8 +13,7 @@ import torch
 from saesteer.methods import FitContext
 from saesteer.methods.features import PairCodes
 from saesteer.models import Site, encode_statements, plain_model
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import Activations
+from saesteer.models.reading import Activations, PairActivations
 from saesteer.steering import SteeringVector
 
 SITE = Site(1)

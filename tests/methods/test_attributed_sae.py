@@ -12,8 +12,7 @@ import torch
 from saesteer.methods import AttributedSAE, FitContext, NaturalGradient
 from saesteer.methods.objective import FisherMetric, Linearisation
 from saesteer.models import Site
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import Activations
+from saesteer.models.reading import Activations, PairActivations
 from saesteer.utils.errors import ConfigError, DataError, SteeringError
 
 WIDTH, PAIRS = 16, 24

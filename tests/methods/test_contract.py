@@ -30,8 +30,7 @@ from saesteer.methods import (
 from saesteer.methods.objective import FisherMetric, Linearisation
 from saesteer.methods.registry import build_method, method_entries
 from saesteer.models import Site
-from saesteer.models.pair_activations import PairActivations
-from saesteer.models.reading import Activations
+from saesteer.models.reading import Activations, PairActivations
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError, SaesteerError

@@ -12,7 +12,7 @@ import torch
 
 from saesteer.models import encode_texts, load_model, model_info, plain_model
 from saesteer.models import gguf_files as module
-from saesteer.models.gguf_files import converted_gguf, file_sha256, gguf_header
+from saesteer.models.gguf_files import converted_gguf, gguf_header
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.utils.errors import ModelError
 
@@ -39,9 +39,9 @@ def test_a_gguf_file_says_what_the_model_said_that_it_was_made_from(tiny_gguf, h
 
 
 def test_a_file_is_converted_once_and_then_found_by_its_content(tiny_gguf, cache, monkeypatch):
-    first = converted_gguf(tiny_gguf, file_sha256(tiny_gguf))
-    assert (first / "model.safetensors").is_file()
     digest = hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
+    first = converted_gguf(tiny_gguf, digest)
+    assert (first / "model.safetensors").is_file()
     assert json.loads((first / "saesteer.json").read_text())["sha256"] == digest
     assert os.listdir(cache / "models") == [first.name]
 

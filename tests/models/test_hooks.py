@@ -13,6 +13,7 @@ from saesteer.models.hooks import hooked, keeping, standing_in
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.models.unembed import Unembedding
 from saesteer.utils.errors import HookError
+from tests.by_hand import count_hooks
 
 TEXTS = ["I like helping people, and I always listen.", "The cat sat"]
 
@@ -23,11 +24,6 @@ def padded(tiny_model, arch):
     model = tiny_model(arch)
     batch = pad_rows(encode_texts(model.tokenizer, TEXTS), padding_id(model))
     return model, batch.input_ids, batch.attention_mask.bool()
-
-
-def n_hooks(model) -> int:
-    modules = [*plain_model(model).modules(), *model.original_model.modules()]
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
 def test_left_padded_rows_have_the_logits_of_each_row_alone(padded, hf_model, arch):
@@ -56,7 +52,7 @@ def test_the_last_residual_stream_gives_the_models_own_logits(padded):
 def test_what_is_replaced_and_added_reaches_the_logits_and_goes_away(tiny_llama):
     model, ids = tiny_llama, torch.tensor([[5, 6, 7, 8]])
     mask = torch.ones_like(ids).bool()
-    target, before = resolve_target(model, Site(1)), n_hooks(tiny_llama)
+    target, before = resolve_target(model, Site(1)), count_hooks(tiny_llama)
     with torch.no_grad():
         clean = last_logits(target.model, ids, mask)
         with keeping({1: target}) as kept:
@@ -67,7 +63,7 @@ def test_what_is_replaced_and_added_reaches_the_logits_and_goes_away(tiny_llama)
             replaced = last_logits(target.model, ids, mask)
         assert torch.equal(last_logits(target.model, ids, mask), clean)
     assert torch.equal(added, replaced) and not torch.allclose(added, clean)
-    assert n_hooks(model) == before
+    assert count_hooks(model) == before
 
 
 def test_a_pass_may_end_where_everything_is_kept_and_an_unreached_place_is_said(tiny_llama):
@@ -85,7 +81,7 @@ def test_a_pass_may_end_where_everything_is_kept_and_an_unreached_place_is_said(
 @pytest.mark.parametrize("site", [Site(1), Site(1, "attn.hook_z"), Site(1, "hook_resid_mid")])
 def test_hooks_and_stand_ins_come_off_after_an_exception(tiny_llama, site):
     target: Any = resolve_target(tiny_llama, site)
-    before = n_hooks(tiny_llama)
+    before = count_hooks(tiny_llama)
 
     def broken(*args, **kwargs):
         raise ZeroDivisionError
@@ -94,4 +90,4 @@ def test_hooks_and_stand_ins_come_off_after_an_exception(tiny_llama, site):
         target.model(input_ids=torch.tensor([[5, 6]]))
     with pytest.raises(ZeroDivisionError), standing_in({target.module: broken}):
         target.model(input_ids=torch.tensor([[5, 6]]))
-    assert n_hooks(tiny_llama) == before and "forward" not in vars(target.module)
+    assert count_hooks(tiny_llama) == before and "forward" not in vars(target.module)

@@ -126,6 +126,7 @@ def load_in_child(ways, tmp_path, **environment):
     )
 
 
+@pytest.mark.slow
 def test_no_loader_starts_a_process_or_prints_a_line(
     tmp_path, multimodal_folder, tiny_model_folder, tiny_gguf
 ):

@@ -1,16 +1,27 @@
-"""Reading: the right values, in the caller's order, no layer too many, hooks off."""
+"""Reading rows and both sides of pairs: the right values, in order, pooled, and their file."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from saesteer.data import ContrastivePair, PairSet
 from saesteer.models import Site, encode_statements, encode_texts, plain_model
-from saesteer.models.reading import read_rows
+from saesteer.models.reading import (
+    Activations,
+    PairActivations,
+    mean_norm,
+    pool,
+    read_pair_activations,
+    read_rows,
+)
 from saesteer.models.tokens import TokenRow
-from saesteer.utils.errors import DataError, SiteError
+from saesteer.utils.errors import ConfigError, DataError, OutputError, SiteError
 
 TEXTS = [
     "The cat",
@@ -43,11 +54,6 @@ def counted_blocks(model):
     finally:
         for handle in handles:
             handle.remove()
-
-
-def count_hooks(model):
-    modules = [*plain_model(model).modules(), *model.original_model.modules()]
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
 def one_by_one(reference, rows, layer):
@@ -157,3 +163,160 @@ def test_a_site_through_which_nothing_passes_is_a_sentence(tiny_model):
     site = Site(1, "attn.hook_result")
     with pytest.raises(SiteError, match=r"site blocks\.1\.attn\.hook_result is never reached"):
         read_rows(tiny_model("llama"), [TokenRow((1, 5), (False, True))], [Site(0), site])
+
+
+def pair_set(*pairs):
+    made = [
+        p if isinstance(p, ContrastivePair) else ContrastivePair(str(i), *p)
+        for i, p in enumerate(pairs)
+    ]
+    return PairSet("test", tuple(made), "python")
+
+
+PAIRS = pair_set(
+    ("I like helping people.", "I like ignoring people."),
+    ("I listen.", "I never listen to what they say about the weather today."),
+    ContrastivePair("own", "The dog", "The cat", prompt="What ran home?"),
+)
+
+
+def by_hand(model, reference, statement, prompt, layer=2):
+    """Return the statement's hidden states from Hugging Face, found from the end of the row."""
+    (row,) = encode_statements(model.tokenizer, [statement], prompt)
+    with torch.no_grad():
+        out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
+    length = len(model.tokenizer(statement, add_special_tokens=False)["input_ids"])
+    return out.hidden_states[layer][0, -length:]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_deltas_are_the_difference_of_pooled_statements(tiny_model, hf_model, pooling):
+    model, reference = tiny_model("llama"), hf_model("llama")
+    read = read_pair_activations(model, PAIRS, [POST], request="Say it.", pooling=pooling)[POST]
+    assert read.deltas.shape == (3, 32)
+    for index, pair in enumerate(PAIRS):
+        prompt = pair.prompt or "Say it."
+        sides = [by_hand(model, reference, s, prompt) for s in (pair.positive, pair.negative)]
+        means = [side.mean(0) if pooling == "mean" else side[-1] for side in sides]
+        torch.testing.assert_close(read.deltas[index], means[0] - means[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_residual_norm_is_the_mean_over_all_statement_tokens(tiny_model, hf_model):
+    model, reference = tiny_model("llama"), hf_model("llama")
+    read = read_pair_activations(model, PAIRS, [POST], request="Say it.")[POST]
+    norms = [
+        by_hand(model, reference, side, pair.prompt or "Say it.").norm(dim=1)
+        for pair in PAIRS
+        for side in (pair.positive, pair.negative)
+    ]
+    assert read.residual_norm == pytest.approx(float(torch.cat(norms).mean()), rel=1e-4)
+
+
+def test_a_marked_span_alone_is_read(tiny_model):
+    model = tiny_model("llama")
+    pair = ContrastivePair(
+        "s", "I like cats a lot", "I like dogs a lot", positive_span="cats", negative_span="dogs"
+    )
+    read = read_pair_activations(model, pair_set(pair), [POST], request="Say it.")[POST]
+    (row,) = encode_statements(model.tokenizer, [pair.positive], "Say it.", spans=["cats"])
+    assert len(read.positive.values) == sum(row.kept)
+    whole = read_rows(model, encode_statements(model.tokenizer, [pair.positive], "Say it."), [POST])
+    assert len(read.positive.values) < len(whole[POST].values)
+    match = torch.cdist(read.positive.values, whole[POST].values).min(1).values
+    assert match.max() < 1e-3
+
+
+def test_the_chat_template_and_bos_can_be_left_out(tiny_model):
+    model = tiny_model("llama")
+    shown = {
+        (chat, bos): read_pair_activations(
+            model, PAIRS, [POST], request="Say it.", chat=chat, prepend_bos=bos
+        )[POST].positive.values
+        for chat in (True, False)
+        for bos in (True, False)
+    }
+    plain, without = shown[False, True], shown[False, False]
+    # The template opens with BOS itself; a plain text loses it.
+    torch.testing.assert_close(shown[True, True], shown[True, False])
+    assert not torch.allclose(plain, without, atol=1e-2)
+    assert len(plain) == len(without)
+
+
+def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
+    tiny_model, hf_model, monkeypatch
+):
+    model = tiny_model("llama")
+    tokenizer: Any = model.tokenizer
+    template = "{% for m in messages %}{{ m.content }}: {% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    pairs = pair_set(("cats are fine", "dogs are fine"))
+    ids = tokenizer("Say it.: cats are fine", add_special_tokens=False)["input_ids"]
+    said = len(ids) - len(tokenizer("Say it.:", add_special_tokens=False)["input_ids"])
+    for asked, head in ((True, [tokenizer.bos_token_id]), (None, []), (False, [])):
+        read = read_pair_activations(model, pairs, [POST], request="Say it.", prepend_bos=asked)
+        with torch.no_grad():
+            states = hf_model("llama")(torch.tensor([[*head, *ids]]), output_hidden_states=True)
+        wanted = states.hidden_states[POST.layer + 1][0, -said:]
+        torch.testing.assert_close(read[POST].positive.values, wanted, rtol=1e-4, atol=1e-4)
+
+
+LENGTHS = (3, 1, 5)
+
+
+@pytest.fixture
+def activations():
+    values = torch.randn(sum(LENGTHS), 4, generator=torch.Generator().manual_seed(0))
+    return Activations(values, torch.tensor([0, 3, 4, 9]), Site(0))
+
+
+def test_the_mean_and_the_last_token_by_hand(activations):
+    values = activations.values.numpy()
+    texts = np.split(values, [3, 4])
+    np.testing.assert_allclose(pool(activations), [t.mean(0) for t in texts], rtol=1e-5)
+    np.testing.assert_array_equal(pool(activations, "last"), [t[-1] for t in texts])
+
+
+def test_the_mean_norm_is_over_tokens_not_texts(activations):
+    wanted = np.linalg.norm(activations.values.numpy(), axis=1).mean()
+    assert mean_norm(activations) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_unknown_way_to_pool_is_a_sentence(activations):
+    unknown: Any = "max"
+    with pytest.raises(ConfigError, match=r"pooling 'max' is unknown; use 'mean' or 'last'\."):
+        pool(activations, unknown)
+
+
+@pytest.fixture
+def pairs():
+    values = torch.randn(9, 4, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    both = Activations(values, torch.tensor([0, 2, 3, 6, 9]), Site(7, "attn.hook_z"))
+    return PairActivations(both.slice(0, 2), both.slice(2, 4), "last")
+
+
+def test_what_is_saved_is_read_back(pairs, tmp_path):
+    pairs.save(tmp_path / "pairs.safetensors")
+    back = PairActivations.load(tmp_path / "pairs.safetensors")
+    assert os.listdir(tmp_path) == ["pairs.safetensors"]
+    assert (back.site, back.pooling) == (pairs.site, "last")
+    assert torch.equal(back.deltas, pairs.deltas)
+    for ours, theirs in ((pairs.positive, back.positive), (pairs.negative, back.negative)):
+        assert torch.equal(ours.values, theirs.values)
+        assert torch.equal(ours.offsets, theirs.offsets)
+        assert theirs.values.dtype == torch.bfloat16
+
+
+def test_a_missing_or_damaged_file_is_a_sentence(pairs, tmp_path):
+    from safetensors.torch import save_file
+
+    whole = tmp_path / "whole.safetensors"
+    pairs.save(whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-9])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("these are no tensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / "bare.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", metadata={"site": "blocks.1.x"})
+    for name in ("missing", "cut", "empty", "text", "folder", "bare", "other"):
+        with pytest.raises(OutputError, match=rf"{name}\.safetensors cannot be read .*delete it"):
+            PairActivations.load(tmp_path / f"{name}.safetensors")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saesteer.models import HookTarget, Site, check_site, encode_texts, plain_model, resolve_target
+from saesteer.models import HookTarget, Site, check_site, encode_texts, resolve_target
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.utils.errors import SiteError
+from tests.by_hand import count_hooks
 
 TEXTS = ["I like helping people, and I always listen.", "The cat sat"]
 BRIDGED = ["hook_mlp_out", "hook_attn_out", "hook_resid_mid", "attn.hook_z", "mlp.hook_post"]
@@ -29,11 +30,6 @@ def seen_at(model, site, batch, *, bridged=False):
         handle.remove()
     assert len(caught) == 1
     return caught[0]
-
-
-def count_hooks(model):
-    modules = [*plain_model(model).modules(), *model.original_model.modules()]
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
 @pytest.mark.parametrize("text", ["blocks.10.hook_resid_post", " blocks.0.attn.hook_z "])

@@ -213,11 +213,11 @@ def test_the_held_out_pairs_are_not_those_that_chose_the_features(whole):
 
 
 def test_what_was_stored_is_what_the_features_were_computed_from(whole):
-    from saesteer.models.activation_files import load_pair_activations
+    from saesteer.models.reading import PairActivations
 
     sae = load_sae(whole.vector.sae)
     site = "blocks.1.hook_resid_post"
-    stored = load_pair_activations(whole.folder.path / f"activations/train.{site}.safetensors")
+    stored = PairActivations.load(whole.folder.path / f"activations/train.{site}.safetensors")
     codes = encode_pairs(sae, stored)
     assert codes.n_pairs == len(whole.folder.read_json("split.json")["train"])
     # A mirror's features are the residual stream's coordinates and their opposites.

@@ -8,8 +8,7 @@ import torch
 
 from saesteer.data.labelled import LabelledText
 from saesteer.models import Site, plain_model
-from saesteer.models.pooling import pool
-from saesteer.models.reading import read_rows
+from saesteer.models.reading import pool, read_rows
 from saesteer.probes import reading
 from saesteer.probes.reading import (
     LayerStore,

@@ -8,6 +8,7 @@ import torch
 from saesteer.models.loading import plain_model
 from saesteer.steering import steer
 from saesteer.utils.errors import HookError, MismatchError, SiteError, SteeringError
+from tests.by_hand import added, count_hooks
 
 SITE = "blocks.1.hook_resid_post"
 
@@ -15,20 +16,6 @@ SITE = "blocks.1.hook_resid_post"
 def run(model, ids, mask=None, **kwargs):
     with torch.no_grad():
         return plain_model(model)(input_ids=ids, attention_mask=mask, **kwargs).logits
-
-
-@contextmanager
-def by_hand(block, added):
-    """The reference: an ordinary hook that adds a whole [batch, pos, d_model] tensor."""
-
-    def hook(_module, _inputs, output):
-        return output + added
-
-    handle = block.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -42,26 +29,18 @@ def watching(block):
         handle.remove()
 
 
-def n_hooks(model):
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks)
-        for root in (plain_model(model), model)
-        for m in root.modules()
-    )
-
-
 def added_at(vector, length, shape, where):
-    added = torch.zeros(*shape, vector.d_model)
+    change = torch.zeros(*shape, vector.d_model)
     for row, column in where:
-        added[row, column] = length * vector.direction
-    return added
+        change[row, column] = length * vector.direction
+    return change
 
 
 @pytest.mark.parametrize(("unit", "length"), [("norm", 2.0), ("raw", 0.2), ("max_act", 0.8)])
 def test_steering_equals_adding_by_hand(llama, make_vector, unit, length, random_ids):
     vector, ids = make_vector(), random_ids(2, 7)
     block = plain_model(llama).model.layers[1]
-    with by_hand(block, added_at(vector, length, (2, 7), [(0, 6), (1, 6)])):
+    with added(block, added_at(vector, length, (2, 7), [(0, 6), (1, 6)])):
         expected = run(llama, ids)
     with vector.steer(llama, strength=0.2, unit=unit):
         steered = run(llama, ids)
@@ -87,9 +66,7 @@ def test_the_vector_is_added_where_it_was_read_and_nowhere_else(llama, make_vect
 def test_right_padded_rows_are_steered_at_their_own_last_token(llama, make_vector, random_ids):
     vector, ids = make_vector(), random_ids(2, 6)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
-    with by_hand(
-        plain_model(llama).model.layers[1], added_at(vector, 2.0, (2, 6), [(0, 3), (1, 5)])
-    ):
+    with added(plain_model(llama).model.layers[1], added_at(vector, 2.0, (2, 6), [(0, 3), (1, 5)])):
         expected = run(llama, ids, mask)
     with vector.steer(llama, 2.0, "raw"):
         steered = run(llama, ids, mask)
@@ -102,11 +79,11 @@ def test_all_means_every_real_token_but_the_special_ones(llama, make_vector, ran
     special = torch.tensor([[0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
     where = [(0, 3), (0, 4), (1, 1), (1, 2), (1, 3), (1, 4)]
     block = plain_model(llama).model.layers[1]
-    with by_hand(block, added_at(vector, 2.0, (2, 5), where)):
+    with added(block, added_at(vector, 2.0, (2, 5), where)):
         expected = run(llama, ids, mask)
     with vector.steer(llama, 2.0, "raw", positions="all", special_mask=special):
         torch.testing.assert_close(run(llama, ids, mask), expected)
-    with by_hand(block, added_at(vector, 2.0, (2, 5), [*where, (0, 2), (1, 0)])):
+    with added(block, added_at(vector, 2.0, (2, 5), [*where, (0, 2), (1, 0)])):
         expected = run(llama, ids, mask)
     with vector.steer(llama, 2.0, "raw", positions="all"):
         torch.testing.assert_close(run(llama, ids, mask), expected)
@@ -118,7 +95,7 @@ def test_a_mask_never_reaches_padding(llama, make_vector, random_ids):
     written = torch.zeros(2, 5, dtype=torch.bool)
     written[:, 1:4] = True
     where = [(0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
-    with by_hand(plain_model(llama).model.layers[1], added_at(vector, 2.0, (2, 5), where)):
+    with added(plain_model(llama).model.layers[1], added_at(vector, 2.0, (2, 5), where)):
         expected = run(llama, ids, mask)
     with vector.steer(llama, 2.0, "raw", positions=written):
         torch.testing.assert_close(run(llama, ids, mask), expected)
@@ -179,8 +156,8 @@ def test_an_untouched_row_keeps_even_its_negative_zeros(llama, make_vector, rand
 def test_the_vector_takes_the_models_dtype(bf16_llama, make_vector, random_ids):
     model = bf16_llama
     vector, ids = make_vector(model_fingerprint=None), random_ids(1, 4)
-    added = added_at(vector, 2.0, (1, 4), [(0, 3)]).bfloat16()
-    with by_hand(plain_model(model).model.layers[1], added):
+    change = added_at(vector, 2.0, (1, 4), [(0, 3)]).bfloat16()
+    with added(plain_model(model).model.layers[1], change):
         expected = run(model, ids)
     with vector.steer(model, 2.0, "raw"):
         assert torch.equal(run(model, ids), expected)
@@ -194,7 +171,7 @@ def test_vectors_compose_at_one_site_at_several_and_nested(llama, make_vector, r
     layers = plain_model(llama).model.layers
     last = [(0, 4), (1, 4)]
     both = added_at(a, 0.5, (2, 5), last) + added_at(b, 0.5, (2, 5), last)
-    with by_hand(layers[1], both), by_hand(layers[0], added_at(c, 0.5, (2, 5), last)):
+    with added(layers[1], both), added(layers[0], added_at(c, 0.5, (2, 5), last)):
         expected = run(llama, ids)
     with steer(llama, [a, b, c], 0.5, "raw"):
         torch.testing.assert_close(run(llama, ids), expected)
@@ -204,7 +181,7 @@ def test_vectors_compose_at_one_site_at_several_and_nested(llama, make_vector, r
     d = make_vector(2, positions="all")
     everywhere = [(row, column) for row in range(2) for column in range(5)]
     both = added_at(a, 0.5, (2, 5), last) + added_at(d, 0.5, (2, 5), everywhere)
-    with by_hand(layers[1], both):
+    with added(layers[1], both):
         expected = run(llama, ids)
     with steer(llama, [a, d], 0.5, "raw"):
         torch.testing.assert_close(run(llama, ids), expected)
@@ -227,7 +204,7 @@ def test_other_sites_are_steered_too(llama, make_vector, site, random_ids):
     vector, ids = make_vector(site=site), random_ids(2, 5)
     layers = plain_model(llama).model.layers
     module = layers[1].mlp if "mlp" in site else layers[1]
-    with by_hand(module, added_at(vector, 2.0, (2, 5), [(0, 4), (1, 4)])):
+    with added(module, added_at(vector, 2.0, (2, 5), [(0, 4), (1, 4)])):
         expected = run(llama, ids)
     with vector.steer(llama, 2.0, "raw"), torch.no_grad():
         torch.testing.assert_close(llama(ids), expected, rtol=1e-4, atol=1e-4)
@@ -257,19 +234,19 @@ def test_gradients_reach_the_direction(llama, make_vector, random_ids):
 
 def test_hooks_come_off_however_the_block_ends(llama, make_vector, random_ids):
     vector, ids = make_vector(), random_ids(1, 4)
-    before, plain = n_hooks(llama), run(llama, ids)
+    before, plain = count_hooks(llama), run(llama, ids)
     with vector.steer(llama, 1.0):
-        assert n_hooks(llama) > before
+        assert count_hooks(llama) > before
         run(llama, ids)
-    assert n_hooks(llama) == before
+    assert count_hooks(llama) == before
     with pytest.raises(KeyboardInterrupt), vector.steer(llama, 1.0):
         raise KeyboardInterrupt
-    assert n_hooks(llama) == before
+    assert count_hooks(llama) == before
     with pytest.raises(SteeringError), vector.steer(llama, [1.0, 2.0, 3.0]):
         run(llama, random_ids(2, 4))
     with pytest.raises(SiteError), steer(llama, [vector, make_vector(site="blocks.9.x")], 1.0):
         pass
-    assert n_hooks(llama) == before
+    assert count_hooks(llama) == before
     assert torch.equal(run(llama, ids), plain)
 
 

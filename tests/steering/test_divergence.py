@@ -13,6 +13,7 @@ from saesteer.models import Site, encode_statements, plain_model
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.steering import DivergenceMeter, SteeringVector, match_strength
 from saesteer.utils.errors import DataError
+from tests.by_hand import added
 
 
 @dataclass
@@ -90,17 +91,10 @@ def test_divergence_equals_a_loop_over_single_rows(tiny_llama):
     for row in rows:
         tokens = pad_rows([row], padding_id(model))
         first = row.kept.index(True) - 1
-
-        def add(module, inputs, output, first=first):
-            changed = (output[0] if isinstance(output, tuple) else output).clone()
-            changed[:, first:] += 0.7 * 2.0 * vector.direction
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
         with torch.no_grad():
             base = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
-            handle = block.register_forward_hook(add)
-            steered = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
-            handle.remove()
+            with added(block, 0.7 * 2.0 * vector.direction, slice(first, None)):
+                steered = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
         total += float((steered.exp() * (steered - base)).sum())
         count += sum(row.kept)
     assert measured == pytest.approx(total / count, rel=1e-3)

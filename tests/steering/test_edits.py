@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.models import plain_model, resolve_target, wrap_model
+from saesteer.models import plain_model, resolve_target
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.steering import Ablate, Add, Flip, Set, generate, intervene, steer
 from saesteer.utils.errors import HookError, MismatchError, SteeringError
+from tests.hybrids import hybrid
 
 IDS = torch.randint(8, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 ALPHA = torch.tensor([-2.0, 0.0, 3.0])
@@ -221,25 +222,14 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny_mamba(tiny_tokenizer, tmp_path_factory):
-    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer().save_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(0)
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3)
-    config.architectures = ["MambaForCausalLM"]
-    return wrap_model(MambaForCausalLM(config), tokenizer)
-
-
 @pytest.mark.parametrize(
     ("name", "cache"),
     [("mamba", "dynamic")] + [(n, c) for n in ("llama", "gpt2") for c in (*CACHES, "beams")],
 )
-def test_clean_readings_are_the_same_with_any_cache(tiny_model, tiny_mamba, vector_on, name, cache):
-    model = tiny_mamba if name == "mamba" else tiny_model(name)
+def test_clean_readings_are_the_same_with_any_cache(
+    tiny_model, tiny_tokenizer, vector_on, name, cache
+):
+    model = hybrid("mamba", tiny_tokenizer) if name == "mamba" else tiny_model(name)
     plain: Any = plain_model(model)
     ids = torch.tensor([[40, 51, 62, 73, 51, 62, 44, 51]])
     vectors = [vector_on("llama" if name == "mamba" else name, layer) for layer in (0, 2)]

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from saesteer.models.loading import plain_model
-from saesteer.models.resolve import resolve_model
-from saesteer.models.shape import model_shape
+from saesteer.models.resolve import model_shape, resolve_model
 from saesteer.models.sites import Site
 from saesteer.steering import SteeringVector, export_gguf, import_gguf, steer
-from saesteer.utils.errors import MismatchError, OutputError, SteeringError
+from saesteer.utils.errors import MismatchError, OutputError, SiteError, SteeringError
 
 
 def build(layer, raw=(3.0, 4.0, 0.0), **fields):
@@ -179,9 +178,9 @@ def test_a_vector_of_another_model_is_refused(tmp_path, make_model_folder):
         return import_gguf(file, model=str(model))
 
     assert [vector.site.layer for vector in read(32, 1, 2)] == [1, 2]
-    with pytest.raises(MismatchError, match=r"direction\.3 is past .* has blocks 0 to 2; name"):
+    with pytest.raises(SiteError, match=r"direction\.3, blocks\.3.* has blocks 0 to 2; choose"):
         read(32, 1, 3)
-    with pytest.raises(MismatchError, match=r"are 33 wide and the residual stream .* 32; name"):
+    with pytest.raises(MismatchError, match=r"direction\.1 is 33 wide at .* 32; choose"):
         read(33, 1)
     # Trailing directions of zero, as some writers put for every layer, steer nothing.
     zero = {"direction.1": np.ones(32, np.float32), "direction.9": np.zeros(32, np.float32)}
@@ -199,7 +198,7 @@ def test_a_gguf_models_shape_is_read_from_its_header(tmp_path):
     writer.close()
     assert model_shape(resolve_model(model)) == (2, 8, 0)
     write(file, {"direction.2": np.ones(8, np.float32)})
-    with pytest.raises(MismatchError, match="has blocks 0 to 1"):
+    with pytest.raises(SiteError, match="has blocks 0 to 1"):
         import_gguf(file, model=str(model))
     assert import_gguf(file, model="nobody/has-this-one")[0].site.layer == 2
 

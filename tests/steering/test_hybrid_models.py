@@ -12,20 +12,16 @@ from saesteer.models.loading import plain_model
 from saesteer.models.tokens import TokenRow
 from saesteer.steering import SteeringVector
 from saesteer.steering.teacher_forced import TeacherForced
-from tests.models.test_compat import make
+from tests.by_hand import added
+from tests.hybrids import random_model
 
-NAMES = ("mamba", "mamba2", "lfm2", "qwen3_5", "falcon_h1", "jamba")
+NAMES = ("mamba", "mamba2", "lfm2", "qwen35", "falconh1", "jamba")
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def hybrid(request, tokenizer):
-    made = make(request.param)
-    made.config.architectures = [type(made).__name__]
+    made = random_model(request.param)
     made.generation_config.eos_token_id = None
-    with torch.no_grad():
-        for tensor in made.parameters():
-            if tensor.ndim > 1:
-                tensor.normal_(0, 0.2)
     return wrap_model(made, tokenizer)
 
 
@@ -57,29 +53,10 @@ def test_scoring_equals_single_passes(hybrid, strength):
                 said[index] = one.logits[one.row == place]
         for index, row in enumerate(rows()):
             first = row.kept.index(True) - 1
-            before = site.hook == "hook_resid_pre"
-
-            def add(hidden: torch.Tensor, first: int = first) -> torch.Tensor:
-                changed = hidden.clone()
-                changed[:, first:] += strength * raw / raw.norm()
-                return changed
-
-            def entering(_module: Any, args: Any, kwargs: Any, add: Any = add) -> Any:
-                if args:
-                    return (add(args[0]), *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": add(kwargs["hidden_states"])}
-
-            def leaving(_module: Any, _args: Any, output: Any, add: Any = add) -> Any:
-                return (add(output[0]), *output[1:]) if isinstance(output, tuple) else add(output)
-
-            block = blocks[site.layer]
-            if before:
-                handle = block.register_forward_pre_hook(entering, with_kwargs=True)
-            else:
-                handle = block.register_forward_hook(leaving)
-            with torch.no_grad():
+            side = "input" if site.hook == "hook_resid_pre" else "output"
+            change = strength * raw / raw.norm()
+            with torch.no_grad(), added(blocks[site.layer], change, slice(first, None), side):
                 alone = plain(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
-            handle.remove()
             torch.testing.assert_close(said[index], alone[first:-1], rtol=1e-3, atol=1e-3)
 
 

@@ -15,6 +15,7 @@ from saesteer.models.loading import model_info
 from saesteer.models.tokens import TokenRow, pad_rows, padding_id
 from saesteer.steering import SteeringVector, TeacherForced
 from saesteer.utils.errors import DataError, MismatchError
+from tests.by_hand import added, count_hooks
 
 LAYERS = 3
 REQUEST = "tell me about the house on the hill by the water please"
@@ -44,35 +45,6 @@ def vector_at(model, site: Site, seed: int = 0) -> SteeringVector:
     return SteeringVector.from_raw(raw, site=site, model="tiny", residual_norm=1.0)
 
 
-@contextmanager
-def by_hand(module, where: slice, added: torch.Tensor, side: str):
-    """The reference: an ordinary hook on a plain module, and nothing of saesteer."""
-
-    def change(hidden):
-        changed = hidden.clone()
-        changed[:, where] += added
-        return changed
-
-    def on_output(_module, _inputs, output):
-        if isinstance(output, tuple):
-            return (change(output[0]), *output[1:])
-        return change(output)
-
-    def on_input(_module, args, kwargs):
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-    if side == "output":
-        handle = module.register_forward_hook(on_output)
-    else:
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def blocks_of(model) -> Any:
     plain: Any = plain_model(model)
     return plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
@@ -84,13 +56,13 @@ def reference(model, rows, vector=None, strength: float = 0.0) -> list[torch.Ten
     for row in rows:
         first = row.kept.index(True) - 1
         tokens = pad_rows([row], padding_id(model))
-        added = torch.zeros(int(model.cfg.d_model))
+        change = torch.zeros(int(model.cfg.d_model))
         module, side = blocks_of(model)[0], "output"
         if vector is not None:
-            added = strength * vector.residual_norm * vector.direction
+            change = strength * vector.residual_norm * vector.direction
             module = module_at(model, vector.site)
             side = "input" if vector.site.hook == "hook_resid_pre" else "output"
-        with torch.no_grad(), by_hand(module, slice(first, None), added, side):
+        with torch.no_grad(), added(module, change, slice(first, None), side):
             logits = plain_model(model)(**tokens.inputs, use_cache=False).logits[0]
         said.append(logits[first:-1])
     return said
@@ -226,7 +198,7 @@ def test_an_exception_under_steering_leaves_the_model_as_it_was(tiny_model, arch
     model = tiny_model(arch)
     rows, vector = rows_of(model), vector_at(model, Site(1))
     passes = TeacherForced(model, rows, site=Site(1))
-    wanted, hooks = said_by(passes), n_hooks(model)
+    wanted, hooks = said_by(passes), count_hooks(model)
     say = said_open if opened else said_by
 
     def fail(*_):
@@ -236,15 +208,10 @@ def test_an_exception_under_steering_leaves_the_model_as_it_was(tiny_model, arch
     with pytest.raises(KeyboardInterrupt):
         say(passes, vector, 1.0)
     handle.remove()
-    assert n_hooks(model) == hooks
+    assert count_hooks(model) == hooks
     assert all("forward" not in vars(block) for block in blocks_of(model))
     assert_same(said_by(passes), wanted)
     assert_same(say(passes, vector, 1.0), reference(model, rows, vector, 1.0))
-
-
-def n_hooks(model) -> int:
-    modules = (*plain_model(model).modules(), *model.modules())
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
 def test_a_forward_that_others_put_on_a_block_stays_on_it(tiny_llama):

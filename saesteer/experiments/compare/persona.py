@@ -28,8 +28,8 @@ from saesteer.experiments.compare.plan import PersonaPlan
 from saesteer.experiments.context import ExperimentFit
 from saesteer.methods import RandomDirection, RandomFeatures, SystemPrompt
 from saesteer.methods.registry import build_method, method_entry
-from saesteer.models.memory import trim_memory
-from saesteer.models.pair_activations import PairActivations
+from saesteer.models.placement import trim_memory
+from saesteer.models.reading import PairActivations
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import StrengthMatch
 from saesteer.steering.teacher_forced import TeacherForced

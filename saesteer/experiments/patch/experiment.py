@@ -21,8 +21,7 @@ from saesteer.experiments.patch.run_metrics import run_metrics
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
 from saesteer.experiments.steer.plan import check_writable, source_digest
-from saesteer.models.resolve import ModelSource, resolve_model
-from saesteer.models.shape import check_shape
+from saesteer.models.resolve import ModelSource, check_shape, resolve_model
 from saesteer.patching.batch import PairBatch, encode_pairs
 from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs

@@ -31,7 +31,7 @@ from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
 from saesteer.methods.registry import method_entry
 from saesteer.models import model_info
-from saesteer.models.activation_files import load_pair_activations, save_pair_activations
+from saesteer.models.reading import PairActivations
 from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate
@@ -105,7 +105,7 @@ class Steer(SteeringExperiment[SteerResults]):
             for site, activations in self.read_sides(self._parts[name]).items():
                 self.folder.write(
                     f"activations/{name}.{site}.safetensors",
-                    lambda draft, kept=activations: save_pair_activations(kept, draft),
+                    lambda draft, kept=activations: kept.save(draft),
                 )
 
     def _features(self) -> None:
@@ -223,7 +223,7 @@ class Steer(SteeringExperiment[SteerResults]):
         self._check_same_weights()
         return self.fits(
             self.plan.split.train,
-            lambda part, site: load_pair_activations(
+            lambda part, site: PairActivations.load(
                 self.folder.path / f"activations/{part}.{site}.safetensors"
             ),
             name=self.config.name,

@@ -13,8 +13,7 @@ from saesteer.data.answers import Answer
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import GROUPS, build_method, method_entry
 from saesteer.methods.settings import choose
-from saesteer.models.resolve import ModelSource, resolve_model
-from saesteer.models.shape import check_shape
+from saesteer.models.resolve import ModelSource, check_shape, resolve_model
 from saesteer.models.sites import Site
 from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.content import content_digest

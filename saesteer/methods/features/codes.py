@@ -14,8 +14,7 @@ from scipy.sparse import csr_matrix, vstack
 from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from saesteer.models.pair_activations import PairActivations
-    from saesteer.models.reading import Activations
+    from saesteer.models.reading import Activations, PairActivations
     from saesteer.saes.adapter import Sae
 
 # Shares of tokens are sums of floats; a rounding error above 1 is not a mistake of the caller.
