@@ -12,7 +12,6 @@ from saesteer.methods.base import Method
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
 from saesteer.methods.fit_context import FitContext
-from saesteer.methods.objective import Linearisation, SteeringObjective
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError
 
@@ -91,63 +90,54 @@ class AttributedSAE(Method):
 
     def _vector(self, given: FitContext) -> SteeringVector:
         decoder = given.sae.decoder.numpy().astype(np.float64)
-        self.selection_: FeatureSelection | None = None
-        self.clusters_: FeatureClusters | None = None
-        indices, signs = np.flatnonzero(decoder.any(axis=1)), None
-        if self.candidates == "clustered":
-            self.selection_, self.clusters_ = chosen_clusters(
-                given, {"n_features": N_CANDIDATES, **self.selection}, self.clustering
-            )
-            indices, signs = self.clusters_.kept_indices, self.clusters_.kept_signs
-        objective, around = given.objective, given.mean_delta
-        linear = [objective.at_zero]
-        for _ in range(self.rounds):
-            linear.append(objective.around(around))
-            weights = self._fit(objective, linear, decoder, indices, signs)
-            around = weights.direction_raw
-        if not self.rounds:
-            weights = self._fit(objective, linear, decoder, indices, signs)
-        self.weights_: FeatureWeights = weights
+        candidates, signs = self._candidates(given, decoder)
+        objective = given.objective
+        linear, around = [objective.at_zero], given.mean_delta
+        for number in range(max(self.rounds, 1)):
+            if number < self.rounds:
+                linear.append(objective.around(around))
+            gain = np.mean([one.gain for one in linear], axis=0)
+            target = objective.metric.solve(gain, self.ridge)
+            metric = objective.metric.damped(self.ridge)
+            self.weights_: FeatureWeights = self._fit(target, decoder, metric, candidates, signs)
+            around = self.weights_.direction_raw
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
         return given.decoded(
-            weights.by_feature,
+            self.weights_.by_feature,
             self.name,
             {**self.get_params(), "kl_target": objective.kl_target},
             clusters=None if self.clusters_ is None else self.clusters_.label_of,
         )
 
+    def _candidates(
+        self, given: FitContext, decoder: Float[np.ndarray, "d_sae d_model"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features to pick from, and the sign of each one's own difference."""
+        self.selection_: FeatureSelection | None = None
+        self.clusters_: FeatureClusters | None = None
+        if self.candidates == "any":
+            indices = np.flatnonzero(decoder.any(axis=1))
+            return indices, np.ones(len(indices))
+        selection = {"n_features": N_CANDIDATES, **self.selection}
+        self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
+        return self.clusters_.kept_indices, self.clusters_.kept_signs
+
     def _fit(
         self,
-        objective: SteeringObjective,
-        linear: list[Linearisation],
+        target: Float[np.ndarray, " d_model"],
         decoder: Float[np.ndarray, "d_sae d_model"],
+        metric: Float[np.ndarray, "d_model d_model"],
         indices: np.ndarray,
-        signs: np.ndarray | None,
+        signs: np.ndarray,
     ) -> FeatureWeights:
-        metric = objective.metric.damped(self.ridge)
-        gain = np.mean([entry.gain for entry in linear], axis=0)
-        target = objective.metric.solve(gain, self.ridge)
+        """Fit the target in the metric with at most `n_features` of the candidates."""
+        rows, how = decoder[indices], {"indices": indices, "metric": metric}
         if self.signs == "free":
-            return fit_weights(
-                target,
-                decoder[indices],
-                method="omp",
-                indices=indices,
-                metric=metric,
-                n_nonzero=self.n_features,
-            )
-        assert signs is not None
-        whole = fit_weights(
-            target, decoder[indices], method="sign_tied", signs=signs, metric=metric
-        )
-        lengths = np.sqrt(np.einsum("jd,de,je->j", decoder[indices], metric, decoder[indices]))
-        best = np.argsort(-np.abs(whole.weights) * lengths, kind="stable")[: self.n_features]
-        kept = best[whole.weights[best] != 0]
-        return fit_weights(
-            target,
-            decoder[indices[kept]],
-            method="sign_tied",
-            indices=indices[kept],
-            signs=signs[kept],
-            metric=metric,
-        )
+            return fit_weights(target, rows, method="omp", n_nonzero=self.n_features, **how)
+        # Fit with all of them, keep those of the greatest length in the metric, and fit again.
+        whole = fit_weights(target, rows, method="sign_tied", signs=signs, **how).weights
+        lengths = np.sqrt(np.einsum("jd,de,je->j", rows, metric, rows))
+        best = np.argsort(-np.abs(whole) * lengths, kind="stable")[: self.n_features]
+        kept = best[whole[best] != 0]
+        how["indices"] = indices[kept]
+        return fit_weights(target, rows[kept], method="sign_tied", signs=signs[kept], **how)

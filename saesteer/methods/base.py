@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Int
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data import PairSet
-    from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
     from saesteer.models import Site
     from saesteer.saes.adapter import Sae
-    from saesteer.utils.progress import Progress
 
 
 class Method(BaseEstimator):
@@ -65,11 +63,7 @@ class Method(BaseEstimator):
         *,
         sae: Sae | None = None,
         site: Site | str | None = None,
-        validation: PairSet | None = None,
-        seed: int = 0,
-        reading: ReadingSettings | None = None,
-        objective: ObjectiveSettings | None = None,
-        progress: Progress | None = None,
+        **context: Any,
     ) -> Self:
         """Fit the vector to pairs.
 
@@ -79,11 +73,7 @@ class Method(BaseEstimator):
             sae: The SAE; methods that know of no features do without.
             site: Where to read and to steer, such as "blocks.15.hook_resid_post"; where the SAE
                 writes if None.
-            validation: Pairs that clusters of features are judged by; the training pairs if None.
-            seed: Seeds what is drawn at random.
-            reading: Where activations are read.
-            objective: What methods that look at the model's words are to raise.
-            progress: Where to show progress.
+            **context: What else `FitContext` takes: validation, seed, reading, objective, progress.
 
         Raises:
             ConfigError: A setting is out of range, or an SAE or a site is missing.
@@ -91,18 +81,7 @@ class Method(BaseEstimator):
             DataError: A text does not fit the model, or the pairs give nothing to fit.
             SteeringError: The pairs' sides do not differ.
         """
-        given = FitContext(
-            model,
-            pairs,
-            sae=sae,
-            site=site,
-            validation=validation,
-            seed=seed,
-            reading=reading,
-            objective=objective,
-            progress=progress,
-        )
-        return self.fit_in(given)
+        return self.fit_in(FitContext(model, pairs, sae=sae, site=site, **context))
 
     def fit_in(self, given: FitContext) -> Self:
         """Fit the vector to what other methods were fitted to as well."""
