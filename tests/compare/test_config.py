@@ -74,7 +74,11 @@ def test_what_does_not_fit_is_one_sentence_with_its_field(changes, text):
     ("name", "settings", "text"),
     [
         ("clusterd_sae", {}, "method 'clusterd_sae' is unknown (did you mean 'clustered_sae'?)"),
-        ("pca", {"varient": "x"}, "method pca: varient is not a known setting (did you mean 'variant'?)"),
+        (
+            "pca",
+            {"varient": "x"},
+            "method pca: varient is not a known setting (did you mean 'variant'?)",
+        ),
         ("attributed_tied", {"signs": "free"}, "signs is not a known setting"),
         ("attributed_sae", {"n_features": 2.5}, "method attributed_sae: n_features: "),
         ("attributed_sae", {"n_features": 0}, "n_features must be 1 or more"),
@@ -82,9 +86,9 @@ def test_what_does_not_fit_is_one_sentence_with_its_field(changes, text):
         (
             "attributed_sae",
             {"selection": {"n_featurs": 3}},
-            "method attributed_sae: selection: n_featurs is not a known setting (did you mean",
+            "method attributed_sae: selection.n_featurs is not a known setting (did you mean",
         ),
-        ("clustered_sae", {"clustering": {"method": "kmeans"}}, "clustering: method: 'kmeans'"),
+        ("clustered_sae", {"clustering": {"method": "kmeans"}}, "clustering.method: 'kmeans'"),
         ("clustered_sae", {"regression": {"method": "rige"}}, "did you mean 'ridge'"),
     ],
     ids=str,

@@ -14,8 +14,12 @@ from saesteer.data import pairs_from
 from saesteer.evaluation import written
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
-from saesteer.evaluation.sentiment import vader_compound
-from saesteer.evaluation.text_quality import completion_nll, distinct_share, repeated_share
+from saesteer.evaluation.text_quality import (
+    completion_nll,
+    distinct_share,
+    repeated_share,
+    vader_compound,
+)
 from saesteer.evaluation.written import (
     Completion,
     Writer,

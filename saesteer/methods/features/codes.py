@@ -199,8 +199,8 @@ def shaped(values: Any, name: str, shape: tuple[int | None, ...], advice: str) -
     array = np.asarray(values, dtype=np.float64)
     wanted = array.ndim == len(shape) and array.size and all(map(_fits, array.shape, shape))
     if not wanted:
-        spelt = ", ".join("n" if length is None else str(length) for length in shape)
-        raise MismatchError(f"{name}: shape {array.shape} is not ({spelt}); {advice}.")
+        asked = str(tuple("n" if length is None else length for length in shape)).replace("'", "")
+        raise MismatchError(f"{name}: shape {array.shape} is not {asked}; {advice}.")
     bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
     if bad.size:
         raise DataError(
