@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 
 from saesteer.methods.base import Method
 from saesteer.methods.clustered_sae import chosen_clusters
@@ -58,9 +59,9 @@ class AttributedSAE(Method):
         4
     """
 
-    n_features: int = 32
-    rounds: int = 1
-    ridge: float = 1.0
+    n_features: Annotated[int, Field(ge=1)] = 32
+    rounds: Annotated[int, Field(ge=0)] = 1
+    ridge: Annotated[float, Field(ge=0)] = 1.0
     signs: Literal["free", "tied"] = "free"
     candidates: Literal["clustered", "any"] = "clustered"
     selection: dict[str, Any] = field(default_factory=dict)
@@ -68,18 +69,9 @@ class AttributedSAE(Method):
 
     def check(self) -> None:
         """Check the settings."""
-        if self.n_features < 1 or self.rounds < 0 or not 0 <= self.ridge < np.inf:
-            raise ConfigError(
-                "attributed_sae: n_features must be 1 or more, rounds and ridge 0 or more."
-            )
-        for name, known in (("signs", ("free", "tied")), ("candidates", ("clustered", "any"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"attributed_sae: {name} {getattr(self, name)!r} is unknown; choose one of "
-                    f"{', '.join(known)}."
-                )
+        super().check()
         if self.signs == "tied" and self.candidates == "any":
-            raise ConfigError("attributed_sae: features that never fire have no sign to tie to.")
+            raise ConfigError("AttributedSAE: features that never fire have no sign to tie to.")
 
     @property
     def name(self) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field, PositiveFloat
 
 from saesteer.methods.base import Method
 from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
-from saesteer.utils.errors import ConfigError
 
-Variant = Literal["pca_diff", "pca_center"]
 Vector = Float[np.ndarray, " d_model"]
 Sides = Float[np.ndarray, "pair d_model"]
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -103,14 +102,7 @@ class PCA(Method):
     """
 
     _name = "pca"
-    variant: Variant = "pca_diff"
-
-    def check(self) -> None:
-        """Check the settings."""
-        if self.variant not in get_args(Variant):
-            raise ConfigError(
-                f"variant: {self.variant!r} is not known; use 'pca_diff' or 'pca_center'."
-            )
+    variant: Literal["pca_diff", "pca_center"] = "pca_diff"
 
     def _vector(self, given: FitContext) -> SteeringVector:
         positive, negative = given.sides
@@ -156,15 +148,8 @@ class LogisticProbe(Method):
     """
 
     _name = "logistic_probe"
-    c: tuple[float, ...] = PENALTIES
-    folds: int = 5
-
-    def check(self) -> None:
-        """Check the settings."""
-        if not self.c or not all(0 < value < np.inf for value in self.c):
-            raise ConfigError(f"c: {list(self.c)} must be numbers above 0; give e.g. [0.01].")
-        if self.folds < 2:
-            raise ConfigError(f"folds: {self.folds} cannot hold pairs out; give 2 or more.")
+    c: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = PENALTIES
+    folds: Annotated[int, Field(ge=2)] = 5
 
     def _vector(self, given: FitContext) -> SteeringVector:
         positive, negative = given.sides
@@ -222,13 +207,8 @@ class NaturalGradient(Method):
     """
 
     _name = "natural_gradient"
-    rounds: int = 1
-    ridge: float = 1.0
-
-    def check(self) -> None:
-        """Check the settings."""
-        if self.rounds not in (0, 1) or not 0 <= self.ridge < np.inf:
-            raise ConfigError("natural_gradient: rounds must be 0 or 1, and ridge 0 or more.")
+    rounds: Annotated[int, Field(ge=0, le=1)] = 1
+    ridge: Annotated[float, Field(ge=0)] = 1.0
 
     def _vector(self, given: FitContext) -> SteeringVector:
         objective, around = given.objective, given.mean_delta

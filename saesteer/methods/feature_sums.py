@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import AfterValidator, Field
 
 from saesteer.methods.base import Method
 from saesteer.methods.features import CRITERIA
 from saesteer.methods.features.select import known_name, strongest_first
 from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.errors import DataError
 
 OUTPUT_SCORE = "output_score"
 
@@ -63,14 +65,8 @@ class TargetAtoms(Method):
     """
 
     _name = "target_atoms"
-    amplitude_quantile: float = 0.65
-    frequency_quantile: float = 0.65
-
-    def check(self) -> None:
-        """Check the settings."""
-        for name, value in self.get_params().items():
-            if not 0 <= value < 1:
-                raise ConfigError(f"{name}: {value:g} is not from 0 to below 1; give e.g. 0.65.")
+    amplitude_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.65
+    frequency_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.65
 
     def _vector(self, given: FitContext) -> SteeringVector:
         codes = given.codes
@@ -89,6 +85,10 @@ def _at_least(
 ) -> Bool[np.ndarray, " d_sae"]:
     sizes = np.abs(values)
     return sizes >= np.quantile(sizes[among], quantile) if among.any() else among
+
+
+def _known_criterion(name: str) -> str:
+    return known_name(name, {**CRITERIA, OUTPUT_SCORE: None})
 
 
 @dataclass(repr=False, eq=False)
@@ -112,19 +112,8 @@ class TopFeature(Method):
         True
     """
 
-    criterion: str = "standardised_difference"
-    n_candidates: int = 32
-
-    def check(self) -> None:
-        """Check the settings."""
-        try:
-            known_name(self.criterion, {**CRITERIA, OUTPUT_SCORE: None})
-        except ValueError as error:
-            raise ConfigError(f"criterion: {error}.") from None
-        if self.n_candidates < 1:
-            raise ConfigError(
-                f"n_candidates: {self.n_candidates} features hold no choice; give 1 or more."
-            )
+    criterion: Annotated[str, AfterValidator(_known_criterion)] = "standardised_difference"
+    n_candidates: Annotated[int, Field(ge=1)] = 32
 
     @property
     def name(self) -> str:
@@ -177,12 +166,7 @@ class RandomFeatures(Method):
 
     _name = "random_features"
     draw: int = 0
-    n_features: int = 32
-
-    def check(self) -> None:
-        """Check the settings."""
-        if self.n_features < 1:
-            raise ConfigError(f"n_features: {self.n_features} features; give 1 or more.")
+    n_features: Annotated[int, Field(ge=1)] = 32
 
     def _vector(self, given: FitContext) -> SteeringVector:
         sizes, generator = given.codes.mean_size, given.generator(self.draw)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Literal, NamedTuple, get_type_hints
-
-from pydantic import create_model
+from typing import Any, Literal, NamedTuple
 
 from saesteer import methods as m
+from saesteer.methods.base import parameters_of
 from saesteer.methods.features import (
     CRITERIA,
     ClusteringSettings,
@@ -109,9 +107,8 @@ def build_method(name: str, settings: Mapping[str, Any]) -> m.Method | m.SystemP
         ConfigError: The method or a setting is unknown, or a value does not fit.
     """
     entry = method_entry(name)
-    types: dict[str, Any] = {**get_type_hints(entry.make), **STAGES}
-    own = [field.name for field in fields(entry.make) if field.name not in entry.fixed]
-    known = {setting: (types[setting], None) for setting in own}
-    kind: type[Settings] = create_model(entry.make.__name__, __base__=Settings, **known)
+    for stage in STAGES.keys() & settings.keys():
+        parse_config(settings[stage], kind=STAGES[stage], place=f"method {name}: {stage}")
+    kind = parameters_of(entry.make, frozenset(entry.fixed))
     given = parse_config(dict(settings), kind=kind, place=f"method {name}")
     return entry.make(**given.model_dump(exclude_unset=True), **entry.fixed)
