@@ -74,12 +74,8 @@ def mean_ratings(ratings: Sequence[LlmRating]) -> dict[str, float | int | None]:
 class LlmJudge:
     """Rates completions, one question per aspect so that no rating colours another.
 
-    Args:
-        endpoint: Where and how to ask.
-        cache: A JSON lines file of ratings by content hash, made if it is not there; a run that
-            was cut off takes up where it stopped. No cache if None.
-        workers: Questions under way at once.
-        sleep: What waits between attempts.
+    `cache` is a JSON lines file of ratings by content hash, made if it is not there, so that a run
+    that was cut off takes up where it stopped.
 
     Raises:
         OutputError: The cache cannot be read or written.
@@ -102,13 +98,9 @@ class LlmJudge:
     def rate(
         self, behaviour: str, questions: Sequence[str], completions: Sequence[str]
     ) -> list[LlmRating]:
-        """Rate completions.
+        """Rate completions, each against the behaviour in words and the question it answers.
 
-        Args:
-            behaviour: What the steering is to bring out, in words.
-            questions: The question that each completion answers.
-            completions: What was written; a blank one is not asked about and its ratings are
-                missing.
+        A blank one is not asked about, and its ratings are missing.
 
         Raises:
             NetworkError: The server refuses the questions or is gone; what is rated is cached.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from saesteer.utils.errors import DataError
 
 LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
 DRAWS_AT_ONCE = 2_000_000
 
 PersonaValues = np.ndarray | Sequence[np.ndarray] | None
@@ -45,7 +46,6 @@ def hierarchical_bootstrap(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> Estimate:
     """Return the macro-mean over personas with a percentile interval; one persona has none.
 
@@ -63,7 +63,7 @@ def hierarchical_bootstrap(
     if not stacks:
         return Estimate(None, None, None, 0)
     drawn = _resampled_macro_means(stacks, resamples, seed)[:, 0]
-    return _estimate(_macro_means(stacks)[0], drawn, len(stacks), level)
+    return _estimate(_macro_means(stacks)[0], drawn, len(stacks))
 
 
 def paired_ratio(
@@ -72,7 +72,6 @@ def paired_ratio(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> Estimate:
     """Return the ratio of two methods' macro-means on the same personas, seeds and pairs.
 
@@ -95,12 +94,12 @@ def paired_ratio(
         return Estimate(None, None, None, n)
     drawn = _resampled_macro_means(stacks, resamples, seed)
     positive = drawn[:, 1] > 0
-    if n > 1 and (~positive).mean() > (1 - level) / 2:
+    if n > 1 and (~positive).mean() > TAIL:
         return Estimate(above / below, None, None, n)
     ratios = np.copysign(np.inf, drawn[:, 0])
     with np.errstate(over="ignore"):
         np.divide(drawn[:, 0], drawn[:, 1], out=ratios, where=positive)
-    value, *ends, _ = _estimate(above / below, ratios, n, level)
+    value, *ends, _ = _estimate(above / below, ratios, n)
     low, high = (end if end is not None and math.isfinite(end) else None for end in ends)
     return Estimate(value, low, high, n)
 
@@ -110,7 +109,6 @@ def item_interval(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> ItemInterval:
     """Return the mean over one persona's pairs with a percentile interval over those pairs.
 
@@ -119,7 +117,7 @@ def item_interval(
     """
     row = _seed_rows(values, "the persona")[0]
     drawn = resampled_means(row[None], resamples, np.random.default_rng(seed))[:, 0]
-    return ItemInterval(float(row.mean()), *percentiles(drawn, level))
+    return ItemInterval(float(row.mean()), *percentiles(drawn))
 
 
 def resampled_means(
@@ -139,12 +137,11 @@ def resampled_means(
     return means
 
 
-def percentiles(drawn: Float[np.ndarray, " resample"], level: float = LEVEL) -> tuple[float, float]:
-    """Return the ends of the interval that holds a share of what was drawn."""
-    tail = (1 - level) / 2
+def percentiles(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
+    """Return the ends of the interval that holds LEVEL of what was drawn."""
     # Interpolating beside an infinite value would give NaN.
     method = "linear" if np.isfinite(drawn).all() else "inverted_cdf"
-    low, high = np.quantile(drawn, [tail, 1 - tail], method=method)
+    low, high = np.quantile(drawn, [TAIL, 1 - TAIL], method=method)
     return float(low), float(high)
 
 
@@ -193,8 +190,8 @@ def _resampled_macro_means(
     return totals / len(stacks)
 
 
-def _estimate(value: float, drawn: np.ndarray, n_personas: int, level: float) -> Estimate:
-    ends = (None, None) if n_personas == 1 else percentiles(drawn, level)
+def _estimate(value: float, drawn: np.ndarray, n_personas: int) -> Estimate:
+    ends = (None, None) if n_personas == 1 else percentiles(drawn)
     return Estimate(value, *ends, n_personas)
 
 

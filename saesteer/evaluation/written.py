@@ -72,12 +72,7 @@ class Completion:
 class Writer:
     """Lets a model answer questions and measures the answers; the unsteered ones are made once.
 
-    Args:
-        model: A model from `load_model`.
-        questions: Neutral questions.
-        settings: How to sample; the defaults if None.
-        embedder: What embeds questions and completions; the shipped MiniLM if None.
-        unsteered: The unsteered completions, where they were written before.
+    Embedded are questions and completions, by the shipped MiniLM if `embedder` is None.
 
     Raises:
         SteeringError: A setting is out of range or a question does not fit the model's context.

@@ -80,11 +80,6 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
     E[h h'] = sum_t F_t, because the y_t are independent given the text and each score has mean
     zero. F is the mean of h h' over samples and texts, per token (Amari 1998, "Natural gradient
     works efficiently in learning").
-
-    Args:
-        rows: Neutral texts prepared for the site.
-        n_samples: Draws for each text.
-        seed: Seeds the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     # By a map, so that no name holds one pass's logits while the next one runs.
@@ -190,14 +185,9 @@ class SteeringObjective:
     and `gain` is the mean of the gradients of m at a+ v and at -a- v: what a small vector added to
     v (and taken away on the negative side) changes.
 
-    Args:
-        contrasts: What to raise and to lower.
-        divergence: The cost, on neutral text that no evaluation uses.
-        metric: The cost to second order at zero.
-        make_vector: Turns a raw vector into a SteeringVector at the site.
-        kl_target: KL(steered || base) at which to linearise, nats per token.
-        keep: Returns the arrays of a linearisation, computed by the function given or kept from
-            earlier.
+    The cost (`divergence`, and `metric` to second order at zero) is measured on neutral text that no
+    evaluation uses, `make_vector` turns a raw vector into a SteeringVector at the site, and `keep`
+    returns the arrays of a linearisation, computed by the function given or kept from earlier.
     """
 
     def __init__(
@@ -279,13 +269,8 @@ def _margin_gradient(contrast: Contrast, gradients: Any) -> Float[np.ndarray, " 
 class TrainingCost:
     """What steering at a site costs on neutral answers that no evaluation uses.
 
-    Args:
-        model: A model from `load_model`.
-        rows: The answers as the assistant's words.
-        site: Where vectors are added.
-        fisher_samples: Draws for each answer.
-        arrays: Where metric and linearisations are kept.
-        key: What tells the model's weights and the site from others.
+    Metric and linearisations are kept in `arrays` under `key`, which tells the model's weights and
+    the site from others.
     """
 
     def __init__(

@@ -39,19 +39,9 @@ def self_generated(
     rating with a paired baseline; the texts are the model's own, so the step moves what it writes
     and not only how likely it finds other people's statements.
 
-    Args:
-        model: A model from `load_model`.
-        questions: Neutral questions that no evaluation asks.
-        vector: What to steer with; any baseline, such as difference in means.
-        strengths: At which strengths, such as those that meet a KL target both ways.
-        rate: Rates texts; it must have been trained on other statements than the judge that
-            scores in the end.
-        n_samples: Completions for each question and strength.
-        n_pairs: The most pairs for each question: the highest against the lowest, the second
-            against the second lowest, ...
-        max_new_tokens: The most tokens of a completion.
-        chat: Whether questions go through the chat template; where there is one if None.
-        seed: Seeds the sampling.
+    `strengths` are such as meet a KL target both ways, `rate` must have been trained on other
+    statements than the judge that scores in the end, and no evaluation asks the questions. Of each
+    question the highest is paired with the lowest, the second with the second lowest, and so on.
 
     Returns:
         questions, and for each the text rated high and the one rated low.

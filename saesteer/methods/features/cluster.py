@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,9 +22,8 @@ TIE = 1e-9
 Distances = Float[np.ndarray, "feature feature"]
 Labels = Int[np.ndarray, " feature"]
 Silhouettes = dict[int, float]
-# Distances, numbers of clusters to try and HDBSCAN's smallest cluster, to labels (-1: no cluster)
-# and the silhouette of each number that was tried.
-Clustering = Callable[[Distances, Sequence[int], int], tuple[Labels, Silhouettes]]
+# From a number of clusters to labels; HDBSCAN's from its smallest cluster, with -1 for noise.
+Cut = Callable[[int], Labels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +157,11 @@ def cluster_features(
         place="cluster_features",
     )
     distance = feature_distance(codes, selection.indices, decoder, firing_weight=firing_weight)
-    counts = _counts(len(selection), settings)
-    found, curve = CLUSTERINGS[method](distance, counts, min_cluster_size)
+    cut, counts = CLUSTERINGS[method](distance), _counts(len(selection), settings)
+    if method == "hdbscan":
+        found, curve = cut(min_cluster_size), {}
+    else:
+        found, curve = _best(distance, counts, cut)
     labels = _numbered(found)
     separation = _separation(codes, selection, labels, codes if held_out is None else held_out)
     kept, note = tuple(np.flatnonzero(separation >= min_separation).tolist()), ""
@@ -255,58 +258,48 @@ def _separation(
     return np.array([float(roc_auc_score(scored.labels, text)) for text in texts])
 
 
-def _agglomerative(
-    distance: Distances, counts: Sequence[int], _: int
-) -> tuple[Labels, Silhouettes]:
-    """Average linkage, cut where the mean silhouette is greatest."""
+def _agglomerative(distance: Distances) -> Cut:
+    """Average linkage."""
     from scipy.cluster.hierarchy import cut_tree
 
     tree = _linkage(distance)
-    return _best(distance, counts, lambda k: cut_tree(tree, n_clusters=k)[:, 0])
+    return lambda k: cut_tree(tree, n_clusters=k)[:, 0]
 
 
-def _spectral(distance: Distances, counts: Sequence[int], _: int) -> tuple[Labels, Silhouettes]:
-    """Spectral clustering on the similarity 1 - 2 * distance, cut at the greatest silhouette.
+def _spectral(distance: Distances) -> Cut:
+    """Spectral clustering on the similarity 1 - 2 * distance.
 
-    The similarity is the mix of correlation and cosine itself; below zero it counts as none.
+    That is the mix of correlation and cosine itself; below zero it counts as none.
     """
     from sklearn.cluster import SpectralClustering
 
     # A floor keeps the graph connected, which the spectral embedding needs.
     affinity = np.maximum(1 - 2 * distance, 1e-6)
-
-    def cut(k: int) -> Labels:
-        model = SpectralClustering(
-            n_clusters=k, affinity="precomputed", assign_labels="cluster_qr", random_state=0
-        )
-        return np.asarray(model.fit(affinity).labels_)
-
-    return _best(distance, counts, cut)
+    how: Any = {"affinity": "precomputed", "assign_labels": "cluster_qr", "random_state": 0}
+    return lambda k: SpectralClustering(n_clusters=k, **how).fit(affinity).labels_
 
 
-def _hdbscan(distance: Distances, _: Sequence[int], smallest: int) -> tuple[Labels, Silhouettes]:
-    """HDBSCAN (Campello, Moulavi & Sander 2013) on the distances; -1 for noise."""
+def _hdbscan(distance: Distances) -> Cut:
+    """HDBSCAN (Campello, Moulavi & Sander 2013), cut by the smallest cluster; -1 for noise."""
     from sklearn.cluster import HDBSCAN
 
-    if len(distance) < smallest:
-        return np.full(len(distance), -1), {}
     # scikit-learn would work in place, and its own type for `copy` is wrong.
-    model = HDBSCAN(
-        min_cluster_size=smallest,
-        metric="precomputed",
-        copy=True,  # pyright: ignore[reportArgumentType]
-    )
-    return np.asarray(model.fit(distance).labels_), {}
+    how: Any = {"metric": "precomputed", "copy": True}
+
+    def cut(smallest: int) -> Labels:
+        if len(distance) < smallest:
+            return np.full(len(distance), -1)
+        return np.asarray(HDBSCAN(min_cluster_size=smallest, **how).fit(distance).labels_)
+
+    return cut
 
 
-CLUSTERINGS: Mapping[str, Clustering] = MappingProxyType(
+CLUSTERINGS: Mapping[str, Callable[[Distances], Cut]] = MappingProxyType(
     {"agglomerative": _agglomerative, "hdbscan": _hdbscan, "spectral": _spectral}
 )
 
 
-def _best(
-    distance: Distances, counts: Sequence[int], cut: Callable[[int], Labels]
-) -> tuple[Labels, Silhouettes]:
+def _best(distance: Distances, counts: Sequence[int], cut: Cut) -> tuple[Labels, Silhouettes]:
     """Return the clusters of the greatest silhouette, and the silhouette of each number."""
     n = len(distance)
     best, best_value, curve = np.zeros(n, dtype=np.int64), -np.inf, {}
