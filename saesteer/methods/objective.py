@@ -185,9 +185,10 @@ class SteeringObjective:
     and `gain` is the mean of the gradients of m at a+ v and at -a- v: what a small vector added to
     v (and taken away on the negative side) changes.
 
-    The cost (`divergence`, and `metric` to second order at zero) is measured on neutral text that no
-    evaluation uses, `make_vector` turns a raw vector into a SteeringVector at the site, and `keep`
-    returns the arrays of a linearisation, computed by the function given or kept from earlier.
+    The cost (`divergence`, and `metric` to second order at zero) is measured on neutral text that
+    no evaluation uses, `make_vector` turns a raw vector into a SteeringVector at the site, and
+    `keep` returns the arrays of a linearisation, computed by the function given or kept from
+    earlier.
     """
 
     def __init__(
