@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -81,17 +82,17 @@ class AttributedSAE(Method):
         return "attributed_sae" if self.candidates == "clustered" else "attributed_any"
 
     def _vector(self, given: FitContext) -> SteeringVector:
-        decoder = given.sae.decoder.numpy().astype(np.float64)
-        candidates, signs = self._candidates(given, decoder)
-        objective = given.objective
-        linear, around = [objective.at_zero], given.mean_delta
+        indices, signs = self._candidates(given)
+        rows = given.sae.decoder[indices].numpy().astype(np.float64)
+        objective, around = given.objective, given.mean_delta
+        metric = objective.metric.damped(self.ridge)
+        linear = [objective.at_zero]
         for number in range(max(self.rounds, 1)):
             if number < self.rounds:
                 linear.append(objective.around(around))
             gain = np.mean([one.gain for one in linear], axis=0)
             target = objective.metric.solve(gain, self.ridge)
-            metric = objective.metric.damped(self.ridge)
-            self.weights_: FeatureWeights = self._fit(target, decoder, metric, candidates, signs)
+            self.weights_: FeatureWeights = self._fit(target, metric, rows, indices, signs)
             around = self.weights_.direction_raw
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
         return given.decoded(
@@ -101,14 +102,12 @@ class AttributedSAE(Method):
             clusters=None if self.clusters_ is None else self.clusters_.label_of,
         )
 
-    def _candidates(
-        self, given: FitContext, decoder: Float[np.ndarray, "d_sae d_model"]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, given: FitContext) -> tuple[np.ndarray, np.ndarray]:
         """Return the features to pick from, and the sign of each one's own difference."""
         self.selection_: FeatureSelection | None = None
         self.clusters_: FeatureClusters | None = None
         if self.candidates == "any":
-            indices = np.flatnonzero(decoder.any(axis=1))
+            indices = np.flatnonzero(given.sae.decoder.numpy().any(axis=1))
             return indices, np.ones(len(indices))
         selection = {"n_features": N_CANDIDATES, **self.selection}
         self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
@@ -117,19 +116,18 @@ class AttributedSAE(Method):
     def _fit(
         self,
         target: Float[np.ndarray, " d_model"],
-        decoder: Float[np.ndarray, "d_sae d_model"],
         metric: Float[np.ndarray, "d_model d_model"],
+        rows: Float[np.ndarray, "feature d_model"],
         indices: np.ndarray,
         signs: np.ndarray,
     ) -> FeatureWeights:
         """Fit the target in the metric with at most `n_features` of the candidates."""
-        rows, how = decoder[indices], {"indices": indices, "metric": metric}
+        n, fit = self.n_features, partial(fit_weights, target, metric=metric)
         if self.signs == "free":
-            return fit_weights(target, rows, method="omp", n_nonzero=self.n_features, **how)
+            return fit(rows, method="omp", indices=indices, n_nonzero=n)
         # Fit with all of them, keep those of the greatest length in the metric, and fit again.
-        whole = fit_weights(target, rows, method="sign_tied", signs=signs, **how).weights
+        whole = fit(rows, method="sign_tied", signs=signs).weights
         lengths = np.sqrt(np.einsum("jd,de,je->j", rows, metric, rows))
-        best = np.argsort(-np.abs(whole) * lengths, kind="stable")[: self.n_features]
+        best = np.argsort(-np.abs(whole) * lengths, kind="stable")[:n]
         kept = best[whole[best] != 0]
-        how["indices"] = indices[kept]
-        return fit_weights(target, rows[kept], method="sign_tied", signs=signs[kept], **how)
+        return fit(rows[kept], method="sign_tied", indices=indices[kept], signs=signs[kept])
