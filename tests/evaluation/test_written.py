@@ -21,6 +21,7 @@ from saesteer.evaluation.text_quality import (
     vader_compound,
 )
 from saesteer.evaluation.written import (
+    MEASURES,
     Completion,
     Writer,
     WritingSettings,
@@ -180,12 +181,8 @@ def test_other_embeddings_and_settings_out_of_range_are_refused(tiny_llama, writ
         Writer(tiny_llama, ())
 
 
-MEASURES = ("sentiment", "nll", "rep4", "distinct2", "similarity")
-
-
 def _record(question, sample, sign, judge, text="words", **measures):
-    fields = dict.fromkeys(("sentiment", "nll", "rep4", "distinct2", "similarity"), 0.5)
-    fields |= {"composite_proxy": 0.5} | measures
+    fields = {**dict.fromkeys(MEASURES, 0.5), "composite_proxy": 0.5, **measures}
     return Completion(question=question, sample=sample, sign=sign, text=text, judge=judge, **fields)
 
 

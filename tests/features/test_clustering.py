@@ -10,6 +10,8 @@ from saesteer.methods.features import (
     PairCodes,
     cluster_features,
     feature_distance,
+    feature_table,
+    fit_weights,
 )
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
@@ -153,11 +155,9 @@ def test_duplicate_features_and_one_pair_do_not_break(groups, selection_of, meth
     ("settings", "field"),
     [
         ({"method": "aglomerative"}, "did you mean 'agglomerative'"),
-        ({"firing_weight": 1.5}, "firing_weight"),
         ({"n_clusters": 13}, "n_clusters"),
         ({"n_clusters": 3, "method": "hdbscan"}, "n_clusters"),
         ({"min_clusters": 5, "max_clusters": 4}, "max_clusters"),
-        ({"min_cluster_size": 1, "method": "hdbscan"}, "min_cluster_size"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(groups, settings, field: str):
@@ -173,3 +173,34 @@ def test_a_dead_or_broken_decoder_row_is_refused_with_its_feature(groups):
     decoder[25] = np.nan
     with pytest.raises(DataError, match="not all finite"):
         cluster_features(groups.codes, groups.selection, decoder)
+
+
+def test_the_table_lists_the_fit_with_the_greatest_weight_first(groups):
+    clusters = cluster_features(groups.codes, groups.selection, groups.decoder, min_separation=0.7)
+    kept = clusters.kept_indices
+    deltas = groups.codes.delta @ groups.decoder
+    weights = fit_weights(
+        deltas, groups.decoder[kept], method="sign_tied", indices=kept, codes=groups.codes
+    )
+    table = feature_table(groups.selection, clusters, weights, {20: "thanking", 23: "kindness"})
+    assert list(table.columns) == [
+        "feature",
+        "weight",
+        "score",
+        "cluster",
+        "separation",
+        "firing_positive",
+        "firing_negative",
+        "description",
+    ]
+    assert sorted(table["feature"]) == sorted(clusters.kept_indices)
+    assert table["weight"].abs().is_monotonic_decreasing
+    row = table.set_index("feature").loc[23]
+    at = int(np.flatnonzero(groups.selection.indices == 23)[0])
+    assert row["description"] == "kindness"
+    assert row["score"] == groups.selection.scores[at]
+    assert row["cluster"] == clusters.labels[at]
+    assert row["separation"] == clusters.separation[clusters.labels[at]]
+    assert row["firing_positive"] == groups.selection.firing_positive[at]
+    assert row["weight"] == weights.weights[list(weights.indices).index(23)]
+    assert table.set_index("feature").loc[21, "description"] == ""

@@ -279,11 +279,9 @@ def test_a_metric_that_measures_nothing_is_refused(task, bad: np.ndarray):
     ("method", "settings", "match"),
     [
         ("rigde", {}, "did you mean 'ridge'"),
-        ("ridge", {"basis": "encoder"}, "basis"),
         ("ridge", {"basis": "decoded", "codes": None}, "codes: basis 'decoded'"),
         ("ridge", {"ridge_alpha": 0.0}, "ridge_alpha"),
         ("lasso", {"lasso_alpha": 1.0}, "lasso_alpha"),
-        ("omp", {"n_nonzero": 0}, "n_nonzero"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(task, method: str, settings, match: str):
