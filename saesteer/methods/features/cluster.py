@@ -262,8 +262,10 @@ def _agglomerative(distance: Distances) -> Cut:
     """Average linkage."""
     from scipy.cluster.hierarchy import cut_tree
 
-    tree = _linkage(distance)
-    return lambda k: cut_tree(tree, n_clusters=k)[:, 0]
+    n = len(distance)
+    # Column j is what j merges leave, n - j clusters.
+    cuts = cut_tree(_linkage(distance)) if n > 1 else np.zeros((1, 1), dtype=np.int64)
+    return lambda k: cuts[:, n - k]
 
 
 def _spectral(distance: Distances) -> Cut:
