@@ -7,7 +7,7 @@ from saesteer.data import pairs_from as pairs_from
 from saesteer.data import split_pairs as split_pairs
 from saesteer.evaluation import EffectMeter as EffectMeter
 from saesteer.evaluation import PropensityMeter as PropensityMeter
-from saesteer.evaluation.evaluate import evaluate as evaluate
+from saesteer.evaluation import evaluate as evaluate
 from saesteer.experiments.registry import run as run
 from saesteer.experiments.results import Results as Results
 from saesteer.methods import CAA as CAA

@@ -35,7 +35,7 @@ def vector_of_words(
 ) -> SteeringVector:
     """Return the vector of some features, each at its largest activation on text."""
     from saesteer.cli.feature_source import neuronpedia_client
-    from saesteer.methods.chosen_features import vector_of_features
+    from saesteer.methods.features import vector_of_features
     from saesteer.saes.labels import PLACE_KEY
     from saesteer.saes.loading import load_sae
     from saesteer.saes.neuronpedia import feature_card

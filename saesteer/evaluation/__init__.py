@@ -8,6 +8,7 @@ from saesteer.evaluation.effect import (
     VectorResult,
     against_null,
     effect_of,
+    evaluate,
     is_monotone,
     statement_log_likelihoods,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "VectorResult",
     "against_null",
     "effect_of",
+    "evaluate",
     "is_monotone",
     "statement_log_likelihoods",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from saesteer.evaluation.effect import statement_log_likelihoods
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
 from saesteer.steering.teacher_forced import TeacherForced
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -97,10 +97,9 @@ class ChoiceMeter:
             or for "a_b" the pair's own prompt, or which statement the model would rather say.
         chat: Whether to use the chat template; where there is one if None.
         system: A system prompt for the template.
-        site: As in `TeacherForced`.
+        site: Where vectors will be added; others work but share less.
 
     Raises:
-        ConfigError: There is no such kind.
         DataError: There are no pairs, or a question does not fit the model's context.
     """
 
@@ -116,8 +115,6 @@ class ChoiceMeter:
         site: Site | None = None,
     ) -> None:
         assert model.tokenizer is not None
-        if kind not in get_args(Kind):
-            raise ConfigError(f"kind: {kind!r} is not known; use 'yes_no' or 'a_b'.")
         if not len(pairs):
             raise DataError(f"pairs {pairs.name!r} are empty; give at least one held-out pair.")
         self.n_pairs = len(pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,21 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from saesteer.data.answers import ANSWERS_NAME, read_answers
 from saesteer.evaluation.statistics import item_interval, pair_slopes, permutation_p
+from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements
+from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import DivergenceMeter, StrengthMatch, match_strength
 from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data.pairs import PairSet
-    from saesteer.models.sites import Site
-    from saesteer.steering import SteeringVector, Unit
+    from saesteer.steering import Unit
 
 Sides = Float[np.ndarray, "side pair"]
 
@@ -56,7 +61,7 @@ class PropensityMeter:
         request: The neutral request before statements that have no prompt of their own.
         chat: Whether to use the chat template; where there is one if None.
         system: A system prompt for the template.
-        site: As in `TeacherForced`.
+        site: Where vectors will be added; others work but share less.
 
     Example:
         >>> meter = ss.PropensityMeter(model, test, request="Who are you?")
@@ -105,27 +110,19 @@ class PropensityMeter:
 
 @dataclass(frozen=True)
 class Effect:
-    """How far a vector moves the held-out pairs.
+    """How far a vector moves the held-out pairs."""
 
-    Attributes:
-        effect: E = mean over pairs of [m_i(a+) - m_i(-a-)] / 2, nats per token.
-        low: Lower end of the 95% interval of a bootstrap over pairs (`item_interval`); pairs are
-            of one persona, so the interval says nothing of other personas.
-        high: Upper end.
-        moved_share: Share of pairs moved in the intended direction.
-        common_shift: Mean over both sides and signs of the change in log-likelihood against the
-            unsteered model: what moved matching and non-matching statements alike.
-        up: m_i(a+), one a pair; empty in results that were stored without them.
-        down: m_i(-a-).
-    """
-
-    effect: float
+    effect: float  # E = mean over pairs of [m_i(a+) - m_i(-a-)] / 2, nats per token
+    # The 95% interval of a bootstrap over pairs (`item_interval`); pairs are of one persona, so it
+    # says nothing of other personas.
     low: float
     high: float
-    moved_share: float
+    moved_share: float  # of pairs, in the intended direction
+    # Mean over both sides and signs of the change in log-likelihood against the unsteered model:
+    # what moved matching and non-matching statements alike.
     common_shift: float
-    up: list[float] = field(default_factory=list)
-    down: list[float] = field(default_factory=list)
+    up: list[float] = field(default_factory=list)  # m_i(a+); not in all stored results
+    down: list[float] = field(default_factory=list)  # m_i(-a-)
 
 
 def effect_of(unsteered: Sides, positive: Sides, negative: Sides) -> Effect:
@@ -147,21 +144,13 @@ def effect_of(unsteered: Sides, positive: Sides, negative: Sides) -> Effect:
 
 @dataclass(frozen=True)
 class VectorResult:
-    """One vector at a divergence, both ways.
-
-    Attributes:
-        name: The vector's name.
-        method: How it was made.
-        plus: The positive strength that meets the divergence.
-        minus: The negative one.
-        effect: What the two do to the held-out pairs; None where one was not reached, or the
-            model says numbers that are not finite.
-    """
+    """One vector at a divergence, both ways."""
 
     name: str
     method: str
     plus: StrengthMatch
     minus: StrengthMatch
+    # None where a strength was not reached, or the model says numbers that are not finite.
     effect: Effect | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -226,53 +215,35 @@ class EffectMeter:
     def curve(
         self, vector: SteeringVector, result: VectorResult, multiples: Sequence[float]
     ) -> dict[str, Any]:
-        """Return the mean margin at multiples of the matched strengths, each sign its own.
+        """Return the mean margin at multiples of the strengths that `measure` found.
 
-        Args:
-            vector: The vector.
-            result: What `measure` found of it.
-            multiples: Such as -1.5 to 1.5; negative ones scale the negative strength.
-
-        Returns:
-            `points`, and over them the pairs' mean `slope` with the share `anti_steerable` of
-            those that fall.
+        Negative multiples scale the negative strength. Over the `points` lie the pairs' mean
+        `slope`, and the share `anti_steerable` of those that fall.
         """
         known = {0.0: self.unsteered[0] - self.unsteered[1]}
         if result.effect is not None and result.effect.up:
             known |= {1.0: np.array(result.effect.up), -1.0: np.array(result.effect.down)}
-        points, margins = [], []
-        for multiple in sorted(multiples):
-            match = result.plus if multiple >= 0 else result.minus
-            strength = abs(multiple) * match.strength
-            margin = known.get(multiple)
-            if margin is None:
-                margin = self._propensity.margins(vector, strength)
-            margins.append(margin)
-            points.append(
-                {"multiple": multiple, "strength": strength, "margin": float(margin.mean())}
-            )
-        slopes = pair_slopes(sorted(multiples), np.array(margins))
+        points, ordered = [], sorted(multiples)
+        for multiple in ordered:
+            strength = abs(multiple) * (result.plus if multiple >= 0 else result.minus).strength
+            if multiple not in known:
+                known[multiple] = self._propensity.margins(vector, strength)
+            margin = float(known[multiple].mean())
+            points.append({"multiple": multiple, "strength": strength, "margin": margin})
+        slopes = pair_slopes(ordered, np.array([known[multiple] for multiple in ordered]))
         anti_steerable = float((slopes < 0).mean())
         return {"points": points, "slope": float(slopes.mean()), "anti_steerable": anti_steerable}
 
 
 @dataclass(frozen=True)
 class NullComparison:
-    """A vector against random directions at the same cost.
+    """A vector against random directions at the same cost."""
 
-    Attributes:
-        n: Random directions measured.
-        reached: Those among them that met the KL target.
-        largest: The largest |E| among them, nats per token.
-        beyond_all: Whether the vector's E is larger than that.
-        p_value: (1 + #{|E_random| >= E}) / (1 + reached), the permutation p of a one-sided test
-            against either sign.
-    """
-
-    n: int
-    reached: int
-    largest: float
-    beyond_all: bool
+    n: int  # random directions measured
+    reached: int  # those among them that met the KL target
+    largest: float  # |E| among them, nats per token
+    beyond_all: bool  # whether the vector's E is larger than that
+    # (1 + #{|E_random| >= E}) / (1 + reached): a one-sided test against either sign.
     p_value: float
 
 
@@ -295,3 +266,81 @@ def is_monotone(curve: Sequence[dict[str, float]]) -> bool:
     """Return whether the mean margin rises with every step of strength."""
     margins = [row["margin"] for row in curve]
     return all(a < b for a, b in pairwise(margins))
+
+
+def evaluate(
+    model: TransformerBridge,
+    pairs: PairSet,
+    vectors: SteeringVector | Sequence[SteeringVector],
+    *,
+    kl_target: float = 0.3,
+    request: str = "What would you say?",
+    neutral: str = ANSWERS_NAME,
+    neutral_answers: int = 6,
+    chat: bool | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Measure how far vectors move held-out pairs, each at the strengths of one KL divergence.
+
+    As in `saesteer steer` and `saesteer compare`, to the same numbers: for each vector and sign
+    the strength is found that costs `kl_target` on neutral answers, and E is half the difference
+    of the pairs' mean margins between the two.
+
+    Args:
+        model: A model from `load_model`.
+        pairs: Held-out pairs.
+        vectors: One vector or several, of any sites.
+        kl_target: KL(steered || base) that each is given either way, nats per token.
+        request: The neutral request before statements that have no prompt of their own; not the
+            one that was read with.
+        neutral: Neutral answers that KL is measured on: the bundled ones or a file with question
+            and answer.
+        neutral_answers: How many of them.
+        chat: Whether prompts go through the chat template; where there is one if None.
+        progress: Where to show progress.
+
+    Returns:
+        One row for each vector: method, strength (the positive one, in units of the residual norm)
+        with the kl measured there, effect (E, nats per token) with the ends low and high of its
+        95% bootstrap interval over the pairs. Where a KL target is not reached the effect is NaN.
+
+    Raises:
+        DataError: There are no pairs, or a text does not fit the model's context.
+
+    Example:
+        >>> table = ss.evaluate(model, test, [vector], kl_target=0.05)
+        >>> list(table.columns)
+        ['method', 'strength', 'kl', 'effect', 'low', 'high']
+    """
+    import pandas as pd
+
+    @cache
+    def meter(site: Site) -> EffectMeter:
+        return EffectMeter(
+            DivergenceMeter(model, rows, site=site),
+            PropensityMeter(model, pairs, request=request, chat=chat, site=site),
+        )
+
+    answers = read_answers(neutral)[:neutral_answers]
+    assert model.tokenizer is not None
+    rows = encode_statements(
+        model.tokenizer,
+        [answer.answer for answer in answers],
+        [answer.question for answer in answers],
+        chat=chat,
+        max_length=int(model.cfg.n_ctx),
+        what=f"a neutral answer of {neutral}",
+    )
+    given = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+    table = []
+    with (progress or Progress()).task("vectors", total=len(given), unit="vectors") as task:
+        for vector in given:
+            found = meter(vector.site).measure(vector, kl_target)
+            effect = found.effect
+            ends = (
+                (None, None, None) if effect is None else (effect.effect, effect.low, effect.high)
+            )
+            table.append((vector.method, found.plus.strength, found.plus.kl, *ends))
+            task.advance(1, vector.name)
+    columns = ["method", "strength", "kl", "effect", "low", "high"]
+    return pd.DataFrame(table, columns=columns).astype(dict.fromkeys(columns[1:], float))

@@ -30,16 +30,14 @@ class SentenceEmbedder:
 
     Args:
         folder: A folder of the model in sentence-transformers' layout; the wheel's if None.
-        device: Where to run it.
 
     Attributes:
         name: What makes the embeddings, for the record of a judge.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path | None = None) -> None:
         self._folder = None if folder is None else Path(folder)
         self.name = WHEEL if self._folder is None else self._folder.name
-        self._device = device
 
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "text 384"]:
         """Return one unit-norm float32 row per text, in the texts' order.
@@ -56,29 +54,22 @@ class SentenceEmbedder:
         if not texts:
             return np.zeros((0, WIDTH), dtype=np.float32)
         folder = _wheel_folder() if self._folder is None else self._folder
-        tokenizer, model, longest = _load(str(folder), self._device)
+        tokenizer, model, longest = _load(str(folder))
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        unique = _embed(tokenizer, model, longest, list(place))
+        # A lone surrogate cannot be encoded, and Rust's tokenizer would panic over it.
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in place]
+        coded = tokenizer(clean, truncation=True, max_length=longest)["input_ids"]
+        rows = [TokenRow(tuple(ids), (True,) * len(ids)) for ids in coded]
+        unique = np.empty((len(rows), int(model.config.hidden_size)), dtype=np.float32)
+        for index in length_sorted_batches(rows, max_tokens=MAX_BATCH_TOKENS):
+            chosen = [rows[i] for i in index]
+            batch = pad_rows(chosen, tokenizer.pad_token_id or 0, model.device, side="right")
+            with torch.inference_mode():
+                hidden = model(**batch.inputs).last_hidden_state
+            real = batch.attention_mask[..., None].to(hidden.dtype)
+            mean = (hidden * real).sum(dim=1) / real.sum(dim=1)
+            unique[index] = torch.nn.functional.normalize(mean, dim=-1).numpy()
         return unique[[place[text] for text in texts]]
-
-
-def _embed(
-    tokenizer: Any, model: Any, longest: int, texts: Sequence[str]
-) -> Float[np.ndarray, "text 384"]:
-    # A lone surrogate cannot be encoded, and Rust's tokenizer would panic over it.
-    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-    coded = tokenizer(clean, truncation=True, max_length=longest)["input_ids"]
-    rows = [TokenRow(tuple(ids), (True,) * len(ids)) for ids in coded]
-    out = np.empty((len(rows), int(model.config.hidden_size)), dtype=np.float32)
-    for index in length_sorted_batches(rows, max_tokens=MAX_BATCH_TOKENS):
-        chosen = [rows[i] for i in index]
-        batch = pad_rows(chosen, tokenizer.pad_token_id or 0, model.device, side="right")
-        with torch.inference_mode():
-            hidden = model(**batch.inputs).last_hidden_state
-        real = batch.attention_mask[..., None].to(hidden.dtype)
-        mean = (hidden * real).sum(dim=1) / real.sum(dim=1)
-        out[index] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
-    return out
 
 
 def _wheel_folder() -> Path:
@@ -94,7 +85,7 @@ def _wheel_folder() -> Path:
 
 # A pure function of files: the cache is what makes the model one per process.
 @lru_cache(maxsize=2)
-def _load(folder: str, device: str) -> tuple[Any, Any, int]:
+def _load(folder: str) -> tuple[Any, Any, int]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -116,4 +107,4 @@ def _load(folder: str, device: str) -> tuple[Any, Any, int]:
             f"{folder}: the sentence embedding model lacks {len(report['missing_keys'])} of its "
             f"weights; install it again: {INSTALL} --force-reinstall"
         )
-    return tokenizer, model.eval().to(device), int(settings["max_seq_length"])
+    return tokenizer, model.eval(), int(settings["max_seq_length"])

@@ -21,23 +21,14 @@ STRENGTHS = tuple(float(c) for c in np.logspace(-5, 1, 13))
 
 @dataclass(frozen=True, eq=False)
 class BehaviourJudge:
-    """Logistic regression on sentence embeddings; the logit is its reading.
+    """Logistic regression on sentence embeddings; the logit is its reading."""
 
-    Attributes:
-        name: The persona.
-        weights: The regression's weights on raw embeddings, the standardisation folded in.
-        intercept: Its intercept.
-        c: The inverse regularisation chosen by cross-validation.
-        auc: Area under the ROC curve of cross-validation: the chance that a positive statement
-            reads higher than a negative one to a judge that saw neither.
-        n_train: Training pairs.
-        embedder: What embeds the texts to judge.
-    """
-
-    name: str
-    weights: Float[np.ndarray, " dim"]
+    name: str  # of the persona
+    weights: Float[np.ndarray, " dim"]  # on raw embeddings, the standardisation folded in
     intercept: float
-    c: float
+    c: float  # the inverse regularisation chosen by cross-validation
+    # Area under the ROC curve of cross-validation: the chance that a positive statement reads
+    # higher than a negative one to a judge that saw neither.
     auc: float
     n_train: int
     embedder: SentenceEmbedder
@@ -68,12 +59,6 @@ def train_judge(
     Embeddings are standardised; C is chosen by 5-fold cross-validated log-loss, with the two
     statements of a pair, and near-duplicate statements, always in one fold. The AUC is of other
     folds than those that chose C.
-
-    Args:
-        name: The persona.
-        train: Pairs to train on.
-        embedder: What embeds statements, and later texts; the shipped MiniLM if None.
-        seed: Shuffles the folds.
 
     Raises:
         DataError: There are too few pairs, or all say the same.

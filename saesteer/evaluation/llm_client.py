@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from saesteer.utils.errors import ConfigError, NetworkError
 from saesteer.utils.http import (
@@ -24,31 +24,19 @@ LARGEST_REPLY = 200_000
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask.
+    """Where and how to ask; `Patience` says what timeout, attempts and waits mean."""
 
-    Attributes:
-        model: The model's name at the endpoint.
-        base_url: What "/chat/completions" is put behind.
-        key_variable: Name of the environment variable that holds the key; without a value no key
-            is sent, as local servers want it. The key itself is never a setting.
-        timeout: The longest that one reply may take, seconds.
-        attempts: How often one question is asked before it counts as not answered.
-        first_wait: Seconds before the second attempt where the server names none; doubled each
-            time.
-        longest_wait: The longest wait, seconds; a server that asks for more ends the rating.
-        max_tokens: The longest reply, tokens; left to the server if None.
-        called: What error messages call it.
-    """
-
-    model: str
-    base_url: str = "https://api.openai.com/v1"
+    model: str  # its name at the endpoint
+    base_url: str = "https://api.openai.com/v1"  # what "/chat/completions" is put behind
+    # Name of the environment variable that holds the key; without a value no key is sent, as local
+    # servers want it. The key itself is never a setting.
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 60.0
     attempts: int = 5
     first_wait: float = 1.0
     longest_wait: float = 120.0
-    max_tokens: int | None = 256
-    called: str = "the LLM judge"
+    max_tokens: int | None = 256  # of a reply; left to the server if None
+    called: str = "the LLM judge"  # in error messages
 
     def __post_init__(self) -> None:
         # No message repeats a value that may hold a key put in the wrong place.
@@ -64,47 +52,22 @@ class Endpoint:
                 f"{self.called}'s base_url is no plain http or https address; give one such as "
                 "http://localhost:8000/v1, without user, password or query."
             )
-        if self.attempts < 1 or (self.max_tokens is not None and self.max_tokens < 1):
-            raise ConfigError(
-                f"{self.called}'s attempts ({self.attempts}) and max_tokens ({self.max_tokens}) "
-                "must be 1 or more; correct them."
-            )
-        if not (self.timeout > 0 and self.first_wait >= 0 and self.longest_wait >= 0):
-            raise ConfigError(
-                f"{self.called}'s timeout ({self.timeout}), first_wait ({self.first_wait}) and "
-                f"longest_wait ({self.longest_wait}) must not be negative, nor timeout 0; correct "
-                "them."
-            )
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What came of one question.
+class Reply(NamedTuple):
+    """What came of one question."""
 
-    Attributes:
-        text: The model's words; None where there are none.
-        failure: Why there are none; None where there are.
-        answered: Whether the server answered at all, if only with something unreadable.
-        body: The whole answer, for those who want more of it than its words; None where it is no
-            JSON object.
-        unread: Attempts whose answer did not arrive, though the server may have worked at it and
-            charge for it.
-    """
-
-    text: str | None
-    failure: str | None = None
-    answered: bool = True
-    body: dict[str, Any] | None = None
+    text: str | None  # the model's words; None where there are none
+    failure: str | None = None  # why there are none
+    answered: bool = True  # whether the server answered at all, if only with something unreadable
+    body: dict[str, Any] | None = None  # the whole answer; None where it is no JSON object
+    # Attempts whose answer did not arrive, though the server may have worked at it and charge for
+    # it.
     unread: int = 0
 
 
 class ChatClient:
-    """Asks for chat completions at temperature 0, where the model has one.
-
-    Args:
-        endpoint: Where and how.
-        sleep: What waits.
-    """
+    """Asks for chat completions at temperature 0, where the model has one; `sleep` waits."""
 
     def __init__(self, endpoint: Endpoint, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.endpoint = endpoint
@@ -151,30 +114,28 @@ class ChatClient:
                 self._refused.add(misfit)
         except UnansweredError as error:
             return Reply(None, error.failure, answered=False, unread=unread + error.unread)
-        text, parsed = _words(reply.json), reply.json
-        return Reply(
-            text,
-            None if text is not None else "unreadable answer",
-            body=parsed if isinstance(parsed, dict) else None,
-            unread=unread,
-        )
+        parsed = reply.json if isinstance(reply.json, dict) else None
+        text = _words(parsed)
+        failure = "unreadable answer" if text is None else None
+        return Reply(text, failure, body=parsed, unread=unread)
 
     @property
     def _where(self) -> str:
         return f"{self.endpoint.called} at {self.endpoint.base_url}"
 
     def _posted(self, payload: dict[str, Any]) -> HttpReply:
+        endpoint = self.endpoint
         return request(
             "POST",
-            f"{self.endpoint.base_url.rstrip('/')}/chat/completions",
+            f"{endpoint.base_url.rstrip('/')}/chat/completions",
             payload=payload,
-            key=Key(self.endpoint.key_variable),
+            key=Key(endpoint.key_variable),
             patience=Patience(
-                timeout=self.endpoint.timeout,
-                attempts=self.endpoint.attempts,
-                attempts_unanswered=self.endpoint.attempts,
-                first_wait=self.endpoint.first_wait,
-                longest_wait=self.endpoint.longest_wait,
+                timeout=endpoint.timeout,
+                attempts=endpoint.attempts,
+                attempts_unanswered=endpoint.attempts,
+                first_wait=endpoint.first_wait,
+                longest_wait=endpoint.longest_wait,
                 largest=LARGEST_REPLY,
             ),
             called=self._where,

@@ -8,15 +8,13 @@ import math
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saesteer.evaluation.llm_client import ChatClient, Endpoint
-from saesteer.utils.errors import ConfigError, DataError, NetworkError, OutputError
+from saesteer.utils.errors import NetworkError, OutputError
 
 # Failures in a row after which the server counts as gone.
 GIVE_UP_AFTER = 8
@@ -46,8 +44,7 @@ _QUESTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class LlmRating:
+class LlmRating(NamedTuple):
     """One completion's three ratings, 0 to 2; None is missing."""
 
     behaviour: float | None
@@ -57,48 +54,28 @@ class LlmRating:
     @property
     def harmonic_mean(self) -> float | None:
         """AxBench's overall score (arXiv 2501.17148): 0 where any is 0; missing where any is."""
-        values = astuple(self)
-        if None in values:
+        known = [value for value in self if value is not None]
+        if len(known) < len(self):
             return None
-        return len(values) / sum(1 / value for value in values) if all(values) else 0.0
+        return len(known) / sum(1 / value for value in known) if all(known) else 0.0
 
 
-@dataclass(frozen=True)
-class LlmRatings:
-    """The ratings of many completions.
-
-    Attributes:
-        ratings: One per completion, in their order.
-        asked: Questions sent to the endpoint (attempts of one question count once).
-        cached: Ratings taken from the cache.
-        missing: How many ratings are missing, by reason.
-    """
-
-    ratings: tuple[LlmRating, ...]
-    asked: int
-    cached: int
-    missing: Mapping[str, int]
-
-    def mean(self) -> dict[str, float | int | None]:
-        """Return the means over what is known, and how many completions have no overall score."""
-        scores = [rating.harmonic_mean for rating in self.ratings]
-        return {
-            **{aspect: _mean([getattr(r, aspect) for r in self.ratings]) for aspect in _QUESTIONS},
-            "harmonic_mean": _mean(scores),
-            "n": len(scores),
-            "n_missing": sum(score is None for score in scores),
-        }
+def mean_ratings(ratings: Sequence[LlmRating]) -> dict[str, float | int | None]:
+    """Return the means over what is known, and how many completions have no overall score."""
+    scores = [rating.harmonic_mean for rating in ratings]
+    return {
+        **{aspect: _mean([getattr(r, aspect) for r in ratings]) for aspect in _QUESTIONS},
+        "harmonic_mean": _mean(scores),
+        "n": len(scores),
+        "n_missing": sum(score is None for score in scores),
+    }
 
 
 class LlmJudge:
     """Rates completions, one question per aspect so that no rating colours another.
 
-    Args:
-        endpoint: Where and how to ask.
-        cache: A JSON lines file of ratings by content hash, made if it is not there; a run that
-            was cut off takes up where it stopped. No cache if None.
-        workers: Questions under way at once.
-        sleep: What waits between attempts.
+    `cache` is a JSON lines file of ratings by content hash, made if it is not there, so that a run
+    that was cut off takes up where it stopped.
 
     Raises:
         OutputError: The cache cannot be read or written.
@@ -112,8 +89,6 @@ class LlmJudge:
         workers: int = 4,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if workers < 1:
-            raise ConfigError(f"the LLM judge's workers is {workers}; give 1 or more.")
         self._client = ChatClient(endpoint, sleep=sleep)
         self._known = _Ratings(cache)
         self._workers = workers
@@ -122,24 +97,14 @@ class LlmJudge:
 
     def rate(
         self, behaviour: str, questions: Sequence[str], completions: Sequence[str]
-    ) -> LlmRatings:
-        """Rate completions.
+    ) -> list[LlmRating]:
+        """Rate completions, each against the behaviour in words and the question it answers.
 
-        Args:
-            behaviour: What the steering is to bring out, in words.
-            questions: The question that each completion answers.
-            completions: What was written; a blank one is not asked about and its ratings are
-                missing.
+        A blank one is not asked about, and its ratings are missing.
 
         Raises:
             NetworkError: The server refuses the questions or is gone; what is rated is cached.
-            DataError: There are not as many questions as completions.
         """
-        if len(questions) != len(completions):
-            raise DataError(
-                f"there are {len(questions)} questions for {len(completions)} completions; give "
-                "one for each."
-            )
         wanted: list[list[str | None]] = []
         payloads: dict[str, dict[str, Any]] = {}
         for question, text in zip(questions, completions, strict=True):
@@ -148,42 +113,31 @@ class LlmJudge:
             if text.strip():
                 payloads |= dict(zip(keys, made, strict=True))
             wanted.append([key if text.strip() else None for key in keys])
-        new = {key: payload for key, payload in payloads.items() if self._known.get(key) is None}
-        failures = self._ask_all(new)
-        missing = Counter(
-            "empty completion" if key is None else failures[key]
-            for row in wanted
-            for key in row
-            if self._known.get(key) is None
-        )
-        ratings = tuple(LlmRating(*map(self._known.get, row)) for row in wanted)
-        return LlmRatings(ratings, len(new), len(payloads) - len(new), dict(missing))
+        self._ask_all({k: payload for k, payload in payloads.items() if self._known.get(k) is None})
+        return [LlmRating(*map(self._known.get, row)) for row in wanted]
 
-    def _ask_all(self, payloads: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        """Ask, cache every rating as it comes, and return the reasons of those that failed."""
+    def _ask_all(self, payloads: Mapping[str, dict[str, Any]]) -> None:
+        """Ask, and cache every rating as it comes."""
         stopped = threading.Event()
         self._unanswered = 0
 
-        def one(key: str) -> str | None:
+        def one(key: str) -> None:
             if stopped.is_set():
-                return "not asked"
+                return
             try:
-                return self._ask(key, payloads[key])
+                self._ask(key, payloads[key])
             except BaseException:
                 stopped.set()
                 raise
 
         pool = ThreadPoolExecutor(self._workers)
         try:
-            reasons = list(pool.map(one, payloads))
+            list(pool.map(one, payloads))
         finally:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
-        found = zip(payloads, reasons, strict=True)
-        return {key: reason for key, reason in found if reason is not None}
 
-    def _ask(self, key: str, payload: dict[str, Any]) -> str | None:
-        """Ask for one rating; return why there is none, None where there is."""
+    def _ask(self, key: str, payload: dict[str, Any]) -> None:
         reply = self._client.ask(payload)
         with self._lock:
             self._unanswered = 0 if reply.answered else self._unanswered + 1
@@ -194,10 +148,8 @@ class LlmJudge:
                     "and start again, what is rated is kept."
                 )
         rating = None if reply.text is None else parse_rating(reply.text)
-        if rating is None:
-            return reply.failure or "no rating in the answer"
-        self._known.add(key, rating)
-        return None
+        if rating is not None:
+            self._known.add(key, rating)
 
     def _payload(self, aspect: str, behaviour: str, question: str, text: str) -> dict[str, Any]:
         fields = {
@@ -267,15 +219,10 @@ class _Ratings:
 
 
 def parse_rating(reply: str) -> float | None:
-    """Read a rating out of a judge's reply.
+    """Read a rating, 0 to 2, out of a judge's reply; None where there is not exactly one.
 
-    Args:
-        reply: Ideally `{"rating": 1}` alone; words and code fences around one such object are
-            forgiven, as is what a reasoning model thinks aloud before it.
-
-    Returns:
-        The rating, 0 to 2; None where there is none, or more than one, or it is out of range or
-        no number.
+    Words and code fences around `{"rating": 1}` are forgiven, as is what a reasoning model thinks
+    aloud before it.
     """
     said = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL)
     found = [_loads(match) for match in re.findall(r"\{[^{}]*\}", said)]

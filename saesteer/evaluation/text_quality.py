@@ -1,11 +1,12 @@
-"""How well a completion is written: repetition, likelihood under the base model, relevance."""
+"""How a completion is written: repetition, likelihood under the base model, relevance, mood."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from saesteer.evaluation.effect import statement_log_likelihoods
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
 from saesteer.steering.teacher_forced import TeacherForced
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,15 +59,7 @@ def completion_nll(
     Returns:
         The mean over the completion's tokens of -log p, nats per token; NaN, that is missing,
         where a completion has no token.
-
-    Raises:
-        DataError: There are not as many questions as completions.
     """
-    if len(questions) != len(completions):
-        raise DataError(
-            f"there are {len(questions)} questions for {len(completions)} completions; give one "
-            "for each."
-        )
     assert model.tokenizer is not None
     use_chat = has_chat_template(model.tokenizer) if chat is None else chat
     rows: dict[int, TokenRow] = {}
@@ -87,10 +80,7 @@ def answer_similarity(
 ) -> Float[np.ndarray, " completion"]:
     """Return the cosine of each completion's embedding with its question's.
 
-    Args:
-        questions: The embedding of the question that each completion answers.
-        completions: The completions' embeddings; a row of NaN for a blank one, whose similarity is
-            then NaN, that is missing.
+    A row of NaN, for a blank completion, gives NaN, that is missing.
     """
     lengths = np.linalg.norm(questions, axis=1) * np.linalg.norm(completions, axis=1)
     return ((questions * completions).sum(axis=1) / lengths).astype(np.float64)
@@ -140,14 +130,7 @@ def composite_proxy(
     none. Relevance is similarity over the unsteered completions' mean, cut to [0, 1]. Harmonic, as
     AxBench's (arXiv 2501.17148), so that one good half cannot make up for a bad one.
 
-    Args:
-        nll: Negative log-likelihood of each completion under the unsteered model, nats per token.
-        rep4: Share of repeated 4-grams.
-        similarity: Of answer and question.
-        reference: The unsteered completions' means.
-
-    Returns:
-        A proxy in [0, 1], 0 where either half is 0; NaN where either is missing.
+    In [0, 1], 0 where either half is 0; NaN where either is missing.
     """
     likelihood = np.exp(np.minimum(0.0, reference.nll - nll))
     fluency = likelihood * (1 - np.nan_to_num(rep4, nan=0.0))
@@ -168,3 +151,32 @@ def _row(model: TransformerBridge, question: str, text: str, use_chat: bool) -> 
     longest = int(model.cfg.n_ctx)
     cut = TokenRow(row.ids[:longest], row.kept[:longest])
     return cut if any(cut.kept) else None
+
+
+def vader_compound(texts: Sequence[str]) -> Float[np.ndarray, " text"]:
+    """Return VADER's compound score of each text (Hutto and Gilbert 2014, ICWSM).
+
+    A confound check that knows nothing of the persona: from -1 (most negative) over 0 (neutral, or
+    no word that VADER knows) to 1; NaN, that is missing, for a text without a visible character.
+
+    Raises:
+        ModelError: The package vaderSentiment is not installed.
+    """
+    analyzer = _analyzer()
+    return np.array(
+        [analyzer.polarity_scores(t)["compound"] if t.strip() else math.nan for t in texts],
+        dtype=np.float64,
+    )
+
+
+# Reading the lexicon takes a tenth of a second, and it never changes.
+@cache
+def _analyzer() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise ModelError(
+            "sentiment needs the package vaderSentiment, which is not installed; run: pip install "
+            "vaderSentiment"
+        ) from error
+    return SentimentIntensityAnalyzer()

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import BehaviourJudge
-from saesteer.evaluation.sentiment import vader_compound
+from saesteer.evaluation.statistics import percentiles, resampled_means
 from saesteer.evaluation.text_quality import (
     answer_similarity,
     completion_nll,
@@ -20,6 +20,7 @@ from saesteer.evaluation.text_quality import (
     distinct_share,
     quality_reference,
     repeated_share,
+    vader_compound,
 )
 from saesteer.steering import generate
 from saesteer.utils.errors import DataError
@@ -35,26 +36,17 @@ MEASURES = ("sentiment", "nll", "rep4", "distinct2", "similarity")
 
 @dataclass(frozen=True)
 class WritingSettings:
-    """How completions are sampled.
+    """How completions are sampled; see `saesteer.generate`."""
 
-    Attributes:
-        n_samples: Completions for each question.
-        max_new_tokens: The most tokens of each.
-        temperature: Softmax temperature.
-        top_p: Nucleus sampling's probability; 1 for none.
-        seed: Seeds the common random numbers: a question's n-th sample meets the same noise
-            under every vector, strength and system prompt.
-        chat: Whether questions go through the chat template; where there is one if None.
-        max_batch_rows: Rows per batch; in bfloat16 it changes the sampled texts, so keep it.
-    """
-
-    n_samples: int = 4
+    n_samples: int = 4  # for each question
     max_new_tokens: int = 40
     temperature: float = 1.0
     top_p: float = 1.0
+    # Of the common random numbers: a question's n-th sample meets the same noise under every
+    # vector, strength and system prompt.
     seed: int = 0
     chat: bool | None = None
-    max_batch_rows: int = 64
+    max_batch_rows: int = 64  # in bfloat16 it changes the sampled texts, so keep it
 
 
 @dataclass(frozen=True)
@@ -62,43 +54,25 @@ class Completion:
     """One completion and what can be said of it.
 
     A measure that is None is missing: the completion is empty, or too short for it.
-
-    Attributes:
-        question: The question's number, from 0.
-        sample: Which sample of it, from 0.
-        sign: 1 and -1 for the positive and the negative way, 0 for the unsteered model.
-        text: What was written.
-        sentiment: VADER's compound score, -1 to 1.
-        nll: Negative log-likelihood under the unsteered model, nats per token.
-        rep4: Share of repeated 4-grams.
-        distinct2: Share of distinct 2-grams.
-        similarity: Cosine of the embeddings of answer and question.
-        judge: The behaviour judge's logit; None before it was judged.
-        composite_proxy: A proxy of quality in [0, 1]; see `text_quality.composite_proxy`.
     """
 
-    question: int
-    sample: int
-    sign: int
+    question: int  # its number, from 0
+    sample: int  # which one of the question, from 0
+    sign: int  # 1 and -1 for the positive and the negative way, 0 for the unsteered model
     text: str
-    sentiment: float | None
-    nll: float | None
-    rep4: float | None
-    distinct2: float | None
-    similarity: float | None
-    judge: float | None = None
-    composite_proxy: float | None = None
+    sentiment: float | None  # VADER's compound score, -1 to 1
+    nll: float | None  # under the unsteered model, nats per token
+    rep4: float | None  # share of repeated 4-grams
+    distinct2: float | None  # share of distinct 2-grams
+    similarity: float | None  # cosine of the embeddings of answer and question
+    judge: float | None = None  # the behaviour judge's logit
+    composite_proxy: float | None = None  # of quality; see `text_quality.composite_proxy`
 
 
 class Writer:
     """Lets a model answer questions and measures the answers; the unsteered ones are made once.
 
-    Args:
-        model: A model from `load_model`.
-        questions: Neutral questions.
-        settings: How to sample; the defaults if None.
-        embedder: What embeds questions and completions; the shipped MiniLM if None.
-        unsteered: The unsteered completions, where they were written before.
+    Embedded are questions and completions, by the shipped MiniLM if `embedder` is None.
 
     Raises:
         SteeringError: A setting is out of range or a question does not fit the model's context.
@@ -189,12 +163,7 @@ class Writer:
 
 
 class WrittenEvaluation:
-    """Writes under steering, and judges every completion.
-
-    Args:
-        writer: Writes and measures.
-        judge: The persona's judge, trained on pairs that no other step sees.
-    """
+    """Writes under steering, and judges every completion by a persona's judge."""
 
     def __init__(self, writer: Writer, judge: BehaviourJudge) -> None:
         if judge.embedder.name != writer.embedder.name:
@@ -213,17 +182,9 @@ class WrittenEvaluation:
         minus: float | None,
         unit: Unit = "norm",
     ) -> tuple[Completion, ...]:
-        """Write at a vector's matched strengths.
+        """Return the unsteered records and what is written at a vector's matched strengths.
 
-        Args:
-            vector: What to steer with.
-            plus: The strength that steers to the positive side; None leaves it out, as where
-                the KL target was not reached.
-            minus: The strength that steers to the negative side, itself signed.
-            unit: The strengths' unit.
-
-        Returns:
-            The unsteered records and those of each sign given.
+        None leaves a sign out, as where the KL target was not reached; `minus` is itself signed.
         """
         strengths = {s: x for s, x in ((1, plus), (-1, minus)) if x is not None}
         if not strengths:
@@ -231,10 +192,7 @@ class WrittenEvaluation:
         return self.unsteered + self._judged(self._writer.write_steered(vector, strengths, unit))
 
     def prompted(self, positive: str | None, negative: str | None) -> tuple[Completion, ...]:
-        """Write under two persona system prompts instead of a vector; None leaves one out.
-
-        Returns:
-            The unsteered records and those of each sign given.
+        """Return the unsteered records and what is written under two persona system prompts.
 
         Raises:
             SteeringError: The model has no chat template.
@@ -269,11 +227,6 @@ def summarise(
     the same questions with the same noise. The questions are of one persona, so the intervals say
     nothing of others.
 
-    Args:
-        records: Records of any signs, from `WrittenEvaluation`.
-        resamples: Bootstrap resamples.
-        seed: Seeds the bootstrap.
-
     Returns:
         `signs`, for each sign that was written (1, -1, 0) the number of completions, of empty ones
         among them, and the means of every measure, with the interval of `judge`; `judge_range`,
@@ -281,18 +234,18 @@ def summarise(
         `high`; `right_direction`, whether the positive sign reads above the unsteered completions
         and the negative one below; `composite`, the mean proxy of both signs. None is missing.
     """
-    questions = sorted({r.question for r in records})
-    n = len(questions)
+    judged = _judge_by_question(records)
+    rows = [row for table in judged.values() for row in table]
+    # Of each resample the sums and the counts, sign by sign; those of NaN drew none that is known.
     rng = np.random.default_rng(seed)
-    # How often each question is drawn.
-    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples) if n else np.zeros((0, 0))
+    drawn = resampled_means(np.array(rows), resamples, rng).T if rows else np.zeros((0, 0))
+    with np.errstate(invalid="ignore"):
+        spread = dict(zip(judged, drawn[::2] / drawn[1::2], strict=True))
     signs: list[dict[str, Any]] = []
     means: dict[int, float | None] = {}
-    spread: dict[int, np.ndarray] = {}
-    for sign in (s for s in SIGNS if any(r.sign == s for r in records)):
+    for sign in judged:
         chosen = [r for r in records if r.sign == sign]
-        means[sign] = _mean([r.judge for r in chosen])
-        spread[sign] = _resampled(chosen, questions, draws.astype(np.float64))
+        means[sign] = _mean(chosen, "judge")
         low, high = _interval(spread[sign])
         signs.append(
             {
@@ -302,8 +255,8 @@ def summarise(
                 "judge": means[sign],
                 "judge_low": low,
                 "judge_high": high,
-                **{name: _mean([getattr(r, name) for r in chosen]) for name in MEASURES},
-                "composite": _mean([r.composite_proxy for r in chosen]),
+                **{name: _mean(chosen, name) for name in MEASURES},
+                "composite": _mean(chosen, "composite_proxy"),
             }
         )
     plus, minus, base = (means.get(sign) for sign in SIGNS)
@@ -318,42 +271,36 @@ def summarise(
         "low": low,
         "high": high,
         "right_direction": right,
-        "composite": _mean([r.composite_proxy for r in records if r.sign]),
+        "composite": _mean([r for r in records if r.sign], "composite_proxy"),
     }
 
 
-def _resampled(
+def _judge_by_question(
     records: Sequence[Completion],
-    questions: Sequence[int],
-    draws: Float[np.ndarray, "resample question"],
-) -> Float[np.ndarray, " resample"]:
-    """Return the mean judge logit of each resample; NaN where it drew none that is known."""
-    place = {question: i for i, question in enumerate(questions)}
-    total, count = np.zeros(len(questions)), np.zeros(len(questions))
+) -> dict[int, Float[np.ndarray, "sum_and_count question"]]:
+    """Return for each sign the sum and the number of the known logits of each question."""
+    place = {question: i for i, question in enumerate(sorted({r.question for r in records}))}
+    written = [sign for sign in SIGNS if any(r.sign == sign for r in records)]
+    tables = {sign: np.zeros((2, len(place))) for sign in written}
     for record in records:
         if record.judge is not None:
-            total[place[record.question]] += record.judge
-            count[place[record.question]] += 1
-    known = draws @ count
-    return np.where(known > 0, draws @ total / np.where(known > 0, known, 1.0), np.nan)
+            tables[record.sign][:, place[record.question]] += (record.judge, 1)
+    return tables
 
 
 def _interval(values: Float[np.ndarray, " resample"]) -> tuple[float | None, float | None]:
     known = values[np.isfinite(values)]
-    if not len(known):
-        return None, None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
+    return percentiles(known) if len(known) else (None, None)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _mean(completions: Sequence[Completion], name: str) -> float | None:
+    values = _column(completions, name)
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def _column(completions: Sequence[Completion], name: str) -> Float[np.ndarray, " completion"]:
-    values = [getattr(completion, name) for completion in completions]
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    return np.array([getattr(completion, name) for completion in completions], dtype=np.float64)
 
 
 def _known(value: float) -> float | None:

@@ -47,24 +47,19 @@ def answer_pairs(
         SiteError: The model has no such site.
     """
     assert model.tokenizer is not None
-    orders = balanced_orders(len(pairs), seed)
     cue = answer_cue(model.tokenizer, chat)
-    prompts = [
-        choice_question(
-            *((pair.positive, pair.negative) if first else (pair.negative, pair.positive)),
-            pair.prompt or question,
-        )
-        + cue
-        for pair, first in zip(pairs, orders, strict=True)
-    ]
-    matching = [LETTERS[0] if first else LETTERS[1] for first in orders]
-    other = [LETTERS[1] if first else LETTERS[0] for first in orders]
-    letters = [*matching, *other]
+    prompts, letters = [], ([], [])
+    for pair, first in zip(pairs, balanced_orders(len(pairs), seed), strict=True):
+        options = (pair.positive, pair.negative) if first else (pair.negative, pair.positive)
+        prompts.append(choice_question(*options, pair.prompt or question) + cue)
+        for said, letter in zip(letters, LETTERS if first else LETTERS[::-1], strict=True):
+            said.append(letter)
+    both = [*letters[0], *letters[1]]
     rows = encode_statements(
         model.tokenizer,
-        [f"({letter}" for letter in letters],
-        [*prompts, *prompts],
-        spans=letters,
+        [f"({letter}" for letter in both],
+        prompts * 2,
+        spans=both,
         chat=chat,
         prepend_bos=prepend_bos,
         max_length=int(model.cfg.n_ctx),

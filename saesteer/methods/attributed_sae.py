@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 
 from saesteer.methods.base import Method
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
 from saesteer.methods.fit_context import FitContext
-from saesteer.methods.objective import Linearisation, SteeringObjective
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError
 
@@ -59,9 +60,9 @@ class AttributedSAE(Method):
         4
     """
 
-    n_features: int = 32
-    rounds: int = 1
-    ridge: float = 1.0
+    n_features: Annotated[int, Field(ge=1)] = 32
+    rounds: Annotated[int, Field(ge=0)] = 1
+    ridge: Annotated[float, Field(ge=0)] = 1.0
     signs: Literal["free", "tied"] = "free"
     candidates: Literal["clustered", "any"] = "clustered"
     selection: dict[str, Any] = field(default_factory=dict)
@@ -69,18 +70,9 @@ class AttributedSAE(Method):
 
     def check(self) -> None:
         """Check the settings."""
-        if self.n_features < 1 or self.rounds < 0 or not 0 <= self.ridge < np.inf:
-            raise ConfigError(
-                "attributed_sae: n_features must be 1 or more, rounds and ridge 0 or more."
-            )
-        for name, known in (("signs", ("free", "tied")), ("candidates", ("clustered", "any"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"attributed_sae: {name} {getattr(self, name)!r} is unknown; choose one of "
-                    f"{', '.join(known)}."
-                )
+        super().check()
         if self.signs == "tied" and self.candidates == "any":
-            raise ConfigError("attributed_sae: features that never fire have no sign to tie to.")
+            raise ConfigError("AttributedSAE: features that never fire have no sign to tie to.")
 
     @property
     def name(self) -> str:
@@ -90,64 +82,52 @@ class AttributedSAE(Method):
         return "attributed_sae" if self.candidates == "clustered" else "attributed_any"
 
     def _vector(self, given: FitContext) -> SteeringVector:
-        decoder = given.sae.decoder.numpy().astype(np.float64)
-        self.selection_: FeatureSelection | None = None
-        self.clusters_: FeatureClusters | None = None
-        indices, signs = np.flatnonzero(decoder.any(axis=1)), None
-        if self.candidates == "clustered":
-            self.selection_, self.clusters_ = chosen_clusters(
-                given, {"n_features": N_CANDIDATES, **self.selection}, self.clustering
-            )
-            indices, signs = self.clusters_.kept_indices, self.clusters_.kept_signs
+        indices, signs = self._candidates(given)
+        rows = given.sae.decoder[indices].numpy().astype(np.float64)
         objective, around = given.objective, given.mean_delta
+        metric = objective.metric.damped(self.ridge)
         linear = [objective.at_zero]
-        for _ in range(self.rounds):
-            linear.append(objective.around(around))
-            weights = self._fit(objective, linear, decoder, indices, signs)
-            around = weights.direction_raw
-        if not self.rounds:
-            weights = self._fit(objective, linear, decoder, indices, signs)
-        self.weights_: FeatureWeights = weights
+        for number in range(max(self.rounds, 1)):
+            if number < self.rounds:
+                linear.append(objective.around(around))
+            gain = np.mean([one.gain for one in linear], axis=0)
+            target = objective.metric.solve(gain, self.ridge)
+            self.weights_: FeatureWeights = self._fit(target, metric, rows, indices, signs)
+            around = self.weights_.direction_raw
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
         return given.decoded(
-            weights.by_feature,
+            self.weights_.by_feature,
             self.name,
             {**self.get_params(), "kl_target": objective.kl_target},
             clusters=None if self.clusters_ is None else self.clusters_.label_of,
         )
 
+    def _candidates(self, given: FitContext) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features to pick from, and the sign of each one's own difference."""
+        self.selection_: FeatureSelection | None = None
+        self.clusters_: FeatureClusters | None = None
+        if self.candidates == "any":
+            indices = np.flatnonzero(given.sae.decoder.numpy().any(axis=1))
+            return indices, np.ones(len(indices))
+        selection = {"n_features": N_CANDIDATES, **self.selection}
+        self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
+        return self.clusters_.kept_indices, self.clusters_.kept_signs
+
     def _fit(
         self,
-        objective: SteeringObjective,
-        linear: list[Linearisation],
-        decoder: Float[np.ndarray, "d_sae d_model"],
+        target: Float[np.ndarray, " d_model"],
+        metric: Float[np.ndarray, "d_model d_model"],
+        rows: Float[np.ndarray, "feature d_model"],
         indices: np.ndarray,
-        signs: np.ndarray | None,
+        signs: np.ndarray,
     ) -> FeatureWeights:
-        metric = objective.metric.damped(self.ridge)
-        gain = np.mean([entry.gain for entry in linear], axis=0)
-        target = objective.metric.solve(gain, self.ridge)
+        """Fit the target in the metric with at most `n_features` of the candidates."""
+        n, fit = self.n_features, partial(fit_weights, target, metric=metric)
         if self.signs == "free":
-            return fit_weights(
-                target,
-                decoder[indices],
-                method="omp",
-                indices=indices,
-                metric=metric,
-                n_nonzero=self.n_features,
-            )
-        assert signs is not None
-        whole = fit_weights(
-            target, decoder[indices], method="sign_tied", signs=signs, metric=metric
-        )
-        lengths = np.sqrt(np.einsum("jd,de,je->j", decoder[indices], metric, decoder[indices]))
-        best = np.argsort(-np.abs(whole.weights) * lengths, kind="stable")[: self.n_features]
-        kept = best[whole.weights[best] != 0]
-        return fit_weights(
-            target,
-            decoder[indices[kept]],
-            method="sign_tied",
-            indices=indices[kept],
-            signs=signs[kept],
-            metric=metric,
-        )
+            return fit(rows, method="omp", indices=indices, n_nonzero=n)
+        # Fit with all of them, keep those of the greatest length in the metric, and fit again.
+        whole = fit(rows, method="sign_tied", signs=signs).weights
+        lengths = np.sqrt(np.einsum("jd,de,je->j", rows, metric, rows))
+        best = np.argsort(-np.abs(whole) * lengths, kind="stable")[:n]
+        kept = best[whole[best] != 0]
+        return fit(rows[kept], method="sign_tied", indices=indices[kept], signs=signs[kept])

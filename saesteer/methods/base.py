@@ -3,30 +3,67 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self
+from functools import cache
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 from jaxtyping import Int
+from pydantic import ConfigDict, create_model
 from sklearn.base import BaseEstimator
 
 from saesteer.methods.fit_context import FitContext
 from saesteer.steering import SteeringVector
+from saesteer.utils.settings import Settings, parse_config
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data import PairSet
-    from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
     from saesteer.models import Site
     from saesteer.saes.adapter import Sae
-    from saesteer.utils.progress import Progress
 
 
-class Method(BaseEstimator):
+class _Parameters(Settings):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+@cache
+def parameters_of(kind: type[Any], skip: frozenset[str] = frozenset()) -> type[Settings]:
+    """Return the settings class of an estimator, whose types say what may stand in its fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    own: Any = {n: (hints.get(n, Any), None) for n in signature(kind).parameters if n not in skip}
+    return create_model(kind.__name__, __base__=_Parameters, **own)
+
+
+class Estimator(BaseEstimator):
+    """After scikit-learn's conventions: settings are the fields of a dataclass.
+
+    So `get_params`, `set_params` and `sklearn.base.clone` work. What may stand in a field is said
+    by its type, such as `Annotated[int, Field(ge=1)]`.
+    """
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: One is out of range.
+        """
+        given = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+        }
+        kind = parameters_of(type(self))
+        parse_config(given, kind=kind, place=kind.__name__)
+
+
+class Method(Estimator):
     """A way from contrastive pairs to a steering vector, after scikit-learn's conventions.
 
-    Settings are the fields of a dataclass, so `get_params`, `set_params` and `sklearn.base.clone`
-    work. A method of one's own is such a dataclass with `_name` and `_vector`.
+    A method of one's own is a dataclass with `_name` and `_vector`, whose fields are its settings.
 
     Attributes:
         vector_: The vector, which points to the positive side.
@@ -48,16 +85,6 @@ class Method(BaseEstimator):
         """What settings files call the method."""
         return self._name
 
-    def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ConfigError: One is out of range.
-        """
-
     def fit(
         self,
         model: TransformerBridge,
@@ -65,11 +92,7 @@ class Method(BaseEstimator):
         *,
         sae: Sae | None = None,
         site: Site | str | None = None,
-        validation: PairSet | None = None,
-        seed: int = 0,
-        reading: ReadingSettings | None = None,
-        objective: ObjectiveSettings | None = None,
-        progress: Progress | None = None,
+        **context: Any,
     ) -> Self:
         """Fit the vector to pairs.
 
@@ -79,11 +102,7 @@ class Method(BaseEstimator):
             sae: The SAE; methods that know of no features do without.
             site: Where to read and to steer, such as "blocks.15.hook_resid_post"; where the SAE
                 writes if None.
-            validation: Pairs that clusters of features are judged by; the training pairs if None.
-            seed: Seeds what is drawn at random.
-            reading: Where activations are read.
-            objective: What methods that look at the model's words are to raise.
-            progress: Where to show progress.
+            **context: What else `FitContext` takes: validation, seed, reading, objective, progress.
 
         Raises:
             ConfigError: A setting is out of range, or an SAE or a site is missing.
@@ -91,18 +110,7 @@ class Method(BaseEstimator):
             DataError: A text does not fit the model, or the pairs give nothing to fit.
             SteeringError: The pairs' sides do not differ.
         """
-        given = FitContext(
-            model,
-            pairs,
-            sae=sae,
-            site=site,
-            validation=validation,
-            seed=seed,
-            reading=reading,
-            objective=objective,
-            progress=progress,
-        )
-        return self.fit_in(given)
+        return self.fit_in(FitContext(model, pairs, sae=sae, site=site, **context))
 
     def fit_in(self, given: FitContext) -> Self:
         """Fit the vector to what other methods were fitted to as well."""

@@ -61,12 +61,8 @@ class ClusteredSAE(Method):
             signs=self.clusters_.kept_signs,
             **self.regression,
         )
-        return given.decoded(
-            self.weights_.by_feature,
-            self.name,
-            self.get_params(),
-            clusters=self.clusters_.label_of,
-        )
+        weights, clusters = self.weights_.by_feature, self.clusters_.label_of
+        return given.decoded(weights, self.name, self.get_params(), clusters=clusters)
 
 
 def chosen_clusters(
@@ -74,14 +70,7 @@ def chosen_clusters(
 ) -> tuple[FeatureSelection, FeatureClusters]:
     """Choose candidate features, cluster them and judge the clusters.
 
-    Args:
-        given: The pairs' codes and, if measured, the features' densities.
-        selection: Keyword arguments of `select_features`.
-        clustering: Keyword arguments of `cluster_features`.
-
-    Raises:
-        ConfigError: A setting is out of range.
-        DataError: The filters leave no feature.
+    Settings are keyword arguments of `select_features` and `cluster_features`.
     """
     density = given.density if selection.get("max_density") is not None else None
     selected = select_features(given.codes, **{"density": density, **selection})

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from saesteer.data import read_answers, read_questions
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
 from saesteer.methods.answer_letters import answer_pairs
-from saesteer.methods.chosen_features import vector_of_features
-from saesteer.methods.features import encode_pairs, output_scores, select_features
+from saesteer.methods.features import (
+    encode_pairs,
+    output_scores,
+    select_features,
+    vector_of_features,
+)
 from saesteer.methods.objective import Contrast, SteeringObjective, TrainingCost
 from saesteer.methods.self_generated import self_generated
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
@@ -26,8 +30,7 @@ from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import match_strength
 from saesteer.steering.teacher_forced import TeacherForced
-from saesteer.utils.array_cache import content_key
-from saesteer.utils.cache import Cache
+from saesteer.utils.cache import Cache, content_key
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
 from saesteer.utils.progress import Progress
 
@@ -97,14 +100,12 @@ class FitContext:
         folder: RunFolder | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.model = model
-        self.pairs = pairs
-        self.validation = validation
+        self.model, self.pairs, self.validation = model, pairs, validation
         self.name = pairs.name if name is None else name
         self.seed = seed
+        self.site = _chosen_site(sae, site)
         self.progress = progress or Progress()
         self._sae = sae
-        self.site = _chosen_site(sae, site)
         self._reading = reading or ReadingSettings()
         self._settings = objective or ObjectiveSettings()
         self._max_new_tokens = max_new_tokens
@@ -113,14 +114,14 @@ class FitContext:
 
     @property
     def sae(self) -> Sae:
-        """The SAE.
-
-        Raises:
-            ConfigError: There is none.
-        """
+        """The SAE; an error where there is none."""
         if self._sae is None:
             raise ConfigError("the method works on SAE features; give it an SAE with sae=.")
         return self._sae
+
+    def generator(self, draw: int) -> Generator:
+        """Return what draws at random; different draws of a seed are independent."""
+        return Generator().manual_seed(self.seed * 1_000_003 + draw)
 
     @cached_property
     def model_name(self) -> str:
@@ -171,9 +172,7 @@ class FitContext:
         return self.deltas.double().mean(dim=0).numpy()
 
     @property
-    def sides(
-        self,
-    ) -> tuple[Float[np.ndarray, "pair d_model"], Float[np.ndarray, "pair d_model"]]:
+    def sides(self) -> list[Float[np.ndarray, "pair d_model"]]:
         """The positive and the negative sides, each text pooled, in float64.
 
         Raises:
@@ -189,7 +188,7 @@ class FitContext:
                     "numbers; read them in float32 or leave that pair out."
                 )
             both.append(pooled)
-        return both[0], both[1]
+        return both
 
     @cached_property
     def codes(self) -> PairCodes:
@@ -280,21 +279,21 @@ class FitContext:
     def objective(self) -> SteeringObjective:
         """What attribution raises: training statements, and what the model writes itself."""
         settings, cost = self._settings, self.cost
-        rows = {"statements": self._statement_rows()}
-        weights = {"statements": 1.0, "self-generated": settings.self_generated}
-        written = self._self_generated_rows() if settings.self_generated > 0 else None
-        if written is not None:
-            rows["self-generated"] = written
-        self.progress.say("Gradients of " + " and ".join(rows))
+        rows, weights = [("statements", self._statement_rows())], [1.0]
+        if settings.self_generated > 0 and (written := self._self_generated_rows()):
+            rows.append(("self-generated", written))
+            weights.append(settings.self_generated)
+        self.progress.say("Gradients of " + " and ".join(name for name, _ in rows))
+        texts = [(name, [(row.ids, row.kept) for row in own]) for name, own in rows]
         return SteeringObjective(
             [
                 # Gradients keep what every block above the site computed of a batch.
                 Contrast(
                     name,
-                    TeacherForced(self.model, texts, site=self.site, max_tokens=GRADIENT_TOKENS),
-                    weights[name],
+                    TeacherForced(self.model, own, site=self.site, max_tokens=GRADIENT_TOKENS),
+                    weight,
                 )
-                for name, texts in rows.items()
+                for (name, own), weight in zip(rows, weights, strict=True)
             ],
             cost.divergence,
             cost.metric,
@@ -305,7 +304,7 @@ class FitContext:
                 # The unit of strength, which decides where the search for it ends.
                 self.activations.residual_norm,
                 [(row.ids, row.kept) for row in cost.rows],
-                *((name, [(row.ids, row.kept) for row in texts]) for name, texts in rows.items()),
+                *texts,
             ),
         )
 
@@ -329,15 +328,11 @@ class FitContext:
             [*pairs.positives, *pairs.negatives], [*prompts, *prompts], pairs.side_names
         )
 
-    def _self_generated_rows(self) -> list[TokenRow] | None:
-        if self._folder is None:
-            found = self._write()
-        else:
-            found = self._folder.once("self-generated.json", self._write)
-        if not found["high"]:
-            return None
+    def _self_generated_rows(self) -> list[TokenRow]:
+        kept = self._folder
+        found = self._write() if kept is None else kept.once("self-generated.json", self._write)
         texts, questions = [*found["high"], *found["low"]], found["questions"]
-        return self._encoded(texts, [*questions, *questions], "text by the model")
+        return self._encoded(texts, [*questions, *questions], "text by the model") if texts else []
 
     def _write(self) -> dict[str, list[str]]:
         # Trained on the pairs that the vectors are fitted on, never on the judge's own.
@@ -346,19 +341,14 @@ class FitContext:
         except DataError:
             # Too few pairs to rate anything by: statements alone are raised.
             return {"questions": [], "high": [], "low": []}
-        settings = self._settings
+        settings, meter = self._settings, self.cost.divergence
         vector = self.vector(self.deltas.mean(dim=0), "difference_in_means")
-        strengths = [
-            match_strength(
-                self.cost.divergence, vector, settings.kl_target, sign=sign, tolerance=0.1
-            ).strength
-            for sign in (1, -1)
-        ]
+        matched = partial(match_strength, meter, vector, settings.kl_target, tolerance=0.1)
         found = self_generated(
             self.model,
             self.questions,
             vector,
-            strengths,
+            [matched(sign=sign).strength for sign in (1, -1)],
             judge.logit,
             n_samples=settings.self_generated_samples,
             n_pairs=settings.self_generated_pairs,
@@ -367,7 +357,7 @@ class FitContext:
             seed=self.seed,
         )
         trim_memory()
-        return found._asdict()
+        return found
 
     def vector(
         self,
@@ -388,12 +378,7 @@ class FitContext:
         clusters: Mapping[int, int] | None = None,
         **rest: Any,
     ) -> SteeringVector:
-        """Return the sum of weighted decoder rows, with how it came about.
-
-        Raises:
-            ConfigError: There is no SAE.
-            SteeringError: No weight differs from 0.
-        """
+        """Return the sum of weighted decoder rows, with how it came about."""
         return vector_of_features(
             self.sae,
             weights,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from saesteer.steering.divergence import DivergenceMeter, match_strength
 from saesteer.steering.teacher_forced import Pass, TeacherForced
-from saesteer.utils.array_cache import content_key
-from saesteer.utils.cache import Cache
+from saesteer.utils.cache import Cache, content_key
 from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from saesteer.models import Site
     from saesteer.models.tokens import TokenRow
     from saesteer.steering import SteeringVector, Unit
-    from saesteer.utils.array_cache import ArrayCache
 
 # Of hundreds of pairs without anything in common a few hundredths remain.
 NO_DIFFERENCE = 1e-3
@@ -35,22 +33,17 @@ Arrays = dict[str, np.ndarray]
 Keep = Callable[[np.ndarray, Callable[[], Arrays]], Arrays]
 MakeVector = Callable[[Float[np.ndarray, " d_model"]], "SteeringVector"]
 
-_METRICS = Cache()
+# Metrics of fits that name no folder to keep them in.
+_IN_MEMORY = Cache()
 
 
 @dataclass(frozen=True, eq=False)
 class FisherMetric:
-    """The second-order cost of a vector added at a site, KL(u) ~ u' F u / 2 per token.
+    """The second-order cost of a vector added at a site, KL(u) ~ u' F u / 2 per token."""
 
-    Attributes:
-        matrix: F in nats per token and squared unit of residual stream.
-        n_samples: How many sampled gradients it was estimated from.
-        n_tokens: How many tokens of text they were sampled on.
-    """
-
-    matrix: Float[np.ndarray, "d_model d_model"]
-    n_samples: int
-    n_tokens: int
+    matrix: Float[np.ndarray, "d_model d_model"]  # F, nats per token and squared unit of residual
+    n_samples: int  # sampled gradients that it was estimated from
+    n_tokens: int  # of text that they were sampled on
 
     @cached_property
     def mean_diagonal(self) -> float:
@@ -78,10 +71,6 @@ class FisherMetric:
             )
         return np.linalg.solve(self.damped(ridge), gain)
 
-    def cost(self, vector: Float[np.ndarray, " d_model"]) -> float:
-        """Return the KL per token that the metric predicts for a vector."""
-        return float(vector @ self.matrix @ vector) / 2
-
 
 def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) -> FisherMetric:
     """Estimate the Fisher metric from answers that the model itself samples, token by token.
@@ -91,14 +80,7 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
     E[h h'] = sum_t F_t, because the y_t are independent given the text and each score has mean
     zero. F is the mean of h h' over samples and texts, per token (Amari 1998, "Natural gradient
     works efficiently in learning").
-
-    Args:
-        rows: Neutral texts prepared for the site.
-        n_samples: Draws for each text, 1 or more.
-        seed: Seeds the draws.
     """
-    if n_samples < 1:
-        raise ConfigError(f"n_samples: {n_samples} draws measure nothing; give 1 or more.")
     generator = torch.Generator().manual_seed(seed)
     # By a map, so that no name holds one pass's logits while the next one runs.
     parts = map(partial(_squares, n_samples, generator), rows.open_passes())
@@ -170,28 +152,12 @@ def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[list[int], Tensor, Tensor]:
     return part.index, gradient.float().cpu(), means.cpu()
 
 
-@dataclass(frozen=True, eq=False)
-class Contrast:
-    """Texts whose likelihood steering should raise, against as many it should lower.
-
-    `rows` holds the texts to raise, then those to lower in the same order. `weight` is how much
-    they count; contrasts are brought to one scale first.
-    """
+class Contrast(NamedTuple):
+    """Texts whose likelihood steering should raise, against as many it should lower."""
 
     name: str
-    rows: TeacherForced
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.rows.n_rows % 2:
-            raise ConfigError(
-                f"contrast {self.name!r} has {self.rows.n_rows} texts; give as many to lower as to "
-                "raise."
-            )
-        if not 0 <= self.weight < np.inf:
-            raise ConfigError(
-                f"contrast {self.name!r}: weight {self.weight:g} is no weight; give 0 or more."
-            )
+    rows: TeacherForced  # the texts to raise, then those to lower in the same order
+    weight: float = 1.0  # how much it counts; contrasts are brought to one scale first
 
     @property
     def n_pairs(self) -> int:
@@ -199,20 +165,12 @@ class Contrast:
         return self.rows.n_rows // 2
 
 
-@dataclass(frozen=True, eq=False)
-class Linearisation:
-    """The objective to first order around a vector.
+class Linearisation(NamedTuple):
+    """The objective to first order around a vector."""
 
-    Attributes:
-        gain: Gradient of the objective with respect to a vector added both ways, [d_model].
-        effects: E of each contrast at the matched strengths, nats per token.
-        plus: The positive strength that meets the KL target; 0 around nothing.
-        minus: The negative one.
-    """
-
-    gain: Float[np.ndarray, " d_model"]
-    effects: dict[str, float]
-    plus: float = 0.0
+    gain: Float[np.ndarray, " d_model"]  # gradient with respect to a vector added both ways
+    effects: dict[str, float]  # E of each contrast at the matched strengths, nats per token
+    plus: float = 0.0  # the strengths that meet the KL target; 0 around nothing
     minus: float = 0.0
 
 
@@ -227,14 +185,10 @@ class SteeringObjective:
     and `gain` is the mean of the gradients of m at a+ v and at -a- v: what a small vector added to
     v (and taken away on the negative side) changes.
 
-    Args:
-        contrasts: What to raise and to lower.
-        divergence: The cost, on neutral text that no evaluation uses.
-        metric: The cost to second order at zero.
-        make_vector: Turns a raw vector into a SteeringVector at the site.
-        kl_target: KL(steered || base) at which to linearise, nats per token.
-        keep: Returns the arrays of a linearisation, computed by the function given or kept from
-            earlier; computed each time if None.
+    The cost (`divergence`, and `metric` to second order at zero) is measured on neutral text that
+    no evaluation uses, `make_vector` turns a raw vector into a SteeringVector at the site, and
+    `keep` returns the arrays of a linearisation, computed by the function given or kept from
+    earlier.
     """
 
     def __init__(
@@ -245,14 +199,8 @@ class SteeringObjective:
         make_vector: MakeVector,
         *,
         kl_target: float = 0.3,
-        keep: Keep | None = None,
+        keep: Keep = lambda at, compute: compute(),
     ) -> None:
-        if not contrasts:
-            raise ConfigError("there are no contrasts, so nothing to steer for; give at least one.")
-        if not 0 < kl_target < np.inf:
-            raise ConfigError(
-                f"kl_target: {kl_target:g} nats per token are no KL target; give e.g. 0.3."
-            )
         self.contrasts = tuple(contrasts)
         self.divergence = divergence
         self.metric = metric
@@ -264,39 +212,30 @@ class SteeringObjective:
     def at_zero(self) -> Linearisation:
         """The objective around no steering at all."""
         gains = self._zero_gains
-        total = sum(self._scales[name] * gain for name, gain in gains.items())
-        assert not isinstance(total, int)
-        return Linearisation(total, dict.fromkeys(gains, 0.0))
+        return Linearisation(self._weighed(gains), dict.fromkeys(gains, 0.0))
+
+    def around(self, raw: Float[np.ndarray, " d_model"]) -> Linearisation:
+        """Linearise around a raw vector, steered both ways at the strengths of the KL target."""
+        found, names = self._keep(raw, lambda: self._around(raw)), [c.name for c in self.contrasts]
+        gain = self._weighed({name: found[f"gain.{name}"] for name in names})
+        effects = {name: float(found[f"effect.{name}"][0]) for name in names}
+        return Linearisation(gain, effects, *map(float, found["strengths"]))
 
     @cached_property
     def _zero_gains(self) -> Arrays:
-        return self._kept(
-            np.zeros(0),
-            lambda: {c.name: _zero_gain(c) for c in self.contrasts},
-        )
+        return self._keep(np.zeros(0), lambda: {c.name: _zero_gain(c) for c in self.contrasts})
 
-    def _kept(self, at: np.ndarray, compute: Callable[[], Arrays]) -> Arrays:
-        return compute() if self._keep is None else self._keep(at, compute)
+    def _weighed(self, gains: Arrays) -> Float[np.ndarray, " d_model"]:
+        return np.sum([self._scales[name] * gain for name, gain in gains.items()], axis=0)
 
     @cached_property
     def _scales(self) -> dict[str, float]:
         # One unit of each contrast is what its best direction gains at unit cost.
-        sizes = {
-            name: float(np.sqrt(gain @ self.metric.solve(gain)))
-            for name, gain in self._zero_gains.items()
-        }
+        gains = self._zero_gains
+        sizes = {name: float(np.sqrt(g @ self.metric.solve(g))) for name, g in gains.items()}
         return {
             c.name: c.weight / sizes[c.name] if sizes[c.name] > 0 else 0.0 for c in self.contrasts
         }
-
-    def around(self, raw: Float[np.ndarray, " d_model"]) -> Linearisation:
-        """Linearise around a raw vector, steered both ways at the strengths of the KL target."""
-        found = self._kept(raw, lambda: self._around(raw))
-        gains = {c.name: found[f"gain.{c.name}"] for c in self.contrasts}
-        gain = sum(self._scales[name] * part for name, part in gains.items())
-        assert not isinstance(gain, int)
-        effects = {c.name: float(found[f"effect.{c.name}"][0]) for c in self.contrasts}
-        return Linearisation(gain, effects, *map(float, found["strengths"]))
 
     def _around(self, raw: Float[np.ndarray, " d_model"]) -> Arrays:
         vector = self._make_vector(raw)
@@ -331,13 +270,8 @@ def _margin_gradient(contrast: Contrast, gradients: Any) -> Float[np.ndarray, " 
 class TrainingCost:
     """What steering at a site costs on neutral answers that no evaluation uses.
 
-    Args:
-        model: A model from `load_model`.
-        rows: The answers as the assistant's words.
-        site: Where vectors are added.
-        fisher_samples: Draws for each answer.
-        arrays: Where the metric is kept; in memory if None.
-        key: What tells the model's weights and the site from others.
+    Metric and linearisations are kept in `arrays` under `key`, which tells the model's weights and
+    the site from others.
     """
 
     def __init__(
@@ -347,25 +281,20 @@ class TrainingCost:
         site: Site,
         *,
         fisher_samples: int,
-        arrays: ArrayCache | None = None,
+        arrays: Cache = _IN_MEMORY,
         key: tuple[str, ...] = (),
     ) -> None:
-        self._model = model
         self.rows = rows
-        self._site = site
+        self._model, self._site = model, site
         self._fisher_samples = fisher_samples
-        self._arrays = arrays
-        self._key = key
+        self._arrays, self._key = arrays, key
 
     @cached_property
     def divergence(self) -> DivergenceMeter:
         """The KL at a strength, on the first answers alone."""
-        rows: list[TokenRow] = []
-        for row in self.rows:
-            rows.append(row)
-            if sum(sum(r.kept) for r in rows) >= COST_TOKENS:
-                break
-        return DivergenceMeter(self._model, rows, site=self._site)
+        tokens = np.cumsum([sum(row.kept) for row in self.rows])
+        enough = 1 + int(np.searchsorted(tokens, COST_TOKENS))
+        return DivergenceMeter(self._model, self.rows[:enough], site=self._site)
 
     @cached_property
     def metric(self) -> FisherMetric:
@@ -377,15 +306,15 @@ class TrainingCost:
             return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
 
         parts = (*self._key, self._fisher_samples, [(row.ids, row.kept) for row in self.rows])
-        if self._arrays is None:
-            kept = _METRICS.keep("fisher", content_key(*parts), compute)
-        else:
-            kept = self._arrays.once("fisher", *parts, compute=compute)
+        kept = self._arrays.keep(
+            "fisher",
+            content_key(*parts),
+            lambda: self._arrays.once("fisher", *parts, compute=compute),
+        )
         return FisherMetric(kept["matrix"], *map(int, kept["counts"]))
 
-    def keep(self, *parts: Any) -> Keep | None:
-        """Return a function that keeps linearisations of one objective by content, if on disk."""
-        arrays = self._arrays
-        if arrays is None:
-            return None
-        return lambda at, compute: arrays.once("gradients", *self._key, *parts, at, compute=compute)
+    def keep(self, *parts: Any) -> Keep:
+        """Return a function that keeps linearisations of one objective by content."""
+        return lambda at, compute: self._arrays.once(
+            "gradients", *self._key, *parts, at, compute=compute
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -20,14 +20,6 @@ FEWEST_WORDS = 4
 Rate = Callable[[Sequence[str]], Float[np.ndarray, " text"]]
 
 
-class GeneratedPairs(NamedTuple):
-    """Pairs of completions of one question each, the one rated higher and the one rated lower."""
-
-    questions: list[str]
-    high: list[str]
-    low: list[str]
-
-
 def self_generated(
     model: TransformerBridge,
     questions: Sequence[str],
@@ -40,26 +32,19 @@ def self_generated(
     max_new_tokens: int = 40,
     chat: bool | None = None,
     seed: int = 0,
-) -> GeneratedPairs:
+) -> dict[str, list[str]]:
     """Let the model answer under steering both ways, and pair what is rated high with what is low.
 
     Raising the likelihood of the high one against the low one is a step of policy gradient on the
     rating with a paired baseline; the texts are the model's own, so the step moves what it writes
     and not only how likely it finds other people's statements.
 
-    Args:
-        model: A model from `load_model`.
-        questions: Neutral questions that no evaluation asks.
-        vector: What to steer with; any baseline, such as difference in means.
-        strengths: At which strengths, such as those that meet a KL target both ways.
-        rate: Rates texts; it must have been trained on other statements than the judge that
-            scores in the end.
-        n_samples: Completions for each question and strength.
-        n_pairs: The most pairs for each question: the highest against the lowest, the second
-            against the second lowest, ...
-        max_new_tokens: The most tokens of a completion.
-        chat: Whether questions go through the chat template; where there is one if None.
-        seed: Seeds the sampling.
+    `strengths` are such as meet a KL target both ways, `rate` must have been trained on other
+    statements than the judge that scores in the end, and no evaluation asks the questions. Of each
+    question the highest is paired with the lowest, the second with the second lowest, and so on.
+
+    Returns:
+        questions, and for each the text rated high and the one rated low.
     """
     result = generate(
         model,
@@ -78,13 +63,12 @@ def self_generated(
     by_question: dict[str, list[tuple[float, str]]] = {}
     for record, rating in zip(kept, ratings, strict=True):
         by_question.setdefault(record.prompt, []).append((float(rating), record.text))
-    found = GeneratedPairs([], [], [])
+    found: dict[str, list[str]] = {"questions": [], "high": [], "low": []}
     for question, rated in by_question.items():
-        ordered = sorted(rated)
-        for place in range(min(n_pairs, len(ordered) // 2)):
-            low, high = ordered[place], ordered[-1 - place]
+        rated.sort()
+        lowest = rated[: min(n_pairs, len(rated) // 2)]
+        for low, high in zip(lowest, rated[::-1], strict=False):
             if high[0] > low[0]:
-                found.questions.append(question)
-                found.high.append(high[1])
-                found.low.append(low[1])
+                for column, said in zip(found, (question, high[1], low[1]), strict=True):
+                    found[column].append(said)
     return found

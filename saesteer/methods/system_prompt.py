@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from pydantic import Field
 
 from saesteer.data.pairs import PairSet
+from saesteer.methods.base import Estimator
 from saesteer.utils.errors import ConfigError, DataError
 
 
 @dataclass(repr=False, eq=False)
-class SystemPrompt(BaseEstimator):
+class SystemPrompt(Estimator):
     """Two system prompts that describe a persona and its opposite in words.
 
     Attributes:
@@ -31,20 +32,14 @@ class SystemPrompt(BaseEstimator):
         'You are the very opposite of a saint.'
     """
 
-    n_statements: int = 4
+    n_statements: Annotated[int, Field(ge=1)] = 4
     description: str | None = None
     opposite: str | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def check(self) -> None:
         """Check the settings."""
-        if self.n_statements < 1:
-            raise ConfigError(
-                f"n_statements: {self.n_statements} statements describe nobody; give 1 or more."
-            )
+        super().check()
         if self.opposite and not self.description:
             raise ConfigError("opposite: it goes with a description; give description too.")
 

@@ -244,7 +244,7 @@ def independent_measures(
     """
     found: dict[str, Measure] = {}
     if {towards, away} == {"positive", "negative"}:
-        from saesteer.evaluation.sentiment import vader_compound
+        from saesteer.evaluation.text_quality import vader_compound
 
         sign = 1.0 if towards == "positive" else -1.0
         try:

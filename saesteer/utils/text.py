@@ -40,4 +40,4 @@ def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return what to say behind an unknown name: the nearest known one, or all of them."""
     names = list(known)
-    return did_you_mean(name, names, cutoff=0.6) or f" (known: {', '.join(names)})"
+    return did_you_mean(name, names, cutoff=0.6) or f" (known: {', '.join(names) or 'none'})"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.methods.registry import build_method, method_entries
+from saesteer.methods.registry import METHODS, build_method
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import parse_config
 
@@ -74,11 +74,19 @@ def test_what_does_not_fit_is_one_sentence_with_its_field(changes, text):
     ("name", "settings", "text"),
     [
         ("clusterd_sae", {}, "method 'clusterd_sae' is unknown (did you mean 'clustered_sae'?)"),
-        ("pca", {"varient": "x"}, "method pca has no setting 'varient'; it has variant"),
-        ("attributed_tied", {"signs": "free"}, "has no setting 'signs'"),
+        (
+            "pca",
+            {"varient": "x"},
+            "method pca: varient is not a known setting (did you mean 'variant'?)",
+        ),
+        ("attributed_tied", {"signs": "free"}, "signs is not a known setting"),
         ("attributed_sae", {"n_features": 2.5}, "method attributed_sae: n_features: "),
-        ("attributed_sae", {"n_features": 0}, "n_features must be 1 or more"),
-        ("natural_gradient", {"ridge": float("nan")}, "ridge 0 or more"),
+        (
+            "attributed_sae",
+            {"n_features": 0},
+            "n_features: input should be greater than or equal to 1",
+        ),
+        ("natural_gradient", {"ridge": float("nan")}, "ridge: input should be a finite number"),
         (
             "attributed_sae",
             {"selection": {"n_featurs": 3}},
@@ -96,7 +104,7 @@ def test_a_method_or_setting_that_is_not_known_is_one_sentence(name, settings, t
 
 
 def test_every_method_is_made_without_settings_and_keeps_those_it_is_given():
-    for name in method_entries():
+    for name in METHODS:
         assert build_method(name, {}) is not None
     settings = {"n_features": 3, "selection": {"max_firing": 1.0}}
     made: Any = build_method("attributed_tied", settings)

@@ -127,7 +127,7 @@ def test_a_persona_that_cannot_be_used_is_named_with_its_file(
         ({"methods": ["atributed_sae", "difference_in_means"]}, "did you mean 'attributed_sae'?"),
         (
             {"methods": ["difference_in_means", {"name": "attributed_sae", "grid": [{"x": 1}]}]},
-            "method attributed_sae has no setting 'x'",
+            "method attributed_sae: x is not a known setting",
         ),
         ({"headline": "system_prompt"}, "headline 'system_prompt' has no strength to match"),
         ({"baseline": "system_prompt"}, "baseline 'system_prompt' has no strength to match"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saesteer.evaluation.evaluate import evaluate
+from saesteer.evaluation import evaluate
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.plan import plan_run

@@ -7,8 +7,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,8 +14,8 @@ import pytest
 from scipy.stats import hmean
 
 from saesteer.evaluation.llm_client import Endpoint
-from saesteer.evaluation.llm_judge import LlmJudge, LlmRating, parse_rating
-from saesteer.utils.errors import ConfigError, DataError, NetworkError, OutputError
+from saesteer.evaluation.llm_judge import LlmJudge, LlmRating, mean_ratings, parse_rating
+from saesteer.utils.errors import ConfigError, NetworkError, OutputError
 
 KEY = "sk-very+secret/key=="
 QUESTIONS, TEXTS = ["How are you?", "What now?"], ["I am glad.", "Go away."]
@@ -63,9 +61,6 @@ class FakeServer:
             self.calls.append({"path": request.path, **payload})
             self.headers.append(dict(request.headers))
         answer = self.answer(number, payload)
-        if answer == "hang":
-            self.release.wait(5)
-            return
         if answer == "drip":
             request.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
             while not self.release.wait(0.05):
@@ -117,10 +112,10 @@ def test_three_questions_a_completion_and_their_harmonic_mean(server, judge_at):
     server.answer = lambda n, payload: by_aspect(payload)
     judge, waits = judge_at(workers=3)
     # Equal completions are asked about once.
-    result = judge.rate("being kind", [*QUESTIONS, QUESTIONS[0]], [*TEXTS, TEXTS[0]])
-    assert result.ratings == (LlmRating(2, 1, 2),) * 3
-    assert result.ratings[0].harmonic_mean == pytest.approx(hmean([2, 1, 2]))
-    assert (result.asked, result.cached, dict(result.missing), waits) == (6, 0, {}, [])
+    ratings = judge.rate("being kind", [*QUESTIONS, QUESTIONS[0]], [*TEXTS, TEXTS[0]])
+    assert ratings == [LlmRating(2, 1, 2)] * 3
+    assert ratings[0].harmonic_mean == pytest.approx(hmean([2, 1, 2]))
+    assert (len(server.calls), waits) == (6, [])
     assert {call["temperature"] for call in server.calls} == {0}
     assert {call["path"] for call in server.calls} == {"/v1/chat/completions"}
     assert LlmRating(0, 2, 2).harmonic_mean == 0
@@ -132,7 +127,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same(server, judge_at, tmp_path
     first = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
     again = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
     assert len(server.calls) == 6
-    assert (again.asked, again.cached, again.ratings) == (0, 6, first.ratings)
+    assert again == first
     # Fluency does not hang on the behaviour, nor instruction.
     judge_at(cache)[0].rate("being rude", QUESTIONS, TEXTS)
     assert len(server.calls) == 8
@@ -140,8 +135,8 @@ def test_a_second_run_asks_nothing_and_gives_the_same(server, judge_at, tmp_path
     lines = cache.read_bytes().splitlines()
     rubbish = [b"\xff\x00{", b"[]", lines[1].replace(b"1", b"9"), b'{"key": "c"}']
     cache.write_bytes(b"\n".join([*rubbish, *lines[2:-1], lines[0][:-5]]))
-    found = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
-    assert found.cached < 6 and found.ratings == first.ratings
+    assert judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS) == first
+    assert len(server.calls) > 8
 
 
 def test_what_was_rated_before_the_server_went_is_kept(server, judge_at, tmp_path):
@@ -151,8 +146,9 @@ def test_what_was_rated_before_the_server_went_is_kept(server, judge_at, tmp_pat
         judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
     assert len(cache.read_text().splitlines()) == 4
     server.answer = lambda n, payload: rated(2)
-    result = judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS)
-    assert (result.asked, result.cached) == (2, 4)
+    asked = len(server.calls)
+    assert judge_at(cache)[0].rate("being kind", QUESTIONS, TEXTS) == [LlmRating(2, 2, 2)] * 2
+    assert len(server.calls) == asked + 2
 
 
 @pytest.mark.parametrize(
@@ -178,14 +174,14 @@ def test_what_was_rated_before_the_server_went_is_kept(server, judge_at, tmp_pat
 def test_an_answer_without_a_rating_is_missing_and_never_zero(server, judge_at, tmp_path, answer):
     server.answer = lambda n, payload: answer if n < 1 or answer[2] else rated(2)
     cache = tmp_path / "ratings.jsonl"
-    result = judge_at(cache, attempts=1)[0].rate("being kind", QUESTIONS[:1], TEXTS[:1])
-    assert result.ratings[0].behaviour is None
-    assert sum(result.missing.values()) == (3 if answer[2] else 1)
-    assert (result.mean()["n_missing"], result.mean()["behaviour"]) == (1, None)
+    ratings = judge_at(cache, attempts=1)[0].rate("being kind", QUESTIONS[:1], TEXTS[:1])
+    assert ratings[0].count(None) == (3 if answer[2] else 1)
+    means = mean_ratings(ratings)
+    assert (means["n_missing"], means["behaviour"]) == (1, None)
     # A missing rating is asked for again.
     server.answer = lambda n, payload: rated(2)
     again = judge_at(cache)[0].rate("being kind", QUESTIONS[:1], TEXTS[:1])
-    assert again.ratings == (LlmRating(2, 2, 2),)
+    assert again == [LlmRating(2, 2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -202,38 +198,18 @@ def test_words_around_one_rating_are_forgiven(reply, rating):
 
 
 def test_an_empty_completion_is_missing_without_asking(server, judge_at):
-    result = judge_at()[0].rate("being kind", QUESTIONS, ["", " \n"])
+    ratings = judge_at()[0].rate("being kind", QUESTIONS, ["", " \n"])
     assert server.calls == []
-    assert result.missing == {"empty completion": 6}
     aspects = ("behaviour", "instruction", "fluency", "harmonic_mean")
-    assert result.mean() == {**dict.fromkeys(aspects), "n": 2, "n_missing": 2}
+    assert mean_ratings(ratings) == {**dict.fromkeys(aspects), "n": 2, "n_missing": 2}
 
 
-@pytest.mark.parametrize(
-    ("headers", "low", "high"),
-    [
-        ({}, 1.0, 1.0),
-        ({"Retry-After": "7"}, 7.0, 7.0),
-        ({"Retry-After": "soon"}, 1.0, 1.0),
-        ({"Retry-After": "date"}, 20.0, 30.0),
-    ],
-)
-def test_a_busy_server_is_asked_again_after_the_wait_it_names(server, judge_at, headers, low, high):
-    if headers.get("Retry-After") == "date":
-        headers = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=30))}
-    server.answer = lambda n, payload: rated(2) if n else (429, b"slow down", headers)
+def test_a_busy_server_is_asked_again_after_the_wait_it_names(server, judge_at):
+    busy = (429, b"slow down", {"Retry-After": "7"})
+    server.answer = lambda n, payload: rated(2) if n else busy
     judge, waits = judge_at()
-    result = judge.rate("being kind", QUESTIONS[:1], TEXTS[:1])
-    assert result.ratings == (LlmRating(2, 2, 2),)
-    assert len(server.calls) == 4
-    assert len(waits) == 1 and low <= waits[0] <= high
-
-
-def test_waits_double_up_to_the_longest_and_too_long_a_one_ends_the_rating(server, judge_at):
-    server.answer = lambda n, payload: rated(2) if n >= 5 else (500, b"<html>", {})
-    judge, waits = judge_at(attempts=6, longest_wait=6.0)
-    assert judge.rate("a", ["Why?"], ["Because."]).ratings == (LlmRating(2, 2, 2),)
-    assert waits == [1, 2, 4, 6, 6]
+    assert judge.rate("being kind", QUESTIONS[:1], TEXTS[:1]) == [LlmRating(2, 2, 2)]
+    assert (len(server.calls), waits) == (4, [7])
     server.answer = lambda n, payload: (429, b"", {"Retry-After": "3600"})
     with pytest.raises(NetworkError, match="asks to wait 3600 s"):
         judge_at()[0].rate("a", ["Why?"], ["Because."])
@@ -242,24 +218,22 @@ def test_waits_double_up_to_the_longest_and_too_long_a_one_ends_the_rating(serve
 def test_a_server_that_fails_for_good_is_missing_and_then_given_up(server, judge_at):
     server.answer = lambda n, payload: (503, b"", {})
     few = judge_at(attempts=2)[0].rate("a", ["Why?"], ["Because."])
-    assert few.missing == {"status 503": 3}
+    assert few == [LlmRating(None, None, None)]
     assert len(server.calls) == 6
     texts = [f"text {i}" for i in range(20)]
     with pytest.raises(NetworkError, match="8 questions in a row"):
         judge_at(attempts=2)[0].rate("a", ["Why?"] * 20, texts)
     assert len(server.calls) == 6 + 16
     gone, waits = judge_at(base_url="http://127.0.0.1:9/v1", attempts=3)
-    assert gone.rate("a", ["Why?"], ["Because."]).missing == {"no answer (ConnectionError)": 3}
+    assert gone.rate("a", ["Why?"], ["Because."]) == few
     assert waits == [1, 2] * 3
 
 
-@pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_a_server_that_never_ends_its_answer_is_left(server, judge_at, fault):
-    server.answer = lambda n, payload: fault if n < 1 else rated(2)
+def test_a_server_that_never_ends_its_answer_is_left(server, judge_at):
+    server.answer = lambda n, payload: "drip" if n < 1 else rated(2)
     start = time.monotonic()
-    result = judge_at(timeout=0.3)[0].rate("a", ["Why?"], ["Because."])
+    assert judge_at(timeout=0.3)[0].rate("a", ["Why?"], ["Because."]) == [LlmRating(2, 2, 2)]
     assert time.monotonic() - start < 3
-    assert result.ratings == (LlmRating(2, 2, 2),)
     assert len(server.calls) == 4
 
 
@@ -292,8 +266,8 @@ def test_a_refusal_says_why_and_shows_no_key(server, judge_at, monkeypatch, capf
     server.answer = lambda n, payload: (status, body, {"Location": "http://127.0.0.1:9/steal"})
     with pytest.raises(NetworkError) as caught:
         judge_at()[0].rate("a", ["Why?"], ["Because."])
-    words = "OPENAI_API_KEY" if status == 401 else "no model for key ***"
-    assert words in str(caught.value)
+    words = {307: "sends on to 127.0.0.1", 401: "OPENAI_API_KEY"}
+    assert words.get(status, "no model for key ***") in str(caught.value)
     assert not _leaks(caught.value)
     assert KEY not in "".join(capfd.readouterr())
     assert len(server.calls) == 1
@@ -307,7 +281,7 @@ def test_a_key_that_a_server_echoes_is_in_no_result_and_no_cache(
     server.answer = lambda n, payload: said(f'{KEY} {{"rating": 1, "{KEY}": 2}}' if n else KEY)
     judge, _ = judge_at(cache)
     result = judge.rate("a", ["Why?"], ["Because."])
-    assert result.ratings == (LlmRating(None, 1, 1),)
+    assert result == [LlmRating(None, 1, 1)]
     assert KEY not in f"{result} {judge.__dict__} {cache.read_text()}"
 
 
@@ -333,17 +307,13 @@ def test_the_text_cannot_leave_its_place(server, judge_at):
         assert evil.splitlines()[-1] not in lines
     # Nor does text that is no valid Unicode stop it.
     result = judge_at()[0].rate("b\ud800", ["q\udfff"], ["x\ud83d"])
-    assert result.ratings == (LlmRating(1, 1, 1),)
+    assert result == [LlmRating(1, 1, 1)]
 
 
-def test_hostile_calls_are_refused(judge_at, tmp_path):
-    with pytest.raises(DataError, match="1 questions for 2"):
-        judge_at()[0].rate("a", ["Why?"], TEXTS)
-    with pytest.raises(ConfigError, match="workers"):
-        judge_at(workers=0)
+def test_a_cache_that_cannot_be_written_is_a_sentence(judge_at, tmp_path):
     with pytest.raises(OutputError, match="cache of ratings"):
         judge_at(tmp_path)
-    assert judge_at()[0].rate("a", [], []).mean()["n"] == 0
+    assert mean_ratings(judge_at()[0].rate("a", [], []))["n"] == 0
 
 
 @pytest.mark.parametrize(
@@ -353,9 +323,6 @@ def test_hostile_calls_are_refused(judge_at, tmp_path):
         ({"base_url": "localhost:8000"}, "base_url"),
         ({"base_url": f"http://me:{KEY}@host/v1"}, "base_url"),
         ({"key_variable": KEY}, "never the key itself"),
-        ({"timeout": float("nan")}, "timeout"),
-        ({"attempts": 0}, "attempts"),
-        ({"first_wait": -1}, "first_wait"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_without_repeating_a_key(settings, said):

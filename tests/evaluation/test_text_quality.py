@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from saesteer.evaluation import text_quality
 from saesteer.evaluation.text_quality import (
     QualityReference,
     answer_similarity,
@@ -14,9 +17,10 @@ from saesteer.evaluation.text_quality import (
     distinct_share,
     quality_reference,
     repeated_share,
+    vader_compound,
 )
 from saesteer.models import chat_prompt, encode_texts, plain_model
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import DataError, ModelError
 
 QUESTION = "tell me about the house on the hill"
 REFERENCE = QualityReference(nll=2.0, similarity=0.5)
@@ -92,11 +96,6 @@ def test_a_completion_that_reads_back_longer_than_the_context_is_cut(tiny_llama)
     assert np.isfinite(completion_nll(tiny_llama, [QUESTION], ["x q " * 300])).all()
 
 
-def test_as_many_questions_as_completions_are_needed(tiny_llama):
-    with pytest.raises(DataError, match="1 questions for 2"):
-        completion_nll(tiny_llama, ["a"], ["b", "c"])
-
-
 def test_similarity_is_the_cosine_and_missing_where_the_embedding_is():
     questions = np.array([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
     completions = np.array([[0.0, 3.0], [5.0, 0.0], [np.nan, np.nan]])
@@ -135,6 +134,31 @@ def test_one_bad_half_makes_the_composite_zero_and_a_missing_one_missing():
     similarity = np.array([-0.3, np.nan, 0.5, 0.5])
     got = composite_proxy(nll, np.zeros(4), similarity, REFERENCE)
     np.testing.assert_array_equal(got, [0.0, np.nan, np.nan, 0.0])
+
+
+def test_scores_are_those_that_vaders_authors_publish():
+    # From the package's own README.
+    published = {
+        "VADER is smart, handsome, and funny.": 0.8316,
+        "VADER is VERY SMART, handsome, and FUNNY!!!": 0.9342,
+        "The book was good.": 0.4404,
+        "Today SUX!": -0.5461,
+        "Not bad at all": 0.431,
+    }
+    np.testing.assert_allclose(vader_compound(list(published)), list(published.values()), atol=1e-4)
+
+
+def test_a_blank_text_is_missing_and_not_neutral():
+    scores = vader_compound(["", " \n\t", "The table stands there."])
+    assert np.isnan(scores[:2]).all()
+    assert scores[2] == 0.0
+
+
+def test_a_missing_package_is_named_with_the_command_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    text_quality._analyzer.cache_clear()
+    with pytest.raises(ModelError, match="pip install vaderSentiment"):
+        vader_compound(["a"])
 
 
 @pytest.mark.real

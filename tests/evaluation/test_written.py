@@ -14,9 +14,14 @@ from saesteer.data import pairs_from
 from saesteer.evaluation import written
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import train_judge
-from saesteer.evaluation.sentiment import vader_compound
-from saesteer.evaluation.text_quality import completion_nll, distinct_share, repeated_share
+from saesteer.evaluation.text_quality import (
+    completion_nll,
+    distinct_share,
+    repeated_share,
+    vader_compound,
+)
 from saesteer.evaluation.written import (
+    MEASURES,
     Completion,
     Writer,
     WritingSettings,
@@ -176,12 +181,8 @@ def test_other_embeddings_and_settings_out_of_range_are_refused(tiny_llama, writ
         Writer(tiny_llama, ())
 
 
-MEASURES = ("sentiment", "nll", "rep4", "distinct2", "similarity")
-
-
 def _record(question, sample, sign, judge, text="words", **measures):
-    fields = dict.fromkeys(("sentiment", "nll", "rep4", "distinct2", "similarity"), 0.5)
-    fields |= {"composite_proxy": 0.5} | measures
+    fields = {**dict.fromkeys(MEASURES, 0.5), "composite_proxy": 0.5, **measures}
     return Completion(question=question, sample=sample, sign=sign, text=text, judge=judge, **fields)
 
 

@@ -45,7 +45,7 @@ def planted() -> Planted:
     positive[:, 51] = negative[:, 51] = 0
     positive[7, 51] = 200.0
     positive[:, 52] = negative[:, 52] = 0
-    return Planted(PairCodes.from_dense(positive, negative), positive, negative)
+    return Planted(PairCodes(positive, negative), positive, negative)
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ def _selection(codes: PairCodes, indices: list[int]) -> FeatureSelection:
     return FeatureSelection(
         indices=chosen,
         scores=codes.mean_delta[chosen],
-        criterion="mean_difference",
         n_candidates=len(indices),
         firing_positive=codes.firing_positive[chosen],
         firing_negative=codes.firing_negative[chosen],
-        removed={},
     )
 
 
@@ -95,5 +93,5 @@ def groups() -> Groups:
     centres = rng.standard_normal((3, D_MODEL))
     decoder = rng.standard_normal((D_SAE, D_MODEL))
     decoder[20:32] = centres[truth] + 0.3 * rng.standard_normal((12, D_MODEL))
-    codes = PairCodes.from_dense(sides[:n], sides[n:])
+    codes = PairCodes(sides[:n], sides[n:])
     return Groups(codes, decoder, _selection(codes, list(range(20, 32))), truth)

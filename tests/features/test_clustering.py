@@ -9,8 +9,9 @@ from saesteer.methods.features import (
     CLUSTERINGS,
     PairCodes,
     cluster_features,
-    cluster_separation,
     feature_distance,
+    feature_table,
+    fit_weights,
 )
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
@@ -21,8 +22,7 @@ def test_planted_groups_are_recovered_and_those_that_do_not_separate_dropped(gro
         groups.codes, groups.selection, groups.decoder, method=method, min_separation=0.7
     )
     assert adjusted_rand_score(groups.truth, found.labels) == 1
-    assert found.n_clusters == 3
-    assert not found.noise.any()
+    assert len(found.separation) == 3
     assert set(found.kept_indices) == set(groups.selection.indices[groups.truth != 2])
     assert found.note == ""
     # The numbering follows the selection's order, so group 0 is cluster 0 and so on.
@@ -33,9 +33,7 @@ def test_the_sign_is_recorded_and_does_not_change_the_geometry(groups, selection
     found = cluster_features(groups.codes, groups.selection, groups.decoder)
     np.testing.assert_array_equal(found.signs[groups.truth == 0], 1)
     np.testing.assert_array_equal(found.signs[groups.truth == 1], -1)
-    swapped_codes = PairCodes.from_dense(
-        groups.codes.negative.toarray(), groups.codes.positive.toarray()
-    )
+    swapped_codes = PairCodes(groups.codes.negative.toarray(), groups.codes.positive.toarray())
     swapped = cluster_features(
         swapped_codes, selection_of(swapped_codes, list(range(20, 32))), groups.decoder
     )
@@ -60,7 +58,7 @@ def test_a_feature_that_never_varies_has_a_distance_all_the_same(groups):
     positive = groups.codes.positive.toarray()
     negative = groups.codes.negative.toarray()
     positive[:, 20] = negative[:, 20] = 1 / 3
-    codes = PairCodes.from_dense(positive, negative)
+    codes = PairCodes(positive, negative)
     distance = feature_distance(codes, np.array([20, 21, 22]), groups.decoder, firing_weight=1.0)
     np.testing.assert_allclose(distance[0, 1:], 0.5)
 
@@ -78,7 +76,7 @@ def test_the_linkage_cut_at_the_same_number_gives_the_same_clusters(groups):
     found = cluster_features(groups.codes, groups.selection, groups.decoder, n_clusters=5)
     cut = fcluster(found.linkage, 5, criterion="maxclust")
     assert adjusted_rand_score(cut, found.labels) == 1
-    assert found.n_clusters == 5
+    assert len(found.separation) == 5
 
 
 def test_separation_is_the_auroc_of_the_signed_standardised_sum(groups):
@@ -92,18 +90,13 @@ def test_separation_is_the_auroc_of_the_signed_standardised_sum(groups):
 def test_separation_can_be_measured_on_held_out_pairs(groups):
     positive, negative = groups.codes.positive.toarray(), groups.codes.negative.toarray()
     # On these pairs the sides are swapped, so what separated before is now upside down.
-    swapped = PairCodes.from_dense(negative, positive)
+    swapped = PairCodes(negative, positive)
     found = cluster_features(groups.codes, groups.selection, groups.decoder)
     held = cluster_features(groups.codes, groups.selection, groups.decoder, held_out=swapped)
     np.testing.assert_allclose(held.separation, 1 - found.separation)
+    few = swapped.columns(range(50))
     with pytest.raises(MismatchError, match="held_out"):
-        cluster_separation(
-            groups.codes,
-            groups.selection.indices,
-            groups.selection.signs,
-            found.labels,
-            held_out=swapped.columns(range(50)),
-        )
+        cluster_features(groups.codes, groups.selection, groups.decoder, held_out=few)
 
 
 def test_when_no_cluster_separates_the_best_is_kept_and_said_so(groups):
@@ -119,16 +112,15 @@ def test_hdbscan_noise_becomes_marked_clusters_of_one_after_the_others(groups, s
     rng = np.random.default_rng(3)
     positive, negative = groups.codes.positive.toarray(), groups.codes.negative.toarray()
     positive[:, [1, 2]] = rng.random((40, 2)) * (rng.random((40, 2)) < 0.3)
-    codes = PairCodes.from_dense(positive, negative)
+    codes = PairCodes(positive, negative)
     selection = selection_of(codes, [1, *range(20, 32), 2])
     decoder = groups.decoder.copy()
     decoder[[1, 2]] = -decoder[20:32].mean(axis=0) + 0.5 * rng.standard_normal((2, 24))
     found = cluster_features(
         codes, selection, decoder, method="hdbscan", min_cluster_size=3, min_separation=0.0
     )
-    assert found.indices[found.noise].tolist() == [1, 2]
     assert found.labels[[0, -1]].tolist() == [3, 4]
-    assert found.n_clusters == 5
+    assert len(found.separation) == 5
     assert found.kept == (0, 1, 2, 3, 4)
 
 
@@ -139,7 +131,7 @@ def test_a_handful_of_features_can_be_clustered(groups, selection_of, method: st
     found = cluster_features(groups.codes, selection, groups.decoder, method=method)
     assert found.labels.shape == (count,)
     assert found.linkage.shape == (count - 1, 4)
-    assert set(found.labels) == set(range(found.n_clusters))
+    assert set(found.labels) == set(range(len(found.separation)))
 
 
 @pytest.mark.parametrize("method", list(CLUSTERINGS))
@@ -149,12 +141,12 @@ def test_duplicate_features_and_one_pair_do_not_break(groups, selection_of, meth
     negative[:, 20:26] = negative[:, [20]]
     decoder = groups.decoder.copy()
     decoder[20:26] = decoder[20]
-    codes = PairCodes.from_dense(positive, negative)
+    codes = PairCodes(positive, negative)
     found = cluster_features(
         codes, selection_of(codes, list(range(20, 26))), decoder, method=method
     )
     assert np.isfinite(found.separation).all()
-    one = PairCodes.from_dense(positive[:1] + 1, negative[:1])
+    one = PairCodes(positive[:1] + 1, negative[:1])
     found = cluster_features(one, selection_of(one, list(range(20, 32))), decoder, method=method)
     assert np.isfinite(found.separation).all()
 
@@ -163,11 +155,9 @@ def test_duplicate_features_and_one_pair_do_not_break(groups, selection_of, meth
     ("settings", "field"),
     [
         ({"method": "aglomerative"}, "did you mean 'agglomerative'"),
-        ({"firing_weight": 1.5}, "firing_weight"),
         ({"n_clusters": 13}, "n_clusters"),
         ({"n_clusters": 3, "method": "hdbscan"}, "n_clusters"),
         ({"min_clusters": 5, "max_clusters": 4}, "max_clusters"),
-        ({"min_cluster_size": 1, "method": "hdbscan"}, "min_cluster_size"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(groups, settings, field: str):
@@ -183,3 +173,34 @@ def test_a_dead_or_broken_decoder_row_is_refused_with_its_feature(groups):
     decoder[25] = np.nan
     with pytest.raises(DataError, match="not all finite"):
         cluster_features(groups.codes, groups.selection, decoder)
+
+
+def test_the_table_lists_the_fit_with_the_greatest_weight_first(groups):
+    clusters = cluster_features(groups.codes, groups.selection, groups.decoder, min_separation=0.7)
+    kept = clusters.kept_indices
+    deltas = groups.codes.delta @ groups.decoder
+    weights = fit_weights(
+        deltas, groups.decoder[kept], method="sign_tied", indices=kept, codes=groups.codes
+    )
+    table = feature_table(groups.selection, clusters, weights, {20: "thanking", 23: "kindness"})
+    assert list(table.columns) == [
+        "feature",
+        "weight",
+        "score",
+        "cluster",
+        "separation",
+        "firing_positive",
+        "firing_negative",
+        "description",
+    ]
+    assert sorted(table["feature"]) == sorted(clusters.kept_indices)
+    assert table["weight"].abs().is_monotonic_decreasing
+    row = table.set_index("feature").loc[23]
+    at = int(np.flatnonzero(groups.selection.indices == 23)[0])
+    assert row["description"] == "kindness"
+    assert row["score"] == groups.selection.scores[at]
+    assert row["cluster"] == clusters.labels[at]
+    assert row["separation"] == clusters.separation[clusters.labels[at]]
+    assert row["firing_positive"] == groups.selection.firing_positive[at]
+    assert row["weight"] == weights.weights[list(weights.indices).index(23)]
+    assert table.set_index("feature").loc[21, "description"] == ""

@@ -1,73 +1,116 @@
+"""Every token is encoded on its own, and the codes are pooled as the activations are."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import coo_matrix, csr_matrix
 
-from saesteer.methods.features import PairCodes
-from saesteer.utils.errors import DataError
+from saesteer.methods.features import PairCodes, encode_pairs
+from saesteer.models import Site
+from saesteer.models.pair_activations import PairActivations
+from saesteer.models.reading import Activations
+from saesteer.saes import load_sae
+from saesteer.utils.errors import DataError, MismatchError
 
 POSITIVE = np.array([[1.0, 0.0, 2.0], [0.0, -1.0, 4.0]])
 NEGATIVE = np.array([[0.5, 3.0, 0.0], [0.0, 0.0, 4.0]])
+LENGTHS = {"positive": (3, 1, 5), "negative": (2, 4, 1)}
 
 
 def test_delta_is_positive_minus_negative_and_stays_sparse():
-    codes = PairCodes.from_dense(POSITIVE, NEGATIVE)
+    codes = PairCodes(csr_matrix(POSITIVE), NEGATIVE)
     assert isinstance(codes.delta, csr_matrix)
     np.testing.assert_array_equal(codes.delta.toarray(), POSITIVE - NEGATIVE)
     np.testing.assert_allclose(codes.mean_delta, (POSITIVE - NEGATIVE).mean(axis=0))
+    np.testing.assert_allclose(codes.mean_size, np.abs(POSITIVE - NEGATIVE).mean(axis=0))
     assert (codes.n_pairs, codes.d_sae) == (2, 3)
 
 
-def test_firing_counts_texts_and_not_tokens():
-    frequency = csr_matrix(np.array([[0.25, 0.0, 1.0], [0.0, 0.01, 0.5]]))
-    codes = PairCodes(csr_matrix(POSITIVE), csr_matrix(NEGATIVE), frequency, frequency * 0)
+def test_firing_counts_texts():
+    codes = PairCodes(POSITIVE, NEGATIVE)
     np.testing.assert_array_equal(codes.firing_positive, [0.5, 0.5, 1.0])
-    np.testing.assert_array_equal(codes.firing_negative, [0, 0, 0])
-    np.testing.assert_array_equal(codes.firing, [0.25, 0.25, 0.5])
+    np.testing.assert_array_equal(codes.firing_negative, [0.5, 0.5, 0.5])
+    np.testing.assert_array_equal(codes.firing, [0.5, 0.5, 0.75])
 
 
-def test_stacked_puts_positives_first_and_labels_agree():
-    codes = PairCodes.from_dense(POSITIVE, NEGATIVE)
-    np.testing.assert_array_equal(codes.stacked(), np.vstack([POSITIVE, NEGATIVE]))
-    np.testing.assert_array_equal(codes.stacked([2, 0]), np.vstack([POSITIVE, NEGATIVE])[:, [2, 0]])
+def test_stacked_puts_positives_first_and_columns_keep_the_order_asked_for():
+    codes, both = PairCodes(POSITIVE, NEGATIVE), np.vstack([POSITIVE, NEGATIVE])
+    np.testing.assert_array_equal(codes.stacked(), both)
+    np.testing.assert_array_equal(codes.stacked([2, 0]), both[:, [2, 0]])
+    np.testing.assert_array_equal(codes.columns([2, 0]).stacked(), both[:, [2, 0]])
     np.testing.assert_array_equal(codes.labels, [1, 1, 0, 0])
-
-
-def test_columns_keep_the_order_asked_for():
-    part = PairCodes.from_dense(POSITIVE, NEGATIVE).columns([2, 0])
-    assert part.d_sae == 2
-    np.testing.assert_array_equal(part.positive.toarray(), POSITIVE[:, [2, 0]])
-    np.testing.assert_array_equal(part.negative_frequency.toarray(), [[0, 1], [1, 0]])
 
 
 def test_repeated_entries_of_a_sparse_matrix_are_added_once_and_zeros_do_not_fire():
     repeated = coo_matrix(([1.0, 2.0, 0.0], ([0, 0, 0], [1, 1, 2])), shape=(1, 3))
-    codes = PairCodes(repeated, repeated * 0, repeated / 4, repeated * 0)  # pyright: ignore[reportArgumentType]
+    codes = PairCodes(repeated, repeated * 0)  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(codes.positive.toarray(), [[0, 3, 0]])
     np.testing.assert_array_equal(codes.firing_positive, [0, 1, 0])
 
 
-def test_sides_of_different_size_are_refused():
-    with pytest.raises(DataError, match=r"negative: its shape \(1, 3\) differs from positive's"):
-        PairCodes.from_dense(POSITIVE, NEGATIVE[:1])
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_refused_with_its_pair(bad: float):
+def test_what_are_no_codes_is_refused_with_its_place(bad: float):
+    with pytest.raises(DataError, match=r"negative: its shape \(1, 3\) differs from positive's"):
+        PairCodes(POSITIVE, NEGATIVE[:1])
     broken = NEGATIVE.copy()
     broken[1, 2] = bad
     with pytest.raises(DataError, match=r"negative: the activations of pair 1 "):
-        PairCodes.from_dense(POSITIVE, broken)
-
-
-def test_a_frequency_above_one_is_refused():
-    empty = csr_matrix((2, 3))
-    with pytest.raises(DataError, match="positive_frequency: values run from 1 to 4"):
-        PairCodes(csr_matrix(POSITIVE), empty, csr_matrix(abs(POSITIVE)), empty)
+        PairCodes(POSITIVE, broken)
 
 
 @pytest.mark.parametrize("indices", [[3], [-1], [], [0.5]])
 def test_columns_that_do_not_exist_are_refused(indices: list[int]):
     with pytest.raises(DataError, match="indices: "):
-        PairCodes.from_dense(POSITIVE, NEGATIVE).columns(indices)
+        PairCodes(POSITIVE, NEGATIVE).columns(indices)
+
+
+@pytest.fixture(scope="module")
+def sae(mirror_sae):
+    return load_sae(mirror_sae(d_in=6))
+
+
+def side(name: str, width: int = 6, dtype=torch.float32) -> Activations:
+    counts = torch.tensor(LENGTHS[name])
+    generator = torch.Generator().manual_seed(len(name) + int(counts[0]))
+    values = torch.randn(int(counts.sum()), width, generator=generator).to(dtype)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    return Activations(values, offsets, Site(1))
+
+
+def pairs(pooling, **rest) -> PairActivations:
+    return PairActivations(side("positive", **rest), side("negative", **rest), pooling)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_pooled_codes_are_what_a_loop_by_hand_gives(pooling, sae):
+    given = pairs(pooling)
+    codes = encode_pairs(sae, given)
+    assert (codes.n_pairs, codes.d_sae) == (3, 12)
+    for name in ("positive", "negative"):
+        values, start = getattr(given, name).values.numpy(), 0
+        for pair, length in enumerate(LENGTHS[name]):
+            tokens = values[start : start + length]
+            start += length
+            kept = tokens[-1:] if pooling == "last" else tokens
+            fired = np.concatenate([np.maximum(kept, 0), np.maximum(-kept, 0)], axis=1)
+            mean = getattr(codes, name).toarray()[pair]
+            np.testing.assert_allclose(mean, fired.mean(axis=0), rtol=1e-6, atol=1e-7)
+
+
+def test_the_mean_of_codes_is_not_the_code_of_the_mean(sae):
+    codes = encode_pairs(sae, pairs("mean"))
+    mean = side("positive").values[:3].mean(dim=0, keepdim=True)
+    assert not np.allclose(codes.positive.toarray()[0], sae.encode(mean).numpy()[0], atol=1e-3)
+
+
+def test_half_precision_activations_are_encoded_in_full(sae):
+    codes = encode_pairs(sae, pairs("mean", dtype=torch.bfloat16))
+    exact = encode_pairs(sae, pairs("mean"))
+    np.testing.assert_allclose(codes.delta.toarray(), exact.delta.toarray(), atol=0.02)
+
+
+def test_activations_of_another_width_are_refused(sae):
+    with pytest.raises(MismatchError, match=r"takes activations of width 6.*\(3, 8\)"):
+        encode_pairs(sae, pairs("mean", width=8))

@@ -31,19 +31,19 @@ def test_every_criterion_finds_the_planted_features_with_their_sign(planted, nam
 
 @pytest.mark.parametrize("name", list(CRITERIA))
 def test_swapping_the_sides_turns_every_sign(planted, name: str):
-    swapped = PairCodes.from_dense(planted.negative, planted.positive)
+    swapped = PairCodes(planted.negative, planted.positive)
     np.testing.assert_allclose(CRITERIA[name](swapped), -CRITERIA[name](planted.codes), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))
 def test_every_criterion_gives_finite_scores_for_one_pair(planted, name: str):
-    few = PairCodes.from_dense(planted.positive[:1], planted.negative[:1])
+    few = PairCodes(planted.positive[:1], planted.negative[:1])
     assert np.isfinite(CRITERIA[name](few)).all()
 
 
 def test_auroc_equals_sklearn_with_ties(planted):
     # Rounding makes many ties besides the zeros.
-    codes = PairCodes.from_dense(planted.positive.round(), planted.negative.round())
+    codes = PairCodes(planted.positive.round(), planted.negative.round())
     sides = codes.stacked()
     expected = [2 * roc_auc_score(codes.labels, column) - 1 for column in sides.T]
     np.testing.assert_allclose(auroc(codes), expected, atol=1e-12)
@@ -72,7 +72,7 @@ def test_a_feature_that_fires_once_does_not_win_however_strongly(planted):
 def test_a_tiny_but_even_difference_does_not_win(planted):
     positive, negative = planted.positive.copy(), planted.negative.copy()
     positive[:, 10], negative[:, 10] = 1e-6, 0
-    scores = np.abs(standardised_difference(PairCodes.from_dense(positive, negative)))
+    scores = np.abs(standardised_difference(PairCodes(positive, negative)))
     assert scores[10] < scores[[3, 17, 29, 8, 41]].min()
 
 
@@ -91,7 +91,7 @@ def test_frequency_difference_counts_texts(planted):
 def test_per_prompt_top_n_counts_by_hand():
     positive = np.array([[3.0, 0, 0, 1], [0, 0, 2, 0], [1, 1, 0, 0]])
     negative = np.array([[0.0, 2, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])
-    codes = PairCodes.from_dense(positive, negative)
+    codes = PairCodes(positive, negative)
     # Pair 0 names +0 and -1, pair 1 names -0 and +2, pair 2 ties at +0 and +1.
     np.testing.assert_array_equal(per_prompt_top_n(codes, n=2), [1, 0, 1, 0])
     # With one each the tie of pair 2 goes to the lower index.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saesteer.methods.features import CRITERIA, PairCodes, select_features
-from saesteer.methods.features.select import mean_difference, per_prompt_top_n
+from saesteer.methods.features.select import per_prompt_top_n
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
 
 
@@ -17,7 +17,6 @@ def test_the_planted_features_are_chosen_and_the_dense_one_is_not(planted, crite
     signs = dict(zip(chosen.indices.tolist(), chosen.signs.tolist(), strict=True))
     assert all(signs[feature] == 1 for feature in planted.toward_positive)
     assert all(signs[feature] == -1 for feature in planted.toward_negative)
-    assert chosen.criterion == criterion
 
 
 def test_a_single_outlier_misleads_the_mean_unless_it_must_fire_more_often(planted):
@@ -30,7 +29,7 @@ def test_a_single_outlier_misleads_the_mean_unless_it_must_fire_more_often(plant
 def test_features_come_strongest_first_with_the_lower_index_at_a_tie():
     positive = np.array([[1.0, 2, 0, 1], [1, 2, 0, 1]])
     negative = np.array([[0.0, 0, 1, 0], [0, 0, 1, 0]])
-    codes = PairCodes.from_dense(positive, negative)
+    codes = PairCodes(positive, negative)
     chosen = select_features(codes, criterion="mean_difference", n_features=3)
     assert chosen.indices.tolist() == [1, 0, 2]
     assert chosen.scores.tolist() == [2, 1, -1]
@@ -43,7 +42,6 @@ def test_density_takes_away_features_that_are_common_in_the_corpus(planted):
     density[17] = 0.2
     chosen = select_features(planted.codes, n_features=5, density=density, max_density=0.1)
     assert 17 not in chosen.indices
-    assert chosen.removed["denser than max_density=0.1"] == 1
 
 
 def test_a_threshold_on_the_score_leaves_the_strong_features(planted):
@@ -54,16 +52,7 @@ def test_a_threshold_on_the_score_leaves_the_strong_features(planted):
 
 def test_a_criterion_of_one_s_own_can_be_passed(planted):
     chosen = select_features(planted.codes, criterion=partial(per_prompt_top_n, n=8), n_features=5)
-    assert chosen.criterion == "per_prompt_top_n"
     assert set(chosen.indices) == {*planted.toward_positive, *planted.toward_negative}
-    assert select_features(planted.codes, criterion=mean_difference).criterion == "mean_difference"
-
-
-def test_an_unknown_criterion_is_refused_with_the_closest_name(planted):
-    with pytest.raises(
-        ConfigError, match=r"criterion: 'aurok' is not known \(did you mean 'auroc'"
-    ):
-        select_features(planted.codes, criterion="aurok")
 
 
 def test_when_nothing_is_left_the_sentence_counts_what_each_filter_took(planted):
@@ -79,13 +68,16 @@ def test_when_nothing_is_left_the_sentence_counts_what_each_filter_took(planted)
 def test_activations_too_large_to_square_are_refused_and_not_ranked_last(planted):
     huge = planted.positive.copy()
     huge[:20, 3] = 1e300
-    with pytest.raises(DataError, match="gave feature 3 a score that is not finite"):
-        select_features(PairCodes.from_dense(huge, planted.negative))
+    with pytest.raises(
+        DataError, match=r"criterion standardised_difference: row 3 .* not all finite"
+    ):
+        select_features(PairCodes(huge, planted.negative))
 
 
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
+        ({"criterion": "aurok"}, r"criterion: 'aurok' is not known \(did you mean 'auroc'"),
         ({"n_features": 0}, "n_features"),
         ({"min_firing": 0.7, "max_firing": 0.6}, "min_firing"),
         ({"max_density": 0.1}, "max_density"),
@@ -97,9 +89,9 @@ def test_settings_out_of_range_are_refused_by_name(planted, settings, field: str
 
 
 def test_densities_of_another_sae_are_refused(planted):
-    with pytest.raises(MismatchError, match="60 features"):
+    with pytest.raises(MismatchError, match=r"density: shape \(61,\) is not \(60,\)"):
         select_features(planted.codes, density=np.zeros(61), max_density=0.1)
-    with pytest.raises(DataError, match="feature 4 has no finite density"):
+    with pytest.raises(DataError, match=r"density: row 4 .* not all finite"):
         density = np.zeros(60)
         density[4] = np.nan
         select_features(planted.codes, density=density, max_density=0.1)

@@ -49,7 +49,7 @@ def given_codes(given_of) -> Callable[..., FitContext]:
     def make(positive: np.ndarray, negative: np.ndarray, sae: Any, **parts: Any) -> Any:
         n = len(positive)
         side = Activations(torch.ones(n, sae.d_in), torch.arange(n + 1), SITE)
-        codes = PairCodes.from_dense(positive, negative)
+        codes = PairCodes(positive, negative)
         return given_of(PairActivations(side, side), sae, codes=codes, **parts)
 
     return make

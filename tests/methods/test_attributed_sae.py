@@ -253,9 +253,9 @@ def test_no_direction_of_equal_cost_gains_more_than_the_natural_gradient(made):
     ids=str,
 )
 def test_bad_settings_are_refused_in_one_sentence(settings):
-    with pytest.raises(ConfigError, match=r"^attributed_sae: [^\n]*\.$"):
+    with pytest.raises(ConfigError, match=r"^AttributedSAE: [^\n]*\.$"):
         AttributedSAE(**settings)
-    with pytest.raises(ConfigError, match=r"^natural_gradient: [^\n]*\.$"):
+    with pytest.raises(ConfigError, match=r"^NaturalGradient: [^\n]*\.$"):
         NaturalGradient(rounds=2)
 
 

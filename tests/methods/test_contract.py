@@ -28,7 +28,7 @@ from saesteer.methods import (
     TopFeature,
 )
 from saesteer.methods.objective import FisherMetric, Linearisation
-from saesteer.methods.registry import build_method, method_entries
+from saesteer.methods.registry import METHODS, build_method
 from saesteer.models import Site
 from saesteer.models.reading import Activations, PairActivations
 from saesteer.saes import load_sae
@@ -212,7 +212,7 @@ def test_settings_are_checked_when_made_and_when_set():
         RandomFeatures().set_params(n_features=0).fit_in(None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", method_entries())
+@pytest.mark.parametrize("name", METHODS)
 def test_settings_files_name_a_method_as_its_vectors_do(name):
     method = build_method(name, {})
     assert isinstance(method, SystemPrompt) or method.name == name

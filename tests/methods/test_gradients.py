@@ -15,11 +15,6 @@ TEXTS = ("i like the little house", "go away", "the water is good and so is the 
 STEP = 0.03
 
 
-@pytest.fixture(params=["llama", "gpt2"])
-def model(request, tiny_model):
-    return tiny_model(request.param)
-
-
 def drawn(seed: int, length: float = 1.0) -> torch.Tensor:
     raw = torch.randn(32, generator=torch.Generator().manual_seed(seed))
     return length * raw / raw.norm()
@@ -36,8 +31,9 @@ def by_autograd(run, model, row, start) -> tuple[torch.Tensor, float]:
 
 @pytest.mark.parametrize("length", [0.0, -4.0])
 def test_gradients_and_values_equal_autograd_row_by_row(
-    model, length, rows_of, vector_of, logits_by_hand, site
+    tiny_llama, length, rows_of, vector_of, logits_by_hand, site
 ):
+    model = tiny_llama
     rows = rows_of(model, TEXTS)
     start = drawn(0)
     # 2 is the residual norm that `vector_of` gives, in whose units strength is.

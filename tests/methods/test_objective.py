@@ -156,18 +156,7 @@ def test_the_length_of_the_vector_to_linearise_around_does_not_matter(objective,
     assert short.effects == pytest.approx(long.effects, rel=1e-3)
 
 
-def test_what_cannot_be_an_objective_is_a_sentence(objective, contrast, tiny_llama, rows_of, site):
-    with pytest.raises(ConfigError, match=r"no contrasts"):
-        objective()
-    odd = TeacherForced(tiny_llama, rows_of(tiny_llama, RAISE), site=site)
-    with pytest.raises(ConfigError, match=r"contrast 'odd' has 3 texts"):
-        Contrast("odd", odd)
-    for weight in (-1.0, float("nan")):
-        with pytest.raises(ConfigError, match=r"contrast 'statements': weight"):
-            contrast(weight=weight)
-    for kl_target in (0.0, float("nan")):
-        with pytest.raises(ConfigError, match=r"kl_target: "):
-            objective(contrast(), kl_target=kl_target)
+def test_what_cannot_be_an_objective_is_a_sentence(objective, contrast):
     with pytest.raises(SteeringError, match=r"is zero"):
         objective(contrast()).around(np.zeros(32))
     flat = FisherMetric(np.zeros((32, 32)), 1, 1)

@@ -72,7 +72,7 @@ def test_the_bundled_personas_give_prompts_of_a_length_one_would_write(name):
 def test_what_cannot_be_described_is_a_sentence():
     with pytest.raises(DataError, match=r"pairs 'none' are empty, so there is nothing to quote"):
         SystemPrompt().fit(None, PairSet("none", (), "python"))
-    with pytest.raises(ConfigError, match=r"n_statements: 0 statements describe nobody"):
+    with pytest.raises(ConfigError, match=r"n_statements: input should be greater"):
         SystemPrompt(0)
     with pytest.raises(ConfigError, match=r"opposite: it goes with a description"):
         SystemPrompt(opposite="a scoundrel")

@@ -109,7 +109,10 @@ def test_a_method_given_by_name_alone_changes_no_number_of_the_default(settings,
     [
         ({"method": "attributed_sea"}, r"did you mean 'attributed_sae'"),
         ({"method": "system_prompt"}, r"has no strength to match"),
-        ({"method": {"name": "pca", "settings": {"n": 3}}}, r"has no setting 'n'"),
+        (
+            {"method": {"name": "pca", "settings": {"n": 3}}},
+            r"method pca: n is not a known setting",
+        ),
     ],
 )
 def test_what_is_no_method_is_said_before_anything_is_loaded(settings, changes, words):

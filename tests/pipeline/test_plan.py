@@ -21,6 +21,7 @@ from saesteer.utils.errors import (
     SaesteerError,
 )
 from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import parse_config
 
 
 @pytest.fixture
@@ -83,15 +84,15 @@ def test_the_same_plan_has_the_same_folder_and_other_data_another(settings, tmp_
     assert plan_run(RunConfig(**here)).folder.name != changed.name
 
 
-def test_unknown_methods_are_refused(refused):
-    refused(
-        ConfigError,
-        r"clustering\.method 'aglomerative' is unknown \(did you mean 'agglomerative'\?\)",
-        clustering={"method": "aglomerative"},
-    )
-    refused(
-        ConfigError, r"selection\.criterion 'zzz' .*; choose one", selection={"criterion": "zzz"}
-    )
+def test_unknown_methods_are_refused(settings, refused):
+    for group, name, text in (
+        ("clustering", {"method": "aglomerative"}, r"\(did you mean 'agglomerative'\?\)"),
+        ("regression", {"method": "rigde"}, r"\(did you mean 'ridge'\?\)"),
+        ("selection", {"criterion": "zzz"}, r"\(known: mean_difference, .*\)"),
+    ):
+        field = rf"mine\.yaml: {group}\.{next(iter(name))}: '.*' is not known {text}; correct it"
+        with pytest.raises(ConfigError, match=field):
+            parse_config({**settings, group: name}, kind=RunConfig, place="mine.yaml")
     refused(ConfigError, r"format is 'xml'", pairs={"format": "xml"})
 
 

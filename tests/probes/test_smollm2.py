@@ -39,7 +39,7 @@ def test_plain_cases_are_read_rightly(smollm2, probes):
 
 @pytest.mark.real
 def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
-    sentiment = pytest.importorskip("saesteer.evaluation.sentiment")
+    sentiment = pytest.importorskip("saesteer.evaluation.text_quality")
     pytest.importorskip("vaderSentiment")
     prompts = ["The hotel was", "Today I feel", "My new job is", "The food here is"]
     prompts += ["The film we saw was", "Our holiday has been", "My neighbour is", "This phone is"]

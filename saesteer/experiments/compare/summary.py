@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saesteer.evaluation.llm_client import Endpoint
-from saesteer.evaluation.llm_judge import LlmJudge
+from saesteer.evaluation.llm_judge import LlmJudge, mean_ratings
 from saesteer.evaluation.statistics import (
     area_values,
     hierarchical_bootstrap,
@@ -382,7 +382,7 @@ def _llm_rows(grid: Grid) -> list[Row]:
                 questions = [plan.questions[entry["question"]] for entry in chosen]
                 found = judge.rate(behaviour, questions, [entry["text"] for entry in chosen])
                 fields = {"persona": name, "method": record["method"], "sign": sign}
-                rows.append({**fields, **found.mean()})
+                rows.append({**fields, **mean_ratings(found)})
     return rows
 
 

@@ -8,13 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from saesteer.data import PairSet, read_pairs
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.methods.settings import (
-    ClusteringSettings,
-    ObjectiveSettings,
-    ReadingSettings,
-    RegressionSettings,
-    SelectionSettings,
-)
+from saesteer.methods.features import ClusteringSettings, RegressionSettings, SelectionSettings
+from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.utils.settings import Settings, Source
 
 CLUSTERED = "clustered_sae"

@@ -14,6 +14,9 @@ from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import GROUPS, build_method, method_entry
 from saesteer.methods.settings import choose
 from saesteer.models.resolve import ModelSource, check_shape, resolve_model
+from saesteer.methods.registry import build_method, method_entry
+from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.content import content_digest
@@ -161,8 +164,6 @@ def source_digest(
 def _check_names(config: RunConfig) -> None:
     check_has_strength("method", config.method.name)
     build_method(config.method.name, config.method.settings)
-    for group, (_, named, known) in GROUPS.items():
-        choose(known, getattr(getattr(config, group), named), field=f"{group}.{named}")
     if config.pairs.validation + config.pairs.test >= 1:
         raise ConfigError(
             "pairs.validation and pairs.test leave no pairs to train on; make them sum to less "

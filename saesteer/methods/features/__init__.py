@@ -2,9 +2,9 @@
 
 from saesteer.methods.features.cluster import (
     CLUSTERINGS,
+    ClusteringSettings,
     FeatureClusters,
     cluster_features,
-    cluster_separation,
     feature_distance,
 )
 from saesteer.methods.features.codes import PairCodes, encode_pairs
@@ -13,23 +13,26 @@ from saesteer.methods.features.select import (
     CRITERIA,
     Criterion,
     FeatureSelection,
+    SelectionSettings,
     select_features,
 )
-from saesteer.methods.features.solvers import REGRESSIONS
-from saesteer.methods.features.table import feature_table, vector_features
+from saesteer.methods.features.solvers import REGRESSIONS, RegressionSettings
+from saesteer.methods.features.vectors import feature_table, vector_features, vector_of_features
 from saesteer.methods.features.weights import FeatureWeights, fit_weights
 
 __all__ = [
     "CLUSTERINGS",
     "CRITERIA",
     "REGRESSIONS",
+    "ClusteringSettings",
     "Criterion",
     "FeatureClusters",
     "FeatureSelection",
     "FeatureWeights",
     "PairCodes",
+    "RegressionSettings",
+    "SelectionSettings",
     "cluster_features",
-    "cluster_separation",
     "encode_pairs",
     "feature_distance",
     "feature_table",
@@ -37,4 +40,5 @@ __all__ = [
     "output_scores",
     "select_features",
     "vector_features",
+    "vector_of_features",
 ]

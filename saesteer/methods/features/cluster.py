@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from pydantic import Field, field_validator, model_validator
 
-from saesteer.methods.features.codes import PairCodes, checked_rows
-from saesteer.methods.features.select import FeatureSelection
-from saesteer.methods.settings import ClusteringSettings, checked, choose
+from saesteer.methods.features.codes import PairCodes, directions
+from saesteer.methods.features.select import FeatureSelection, known_name
 from saesteer.utils.errors import ConfigError, MismatchError
+from saesteer.utils.settings import Settings, parse_config
 
 # Silhouettes this close are a tie, so that rounding does not choose the number of clusters.
 TIE = 1e-9
@@ -20,9 +22,8 @@ TIE = 1e-9
 Distances = Float[np.ndarray, "feature feature"]
 Labels = Int[np.ndarray, " feature"]
 Silhouettes = dict[int, float]
-# Distances, numbers of clusters to try and HDBSCAN's smallest cluster, to labels (-1: no cluster)
-# and the silhouette of each number that was tried.
-Clustering = Callable[[Distances, Sequence[int], int], tuple[Labels, Silhouettes]]
+# From a number of clusters to labels; HDBSCAN's from its smallest cluster, with -1 for noise.
+Cut = Callable[[int], Labels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,58 +32,61 @@ class FeatureClusters:
 
     Clusters are numbered from 0 by their strongest feature in the selection; the singletons
     that HDBSCAN calls noise come last.
-
-    Attributes:
-        indices: `[feature]` SAE indices, in the selection's order.
-        labels: `[feature]` cluster of each feature.
-        signs: `[feature]` +1 for a feature of the positive side, -1 for one of the negative.
-        noise: `[feature]` True where HDBSCAN found no cluster for the feature.
-        linkage: `[feature - 1, 4]` scipy linkage matrix (average), for a dendrogram; its leaves
-            are positions in `indices`.
-        separation: `[cluster]` AUROC (0 to 1) of the cluster's score between the sides.
-        kept: Labels of the clusters that are kept, ascending.
-        silhouette: Mean silhouette for each number of clusters that was tried; empty where no
-            number could be compared.
-        method: Name of the clustering in `CLUSTERINGS`.
-        note: A sentence for the user where something was done differently from what was asked,
-            else empty.
     """
 
-    indices: Int[np.ndarray, " feature"]
+    indices: Int[np.ndarray, " feature"]  # in the SAE, in the selection's order
     labels: Labels
-    signs: Float[np.ndarray, " feature"]
-    noise: Bool[np.ndarray, " feature"]
-    linkage: Float[np.ndarray, "merge 4"]
-    separation: Float[np.ndarray, " cluster"]
-    kept: tuple[int, ...]
-    silhouette: Mapping[int, float]
-    method: str
-    note: str = ""
-
-    @property
-    def n_clusters(self) -> int:
-        """Number of clusters, singletons included."""
-        return int(self.separation.size)
-
-    @property
-    def kept_mask(self) -> Bool[np.ndarray, " feature"]:
-        """True for each feature of a kept cluster."""
-        return np.isin(self.labels, self.kept)
+    signs: Float[np.ndarray, " feature"]  # +1 for a feature of the positive side, else -1
+    linkage: Float[np.ndarray, "merge 4"]  # scipy's, by average distance, for a dendrogram
+    separation: Float[np.ndarray, " cluster"]  # AUROC of each cluster's score between the sides
+    kept: tuple[int, ...]  # labels, ascending
+    silhouette: Mapping[int, float]  # mean, for each number of clusters that was tried
+    note: str = ""  # a sentence for the user where none separates as asked
 
     @property
     def kept_indices(self) -> Int[np.ndarray, " kept"]:
         """SAE indices of the features of kept clusters, in the selection's order."""
-        return self.indices[self.kept_mask]
+        return self.indices[np.isin(self.labels, self.kept)]
 
     @property
     def kept_signs(self) -> Float[np.ndarray, " kept"]:
         """Signs of `kept_indices`."""
-        return self.signs[self.kept_mask]
+        return self.signs[np.isin(self.labels, self.kept)]
 
     @property
     def label_of(self) -> dict[int, int]:
         """Each feature's cluster, by its index in the SAE."""
         return dict(zip(self.indices.tolist(), self.labels.tolist(), strict=True))
+
+
+class ClusteringSettings(Settings):
+    """How candidates are clustered and clusters kept; see `saesteer.cluster_features`."""
+
+    method: str = "agglomerative"
+    firing_weight: float = Field(default=0.5, ge=0, le=1)
+    n_clusters: int | None = Field(default=None, ge=1)
+    min_clusters: int = Field(default=2, ge=2)
+    max_clusters: int | None = Field(default=None, ge=2)
+    min_cluster_size: int = Field(default=2, ge=2)
+    min_separation: float = Field(default=0.5, ge=0, le=1)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return known_name(name, CLUSTERINGS)
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> ClusteringSettings:
+        if self.n_clusters is not None and self.method == "hdbscan":
+            raise ValueError(
+                "n_clusters: hdbscan finds its own number of clusters; leave n_clusters out"
+            )
+        if self.max_clusters is not None and self.max_clusters < self.min_clusters:
+            raise ValueError(
+                f"max_clusters ({self.max_clusters}) is below min_clusters ({self.min_clusters}); "
+                "raise it"
+            )
+        return self
 
 
 def cluster_features(
@@ -101,8 +105,8 @@ def cluster_features(
 ) -> FeatureClusters:
     """Cluster the chosen features and keep the clusters that separate the sides.
 
-    The distance is that of `feature_distance`; it knows nothing of which side a feature
-    belongs to. The sign is recorded beside it and used only in the cluster's score.
+    Features are near when they fire together and their decoder rows point the same way (see
+    `feature_distance`); which side one belongs to is used only in the cluster's score.
 
     Agglomerative and spectral clustering take the number of clusters with the greatest mean
     silhouette (Rousseeuw 1987), the fewer at a tie. HDBSCAN finds its own number, and each
@@ -115,7 +119,7 @@ def cluster_features(
     Args:
         codes: Activations of both sides, all features.
         selection: The chosen features.
-        decoder: `[d_sae, d_model]` the SAE's decoder rows, all features.
+        decoder: The SAE's decoder rows, all features.
         method: A name in `CLUSTERINGS`: "agglomerative" (average linkage), "hdbscan",
             "spectral".
         firing_weight: Weight (0 to 1) of firing together against decoder geometry.
@@ -139,30 +143,27 @@ def cluster_features(
         >>> len(clusters.kept_indices) <= len(chosen)
         True
     """
-    cluster = choose(CLUSTERINGS, method, field="clustering method")
-    checked(
-        ClusteringSettings,
-        "cluster_features",
-        method=method,
-        firing_weight=firing_weight,
-        n_clusters=n_clusters,
-        min_clusters=min_clusters,
-        max_clusters=max_clusters,
-        min_cluster_size=min_cluster_size,
-        min_separation=min_separation,
+    settings = parse_config(
+        {
+            "method": method,
+            "firing_weight": firing_weight,
+            "n_clusters": n_clusters,
+            "min_clusters": min_clusters,
+            "max_clusters": max_clusters,
+            "min_cluster_size": min_cluster_size,
+            "min_separation": min_separation,
+        },
+        kind=ClusteringSettings,
+        place="cluster_features",
     )
-    if n_clusters is not None and n_clusters > len(selection):
-        raise ConfigError(
-            f"n_clusters: {len(selection)} features cannot make {n_clusters} clusters; give 1 to "
-            f"{len(selection)}."
-        )
-    counts = _counts(len(selection), n_clusters, min_clusters, max_clusters)
     distance = feature_distance(codes, selection.indices, decoder, firing_weight=firing_weight)
-    found, curve = cluster(distance, counts, min_cluster_size)
-    labels, noise = _numbered(found)
-    separation = cluster_separation(
-        codes, selection.indices, selection.signs, labels, held_out=held_out
-    )
+    cut, counts = CLUSTERINGS[method](distance), _counts(len(selection), settings)
+    if method == "hdbscan":
+        found, curve = cut(min_cluster_size), {}
+    else:
+        found, curve = _best(distance, counts, cut)
+    labels = _numbered(found)
+    separation = _separation(codes, selection, labels, codes if held_out is None else held_out)
     kept, note = tuple(np.flatnonzero(separation >= min_separation).tolist()), ""
     if not kept:
         best = int(separation.argmax())
@@ -175,23 +176,27 @@ def cluster_features(
         indices=selection.indices,
         labels=labels,
         signs=selection.signs,
-        noise=noise,
         linkage=_linkage(distance),
         separation=separation,
         kept=kept,
         silhouette=curve or _silhouette(distance, labels),
-        method=method,
         note=note,
     )
 
 
-def _counts(n: int, fixed: int | None, least: int, most: int | None) -> Sequence[int]:
+def _counts(n: int, settings: ClusteringSettings) -> Sequence[int]:
     """Return the numbers to try: at most one less than the features, where silhouettes end."""
+    fixed, least = settings.n_clusters, settings.min_clusters
     if fixed is not None:
+        if fixed > n:
+            raise ConfigError(
+                f"n_clusters: {n} features cannot make {fixed} clusters; give 1 to {n}."
+            )
         return (fixed,)
     if n < 3:
         return (n,)
-    greatest = min(max(least, n // 2) if most is None else most, n - 1)
+    most = max(least, n // 2) if settings.max_clusters is None else settings.max_clusters
+    greatest = min(most, n - 1)
     return range(min(least, greatest), greatest + 1)
 
 
@@ -212,13 +217,13 @@ def feature_distance(
         DataError: A decoder row is zero or not finite, or an index is unknown.
         MismatchError: The decoder has another number of features than the codes.
     """
-    if np.ndim(decoder) != 2 or len(decoder) != codes.d_sae:
+    sides = codes.stacked(indices)
+    if len(decoder) != codes.d_sae:
         raise MismatchError(
-            f"decoder: shape {np.shape(decoder)} does not fit codes of {codes.d_sae} features; "
+            f"decoder: its {len(decoder)} rows are not the {codes.d_sae} features of the codes; "
             "use the decoder of the SAE that made the codes."
         )
-    sides = codes.stacked(indices)
-    rows = checked_rows(np.asarray(decoder)[indices], indices)
+    rows = directions(np.asarray(decoder)[indices], indices)
     together = _unit_columns(sides - sides.mean(axis=0))
     geometry = _unit_columns(rows.T)
     correlation, cosine = together.T @ together, geometry.T @ geometry
@@ -228,102 +233,82 @@ def feature_distance(
     return distance
 
 
-def cluster_separation(
-    codes: PairCodes,
-    indices: Int[np.ndarray, " feature"],
-    signs: Float[np.ndarray, " feature"],
-    labels: Labels,
-    *,
-    held_out: PairCodes | None = None,
+def _unit_columns(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
+    """Scale columns to length 1; a column that is only rounding error becomes exactly zero."""
+    lengths = np.linalg.norm(matrix, axis=0)
+    real = lengths > 1e-12 * lengths.max(initial=0)
+    return np.divide(matrix, lengths, out=np.zeros_like(matrix), where=real)
+
+
+def _separation(
+    codes: PairCodes, selection: FeatureSelection, labels: Labels, scored: PairCodes
 ) -> Float[np.ndarray, " cluster"]:
-    """Return the AUROC of each cluster's score between the sides.
-
-    `codes` give each feature's standard deviation, and the pairs to score unless there are
-    `held_out` ones.
-
-    Raises:
-        MismatchError: `held_out` comes from an SAE of another size.
-    """
+    """Return the AUROC of each cluster's score between the sides of `scored`."""
     from sklearn.metrics import roc_auc_score
 
-    deviation = codes.stacked(indices).std(axis=0)
-    scale = np.divide(signs, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    scored = codes if held_out is None else held_out
     if scored.d_sae != codes.d_sae:
         raise MismatchError(
             f"held_out: its {scored.d_sae} features are not the {codes.d_sae} of the codes; "
             "encode both with the same SAE."
         )
-    parts = scored.stacked(indices) * scale
+    deviation = codes.stacked(selection.indices).std(axis=0)
+    scale = np.divide(selection.signs, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    parts = scored.stacked(selection.indices) * scale
     texts = (parts[:, labels == label].sum(axis=1) for label in range(int(labels.max()) + 1))
     return np.array([float(roc_auc_score(scored.labels, text)) for text in texts])
 
 
-def _agglomerative(
-    distance: Distances, counts: Sequence[int], _: int
-) -> tuple[Labels, Silhouettes]:
-    """Average linkage, cut where the mean silhouette is greatest."""
-    from sklearn.cluster import AgglomerativeClustering
+def _agglomerative(distance: Distances) -> Cut:
+    """Average linkage."""
+    from scipy.cluster.hierarchy import cut_tree
 
-    def cut(k: int) -> Labels:
-        model = AgglomerativeClustering(n_clusters=k, metric="precomputed", linkage="average")
-        return np.asarray(model.fit(distance).labels_)
-
-    return _best(distance, counts, cut)
+    n = len(distance)
+    # Column j is what j merges leave, n - j clusters.
+    cuts = cut_tree(_linkage(distance)) if n > 1 else np.zeros((1, 1), dtype=np.int64)
+    return lambda k: cuts[:, n - k]
 
 
-def _spectral(distance: Distances, counts: Sequence[int], _: int) -> tuple[Labels, Silhouettes]:
-    """Spectral clustering on the similarity 1 - 2 * distance, cut at the greatest silhouette.
+def _spectral(distance: Distances) -> Cut:
+    """Spectral clustering on the similarity 1 - 2 * distance.
 
-    The similarity is the mix of correlation and cosine itself; below zero it counts as none.
+    That is the mix of correlation and cosine itself; below zero it counts as none.
     """
     from sklearn.cluster import SpectralClustering
 
     # A floor keeps the graph connected, which the spectral embedding needs.
     affinity = np.maximum(1 - 2 * distance, 1e-6)
-
-    def cut(k: int) -> Labels:
-        model = SpectralClustering(
-            n_clusters=k, affinity="precomputed", assign_labels="cluster_qr", random_state=0
-        )
-        return np.asarray(model.fit(affinity).labels_)
-
-    return _best(distance, counts, cut)
+    how: Any = {"affinity": "precomputed", "assign_labels": "cluster_qr", "random_state": 0}
+    return lambda k: SpectralClustering(n_clusters=k, **how).fit(affinity).labels_
 
 
-def _hdbscan(distance: Distances, _: Sequence[int], smallest: int) -> tuple[Labels, Silhouettes]:
-    """HDBSCAN (Campello, Moulavi & Sander 2013) on the distances; -1 for noise."""
+def _hdbscan(distance: Distances) -> Cut:
+    """HDBSCAN (Campello, Moulavi & Sander 2013), cut by the smallest cluster; -1 for noise."""
     from sklearn.cluster import HDBSCAN
 
-    if len(distance) < smallest:
-        return np.full(len(distance), -1), {}
     # scikit-learn would work in place, and its own type for `copy` is wrong.
-    model = HDBSCAN(
-        min_cluster_size=smallest,
-        metric="precomputed",
-        copy=True,  # pyright: ignore[reportArgumentType]
-    )
-    return np.asarray(model.fit(distance).labels_), {}
+    how: Any = {"metric": "precomputed", "copy": True}
+
+    def cut(smallest: int) -> Labels:
+        if len(distance) < smallest:
+            return np.full(len(distance), -1)
+        return np.asarray(HDBSCAN(min_cluster_size=smallest, **how).fit(distance).labels_)
+
+    return cut
 
 
-CLUSTERINGS: Mapping[str, Clustering] = MappingProxyType(
+CLUSTERINGS: Mapping[str, Callable[[Distances], Cut]] = MappingProxyType(
     {"agglomerative": _agglomerative, "hdbscan": _hdbscan, "spectral": _spectral}
 )
 
 
-def _best(
-    distance: Distances, counts: Sequence[int], cut: Callable[[int], Labels]
-) -> tuple[Labels, Silhouettes]:
+def _best(distance: Distances, counts: Sequence[int], cut: Cut) -> tuple[Labels, Silhouettes]:
+    """Return the clusters of the greatest silhouette, and the silhouette of each number."""
     n = len(distance)
-    best, best_value = np.zeros(n, dtype=np.int64), -np.inf
-    curve: Silhouettes = {}
+    best, best_value, curve = np.zeros(n, dtype=np.int64), -np.inf, {}
     for k in counts:
-        if k == 1 or k == n:
-            labels = np.zeros(n, dtype=np.int64) if k == 1 else np.arange(n)
-        else:
-            labels = cut(k)
+        labels = cut(k) if 1 < k < n else np.arange(n) * (k == n)
         value = _silhouette(distance, labels)
-        curve.update(value)
+        curve |= value
         reached = next(iter(value.values()), -np.inf)
         if reached > best_value + TIE or best_value == -np.inf:
             best, best_value = labels, reached
@@ -349,19 +334,8 @@ def _linkage(distance: Distances) -> Float[np.ndarray, "merge 4"]:
     return linkage(squareform(distance, checks=False), method="average")
 
 
-def _unit_columns(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
-    """Scale columns to length 1; a column that is only rounding error becomes exactly zero."""
-    lengths = np.linalg.norm(matrix, axis=0)
-    real = lengths > 1e-12 * lengths.max(initial=0)
-    return np.divide(matrix, lengths, out=np.zeros_like(matrix), where=real)
-
-
-def _numbered(found: Labels) -> tuple[Labels, Bool[np.ndarray, " feature"]]:
+def _numbered(found: Labels) -> Labels:
     """Number clusters by their first feature, and noise (-1) after them one by one."""
-    noise = found < 0
-    order: dict[int, int] = {}
-    for label in found[~noise]:
-        order.setdefault(int(label), len(order))
-    labels = np.array([order.get(int(label), -1) for label in found], dtype=np.int64)
-    labels[noise] = len(order) + np.arange(int(noise.sum()))
-    return labels, noise
+    order = list(dict.fromkeys(found[found >= 0].tolist()))
+    noise = iter(range(len(order), len(order) + len(found)))
+    return np.array([order.index(one) if one >= 0 else next(noise) for one in found.tolist()])

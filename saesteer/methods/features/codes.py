@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix, vstack
 
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import DataError, MismatchError
 
 if TYPE_CHECKING:
     from saesteer.models.reading import Activations, PairActivations
     from saesteer.saes.adapter import Sae
-
-# Shares of tokens are sums of floats; a rounding error above 1 is not a mistake of the caller.
-SHARE_TOLERANCE = 1e-6
 
 Indices = Int[np.ndarray, " feature"] | Sequence[int]
 
@@ -27,59 +24,35 @@ Indices = Int[np.ndarray, " feature"] | Sequence[int]
 class PairCodes:
     """Feature activations of both sides of every pair, as sparse matrices `[pair, d_sae]`.
 
-    `positive` and `negative` hold each feature's mean activation over the side's tokens (of any
-    sign), `positive_frequency` and `negative_frequency` the share (0 to 1) of the tokens on which
-    it fires. What is given is copied.
+    They hold each feature's mean activation over the side's tokens; a feature fires on a text where
+    that is not zero. Arrays and sparse matrices are taken, and copied.
 
     Raises:
-        DataError: Shapes differ, there is no pair or no feature, a value is not finite, or a
-            frequency lies outside 0 to 1.
+        DataError: Shapes differ, there is no pair or no feature, or a value is not finite.
 
     Example:
-        >>> codes = ss.PairCodes.from_dense(np.array([[2.0, 0.0]]), np.array([[0.5, 0.0]]))
+        >>> codes = ss.PairCodes(np.array([[2.0, 0.0]]), np.array([[0.5, 0.0]]))
         >>> codes.mean_delta.tolist()
         [1.5, 0.0]
     """
 
     positive: csr_matrix
     negative: csr_matrix
-    positive_frequency: csr_matrix
-    negative_frequency: csr_matrix
 
     def __post_init__(self) -> None:
-        names = ("positive", "negative", "positive_frequency", "negative_frequency")
-        for name in names:
+        for name in ("positive", "negative"):
             object.__setattr__(self, name, _as_csr(getattr(self, name), name))
         shape = shape_of(self.positive)
-        for name in names[1:]:
-            if shape_of(getattr(self, name)) != shape:
-                raise DataError(
-                    f"PairCodes.{name}: its shape {shape_of(getattr(self, name))} differs from "
-                    f"positive's {shape}; encode all four with the same pairs and the same SAE."
-                )
+        if shape_of(self.negative) != shape:
+            raise DataError(
+                f"PairCodes.negative: its shape {shape_of(self.negative)} differs from positive's "
+                f"{shape}; encode both with the same pairs and the same SAE."
+            )
         if 0 in shape:
             raise DataError(
                 f"PairCodes.positive: shape {shape} holds no activations; give at least one "
                 "pair and an SAE with at least one feature."
             )
-        for name in names[2:]:
-            values = getattr(self, name).data
-            if values.size and (values.min() < 0 or values.max() > 1 + SHARE_TOLERANCE):
-                raise DataError(
-                    f"PairCodes.{name}: values run from {values.min():.3g} to "
-                    f"{values.max():.3g}; give the share of tokens, between 0 and 1."
-                )
-
-    @classmethod
-    def from_dense(
-        cls,
-        positive: Float[np.ndarray, "pair d_sae"],
-        negative: Float[np.ndarray, "pair d_sae"],
-    ) -> PairCodes:
-        """Build codes from one activation per side; a frequency is 1 where a feature is active."""
-        sides = (_as_csr(positive, "positive"), _as_csr(negative, "negative"))
-        fires = [csr_matrix((np.ones(s.nnz), s.indices, s.indptr), shape=s.shape) for s in sides]
-        return cls(sides[0], sides[1], fires[0], fires[1])
 
     @property
     def n_pairs(self) -> int:
@@ -98,18 +71,23 @@ class PairCodes:
 
     @cached_property
     def mean_delta(self) -> Float[np.ndarray, " d_sae"]:
-        """Mean of `delta` over the pairs, one number per feature."""
+        """Mean of `delta` over the pairs."""
         return np.asarray(self.delta.mean(axis=0)).ravel()
+
+    @cached_property
+    def mean_size(self) -> Float[np.ndarray, " d_sae"]:
+        """Mean of |`delta`| over the pairs."""
+        return np.asarray(abs(self.delta).mean(axis=0)).ravel()
 
     @cached_property
     def firing_positive(self) -> Float[np.ndarray, " d_sae"]:
         """Share of positive sides (texts, not tokens) on which each feature fires."""
-        return _firing(self.positive_frequency)
+        return self.positive.getnnz(axis=0) / self.n_pairs
 
     @cached_property
     def firing_negative(self) -> Float[np.ndarray, " d_sae"]:
         """Share of negative sides (texts, not tokens) on which each feature fires."""
-        return _firing(self.negative_frequency)
+        return self.negative.getnnz(axis=0) / self.n_pairs
 
     @property
     def firing(self) -> Float[np.ndarray, " d_sae"]:
@@ -128,18 +106,12 @@ class PairCodes:
             DataError: An index is not a feature of this SAE, or there is none.
         """
         chosen = self._checked(indices)
-        return PairCodes(
-            self.positive[:, chosen],
-            self.negative[:, chosen],
-            self.positive_frequency[:, chosen],
-            self.negative_frequency[:, chosen],
-        )
+        return PairCodes(self.positive[:, chosen], self.negative[:, chosen])
 
     def stacked(self, indices: Indices | None = None) -> Float[np.ndarray, "side feature"]:
         """Dense activations of all sides, the positives' rows and then the negatives'.
 
-        Row i and row `n_pairs + i` are the two sides of pair i; `labels` has their labels. Columns
-        are the features of `indices` in that order, or all.
+        Columns are the features of `indices` in that order, or all.
 
         Raises:
             DataError: An index is not a feature of this SAE, or there is none.
@@ -178,19 +150,16 @@ def encode_pairs(sae: Sae, activations: PairActivations) -> PairCodes:
         True
     """
     last = activations.pooling == "last"
-    positive, positive_frequency = _encode(sae, activations.positive, last)
-    negative, negative_frequency = _encode(sae, activations.negative, last)
-    return PairCodes(positive, negative, positive_frequency, negative_frequency)
+    sides = (activations.positive, activations.negative)
+    return PairCodes(*(_encode(sae, side, last) for side in sides))
 
 
-def _encode(sae: Sae, texts: Activations, last: bool) -> tuple[csr_matrix, csr_matrix]:
-    means, frequencies = [], []
+def _encode(sae: Sae, texts: Activations, last: bool) -> csr_matrix:
+    means = []
     for index in range(texts.n_texts):
         codes = sae.encode(texts.text(index)).cpu().numpy()
-        codes = codes[-1:] if last else codes
-        means.append(csr_matrix(codes.mean(axis=0, keepdims=True)))
-        frequencies.append(csr_matrix((codes != 0).mean(axis=0, keepdims=True, dtype=np.float64)))
-    return csr_matrix(vstack(means)), csr_matrix(vstack(frequencies))
+        means.append(csr_matrix((codes[-1:] if last else codes).mean(axis=0, keepdims=True)))
+    return csr_matrix(vstack(means))
 
 
 def shape_of(matrix: csr_matrix) -> tuple[int, int]:
@@ -219,49 +188,45 @@ def _as_csr(matrix: object, name: str) -> csr_matrix:
     return result
 
 
-def _firing(frequency: csr_matrix) -> Float[np.ndarray, " d_sae"]:
-    n_pairs, d_sae = shape_of(frequency)
-    return np.bincount(frequency.indices, minlength=d_sae) / n_pairs
-
-
-def finite_matrix(
-    values: Float[np.ndarray, "row column"], field: str, row_name: str
-) -> Float[np.ndarray, "row column"]:
-    """Return a matrix of at least one row and column as float64.
+def shaped(values: Any, name: str, shape: tuple[int | None, ...], advice: str) -> np.ndarray:
+    """Return finite numbers as a float64 array; None in a shape stands for any length above 0.
 
     Raises:
-        DataError: It is none, or a number in it is not finite.
+        MismatchError: The shape is another one.
+        DataError: A number is not finite.
     """
-    try:
-        matrix = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{field}: this is not an array of numbers; give one row per {row_name}."
-        ) from error
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise DataError(
-            f"{field}: shape {matrix.shape} is not a matrix with at least one {row_name} and "
-            f"one column; give one row per {row_name}."
-        )
-    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    array = np.asarray(values, dtype=np.float64)
+    wanted = array.ndim == len(shape) and array.size and all(map(_fits, array.shape, shape))
+    if not wanted:
+        asked = str(tuple("n" if length is None else length for length in shape)).replace("'", "")
+        raise MismatchError(f"{name}: shape {array.shape} is not {asked}; {advice}.")
+    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
     if bad.size:
         raise DataError(
-            f"{field}: row {bad[0]} (counted from 0) is not all finite numbers; find the "
-            f"{row_name} whose activations overflowed, or use a wider dtype."
+            f"{name}: row {bad[0]} (counted from 0) is not all finite numbers; look where they "
+            "overflowed, or use a wider dtype."
         )
-    return matrix
+    return array
 
 
-def checked_rows(
-    rows: Float[np.ndarray, "feature d_model"], indices: Int[np.ndarray, " feature"]
+def _fits(length: int, wanted: int | None) -> bool:
+    return wanted is None or length == wanted
+
+
+def directions(
+    rows: Float[np.ndarray, "feature d_model"],
+    indices: Int[np.ndarray, " feature"],
+    d_model: int | None = None,
 ) -> Float[np.ndarray, "feature d_model"]:
     """Return decoder rows as float64.
 
     Raises:
-        DataError: There is no row, or a row is zero or not finite.
+        MismatchError: They are not one for each index, or of another width.
+        DataError: A row is zero or not finite.
     """
-    values = finite_matrix(rows, "decoder_rows", "feature")
-    empty = np.flatnonzero(np.linalg.norm(values, axis=1) == 0)
+    advice = "give one row of the decoder for each feature, of the same model and site"
+    values = shaped(rows, "decoder_rows", (len(indices), d_model), advice)
+    empty = np.flatnonzero(~values.any(axis=1))
     if empty.size:
         raise DataError(
             f"decoder_rows: the decoder row of feature {int(indices[empty[0]])} is zero, so it "

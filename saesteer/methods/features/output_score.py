@@ -10,12 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.utils.errors import ConfigError, HookError, SaeError
+from saesteer.models.hooks import hooked
+from saesteer.models.loading import plain_model
+from saesteer.models.reading import read_rows
+from saesteer.models.sites import resolve_target
+from saesteer.models.tokens import encode_texts, input_device
+from saesteer.saes.lens import RESIDUAL_HOOKS, TokenTexts, norm_gain
+from saesteer.utils.errors import ConfigError, SaeError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.models.tokens import TokenRow
     from saesteer.saes.adapter import Sae
 
 NEUTRAL_PROMPT = "In my experience,"
@@ -41,26 +46,47 @@ def output_scores(
     between 0 and 1, and are NaN where not computed.
 
     Raises:
-        ConfigError: A feature does not exist, a setting is out of range, or no feature fires at
-            the prompt's end.
+        ConfigError: No feature fires at the prompt's end.
         SaeError: The SAE does not write into the residual stream, where the logit lens says
-            nothing.
+            nothing, or has no such feature.
         HookError: Nothing passed through the SAE's site.
     """
-    from saesteer.models.tokens import encode_texts
-
-    wanted = _checked(features, sae, factor, n_tokens, batch_size)
+    if sae.write_site.hook not in RESIDUAL_HOOKS:
+        raise SaeError(
+            f"SAE {sae.name} writes at {sae.write_site}, where the logit lens says nothing; use "
+            "one of the residual stream, hook_mlp_out or hook_attn_out."
+        )
+    wanted = np.unique(np.asarray(features, dtype=np.int64))
+    if wanted.size and not 0 <= wanted[0] <= wanted[-1] < sae.d_sae:
+        raise SaeError(
+            f"features: SAE {sae.name} has features 0 to {sae.d_sae - 1}; choose some of them."
+        )
     assert model.tokenizer is not None
     row = encode_texts(model.tokenizer, [prompt], prepend_bos=sae.prepend_bos, what="prompt")[0]
-    amplitude = factor * _largest_activation(model, sae, row, prompt)
-    unembed = _unembedding(model, sae)
+    read = read_rows(model, [row], [sae.site])[sae.site]
+    largest = float(sae.encode(read.text(0))[-1].max())
+    if not largest > 0:
+        raise ConfigError(
+            f"prompt: no feature of SAE {sae.name} fires at the end of {prompt!r}, so there is no "
+            "measure of how strongly to steer; give another prompt."
+        )
+    unembed, target = _unembedding(model), resolve_target(model, sae.write_site)
+    ids = torch.tensor([row.ids], device=input_device(target.model))
     scores = np.full(sae.d_sae, np.nan)
     for start in range(0, len(wanted), batch_size):
         chosen = wanted[start : start + batch_size]
         rows = sae.decoder[torch.from_numpy(chosen)]
         promoted = (rows @ unembed.T).topk(min(n_tokens, len(unembed)), dim=1).indices
-        logits = _steered_logits(model, sae, row, amplitude * rows)[:, : len(unembed)]
-        scores[chosen] = _score(logits, promoted)
+        added = factor * largest * rows
+
+        def steer(hidden: Tensor, added: Tensor = added) -> Tensor:
+            steered = hidden.clone()
+            steered[:, -1] += added.to(hidden.device, hidden.dtype)
+            return steered
+
+        with torch.inference_mode(), hooked([(target, steer)]):
+            logits = target.model(input_ids=ids.expand(len(rows), -1), use_cache=False).logits
+        scores[chosen] = _score(logits[:, -1, : len(unembed)].to("cpu", torch.float32), promoted)
     return scores
 
 
@@ -74,11 +100,8 @@ def _score(
     return ((1 - rank / logits.shape[1]) * probability).double().numpy()
 
 
-def _unembedding(model: TransformerBridge, sae: Sae) -> Float[Tensor, "vocab d_model"]:
+def _unembedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
     """Return the unembedding with the final norm's linear part in it."""
-    from saesteer.models.loading import plain_model
-    from saesteer.saes.lens import TokenTexts, norm_gain
-
     plain = plain_model(model)
     mapping: Any = model.adapter.component_mapping
     head: Any = plain.get_output_embeddings()
@@ -88,74 +111,3 @@ def _unembedding(model: TransformerBridge, sae: Sae) -> Float[Tensor, "vocab d_m
     weight = weight * gain
     # To centre the row or the unembedding comes to the same.
     return weight - weight.mean(dim=1, keepdim=True) if centred else weight
-
-
-def _largest_activation(model: TransformerBridge, sae: Sae, row: TokenRow, prompt: str) -> float:
-    from saesteer.models.reading import read_rows
-
-    read = read_rows(model, [row], [sae.site])[sae.site]
-    largest = float(sae.encode(read.text(0))[-1].max())
-    if not largest > 0:
-        raise ConfigError(
-            f"prompt: no feature of SAE {sae.name} fires at the end of {prompt!r}, so there is no "
-            "measure of how strongly to steer; give another prompt."
-        )
-    return largest
-
-
-def _steered_logits(
-    model: TransformerBridge, sae: Sae, row: TokenRow, added: Float[Tensor, "feature d_model"]
-) -> Float[Tensor, "feature vocab"]:
-    """Return the next-token logits after the row, steered at its last token by each vector."""
-    from saesteer.models.sites import resolve_target
-    from saesteer.models.tokens import input_device
-
-    target = resolve_target(model, sae.write_site)
-    fired = False
-
-    def write(hidden: Tensor) -> Tensor:
-        nonlocal fired
-        fired = True
-        steered = hidden.clone()
-        steered[:, -1] += added.to(hidden.device, hidden.dtype)
-        return steered
-
-    ids = torch.tensor([row.ids], device=input_device(target.model)).expand(len(added), -1)
-    handle = target.hook(write)
-    try:
-        with torch.inference_mode():
-            logits = target.model(input_ids=ids, use_cache=False).logits[:, -1]
-    finally:
-        handle.remove()
-    if not fired:
-        raise HookError(f"nothing passed through {sae.write_site}; choose another site.")
-    return logits.to("cpu", torch.float32)
-
-
-def _checked(
-    features: Sequence[int] | Int[np.ndarray, " feature"],
-    sae: Sae,
-    factor: float,
-    n_tokens: int,
-    batch_size: int,
-) -> Int[np.ndarray, " feature"]:
-    from saesteer.saes.lens import RESIDUAL_HOOKS
-
-    if sae.write_site.hook not in RESIDUAL_HOOKS:
-        raise SaeError(
-            f"SAE {sae.name} writes at {sae.write_site}, where the logit lens says nothing; use "
-            "one of the residual stream, hook_mlp_out or hook_attn_out."
-        )
-    for name, value in (("factor", factor), ("n_tokens", n_tokens), ("batch_size", batch_size)):
-        if not 0 < value < np.inf:
-            raise ConfigError(f"{name}: {value:g} is not above 0; give a positive number.")
-    wanted = np.unique(np.asarray(features))
-    if not np.issubdtype(wanted.dtype, np.integer) or not wanted.size:
-        raise ConfigError("features: there is none to score; give at least one feature index.")
-    outside = wanted[(wanted < 0) | (wanted >= sae.d_sae)]
-    if outside.size:
-        raise ConfigError(
-            f"features: feature {outside[0]} does not exist, SAE {sae.name} has features 0 to "
-            f"{sae.d_sae - 1}; use indices of this SAE."
-        )
-    return wanted.astype(np.int64)

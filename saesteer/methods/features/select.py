@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pydantic import Field, field_validator, model_validator
 from scipy.sparse import csr_matrix, vstack
 
-from saesteer.methods.features.codes import PairCodes, shape_of
-from saesteer.methods.settings import SelectionSettings, checked, choose
-from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.methods.features.codes import PairCodes, shape_of, shaped
+from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.settings import Settings, parse_config
+from saesteer.utils.text import nearest
 
 Criterion = Callable[[PairCodes], Float[np.ndarray, " d_sae"]]
 """A score per feature, positive where the feature is more active on the positive side."""
@@ -38,8 +40,7 @@ def standardised_difference(
     without its factor sqrt(n). Without s0 it is Cohen's d_z (Lakens 2013, eq. 6). With a single
     pair no deviation can be estimated, and the scores rank as `mean_difference`.
     """
-    deviation = np.sqrt(_column_variance(codes.delta))
-    return _over_shrunken(codes.mean_delta, deviation, shrinkage)
+    return _over_shrunken(codes.mean_delta, _column_variance(codes.delta), shrinkage)
 
 
 def t_statistic(codes: PairCodes, *, shrinkage: float = 0.1) -> Float[np.ndarray, " d_sae"]:
@@ -58,7 +59,7 @@ def cohens_d(codes: PairCodes, *, shrinkage: float = 0.1) -> Float[np.ndarray, "
     sqrt((s_p^2 + s_n^2) / 2), shrunken as in `standardised_difference`. It ignores the pairing.
     """
     variance = (_column_variance(codes.positive) + _column_variance(codes.negative)) / 2
-    return _over_shrunken(codes.mean_delta, np.sqrt(variance), shrinkage)
+    return _over_shrunken(codes.mean_delta, variance, shrinkage)
 
 
 def auroc(codes: PairCodes) -> Float[np.ndarray, " d_sae"]:
@@ -96,10 +97,9 @@ def per_prompt_top_n(codes: PairCodes, *, n: int = 20) -> Float[np.ndarray, " d_
         raise ConfigError(f"n: {n} features per pair cannot be named; give 1 or more.")
     delta = codes.delta
     scores = np.zeros(codes.d_sae)
-    for pair in range(codes.n_pairs):
-        row = slice(delta.indptr[pair], delta.indptr[pair + 1])
-        features, values = delta.indices[row], delta.data[row]
-        top = np.lexsort((features, -np.abs(values)))[:n]
+    for start, stop in zip(delta.indptr[:-1], delta.indptr[1:], strict=True):
+        features, values = delta.indices[start:stop], delta.data[start:stop]
+        top = strongest_first(values, features)[:n]
         scores[features[top]] += np.sign(values[top])
     return scores
 
@@ -133,40 +133,63 @@ def _column_variance(matrix: csr_matrix) -> Float[np.ndarray, " d_sae"]:
 
 def _over_shrunken(
     difference: Float[np.ndarray, " d_sae"],
-    deviation: Float[np.ndarray, " d_sae"],
+    variance: Float[np.ndarray, " d_sae"],
     shrinkage: float,
 ) -> Float[np.ndarray, " d_sae"]:
     if not 0 < shrinkage < np.inf:
         raise ConfigError(f"shrinkage: {shrinkage:g} cannot shrink; give a number above 0.")
+    deviation = np.sqrt(variance)
     varying = deviation[deviation > 0]
     # With no deviation at all (one pair) any constant gives the same ranking.
     floor = shrinkage * float(np.median(varying)) if varying.size else 1.0
-    scores = difference / (deviation + floor)
     # A deviation that overflowed must not pass for "no difference".
-    return np.where(np.isfinite(deviation), scores, np.nan)
+    return np.where(np.isfinite(deviation), difference / (deviation + floor), np.nan)
+
+
+def known_name(name: str, registry: Mapping[str, Any]) -> str:
+    """Return a name, for a settings field.
+
+    Raises:
+        ValueError: The registry does not have it; the closest that it has is named.
+    """
+    if name not in registry:
+        raise ValueError(f"{name!r} is not known{nearest(name, registry)}; correct it")
+    return name
+
+
+class SelectionSettings(Settings):
+    """Which features are candidates; see `saesteer.select_features`."""
+
+    criterion: str = "standardised_difference"
+    n_features: int = Field(default=64, ge=1)
+    min_firing: float = Field(default=0.02, ge=0, le=1)
+    max_firing: float = Field(default=0.6, gt=0, le=1)
+    max_density: float | None = Field(default=None, gt=0, le=1)
+    min_abs_score: float = Field(default=0.0, ge=0)
+
+    @field_validator("criterion")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return known_name(name, CRITERIA)
+
+    @model_validator(mode="after")
+    def _firing_in_order(self) -> SelectionSettings:
+        if self.min_firing > self.max_firing:
+            raise ValueError(
+                f"min_firing ({self.min_firing}) is above max_firing ({self.max_firing}); lower it"
+            )
+        return self
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSelection:
-    """The chosen features, strongest first.
-
-    Attributes:
-        indices: `[feature]` SAE indices, by descending |score|, then ascending index.
-        scores: `[feature]` the criterion's signed scores.
-        criterion: The criterion's name.
-        n_candidates: How many features passed every filter, before the cut at `n_features`.
-        firing_positive: `[feature]` share of positive sides on which each fires.
-        firing_negative: `[feature]` share of negative sides on which each fires.
-        removed: How many features each filter took away, in the order of the filters.
-    """
+    """The chosen features, by descending |score|, then ascending index."""
 
     indices: Int[np.ndarray, " feature"]
     scores: Float[np.ndarray, " feature"]
-    criterion: str
-    n_candidates: int
-    firing_positive: Float[np.ndarray, " feature"]
+    n_candidates: int  # how many passed every filter, before the cut at `n_features`
+    firing_positive: Float[np.ndarray, " feature"]  # share of positive sides
     firing_negative: Float[np.ndarray, " feature"]
-    removed: Mapping[str, int]
 
     def __len__(self) -> int:
         return int(self.indices.size)
@@ -198,8 +221,7 @@ def select_features(
         min_firing: Least share of all sides (texts) on which a feature must fire, 0 to 1. A
             feature that fires on none is never chosen.
         max_firing: Greatest share of all sides on which it may fire, 0 to 1.
-        density: `[d_sae]` share of a corpus' tokens on which each feature fires, as in the
-            SAE's feature table.
+        density: Share of a corpus' tokens on which each feature fires, as in the SAE's table.
         max_density: Greatest density allowed; needs `density`.
         min_abs_score: Least |score| to be chosen, in the criterion's unit. A score of exactly
             zero is never chosen.
@@ -207,63 +229,56 @@ def select_features(
     Raises:
         ConfigError: The criterion is unknown or a number is out of range.
         DataError: The filters leave no feature (the sentence says which took how many), or the
-            scores or densities are not finite.
+            scores or densities are not finite, as of activations too large to square.
         MismatchError: `density` or the scores have another length than the SAE has features.
 
     Example:
         >>> len(ss.select_features(codes, n_features=4, max_firing=1.0))
         4
     """
-    if isinstance(criterion, str):
-        name, score = criterion, choose(CRITERIA, criterion, field="criterion")
-    else:
-        function = criterion.func if isinstance(criterion, partial) else criterion
-        name, score = getattr(function, "__name__", type(function).__name__), criterion
-    checked(
-        SelectionSettings,
-        "select_features",
-        n_features=n_features,
-        min_firing=min_firing,
-        max_firing=max_firing,
-        max_density=max_density,
-        min_abs_score=min_abs_score,
-    )
+    named = {"criterion": criterion} if isinstance(criterion, str) else {}
+    limits = {"min_firing": min_firing, "max_firing": max_firing, "max_density": max_density}
+    values = {**named, **limits, "n_features": n_features, "min_abs_score": min_abs_score}
+    parse_config(values, kind=SelectionSettings, place="select_features")
     rate = codes.firing
-    filters: list[tuple[str, Bool[np.ndarray, " d_sae"]]] = [
-        ("never fires", rate > 0),
-        (f"fires on less than min_firing={min_firing:g}", rate >= min_firing),
-        (f"fires on more than max_firing={max_firing:g}", rate <= max_firing),
-    ]
+    passes: dict[str, Bool[np.ndarray, " d_sae"]] = {
+        "never fires": rate > 0,
+        f"fires on less than min_firing={min_firing:g}": rate >= min_firing,
+        f"fires on more than max_firing={max_firing:g}": rate <= max_firing,
+    }
     if max_density is not None:
-        limits = _checked_density(density, codes.d_sae)
-        filters.append((f"denser than max_density={max_density:g}", limits <= max_density))
-    scores = _checked_scores(score(codes), codes.d_sae, name)
-    filters.append(("does not differ between the sides", scores != 0))
+        if density is None:
+            raise ConfigError(
+                "max_density: the features' densities are needed for this filter; pass density= "
+                "from the SAE's feature table, or leave max_density out."
+            )
+        dense = shaped(density, "density", (codes.d_sae,), "use the table of the same SAE")
+        passes[f"denser than max_density={max_density:g}"] = dense <= max_density
+    score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    advice = "a criterion gives one score for each feature"
+    scores = shaped(score(codes), f"criterion {criterion}", (codes.d_sae,), advice)
+    passes["does not differ between the sides"] = scores != 0
     if min_abs_score > 0:
-        filters.append(
-            (f"|score| below min_abs_score={min_abs_score:g}", np.abs(scores) >= min_abs_score)
-        )
+        passes[f"|score| below min_abs_score={min_abs_score:g}"] = np.abs(scores) >= min_abs_score
     left = np.ones(codes.d_sae, dtype=bool)
-    removed: dict[str, int] = {}
-    for reason, passes in filters:
-        removed[reason] = int((left & ~passes).sum())
-        left &= passes
+    taken: list[str] = []
+    for reason, passing in passes.items():
+        if count := int((left & ~passing).sum()):
+            taken.append(f"{reason}: {count}")
+        left &= passing
     candidates = np.flatnonzero(left)
     if candidates.size == 0:
-        taken = "; ".join(f"{reason}: {count}" for reason, count in removed.items() if count)
         raise DataError(
-            f"select_features: none of the {codes.d_sae} features is left ({taken}); widen "
-            "min_firing, max_firing, max_density or min_abs_score, or give more pairs."
+            f"select_features: none of the {codes.d_sae} features is left ({'; '.join(taken)}); "
+            "widen min_firing, max_firing, max_density or min_abs_score, or give more pairs."
         )
     indices = candidates[strongest_first(scores[candidates], candidates)][:n_features]
     return FeatureSelection(
         indices=indices,
         scores=scores[indices],
-        criterion=name,
         n_candidates=int(candidates.size),
         firing_positive=codes.firing_positive[indices],
         firing_negative=codes.firing_negative[indices],
-        removed=removed,
     )
 
 
@@ -272,43 +287,3 @@ def strongest_first(
 ) -> Int[np.ndarray, " feature"]:
     """Return the order by descending |value|, ties by ascending index."""
     return np.lexsort((indices, -np.abs(values)))
-
-
-def _checked_density(
-    density: Float[np.ndarray, " d_sae"] | None, d_sae: int
-) -> Float[np.ndarray, " d_sae"]:
-    if density is None:
-        raise ConfigError(
-            "max_density: the features' densities are needed for this filter; pass density= from "
-            "the SAE's feature table, or leave max_density out."
-        )
-    values = np.asarray(density, dtype=np.float64)
-    if values.shape != (d_sae,):
-        raise MismatchError(
-            f"density: shape {values.shape} does not fit the SAE's {d_sae} features; use the "
-            "feature table of the same SAE."
-        )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise DataError(
-            f"density: feature {bad[0]} has no finite density; rebuild the SAE's feature table."
-        )
-    return values
-
-
-def _checked_scores(
-    scores: Float[np.ndarray, " d_sae"], d_sae: int, name: str
-) -> Float[np.ndarray, " d_sae"]:
-    values = np.asarray(scores, dtype=np.float64)
-    if values.shape != (d_sae,):
-        raise MismatchError(
-            f"criterion: '{name}' gave scores of shape {values.shape} for {d_sae} features; "
-            "return one score per feature."
-        )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise DataError(
-            f"criterion: '{name}' gave feature {bad[0]} a score that is not finite; its "
-            "activations are too large, check the SAE's scaling."
-        )
-    return values

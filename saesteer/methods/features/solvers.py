@@ -1,48 +1,65 @@
-"""Ways to fit weights on decoder rows, all with one signature.
-
-Every solver sees the same `Problem` and returns a `Solution`. With a metric M the problem's rows
-and targets are already multiplied by its square root, so that plain Euclidean solvers minimise
-(t - wD) M (t - wD)^T.
-"""
+"""Ways to fit weights on decoder rows, all with one signature."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field, field_validator
 
 from saesteer.methods.features.codes import PairCodes
-from saesteer.methods.settings import RegressionSettings
+from saesteer.methods.features.select import known_name
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.utils.settings import Settings
 
 # Decoders are stored in half precision: singular values below this share of the largest are
 # rounding, and fitting them would give near-duplicate rows huge weights of opposite sign.
 RANK_TOLERANCE = 1e-6
-
 # Where BIC cannot be used, the lasso's penalty is this share of the one that zeroes all weights.
 DEFAULT_LASSO_ALPHA = 0.05
+
+Weights = Float[np.ndarray, " feature"]
+
+
+class RegressionSettings(Settings):
+    """How weights are fitted; see `saesteer.fit_weights`."""
+
+    method: str = "sign_tied"
+    basis: Literal["decoder", "decoded"] = "decoder"
+    ridge_alpha: float = Field(default=0.1, ge=0)
+    lasso_alpha: float | None = Field(default=None, gt=0, lt=1)
+    n_nonzero: int | None = Field(default=None, ge=1)
+    logistic_c: float = Field(default=1.0, gt=0)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return known_name(name, REGRESSIONS)
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One regression of targets `[pair, d]` on decoder rows `[feature, d]`.
+    """One regression; in a metric, rows and targets are multiplied by its square root.
 
-    `codes` holds the activations of just these features, `signs` the sign that each weight must
-    have (0: no weight).
+    So plain Euclidean solvers minimise (t - wD) M (t - wD)^T.
     """
 
     rows: Float[np.ndarray, "feature d"]
     targets: Float[np.ndarray, "pair d"]
     settings: RegressionSettings
-    codes: PairCodes | None = None
-    signs: Float[np.ndarray, " feature"] | None = None
+    codes: PairCodes | None  # of just these features
+    signs: Weights | None  # that each weight must have; 0: no weight
 
     @property
     def mean(self) -> Float[np.ndarray, " d"]:
-        """The mean target, which every pooled squared-error fit with common weights fits."""
+        """The mean target, which every pooled squared-error fit with common weights fits.
+
+        The sum over pairs of |t_i - wD|^2 differs from n |mean t - wD|^2 by a constant.
+        """
         return self.targets.mean(axis=0)
 
     @property
@@ -56,29 +73,17 @@ class Problem:
         return self.codes
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Weights in the problem's basis, each pair's own where there are any, and plain facts."""
-
-    weights: Float[np.ndarray, " feature"]
-    per_pair: Float[np.ndarray, "pair feature"] | None = None
-    details: Mapping[str, float] = field(default_factory=dict)
+# From a problem to its weights and plain facts about them.
+Solver = Callable[[Problem], tuple[Weights, dict[str, float]]]
 
 
-Solver = Callable[[Problem], Solution]
-
-
-def _least_squares(problem: Problem) -> Solution:
-    """Ordinary least squares over all pairs with common weights, of least norm.
-
-    The sum over pairs of |t_i - wD|^2 differs from n |mean t - wD|^2 by a constant, so this is
-    the fit to the mean target.
-    """
+def _least_squares(problem: Problem) -> tuple[Weights, dict[str, float]]:
+    """Ordinary least squares over all pairs with common weights, of least norm."""
     weights, rank = _least_norm(problem.rows, problem.mean)
-    return Solution(weights, details={"rank": rank})
+    return weights, {"rank": rank}
 
 
-def _least_squares_per_prompt(problem: Problem) -> Solution:
+def _least_squares_per_prompt(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Least squares for each pair by itself, of least norm, then the mean of the weights.
 
     With codes a pair uses only the features whose activation differs between its two sides, and
@@ -102,14 +107,13 @@ def _least_squares_per_prompt(problem: Problem) -> Solution:
         if features.any():
             weights[pair, features] = _least_norm(triangle[:, features].T, projected[pair])[0]
     residual = problem.targets - weights @ problem.rows
-    details = {
+    return weights.mean(axis=0), {
         "mean_features": float(used.sum(axis=1).mean()),
         "r2_per_prompt": float(1 - (residual**2).sum() / (problem.targets**2).sum()),
     }
-    return Solution(weights.mean(axis=0), per_pair=weights, details=details)
 
 
-def _ridge(problem: Problem) -> Solution:
+def _ridge(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Ridge regression on the mean target: (G + a m I) w = D t with G = D D^T, m = mean G_jj."""
     alpha = problem.settings.ridge_alpha
     if not alpha > 0:
@@ -120,15 +124,24 @@ def _ridge(problem: Problem) -> Solution:
     gram = problem.rows @ problem.rows.T
     penalty = alpha * float(np.diag(gram).mean())
     weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), problem.rows @ problem.mean)
-    return Solution(weights, details={"ridge_alpha": alpha, "penalty": penalty})
+    return weights, {"ridge_alpha": alpha, "penalty": penalty}
 
 
-def _non_negative(problem: Problem) -> Solution:
+def _non_negative(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Least squares on the mean target with weights of zero or more (Lawson & Hanson 1974)."""
-    return Solution(_nnls(problem.rows, problem.mean))
+    from scipy.optimize import nnls
+
+    rows = problem.rows
+    try:
+        return nnls(rows.T, problem.mean, maxiter=max(1000, 30 * len(rows)))[0], {}
+    except RuntimeError as error:
+        raise DataError(
+            "decoder_rows: non-negative least squares does not converge on these rows; keep "
+            "fewer features or use method='ridge'."
+        ) from error
 
 
-def _sign_tied(problem: Problem) -> Solution:
+def _sign_tied(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Least squares on the mean target, each weight of its feature's own sign or zero.
 
     A feature more active on the positive side may only be added, one more active on the negative
@@ -137,28 +150,28 @@ def _sign_tied(problem: Problem) -> Solution:
     signs = problem.signs
     if signs is None:
         signs = np.sign(problem.needed_codes.mean_delta)
-    tied = signs != 0
+    tied = np.flatnonzero(signs)
     weights = np.zeros(len(signs))
-    if tied.any():
-        weights[tied] = signs[tied] * _nnls(problem.rows[tied] * signs[tied, None], problem.mean)
-    return Solution(weights, details={"n_untied": int((~tied).sum())})
+    if tied.size:
+        flipped = replace(problem, rows=problem.rows[tied] * signs[tied, None])
+        weights[tied] = signs[tied] * _non_negative(flipped)[0]
+    return weights, {"n_untied": len(signs) - len(tied)}
 
 
-def _omp(problem: Problem) -> Solution:
+def _omp(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Orthogonal matching pursuit on the mean target (Pati et al. 1993), rows at unit length."""
     from sklearn.linear_model import OrthogonalMatchingPursuit
 
     wanted = problem.settings.n_nonzero or 32
     lengths = np.linalg.norm(problem.rows, axis=1)
-    units = problem.rows / lengths[:, None]
     count = min(wanted, *problem.rows.shape)
     model = OrthogonalMatchingPursuit(n_nonzero_coefs=count, fit_intercept=False)
-    with _quiet():
-        model.fit(units.T, problem.mean)
-    return Solution(np.ravel(model.coef_) / lengths, details={"n_nonzero_asked": wanted})
+    return _fitted(model, (problem.rows / lengths[:, None]).T, problem.mean) / lengths, {
+        "n_nonzero_asked": wanted
+    }
 
 
-def _lasso(problem: Problem) -> Solution:
+def _lasso(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Least squares on the mean target with an L1 penalty on the weights (in the chosen basis).
 
     Without `lasso_alpha` the penalty is the one of least BIC along the LARS path, with as many
@@ -177,18 +190,14 @@ def _lasso(problem: Problem) -> Solution:
         # An exact fit leaves no noise, and BIC divides by it.
         noise = max(noise, 1e-12 * float((mean**2).mean()))
         path = LassoLarsIC(criterion="bic", fit_intercept=False, noise_variance=noise)
-        with _quiet():
-            path.fit(design, mean)
-        share = float(path.alpha_) / largest if largest else 0.0
-        return Solution(np.ravel(path.coef_), details={"lasso_alpha": share})
+        weights = _fitted(path, design, mean)
+        return weights, {"lasso_alpha": float(path.alpha_) / largest if largest else 0.0}
     share = alpha or DEFAULT_LASSO_ALPHA
     model = Lasso(alpha=share * largest, fit_intercept=False, max_iter=100_000, tol=1e-8)
-    with _quiet():
-        model.fit(design, mean)
-    return Solution(np.ravel(model.coef_), details={"lasso_alpha": share})
+    return _fitted(model, design, mean), {"lasso_alpha": share}
 
 
-def _logistic(problem: Problem) -> Solution:
+def _logistic(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """Logistic regression of the side on the features' activations.
 
     Fitted on standardised activations, the coefficients are divided by the standard deviations,
@@ -204,22 +213,20 @@ def _logistic(problem: Problem) -> Solution:
     scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     standard = (sides - sides.mean(axis=0)) * scale
     model = LogisticRegression(C=strength, max_iter=10_000, tol=1e-8)
-    model.fit(standard, codes.labels)
-    weights = np.ravel(model.coef_) * scale
+    weights = _fitted(model, standard, codes.labels) * scale
     direction = weights @ problem.rows
     length = float(direction @ direction)
     factor = float(problem.mean @ direction) / length if length > 0 else 0.0
-    details = {
+    return weights * (abs(factor) or 1.0), {
         "logistic_c": strength,
         "train_accuracy": float(model.score(standard, codes.labels)),
         "scale": factor,
     }
-    return Solution(weights * (abs(factor) or 1.0), details=details)
 
 
-def _mean_difference(problem: Problem) -> Solution:
+def _mean_difference(problem: Problem) -> tuple[Weights, dict[str, float]]:
     """The mean difference in activation itself: the decoded mean delta of these features."""
-    return Solution(problem.needed_codes.mean_delta.copy())
+    return problem.needed_codes.mean_delta.copy(), {}
 
 
 REGRESSIONS: Mapping[str, Solver] = MappingProxyType(
@@ -235,34 +242,20 @@ REGRESSIONS: Mapping[str, Solver] = MappingProxyType(
         "mean_difference": _mean_difference,
     }
 )
-
 # These take their weights from the activations, so the basis of the regressors is not theirs.
 FROM_CODES = frozenset({"logistic", "mean_difference"})
 
 
 def _least_norm(
     rows: Float[np.ndarray, "feature d"], target: Float[np.ndarray, " d"]
-) -> tuple[Float[np.ndarray, " feature"], int]:
+) -> tuple[Weights, int]:
     weights, _, rank, _ = np.linalg.lstsq(rows.T, target, rcond=RANK_TOLERANCE)
     return weights, int(rank)
 
 
-def _nnls(
-    rows: Float[np.ndarray, "feature d"], target: Float[np.ndarray, " d"]
-) -> Float[np.ndarray, " feature"]:
-    from scipy.optimize import nnls
-
-    try:
-        return nnls(rows.T, target, maxiter=max(1000, 30 * len(rows)))[0]
-    except RuntimeError as error:
-        raise DataError(
-            "decoder_rows: non-negative least squares does not converge on these rows; keep "
-            "fewer features or use method='ridge'."
-        ) from error
-
-
-def _quiet():
-    """Silence scikit-learn's notices on collinear rows, which these solvers end early on."""
+def _fitted(model: Any, design: np.ndarray, target: np.ndarray) -> Weights:
+    """Return a fit's coefficients, without notices on collinear rows, where it ends early."""
     import warnings
 
-    return warnings.catch_warnings(action="ignore")
+    with warnings.catch_warnings(action="ignore"):
+        return np.ravel(model.fit(design, target).coef_)

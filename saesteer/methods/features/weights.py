@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from saesteer.methods.features.codes import PairCodes, checked_rows, finite_matrix
-from saesteer.methods.features.solvers import FROM_CODES, REGRESSIONS, Problem, Solution, Solver
-from saesteer.methods.settings import RegressionSettings, checked, choose
-from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.methods.features.codes import PairCodes, directions, shaped
+from saesteer.methods.features.solvers import (
+    FROM_CODES,
+    REGRESSIONS,
+    Problem,
+    RegressionSettings,
+    Weights,
+)
+from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.settings import parse_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,41 +26,21 @@ class FeatureWeights:
     """Features with weights, the direction they add up to, and how well it fits.
 
     With a metric M every r2 and norm is measured in it (|x|^2 = x M x^T); `cosine` never is.
-
-    Attributes:
-        indices: `[feature]` SAE indices.
-        weights: `[feature]` weight of each feature's decoder row, in units of activation.
-        method: Name of the fit in `REGRESSIONS`.
-        basis: "decoder" or "decoded", see `fit_weights`.
-        direction_raw: `[d_model]` weights @ decoder rows, not normalised.
-        r2: 1 - SSE / SS over all pairs, SS being the targets' squares about zero, not about
-            their mean. A single vector cannot reach 1 unless all targets are equal: see
-            `details["r2_ceiling"]`.
-        r2_mean: The same for the mean target alone.
-        residual_norms: `[pair]` |target_i - direction_raw|.
-        cosine: Cosine between direction_raw and the mean target.
-        per_pair: `[pair, feature]` each pair's own weights where the method fits pairs one by
-            one, else no rows.
-        details: What else the method has to say: r2_ceiling (the greatest r2 of any vector),
-            n_nonzero, and the solver's own numbers.
     """
 
-    indices: Int[np.ndarray, " feature"]
-    weights: Float[np.ndarray, " feature"]
+    indices: Int[np.ndarray, " feature"]  # in the SAE
+    weights: Weights  # of decoder rows, in units of activation
     method: str
-    basis: str
-    direction_raw: Float[np.ndarray, " d_model"]
+    direction_raw: Float[np.ndarray, " d_model"]  # weights @ decoder rows
+    # 1 - SSE / SS over all pairs, SS being the targets' squares about zero, not about their mean.
+    # A single vector cannot reach 1 unless all targets are equal: see details["r2_ceiling"].
     r2: float
-    r2_mean: float
+    r2_mean: float  # the same for the mean target alone
     residual_norms: Float[np.ndarray, " pair"]
-    cosine: float
-    per_pair: Float[np.ndarray, "fitted_pair feature"]
+    cosine: float  # between direction_raw and the mean target
+    # What else the method has to say: r2_ceiling (the greatest r2 of any vector), n_nonzero, and
+    # the solver's own numbers.
     details: Mapping[str, float]
-
-    @property
-    def direction(self) -> Float[np.ndarray, " d_model"]:
-        """`direction_raw` at unit norm."""
-        return self.direction_raw / np.linalg.norm(self.direction_raw)
 
     @property
     def by_feature(self) -> dict[int, float]:
@@ -90,14 +77,14 @@ def fit_weights(
         target: `[pair, d_model]` deltas, or one `[d_model]` vector.
         decoder_rows: `[feature, d_model]` decoder rows of the kept features.
         method: A name in `REGRESSIONS`.
-        indices: `[feature]` SAE index of each row; 0, 1, 2, ... when left out.
+        indices: SAE index of each row; 0, 1, 2, ... when left out.
         codes: Activations of both sides, all features of the SAE. Needed by `logistic` and
             `mean_difference`, by basis "decoded", and by `sign_tied` unless `signs` is given;
             in `least_squares_per_prompt` they limit each pair to the features that differ in it.
-        signs: `[feature]` sign that `sign_tied` ties each weight to; that of the feature's mean
-            difference in `codes` when left out.
-        metric: `[d_model, d_model]` symmetric positive semi-definite matrix to measure errors
-            in; Euclidean when left out.
+        signs: Sign that `sign_tied` ties each weight to; that of the feature's mean difference in
+            `codes` when left out.
+        metric: Symmetric positive semi-definite matrix to measure errors in; Euclidean when left
+            out.
         basis: Regressors: "decoder" rows, or "decoded" activations (decoder rows times the
             feature's mean absolute delta), which matters to methods with a penalty. `weights`
             always belong to decoder rows. `logistic` and `mean_difference` have no regressors
@@ -120,85 +107,38 @@ def fit_weights(
         >>> fit.weights.round(3).tolist()
         [2.0, -1.0]
     """
-    solve = choose(REGRESSIONS, method, field="regression method")
-    settings = checked(
-        RegressionSettings,
-        "fit_weights",
-        method=method,
-        basis=basis,
-        ridge_alpha=ridge_alpha,
-        lasso_alpha=lasso_alpha,
-        n_nonzero=n_nonzero,
-        logistic_c=logistic_c,
+    settings = parse_config(
+        {
+            "method": method,
+            "basis": basis,
+            "ridge_alpha": ridge_alpha,
+            "lasso_alpha": lasso_alpha,
+            "n_nonzero": n_nonzero,
+            "logistic_c": logistic_c,
+        },
+        kind=RegressionSettings,
+        place="fit_weights",
     )
-    targets = finite_matrix(np.atleast_2d(target), "target", "pair")
+    targets = shaped(np.atleast_2d(target), "target", (None, None), "give one row per pair")
     order = np.arange(len(decoder_rows)) if indices is None else np.asarray(indices)
-    rows = _matching_rows(decoder_rows, order, targets.shape[1])
-    if np.linalg.norm(targets.mean(axis=0)) <= 1e-9 * np.linalg.norm(targets, axis=1).max():
+    rows = directions(decoder_rows, order, targets.shape[1])
+    mean = targets.mean(axis=0)
+    if np.linalg.norm(mean) <= 1e-9 * np.linalg.norm(targets, axis=1).max():
         raise DataError(
             "target: the mean over the pairs is zero, so the two sides do not differ on average; "
             "check that the texts differ and that positive and negative are not mixed up."
         )
+    root = None if metric is None else _metric_root(metric, targets.shape[1])
     problem = Problem(
-        rows=rows,
-        targets=targets,
+        rows=rows if root is None else rows @ root,
+        targets=targets if root is None else targets @ root,
         settings=settings,
         codes=None if codes is None else codes.columns(order),
-        signs=_matching_signs(signs, len(rows)),
+        signs=None
+        if signs is None
+        else np.sign(shaped(signs, "signs", order.shape, "give one a row")),
     )
-    if metric is not None:
-        root = _metric_root(metric, targets.shape[1])
-        problem = replace(problem, rows=rows @ root, targets=targets @ root)
-    solution = _solve_live(problem, solve)
-    return _describe(solution, problem, rows, targets, order)
-
-
-def _solve_live(problem: Problem, solve: Solver) -> Solution:
-    """Solve on the regressors that are not zero; the others get no weight."""
-    scale = _basis_scale(problem)
-    regressors = problem.rows * scale[:, None]
-    live = np.flatnonzero(np.linalg.norm(regressors, axis=1) > 0)
-    if live.size == 0:
-        raise DataError(
-            "decoder_rows: every regressor is zero in this basis and metric, so there is nothing "
-            "to fit with; use basis='decoder' or another metric."
-        )
-    part = replace(
-        problem,
-        rows=regressors[live],
-        codes=None if problem.codes is None else problem.codes.columns(live),
-        signs=None if problem.signs is None else problem.signs[live],
-    )
-    solution = solve(part)
-    weights = np.zeros(len(scale))
-    weights[live] = solution.weights * scale[live]
-    per_pair = np.zeros((0, len(scale)))
-    if solution.per_pair is not None:
-        per_pair = np.zeros((len(solution.per_pair), len(scale)))
-        per_pair[:, live] = solution.per_pair * scale[live]
-    return Solution(weights, per_pair, solution.details)
-
-
-def _basis_scale(problem: Problem) -> Float[np.ndarray, " feature"]:
-    settings = problem.settings
-    if settings.basis == "decoder" or settings.method in FROM_CODES:
-        return np.ones(len(problem.rows))
-    if problem.codes is None:
-        raise ConfigError(
-            "codes: basis 'decoded' scales decoder rows by the features' activations; pass "
-            "codes=, or use basis='decoder'."
-        )
-    return np.asarray(abs(problem.codes.delta).mean(axis=0)).ravel()
-
-
-def _describe(
-    solution: Solution,
-    problem: Problem,
-    rows: Float[np.ndarray, "feature d_model"],
-    targets: Float[np.ndarray, "pair d_model"],
-    indices: Int[np.ndarray, " feature"],
-) -> FeatureWeights:
-    weights, method = solution.weights, problem.settings.method
+    weights, details = _solved(problem)
     direction = weights @ rows
     length = float(np.linalg.norm(direction))
     if not np.isfinite(length) or length == 0:
@@ -210,72 +150,58 @@ def _describe(
     # Measured where the fit was made, which is in the metric if there is one.
     fitted = weights @ problem.rows
     residual_norms = np.linalg.norm(problem.targets - fitted, axis=1)
-    total = float((problem.targets**2).sum())
-    mean_total = float((problem.mean**2).sum())
-    mean = targets.mean(axis=0)
-    assert solution.per_pair is not None
+    total, mean_total = float((problem.targets**2).sum()), float((problem.mean**2).sum())
+    missed = float(((problem.mean - fitted) ** 2).sum())
     return FeatureWeights(
-        indices=indices,
+        indices=order,
         weights=weights,
         method=method,
-        basis=problem.settings.basis,
         direction_raw=direction,
         r2=1 - float((residual_norms**2).sum()) / total if total else 0.0,
-        r2_mean=1 - float(((problem.mean - fitted) ** 2).sum()) / mean_total if mean_total else 0.0,
+        r2_mean=1 - missed / mean_total if mean_total else 0.0,
         residual_norms=residual_norms,
         cosine=float(direction @ mean) / (length * float(np.linalg.norm(mean))),
-        per_pair=solution.per_pair,
         details={
             "n_nonzero": int((weights != 0).sum()),
             "r2_ceiling": len(targets) * mean_total / total if total else 0.0,
-            **solution.details,
+            **details,
         },
     )
 
 
-def _matching_rows(
-    decoder_rows: Float[np.ndarray, "feature d_model"],
-    indices: Int[np.ndarray, " feature"],
-    d_model: int,
-) -> Float[np.ndarray, "feature d_model"]:
-    if indices.shape != (len(decoder_rows),):
-        raise MismatchError(
-            f"indices: shape {indices.shape} does not name the {len(decoder_rows)} decoder rows "
-            "one by one; give one SAE index per row."
+def _solved(problem: Problem) -> tuple[Weights, dict[str, float]]:
+    """Solve on the regressors that are not zero; the others get no weight."""
+    settings, scale = problem.settings, np.ones(len(problem.rows))
+    if settings.basis == "decoded" and settings.method not in FROM_CODES:
+        if problem.codes is None:
+            raise ConfigError(
+                "codes: basis 'decoded' scales decoder rows by the features' activations; pass "
+                "codes=, or use basis='decoder'."
+            )
+        scale = problem.codes.mean_size
+    regressors = problem.rows * scale[:, None]
+    live = np.flatnonzero(regressors.any(axis=1))
+    if live.size == 0:
+        raise DataError(
+            "decoder_rows: every regressor is zero in this basis and metric, so there is nothing "
+            "to fit with; use basis='decoder' or another metric."
         )
-    rows = checked_rows(decoder_rows, indices)
-    if rows.shape[1] != d_model:
-        raise MismatchError(
-            f"decoder_rows: width {rows.shape[1]} is not the target's {d_model}; use activations "
-            "and SAE of the same model and site."
-        )
-    return rows
+    part = replace(
+        problem,
+        rows=regressors[live],
+        codes=None if problem.codes is None else problem.codes.columns(live),
+        signs=None if problem.signs is None else problem.signs[live],
+    )
+    weights = np.zeros(len(scale))
+    found, details = REGRESSIONS[settings.method](part)
+    weights[live] = found * scale[live]
+    return weights, details
 
 
-def _matching_signs(
-    signs: Float[np.ndarray, " feature"] | None, n_features: int
-) -> Float[np.ndarray, " feature"] | None:
-    if signs is None:
-        return None
-    values = np.sign(np.asarray(signs, dtype=np.float64))
-    if values.shape != (n_features,) or not np.isfinite(values).all():
-        raise MismatchError(
-            f"signs: shape {values.shape} does not give each of the {n_features} decoder rows a "
-            "sign; give one finite number per row."
-        )
-    return values
-
-
-def _metric_root(
-    metric: Float[np.ndarray, "d_model d_model"], d_model: int
-) -> Float[np.ndarray, "d_model d_model"]:
+def _metric_root(metric: Any, d_model: int) -> Float[np.ndarray, "d_model d_model"]:
     """R with R R^T = metric, so that |x R|^2 = x metric x^T."""
-    matrix = finite_matrix(metric, "metric", "dimension")
-    if matrix.shape != (d_model, d_model):
-        raise MismatchError(
-            f"metric: shape {matrix.shape} does not fit targets of width {d_model}; compute it "
-            "at the same site."
-        )
+    advice = "compute it at the target's site"
+    matrix = shaped(metric, "metric", (d_model, d_model), advice)
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     size = float(np.abs(values).max())
     if np.abs(matrix - matrix.T).max() > 1e-6 * size or values.min() < -1e-6 * size or not size:
