@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from saesteer.cli.show import console, heading, number, one_line, show_links, table
 
 if TYPE_CHECKING:
-    from saesteer.saes.neuronpedia import FeatureHit, SourceId
+    from saesteer.saes.neuronpedia import SourceId
     from saesteer.saes.neuronpedia.replies import TextSearch
-    from saesteer.saes.table import FeatureCard, FeatureContext
+    from saesteer.saes.table import FeatureCard, FeatureHit
 
 TOKENS_SHOWN = 10
 
@@ -32,7 +31,15 @@ def show_cards(cards: Sequence[FeatureCard]) -> None:
         for verb, tokens in (("promotes", card.top_tokens), ("demotes", card.bottom_tokens)):
             if tokens:
                 out.print(f"{verb} {', '.join(map(_quoted, tokens[:TOKENS_SHOWN]))}")
-        _show_contexts(out, card.contexts)
+        made = table(("activation", "right"), "where it fires")
+        for context in card.contexts:
+            text = Text(one_line(context.text))
+            token = one_line(context.token)
+            if token:
+                text.highlight_words([token], style="bold reverse")
+            made.add_row(f"{context.activation:.2f}", text)
+        if card.contexts:
+            out.print(made)
 
 
 def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
@@ -63,19 +70,6 @@ def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
     out.print(made)
     links = ((hit.index, dashboard_url(place, hit.index, site=site)) for hit in found.result)
     show_links(out, links)
-
-
-def _show_contexts(out: Console, contexts: Sequence[FeatureContext]) -> None:
-    if not contexts:
-        return
-    made = table(("activation", "right"), "where it fires")
-    for context in contexts:
-        text = Text(one_line(context.text))
-        token = one_line(context.token)
-        if token:
-            text.highlight_words([token], style="bold reverse")
-        made.add_row(f"{context.activation:.2f}", text)
-    out.print(made)
 
 
 def _quoted(token: str) -> str:
