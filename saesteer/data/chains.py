@@ -31,15 +31,10 @@ def divide(
     near one and the same text, can only be kept so; a chain of families can be cut by leaving out
     the few items that link them.
 
-    Args:
-        near: Which items are near-duplicates [item, item], symmetric.
-        sides: How many positive and negative texts an item holds.
-        targets: How many of each side a part should get; met as closely as linked items allow.
-        seed: Decides between items that are as good.
-        cut: Whether to cut chains until every part is large enough.
-
-    Returns:
-        Each item's part, -1 for those left out.
+    `near` says which items are near-duplicates [item, item]; `sides` how many positive and negative
+    texts an item holds; `targets` how many of each side a part should get, met as closely as linked
+    items allow; the seed decides between items that are as good. With `cut` chains are cut until
+    every part is large enough; the part of what is left out is -1.
     """
     rng = np.random.default_rng(seed)
     kept = np.ones(len(sides), dtype=bool)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from saesteer.data.answers import ANSWERS_NAME, read_answers
+from saesteer.data.texts import ANSWERS_NAME, read_answers
 from saesteer.evaluation.effect import EffectMeter, PropensityMeter
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements

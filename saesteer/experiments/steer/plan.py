@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.data import PairSet, Split, read_answers, read_questions, split_pairs
-from saesteer.data.answers import Answer
+from saesteer.data.texts import Answer
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import GROUPS, build_method, method_entry
 from saesteer.methods.settings import choose
