@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+from saesteer.saes.corpus import CorpusSource
+from saesteer.saes.training import SaeTrainingConfig
 
 SITE = "blocks.10.hook_resid_post"
 

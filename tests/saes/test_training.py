@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from saesteer.saes.corpus import CorpusSource
 from saesteer.saes.harvest import Harvest
 from saesteer.saes.loading import load_sae
-from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
-from saesteer.saes.training import train_topk
+from saesteer.saes.training import SaeTrainingConfig, train_topk
 from saesteer.utils.errors import OutputError, SaeError
 from saesteer.utils.progress import Progress, Task
 
@@ -173,7 +173,7 @@ def test_more_features_fire_at_first_and_k_at_the_end_also_after_a_break(
 def test_a_finished_run_is_not_trained_again(harvested, tmp_path, monkeypatch):
     first = train(harvested, tmp_path / "run")
     before = load_file(first / "sae_weights.safetensors")
-    monkeypatch.setattr(MODULE, "_train_shard", None)
+    monkeypatch.setattr(MODULE._Training, "train", None)
     again = load_file(train(harvested, tmp_path / "run") / "sae_weights.safetensors")
     assert all(torch.equal(again[name], before[name]) for name in before)
 
