@@ -11,18 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saesteer.models.loading import plain_model
-from saesteer.saes.adapter import Sae
+from saesteer.saes.adapter import RESIDUAL_HOOKS, Sae
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-RESIDUAL_HOOKS = (
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_mlp_out",
-    "hook_attn_out",
-)
 FEATURES_AT_ONCE = 256
 
 

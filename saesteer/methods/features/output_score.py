@@ -139,7 +139,7 @@ def _checked(
     n_tokens: int,
     batch_size: int,
 ) -> Int[np.ndarray, " feature"]:
-    from saesteer.saes.lens import RESIDUAL_HOOKS
+    from saesteer.saes.adapter import RESIDUAL_HOOKS
 
     if sae.write_site.hook not in RESIDUAL_HOOKS:
         raise SaeError(
