@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from saesteer.cli.show import console, heading, number, one_line, show_links, table
+from saesteer.cli.show import console, heading, number, one_line, table
+from saesteer.report import Table
+from saesteer.report.layout import Column
+from saesteer.report.terminal import print_table
 
 if TYPE_CHECKING:
     from saesteer.saes.neuronpedia import SourceId
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from saesteer.saes.table import FeatureCard, FeatureHit
 
 TOKENS_SHOWN = 10
+DESCRIPTION = Column("description", lambda hit: one_line(hit.description) or "no description")
 
 
 def show_cards(cards: Sequence[FeatureCard]) -> None:
@@ -49,27 +53,28 @@ def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
     if not hits:
         out.print("none")
         return
-    made = table(("feature", "right"), ("close", "right"), "description")
-    for hit in hits:
-        close = "" if hit.similarity is None else number(hit.similarity, ".2f")
-        made.add_row(str(hit.feature), close, Text(one_line(hit.description) or "no description"))
-    out.print(made)
-    show_links(out, ((hit.feature, hit.url) for hit in hits))
+    columns = [
+        Column("feature", lambda hit: hit.feature),
+        Column("close", lambda hit: hit.similarity, ".2f"),
+        DESCRIPTION,
+    ]
+    links = [hit.url or "" for hit in hits]
+    print_table(out, Table.of(hits, columns, links=links, most=len(hits)))
 
 
 def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
     """Print the features that fire on a text, strongest first as the service has them."""
     from saesteer.saes.neuronpedia import dashboard_url
 
-    out = console()
-    made = table(("feature", "right"), ("largest", "right"), "on", "description")
-    for hit in found.result:
-        token = found.tokens[hit.at] if 0 <= hit.at < len(found.tokens) else ""
-        words = Text(one_line(hit.description) or "no description")
-        made.add_row(str(hit.index), f"{hit.largest:.2f}", Text(_quoted(token)), words)
-    out.print(made)
-    links = ((hit.index, dashboard_url(place, hit.index, site=site)) for hit in found.result)
-    show_links(out, links)
+    tokens = dict(enumerate(found.tokens))
+    columns = [
+        Column("feature", lambda hit: hit.index),
+        Column("largest", lambda hit: hit.largest, ".2f"),
+        Column("on", lambda hit: _quoted(tokens.get(hit.at, ""))),
+        DESCRIPTION,
+    ]
+    links = [dashboard_url(place, hit.index, site=site) for hit in found.result]
+    print_table(console(), Table.of(found.result, columns, links=links, most=len(links)))
 
 
 def _quoted(token: str) -> str:
