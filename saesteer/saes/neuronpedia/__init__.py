@@ -10,7 +10,7 @@ from saesteer.saes.neuronpedia.links import (
     embed_url,
     quick_list,
 )
-from saesteer.saes.neuronpedia.service import Service, is_offline
+from saesteer.saes.neuronpedia.service import Service
 from saesteer.saes.neuronpedia.steering import SteerSettings, feature_strengths
 
 __all__ = [
@@ -26,6 +26,5 @@ __all__ = [
     "feature_strengths",
     "import_from_bucket",
     "import_from_files",
-    "is_offline",
     "quick_list",
 ]
