@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from saesteer.data.chains import divide, filled, large_enough, worth
+from saesteer.data.chains import Division
 from saesteer.data.checks import plain_form, shorten
 from saesteer.data.near_duplicates import (
     components,
@@ -133,18 +133,17 @@ def _divide_pairs(
 ) -> list[PairSet] | None:
     """Return the parts by the first way that makes them large enough, else by the best."""
     n = len(pairs)
-    linked, whole = _linked_pairs(near), np.ones((n, 2), dtype=np.int64)
-    single = np.repeat(np.eye(2, dtype=np.int64), n, axis=0)
-    graph, sides = linked, whole
-    parts = divide(graph, sides, targets, seed, cut=False)
-    if not large_enough(parts, sides, targets):
-        others = (near, single) if _are_joined(pairs) else (linked, whole)
-        divided = divide(*others, targets, seed, cut=True)
-        if worth(divided, others[1], targets) > worth(parts, sides, targets):
-            parts, (graph, sides) = divided, others
-    if not filled(parts, sides, len(targets))[targets > 0].all():
+    whole = Division(_linked_pairs(near), np.ones((n, 2), dtype=np.int64), targets, seed)
+    division, parts = whole, whole.divide()
+    if not whole.large_enough(parts):
+        single = np.repeat(np.eye(2, dtype=np.int64), n, axis=0)
+        other = Division(near, single, targets, seed) if _are_joined(pairs) else whole
+        divided = other.divide(cut=True)
+        if other.worth(divided) > whole.worth(parts):
+            division, parts = other, divided
+    if not division.counts(parts)[targets > 0].all():
         return None
-    if sides is whole:
+    if division is whole:
         return [pairs.subset(np.flatnonzero(parts == k).tolist()) for k in range(len(targets))]
     groups = components(near)
     return [_pair_anew(pairs, groups, parts == k, seed) for k in range(len(targets))]
