@@ -145,11 +145,12 @@ class TextSearch(_Reply):
     result: tuple[TextHit, ...]
 
 
-class _Similar(_Reply):
-    class _Other(_Reply):
-        index: int
+class _Numbered(_Reply):
+    index: int
 
-    feature: _Other
+
+class _Similar(_Reply):
+    feature: _Numbered
     cosine: float = Field(
         validation_alias=AliasChoices("cosineSimilarity", "cosine_similarity", "cosine")
     )
