@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -14,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saesteer.models.hooks import HookTarget, hooked
 from saesteer.models.reading import Activations, read_rows
-from saesteer.models.sites import HookTarget, Site, check_site, resolve_target
+from saesteer.models.sites import Site, check_site, resolve_target
 from saesteer.models.tokens import (
     TokenBatch,
     TokenRow,
@@ -243,9 +243,7 @@ def _batch_losses(
     }
     losses = {}
     for name, change in changes.items():
-        with ExitStack() as stack:
-            stack.callback(reading.hook(lambda hidden: seen.update(input=hidden)).remove)
-            stack.callback(writing.hook(change).remove)
+        with hooked([(reading, lambda hidden: seen.update(input=hidden)), (writing, change)]):
             logits = writing.model(**tokens.inputs, use_cache=False).logits
         losses[name] = _summed_loss(logits, tokens.input_ids, tokens.span)
     return losses
