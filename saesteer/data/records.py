@@ -158,7 +158,7 @@ def _read_parquet(path: Path) -> RecordFile:
     return RecordFile(path, records, tuple(table.column_names))
 
 
-def json_fault(error: ValueError | RecursionError) -> str:
+def _fault(error: ValueError | RecursionError) -> str:
     """Return why a text is no JSON."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
@@ -175,7 +175,7 @@ def _read_json(path: Path, text: str, *, strict: bool, lines: bool) -> list[Reco
         if lines or (follows and not strict):
             return list(_json_lines(path, text))
         raise DataError(
-            f"{path}:{getattr(error, 'lineno', 1)}: this is not valid JSON ({json_fault(error)}); "
+            f"{path}:{getattr(error, 'lineno', 1)}: this is not valid JSON ({_fault(error)}); "
             "mend the file there"
         ) from None
     start = _skip(text, 0)
@@ -219,13 +219,17 @@ def _skip(text: str, at: int) -> int:
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
     # Not splitlines(): JSON strings may hold U+2028 and the like, which end no line here.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield _record(f"{path}:{number}", json.loads(line, object_pairs_hook=_Object))
-        except (ValueError, RecursionError) as error:
-            fault = f"this line is not valid JSON ({json_fault(error)}); mend or remove the line"
-            yield Record(f"{path}:{number}", problem=fault)
+        if line.strip():
+            yield json_line(f"{path}:{number}", line)
+
+
+def json_line(place: str, line: str) -> Record:
+    """Return the record that a line of JSON holds, or what is wrong with it."""
+    try:
+        return _record(place, json.loads(line, object_pairs_hook=_Object))
+    except (ValueError, RecursionError) as error:
+        fault = f"this line is not valid JSON ({_fault(error)}); mend or remove the line"
+        return Record(place, problem=fault)
 
 
 def _record(place: str, value: Any) -> Record:

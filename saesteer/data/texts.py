@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ from saesteer.data.records import (
     Record,
     RecordFile,
     check_is_file,
-    json_fault,
+    json_line,
     read_records,
     read_text,
 )
@@ -130,15 +129,9 @@ def _json_texts(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{place}: this line is not valid JSON ({json_fault(error)}); mend or remove the "
-                "line"
-            ) from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            hint = near_field("text", record) if isinstance(record, dict) else ""
+        record = json_line(place, line).fields()
+        if not isinstance(record.get("text"), str):
+            hint = "" if "text" in record else near_field("text", record)
             raise DataError(
                 f"{place}: the line is {shorten(line.strip())} and has no text in a field "
                 f'"text"{hint}; write it as {{"text": "..."}}'
