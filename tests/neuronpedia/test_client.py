@@ -51,14 +51,6 @@ def test_missing_and_wrong_fields_are_named(player, client_to, change, said):
     assert found is not None and found.index == 3
 
 
-def test_half_a_character_in_an_answer_does_no_harm(player, client_to):
-    cut = {**feature(3), "pos_str": ["\ud83d", "\U0001f642"]}
-    cut["explanations"][0]["description"] = "half \udc4d"
-    player.faults = [as_json(cut)]
-    found = client_to().feature(PLACE, 3)
-    assert (found.description, found.top_tokens) == ("half ?", ("?", "\U0001f642"))
-
-
 @pytest.mark.parametrize("body", [3, [feature(3)]])
 def test_json_of_another_shape_is_an_error(player, client_to, body):
     player.faults = [as_json(body)]
