@@ -130,9 +130,9 @@ class LabelledSet:
 
         columns = ["id", "text", "label", "group", "span"]
         frame = pd.DataFrame([asdict(text) for text in self.texts], columns=columns)
-        return (frame if frame["span"].notna().any() else frame.drop(columns="span")).set_index(
-            "id"
-        )
+        return (
+            frame if frame["span"].notna().to_numpy().any() else frame.drop(columns="span")
+        ).set_index("id")
 
     def _repr_html_(self) -> str:
         title = escape(f"{self.name}: {len(self)} texts of {spoken_list(self.classes)}")

@@ -123,7 +123,7 @@ class PairSet:
         import pandas as pd
 
         frame = pd.DataFrame([asdict(pair) for pair in self.pairs], columns=_COLUMNS)
-        given = [c for c in _COLUMNS if c in _ALWAYS or frame[c].notna().any()]
+        given = [c for c in _COLUMNS if c in _ALWAYS or frame[c].notna().to_numpy().any()]
         return frame[given].set_index("id")
 
     def _repr_html_(self) -> str:
