@@ -128,11 +128,9 @@ class LabelledSet:
         """One row for each text, by id: text, label, group and, where given, span."""
         import pandas as pd
 
-        columns = ["id", "text", "label", "group", "span"]
-        frame = pd.DataFrame([asdict(text) for text in self.texts], columns=columns)
-        return (
-            frame if frame["span"].notna().to_numpy().any() else frame.drop(columns="span")
-        ).set_index("id")
+        span = ["span"] if any(text.span is not None for text in self.texts) else []
+        rows = [asdict(text) for text in self.texts]
+        return pd.DataFrame(rows, columns=["id", "text", "label", "group", *span]).set_index("id")
 
     def _repr_html_(self) -> str:
         title = escape(f"{self.name}: {len(self)} texts of {spoken_list(self.classes)}")

@@ -122,9 +122,9 @@ class PairSet:
         """One row for each pair, by id: positive, negative, and what else is given."""
         import pandas as pd
 
-        frame = pd.DataFrame([asdict(pair) for pair in self.pairs], columns=_COLUMNS)
-        given = [c for c in _COLUMNS if c in _ALWAYS or frame[c].notna().to_numpy().any()]
-        return frame[given].set_index("id")
+        rows = [asdict(pair) for pair in self.pairs]
+        given = [c for c in _COLUMNS if c in _ALWAYS or any(row[c] is not None for row in rows)]
+        return pd.DataFrame(rows, columns=given).set_index("id")
 
     def _repr_html_(self) -> str:
         left_out = f", {self.dropped} left out" if self.dropped else ""
