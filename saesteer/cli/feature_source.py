@@ -126,11 +126,10 @@ def known_source(
 
     What the user names (`place`) comes before what a run or a vector noted.
     """
-    if place is None:
-        noted_place = SourceId.known(noted)
-        place = None if noted_place is None else str(noted_place)
+    known = SourceId.known(noted)
+    place = place or (None if known is None else str(known))
     try:
-        found = None if sae is None and place is None else FeatureSource(sae or "", place)
+        found = FeatureSource(sae or "", place) if sae or place else None
     except SaesteerError:
         if place is not None:
             raise
