@@ -10,7 +10,7 @@ import typer
 from saesteer.utils.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from saesteer.saes.neuronpedia import SourceId
+    from saesteer.cli.feature_source import FeatureSource
 
 
 def features_command(
@@ -31,10 +31,9 @@ def features_command(
     """Show the features of a run's vector, with links to Neuronpedia where it has the SAE."""
     from saesteer.cli.feature_source import known_source
     from saesteer.cli.show import console, show_features
-    from saesteer.saes.neuronpedia import service_here
 
     rows, sae, name, noted = _read(folder)
-    place = known_source(sae, source, noted)
+    where = known_source(sae, source, noted)
     try:
         kept = [row for row in rows if row["weight"]]
         if rows == []:
@@ -43,24 +42,23 @@ def features_command(
         if not (isinstance(rows, list) and kept):
             raise ValueError("none of them has a weight")
         if quick_list:
-            _print_quick_list(kept, place, name, sae, service_here().site)
+            _print_quick_list(kept, where, name, sae)
             return
-        if place is not None:
-            _describe(kept[:top], place, fetch)
+        if where is not None:
+            _describe(kept[:top], where, fetch)
         show_features(rows, top)
     except (KeyError, TypeError, ValueError) as error:
         raise OutputError(
             f"{folder / 'features.json'} holds no features of a run ({error!r}); delete it and "
             "run saesteer run again."
         ) from error
-    if place is None and fetch:
+    if where is None and fetch:
         console().print("The run's SAE is not on Neuronpedia, so nothing was asked there.")
 
 
-def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, SourceId | None]:
+def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, str | None]:
     """Return a run's features, SAE, name, and the SAE's place on Neuronpedia if it was noted."""
     from saesteer.saes.labels import PLACE_KEY
-    from saesteer.saes.neuronpedia import SourceId
     from saesteer.utils.run_folder import RunFolder
 
     if not (folder / "features.json").is_file():
@@ -73,38 +71,37 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], str | None, str, SourceId
         known |= found if isinstance(found, dict) else {}
     sae = known.get("sae")
     sae = sae if isinstance(sae, str) and sae else None
-    return rows, sae, str(known.get("name") or folder.name), SourceId.known(known.get(PLACE_KEY))
+    return rows, sae, str(known.get("name") or folder.name), known.get(PLACE_KEY)
 
 
-def _describe(rows: list[dict[str, Any]], place: SourceId, fetch: bool) -> None:
+def _describe(rows: list[dict[str, Any]], where: FeatureSource, fetch: bool) -> None:
     """Put Neuronpedia's words and links into rows."""
-    from saesteer.cli.feature_source import neuronpedia_client, say_what_is_left
     from saesteer.saes.neuronpedia import dashboard_url
     from saesteer.utils.progress import terminal_progress
 
-    progress = terminal_progress()
-    client = neuronpedia_client(progress)
+    client = where.client
     if fetch and client.service.offline:
-        progress.say("The network is switched off, so Neuronpedia is not asked.")
-    labels = client.labels(place, [int(row["feature"]) for row in rows], ask=fetch)
+        terminal_progress().say("The network is switched off, so Neuronpedia is not asked.")
+    labels = client.labels(where.there, [int(row["feature"]) for row in rows], ask=fetch)
     for row in rows:
         index = int(row["feature"])
         row["description"] = labels.get(index) or row.get("description")
-        row["url"] = dashboard_url(place, index, site=client.service.site)
-    say_what_is_left(client, progress)
+        row["url"] = dashboard_url(where.there, index, site=client.service.site)
+    where.say_what_is_left()
 
 
 def _print_quick_list(
-    rows: list[dict[str, Any]], place: SourceId | None, name: str, sae: str | None, site: str
+    rows: list[dict[str, Any]], where: FeatureSource | None, name: str, sae: str | None
 ) -> None:
     from saesteer.saes.neuronpedia import quick_list
 
-    if place is None:
+    if where is None:
         raise ConfigError(
             f"the run's SAE ({sae or 'unknown'}) is not on Neuronpedia, so there is no list of its "
             "features there; name its place with --source MODEL/SOURCE if it is."
         )
-    made = quick_list(place, [int(row["feature"]) for row in rows], name, site=site)
+    shown = [int(row["feature"]) for row in rows]
+    made = quick_list(where.there, shown, name, site=where.client.service.site)
     # The link alone on standard output, for scripts.
     typer.echo(made.url)
     if made.n_left_out:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
-from saesteer.cli.show import console, heading, number, one_line, show_links, table
+from saesteer.cli.show import console, heading, number, one_line, table
+from saesteer.report import Table
+from saesteer.report.layout import Column
+from saesteer.report.terminal import print_table
 
 if TYPE_CHECKING:
-    from saesteer.saes.neuronpedia import FeatureHit, SourceId
+    from saesteer.saes.neuronpedia import SourceId
     from saesteer.saes.neuronpedia.replies import TextSearch
-    from saesteer.saes.table import FeatureCard, FeatureContext
+    from saesteer.saes.table import FeatureCard, FeatureHit
 
 TOKENS_SHOWN = 10
+DESCRIPTION = Column("description", lambda hit: one_line(hit.description) or "no description")
 
 
 def show_cards(cards: Sequence[FeatureCard]) -> None:
@@ -32,7 +35,15 @@ def show_cards(cards: Sequence[FeatureCard]) -> None:
         for verb, tokens in (("promotes", card.top_tokens), ("demotes", card.bottom_tokens)):
             if tokens:
                 out.print(f"{verb} {', '.join(map(_quoted, tokens[:TOKENS_SHOWN]))}")
-        _show_contexts(out, card.contexts)
+        made = table(("activation", "right"), "where it fires")
+        for context in card.contexts:
+            text = Text(one_line(context.text))
+            token = one_line(context.token)
+            if token:
+                text.highlight_words([token], style="bold reverse")
+            made.add_row(f"{context.activation:.2f}", text)
+        if card.contexts:
+            out.print(made)
 
 
 def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
@@ -42,40 +53,28 @@ def show_hits(hits: Sequence[FeatureHit], words: str, note: str) -> None:
     if not hits:
         out.print("none")
         return
-    made = table(("feature", "right"), ("close", "right"), "description")
-    for hit in hits:
-        close = "" if hit.similarity is None else number(hit.similarity, ".2f")
-        made.add_row(str(hit.feature), close, Text(one_line(hit.description) or "no description"))
-    out.print(made)
-    show_links(out, ((hit.feature, hit.url) for hit in hits))
+    columns = [
+        Column("feature", lambda hit: hit.feature),
+        Column("close", lambda hit: hit.similarity, ".2f"),
+        DESCRIPTION,
+    ]
+    links = [hit.url or "" for hit in hits]
+    print_table(out, Table.of(hits, columns, links=links, most=len(hits)))
 
 
 def show_firing(found: TextSearch, place: SourceId, site: str) -> None:
     """Print the features that fire on a text, strongest first as the service has them."""
     from saesteer.saes.neuronpedia import dashboard_url
 
-    out = console()
-    made = table(("feature", "right"), ("largest", "right"), "on", "description")
-    for hit in found.result:
-        token = found.tokens[hit.at] if 0 <= hit.at < len(found.tokens) else ""
-        words = Text(one_line(hit.description) or "no description")
-        made.add_row(str(hit.index), f"{hit.largest:.2f}", Text(_quoted(token)), words)
-    out.print(made)
-    links = ((hit.index, dashboard_url(place, hit.index, site=site)) for hit in found.result)
-    show_links(out, links)
-
-
-def _show_contexts(out: Console, contexts: Sequence[FeatureContext]) -> None:
-    if not contexts:
-        return
-    made = table(("activation", "right"), "where it fires")
-    for context in contexts:
-        text = Text(one_line(context.text))
-        token = one_line(context.token)
-        if token:
-            text.highlight_words([token], style="bold reverse")
-        made.add_row(f"{context.activation:.2f}", text)
-    out.print(made)
+    tokens = dict(enumerate(found.tokens))
+    columns = [
+        Column("feature", lambda hit: hit.index),
+        Column("largest", lambda hit: hit.largest, ".2f"),
+        Column("on", lambda hit: _quoted(tokens.get(hit.at, ""))),
+        DESCRIPTION,
+    ]
+    links = [dashboard_url(place, hit.index, site=site) for hit in found.result]
+    print_table(console(), Table.of(found.result, columns, links=links, most=len(links)))
 
 
 def _quoted(token: str) -> str:

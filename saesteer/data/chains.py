@@ -17,15 +17,8 @@ ENOUGH = 0.5
 _STARTS = 4
 
 
-def divide(
-    near: csr_matrix,
-    sides: Int[np.ndarray, "item side"],
-    targets: Float[np.ndarray, " part"],
-    seed: int,
-    *,
-    cut: bool,
-) -> Int[np.ndarray, " item"]:
-    """Give every item to a part so that no two near-duplicates stand in different parts.
+class Division:
+    """Items to be divided into parts so that no near-duplicates stand in different parts.
 
     Items that are linked, over however many others, go to one part. A family, whose members are
     near one and the same text, can only be kept so; a chain of families can be cut by leaving out
@@ -36,81 +29,75 @@ def divide(
         sides: How many positive and negative texts an item holds.
         targets: How many of each side a part should get; met as closely as linked items allow.
         seed: Decides between items that are as good.
-        cut: Whether to cut chains until every part is large enough.
-
-    Returns:
-        Each item's part, -1 for those left out.
     """
-    rng = np.random.default_rng(seed)
-    kept = np.ones(len(sides), dtype=bool)
-    best = current = _place(near, sides, targets, seed, kept)
-    while cut and not large_enough(current, sides, targets):
-        links = _links(near, kept, rng)
-        if links is None:
-            break
-        kept[links] = False
-        current = _place(near, sides, targets, seed, kept)
-        best = max(best, current, key=lambda parts: worth(parts, sides, targets))
-    return best
 
+    def __init__(
+        self,
+        near: csr_matrix,
+        sides: Int[np.ndarray, "item side"],
+        targets: Float[np.ndarray, " part"],
+        seed: int,
+    ) -> None:
+        self.near, self.sides, self.targets, self.seed = near, sides, targets, seed
 
-def filled(
-    parts: Int[np.ndarray, " item"], sides: Int[np.ndarray, "item side"], n_parts: int
-) -> Int[np.ndarray, " part"]:
-    """Count the pairs that each part has both sides of."""
-    return _counts(parts, sides, n_parts).min(axis=1)
+    def divide(self, *, cut: bool = False) -> Int[np.ndarray, " item"]:
+        """Return each item's part, -1 for those left out.
 
+        With `cut` chains are cut until every part is large enough.
+        """
+        rng = np.random.default_rng(self.seed)
+        kept = np.ones(len(self.sides), dtype=bool)
+        best = current = self._place(kept)
+        while cut and not self.large_enough(current):
+            links = _links(self.near, kept, rng)
+            if links is None:
+                break
+            kept[links] = False
+            current = self._place(kept)
+            best = max(best, current, key=self.worth)
+        return best
 
-def large_enough(
-    parts: Int[np.ndarray, " item"],
-    sides: Int[np.ndarray, "item side"],
-    targets: Float[np.ndarray, " part"],
-) -> bool:
-    """Tell whether every part holds a good share of its target."""
-    return worth(parts, sides, targets)[0] >= ENOUGH
+    def counts(self, parts: Int[np.ndarray, " item"]) -> Int[np.ndarray, "part side"]:
+        """Count the texts of each side in each part."""
+        found = np.zeros((len(self.targets), self.sides.shape[1]), dtype=np.int64)
+        np.add.at(found, parts[parts >= 0], self.sides[parts >= 0])
+        return found
 
+    def worth(self, parts: Int[np.ndarray, " item"]) -> tuple[float, int]:
+        """Return the emptiest part's share of its target, up to `ENOUGH`, and how many pairs."""
+        pairs, wanted = self.counts(parts).min(axis=1), self.targets > 0
+        share = float((pairs[wanted] / self.targets[wanted]).min())
+        return min(ENOUGH, share), int(pairs.sum())
 
-def worth(parts: np.ndarray, sides: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
-    """Return the emptiest part's share of its target, up to `ENOUGH`, and the number of pairs."""
-    found = filled(parts, sides, len(targets))
-    wanted = targets > 0
-    return min(ENOUGH, float((found[wanted] / targets[wanted]).min())), int(found.sum())
+    def large_enough(self, parts: Int[np.ndarray, " item"]) -> bool:
+        """Tell whether every part holds a good share of its target."""
+        return self.worth(parts)[0] >= ENOUGH
 
+    def _place(self, kept: np.ndarray) -> np.ndarray:
+        """Deal the kept items out, linked ones together, then put back those that fit after all."""
+        near, places = self.near, np.flatnonzero(kept)
+        label = components(near[places][:, places])
+        held = np.zeros((label.max() + 1, self.sides.shape[1]), dtype=np.int64)
+        np.add.at(held, label, self.sides[places])
+        shuffled = np.random.default_rng(self.seed).permutation(len(held))
+        order = shuffled[np.argsort(-held[shuffled].sum(axis=1), kind="stable")]
 
-def _counts(parts: np.ndarray, sides: np.ndarray, n_parts: int) -> np.ndarray:
-    found = np.zeros((n_parts, sides.shape[1]), dtype=np.int64)
-    np.add.at(found, parts[parts >= 0], sides[parts >= 0])
-    return found
+        def dealt(targets: np.ndarray) -> np.ndarray:
+            parts = np.full(len(self.sides), -1)
+            parts[places] = _deal_out(held, order, targets)[label]
+            return parts
 
-
-def _place(
-    near: csr_matrix, sides: np.ndarray, targets: np.ndarray, seed: int, kept: np.ndarray
-) -> np.ndarray:
-    """Deal the kept items out, linked ones together, then put back those that fit after all."""
-    places = np.flatnonzero(kept)
-    label = components(near[places][:, places])
-    held = np.zeros((label.max() + 1, sides.shape[1]), dtype=np.int64)
-    np.add.at(held, label, sides[places])
-    shuffled = np.random.default_rng(seed).permutation(len(held))
-    order = shuffled[np.argsort(-held[shuffled].sum(axis=1), kind="stable")]
-
-    def dealt(targets: np.ndarray) -> np.ndarray:
-        parts = np.full(len(sides), -1)
-        parts[places] = _deal_out(held, order, targets)[label]
+        parts = dealt(self.targets)
+        # Where one side's lumps overfill a part, the other side is to follow it there.
+        reached = self.counts(parts)
+        lumpy = np.abs(reached - self.targets[:, None]).sum(axis=0).argmax()
+        parts = max(parts, dealt(reached[:, lumpy]), key=self.worth)
+        for item in np.flatnonzero(~kept):
+            around = parts[near.indices[near.indptr[item] : near.indptr[item + 1]]]
+            around = np.unique(around[around >= 0])
+            if len(around) == 1:
+                parts[item] = around[0]
         return parts
-
-    parts = dealt(targets)
-    # Where one side's lumps overfill a part, the other side is to follow it there.
-    reached = _counts(parts, sides, len(targets))
-    lumpy = np.abs(reached - targets[:, None]).sum(axis=0).argmax()
-    following = dealt(reached[:, lumpy])
-    parts = max(parts, following, key=lambda parts: worth(parts, sides, targets))
-    for item in np.flatnonzero(~kept):
-        around = parts[near.indices[near.indptr[item] : near.indptr[item + 1]]]
-        around = np.unique(around[around >= 0])
-        if len(around) == 1:
-            parts[item] = around[0]
-    return parts
 
 
 def _deal_out(held: np.ndarray, order: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -31,11 +31,7 @@ Result = TypeVar("Result")
 
 
 def collect(items: Iterable[Item], parse: Callable[[Item], Result]) -> list[Result]:
-    """Parse every item, and tell of the first bad one together with how many more there are.
-
-    Raises:
-        DataError: `parse` raised it for at least one item.
-    """
+    """Parse every item, and tell of the first bad one together with how many more there are."""
     results: list[Result] = []
     first: DataError | None = None
     bad = 0
@@ -57,14 +53,7 @@ def check_unique(
     way_out: str,
     form: Callable[[str], str] = str,
 ) -> None:
-    """Refuse a name that an earlier record has, naming both places.
-
-    Args:
-        named: Each record's `file:line` and name; those without one are passed over.
-        what: What the name is, for the message.
-        way_out: What to do about it.
-        form: The form in which names are compared.
-    """
+    """Refuse a name, compared in a form, that an earlier record has, naming both places."""
     first: dict[str, str] = {}
 
     def check(item: tuple[str, str | None]) -> None:
@@ -83,17 +72,7 @@ def check_unique(
 def check_known_fields(
     fields: Iterable[str], known: Sequence[str], place: str, hint: str = ""
 ) -> None:
-    """Refuse the first field of a record or of a table's header that is not among the known ones.
-
-    Args:
-        fields: The names of the fields.
-        known: The names that are allowed.
-        place: `file:line`, for the message.
-        hint: A further way out, added to the message.
-
-    Raises:
-        DataError: A field is unknown.
-    """
+    """Refuse the first field of a record, or of a table's header, that is not a known one."""
     for field in fields:
         if field in known:
             continue
@@ -115,11 +94,7 @@ def near_field(key: str, fields: Mapping[str, object] | Sequence[str]) -> str:
 
 
 def check_text(text: str, what: str, place: str, limit: int = MAX_CHARACTERS) -> None:
-    """Refuse a text that is too long or that no tokenizer could encode.
-
-    Raises:
-        DataError: The text has more than `limit` characters or a lone surrogate.
-    """
+    """Refuse a text that is too long or that no tokenizer could encode (a lone surrogate)."""
     if len(text) > limit:
         raise DataError(
             f"{place}: {what} has {len(text):,} characters, more than the {limit:,} "

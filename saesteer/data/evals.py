@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,8 +60,7 @@ _ANSWER_CUE = re.compile(r"\s+(?:assistant|answer)\s*:\s*\(?\s*$", re.IGNORECASE
 _QUESTION_CUE = re.compile(r"^\s*question\s*:\s*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """One statement of a persona file."""
 
     place: str
@@ -72,11 +70,7 @@ class Statement:
 
 
 def parse_statement(said: dict[str, Any], place: str, *, floor: float = 0.0) -> Statement:
-    """Read the fields of `PERSONA`; a statement is trusted from a label confidence of `floor` on.
-
-    Raises:
-        DataError: The answers are not Yes and No, or no confidence is given and one is asked for.
-    """
+    """Read the fields of `PERSONA`; statements are trusted from a confidence of `floor` on."""
     answer, other = said[MATCHING].casefold(), said[NOT_MATCHING]
     if answer not in ("yes", "no"):
         raise DataError(
@@ -101,24 +95,11 @@ def parse_statement(said: dict[str, Any], place: str, *, floor: float = 0.0) -> 
 def pair_statements(
     statements: Sequence[Statement], *, name: str, source: str, place: str, seed: int = 0
 ) -> PairSet:
-    """Pair matching with other statements of about the same length.
+    """Pair matching with other statements of about the same length, in the order of the former.
 
     The statements of a persona file stand alone, so they are paired as by `pair_by_length`; what
-    `split_pairs` cannot divide so, it pairs anew inside each part.
-
-    Args:
-        statements: Of both sides, in the order of their file.
-        name: Name of the set.
-        source: Source of the set.
-        place: The file, for messages.
-        seed: Decides between statements of equal length.
-
-    Returns:
-        Pairs in the order of their positive statements; `dropped` counts the untrusted, repeated
-        and left-over statements.
-
-    Raises:
-        DataError: A side is empty, or a statement stands on both.
+    `split_pairs` cannot divide so, it pairs anew inside each part. Untrusted, repeated and
+    left-over statements are counted in `dropped`; `place` is the file, for messages.
     """
     sides = _distinct_sides(statements)
     for matches, word in ((True, "Yes"), (False, "No")):
@@ -130,15 +111,10 @@ def pair_statements(
                 "give a file with statements of both kinds"
             )
     rng = np.random.default_rng(seed)
-    texts = [statement.text for matches in (True, False) for statement in sides[matches]]
-    groups = near_duplicate_groups(texts)
-    n_positive = len(sides[True])
-    positive, negative = pair_by_length(
-        texts,
-        groups,
-        rng.permutation(n_positive),
-        n_positive + rng.permutation(len(texts) - n_positive),
-    )
+    texts = [statement.text for statement in (*sides[True], *sides[False])]
+    n = len(sides[True])
+    ends = rng.permutation(n), n + rng.permutation(len(texts) - n)
+    positive, negative = pair_by_length(texts, near_duplicate_groups(texts), *ends)
     pairs = tuple(
         ContrastivePair(f"{name}-{number:04d}", texts[p], texts[n])
         for number, (p, n) in enumerate(zip(positive, negative, strict=True), start=1)
@@ -148,19 +124,10 @@ def pair_statements(
 
 
 def parse_choice(said: dict[str, Any], place: str) -> dict[str, str]:
-    """Take one question of a CAA A/B file apart.
+    """Take one question of a CAA A/B file apart, as the fields of `CHOICE`.
 
-    Args:
-        said: The fields of `CHOICE`: the question (the stem, then options "(A) ..." and "(B)
-            ..."), the matching label, and the other label or a list of which the first counts.
-        place: `file:line`, for messages.
-
-    Returns:
-        The text of the matching option as positive side, that of the other as negative side, and
-        the stem as prompt, without headings such as "Choices:" and cues such as "Answer:".
-
-    Raises:
-        DataError: The question does not hold the options.
+    The matching option's text is the positive side, the other's (the first of several) the negative
+    one, and the stem the prompt, without headings such as "Choices:" and cues such as "Answer:".
     """
     wanted = [_letter(key, said[key], place) for key in (MATCHING, NOT_MATCHING)]
     text = _ANSWER_CUE.sub("", said["question"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from saesteer.data.bundled import datasets_folder
+from saesteer.data.bundled import find_file
 from saesteer.data.checks import check_unique, collect, is_blank
-from saesteer.data.records import Record, RecordFile, check_is_file, read_records
+from saesteer.data.records import Record, RecordFile, read_records
 from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.text import did_you_mean, shorten, spoken_list
@@ -79,42 +80,26 @@ LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """One text with its class.
+    """One text with its class."""
 
-    Attributes:
-        id: Unique name within its set.
-        text: The text.
-        label: Its class.
-        group: Texts of one group, such as one review's sentences, never straddle a split.
-        span: The part of the text that the label is about, letter by letter; None for all of it.
-        place: `file:line` where it stands.
-    """
-
-    id: str
+    id: str  # Unique within its set.
     text: str
     label: str
-    group: str
+    group: str  # Texts of one group, such as one review's sentences, never straddle a split.
+    # The part of the text that the label is about, letter by letter; None for all of it.
     span: str | None = None
-    place: str = ""
+    place: str = ""  # `file:line` where it stands.
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Labelled texts in the order of their file.
-
-    Attributes:
-        name: Name of the set.
-        texts: The texts.
-        classes: The classes, in the order in which probes number them.
-        source: Where they came from.
-        dropped: How many records were left out on request.
-    """
+    """Labelled texts in the order of their file."""
 
     name: str
     texts: tuple[LabelledText, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # In the order in which probes number them.
     source: str
-    dropped: int = 0
+    dropped: int = 0  # How many records were left out on request.
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -143,11 +128,9 @@ class LabelledSet:
         """One row for each text, by id: text, label, group and, where given, span."""
         import pandas as pd
 
-        columns = ["id", "text", "label", "group", "span"]
-        frame = pd.DataFrame([asdict(text) for text in self.texts], columns=columns)
-        return (frame if frame["span"].notna().any() else frame.drop(columns="span")).set_index(
-            "id"
-        )
+        span = ["span"] if any(text.span is not None for text in self.texts) else []
+        rows = [asdict(text) for text in self.texts]
+        return pd.DataFrame(rows, columns=["id", "text", "label", "group", *span]).set_index("id")
 
     def _repr_html_(self) -> str:
         title = escape(f"{self.name}: {len(self)} texts of {spoken_list(self.classes)}")
@@ -263,21 +246,16 @@ def _check_arguments(format: str, classes: Sequence[str] | None, threshold: floa
 
 def _files(source: str | Path) -> tuple[list[Path], str]:
     path = Path(source)
-    if source in BUNDLED_SETS and not path.exists():
-        return [datasets_folder() / f"{source}.csv"], f"bundled:{source}"
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(path.glob("*.csv"))
         if not files:
             raise DataError(f"{path}: the folder holds no .csv file; give a folder with some")
         return files, str(path)
-    if not path.exists() and isinstance(source, str) and not path.suffix and path.name == source:
-        raise DataError(
-            f"there is no file and no bundled set called {shorten(source)}"
-            f"{did_you_mean(source, BUNDLED_SETS)}; the bundled sets are "
-            f"{spoken_list(BUNDLED_SETS)}"
-        )
-    check_is_file(path)
-    return [path], str(path)
+    # What lies here comes before what is bundled.
+    file, label = find_file(
+        path if source in BUNDLED_SETS and path.exists() else source, BUNDLED_SETS
+    )
+    return [file], label
 
 
 def _layout(file: RecordFile, text_key: str, label_key: str) -> str:

@@ -19,24 +19,16 @@ if TYPE_CHECKING:
 class ContrastivePair:
     """Two texts that differ in the trait to steer.
 
-    Attributes:
-        id: Name of the pair, unique within its set.
-        positive: Text that shows the trait.
-        negative: Text that shows its opposite.
-        prompt: Text that stands before both sides, or None.
-        positive_span: The part of the positive text to read, letter by letter; all of it if None.
-        negative_span: The same for the negative text.
-
     Example:
         >>> ss.ContrastivePair("1", positive="I like you", negative="I hate you").id
         '1'
     """
 
-    id: str
-    positive: str
-    negative: str
-    prompt: str | None = None
-    positive_span: str | None = None
+    id: str  # Unique within its set.
+    positive: str  # Shows the trait.
+    negative: str  # Shows its opposite.
+    prompt: str | None = None  # Stands before both sides.
+    positive_span: str | None = None  # The part to read, letter by letter; all of it if None.
     negative_span: str | None = None
 
 
@@ -48,25 +40,20 @@ _ALWAYS = ("id", "positive", "negative")
 class PairSet:
     """A named set of pairs, as `load_pairs` read them, in the order of their source.
 
-    Attributes:
-        name: Name of the trait or of the file.
-        pairs: The pairs.
-        source: Where they came from: a path, `bundled:<name>` or `python`.
-        dropped: How many statements or pairs were left out on purpose (one side longer than the
-            other, label confidence too low, more than `max_pairs`).
-        joined: Whether the sides of a pair were joined by length and not by meaning, so that other
-            pairs of the same texts are as good.
-
     Example:
         >>> pairs = ss.pairs_from([("I like you", "I hate you")])
         >>> len(pairs), pairs.positives
         (1, ('I like you',))
     """
 
-    name: str
+    name: str  # Of the trait or of the file.
     pairs: tuple[ContrastivePair, ...]
-    source: str
+    source: str  # A path, `bundled:<name>` or `python`.
+    # How many statements or pairs were left out on purpose (one side longer than the other, label
+    # confidence too low, more than `max_pairs`).
     dropped: int = 0
+    # Whether the sides of a pair were joined by length and not by meaning, so that other pairs of
+    # the same texts are as good.
     joined: bool = False
 
     def __len__(self) -> int:
@@ -135,9 +122,9 @@ class PairSet:
         """One row for each pair, by id: positive, negative, and what else is given."""
         import pandas as pd
 
-        frame = pd.DataFrame([asdict(pair) for pair in self.pairs], columns=_COLUMNS)
-        given = [c for c in _COLUMNS if c in _ALWAYS or frame[c].notna().any()]
-        return frame[given].set_index("id")
+        rows = [asdict(pair) for pair in self.pairs]
+        given = [c for c in _COLUMNS if c in _ALWAYS or any(row[c] is not None for row in rows)]
+        return pd.DataFrame(rows, columns=given).set_index("id")
 
     def _repr_html_(self) -> str:
         left_out = f", {self.dropped} left out" if self.dropped else ""

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from saesteer.data.bundled import bundled_pair_names, datasets_folder
+from saesteer.data.bundled import bundled_pair_names, find_file
 from saesteer.data.checks import check_unique, collect, plain_form
 from saesteer.data.evals import (
     CHOICE,
+    MATCHING,
     PERSONA,
     pair_statements,
     parse_choice,
     parse_statement,
 )
 from saesteer.data.pairs import ContrastivePair, PairSet
-from saesteer.data.records import SYNTAXES, Record, check_is_file, read_records
+from saesteer.data.records import SYNTAXES, Record, read_records
 from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.text import did_you_mean, shorten, spoken_list
@@ -88,7 +89,12 @@ def load_pairs(
         True
     """
     _check_arguments(format, positive_key, negative_key, min_label_confidence, max_pairs)
-    path, label = _find(source)
+    if not isinstance(source, str | Path):
+        raise DataError(
+            f"the source of the pairs is {shorten(source)}, not a path or name; "
+            "make pairs of Python values with pairs_from"
+        )
+    path, label = find_file(source, bundled_pair_names(), "pairs")
     file = read_records(path, format if format in SYNTAXES else None)
     name = name or path.stem
     keyed = (positive_key, negative_key) != ("positive", "negative")
@@ -107,7 +113,16 @@ def load_pairs(
     if layout == "caa":
         placed = CHOICE.read_file(file, lambda said, place: _pair(parse_choice(said, place), place))
     elif keyed:
-        placed = _keyed(positive_key, negative_key).read_file(file, _unlabelled_pair)
+        schema = Schema(
+            (
+                _side("positive", positive_key),
+                _side("negative", negative_key),
+                Field("prompt", keys=("prompt", "question")),
+                Field("id", kind="name"),
+            ),
+            open=True,
+        )
+        placed = schema.read_file(file, lambda said, place: _pair(_unlabelled(said), place))
     else:
         placed = PAIR.read_file(file, _pair)
     return _at_most(PairSet(name, _with_ids(placed, name), label), max_pairs, seed)
@@ -163,58 +178,19 @@ def _check_arguments(
         raise ConfigError(f"max_pairs is {max_pairs}; give at least 1, or leave it out")
 
 
-def _find(source: str | Path) -> tuple[Path, str]:
-    """Tell a bundled name from a path; returns the file and what to call the source."""
-    if not isinstance(source, str | Path):
-        raise DataError(
-            f"the source of the pairs is {shorten(source)}, not a path or name; "
-            "make pairs of Python values with pairs_from"
-        )
-    path = Path(source)
-    is_name = isinstance(source, str) and path.name == source and not path.suffix
-    if is_name and len(path.name) <= 100:
-        names = bundled_pair_names()
-        if source in names:
-            return datasets_folder() / "pairs" / f"{source}.jsonl", f"bundled:{source}"
-        if not path.exists():
-            known = f"the bundled sets are {spoken_list(names)}" if names else "none is bundled"
-            raise DataError(
-                f"there is no file and no bundled set called {shorten(source)}"
-                f"{did_you_mean(str(source), names)}; {known}"
-            )
-    check_is_file(path)
-    return path, str(path)
-
-
 def _layout(records: list[Record], format: str) -> str:
     if format != "auto":
         return format
     # The first readable record decides: a single broken line must not change what the file is.
-    for record in records:
-        if record.problem is None and isinstance(record.value, Mapping):
-            if "answer_matching_behavior" not in record.value:
-                return "plain"
-            if "statement" in record.value:
-                return "persona"
-            return "caa" if "question" in record.value else "plain"
-    return "plain"
+    readable = (r.value for r in records if r.problem is None and isinstance(r.value, Mapping))
+    first = next(readable, {})
+    if MATCHING not in first:
+        return "plain"
+    return "persona" if "statement" in first else "caa" if "question" in first else "plain"
 
 
-def _keyed(positive_key: str, negative_key: str) -> Schema:
-    return Schema(
-        (
-            _side("positive", positive_key),
-            _side("negative", negative_key),
-            Field("prompt", keys=("prompt", "question")),
-            Field("id", kind="name"),
-        ),
-        open=True,
-    )
-
-
-def _unlabelled_pair(said: dict[str, Any], place: str) -> tuple[str, ContrastivePair]:
-    sides = {side: _LABEL.sub("", said[side]) for side in ("positive", "negative")}
-    return _pair({**said, **sides}, place)
+def _unlabelled(said: dict[str, Any]) -> dict[str, Any]:
+    return {**said, **{side: _LABEL.sub("", said[side]) for side in ("positive", "negative")}}
 
 
 def _pair(said: Mapping[str, Any], place: str) -> tuple[str, ContrastivePair]:
@@ -240,11 +216,8 @@ def _with_ids(
     placed: Sequence[tuple[str, ContrastivePair]], name: str
 ) -> tuple[ContrastivePair, ...]:
     """Check that given ids are unique, and number the pairs that have none."""
-    check_unique(
-        ((place, pair.id or None) for place, pair in placed),
-        "id",
-        "give every pair its own id, or none",
-    )
+    given = ((place, pair.id or None) for place, pair in placed)
+    check_unique(given, "id", "give every pair its own id, or none")
     taken = {pair.id for _, pair in placed}
     pairs: list[ContrastivePair] = []
     for number, (_, pair) in enumerate(placed, start=1):

@@ -15,7 +15,7 @@ from saesteer.utils.errors import DataError
 from saesteer.utils.text import one_line, shorten
 
 SYNTAXES = ("json", "jsonl", "csv", "parquet")
-_SYNTAX_OF_SUFFIX = {
+SYNTAX_OF_SUFFIX = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -34,11 +34,7 @@ class Record:
     problem: str | None = None  # Why the record could not be read.
 
     def fields(self) -> Mapping[str, Any]:
-        """The record's fields.
-
-        Raises:
-            DataError: The record could not be read or is not an object.
-        """
+        """Return the record's fields, or raise what is wrong with it."""
         if self.problem is not None:
             raise DataError(f"{self.place}: {self.problem}")
         if not isinstance(self.value, Mapping):
@@ -61,26 +57,16 @@ class RecordFile:
 class _Object(dict[str, Any]):
     """A JSON object that remembers a field given twice, which a plain dict would hide."""
 
-    repeated: str | None = None
-
-
-class _BadJson(Exception):
-    def __init__(self, reason: str, line: int = 1, more_follows: bool = False) -> None:
-        super().__init__(reason)
-        self.line = line
-        self.more_follows = more_follows
+    def __init__(self, items: list[tuple[str, Any]]) -> None:
+        super().__init__(items)
+        self.repeated: str | None = None
+        if len(self) < len(items):
+            names = [name for name, _ in items]
+            self.repeated = next(name for name in names if names.count(name) > 1)
 
 
 def read_text(path: Path, *, fallback: str | None = None) -> str:
-    """Read a whole UTF-8 text file, with or without a byte order mark.
-
-    Args:
-        path: The file.
-        fallback: The encoding of a file that is not UTF-8; refused if None.
-
-    Raises:
-        DataError: The path is no readable file, the file is empty or in another encoding.
-    """
+    """Read a whole UTF-8 text file, with or without a byte order mark, or one in `fallback`."""
     check_is_file(path)
     try:
         data = path.read_bytes()
@@ -104,11 +90,7 @@ def read_text(path: Path, *, fallback: str | None = None) -> str:
 
 
 def check_is_file(path: Path) -> None:
-    """Refuse a path that is not a file.
-
-    Raises:
-        DataError: There is nothing at the path, or a folder.
-    """
+    """Refuse a path that is not a file."""
     shown = str(path) if len(str(path)) <= 200 else shorten(str(path))
     try:
         if path.is_file():
@@ -137,32 +119,27 @@ def read_records(
     Raises:
         DataError: The file as a whole cannot be used.
     """
-    suffix = _SYNTAX_OF_SUFFIX.get(path.suffix.lower())
+    suffix = SYNTAX_OF_SUFFIX.get(path.suffix.lower())
     wanted = syntax or suffix
     if wanted == "parquet":
         found = _read_parquet(path)
     else:
-        found = _read_text_records(path, syntax, suffix, fallback)
+        text = read_text(path, fallback=fallback if wanted == "csv" else None)
+        if wanted == "csv":
+            found = _read_csv(path, text)
+        elif syntax == "jsonl":
+            found = RecordFile(path, list(_json_lines(path, text)))
+        elif wanted is None and text.lstrip()[0] not in "[{":
+            raise DataError(
+                f"{path}: what kind of file this is cannot be told from its name; call it .json, "
+                ".jsonl, .csv or .parquet, or say which with format="
+            )
+        else:
+            lines = suffix == "jsonl" and syntax is None
+            found = RecordFile(path, _read_json(path, text, strict=syntax == "json", lines=lines))
     if not found.records:
         raise DataError(f"{path}: the file holds no records; write at least one into it")
     return found
-
-
-def _read_text_records(
-    path: Path, syntax: str | None, suffix: str | None, fallback: str | None
-) -> RecordFile:
-    wanted = syntax or suffix
-    text = read_text(path, fallback=fallback if wanted == "csv" else None)
-    if wanted == "csv":
-        return _read_csv(path, text)
-    if syntax == "jsonl":
-        return RecordFile(path, list(_json_lines(path, text)))
-    if wanted is not None or text.lstrip()[0] in "[{":
-        return RecordFile(path, _read_json(path, text, strict=syntax == "json", suffix=suffix))
-    raise DataError(
-        f"{path}: what kind of file this is cannot be told from its name; call it .json, "
-        ".jsonl, .csv or .parquet, or say which with format="
-    )
 
 
 def _read_parquet(path: Path) -> RecordFile:
@@ -181,106 +158,84 @@ def _read_parquet(path: Path) -> RecordFile:
     return RecordFile(path, records, tuple(table.column_names))
 
 
-def _read_json(path: Path, text: str, *, strict: bool, suffix: str | None) -> list[Record]:
+def _fault(error: ValueError | RecursionError) -> str:
+    """Return why a text is no JSON."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error).split(";")[0]
+
+
+def _read_json(path: Path, text: str, *, strict: bool, lines: bool) -> list[Record]:
     try:
-        whole = _loads(text)
-    except _BadJson as error:
-        several_objects = error.more_follows and text.lstrip()[0] == "{"
-        if not strict and (several_objects or suffix == "jsonl"):
+        whole = json.loads(text, object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        follows = getattr(error, "msg", "") == "Extra data" and text.lstrip()[0] == "{"
+        if lines or (follows and not strict):
             return list(_json_lines(path, text))
         raise DataError(
-            f"{path}:{error.line}: this is not valid JSON ({error}); mend the file there"
+            f"{path}:{getattr(error, 'lineno', 1)}: this is not valid JSON ({_fault(error)}); "
+            "mend the file there"
         ) from None
-    start = _SPACE.match(text).end()  # pyright: ignore[reportOptionalMemberAccess]
-    if isinstance(whole, list):
-        return list(_json_list(path, text, start))
+    start = _skip(text, 0)
     if isinstance(whole, dict) and "pairs" in whole:
         if not isinstance(whole["pairs"], list):
             raise DataError(
                 f"{path}: the field 'pairs' is {shorten(whole['pairs'])}, not a list; "
                 "write it as [{...}, {...}]"
             )
-        return list(_json_list(path, text, _value_start(text, start, "pairs")))
-    return [_record(f"{path}:{text.count(chr(10), 0, start) + 1}", whole)]
+        start = [at for key, at, _ in _walk(text, start) if key == "pairs"][-1]
+    elif not isinstance(whole, list):
+        return [_record(f"{path}:{text.count(chr(10), 0, start) + 1}", whole)]
+    records, line, counted = [], 1, 0
+    for number, (_, at, value) in enumerate(_walk(text, start), start=1):
+        line += text.count("\n", counted, at)
+        counted = at
+        records.append(_record(f"{path}:{line}: record {number}", value))
+    return records
+
+
+def _walk(text: str, at: int) -> Iterator[tuple[str | None, int, Any]]:
+    """Yield key, place and value of each item of the valid JSON list or object at a place."""
+    decoder = json.JSONDecoder(object_pairs_hook=_Object)
+    closing = "]" if text[at] == "[" else "}"
+    at = _skip(text, at + 1)
+    while text[at] != closing:
+        key = None
+        if closing == "}":
+            key, at = decoder.raw_decode(text, at)
+            at = _skip(text, _skip(text, at) + 1)
+        value, end = decoder.raw_decode(text, at)
+        yield key, at, value
+        at = _skip(text, end)
+        at = _skip(text, at + 1) if text[at] == "," else at
+
+
+def _skip(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
     # Not splitlines(): JSON strings may hold U+2028 and the like, which end no line here.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            yield _record(place, _loads(line))
-        except _BadJson as error:
-            yield Record(
-                place, problem=f"this line is not valid JSON ({error}); mend or remove the line"
-            )
+        if line.strip():
+            yield json_line(f"{path}:{number}", line)
 
 
-def _json_list(path: Path, text: str, start: int) -> Iterator[Record]:
-    """Walk over a list in valid JSON item by item, since only so the lines are known."""
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
-    line, counted, number = 1, 0, 0
-    position = _skip(text, start + 1)
-    while text[position] != "]":
-        number += 1
-        line += text.count("\n", counted, position)
-        counted = position
-        value, end = decoder.raw_decode(text, position)
-        yield _record(f"{path}:{line}: record {number}", value)
-        position = _skip(text, end)
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-
-
-def _value_start(text: str, start: int, key: str) -> int:
-    """Where the value of `key` starts in the valid JSON object that starts at `start`."""
-    decoder = json.JSONDecoder()
-    position = _skip(text, start + 1)
-    found = -1
-    while text[position] != "}":
-        name, end = decoder.raw_decode(text, position)
-        value_at = _skip(text, _skip(text, end) + 1)
-        if name == key:
-            found = value_at
-        _, end = decoder.raw_decode(text, value_at)
-        position = _skip(text, end)
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-    return found
-
-
-def _skip(text: str, position: int) -> int:
-    return _SPACE.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]
+def json_line(place: str, line: str) -> Record:
+    """Return the record that a line of JSON holds, or what is wrong with it."""
+    try:
+        return _record(place, json.loads(line, object_pairs_hook=_Object))
+    except (ValueError, RecursionError) as error:
+        fault = f"this line is not valid JSON ({_fault(error)}); mend or remove the line"
+        return Record(place, problem=fault)
 
 
 def _record(place: str, value: Any) -> Record:
-    if isinstance(value, _Object) and value.repeated is not None:
-        return Record(
-            place, problem=f"the field '{value.repeated}' is given twice; remove one of them"
-        )
-    return Record(place, value)
-
-
-def _object(items: list[tuple[str, Any]]) -> _Object:
-    found = _Object(items)
-    if len(found) < len(items):
-        names = [name for name, _ in items]
-        found.repeated = next(name for name in names if names.count(name) > 1)
-    return found
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
-        raise _BadJson(reason, error.lineno, error.msg == "Extra data") from None
-    except RecursionError:
-        raise _BadJson("it is nested too deeply") from None
-    except ValueError as error:
-        raise _BadJson(str(error).split(";")[0]) from None
+    twice = value.repeated if isinstance(value, _Object) else None
+    fault = None if twice is None else f"the field '{twice}' is given twice; remove one of them"
+    return Record(place, value, fault)
 
 
 def _read_csv(path: Path, text: str) -> RecordFile:
@@ -293,17 +248,20 @@ def _read_csv(path: Path, text: str) -> RecordFile:
             if not any(cell.strip() for cell in row):
                 continue
             if header is None:
-                header = _csv_header(place, row)
-            elif len(row) != len(header):
-                records.append(
-                    Record(
-                        place,
-                        problem=f"the row has {len(row)} fields and the header {len(header)}; "
-                        "put texts that hold commas in double quotes",
+                header = tuple(cell.strip() for cell in row)
+                twice = next((cell for cell in header if header.count(cell) > 1), None)
+                if twice is not None:
+                    raise DataError(
+                        f"{place}: the column '{twice}' is given twice; remove one of them"
                     )
-                )
-            else:
+            elif len(row) == len(header):
                 records.append(Record(place, dict(zip(header, row, strict=True))))
+            else:
+                fault = (
+                    f"the row has {len(row)} fields and the header {len(header)}; put texts that "
+                    "hold commas in double quotes"
+                )
+                records.append(Record(place, problem=fault))
     except csv.Error as error:
         raise DataError(
             f"{path}:{line}: this is not valid CSV from here on ({error}); "
@@ -325,11 +283,3 @@ def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
         finally:
             csv.field_size_limit(limit)
         yield reader.line_num, row
-
-
-def _csv_header(place: str, row: list[str]) -> tuple[str, ...]:
-    header = tuple(cell.strip() for cell in row)
-    for cell in header:
-        if header.count(cell) > 1:
-            raise DataError(f"{place}: the column '{cell}' is given twice; remove one of them")
-    return header

@@ -39,17 +39,17 @@ class Field:
     strip: bool = True  # Whether white space around a text goes.
     of: Schema | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called in a file."""
+        return self.keys or (self.name,)
+
     def key_in(self, fields: Mapping[str, object]) -> str:
         """Return which of the field's names a record has; the likeliest if none."""
-        keys = self.keys or (self.name,)
-        return next((key for key in keys if fields.get(key) is not None), keys[0])
+        return next((key for key in self.names if fields.get(key) is not None), self.names[0])
 
     def read(self, fields: Mapping[str, Any], place: str) -> Any:
-        """Return what a record says here; None if nothing.
-
-        Raises:
-            DataError: It is missing though it is required, or of another kind.
-        """
+        """Return what a record says here, None if nothing; refuse what it may not be."""
         key = self.key_in(fields)
         value = self._read(key, fields.get(key), place)
         if value is None and self.required:
@@ -113,11 +113,7 @@ class Schema:
     hint: str = ""  # The way out for a record, or a table, without any of the required fields.
 
     def read(self, record: Record) -> dict[str, Any]:
-        """Return a record's fields by the schema's names.
-
-        Raises:
-            DataError: The record cannot be used; the sentence names file, line and field.
-        """
+        """Return a record's fields by the schema's names; errors name file, line and field."""
         given = record.fields()
         self._check_known(tuple(map(str, given)), record.place)
         return {field.name: field.read(given, record.place) for field in self.fields}
@@ -127,9 +123,7 @@ class Schema:
     ) -> list[Result]:
         """Return what `parse` makes of every record's fields and place.
 
-        Raises:
-            DataError: A column is unknown or missing, or a record cannot be used; the sentence
-                tells of the first one and how many more there are.
+        An error tells of the first bad column or record, and how many more there are.
         """
         if file.header is not None:
             self._check_header(file.header, f"{file.path}:1")
@@ -138,18 +132,17 @@ class Schema:
     def _check_known(self, given: tuple[str, ...], place: str, hint: str = "") -> None:
         if self.open:
             return
-        known = [key for field in self.fields for key in field.keys or (field.name,)]
-        needed = {key for f in self.fields if f.required for key in f.keys or (f.name,)}
+        known = [name for field in self.fields for name in field.names]
+        needed = {name for field in self.fields if field.required for name in field.names}
         check_known_fields(given, known, place, hint or ("" if needed & set(given) else self.hint))
 
     def _check_header(self, header: tuple[str, ...], place: str) -> None:
         one = "; separate the columns by commas" if len(header) == 1 else ""
         self._check_known(header, place, one)
         for field in self.fields:
-            keys = field.keys or (field.name,)
-            if field.required and not set(keys) & set(header):
-                lacking = f", {field.lacking}" if field.lacking else ""
+            if field.required and not set(field.names) & set(header):
+                key, lacking = field.names[0], f", {field.lacking}" if field.lacking else ""
                 raise DataError(
-                    f"{place}: there is no column '{keys[0]}'{near_field(keys[0], header)}"
-                    f"{lacking}; add it{self.hint}"
+                    f"{place}: there is no column '{key}'{near_field(key, header)}{lacking}; add "
+                    f"it{self.hint}"
                 )

@@ -1,21 +1,94 @@
-"""Streaming plain texts, such as those an SAE is trained on."""
+"""Texts without a label: what an SAE is trained on, and what steering's cost is measured on."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from saesteer.data.checks import is_blank, near_field, shorten
-from saesteer.data.records import check_is_file
+from saesteer.data.bundled import datasets_folder
+from saesteer.data.checks import check_unique, is_blank, near_field, plain_form
+from saesteer.data.records import (
+    SYNTAX_OF_SUFFIX,
+    Record,
+    RecordFile,
+    check_is_file,
+    json_line,
+    read_records,
+    read_text,
+)
+from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.text import shorten
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 MAX_BYTES = 64 * 1024 * 1024
+QUESTIONS_NAME = "neutral_questions"
+ANSWERS_NAME = "neutral_answers"
+_QUESTION = Schema((Field("question", required=True), Field("id", kind="name")))
+_ANSWER = Schema(
+    (Field("question", required=True), Field("answer", required=True), Field("id", kind="name"))
+)
+
+
+class Answer(NamedTuple):
+    """A question and its answer."""
+
+    question: str
+    answer: str
+
+
+def read_answers(source: str | Path) -> tuple[Answer, ...]:
+    """Read questions with answers, in the order of the file.
+
+    Args:
+        source: Path of a JSONL, JSON, CSV or Parquet file with the fields question, answer and
+            (optional) id; or "neutral_answers", the bundled ones.
+
+    Raises:
+        DataError: The source cannot be used; the sentence names file, line and field.
+    """
+    file = read_records(_path(source, ANSWERS_NAME))
+    return tuple(_ANSWER.read_file(file, lambda said, _: Answer(said["question"], said["answer"])))
+
+
+def read_questions(source: str | Path) -> tuple[str, ...]:
+    """Read questions, in the order of the file.
+
+    Args:
+        source: Path of a JSONL, CSV or Parquet file with the fields question and (optional) id, of
+            a JSON list of such records or of strings, or of a plain text file with one question a
+            line; or "neutral_questions", the bundled ones.
+
+    Raises:
+        DataError: The source cannot be used, or a question stands there twice; the sentence names
+            file, line and field.
+    """
+    path = _path(source, QUESTIONS_NAME)
+    if path.suffix.lower() in SYNTAX_OF_SUFFIX or read_text(path).lstrip()[0] in "[{":
+        file = read_records(path)
+        records = [
+            replace(one, value={"question": one.value}) if isinstance(one.value, str) else one
+            for one in file.records
+        ]
+        file = replace(file, records=records)
+    else:
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        asked = ((f"{path}:{number}", {"question": line}) for number, line in lines if line.strip())
+        file = RecordFile(path, [Record(*item) for item in asked])
+    placed = _QUESTION.read_file(file, lambda said, place: (place, said["question"]))
+    check_unique(
+        placed, "question", "remove one of the two", lambda text: plain_form(text).casefold()
+    )
+    return tuple(question for _, question in placed)
+
+
+def _path(source: str | Path, bundled: str) -> Path:
+    return datasets_folder() / f"{bundled}.jsonl" if source == bundled else Path(source)
 
 
 def read_texts(path: str | Path, *, limit: int | None = None) -> Iterator[str]:
@@ -45,12 +118,10 @@ def read_texts(path: str | Path, *, limit: int | None = None) -> Iterator[str]:
 
 
 def _at_least_one(path: Path, texts: Iterator[str]) -> Iterator[str]:
-    empty = True
-    for text in texts:
-        empty = False
-        yield text
-    if empty:
-        raise DataError(f"{path}: the file holds no text; write at least one into it")
+    for first in texts:
+        yield from chain([first], texts)
+        return
+    raise DataError(f"{path}: the file holds no text; write at least one into it")
 
 
 def _json_texts(path: Path) -> Iterator[str]:
@@ -58,15 +129,9 @@ def _json_texts(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{place}: this line is not valid JSON ({str(error).split(';')[0]}); "
-                "mend or remove the line"
-            ) from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            hint = near_field("text", record) if isinstance(record, dict) else ""
+        record = json_line(place, line).fields()
+        if not isinstance(record.get("text"), str):
+            hint = "" if "text" in record else near_field("text", record)
             raise DataError(
                 f"{place}: the line is {shorten(line.strip())} and has no text in a field "
                 f'"text"{hint}; write it as {{"text": "..."}}'

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.data.answers import ANSWERS_NAME, read_answers
+from saesteer.data.texts import ANSWERS_NAME, read_answers
 from saesteer.evaluation.statistics import item_interval, pair_slopes, permutation_p
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements

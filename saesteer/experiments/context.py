@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saesteer.data.answers import ANSWERS_NAME
+from saesteer.data.texts import ANSWERS_NAME
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.methods.base import Method
 from saesteer.methods.fit_context import FitContext
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data import PairSet
-    from saesteer.data.answers import Answer
+    from saesteer.data.texts import Answer
     from saesteer.methods.features import PairCodes
     from saesteer.models.reading import PairActivations
     from saesteer.models.tokens import TokenRow

@@ -26,8 +26,7 @@ from saesteer.saes.corpus import PackedCorpus, pack_corpus
 from saesteer.saes.doctor import DoctorReport
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.loading import load_sae
-from saesteer.saes.settings import SaeTrainingConfig
-from saesteer.saes.training import train_topk
+from saesteer.saes.training import SaeTrainingConfig, train_topk
 from saesteer.tracking import RecordedRun
 from saesteer.utils.content import content_digest
 from saesteer.utils.files import write_atomic

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from saesteer.saes.table import FeatureCard
 
 
+# Sites whose activations are as wide as the residual stream, and are added to it.
+RESIDUAL_HOOKS = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_mlp_out",
+    "hook_attn_out",
+)
+
+
 @runtime_checkable
 class Sae(Protocol):
     """What the rest of saesteer needs of an SAE; `LensSae` says what each part is."""
@@ -63,16 +73,11 @@ class LensSae:
     Applied here, so that nobody else has to think of them: the centred residual that SAEs trained
     on `center_writing_weights` models saw; the SAE's own dtype and device; its normalisation;
     flattened heads at `hook_z`; and whole sequences for architectures that look at context.
-
-    Attributes:
-        sae: The sae_lens module.
-        name: How the user called it.
-        folder: Where it lies, with its feature table; None for one of a release.
     """
 
-    sae: SAE[Any]
-    name: str
-    folder: Path | None = None
+    sae: SAE[Any]  # The sae_lens module.
+    name: str  # How the user called it.
+    folder: Path | None = None  # Where it lies, with its feature table; None for one of a release.
 
     def __post_init__(self) -> None:
         if not self.sae.cfg.metadata.hook_name:
@@ -258,9 +263,7 @@ def _check_finite(sae: SAE[Any], name: str) -> None:
 
 def expected_width(model: TransformerBridge, site: Site) -> int | None:
     """Return the width of activations at a site, or None where it is not known beforehand."""
-    if site.hook in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post"):
-        return int(model.cfg.d_model)
-    if site.hook in ("hook_mlp_out", "hook_attn_out"):
+    if site.hook in RESIDUAL_HOOKS:
         return int(model.cfg.d_model)
     if site.hook == "attn.hook_z":
         return int(model.cfg.n_heads) * int(model.cfg.d_head)

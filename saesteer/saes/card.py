@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from saesteer.saes.describe import build_feature_table
 from saesteer.saes.doctor import DoctorReport, doctor
 from saesteer.saes.loading import load_sae
-from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.table import save_feature_table
+from saesteer.saes.training import SaeTrainingConfig
 from saesteer.utils.files import write_atomic
 from saesteer.utils.progress import Progress
 

@@ -6,17 +6,21 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from saesteer.data.texts import read_texts
 from saesteer.models.tokens import TokenRow, chat_prompt, encode_texts, has_chat_template
-from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
 from saesteer.utils.errors import ConfigError, DataError, NetworkError
+from saesteer.utils.settings import Settings, Source
 from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from saesteer.saes.training import SaeTrainingConfig
 
 NEUTRAL_REQUESTS = (
     "Tell me something about yourself.",
@@ -28,17 +32,32 @@ NEUTRAL_REQUESTS = (
 )
 
 
+class CorpusSource(Settings):
+    """One source of training text: a file, or a data set of the Hugging Face Hub."""
+
+    # A .txt, .jsonl or .jsonl.gz file with a "text" field; relative to the working folder.
+    path: Source | None = None
+    hub: Source | None = None  # A Hub data set's id instead; its `text_field` is read, streamed.
+    split: str = "train"  # The data set's.
+    text_field: str = "text"  # The data set's.
+    # "plain" packs the texts as they are; "chat" joins short texts as the assistant's words after
+    # a neutral request, so that the SAE knows the template's contexts.
+    style: Literal["plain", "chat"] = "plain"
+    limit: int | None = Field(default=None, gt=0)  # The most texts to take.
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CorpusSource:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path and hub")
+        return self
+
+
 @dataclass(frozen=True)
 class PackedCorpus:
-    """Rows to read activations on.
+    """Rows to read activations on."""
 
-    Attributes:
-        train: Training rows in a seeded random order.
-        held_out: Rows of other documents, for the metrics.
-    """
-
-    train: list[TokenRow]
-    held_out: list[TokenRow]
+    train: list[TokenRow]  # In a seeded random order.
+    held_out: list[TokenRow]  # Of other documents, for the metrics.
 
     @property
     def train_tokens(self) -> int:
@@ -52,11 +71,6 @@ def pack_corpus(tokenizer: PreTrainedTokenizerBase, config: SaeTrainingConfig) -
     Every row starts with BOS (where the tokenizer has one), which is not kept, and is at most
     `config.context` tokens long. Whether a document is held out depends on its text and the seed
     alone, so the same document never stands on both sides, whichever file it comes from.
-
-    Raises:
-        DataError: A source cannot be read or there is too little text.
-        ConfigError: The chat template leaves no room in a row.
-        NetworkError: A Hub data set cannot be reached.
     """
     train: list[TokenRow] = []
     held_out: list[TokenRow] = []
@@ -75,8 +89,6 @@ def pack_corpus(tokenizer: PreTrainedTokenizerBase, config: SaeTrainingConfig) -
 
 def _texts(source: CorpusSource) -> Iterator[str]:
     if source.path is not None:
-        from saesteer.data.texts import read_texts
-
         return read_texts(source.path, limit=source.limit)
     return islice(_hub_texts(source), source.limit)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.reading import read_rows
+from saesteer.models.reading import Activations, read_rows
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.saes.lens import TokenTexts, extreme_tokens
@@ -62,24 +60,22 @@ def build_feature_table(
     check_compatible(model, sae)
     if not rows:
         raise DataError("the feature table needs text; give at least one row.")
-    stats = _Stats.empty(sae.d_sae, n_contexts)
+    seen = _Seen(sae, n_contexts)
     task = (progress or Progress()).task("describing features", total=len(rows), unit="rows")
     with task:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             block = rows[start : start + ROWS_AT_ONCE]
-            stats = _extended(stats, model, sae, block, start)
+            seen.add(read_rows(model, block, [sae.site])[sae.site], start)
             task.advance(len(block))
     texts = TokenTexts(model.tokenizer)
     top, bottom = extreme_tokens(model, sae, texts, n_top=N_TOP, n_bottom=N_BOTTOM)
-    contexts = [
-        _contexts(stats, feature, rows, texts, context_tokens) for feature in range(sae.d_sae)
-    ]
+    contexts = [seen.contexts(i, rows, texts, context_tokens) for i in range(sae.d_sae)]
     return pd.DataFrame(
         {
             "feature": np.arange(sae.d_sae),
-            "density": (stats.fired / max(1, stats.tokens)).numpy(),
-            "max_activation": stats.maximum.numpy(),
-            "mean_activation": (stats.total / stats.fired.clamp_min(1)).numpy(),
+            "density": (seen.fired / max(1, seen.tokens)).numpy(),
+            "max_activation": seen.maximum.numpy(),
+            "mean_activation": (seen.total / seen.fired.clamp_min(1)).numpy(),
             "top_tokens": top,
             "bottom_tokens": bottom,
             "contexts": contexts,
@@ -88,75 +84,60 @@ def build_feature_table(
     )
 
 
-@dataclass(frozen=True)
-class _Stats:
-    """What has been seen so far; the strongest rows of each feature, strongest first."""
+class _Seen:
+    """What has been seen so far of each feature; its strongest rows, strongest first."""
 
-    tokens: int
-    fired: Int[Tensor, " feature"]
-    total: Float[Tensor, " feature"]
-    maximum: Float[Tensor, " feature"]
-    strongest: Float[Tensor, "n_contexts feature"]
-    signed: Float[Tensor, "n_contexts feature"]
-    row: Int[Tensor, "n_contexts feature"]
-    token: Int[Tensor, "n_contexts feature"]
+    def __init__(self, sae: Sae, n_contexts: int) -> None:
+        self.sae = sae
+        self.tokens = 0
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.float64)
+        self.total = torch.zeros(sae.d_sae, dtype=torch.float64)
+        self.maximum = torch.zeros(sae.d_sae)
+        nowhere = torch.full((n_contexts, sae.d_sae), -1)
+        # Of the strongest rows the size of the largest activation, its value, its row and token.
+        self.strongest = [torch.zeros((n_contexts, sae.d_sae)) for _ in range(2)] + [nowhere] * 2
 
-    @classmethod
-    def empty(cls, d_sae: int, n_contexts: int) -> _Stats:
-        nothing = torch.zeros((n_contexts, d_sae))
-        nowhere = torch.full((n_contexts, d_sae), -1)
-        zeros = torch.zeros(d_sae, dtype=torch.float64)
-        return cls(0, zeros, zeros, torch.zeros(d_sae), nothing, nothing, nowhere, nowhere)
+    def add(self, read: Activations, start: int) -> None:
+        """Take in a block of rows, the first of which is row `start`."""
+        found: list[tuple[Tensor, ...]] = []
+        for index in range(read.n_texts):
+            codes = self.sae.encode(read.text(index)).cpu()
+            size = codes.abs()
+            self.fired += (codes != 0).sum(dim=0)
+            self.total += size.sum(dim=0, dtype=torch.float64)
+            peak, token = size.max(dim=0)
+            row = torch.full_like(token, start + index)
+            found.append((peak, codes.gather(0, token[None])[0], row, token))
+        self.tokens += len(read.values)
+        both = [
+            torch.cat([old, torch.stack(new)])
+            for old, new in zip(self.strongest, zip(*found, strict=True), strict=True)
+        ]
+        self.maximum = torch.maximum(self.maximum, both[0].amax(dim=0))
+        # Stable, so that of equal contexts the earlier row wins in every run.
+        order = both[0].argsort(dim=0, descending=True, stable=True)[: len(self.strongest[0])]
+        self.strongest = [values.gather(0, order) for values in both]
 
-
-def _extended(
-    stats: _Stats, model: TransformerBridge, sae: Sae, block: Sequence[TokenRow], start: int
-) -> _Stats:
-    read = read_rows(model, block, [sae.site])[sae.site]
-    fired, total = stats.fired.clone(), stats.total.clone()
-    peaks: list[tuple[Tensor, Tensor, Tensor]] = []
-    for index in range(read.n_texts):
-        codes = sae.encode(read.text(index)).cpu()
-        size = codes.abs()
-        fired += (codes != 0).sum(dim=0)
-        total += size.sum(dim=0, dtype=torch.float64)
-        peak, token = size.max(dim=0)
-        peaks.append((peak, codes.gather(0, token[None])[0], token))
-    peak, signed, token = (torch.stack(part) for part in zip(*peaks, strict=True))
-    row = torch.arange(start, start + len(block))[:, None].expand_as(token)
-    strongest = torch.cat([stats.strongest, peak])
-    # Stable, so that of equal contexts the earlier row wins in every run.
-    order = strongest.argsort(dim=0, descending=True, stable=True)[: len(stats.strongest)]
-    return _Stats(
-        stats.tokens + len(read.values),
-        fired,
-        total,
-        torch.maximum(stats.maximum, peak.amax(dim=0)),
-        strongest.gather(0, order),
-        torch.cat([stats.signed, signed]).gather(0, order),
-        torch.cat([stats.row, row]).gather(0, order),
-        torch.cat([stats.token, token]).gather(0, order),
-    )
-
-
-def _contexts(
-    stats: _Stats, feature: int, rows: Sequence[TokenRow], texts: TokenTexts, width: int
-) -> list[dict[str, Any]]:
-    found = []
-    for rank in range(len(stats.strongest)):
-        if stats.strongest[rank, feature] <= 0:
-            break
-        row = rows[int(stats.row[rank, feature])]
-        place = int(np.flatnonzero(row.kept)[int(stats.token[rank, feature])])
-        first, last = _window(row, place, width)
-        found.append(
-            {
-                "text": texts.span(row.ids[first:last]),
-                "token": texts.one(row.ids[place]),
-                "activation": float(stats.signed[rank, feature]),
-            }
-        )
-    return found
+    def contexts(
+        self, feature: int, rows: Sequence[TokenRow], texts: TokenTexts, width: int
+    ) -> list[dict[str, Any]]:
+        """Return the strongest places of a feature as texts of at most `width` tokens."""
+        found = []
+        columns = (values[:, feature].tolist() for values in self.strongest)
+        for size, value, row_number, token in zip(*columns, strict=True):
+            if size <= 0:
+                break
+            row = rows[row_number]
+            place = int(np.flatnonzero(row.kept)[token])
+            first, last = _window(row, place, width)
+            found.append(
+                {
+                    "text": texts.span(row.ids[first:last]),
+                    "token": texts.one(row.ids[place]),
+                    "activation": value,
+                }
+            )
+        return found
 
 
 def _window(row: TokenRow, place: int, width: int) -> tuple[int, int]:
@@ -177,9 +158,6 @@ def _description(contexts: Sequence[dict[str, Any]], top: Sequence[str]) -> str:
     return f"{fires}; promotes {_quoted(top, 3)}" if top else fires
 
 
-def _quoted(tokens: Sequence[str] | dict[str, None], most: int) -> str:
-    shown = []
-    for token in list(tokens)[:most]:
-        plain = token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-        shown.append(f'"{plain}"')
-    return ", ".join(shown)
+def _quoted(tokens: Iterable[str], most: int) -> str:
+    marks = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
+    return ", ".join(f'"{token.translate(marks)}"' for token in list(tokens)[:most])

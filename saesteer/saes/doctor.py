@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -14,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saesteer.models.hooks import HookTarget, hooked
 from saesteer.models.reading import Activations, read_rows
-from saesteer.models.sites import HookTarget, Site, check_site, resolve_target
+from saesteer.models.sites import Site, check_site, resolve_target
 from saesteer.models.tokens import (
     TokenBatch,
     TokenRow,
@@ -43,34 +43,22 @@ NEIGHBOUR_TOKENS = 2000
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """How well an SAE stands for a model's activations; special tokens are left out throughout.
+    """How well an SAE stands for a model's activations; special tokens are left out throughout."""
 
-    Attributes:
-        explained_variance: 1 - sum |x - SAE(x)|^2 / sum |x - mean x|^2 over tokens.
-        l0: Mean number of features that fire on a token.
-        ce_clean: Cross-entropy of the next token, nats.
-        ce_spliced: The same with the reconstruction in place of the activation.
-        ce_ablated: The same with zero in place of it.
-        ce_score: Share of cross-entropy recovered, (ablated - spliced) / (ablated - clean), as
-            sae_lens's `ce_loss_score`.
-        norm_ratio: Mean of |SAE(x)| / |x|.
-        residual_norm: Mean L2 norm of the activation.
-        dead: Share of features that fired on none of the tokens; an upper bound on the features
-            that are dead, the looser the fewer the tokens.
-        n_tokens: Tokens measured.
-        remark: What speaks against model and SAE belonging together, a sentence; empty if nothing.
-    """
-
-    explained_variance: float
-    l0: float
-    ce_clean: float
-    ce_spliced: float
-    ce_ablated: float
+    explained_variance: float  # 1 - sum |x - SAE(x)|^2 / sum |x - mean x|^2 over tokens.
+    l0: float  # Mean number of features that fire on a token.
+    ce_clean: float  # Cross-entropy of the next token, nats.
+    ce_spliced: float  # The same with the reconstruction in place of the activation.
+    ce_ablated: float  # The same with zero in place of it.
+    # (ablated - spliced) / (ablated - clean), as sae_lens's `ce_loss_score`.
     ce_score: float
-    norm_ratio: float
-    residual_norm: float
+    norm_ratio: float  # Mean of |SAE(x)| / |x|.
+    residual_norm: float  # Mean L2 norm of the activation.
+    # Share of features that fired on none of the tokens; an upper bound on the features that are
+    # dead, the looser the fewer the tokens.
     dead: float
     n_tokens: int
+    # What speaks against model and SAE belonging together, a sentence; empty if nothing.
     remark: str = ""
 
     def as_dict(self) -> dict[str, float]:
@@ -107,9 +95,7 @@ def doctor(
         raise DataError(
             f"the doctor needs at least {FEWEST_TOKENS} tokens of text; give a longer file."
         )
-    read = read_rows(model, rows, [sae.site, sae.write_site])
-    fit = _reconstruction(sae, read[sae.site], read[sae.write_site])
-    remark = _remark(model, sae, rows, fit["explained_variance"])
+    fit, remark = _fit(model, sae, rows)
     losses = _losses(model, sae, rows, progress or Progress())
     gap = losses["ablated"] - losses["clean"]
     return DoctorReport(
@@ -124,24 +110,21 @@ def doctor(
 
 
 def check_fit(model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]) -> str:
-    """Refuse an SAE that does not fit a model, at no pass past the sites around its own.
+    """Refuse an SAE as `doctor` does, with no pass past the sites around its own.
 
-    Returns:
-        What speaks against the two belonging together, a sentence; empty if nothing.
-
-    Raises:
-        MismatchError: As in `doctor`.
-        SiteError: The model has no such site.
+    Returns what speaks against the two belonging together, a sentence; empty if nothing.
     """
     check_compatible(model, sae)
+    return _fit(model, sae, rows)[1]
+
+
+def _fit(
+    model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow]
+) -> tuple[dict[str, float], str]:
+    """Return the figures of the reconstruction, and what speaks against the two."""
     read = read_rows(model, rows, [sae.site, sae.write_site])
     fit = _reconstruction(sae, read[sae.site], read[sae.write_site])
-    return _remark(model, sae, rows, fit["explained_variance"])
-
-
-def _remark(
-    model: TransformerBridge, sae: Sae, rows: Sequence[TokenRow], explained_variance: float
-) -> str:
+    explained_variance = fit["explained_variance"]
     said = (
         f"SAE {sae.name} explains {explained_variance:.2f} of the variance at {sae.site} of "
         f"{model.cfg.model_name}"
@@ -154,17 +137,18 @@ def _remark(
             f"{said}, so it was not trained on this model or site; choose the SAE of this model "
             "and site (its card names them)."
         )
+    remark = ""
     if better is not None:
-        return (
+        remark = (
             f"{said}, so it was not trained at this site but there or nearby; correct hook_name "
             "in its cfg.json, or choose the SAE of this site."
         )
-    if explained_variance < DOUBTED_BELOW:
-        return (
+    elif explained_variance < DOUBTED_BELOW:
+        remark = (
             f"{said}, which says that it was not trained on this model or site, or trained badly; "
             "choose the SAE of this model and site (its card names them)."
         )
-    return ""
+    return fit, remark
 
 
 def _better_site(
@@ -259,9 +243,7 @@ def _batch_losses(
     }
     losses = {}
     for name, change in changes.items():
-        with ExitStack() as stack:
-            stack.callback(reading.hook(lambda hidden: seen.update(input=hidden)).remove)
-            stack.callback(writing.hook(change).remove)
+        with hooked([(reading, lambda hidden: seen.update(input=hidden)), (writing, change)]):
             logits = writing.model(**tokens.inputs, use_cache=False).logits
         losses[name] = _summed_loss(logits, tokens.input_ids, tokens.span)
     return losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,24 +56,25 @@ def harvest(
     stopped. The folder's name should depend on everything that the activations depend on (see
     `harvest_key`). The rows stand in a random order, since a shard is also the unit of shuffling in
     training; the last shard is that in which `max_tokens` are reached.
-
-    Raises:
-        OutputError: The folder cannot be written or the disk has too little room.
     """
-    shards = list(_shard_plan(rows, max_tokens))
-    tokens = sum(count for _, _, count in shards)
+    shards: list[tuple[Sequence[TokenRow], int]] = []
+    tokens = 0
+    for start in range(0, len(rows), ROWS_PER_SHARD):
+        if max_tokens is not None and tokens >= max_tokens:
+            break
+        block = rows[start : start + ROWS_PER_SHARD]
+        shards.append((block, sum(sum(row.kept) for row in block)))
+        tokens += shards[-1][1]
     itemsize = plain_model(model).dtype.itemsize
     _check_room(folder, tokens * int(model.cfg.d_model) * itemsize * len(sites))
     remove_abandoned(folder)
+    read_at = [Site.parse(site) for site in sites]
     task = (progress or Progress()).task("reading activations", total=tokens, unit="tokens")
-    done = []
     with task:
-        for number, block, count in shards:
-            target = folder / f"{number:05d}"
-            _write_shard(model, block, [Site.parse(site) for site in sites], target)
+        for number, (block, count) in enumerate(shards):
+            _write_shard(model, block, read_at, folder / f"{number:05d}")
             task.advance(count)
-            done.append(number)
-    return Harvest(folder, tuple(done))
+    return Harvest(folder, tuple(range(len(shards))))
 
 
 def harvest_key(
@@ -84,19 +85,6 @@ def harvest_key(
     for row in rows:
         digest.update(repr(row.ids).encode())
     return digest.hexdigest()[:16]
-
-
-def _shard_plan(
-    rows: Sequence[TokenRow], max_tokens: int | None
-) -> Iterator[tuple[int, Sequence[TokenRow], int]]:
-    total = 0
-    for number, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
-        if max_tokens is not None and total >= max_tokens:
-            return
-        block = rows[start : start + ROWS_PER_SHARD]
-        count = sum(sum(row.kept) for row in block)
-        total += count
-        yield number, block, count
 
 
 def _write_shard(

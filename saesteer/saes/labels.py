@@ -1,17 +1,22 @@
-"""What is known offline of an SAE's features: what they stand for, and their pages."""
+"""What is known offline of an SAE's features: labels, pages, and features found by words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from saesteer.saes.table import FeatureCard, FeatureHit, FeatureTable, load_feature_table
+from saesteer.utils.cache import cache_folder
 from saesteer.utils.errors import OutputError, SaeError
 
 if TYPE_CHECKING:
     from saesteer.saes.adapter import LensSae, Sae
-    from saesteer.saes.table import FeatureCard, FeatureTable
+    from saesteer.saes.neuronpedia import SourceId
     from saesteer.utils.progress import Progress
 
 CACHE_FILE = "neuronpedia.sqlite"
@@ -22,15 +27,11 @@ PLACE_KEY = "neuronpedia_id"
 
 def label_cache() -> Path:
     """Return the file where Neuronpedia's answers and imported labels are kept."""
-    from saesteer.utils.cache import cache_folder
-
     return cache_folder() / CACHE_FILE
 
 
 def own_table(where: Path | tuple[str, str]) -> FeatureTable | None:
     """Return the feature table of an SAE that `resolve_sae` found; None where there is none."""
-    from saesteer.saes.table import load_feature_table
-
     if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
         return None
     return load_feature_table(where / FEATURE_TABLE)
@@ -66,9 +67,8 @@ def feature_card_of(sae: LensSae, index: int) -> FeatureCard:
         SaeError: The SAE has no such feature.
         OutputError: The imported labels cannot be read.
     """
-    from saesteer.saes.neuronpedia import Cache, SourceId, dashboard_url, feature_card
+    from saesteer.saes.neuronpedia import Cache, SourceId, dashboard_url
     from saesteer.saes.neuronpedia.replies import Feature, read_reply
-    from saesteer.saes.table import FeatureCard
 
     if not 0 <= index < sae.d_sae:
         raise SaeError(f"SAE {sae.name} has features 0 to {sae.d_sae - 1}; {index} is none.")
@@ -79,7 +79,7 @@ def feature_card_of(sae: LensSae, index: int) -> FeatureCard:
         return card
     imported = Cache(label_cache()).feature(str(place), index)
     if imported is not None:
-        told = feature_card(read_reply(Feature, imported, str(place)))
+        told = read_reply(Feature, imported, str(place)).card()
         known = {name: value for name, value in vars(told).items() if value not in (None, (), "")}
         card = replace(card, **known)
     return replace(card, url=dashboard_url(place, index))
@@ -106,3 +106,57 @@ def noted_place(provenance: Mapping[str, Any]) -> str | None:
         if found is not None:
             return found
     return None
+
+
+def search_table(table: FeatureTable, query: str, limit: int) -> list[FeatureHit]:
+    """Return at most `limit` features of a table closest to some words, closest first.
+
+    Each feature is the text of the tokens that it fires on and promotes, and of its contexts, by
+    their words' and word parts' TF-IDF; similarity is the cosine to the query. No meaning is known:
+    "dog" does not find "puppy". Features that share nothing with the words are left out.
+    """
+    firing, around = [], []
+    for contexts, top in zip(table.frame["contexts"], table.frame["top_tokens"], strict=True):
+        tokens = (str(token).strip() for token in (*(c["token"] for c in contexts), *top))
+        firing.append(" ".join(tokens))
+        around.append(" ".join(str(context["text"]) for context in contexts))
+    described = {i: str(text) for i, text in enumerate(table.frame["description"])}
+    return _closest(described, firing, around, query, limit)
+
+
+def search_labels(
+    labels: Mapping[int, str], query: str, limit: int, *, place: SourceId, site: str
+) -> list[FeatureHit]:
+    """Return the features whose imported labels are closest to some words, as `search_table`.
+
+    `place` and `site` are for the links.
+    """
+    from saesteer.saes.neuronpedia import dashboard_url
+
+    texts = list(labels.values())
+    hits = _closest(labels, texts, texts, query, limit)
+    return [replace(hit, url=dashboard_url(place, hit.feature, site=site)) for hit in hits]
+
+
+def _closest(
+    labels: Mapping[int, str], parts: list[str], words: list[str], query: str, limit: int
+) -> list[FeatureHit]:
+    """Find features by word parts in one text of each, and by whole words in another."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+
+    asked = " ".join(w for w in query.split() if w.lower() not in ENGLISH_STOP_WORDS) or query
+    scores = np.zeros(len(labels))
+    kinds: tuple[tuple[list[str], dict[str, Any]], ...] = (
+        (parts, {"analyzer": "char_wb", "ngram_range": (3, 4)}),
+        (words, {"analyzer": "word", "token_pattern": r"(?u)\b\w+\b"}),
+    )
+    for texts, kind in kinds:
+        vectorizer = TfidfVectorizer(**kind, sublinear_tf=True)
+        # Of texts none of which holds such a part it says that the vocabulary is empty.
+        with suppress(ValueError):
+            matrix: Any = vectorizer.fit_transform(texts)
+            wanted: Any = vectorizer.transform([asked])
+            scores += (matrix @ wanted.T).toarray().ravel() / len(kinds)
+    features = list(labels)
+    best = [int(at) for at in np.argsort(-scores, kind="stable")[:limit] if scores[at] > 0]
+    return [FeatureHit(features[at], labels[features[at]], float(scores[at])) for at in best]

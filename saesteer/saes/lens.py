@@ -11,18 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saesteer.models.loading import plain_model
-from saesteer.saes.adapter import Sae
+from saesteer.saes.adapter import RESIDUAL_HOOKS, Sae
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-RESIDUAL_HOOKS = (
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_mlp_out",
-    "hook_attn_out",
-)
 FEATURES_AT_ONCE = 256
 
 
@@ -61,8 +54,8 @@ def extreme_tokens(
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Return the tokens that each feature promotes and demotes most, by logit lens.
 
-    A decoder row goes through the linear part of the final norm (its gain, and its centring where
-    it has one) and the unembedding (nostalgebraist 2020, "interpreting GPT: the logit lens").
+    A decoder row goes through the linear part of the final norm and the unembedding
+    (nostalgebraist 2020, "interpreting GPT: the logit lens").
 
     Returns:
         For each feature the promoted and the demoted tokens, most extreme first; empty lists if
@@ -70,25 +63,34 @@ def extreme_tokens(
     """
     if sae.write_site.hook not in RESIDUAL_HOOKS:
         return [[] for _ in range(sae.d_sae)], [[] for _ in range(sae.d_sae)]
-    plain = plain_model(model)
-    mapping: Any = model.adapter.component_mapping
-    norm = plain.get_submodule(mapping["ln_final"].name)
-    head: Any = plain.get_output_embeddings()
-    # A vocabulary padded to a round size holds rows that are no tokens.
-    unembed = head.weight.detach()[: texts.n_ids].to("cpu", torch.float32)
-    gain, centred = norm_gain(norm, sae.decoder.shape[1])
-    n_top, n_bottom = min(n_top, len(unembed)), min(n_bottom, len(unembed))
+    directions = token_directions(model)
+    n_top, n_bottom = min(n_top, len(directions)), min(n_bottom, len(directions))
     top: list[list[str]] = []
     bottom: list[list[str]] = []
     for rows in sae.decoder.split(FEATURES_AT_ONCE):
-        rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
-        logits = (rows * gain) @ unembed.T
+        logits = rows @ directions.T
         for most, into in (
             (logits.topk(n_top), top),
             (logits.topk(n_bottom, largest=False), bottom),
         ):
             into.extend([texts.one(token) for token in tokens] for tokens in most.indices.tolist())
     return top, bottom
+
+
+def token_directions(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
+    """Return the unembedding with the final norm's linear part in it, float32 on the CPU.
+
+    The linear part is the norm's gain, and its centring where it has one.
+    """
+    mapping: Any = model.adapter.component_mapping
+    plain = plain_model(model)
+    head: Any = plain.get_output_embeddings()
+    # A vocabulary padded to a round size holds rows that are no tokens.
+    weight = head.weight.detach()[: TokenTexts(model.tokenizer).n_ids].to("cpu", torch.float32)
+    gain, centred = norm_gain(plain.get_submodule(mapping["ln_final"].name), weight.shape[1])
+    weight = weight * gain
+    # To centre what is read or the unembedding comes to the same.
+    return weight - weight.mean(dim=1, keepdim=True) if centred else weight
 
 
 def norm_gain(norm: nn.Module, width: int) -> tuple[Float[Tensor, " d_model"], bool]:

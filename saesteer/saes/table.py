@@ -21,59 +21,41 @@ if TYPE_CHECKING:
 
 DESCRIPTIONS_BY = "automatic: firing tokens and logit lens, read by nobody"
 LOCAL = "the local table"
-COLUMNS = (
-    "feature",
-    "density",
-    "max_activation",
-    "mean_activation",
-    "top_tokens",
-    "bottom_tokens",
-    "contexts",
-    "description",
-)
+
+
+@dataclass(frozen=True)
+class FeatureHit:
+    """A feature found by words or by another feature."""
+
+    feature: int
+    description: str
+    similarity: float | None = None  # How close it is, 0 to 1; None if not said.
+    url: str | None = None  # Its dashboard, if it has one.
 
 
 @dataclass(frozen=True)
 class FeatureContext:
-    """One place in the text where a feature fires.
+    """One place in the text where a feature fires."""
 
-    Attributes:
-        text: The firing token with some tokens around it.
-        token: The firing token.
-        activation: How strongly it fires there.
-    """
-
-    text: str
+    text: str  # The firing token with some tokens around it.
     token: str
     activation: float
 
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """What is known of a feature, whoever knows it: the SAE's own table or Neuronpedia.
-
-    Attributes:
-        feature: Its number in the SAE.
-        description: What it stands for; "" if unknown.
-        by: Who says so, such as "gpt-4o-mini" or "the local table".
-        url: Its dashboard; None where Neuronpedia does not have the SAE.
-        max_activation: Its largest activation on text (by size, for SAEs with negative ones), if
-            known.
-        density: Share of tokens on which it fires, if known.
-        top_tokens: Tokens that its decoder direction promotes most, by logit lens.
-        bottom_tokens: Tokens that it demotes most.
-        contexts: Where it fires most strongly, strongest first.
-    """
+    """What is known of a feature, whoever knows it: the SAE's own table or Neuronpedia."""
 
     feature: int
     description: str = ""
-    by: str = ""
-    url: str | None = None
+    by: str = ""  # Who says so, such as "gpt-4o-mini" or "the local table".
+    url: str | None = None  # Its dashboard; None where Neuronpedia does not have the SAE.
+    # On text, if known; by size, for SAEs with negative activations.
     max_activation: float | None = None
-    density: float | None = None
-    top_tokens: tuple[str, ...] = ()
+    density: float | None = None  # Share of tokens on which it fires, if known.
+    top_tokens: tuple[str, ...] = ()  # What its decoder row promotes most, by logit lens.
     bottom_tokens: tuple[str, ...] = ()
-    contexts: tuple[FeatureContext, ...] = ()
+    contexts: tuple[FeatureContext, ...] = ()  # The strongest first.
 
     @property
     def label(self) -> str:
@@ -125,15 +107,10 @@ class FeatureCard:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """A feature table from disk.
+    """A feature table from disk."""
 
-    Attributes:
-        frame: The columns of `build_feature_table`, one row for each feature in order.
-        source: The file it came from.
-    """
-
-    frame: pd.DataFrame
-    source: str
+    frame: pd.DataFrame  # As `build_feature_table` gives it.
+    source: str  # The file it came from.
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -220,11 +197,12 @@ def load_feature_table(path: str | os.PathLike[str]) -> FeatureTable:
             f"feature table {path} cannot be read ({one_line(error).rstrip('.')}); fetch or build "
             "it again."
         ) from error
-    missing = [name for name in COLUMNS if name not in frame.columns]
+    columns = _schema().names
+    missing = [name for name in columns if name not in frame.columns]
     if missing or not np.array_equal(frame["feature"], np.arange(len(frame))):
         fault = f"has no column {missing[0]}" if missing else "does not list every feature in order"
         raise SaeError(f"feature table {path} {fault}; build it again for this SAE.")
-    return FeatureTable(frame[list(COLUMNS)], os.fspath(path))
+    return FeatureTable(frame[columns], os.fspath(path))
 
 
 def _schema() -> pa.Schema:

@@ -6,19 +6,20 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from saesteer.saes.corpus import CorpusSource
 from saesteer.saes.harvest import Harvest
-from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.utils.errors import SaeError
 from saesteer.utils.files import unwritable, write_atomic
 from saesteer.utils.progress import Progress
+from saesteer.utils.settings import Settings
 
 if TYPE_CHECKING:
     from sae_lens import TopKTrainingSAE
@@ -28,16 +29,44 @@ CHECKPOINT_EVERY_SHARDS = 4
 Watch = Callable[[int, dict[str, float]], None]
 
 
-@dataclass
-class _State:
-    """Where training stands: everything a resumed run needs."""
+class SaeTrainingConfig(Settings):
+    """What to train and on what."""
 
-    sae: TopKTrainingSAE
-    optimizer: torch.optim.Adam
-    since_fired: Tensor
-    scale: float
-    step: int = 0
-    shards_done: int = 0
+    site: str  # Such as "blocks.10.hook_resid_post".
+    # Sites read in the same pass, so that SAEs at several can be compared.
+    harvest_sites: list[str] = Field(default_factory=list)
+    corpus: list[CorpusSource] = Field(min_length=1)
+    held_out: float = Field(default=0.03, gt=0, lt=0.5)  # Share of documents for the metrics.
+    context: int = Field(default=256, ge=16)  # Tokens in a row, BOS included.
+    tokens: int | None = Field(default=None, gt=0)  # Distinct ones to train on; all there are.
+    epochs: int = Field(default=2, ge=1)  # Passes over them.
+    d_sae: int = Field(default=4608, ge=8)  # Number of features.
+    k: int = Field(default=48, ge=1)  # Features active on each token (TopK).
+    # Features active at the first step; falls linearly to k over `k_steps` steps, so that more
+    # features find something to do before the competition is at its hardest.
+    k_start: int | None = Field(default=None, ge=1)
+    k_steps: int = Field(default=500, ge=0)
+    batch: int = Field(default=4096, ge=16)  # Tokens in a step.
+    # Adam's peak rate; warmed up linearly, then decayed to zero by a cosine.
+    learning_rate: float = Field(default=1.2e-3, gt=0)
+    warmup_steps: int = Field(default=200, ge=0)
+    # A feature is dead when it has not fired for so many tokens; it is then revived by sae_lens's
+    # auxiliary loss, of this weight.
+    dead_after: int = Field(default=500_000, gt=0)
+    dead_weight: float = Field(default=1.0, ge=0)
+    autocast: bool = True  # Run the matrix products in bfloat16.
+    seed: int = 0  # Seeds the split, the order and the initial weights.
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> SaeTrainingConfig:
+        if self.k >= self.d_sae:
+            raise ValueError(f"k ({self.k}) must be smaller than d_sae ({self.d_sae})")
+        return self
+
+    @property
+    def all_sites(self) -> list[str]:
+        """Every site that the harvest reads, the training site among them, in order."""
+        return sorted({self.site, *self.harvest_sites})
 
 
 def train_topk(
@@ -77,73 +106,189 @@ def train_topk(
             f"the features active on a token fall to k over {config.k_steps:,} steps and the "
             f"training has {total_steps:,}; lower k_steps, or train for longer."
         )
+    checkpoint = folder / CHECKPOINT
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(folder / CHECKPOINT, error) from error
-    shards = _epoch_order(harvested, config)
-    state = _resume(folder, config, device)
-    if state is None:
+        raise unwritable(checkpoint, error) from error
+    if checkpoint.is_file():
+        state = _Training.resumed(checkpoint, config, device)
+    else:
         first = harvested.load(harvested.shards[0], config.site)
-        state = _start(first, config, metadata, device)
-    task = (progress or Progress()).task("training", total=total_steps, unit="steps")
-    with task:
+        state = _Training.started(first, config, metadata, device)
+    shards = _epoch_order(harvested, config)
+    with (progress or Progress()).task("training", total=total_steps, unit="steps") as task:
+
+        def tell(step: int, values: dict[str, float]) -> None:
+            task.advance(1, f"loss {values['loss']:.2f}, dead {values['dead'] * config.d_sae:.0f}")
+            if watch is not None:
+                watch(step, values)
+
         task.advance(state.step)
         for position, (shard, seed) in enumerate(shards):
             if position < state.shards_done:
                 continue
-            rows = harvested.load(shard, config.site)
-            _train_shard(state, rows, seed, total_steps, config, task, watch)
+            state.train(harvested.load(shard, config.site), seed, total_steps, tell)
             state.shards_done = position + 1
             if state.shards_done % CHECKPOINT_EVERY_SHARDS == 0 or position + 1 == len(shards):
-                _save_checkpoint(state, folder)
-    return _finish(state, folder)
+                state.save(checkpoint)
+    return state.finish(folder)
 
 
-def _train_shard(
-    state: _State,
-    activations: Float[Tensor, "token d_model"],
-    seed: int,
-    total_steps: int,
-    config: SaeTrainingConfig,
-    task: Any,
-    watch: Watch | None,
-) -> None:
-    from sae_lens.saes.sae import TrainStepInput
+class _Training:
+    """A training under way, with everything that a resumed one needs."""
 
-    sae = state.sae
-    device = sae.W_enc.device
-    order = torch.randperm(len(activations), generator=torch.Generator().manual_seed(seed))
-    for start in range(0, len(order) - config.batch + 1, config.batch):
-        batch = activations[order[start : start + config.batch]].to(device, torch.float32)
-        for group in state.optimizer.param_groups:
-            group["lr"] = _rate(state.step, total_steps, config)
-        sae.activation_fn.k = _active(state.step, config)  # type: ignore[union-attr]
-        dead = state.since_fired >= config.dead_after
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-            output = sae.training_forward_pass(
-                TrainStepInput(
-                    sae_in=batch / state.scale,
-                    coefficients={},
-                    dead_neuron_mask=dead if bool(dead.any()) else None,
-                    n_training_steps=state.step,
-                    is_logging_step=False,
-                )
+    def __init__(self, sae: TopKTrainingSAE, config: SaeTrainingConfig, scale: float) -> None:
+        self.sae, self.config, self.scale = sae, config, scale
+        self.since_fired = torch.zeros(config.d_sae, device=sae.W_enc.device)
+        self.step = self.shards_done = 0
+        self.optimizer = torch.optim.Adam(
+            sae.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), fused=True
+        )
+
+    @classmethod
+    def started(
+        cls,
+        sample: Tensor,
+        config: SaeTrainingConfig,
+        metadata: dict[str, Any],
+        device: torch.device,
+    ) -> _Training:
+        """Return one at its start, centred and scaled by a sample of the activations."""
+        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+        from sae_lens.saes.sae import SAEMetadata
+
+        torch.manual_seed(config.seed)
+        sample = sample.to(torch.float32)
+        d_in = sample.shape[1]
+        sae = TopKTrainingSAE(
+            TopKTrainingSAEConfig(
+                d_in=d_in,
+                d_sae=config.d_sae,
+                k=config.k,
+                dtype="float32",
+                device=str(device),
+                normalize_activations="none",
+                apply_b_dec_to_input=True,
+                aux_loss_coefficient=config.dead_weight,
+                metadata=SAEMetadata(**metadata),
             )
-        loss = output.loss
-        if not math.isfinite(float(loss.detach())):
-            raise _divergence(state.step, batch)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        state.optimizer.step()
-        fired = (output.feature_acts.detach() > 0).any(dim=0)
-        state.since_fired = torch.where(fired, 0, state.since_fired + len(batch))
-        state.step += 1
-        values = {"loss": float(loss.detach()), "dead": float(dead.float().mean())}
-        task.advance(1, f"loss {values['loss']:.2f}, dead {int(dead.sum())}")
-        if watch is not None:
-            watch(state.step, values)
+        )
+        centre = sample.mean(dim=0)
+        # Measured about the mean: a large constant part would otherwise set the scale alone.
+        scale = float((sample - centre).norm(dim=1).mean()) / math.sqrt(d_in)
+        with torch.no_grad():
+            sae.b_dec.copy_((centre / scale).to(device))
+        return cls(sae, config, scale)
+
+    @classmethod
+    def resumed(cls, path: Path, config: SaeTrainingConfig, device: torch.device) -> _Training:
+        """Return one where a checkpoint left it."""
+        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
+        record, tensors = _read_checkpoint(path)
+        cfg = record["cfg"]
+        there, wanted = (cfg["d_sae"], cfg["k"]), (config.d_sae, config.k)
+        if there != wanted:
+            raise SaeError(
+                f"{path} belongs to an SAE with d_sae and k of {there} and the settings say "
+                f"{wanted}; choose another folder, or delete the checkpoint to start anew."
+            )
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict({**cfg, "device": str(device)}))
+        weights = {n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")}
+        sae.load_state_dict(weights)
+        state = cls(sae, config, record["scale"])
+        for index, parameter in enumerate(sae.parameters()):
+            state.optimizer.state[parameter] = {
+                key: tensors[f"adam.{index}.{key}"].to(device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        state.since_fired = tensors["since_fired"].to(device)
+        state.step, state.shards_done = int(record["step"]), int(record["shards_done"])
+        return state
+
+    def train(
+        self, activations: Float[Tensor, "token d_model"], seed: int, total_steps: int, tell: Watch
+    ) -> None:
+        """Take all steps that one shard has tokens for."""
+        from sae_lens.saes.sae import TrainStepInput
+
+        sae, config = self.sae, self.config
+        device = sae.W_enc.device
+        order = torch.randperm(len(activations), generator=torch.Generator().manual_seed(seed))
+        for start in range(0, len(order) - config.batch + 1, config.batch):
+            batch = activations[order[start : start + config.batch]].to(device, torch.float32)
+            for group in self.optimizer.param_groups:
+                group["lr"] = _rate(self.step, total_steps, config)
+            sae.activation_fn.k = _active(self.step, config)  # type: ignore[union-attr]
+            dead = self.since_fired >= config.dead_after
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
+                output = sae.training_forward_pass(
+                    TrainStepInput(
+                        sae_in=batch / self.scale,
+                        coefficients={},
+                        dead_neuron_mask=dead if bool(dead.any()) else None,
+                        n_training_steps=self.step,
+                        is_logging_step=False,
+                    )
+                )
+            loss = float(output.loss.detach())
+            if not math.isfinite(loss):
+                raise _divergence(self.step, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+            self.optimizer.step()
+            fired = (output.feature_acts.detach() > 0).any(dim=0)
+            self.since_fired = torch.where(fired, 0, self.since_fired + len(batch))
+            self.step += 1
+            tell(self.step, {"loss": loss, "dead": float(dead.float().mean())})
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        from safetensors.torch import save_file
+
+        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        for index, parameter in enumerate(self.sae.parameters()):
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"adam.{index}.{key}"] = torch.as_tensor(value)
+        tensors["since_fired"] = self.since_fired
+        record = {"step": self.step, "shards_done": self.shards_done, "scale": self.scale}
+        record["cfg"] = self.sae.cfg.to_dict()
+        kept = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+        metadata = {"saesteer": json.dumps(record)}
+        write_atomic(path, lambda draft: save_file(kept, draft, metadata=metadata))
+
+    def finish(self, folder: Path) -> Path:
+        """Write the inference SAE."""
+        from safetensors import SafetensorError
+
+        # sae_lens's factor multiplies the input: W_enc * f, W_dec / f, b_dec / f.
+        self.sae.fold_activation_norm_scaling_factor(1.0 / self.scale)
+        out, draft = folder / "sae", folder / ".sae.draft"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            self.sae.save_inference_model(draft)
+            for file in sorted(draft.iterdir(), reverse=True):
+                write_atomic(out / file.name, file.rename)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(out, error) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return out
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["saesteer"])
+            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SaeError(
+            f"checkpoint {path} cannot be read ({error}); delete it, and training starts anew."
+        ) from error
 
 
 def _divergence(step: int, batch: Tensor) -> SaeError:
@@ -203,116 +348,3 @@ def _tokens(harvested: Harvest, shard: int, site: str) -> int:
         raise SaeError(
             f"{path} cannot be read ({error}); delete the folder {path.parent} and run again."
         ) from error
-
-
-def _start(
-    sample: Tensor, config: SaeTrainingConfig, metadata: dict[str, Any], device: torch.device
-) -> _State:
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-
-    torch.manual_seed(config.seed)
-    sample = sample.to(torch.float32)
-    d_in = sample.shape[1]
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=d_in,
-            d_sae=config.d_sae,
-            k=config.k,
-            dtype="float32",
-            device=str(device),
-            normalize_activations="none",
-            apply_b_dec_to_input=True,
-            aux_loss_coefficient=config.dead_weight,
-            metadata=SAEMetadata(**metadata),
-        )
-    )
-    centre = sample.mean(dim=0)
-    # Measured about the mean: a large constant part would otherwise set the scale alone.
-    scale = float((sample - centre).norm(dim=1).mean()) / math.sqrt(d_in)
-    with torch.no_grad():
-        sae.b_dec.copy_((centre / scale).to(device))
-    return _State(sae, _adam(sae, config), torch.zeros(config.d_sae, device=device), scale)
-
-
-def _adam(sae: TopKTrainingSAE, config: SaeTrainingConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(
-        sae.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), fused=True
-    )
-
-
-def _save_checkpoint(state: _State, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"sae.{name}": value for name, value in state.sae.state_dict().items()}
-    for index, parameter in enumerate(state.sae.parameters()):
-        for key, value in state.optimizer.state[parameter].items():
-            tensors[f"adam.{index}.{key}"] = torch.as_tensor(value)
-    tensors["since_fired"] = state.since_fired
-    record = {"step": state.step, "shards_done": state.shards_done, "scale": state.scale}
-    record["cfg"] = state.sae.cfg.to_dict()
-    kept = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    metadata = {"saesteer": json.dumps(record)}
-    write_atomic(folder / CHECKPOINT, lambda draft: save_file(kept, draft, metadata=metadata))
-
-
-def _resume(folder: Path, config: SaeTrainingConfig, device: torch.device) -> _State | None:
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return None
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-
-    record, tensors = _read_checkpoint(path)
-    cfg = record["cfg"]
-    there, wanted = (cfg["d_sae"], cfg["k"]), (config.d_sae, config.k)
-    if there != wanted:
-        raise SaeError(
-            f"{path} belongs to an SAE with d_sae and k of {there} and the settings say {wanted}; "
-            "choose another folder, or delete the checkpoint to start anew."
-        )
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict({**cfg, "device": str(device)}))
-    sae.load_state_dict(
-        {n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")}
-    )
-    optimizer = _adam(sae, config)
-    for index, parameter in enumerate(sae.parameters()):
-        optimizer.state[parameter] = {
-            key: tensors[f"adam.{index}.{key}"].to(device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    since = tensors["since_fired"].to(device)
-    return _State(
-        sae, optimizer, since, record["scale"], int(record["step"]), int(record["shards_done"])
-    )
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()["saesteer"])
-            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SaeError(
-            f"checkpoint {path} cannot be read ({error}); delete it, and training starts anew."
-        ) from error
-
-
-def _finish(state: _State, folder: Path) -> Path:
-    from safetensors import SafetensorError
-
-    sae = state.sae
-    # sae_lens's factor multiplies the input: W_enc * f, W_dec / f, b_dec / f.
-    sae.fold_activation_norm_scaling_factor(1.0 / state.scale)
-    out, draft = folder / "sae", folder / ".sae.draft"
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        sae.save_inference_model(draft)
-        for file in sorted(draft.iterdir(), reverse=True):
-            write_atomic(out / file.name, file.rename)
-    except (OSError, SafetensorError) as error:
-        raise unwritable(out, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return out

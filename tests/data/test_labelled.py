@@ -16,7 +16,7 @@ from saesteer.data import (
     load_texts,
     near_duplicate_groups,
 )
-from saesteer.data.labelled_splits import split_labelled, text_groups
+from saesteer.data.splits import split_labelled, text_groups
 from saesteer.utils.errors import ConfigError, DataError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saesteer.saes.neuronpedia import Cache, Neuronpedia, Service, Transport
+from saesteer.saes.neuronpedia import Cache, Neuronpedia, Service
+from saesteer.utils.http import Patience
 
 from .player import Player
 
@@ -20,26 +21,33 @@ def player(monkeypatch):
 
 
 @pytest.fixture
-def transport_to(player):
-    """A transport to the player that writes down its waits instead of waiting."""
+def service_to(player):
+    """The player as a service that writes down its waits instead of waiting."""
 
-    def make(**settings):
+    def make(base_url=None, *, offline=False, **patience):
         waits: list[float] = []
-        chosen = {"base_url": player.api, "bucket_url": player.bucket, "timeout": 2.0}
-        chosen |= {"slow_timeout": 2.0, **settings}
-        made = Transport(Service(**chosen), sleep=waits.append, chance=lambda: 0.0)
+        patience = {"timeout": 2.0, "attempts_unanswered": 3, **patience}
+        made = Service(
+            base_url or player.api,
+            player.bucket,
+            offline=offline,
+            patience=Patience(**patience),
+            slow_timeout=2.0,
+            sleep=waits.append,
+            chance=lambda: 0.0,
+        )
         return made, waits
 
     return make
 
 
 @pytest.fixture
-def client_to(transport_to, tmp_path):
+def client_to(service_to, tmp_path):
     """A client of the player with a cache."""
 
     def make(*, now=None, max_age=1000.0, **settings):
         clock = {} if now is None else {"now": now}
         cache = Cache(tmp_path / "cache" / "neuronpedia.sqlite", **clock)
-        return Neuronpedia(cache=cache, max_age=max_age, transport=transport_to(**settings)[0])
+        return Neuronpedia(service_to(**settings)[0], cache=cache, max_age=max_age)
 
     return make

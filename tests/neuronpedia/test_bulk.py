@@ -35,67 +35,67 @@ def facts_line(index: int, **fields: object) -> str:
     return json.dumps({"modelId": MODEL, "layer": SOURCE, "index": str(index), **rest, **fields})
 
 
-def test_labels_of_the_bucket_page_by_page(player, transport_to, cache):
+def test_labels_of_the_bucket_page_by_page(player, service_to, cache):
     player.page = 2
     for batch in range(5):
         player.put(f"batch-{batch}", [label_line(batch * 10 + n) for n in range(10)])
     # Another SAE whose name starts alike, and a file of another kind.
     player.objects[f"v1/{PLACE}x/explanations/batch-0.jsonl.gz"] = b"no gzip"
     player.objects[f"v1/{PLACE}/explanations/index.html"] = b"<html>"
-    transport, _ = transport_to()
-    done = import_from_bucket(cache, transport, PLACE_ID)
+    service, _ = service_to()
+    done = import_from_bucket(cache, service, PLACE_ID)
     assert done == Imported(files=5, skipped=0, lines=50, labels=50)
     assert cache.labels(PLACE) == {n: f"label of {n}" for n in range(50)}
     assert sum("list-type=2" in path for path in player.paths) == 3
     assert all("x-api-key" not in headers for headers in player.headers)
 
 
-def test_an_import_that_was_cut_off_goes_on_where_it_stopped(player, transport_to, cache):
+def test_an_import_that_was_cut_off_goes_on_where_it_stopped(player, service_to, cache):
     for batch in range(3):
         player.put(f"batch-{batch}", [label_line(batch)])
     player.objects[f"v1/{PLACE}/explanations/batch-2.jsonl.gz"] = gzip.compress(b"[1]")
-    transport, _ = transport_to()
+    service, _ = service_to()
     with pytest.raises(DataError, match=r"explanations/batch-2\.jsonl\.gz:1: .*no JSON object"):
-        import_from_bucket(cache, transport, PLACE_ID)
+        import_from_bucket(cache, service, PLACE_ID)
     assert cache.labels(PLACE) == {0: "label of 0", 1: "label of 1"}
     player.put("batch-2", [label_line(2)])
     player.calls.clear()
-    assert import_from_bucket(cache, transport, PLACE_ID) == Imported(1, 2, 1, 3)
+    assert import_from_bucket(cache, service, PLACE_ID) == Imported(1, 2, 1, 3)
     assert [path for path in player.paths if path.endswith(".gz")] == [
         f"/bucket/v1/{PLACE}/explanations/batch-2.jsonl.gz"
     ]
 
 
-def test_a_file_that_changed_replaces_what_it_held(player, transport_to, cache):
-    transport, _ = transport_to()
+def test_a_file_that_changed_replaces_what_it_held(player, service_to, cache):
+    service, _ = service_to()
     player.put("batch-0", [label_line(0), label_line(1)])
-    import_from_bucket(cache, transport, PLACE_ID)
+    import_from_bucket(cache, service, PLACE_ID)
     player.put("batch-0", [label_line(0, "better words")])
-    assert import_from_bucket(cache, transport, PLACE_ID).files == 1
+    assert import_from_bucket(cache, service, PLACE_ID).files == 1
     assert cache.labels(PLACE) == {0: "better words"}
 
 
-def test_a_download_that_breaks_off_is_begun_again(player, transport_to, cache):
+def test_a_download_that_breaks_off_is_begun_again(player, service_to, cache):
     player.put("batch-0", [label_line(0)])
-    transport, waits = transport_to(timeout=0.5)
+    service, waits = service_to(timeout=0.5)
     player.faults = ["", "cut"]
-    assert import_from_bucket(cache, transport, PLACE_ID).labels == 1
+    assert import_from_bucket(cache, service, PLACE_ID).labels == 1
     assert waits == [1.0]
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"<ListBucketResult><Conte"])
-def test_a_bucket_that_lists_nothing_readable_is_a_sentence(player, transport_to, cache, body):
+def test_a_bucket_that_lists_nothing_readable_is_a_sentence(player, service_to, cache, body):
     player.faults = [(200, body, {})]
     with pytest.raises(NetworkError, match="NEURONPEDIA_BUCKET_URL"):
-        import_from_bucket(cache, transport_to()[0], PLACE_ID)
+        import_from_bucket(cache, service_to()[0], PLACE_ID)
 
 
-def test_imported_features_answer_offline_in_the_same_form(player, transport_to, client_to):
+def test_imported_features_answer_offline_in_the_same_form(player, service_to, client_to):
     client = client_to(offline=True)
     player.put("batch-0", [label_line(3, "kind words")])
     player.put("batch-0", [facts_line(3)], kind="features")
     kinds = ("explanations", "features")
-    import_from_bucket(client.cache, transport_to()[0], PLACE_ID, kinds=kinds)
+    import_from_bucket(client.cache, service_to()[0], PLACE_ID, kinds=kinds)
     player.calls.clear()
     found = client.feature(PLACE, 3)
     assert (found.description, found.max_activation, found.density) == ("kind words", 4.5, 0.02)

@@ -102,7 +102,7 @@ def test_many_threads_write_one_file_at_once(tmp_path):
         try:
             cache = Cache(path)
             for number in range(20):
-                cache.put_many({f"{thread}/{number}": {"n": number}})
+                cache.put({f"{thread}/{number}": {"n": number}})
         except BaseException as error:
             failures.append(error)
 
@@ -112,14 +112,14 @@ def test_many_threads_write_one_file_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    kept = Cache(path).get_many([f"{t}/{n}" for t in range(6) for n in range(20)])
+    kept = Cache(path).get([f"{t}/{n}" for t in range(6) for n in range(20)])
     assert len(kept) == 120
-    assert kept["3/7"].value == {"n": 7}
+    assert kept["3/7"] == {"n": 7}
 
 
 def test_reading_makes_no_file(tmp_path):
     cache = Cache(tmp_path / "cache.sqlite")
-    assert cache.get("a") is None
+    assert cache.get(["a"]) == {}
     assert cache.labels(PLACE) == {}
     assert cache.feature(PLACE, 3) is None
     assert not cache.path.exists()
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_a_sentence_that_says_what_to_do(tmp_path, content):
     path = tmp_path / "cache.sqlite"
     path.write_bytes(content)
     with pytest.raises(OutputError, match=r"cannot be used .*delete the file"):
-        Cache(path).get("a")
+        Cache(path).get(["a"])
 
 
 def test_a_file_of_a_newer_version_is_left_alone(tmp_path):
@@ -140,27 +140,26 @@ def test_a_file_of_a_newer_version_is_left_alone(tmp_path):
     with sqlite3.connect(path) as database:
         database.execute("pragma user_version = 99")
     with pytest.raises(OutputError, match="version 99"):
-        Cache(path).put_many({"a": 1})
+        Cache(path).put({"a": 1})
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="SAESTEER_CACHE"):
-        Cache(tmp_path / "file" / "cache.sqlite").put_many({"a": 1})
+        Cache(tmp_path / "file" / "cache.sqlite").put({"a": 1})
 
 
 def test_a_cache_that_can_only_be_read_answers_and_stays_as_it_is(tmp_path, monkeypatch):
     path = tmp_path / "a 100% shared?" / "labels.sqlite"
     writer = Cache(path)
-    writer.put_many({"known": {"a": 1}})
+    writer.put({"known": {"a": 1}})
     monkeypatch.setattr("saesteer.saes.neuronpedia.cache.os.access", lambda *_: False)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
     reader = Cache(path)
-    kept = reader.get("known")
-    assert kept is not None and kept.value == {"a": 1}
+    assert reader.get(["known"]) == {"known": {"a": 1}}
     assert reader.labels("a/b") == {}
     with pytest.raises(OutputError, match=r"labels\.sqlite cannot be used .*SAESTEER_CACHE"):
-        reader.put_many({"more": 2})
+        reader.put({"more": 2})
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 

@@ -51,14 +51,6 @@ def test_missing_and_wrong_fields_are_named(player, client_to, change, said):
     assert found is not None and found.index == 3
 
 
-def test_half_a_character_in_an_answer_does_no_harm(player, client_to):
-    cut = {**feature(3), "pos_str": ["\ud83d", "\U0001f642"]}
-    cut["explanations"][0]["description"] = "half \udc4d"
-    player.faults = [as_json(cut)]
-    found = client_to().feature(PLACE, 3)
-    assert (found.description, found.top_tokens) == ("half ?", ("?", "\U0001f642"))
-
-
 @pytest.mark.parametrize("body", [3, [feature(3)]])
 def test_json_of_another_shape_is_an_error(player, client_to, body):
     player.faults = [as_json(body)]
@@ -94,7 +86,7 @@ def test_features_of_another_sae_are_not_taken_for_ones_own(player, client_to):
 
 def test_explanations_are_searched_page_by_page(player, client_to):
     hits = client_to().search(PLACE, " kindness ", limit=42)
-    assert [hit.index for hit in hits] == list(range(42))
+    assert [hit.feature for hit in hits] == list(range(42))
     assert (hits[3].description, hits[3].similarity) == ("kindness 3", pytest.approx(0.87))
     assert [payload["offset"] for _, _, payload in player.calls] == [0, 20, 40]
     assert player.calls[0][2]["layers"] == [SOURCE]
@@ -124,12 +116,12 @@ def test_features_that_fire_on_a_text(player, client_to):
 
 def test_similar_features_in_either_spelling(player, client_to):
     found = client_to().similar(PLACE, 3, among="gpt2-small/7-res-jb")
-    assert [(one.index, one.cosine) for one in found] == [(3, 1.0), (9, 0.5)]
+    assert [(one.feature, one.similarity) for one in found] == [(3, 1.0), (9, 0.5)]
     assert player.calls[0][2]["targetSourceId"] == "7-res-jb"
     place = {"model": MODEL, "source": SOURCE, "index": 5}
     rows = [{"feature": place, "cosine_similarity": 0.25}]
     player.faults = [as_json({"topk_decoder_cossim_features": rows})]
-    assert client_to().similar(PLACE, 4)[0].cosine == 0.25
+    assert client_to().similar(PLACE, 4)[0].similarity == 0.25
 
 
 def test_a_completion_steered_there(player, client_to):
@@ -159,14 +151,14 @@ def test_a_completion_steered_there(player, client_to):
 
 def test_a_chat_steered_there(player, client_to):
     chat = [{"role": "user", "content": "How are you?"}]
-    found = client_to().steer_chat(PLACE, chat, {3: 5.0})
-    assert (found.steered.text, found.default.text) == ("glad", "fine")
+    found = client_to().steer(PLACE, chat, {3: 5.0})
+    assert (found.steered, found.default) == ("glad", "fine")
     payload = player.calls[0][2]
     assert payload["steeredChatMessages"] == payload["defaultChatMessages"] == chat
     assert payload["steer_special_tokens"] is False
     player.faults = [as_json({"STEERED": {"raw": "whole", "chatTemplate": None}, "DEFAULT": None})]
     with pytest.raises(NetworkError, match="another kind of DEFAULT"):
-        client_to().steer_chat(PLACE, chat, {4: 5.0})
+        client_to().steer(PLACE, chat, {4: 5.0})
 
 
 def test_lists_and_vectors_need_a_key_and_are_never_cached(player, client_to, monkeypatch):
@@ -212,7 +204,7 @@ def test_labels_come_from_imported_files_first_and_then_from_the_service(player,
 
     client = client_to()
     player.put("batch-0", [label_line(3, "imported words")])
-    import_from_bucket(client.cache, client.transport, SourceId.parse(PLACE))
+    import_from_bucket(client.cache, client.service, SourceId.parse(PLACE))
     player.calls.clear()
     assert client.labels(PLACE, [4, 3], ask=False) == {3: "imported words"}
     assert player.calls == []

@@ -9,18 +9,18 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
+from saesteer.saes.labels import search_labels, search_table
 from saesteer.saes.neuronpedia import (
     SourceId,
     SteerSettings,
     dashboard_url,
     embed_url,
-    feature_card,
     feature_strengths,
     quick_list,
-    search_labels,
-    search_table,
 )
+from saesteer.saes.neuronpedia.links import SITE
 from saesteer.saes.neuronpedia.replies import Feature
 from saesteer.saes.neuronpedia.steering import steer_payload
 from saesteer.saes.table import FeatureTable
@@ -71,7 +71,7 @@ def test_every_id_of_sae_lens_can_be_read():
 
 
 def test_a_card_of_the_service_shows_tokens_as_text():
-    there = feature_card(Feature.model_validate(feature(3)), n_contexts=2)
+    there = Feature.model_validate(feature(3)).card(n_contexts=2)
     assert there.by == "gpt-4o-mini"
     assert there.url == dashboard_url(PLACE, 3)
     # Tokens are shown as text, not as the tokenizer spells them.
@@ -86,7 +86,7 @@ def test_a_card_without_words_or_with_a_peak_out_of_range():
         {"tokens": ["a", "b"], "values": [1.0, 5.0], "maxValue": None, "maxValueTokenIndex": 9},
         {"tokens": [], "values": []},
     ]
-    card = feature_card(Feature.model_validate(bare))
+    card = Feature.model_validate(bare).card()
     assert (card.description, card.by) == ("", "Neuronpedia")
     assert [(c.text, c.token, c.activation) for c in card.contexts] == [("ab", "b", 5.0)]
 
@@ -114,16 +114,16 @@ def test_words_find_the_features_that_fire_on_them_or_near_them(table):
     assert [hit.feature for hit in hits] == [0, 2]
     assert all(0 < (hit.similarity or 0) <= 1 and hit.url is None for hit in hits)
     assert [hit.feature for hit in search_table(table, "the angry", 1)] == [1]
-    assert search_table(table, "qqqq", 5) == ()
-    assert search_table(table, "...", 5) == ()
+    assert search_table(table, "qqqq", 5) == []
+    assert search_table(table, "...", 5) == []
 
 
 def test_words_find_imported_labels():
     labels = {7: "kind words", 9: "numbers", 11: "kindness and warmth"}
-    hits = search_labels(labels, "kindness", 2, source=PLACE)
+    hits = search_labels(labels, "kindness", 2, place=PLACE, site=SITE)
     assert [hit.feature for hit in hits] == [11, 7]
     assert hits[0].url == dashboard_url(PLACE, 11)
-    assert search_labels({}, "kindness", 2, source=PLACE) == ()
+    assert search_labels({}, "kindness", 2, place=PLACE, site=SITE) == []
 
 
 def test_strengths_there_add_the_same_vector_as_here():
@@ -133,7 +133,7 @@ def test_strengths_there_add_the_same_vector_as_here():
     norms = dict(enumerate(np.linalg.norm(rows, axis=1)))
     raw = -4.25
     found = feature_strengths(
-        list(enumerate(weights)), norms, norm=float(np.linalg.norm(natural)), raw=raw
+        dict(enumerate(weights)), norms, norm=float(np.linalg.norm(natural)), raw=raw
     )
     # What the service does: strength times the row folded to unit norm, summed over features.
     there = sum(found[i] * rows[i] / norms[i] for i in range(3))
@@ -161,7 +161,7 @@ def test_strengths_beyond_the_services_range_go_into_its_multiplier_or_are_refus
     ],
 )
 def test_settings_beyond_the_services_range_are_refused(settings):
-    with pytest.raises(SteeringError):
+    with pytest.raises(ValidationError):
         SteerSettings(**settings)
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from saesteer.saes import card as module
 from saesteer.saes.card import finish_sae, sae_card
-from saesteer.saes.corpus import PackedCorpus
+from saesteer.saes.corpus import CorpusSource, PackedCorpus
 from saesteer.saes.doctor import DoctorReport
 from saesteer.saes.loading import load_sae
-from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
 from saesteer.saes.table import load_feature_table
+from saesteer.saes.training import SaeTrainingConfig
 from saesteer.utils.errors import OutputError
 
 REPORT = DoctorReport(0.8912, 63.4, 3.2, 3.3, 9.1, 0.9831, 0.951, 44.0, 0.0123, 12_345)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.saes.corpus import pack_corpus
-from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
+from saesteer.saes.corpus import CorpusSource, pack_corpus
+from saesteer.saes.training import SaeTrainingConfig
 from saesteer.utils.errors import ConfigError, DataError, NetworkError
 
 BOS, EOS, USER, BOT = 0, 1, 3, 4

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from saesteer.saes.corpus import CorpusSource
 from saesteer.saes.harvest import Harvest
 from saesteer.saes.loading import load_sae
-from saesteer.saes.settings import CorpusSource, SaeTrainingConfig
-from saesteer.saes.training import train_topk
+from saesteer.saes.training import SaeTrainingConfig, train_topk
 from saesteer.utils.errors import OutputError, SaeError
 from saesteer.utils.progress import Progress, Task
 
@@ -173,7 +174,7 @@ def test_more_features_fire_at_first_and_k_at_the_end_also_after_a_break(
 def test_a_finished_run_is_not_trained_again(harvested, tmp_path, monkeypatch):
     first = train(harvested, tmp_path / "run")
     before = load_file(first / "sae_weights.safetensors")
-    monkeypatch.setattr(MODULE, "_train_shard", None)
+    monkeypatch.setattr(MODULE._Training, "train", None)
     again = load_file(train(harvested, tmp_path / "run") / "sae_weights.safetensors")
     assert all(torch.equal(again[name], before[name]) for name in before)
 
@@ -232,3 +233,41 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_draft(harvested, tmp_path, li
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(os.listdir(folder)) == (kept if folder.name == "run" else [])
     load_sae(tmp_path / "run" / "sae")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"learning_rat": 1e-3}, "learning_rat"),
+        ({"corpus": []}, "corpus"),
+        ({"corpus": [{"path": "a.jsonl", "pth": "b"}]}, "pth"),
+        ({"corpus": [{"path": "a.jsonl", "style": "poem"}]}, "style"),
+        ({"corpus": [{"path": "a.jsonl", "limit": 0}]}, "limit"),
+        ({"held_out": 0}, "held_out"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"site": None}, "site"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(fields, field):
+    with pytest.raises(ValidationError) as caught:
+        settings(**fields)
+    assert any(field in error["loc"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(("k", "d_sae"), [(64, 64)])
+def test_k_has_to_be_smaller_than_d_sae(k, d_sae):
+    with pytest.raises(ValidationError, match=rf"k \({k}\) must be smaller than d_sae \({d_sae}\)"):
+        settings(k=k, d_sae=d_sae)
+    assert settings(k=d_sae - 1, d_sae=d_sae).k == d_sae - 1
+
+
+@pytest.mark.parametrize("place", [{}, {"path": "a.jsonl", "hub": "her/texts"}])
+def test_a_source_is_in_exactly_one_place(place):
+    with pytest.raises(ValidationError, match="exactly one of path and hub"):
+        CorpusSource(**place)
+
+
+def test_the_training_site_is_always_among_those_read():
+    other = "blocks.8.hook_resid_post"
+    assert settings().all_sites == [SITE]
+    assert settings(harvest_sites=[other, SITE, other]).all_sites == sorted([SITE, other])

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.data import PairSet, Split, read_answers, read_questions, split_pairs
-from saesteer.data.answers import Answer
+from saesteer.data.texts import Answer
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.methods.registry import GROUPS, build_method, method_entry
-from saesteer.methods.settings import choose
-from saesteer.models.resolve import ModelSource, check_shape, resolve_model
 from saesteer.methods.registry import build_method, method_entry
-from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.models.resolve import ModelSource, check_shape, resolve_model
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.loading import check_planned, resolve_sae

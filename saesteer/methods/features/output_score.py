@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.models.hooks import hooked
-from saesteer.models.loading import plain_model
 from saesteer.models.reading import read_rows
 from saesteer.models.sites import resolve_target
 from saesteer.models.tokens import encode_texts, input_device
-from saesteer.saes.lens import RESIDUAL_HOOKS, TokenTexts, norm_gain
+from saesteer.saes.adapter import RESIDUAL_HOOKS
+from saesteer.saes.lens import token_directions
 from saesteer.utils.errors import ConfigError, SaeError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def output_scores(
             f"prompt: no feature of SAE {sae.name} fires at the end of {prompt!r}, so there is no "
             "measure of how strongly to steer; give another prompt."
         )
-    unembed, target = _unembedding(model), resolve_target(model, sae.write_site)
+    unembed, target = token_directions(model), resolve_target(model, sae.write_site)
     ids = torch.tensor([row.ids], device=input_device(target.model))
     scores = np.full(sae.d_sae, np.nan)
     for start in range(0, len(wanted), batch_size):
@@ -98,16 +98,3 @@ def _score(
     rank = (logits > best).sum(dim=1)
     probability = torch.exp(best[:, 0] - logits.logsumexp(dim=1))
     return ((1 - rank / logits.shape[1]) * probability).double().numpy()
-
-
-def _unembedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
-    """Return the unembedding with the final norm's linear part in it."""
-    plain = plain_model(model)
-    mapping: Any = model.adapter.component_mapping
-    head: Any = plain.get_output_embeddings()
-    # A vocabulary padded to a round size holds rows that are no tokens.
-    weight = head.weight.detach()[: TokenTexts(model.tokenizer).n_ids].to("cpu", torch.float32)
-    gain, centred = norm_gain(plain.get_submodule(mapping["ln_final"].name), weight.shape[1])
-    weight = weight * gain
-    # To centre the row or the unembedding comes to the same.
-    return weight - weight.mean(dim=1, keepdim=True) if centred else weight

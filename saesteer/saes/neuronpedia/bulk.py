@@ -9,9 +9,9 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -19,28 +19,20 @@ from pydantic import ValidationError
 from saesteer.saes.neuronpedia.cache import BulkLine, Cache
 from saesteer.saes.neuronpedia.links import SourceId
 from saesteer.saes.neuronpedia.replies import FeatureFacts, named_faults
-from saesteer.saes.neuronpedia.service import Transport
+from saesteer.saes.neuronpedia.service import Service
 from saesteer.utils.errors import DataError, NetworkError, OutputError
 from saesteer.utils.http import parsed_json
 from saesteer.utils.progress import Progress
 
 # Explanations come with embeddings of some thousand characters.
 LONGEST_LINE = 16_000_000
-_FACTS = (
-    "maxActApprox",
-    "frac_nonzero",
-    "pos_str",
-    "pos_values",
-    "neg_str",
-    "neg_values",
-)
+_FACTS = tuple(str(field.alias) for field in FeatureFacts.model_fields.values())
 _VERSION = "v1"
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _MOST_PAGES = 1000
 
 
-@dataclass(frozen=True)
-class Imported:
+class Imported(NamedTuple):
     """What an import did."""
 
     files: int  # Files that were imported.
@@ -49,9 +41,8 @@ class Imported:
     labels: int  # Features of the SAE that have a label now.
 
 
-@dataclass(frozen=True)
-class _Bulk:
-    """A bulk file: what to call it, what tells its content, its size and how to open it."""
+class _Bulk(NamedTuple):
+    """A bulk file: what to call it, what tells its content, its size and what opens it."""
 
     name: str
     digest: str
@@ -61,7 +52,7 @@ class _Bulk:
 
 def import_from_bucket(
     cache: Cache,
-    transport: Transport,
+    service: Service,
     source: SourceId,
     *,
     kinds: Sequence[str] = ("explanations",),
@@ -76,24 +67,24 @@ def import_from_bucket(
         DataError: A line is not what it should be, with file and line.
         OutputError: The cache cannot be written.
     """
-    listed = [(kind, *entry) for kind in kinds for entry in _listed(transport, source, kind)]
-    if not listed:
-        raise NetworkError(
-            f"{transport.service.bucket_url} holds no {' or '.join(kinds)} of {source}; check the "
-            "names of model and source, which are those of the SAE's neuronpedia_id."
-        )
     with tempfile.TemporaryDirectory(prefix="neuronpedia-") as folder:
         draft = Path(folder) / "bulk.jsonl.gz"
 
         def fetched(key: str) -> Path:
             with draft.open("w+b") as file:
-                transport.fetch(f"{transport.service.bucket_url}/{quote(key)}", file)
+                service.fetch(quote(key), file)
             return draft
 
         bulk = [
-            _Bulk(f"{kind}/{Path(key).name}", digest, size, lambda key=key: fetched(key))
-            for kind, key, digest, size in listed
+            _Bulk(f"{kind}/{Path(key).name}", digest, size, partial(fetched, key))
+            for kind in kinds
+            for key, digest, size in _listed(service, source, kind)
         ]
+        if not bulk:
+            raise NetworkError(
+                f"{service.bucket_url} holds no {' or '.join(kinds)} of {source}; check the "
+                "names of model and source, which are those of the SAE's neuronpedia_id."
+            )
         return _import_all(cache, source, bulk, progress or Progress())
 
 
@@ -116,8 +107,6 @@ def import_from_files(
         if not (inside or path.is_file()):
             raise DataError(f"{path}: there is no such file, nor a folder with .jsonl(.gz) files.")
         found += inside or [path]
-    if not found:
-        raise DataError(f"no files of {source} were given; give .jsonl(.gz) files or a folder.")
     bulk = [
         _Bulk(f"local/{path.name}", _digest(path), path.stat().st_size, lambda path=path: path)
         for path in sorted(found, key=_natural)
@@ -128,7 +117,7 @@ def import_from_files(
 def _import_all(
     cache: Cache, source: SourceId, bulk: Sequence[_Bulk], progress: Progress
 ) -> Imported:
-    known = cache.imported(str(source))["files"]
+    known = cache.files(str(source))
     fresh = [one for one in bulk if known.get(one.name) != one.digest]
     lines = 0
     megabytes = sum(one.size for one in fresh) / 1e6
@@ -138,50 +127,46 @@ def _import_all(
             rows = _read_lines(one.opened(), one.name, source)
             lines += cache.store_file(str(source), one.name, one.digest, rows)
             task.advance(one.size / 1e6, f"{number}/{len(fresh)} files")
-    labels = cache.imported(str(source))["labels"]
+    labels = len(cache.labels(str(source)))
     return Imported(len(fresh), len(bulk) - len(fresh), lines, labels)
 
 
-def _listed(transport: Transport, source: SourceId, kind: str) -> list[tuple[str, str, int]]:
+def _listed(service: Service, source: SourceId, kind: str) -> list[tuple[str, str, int]]:
     """Return key, digest and size of an SAE's bulk files, batch by batch."""
     # The slash at the end keeps 6-res apart from 6-res-jb.
     prefix = f"{_VERSION}/{source}/{kind}/"
+    params = {"list-type": "2", "prefix": prefix}
     found: list[tuple[str, str, int]] = []
-    token = ""
     for _ in range(_MOST_PAGES):
-        params = {"list-type": "2", "prefix": prefix}
-        params |= {"continuation-token": token} if token else {}
-        body = transport.text(f"{transport.service.bucket_url}/", params)
-        token = _read_listing(body, transport.service.bucket_url, found)
+        page, token = _read_listing(service.listing(params), service.bucket_url)
+        found += page
         if not token:
             break
-    wanted = [entry for entry in found if entry[0].startswith(prefix)]
-    wanted = [entry for entry in wanted if entry[0].endswith(_SUFFIXES)]
+        params["continuation-token"] = token
+    wanted = [e for e in found if e[0].startswith(prefix) and e[0].endswith(_SUFFIXES)]
     return sorted(wanted, key=lambda entry: _natural(Path(entry[0])))
 
 
-def _read_listing(body: bytes, where: str, found: list[tuple[str, str, int]]) -> str:
-    """Add a listing's entries to `found`; return what asks for the next page, "" at the end."""
+def _read_listing(body: bytes, where: str) -> tuple[list[tuple[str, str, int]], str]:
+    """Return a listing's entries, and what asks for the next page, "" at the end."""
     from xml.etree import ElementTree
+
+    def fields(element: Any) -> dict[str, str]:
+        return {child.tag.rpartition("}")[2]: child.text or "" for child in element}
 
     try:
         root = ElementTree.fromstring(body)
-        texts = [
-            {child.tag.rpartition("}")[2]: child.text or "" for child in entry}
-            for entry in root
-            if entry.tag.endswith("Contents")
-        ]
-        found += [(one["Key"], one.get("ETag", ""), int(one.get("Size") or 0)) for one in texts]
-        top = {child.tag.rpartition("}")[2]: child.text or "" for child in root}
+        if not root.tag.endswith("ListBucketResult"):
+            raise ValueError(root.tag)
+        listed = [fields(entry) for entry in root if entry.tag.endswith("Contents")]
+        found = [(one["Key"], one.get("ETag", ""), int(one.get("Size") or 0)) for one in listed]
     except (ElementTree.ParseError, KeyError, ValueError):
-        root = None
-    if root is None or not root.tag.endswith("ListBucketResult"):
         raise NetworkError(
             f"{where} answers with something else than a bucket's listing; check the address "
             "(NEURONPEDIA_BUCKET_URL)."
-        )
-    more = top.get("IsTruncated") == "true"
-    return top.get("NextContinuationToken", "") if more else ""
+        ) from None
+    top = fields(root)
+    return found, top.get("NextContinuationToken", "") if top.get("IsTruncated") == "true" else ""
 
 
 def _natural(path: Path) -> tuple[object, ...]:
@@ -234,7 +219,11 @@ def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
     if not (index.isascii() and index.isdigit() and len(index) < 10):
         raise DataError(f"{where}: index is {index[:40]!r}; it must be a whole number from 0.")
     if "description" in found:
-        return BulkLine(number, int(index), _label(found, where), {})
+        text, *rest = (found.get(k) for k in ("description", "explanationModelName", "typeName"))
+        if not isinstance(text, str):
+            raise DataError(f"{where}: description is {str(text)[:40]!r}; it must be text.")
+        explainer, kind = (value if isinstance(value, str) else None for value in rest)
+        return BulkLine(number, int(index), (text.strip(), explainer, kind), {})
     facts = {key: found[key] for key in _FACTS if found.get(key) is not None}
     if not facts:
         raise DataError(
@@ -246,12 +235,3 @@ def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
     except ValidationError as error:
         raise DataError(f"{where}: the line {named_faults(error)}; fetch the file again.") from None
     return BulkLine(number, int(index), None, facts)
-
-
-def _label(found: dict[str, Any], where: str) -> tuple[str, str | None, str | None]:
-    text = found["description"]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: description is {str(text)[:40]!r}; it must be text.")
-    rest = [found.get(key) for key in ("explanationModelName", "typeName")]
-    explainer, kind = (value if isinstance(value, str) else None for value in rest)
-    return text.strip(), explainer, kind

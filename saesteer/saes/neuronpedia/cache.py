@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -30,15 +31,6 @@ _TABLES = (
     "files (source VARCHAR, name VARCHAR, digest VARCHAR NOT NULL, lines INTEGER NOT NULL, "
     "PRIMARY KEY (source, name))",
 )
-# Below SQLite's oldest limit on the variables of one statement.
-_AT_ONCE = 900
-
-
-class Kept(NamedTuple):
-    """An answer in the cache."""
-
-    value: Any  # Its JSON; None where the service said that there is no such thing.
-    age: float  # How long ago it came, seconds.
 
 
 class BulkLine(NamedTuple):
@@ -73,26 +65,19 @@ class Cache:
         self.path = Path(path)
         self._now = now
 
-    def get(self, key: str, max_age: float | None = None) -> Kept | None:
-        """Return the answer kept under a key, unless it is older than `max_age` seconds."""
-        return self.get_many([key], max_age).get(key)
+    def get(self, keys: Sequence[str], max_age: float | None = None) -> dict[str, Any]:
+        """Return the JSON kept under keys, but for what is older than `max_age` seconds.
 
-    def get_many(self, keys: Sequence[str], max_age: float | None = None) -> dict[str, Kept]:
-        """Return the answers kept under keys that are there and not too old."""
-        found: dict[str, Kept] = {}
-        for first in range(0, len(keys), _AT_ONCE):
-            some = keys[first : first + _AT_ONCE]
-            marks = ", ".join("?" * len(some))
-            rows = self._read(
-                f"SELECT key, body, fetched FROM replies WHERE key IN ({marks})", some
-            )
-            for key, body, fetched in rows:
-                kept = Kept(self._unpacked(body), max(0.0, self._now() - fetched))
-                if max_age is None or kept.age <= max_age:
-                    found[key] = kept
-        return found
+        None stands for what the service said that there is not.
+        """
+        oldest = -math.inf if max_age is None else self._now() - max_age
+        # One value, since a statement takes a limited number of them.
+        wanted = "SELECT value FROM json_each(?)"
+        query = f"SELECT key, body FROM replies WHERE key IN ({wanted}) AND fetched >= ?"
+        rows = self._read(query, [json.dumps(list(keys)), oldest])
+        return {key: self._unpacked(body) for key, body in rows}
 
-    def put_many(self, values: Mapping[str, Any]) -> None:
+    def put(self, values: Mapping[str, Any]) -> None:
         """Keep several answers at once; None for "there is no such thing"."""
         if not values:
             return
@@ -109,12 +94,9 @@ class Cache:
         )
         return dict(self._read(query, [source]))
 
-    def imported(self, source: str) -> dict[str, Any]:
-        """Return what is imported of an SAE: for each file its digest, for labels their number."""
-        files = dict(self._read("SELECT name, digest FROM files WHERE source = ?", [source]))
-        counted = "SELECT COUNT(DISTINCT feature) FROM explanations WHERE source = ?"
-        labels = self._read(counted, [source])
-        return {"files": files, "labels": int(labels[0][0]) if labels else 0}
+    def files(self, source: str) -> dict[str, str]:
+        """Return the digest of each file that is imported of an SAE, by its name."""
+        return dict(self._read("SELECT name, digest FROM files WHERE source = ?", [source]))
 
     def feature(self, source: str, index: int) -> dict[str, Any] | None:
         """Return what imported files say of one feature, in the API's own form, if anything."""
@@ -153,22 +135,14 @@ class Cache:
             )
             while some := list(islice(walk, 2000)):
                 count += len(some)
-                connection.executemany(
-                    "INSERT INTO explanations VALUES (?, ?, ?, ?, ?, ?)",
-                    [
-                        (source, line.feature, f"{start}{line.number:09d}", *line.label)
-                        for line in some
-                        if line.label is not None
-                    ],
-                )
-                connection.executemany(
-                    "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)",
-                    [
-                        (source, line.feature, _packed(line.facts))
-                        for line in some
-                        if not line.label
-                    ],
-                )
+                labels = [
+                    (source, line.feature, f"{start}{line.number:09d}", *line.label)
+                    for line in some
+                    if line.label
+                ]
+                facts = [(source, one.feature, _packed(one.facts)) for one in some if not one.label]
+                connection.executemany("INSERT INTO explanations VALUES (?, ?, ?, ?, ?, ?)", labels)
+                connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", facts)
             connection.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (source, name, digest, count)
             )

@@ -11,10 +11,15 @@ from urllib.parse import quote
 
 from saesteer.saes.neuronpedia import replies
 from saesteer.saes.neuronpedia.cache import Cache, content_key
-from saesteer.saes.neuronpedia.links import SourceId
+from saesteer.saes.neuronpedia.links import SourceId, dashboard_url
 from saesteer.saes.neuronpedia.replies import Model, read_reply
-from saesteer.saes.neuronpedia.service import Service, Transport, service_here
-from saesteer.saes.neuronpedia.steering import SteerSettings, steer_payload
+from saesteer.saes.neuronpedia.service import KEY_VARIABLE, Service
+from saesteer.saes.neuronpedia.steering import (
+    MOST_UPLOADED_STRENGTH,
+    SteerSettings,
+    steer_payload,
+)
+from saesteer.saes.table import FeatureHit
 from saesteer.utils.errors import ConfigError, NetworkError, OutputError, SteeringError
 
 DAY = 86_400.0
@@ -37,7 +42,6 @@ class Neuronpedia:
         cache: Where answers are kept; nothing is kept if None.
         max_age: The oldest cached answer to take while the service answers, seconds. Offline, or
             where the service cannot be reached, an older one is taken as well.
-        transport: What sends requests; made from `service` if None.
 
     Example:
         >>> client = Neuronpedia(cache=Cache("neuronpedia.sqlite"))  # doctest: +SKIP
@@ -50,24 +54,17 @@ class Neuronpedia:
         *,
         cache: Cache | None = None,
         max_age: float = 30 * DAY,
-        transport: Transport | None = None,
     ) -> None:
-        self.transport = transport or Transport(service or service_here())
-        self.service = self.transport.service
+        self.service = service or Service()
         self.cache = cache
         self.max_age = max_age
-
-    @property
-    def remaining(self) -> int | None:
-        """Requests left in this hour, as the service said last."""
-        return self.transport.remaining
 
     def feature(self, source: str | SourceId, index: int) -> replies.Feature | None:
         """Return a feature with its explanations, activations and logits; None if there is none.
 
         Offline, imported bulk files answer where nothing else is cached.
         """
-        of = SourceId.parse(str(source))
+        of = SourceId.parse(source)
         path = f"/feature/{quote(of.model)}/{quote(of.source)}/{_index(index)}"
         try:
             return self._look_up(replies.Feature, "GET", path)
@@ -84,7 +81,7 @@ class Neuronpedia:
 
         In the order asked; those that Neuronpedia lacks are left out.
         """
-        found = self._many(SourceId.parse(str(source)), list(map(_index, indices)), n_texts=n_texts)
+        found = self._many(SourceId.parse(source), indices, n_texts=n_texts)
         return {
             i: read_reply(replies.Feature, one, _FEATURES)
             for i, one in found.items()
@@ -98,24 +95,25 @@ class Neuronpedia:
 
         Imported labels come first, then cached ones, then, with `ask`, those of the service.
         """
-        of = SourceId.parse(str(source))
-        wanted = list(map(_index, indices))
-        known = self.cache.labels(str(of)) if self.cache is not None else {}
-        lacking = [i for i in wanted if i not in known]
+        of = SourceId.parse(source)
+        known = {} if self.cache is None else self.cache.labels(str(of))
+        lacking = [i for i in indices if i not in known]
         for i, one in self._many(of, lacking, ask=ask and not self.service.offline).items():
             if one is not None:
                 known[i] = read_reply(replies.Feature, one, _FEATURES).description
-        return {i: known[i] for i in wanted if known.get(i)}
+        return {int(i): known[i] for i in indices if known.get(i)}
 
     def search(
         self, source: str | SourceId, query: str, *, limit: int = SEARCH_PAGE
-    ) -> tuple[replies.ExplanationHit, ...]:
-        """Return the explanations closest to some words, closest first; 20 come with each call.
+    ) -> list[FeatureHit]:
+        """Return the features with the explanations closest to some words, closest first.
+
+        20 explanations come with each call; a feature that has several of them comes once.
 
         Raises:
             ConfigError: The words have fewer than 3 characters.
         """
-        of = SourceId.parse(str(source))
+        of = SourceId.parse(source)
         words = query.strip()
         if len(words) < _SHORTEST_QUERY:
             raise ConfigError(
@@ -131,7 +129,10 @@ class Neuronpedia:
             if not (page.more and page.results and following > offset):
                 break
             offset = following
-        return tuple(found[:limit])
+        hits: dict[int, FeatureHit] = {}
+        for one in found[:limit]:
+            hits.setdefault(one.index, self._hit(of, one.index, one.description, one.similarity))
+        return list(hits.values())
 
     def firing_on(
         self, source: str | SourceId, text: str, *, tokens: Sequence[int] = (), limit: int = 50
@@ -143,7 +144,7 @@ class Neuronpedia:
         Raises:
             ConfigError: The text is empty, or the limit above 100.
         """
-        of = SourceId.parse(str(source))
+        of = SourceId.parse(source)
         if not text.strip() or not 1 <= limit <= MOST_BY_TEXT:
             raise ConfigError(
                 f"a search by a text needs a text and a limit of 1 to {MOST_BY_TEXT} features; "
@@ -162,13 +163,12 @@ class Neuronpedia:
 
     def similar(
         self, source: str | SourceId, index: int, *, among: str | SourceId | None = None
-    ) -> tuple[replies.Similar, ...]:
+    ) -> list[FeatureHit]:
         """Return the features whose decoder rows are closest to a feature's, closest first.
 
         `among` is the SAE to look in; the feature's own if None.
         """
-        of = SourceId.parse(str(source))
-        target = of if among is None else SourceId.parse(str(among))
+        of, target = SourceId.parse(source), SourceId.parse(among or source)
         body = {
             "modelId": of.model,
             "source": of.source,
@@ -176,8 +176,12 @@ class Neuronpedia:
             "targetModelId": target.model,
             "targetSourceId": target.source,
         }
-        what = f"{of}/{index}"
-        return self._need(replies.SimilarList, "/cossim", body, what, slow=True).similar
+        found = self._need(replies.SimilarList, "/cossim", body, f"{of}/{index}", slow=True).similar
+        labels = self.labels(target, [one.feature.index for one in found])
+        return [
+            self._hit(target, one.feature.index, labels.get(one.feature.index, ""), one.cosine)
+            for one in found
+        ]
 
     def new_list(
         self,
@@ -188,19 +192,14 @@ class Neuronpedia:
         description: str = "",
         text: str | None = None,
     ) -> replies.FeatureList:
-        """Make a list of features; needs a key.
+        """Make a list of features, each with what to say of it; needs a key.
 
-        Args:
-            source: Model and source.
-            features: What to say of each feature, by number; may be empty words.
-            name: The list's name.
-            description: What it is about.
-            text: A text whose activations the list shows.
+        `text` is one whose activations the list shows.
 
         Raises:
             ConfigError: There is no key, no name or no feature.
         """
-        of = SourceId.parse(str(source))
+        of = SourceId.parse(source)
         if not name.strip() or not features:
             raise ConfigError("a list on Neuronpedia needs a name and at least one feature.")
         rows = [
@@ -214,41 +213,33 @@ class Neuronpedia:
     def steer(
         self,
         source: str | SourceId,
-        prompt: str,
+        prompt: str | Sequence[Mapping[str, str]],
         strengths: Mapping[int, float],
         settings: SteerSettings | None = None,
     ) -> replies.Steered:
-        """Let Neuronpedia complete a text with and without steering.
+        """Let Neuronpedia complete a text, or answer a chat, with and without steering.
 
-        `strengths` say how much of each feature's unit decoder row is added, by number: L2 length.
+        Args:
+            source: Model and source.
+            prompt: A text, or a chat's messages with role and content.
+            strengths: How much of each feature's unit decoder row is added, by number: L2 length.
+            settings: How it generates.
 
         Raises:
             SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
         """
-        of = SourceId.parse(str(source))
-        _check_words(prompt)
-        body = {"prompt": prompt} | steer_payload(of, strengths, settings or SteerSettings())
-        return self._need(replies.Steered, "/steer", body, str(of), slow=True)
-
-    def steer_chat(
-        self,
-        source: str | SourceId,
-        messages: Sequence[Mapping[str, str]],
-        strengths: Mapping[int, float],
-        settings: SteerSettings | None = None,
-    ) -> replies.SteeredChat:
-        """Let Neuronpedia answer a chat (role and content of each message); see `steer`."""
-        of = SourceId.parse(str(source))
-        chat = [{"role": m["role"], "content": m["content"]} for m in messages]
-        _check_words(*(m["content"] for m in chat))
-        chosen = settings or SteerSettings()
-        body = {
-            "defaultChatMessages": chat,
-            "steeredChatMessages": chat,
-            "steer_special_tokens": chosen.special_tokens,
-            **steer_payload(of, strengths, chosen),
-        }
-        return self._need(replies.SteeredChat, "/steer-chat", body, str(of), slow=True)
+        of, chosen = SourceId.parse(source), settings or SteerSettings()
+        if isinstance(prompt, str):
+            path, texts, body = "/steer", [prompt], {"prompt": prompt}
+        else:
+            chat = [{"role": m["role"], "content": m["content"]} for m in prompt]
+            path, texts = "/steer-chat", [m["content"] for m in chat]
+            body = {"defaultChatMessages": chat, "steeredChatMessages": chat}
+            body |= {"steer_special_tokens": chosen.special_tokens}
+        if not any(text.strip() for text in texts):
+            raise SteeringError("there is no text to go on from; give a prompt of a word or more.")
+        body |= steer_payload(of, strengths, chosen)
+        return self._need(replies.Steered, path, body, str(of), slow=True)
 
     def upload_vector(
         self, model: str, layer: int, values: Sequence[float], label: str, *, strength: float
@@ -267,7 +258,8 @@ class Neuronpedia:
             SteeringError: The strength is out of range, or a value is not finite.
         """
         numbers = [float(value) for value in values]
-        if not (numbers and all(map(math.isfinite, numbers)) and abs(strength) <= 100):
+        usable = bool(numbers) and all(map(math.isfinite, numbers))
+        if not (usable and abs(strength) <= MOST_UPLOADED_STRENGTH):
             raise SteeringError(
                 f"a vector for Neuronpedia needs finite numbers and a strength of -100 to 100, not "
                 f"{strength}; scale the vector."
@@ -282,23 +274,27 @@ class Neuronpedia:
         }
         return self._made(replies.UploadedVector, "/vector/new", body, "a vector")
 
+    def _hit(self, of: SourceId, index: int, label: str, similarity: float | None) -> FeatureHit:
+        link = dashboard_url(of, index, site=self.service.site)
+        return FeatureHit(index, label, similarity, link)
+
     def _look_up(
         self, kind: type[Model], method: str, path: str, body: Any = None, *, slow: bool = False
     ) -> Model | None:
         """Return a cached or fresh answer; None, cached as well, where there is no such thing."""
         key = self._key(method, path, body)
-        kept = self._kept([key])
-        if key in kept:
-            return _read(kind, kept[key], path)
-        try:
-            answer = self.transport.json(method, path, body, slow=slow)
-        except NetworkError:
-            stale = self.cache.get(key) if self.cache is not None else None
-            if stale is None:
-                raise
-            return _read(kind, stale.value, path)
-        found = _read(kind, answer, path)
-        self._keep({key: answer})
+        kept, fresh = self._kept([key]), {}
+        if not kept:
+            try:
+                fresh = {key: self.service.json(method, path, body, slow=slow)}
+            except NetworkError:
+                # An old answer is better than none.
+                kept = {} if self.cache is None else self.cache.get([key])
+                if not kept:
+                    raise
+        answer = {**kept, **fresh}[key]
+        found = None if answer is None else read_reply(kind, answer, path)
+        self._keep(fresh)
         return found
 
     def _need(
@@ -314,13 +310,12 @@ class Neuronpedia:
 
     def _made(self, kind: type[Model], path: str, body: Any, what: str) -> Model:
         """Let the service make something that belongs to an account; nothing is cached."""
-        variable = self.service.key_variable
-        if not os.environ.get(variable, "").strip():
+        if not os.environ.get(KEY_VARIABLE, "").strip():
             raise ConfigError(
                 f"{what} on Neuronpedia belongs to an account; set the environment variable "
-                f"{variable} to its key."
+                f"{KEY_VARIABLE} to its key."
             )
-        return read_reply(kind, self.transport.json("POST", path, body), path)
+        return read_reply(kind, self.service.json("POST", path, body), path)
 
     def _many(
         self, of: SourceId, indices: Sequence[int], *, n_texts: int = 3, ask: bool = True
@@ -329,13 +324,12 @@ class Neuronpedia:
 
         Each is cached on its own; what is not cached and is not asked for is left out.
         """
-        wanted = list(dict.fromkeys(indices))
         # The service takes 0 for "all of them".
         texts = max(1, n_texts)
-        keys = {i: self._key("POST", _FEATURES, [str(of), i, texts]) for i in wanted}
+        keys = {i: self._key("POST", _FEATURES, [str(of), i, texts]) for i in map(_index, indices)}
         kept = self._kept(list(keys.values()))
         found = {i: kept[key] for i, key in keys.items() if key in kept}
-        lacking = [i for i in wanted if i not in found] if ask else []
+        lacking = [i for i in keys if i not in found] if ask else []
         for first in range(0, len(lacking), FEATURES_AT_ONCE):
             some = lacking[first : first + FEATURES_AT_ONCE]
             try:
@@ -347,14 +341,14 @@ class Neuronpedia:
             else:
                 self._keep({keys[i]: value for i, value in answers.items()})
             found |= answers
-        return {i: found[i] for i in wanted if i in found}
+        return {i: found[i] for i in keys if i in found}
 
     def _asked(self, of: SourceId, some: Sequence[int], texts: int) -> dict[int, Any]:
         body = [
             {"modelId": of.model, "layer": of.source, "index": i, "maxActsToReturn": texts}
             for i in some
         ]
-        answer = self.transport.json("POST", _FEATURES, body)
+        answer = self.service.json("POST", _FEATURES, body)
         if not isinstance(answer, list):
             raise NetworkError(
                 f"Neuronpedia's answer to {_FEATURES} is no list; its API may have changed, so "
@@ -375,27 +369,17 @@ class Neuronpedia:
         """Return the answers that are cached and not too old."""
         if self.cache is None:
             return {}
-        limit = None if self.service.offline else self.max_age
-        return {key: kept.value for key, kept in self.cache.get_many(keys, limit).items()}
+        return self.cache.get(keys, None if self.service.offline else self.max_age)
 
     def _keep(self, answers: Mapping[str, Any]) -> None:
         # An answer is worth more than its copy.
         if self.cache is not None:
             with suppress(OutputError):
-                self.cache.put_many(answers)
+                self.cache.put(answers)
 
     def _imported(self, of: SourceId, index: int) -> Any:
         """Return what imported bulk files say of a feature; None if nothing."""
         return None if self.cache is None else self.cache.feature(str(of), index)
-
-
-def _read(kind: type[Model], answer: Any, path: str) -> Model | None:
-    return None if answer is None else read_reply(kind, answer, path)
-
-
-def _check_words(*texts: str) -> None:
-    if not any(text.strip() for text in texts):
-        raise SteeringError("there is no text to go on from; give a prompt of a word or more.")
 
 
 def _index(index: int) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 from saesteer.utils.errors import ConfigError
@@ -23,16 +24,16 @@ class SourceId:
     source: str  # Its name of the SAE, such as "6-res-jb".
 
     @classmethod
-    def parse(cls, text: str) -> SourceId:
+    def parse(cls, text: str | SourceId) -> SourceId:
         """Read an SAE's `neuronpedia_id`, such as "gpt2-small/6-res-jb".
 
         Raises:
             ConfigError: It is not of that form.
         """
-        parts = text.strip().split("/")
+        parts = str(text).strip().split("/")
         if len(parts) != 2 or not all(_ID.fullmatch(p) and p.strip(".") for p in parts):
             raise ConfigError(
-                f"{text[:80]!r} is no model and source of Neuronpedia; write them as in "
+                f"{str(text)[:80]!r} is no model and source of Neuronpedia; write them as in "
                 "gpt2-small/6-res-jb, which is what the SAE's neuronpedia_id says."
             )
         return cls(*parts)
@@ -69,8 +70,7 @@ def embed_url(url: str) -> str:
     return f"{url}?embed=true"
 
 
-@dataclass(frozen=True)
-class QuickList:
+class QuickList(NamedTuple):
     """A page with many features."""
 
     url: str
@@ -82,7 +82,7 @@ def quick_list(
     neuronpedia_id: str | SourceId, features: Sequence[int], name: str, *, site: str = SITE
 ) -> QuickList:
     """Return the page that shows many features at once: the first 150, so most important first."""
-    where = SourceId.parse(str(neuronpedia_id))
+    where = SourceId.parse(neuronpedia_id)
     shown = list(dict.fromkeys(int(feature) for feature in features))
     kept = shown[:MOST_IN_QUICK_LIST]
     # The page wants indices as text. What a query may hold unquoted is left so, for servers take

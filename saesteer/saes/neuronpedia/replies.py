@@ -6,13 +6,18 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from saesteer.saes.neuronpedia.links import SITE, dashboard_url
+from saesteer.saes.table import FeatureCard, FeatureContext
 from saesteer.utils.errors import NetworkError
 
 Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
 # The database behind the service has null where a list is empty.
-_or_empty = BeforeValidator(lambda value: value or ())
-Texts = Annotated[tuple[str, ...], _or_empty]
-Numbers = Annotated[tuple[float, ...], _or_empty]
+Listed = Annotated[tuple[Item, ...], BeforeValidator(lambda value: value or ())]
+TOKENS_BEFORE = 8
+TOKENS_AFTER = 4
+# Tokens come as the tokenizer spells them: spaces and line breaks as marks.
+_MARKS = str.maketrans({"\u0120": " ", "\u2581": " ", "\u010a": "\n"})
 
 
 class _Reply(BaseModel):
@@ -27,10 +32,10 @@ class FeatureFacts(_Reply):
 
     max_activation: float | None = Field(None, alias="maxActApprox")  # On the service's text.
     density: float | None = Field(None, alias="frac_nonzero")  # Share of tokens.
-    top_tokens: Texts = Field((), alias="pos_str")
-    top_logits: Numbers = Field((), alias="pos_values")
-    bottom_tokens: Texts = Field((), alias="neg_str")
-    bottom_logits: Numbers = Field((), alias="neg_values")
+    top_tokens: Listed[str] = Field((), alias="pos_str")
+    top_logits: Listed[float] = Field((), alias="pos_values")
+    bottom_tokens: Listed[str] = Field((), alias="neg_str")
+    bottom_logits: Listed[float] = Field((), alias="neg_values")
 
 
 class Explanation(_Reply):
@@ -39,16 +44,40 @@ class Explanation(_Reply):
     description: str
     explainer: str | None = Field(None, alias="explanationModelName")
     kind: str | None = Field(None, alias="typeName")  # Such as "oai_token-act-pair".
-    scores: Annotated[tuple[dict[str, Any], ...], _or_empty] = ()
 
 
 class Activation(_Reply):
     """A text on which a feature fires: its tokens, and the activation on each."""
 
-    tokens: Texts
-    values: Numbers
+    tokens: Listed[str]
+    values: Listed[float]
     largest: float | None = Field(None, alias="maxValue")
     at: int | None = Field(None, alias="maxValueTokenIndex")
+
+    def context(self) -> FeatureContext:
+        """Return the tokens around the one on which the feature fires most."""
+        at, values = self.at, self.values[: len(self.tokens)]
+        if at is None or not 0 <= at < len(self.tokens):
+            at = max(range(len(values)), key=values.__getitem__) if values else 0
+        around = "".join(self.tokens[max(0, at - TOKENS_BEFORE) : at + 1 + TOKENS_AFTER])
+        value = max(self.values, default=0.0) if self.largest is None else self.largest
+        return FeatureContext(around.translate(_MARKS), self.tokens[at].translate(_MARKS), value)
+
+
+class Explained(_Reply):
+    """Something with explanations, the best first."""
+
+    explanations: Listed[Explanation]
+
+    @property
+    def best(self) -> Explanation | None:
+        """The first explanation that has words."""
+        return next((e for e in self.explanations if e.description.strip()), None)
+
+    @property
+    def description(self) -> str:
+        """The best explanation; "" without one."""
+        return "" if self.best is None else self.best.description.strip()
 
 
 class Place(_Reply):
@@ -59,16 +88,25 @@ class Place(_Reply):
     index: int
 
 
-class Feature(Place, FeatureFacts):
-    """A feature with what is known of it, explanations best and texts strongest first."""
+class Feature(Explained, FeatureFacts, Place):
+    """A feature with what is known of it, texts strongest first."""
 
-    explanations: Annotated[tuple[Explanation, ...], _or_empty]
-    activations: Annotated[tuple[Activation, ...], _or_empty]
+    activations: Listed[Activation]
 
-    @property
-    def description(self) -> str:
-        """The best explanation; "" without one."""
-        return next((e.description.strip() for e in self.explanations if e.description.strip()), "")
+    def card(self, *, n_contexts: int = 5, site: str = SITE) -> FeatureCard:
+        """Return what it says as the card that the SAE's own table would give."""
+        by = "" if self.best is None else self.best.explainer or self.best.kind
+        return FeatureCard(
+            self.index,
+            self.description,
+            by or "Neuronpedia",
+            dashboard_url(f"{self.model}/{self.source}", self.index, site=site),
+            self.max_activation,
+            self.density,
+            self.top_tokens,
+            self.bottom_tokens,
+            tuple(one.context() for one in self.activations[:n_contexts] if one.tokens),
+        )
 
 
 class ExplanationHit(Place):
@@ -89,100 +127,67 @@ class ExplanationPage(_Reply):
 class TextHit(Place):
     """A feature that fires on a text, with its activation on each token."""
 
-    values: Numbers
+    values: Listed[float]
     largest: float = Field(alias="maxValue")
     at: int = Field(alias="maxValueIndex")
-    neuron: dict[str, Any] | None = None
+    neuron: Explained | None = None
 
     @property
     def description(self) -> str:
         """The best explanation; "" without one."""
-        listed = (self.neuron or {}).get("explanations") or ()
-        words = (e.get("description") for e in listed if isinstance(e, dict))
-        return next((w.strip() for w in words if isinstance(w, str) and w.strip()), "")
+        return "" if self.neuron is None else self.neuron.description
 
 
 class TextSearch(_Reply):
     """The features that fire most on a text, and the text's tokens."""
 
-    tokens: Texts
+    tokens: Listed[str]
     result: tuple[TextHit, ...]
 
 
-class _OtherPlace(_Reply):
-    model: str | None = None
-    source: str
+class _Numbered(_Reply):
     index: int
 
 
-class Similar(_Reply):
-    """A feature with a decoder row close to another's."""
-
-    feature: _OtherPlace
+class _Similar(_Reply):
+    feature: _Numbered
     cosine: float = Field(
         validation_alias=AliasChoices("cosineSimilarity", "cosine_similarity", "cosine")
     )
 
-    @property
-    def index(self) -> int:
-        """The feature's number."""
-        return self.feature.index
-
 
 class SimilarList(_Reply):
-    """The closest features, closest first."""
+    """The features whose decoder rows are closest to another's, closest first."""
 
-    similar: tuple[Similar, ...] = Field(
-        validation_alias=AliasChoices(
-            "topkDecoderCossimFeatures", "topk_decoder_cossim_features", "similar"
-        )
+    similar: tuple[_Similar, ...] = Field(
+        validation_alias=AliasChoices("topkDecoderCossimFeatures", "topk_decoder_cossim_features")
     )
+
+
+def _last_said(turn: Any) -> Any:
+    """Return what the assistant said last in a chat; all of it where that is not told."""
+    if not isinstance(turn, dict):
+        return turn
+    messages = turn.get("chatTemplate") or turn.get("chat_template") or ()
+    said = [m.get("content") for m in messages if m.get("role") in ("assistant", "model")]
+    return said[-1] if said else turn.get("raw")
+
+
+Said = Annotated[str, BeforeValidator(_last_said)]
+
+
+class Steered(_Reply):
+    """A completion or a chat's answer with and without steering, and a page that shows both."""
+
+    steered: Said = Field(alias="STEERED")
+    default: Said = Field(alias="DEFAULT")
+    share_url: str | None = Field(None, alias="shareUrl")
 
 
 class FeatureList(_Reply):
     """A list of features that was made, and its page."""
 
     url: str
-    id: str | None = None
-    name: str | None = None
-
-
-class Steered(_Reply):
-    """A completion with and without steering, and a page that shows both."""
-
-    steered: str = Field(alias="STEERED")
-    default: str = Field(alias="DEFAULT")
-    share_url: str | None = Field(None, alias="shareUrl")
-
-
-class ChatMessage(_Reply):
-    """One message of a chat."""
-
-    role: str
-    content: str
-
-
-class SteeredTurn(_Reply):
-    """A chat that was completed: whole with its template, and message by message."""
-
-    raw: str
-    messages: Annotated[tuple[ChatMessage, ...], _or_empty] = Field(
-        (), validation_alias=AliasChoices("chatTemplate", "chat_template", "messages")
-    )
-
-    @property
-    def text(self) -> str:
-        """What the assistant said last; the whole chat where the service does not tell."""
-        answers = [m.content for m in self.messages if m.role in ("assistant", "model")]
-        return answers[-1] if answers else self.raw
-
-
-class SteeredChat(_Reply):
-    """A chat's answer with and without steering."""
-
-    steered: SteeredTurn = Field(alias="STEERED")
-    default: SteeredTurn = Field(alias="DEFAULT")
-    share_url: str | None = Field(None, alias="shareUrl")
 
 
 class UploadedVector(_Reply):
@@ -211,13 +216,10 @@ def read_reply(kind: type[Model], value: Any, where: str) -> Model:
 
 def named_faults(error: ValidationError) -> str:
     """Return which fields are missing or of another kind: "lacks a and has another kind of b"."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    missing = [_name(fault["loc"]) for fault in faults if fault["type"] == "missing"]
-    wrong = [_name(fault["loc"]) for fault in faults if fault["type"] != "missing"]
+    missing, wrong = [], []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(map(str, fault["loc"])) or "an object"
+        (missing if fault["type"] == "missing" else wrong).append(name)
     said = [f"lacks {', '.join(missing[:5])}"] if missing else []
     said += [f"has another kind of {', '.join(wrong[:5])}"] if wrong else []
     return " and ".join(said)
-
-
-def _name(place: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, place)) or "an object"

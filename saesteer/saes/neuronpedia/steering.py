@@ -1,83 +1,50 @@
-"""What Neuronpedia is asked to steer with: its ranges, and strengths in its units.
-
-Neuronpedia adds `strength_multiplier * strength * d / |d|` for each feature, d being its decoder
-row, at every position (apps/inference of its repository: rows are folded to unit norm on loading).
-A vector `norm * direction = sum_j w_j d_j` added with L2 length r is therefore, with a multiplier
-of 1, strength_j = w_j |d_j| r / norm.
-"""
+"""What Neuronpedia is asked to steer with: its ranges, and strengths in its units."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
 
 from saesteer.saes.neuronpedia.links import SourceId
 from saesteer.utils.errors import SteeringError
+from saesteer.utils.settings import Settings
 
-MOST_TOKENS = 256
 MOST_STRENGTH = 300.0
 MOST_MULTIPLIER = 10.0
+MOST_UPLOADED_STRENGTH = 100.0
 
 
-@dataclass(frozen=True)
-class SteerSettings:
-    """How Neuronpedia generates.
+class SteerSettings(Settings):
+    """How Neuronpedia generates, within its ranges."""
 
-    Attributes:
-        n_tokens: The most tokens, up to 256.
-        temperature: 0 (the likeliest token) to 2.
-        frequency_penalty: -2 to 2.
-        seed: Seeds the sampling.
-        method: "SIMPLE_ADDITIVE" or "ORTHOGONAL_DECOMP".
-        special_tokens: Whether a chat's special tokens are steered as well.
-    """
-
-    n_tokens: int = 48
-    temperature: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 16
-    method: str = "SIMPLE_ADDITIVE"
-    special_tokens: bool = False
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "n_tokens": (self.n_tokens, 1, MOST_TOKENS),
-            "temperature": (self.temperature, 0, 2),
-            "frequency_penalty": (self.frequency_penalty, -2, 2),
-            "seed": (self.seed, -100_000_000, 100_000_000),
-        }
-        for name, (value, low, high) in ranges.items():
-            if not low <= value <= high:
-                raise SteeringError(
-                    f"{name} is {value} and Neuronpedia takes {low} to {high}; choose within."
-                )
-        if self.method not in ("SIMPLE_ADDITIVE", "ORTHOGONAL_DECOMP"):
-            raise SteeringError(
-                f"steering method {self.method!r} is unknown to Neuronpedia; use SIMPLE_ADDITIVE "
-                "or ORTHOGONAL_DECOMP."
-            )
+    n_tokens: int = Field(default=48, ge=1, le=256)
+    temperature: float = Field(default=0.0, ge=0, le=2)  # 0: the likeliest token.
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    seed: int = Field(default=16, ge=-100_000_000, le=100_000_000)
+    method: Literal["SIMPLE_ADDITIVE", "ORTHOGONAL_DECOMP"] = "SIMPLE_ADDITIVE"
+    special_tokens: bool = False  # Whether a chat's special tokens are steered as well.
 
 
 def feature_strengths(
-    features: Sequence[tuple[int, float]],
-    row_norms: Mapping[int, float],
-    *,
-    norm: float,
-    raw: float,
+    weights: Mapping[int, float], row_norms: Mapping[int, float], *, norm: float, raw: float
 ) -> dict[int, float]:
     """Return each feature's strength in Neuronpedia's units: L2 length along its unit decoder row.
 
+    Neuronpedia adds `strength_multiplier * strength * d / |d|` for each feature, d being its
+    decoder row, at every position (apps/inference of its repository: rows are folded to unit norm
+    on loading). A vector `norm * direction = sum_j w_j d_j` added with L2 length `raw` is
+    therefore, with a multiplier of 1, strength_j = w_j |d_j| raw / norm.
+
     Args:
-        features: Index and weight of the vector's features.
+        weights: The weights of the vector's features.
         row_norms: L2 norm of each feature's decoder row.
         norm: L2 norm of the natural vector, sum_j w_j d_j.
         raw: Signed L2 length that is to be added.
     """
-    return {
-        index: weight * row_norms[index] * raw / norm for index, weight in features if weight != 0.0
-    }
+    return {i: w * row_norms[i] * raw / norm for i, w in weights.items() if w != 0.0}
 
 
 def steer_payload(
@@ -88,12 +55,12 @@ def steer_payload(
     Raises:
         SteeringError: There is no feature, or a strength is beyond Neuronpedia's range.
     """
-    largest = max(map(abs, strengths.values()), default=0.0)
-    if not strengths or not math.isfinite(largest):
+    if not strengths or not all(map(math.isfinite, strengths.values())):
         raise SteeringError(
             "Neuronpedia steers with features and finite strengths; give a vector made of "
             "features, or upload the vector first."
         )
+    largest = max(map(abs, strengths.values()))
     # One feature takes at most 300; the multiplier lifts all of them alike.
     multiplier = max(1.0, float(math.ceil(largest / MOST_STRENGTH)))
     if multiplier > MOST_MULTIPLIER:
@@ -101,15 +68,11 @@ def steer_payload(
             f"the largest feature's strength is {largest:.0f} and Neuronpedia takes at most "
             f"{MOST_STRENGTH * MOST_MULTIPLIER:.0f}; lower the strength."
         )
+    place = {"modelId": source.model, "layer": source.source}
     return {
         "modelId": source.model,
         "features": [
-            {
-                "modelId": source.model,
-                "layer": source.source,
-                "index": int(index),
-                "strength": float(value) / multiplier,
-            }
+            {**place, "index": int(index), "strength": float(value) / multiplier}
             for index, value in strengths.items()
         ],
         "temperature": settings.temperature,
