@@ -30,7 +30,7 @@ from saesteer.saes.loading import load_sae
 from saesteer.saes.settings import SaeTrainingConfig
 from saesteer.saes.training import train_topk
 from saesteer.tracking import RecordedRun
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.files import write_atomic
 from saesteer.utils.run_folder import environment_record, write_record
 from saesteer.utils.settings import Source

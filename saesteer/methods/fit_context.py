@@ -27,8 +27,7 @@ from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
 from saesteer.steering.divergence import match_strength
 from saesteer.steering.teacher_forced import TeacherForced
-from saesteer.utils.array_cache import content_key
-from saesteer.utils.cache import Cache
+from saesteer.utils.cache import Cache, content_key
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
 from saesteer.utils.progress import Progress
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from saesteer.steering.divergence import DivergenceMeter, match_strength
 from saesteer.steering.teacher_forced import Pass, TeacherForced
-from saesteer.utils.array_cache import content_key
-from saesteer.utils.cache import Cache
+from saesteer.utils.cache import Cache, content_key
 from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from saesteer.models import Site
     from saesteer.models.tokens import TokenRow
     from saesteer.steering import SteeringVector, Unit
-    from saesteer.utils.array_cache import ArrayCache
 
 # Of hundreds of pairs without anything in common a few hundredths remain.
 NO_DIFFERENCE = 1e-3
@@ -347,7 +345,7 @@ class TrainingCost:
         site: Site,
         *,
         fisher_samples: int,
-        arrays: ArrayCache | None = None,
+        arrays: Cache | None = None,
         key: tuple[str, ...] = (),
     ) -> None:
         self._model = model

@@ -25,7 +25,7 @@ from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.steer.plan import check_writable
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import ModelShape, model_shape
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, Source
 

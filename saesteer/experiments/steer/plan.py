@@ -17,7 +17,7 @@ from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.loading import check_planned, resolve_sae
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, DataError, SaeError
 
 CACHE = "compare-cache"
