@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, Protocol, get_args, get_origin
 
 from pydantic import BaseModel
 
-from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import LOCKED, Experiments
-from saesteer.agent.state import State
+from saesteer.agent.state import Budget, State
 from saesteer.agent.tools import TOOLS, tool_schemas
 from saesteer.evaluation.llm_client import ChatClient, Reply
 from saesteer.utils.errors import NetworkError

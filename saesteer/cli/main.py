@@ -22,7 +22,6 @@ from saesteer.cli import (
     sae,
     sweep,
     vector,
-    worker,
 )
 from saesteer.cli.experiment import experiment_command
 from saesteer.cli.quiet import quiet_libraries
@@ -63,7 +62,7 @@ app.command("features")(features.features_command)
 app.command("configs")(configs.configs_command)
 app.command("agent")(agent.agent_command)
 app.command("sweep")(sweep.sweep_command)
-app.command("worker")(worker.worker_command)
+app.command("worker")(sweep.worker_command)
 app.add_typer(patch.app, name="patch")
 app.add_typer(probe.app, name="probe")
 app.add_typer(corrupt.app, name="corrupt")

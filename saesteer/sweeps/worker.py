@@ -6,18 +6,20 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saesteer.sweeps.overrides import yaml_text
 from saesteer.sweeps.storage import is_url
 from saesteer.sweeps.study import Attempt, SweepStudy, open_study
+from saesteer.sweeps.sweep import Numbers
 from saesteer.tracking.liveness import Heartbeat
 from saesteer.tracking.redaction import redact_text
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress, terminal_progress
+from saesteer.utils.text import one_line
 
 POLL_SECONDS = 0.5
 LONGEST_POLL = 5.0
@@ -52,11 +54,10 @@ class WorkerReport:
     reclaimed: int = 0
 
 
-@dataclass
 class Worker:
     """Runs a study's trials in this process.
 
-    Attributes:
+    Args:
         study: The study.
         progress: Where to say what is going on.
         parent: The id of the sweep's own record, if it has one.
@@ -64,14 +65,18 @@ class Worker:
         most: The most trials to run; all if None.
     """
 
-    study: SweepStudy
-    progress: Progress = field(default_factory=Progress)
-    parent: str | None = None
-    wait: bool = True
-    most: int | None = None
-
-    def __post_init__(self) -> None:
-        self._cache = Cache(self.study.sweep.folder / "cache")
+    def __init__(
+        self,
+        study: SweepStudy,
+        progress: Progress | None = None,
+        *,
+        parent: str | None = None,
+        wait: bool = True,
+        most: int | None = None,
+    ) -> None:
+        self.study, self.progress = study, progress or Progress()
+        self.parent, self.wait, self.most = parent, wait, most
+        self._cache = Cache(study.sweep.folder / "cache")
         self._report = WorkerReport()
         self._repeats = 0
 
@@ -106,10 +111,7 @@ class Worker:
         return attempt
 
     def _may_ask(self) -> bool:
-        sweep = self.study.sweep
-        if sweep.method != "bayes" or self._repeats >= MOST_REPEATS:
-            return False
-        return len(self.study.rows()) < (sweep.count or 0)
+        return self._repeats < MOST_REPEATS and self.study.may_ask()
 
     def _is_enough(self) -> bool:
         """Return whether a trial has reached the metric's target."""
@@ -124,7 +126,7 @@ class Worker:
         shown = ", ".join(f"{name}={yaml_text(value)}" for name, value in trial.values.items())
         self.progress.say(f"trial {trial.number}: {shown[:300]}")
         start = time.perf_counter()
-        known: dict[str, float | None] = {}
+        known: dict[str, float] = {}
 
         def watch(value: float | None) -> None:
             if sweep.prunes and value is not None:
@@ -145,9 +147,7 @@ class Worker:
                     parent=self.parent,
                 )
         except StoppedEarly:
-            value = known[sweep.metric]
-            assert value is not None
-            self.study.finish(attempt, value, outcome(numbers=known), early=True)
+            self.study.finish(attempt, known[sweep.metric], outcome(numbers=known), early=True)
             self._report.done += 1
         except SaesteerError as error:
             self._failed(attempt, str(error), outcome())
@@ -155,17 +155,14 @@ class Worker:
             print(redact_text(traceback.format_exc()), file=sys.stderr)
             # Whatever was half loaded, or filled the memory, is not taken to the next trial.
             self._cache.clear()
-            said = " ".join(str(error).split())[:500]
-            self._failed(attempt, f"{type(error).__name__}: {said}", outcome())
+            self._failed(attempt, f"{type(error).__name__}: {one_line(error, 500)}", outcome())
         except BaseException:
             self.study.give_back(attempt)
             raise
         else:
             self._ended(attempt, numbers, outcome(folder=str(folder), numbers=numbers))
 
-    def _ended(
-        self, attempt: Attempt, numbers: dict[str, float | None], outcome: dict[str, Any]
-    ) -> None:
+    def _ended(self, attempt: Attempt, numbers: Numbers, outcome: dict[str, Any]) -> None:
         metric = self.study.sweep.metric
         value, kl_target = numbers.get(metric), numbers.get("kl_target")
         if value is None:
@@ -190,15 +187,7 @@ def run_worker(
     wait: bool = True,
     parent: str | None = None,
 ) -> WorkerReport:
-    """Work on a study in this process, from where the sweep was started.
-
-    Args:
-        where: The study's folder or URL.
-        name: Which one of a database's.
-        trials: The most trials to run.
-        wait: Whether to stay while others run trials.
-        parent: The id of the sweep's own record.
-    """
+    """Work on a study in this process, from where the sweep was started; see `Worker`."""
     progress = terminal_progress()
     study = open_study(where if is_url(where) else str(Path(where).absolute()), name)
     if Path(study.sweep.cwd).is_dir():

@@ -261,7 +261,7 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
         problems = error.errors()
         # A misspelt field is also a missing one; the misspelling says more.
         first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        field = ".".join(str(part) for part in first["loc"]) or "settings"
+        field = ".".join(str(part) for part in first["loc"])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         if first["type"] == "extra_forbidden":
             raise ConfigError(
@@ -271,31 +271,49 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "model_type":
             message = "needs fields of its own, each on a line 'name: value' below it"
-        raise ConfigError(f"{place}: {field}: {message[:1].lower()}{message[1:]}{more}.") from None
+        where = f"{place}: {field}" if field else place
+        raise ConfigError(f"{where}: {message[:1].lower()}{message[1:]}{more}.") from None
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Put a setting such as "selection.n_features=32" into settings in memory.
+    """Put a setting such as "selection.n_features=32" into settings in memory; see `read_word`."""
+    put(data, *read_word(override))
+
+
+def read_word(word: str) -> tuple[str, Any]:
+    """Return name and value of a word such as "selection.n_features=32"; the value is YAML.
 
     Raises:
-        ConfigError: It does not have that form, or does not fit what is there.
+        ConfigError: It does not have that form, or its value is not YAML.
     """
     import yaml
 
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r} is not of the form a.b=c; write it so.")
-    place = data
-    for part in parts[:-1]:
-        inner = place.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {part} is a single value and has no fields.")
-        place = inner
+    name, equals, text = word.partition("=")
+    name = name.strip()
+    if not equals or name.startswith("-") or not all(name.split(".")):
+        raise ConfigError(f"--set {word!r} is not of the form a.b=c; write it so.")
     try:
-        place[parts[-1]] = load_yaml(value)
+        return name, load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r} is not YAML ({one_line(error, 160)}).") from error
+        raise ConfigError(f"--set {word!r} is not YAML ({one_line(error, 160)}).") from error
+
+
+def put(data: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value under a dotted name into settings in memory; missing groups are made.
+
+    Raises:
+        ConfigError: The name leads through a single value.
+    """
+    *groups, last = name.split(".")
+    for group in groups:
+        if data.get(group) is None:
+            data[group] = {}
+        data = data[group]
+        if not isinstance(data, dict):
+            raise ConfigError(
+                f"setting {name}: {group} is a single value and has no fields; correct the name."
+            )
+    data[last] = value
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -9,12 +9,11 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import Experiments
 from saesteer.agent.planners import LlmPlanner
 from saesteer.agent.results import headline, metrics_of, number_at
 from saesteer.agent.settings import DEFAULT, AgentConfig
-from saesteer.agent.state import Experiment, State
+from saesteer.agent.state import Budget, Experiment, State
 from saesteer.experiments.registry import experiment_named
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
