@@ -227,7 +227,7 @@ def _show_plan(kind: str, experiment: Any) -> None:
 
         show_steer_plan(experiment)
     elif kind == "compare":
-        from saesteer.cli.show_compare import show_compare_plan
+        from saesteer.cli.show import show_compare_plan
 
         show_compare_plan(experiment.plan)
     elif kind == "corrupt":
