@@ -31,10 +31,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     """Write a file whole or not at all, making its folder.
 
     What killed processes left of the same file is removed. The content is bytes, or a function that
-    writes the draft that it is given.
-
-    Raises:
-        OutputError: It cannot be written.
+    writes the draft that it is given. `OutputError` says what cannot be written.
     """
     target = Path(path)
     draft = draft_of(target)
@@ -112,9 +109,6 @@ def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
     """Make a folder whole or not at all, through `build`, which is given an empty one beside it.
 
     One that is there already, or that another process makes meanwhile, stays as it is.
-
-    Raises:
-        OSError: It cannot be made.
     """
     if os.path.isdir(folder):
         return folder
@@ -145,11 +139,7 @@ def _remove(draft: Path) -> None:
 
 
 def reserve(file: BinaryIO, size: int) -> None:
-    """Make a file so long, with room on the disk for all of it.
-
-    Raises:
-        OSError: There is no room.
-    """
+    """Make a file so long, with room on the disk for all of it."""
     allocate = getattr(os, "posix_fallocate", None)
     if allocate is not None:
         try:
@@ -183,6 +173,5 @@ def _is_running(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        # Somebody else's process.
-        return True
+        pass  # Somebody else's process.
     return True
