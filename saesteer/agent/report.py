@@ -13,7 +13,7 @@ from saesteer.agent.results import RECORDED, check_claim
 from saesteer.agent.settings import AgentConfig
 from saesteer.agent.state import Budget, Experiment, State
 from saesteer.report import Report, Section, Table
-from saesteer.report.layout import Remark, Tile
+from saesteer.report.layout import Column, Remark, Tile
 from saesteer.tracking.queries import markdown_table
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.text import one_line
@@ -115,26 +115,26 @@ def write_agent_report(folder: RunFolder, report: Report) -> None:
 
 
 def _experiment_table(folder: Path, state: State, note: str) -> Table:
-    rows = [
-        [e.name, e.kind, _settings(e), e.status, _numbers(e), e.reason, round(e.seconds, 1)]
-        for e in state.experiments
+    columns = [
+        Column("experiment", lambda e: e.name, printed=True),
+        Column("kind", lambda e: e.kind),
+        Column("settings", _settings, printed=True),
+        Column("status", lambda e: e.status, printed=True),
+        Column("found", _numbers, printed=True),
+        Column("why", lambda e: e.reason),
+        Column("seconds", lambda e: round(e.seconds, 1)),
     ]
-    columns = ["experiment", "kind", "settings", "status", "found", "why", "seconds"]
-    return Table(
-        columns,
-        rows,
-        links=[_link(folder, e) for e in state.experiments],
-        printed=("experiment", "settings", "status", "found"),
-        note=note,
-    )
+    links = [_link(folder, e) for e in state.experiments]
+    return Table.of(state.experiments, columns, links=links, note=note)
 
 
 def _note_table(state: State) -> Table:
-    rows = [
-        [note["observation"], note["hypothesis"], ", ".join(note["evidence"]) or "none"]
-        for note in state.notes
+    columns = [
+        Column("observation", "observation"),
+        Column("hypothesis", "hypothesis"),
+        Column("evidence", lambda note: ", ".join(note["evidence"]) or "none"),
     ]
-    return Table(["observation", "hypothesis", "evidence"], rows)
+    return Table.of(state.notes, columns)
 
 
 def _claim_table(folder: Path, state: State, claims: list[dict[str, Any]]) -> Table:
