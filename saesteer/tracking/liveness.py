@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from saesteer.utils.files import is_running
+
 BEAT_SECONDS = 30.0
 SILENT_SECONDS = 300.0
 
@@ -29,13 +31,8 @@ def is_alive(record: Mapping[str, Any]) -> bool | None:
     pid = record.get("pid")
     if record.get("host") != socket.gethostname() or not isinstance(pid, int):
         return None
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError, ValueError):
+    if not is_running(pid):
         return False
-    except OSError:
-        # Somebody else's process.
-        pass
     now, then = _started(pid), record.get("process_started")
     return now != "ended" and (now is None or then is None or now == then)
 

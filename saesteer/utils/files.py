@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -81,7 +80,7 @@ def abandoned(draft: Path) -> bool:
         return False
     if named[1] == _machine():
         # An earlier process may have had this one's number.
-        return int(named[2]) == os.getpid() or not _is_running(int(named[2]))
+        return int(named[2]) == os.getpid() or not is_running(int(named[2]))
     try:
         return time.time() - draft.stat().st_mtime > FOREIGN_SECONDS
     except OSError:
@@ -138,21 +137,6 @@ def _remove(draft: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def reserve(file: BinaryIO, size: int) -> None:
-    """Make a file so long, with room on the disk for all of it."""
-    allocate = getattr(os, "posix_fallocate", None)
-    if allocate is not None:
-        try:
-            allocate(file.fileno(), 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    block = bytes(2**20)
-    for start in range(0, size, len(block)):
-        file.write(block[: size - start])
-
-
 def portable_name(text: str) -> str:
     """Return a text as a part of a file's name that every system takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:80] or "unnamed"
@@ -167,10 +151,11 @@ def _machine() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {counted}".encode()).hexdigest()[:8]
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether a process of this number is at work on this machine, whosever it is."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError, ValueError):
         return False
     except OSError:
         pass  # Somebody else's process.
