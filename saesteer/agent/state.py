@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from saesteer.agent.settings import AgentConfig
 from saesteer.utils.errors import OutputError
-from saesteer.utils.files import unwritable
+from saesteer.utils.files import append_json
 
 JOURNAL = "journal.jsonl"
 
@@ -140,14 +139,7 @@ class Journal:
 
     def write(self, state: State, event: dict[str, Any]) -> None:
         """Append an event and take it in."""
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        append_json(self.path, event)
         state.apply(event)
 
     def _lines(self) -> Iterator[bytes]:

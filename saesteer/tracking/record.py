@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from saesteer.tracking.redaction import redact, redact_command, redact_text
 from saesteer.tracking.runs import RECORD, Note, add_note
 from saesteer.tracking.wandb import WandbMirror, start_mirror
 from saesteer.utils.errors import OutputError, SaesteerError
+from saesteer.utils.files import append_json
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, environment_record, write_record
 from saesteer.utils.settings import TrackingSettings
@@ -72,11 +72,8 @@ class RecordedRun:
             step: Where on the horizontal axis; the order alone counts if None.
         """
         record = {**({} if step is None else {"step": int(step)}), **plain(values)}
-        try:
-            with (self.folder.path / LOG).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-        except (OSError, TypeError, ValueError) as error:
-            self._warn(f"{self.folder.path / LOG} cannot be written ({error}); the run goes on.")
+        with self._warned():
+            append_json(self.folder.path / LOG, record)
         self._mirrored("log", record)
 
     def curve(self, name: str, rows: Sequence[Mapping[str, Any]], x: str) -> None:

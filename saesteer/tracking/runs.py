@@ -16,7 +16,7 @@ from typing import Any
 from saesteer.tracking.liveness import present_status
 from saesteer.tracking.redaction import redact
 from saesteer.utils.errors import ConfigError, DataError, OutputError
-from saesteer.utils.files import unwritable
+from saesteer.utils.files import append_json
 from saesteer.utils.run_folder import RunFolder, finite
 from saesteer.utils.text import did_you_mean
 from saesteer.utils.values import flatten, scalars
@@ -194,14 +194,9 @@ def add_note(folder: Path, note: Note) -> dict[str, Any]:
         raise DataError("the note is empty; write at least one word.")
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **redact(finite(parts))}
     try:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        # Opened for appending, and written at once: notes of two processes do not mix.
-        with (folder / NOTES).open("ab", buffering=0) as stream:
-            stream.write(line.encode())
+        append_json(folder / NOTES, record)
     except (TypeError, ValueError) as error:
         raise DataError(f"the note cannot be written as JSON ({error}); use text.") from error
-    except OSError as error:
-        raise unwritable(folder / NOTES, error) from error
     return record
 
 

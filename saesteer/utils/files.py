@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -48,6 +49,20 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
         _remove(draft)
         leave(draft)
     return target
+
+
+def append_json(path: Path, record: Any) -> None:
+    """Append a record as one line, on the disk before anything goes on.
+
+    Written at once to a file opened for appending, lines of two processes do not mix.
+    """
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with path.open("ab", buffering=0) as stream:
+            stream.write(line.encode("utf-8", "replace"))
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: Exception) -> OutputError:
