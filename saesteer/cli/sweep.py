@@ -115,9 +115,9 @@ def worker_command(
 
     # Whoever ends a worker gets its running trial back into the queue, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = run_worker(study, name=name, trials=trials, wait=wait, parent=parent)
-    done = f"{report.done} trials done, {report.failed} failed"
-    taken = f", {report.reclaimed} taken over" if report.reclaimed else ""
+    worker = run_worker(study, name=name, trials=trials, wait=wait, parent=parent)
+    done = f"{worker.done} trials done, {worker.failed} failed"
+    taken = f", {worker.reclaimed} taken over" if worker.reclaimed else ""
     terminal_progress().say(done + taken)
 
 

@@ -278,6 +278,6 @@ def _ray_task(where: str, name: str, parent: str | None) -> dict[str, Any]:
 
     from saesteer.sweeps.worker import run_worker
 
-    report = run_worker(where, name=name, parent=parent)
+    worker = run_worker(where, name=name, parent=parent)
     node = ray.get_runtime_context().get_node_id()
-    return {"done": report.done, "failed": report.failed, "node": node}
+    return {"done": worker.done, "failed": worker.failed, "node": node}

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,6 @@ class TrialProgress(Progress):
             super().say(text)
 
 
-@dataclass
-class WorkerReport:
-    """How many trials a worker finished, saw fail, and put back for others that were gone."""
-
-    done: int = 0
-    failed: int = 0
-    reclaimed: int = 0
-
-
 class Worker:
     """Runs a study's trials in this process.
 
@@ -76,17 +66,18 @@ class Worker:
     ) -> None:
         self.study, self.progress = study, progress or Progress()
         self.parent, self.wait, self.most = parent, wait, most
+        # Trials that it finished, saw fail, and put back for workers that were gone.
+        self.done = self.failed = self.reclaimed = 0
         self._cache = Cache(study.sweep.folder / "cache")
-        self._report = WorkerReport()
         self._repeats = 0
 
-    def work(self) -> WorkerReport:
-        """Run trials until the study has none left, or as many as asked for."""
+    def work(self) -> Worker:
+        """Run trials until the study has none left, or as many as asked for; return itself."""
         pause = POLL_SECONDS
-        while self.most is None or self._report.done + self._report.failed < self.most:
+        while self.most is None or self.done + self.failed < self.most:
             taken = self.study.take_back()
             if taken:
-                self._report.reclaimed += taken
+                self.reclaimed += taken
                 self.progress.say(f"{taken} trials of workers that are gone are free again")
             if self._is_enough():
                 break
@@ -101,7 +92,7 @@ class Worker:
                 pause = min(1.5 * pause, LONGEST_POLL)
             else:
                 break
-        return self._report
+        return self
 
     def _next(self) -> Attempt | None:
         attempt = self.study.take()
@@ -148,7 +139,7 @@ class Worker:
                 )
         except StoppedEarly:
             self.study.finish(attempt, known[sweep.metric], outcome(numbers=known), early=True)
-            self._report.done += 1
+            self.done += 1
         except SaesteerError as error:
             self._failed(attempt, str(error), outcome())
         except Exception as error:
@@ -170,12 +161,12 @@ class Worker:
             why = "" if kl_target is None else missed
             self._failed(attempt, f"{metric} could not be measured{why}.", outcome)
         elif self.study.finish(attempt, value, outcome):
-            self._report.done += 1
+            self.done += 1
             self.progress.say(f"trial {attempt.trial.number}: {metric} {value:.4g}")
 
     def _failed(self, attempt: Attempt, error: str, outcome: dict[str, Any]) -> None:
         if self.study.fail(attempt, redact_text(error), outcome):
-            self._report.failed += 1
+            self.failed += 1
             self.progress.say(f"trial {attempt.trial.number} failed: {redact_text(error)}")
 
 
@@ -186,7 +177,7 @@ def run_worker(
     trials: int | None = None,
     wait: bool = True,
     parent: str | None = None,
-) -> WorkerReport:
+) -> Worker:
     """Work on a study in this process, from where the sweep was started; see `Worker`."""
     progress = terminal_progress()
     study = open_study(where if is_url(where) else str(Path(where).absolute()), name)
