@@ -226,7 +226,7 @@ def _show_run(run: Run) -> None:
 
     out, stage, copy = console(), run.record.get("stage"), run.record.get("wandb")
     in_stage = stage if run.status in ("running", "killed") else None
-    copied = isinstance(copy, Mapping) and (copy.get("url") or copy.get("folder") or copy["mode"])
+    places = (copy.get("url"), copy.get("folder"), copy.get("mode")) if copy else ()
     facts = {
         "run": f"{run.id}, {run.kind} {run.name}",
         "status": run.status + (f" in stage {in_stage}" if in_stage else ""),
@@ -238,7 +238,7 @@ def _show_run(run: Run) -> None:
         "group": run.group,
         "part of": run.parent,
         "commit": run.commit,
-        "W&B": copied,
+        "W&B": next(filter(None, places), None),
     }
     print_fields(out, {key: value for key, value in facts.items() if value})
     for title, values in (

@@ -40,7 +40,9 @@ def test_it_answers_and_says_where_the_report_is(saesteer, agent_file, tmp_path)
     assert answer.code == 0, answer
     assert "the layer that costs most is" in " ".join(answer.out.split())
     assert "supported" in answer.out and "Next:" in answer.out
-    assert max(map(len, answer.out.splitlines())) <= 100
+    # Paths are for copying, so they are never broken.
+    lines = [line for line in answer.out.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 100
     (folder,) = [path for path in (tmp_path / "runs").glob("tiny-*") if "corrupt" not in path.name]
     assert (folder / "report.html").is_file() and (folder / "report.md").is_file()
     again = saesteer("agent", agent_file, "--budget", 2)
