@@ -32,13 +32,8 @@ _SHARED = (
 class Launch:
     """Starts the workers of a study, waits for them, and says meanwhile how far it is.
 
-    Args:
-        study: The study.
-        workers: How many.
-        logs: The folder for what they print.
-        threads: CPU threads of each; a fair share of this machine's cores if None, 1 on others.
-        parent: The id of the sweep's own record.
-        progress: Where to say what is going on.
+    What they print goes into a folder of logs. Each has so many CPU threads; a fair share of this
+    machine's cores if None, and 1 on others. `parent` is the id of the sweep's own record.
     """
 
     def __init__(

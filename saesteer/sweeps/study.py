@@ -322,12 +322,7 @@ def _row(attempts: Sequence[FrozenTrial]) -> TrialRow | None:
 
 
 def create_study(sweep: Sweep, where: str | None = None) -> SweepStudy:
-    """Open a sweep's study, making it first where it is not there.
-
-    Args:
-        sweep: The sweep.
-        where: A database's URL; the sweep's own folder if None.
-    """
+    """Open a sweep's study in a database, or its own folder, making it where it is not there."""
     import optuna
 
     place = where or str(sweep.folder)
@@ -346,12 +341,7 @@ def create_study(sweep: Sweep, where: str | None = None) -> SweepStudy:
 
 
 def open_study(where: str, name: str | None = None) -> SweepStudy:
-    """Open a study that is there.
-
-    Args:
-        where: Its folder or its database's URL.
-        name: Which one of a database's; the only one if None.
-    """
+    """Open a study that is there, in a folder or a database: the one named, or the only one."""
     import optuna
 
     shown = plain_url(where)

@@ -236,12 +236,8 @@ class Sweep(Settings):
     ) -> tuple[Path, Numbers]:
         """Run a trial; return its run's folder, and its numbers with None for what was not found.
 
-        Args:
-            values: Its parameters.
-            cache: What earlier trials have loaded, read and measured.
-            progress: Where to show progress.
-            watch: Called with the metric as soon as it is known; what it raises ends the trial.
-            parent: The id of the sweep's own record.
+        `watch` is called with the metric as soon as it is known; what it raises ends the trial.
+        `parent` is the id of the sweep's own record.
         """
         experiment = experiment_named(self.kind)(self.config(values, pinned=True), progress, cache)
 

@@ -45,14 +45,9 @@ class TrialProgress(Progress):
 
 
 class Worker:
-    """Runs a study's trials in this process.
+    """Runs a study's trials in this process, at most so many.
 
-    Args:
-        study: The study.
-        progress: Where to say what is going on.
-        parent: The id of the sweep's own record, if it has one.
-        wait: Whether to stay while others run trials, to take over those of workers that die.
-        most: The most trials to run; all if None.
+    With `wait` it stays while others run trials, to take over those of workers that die.
     """
 
     def __init__(
