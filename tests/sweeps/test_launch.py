@@ -33,6 +33,7 @@ def results(study):
     return {row.key: (row.values, row.value, row.numbers) for row in study.rows()}
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds_to_the_last_bit(sweep_of, tmp_path):
     sweep = sweep_of(parameters=FOUR)
     study = started(sweep)
