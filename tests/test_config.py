@@ -74,7 +74,7 @@ def test_an_override_may_name_a_section_that_the_file_leaves_out(load):
     [
         ("seed", r"--set 'seed' is not of the form a\.b=c"),
         ("a..b=3", r"is not of the form a\.b=c"),
-        ("name.x=3", r"--set 'name\.x=3': name is a single value and has no fields"),
+        ("name.x=3", r"setting name\.x: name is a single value and has no fields"),
         ("seed=[1", r"--set 'seed=\[1' is not YAML"),
         ("sead=1", r"sead is not a known setting \(did you mean 'seed'\?\)"),
         ("seed=one", r"seed: input should be a valid integer"),

@@ -7,8 +7,6 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
 import saesteer
 from saesteer.utils import errors
 
@@ -16,16 +14,10 @@ PACKAGE = Path(saesteer.__file__).parent
 TREE = [c for _, c in inspect.getmembers(errors, inspect.isclass)]
 
 
-def test_one_except_clause_catches_every_error():
+def test_one_except_clause_catches_every_error_of_ours_and_no_other():
     for kind in TREE:
-        with pytest.raises(errors.SaesteerError, match=r"^file\.json:3: no such field\.$"):
-            raise kind("file.json:3: no such field.")
-        assert kind.__doc__
-
-
-def test_an_error_of_the_program_itself_is_not_taken_for_a_users():
+        assert issubclass(kind, errors.SaesteerError) and kind.__doc__
     assert not issubclass(errors.SaesteerError, ValueError | RuntimeError | OSError)
-    assert not issubclass(ValueError, errors.SaesteerError)
 
 
 def _raised(path: Path):

@@ -11,7 +11,7 @@ import pytest
 
 from saesteer.experiments.compare.experiment import Compare
 from saesteer.sweeps.parameters import Parameter
-from saesteer.sweeps.results import sweep_result, tell_sweep
+from saesteer.sweeps.results import sweep_record, tell_sweep
 from saesteer.sweeps.study import TrialRow
 from saesteer.sweeps.sweep import Sweep
 from saesteer.tracking import recorded_run
@@ -88,7 +88,7 @@ def test_a_sweep_shows_its_trials_and_its_figures(listened):
         )
         for n, v in enumerate(parameter.values)
     ]  # fmt: skip
-    tell_sweep(run, sweep_result(sweep, rows))
+    tell_sweep(run, sweep_record(sweep, rows))
     assert list(listener.heard["table", "trials"]["value"]) == [0.8, 1.6]
     assert listener.names("figure") == ["trials", "effect-against-cost"]
     assert listener.heard["summary", ""] == {"states": {"done": 2}, "best": 1.6}

@@ -16,7 +16,7 @@ from saesteer.experiments.registry import experiment_named, run_experiment
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
-from saesteer.utils.settings import load_config, named_places, parse_config
+from saesteer.utils.settings import load_config, named_places, parse_config, put
 
 # Where things are kept, what is loaded, and whom the machine talks to is the user's to say.
 LOCKED = ("name", "folder", "tracking", "model", "sae", "site", "llm_judge")
@@ -32,13 +32,7 @@ class OutOfTime(BaseException):
 class Experiments:
     """Checks and runs what a planner proposes; nothing else can be executed.
 
-    Args:
-        config: The agent's settings; their base settings bound what can be proposed.
-        progress: Where experiments show their progress.
-
-    Attributes:
-        kinds: The kinds of experiment by name.
-        base: The base settings of each.
+    The base settings of each kind, in the agent's settings, bound what can be proposed.
     """
 
     def __init__(self, config: AgentConfig, progress: Progress) -> None:
@@ -50,12 +44,7 @@ class Experiments:
         self.base = {name: self._base(name, given) for name, given in config.experiments.items()}
 
     def check(self, kind: str, settings: dict[str, Any]) -> ExperimentConfig:
-        """Return the settings of a proposed experiment.
-
-        Args:
-            kind: The kind.
-            settings: What differs from the base, by dotted name.
-        """
+        """Return the settings of a proposed experiment, from what differs from its base."""
         if kind not in self.kinds:
             raise ConfigError(
                 f"kind {kind!r} cannot be run here; choose from {', '.join(self.kinds)}."
@@ -65,19 +54,16 @@ class Experiments:
             within = next((other for other in settings if other.startswith(f"{name}.")), None)
             if within is not None:
                 raise ConfigError(f"settings {name} and {within} overlap; give one of them.")
-            parts = str(name).split(".")
-            locked = _locked(parts, value)
+            locked = _locked(name.split("."), value)
             if locked is not None:
                 raise ConfigError(
                     f"setting {name} is out of bounds: {locked} is the user's to set; leave it out."
                 )
-            place = data
-            for part in parts[:-1]:
-                place = place.setdefault(part, {})
-                if not isinstance(place, dict):
-                    raise ConfigError(f"setting {name}: {part} is a single value, no group.")
-            place[parts[-1]] = copy.deepcopy(value)
-        base, checked = (self._parsed(kind, given) for given in (self.base[kind], data))
+            put(data, name, copy.deepcopy(value))
+        base, checked = (
+            parse_config(given, kind=self.kinds[kind].Config, place=f"experiment {kind}")
+            for given in (self.base[kind], data)
+        )
         known = {word for _, word in named_places(base)}
         for name, word in named_places(checked):
             if word not in known and _is_place(word):
@@ -99,17 +85,14 @@ class Experiments:
 
     def _base(self, kind: str, given: dict[str, Any] | str) -> dict[str, Any]:
         # The experiments stand together in the list of runs.
-        group = f"{self.config.name}-{self.config.digest()}"
-        own = {"folder": self.config.folder, "tracking": {"group": group, "tags": ["agent"]}}
+        tracking = {"group": self.config.path.name, "tags": ["agent"]}
+        own = {"folder": self.config.folder, "tracking": tracking}
         if isinstance(given, str):
             checked = load_config(given, kind=self.kinds[kind].Config)
             return {**checked.model_dump(mode="json", exclude_unset=True), **own}
         data = {"name": f"{self.config.name}-{kind}", **given, **own}
         parse_config(data, kind=self.kinds[kind].Config, place=f"experiments.{kind}")
         return data
-
-    def _parsed(self, kind: str, data: dict[str, Any]) -> ExperimentConfig:
-        return parse_config(data, kind=self.kinds[kind].Config, place=f"experiment {kind}")
 
 
 @contextmanager

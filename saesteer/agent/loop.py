@@ -8,17 +8,15 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import Experiments, OutOfTime, deadline
 from saesteer.agent.planners import Answer, LlmPlanner, Planner
-from saesteer.agent.report import REPORT, agent_metrics, write_agent_report
+from saesteer.agent.report import REPORT, agent_metrics, agent_report, write_agent_report
 from saesteer.agent.results import aggregate, headline, look_up, metrics_of
 from saesteer.agent.seeded import SeededPlanner, tried_alone
 from saesteer.agent.settings import AgentConfig
-from saesteer.agent.state import JOURNAL, Journal, State
+from saesteer.agent.state import JOURNAL, Budget, Journal, State
 from saesteer.agent.tools import (
     Aggregate,
     Finish,
@@ -29,11 +27,13 @@ from saesteer.agent.tools import (
     read_arguments,
 )
 from saesteer.experiments.results import CONFIG, METRICS, RECORD
+from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run
 from saesteer.tracking.liveness import present_status
 from saesteer.utils.errors import ConfigError, DataError, OutputError, SaesteerError
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, finite
+from saesteer.utils.text import one_line
 
 LONGEST_RESULT = 4000
 # All control characters but tab and newline, and surrogates that stand alone.
@@ -43,24 +43,14 @@ _NO_TIME = "it was stopped because the budget of seconds is spent"
 
 @dataclass(frozen=True)
 class AgentResult:
-    """What an agent found; all of it is in its folder too.
-
-    Attributes:
-        folder: The agent's folder.
-        state: Everything that happened.
-        ended_by: Why it ended.
-        metrics: `metrics.json`: the answer, the checked claims, what was spent.
-    """
+    """What an agent found; all of it is in its folder too."""
 
     folder: RunFolder
     state: State
     ended_by: str
+    # `metrics.json`: the answer, the checked claims, what was spent.
     metrics: dict[str, Any]
-
-
-def agent_folder(config: AgentConfig) -> Path:
-    """Return where an agent of these settings is kept."""
-    return Path(config.folder) / f"{config.name}-{config.digest()}"
+    report: Report
 
 
 def run_agent(
@@ -81,7 +71,7 @@ def run_agent(
     """
     progress = progress or Progress()
     experiments = check_agent(config, progress)
-    folder = RunFolder(agent_folder(config)).create()
+    folder = RunFolder(config.path).create()
     lost = _lost_seconds(folder)
     session = _Session(experiments, Journal(folder.path / JOURNAL), progress)
     planner = planner or _planner(session, folder)
@@ -99,11 +89,12 @@ def run_agent(
     ) as record:
         ended_by = session.run(planner, record, lost)
         metrics = finite(agent_metrics(config, session.state, ended_by))
-        write_agent_report(folder, config, session.state, metrics)
+        report = agent_report(folder.path, config, session.state, metrics)
+        write_agent_report(folder, report)
         folder.write_json(METRICS, metrics)
         record.summary({key: metrics[key] for key in ("answer", "ended_by", "verdicts", "spent")})
         record.artifact("report", folder.path / REPORT, "report")
-    return AgentResult(folder, session.state, ended_by, metrics)
+    return AgentResult(folder, session.state, ended_by, metrics, report)
 
 
 def check_agent(config: AgentConfig, progress: Progress) -> Experiments:
@@ -160,10 +151,7 @@ class _Session:
     def run(self, planner: Planner, record: RecordedRun, lost: float) -> str:
         """Go on until something ends it; return what.
 
-        Args:
-            planner: Who plans.
-            record: The run's record, which notes go to.
-            lost: Seconds that a kill has kept from being written down.
+        Notes go to the record too; `lost` are seconds that a kill has kept from being written down.
         """
         self.record, self._since = record, time.monotonic() - lost
         # Whoever starts it again gives an endpoint that was away another chance.
@@ -234,9 +222,8 @@ class _Session:
             found = {"status": "stopped", "error": _NO_TIME}
         except Exception as error:
             # Whatever an experiment stumbles on, the agent goes on and is told.
-            words = " ".join(str(error).split())[:300]
-            ours = isinstance(error, SaesteerError)
-            found["error"] = words if ours else f"{type(error).__name__}: {words}"
+            kind = "" if isinstance(error, SaesteerError) else f"{type(error).__name__}: "
+            found["error"] = kind + one_line(error, 300)
         self.tell("experiment_ended", name=name, **found)
 
     def _read(self, wanted: ReadResults) -> None:

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, Protocol, get_args, get_origin
 
 from pydantic import BaseModel
 
-from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import LOCKED, Experiments
-from saesteer.agent.state import State
+from saesteer.agent.state import Budget, State
 from saesteer.agent.tools import TOOLS, tool_schemas
 from saesteer.evaluation.llm_client import ChatClient, Reply
 from saesteer.utils.errors import NetworkError
@@ -53,11 +52,8 @@ class Planner(Protocol):
 class LlmPlanner:
     """Asks an OpenAI-compatible endpoint, with tool calling or for JSON answers.
 
-    Args:
-        experiments: The experiments there are.
-        budget: What may be spent; no answer is asked for that could overrun it.
-        tell: Writes the events "asking", with what the answer can take at most, and "unasked"
-            into the journal, so that a kill while waiting loses no count.
+    No answer is asked for that could overrun the budget. What it can take at most is told to the
+    journal beforehand, as "asking" or "unasked", so that a kill while waiting loses no count.
     """
 
     def __init__(self, experiments: Experiments, budget: Budget, tell: Callable[..., None]) -> None:
@@ -128,16 +124,14 @@ class LlmPlanner:
             }
             for name, kind in self.experiments.kinds.items()
         }
-        told = []
-        for place, experiment in enumerate(state.experiments):
-            about: dict[str, Any] = {
-                name: getattr(experiment, name) for name in ("name", "kind", "settings", "status")
-            }
-            if experiment.error:
-                about["error"] = experiment.error
-            if place >= len(state.experiments) - recent:
-                about["numbers"] = experiment.headline
-            told.append(about)
+        names = ("name", "kind", "settings", "status")
+        told: list[dict[str, Any]] = [
+            {name: getattr(experiment, name) for name in names}
+            | ({"error": experiment.error} if experiment.error else {})
+            for experiment in state.experiments
+        ]
+        for about, experiment in zip(told[::-1][:recent], state.experiments[::-1], strict=False):
+            about["numbers"] = experiment.headline
         last = state.last and {
             key: value for key, value in state.last.items() if key not in ("seconds", "folder")
         }
@@ -174,21 +168,18 @@ def _answer(reply: Reply) -> Answer:
     """Return what a reply says."""
     if reply.body is None:
         return Answer(None, None, f"no answer to read ({reply.failure})")
-    choices = reply.body.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    message = first.get("message") if isinstance(first, dict) else None
-    message = message if isinstance(message, dict) else {}
-    calls = message.get("tool_calls")
+    message = _at(reply.body, "choices", 0, "message")
+    calls = _at(message, "tool_calls")
     if isinstance(calls, list) and calls:
-        call = calls[0].get("function") if isinstance(calls[0], dict) else None
+        call = _at(calls, 0, "function")
         if not isinstance(call, dict):
             return Answer(None, None, "a tool call without a function")
         answer = _read_call(call.get("name"), call.get("arguments"))
         return answer._replace(dropped=len(calls) - 1)
     # Some endpoints send words in parts.
-    content = message.get("content")
+    content = _at(message, "content")
     parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    texts = [part if isinstance(part, str) else _at(part, "text") for part in parts]
     words = "".join(text for text in texts if isinstance(text, str))
     if not words.strip():
         return Answer(None, None, "neither a tool call nor words")
@@ -196,6 +187,16 @@ def _answer(reply: Reply) -> Answer:
     if found is None:
         return Answer(None, None, NO_CALL)
     return _read_call(found.get("tool"), found.get("arguments", {}))
+
+
+def _at(value: Any, *path: str | int) -> Any:
+    """Return what stands at a path in an answer that may hold anything; None where nothing does."""
+    for part in path:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            return None
+    return value
 
 
 def _read_call(tool: Any, arguments: Any) -> Answer:
@@ -230,15 +231,13 @@ def _no_constant(word: str) -> float:
 
 def _spent(reply: Reply, longest: tuple[int, int]) -> tuple[int, int]:
     """Return the tokens spent: as the endpoint counts, or more than they can have been."""
-    usage = (reply.body or {}).get("usage")
-    usage = usage if isinstance(usage, dict) else {}
     found = []
     for name, most in zip(("prompt_tokens", "completion_tokens"), longest, strict=True):
-        count = usage.get(name)
-        counted = most
-        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
-            # No bill is as large as that; a float must be able to hold it.
-            counted = min(count, _LARGEST_COUNT)
+        count = _at(reply.body, "usage", name)
+        if not isinstance(count, int) or isinstance(count, bool) or count <= 0:
+            count = most
+        # No bill is as large as that; a float must be able to hold it.
+        counted = min(count, _LARGEST_COUNT)
         found.append(reply.unread * most + (counted if reply.answered else 0))
     return found[0], found[1]
 

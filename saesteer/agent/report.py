@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from saesteer.agent.budget import Budget
 from saesteer.agent.results import RECORDED, check_claim
 from saesteer.agent.settings import AgentConfig
-from saesteer.agent.state import Experiment, State
-from saesteer.report.sheet import Part, Remark, Sheet, Table, write_sheet
+from saesteer.agent.state import Budget, Experiment, State
+from saesteer.report import Report, Section, Table
+from saesteer.report.layout import Column, Remark, Tile
+from saesteer.tracking.queries import markdown_table
 from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.text import one_line
 
 REPORT, TEXT = "report.html", "report.md"
 SHOWN = 8
 PAGES = ("report.html", "figure.html", "metrics.json")
-_NO_ANSWER = "It ended without a conclusion; the notes say how far it came."
-_VERDICTS: dict[str, Literal["good", "open", "bad"]] = {
+NO_ANSWER = "It ended without a conclusion; the notes say how far it came."
+_MARKS: dict[str, Literal["good", "open", "bad"]] = {
     "supported": "good",
     "named": "open",
     "contradicted": "bad",
@@ -36,7 +38,7 @@ _ABOUT_VERDICTS = (
 def agent_metrics(config: AgentConfig, state: State, ended_by: str) -> dict[str, Any]:
     """Return `metrics.json`: the answer, every claim with its verdict, and what was spent."""
     finish = state.finish or {}
-    claims = [check_claim(state, claim)._asdict() for claim in finish.get("claims") or []]
+    claims = [check_claim(state, claim) for claim in finish.get("claims") or []]
     limits = config.budget.model_dump(mode="json")
     return {
         "name": config.name,
@@ -53,77 +55,89 @@ def agent_metrics(config: AgentConfig, state: State, ended_by: str) -> dict[str,
     }
 
 
-def write_agent_report(
-    folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]
-) -> None:
-    """Write the report as a page and as text."""
-    write_sheet(_sheet(folder, config, state, metrics), folder.path / REPORT)
-    words = _markdown(folder, config, state, metrics)
-    folder.write(TEXT, lambda draft: draft.write_text(words, encoding="utf-8", errors="replace"))
-
-
-def _sheet(folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]) -> Sheet:
+def agent_report(
+    folder: Path, config: AgentConfig, state: State, metrics: dict[str, Any]
+) -> Report:
+    """Return what page, text and terminal show of an agent's work."""
     used, limits, claims = metrics["spent"], config.budget, metrics["claims"]
     supported = metrics["verdicts"].get("supported", 0)
-    return Sheet(
+    spent = (
+        f"Spent: {used['experiments']} experiments, {used['tokens']:,} tokens, "
+        f"{used['seconds']:.0f} s; ended because {metrics['ended_by']}."
+    )
+    again = "the same command goes on from here, with a larger --budget if that is spent"
+    listed = f"saesteer runs filter group={folder.name} --root {config.folder}"
+    return Report(
         kind="agent",
         title=config.goal,
-        lead=str(metrics["answer"] or _NO_ANSWER),
+        lead=str(metrics["answer"] or NO_ANSWER),
         facts={
             "planner": metrics["planner"],
             "seed": config.seed,
             "ended because": metrics["ended_by"],
         },
         remarks=[
-            Remark(
-                f"{claim['claim']} ({claim['verdict']}: {claim['remark']})",
-                _VERDICTS[claim["verdict"]],
-            )
-            for claim in claims
+            Remark(f"{c['claim']} ({c['verdict']}: {c['remark']})", _MARKS[c["verdict"]])
+            for c in claims
         ],
         tiles=(
-            ("Experiments", str(used["experiments"]), f"of {limits.experiments} allowed"),
-            ("Claims supported", f"{supported} of {len(claims)}", "checked by the program"),
-            ("Tokens", f"{used['tokens']:,}", f"cost {used['money']:g}"),
-            ("Time", f"{used['seconds']:.0f} s", f"of {limits.seconds:.0f} s allowed"),
+            Tile("Experiments", str(used["experiments"]), f"of {limits.experiments} allowed"),
+            Tile("Claims supported", f"{supported} of {len(claims)}", "checked by the program"),
+            Tile("Tokens", f"{used['tokens']:,}", f"cost {used['money']:g}"),
+            Tile("Time", f"{used['seconds']:.0f} s", f"of {limits.seconds:.0f} s allowed"),
         ),
-        parts=(
-            Part("Method", _method(config)),
-            Part(
+        sections=(
+            Section("Method", _method(config)),
+            Section(
                 "Results",
-                items=[_experiment_table(folder, state)],
+                items=[_experiment_table(folder, state, spent)],
                 note="Every experiment is a run of its own, in the folder it links to.",
             ),
-            Part("Notes", "" if state.notes else "No note was written.", [_note_table(state)]),
-            Part("What would refute it", str(metrics["would_refute"] or "Nothing was named.")),
-            Part(
+            Section("Notes", "" if state.notes else "No note was written.", [_note_table(state)]),
+            Section("What would refute it", str(metrics["would_refute"] or "Nothing was named.")),
+            Section(
                 "Claims",
                 "Each claim was held against the experiments that it names.",
                 [_claim_table(folder, state, claims)],
                 _ABOUT_VERDICTS,
             ),
         ),
+        beside=(TEXT,),
+        commands=[listed if metrics["answer"] else again],
     )
 
 
-def _experiment_table(folder: RunFolder, state: State) -> Table:
-    rows = [
-        [e.name, e.kind, _settings(e), e.status, _numbers(e), e.reason, round(e.seconds, 1)]
-        for e in state.experiments
+def write_agent_report(folder: RunFolder, report: Report) -> None:
+    """Write the report as a page and as text."""
+    report.write(folder.path / REPORT)
+    words = _markdown(report)
+    folder.write(TEXT, lambda draft: draft.write_text(words, encoding="utf-8", errors="replace"))
+
+
+def _experiment_table(folder: Path, state: State, note: str) -> Table:
+    columns = [
+        Column("experiment", lambda e: e.name, printed=True),
+        Column("kind", lambda e: e.kind),
+        Column("settings", _settings, printed=True),
+        Column("status", lambda e: e.status, printed=True),
+        Column("found", _numbers, printed=True),
+        Column("why", lambda e: e.reason),
+        Column("seconds", lambda e: round(e.seconds, 1)),
     ]
-    columns = ["experiment", "kind", "settings", "status", "found", "why", "seconds"]
-    return Table(columns, rows, links=[_link(folder, e) for e in state.experiments])
+    links = [_link(folder, e) for e in state.experiments]
+    return Table.of(state.experiments, columns, links=links, note=note)
 
 
 def _note_table(state: State) -> Table:
-    rows = [
-        [note["observation"], note["hypothesis"], ", ".join(note["evidence"]) or "none"]
-        for note in state.notes
+    columns = [
+        Column("observation", "observation"),
+        Column("hypothesis", "hypothesis"),
+        Column("evidence", lambda note: ", ".join(note["evidence"]) or "none"),
     ]
-    return Table(["observation", "hypothesis", "evidence"], rows)
+    return Table.of(state.notes, columns)
 
 
-def _claim_table(folder: RunFolder, state: State, claims: list[dict[str, Any]]) -> Table:
+def _claim_table(folder: Path, state: State, claims: list[dict[str, Any]]) -> Table:
     """Return the claims, a row for each run that supports one, which the row leads to."""
     rows, links = [], []
     for claim in claims:
@@ -136,30 +150,23 @@ def _claim_table(folder: RunFolder, state: State, claims: list[dict[str, Any]]) 
     return Table(["run", "claim", "verdict", "what the program found"], rows, links=links)
 
 
-def _markdown(folder: RunFolder, config: AgentConfig, state: State, metrics: dict[str, Any]) -> str:
-    def linked(name: str) -> str:
-        link = _link(folder, state.experiment(name))
-        return f"[{name}](<{link}>)" if link else name
-
-    lines = [f"# {_line(config.goal)}", "", str(metrics["answer"] or _NO_ANSWER), ""]
-    lines += ["## Method", "", _line(_method(config)), "", "## Claims", ""]
-    for claim in metrics["claims"]:
-        runs = ", ".join(map(linked, claim["experiments"])) or "no run"
-        said = f"{_line(claim['claim'])} ({_line(claim['remark'])})"
-        lines.append(f"- **{claim['verdict']}** by {runs}: {said}")
-    lines += ["", "## Experiments", "", "| experiment | settings | status | found |"]
-    lines.append("| --- | --- | --- | --- |")
-    for e in state.experiments:
-        what, found = _line(f"{e.kind} {_settings(e)}"), _line(_numbers(e))
-        cells = [cell.replace("|", "\\|") for cell in (what, e.status, found)]
-        lines.append(f"| {linked(e.name)} | {' | '.join(cells)} |")
-    lines += ["", "## Notes", ""]
-    for note in state.notes:
-        evidence = ", ".join(note["evidence"]) or "no evidence"
-        seen, then = _line(note["observation"]), _line(note["hypothesis"])
-        lines.append(f"- {seen} Hypothesis: {then} ({evidence})")
-    lines += ["", "## What would refute it", "", _line(metrics["would_refute"] or "Not named."), ""]
-    return "\n".join(lines)
+def _markdown(report: Report) -> str:
+    """Return a report's words and tables as Markdown; a row's first cell links to its run."""
+    parts = [f"# {one_line(report.title, None)}", report.lead]
+    for section in report.sections:
+        parts += [f"## {section.title}", one_line(section.about, None)]
+        for item in section.items:
+            assert isinstance(item, Table)
+            rows = []
+            for at, row in enumerate(item.rows):
+                cells = dict(zip(item.columns, row, strict=True))
+                link = item.link(at)
+                if link:
+                    cells[item.columns[0]] = f"[{row[0]}](<{link}>)"
+                rows.append(cells)
+            parts += [markdown_table(rows), item.note]
+        parts.append(section.note)
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _method(config: AgentConfig) -> str:
@@ -182,13 +189,13 @@ def _method(config: AgentConfig) -> str:
     )
 
 
-def _link(folder: RunFolder, experiment: Experiment | None) -> str:
+def _link(folder: Path, experiment: Experiment | None) -> str:
     """Return the address of an experiment's page from the agent's, "" where there is none."""
     if experiment is None or experiment.folder is None:
         return ""
     place = Path(experiment.folder)
     page = next((place / name for name in PAGES if (place / name).is_file()), place)
-    return quote(Path(os.path.relpath(page, folder.path)).as_posix())
+    return quote(Path(os.path.relpath(page, folder)).as_posix())
 
 
 def _settings(experiment: Experiment) -> str:
@@ -204,7 +211,3 @@ def _numbers(experiment: Experiment) -> str:
         for name, value in list(experiment.headline.items())[:SHOWN]
     }
     return ", ".join(f"{name} {value}" for name, value in shown.items())
-
-
-def _line(words: object) -> str:
-    return " ".join(str(words).split())

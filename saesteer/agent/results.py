@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from saesteer.agent.state import Experiment, State
 from saesteer.experiments.results import METRICS, RECORD
 from saesteer.utils.errors import DataError, OutputError
 from saesteer.utils.run_folder import RunFolder
 
+Verdict = Literal["supported", "named", "contradicted", "unsupported"]
 RECORDED = "recorded"
 SHOWN_NUMBERS = 16
 # Numbers are quoted to three or four digits.
@@ -32,12 +33,10 @@ def metrics_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def look_up(value: Any, path: Sequence[str]) -> Any:
-    """Return what stands at a path in nested records.
+    """Return what stands at a path in nested records, as JSON has them.
 
-    Args:
-        value: Records, as JSON has them.
-        path: Keys from outside in; in a list a place (from 0, or -1 for the last), or "field=word"
-            for the record whose field is that word.
+    The path has keys from outside in; in a list a place (from 0, or -1 for the last), or
+    "field=word" for the record whose field is that word.
     """
     for depth, part in enumerate(path):
         found = list(_step(value, str(part)))
@@ -96,47 +95,47 @@ def aggregate(
     return found.reset_index().to_dict("records")  # type: ignore[return-value]
 
 
-class CheckedClaim(NamedTuple):
-    """A claim, the finished experiments that it names, and what the program found.
+def check_claim(state: State, claim: dict[str, Any]) -> dict[str, Any]:
+    """Hold a claim against the experiments it names; the program judges, not the planner.
 
-    "supported": its number stands in every experiment it names; "named": it names finished
-    experiments and no number, so that a person has to read them; "contradicted": the experiments
-    hold another number; "unsupported": it names no experiment, or one that did not finish.
+    Its verdict is "supported" where its number stands in every experiment it names; "named" where
+    it names finished experiments and no number, so that a person has to read them; "contradicted"
+    where the experiments hold another number; "unsupported" where it names no experiment, or one
+    that did not finish.
     """
+    wanted = dict.fromkeys(map(str, claim.get("experiments") or []))
+    named = {name: state.experiment(name) for name in wanted}
+    finished = [e for e in named.values() if e is not None and e.status == "finished"]
+    names = [experiment.name for experiment in finished]
+    verdict, remark = _verdict(
+        finished, [name for name in named if name not in names], claim.get("path"), claim["value"]
+    )
+    return {"claim": claim["claim"], "experiments": names, "verdict": verdict, "remark": remark}
 
-    claim: str
-    experiments: tuple[str, ...]
-    verdict: Literal["supported", "named", "contradicted", "unsupported"]
-    remark: str
 
-
-def check_claim(state: State, claim: dict[str, Any]) -> CheckedClaim:
-    """Hold a claim against the experiments it names; the program judges, not the planner."""
-    words, finished, unknown = str(claim.get("claim", "")), [], []
-    for name in dict.fromkeys(claim.get("experiments") or []):
-        experiment = state.experiment(name)
-        if experiment is not None and experiment.status == "finished":
-            finished.append(experiment)
-        else:
-            unknown.append(str(name))
-    names = tuple(experiment.name for experiment in finished)
-    if unknown or not finished:
-        said = f"{', '.join(unknown)} did not finish" if unknown else "it names no experiment"
-        return CheckedClaim(words, names, "unsupported", said)
-    path, value = claim.get("path") or [], claim.get("value")
+def _verdict(
+    finished: Sequence[Experiment],
+    unknown: Sequence[str],
+    path: Sequence[str] | None,
+    value: float | None,
+) -> tuple[Verdict, str]:
+    if unknown:
+        return "unsupported", f"{', '.join(unknown)} did not finish"
+    if not finished:
+        return "unsupported", "it names no experiment"
     if not path or value is None:
-        return CheckedClaim(words, names, "named", "no number to check; read the experiments")
+        return "named", "no number to check; read the experiments"
     there: dict[str, float] = {}
     for experiment in finished:
         try:
             there[experiment.name] = number_at(metrics_of(experiment), path)
         except DataError as error:
-            return CheckedClaim(words, names, "contradicted", f"{experiment.name}: {error}")
+            return "contradicted", f"{experiment.name}: {error}"
     shown = ", ".join(f"{name}: {found:.4g}" for name, found in there.items())
     remark = f"{'.'.join(map(str, path))} is {shown}"
     if all(math.isclose(n, value, rel_tol=TOLERANCE, abs_tol=1e-6) for n in there.values()):
-        return CheckedClaim(words, names, "supported", remark)
-    return CheckedClaim(words, names, "contradicted", f"{remark}, not {value:.4g}")
+        return "supported", remark
+    return "contradicted", f"{remark}, not {value:.4g}"
 
 
 def _step(value: Any, part: str) -> Iterator[Any]:

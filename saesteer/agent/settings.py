@@ -66,16 +66,9 @@ class PlannerSettings(Settings):
 
     def endpoint(self) -> Endpoint:
         """Return whom to ask."""
-        return Endpoint(
-            model=self.model or "",
-            base_url=self.base_url,
-            key_variable=self.key_variable,
-            timeout=self.timeout,
-            attempts=self.attempts,
-            first_wait=self.first_wait,
-            max_tokens=self.max_tokens,
-            called="the planner",
-        )
+        names = ("base_url", "key_variable", "timeout", "attempts", "first_wait", "max_tokens")
+        asked: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return Endpoint(model=self.model or "", called="the planner", **asked)
 
 
 class SearchSettings(Settings):
@@ -83,7 +76,6 @@ class SearchSettings(Settings):
 
     Li et al., "Hyperband", JMLR 18 (2018), section 2: all candidates are measured cheaply, the
     best share of them again at more cost, until one is left.
-
     """
 
     kind: Kind
@@ -183,5 +175,9 @@ class AgentConfig(Settings):
         reached = {"base_url", "key_variable", "timeout", "attempts", "first_wait"}
         planner = {*reached, "price_in", "price_out"}
         left_out: Any = {"folder": True, "budget": True, "tracking": True, "planner": planner}
-        record = self.model_dump(mode="json", exclude=left_out)
-        return short_hash(record)
+        return short_hash(self.model_dump(mode="json", exclude=left_out))
+
+    @property
+    def path(self) -> Path:
+        """Where an agent of these settings is kept; its name is its experiments' group."""
+        return Path(self.folder) / f"{self.name}-{self.digest()}"

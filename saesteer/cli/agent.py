@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saesteer.cli.options import Overrides
+from saesteer.cli.options import DryRun, Overrides
+
+if TYPE_CHECKING:
+    from saesteer.agent import AgentConfig
 
 
 def agent_command(
@@ -27,19 +31,13 @@ def agent_command(
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="The endpoint's address.")] = None,
     set_: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Plan experiments, run them within a budget, keep notes, and write a report."""
-    import json
-
     from saesteer.agent import AgentConfig, run_agent
-    from saesteer.agent.loop import agent_folder, check_agent
     from saesteer.agent.settings import DEFAULT
-    from saesteer.cli.show import console
-    from saesteer.cli.show_agent import show_agent, show_agent_plan
-    from saesteer.utils.progress import Progress, terminal_progress
+    from saesteer.report.terminal import console
+    from saesteer.utils.progress import terminal_progress
     from saesteer.utils.settings import load_config
 
     given = {"goal": goal, "budget.experiments": budget, "planner.model": model}
@@ -48,7 +46,25 @@ def agent_command(
     overrides += set_ or ()
     settings = load_config(config or DEFAULT, overrides, kind=AgentConfig)
     if dry_run:
-        experiments = check_agent(settings, Progress())
-        show_agent_plan(settings, experiments, agent_folder(settings), console())
+        _show_plan(settings)
         return
-    show_agent(run_agent(settings, terminal_progress()), console())
+    result = run_agent(settings, terminal_progress())
+    result.report.print(console(), result.folder.path)
+
+
+def _show_plan(config: AgentConfig) -> None:
+    from saesteer.agent.loop import check_agent
+    from saesteer.report import Table
+    from saesteer.report.terminal import show_plan
+    from saesteer.utils.progress import Progress
+
+    kinds, budget = check_agent(config, Progress()).kinds, config.budget
+    money = "" if budget.money is None else f", money {budget.money:g}"
+    fields = {
+        "goal": config.goal,
+        "planner": config.planner.model or "seeded, without a language model",
+        "budget": f"{budget.experiments} experiments, {budget.tokens:,} tokens{money}, "
+        f"{budget.seconds:.0f} s, {budget.most_turns} answers",
+    }
+    rows = [[name, kind.about] for name, kind in kinds.items()]
+    show_plan(fields, config.path, [Table(["kind", "what it finds"], rows, most=len(rows))])

@@ -13,13 +13,13 @@ def configs_command(
     ] = None,
 ) -> None:
     """List the bundled configurations, or print one with all its settings."""
-    from saesteer.cli.show import console, table
     from saesteer.experiments.bundled import OTHERS, bundled_configs, find_config
+    from saesteer.report.terminal import console, grid
     from saesteer.utils.errors import ConfigError
     from saesteer.utils.text import nearest
 
     if name is None:
-        listed = table("name", "kind", "about")
+        listed = grid("name", "kind", "about")
         for one in bundled_configs():
             listed.add_row(one.name, one.kind, one.about)
         console().print(listed)

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from saesteer.cli.options import AsJson
+
 
 def doctor_command(
     model: Annotated[str, typer.Option(help="The model.")] = "smollm2",
@@ -19,14 +21,15 @@ def doctor_command(
     limit: Annotated[int, typer.Option(min=1, help="The most texts to measure on.")] = 60,
     context: Annotated[int, typer.Option(min=2, help="The most tokens of each text.")] = 256,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure on text whether a model and an SAE belong together."""
-    from saesteer.cli.show import show_doctor
     from saesteer.data import datasets_folder, read_texts
     from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model
     from saesteer.models.resolve import check_shape, resolve_model
+    from saesteer.report.sae import sae_report
+    from saesteer.report.terminal import console
     from saesteer.saes.doctor import doctor, rows_for
     from saesteer.saes.loading import check_planned, load_sae, resolve_sae
     from saesteer.utils.progress import terminal_progress
@@ -49,4 +52,4 @@ def doctor_command(
     if as_json:
         typer.echo(json.dumps(finite(asdict(report)), indent=2))
     else:
-        show_doctor(report, sae, model, str(loaded.site))
+        sae_report(report, sae, model, str(loaded.site)).print(console())

@@ -142,6 +142,7 @@ def _run(
     **options: Any,
 ) -> None:
     from saesteer.experiments.registry import experiment_named, full_yaml, load_experiments
+    from saesteer.sweeps.overrides import swept_overrides
     from saesteer.utils.errors import ConfigError
     from saesteer.utils.progress import terminal_progress
 
@@ -154,7 +155,8 @@ def _run(
             f"there is nothing to run; give a name, a file of data or a YAML file (saesteer "
             f"configs lists the bundled ones of kind {kind})."
         )
-    overrides = [*_shortcuts(name or kind, options), *(set_ or ()), *_swept(settings)]
+    swept = swept_overrides(settings, os.environ)
+    overrides = [*_shortcuts(name or kind, options), *(set_ or ()), *swept]
     # All of them are read before the first one is run.
     configs = load_experiments(sources, overrides, kind=kind)
     if print_config:
@@ -186,12 +188,6 @@ def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return sources, and settings of the form key=value."""
     settings = [word for word in words if _SETTING.match(word) and not os.path.exists(word)]
     return [word for word in words if word not in settings], settings
-
-
-def _swept(settings: Sequence[str]) -> list[str]:
-    from saesteer.sweeps.overrides import swept_overrides
-
-    return swept_overrides(settings, os.environ)
 
 
 def _shortcuts(command: str, options: dict[str, Any]) -> list[str]:
@@ -227,7 +223,7 @@ def _show_plan(kind: str, experiment: Any) -> None:
 
         show_steer_plan(experiment)
     elif kind == "compare":
-        from saesteer.cli.show_compare import show_compare_plan
+        from saesteer.cli.show import show_compare_plan
 
         show_compare_plan(experiment.plan)
     elif kind == "corrupt":
@@ -243,11 +239,11 @@ def _show_plan(kind: str, experiment: Any) -> None:
 
         show_probe_plan(experiment.plan)
     else:
-        planned = _planned(experiment)
-        typer.echo(f"site    {experiment.config.site} of {experiment.plan.model.name}")
-        typer.echo(f"folder  {planned['folder']}")
-        typer.echo(f"to do   {', '.join(planned['to_do']) or 'nothing'}")
-        typer.echo("Nothing was loaded or written.")
+        from saesteer.report.terminal import show_plan
+
+        site = f"{experiment.config.site} of {experiment.plan.model.name}"
+        to_do = ", ".join(stage.name for stage in experiment.pending()) or "nothing"
+        show_plan({"site": site, "to do": to_do}, experiment.folder.path)
 
 
 def _show_found(experiment: Any, results: Any, *, suggest: bool) -> None:

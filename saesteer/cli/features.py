@@ -30,7 +30,8 @@ def features_command(
 ) -> None:
     """Show the features of a run's vector, with links to Neuronpedia where it has the SAE."""
     from saesteer.cli.feature_source import known_source
-    from saesteer.cli.show import console, show_features
+    from saesteer.report.features import cluster_colours, feature_table
+    from saesteer.report.terminal import console, print_table
 
     rows, sae, name, noted = _read(folder)
     where = known_source(sae, source, noted)
@@ -46,7 +47,8 @@ def features_command(
             return
         if where is not None:
             _describe(kept[:top], where, fetch)
-        show_features(rows, top)
+        table = feature_table(kept, cluster_colours([row["cluster"] for row in kept]), most=top)
+        print_table(console(), table, where="features.parquet")
     except (KeyError, TypeError, ValueError) as error:
         raise OutputError(
             f"{folder / 'features.json'} holds no features of a run ({error!r}); delete it and "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -19,13 +22,10 @@ from saesteer.cli import (
     patch,
     probe,
     runs,
-    sae,
     sweep,
     vector,
-    worker,
 )
 from saesteer.cli.experiment import experiment_command
-from saesteer.cli.quiet import quiet_libraries
 from saesteer.utils.errors import SaesteerError
 
 
@@ -48,6 +48,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Steer language models with sparse-autoencoder features, with evidence that it works.",
 )
+sae_app = typer.Typer(no_args_is_help=True, help="Train sparse autoencoders.")
+# With a callback it stays a group, though it has one command.
+sae_app.callback()(lambda: None)
+sae_app.command("train")(
+    experiment_command(
+        "train_sae", "Train an SAE, going on where an earlier run of the same settings stopped."
+    )
+)
 STEER = "From contrastive pairs to a steered model, with evidence on held-out pairs."
 app.command("steer")(experiment_command("steer", STEER))
 app.command("run")(experiment_command("steer", f"{STEER} The older name of steer."))
@@ -63,13 +71,13 @@ app.command("features")(features.features_command)
 app.command("configs")(configs.configs_command)
 app.command("agent")(agent.agent_command)
 app.command("sweep")(sweep.sweep_command)
-app.command("worker")(worker.worker_command)
+app.command("worker")(sweep.worker_command)
 app.add_typer(patch.app, name="patch")
 app.add_typer(probe.app, name="probe")
 app.add_typer(corrupt.app, name="corrupt")
 app.add_typer(neuronpedia.app, name="neuronpedia")
 app.add_typer(runs.app, name="runs")
-app.add_typer(sae.app, name="sae")
+app.add_typer(sae_app, name="sae")
 app.add_typer(vector.app, name="vector")
 
 
@@ -94,9 +102,20 @@ def _root(
     pass
 
 
+def _quiet_libraries() -> None:
+    """Silence libraries' own bars and notices, which would drown ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("transformers", "transformer_lens", "sae_lens"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def main() -> None:
     """Run the command line; an error of ours is one sentence and exit code 2."""
-    quiet_libraries()
+    _quiet_libraries()
     try:
         app(prog_name="saesteer")
     except SaesteerError as error:

@@ -47,7 +47,6 @@ def vector_of_words(
     where: FeatureSource, chosen: list[int], words: str, model: str | None
 ) -> SteeringVector:
     """Return the vector of some features, each at its largest activation on text."""
-    from saesteer.methods.chosen_features import vector_of_features
     from saesteer.methods.features import vector_of_features
     from saesteer.saes.loading import load_sae
 

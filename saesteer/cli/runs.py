@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saesteer.cli.options import AsJson
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from saesteer.tracking import Run
 
 app = typer.Typer(no_args_is_help=True, help="Find recorded runs again, and hold them together.")
@@ -30,6 +34,9 @@ SortField = Annotated[str | None, typer.Option("--sort", help="The field to sort
 Descending = Annotated[bool, typer.Option("--desc", help="Largest first.")]
 Limit = Annotated[int, typer.Option(min=0, help="The most runs to show; 0 for all.")]
 Name = Annotated[str, typer.Argument(help="A run's id, the beginning of one, or its folder.")]
+HEADLINE = "metrics.effect"
+LONGEST = 60
+STYLES = {"failed": "red", "killed": "red", "stopped": "yellow", "running": "cyan"}
 
 
 @app.command("list")
@@ -39,7 +46,7 @@ def list_command(
     sort: SortField = None,
     desc: Descending = False,
     limit: Limit = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs, the latest first."""
     found = _selected(root, None, sort, desc)
@@ -66,7 +73,7 @@ def filter_command(
     with_: Annotated[
         str, typer.Option("--with", help="Aggregates: count,mean,median,std,min,max.")
     ] = "count,mean,std",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs that meet conditions, or aggregate them to a markdown table.
 
@@ -88,42 +95,46 @@ def filter_command(
 
 
 @app.command("show")
-def show_command(
-    run: Name,
-    root: Root = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def show_command(run: Name, root: Root = Path("runs"), as_json: AsJson = False) -> None:
     """Show all that is known of a run."""
-    from saesteer.cli.show import console
-    from saesteer.cli.show_runs import show_run
     from saesteer.tracking import find_run
 
     found = find_run(root, run)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        _print_json(found.as_dict())
     else:
-        show_run(found, console())
+        _show_run(found)
 
 
 @app.command("compare")
 def compare_command(
     runs: Annotated[list[str], typer.Argument(help="Two runs or more: ids or folders.")],
     root: Root = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the settings in which runs differ, and their metrics side by side."""
-    from saesteer.cli.show import console
-    from saesteer.cli.show_runs import comparison, show_comparison
     from saesteer.tracking import find_run
+    from saesteer.tracking.queries import MISSING, side_by_side
     from saesteer.utils.errors import DataError
 
     found = [find_run(root, name) for name in runs]
     if len({run.folder.resolve() for run in found}) < 2:
         raise DataError("one run has nothing to be compared with; give two runs or more.")
-    if as_json:
-        typer.echo(json.dumps(comparison(found), indent=2, ensure_ascii=False))
-    else:
-        show_comparison(found, console())
+    settings = side_by_side([run.config for run in found], differing=True)
+    metrics = side_by_side([run.metrics for run in found])
+    if not as_json:
+        _show_comparison(found, settings, metrics)
+        return
+    ids = [run.id for run in found]
+
+    def named(rows: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            name: {i: v for i, v in zip(ids, values, strict=True) if v is not MISSING}
+            for name, values in rows.items()
+        }
+
+    about = {run.id: {"name": run.name, "folder": str(run.folder)} for run in found}
+    _print_json({"runs": about, "settings": named(settings), "metrics": named(metrics)})
 
 
 @app.command("export")
@@ -168,12 +179,129 @@ def _selected(
     return sort_runs(found, sort, descending=desc) if sort else found
 
 
-def _show(found: list[Run], columns: Sequence[str] | None, limit: int, as_json: bool) -> None:
-    from saesteer.cli.show import console
-    from saesteer.cli.show_runs import show_runs
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
+
+def _show(runs: list[Run], columns: Sequence[str] | None, limit: int, as_json: bool) -> None:
+    """Print runs, one a line."""
+    from rich.text import Text
+
+    from saesteer.report.terminal import console, grid
+    from saesteer.tracking.queries import check_fields, field_of, shown
+
+    listed = [run.as_dict() for run in runs]
     if as_json:
-        listed = [run.as_dict() for run in found[: limit or None]]
-        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
-    else:
-        show_runs(found, console(), columns=columns or (), limit=limit)
+        _print_json(listed[: limit or None])
+        return
+    columns = columns or ()
+    check_fields(listed, columns)
+    if not columns and any(isinstance(field_of(v, HEADLINE), int | float) for v in listed):
+        columns = (HEADLINE,)
+    names = [column.rpartition(".")[2] for column in columns]
+    made = grid("id", "kind", "name", "status", "started", ("took", "right"), *names)
+    for values in listed[: limit or None]:
+        made.add_row(
+            values["id"],
+            values["kind"],
+            Text(shown(values["name"])),
+            Text(values["status"], style=STYLES.get(values["status"], "")),
+            _when(values["started"]),
+            _took(values["seconds"]),
+            *(Text(_short(field_of(values, column))) for column in columns),
+        )
+    made.columns[0].no_wrap = made.columns[4].no_wrap = True
+    out = console()
+    out.print(made)
+    if limit and len(runs) > limit:
+        out.print(f"... and {len(runs) - limit} more; --limit 0 shows all")
+
+
+def _show_run(run: Run) -> None:
+    from rich.text import Text
+
+    from saesteer.report.terminal import console, heading, print_fields
+    from saesteer.tracking.queries import shown
+    from saesteer.utils.values import flatten
+
+    out, stage, copy = console(), run.record.get("stage"), run.record.get("wandb")
+    in_stage = stage if run.status in ("running", "killed") else None
+    places = (copy.get("url"), copy.get("folder"), copy.get("mode")) if copy else ()
+    facts = {
+        "run": f"{run.id}, {run.kind} {run.name}",
+        "status": run.status + (f" in stage {in_stage}" if in_stage else ""),
+        "error": run.error,
+        "folder": str(run.folder),
+        "started": _when(run.started),
+        "took": _took(run.seconds),
+        "tags": ", ".join(run.tags),
+        "group": run.group,
+        "part of": run.parent,
+        "commit": run.commit,
+        "W&B": next(filter(None, places), None),
+    }
+    print_fields(out, {key: value for key, value in facts.items() if value})
+    for title, values in (
+        ("Settings", run.config),
+        ("Metrics", run.metrics),
+        ("Seconds", run.stages),
+        ("Files", run.record.get("artifacts") or {}),
+        ("Versions", run.versions),
+    ):
+        if values:
+            heading(out, title)
+            print_fields(out, {key: shown(value) for key, value in flatten(values).items()})
+    if run.notes:
+        heading(out, "Notes")
+    for note in run.notes:
+        parts = {key: value for key, value in note.items() if key not in ("time", "text")}
+        words = [str(note["text"])] if "text" in note else []
+        words += [f"{key}: {shown(value)}" for key, value in parts.items()]
+        out.print(Text(f"{_when(note.get('time'))}  {'; '.join(words)}"))
+
+
+def _show_comparison(
+    runs: Sequence[Run], settings: Mapping[str, list[Any]], metrics: Mapping[str, list[Any]]
+) -> None:
+    from saesteer.report.terminal import console, heading
+
+    out = console()
+    facts = ("name", "kind", "status", "commit")
+    out.print(_beside(runs, {name: [getattr(run, name) for run in runs] for name in facts}))
+    heading(out, "Settings that differ" if settings else "The settings are the same")
+    if settings:
+        out.print(_beside(runs, settings))
+    if metrics:
+        heading(out, "Metrics")
+        out.print(_beside(runs, metrics))
+
+
+def _beside(runs: Sequence[Run], rows: Mapping[str, list[Any]]) -> Table:
+    from rich.text import Text
+
+    from saesteer.report.terminal import grid
+
+    made = grid("", *(run.id for run in runs))
+    for name, values in rows.items():
+        made.add_row(Text(name), *(Text(_short(value)) for value in values))
+    return made
+
+
+def _short(value: Any) -> str:
+    from saesteer.tracking.queries import shown
+
+    text = " ".join(shown(value).split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _when(text: object) -> str:
+    return str(text or "")[:16].replace("T", " ")
+
+
+def _took(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"

@@ -1,34 +1,28 @@
-"""What commands print besides reports: vectors, features, completions, an SAE's figures."""
+"""What commands print besides reports: plans of experiments, and completions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from saesteer.report import Table
-from saesteer.report.features import cluster_colours, feature_table
-from saesteer.report.layout import Column
 from saesteer.report.steer import completion_texts
 from saesteer.report.terminal import (
     console,
     grid,
     heading,
     one_line,
-    print_fields,
     print_links,
-    print_table,
     print_texts,
     show_plan,
 )
 from saesteer.report.wording import known
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saesteer.experiments.compare.plan import ComparePlan
     from saesteer.experiments.steer.experiment import Steer
-    from saesteer.saes.doctor import DoctorReport
-    from saesteer.steering import SteeringVector
 
 # The names that other commands know these by.
 table, show_links = grid, print_links
@@ -38,6 +32,12 @@ __all__ = ["console", "heading", "number", "one_line", "show_links", "show_plan"
 def number(value: float | None, form: str) -> str:
     """Return a number in a format, or "none" where it could not be computed."""
     return format(value, form) if known(value) else "none"
+
+
+def show_completions(records: Sequence[Mapping[str, Any]], out: Console | None = None) -> None:
+    """Print completions by prompt, as `GenerationResult.to_dicts` gives them."""
+    for texts in completion_texts(records):
+        print_texts(out or console(), texts)
 
 
 def show_steer_plan(experiment: Steer) -> None:
@@ -75,55 +75,23 @@ def _method_line(config: Any) -> str:
     return f"{label}: {settings}" if settings else label
 
 
-def show_vector(vector: SteeringVector, top: int = 32) -> None:
-    """Print where a vector belongs, how long it is and what it is made of."""
-    from saesteer.saes.labels import feature_url, noted_place
-
-    out = console()
-    lengths = {"residual norm": vector.residual_norm, "length at max_act": vector.max_act}
-    rows = {
-        "name": f"{vector.name} ({vector.method})",
-        "site": vector.site,
-        "model": f"{vector.model}, {vector.d_model} wide",
-        "SAE": vector.sae or "none",
-        "norm": f"{vector.norm:.4g}",
-        **{name: "unknown" if value is None else f"{value:.4g}" for name, value in lengths.items()},
-        "read at": vector.read_positions,
-        "written at": vector.positions,
-        "features": len(vector.sae_features),
-    }
-    print_fields(out, rows)
-    if not vector.sae_features:
-        return
-    place = noted_place(vector.provenance)
-    columns = [
-        Column("feature", "index"),
-        Column("weight", "weight", "+.3f"),
-        Column("cluster", "cluster"),
-        Column("description", "description"),
-    ]
-    rows = [asdict(feature) for feature in vector.sae_features]
-    links = [feature_url(place, row["index"]) or "" for row in rows]
-    made = Table.of(rows, columns, links=links, most=top)
-    out.print()
-    print_table(out, made, where="the vector")
-
-
-def show_features(features: Sequence[Mapping[str, Any]], top: int = 16) -> None:
-    """Print features with weight, cluster and description, strongest first."""
-    kept = [row for row in features if row["weight"]]
-    colours = cluster_colours([row["cluster"] for row in kept])
-    print_table(console(), feature_table(kept, colours, most=top), where="features.parquet")
-
-
-def show_completions(records: Sequence[Mapping[str, Any]], out: Console | None = None) -> None:
-    """Print completions by prompt, as `GenerationResult.to_dicts` gives them."""
-    for texts in completion_texts(records):
-        print_texts(out or console(), texts)
-
-
-def show_doctor(report: DoctorReport, sae: str, model: str, site: str) -> None:
-    """Print the doctor's figures."""
-    from saesteer.report.sae import sae_report
-
-    sae_report(report, sae, model, site).print(console())
+def show_compare_plan(plan: ComparePlan) -> None:
+    """Print what a comparison would do."""
+    config, null = plan.config, plan.config.random
+    rows = []
+    for persona in plan.personas:
+        split = persona.splits[config.seeds[0]]
+        sizes = [len(part) for part in (split.train, split.validation, split.test)]
+        rows.append([persona.name, *sizes, "yes" if persona.done else "no"])
+    show_plan(
+        {
+            "name": config.name,
+            "model": f"{plan.model.name} with SAE {config.sae}",
+            "methods": ", ".join(method.name for method in config.methods),
+            "KL targets": ", ".join(map(str, config.evaluation.kl_targets)),
+            "seeds": ", ".join(map(str, config.seeds)),
+            "chance": f"null of {null.directions} directions and {null.features} feature sets",
+        },
+        plan.folder,
+        [Table(["persona", "train", "validation", "test", "done"], rows, most=len(rows))],
+    )

@@ -1,19 +1,24 @@
-"""`saesteer sweep`."""
+"""`saesteer sweep`, and `saesteer worker`: one worker of it, wherever its study can be seen."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saesteer.cli.options import Overrides
+from saesteer.cli.options import DryRun, Overrides
 
 if TYPE_CHECKING:
     from saesteer.sweeps.launch import Launch
     from saesteer.sweeps.study import SweepStudy
+    from saesteer.sweeps.sweep import Sweep, Trial
     from saesteer.utils.progress import Progress
+
+STUDY_URL = "SAESTEER_STUDY_URL"
 
 
 class Launcher(StrEnum):
@@ -44,7 +49,7 @@ def sweep_command(
     storage: Annotated[
         str | None,
         typer.Option(
-            envvar="SAESTEER_STUDY_URL",
+            envvar=STUDY_URL,
             show_envvar=True,
             help="A database's URL, where workers see no common folder.",
         ),
@@ -57,14 +62,10 @@ def sweep_command(
         float,
         typer.Option(min=1, help="Seconds of silence after which another machine counts as gone."),
     ] = 120.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, load and write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a sweep file, in W&B's own layout, and sum up what it found."""
-    from saesteer.cli.show import console
-    from saesteer.cli.show_sweep import show_sweep_plan
-    from saesteer.sweeps.launch import slurm_options
+    from saesteer.sweeps.launch import Launch, slurm_options
     from saesteer.sweeps.study import create_study
     from saesteer.sweeps.sweep_file import read_sweep
     from saesteer.utils.progress import terminal_progress
@@ -74,7 +75,7 @@ def sweep_command(
     trials = sweep.trials()
     sweep.check(trials)
     if dry_run:
-        show_sweep_plan(sweep, trials, console())
+        _show_plan(sweep, trials)
         return
     progress = terminal_progress()
     if sweep.early is not None:
@@ -85,22 +86,52 @@ def sweep_command(
     study.enqueue(trials)
     if retry_failed:
         progress.say(f"{study.retry_failed()} failed trials are tried again")
-    _run(study, workers, threads, launcher, options, progress)
+    launch = Launch(study, workers, sweep.folder / "logs", threads=threads, progress=progress)
+    _run(study, launch, launcher, options, progress)
+
+
+def worker_command(
+    study: Annotated[
+        str,
+        typer.Option(
+            envvar=STUDY_URL,
+            help="The folder of a sweep, or the URL of the database that holds it.",
+            show_envvar=True,
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Which of a database's studies; the only one if left out.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Leave after this many.")] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(help="Stay while others run trials, to take over those of workers that die."),
+    ] = True,
+    parent: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run trials of a sweep until none is left."""
+    from saesteer.sweeps.worker import run_worker
+    from saesteer.utils.progress import terminal_progress
+
+    # Whoever ends a worker gets its running trial back into the queue, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    worker = run_worker(study, name=name, trials=trials, wait=wait, parent=parent)
+    done = f"{worker.done} trials done, {worker.failed} failed"
+    taken = f", {worker.reclaimed} taken over" if worker.reclaimed else ""
+    terminal_progress().say(done + taken)
 
 
 def _run(
     study: SweepStudy,
-    workers: int,
-    threads: int | None,
+    launch: Launch,
     launcher: Launcher,
-    options: dict[str, object],
+    options: dict[str, Any],
     progress: Progress,
 ) -> None:
     """Run the trials that are left, and sum up whatever there is, also after Ctrl-C."""
-    from saesteer.cli.show import console
-    from saesteer.cli.show_sweep import Tally, show_sweep_result
-    from saesteer.sweeps.launch import Launch
-    from saesteer.sweeps.results import sweep_result, tell_sweep, write_results
+    from saesteer.report.sweep import sweep_report
+    from saesteer.report.terminal import console
+    from saesteer.sweeps.results import sweep_record, tell_sweep, write_results
     from saesteer.tracking import recorded_run
     from saesteer.utils.run_folder import RunFolder
     from saesteer.utils.settings import TrackingSettings
@@ -115,46 +146,56 @@ def _run(
         wandb=TrackingSettings.model_validate(sweep.base.get("tracking") or {}),
         progress=progress,
     ) as recorded:
-        tally = Tally(study, progress)
-        launch = Launch(workers, sweep.folder / "logs", threads, recorded.id, progress, tally)
+        launch.parent = recorded.id
         try:
-            if study.is_open() or _may_ask(study):
-                _work(study, launch, launcher, options)
-                tally()
+            if study.is_open() or study.may_ask():
+                _work(launch, launcher, options)
+                launch.tell()
         finally:
-            result = sweep_result(sweep, study.rows())
-            write_results(result, sweep.folder)
-        tell_sweep(recorded, result)
-    show_sweep_result(result, sweep.folder, console())
+            record = sweep_record(sweep, study.rows())
+            write_results(sweep, record)
+        tell_sweep(recorded, record)
+    sweep_report(record).print(console(), sweep.folder)
 
 
-def _may_ask(study: SweepStudy) -> bool:
-    return study.sweep.method == "bayes" and len(study.rows()) < (study.sweep.count or 0)
-
-
-def _work(
-    study: SweepStudy, launch: Launch, launcher: Launcher, options: dict[str, object]
-) -> None:
-    from saesteer.sweeps.launch import launch_local, launch_ray, launch_submitit, wait_for_jobs
-
-    if launcher is Launcher.ray:
-        launch_ray(study, launch)
-    elif launcher is Launcher.slurm:
-        jobs = launch_submitit(study, launch, options)
-        names = ", ".join(job.job_id for job in jobs)
-        launch.progress.say(f"Slurm jobs {names}; logs in {launch.logs}")
-        wait_for_jobs(study, launch, jobs)
-    elif launch.workers > 1:
-        launch_local(study, launch)
-    else:
-        _work_here(study, launch)
-
-
-def _work_here(study: SweepStudy, launch: Launch) -> None:
+def _work(launch: Launch, launcher: Launcher, options: dict[str, Any]) -> None:
     import torch
 
     from saesteer.sweeps.worker import Worker
 
-    if launch.threads is not None:
-        torch.set_num_threads(launch.threads)
-    Worker(study, launch.progress, parent=launch.parent).work()
+    if launcher is Launcher.ray:
+        launch.ray()
+    elif launcher is Launcher.slurm:
+        jobs = launch.submit(options)
+        names = ", ".join(job.job_id for job in jobs)
+        launch.progress.say(f"Slurm jobs {names}; logs in {launch.logs}")
+        launch.wait(jobs)
+    elif launch.workers > 1:
+        launch.local()
+    else:
+        if launch.threads is not None:
+            torch.set_num_threads(launch.threads)
+        Worker(launch.study, launch.progress, parent=launch.parent).work()
+
+
+def _show_plan(sweep: Sweep, trials: Sequence[Trial]) -> None:
+    from saesteer.report import Table
+    from saesteer.report.terminal import show_plan
+
+    rows = []
+    for parameter in sweep.parameters:
+        words = ", ".join(str(value) for value in parameter.values[:12])
+        if not words and parameter.min is None:
+            words = f"mean {parameter.mu:g}, sigma {parameter.sigma:g}"
+        words = words or f"{parameter.min:g} to {parameter.max:g}"
+        rows.append([parameter.name, parameter.distribution, words])
+    count = f"up to {sweep.count}" if sweep.method == "bayes" else len(trials)
+    fields = {
+        "sweep": sweep.name,
+        "runs": f"{count} trials of saesteer {sweep.kind} {sweep.base_file} ({sweep.method})",
+        "metric": f"{sweep.metric}, {sweep.goal}",
+    }
+    if sweep.early is not None:
+        fields["early"] = sweep.early.note(sweep.kind)
+    table = Table(["parameter", "drawn from", "values"], rows, most=len(rows))
+    show_plan(fields, sweep.folder, [table])

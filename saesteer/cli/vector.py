@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,39 @@ def show_command(
     top: Annotated[int, typer.Option(min=0, help="How many features to show.")] = 32,
 ) -> None:
     """Show where a vector belongs and what it is made of."""
-    from saesteer.cli.show import show_vector
+    from saesteer.report import Table
+    from saesteer.report.layout import Column
+    from saesteer.report.terminal import console, print_fields, print_table
+    from saesteer.saes.labels import feature_url, noted_place
     from saesteer.steering import SteeringVector
 
-    show_vector(SteeringVector.load(source), top)
+    vector, out = SteeringVector.load(source), console()
+    lengths = {"residual norm": vector.residual_norm, "length at max_act": vector.max_act}
+    fields = {
+        "name": f"{vector.name} ({vector.method})",
+        "site": vector.site,
+        "model": f"{vector.model}, {vector.d_model} wide",
+        "SAE": vector.sae or "none",
+        "norm": f"{vector.norm:.4g}",
+        **{name: "unknown" if value is None else f"{value:.4g}" for name, value in lengths.items()},
+        "read at": vector.read_positions,
+        "written at": vector.positions,
+        "features": len(vector.sae_features),
+    }
+    print_fields(out, fields)
+    if not vector.sae_features:
+        return
+    place = noted_place(vector.provenance)
+    columns = [
+        Column("feature", "index"),
+        Column("weight", "weight", "+.3f"),
+        Column("cluster", "cluster"),
+        Column("description", "description"),
+    ]
+    rows = [asdict(feature) for feature in vector.sae_features]
+    links = [feature_url(place, row["index"]) or "" for row in rows]
+    out.print()
+    print_table(out, Table.of(rows, columns, links=links, most=top), where="the vector")
 
 
 @app.command("export")

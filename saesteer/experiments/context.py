@@ -26,9 +26,7 @@ from saesteer.saes.labels import own_table
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable
 from saesteer.steering.divergence import FEWEST_TOKENS
-from saesteer.utils.array_cache import ArrayCache
-from saesteer.utils.cache import Cache
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import Cache, content_digest
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
 from saesteer.utils.progress import Progress
 
@@ -134,9 +132,9 @@ class Context:
         return numbers * sum(each) <= MEMORY_SHARE * memory_of(self._device)
 
     @cached_property
-    def arrays(self) -> ArrayCache:
+    def arrays(self) -> Cache:
         """Where gradients and metrics are kept, by content."""
-        return ArrayCache(self.plan.cache)
+        return Cache(self.plan.cache)
 
     @cached_property
     def sae(self) -> LensSae:

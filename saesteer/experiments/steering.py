@@ -16,7 +16,7 @@ from saesteer.models import Site
 from saesteer.models.reading import PairActivations, read_pair_activations
 from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
 from saesteer.steering.divergence import DivergenceMeter
-from saesteer.utils.array_cache import content_key
+from saesteer.utils.cache import content_key
 from saesteer.utils.errors import ModelError, SteeringError
 from saesteer.utils.run_folder import RunFolder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.loading import load_sae
 from saesteer.saes.training import SaeTrainingConfig, train_topk
 from saesteer.tracking import RecordedRun
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.files import write_atomic
 from saesteer.utils.run_folder import environment_record, write_record
 from saesteer.utils.settings import Source
@@ -237,7 +237,9 @@ class TrainSae(Experiment[SaeResults]):
     def report(self, results: SaeResults) -> Report:
         """Return the doctor's figures on held-out rows, and where the SAE is."""
         name, where = self.config.model.name, str(results.sae_folder)
-        return sae_report(results.doctor, where, name, self.config.site)
+        found = sae_report(results.doctor, where, name, self.config.site)
+        commands = [f"saesteer steer agreeableness --sae {{folder}}/{SAE}"]
+        return replace(found, page=CARD, commands=commands)
 
     def write_report(self) -> None:
         """Write the card."""

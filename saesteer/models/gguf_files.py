@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.models.compat import counting_tensors, quiet
-from saesteer.utils.cache_folder import build_once, cache_folder
+from saesteer.utils.cache import build_once, cache_folder
 from saesteer.utils.errors import ModelError, OutputError
 from saesteer.utils.progress import Progress
 from saesteer.utils.text import one_line

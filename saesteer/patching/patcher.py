@@ -25,7 +25,7 @@ from saesteer.patching.paths import path_patching
 from saesteer.patching.result import Method, PatchResult
 from saesteer.patching.target import Clusters, Target, chosen_columns
 from saesteer.saes.adapter import Sae
-from saesteer.utils.array_cache import content_key
+from saesteer.utils.cache import content_key
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
 

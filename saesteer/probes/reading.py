@@ -343,7 +343,7 @@ class TextCodes:
     residual_norm: float
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return all of it as arrays, for `ArrayCache`."""
+        """Return all of it as arrays, for `Cache`."""
         shape = np.array(self.codes.shape)
         parts = {name: getattr(self.codes, name) for name in ("data", "indices", "indptr")}
         return {

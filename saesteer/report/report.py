@@ -28,6 +28,7 @@ class Report:
         remarks: What speaks for it, against it, and is open.
         tiles: Up to four headline numbers.
         sections: All the rest.
+        page: What it is written to in the folder.
         source: The file that all numbers come from.
         beside: Where else numbers lie in the folder, for the terminal.
         commands: What to type next; "{folder}" stands for the folder.
@@ -41,6 +42,7 @@ class Report:
     remarks: Sequence[Remark] = ()
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
+    page: str = "report.html"
     source: str = "metrics.json"
     beside: Sequence[str] = ()
     commands: Sequence[str] = ()

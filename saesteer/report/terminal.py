@@ -135,7 +135,7 @@ def print_report(report: Report, out: Console, folder: Path | None = None) -> No
         return
     # Paths and commands are for copying, so they are never broken over lines.
     out.print()
-    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    out.print(f"Report: {folder / report.page}", soft_wrap=True)
     places = [str(folder / name) for name in (report.source, *report.beside)]
     out.print(f"Numbers: {', '.join(places)}", soft_wrap=True)
     if report.commands:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import load_yaml, read_yaml
+from saesteer.utils.settings import put, read_word, read_yaml
 
 PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
 # A parameter of this name, or of one that begins so, holds settings that change together.
@@ -27,46 +27,27 @@ def swept_overrides(words: Sequence[str], environ: Mapping[str, str]) -> list[st
     """
     found: dict[str, Any] = {}
     for word in words:
-        found |= flattened(parse_word(word))
+        found |= flattened(dict([read_word(word)]))
     file = environ.get(PARAMETER_FILE)
     if file:
-        found |= flattened(read_parameter_file(Path(file)))
+        found |= flattened(_read_parameter_file(Path(file)))
     return [f"{name}={yaml_text(value)}" for name, value in found.items()]
 
 
-def parse_word(word: str) -> dict[str, Any]:
-    """Return the setting that a word such as "seed=1" holds; the value is read as YAML."""
-    import yaml
-
-    name, equals, text = word.partition("=")
-    name = name.strip()
-    if not equals or not name or name.startswith("-"):
-        raise ConfigError(f"{word!r} is not of the form key=value; write it so, or use --set.")
-    try:
-        value = load_yaml(text)
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())[:120]
-        raise ConfigError(f"the value of {word!r} is not YAML ({said}); correct it.") from error
-    return {name: value}
-
-
-def read_parameter_file(file: Path) -> dict[str, Any]:
+def _read_parameter_file(file: Path) -> dict[str, Any]:
     """Return the parameters that W&B's agent wrote for one trial: YAML of `name: {value: v}`."""
     try:
         data = read_yaml(file, empty="parameters; unset the variable to run outside a sweep")
     except ConfigError as error:
         raise ConfigError(f"{PARAMETER_FILE}: {error}") from error
-    found = {}
-    for name, held in data.items():
-        if name in _OF_WANDB:
-            continue
-        if not isinstance(held, dict) or "value" not in held:
+    held = {str(name): value for name, value in data.items() if name not in _OF_WANDB}
+    for name, value in held.items():
+        if not isinstance(value, dict) or "value" not in value:
             raise ConfigError(
                 f"{PARAMETER_FILE}: {file}: {name} does not hold 'name: {{value: v}}' as W&B's "
                 "agent writes it; unset the variable to run outside a sweep."
             )
-        found[str(name)] = held["value"]
-    return found
+    return {name: value["value"] for name, value in held.items()}
 
 
 def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,18 +68,7 @@ def merged(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[s
     """Return settings with parameters in them: dotted names un-flattened, mappings merged."""
     found = deepcopy(dict(settings))
     for name, value in flattened(parameters).items():
-        place = found
-        *path, last = name.split(".")
-        for part in path:
-            if place.get(part) is None:
-                place[part] = {}
-            if not isinstance(place[part], dict):
-                raise ConfigError(
-                    f"parameter {name}: {part} is a single value in the settings and has no "
-                    "fields; correct the name."
-                )
-            place = place[part]
-        place[last] = deepcopy(value)
+        put(found, name, deepcopy(value))
     return found
 
 

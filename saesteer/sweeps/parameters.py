@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import Settings
+from saesteer.utils.settings import Settings, parse_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,6 @@ BELLS = ("normal", "q_normal", "log_normal", "q_log_normal")
 DISTRIBUTIONS = ("constant", "categorical", *BOUNDED, *OF_LOGARITHMS, *BELLS)
 # A bell is cut here, where a draw falls once in 10**15 times.
 BELL_REACH = 8.0
-FIELDS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q")
 
 
 class Parameter(Settings):
@@ -89,9 +88,7 @@ class Parameter(Settings):
         chances = self.probabilities
         fits = len(chances) == len(codes) and min(chances) >= 0 and abs(sum(chances) - 1) <= 1e-6
         if chances and not fits:
-            raise ValueError(
-                "probabilities must be as many as the values and sum to 1; correct them"
-            )
+            raise ValueError("probabilities must be as many as the values and sum to 1; mend them")
 
     def _check_bounds(self) -> None:
         kind, low, high = self.distribution, self.min, self.max
@@ -105,8 +102,7 @@ class Parameter(Settings):
             raise ValueError(f"{kind} needs a min above 0, and it is {low}; raise it")
         if kind in OF_LOGARITHMS and high > 700:
             raise ValueError(
-                f"{kind} takes logarithms as min and max, and e to the {high} is no number; use "
-                "log_uniform_values for plain ones"
+                f"{kind} takes logarithms, and e to the {high} is no number; use log_uniform_values"
             )
 
     @property
@@ -210,65 +206,35 @@ def coded(value: Any) -> Any:
 
 
 def read_parameters(data: Mapping[str, Any], place: str) -> tuple[Parameter, ...]:
-    """Check the parameters of a sweep; nested ones get dotted names.
-
-    Args:
-        data: As the file has them.
-        place: The file, for errors.
-    """
+    """Check the parameters of a sweep file; nested ones get dotted names."""
     found: dict[str, Parameter] = {}
-    for name, fields, where in _leaves(data, "", f"{place}: parameters"):
+    for name, fields in _leaves(data, f"{place}: parameters"):
+        where = f"{place}: parameters.{name}"
         for twin in found:
             if f"{twin}.".startswith(f"{name}.") or f"{name}.".startswith(f"{twin}."):
                 raise ConfigError(f"{where}: {name} and {twin} set the same thing; leave one out.")
-        found[name] = _parameter(name, fields, where)
+        if not isinstance(fields, Mapping):
+            raise ConfigError(
+                f"{where} is not a mapping; write 'values: [...]' or 'min:' below it."
+            )
+        found[name] = parse_config({**fields, "name": name}, kind=Parameter, place=where)
     return tuple(found.values())
 
 
-def _leaves(data: Mapping[str, Any], prefix: str, place: str) -> list[tuple[str, Any, str]]:
-    found = []
+def _leaves(data: Mapping[str, Any], place: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, fields in data.items():
         name, where = f"{prefix}{key}", f"{place}.{key}"
         if not all(str(key).split(".")):
             raise ConfigError(f"{where} is no name of a setting; write it as a.b.")
         inner = fields.get("parameters") if isinstance(fields, Mapping) else None
         if inner is None:
-            found.append((name, fields, where))
+            yield name, fields
         elif not isinstance(inner, Mapping) or len(fields) > 1 or not inner:
             raise ConfigError(
                 f"{where}: parameters stands alone and holds parameters by name; correct it."
             )
         else:
-            found += _leaves(inner, f"{name}.", f"{where}.parameters")
-    return found
-
-
-def _parameter(name: str, data: Any, place: str) -> Parameter:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{place} is not a mapping; write 'values: [...]' or 'min:' below it.")
-    unknown = next((field for field in data if field not in FIELDS), None)
-    if unknown is not None:
-        known = ", ".join((*FIELDS, "parameters"))
-        raise ConfigError(
-            f"{place}.{unknown}: is no field of a parameter (known: {known}); correct it."
-        )
-    try:
-        return Parameter.model_validate({**data, "name": name})
-    except ValidationError as error:
-        raise ConfigError(f"{place}{told(error)}") from None
-
-
-def told(error: ValidationError) -> str:
-    """Return the first thing that is wrong, behind the name of its field."""
-    first = error.errors()[0]
-    field = "".join(f".{part}" for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    # Messages of our own name the way out.
-    return (
-        f"{field}: {message}."
-        if first["type"] == "value_error"
-        else f"{field}: {message}; correct it."
-    )
+            yield from _leaves(inner, f"{where}.parameters", f"{name}.")
 
 
 def _tidy(value: float) -> float | int:

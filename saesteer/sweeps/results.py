@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from saesteer.sweeps.overrides import TOGETHER, yaml_text
@@ -12,7 +12,6 @@ from saesteer.sweeps.parameters import Parameter
 from saesteer.sweeps.storage import quiet_optuna
 from saesteer.sweeps.study import TrialRow
 from saesteer.sweeps.sweep import Sweep
-from saesteer.sweeps.sweep_file import COMMANDS
 from saesteer.tracking.queries import markdown_table
 from saesteer.utils.run_folder import RunFolder, finite
 
@@ -21,74 +20,58 @@ if TYPE_CHECKING:
 
     from saesteer.tracking import RecordedRun
 
+Record = Mapping[str, Any]
 RESULT, BEST, REPORT = "sweep.json", "best.yaml", "report.html"
-TABLE = ("table.parquet", "table.csv", "table.md")
 # Below this, an importance says more of the luck of the draw than of the parameter.
 FEWEST_TRIALS = 8
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """A sweep as it stands.
+def sweep_record(sweep: Sweep, rows: Sequence[TrialRow]) -> dict[str, Any]:
+    """Return a sweep as it stands, `sweep.json`.
 
-    Attributes:
-        sweep: The sweep.
-        rows: Its trials.
-        best: The best of those that ended; None if none has.
-        importance: Each parameter's share of the variance of the metric (fANOVA); empty where
-            there are too few trials.
-        pareto: Numbers of the trials that no other one beats: none has at least their effect at
-            no more than their cost, and more of the one or less of the other.
-        notes: What to know when reading it.
+    Of the trials that ended it names the best; `pareto`, the numbers of those that no other one
+    beats; and each parameter's `importance`, its share of the metric's variance, where there are
+    enough trials. `notes` are what to know when reading it.
     """
-
-    sweep: Sweep
-    rows: tuple[TrialRow, ...]
-    best: TrialRow | None
-    importance: dict[str, float]
-    pareto: tuple[int, ...]
-    notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return `sweep.json`."""
-        sweep = self.sweep
-        return {
-            "name": sweep.name,
-            "study": sweep.study,
-            "kind": sweep.kind,
-            "method": sweep.method,
-            "metric": sweep.metric,
-            "goal": sweep.goal,
-            "seed": sweep.seed,
-            "base_file": sweep.base_file,
-            "parameters": [_parameter_record(p, self.rows) for p in sweep.searched],
-            "constants": sweep.constants,
-            "states": self.states,
-            "best": None if self.best is None else self.best.number,
-            "importance": self.importance,
-            "pareto": list(self.pareto),
-            "notes": list(self.notes),
-            "trials": [{**asdict(row), "labels": labels(sweep.searched, row)} for row in self.rows],
-        }
-
-    @property
-    def states(self) -> dict[str, int]:
-        """How many trials are in each state."""
-        found: dict[str, int] = {}
-        for row in self.rows:
-            found[row.state] = found.get(row.state, 0) + 1
-        return found
-
-
-def sweep_result(sweep: Sweep, rows: Sequence[TrialRow]) -> SweepResult:
-    """Sum up a sweep's trials."""
     ended = [row for row in rows if row.state == "done" and row.value is not None]
     best = max(ended, key=lambda row: (sweep.sign * (row.value or 0.0), -row.number), default=None)
-    importance, said = _importance(sweep, ended)
-    notes = [said, _front_note(ended), sweep.early and sweep.early.note(sweep.kind)]
-    return SweepResult(
-        sweep, tuple(rows), best, importance, pareto(ended), tuple(filter(None, notes))
-    )
+    importance, reason = _importance(sweep, ended)
+    notes = [reason, _front_note(ended), sweep.early and sweep.early.note(sweep.kind)]
+    record = {
+        "study": sweep.study,
+        "name": sweep.name,
+        "kind": sweep.kind,
+        "method": sweep.method,
+        "metric": sweep.metric,
+        "goal": sweep.goal,
+        "seed": sweep.seed,
+        "base_file": sweep.base_file,
+        "parameters": [
+            {
+                "name": parameter.name,
+                "short": parameter.name.removeprefix(f"{TOGETHER}.").rpartition(".")[2],
+                "distribution": parameter.distribution,
+                "is_number": parameter.is_number,
+                "is_log": parameter.is_log,
+                "choices": [_label(parameter, value) for value in parameter.values],
+            }
+            for parameter in sweep.searched
+        ],
+        "constants": sweep.constants,
+        "states": Counter(row.state for row in rows),
+        "best": None if best is None else best.number,
+        "importance": importance,
+        "pareto": pareto(ended),
+        "notes": list(filter(None, notes)),
+        "trials": [
+            {
+                **asdict(row),
+                "labels": {p.name: _label(p, row.values.get(p.name)) for p in sweep.searched},
+            }
+            for row in rows
+        ],
+    }
+    return finite(record)
 
 
 def _importance(sweep: Sweep, rows: Sequence[TrialRow]) -> tuple[dict[str, float], str | None]:
@@ -123,42 +106,39 @@ def _importance(sweep: Sweep, rows: Sequence[TrialRow]) -> tuple[dict[str, float
     return {name: float(value) for name, value in found.items()}, None
 
 
-def pareto(rows: Sequence[TrialRow]) -> tuple[int, ...]:
+def pareto(rows: Sequence[TrialRow]) -> list[int]:
     """Return the trials on the front of effect against KL, cheapest first.
 
-    The cost is the KL target that a trial was given: what was measured lies within 3% of it, and
-    differences of that size are no cost.
+    None has at least their effect at no more than their cost, and more of the one or less of the
+    other. The cost is the KL target that a trial was given: what was measured lies within 3% of
+    it, and differences of that size are no cost.
     """
-    points = [(r.numbers["kl_target"], r.numbers["effect"], r.number) for r in rows if _on_plane(r)]
-    front = []
-    most = float("-inf")
-    for _, effect, number in sorted(points, key=lambda p: (p[0], -p[1], p[2])):  # type: ignore[operator]
-        if effect > most:  # type: ignore[operator]
+    front, most = [], float("-inf")
+    for _, loss, number in sorted(
+        (target, -effect, row.number) for row in rows for target, effect in _on_plane(row)
+    ):
+        if -loss > most:
             front.append(number)
-            most = effect  # type: ignore[assignment]
-    return tuple(front)
+            most = -loss
+    return front
 
 
-def _on_plane(row: TrialRow) -> bool:
-    return row.numbers.get("kl_target") is not None and row.numbers.get("effect") is not None
+def _on_plane(row: TrialRow) -> list[tuple[float, float]]:
+    target, effect = row.numbers.get("kl_target"), row.numbers.get("effect")
+    return [] if target is None or effect is None else [(target, effect)]
 
 
 def _front_note(rows: Sequence[TrialRow]) -> str | None:
-    kl_targets = {row.numbers["kl_target"] for row in rows if _on_plane(row)}
-    if len(kl_targets) != 1:
+    targets = {target for row in rows for target, _ in _on_plane(row)}
+    if len(targets) != 1:
         return None
     return (
-        f"Every trial was given the same KL target ({kl_targets.pop():g}), so the front is the "
-        "best one alone; sweep evaluation.kl_target to see one."
+        f"Every trial was given the same KL target ({targets.pop():g}), so the front is the best "
+        "one alone; sweep evaluation.kl_target to see one."
     )
 
 
-def labels(parameters: Sequence[Parameter], row: TrialRow) -> dict[str, str]:
-    """Return a trial's parameters as short words."""
-    return {p.name: label(p, row.values.get(p.name)) for p in parameters}
-
-
-def label(parameter: Parameter, value: Any) -> str:
+def _label(parameter: Parameter, value: Any) -> str:
     """Return a value as a short word; of settings that change together, the one that tells."""
     if isinstance(value, dict):
         others = [v for v in parameter.values if isinstance(v, dict)]
@@ -173,98 +153,81 @@ def label(parameter: Parameter, value: Any) -> str:
     return yaml_text(value) if not isinstance(value, str) else value
 
 
-def short_name(name: str) -> str:
-    """Return a parameter's name as tables show it."""
-    return name.removeprefix(f"{TOGETHER}.").rpartition(".")[2]
-
-
-def _parameter_record(parameter: Parameter, rows: Sequence[TrialRow]) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "short": short_name(parameter.name),
-        "distribution": parameter.distribution,
-        "is_number": parameter.is_number,
-        "is_log": parameter.is_log,
-        "choices": [label(parameter, value) for value in parameter.values],
-    }
-
-
-def result_table(result: SweepResult) -> pd.DataFrame:
-    """Return a row for each trial: parameters, state, metric and numbers."""
-    import pandas as pd
-
-    names = sorted({name for row in result.rows for name in row.numbers})
-    records = []
-    for row in result.rows:
-        record: dict[str, Any] = {"trial": row.number, **labels(result.sweep.searched, row)}
-        for parameter in result.sweep.searched:
-            if parameter.is_number:
-                record[parameter.name] = row.values.get(parameter.name)
-        record |= {"state": row.state, "value": row.value}
-        record |= {name: row.numbers.get(name) for name in names}
-        record |= {"seconds": row.seconds, "attempts": row.attempts, "folder": row.folder}
-        record |= {"error": row.error, "key": row.key}
-        records.append(record)
-    return pd.DataFrame.from_records(records)
-
-
-def write_results(result: SweepResult, folder: Path) -> Path:
+def write_results(sweep: Sweep, record: Record) -> None:
     """Write table, summary, best settings and report page into the sweep's folder."""
     from saesteer.report.sweep import sweep_report
 
-    files, table = RunFolder(folder), result_table(result)
-    record = finite(result.as_dict())
+    files, table = RunFolder(sweep.folder), trial_table(record)
+    texts = {"table.md": markdown(record)}
+    if record["best"] is not None:
+        texts[BEST] = best_settings(sweep, record)
     files.write_json(RESULT, record)
-    files.write(TABLE[0], lambda draft: table.to_parquet(draft, index=False))
-    files.write(TABLE[1], lambda draft: table.to_csv(draft, index=False))
-    files.write(TABLE[2], lambda draft: draft.write_text(markdown(result), encoding="utf-8"))
-    if result.best is not None:
-        text = best_settings(result)
-        files.write(BEST, lambda draft: draft.write_text(text, encoding="utf-8"))
-    sweep_report(record).write(folder / REPORT)
-    return folder
+    files.write("table.parquet", lambda draft: table.to_parquet(draft, index=False))
+    files.write("table.csv", lambda draft: table.to_csv(draft, index=False))
+    for name, text in texts.items():
+        files.write(name, lambda draft, text=text: draft.write_text(text, encoding="utf-8"))
+    sweep_report(record).write(sweep.folder / REPORT)
 
 
-def best_settings(result: SweepResult) -> str:
-    """Return the best trial's settings as the YAML that `saesteer run` takes."""
+def trial_table(record: Record) -> pd.DataFrame:
+    """Return a row for each trial: parameters, state, metric and numbers."""
+    import pandas as pd
+
+    numbers = sorted({name for trial in record["trials"] for name in trial["numbers"]})
+    axes = [parameter["name"] for parameter in record["parameters"] if parameter["is_number"]]
+    rows = [
+        {
+            "trial": trial["number"],
+            **trial["labels"],
+            **{name: trial["values"].get(name) for name in axes},
+            **{name: trial[name] for name in ("state", "value")},
+            **{name: trial["numbers"].get(name) for name in numbers},
+            **{name: trial[name] for name in ("seconds", "attempts", "folder", "error", "key")},
+        }
+        for trial in record["trials"]
+    ]
+    return pd.DataFrame.from_records(rows)
+
+
+def markdown(record: Record) -> str:
+    """Return the trials, best first, as a table of Markdown."""
+    from saesteer.report.sweep import best_first
+
+    metric = record["metric"]
+    extra = [name for name in ("effect", "kl") if name != metric]
+    lines = []
+    for trial in best_first(record):
+        numbers = {metric: trial["value"], **{name: trial["numbers"].get(name) for name in extra}}
+        line = {"trial": trial["number"], **trial["labels"]}
+        line |= {name: "" if value is None else value for name, value in numbers.items()}
+        line["state"] = trial["state"] + (f": {trial['error']}" if trial["error"] else "")
+        lines.append(line)
+    notes = "\n".join(f"- {note}" for note in record["notes"])
+    parts = [f"# {record['study']}", markdown_table(lines), notes]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def best_settings(sweep: Sweep, record: Record) -> str:
+    """Return the best trial's settings as the YAML that its command takes."""
     import yaml
 
-    sweep, best = result.sweep, result.best
-    assert best is not None
-    command = COMMANDS.get(sweep.kind, sweep.kind)
+    best = next(trial for trial in record["trials"] if trial["number"] == record["best"])
     head = (
-        f"# Trial {best.number} of {sweep.study}: {sweep.metric} {best.value:.6g}, the best of "
-        f"{result.states.get('done', 0)}.\n# saesteer {command} THIS_FILE\n"
+        f"# Trial {best['number']} of {sweep.study}: {sweep.metric} {best['value']:.6g}, the best "
+        f"of {record['states'].get('done', 0)}.\n# saesteer {sweep.kind} THIS_FILE\n"
     )
-    settings = sweep.settings(best.values)
+    settings = sweep.settings(best["values"])
     return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def markdown(result: SweepResult) -> str:
-    """Return the trials, best first, as a table of Markdown."""
-    sweep = result.sweep
-    order = sorted(
-        result.rows, key=lambda r: (r.value is None, -sweep.sign * (r.value or 0.0), r.number)
-    )
-    extra = [name for name in ("effect", "kl") if name != sweep.metric]
-    lines = []
-    for row in order:
-        numbers = {sweep.metric: row.value, **{name: row.numbers.get(name) for name in extra}}
-        line = {"trial": row.number, **labels(sweep.searched, row)}
-        line |= {name: "" if value is None else value for name, value in numbers.items()}
-        line["state"] = row.state if row.error is None else f"{row.state}: {row.error}"
-        lines.append(line)
-    parts = [f"# {sweep.study}", markdown_table(lines), "\n".join(f"- {n}" for n in result.notes)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def tell_sweep(recorded: RecordedRun, result: SweepResult) -> None:
-    """Tell the record what a sweep found; its files are written."""
+def tell_sweep(recorded: RecordedRun, record: Record) -> None:
+    """Tell the run's record what a sweep found; its files are written."""
     from saesteer.report.sweep import sweep_report
 
-    recorded.summary({"states": result.states, "best": result.best and result.best.value})
-    recorded.table("trials", result_table(result))
+    values = {trial["number"]: trial["value"] for trial in record["trials"]}
+    recorded.summary({"states": record["states"], "best": values.get(record["best"])})
+    recorded.table("trials", trial_table(record))
     if recorded.shown_elsewhere:
-        for name, figure in sweep_report(result.as_dict()).figures.items():
+        for name, figure in sweep_report(record).figures.items():
             recorded.figure(name, figure)
     recorded.artifact("report", recorded.folder.path / REPORT, "report")

@@ -45,11 +45,7 @@ def plain_url(where: str) -> str:
 
 
 def open_storage(where: str) -> BaseStorage:
-    """Open a study's storage, making it where it is not there.
-
-    Args:
-        where: A folder, or a database's URL: sqlite:///file, postgresql://... or mysql://...
-    """
+    """Open the storage in a folder, or at a database's URL, making it where it is not there."""
     with quiet_optuna():
         return _database(where) if is_url(where) else _journal(Path(where))
 

@@ -15,7 +15,7 @@ from saesteer.utils.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial, TrialState
+    from optuna.trial import FrozenTrial
 
 # What an attempt at a trial carries: the trial, the process that has it, what came of it, and, of
 # one that was let go, how: its worker was lost, or another attempt counts.
@@ -63,12 +63,7 @@ class TrialRow:
 
 
 class SweepStudy:
-    """The trials of one sweep, kept by Optuna; made by `create_study` or `open_study`.
-
-    Attributes:
-        sweep: The sweep.
-        where: Its folder or URL.
-    """
+    """The trials of one sweep, kept by Optuna in a folder or a database, `where`."""
 
     def __init__(self, sweep: Sweep, where: str, study: Study) -> None:
         from optuna.pruners import NopPruner, SuccessiveHalvingPruner
@@ -92,6 +87,10 @@ class SweepStudy:
     def is_open(self) -> bool:
         """Return whether any trial runs or waits to be run."""
         return any(not attempt.state.is_finished() for attempt in self.attempts())
+
+    def may_ask(self) -> bool:
+        """Return whether bayes may be asked for one more trial."""
+        return self.sweep.method == "bayes" and len(self.rows()) < (self.sweep.count or 0)
 
     def enqueue(self, trials: Sequence[Trial]) -> int:
         """Put the trials that were never tried, or only lost, into the queue; return how many."""
@@ -168,18 +167,16 @@ class SweepStudy:
         self, attempt: Attempt, value: float, outcome: Mapping[str, Any], *, early: bool = False
     ) -> bool:
         """Record a finished trial; False where another worker has taken it away meanwhile."""
-        from optuna.trial import TrialState
-
-        state = TrialState.PRUNED if early else TrialState.COMPLETE
+        state = "PRUNED" if early else "COMPLETE"
         return self._end(attempt.id, state, {OUTCOME: dict(outcome)}, [value])
 
     def fail(self, attempt: Attempt, error: str, outcome: Mapping[str, Any]) -> bool:
-        """Record a failed trial with its error."""
-        return self._fail(attempt.id, {OUTCOME: {**outcome, "error": error}})
+        """Record a failed trial with its error; False as in `finish`."""
+        return self._end(attempt.id, "FAIL", {OUTCOME: {**outcome, "error": error}})
 
     def give_back(self, attempt: Attempt) -> None:
         """Put a trial that its worker leaves on purpose into the queue again, unharmed."""
-        if self._fail(attempt.id, {LET_GO: DOUBLE}):
+        if self._end(attempt.id, "FAIL", {LET_GO: DOUBLE}):
             self._add(attempt.trial)
 
     def take_back(self) -> int:
@@ -207,17 +204,16 @@ class SweepStudy:
     def _lose(self, attempt: FrozenTrial) -> bool:
         key = _key(attempt)
         losses = 1 + sum(_key(a) == key and _let_go(a) == LOST for a in self.attempts())
-        if losses < MOST_LOSSES:
-            if not self._fail(attempt._trial_id, {LET_GO: LOST}):
-                return False
-            if key is not None:
-                self._add(_trial(attempt))
-            return True
-        error = (
-            f"its worker was gone {MOST_LOSSES} times before it ended, as when memory runs out; "
-            "try fewer workers, then --retry-failed."
-        )
-        return self._fail(attempt._trial_id, {OUTCOME: {"error": error}})
+        if losses >= MOST_LOSSES:
+            error = (
+                f"its worker was gone {MOST_LOSSES} times before it ended, as when memory runs "
+                "out; try fewer workers, then --retry-failed."
+            )
+            return self._end(attempt._trial_id, "FAIL", {OUTCOME: {"error": error}})
+        lost = self._end(attempt._trial_id, "FAIL", {LET_GO: LOST})
+        if lost and key is not None:
+            self._add(_trial(attempt))
+        return lost
 
     def rows(self) -> list[TrialRow]:
         """Return every trial as it stands, in the sweep's order."""
@@ -261,26 +257,23 @@ class SweepStudy:
         )
         if self.sweep.method == "bayes" and count is not None:
             double = double or len({_key(a) for a in ahead} - {key, None}) >= count
-        return double and self._fail(attempt.id, {LET_GO: DOUBLE})
-
-    def _fail(self, attempt_id: int, attributes: Mapping[str, Any]) -> bool:
-        from optuna.trial import TrialState
-
-        return self._end(attempt_id, TrialState.FAIL, attributes)
+        return double and self._end(attempt.id, "FAIL", {LET_GO: DOUBLE})
 
     def _end(
         self,
         attempt_id: int,
-        state: TrialState,
+        state: str,
         attributes: Mapping[str, Any],
         values: list[float] | None = None,
     ) -> bool:
+        """End an attempt; False where somebody else has ended it."""
         from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
 
         try:
             for name, value in attributes.items():
                 self._set(attempt_id, name, value)
-            self._storage.set_trial_state_values(attempt_id, state, values)
+            self._storage.set_trial_state_values(attempt_id, TrialState[state], values)
         except UpdateFinishedTrialError:
             return False
         return True
@@ -329,12 +322,7 @@ def _row(attempts: Sequence[FrozenTrial]) -> TrialRow | None:
 
 
 def create_study(sweep: Sweep, where: str | None = None) -> SweepStudy:
-    """Open a sweep's study, making it first where it is not there.
-
-    Args:
-        sweep: The sweep.
-        where: A database's URL; the sweep's own folder if None.
-    """
+    """Open a sweep's study in a database, or its own folder, making it where it is not there."""
     import optuna
 
     place = where or str(sweep.folder)
@@ -353,12 +341,7 @@ def create_study(sweep: Sweep, where: str | None = None) -> SweepStudy:
 
 
 def open_study(where: str, name: str | None = None) -> SweepStudy:
-    """Open a study that is there.
-
-    Args:
-        where: Its folder or its database's URL.
-        name: Which one of a database's; the only one if None.
-    """
+    """Open a study that is there, in a folder or a database: the one named, or the only one."""
     import optuna
 
     shown = plain_url(where)

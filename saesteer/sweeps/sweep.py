@@ -6,15 +6,16 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from saesteer.experiments.numbers import COSTS, METRICS, numbers_of
+from saesteer.experiments.numbers import numbers_of
 from saesteer.experiments.registry import experiment_named
 from saesteer.sweeps.overrides import merged
-from saesteer.sweeps.parameters import BELLS, Parameter
+from saesteer.sweeps.parameters import Parameter
 from saesteer.utils.errors import ConfigError, OutputError
 from saesteer.utils.settings import Settings, parse_config, short_hash
 
@@ -235,12 +236,8 @@ class Sweep(Settings):
     ) -> tuple[Path, Numbers]:
         """Run a trial; return its run's folder, and its numbers with None for what was not found.
 
-        Args:
-            values: Its parameters.
-            cache: What earlier trials have loaded, read and measured.
-            progress: Where to show progress.
-            watch: Called with the metric as soon as it is known; what it raises ends the trial.
-            parent: The id of the sweep's own record.
+        `watch` is called with the metric as soon as it is known; what it raises ends the trial.
+        `parent` is the id of the sweep's own record.
         """
         experiment = experiment_named(self.kind)(self.config(values, pinned=True), progress, cache)
 
@@ -278,37 +275,10 @@ class Sweep(Settings):
     def from_record(cls, record: Mapping[str, Any]) -> Sweep:
         """Return the sweep that a study holds."""
         fields = dict(record)
-        try:
+        with suppress(ValidationError):
             if fields.pop("layout", None) == LAYOUT:
                 return cls.model_validate(fields)
-        except ValidationError:
-            pass
         raise OutputError(
             "the study was made by another version of saesteer; run saesteer sweep with the same "
             "file, which starts a new one and only reads the runs that are finished."
         )
-
-
-def check_metric(kind: str, name: str, place: str) -> None:
-    """Refuse a metric that no trial can have: neither known nor a dotted path."""
-    # What another experiment's headline holds may depend on its settings.
-    known = [*METRICS.get(kind, ()), *COSTS]
-    if kind in METRICS and name not in known and "." not in name:
-        raise ConfigError(
-            f"{place}: metric.name {name!r} is not known; choose one of {', '.join(known)}, or a "
-            "dotted path in metrics.json."
-        )
-
-
-def check_search(sweep: Sweep, place: str) -> None:
-    """Refuse a search that never ends, or that bayes cannot do."""
-    if sweep.count is None and sweep.method != "grid":
-        raise ConfigError(
-            f"{place}: {sweep.method} never ends by itself; give run_cap, or --count."
-        )
-    for parameter in sweep.parameters if sweep.method == "bayes" else ():
-        if parameter.distribution in BELLS:
-            raise ConfigError(
-                f"{place}: parameters.{parameter.name}: bayes here needs bounds, and "
-                f"{parameter.distribution} has none; give min and max."
-            )

@@ -8,46 +8,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from saesteer.sweeps.overrides import merged, parse_word
-from saesteer.sweeps.parameters import read_parameters, told
-from saesteer.sweeps.sweep import EarlyTerminate, Sweep, check_metric, check_search
+from saesteer.experiments.numbers import COSTS, METRICS
+from saesteer.sweeps.overrides import merged
+from saesteer.sweeps.parameters import BELLS, read_parameters
+from saesteer.sweeps.sweep import EarlyTerminate, Sweep
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import Settings, read_yaml
+from saesteer.utils.settings import Settings, parse_config, read_word, read_yaml
 
-# What a command's first word runs; "run" or "train" may stand behind it.
-KINDS = {
-    "run": "run",
-    "steer": "run",
-    "compare": "compare",
-    "corrupt": "corrupt",
-    "patch": "patch",
-    "probe": "probe",
-}
-# The command of a kind, where it is not its name.
-COMMANDS = {"corrupt": "corrupt run", "patch": "patch run", "probe": "probe train"}
+# What a command's first word may be; "run" or "train" may stand behind it.
+KINDS = ("run", "steer", "compare", "corrupt", "patch", "probe")
 PROGRAM = "saesteer"
+EXAMPLE = f"[${{env}}, {PROGRAM}, run, configs/agreeableness.yaml, ${{args_no_hyphens}}]"
 # What stands for the trial's parameters in a command.
 _ARGUMENTS = ("${args", "${args_no_hyphens}", "${args_json")
 
 
 class Metric(Settings):
-    """What is looked for.
+    """What is looked for."""
 
-    Attributes:
-        name: A name of `saesteer.experiments.numbers`, such as "effect", or a dotted path in the
-            run's metrics.json.
-        goal: Minimise, W&B's default, or maximise.
-        target: A value that is good enough: no trial is begun once one has reached it.
-    """
-
+    # A name of `saesteer.experiments.numbers`, such as "effect", or a dotted path in metrics.json.
     name: str = Field(min_length=1)
+    # W&B's default.
     goal: Literal["minimize", "maximize"] = "minimize"
+    # A value that is good enough: no trial is begun once one has reached it.
     target: float | None = None
 
 
-class _Fields(Settings):
+class SweepFile(Settings):
+    """The fields of a sweep file."""
+
     method: Literal["grid", "random", "bayes"]
     parameters: dict[str, Any] = Field(min_length=1)
     program: str | None = None
@@ -82,23 +73,22 @@ def read_sweep(
         lease: Seconds of silence after which another machine's worker counts as gone.
     """
     file = Path(path)
-    fields = _checked(read_yaml(file, empty="sweep; write method, parameters and command"), file)
+    data = read_yaml(file, empty="sweep; write method, parameters and command")
+    fields = parse_config(data, kind=SweepFile, place=str(file))
     kind, base_file, words = _command(fields, file)
-    parameters = read_parameters(fields.parameters, str(file))
     if fields.metric is None and fields.method == "bayes":
         raise ConfigError(f"{file}: bayes needs a metric with name and goal; give one.")
     metric = fields.metric or Metric(name="effect", goal="maximize")
-    check_metric(kind, metric.name, str(file))
     base = read_yaml(base_file, empty="settings; write 'name: value' lines")
     for word in (*words, *overrides):
-        base = merged(base, parse_word(word))
+        base = merged(base, dict([read_word(word)]))
     sweep = Sweep(
         name=_plain_name(fields.name or file.stem),
         kind=kind,
         base=json.loads(json.dumps(base, default=str)),
         base_file=base_file,
         method=fields.method,
-        parameters=parameters,
+        parameters=read_parameters(fields.parameters, str(file)),
         metric=metric.name,
         goal=metric.goal,
         target=metric.target,
@@ -108,54 +98,58 @@ def read_sweep(
         lease=lease,
         cwd=os.getcwd(),
     )
-    check_search(sweep, str(file))
+    _check_search(sweep, file)
     return sweep
 
 
-def _checked(data: dict[str, Any], file: Path) -> _Fields:
-    unknown = next((name for name in data if name not in _Fields.model_fields), None)
-    if unknown is not None:
+def _check_search(sweep: Sweep, file: Path) -> None:
+    """Refuse a metric that no trial can have, a search without end, and what bayes cannot do."""
+    # What another experiment's headline holds may depend on its settings.
+    known = [*METRICS.get(sweep.kind, ()), *COSTS]
+    if sweep.kind in METRICS and sweep.metric not in known and "." not in sweep.metric:
         raise ConfigError(
-            f"{file}: {unknown}: is no field of a sweep that saesteer knows; correct it."
+            f"{file}: metric.name {sweep.metric!r} is not known; choose one of {', '.join(known)}, "
+            "or a dotted path in metrics.json."
         )
-    try:
-        return _Fields.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {told(error).removeprefix('.')}") from None
+    if sweep.count is None and sweep.method != "grid":
+        raise ConfigError(f"{file}: {sweep.method} never ends by itself; give run_cap, or --count.")
+    for parameter in sweep.parameters if sweep.method == "bayes" else ():
+        if parameter.distribution in BELLS:
+            raise ConfigError(
+                f"{file}: parameters.{parameter.name}: bayes here needs bounds, and "
+                f"{parameter.distribution} has none; give min and max."
+            )
 
 
-def _command(fields: _Fields, file: Path) -> tuple[str, str, list[str]]:
+def _command(fields: SweepFile, file: Path) -> tuple[str, str, list[str]]:
     """Return what a trial is, its settings file and the settings that the command names."""
-    example = f"[${{env}}, {PROGRAM}, run, configs/agreeableness.yaml, ${{args_no_hyphens}}]"
     words = _words(fields)
     if words is None:
-        raise ConfigError(f"{file}: command does not call {PROGRAM}; write it as {example}.")
-    kind, behind = KINDS.get("".join(words[:1])), words[1:]
+        raise ConfigError(f"{file}: command does not call {PROGRAM}; write it as {EXAMPLE}.")
+    kind, behind = "".join(words[:1]), words[1:]
     if behind[:1] in (["run"], ["train"]):
         behind = behind[1:]
-    if kind is None or not behind or behind[0].startswith(("-", "${")):
+    if kind not in KINDS or not behind or behind[0].startswith(("-", "${")):
         raise ConfigError(
             f"{file}: command must call {PROGRAM} with one of {', '.join(KINDS)} and a settings "
-            f"file; write it as {example}."
+            f"file; write it as {EXAMPLE}."
         )
-    settings = []
-    for word in behind[1:]:
-        if word == "--set" or word.startswith(_ARGUMENTS):
-            continue
-        setting = word.removeprefix("--set=")
-        try:
-            parse_word(setting)
-        except ConfigError:
+    settings = [
+        word.removeprefix("--set=")
+        for word in behind[1:]
+        if word != "--set" and not word.startswith(_ARGUMENTS)
+    ]
+    for setting in settings:
+        if "=" not in setting or setting.startswith("-"):
             raise ConfigError(
-                f"{file}: command: {word!r} is neither key=value nor ${{args_no_hyphens}}; leave "
-                "it out."
-            ) from None
-        settings.append(setting)
-    return kind, behind[0], settings
+                f"{file}: command: {setting!r} is neither key=value nor ${{args_no_hyphens}}; "
+                "leave it out."
+            )
+    return "run" if kind == "steer" else kind, behind[0], settings
 
 
-def _words(fields: _Fields) -> list[str] | None:
-    """Return the words behind the program's name."""
+def _words(fields: SweepFile) -> list[str] | None:
+    """Return the words behind the program's name; None where another one is called."""
     program = (fields.program or "").split()
     if fields.command is None:
         # A settings file, or the whole command without its parameters.
@@ -166,10 +160,9 @@ def _words(fields: _Fields) -> list[str] | None:
     for word in fields.command:
         words += program if word == "${program}" else [word]
     words = [word for word in words if word not in ("${env}", "${interpreter}", "python", "-m")]
-    called = words[:1] == [f"{PROGRAM}.cli.main"] or (
-        bool(words) and words[0].rpartition("/")[2] == PROGRAM
-    )
-    return words[1:] if called else None
+    if words[:1] == [f"{PROGRAM}.cli.main"] or "".join(words[:1]).rpartition("/")[2] == PROGRAM:
+        return words[1:]
+    return None
 
 
 def _plain_name(name: str) -> str:

@@ -6,18 +6,19 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saesteer.sweeps.overrides import yaml_text
 from saesteer.sweeps.storage import is_url
 from saesteer.sweeps.study import Attempt, SweepStudy, open_study
+from saesteer.sweeps.sweep import Numbers
 from saesteer.tracking.liveness import Heartbeat
 from saesteer.tracking.redaction import redact_text
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress, terminal_progress
+from saesteer.utils.text import one_line
 
 POLL_SECONDS = 0.5
 LONGEST_POLL = 5.0
@@ -43,45 +44,35 @@ class TrialProgress(Progress):
             super().say(text)
 
 
-@dataclass
-class WorkerReport:
-    """How many trials a worker finished, saw fail, and put back for others that were gone."""
-
-    done: int = 0
-    failed: int = 0
-    reclaimed: int = 0
-
-
-@dataclass
 class Worker:
-    """Runs a study's trials in this process.
+    """Runs a study's trials in this process, at most so many.
 
-    Attributes:
-        study: The study.
-        progress: Where to say what is going on.
-        parent: The id of the sweep's own record, if it has one.
-        wait: Whether to stay while others run trials, to take over those of workers that die.
-        most: The most trials to run; all if None.
+    With `wait` it stays while others run trials, to take over those of workers that die.
     """
 
-    study: SweepStudy
-    progress: Progress = field(default_factory=Progress)
-    parent: str | None = None
-    wait: bool = True
-    most: int | None = None
-
-    def __post_init__(self) -> None:
-        self._cache = Cache(self.study.sweep.folder / "cache")
-        self._report = WorkerReport()
+    def __init__(
+        self,
+        study: SweepStudy,
+        progress: Progress | None = None,
+        *,
+        parent: str | None = None,
+        wait: bool = True,
+        most: int | None = None,
+    ) -> None:
+        self.study, self.progress = study, progress or Progress()
+        self.parent, self.wait, self.most = parent, wait, most
+        # Trials that it finished, saw fail, and put back for workers that were gone.
+        self.done = self.failed = self.reclaimed = 0
+        self._cache = Cache(study.sweep.folder / "cache")
         self._repeats = 0
 
-    def work(self) -> WorkerReport:
-        """Run trials until the study has none left, or as many as asked for."""
+    def work(self) -> Worker:
+        """Run trials until the study has none left, or as many as asked for; return itself."""
         pause = POLL_SECONDS
-        while self.most is None or self._report.done + self._report.failed < self.most:
+        while self.most is None or self.done + self.failed < self.most:
             taken = self.study.take_back()
             if taken:
-                self._report.reclaimed += taken
+                self.reclaimed += taken
                 self.progress.say(f"{taken} trials of workers that are gone are free again")
             if self._is_enough():
                 break
@@ -96,7 +87,7 @@ class Worker:
                 pause = min(1.5 * pause, LONGEST_POLL)
             else:
                 break
-        return self._report
+        return self
 
     def _next(self) -> Attempt | None:
         attempt = self.study.take()
@@ -106,10 +97,7 @@ class Worker:
         return attempt
 
     def _may_ask(self) -> bool:
-        sweep = self.study.sweep
-        if sweep.method != "bayes" or self._repeats >= MOST_REPEATS:
-            return False
-        return len(self.study.rows()) < (sweep.count or 0)
+        return self._repeats < MOST_REPEATS and self.study.may_ask()
 
     def _is_enough(self) -> bool:
         """Return whether a trial has reached the metric's target."""
@@ -124,7 +112,7 @@ class Worker:
         shown = ", ".join(f"{name}={yaml_text(value)}" for name, value in trial.values.items())
         self.progress.say(f"trial {trial.number}: {shown[:300]}")
         start = time.perf_counter()
-        known: dict[str, float | None] = {}
+        known: dict[str, float] = {}
 
         def watch(value: float | None) -> None:
             if sweep.prunes and value is not None:
@@ -145,27 +133,22 @@ class Worker:
                     parent=self.parent,
                 )
         except StoppedEarly:
-            value = known[sweep.metric]
-            assert value is not None
-            self.study.finish(attempt, value, outcome(numbers=known), early=True)
-            self._report.done += 1
+            self.study.finish(attempt, known[sweep.metric], outcome(numbers=known), early=True)
+            self.done += 1
         except SaesteerError as error:
             self._failed(attempt, str(error), outcome())
         except Exception as error:
             print(redact_text(traceback.format_exc()), file=sys.stderr)
             # Whatever was half loaded, or filled the memory, is not taken to the next trial.
             self._cache.clear()
-            said = " ".join(str(error).split())[:500]
-            self._failed(attempt, f"{type(error).__name__}: {said}", outcome())
+            self._failed(attempt, f"{type(error).__name__}: {one_line(error, 500)}", outcome())
         except BaseException:
             self.study.give_back(attempt)
             raise
         else:
             self._ended(attempt, numbers, outcome(folder=str(folder), numbers=numbers))
 
-    def _ended(
-        self, attempt: Attempt, numbers: dict[str, float | None], outcome: dict[str, Any]
-    ) -> None:
+    def _ended(self, attempt: Attempt, numbers: Numbers, outcome: dict[str, Any]) -> None:
         metric = self.study.sweep.metric
         value, kl_target = numbers.get(metric), numbers.get("kl_target")
         if value is None:
@@ -173,12 +156,12 @@ class Worker:
             why = "" if kl_target is None else missed
             self._failed(attempt, f"{metric} could not be measured{why}.", outcome)
         elif self.study.finish(attempt, value, outcome):
-            self._report.done += 1
+            self.done += 1
             self.progress.say(f"trial {attempt.trial.number}: {metric} {value:.4g}")
 
     def _failed(self, attempt: Attempt, error: str, outcome: dict[str, Any]) -> None:
         if self.study.fail(attempt, redact_text(error), outcome):
-            self._report.failed += 1
+            self.failed += 1
             self.progress.say(f"trial {attempt.trial.number} failed: {redact_text(error)}")
 
 
@@ -189,16 +172,8 @@ def run_worker(
     trials: int | None = None,
     wait: bool = True,
     parent: str | None = None,
-) -> WorkerReport:
-    """Work on a study in this process, from where the sweep was started.
-
-    Args:
-        where: The study's folder or URL.
-        name: Which one of a database's.
-        trials: The most trials to run.
-        wait: Whether to stay while others run trials.
-        parent: The id of the sweep's own record.
-    """
+) -> Worker:
+    """Work on a study in this process, from where the sweep was started; see `Worker`."""
     progress = terminal_progress()
     study = open_study(where if is_url(where) else str(Path(where).absolute()), name)
     if Path(study.sweep.cwd).is_dir():

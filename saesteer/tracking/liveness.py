@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from saesteer.utils.files import is_running
+
 BEAT_SECONDS = 30.0
 SILENT_SECONDS = 300.0
 
@@ -29,13 +31,8 @@ def is_alive(record: Mapping[str, Any]) -> bool | None:
     pid = record.get("pid")
     if record.get("host") != socket.gethostname() or not isinstance(pid, int):
         return None
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError, ValueError):
+    if not is_running(pid):
         return False
-    except OSError:
-        # Somebody else's process.
-        pass
     now, then = _started(pid), record.get("process_started")
     return now != "ended" and (now is None or then is None or now == then)
 
@@ -43,9 +40,7 @@ def is_alive(record: Mapping[str, Any]) -> bool | None:
 def present_status(record: Mapping[str, Any], last_beat: float) -> str:
     """Return a run's status as it is now: a running one whose process is gone was killed.
 
-    Args:
-        record: A run's `run.json`.
-        last_beat: When the file was last touched, in seconds since 1970.
+    `last_beat` is when its `run.json` was last touched, in seconds since 1970.
     """
     status = str(record.get("status") or "unknown")
     if status != "running":
@@ -58,12 +53,7 @@ def present_status(record: Mapping[str, Any], last_beat: float) -> str:
 
 
 class Heartbeat:
-    """Calls a function now and then while a block is at work, whatever it raises.
-
-    Args:
-        beat: The function.
-        seconds: How often.
-    """
+    """Calls a function every so many seconds while a block is at work, whatever it raises."""
 
     def __init__(self, beat: Callable[[], object], seconds: float = BEAT_SECONDS) -> None:
         self._beat, self._seconds = beat, seconds

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
+import operator
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from saesteer.tracking.runs import Run
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.text import did_you_mean
 from saesteer.utils.values import flatten
 
 Values = Mapping[str, Any]
@@ -25,11 +26,10 @@ _COMPARISON = re.compile(
 
 
 class Condition(NamedTuple):
-    """A condition on a run as `Run.as_dict` gives it."""
+    """A condition on a run as `Run.as_dict` gives it, and the fields that some run must have."""
 
     holds: Callable[[Values], bool]
-    # Fields that it compares, which some run must have.
-    fields: tuple[str, ...]
+    fields: tuple[str, ...] = ()
 
 
 def parse_condition(text: str) -> Condition:
@@ -81,27 +81,23 @@ def _comparison(text: str) -> Condition:
             "'metrics.effect exists' (operators: != >= <= !~ = > < ~ in exists missing), and "
             "quote a value that holds the words and, or."
         )
-    field, operator = found["field"].strip(), found["sign"] or found["word"]
+    field, sign = found["field"].strip(), found["sign"] or found["word"]
     rest = found["value"].strip()
     if not field:
         raise ConfigError(f"filter {text!r} names no field; write such as status=finished.")
-    if operator in ("exists", "missing"):
+    if sign in ("exists", "missing"):
         if rest:
-            raise ConfigError(f"filter {text!r}: nothing may stand behind {operator}; remove it.")
-        return Condition(
-            lambda run: (field_of(run, field) is not MISSING) == (operator == "exists"), ()
-        )
-    words = [rest]
-    if found["word"]:
-        words = [word for word in rest.strip("()[] ").split(",") if word.strip()]
-    if not all(words) or not words:
+            raise ConfigError(f"filter {text!r}: nothing may stand behind {sign}; remove it.")
+        return Condition(lambda run: (field_of(run, field) is not MISSING) == (sign == "exists"))
+    words = rest.strip("()[] ").split(",") if found["word"] else [rest]
+    values = [_value(word.strip()) for word in words if word.strip()]
+    if not values:
         raise ConfigError(
             f"filter {text!r} names no value; write null for no value, or such as kind in "
             "run,compare."
         )
-    values = [_value(word.strip()) for word in words]
-    negated = operator in ("!=", "!~", "not in")
-    compare = _COMPARISONS[operator.removeprefix("!").removeprefix("not ")]
+    negated = sign in ("!=", "!~", "not in")
+    compare = _COMPARISONS[sign.removeprefix("!").removeprefix("not ")]
 
     def holds(run: Values) -> bool:
         there = field_of(run, field)
@@ -170,15 +166,14 @@ def aggregate(
             raise ConfigError(f"aggregate {kind!r} is unknown; use {', '.join(_AGGREGATES)}.")
     listed = [run.as_dict() for run in runs]
     check_fields(listed, [*fields, *by])
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[Values]] = {}
     for values in listed:
         groups.setdefault(tuple(shown(field_of(values, f)) for f in by), []).append(values)
     rows = []
-    for key in sorted(groups):
-        row: dict[str, Any] = dict(zip(by, key, strict=True))
-        row["runs"] = len(groups[key])
+    for key, group in sorted(groups.items(), key=lambda item: item[0]):
+        row: dict[str, Any] = {**dict(zip(by, key, strict=True)), "runs": len(group)}
         for field in fields:
-            found = [_own_number(field_of(values, field)) for values in groups[key]]
+            found = [_own_number(field_of(values, field)) for values in group]
             numbers = [number for number in found if number == number]
             for kind in kinds:
                 compute, least = _AGGREGATES[kind]
@@ -190,16 +185,16 @@ def aggregate(
 def side_by_side(settings: Sequence[Values], *, differing: bool = False) -> dict[str, list[Any]]:
     """Return every nested field with the value of each mapping, `MISSING` where one lacks it.
 
-    Args:
-        settings: The mappings, such as runs' settings or metrics.
-        differing: Keep only fields in which they differ.
+    With `differing`, only the fields in which they differ.
     """
     flat = [flatten(one) for one in settings]
     names = dict.fromkeys(name for one in flat for name in one)
     rows = {name: [one.get(name, MISSING) for one in flat] for name in names}
-    if not differing:
-        return rows
-    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+    return {
+        name: row
+        for name, row in rows.items()
+        if not differing or any(value != row[0] for value in row)
+    }
 
 
 def field_of(values: Values, field: str) -> Any:
@@ -227,10 +222,9 @@ def check_fields(runs: Sequence[Values], fields: Sequence[str]) -> None:
             continue
         known = sorted({name for values in runs for name in (*values, *flatten(values))})
         last = field.rpartition(".")[2]
-        near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-        near += [name for name in known if name.rpartition(".")[2] == last]
-        hint = f"; did you mean {near[0]}?" if near else "; saesteer runs show ID lists them."
-        raise ConfigError(f"no run has a field {field!r}{hint}")
+        near = [name for name in known if name.rpartition(".")[2] == last]
+        hint = did_you_mean(field, known) or did_you_mean(field, near, cutoff=0.0)
+        raise ConfigError(f"no run has a field {field!r}{hint}; saesteer runs show ID lists them.")
 
 
 def markdown_table(rows: Sequence[Values]) -> str:
@@ -321,8 +315,8 @@ _COMPARISONS: dict[str, Callable[[Any, str | None], bool]] = {
     "=": _equal,
     "in": _equal,
     "~": _like,
-    "<": _ordered(lambda a, b: a < b),
-    "<=": _ordered(lambda a, b: a <= b),
-    ">": _ordered(lambda a, b: a > b),
-    ">=": _ordered(lambda a, b: a >= b),
+    "<": _ordered(operator.lt),
+    "<=": _ordered(operator.le),
+    ">": _ordered(operator.gt),
+    ">=": _ordered(operator.ge),
 }

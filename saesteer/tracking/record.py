@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,19 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saesteer.tracking.liveness import Heartbeat, process_record
 from saesteer.tracking.redaction import redact, redact_command, redact_text
 from saesteer.tracking.runs import RECORD, Note, add_note
+from saesteer.tracking.wandb import WandbMirror, start_mirror
 from saesteer.utils.errors import OutputError, SaesteerError
+from saesteer.utils.files import append_json
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, environment_record, write_record
 from saesteer.utils.settings import TrackingSettings
+from saesteer.utils.text import one_line
 from saesteer.utils.values import merged, plain, scalars
-
-if TYPE_CHECKING:
-    from saesteer.tracking.wandb import WandbMirror
 
 LOG, WANDB = "log.jsonl", "wandb"
 
@@ -34,15 +33,12 @@ class RecordedRun:
 
     The folder gets everything that is said here. W&B gets it too where it was asked for, and a
     table or a figure goes to W&B alone: the command that makes one writes its own file.
-
-    Attributes:
-        id: Eight hexadecimal digits that name the run, the same whenever it is gone on with.
-        folder: Its folder.
     """
 
     def __init__(
         self, folder: RunFolder, record: Mapping[str, Any], warn: Callable[[str], None]
     ) -> None:
+        # Eight hexadecimal digits, the same whenever the run is gone on with.
         self.id = str(record["id"])
         self.folder = folder
         self._seconds: dict[str, float] = dict(record.get("seconds") or {})
@@ -76,11 +72,8 @@ class RecordedRun:
             step: Where on the horizontal axis; the order alone counts if None.
         """
         record = {**({} if step is None else {"step": int(step)}), **plain(values)}
-        try:
-            with (self.folder.path / LOG).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
-        except (OSError, TypeError, ValueError) as error:
-            self._warn(f"{self.folder.path / LOG} cannot be written ({error}); the run goes on.")
+        with self._warned():
+            append_json(self.folder.path / LOG, record)
         self._mirrored("log", record)
 
     def curve(self, name: str, rows: Sequence[Mapping[str, Any]], x: str) -> None:
@@ -92,8 +85,7 @@ class RecordedRun:
             x: Which of the names is the horizontal axis.
         """
         points = [plain(row) for row in rows]
-        with self._warned():
-            self.folder.write_json(f"curves/{name}.json", {"x": x, "points": points})
+        self.keep(f"curves/{name}.json", {"x": x, "points": points})
         self._mirrored("curve", name, points, x)
 
     @property
@@ -115,13 +107,7 @@ class RecordedRun:
         self._mirrored("figure", name, figure)
 
     def artifact(self, name: str, path: str | Path, kind: str = "result") -> None:
-        """Name a file or folder that the run has made; W&B gets a copy.
-
-        Args:
-            name: What it is called, such as "vector" or "report".
-            path: Where it is.
-            kind: W&B's type of artifact.
-        """
+        """Name a file or folder that the run has made; W&B gets a copy, of type `kind`."""
         place = Path(path)
         with suppress(ValueError):
             place = place.resolve().relative_to(self.folder.path.resolve())
@@ -230,9 +216,8 @@ def recorded_run(
     }
     record = {**earlier, **redact(now), "command": redact_command(sys.argv)}
     run = RecordedRun(folder, record, warn)
-    with run._warned():
-        write_record(folder, record)
-    run._mirror = _mirror(settings, record, folder, warn)
+    run._update(**record)
+    run._mirror = start_mirror(settings, record, folder.path, warn)
     if run._mirror is not None:
         run._update(wandb=run._mirror.record())
     start, status, message, refused = time.perf_counter(), "finished", None, False
@@ -241,8 +226,10 @@ def recorded_run(
         with Heartbeat(lambda: os.utime(folder.path / RECORD)):
             yield run
     except Exception as error:
-        status, message = "failed", _sentence(error)
-        refused = isinstance(error, SaesteerError) and not earlier and run._is_bare()
+        ours = isinstance(error, SaesteerError)
+        said = one_line(error, 2000) or "no message"
+        status, message = "failed", said if ours else f"{type(error).__name__}: {said}"
+        refused = ours and not earlier and run._is_bare()
         raise
     except BaseException:
         # Ctrl-C, a generator that is closed, or an exit that somebody asked for.
@@ -259,9 +246,12 @@ def recorded_run(
             # What does not fit together was never a run; nothing of it is left behind.
             shutil.rmtree(folder.path, ignore_errors=True)
         elif run._mirror is not None:
-            run._update(wandb=run._mirror.record())
-            if progress is not None:
-                _say_where(run._mirror.record(), progress)
+            place = run._mirror.record()
+            run._update(wandb=place)
+            if progress is not None and place["url"]:
+                progress.say(f"W&B: {place['url']}")
+            elif progress is not None and place["folder"]:
+                progress.say(f"W&B, offline: upload it later with wandb sync {place['folder']}")
 
 
 def run_id(folder: RunFolder) -> str | None:
@@ -286,12 +276,6 @@ def _earlier_record(folder: RunFolder) -> dict[str, Any]:
     return earlier
 
 
-def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    named = text if isinstance(error, SaesteerError) else f"{type(error).__name__}: {text}"
-    return redact_text(named[:2000])
-
-
 def _warner(progress: Progress | None) -> Callable[[str], None]:
     """Return what says a warning, each once."""
     said: set[str] = set()
@@ -307,25 +291,3 @@ def _warner(progress: Progress | None) -> Callable[[str], None]:
             progress.say(f"warning: {line}")
 
     return warn
-
-
-def _mirror(
-    settings: TrackingSettings,
-    record: Mapping[str, Any],
-    folder: RunFolder,
-    warn: Callable[[str], None],
-) -> WandbMirror | None:
-    from saesteer.tracking.wandb import start_mirror
-
-    try:
-        return start_mirror(settings, record, folder.path, warn)
-    except Exception as error:
-        warn(f"W&B is left out ({type(error).__name__}: {error}); the run's folder has everything.")
-        return None
-
-
-def _say_where(place: Mapping[str, Any], progress: Progress) -> None:
-    if place.get("url"):
-        progress.say(f"W&B: {place['url']}")
-    elif place.get("folder"):
-        progress.say(f"W&B, offline: upload it later with wandb sync {place['folder']}")

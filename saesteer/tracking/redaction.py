@@ -32,12 +32,9 @@ _ARGUMENT = re.compile(r"^(-{0,2})([A-Za-z][\w.-]*)=(.+)$", re.DOTALL)
 def redact(value: Any, environ: Mapping[str, str] | None = None) -> Any:
     """Return a JSON value with every secret in it replaced by `***`.
 
-    A secret is text under a name such as `api_key` or `password`, text that holds the value of an
-    environment variable with such a name, a key in a well-known form, or the login in an address.
-
-    Args:
-        value: Mappings, sequences, text and numbers.
-        environ: The environment; this process's if None.
+    A secret is text under a name such as `api_key` or `password`, text that holds the value of a
+    variable of the environment with such a name, a key in a well-known form, or the login in an
+    address.
     """
     return _redact(value, _secrets(os.environ if environ is None else environ))
 

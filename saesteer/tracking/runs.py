@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -17,8 +16,9 @@ from typing import Any
 from saesteer.tracking.liveness import present_status
 from saesteer.tracking.redaction import redact
 from saesteer.utils.errors import ConfigError, DataError, OutputError
-from saesteer.utils.files import unwritable
+from saesteer.utils.files import append_json
 from saesteer.utils.run_folder import RunFolder, finite
+from saesteer.utils.text import did_you_mean
 from saesteer.utils.values import flatten, scalars
 
 RECORD, NOTES = "run.json", "notes.jsonl"
@@ -102,10 +102,8 @@ def find_run(root: str | Path, name: str | Path) -> Run:
     if found:
         listed = ", ".join(run.id for run in found[:5])
         raise DataError(f"{name!r} may be any of several runs ({listed}); write a whole id.")
-    names = [word for run in runs for word in (run.id, run.folder.name)]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "; see saesteer runs list."
-    raise DataError(f"there is no run {name!r}{hint}")
+    near = did_you_mean(name, [word for run in runs for word in (run.id, run.folder.name)])
+    raise DataError(f"there is no run {name!r}{near}; see saesteer runs list.")
 
 
 def read_run(folder: Path) -> Run | None:
@@ -162,19 +160,17 @@ def _guessed(folder: Path) -> dict[str, Any]:
         "choices.json": "persona",
         "seed-0": "persona",
     }
-    files = RunFolder(folder)
-    read: dict[str, dict[str, Any]] = {"config.json": {}, "metrics.json": {}}
-    for name in read:
-        with suppress(OutputError):
-            read[name] = files.read_json(name)
-    config, metrics = read.values()
-    done = bool(metrics) or files.has("done.json")
+    files, config, metrics = RunFolder(folder), {}, {}
+    with suppress(OutputError):
+        config = files.read_json("config.json")
+    with suppress(OutputError):
+        metrics = files.read_json("metrics.json")
     seconds = metrics.get("seconds") or {}
     return {
         "kind": next((kind for file, kind in kinds.items() if (folder / file).exists()), "unknown"),
         "name": config.get("name"),
         # Nothing tells how an older run ended that did not reach its end.
-        "status": "finished" if done else "stopped",
+        "status": "finished" if metrics or files.has("done.json") else "stopped",
         "config": {key: value for key, value in config.items() if key != "tracking"},
         "metrics": scalars(metrics),
         "seconds": seconds,
@@ -183,14 +179,11 @@ def _guessed(folder: Path) -> dict[str, Any]:
 
 
 def add_note(folder: Path, note: Note) -> dict[str, Any]:
-    """Append a note to a run's folder, with the time.
+    """Append a note to a run's folder, and return it as it was written, with the time.
 
     Args:
         folder: The run's folder.
         note: Text, or named parts such as {"observation": ..., "hypothesis": ...}.
-
-    Returns:
-        The note as it was written: "time", and "text" or the named parts.
 
     Raises:
         DataError: The note is empty or cannot be written as JSON.
@@ -201,18 +194,9 @@ def add_note(folder: Path, note: Note) -> dict[str, Any]:
         raise DataError("the note is empty; write at least one word.")
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **redact(finite(parts))}
     try:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        append_json(folder / NOTES, record)
     except (TypeError, ValueError) as error:
         raise DataError(f"the note cannot be written as JSON ({error}); use text.") from error
-    try:
-        # One write to a file opened for appending: notes of two processes do not mix.
-        handle = os.open(folder / NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise unwritable(folder / NOTES, error) from error
     return record
 
 
@@ -259,9 +243,8 @@ def export_runs(runs: Sequence[Run], target: Path) -> Path:
 
 def _row(run: Run) -> dict[str, Any]:
     flat = flatten({key: value for key, value in run.as_dict().items() if key != "record"})
+    nested = (list, tuple, dict)
     return {
-        name: json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list | tuple | dict)
-        else value
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, nested) else value
         for name, value in flat.items()
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 from saesteer.tracking.redaction import redact
 from saesteer.utils.settings import TrackingSettings
+from saesteer.utils.text import one_line
 
 INIT_SECONDS = 30.0
 FINISH_SECONDS = 90.0
@@ -29,24 +30,24 @@ def start_mirror(
     folder: Path,
     warn: Callable[[str], None],
 ) -> WandbMirror | None:
-    """Begin a run's copy at W&B; None where it was not asked for.
+    """Begin a run's copy at W&B, with its files in the run's `wandb`; None where not asked for.
 
-    Args:
-        settings: What the configuration asks for.
-        record: The run's `run.json`, without secrets.
-        folder: The run's folder; W&B's own files go into its `wandb`.
-        warn: Is told the first thing that goes wrong.
+    `warn` is told the first thing that goes wrong.
     """
     mode = wandb_mode(settings, os.environ)
     if mode is None:
         return None
-    if mode == "online" and not _has_login():
-        warn(
-            "W&B has no key here (WANDB_API_KEY, or wandb login), so the run is kept offline in "
-            f"{folder / 'wandb'}; upload it later with wandb sync."
-        )
-        mode = "offline"
-    return WandbMirror(mode, _init_arguments(settings, record, folder), warn)
+    try:
+        if mode == "online" and not _has_login():
+            warn(
+                "W&B has no key here (WANDB_API_KEY, or wandb login), so the run is kept offline "
+                f"in {folder / 'wandb'}; upload it later with wandb sync."
+            )
+            mode = "offline"
+        return WandbMirror(mode, _init_arguments(settings, record, folder), warn)
+    except Exception as error:
+        warn(f"W&B is left out ({type(error).__name__}: {error}); the run's folder has everything.")
+        return None
 
 
 def wandb_mode(settings: TrackingSettings, environ: Mapping[str, str]) -> str | None:
@@ -68,10 +69,7 @@ def wandb_mode(settings: TrackingSettings, environ: Mapping[str, str]) -> str | 
 class WandbMirror:
     """Tells W&B in a thread of its own, so that the run waits only at its end, and only so long.
 
-    Args:
-        mode: "online" or "offline".
-        arguments: For `wandb.init`.
-        warn: Is told the first thing that goes wrong; the rest would say the same.
+    Only the first thing that goes wrong is said; the rest would say the same.
     """
 
     def __init__(
@@ -318,4 +316,4 @@ def _seconds(variable: str, default: float) -> float:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error) or type(error).__name__

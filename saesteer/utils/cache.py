@@ -33,10 +33,8 @@ class Cache:
     """Keeps by content what is costly to make, so that equal work is done once, whoever asks.
 
     A run of its own has an empty cache; the trials of a sweep share one in each worker, and its
-    folder between workers.
-
-    Args:
-        folder: Where activations, arrays and measured results go; only memory if None.
+    folder between workers. Without a folder for activations, arrays and measured results, only
+    what is in memory is kept.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -53,11 +51,8 @@ class Cache:
     ) -> Kept:
         """Return what is kept in memory under a key, making it first where it is not there.
 
-        Args:
-            kind: What it is, such as "model"; of each kind the last few used are kept.
-            key: All that it depends on.
-            make: Makes it.
-            room: Whether what is kept may stay beside it, although it is as many as may be.
+        Of each kind, such as "model", the last few used are kept; `room` says whether what is kept
+        may stay beside a new one although it is as many as may be.
         """
         kept = self._kept.setdefault(kind, OrderedDict())
         if key not in kept:
@@ -77,15 +72,8 @@ class Cache:
     def once(self, kind: str, *parts: Any, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
         """Return arrays from their file, computing and writing them first where there is none.
 
-        A file that cannot be read is made again.
-
-        Args:
-            kind: What they are; the first part of the file's name.
-            *parts: All that they depend on, as `content_key` takes it.
-            compute: Makes them.
-
-        Raises:
-            OutputError: The file cannot be written.
+        The file is named after their kind and all that they depend on, as `content_key` takes it;
+        one that cannot be read is made again.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file, save_file
@@ -119,11 +107,8 @@ class Cache:
     ) -> Mapping[Any, Kept]:
         """Return values from their files, computing all of them where one is not there.
 
-        Args:
-            names: Each value's key with its file's name, which stands for all that it depends on.
-            compute: Makes them all.
-            load: Reads one, raising `OutputError` where it is not there or damaged.
-            save: Writes one.
+        `names` has each value's file's name, which stands for all that it depends on; `load` raises
+        `OutputError` where it is not there or damaged.
         """
         if self.folder is None:
             return compute()
@@ -158,14 +143,9 @@ def _feed(digest: Any, part: Any) -> None:
 def content_digest(path: Path) -> str:
     """Return a hash of a model's or an SAE's files, without reading gigabytes.
 
-    Of each file its name, its size and 16 blocks of 64 KiB spread over it count: other weights
-    differ in every block. A folder that is not there counts as empty.
-
-    Args:
-        path: A file, or a folder whose weights, settings and tables count.
-
-    Raises:
-        OutputError: A file cannot be read.
+    Of a file, or of each in a folder that holds weights, settings or a table, its name, its size
+    and 16 blocks of 64 KiB spread over it count: other weights differ in every block. A folder
+    that is not there counts as empty.
     """
     inside = [f for f in path.glob("*") if f.suffix in SUFFIXES and f.is_file()]
     digest = hashlib.sha256()
@@ -195,11 +175,7 @@ def cache_folder() -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, building it whole first if it is not there; see `build_folder`.
-
-    Raises:
-        OutputError: The cache cannot be written, or not to the end.
-    """
+    """Return a folder of the cache, building it first if it is not there; see `build_folder`."""
     try:
         return build_folder(folder, build)
     except OSError as error:

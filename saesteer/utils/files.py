@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -31,10 +31,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     """Write a file whole or not at all, making its folder.
 
     What killed processes left of the same file is removed. The content is bytes, or a function that
-    writes the draft that it is given.
-
-    Raises:
-        OutputError: It cannot be written.
+    writes the draft that it is given. `OutputError` says what cannot be written.
     """
     target = Path(path)
     draft = draft_of(target)
@@ -52,6 +49,20 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
         _remove(draft)
         leave(draft)
     return target
+
+
+def append_json(path: Path, record: Any) -> None:
+    """Append a record as one line, on the disk before anything goes on.
+
+    Written at once to a file opened for appending, lines of two processes do not mix.
+    """
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with path.open("ab", buffering=0) as stream:
+            stream.write(line.encode("utf-8", "replace"))
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: Exception) -> OutputError:
@@ -84,7 +95,7 @@ def abandoned(draft: Path) -> bool:
         return False
     if named[1] == _machine():
         # An earlier process may have had this one's number.
-        return int(named[2]) == os.getpid() or not _is_running(int(named[2]))
+        return int(named[2]) == os.getpid() or not is_running(int(named[2]))
     try:
         return time.time() - draft.stat().st_mtime > FOREIGN_SECONDS
     except OSError:
@@ -112,9 +123,6 @@ def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
     """Make a folder whole or not at all, through `build`, which is given an empty one beside it.
 
     One that is there already, or that another process makes meanwhile, stays as it is.
-
-    Raises:
-        OSError: It cannot be made.
     """
     if os.path.isdir(folder):
         return folder
@@ -144,25 +152,6 @@ def _remove(draft: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def reserve(file: BinaryIO, size: int) -> None:
-    """Make a file so long, with room on the disk for all of it.
-
-    Raises:
-        OSError: There is no room.
-    """
-    allocate = getattr(os, "posix_fallocate", None)
-    if allocate is not None:
-        try:
-            allocate(file.fileno(), 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    block = bytes(2**20)
-    for start in range(0, size, len(block)):
-        file.write(block[: size - start])
-
-
 def portable_name(text: str) -> str:
     """Return a text as a part of a file's name that every system takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:80] or "unnamed"
@@ -177,12 +166,12 @@ def _machine() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {counted}".encode()).hexdigest()[:8]
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether a process of this number is at work on this machine, whosever it is."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError, ValueError):
         return False
     except OSError:
-        # Somebody else's process.
-        return True
+        pass  # Somebody else's process.
     return True

@@ -8,10 +8,11 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from saesteer.utils.errors import ConfigError, NetworkError, OutputError
@@ -28,26 +29,22 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a service, and how often to ask it.
+    """How long to wait for a service, and how often to ask it."""
 
-    Attributes:
-        timeout: The longest that one whole exchange may take, seconds; where the body goes to a
-            file, the longest that nothing may come.
-        attempts: How often something is asked while the service is busy.
-        attempts_unanswered: The same where it does not answer at all, and so is likely not there.
-        first_wait: Seconds before the second attempt where the service names none; doubled each
-            time.
-        longest_wait: The longest wait, seconds; a service that asks for more gets an error.
-        jitter: By how much a wait that the service does not name may be longer, by chance.
-        largest: The most bytes of a reply.
-    """
-
+    # The longest that one whole exchange may take, seconds; where the body goes to a file, the
+    # longest that nothing may come.
     timeout: float = 60.0
+    # How often something is asked while the service is busy.
     attempts: int = 5
+    # The same where it does not answer at all, and so is likely not there.
     attempts_unanswered: int = 5
+    # Seconds before the second attempt where the service names none; doubled each time.
     first_wait: float = 1.0
+    # The longest wait, seconds; a service that asks for more gets an error.
     longest_wait: float = 120.0
+    # By how much a wait that the service does not name may be longer, by chance.
     jitter: float = 0.0
+    # The most bytes of a reply.
     largest: int = 64_000_000
 
 
@@ -87,8 +84,7 @@ class UnansweredError(NetworkError):
         self.unread = unread  # Attempts whose answer did not arrive, though it may have been made.
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     """What may pass."""
 
     said: str
@@ -145,17 +141,18 @@ def request(
     """
     where = called or f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
     secret = key_in(key.variable) if key else ""
-    own = session is None
-    opened = open_session() if session is None else session
+    asked = {"method": method, "url": url, "json": payload, "params": params}
     unread = attempt = 0
-    try:
+    with nullcontext(session) if session is not None else open_session() as opened:
         while True:
-            outcome = _once(opened, method, url, payload, params, key, secret, patience, into)
+            outcome = _once(opened, asked, _signed(key, secret), patience, into)
             if isinstance(outcome, HttpReply):
+                body = outcome.body.replace(secret.encode(), b"***") if secret else outcome.body
+                outcome = replace(outcome, body=body, unread=unread)
                 reason = check(outcome)
                 outcome = _Failure(reason) if reason else _judged(outcome, url, where, key)
             if isinstance(outcome, HttpReply):
-                return HttpReply(outcome.status, outcome.headers, outcome.body, unread)
+                return outcome
             attempt += 1
             unread += outcome.unread
             most = patience.attempts
@@ -168,9 +165,6 @@ def request(
                     unread,
                 )
             sleep(_pause(outcome, attempt - 1, where, patience, chance))
-    finally:
-        if own:
-            opened.close()
 
 
 def open_session() -> Session:
@@ -187,12 +181,8 @@ def open_session() -> Session:
 
 def _once(
     session: Session,
-    method: str,
-    url: str,
-    payload: Any,
-    params: Mapping[str, str] | None,
-    key: Key | None,
-    secret: str,
+    asked: Mapping[str, Any],
+    auth: Callable[[PreparedRequest], PreparedRequest],
     patience: Patience,
     into: BinaryIO | None,
 ) -> HttpReply | _Failure:
@@ -204,14 +194,7 @@ def _once(
     try:
         # `with` closes a reply half read.
         with session.request(
-            method,
-            url,
-            json=payload,
-            params=params,
-            auth=_signed(key, secret),
-            timeout=limit,
-            allow_redirects=False,
-            stream=True,
+            **asked, auth=auth, timeout=limit, allow_redirects=False, stream=True
         ) as response:
             if into is not None and response.status_code == 200:
                 _stream(response, into)
@@ -231,8 +214,6 @@ def _once(
         return _Failure(f"{kind} ({failure})", answered=answered, unread=unread)
     if body is None:
         return _Failure(f"no complete answer in {limit:g} s", unread=True)
-    if secret:
-        body = body.replace(secret.encode("ascii"), b"***")
     return HttpReply(response.status_code, response.headers, body)
 
 
@@ -260,11 +241,7 @@ def _judged(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpRepl
 
 
 def _pause(
-    failure: _Failure,
-    attempt: int,
-    where: str,
-    patience: Patience,
-    chance: Callable[[], float],
+    failure: _Failure, attempt: int, where: str, patience: Patience, chance: Callable[[], float]
 ) -> float:
     longest = patience.longest_wait
     if failure.wait is None:
@@ -381,8 +358,7 @@ def parsed_json(body: bytes) -> Any:
 def retry_after(header: str | None) -> float | None:
     """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3).
 
-    Returns:
-        None where there is no header, or no sense in it.
+    None where there is no header, or no sense in it.
     """
     text = (header or "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -63,12 +62,7 @@ class Task:
         head = f"{self._name}: {self._done:,.0f} of {self._total:,.0f} {self._unit}".rstrip()
         return f"{head}, {elapsed:.0f} s{left} {note}".rstrip()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -28,25 +28,15 @@ RECORDED_PACKAGES = (
 
 
 class RunFolder:
-    """The files of one run; each is written whole or not at all.
-
-    Args:
-        path: The folder; made by `create` or by the first file written.
-
-    Attributes:
-        touched: The files that were written here or found to be there.
-    """
+    """The files of one run; each is written whole or not at all, and the folder with the first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # The files that were written here or found to be there.
         self.touched: set[str] = set()
 
     def create(self) -> RunFolder:
-        """Make the folder, and remove what runs killed while writing have left in it.
-
-        Raises:
-            OutputError: The folder cannot be written.
-        """
+        """Make the folder, and remove what runs killed while writing have left in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = draft_of(self.path / "probe")
@@ -70,21 +60,12 @@ class RunFolder:
         return there
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
-        """Write a file through `write`, which is given a draft beside it.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write a file through `write`, which is given a draft beside it."""
         self.touched.add(name)
         return write_atomic(self.path / name, write)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write a value as JSON.
-
-        Raises:
-            OutputError: It holds NaN, infinity or something that JSON has no word for, or the file
-                cannot be written.
-        """
+        """Write a value as JSON; NaN, infinity and what JSON has no word for are errors."""
         try:
             text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -94,11 +75,7 @@ class RunFolder:
         return self.write(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file.
-
-        Raises:
-            OutputError: The file is missing or damaged.
-        """
+        """Read a JSON file; `OutputError` says that it is missing or damaged."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -143,10 +120,8 @@ def environment_record() -> dict[str, Any]:
 def write_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
     """Write `run.json`, keeping the first start of a resumed run."""
     earlier = folder.read_json("run.json") if folder.has("run.json") else {}
-    folder.write_json(
-        "run.json",
-        {**earlier, **record, **{key: earlier[key] for key in ("started",) if key in earlier}},
-    )
+    first = {"started": earlier["started"]} if "started" in earlier else {}
+    folder.write_json("run.json", {**earlier, **record, **first})
 
 
 def _git_commit() -> str | None:
@@ -154,14 +129,10 @@ def _git_commit() -> str | None:
     # Installed into somebody else's checkout, that one's commit would say nothing of this code.
     if not (root / ".git").exists():
         return None
+    command = ["git", "rev-parse", "HEAD"]
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
+            command, cwd=root, capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -85,9 +85,6 @@ def check_yes_and_no(value: object, annotation: Any) -> None:
     """Refuse true and false, however deep in a value, where its type has a number.
 
     YAML reads yes and on as true, and pydantic reads true as 1.
-
-    Raises:
-        ValueError: There is one.
     """
     said = next(_yes_and_no(value), None)
     if said is not None and not _takes(annotation, value):
@@ -158,19 +155,17 @@ class TrackingSettings(Settings):
     """Where a run is recorded besides its folder.
 
     None of it changes what a run computes, so none of it counts in a run's digest.
-
-    Attributes:
-        wandb: "off", "online" or "offline"; null to go by WANDB_MODE and WANDB_SWEEP_ID.
-        project: W&B's project; WANDB_PROJECT, or "saesteer", if null.
-        entity: W&B's entity; WANDB_ENTITY, or the account's own, if null.
-        group: What runs that belong together share, here and at W&B; WANDB_RUN_GROUP if null.
-        tags: Tags, here and at W&B.
     """
 
+    # Null to go by WANDB_MODE and WANDB_SWEEP_ID.
     wandb: Literal["off", "online", "offline"] | None = None
+    # WANDB_PROJECT, or "saesteer", if null.
     project: str | None = None
+    # WANDB_ENTITY, or the account's own, if null.
     entity: str | None = None
+    # What runs that belong together share, here and at W&B; WANDB_RUN_GROUP if null.
     group: str | None = None
+    # Here and at W&B.
     tags: list[str] = Field(default=[])
 
     @field_validator("wandb", mode="before")
@@ -215,11 +210,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[M
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML in which 1e-3 is a number, as in JSON and YAML 1.2, and no word.
-
-    Raises:
-        yaml.YAMLError: It is not YAML.
-    """
+    """Read YAML in which 1e-3 is a number, as in JSON and YAML 1.2, and no word."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -230,11 +221,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
-    """Read a YAML file of named fields; `empty` says what it lacks where it holds something else.
-
-    Raises:
-        ConfigError: It is missing, not YAML, or holds something else.
-    """
+    """Read a YAML file of named fields; `empty` is what it lacks where it holds something else."""
     import yaml
 
     file = Path(path)
@@ -250,18 +237,14 @@ def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
 
 
 def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Model:
-    """Check settings that are already in memory.
-
-    Raises:
-        ConfigError: As in `load_config`.
-    """
+    """Check settings that are already in memory; `place` is where errors say they stand."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         problems = error.errors()
         # A misspelt field is also a missing one; the misspelling says more.
         first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        field = ".".join(str(part) for part in first["loc"]) or "settings"
+        field = ".".join(str(part) for part in first["loc"])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         if first["type"] == "extra_forbidden":
             raise ConfigError(
@@ -271,31 +254,41 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"] == "model_type":
             message = "needs fields of its own, each on a line 'name: value' below it"
-        raise ConfigError(f"{place}: {field}: {message[:1].lower()}{message[1:]}{more}.") from None
+        where = f"{place}: {field}" if field else place
+        raise ConfigError(f"{where}: {message[:1].lower()}{message[1:]}{more}.") from None
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Put a setting such as "selection.n_features=32" into settings in memory.
+    """Put a setting such as "selection.n_features=32" into settings in memory; see `read_word`."""
+    put(data, *read_word(override))
 
-    Raises:
-        ConfigError: It does not have that form, or does not fit what is there.
-    """
+
+def read_word(word: str) -> tuple[str, Any]:
+    """Return name and value of a word such as "selection.n_features=32"; the value is YAML."""
     import yaml
 
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r} is not of the form a.b=c; write it so.")
-    place = data
-    for part in parts[:-1]:
-        inner = place.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {part} is a single value and has no fields.")
-        place = inner
+    name, equals, text = word.partition("=")
+    name = name.strip()
+    if not equals or name.startswith("-") or not all(name.split(".")):
+        raise ConfigError(f"--set {word!r} is not of the form a.b=c; write it so.")
     try:
-        place[parts[-1]] = load_yaml(value)
+        return name, load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r} is not YAML ({one_line(error, 160)}).") from error
+        raise ConfigError(f"--set {word!r} is not YAML ({one_line(error, 160)}).") from error
+
+
+def put(data: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value under a dotted name into settings in memory; missing groups are made."""
+    *groups, last = name.split(".")
+    for group in groups:
+        if data.get(group) is None:
+            data[group] = {}
+        data = data[group]
+        if not isinstance(data, dict):
+            raise ConfigError(
+                f"setting {name}: {group} is a single value and has no fields; correct the name."
+            )
+    data[last] = value
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -12,8 +12,8 @@ def said(text: object) -> str:
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", str(text))
 
 
-def one_line(text: object, limit: int = 200) -> str:
-    """Return text on one line, cut to `limit` characters: what to repeat of a library's error."""
+def one_line(text: object, limit: int | None = 200) -> str:
+    """Return text on one line, cut to `limit` characters, such as a library's error."""
     return " ".join(str(text).split())[:limit]
 
 

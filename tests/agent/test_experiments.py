@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
-from saesteer.agent.budget import Budget
 from saesteer.agent.experiments import Experiments
 from saesteer.agent.planners import LlmPlanner
 from saesteer.agent.results import headline, metrics_of, number_at
+from saesteer.agent.seeded import SeededPlanner
 from saesteer.agent.settings import DEFAULT, AgentConfig
-from saesteer.agent.state import Experiment, State
+from saesteer.agent.state import Budget, Experiment, State
+from saesteer.agent.tools import read_arguments
 from saesteer.experiments.registry import experiment_named
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
@@ -217,3 +219,19 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
 @pytest.mark.parametrize("kind", list(BASES))
 def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind):
     assert set(free_texts(experiment_named(kind).Config)) <= NO_PLACES
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_settings_fit_every_kind_they_name(file):
+    config = load_config(file, kind=AgentConfig)
+    experiments = Experiments(config, Progress())
+    for kind in config.experiments:
+        experiments.check(kind, {})
+    if config.planner.chosen == "seeded":
+        answer = SeededPlanner(config).next(State())
+        assert answer is not None
+        wanted = read_arguments(answer.tool, answer.arguments)
+        experiments.check(wanted.kind, wanted.settings)  # type: ignore[attr-defined]

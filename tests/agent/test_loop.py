@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from saesteer.agent import experiments, run_agent
-from saesteer.agent.loop import agent_folder
 from saesteer.agent.planners import Answer
 from saesteer.agent.state import Journal
 from saesteer.tracking.runs import read_notes
@@ -74,7 +73,7 @@ def test_an_experiment_is_run_read_noted_and_concluded(plant, settings):
     kept = read_notes(result.folder.path)
     assert kept[0]["observation"] == "4.9" and kept[0]["evidence"] == ["E1"]
     words = (result.folder.path / "report.md").read_text()
-    assert "**unsupported** by no run: dreamt (E9 did not finish)" in words
+    assert "| none | dreamt | unsupported | E9 did not finish |" in words
     assert "Another layer." in words and "| [E1](" in words
 
 
@@ -272,7 +271,7 @@ def test_the_last_answer_is_acted_on_though_a_kill_came_between(plant, settings,
     config = settings()
     config.budget.turns = 1
     run_agent(config, planner=Script(("finish", FINISH)))
-    journal = agent_folder(config) / "journal.jsonl"
+    journal = config.path / "journal.jsonl"
     journal.write_text(journal.read_text().splitlines(keepends=True)[0])
     assert run_agent(config, planner=Script()).ended_by == "it has concluded"
 
@@ -280,7 +279,7 @@ def test_the_last_answer_is_acted_on_though_a_kill_came_between(plant, settings,
 def test_the_time_before_a_kill_is_spent(plant, settings):
     config = settings()
     run_agent(config, planner=Script(experiment(1)))
-    folder = agent_folder(config)
+    folder = config.path
     record = json.loads((folder / "run.json").read_text())
     # As a kill leaves it, 100 seconds after the last event.
     record |= {"ended": None, "status": "running", "pid": 2**22 + 1}
@@ -293,7 +292,7 @@ def test_the_time_before_a_kill_is_spent(plant, settings):
 def test_two_agents_do_not_share_a_folder(plant, settings):
     config = settings()
     run_agent(config, planner=Script(experiment(1)))
-    folder = agent_folder(config)
+    folder = config.path
     record = json.loads((folder / "run.json").read_text())
     other = {"status": "running", "ended": None, "pid": os.getppid(), "process_started": None}
     (folder / "run.json").write_text(json.dumps(record | other))
@@ -326,7 +325,8 @@ def test_a_claim_is_shown_with_each_run_that_supports_it(plant, settings):
     page = (result.folder.path / "report.html").read_text()
     assert page.count('href="../plant-1/metrics.json"') == 3
     text = (result.folder.path / "report.md").read_text()
-    assert "by [E1](<../plant-1/metrics.json>), [E2](<../plant-2/metrics.json>): two" in text
+    for n in (1, 2):
+        assert f"| [E{n}: plant-{n}](<../plant-{n}/metrics.json>) | two | named |" in text
 
 
 def test_results_that_were_deleted_are_no_end(plant, settings):

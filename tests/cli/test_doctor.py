@@ -130,8 +130,9 @@ def test_sae_train_prints_the_doctors_figures_and_where_the_sae_is(
     answer = saesteer("sae", "train", file, "--set", "seed=3")
     assert answer.code == 0, answer
     assert "explained variance" in answer.out
-    assert f"table are in {tmp_path}" in answer.out
-    assert "--set 'sae=" in answer.out
+    (card,) = (tmp_path / "sae runs").glob("*/sae/README.md")
+    assert str(card) in answer.out
+    assert f"--sae '{card.parents[1]}'/sae" in answer.out
 
 
 def test_sae_train_refuses_bad_settings(refused, tmp_path, no_loading):

@@ -158,16 +158,16 @@ def test_there_is_nothing_to_rebuild_any_more(runs, root):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["show", "kind-9"], "there is no run 'kind-9'; did you mean kind-"),
+        (["show", "kind-9"], "there is no run 'kind-9' (did you mean 'kind-"),
         (["show", ""], "there is no run ''"),
         (["note", "kind-0", " "], "the note is empty"),
         (["compare", "kind-0"], "give two runs or more"),
         (["compare", "kind-0", "kind-0"], "give two runs or more"),
-        (["filter", "metrics.efect>1"], "did you mean metrics.effect?"),
+        (["filter", "metrics.efect>1"], "did you mean 'metrics.effect'?"),
         (["filter", "status"], "has no operator"),
         (["filter", "--of", "metrics.effect", "--with", "avg"], "aggregate 'avg' is unknown"),
         (["list", "--sort", "nothing"], "no run has a field 'nothing'"),
-        (["list", "--column", "metrics.fit.r"], "did you mean metrics.fit.r2?"),
+        (["list", "--column", "metrics.fit.r"], "did you mean 'metrics.fit.r2'?"),
         (["export", "runs.txt"], "does not end in .csv, .json, .parquet"),
     ],
 )

@@ -13,8 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from saesteer.cli.experiment import experiment_command
-from saesteer.cli.sweep import sweep_command
-from saesteer.cli.worker import worker_command
+from saesteer.cli.sweep import sweep_command, worker_command
 
 
 def _fixtures() -> Any:
@@ -127,7 +126,7 @@ def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up
         patch.setattr(Sweep, "measure", stumble)
         answer = call("sweep", sweep_file())
     assert answer.exit_code == 0, answer.output
-    assert "trial 0 failed: pairs.csv is away; put it back." in answer.output
+    assert "pairs.csv is away; put it back." in answer.output
     assert "--retry-failed" in answer.output
     assert fields(tmp_path / "runs")["states"] == {"failed": 2, "done": 4}
     again = call("sweep", sweep_file(), "--retry-failed")

@@ -20,7 +20,7 @@ from saesteer.probes.sparse import (
     rank_features,
 )
 from saesteer.saes.loading import load_sae
-from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.cache import Cache
 from saesteer.utils.errors import DataError
 
 SETTINGS = FitSettings(resamples=20)
@@ -107,7 +107,7 @@ def test_codes_are_the_saes_own_pooled_over_the_texts_tokens(
     ]
     rows = encode_labelled(model.tokenizer, texts, ReadSettings())
     found = read_codes(model, rows, sae, positions=positions)
-    again = TextCodes.of_arrays(ArrayCache(tmp_path).once("codes", compute=found.arrays))
+    again = TextCodes.of_arrays(Cache(tmp_path).once("codes", compute=found.arrays))
     read = read_rows(model, rows, [sae.site])[sae.site]
     for number in range(4):
         own = read.text(number)

@@ -14,16 +14,7 @@ from typing import Any
 
 import pytest
 
-from saesteer.sweeps.launch import (
-    Launch,
-    launch_local,
-    launch_ray,
-    launch_submitit,
-    slurm_options,
-    wait_for_jobs,
-    worker_command,
-    worker_environment,
-)
+from saesteer.sweeps.launch import Launch, slurm_options
 from saesteer.sweeps.study import create_study, open_study
 from saesteer.tracking import list_runs
 from saesteer.utils.errors import ConfigError, SaesteerError
@@ -42,16 +33,17 @@ def results(study):
     return {row.key: (row.values, row.value, row.numbers) for row in study.rows()}
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds_to_the_last_bit(sweep_of, tmp_path):
     sweep = sweep_of(parameters=FOUR)
     study = started(sweep)
-    launch_local(study, Launch(2, tmp_path / "logs", threads=1))
+    Launch(study, 2, tmp_path / "logs", threads=1).local()
     rows = study.rows()
     assert [row.state for row in rows] == ["done"] * 4, [row.error for row in rows]
     assert len(list((tmp_path / "logs").iterdir())) == 2
     alone = started(sweep_of({"overrides": [f"folder={tmp_path / 'alone'}"]}, parameters=FOUR))
     # A process too, because sums depend on how many threads share them.
-    launch_local(alone, Launch(1, tmp_path / "log", threads=1))
+    Launch(alone, 1, tmp_path / "log", threads=1).local()
     assert [row.state for row in alone.rows()] == ["done"] * 4
     assert results(study) == results(alone)
 
@@ -108,20 +100,19 @@ def test_a_worker_that_dies_is_replaced_and_one_that_keeps_dying_is_told(
     sweep_of, tmp_path, monkeypatch
 ):
     study = started(sweep_of())
-    monkeypatch.setattr(
-        "saesteer.sweeps.launch.worker_command", lambda *rest: [sys.executable, "-c", "exit(3)"]
-    )
+    monkeypatch.setattr(Launch, "command", lambda self: [sys.executable, "-c", "exit(3)"])
     monkeypatch.setattr("saesteer.sweeps.launch.POLL_SECONDS", 0.02)
     with pytest.raises(SaesteerError, match=r"1 of 1 workers ended before their time; see .*logs"):
-        launch_local(study, Launch(1, tmp_path / "logs"))
+        Launch(study, 1, tmp_path / "logs").local()
     assert {row.state for row in study.rows()} == {"waiting"}
 
 
 def test_a_databases_password_is_in_no_command_line(sweep_of, tmp_path):
     study = started(sweep_of(), f"sqlite:///{tmp_path / 'x.db'}")
     study.where = "postgresql://me:hunter2@host/sweeps"
-    assert "hunter2" not in " ".join(worker_command(study, Launch(1, tmp_path)))
-    environment = worker_environment(study, 4)
+    launch = Launch(study, 1, tmp_path)
+    assert "hunter2" not in " ".join(launch.command())
+    environment = launch.environment(4)
     assert environment["SAESTEER_STUDY_URL"] == study.where
     assert environment["OMP_NUM_THREADS"] == "4"
 
@@ -171,7 +162,7 @@ def test_the_script_for_slurm_asks_for_what_was_said(sweep_of, tmp_path, submiti
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     options = slurm_options(["partition=gpu", "gpus_per_node=1", "timeout_min=90"])
-    jobs = launch_submitit(started(sweep_of()), Launch(3, logs, threads=4), options)
+    jobs = Launch(started(sweep_of()), 3, logs, threads=4).submit(options)
     assert [job.job_id for job in jobs] == ["42_0", "42_1", "42_2"]
     script = (tmp_path / "script.sh").read_text()
     asked = sorted(line for line in script.splitlines() if line.startswith("#SBATCH"))
@@ -182,15 +173,14 @@ def test_the_script_for_slurm_asks_for_what_was_said(sweep_of, tmp_path, submiti
 def test_a_machine_without_slurm_is_told(sweep_of, tmp_path, submitit, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SaesteerError, match="Slurm did not take the workers"):
-        launch_submitit(started(sweep_of()), Launch(1, tmp_path / "logs"), {})
+        Launch(started(sweep_of()), 1, tmp_path / "logs").submit({})
 
 
 @pytest.mark.slow
 def test_submitits_local_executor_runs_a_sweep(sweep_of, tmp_path, submitit):
     study = started(sweep_of(parameters=TWO))
-    launch = Launch(1, tmp_path / "logs", threads=1)
-    jobs = launch_submitit(study, launch, {"timeout_min": 5}, cluster="local")
-    wait_for_jobs(study, launch, jobs, seconds=0.2)
+    launch = Launch(study, 1, tmp_path / "logs", threads=1)
+    launch.wait(launch.submit({"timeout_min": 5}, cluster="local"), seconds=0.2)
     assert [row.state for row in study.rows()] == ["done"] * 2
 
 
@@ -213,7 +203,7 @@ def test_a_ray_cluster_of_two_nodes_runs_a_sweep_on_both(sweep_of, tmp_path, mon
         # Long enough that one node cannot run all before the other has begun.
         sweep = sweep_of({"overrides": ["completions.max_new_tokens=100"]}, parameters=FOUR)
         study = started(sweep)
-        reports = launch_ray(study, Launch(5, tmp_path, threads=1), cluster.address)
+        reports = Launch(study, 5, tmp_path, threads=1).ray(cluster.address)
         assert not ray.is_initialized()
     finally:
         cluster.shutdown()

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.sweeps.overrides import flattened, merged, parse_word, swept_overrides, yaml_text
+from saesteer.sweeps.overrides import flattened, merged, swept_overrides, yaml_text
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.settings import load_config
+from saesteer.utils.settings import load_config, read_word
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,13 @@ from saesteer.utils.settings import load_config
     ],
 )
 def test_words_as_an_agent_renders_them_keep_their_types(word, value):
-    name = word.partition("=")[0]
-    assert parse_word(word) == {name: value}
+    assert read_word(word) == (word.partition("=")[0], value)
 
 
 @pytest.mark.parametrize("word", ["seed", "=3", "--seed=3", "a={"])
 def test_a_word_of_another_form_is_one_sentence(word):
     with pytest.raises(ConfigError) as told:
-        parse_word(word)
+        read_word(word)
     assert "\n" not in str(told.value)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.numbers import compare_numbers, numbers_of, run_numbers
-from saesteer.sweeps.results import sweep_result, write_results
+from saesteer.sweeps.results import sweep_record, write_results
 from saesteer.sweeps.study import create_study
 from saesteer.sweeps.sweep_file import read_sweep
 from saesteer.sweeps.worker import Worker
@@ -92,10 +92,10 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
         stored = json.loads((Path(str(row.folder)) / "metrics.json").read_text(encoding="utf-8"))
         assert stored["headline_method"] == row.values["together.method"]["headline"]
         assert row.value == compare_numbers(stored)["effect"]
-    result = sweep_result(sweep, rows)
-    labels = [trial["labels"]["together.method"] for trial in result.as_dict()["trials"]]
+    record = sweep_record(sweep, rows)
+    labels = [trial["labels"]["together.method"] for trial in record["trials"]]
     assert labels == ["pca", "logistic_probe"] * 2
-    write_results(result, tmp_path / "out")
+    write_results(sweep, record)
     config: Any = sweep.config(rows[0].values)
     assert config.headline == "pca"
 
@@ -123,12 +123,10 @@ def test_any_kind_of_experiment_can_be_swept(tiny_model_folder, tmp_path):
     study = create_study(sweep)
     study.enqueue(sweep.trials())
     assert Worker(study).work().done == 2, [row.error for row in study.rows()]
-    result = sweep_result(sweep, study.rows())
-    assert result.best is not None
-    losses = {
-        row.values["tasks.shots"]: json.loads((Path(str(row.folder)) / "metrics.json").read_text())
-        for row in result.rows
-    }
-    least = min(losses, key=lambda shots: losses[shots]["intact"]["loss"])
-    assert result.best.values["tasks.shots"] == least
-    assert result.best.value == losses[least]["intact"]["loss"]
+    rows = study.rows()
+    losses = [
+        json.loads((Path(str(row.folder)) / "metrics.json").read_text())["intact"]["loss"]
+        for row in rows
+    ]
+    assert [row.value for row in rows] == losses
+    assert sweep_record(sweep, rows)["best"] == losses.index(min(losses))

@@ -99,8 +99,11 @@ def test_conditions_are_met_together():
         ("status=", "names no value; write null"),
         ("status in", "names no value"),
         ("status exists now", "nothing may stand behind exists"),
-        ("metrics.efect>1", r"did you mean metrics.effect\?"),
-        ("model.name=gpt2", r"no run has a field 'model.name'; did you mean config.model.name\?"),
+        ("metrics.efect>1", r"did you mean 'metrics.effect'\?"),
+        (
+            "model.name=gpt2",
+            r"no run has a field 'model.name' \(did you mean 'config.model.name'\?",
+        ),
         ("zzzzzzz=1", "saesteer runs show"),
         ("status=failed or (kind=run and efect>1)", "no run has a field 'efect'"),
         ("notes~salt and pepper", "'pepper' has no operator.*quote a value"),

@@ -91,7 +91,7 @@ def test_a_run_is_found_by_id_beginning_folder_and_name(three, root):
 
 
 def test_what_names_no_run_or_several_is_one_sentence(three, root):
-    with pytest.raises(DataError, match=r"no run 'si'; did you mean six\?"):
+    with pytest.raises(DataError, match=r"no run 'si' \(did you mean 'six'\?\)"):
         find_run(root, "si")
     for name in ("zzzzzz", "", "a\0b"):
         with pytest.raises(DataError, match="there is no run"):

@@ -146,14 +146,15 @@ def test_the_same_files_elsewhere_have_the_same_digest(folder, tmp_path_factory)
     assert content_digest(other) == content_digest(folder)
 
 
-@pytest.mark.parametrize("place", [0, 5000, 10_239])
-def test_any_byte_of_a_small_file_counts(place, folder):
-    before = content_digest(folder)
+def test_any_byte_of_a_small_file_counts(folder):
     path = folder / "sae_weights.safetensors"
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-    assert content_digest(folder) != before
+    whole, digests = path.read_bytes(), {content_digest(folder)}
+    for place in (0, 5000, 10_239):
+        content = bytearray(whole)
+        content[place] ^= 1
+        path.write_bytes(content)
+        digests.add(content_digest(folder))
+    assert len(digests) == 4
 
 
 def test_a_folder_that_is_not_there_counts_as_empty_and_an_unreadable_file_is_told(
@@ -194,27 +195,20 @@ def test_a_folder_is_built_once(tmp_path):
     assert os.listdir(folder.parent) == ["model"]
 
 
-@pytest.mark.parametrize("error", [ModelError("it is broken."), KeyboardInterrupt(), ValueError()])
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [ModelError("it is broken."), KeyboardInterrupt(), FULL])
 def test_a_build_that_fails_leaves_nothing(tmp_path, error):
     def build(draft):
         (draft / "weights").write_text("half")
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(OutputError if error is FULL else type(error)):
         build_once(tmp_path / "model", build)
     assert os.listdir(tmp_path) == []
     build_once(tmp_path / "model", write("whole"))
     assert (tmp_path / "model" / "weights").read_text() == "whole"
-
-
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path):
-    def build(draft):
-        (draft / "weights").write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OutputError, match=r"\(No space left on device\); free some space or set"):
-        build_once(tmp_path / "model", build)
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path):

@@ -40,22 +40,6 @@ def test_what_is_written_is_read_back(folder):
     assert "naïve" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, OSError(28, "No space")])
-def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(error, folder):
-    folder.write("a.txt", lambda draft: draft.write_text("old"))
-
-    def half(draft: Path) -> None:
-        draft.write_text("half")
-        raise error
-
-    kind = OutputError if isinstance(error, OSError) else error
-    for name in ("a.txt", "new/b.txt"):
-        with pytest.raises(kind):
-            folder.write(name, half)
-    assert names(folder) == ["a.txt"]
-    assert (folder.path / "a.txt").read_text() == "old"
-
-
 def test_a_full_disk_is_a_sentence_with_the_way_on(folder):
     def full(draft: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -21,7 +21,7 @@ from saesteer.methods.registry import method_entry
 from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run, run_id
-from saesteer.utils.array_cache import content_key
+from saesteer.utils.cache import content_key
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Task
 from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record

@@ -24,6 +24,7 @@ from saesteer.corruption.tasks import Task, load_tasks
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.steer.plan import check_writable
 from saesteer.models.resolve import ModelShape, ModelSource, model_shape, resolve_model
+from saesteer.utils.cache import content_digest
 from saesteer.utils.content import content_digest
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, Source

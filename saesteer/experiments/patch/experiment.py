@@ -30,7 +30,7 @@ from saesteer.report import Report
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
 from saesteer.saes.loading import check_planned, load_sae, resolve_sae
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import DataError, HookError, SaesteerError, SiteError
 from saesteer.utils.run_folder import finite
 

@@ -46,7 +46,7 @@ from saesteer.saes.labels import PLACE_KEY, feature_url, known_descriptions, own
 from saesteer.saes.loading import load_sae, resolve_sae
 from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.tracking import RecordedRun
-from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ModelError
 from saesteer.utils.run_folder import environment_record, write_record
 
@@ -250,7 +250,7 @@ class TrainProbes(Experiment[ProbeResults]):
             how: Any = {"positions": positions, "progress": self.progress}
             return read_codes(self.model, rows, sae, **how).arrays()
 
-        cache, store = ArrayCache(self.plan.store.parent), self.plan.store.name
+        cache, store = Cache(self.plan.store.parent), self.plan.store.name
         # A name such as release:id says nothing of the weights behind it.
         return TextCodes.of_arrays(cache.once("codes", store, sae.fingerprint, compute=compute))
 

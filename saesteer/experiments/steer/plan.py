@@ -13,10 +13,9 @@ from saesteer.data.texts import Answer
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.resolve import ModelSource, check_shape, resolve_model
-from saesteer.models.shape import check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.loading import check_planned, resolve_sae
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, DataError, SaeError
 
 CACHE = "compare-cache"

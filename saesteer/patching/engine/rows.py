@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saesteer.patching.engine.memory import out_of_memory
-from saesteer.utils.array_cache import ArrayCache
+from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ModelError
 from saesteer.utils.progress import Task
 
@@ -164,5 +164,5 @@ def _once(
     if store is None:
         return compute(rows)
     parts = (rows.layer, rows.column, rows.pair, rows.label, rows.by_position)
-    cache = ArrayCache(store)
+    cache = Cache(store)
     return cache.once("patch", key, *parts, compute=lambda: {"values": compute(rows)})["values"]
