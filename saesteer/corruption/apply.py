@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from saesteer.corruption.edits import Means, edited
+from saesteer.corruption.edits import edited
 from saesteer.corruption.program import LinearSpan, NoiseEdit, Program, Step
 from saesteer.models.blocks import (
     BlockList,
@@ -32,7 +32,7 @@ from saesteer.utils.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.corruption.linear_map import LinearMap
+    from saesteer.corruption.fitted import LinearMap, Means
 
 HiddenMap = Callable[[Tensor, Tensor], Tensor]
 

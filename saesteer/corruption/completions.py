@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,16 +18,7 @@ from saesteer.utils.progress import Progress
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.corruption.edits import Means
-    from saesteer.corruption.linear_map import LinearMap
-
-
-class Completion(NamedTuple):
-    """What follows a prompt under a program."""
-
-    prompt: str
-    program: str
-    text: str
+    from saesteer.corruption.fitted import LinearMap, Means
 
 
 def complete_prompts(
@@ -39,7 +30,7 @@ def complete_prompts(
     maps: Mapping[LinearSpan, LinearMap] | None = None,
     means: Means | None = None,
     progress: Progress | None = None,
-) -> list[Completion]:
+) -> list[dict[str, str]]:
     """Complete prompts under every program, likeliest token by likeliest token.
 
     Args:
@@ -50,7 +41,7 @@ def complete_prompts(
         maps: As in `corrupted`, as are `means`.
 
     Returns:
-        Program by program, the prompts in order.
+        Each prompt, program and text: program by program, the prompts in order.
 
     Raises:
         DataError: A prompt is empty, or too long for the model's context.
@@ -68,7 +59,8 @@ def complete_prompts(
                 config = greedy_settings(max_new_tokens, ends=ends, pad=padding_id(model))
                 said = plain.generate(**batch.inputs, generation_config=config)[:, width:].tolist()
             for prompt, ids in zip(prompts, said, strict=True):
-                found.append(Completion(prompt, str(program), _text(tokenizer, ids, config)))
+                text = _text(tokenizer, ids, config)
+                found.append({"prompt": prompt, "program": str(program), "text": text})
             task.advance(1, str(program))
     return found
 

@@ -6,14 +6,14 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.files import write_atomic
 from saesteer.utils.settings import Settings, parse_config
 
 if TYPE_CHECKING:
@@ -23,12 +23,22 @@ MOST_BYTES = 4 * 1024 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt and its answer, joined by one space unless the prompt ends in white space."""
+class Example(Settings):
+    """A prompt and its answer, joined by one space unless the prompt ends with a line."""
 
-    prompt: str
-    answer: str
+    model_config = ConfigDict(frozen=True)
+    prompt: str = Field(min_length=1, max_length=4000)
+    answer: str = Field(min_length=1, max_length=2000)
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _plain(cls, text: str, info: ValidationInfo) -> str:
+        if _CONTROL.search(text):
+            raise ValueError("holds control characters; write plain text")
+        if not text.strip():
+            raise ValueError("is blank; write something")
+        # One space between them, wherever the file had it; a line's end is the prompt's own.
+        return text.strip() if info.field_name == "answer" else re.sub(r"[ \t]+$", "", text)
 
     @property
     def text(self) -> str:
@@ -36,48 +46,22 @@ class Example:
         return f"{self.prompt}{'' if self.prompt[-1:].isspace() else ' '}{self.answer}"
 
 
-@dataclass(frozen=True)
-class Task:
-    """Questions of one kind."""
+class Task(Settings):
+    """Questions of one kind, as a task's JSON file holds them."""
 
-    # Small letters, digits and underscores.
-    name: str
+    model_config = ConfigDict(frozen=True)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,59}$")
     # One sentence.
-    description: str
+    description: str = Field(default="", max_length=1000)
     # What few-shot prompts are built from.
-    examples: tuple[Example, ...]
+    examples: tuple[Example, ...] = Field(min_length=2, max_length=5000)
     # What is scored; the examples themselves if empty, each then left out of its own prompt.
-    eval_questions: tuple[Example, ...] = ()
+    eval_questions: tuple[Example, ...] = Field(default=(), max_length=5000)
 
     @property
     def questions(self) -> tuple[Example, ...]:
         """What is scored."""
         return self.eval_questions or self.examples
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record that a file holds."""
-        return asdict(self)
-
-
-class _ExampleRecord(Settings):
-    prompt: str = Field(min_length=1, max_length=4000)
-    answer: str = Field(min_length=1, max_length=2000)
-
-    @field_validator("prompt", "answer")
-    @classmethod
-    def _plain(cls, text: str) -> str:
-        if _CONTROL.search(text):
-            raise ValueError("holds control characters; write plain text")
-        if not text.strip():
-            raise ValueError("is blank; write something")
-        return text
-
-
-class _TaskRecord(Settings):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,59}$")
-    description: str = Field(default="", max_length=1000)
-    examples: list[_ExampleRecord] = Field(min_length=2, max_length=5000)
-    eval_questions: list[_ExampleRecord] = Field(default=[], max_length=5000)
 
 
 def parse_task(record: Any, place: str) -> Task:
@@ -95,24 +79,18 @@ def parse_task(record: Any, place: str) -> Task:
     if not isinstance(record, dict):
         raise DataError(f"{place}: a task is an object with name, description and examples.")
     try:
-        checked = parse_config(record, kind=_TaskRecord, place=place)
+        task = parse_config(record, kind=Task, place=place)
     except ConfigError as error:
         raise DataError(str(error)) from None
-    parts = [tuple(_example(e) for e in p) for p in (checked.examples, checked.eval_questions)]
     answers: dict[str, str] = {}
-    for example in (*parts[0], *parts[1]):
+    for example in (*task.examples, *task.eval_questions):
         known = answers.setdefault(example.prompt, example.answer)
         if known != example.answer:
             raise DataError(
                 f"{place}: prompt {example.prompt[:40]!r} has two answers, {known[:20]!r} and "
                 f"{example.answer[:20]!r}; keep one."
             )
-    return Task(checked.name, checked.description, *parts)
-
-
-def _example(record: _ExampleRecord) -> Example:
-    # One space between them, wherever the file had it; a line's end is the prompt's own.
-    return Example(re.sub(r"[ \t]+$", "", record.prompt), record.answer.strip())
+    return task
 
 
 def read_task(path: Path) -> Task:
@@ -139,10 +117,9 @@ def write_task(task: Task, folder: Path) -> Path:
     Raises:
         OutputError: The file cannot be written.
     """
-    from saesteer.utils.run_folder import RunFolder
 
     def lines(examples: Sequence[Example]) -> str:
-        rows = [json.dumps(asdict(e), ensure_ascii=False) for e in examples]
+        rows = [json.dumps(e.model_dump(), ensure_ascii=False) for e in examples]
         return "[\n    " + ",\n    ".join(rows) + "\n  ]" if rows else "[]"
 
     text = (
@@ -151,9 +128,7 @@ def write_task(task: Task, folder: Path) -> Path:
         f'  "examples": {lines(task.examples)},\n'
         f'  "eval_questions": {lines(task.eval_questions)}\n}}\n'
     )
-    return RunFolder(folder).write(
-        f"{task.name}.json", lambda draft: draft.write_text(text, encoding="utf-8")
-    )
+    return write_atomic(folder / f"{task.name}.json", text.encode())
 
 
 def tasks_folder() -> Path:
@@ -214,17 +189,11 @@ def _files(source: str) -> list[Path]:
     )
 
 
-@dataclass(frozen=True)
-class TaskRows:
-    """A task's questions, ready to be scored."""
+class TaskRows(NamedTuple):
+    """A task's name, and its questions behind their examples; the answers' tokens are kept."""
 
-    # The task's name.
     task: str
-    questions: tuple[Example, ...]
-    # What stands before each answer, examples included.
-    prompts: tuple[str, ...]
-    # Prompts with answers; the answers' tokens are kept.
-    rows: tuple[TokenRow, ...]
+    rows: Sequence[TokenRow]
 
 
 def few_shot_prompt(
@@ -256,7 +225,7 @@ def task_rows(
 
     Args:
         tokenizer: The model's tokenizer.
-        task: The task.
+        task: What is asked.
         shots: Examples before each question, drawn for each anew.
         max_questions: The most questions; all if None.
         seed: Seeds the draw.
@@ -289,4 +258,4 @@ def task_rows(
                 f"task {task.name}: question {number} or an example before it holds one of the "
                 "tokenizer's own marks, such as its BOS; write plain text."
             )
-    return TaskRows(task.name, questions, tuple(prompts), tuple(rows))
+    return TaskRows(task.name, rows)

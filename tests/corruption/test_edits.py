@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.edits import measure_means
+from saesteer.corruption.fitted import measure_means, text_rows
 from saesteer.corruption.program import parse_program
-from saesteer.corruption.reference import text_rows
 from saesteer.models import plain_model
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.utils.errors import ConfigError

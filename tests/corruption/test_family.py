@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.edits import measure_means
-from saesteer.corruption.family import Unembedding, family_states, shared_walk
-from saesteer.corruption.linear_map import fit_linear_maps
+from saesteer.corruption.family import family_states, shared_walk
+from saesteer.corruption.fitted import fit_linear_maps, measure_means, reference_texts, text_rows
 from saesteer.corruption.program import LinearSpan, make_family, parse_program
-from saesteer.corruption.reference import reference_texts, text_rows
 from saesteer.models import plain_model
 from saesteer.models.tokens import TokenBatch
+from saesteer.models.unembed import Unembedding
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def test_every_program_of_a_family_gives_what_it_gives_alone(arch, tiny_model, b
     maps = fit_linear_maps(model, [LinearSpan(0, 1), LinearSpan(1, 2)], rows)
     means = measure_means(model, rows)
     states = family_states(model, programs, batch, batch.span, maps=maps, means=means)
-    unembed = Unembedding(model)
+    unembed = Unembedding(model).logits
     for program, state in zip(programs, states, strict=True):
         with corrupted(model, program, maps=maps, means=means), torch.no_grad():
             wanted = plain_model(model)(**batch.inputs).logits[batch.span]

@@ -25,7 +25,7 @@ def test_identity_is_identical_and_keeping_nothing_repeats_the_last_word(smollm2
     said = complete_prompts(
         smollm2, [parse_program("[]", 30)], ["The opposite of hot is"], max_new_tokens=3
     )
-    assert said[0].text.split() == ["is", "is", "is"]
+    assert said[0]["text"].split() == ["is", "is", "is"]
 
 
 @pytest.mark.real

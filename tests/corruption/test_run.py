@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from saesteer.experiments.corrupt.config import CorruptConfig, plan_corruption
-from saesteer.experiments.corrupt.observations import observe
-from saesteer.experiments.corrupt.summary import first_right, token_changes
+from saesteer.experiments.corrupt.metrics import first_right, observe, token_changes
 from saesteer.experiments.registry import run_experiment
 from saesteer.models.resolve import resolve_model
 from saesteer.models.shape import model_shape
