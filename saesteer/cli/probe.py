@@ -95,9 +95,7 @@ def read_command(
         if cases is not None:
             found = run_checks(bridge, probes, cases, chosen[0] if layers else None)
             show_checks(found)
-            recorded.summary(
-                {"layer": found.layer, "right": found.right, "n": len(found.predictions)}
-            )
+            recorded.summary({key: found[key] for key in ("layer", "right", "n")})
 
 
 @app.command("intervene")

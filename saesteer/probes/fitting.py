@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import DataError, MismatchError
 from saesteer.utils.settings import Settings
 
 
@@ -54,18 +54,33 @@ class FittedProbe:
     # One row per class, or the second class's alone where there are two.
     weight: Float[np.ndarray, "row d_model"]
     bias: Float[np.ndarray, " row"]
-    # The inverse regularisation that was chosen.
+    # The inverse regularisation.
     c: float
     # Mean log loss over the folds at each strength tried, nats per text.
-    cv_loss: dict[float, float]
+    cv_loss: dict[float, float] = field(default_factory=dict, kw_only=True)
     # Whether the last fit met its tolerance.
-    converged: bool
+    converged: bool = field(default=True, kw_only=True)
 
     def probabilities(
-        self, x: Float[np.ndarray, "text d_model"]
-    ) -> Float[np.ndarray, "text class"]:
-        """Return each class's probability."""
-        return class_probabilities(logits(x, self.weight, self.bias))
+        self, x: Float[np.ndarray, "*text d_model"]
+    ) -> Float[np.ndarray, "*text class"]:
+        """Return each class's probability.
+
+        Raises:
+            MismatchError: The activations have another width.
+        """
+        from scipy.special import softmax
+
+        if x.shape[-1] != self.weight.shape[1]:
+            raise MismatchError(
+                f"the probe reads activations {self.weight.shape[1]} wide and was given "
+                f"{x.shape[-1]}; read them on the model that the probe was trained on."
+            )
+        logits = x.astype(np.float64) @ self.weight.astype(np.float64).T + self.bias
+        if logits.shape[-1] == 1:
+            # The second class's logit against the first.
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+        return softmax(logits, axis=-1)
 
 
 def fit_probe(
@@ -77,7 +92,7 @@ def fit_probe(
     c: float | None = None,
     seed: int = 0,
 ) -> FittedProbe:
-    """Fit a probe.
+    """Fit a probe to activations and class numbers from 0.
 
     Inputs are standardised with the training texts' mean and deviation. C has the least mean log
     loss over stratified folds that keep groups together; each fold walks up the strengths, starting
@@ -85,9 +100,9 @@ def fit_probe(
 
     Args:
         x: Activations, float32.
-        labels: Class numbers from 0, every class present.
+        labels: Every class is present.
         groups: Texts of one group stay in one fold.
-        settings: How to fit.
+        settings: Strengths to choose from, folds and solver.
         c: Use this strength instead of choosing one.
         seed: Shuffles the folds.
 
@@ -114,26 +129,12 @@ def fit_probe(
     weight = model.coef_.astype(np.float64) / scale
     bias = model.intercept_.astype(np.float64) - weight @ np.asarray(scaler.mean_)
     return FittedProbe(
-        weight.astype(np.float32), bias.astype(np.float64), chosen, losses, converged
+        weight.astype(np.float32),
+        bias.astype(np.float64),
+        chosen,
+        cv_loss=losses,
+        converged=converged,
     )
-
-
-def logits(
-    x: Float[np.ndarray, "*text d_model"],
-    weight: Float[np.ndarray, "row d_model"],
-    bias: Float[np.ndarray, " row"],
-) -> Float[np.ndarray, "*text row"]:
-    """Return x W' + b in float64."""
-    return x.astype(np.float64) @ weight.astype(np.float64).T + bias
-
-
-def class_probabilities(values: Float[np.ndarray, "*text row"]) -> Float[np.ndarray, "*text class"]:
-    """Return softmax probabilities; one logit is the second class's against the first."""
-    from scipy.special import softmax
-
-    if values.shape[-1] == 1:
-        values = np.concatenate([np.zeros_like(values), values], axis=-1)
-    return softmax(values, axis=-1)
 
 
 def folds(

@@ -130,26 +130,25 @@ def probe_lean(
     return values
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """How one layer's probe does on plain cases."""
-
-    layer: int
-    # For each case its text, class and predicted class.
-    predictions: tuple[tuple[str, str, str], ...]
-
-    @property
-    def right(self) -> int:
-        """Cases read rightly."""
-        return sum(label == predicted for _, label, predicted in self.predictions)
+def check_record(cases: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
+    """Return how many of a list of plain cases are read rightly, with those that are missed."""
+    misses = [
+        {"text": case.text, "label": case.label, "predicted": found}
+        for case, found in zip(cases, predicted, strict=True)
+        if case.label != found
+    ]
+    return {"n": len(cases), "right": len(cases) - len(misses), "misses": misses}
 
 
 def run_checks(
     model: TransformerBridge, probes: ProbeSet, checks: LabelledSet, layer: int | None = None
-) -> CheckResult:
+) -> dict[str, Any]:
     """Read a list of plain cases with one layer's probe, the best one's if None.
 
     Cases of classes that the probes do not know are left out.
+
+    Returns:
+        The `layer`, and how many of `n` cases are `right`, with the `misses`.
 
     Raises:
         DataError: No case has a class of the probes.
@@ -162,11 +161,8 @@ def run_checks(
         )
     wanted = probes.best if layer is None else layer
     readings = read_texts_with(model, probes, [text.text for text in cases], [wanted])
-    predictions = tuple(
-        (case.text, case.label, probes.classes[int(reading.whole[0].argmax())])
-        for case, reading in zip(cases, readings, strict=True)
-    )
-    return CheckResult(wanted, predictions)
+    predicted = [probes.classes[int(reading.whole[0].argmax())] for reading in readings]
+    return {"layer": wanted, **check_record(cases, predicted)}
 
 
 def colour(lean: float) -> tuple[int, int, int, float]:

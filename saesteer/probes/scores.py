@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from saesteer.probes.fitting import FitSettings, FittedProbe, fit_probe
+
 LEVEL = 0.95
 
 
@@ -44,6 +46,29 @@ class Scores:
         """Return what `as_dict` gave."""
         figures = {n: Interval(**record[n]) for n in ("accuracy", "macro_f1", "auroc")}
         return cls(**figures, confusion=np.array(record["confusion"], dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Classes and groups of texts in two parts: probes are fitted on one, scored on the other."""
+
+    labels: Int[np.ndarray, " text"]
+    groups: Int[np.ndarray, " text"]
+    train: Int[np.ndarray, " train"]
+    test: Int[np.ndarray, " test"]
+    settings: FitSettings
+    seed: int = 0
+
+    def fit(self, x: Float[np.ndarray, "text d_model"], *, c: float | None = None) -> FittedProbe:
+        """Fit a probe on the training texts; see `fit_probe`."""
+        train = self.train
+        x, labels, groups = x[train], self.labels[train], self.groups[train]
+        return fit_probe(x, labels, groups, self.settings, c=c, seed=self.seed)
+
+    def score(self, probe: FittedProbe, x: Float[np.ndarray, "test d_model"]) -> Scores:
+        """Score a probe on activations of the test texts."""
+        test, how = self.test, {"resamples": self.settings.resamples, "seed": self.seed}
+        return score(self.labels[test], probe.probabilities(x), self.groups[test], **how)
 
 
 def score(

@@ -83,8 +83,8 @@ def test_checks_are_scored_as_in_training(llama, finished_run):
     checks = read_labelled(finished_run.folder.read_json("config.json")["checks"])
     for record in finished_run.metrics["layers"]:
         result = run_checks(llama, finished_run.probes, checks, record["layer"])
-        assert result.right == record["checks"]["right"]
-        assert len(result.predictions) == record["checks"]["n"] == len(checks)
+        assert result == {"layer": record["layer"], **record["checks"]}
+        assert result["n"] == len(checks)
 
 
 def test_checks_of_other_classes_are_refused(llama, finished_run, tmp_path):
