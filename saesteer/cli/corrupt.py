@@ -48,7 +48,7 @@ def complete_command(
 ) -> None:
     """Complete prompts under a whole family of programs, side by side."""
     from saesteer.cli.corrupt_show import show_completions
-    from saesteer.corruption.completions import complete_prompts
+    from saesteer.corruption.measure import complete_prompts
     from saesteer.corruption.program import check_program
     from saesteer.models import load_model
     from saesteer.models.resolve import resolve_model
@@ -132,10 +132,10 @@ def tasks_command(
 
 def _asked(endpoint: Endpoint, caps: Caps, topics: Sequence[str], write: Path) -> list[Task]:
     from saesteer.corruption.llm_tasks import generate_tasks
-    from saesteer.corruption.tasks import bundled_task_names, load_tasks, write_task
+    from saesteer.corruption.tasks import load_tasks, write_task
     from saesteer.utils.progress import terminal_progress
 
-    known = [*load_tasks(["bundled"])] if bundled_task_names() else []
+    known = load_tasks(["bundled"])
     if any(write.glob("*.json")):
         known += load_tasks([str(write)])
     progress = terminal_progress()

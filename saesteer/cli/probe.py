@@ -152,7 +152,7 @@ def intervene_command(
     from saesteer.cli.probe_show import show_trial
     from saesteer.experiments.recorded import recorded_look
     from saesteer.probes import ProbeSet
-    from saesteer.probes.interventions import make_intervention, parse_layers, probe_vectors
+    from saesteer.probes.interventions import make_intervention, parse_layers
     from saesteer.probes.trial import GenerationSettings, InterventionTrial
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
@@ -170,8 +170,8 @@ def intervene_command(
     if direction not in ("probe", "means"):
         raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
     if not vectors:
-        chosen: Any = direction
-        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, chosen)
+        how: Any = {"towards": towards, "away": away, "kind": direction}
+        vectors = [probes.vector(layer, **how) for layer in parse_layers(layers, probes)]
     intervention = make_intervention(
         vectors,
         mode=mode,

@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 def edited(
     model: TransformerBridge, edits: Sequence[Edit], means: Means | None = None
 ) -> Iterator[None]:
-    """Apply edits to parts of the model on every pass inside, bridge and plain model alike.
-
-    Raises:
-        ConfigError: A mean is asked for and not there, or a layer has no such head.
-        ModelError: The model has no such part.
-    """
+    """Apply edits to parts of the model on every pass inside, bridge and plain model alike."""
     with ExitStack() as stack:
         for edit in edits:
             for root in (plain_model(model), model.original_model):
@@ -53,9 +48,6 @@ def part_target(
         layer: The block's number.
         part: Of which part.
         head: The head's number.
-
-    Raises:
-        ModelError: The layer has no such part.
     """
     mapping: Any = model.adapter.component_mapping
     try:

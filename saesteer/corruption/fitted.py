@@ -46,9 +46,6 @@ def reference_texts(source: str, *, limit: int | None = None) -> list[str]:
         source: "bundled" for the prose and the statements of the persona pairs that come with
             saesteer, or a file as `read_texts` takes it.
         limit: The most texts.
-
-    Raises:
-        DataError: The file cannot be used.
     """
     if source != "bundled":
         return list(read_texts(Path(source), limit=limit))
@@ -131,11 +128,7 @@ def save_maps(maps: Mapping[LinearSpan, LinearMap], path: Path) -> None:
 
 
 def load_maps(path: Path) -> dict[LinearSpan, LinearMap]:
-    """Read maps back.
-
-    Raises:
-        OutputError: The file is damaged.
-    """
+    """Read maps back."""
     tensors, metadata = _read_tensors(path)
     maps = {}
     for name, fit in json.loads(metadata["fits"]).items():
@@ -164,9 +157,6 @@ def fit_linear_maps(
         held_out: Share of the texts that are kept for scoring.
         seed: Seeds which.
         max_tokens: The most tokens in a batch.
-
-    Raises:
-        DataError: There are too few texts to fit on.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
     n_held_out = round(held_out * len(rows))
@@ -212,9 +202,6 @@ class Moments:
         """Return W and b of least squares.
 
         Directions that x does not fill get the least-norm answer, as in numpy's lstsq.
-
-        Raises:
-            DataError: No token was taken in.
         """
         from scipy.linalg import pinvh
 
@@ -287,11 +274,7 @@ class Means:
 
     @classmethod
     def load(cls, path: Path) -> Means:
-        """Read what `save` wrote.
-
-        Raises:
-            OutputError: The file is damaged.
-        """
+        """Read what `save` wrote."""
         tensors, metadata = _read_tensors(path)
         parts: dict[str, dict[int, Tensor]] = {"heads": {}, "mlps": {}}
         for name, value in tensors.items():
@@ -307,9 +290,6 @@ def measure_means(
 
     The texts' kept tokens count. Layers without heads, or without an MLP of their own, are left
     out.
-
-    Raises:
-        ConfigError: No token is kept.
     """
     n_tokens = sum(sum(row.kept) for row in rows)
     if not n_tokens:

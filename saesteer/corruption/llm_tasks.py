@@ -98,10 +98,6 @@ def generate_tasks(
         keep: Called with each task as it comes.
         progress: Where to show progress.
         sleep: What waits between attempts.
-
-    Raises:
-        NetworkError: The endpoint refuses the question, or is gone before any task came.
-        ConfigError: A cost is to be kept and answers have no longest length.
     """
     if caps.cost is not None and endpoint.max_tokens is None:
         raise ConfigError("a limit of cost needs max_tokens; set it for the endpoint.")

@@ -1,4 +1,4 @@
-"""What programs do to a task: the log-probability of every answer token."""
+"""What programs do to a task, answer token by answer token, and to completions of prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.corruption.apply import check_programs
+from saesteer.corruption.apply import check_programs, corrupted
 from saesteer.corruption.family import family_states
 from saesteer.corruption.program import LinearSpan, Program, intact_program
-from saesteer.models import plain_model
-from saesteer.models.tokens import input_device, length_sorted_batches, pad_rows, padding_id
+from saesteer.models import encode_texts, plain_model
+from saesteer.models.generation import greedy_settings
+from saesteer.models.tokens import (
+    TokenRow,
+    input_device,
+    length_sorted_batches,
+    pad_rows,
+    padding_id,
+)
 from saesteer.models.unembed import Unembedding
+from saesteer.utils.errors import DataError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,9 +158,6 @@ def score_task(
         maps: As in `corrupted`, as are `means`.
         top: How many tokens of the vocabulary that gain and lose most; none if 0.
         max_tokens: The most tokens in a batch.
-
-    Raises:
-        ModelError: A program cannot run on this architecture.
     """
     if not programs or not programs[0].is_intact:
         programs = [intact_program(int(model.cfg.n_layers)), *programs]
@@ -273,3 +279,68 @@ def _scores(
         gained=tuple(changes(total, 1) for total in totals),
         lost=tuple(changes(total, -1) for total in totals),
     )
+
+
+def complete_prompts(
+    model: TransformerBridge,
+    programs: Sequence[Program],
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 10,
+    maps: Mapping[LinearSpan, LinearMap] | None = None,
+    means: Means | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, str]]:
+    """Complete prompts under every program, likeliest token by likeliest token.
+
+    Args:
+        model: A model from `load_model`.
+        programs: The programs.
+        prompts: Plain prompts, all of them rows of one batch.
+        max_new_tokens: The most tokens.
+        maps: As in `corrupted`, as are `means`.
+
+    Returns:
+        Each prompt, program and text: program by program, the prompts in order.
+    """
+    rows = prompt_rows(model, prompts, max_new_tokens)
+    tokenizer: Any = model.tokenizer
+    plain: Any = plain_model(model)
+    batch = pad_rows(rows, padding_id(model), input_device(plain))
+    width = batch.input_ids.shape[1]
+    found = []
+    with (progress or Progress()).task("completions", len(programs), "programs") as task:
+        for program in programs:
+            with corrupted(model, program, maps=maps, means=means), torch.inference_mode():
+                ends = plain.generation_config.eos_token_id
+                config = greedy_settings(max_new_tokens, ends=ends, pad=padding_id(model))
+                said = plain.generate(**batch.inputs, generation_config=config)[:, width:].tolist()
+            for prompt, ids in zip(prompts, said, strict=True):
+                text = _text(tokenizer, ids, config)
+                found.append({"prompt": prompt, "program": str(program), "text": text})
+            task.advance(1, str(program))
+    return found
+
+
+def prompt_rows(
+    model: TransformerBridge, prompts: Sequence[str], max_new_tokens: int
+) -> list[TokenRow]:
+    """Tokenise prompts that are to be completed."""
+    if not prompts or any(not prompt.strip() for prompt in prompts):
+        raise DataError("a prompt is empty; give it at least one word.")
+    context = int(model.cfg.n_ctx) - max_new_tokens
+    if context < 1:
+        raise DataError(
+            f"{max_new_tokens} new tokens are more than the model's context of {model.cfg.n_ctx}; "
+            "ask for fewer."
+        )
+    assert model.tokenizer is not None
+    return encode_texts(model.tokenizer, prompts, max_length=context, what="prompt")
+
+
+def _text(tokenizer: Any, ids: list[int], config: Any) -> str:
+    ends = config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    # Marks that a broken model writes are part of what it says.
+    return str(tokenizer.decode(ids[:stop]))

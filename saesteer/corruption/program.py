@@ -122,22 +122,18 @@ def parse_program(source: str | Sequence[int], n_layers: int, *, n_heads: int = 
 
 
 def check_program(text: str) -> None:
-    """Check an expression's words without knowing the model; layer numbers are not looked at.
-
-    Raises:
-        ConfigError: A term is unknown.
-    """
+    """Check an expression's words without knowing the model; layer numbers are not looked at."""
     for term in _terms(text):
         _match(text, term)
 
 
-_RANGES = r"(?P<ranges>\d+(?:\s*-\s*\d+)?(?:\s+\d+(?:\s*-\s*\d+)?)*)"
+_RANGE = r"\d+(?:\s*-\s*\d+)?"
+_RANGES = rf"(?P<ranges>{_RANGE}(?:\s+{_RANGE})*)"
 _SEED = r"(?:seed\s*=\s*(?P<seed>\d{1,9}))"
 _PATTERNS = {
     name: re.compile(pattern)
     for name, pattern in {
-        "list": r"\[(?P<items>[\d\s,-]*)\]",
-        "layers": _RANGES,
+        "layers": rf"{_RANGES}|\[\s*(?:{_RANGE}(?:[\s,]+{_RANGE})*)?\s*\]",
         "all": r"all|intact",
         "keep": r"keep\s+(?P<count>\d+)",
         "skip": rf"skip\s+{_RANGES}",
@@ -194,14 +190,8 @@ class _Reader:
             )
         return layer
 
-    def _list(self, match: re.Match[str]) -> None:
-        items = match["items"].replace(",", " ")
-        if re.fullmatch(rf"(?:\s*{_RANGES})?\s*", items) is None:
-            raise self._error("has a list that is no list of layers; write [0, 1, 5-7]")
-        self._add(self._ranges(items))
-
     def _layers(self, match: re.Match[str]) -> None:
-        self._add(self._ranges(match["ranges"]))
+        self._add(self._ranges(match[0]))
 
     def _all(self, match: re.Match[str]) -> None:
         self._add(range(self._n))

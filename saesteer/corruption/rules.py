@@ -18,11 +18,7 @@ WORDS = json.loads(Path(__file__).with_name("rule_words.json").read_text(encodin
 
 
 def make_tasks(names: Sequence[str] = (), *, seed: int = 0) -> tuple[Task, ...]:
-    """Make the tasks that go by rule, some of them or all; seeded.
-
-    Raises:
-        ConfigError: There is no such rule.
-    """
+    """Make the tasks that go by rule, some of them or all; seeded."""
     unknown = sorted(set(names) - set(RULES))
     if unknown:
         raise ConfigError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
+from saesteer.data.bundled import datasets_folder
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.files import write_atomic
@@ -71,10 +72,6 @@ def parse_task(record: Any, place: str) -> Task:
         record: `{"name", "description", "examples": [{"prompt", "answer"}], "eval_questions": []}`;
             `eval_questions` are prompts with answers too.
         place: Where it comes from, for the error.
-
-    Raises:
-        DataError: A field is missing, unknown, blank or too long, or a question stands twice with
-            different answers.
     """
     if not isinstance(record, dict):
         raise DataError(f"{place}: a task is an object with name, description and examples.")
@@ -94,11 +91,7 @@ def parse_task(record: Any, place: str) -> Task:
 
 
 def read_task(path: Path) -> Task:
-    """Read a task's JSON file.
-
-    Raises:
-        DataError: The file cannot be read or used.
-    """
+    """Read a task's JSON file."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path}: more than {MOST_BYTES // 2**20} MiB; split the task.")
@@ -112,11 +105,7 @@ def read_task(path: Path) -> Task:
 
 
 def write_task(task: Task, folder: Path) -> Path:
-    """Write a task as `<name>.json`, with one example on a line.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write a task as `<name>.json`, with one example on a line."""
 
     def lines(examples: Sequence[Example]) -> str:
         rows = [json.dumps(e.model_dump(), ensure_ascii=False) for e in examples]
@@ -131,16 +120,13 @@ def write_task(task: Task, folder: Path) -> Path:
     return write_atomic(folder / f"{task.name}.json", text.encode())
 
 
-def tasks_folder() -> Path:
-    """Return where the tasks lie that come with saesteer."""
-    from saesteer.data.bundled import datasets_folder
-
-    return datasets_folder() / "tasks"
-
-
 def bundled_task_names() -> tuple[str, ...]:
     """Name the tasks that come with saesteer, in alphabetical order."""
-    return tuple(sorted(path.stem for path in tasks_folder().glob("*.json")))
+    return tuple(path.stem for path in _bundled())
+
+
+def _bundled() -> list[Path]:
+    return sorted((datasets_folder() / "tasks").glob("*.json"))
 
 
 def load_tasks(sources: Sequence[str]) -> tuple[Task, ...]:
@@ -170,11 +156,8 @@ def load_tasks(sources: Sequence[str]) -> tuple[Task, ...]:
 
 
 def _files(source: str) -> list[Path]:
-    if source == "bundled":
-        return sorted(tasks_folder().glob("*.json"))
-    bundled = tasks_folder() / f"{source}.json"
-    if re.fullmatch(r"\w+", source) and bundled.is_file():
-        return [bundled]
+    if found := [path for path in _bundled() if source in ("bundled", path.stem)]:
+        return found
     path = Path(source)
     if path.is_dir():
         files = sorted(path.glob("*.json"))
@@ -196,20 +179,6 @@ class TaskRows(NamedTuple):
     rows: Sequence[TokenRow]
 
 
-def few_shot_prompt(
-    examples: Sequence[Example], question: Example, *, shots: int, rng: random.Random
-) -> str:
-    """Return a prompt of examples, never the question's own, and the question.
-
-    `rng` draws as many examples as `shots`, or fewer where there are not as many.
-    """
-    others = [example for example in examples if example.prompt != question.prompt]
-    chosen = rng.sample(others, min(shots, len(others)))
-    # Prompts of several lines are kept apart by an empty one.
-    between = "\n\n" if any("\n" in e.prompt for e in (*chosen, question)) else "\n"
-    return between.join([*(example.text for example in chosen), question.prompt])
-
-
 def task_rows(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -226,19 +195,21 @@ def task_rows(
     Args:
         tokenizer: The model's tokenizer.
         task: What is asked.
-        shots: Examples before each question, drawn for each anew.
+        shots: Examples before each question, never its own, drawn for each anew; fewer where
+            there are not as many.
         max_questions: The most questions; all if None.
         seed: Seeds the draw.
         max_length: The model's context.
-
-    Raises:
-        DataError: A text is too long, or holds the tokenizer's own marks.
     """
     questions = task.questions[:max_questions]
-    prompts = [
-        few_shot_prompt(task.examples, q, shots=shots, rng=random.Random(f"{seed} {q.prompt}"))
-        for q in questions
-    ]
+    prompts = []
+    for question in questions:
+        rng = random.Random(f"{seed} {question.prompt}")
+        others = [example for example in task.examples if example.prompt != question.prompt]
+        chosen = rng.sample(others, min(shots, len(others)))
+        # Prompts of several lines are kept apart by an empty one.
+        between = "\n\n" if any("\n" in e.prompt for e in (*chosen, question)) else "\n"
+        prompts.append(between.join([*(example.text for example in chosen), question.prompt]))
     try:
         rows = encode_statements(
             tokenizer,

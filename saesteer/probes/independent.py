@@ -12,8 +12,7 @@ from jaxtyping import Float
 
 from saesteer.data.labelled import LabelledSet
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.probes.fitting import FitSettings, FittedProbe, fit_probe
-from saesteer.probes.scores import Scores, score
+from saesteer.probes.fitting import FitSettings, FittedProbe, Scores, fit_probe, score
 from saesteer.utils.errors import DataError
 from saesteer.utils.files import write_atomic
 
@@ -57,7 +56,7 @@ class TextClassifier:
             "weight": self.probe.weight.tolist(),
             "bias": self.probe.bias.tolist(),
             "c": self.probe.c,
-            "scores": self.scores.as_dict(),
+            "scores": self.scores,
             "n_train": self.n_train,
         }
         write_atomic(path, json.dumps(record, allow_nan=False).encode())
@@ -73,12 +72,7 @@ def train_text_classifier(
     embedder: SentenceEmbedder | None = None,
     seed: int = 0,
 ) -> TextClassifier:
-    """Train on texts that the probes never see, in their groups, and score on the test part.
-
-    Raises:
-        ModelError: The embedding model, by default the shipped MiniLM, is not installed.
-        DataError: There are too few texts.
-    """
+    """Train on texts that the probes never see, in their groups, and score on the test part."""
     embedder = embedder or SentenceEmbedder()
     x = embedder.embed([text.text for text in train.texts])
     fitted = fit_probe(x, train.labels, np.asarray(groups), settings, seed=seed)
@@ -88,11 +82,7 @@ def train_text_classifier(
 
 
 def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -> TextClassifier:
-    """Read what `TextClassifier.save` wrote.
-
-    Raises:
-        DataError: The file is missing, damaged or of other embeddings.
-    """
+    """Read what `TextClassifier.save` wrote."""
     embedder = embedder or SentenceEmbedder()
     try:
         stored = json.loads(path.read_bytes())
@@ -102,8 +92,8 @@ def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -
         return TextClassifier(
             tuple(stored["classes"]),
             FittedProbe(weight, np.asarray(stored["bias"]), float(stored.get("c", "nan"))),
-            Scores.from_dict(stored["scores"]),
-            int(stored["n_train"]),
+            stored["scores"],
+            stored["n_train"],
             embedder,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ FORMAT = "saesteer.probes"
 VERSION = 1
 FILE_NAME = "probes.safetensors"
 DirectionKind = Literal["probe", "means"]
+_TENSORS = ("weight", "bias", "means")
+_SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -218,20 +220,19 @@ class ProbeSet:
         """
         from safetensors.numpy import save
 
-        tensors: dict[str, np.ndarray] = {}
-        for probe in self.probes:
-            tensors[f"{probe.site}.weight"] = np.ascontiguousarray(probe.weight, np.float32)
-            tensors[f"{probe.site}.bias"] = np.ascontiguousarray(probe.bias, np.float64)
-            tensors[f"{probe.site}.means"] = np.ascontiguousarray(probe.means, np.float32)
+        tensors = {
+            f"{probe.site}.{part}": np.ascontiguousarray(getattr(probe, part))
+            for probe in self.probes
+            for part in _TENSORS
+        }
         header = {name: getattr(self, name) for name in _SHARED}
-        header["classes"] = list(self.classes)
+        header["classes"] = self.classes
         header["sites"] = {
             str(probe.site): {"residual_norm": probe.residual_norm, "c": probe.c}
             for probe in self.probes
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "probes": json.dumps(header)}
-        write_atomic(Path(path), save(tensors, metadata=metadata))
-        return Path(path)
+        return write_atomic(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
@@ -256,30 +257,19 @@ class ProbeSet:
                 if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
                     raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
                 header = json.loads(metadata["probes"])
-                classes, sites = tuple(header["classes"]), header["sites"]
-                probes = [_probe(file, name, classes, **sites[name]) for name in sites]
-                shared = {name: header[name] for name in _SHARED}
+                classes = tuple(header.pop("classes"))
+                probes = [
+                    LinearProbe(
+                        **{part: file.get_tensor(f"{name}.{part}") for part in _TENSORS},
+                        site=Site.parse(name),
+                        classes=classes,
+                        **fit,
+                    )
+                    for name, fit in header.pop("sites").items()
+                ]
+                return cls(tuple(probes), **header)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(
                 f"{source}: cannot be read as probes ({reason}); train them again."
             ) from error
-        return cls(probes=tuple(sorted(probes, key=lambda p: p.site)), **shared)
-
-
-_SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
-
-
-def _probe(
-    file: Any, name: str, classes: tuple[str, ...], residual_norm: float, c: float
-) -> LinearProbe:
-    weight, bias, means = (
-        file.get_tensor(f"{name}.{part}") for part in ("weight", "bias", "means")
-    )
-    n = len(classes)
-    rows = 1 if n == 2 else n
-    fits = weight.ndim == 2 and len(weight) == rows and bias.shape == (rows,)
-    if not fits or means.shape != (n, weight.shape[1]):
-        raise ValueError(f"the tensors at {name} do not fit {n} classes")
-    where: Any = {"site": Site.parse(name), "classes": classes, "means": means}
-    return LinearProbe(weight=weight, bias=bias, c=c, residual_norm=residual_norm, **where)

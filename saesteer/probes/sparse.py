@@ -13,9 +13,8 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from scipy.sparse import csr_matrix
 
-from saesteer.probes.fitting import FittedProbe
+from saesteer.probes.fitting import FittedProbe, Parts, Scores
 from saesteer.probes.probe import LinearProbe
-from saesteer.probes.scores import Parts, Scores
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.utils.errors import DataError
@@ -68,7 +67,7 @@ class SparseProbe:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the weights left out."""
         head = {"kind": self.kind, "n_features": len(self.features), "c": self.probe.c}
-        return {**head, **self.scores.as_dict()}
+        return {**head, **self.scores}
 
 
 def rank_features(
@@ -97,9 +96,6 @@ def k_sparse_probes(codes: csr_matrix, parts: Parts, counts: Sequence[int]) -> l
     stream are, with standardised inputs and cross-validated regularisation.
 
     Values of k above the number of features that fire are left out.
-
-    Raises:
-        DataError: No feature fires on the training texts.
     """
     order, _ = rank_features(csr_matrix(codes[parts.train]), parts.labels[parts.train])
     if not len(order):
@@ -161,12 +157,8 @@ def features_needed(
     probes: Sequence[SparseProbe], reference: float, share: float = 0.95
 ) -> int | None:
     """Return the fewest features with which a k-sparse probe reaches a share of a macro-F1."""
-    enough = [
-        len(probe.features)
-        for probe in probes
-        if probe.kind == "k_sparse" and (probe.scores.macro_f1.value or 0.0) >= share * reference
-    ]
-    return min(enough, default=None)
+    found = {len(probe.features): probe.scores["macro_f1"]["value"] or 0.0 for probe in probes}
+    return min((n for n, value in found.items() if value >= share * reference), default=None)
 
 
 def code_vector(

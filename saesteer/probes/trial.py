@@ -40,18 +40,14 @@ class GenerationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Completions, prompt by prompt and then sample by sample, with their readings.
-
-    Attributes:
-        texts: The completions.
-        readings: For each measure one number per completion; NaN for an empty one.
-        loss: Mean loss under the untouched model, nats per token; NaN for an empty one.
-        kl: KL(intervened || untouched) over the base completions, nats per token; 0 for the base.
-    """
+    """Completions, prompt by prompt and then sample by sample, with their readings."""
 
     texts: tuple[str, ...]
+    # For each measure one number per completion; NaN for an empty one.
     readings: dict[str, Float[np.ndarray, " text"]]
+    # Mean loss under the untouched model, nats per token; NaN for an empty one.
     loss: Float[np.ndarray, " text"]
+    # KL(intervened || untouched) over the base completions, nats per token; 0 for the base.
     kl: float
 
     @property
@@ -66,8 +62,8 @@ class InterventionTrial:
 
     Args:
         model: A model from `load_model`.
-        prompts: The prompts.
-        measures: Named measures of a completion, such as `independent_measures`.
+        prompts: What is completed.
+        measures: Named measures of completions, such as `independent_measures`.
         settings: How texts are generated.
     """
 
@@ -128,14 +124,11 @@ class InterventionTrial:
         """Return, as JSON has it, what an intervention did and random directions beside it.
 
         Args:
-            intervention: What is done.
+            intervention: Also run along random directions.
             labels: Each prompt's class, where known.
             towards: The class that readings rise to.
             away: The class that they fall to.
-            random_draws: Random directions, each scaled to the same KL.
-
-        Raises:
-            DataError: There are not as many labels as prompts.
+            random_draws: How many random directions, each scaled to the same KL.
         """
         if len(labels) != len(self.prompts):
             raise DataError(
@@ -148,9 +141,16 @@ class InterventionTrial:
         for draw in range(random_draws):
             matched, match = self.matched(intervention.randomised(draw), after.kl)
             drawn = self.run(matched)
-            found = {"draw": draw, "factor": match.strength, "reached": match.reached}
-            found |= {"kl": drawn.kl, "perplexity": drawn.perplexity}
-            random.append({**found, "movement": self._movements(drawn, intended)})
+            random.append(
+                {
+                    "draw": draw,
+                    "factor": match.strength,
+                    "reached": match.reached,
+                    "kl": drawn.kl,
+                    "perplexity": drawn.perplexity,
+                    "movement": self._movements(drawn, intended),
+                }
+            )
         record = {
             "interventions": [edit.described() for edit in edits],
             "policy": intervention.policy,
@@ -161,7 +161,10 @@ class InterventionTrial:
             "kl": after.kl,
             "perplexity": {"base": self.base.perplexity, "intervened": after.perplexity},
             "movement": self._movements(after, intended),
-            "rows": [self._row(after, labels, place) for place in range(len(after.texts))],
+            "rows": [
+                self._row(after, labels[place // self.settings.samples], place)
+                for place in range(len(after.texts))
+            ],
             "random": random,
         }
         return finite(record)
@@ -218,20 +221,20 @@ class InterventionTrial:
             found[name] = movement(name, base, self.per_prompt(values)[sided], intended[sided])
         return found
 
-    def _row(self, after: Texts, labels: Sequence[str | None], place: int) -> dict[str, Any]:
+    def _row(self, after: Texts, label: str | None, place: int) -> dict[str, Any]:
         prompt, sample = divmod(place, self.settings.samples)
-        base = self.base
-        readings = {
-            name: [base.readings[name][place], v[place]] for name, v in after.readings.items()
-        }
+        both = (self.base, after)
         return {
             "prompt": self.prompts[prompt],
-            "label": labels[prompt],
+            "label": label,
             "sample": sample,
-            "base": base.texts[place],
+            "base": self.base.texts[place],
             "intervened": after.texts[place],
-            "readings": {name: list(map(float, pair)) for name, pair in readings.items()},
-            "perplexity": [float(np.exp(texts.loss[place])) for texts in (base, after)],
+            "readings": {
+                name: [float(texts.readings[name][place]) for texts in both]
+                for name in after.readings
+            },
+            "perplexity": [float(np.exp(texts.loss[place])) for texts in both],
         }
 
 
@@ -269,7 +272,7 @@ def movement(
     A reading that stays exactly where it was has not moved.
 
     Args:
-        measure: Its name.
+        measure: The measure's name.
         base: Reading of each prompt's base text.
         after: Reading of its intervened text.
         intended: 1 where it should rise, -1 where it should fall.
@@ -283,14 +286,19 @@ def movement(
 
     kept = np.isfinite(base) & np.isfinite(after)
     n = int(kept.sum())
-    record: dict[str, Any] = {"measure": measure, "n": n}
     if n == 0:
-        return record | dict.fromkeys(("base", "after", "moved", "low", "high"))
+        nothing = dict.fromkeys(("base", "after", "moved", "low", "high"))
+        return {"measure": measure, "n": 0, **nothing}
     base, after, intended = base[kept], after[kept], intended[kept]
     count = int(((after - base) * intended > 0).sum())
     interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
-    # Towards the prompt's own side: what a flip is meant to turn round.
-    record["base"] = float((base * -intended).mean())
-    record["after"] = float((after * -intended).mean())
-    low, high = float(interval.low), float(interval.high)
-    return record | {"moved": count / n, "low": low, "high": high}
+    return {
+        "measure": measure,
+        "n": n,
+        # Towards the prompt's own side: what a flip is meant to turn round.
+        "base": float((base * -intended).mean()),
+        "after": float((after * -intended).mean()),
+        "moved": count / n,
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }

@@ -87,7 +87,7 @@ def test_parts_and_noise_are_edits():
         ("reverse then linear 2-3", "no layers 2-3 that run one after the other"),
         ("linear 3-2", "no layers 3-2"),
         ("zero heads 1.9", "names head 1.9 and a layer has heads 0 to 3"),
-        ("[0,,1-]", "a list that is no list of layers"),
+        ("[0, 1-]", "'[0, 1-]' is not understood"),
         ("noise -1 at 2", "is not understood"),
         ("noise nan at 2", "is not understood"),
     ],

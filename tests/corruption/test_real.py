@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from saesteer.corruption import corrupted, load_tasks, make_family, parse_program
-from saesteer.corruption.completions import complete_prompts
-from saesteer.corruption.measure import score_task
+from saesteer.corruption.measure import complete_prompts, score_task
 from saesteer.corruption.tasks import task_rows
 from saesteer.models import plain_model
 

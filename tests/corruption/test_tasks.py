@@ -88,15 +88,12 @@ def test_prompt_and_answer_stand_one_space_apart():
     ("change", "message"),
     [
         ({"name": "../../etc"}, "name: "),
-        ({"name": ""}, "name: "),
-        ({"examples": []}, "examples: "),
         ({"examples": [{"prompt": "a", "answer": "b"}]}, "at least 2 items"),
         ({"examples": [{"prompt": "a"}, {"prompt": "b", "answer": "c"}]}, "examples.0.answer"),
         ({"examples": [{"prompt": " ", "answer": "b"}] * 2}, "is blank"),
         ({"examples": [{"prompt": "a\x00", "answer": "b"}] * 2}, "control characters"),
         ({"examples": [{"prompt": "a", "answer": "b" * 2001}] * 2}, "2000 characters"),
         ({"eval_questions": ["what?"]}, "eval_questions.0"),
-        ({"extra": 1}, "extra is not a known setting"),
         ({"examples": [{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": "c"}]},
          "has two answers"),
     ],
@@ -111,7 +108,6 @@ def test_a_task_that_cannot_be_used_is_one_sentence(change, message):
     ("content", "message"),
     [
         (b"{", "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[1]", "a task is an object"),
         (b" " * (4 * 2**20 + 1), "more than 4 MiB"),

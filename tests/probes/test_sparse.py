@@ -9,9 +9,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from saesteer.data.labelled import LabelledText
-from saesteer.probes.fitting import FitSettings
+from saesteer.probes.fitting import FitSettings, Parts
 from saesteer.probes.reading import ReadSettings, TextCodes, encode_labelled, read_codes
-from saesteer.probes.scores import Parts
 from saesteer.probes.sparse import (
     all_codes_probe,
     features_needed,
@@ -52,7 +51,7 @@ def test_planted_features_are_ranked_first_and_dead_ones_left_out(planted):
 def test_as_many_features_as_were_planted_are_enough(planted):
     probes = k_sparse_probes(*planted, [1, 2, 3, 10, 500])
     assert [len(p.features) for p in probes] == [1, 2, 3, 10, 59]
-    scores: list[Any] = [p.scores.accuracy.value for p in probes]
+    scores: list[Any] = [p.scores["accuracy"]["value"] for p in probes]
     assert scores[0] < 0.8 and scores[2] > 0.97
     assert set(probes[2].features.tolist()) == set(PLANTED)
     assert features_needed(probes, 1.0) in (2, 3)
@@ -64,7 +63,7 @@ def test_l1_keeps_fewer_features_the_stronger_it_is(planted):
     counts = [len(p.features) for p in probes]
     assert counts[0] < counts[1] < counts[2]
     assert set(PLANTED) <= set(probes[1].features.tolist())
-    assert probes[2].scores.accuracy.value > 0.97
+    assert probes[2].scores["accuracy"]["value"] > 0.97
 
 
 def test_the_probe_on_all_features_is_scikit_learns(planted):
@@ -78,13 +77,13 @@ def test_the_probe_on_all_features_is_scikit_learns(planted):
     model.fit((dense / scale)[parts.train], parts.labels[parts.train])
     found = all_codes_probe(codes, parts, 1.0)
     expected = model.score((dense / scale)[parts.test], parts.labels[parts.test])
-    assert found.scores.accuracy.value == pytest.approx(expected, abs=0.01)
+    assert found.scores["accuracy"]["value"] == pytest.approx(expected, abs=0.01)
 
 
 def test_a_penalty_that_leaves_nothing_still_has_a_score(planted):
     [probe] = l1_probes(*planted, [1e-6])
     assert len(probe.features) == 0
-    assert probe.scores.accuracy.value == pytest.approx(1 / 3, abs=0.1)
+    assert probe.scores["accuracy"]["value"] == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_features_that_never_fire_are_refused(planted):

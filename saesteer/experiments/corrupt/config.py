@@ -175,11 +175,7 @@ class Programs:
 
 
 def plan_corruption(config: CorruptConfig) -> CorruptPlan:
-    """Read the tasks and check every program; nothing is loaded or written.
-
-    Raises:
-        SaesteerError: Something does not fit, said in one sentence.
-    """
+    """Read the tasks and check every program; nothing is loaded or written."""
     tasks = load_tasks(config.tasks.source)
     model = resolve_model(config.model.name)
     shape = model_shape(model)
@@ -201,11 +197,7 @@ def plan_corruption(config: CorruptConfig) -> CorruptPlan:
 
 
 def expand(config: CorruptConfig, n_layers: int, n_heads: int) -> Programs:
-    """Return a run's programs for a model of so many layers and heads.
-
-    Raises:
-        ConfigError: A program names a layer or head that is not there.
-    """
+    """Return a run's programs for a model of so many layers and heads."""
 
     def parsed(texts: Sequence[str | list[int]]) -> tuple[Program, ...]:
         return tuple(parse_program(text, n_layers, n_heads=n_heads) for text in texts)

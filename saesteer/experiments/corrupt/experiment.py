@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from saesteer.corruption.apply import check_programs
-from saesteer.corruption.completions import complete_prompts, prompt_rows
 from saesteer.corruption.fitted import (
     LinearMap,
     Means,
@@ -21,7 +20,7 @@ from saesteer.corruption.fitted import (
     save_maps,
     text_rows,
 )
-from saesteer.corruption.measure import score_task
+from saesteer.corruption.measure import complete_prompts, prompt_rows, score_task
 from saesteer.corruption.program import LinearSpan
 from saesteer.corruption.tasks import TaskRows, task_rows
 from saesteer.experiments.base import Experiment, Stage
@@ -148,12 +147,7 @@ class Corrupt(Experiment[Results]):
         }
 
     def check(self) -> None:
-        """Check all that later stages would stumble on.
-
-        Raises:
-            SaesteerError: A task or prompt does not fit the model's context, a text file cannot be
-                used, or the model cannot run programs.
-        """
+        """Check all that later stages would stumble on."""
         check_programs(self.model, self.programs.all)
         assert self.rows
         if self.programs.spans or self.programs.need_means:

@@ -18,6 +18,7 @@ from saesteer.experiments.probe.config import ProbeConfig, ProbePlan, plan_probe
 from saesteer.experiments.results import Results
 from saesteer.models import Site, model_info
 from saesteer.models.tokens import TokenRow
+from saesteer.probes.fitting import Parts, control_labels
 from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.probe import FILE_NAME, LinearProbe, ProbeSet
 from saesteer.probes.reading import (
@@ -30,7 +31,6 @@ from saesteer.probes.reading import (
     read_layers,
 )
 from saesteer.probes.readout import check_record
-from saesteer.probes.scores import Parts, control_labels
 from saesteer.probes.sparse import (
     all_codes_probe,
     code_vector,
@@ -176,14 +176,13 @@ class TrainProbes(Experiment[ProbeResults]):
             "c": probe.c,
             "cv_loss": {f"{c:g}": loss for c, loss in probe.cv_loss.items()},
             "converged": probe.converged,
-            **scores.as_dict(),
+            **scores,
         }
         if parts.settings.control:
             shuffled = replace(parts, labels=control_labels(parts.labels, parts.seed))
             control = shuffled.score(shuffled.fit(x, c=probe.c), x[parts.test])
-            values = scores.accuracy.value, control.accuracy.value
-            gap = None if None in values else values[0] - values[1]  # type: ignore[operator]
-            record |= {"control": control.as_dict(), "selectivity": gap}
+            gap = scores["accuracy"]["value"] - control["accuracy"]["value"]
+            record |= {"control": control, "selectivity": gap}
         if checks is not None and plan.checks is not None:
             found = probe.probabilities(checks.site(site)).argmax(axis=1)
             predicted = [probe.classes[number] for number in found]
@@ -244,9 +243,9 @@ class TrainProbes(Experiment[ProbeResults]):
             "site": str(sae.site),
             "best": sae.site.layer,
             "layers": [],
-            "residual": reference.as_dict(),
+            "residual": reference,
             "sparse": [one.as_dict() for one in [*strongest, *l1, whole]],
-            "needed": features_needed(strongest, reference.macro_f1.value or 0.0),
+            "needed": features_needed(strongest, reference["macro_f1"]["value"] or 0.0),
             "features": feature_records(
                 codes, parts, sae, classes, words, len(strongest[-1].features)
             ),
@@ -303,7 +302,7 @@ class TrainProbes(Experiment[ProbeResults]):
         judge = None
         if self.folder.has(JUDGE):
             kept = load_text_classifier(self.folder.path / JUDGE)
-            judge = {"n_train": kept.n_train, **kept.scores.as_dict()}
+            judge = {"n_train": kept.n_train, **kept.scores}
         return {
             "name": plan.config.name,
             "model": plan.config.model.name,

@@ -68,8 +68,8 @@ def test_too_few_tokens_give_the_least_norm_answer_of_lstsq():
     np.testing.assert_allclose(x @ weight + bias, y, atol=1e-8)
 
 
-def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block_loop, some_ids):
-    model, ids = tiny_model(arch), some_ids()
+def test_a_map_runs_in_the_place_of_its_layers(tiny_llama, hf_model, block_loop, some_ids):
+    model, ids = tiny_llama, some_ids()
     rows = text_rows(model, reference_texts("bundled", limit=20))
     spans = [LinearSpan(0, 1), LinearSpan(1, 1), LinearSpan(0, 2)]
     maps = fit_linear_maps(model, spans, rows)
@@ -82,7 +82,7 @@ def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block
         "keep 2 then linear 1": [0, maps[spans[1]]],
     }
     for text, order in cases.items():
-        wanted = block_loop(hf_model(arch), ids, order)
+        wanted = block_loop(hf_model("llama"), ids, order)
         with corrupted(model, parse_program(text, 3), maps=maps), torch.no_grad():
             bridged, plain = model(ids), plain_model(model)(ids).logits
             cached = plain_model(model)(ids[:, :12], use_cache=True)
@@ -93,15 +93,15 @@ def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block
         torch.testing.assert_close(rest, wanted[:, 12:], atol=5e-5, rtol=1e-3)
 
 
-def test_a_model_that_is_linear_there_is_explained_wholly():
+def test_what_is_linear_is_explained_wholly():
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(200, 8))
-    truth = rng.normal(size=(8, 8))
+    x, truth = rng.normal(size=(200, 8)), rng.normal(size=(8, 8))
     fit = Moments(8)
     fit.add(x, x @ truth + 3)
     weight, bias = fit.solve()
     np.testing.assert_allclose(weight, truth, atol=1e-9)
     np.testing.assert_allclose(bias, 3, atol=1e-9)
+    assert fit.explained(weight, bias)[0] == pytest.approx(1)
 
 
 def test_nothing_to_fit_on_is_one_sentence(tiny_llama):
