@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from saesteer.evaluation.effect import statement_log_likelihoods
@@ -53,8 +54,7 @@ class Texts:
     @property
     def perplexity(self) -> float:
         """Perplexity over all completions."""
-        known = self.loss[np.isfinite(self.loss)]
-        return float(np.exp(known.mean())) if len(known) else float("nan")
+        return float(np.exp(pd.Series(self.loss).mean()))
 
 
 class InterventionTrial:
@@ -107,10 +107,7 @@ class InterventionTrial:
 
     def per_prompt(self, values: Float[np.ndarray, " text"]) -> Float[np.ndarray, " prompt"]:
         """Average completions' values over each prompt's samples, empty ones left out."""
-        table = values.reshape(len(self.prompts), self.settings.samples)
-        kept = np.isfinite(table)
-        total = np.where(kept, table, 0.0).sum(axis=1)
-        return np.where(kept.any(axis=1), total / np.maximum(kept.sum(axis=1), 1), np.nan)
+        return pd.DataFrame(values.reshape(len(self.prompts), -1)).mean(axis=1).to_numpy()
 
     def record(
         self,
@@ -187,11 +184,12 @@ class InterventionTrial:
         """Return the completions behind their prompts, and the places of those with a token."""
         tokenizer: Any = self.model.tokenizer
         chat = self.settings.chat
-        prompts = [chat_prompt(tokenizer, p) if chat else p for p in self.prompts]
+        asked = [chat_prompt(tokenizer, p) if chat else p for p in self.prompts]
+        prompts = encode_texts(tokenizer, asked)
         rows: dict[int, TokenRow] = {}
         for place, text in enumerate(texts):
+            prompt = prompts[place // self.settings.samples]
             words = tokenizer(text, add_special_tokens=False)["input_ids"]
-            (prompt,) = encode_texts(tokenizer, [prompts[place // self.settings.samples]])
             if words:
                 kept = (False,) * len(prompt) + (True,) * len(words)
                 rows[place] = TokenRow((*prompt.ids, *words), kept)

@@ -39,14 +39,14 @@ def llama(tiny_model):
 
 @pytest.mark.parametrize("positions", ["mean", "last", "span"])
 def test_every_layer_holds_what_hugging_face_gives_for_each_text_alone(
-    arch, tiny_model, hf_model, tmp_path, positions
+    llama, hf_model, tmp_path, positions
 ):
-    model, texts = tiny_model(arch), labelled(10)
+    model, texts = llama, labelled(10)
     settings = ReadSettings(positions=positions)
     rows = encode_labelled(model.tokenizer, texts, settings)
     sites = probe_sites(3, settings)
     store = read_layers(model, rows, sites, tmp_path / "store", positions=positions)
-    reference = hf_model(arch)
+    reference = hf_model("llama")
     for number, row in enumerate(rows):
         with torch.inference_mode():
             out = reference(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
