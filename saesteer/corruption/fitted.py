@@ -133,9 +133,12 @@ def load_maps(path: Path) -> dict[LinearSpan, LinearMap]:
     maps = {}
     for name, fit in json.loads(metadata["fits"]).items():
         span = LinearSpan(*map(int, name.split("-")))
-        parts = [tensors[f"{name}.{part}"] for part in ("weight", "bias", "first")]
-        shares = float(fit["r2"]), float(fit["r2_identity"])
-        maps[span] = LinearMap(span, *parts, *shares, int(fit["n_train"]), int(fit["n_held_out"]))
+        maps[span] = LinearMap(
+            span=span,
+            **{part: tensors[f"{name}.{part}"] for part in ("weight", "bias", "first")},
+            **{key: float(fit[key]) for key in ("r2", "r2_identity")},
+            **{key: int(fit[key]) for key in ("n_train", "n_held_out")},
+        )
     return maps
 
 
@@ -174,9 +177,17 @@ def fit_linear_maps(
     maps = {}
     for span in spans:
         weight, bias = fits[span].solve()
-        r2 = scored[span].explained(weight, bias)
-        parts = [torch.tensor(part).float() for part in (weight, bias, firsts[span])]
-        maps[span] = LinearMap(span, *parts, *r2, fits[span].n, scored[span].n)
+        r2, r2_identity = scored[span].explained(weight, bias)
+        maps[span] = LinearMap(
+            span=span,
+            weight=torch.tensor(weight).float(),
+            bias=torch.tensor(bias).float(),
+            first=torch.tensor(firsts[span]).float(),
+            r2=r2,
+            r2_identity=r2_identity,
+            n_train=fits[span].n,
+            n_held_out=scored[span].n,
+        )
     return maps
 
 

@@ -174,15 +174,11 @@ def score_task(
         chosen[:, -1] = False
         previous, targets = batch.input_ids[chosen], torch.roll(batch.input_ids, -1, dims=1)[chosen]
         question = torch.tensor(index, device=device)[chosen.nonzero()[:, 0]]
-        found = []
-        for number, states in enumerate(
-            family_states(model, programs, batch, chosen, maps=maps, means=means)
-        ):
-            *scores, total = _read(head, states, targets, summed=top > 0)
-            totals[number] = totals[number] + total
-            found.append(scores)
-        stacked = (torch.stack(scores) for scores in zip(*found, strict=True))
-        parts.append(_Part(question, previous, targets, *stacked))
+        states = family_states(model, programs, batch, chosen, maps=maps, means=means)
+        found = [_read(head, own, targets, summed=top > 0) for own in states]
+        *scores, sums = zip(*found, strict=True)
+        totals = [total + own for total, own in zip(totals, sums, strict=True)]
+        parts.append(_Part(question, previous, targets, *map(torch.stack, scores)))
     return _scores(model, rows.task, [str(p) for p in programs], parts, totals, top)
 
 
@@ -260,7 +256,7 @@ def _scores(
     def changes(total: Tensor | float, sign: int) -> tuple[Change, ...]:
         if isinstance(total, float):
             return ()
-        change = (total - totals[0]) / len(question)
+        change: Tensor = (total - totals[0]) / len(question)
         ids = (sign * change).topk(min(top, len(change))).indices.tolist()
         found = (Change(tokenizer.decode([i]), float(change[i])) for i in ids)
         return tuple(one for one in found if sign * one.change > 1e-6)
