@@ -273,7 +273,6 @@ def token_positions(
     """Return where in its text each token stands that the blocks are about to see.
 
     Args:
-        hidden: The tokens' residual stream.
         calls: What the blocks are called with.
         mask: What the model was told of padding, earlier tokens included.
     """

@@ -42,12 +42,7 @@ def part_target(
 ) -> HookTarget:
     """Return where all heads of a layer write side by side, or one of them, or its MLP.
 
-    Args:
-        model: A model from `load_model`.
-        root: The plain model, or the bridge's `original_model`.
-        layer: The block's number.
-        part: Of which part.
-        head: The head's number.
+    `root` is the plain model or the bridge's own.
     """
     mapping: Any = model.adapter.component_mapping
     try:

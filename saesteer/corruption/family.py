@@ -77,12 +77,9 @@ def family_states(
     to "keep n" costs one pass through the n blocks.
 
     Args:
-        model: A model from `load_model`.
         programs: What to run.
         batch: The rows, right-padded.
         chosen: The positions whose residual stream is returned, row by row.
-        maps: As in `corrupted`.
-        means: As in `corrupted`.
     """
     found: list[Tensor] = [torch.empty(0)] * len(programs)
     groups: dict[tuple[Edit, ...], list[int]] = {}

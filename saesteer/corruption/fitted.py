@@ -95,7 +95,6 @@ class LinearMap:
         """Map a residual stream.
 
         Args:
-            hidden: The stream.
             positions: Where in its text each token stands; counted from 0 if None.
         """
         if positions is None:
@@ -154,12 +153,7 @@ def fit_linear_maps(
     """Fit one map for each stretch of layers, all in one pass over the texts.
 
     Args:
-        model: A model from `load_model`.
-        spans: The stretches.
-        rows: Tokenised texts.
         held_out: Share of the texts that are kept for scoring.
-        seed: Seeds which.
-        max_tokens: The most tokens in a batch.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
     n_held_out = round(held_out * len(rows))

@@ -96,7 +96,6 @@ def generate_tasks(
         topics: What tasks are to be about, in turn.
         known: Tasks that are there already.
         keep: Called with each task as it comes.
-        progress: Where to show progress.
         sleep: What waits between attempts.
     """
     if caps.cost is not None and endpoint.max_tokens is None:

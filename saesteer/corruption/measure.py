@@ -148,16 +148,11 @@ def score_task(
 ) -> TaskScores:
     """Score a task's answers under every program.
 
-    Programs share what they have in common (see `family_states`), and only the positions before
-    answer tokens are unembedded.
+    The intact model is put before the programs if it is not the first. Programs share what they
+    have in common (see `family_states`), and only the positions before answer tokens are unembedded.
 
     Args:
-        model: A model from `load_model`.
-        programs: The programs; the intact model is put before them if it is not the first.
-        rows: The task.
-        maps: As in `corrupted`, as are `means`.
         top: How many tokens of the vocabulary that gain and lose most; none if 0.
-        max_tokens: The most tokens in a batch.
     """
     if not programs or not programs[0].is_intact:
         programs = [intact_program(int(model.cfg.n_layers)), *programs]
@@ -290,11 +285,7 @@ def complete_prompts(
     """Complete prompts under every program, likeliest token by likeliest token.
 
     Args:
-        model: A model from `load_model`.
-        programs: The programs.
         prompts: Plain prompts, all of them rows of one batch.
-        max_new_tokens: The most tokens.
-        maps: As in `corrupted`, as are `means`.
 
     Returns:
         Each prompt, program and text: program by program, the prompts in order.

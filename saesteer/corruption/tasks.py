@@ -71,7 +71,6 @@ def parse_task(record: Any, place: str) -> Task:
     Args:
         record: `{"name", "description", "examples": [{"prompt", "answer"}], "eval_questions": []}`;
             `eval_questions` are prompts with answers too.
-        place: Where it comes from, for the error.
     """
     if not isinstance(record, dict):
         raise DataError(f"{place}: a task is an object with name, description and examples.")
@@ -193,13 +192,9 @@ def task_rows(
     There is one BOS where the tokenizer has one, at the beginning, and none inside.
 
     Args:
-        tokenizer: The model's tokenizer.
-        task: What is asked.
         shots: Examples before each question, never its own, drawn for each anew; fewer where
             there are not as many.
         max_questions: The most questions; all if None.
-        seed: Seeds the draw.
-        max_length: The model's context.
     """
     questions = task.questions[:max_questions]
     prompts = []

@@ -107,7 +107,6 @@ def fit_probe(
         groups: Texts of one group stay in one fold.
         settings: Strengths to choose from, folds and solver.
         c: Use this strength instead of choosing one.
-        seed: Shuffles the folds.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -236,11 +235,9 @@ def score(
     counts for accuracy alone.
 
     Args:
-        labels: The true classes' numbers.
         probabilities: The likeliest class is the prediction.
         groups: Every text its own if None.
         resamples: 0 for no intervals.
-        seed: Seeds the resamples.
 
     Returns:
         `accuracy`, the share of texts whose likeliest class is theirs; `macro_f1`, F1 averaged over

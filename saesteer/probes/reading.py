@@ -108,11 +108,8 @@ def encode_labelled(
     """Tokenise labelled texts; kept are the tokens that are read.
 
     Args:
-        tokenizer: The model's tokenizer.
-        texts: What is read.
         settings: Positions, and the words around each text.
         prepend_bos: As in `encode_texts`.
-        max_length: The model's context.
     """
     spans = [text.text for text in texts]
     if settings.positions == "span":
@@ -188,14 +185,11 @@ def read_layers(
     """Read every site in one pass over the rows, pooling as it goes, into files.
 
     Args:
-        model: A model from `load_model`.
-        rows: Tokenised texts from `encode_labelled`.
         sites: Where to read, in order of depth.
         folder: Where the files go; its name stands for all that they depend on.
         positions: How a text's read tokens become one vector: the last one, or else their mean.
         storage: "float16" or "bfloat16".
         metadata: Kept beside them.
-        progress: Where to show progress.
     """
     first = read_rows(model, rows[:1], sites)
     per_token = sum(int(found.values.shape[1]) for found in first.values())
@@ -335,11 +329,8 @@ def read_codes(
     Tokens are encoded one by one and then pooled, as an SAE was trained on tokens.
 
     Args:
-        model: A model from `load_model`.
-        rows: Tokenised texts from `encode_labelled`.
         sae: Whose codes, at its own site.
         positions: How a text's tokens become one row: the last one, or else their mean.
-        progress: Where to show progress.
     """
     how = "last" if positions == "last" else "mean"
     codes: list[csr_matrix] = []

@@ -168,8 +168,6 @@ def code_vector(
 
     Args:
         probe: Some weight of its `last_direction` is not 0.
-        sae: The SAE whose codes it reads.
-        descriptions: What features stand for.
         name: What to call it; the number of features is added.
         fields: The others of `SteeringVector.from_raw`.
     """

@@ -61,10 +61,7 @@ class InterventionTrial:
     """Base completions of some prompts, and what interventions make of them.
 
     Args:
-        model: A model from `load_model`.
-        prompts: What is completed.
         measures: Named measures of completions, such as `independent_measures`.
-        settings: How texts are generated.
     """
 
     def __init__(
@@ -270,7 +267,6 @@ def movement(
     A reading that stays exactly where it was has not moved.
 
     Args:
-        measure: The measure's name.
         base: Reading of each prompt's base text.
         after: Reading of its intervened text.
         intended: 1 where it should rise, -1 where it should fall.

@@ -66,9 +66,6 @@ def run_metrics(
     """Return what `metrics.json` holds, but for tokens and completions.
 
     Args:
-        config: The run's settings.
-        n_layers: The model's.
-        programs: What was run.
         tasks: From `task_summary`.
         maps: The linear maps' fits.
         dtype: What the model ran in.
@@ -112,7 +109,6 @@ def first_right(metrics: Mapping[str, Any], share: float, solved: float) -> Reco
     """Return for each task at how many layers it first comes right; empty without "keep".
 
     Args:
-        metrics: A run's metrics.
         share: The share of the intact model's accuracy that counts as right.
         solved: The accuracy below which the intact model has not solved the task.
     """
