@@ -61,6 +61,7 @@ def read_command(
     model: ModelName = None,
 ) -> None:
     """Colour a text's tokens by each layer's reading, or score a list of plain cases."""
+    from saesteer import steering
     from saesteer.cli.probe_show import show_checks, show_readings
     from saesteer.data.labelled import read_labelled
     from saesteer.experiments.recorded import recorded_look
@@ -85,7 +86,8 @@ def read_command(
         bridge = _load(probes, model, progress)
         if texts:
             if generate:
-                texts = _continued(bridge, texts, max_new_tokens)
+                made = steering.generate(bridge, texts, max_new_tokens=max_new_tokens, chat=False)
+                texts = [record.prompt + record.text for record in made.records]
             readings = read_texts_with(bridge, probes, texts, chosen)
             show_readings(readings)
             recorded.keep("texts.json", texts)
@@ -224,13 +226,6 @@ def _load(probes: ProbeSet, name: str | None, progress: Progress) -> Any:
     bridge = load_model(wanted, progress=progress)
     probes.check_belongs(bridge)
     return bridge
-
-
-def _continued(bridge: Any, texts: list[str], max_new_tokens: int) -> list[str]:
-    from saesteer.steering import generate
-
-    made = generate(bridge, texts, max_new_tokens=max_new_tokens, chat=False)
-    return [record.prompt + record.text for record in made.records]
 
 
 def _prompts(

@@ -148,8 +148,8 @@ def score_task(
 ) -> TaskScores:
     """Score a task's answers under every program.
 
-    The intact model is put before the programs if it is not the first. Programs share what they
-    have in common (see `family_states`), and only the positions before answer tokens are unembedded.
+    The intact model is put before the programs if it is not the first. What programs have in common
+    is run once (see `family_states`), and only the positions before answer tokens are unembedded.
 
     Args:
         top: How many tokens of the vocabulary that gain and lose most; none if 0.
