@@ -48,7 +48,7 @@ def complete_command(
 ) -> None:
     """Complete prompts under a whole family of programs, side by side."""
     from saesteer.cli.corrupt_show import show_completions
-    from saesteer.corruption.completions import complete_prompts
+    from saesteer.corruption.measure import complete_prompts
     from saesteer.corruption.program import check_program
     from saesteer.models import load_model
     from saesteer.models.resolve import model_shape, resolve_model
@@ -68,7 +68,7 @@ def complete_command(
         bridge, programs, prompts, max_new_tokens=max_new_tokens, progress=progress
     )
     if as_json:
-        typer.echo(json.dumps([one._asdict() for one in found], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         show_completions(found)
 
@@ -118,29 +118,23 @@ def tasks_command(
         endpoint = Endpoint(llm, base_url=base_url, key_variable=key_variable, max_tokens=2048)
         tasks = _asked(endpoint, caps, topic or (), write)
     elif write is not None:
-        chosen = set(source or ())
-        tasks = [task for task in make_tasks(seed=seed) if not chosen or task.name in chosen]
-        if chosen - {task.name for task in tasks}:
-            raise ConfigError(
-                f"no rule makes {', '.join(sorted(chosen - {t.name for t in tasks}))}; leave the "
-                "names out to make all."
-            )
+        tasks = list(make_tasks(source or (), seed=seed))
         for task in tasks:
             write_task(task, write)
     else:
         tasks = list(load_tasks(source or ["bundled"]))
     if as_json:
-        typer.echo(json.dumps([task.as_dict() for task in tasks], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([task.model_dump() for task in tasks], indent=2, ensure_ascii=False))
     else:
         show_tasks(tasks, write)
 
 
 def _asked(endpoint: Endpoint, caps: Caps, topics: Sequence[str], write: Path) -> list[Task]:
     from saesteer.corruption.llm_tasks import generate_tasks
-    from saesteer.corruption.tasks import bundled_task_names, load_tasks, write_task
+    from saesteer.corruption.tasks import load_tasks, write_task
     from saesteer.utils.progress import terminal_progress
 
-    known = [*load_tasks(["bundled"])] if bundled_task_names() else []
+    known = load_tasks(["bundled"])
     if any(write.glob("*.json")):
         known += load_tasks([str(write)])
     progress = terminal_progress()
@@ -154,7 +148,7 @@ def _asked(endpoint: Endpoint, caps: Caps, topics: Sequence[str], write: Path) -
         progress=progress,
     )
     progress.say(found.account())
-    return list(found.tasks)
+    return found.tasks
 
 
 def _programs(

@@ -11,7 +11,6 @@ from saesteer.report.corrupt import completion_texts
 from saesteer.report.terminal import console, print_table, print_texts, show_plan
 
 if TYPE_CHECKING:
-    from saesteer.corruption.completions import Completion
     from saesteer.corruption.tasks import Task
     from saesteer.experiments.corrupt.config import CorruptPlan
 
@@ -41,9 +40,9 @@ def show_corrupt_plan(plan: CorruptPlan) -> None:
     )
 
 
-def show_completions(found: Sequence[Completion]) -> None:
+def show_completions(found: Sequence[dict[str, str]]) -> None:
     """Print every prompt's completions below each other, program by program."""
-    for texts in completion_texts([one._asdict() for one in found], printed=True):
+    for texts in completion_texts(found, printed=True):
         print_texts(console(), texts)
 
 

@@ -61,6 +61,7 @@ def read_command(
     model: ModelName = None,
 ) -> None:
     """Colour a text's tokens by each layer's reading, or score a list of plain cases."""
+    from saesteer import steering
     from saesteer.cli.probe_show import show_checks, show_readings
     from saesteer.data.labelled import read_labelled
     from saesteer.experiments.recorded import recorded_look
@@ -85,7 +86,8 @@ def read_command(
         bridge = _load(probes, model, progress)
         if texts:
             if generate:
-                texts = _continued(bridge, texts, max_new_tokens)
+                made = steering.generate(bridge, texts, max_new_tokens=max_new_tokens, chat=False)
+                texts = [record.prompt + record.text for record in made.records]
             readings = read_texts_with(bridge, probes, texts, chosen)
             show_readings(readings)
             recorded.keep("texts.json", texts)
@@ -95,9 +97,7 @@ def read_command(
         if cases is not None:
             found = run_checks(bridge, probes, cases, chosen[0] if layers else None)
             show_checks(found)
-            recorded.summary(
-                {"layer": found.layer, "right": found.right, "n": len(found.predictions)}
-            )
+            recorded.summary({key: found[key] for key in ("layer", "right", "n")})
 
 
 @app.command("intervene")
@@ -154,7 +154,7 @@ def intervene_command(
     from saesteer.cli.probe_show import show_trial
     from saesteer.experiments.recorded import recorded_look
     from saesteer.probes import ProbeSet
-    from saesteer.probes.interventions import make_intervention, parse_layers, probe_vectors
+    from saesteer.probes.interventions import make_intervention, parse_layers
     from saesteer.probes.trial import GenerationSettings, InterventionTrial
     from saesteer.steering import SteeringVector
     from saesteer.steering.positions import check_saved_positions
@@ -172,8 +172,8 @@ def intervene_command(
     if direction not in ("probe", "means"):
         raise ConfigError(f"direction {direction!r} is unknown; use probe or means.")
     if not vectors:
-        chosen: Any = direction
-        vectors = probe_vectors(probes, parse_layers(layers, probes), towards, away, chosen)
+        how: Any = {"towards": towards, "away": away, "kind": direction}
+        vectors = [probes.vector(layer, **how) for layer in parse_layers(layers, probes)]
     intervention = make_intervention(
         vectors,
         mode=mode,
@@ -226,13 +226,6 @@ def _load(probes: ProbeSet, name: str | None, progress: Progress) -> Any:
     bridge = load_model(wanted, progress=progress)
     probes.check_belongs(bridge)
     return bridge
-
-
-def _continued(bridge: Any, texts: list[str], max_new_tokens: int) -> list[str]:
-    from saesteer.steering import generate
-
-    made = generate(bridge, texts, max_new_tokens=max_new_tokens, chat=False)
-    return [record.prompt + record.text for record in made.records]
 
 
 def _prompts(

@@ -16,7 +16,7 @@ from saesteer.report.wording import Estimate, show
 
 if TYPE_CHECKING:
     from saesteer.experiments.probe.config import ProbePlan
-    from saesteer.probes.readout import CheckResult, TokenReading
+    from saesteer.probes.readout import TokenReading
 
 MOST_ROWS = 12
 
@@ -65,17 +65,12 @@ def show_readings(readings: Sequence[TokenReading], out: Console | None = None) 
         out.print(made)
 
 
-def show_checks(result: CheckResult) -> None:
+def show_checks(found: dict[str, Any]) -> None:
     """Print how many plain cases are read rightly, and the others."""
-    out = console()
-    n = len(result.predictions)
-    out.print(
-        f"Layer {result.layer} reads {result.right} of {n} plain cases rightly "
-        f"({result.right / n:.0%})."
-    )
-    for text, label, predicted in result.predictions:
-        if label != predicted:
-            out.print(f"  missed: “{text}” is {label}, read {predicted}")
+    out, n, right = console(), found["n"], found["right"]
+    out.print(f"Layer {found['layer']} reads {right} of {n} plain cases rightly ({right / n:.0%}).")
+    for miss in found["misses"]:
+        out.print(f"  missed: “{miss['text']}” is {miss['label']}, read {miss['predicted']}")
 
 
 def show_trial(record: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from saesteer.corruption.edits import Means, edited
+from saesteer.corruption.edits import edited
 from saesteer.corruption.program import LinearSpan, NoiseEdit, Program, Step
 from saesteer.models.blocks import (
     BlockList,
@@ -32,7 +32,7 @@ from saesteer.utils.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.corruption.linear_map import LinearMap
+    from saesteer.corruption.fitted import LinearMap, Means
 
 HiddenMap = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,7 +65,15 @@ def corrupted(
         >>> with corrupted(model, parse_program("skip 3", 30)):  # doctest: +SKIP
         ...     logits = model(tokens)
     """
-    _check_fits(model, program, maps or {})
+    if program.n_layers != int(model.cfg.n_layers):
+        raise ConfigError(
+            f"program '{program}' was read for {program.n_layers} layers and the model has "
+            f"{model.cfg.n_layers}; read it again for this model."
+        )
+    if missing := [span for span in program.spans if span not in (maps or {})]:
+        raise ConfigError(
+            f"program '{program}' has no map for '{missing[0]}'; fit one with fit_linear_maps."
+        )
     check_programs(model, [program])
     with ExitStack() as stack:
         for late, place in enumerate(block_lists(model)):
@@ -89,9 +97,6 @@ def check_programs(model: TransformerBridge, programs: Sequence[Program]) -> Non
     layer runs twice that this gives the same with a KV cache and without.
 
     The programs' maps and means need not be there yet.
-
-    Raises:
-        ModelError: One cannot run; the sentence names it.
     """
     place = block_lists(model)[0]
     root: Any = place.root
@@ -186,11 +191,7 @@ def _running(
 
 
 class _CachePlaces:
-    """A KV cache in which a block that runs again has a place of its own for each time.
-
-    Raises:
-        ConfigError: Tokens are in the cache that the program has not seen.
-    """
+    """A KV cache in which a block that runs again has a place of its own for each time."""
 
     def __init__(self, cache: Any, steps: Sequence[Step], place: BlockList) -> None:
         self._layers = cache.layers
@@ -272,7 +273,6 @@ def token_positions(
     """Return where in its text each token stands that the blocks are about to see.
 
     Args:
-        hidden: The tokens' residual stream.
         calls: What the blocks are called with.
         mask: What the model was told of padding, earlier tokens included.
     """
@@ -290,18 +290,3 @@ def token_positions(
     for cache in caches:
         setattr(cache, _PASSED, found[:, -1:] + 1)
     return found
-
-
-def _check_fits(
-    model: TransformerBridge, program: Program, maps: Mapping[LinearSpan, LinearMap]
-) -> None:
-    if program.n_layers != int(model.cfg.n_layers):
-        raise ConfigError(
-            f"program '{program}' was read for {program.n_layers} layers and the model has "
-            f"{model.cfg.n_layers}; read it again for this model."
-        )
-    for span in program.spans:
-        if span not in maps:
-            raise ConfigError(
-                f"program '{program}' has no map for '{span}'; fit one with fit_linear_maps."
-            )

@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from saesteer.corruption.tasks import Task, parse_task
@@ -47,20 +47,24 @@ class Caps:
                 "a limit of cost needs the prices of a million prompt and answer tokens; give both."
             )
 
+    def price(self, tokens_in: int, tokens_out: int) -> float:
+        """Return what so many tokens cost."""
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
-@dataclass(frozen=True)
+
+@dataclass
 class Generated:
     """What came of it."""
 
     # The tasks that were accepted.
-    tasks: tuple[Task, ...]
+    tasks: list[Task] = field(default_factory=list)
     # How often the endpoint was asked, and what that cost at most.
-    requests: int
-    cost: float
+    requests: int = 0
+    cost: float = 0.0
     # Why answers were refused, and how many for each reason.
-    refused: dict[str, int]
+    refused: Counter[str] = field(default_factory=Counter)
     # Why no more was asked.
-    stopped: str
+    stopped: str = ""
 
     def account(self) -> str:
         """Return one line."""
@@ -93,96 +97,77 @@ def generate_tasks(
         known: Tasks that are there already.
         keep: Called with each task as it comes.
         sleep: What waits between attempts.
-
-    Raises:
-        NetworkError: The endpoint refuses the question, or is gone before any task came.
-        ConfigError: A cost is to be kept and answers have no longest length.
     """
     if caps.cost is not None and endpoint.max_tokens is None:
         raise ConfigError("a limit of cost needs max_tokens; set it for the endpoint.")
-    maker = _Maker(ChatClient(endpoint, sleep=sleep), caps, known)
+    client = ChatClient(endpoint, sleep=sleep)
+    taken, found, lost, failure = list(known), Generated(), 0, ""
     with (progress or Progress()).task("tasks", caps.tasks, "tasks") as task:
-        while (stopped := maker.stopped()) is None:
-            topic = topics[len(maker.found) % len(topics)] if topics else ""
-            made = maker.ask(topic)
-            if made is not None:
-                if keep is not None:
-                    keep(made)
-                task.advance(1, made.name)
-    if not maker.found and maker.lost >= GIVE_UP_AFTER:
+        while not (stopped := _reached(caps, found, taken, endpoint)):
+            topic = topics[len(found.tasks) % len(topics)] if topics else ""
+            messages = _messages(topic, taken, found.requests)
+            reply = client.ask(client.payload(messages))
+            found.requests += 1
+            found.cost += caps.price(*_tokens(messages, reply, endpoint))
+            if reply.text is None:
+                # What the server never answered is what may be gone.
+                lost = 0 if reply.answered else lost + 1
+                failure = reply.failure or "no answer"
+                found.refused[failure] += 1
+                if lost < GIVE_UP_AFTER:
+                    continue
+                stopped = f"no answer {GIVE_UP_AFTER} times in a row"
+                break
+            lost = 0
+            try:
+                made = _read(reply.text)
+                _check_new(made, taken)
+            except _Refused as error:
+                found.refused[str(error)] += 1
+                continue
+            found.tasks.append(made)
+            taken.append(made)
+            if keep is not None:
+                keep(made)
+            task.advance(1, made.name)
+    if not found.tasks and lost >= GIVE_UP_AFTER:
         raise NetworkError(
-            f"the endpoint at {endpoint.base_url} gave no answer ({maker.last_failure}); check "
-            "base_url and try again."
+            f"the endpoint at {endpoint.base_url} gave no answer ({failure}); check base_url and "
+            "try again."
         )
-    return Generated(tuple(maker.found), maker.requests, maker.cost, dict(maker.refused), stopped)
+    found.stopped = stopped
+    return found
 
 
-class _Maker:
-    def __init__(self, client: ChatClient, caps: Caps, known: Sequence[Task]) -> None:
-        self._client, self._caps = client, caps
-        self._known = list(known)
-        self.found: list[Task] = []
-        self.refused: Counter[str] = Counter()
-        self.requests, self.cost, self.lost = 0, 0.0, 0
-        self.last_failure = ""
+def _reached(caps: Caps, found: Generated, taken: Sequence[Task], endpoint: Endpoint) -> str:
+    """Return which limit is reached; nothing for none."""
+    if len(found.tasks) >= caps.tasks:
+        return "all tasks are there"
+    most = caps.requests or 3 * caps.tasks
+    if found.requests >= most:
+        return f"{most} questions were asked"
+    longest = _bytes(_messages("x" * 200, taken, found.requests)), endpoint.max_tokens or 0
+    if caps.cost is not None and found.cost + caps.price(*longest) > caps.cost:
+        return f"the next question could cost more than is left of {caps.cost:g}"
+    return ""
 
-    def stopped(self) -> str | None:
-        caps = self._caps
-        if len(self.found) >= caps.tasks:
-            return "all tasks are there"
-        most = caps.requests or 3 * caps.tasks
-        if self.requests >= most:
-            return f"{most} questions were asked"
-        if self.lost >= GIVE_UP_AFTER:
-            return f"no answer {GIVE_UP_AFTER} times in a row"
-        longest = self._client.endpoint.max_tokens or 0
-        if caps.cost is not None and self.cost + self._price(self._longest(), longest) > caps.cost:
-            return f"the next question could cost more than is left of {caps.cost:g}"
-        return None
 
-    def ask(self, topic: str) -> Task | None:
-        messages = self._messages(topic)
-        reply = self._client.ask(self._client.payload(messages))
-        self.requests += 1
-        self._charge(messages, reply)
-        if reply.text is None:
-            # What the server never answered is what may be gone.
-            self.lost = 0 if reply.answered else self.lost + 1
-            self.last_failure = reply.failure or "no answer"
-            self.refused[self.last_failure] += 1
-            return None
-        self.lost = 0
-        try:
-            task = _read(reply.text)
-            _check_new(task, self._known)
-        except _Refused as error:
-            self.refused[str(error)] += 1
-            return None
-        self.found.append(task)
-        self._known.append(task)
-        return task
+def _messages(topic: str, taken: Sequence[Task], number: int) -> list[dict[str, str]]:
+    names = ", ".join(task.name for task in taken[-60:])
+    wanted = f"about {topic[:200]}" if topic else "of a kind of your own choice"
+    # The number keeps answers apart at temperature 0.
+    said = f"Task {number + 1}: write one {wanted}. Taken: {names or 'none'}."
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": said}]
 
-    def _messages(self, topic: str) -> list[dict[str, str]]:
-        names = ", ".join(task.name for task in self._known[-60:])
-        wanted = f"about {topic[:200]}" if topic else "of a kind of your own choice"
-        # The number keeps answers apart at temperature 0.
-        said = f"Task {self.requests + 1}: write one {wanted}. Taken: {names or 'none'}."
-        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": said}]
 
-    def _longest(self) -> int:
-        return _bytes(self._messages("x" * 200))
-
-    def _price(self, tokens_in: int, tokens_out: int) -> float:
-        return (tokens_in * self._caps.price_in + tokens_out * self._caps.price_out) / 1e6
-
-    def _charge(self, messages: list[dict[str, str]], reply: Reply) -> None:
-        usage: Any = (reply.body or {}).get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        # Without a count of the server's own, a token is taken for each byte: never too few.
-        most = self._client.endpoint.max_tokens or len((reply.text or "").encode())
-        spent_in = _count(usage.get("prompt_tokens"), _bytes(messages))
-        spent_out = _count(usage.get("completion_tokens"), most)
-        self.cost += self._price(spent_in, spent_out)
+def _tokens(messages: list[dict[str, str]], reply: Reply, endpoint: Endpoint) -> tuple[int, int]:
+    """Return how many tokens were read and written, at the most."""
+    usage: Any = (reply.body or {}).get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    # Without a count of the server's own, a token is taken for each byte: never too few.
+    most = endpoint.max_tokens or len((reply.text or "").encode())
+    read = _count(usage.get("prompt_tokens"), _bytes(messages))
+    return read, _count(usage.get("completion_tokens"), most)
 
 
 class _Refused(Exception):

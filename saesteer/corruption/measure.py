@@ -1,4 +1,4 @@
-"""What programs do to a task: the log-probability of every answer token."""
+"""What programs do to a task, answer token by answer token, and to completions of prompts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.corruption.apply import check_programs
-from saesteer.corruption.family import Unembedding, chunks, family_states
+from saesteer.corruption.apply import check_programs, corrupted
+from saesteer.corruption.family import family_states
 from saesteer.corruption.program import LinearSpan, Program, intact_program
-from saesteer.models import plain_model
-from saesteer.models.tokens import input_device, length_sorted_batches, pad_rows, padding_id
+from saesteer.models import encode_texts, plain_model
+from saesteer.models.forward import greedy_settings
+from saesteer.models.tokens import (
+    TokenRow,
+    input_device,
+    length_sorted_batches,
+    pad_rows,
+    padding_id,
+)
+from saesteer.models.unembed import Unembedding
+from saesteer.utils.errors import DataError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.corruption.edits import Means
-    from saesteer.corruption.linear_map import LinearMap
+    from saesteer.corruption.fitted import LinearMap, Means
     from saesteer.corruption.tasks import TaskRows
 
 HEAD_ROWS = 256
@@ -139,19 +148,11 @@ def score_task(
 ) -> TaskScores:
     """Score a task's answers under every program.
 
-    Programs share what they have in common (see `family_states`), and only the positions before
-    answer tokens are unembedded.
+    The intact model is put before the programs if it is not the first. What programs have in common
+    is run once (see `family_states`), and only the positions before answer tokens are unembedded.
 
     Args:
-        model: A model from `load_model`.
-        programs: The programs; the intact model is put before them if it is not the first.
-        rows: The task.
-        maps: As in `corrupted`, as are `means`.
         top: How many tokens of the vocabulary that gain and lose most; none if 0.
-        max_tokens: The most tokens in a batch.
-
-    Raises:
-        ModelError: A program cannot run on this architecture.
     """
     if not programs or not programs[0].is_intact:
         programs = [intact_program(int(model.cfg.n_layers)), *programs]
@@ -159,20 +160,21 @@ def score_task(
     device = input_device(plain_model(model))
     head = Unembedding(model)
     parts: list[_Part] = []
-    totals = _Totals(len(programs), top)
+    # For each program the sum of the probabilities of every token of the vocabulary.
+    totals: list[Tensor | float] = [0.0] * len(programs)
     for index in length_sorted_batches(rows.rows, max_tokens=max_tokens):
         batch = pad_rows([rows.rows[i] for i in index], padding_id(model), device, side="right")
         # A position's logits are about the token behind it.
         chosen = torch.roll(batch.span, -1, dims=1)
         chosen[:, -1] = False
         previous, targets = batch.input_ids[chosen], torch.roll(batch.input_ids, -1, dims=1)[chosen]
-        states = family_states(model, programs, batch, chosen, maps=maps, means=means)
         question = torch.tensor(index, device=device)[chosen.nonzero()[:, 0]]
-        found = [_read(head, state, targets, totals.sums(i)) for i, state in enumerate(states)]
-        stacked = (torch.stack(parts) for parts in zip(*found, strict=True))
-        parts.append(_Part(question, previous, targets, *stacked))
-        totals.n += len(targets)
-    return _scores(model, rows.task, [str(p) for p in programs], parts, totals)
+        states = family_states(model, programs, batch, chosen, maps=maps, means=means)
+        found = [_read(head, own, targets, summed=top > 0) for own in states]
+        *scores, sums = zip(*found, strict=True)
+        totals = [total + own for total, own in zip(totals, sums, strict=True)]
+        parts.append(_Part(question, previous, targets, *map(torch.stack, scores)))
+    return _scores(model, rows.task, [str(p) for p in programs], parts, totals, top)
 
 
 class _Part(NamedTuple):
@@ -184,51 +186,28 @@ class _Part(NamedTuple):
     likeliest: Tensor
 
 
-class _Totals:
-    """Sums of probabilities over the vocabulary, for each program."""
-
-    def __init__(self, n_programs: int, top: int) -> None:
-        self.n, self.top = 0, top
-        self._sums: list[Tensor | None] = [None] * n_programs
-
-    def sums(self, program: int) -> Any:
-        if not self.top:
-            return None
-
-        def add(probabilities: Tensor) -> None:
-            total = probabilities.sum(dim=0)
-            earlier = self._sums[program]
-            self._sums[program] = total if earlier is None else earlier + total
-
-        return add
-
-    def changes(self, program: int, sign: int) -> list[tuple[int, float]]:
-        own, base = self._sums[program], self._sums[0]
-        if own is None or base is None:
-            return []
-        values, ids = (sign * (own - base) / self.n).topk(min(self.top, len(own)))
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        return [(token, sign * value) for token, value in pairs if value > 1e-6]
-
-
 @torch.inference_mode()
 def _read(
-    head: Unembedding, states: Tensor, targets: Tensor, add: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    head: Unembedding, states: Tensor, targets: Tensor, *, summed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    """Return the targets' log-probability, the likeliest tokens' probability and these tokens.
+
+    Last comes the sum of the probabilities over the states, where it is asked for.
+    """
     found = []
-    for part in chunks(len(states), HEAD_ROWS):
-        logits = head(states[part])
+    total: Tensor | float = 0.0
+    for part, wanted in zip(states.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+        logits = head.logits(part)
         # A few rows at a time stay in the processor's cache: six times faster.
-        for few in chunks(len(logits), CACHED_ROWS):
-            wanted = targets[part][few]
-            log_probs = torch.log_softmax(logits[few], dim=-1, dtype=torch.float32)
+        for few, own in zip(logits.split(CACHED_ROWS), wanted.split(CACHED_ROWS), strict=True):
+            log_probs = torch.log_softmax(few, dim=-1, dtype=torch.float32)
             likeliest = largest_places(log_probs)
-            pairs = torch.stack([wanted, likeliest], dim=1)
-            found.append((log_probs.gather(1, pairs).T, likeliest))
-            if add is not None:
-                add(log_probs.exp_())
-    log_probs = torch.cat([part for part, _ in found], dim=1)
-    return log_probs[0], log_probs[1].exp(), torch.cat([part for _, part in found])
+            pairs = torch.stack([own, likeliest], dim=1)
+            found.append((*log_probs.gather(1, pairs).T, likeliest))
+            if summed:
+                total = total + log_probs.exp_().sum(dim=0)
+    log_probs, largest, likeliest = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return log_probs, largest.exp(), likeliest, total
 
 
 def largest_places(values: Float[Tensor, "row column"]) -> Int[Tensor, " row"]:
@@ -255,7 +234,8 @@ def _scores(
     task: str,
     programs: list[str],
     parts: list[_Part],
-    totals: _Totals,
+    totals: list[Tensor | float],
+    top: int,
 ) -> TaskScores:
     tokenizer: Any = model.tokenizer
     question = torch.cat([part.question for part in parts]).cpu().numpy()
@@ -268,11 +248,13 @@ def _scores(
         joined = torch.cat([getattr(part, name) for part in parts], dim=-1)
         return joined.cpu().numpy()[..., order]
 
-    def named(sign: int) -> tuple[tuple[Change, ...], ...]:
-        return tuple(
-            tuple(Change(tokenizer.decode([t]), value) for t, value in totals.changes(i, sign))
-            for i in range(len(programs))
-        )
+    def changes(total: Tensor | float, sign: int) -> tuple[Change, ...]:
+        if isinstance(total, float):
+            return ()
+        change: Tensor = (total - totals[0]) / len(question)
+        ids = (sign * change).topk(min(top, len(change))).indices.tolist()
+        found = (Change(tokenizer.decode([i]), float(change[i])) for i in ids)
+        return tuple(one for one in found if sign * one.change > 1e-6)
 
     return TaskScores(
         task=task,
@@ -285,6 +267,67 @@ def _scores(
         log_probs=whole("log_probs").astype(float),
         likeliest=whole("likeliest"),
         confidence=whole("confidence").astype(float),
-        gained=named(1),
-        lost=named(-1),
+        gained=tuple(changes(total, 1) for total in totals),
+        lost=tuple(changes(total, -1) for total in totals),
     )
+
+
+def complete_prompts(
+    model: TransformerBridge,
+    programs: Sequence[Program],
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 10,
+    maps: Mapping[LinearSpan, LinearMap] | None = None,
+    means: Means | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, str]]:
+    """Complete prompts under every program, likeliest token by likeliest token.
+
+    Args:
+        prompts: Plain prompts, all of them rows of one batch.
+
+    Returns:
+        Each prompt, program and text: program by program, the prompts in order.
+    """
+    rows = prompt_rows(model, prompts, max_new_tokens)
+    tokenizer: Any = model.tokenizer
+    plain: Any = plain_model(model)
+    batch = pad_rows(rows, padding_id(model), input_device(plain))
+    width = batch.input_ids.shape[1]
+    found = []
+    with (progress or Progress()).task("completions", len(programs), "programs") as task:
+        for program in programs:
+            with corrupted(model, program, maps=maps, means=means), torch.inference_mode():
+                ends = plain.generation_config.eos_token_id
+                config = greedy_settings(max_new_tokens, ends=ends, pad=padding_id(model))
+                said = plain.generate(**batch.inputs, generation_config=config)[:, width:].tolist()
+            for prompt, ids in zip(prompts, said, strict=True):
+                text = _text(tokenizer, ids, config)
+                found.append({"prompt": prompt, "program": str(program), "text": text})
+            task.advance(1, str(program))
+    return found
+
+
+def prompt_rows(
+    model: TransformerBridge, prompts: Sequence[str], max_new_tokens: int
+) -> list[TokenRow]:
+    """Tokenise prompts that are to be completed."""
+    if not prompts or any(not prompt.strip() for prompt in prompts):
+        raise DataError("a prompt is empty; give it at least one word.")
+    context = int(model.cfg.n_ctx) - max_new_tokens
+    if context < 1:
+        raise DataError(
+            f"{max_new_tokens} new tokens are more than the model's context of {model.cfg.n_ctx}; "
+            "ask for fewer."
+        )
+    assert model.tokenizer is not None
+    return encode_texts(model.tokenizer, prompts, max_length=context, what="prompt")
+
+
+def _text(tokenizer: Any, ids: list[int], config: Any) -> str:
+    ends = config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    # Marks that a broken model writes are part of what it says.
+    return str(tokenizer.decode(ids[:stop]))

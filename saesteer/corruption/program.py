@@ -34,20 +34,13 @@ Step = int | LinearSpan
 
 
 @dataclass(frozen=True)
-class HeadEdit:
-    """One attention head's output put to zero or to its mean over texts."""
-
-    layer: int
-    head: int
-    how: How
-
-
-@dataclass(frozen=True)
-class MlpEdit:
-    """One MLP's output put to zero or to its mean over texts."""
+class PartEdit:
+    """One attention head's output, or the MLP's, put to zero or to its mean over texts."""
 
     layer: int
     how: How
+    # None for the MLP.
+    head: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class NoiseEdit:
     seed: int = 0
 
 
-Edit = HeadEdit | MlpEdit | NoiseEdit
+Edit = PartEdit | NoiseEdit
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ class Program:
     @property
     def needs_means(self) -> bool:
         """Whether an edit puts something to its mean."""
-        return any(isinstance(e, HeadEdit | MlpEdit) and e.how == "mean" for e in self.edits)
+        return any(isinstance(e, PartEdit) and e.how == "mean" for e in self.edits)
 
     @property
     def spans(self) -> tuple[LinearSpan, ...]:
@@ -129,23 +122,18 @@ def parse_program(source: str | Sequence[int], n_layers: int, *, n_heads: int = 
 
 
 def check_program(text: str) -> None:
-    """Check an expression's words without knowing the model; layer numbers are not looked at.
-
-    Raises:
-        ConfigError: A term is unknown.
-    """
+    """Check an expression's words without knowing the model; layer numbers are not looked at."""
     for term in _terms(text):
-        if not any(pattern.fullmatch(term) for pattern in _PATTERNS.values()):
-            raise _unknown(text, term)
+        _match(text, term)
 
 
-_RANGES = r"(?P<ranges>\d+(?:\s*-\s*\d+)?(?:\s+\d+(?:\s*-\s*\d+)?)*)"
+_RANGE = r"\d+(?:\s*-\s*\d+)?"
+_RANGES = rf"(?P<ranges>{_RANGE}(?:\s+{_RANGE})*)"
 _SEED = r"(?:seed\s*=\s*(?P<seed>\d{1,9}))"
 _PATTERNS = {
     name: re.compile(pattern)
     for name, pattern in {
-        "list": r"\[(?P<items>[\d\s,-]*)\]",
-        "layers": _RANGES,
+        "layers": rf"{_RANGES}|\[\s*(?:{_RANGE}(?:[\s,]+{_RANGE})*)?\s*\]",
         "all": r"all|intact",
         "keep": r"keep\s+(?P<count>\d+)",
         "skip": rf"skip\s+{_RANGES}",
@@ -171,19 +159,13 @@ class _Reader:
 
     def program(self) -> Program:
         for term in _terms(self._text):
-            name, match = self._match(term)
+            name, match = _match(self._text, term)
             act: Callable[[re.Match[str]], None] = getattr(self, f"_{name}")
             act(match)
             if self._steps is not None and len(self._steps) > MOST_STEPS:
                 raise self._error(f"runs more than {MOST_STEPS} layers; repeat fewer")
         steps = range(self._n) if self._steps is None else self._steps
         return Program(tuple(steps), self._n, tuple(self._edits), " ".join(self._text.split()))
-
-    def _match(self, term: str) -> tuple[str, re.Match[str]]:
-        for name, pattern in _PATTERNS.items():
-            if match := pattern.fullmatch(term):
-                return name, match
-        raise _unknown(self._text, term)
 
     def _current(self) -> list[Step]:
         if self._steps is None:
@@ -208,17 +190,14 @@ class _Reader:
             )
         return layer
 
-    def _list(self, match: re.Match[str]) -> None:
-        items = match["items"].replace(",", " ")
-        if re.fullmatch(rf"(?:\s*{_RANGES})?\s*", items) is None:
-            raise self._error("has a list that is no list of layers; write [0, 1, 5-7]")
-        self._steps = [*(self._steps or []), *self._ranges(items)]
-
     def _layers(self, match: re.Match[str]) -> None:
-        self._steps = [*(self._steps or []), *self._ranges(match["ranges"])]
+        self._add(self._ranges(match[0]))
 
     def _all(self, match: re.Match[str]) -> None:
-        self._steps = [*(self._steps or []), *range(self._n)]
+        self._add(range(self._n))
+
+    def _add(self, layers: Sequence[int]) -> None:
+        self._steps = [*(self._steps or []), *layers]
 
     def _keep(self, match: re.Match[str]) -> None:
         current = self._current()
@@ -283,11 +262,11 @@ class _Reader:
                         f"names head {pair} and a layer has heads 0 to {self._n_heads - 1}; choose "
                         "among them"
                     )
-                self._edits.append(HeadEdit(layer, head, _how(match["how"])))
+                self._edits.append(PartEdit(layer, _how(match), head))
 
     def _mlp(self, match: re.Match[str]) -> None:
         for layer in self._ranges(match["ranges"]):
-            self._edits.append(MlpEdit(layer, _how(match["how"])))
+            self._edits.append(PartEdit(layer, _how(match)))
 
     def _noise(self, match: re.Match[str]) -> None:
         layer = self._layer(match["layer"])
@@ -318,8 +297,8 @@ class _Reader:
         return ConfigError(f"program {self._text[:80]!r} {problem}.")
 
 
-def _how(word: str) -> How:
-    return "zero" if word == "zero" else "mean"
+def _how(match: re.Match[str]) -> How:
+    return "zero" if match["how"] == "zero" else "mean"
 
 
 def _terms(text: str) -> list[str]:
@@ -331,8 +310,11 @@ def _terms(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts]
 
 
-def _unknown(text: str, term: str) -> ConfigError:
-    return ConfigError(
+def _match(text: str, term: str) -> tuple[str, re.Match[str]]:
+    for name, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(term):
+            return name, match
+    raise ConfigError(
         f"program {text[:80]!r}: {term[:40]!r} is not understood; write terms such as {GRAMMAR}."
     )
 
@@ -366,24 +348,20 @@ def make_family(kind: FamilyKind, n_layers: int, *, width: int = 1, count: int =
         raise ConfigError(
             f"family {kind}: width {width} is more than the model's {n_layers} layers; lower it."
         )
-    if kind == "keep":
-        texts = [f"keep {k}" for k in range(n_layers + 1)]
-        return _family(kind, "layers kept", texts, n_layers)
-    if kind == "permute":
-        texts = [f"permute seed={seed}" for seed in range(count)]
-        return _family(kind, "permutation", texts, n_layers)
-    if kind == "swap":
-        texts = [f"swap {i} {i + width}" for i in range(n_layers - width)]
-        return _family(kind, "layer", texts, n_layers)
     starts = range(n_layers - width + 1)
     spans = [str(i) if width == 1 else f"{i}-{i + width - 1}" for i in starts]
     words = {"zero_mlp": "zero mlp {}", "mean_mlp": "mean mlp {}", "repeat": "repeat {} x2"}
-    texts = [words.get(kind, f"{kind} {{}}").format(span) for span in spans]
-    name = kind if width == 1 else f"{kind} {width}"
-    return _family(name, "layer" if width == 1 else "first layer", texts, n_layers)
-
-
-def _family(name: str, axis: str, texts: list[str], n_layers: int) -> Family:
+    name, axis = kind, "layer"
+    if kind == "keep":
+        axis, texts = "layers kept", [f"keep {k}" for k in range(n_layers + 1)]
+    elif kind == "permute":
+        axis, texts = "permutation", [f"permute seed={seed}" for seed in range(count)]
+    elif kind == "swap":
+        texts = [f"swap {i} {i + width}" for i in range(n_layers - width)]
+    else:
+        texts = [words.get(kind, f"{kind} {{}}").format(span) for span in spans]
+        if width > 1:
+            name, axis = f"{kind} {width}", "first layer"
     return Family(name, axis, tuple(parse_program(text, n_layers) for text in texts))
 
 

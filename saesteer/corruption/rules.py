@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from saesteer.corruption.tasks import Example, Task
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import ConfigError
 
 N_EXAMPLES, N_QUESTIONS = 12, 40
 Maker = Callable[[random.Random], Iterator[tuple[str, str]]]
@@ -17,34 +17,36 @@ _TRIES = 50
 WORDS = json.loads(Path(__file__).with_name("rule_words.json").read_text(encoding="utf-8"))
 
 
-def make_task(
-    name: str, *, seed: int = 0, n_examples: int = N_EXAMPLES, n_questions: int = N_QUESTIONS
-) -> Task:
-    """Make one of the tasks that go by rule; fewer questions where it has no more.
+def make_tasks(names: Sequence[str] = (), *, seed: int = 0) -> tuple[Task, ...]:
+    """Make the tasks that go by rule, some of them or all; seeded."""
+    unknown = sorted(set(names) - set(RULES))
+    if unknown:
+        raise ConfigError(
+            f"no rule makes {', '.join(unknown)}; leave the names out to make all of "
+            f"{', '.join(RULES)}."
+        )
+    return tuple(_make(name, seed) for name in RULES if name in names or not names)
 
-    Raises:
-        DataError: There is no such rule.
-    """
-    if name not in RULES:
-        raise DataError(f"there is no rule for a task {name!r}; choose one of {', '.join(RULES)}.")
+
+def _make(name: str, seed: int) -> Task:
     description, maker = RULES[name]
     rng = random.Random(f"{name} {seed}")
-    wanted = n_examples + n_questions
+    wanted = N_EXAMPLES + N_QUESTIONS
     found: dict[str, str] = {}
     for drawn, (prompt, answer) in enumerate(maker(rng), start=1):
         found.setdefault(prompt, answer)
         # A rule that goes on for ever may yet have few different prompts.
         if len(found) >= wanted or drawn > _TRIES * wanted:
             break
-    both = [Example(*pair) for pair in found.items()]
+    both = [Example(prompt=prompt, answer=answer) for prompt, answer in found.items()]
     rng.shuffle(both)
-    n_shots = min(n_examples, max(2, len(both) // 3))
-    return Task(name, description, tuple(both[:n_shots]), tuple(both[n_shots:wanted]))
-
-
-def make_tasks(*, seed: int = 0) -> tuple[Task, ...]:
-    """Make every task that goes by rule."""
-    return tuple(make_task(name, seed=seed) for name in RULES)
+    n_shots = min(N_EXAMPLES, max(2, len(both) // 3))
+    return Task(
+        name=name,
+        description=description,
+        examples=tuple(both[:n_shots]),
+        eval_questions=tuple(both[n_shots:wanted]),
+    )
 
 
 def _addition(rng: random.Random) -> Iterator[tuple[str, str]]:

@@ -6,14 +6,15 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
+from saesteer.data.bundled import datasets_folder
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.files import write_atomic
 from saesteer.utils.settings import Settings, parse_config
 
 if TYPE_CHECKING:
@@ -23,12 +24,22 @@ MOST_BYTES = 4 * 1024 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt and its answer, joined by one space unless the prompt ends in white space."""
+class Example(Settings):
+    """A prompt and its answer, joined by one space unless the prompt ends with a line."""
 
-    prompt: str
-    answer: str
+    model_config = ConfigDict(frozen=True)
+    prompt: str = Field(min_length=1, max_length=4000)
+    answer: str = Field(min_length=1, max_length=2000)
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _plain(cls, text: str, info: ValidationInfo) -> str:
+        if _CONTROL.search(text):
+            raise ValueError("holds control characters; write plain text")
+        if not text.strip():
+            raise ValueError("is blank; write something")
+        # One space between them, wherever the file had it; a line's end is the prompt's own.
+        return text.strip() if info.field_name == "answer" else re.sub(r"[ \t]+$", "", text)
 
     @property
     def text(self) -> str:
@@ -36,48 +47,22 @@ class Example:
         return f"{self.prompt}{'' if self.prompt[-1:].isspace() else ' '}{self.answer}"
 
 
-@dataclass(frozen=True)
-class Task:
-    """Questions of one kind."""
+class Task(Settings):
+    """Questions of one kind, as a task's JSON file holds them."""
 
-    # Small letters, digits and underscores.
-    name: str
+    model_config = ConfigDict(frozen=True)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,59}$")
     # One sentence.
-    description: str
+    description: str = Field(default="", max_length=1000)
     # What few-shot prompts are built from.
-    examples: tuple[Example, ...]
+    examples: tuple[Example, ...] = Field(min_length=2, max_length=5000)
     # What is scored; the examples themselves if empty, each then left out of its own prompt.
-    eval_questions: tuple[Example, ...] = ()
+    eval_questions: tuple[Example, ...] = Field(default=(), max_length=5000)
 
     @property
     def questions(self) -> tuple[Example, ...]:
         """What is scored."""
         return self.eval_questions or self.examples
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record that a file holds."""
-        return asdict(self)
-
-
-class _ExampleRecord(Settings):
-    prompt: str = Field(min_length=1, max_length=4000)
-    answer: str = Field(min_length=1, max_length=2000)
-
-    @field_validator("prompt", "answer")
-    @classmethod
-    def _plain(cls, text: str) -> str:
-        if _CONTROL.search(text):
-            raise ValueError("holds control characters; write plain text")
-        if not text.strip():
-            raise ValueError("is blank; write something")
-        return text
-
-
-class _TaskRecord(Settings):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,59}$")
-    description: str = Field(default="", max_length=1000)
-    examples: list[_ExampleRecord] = Field(min_length=2, max_length=5000)
-    eval_questions: list[_ExampleRecord] = Field(default=[], max_length=5000)
 
 
 def parse_task(record: Any, place: str) -> Task:
@@ -86,41 +71,26 @@ def parse_task(record: Any, place: str) -> Task:
     Args:
         record: `{"name", "description", "examples": [{"prompt", "answer"}], "eval_questions": []}`;
             `eval_questions` are prompts with answers too.
-        place: Where it comes from, for the error.
-
-    Raises:
-        DataError: A field is missing, unknown, blank or too long, or a question stands twice with
-            different answers.
     """
     if not isinstance(record, dict):
         raise DataError(f"{place}: a task is an object with name, description and examples.")
     try:
-        checked = parse_config(record, kind=_TaskRecord, place=place)
+        task = parse_config(record, kind=Task, place=place)
     except ConfigError as error:
         raise DataError(str(error)) from None
-    parts = [tuple(_example(e) for e in p) for p in (checked.examples, checked.eval_questions)]
     answers: dict[str, str] = {}
-    for example in (*parts[0], *parts[1]):
+    for example in (*task.examples, *task.eval_questions):
         known = answers.setdefault(example.prompt, example.answer)
         if known != example.answer:
             raise DataError(
                 f"{place}: prompt {example.prompt[:40]!r} has two answers, {known[:20]!r} and "
                 f"{example.answer[:20]!r}; keep one."
             )
-    return Task(checked.name, checked.description, *parts)
-
-
-def _example(record: _ExampleRecord) -> Example:
-    # One space between them, wherever the file had it; a line's end is the prompt's own.
-    return Example(re.sub(r"[ \t]+$", "", record.prompt), record.answer.strip())
+    return task
 
 
 def read_task(path: Path) -> Task:
-    """Read a task's JSON file.
-
-    Raises:
-        DataError: The file cannot be read or used.
-    """
+    """Read a task's JSON file."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path}: more than {MOST_BYTES // 2**20} MiB; split the task.")
@@ -134,15 +104,10 @@ def read_task(path: Path) -> Task:
 
 
 def write_task(task: Task, folder: Path) -> Path:
-    """Write a task as `<name>.json`, with one example on a line.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    from saesteer.utils.run_folder import RunFolder
+    """Write a task as `<name>.json`, with one example on a line."""
 
     def lines(examples: Sequence[Example]) -> str:
-        rows = [json.dumps(asdict(e), ensure_ascii=False) for e in examples]
+        rows = [json.dumps(e.model_dump(), ensure_ascii=False) for e in examples]
         return "[\n    " + ",\n    ".join(rows) + "\n  ]" if rows else "[]"
 
     text = (
@@ -151,21 +116,16 @@ def write_task(task: Task, folder: Path) -> Path:
         f'  "examples": {lines(task.examples)},\n'
         f'  "eval_questions": {lines(task.eval_questions)}\n}}\n'
     )
-    return RunFolder(folder).write(
-        f"{task.name}.json", lambda draft: draft.write_text(text, encoding="utf-8")
-    )
-
-
-def tasks_folder() -> Path:
-    """Return where the tasks lie that come with saesteer."""
-    from saesteer.data.bundled import datasets_folder
-
-    return datasets_folder() / "tasks"
+    return write_atomic(folder / f"{task.name}.json", text.encode())
 
 
 def bundled_task_names() -> tuple[str, ...]:
     """Name the tasks that come with saesteer, in alphabetical order."""
-    return tuple(sorted(path.stem for path in tasks_folder().glob("*.json")))
+    return tuple(path.stem for path in _bundled())
+
+
+def _bundled() -> list[Path]:
+    return sorted((datasets_folder() / "tasks").glob("*.json"))
 
 
 def load_tasks(sources: Sequence[str]) -> tuple[Task, ...]:
@@ -195,11 +155,8 @@ def load_tasks(sources: Sequence[str]) -> tuple[Task, ...]:
 
 
 def _files(source: str) -> list[Path]:
-    if source == "bundled":
-        return sorted(tasks_folder().glob("*.json"))
-    bundled = tasks_folder() / f"{source}.json"
-    if re.fullmatch(r"\w+", source) and bundled.is_file():
-        return [bundled]
+    if found := [path for path in _bundled() if source in ("bundled", path.stem)]:
+        return found
     path = Path(source)
     if path.is_dir():
         files = sorted(path.glob("*.json"))
@@ -214,31 +171,11 @@ def _files(source: str) -> list[Path]:
     )
 
 
-@dataclass(frozen=True)
-class TaskRows:
-    """A task's questions, ready to be scored."""
+class TaskRows(NamedTuple):
+    """A task's name, and its questions behind their examples; the answers' tokens are kept."""
 
-    # The task's name.
     task: str
-    questions: tuple[Example, ...]
-    # What stands before each answer, examples included.
-    prompts: tuple[str, ...]
-    # Prompts with answers; the answers' tokens are kept.
-    rows: tuple[TokenRow, ...]
-
-
-def few_shot_prompt(
-    examples: Sequence[Example], question: Example, *, shots: int, rng: random.Random
-) -> str:
-    """Return a prompt of examples, never the question's own, and the question.
-
-    `rng` draws as many examples as `shots`, or fewer where there are not as many.
-    """
-    others = [example for example in examples if example.prompt != question.prompt]
-    chosen = rng.sample(others, min(shots, len(others)))
-    # Prompts of several lines are kept apart by an empty one.
-    between = "\n\n" if any("\n" in e.prompt for e in (*chosen, question)) else "\n"
-    return between.join([*(example.text for example in chosen), question.prompt])
+    rows: Sequence[TokenRow]
 
 
 def task_rows(
@@ -255,21 +192,19 @@ def task_rows(
     There is one BOS where the tokenizer has one, at the beginning, and none inside.
 
     Args:
-        tokenizer: The model's tokenizer.
-        task: The task.
-        shots: Examples before each question, drawn for each anew.
+        shots: Examples before each question, never its own, drawn for each anew; fewer where
+            there are not as many.
         max_questions: The most questions; all if None.
-        seed: Seeds the draw.
-        max_length: The model's context.
-
-    Raises:
-        DataError: A text is too long, or holds the tokenizer's own marks.
     """
     questions = task.questions[:max_questions]
-    prompts = [
-        few_shot_prompt(task.examples, q, shots=shots, rng=random.Random(f"{seed} {q.prompt}"))
-        for q in questions
-    ]
+    prompts = []
+    for question in questions:
+        rng = random.Random(f"{seed} {question.prompt}")
+        others = [example for example in task.examples if example.prompt != question.prompt]
+        chosen = rng.sample(others, min(shots, len(others)))
+        # Prompts of several lines are kept apart by an empty one.
+        between = "\n\n" if any("\n" in e.prompt for e in (*chosen, question)) else "\n"
+        prompts.append(between.join([*(example.text for example in chosen), question.prompt]))
     try:
         rows = encode_statements(
             tokenizer,
@@ -289,4 +224,4 @@ def task_rows(
                 f"task {task.name}: question {number} or an example before it holds one of the "
                 "tokenizer's own marks, such as its BOS; write plain text."
             )
-    return TaskRows(task.name, questions, tuple(prompts), tuple(rows))
+    return TaskRows(task.name, rows)

@@ -129,7 +129,7 @@ class Probe(ClassifierMixin, BaseEstimator):
             )
             store = read_layers(model, rows, sites, Path(folder), **how)
             for site in sites:
-                probe, fitted = LinearProbe.fit(
+                probe = LinearProbe.fit(
                     site,
                     [str(name) for name in self.classes_],
                     store.site(site),
@@ -140,8 +140,8 @@ class Probe(ClassifierMixin, BaseEstimator):
                     seed=self.seed,
                 )
                 found.append(probe)
-                loss = min(fitted.cv_loss.values(), default=float("nan"))
-                scores.append((site.layer, fitted.c, loss))
+                loss = min(probe.cv_loss.values(), default=float("nan"))
+                scores.append((site.layer, probe.c, loss))
         self.scores_ = pd.DataFrame(scores, columns=["layer", "c", "cv_loss"])
         self.layers_ = [site.layer for site in sites]
         self.best_layer_ = self.layers_[int(np.argmin(self.scores_["cv_loss"].fillna(0.0)))]

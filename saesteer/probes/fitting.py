@@ -1,18 +1,25 @@
-"""Fitting one probe: logistic regression whose regularisation is chosen by cross-validation."""
+"""Fitting one probe, and how well it does on texts that it has not seen.
+
+Logistic regression whose regularisation is chosen by cross-validation; bootstrap intervals.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import DataError, MismatchError
 from saesteer.utils.settings import Settings
+
+LEVEL = 0.95
+# As JSON has them; see `score`.
+Scores = dict[str, Any]
 
 
 class FitSettings(Settings):
@@ -54,18 +61,29 @@ class FittedProbe:
     # One row per class, or the second class's alone where there are two.
     weight: Float[np.ndarray, "row d_model"]
     bias: Float[np.ndarray, " row"]
-    # The inverse regularisation that was chosen.
+    # The inverse regularisation.
     c: float
     # Mean log loss over the folds at each strength tried, nats per text.
-    cv_loss: dict[float, float]
+    cv_loss: dict[float, float] = field(default_factory=dict, kw_only=True)
     # Whether the last fit met its tolerance.
-    converged: bool
+    converged: bool = field(default=True, kw_only=True)
 
     def probabilities(
-        self, x: Float[np.ndarray, "text d_model"]
-    ) -> Float[np.ndarray, "text class"]:
+        self, x: Float[np.ndarray, "*text d_model"]
+    ) -> Float[np.ndarray, "*text class"]:
         """Return each class's probability."""
-        return class_probabilities(logits(x, self.weight, self.bias))
+        from scipy.special import softmax
+
+        if x.shape[-1] != self.weight.shape[1]:
+            raise MismatchError(
+                f"the probe reads activations {self.weight.shape[1]} wide and was given "
+                f"{x.shape[-1]}; read them on the model that the probe was trained on."
+            )
+        logits = x.astype(np.float64) @ self.weight.astype(np.float64).T + self.bias
+        if logits.shape[-1] == 1:
+            # The second class's logit against the first.
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+        return softmax(logits, axis=-1)
 
 
 def fit_probe(
@@ -77,7 +95,7 @@ def fit_probe(
     c: float | None = None,
     seed: int = 0,
 ) -> FittedProbe:
-    """Fit a probe.
+    """Fit a probe to activations and class numbers from 0.
 
     Inputs are standardised with the training texts' mean and deviation. C has the least mean log
     loss over stratified folds that keep groups together; each fold walks up the strengths, starting
@@ -85,14 +103,10 @@ def fit_probe(
 
     Args:
         x: Activations, float32.
-        labels: Class numbers from 0, every class present.
+        labels: Every class is present.
         groups: Texts of one group stay in one fold.
-        settings: How to fit.
+        settings: Strengths to choose from, folds and solver.
         c: Use this strength instead of choosing one.
-        seed: Shuffles the folds.
-
-    Raises:
-        DataError: Activations are not finite, or a class is missing.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -114,36 +128,18 @@ def fit_probe(
     weight = model.coef_.astype(np.float64) / scale
     bias = model.intercept_.astype(np.float64) - weight @ np.asarray(scaler.mean_)
     return FittedProbe(
-        weight.astype(np.float32), bias.astype(np.float64), chosen, losses, converged
+        weight.astype(np.float32),
+        bias.astype(np.float64),
+        chosen,
+        cv_loss=losses,
+        converged=converged,
     )
-
-
-def logits(
-    x: Float[np.ndarray, "*text d_model"],
-    weight: Float[np.ndarray, "row d_model"],
-    bias: Float[np.ndarray, " row"],
-) -> Float[np.ndarray, "*text row"]:
-    """Return x W' + b in float64."""
-    return x.astype(np.float64) @ weight.astype(np.float64).T + bias
-
-
-def class_probabilities(values: Float[np.ndarray, "*text row"]) -> Float[np.ndarray, "*text class"]:
-    """Return softmax probabilities; one logit is the second class's against the first."""
-    from scipy.special import softmax
-
-    if values.shape[-1] == 1:
-        values = np.concatenate([np.zeros_like(values), values], axis=-1)
-    return softmax(values, axis=-1)
 
 
 def folds(
     labels: Int[np.ndarray, " text"], groups: Int[np.ndarray, " text"], n: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (fitting, scoring) places of stratified folds that keep groups together.
-
-    Raises:
-        DataError: There are too few texts or groups of a class for the folds.
-    """
+    """Yield (fitting, scoring) places of stratified folds that keep groups together."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     fewest = min(len(np.unique(groups[labels == c])) for c in np.unique(labels))
@@ -199,3 +195,134 @@ def _fit(model: Any, x: np.ndarray, labels: np.ndarray) -> bool:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(x, labels)
     return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Classes and groups of texts in two parts: probes are fitted on one, scored on the other."""
+
+    labels: Int[np.ndarray, " text"]
+    groups: Int[np.ndarray, " text"]
+    train: Int[np.ndarray, " train"]
+    test: Int[np.ndarray, " test"]
+    settings: FitSettings
+    seed: int = 0
+
+    def fit(self, x: Float[np.ndarray, "text d_model"], *, c: float | None = None) -> FittedProbe:
+        """Fit a probe on the training texts; see `fit_probe`."""
+        train = self.train
+        x, labels, groups = x[train], self.labels[train], self.groups[train]
+        return fit_probe(x, labels, groups, self.settings, c=c, seed=self.seed)
+
+    def score(self, probe: FittedProbe, x: Float[np.ndarray, "test d_model"]) -> Scores:
+        """Score a probe on activations of the test texts."""
+        test, how = self.test, {"resamples": self.settings.resamples, "seed": self.seed}
+        return score(self.labels[test], probe.probabilities(x), self.groups[test], **how)
+
+
+def score(
+    labels: Int[np.ndarray, " text"],
+    probabilities: Float[np.ndarray, "text class"],
+    groups: Int[np.ndarray, " text"] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Scores:
+    """Score probabilities against labels.
+
+    The intervals are percentiles over resamples of whole groups (Davison and Hinkley 1997, section
+    3.8), since the sentences of one review are not independent. A resample that lacks a class
+    counts for accuracy alone.
+
+    Args:
+        probabilities: The likeliest class is the prediction.
+        groups: Every text its own if None.
+        resamples: 0 for no intervals.
+
+    Returns:
+        `accuracy`, the share of texts whose likeliest class is theirs; `macro_f1`, F1 averaged over
+        the classes; `auroc`, the area under the ROC curve, over more than two classes the mean of
+        each against the rest: each as `value` with its 95% interval `low` to `high`, None where
+        there is none. And the `confusion` counts, rows true and columns predicted.
+    """
+    n_classes = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    cells = labels * n_classes + predicted
+    whole = np.ones((1, len(labels)), dtype=np.float32)
+    confusion = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+    point = _figures(whole, labels, cells, probabilities)
+    drawn = None
+    if resamples:
+        own = (
+            np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        )
+        drawn = _figures(_draws(own, resamples, seed), labels, cells, probabilities)
+    names = ("accuracy", "macro_f1", "auroc")
+    figures = {
+        name: _interval(point[i], None if drawn is None else drawn[i])
+        for i, name in enumerate(names)
+    }
+    return {**figures, "confusion": confusion.tolist()}
+
+
+def control_labels(labels: Int[np.ndarray, " text"], seed: int) -> Int[np.ndarray, " text"]:
+    """Return the labels shuffled over all texts: what a control probe is fitted and scored on.
+
+    Nothing in a text tells its shuffled label, so a probe that beats chance on it has memorised
+    texts, or texts stand in two parts (Hewitt and Liang 2019, arXiv 1909.03368).
+    """
+    return np.random.default_rng([seed, 1]).permutation(labels)
+
+
+def _draws(groups: np.ndarray, resamples: int, seed: int) -> Float[np.ndarray, "resample text"]:
+    rng = np.random.default_rng([seed, 2])
+    n = int(groups.max()) + 1
+    counts = np.zeros((resamples, n), dtype=np.float32)
+    for row in counts:
+        row += np.bincount(rng.integers(0, n, n), minlength=n)
+    return counts[:, groups]
+
+
+def _figures(
+    weights: Float[np.ndarray, "resample text"],
+    labels: np.ndarray,
+    cells: np.ndarray,
+    probabilities: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return accuracy, macro-F1 and AUROC under each row of weights; NaN where undefined."""
+    n_classes = probabilities.shape[1]
+    in_cell = np.zeros((len(labels), n_classes**2), dtype=np.float32)
+    in_cell[np.arange(len(labels)), cells] = 1
+    table = (weights @ in_cell).reshape(-1, n_classes, n_classes).astype(np.float64)
+    right = np.diagonal(table, axis1=1, axis2=2)
+    true, predicted = table.sum(axis=2), table.sum(axis=1)
+    accuracy = right.sum(axis=1) / table.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = 2 * right / (true + predicted)
+    classes: Sequence[int] = range(n_classes) if n_classes > 2 else (1,)
+    areas = [_weighted_auroc(weights, labels == c, probabilities[:, c]) for c in classes]
+    return accuracy, f1.mean(axis=1), np.mean(areas, axis=0)
+
+
+def _weighted_auroc(
+    weights: Float[np.ndarray, "resample text"], is_class: np.ndarray, scores: np.ndarray
+) -> Float[np.ndarray, " resample"]:
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    ordered, mine = weights[:, order], is_class[order]
+    inside = np.add.reduceat(np.where(mine, ordered, 0), starts, axis=1, dtype=np.float64)
+    outside = np.add.reduceat(np.where(mine, 0, ordered), starts, axis=1, dtype=np.float64)
+    # A tie counts half.
+    below = np.cumsum(outside, axis=1) - outside / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (inside * below).sum(axis=1) / (inside.sum(axis=1) * outside.sum(axis=1))
+
+
+def _interval(point: np.ndarray, drawn: np.ndarray | None) -> dict[str, float | None]:
+    value = float(point[0]) if np.isfinite(point[0]) else None
+    usable = np.array([]) if drawn is None else drawn[np.isfinite(drawn)]
+    low = high = None
+    if value is not None and len(usable):
+        tail = (1 - LEVEL) / 2
+        low, high = map(float, np.quantile(usable, [tail, 1 - tail]))
+    return {"value": value, "low": low, "high": high}

@@ -12,8 +12,7 @@ from jaxtyping import Float
 
 from saesteer.data.labelled import LabelledSet
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.probes.fitting import FitSettings, class_probabilities, fit_probe, logits
-from saesteer.probes.scores import Scores, score
+from saesteer.probes.fitting import FitSettings, FittedProbe, Scores, fit_probe, score
 from saesteer.utils.errors import DataError
 from saesteer.utils.files import write_atomic
 
@@ -25,9 +24,8 @@ class TextClassifier:
     """Logistic regression on sentence embeddings."""
 
     classes: tuple[str, ...]
-    # On raw embeddings; one row per class, or the second class's alone of two.
-    weight: Float[np.ndarray, "row dim"]
-    bias: Float[np.ndarray, " row"]
+    # On raw embeddings.
+    probe: FittedProbe
     # On the probe run's test texts.
     scores: Scores
     # Texts it was trained on; no probe saw any of them.
@@ -36,7 +34,7 @@ class TextClassifier:
 
     def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "text class"]:
         """Return each class's probability for each text."""
-        return class_probabilities(logits(self.embedder.embed(texts), self.weight, self.bias))
+        return self.probe.probabilities(self.embedder.embed(texts))
 
     def lean(self, texts: Sequence[str], towards: str, away: str) -> Float[np.ndarray, " text"]:
         """Return P(towards) - P(away) of each text, from -1 to 1; NaN for a blank text."""
@@ -55,9 +53,10 @@ class TextClassifier:
             "format": FORMAT,
             "embedding": self.embedder.name,
             "classes": list(self.classes),
-            "weight": self.weight.tolist(),
-            "bias": self.bias.tolist(),
-            "scores": self.scores.as_dict(),
+            "weight": self.probe.weight.tolist(),
+            "bias": self.probe.bias.tolist(),
+            "c": self.probe.c,
+            "scores": self.scores,
             "n_train": self.n_train,
         }
         write_atomic(path, json.dumps(record, allow_nan=False).encode())
@@ -73,37 +72,28 @@ def train_text_classifier(
     embedder: SentenceEmbedder | None = None,
     seed: int = 0,
 ) -> TextClassifier:
-    """Train on texts that the probes never see, in their groups, and score on the test part.
-
-    Raises:
-        ModelError: The embedding model, by default the shipped MiniLM, is not installed.
-        DataError: There are too few texts.
-    """
+    """Train on texts that the probes never see, in their groups, and score on the test part."""
     embedder = embedder or SentenceEmbedder()
     x = embedder.embed([text.text for text in train.texts])
     fitted = fit_probe(x, train.labels, np.asarray(groups), settings, seed=seed)
     held = embedder.embed([text.text for text in test.texts])
     found = score(test.labels, fitted.probabilities(held), resamples=settings.resamples, seed=seed)
-    return TextClassifier(train.classes, fitted.weight, fitted.bias, found, len(train), embedder)
+    return TextClassifier(train.classes, fitted, found, len(train), embedder)
 
 
 def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -> TextClassifier:
-    """Read what `TextClassifier.save` wrote.
-
-    Raises:
-        DataError: The file is missing, damaged or of other embeddings.
-    """
+    """Read what `TextClassifier.save` wrote."""
     embedder = embedder or SentenceEmbedder()
     try:
         stored = json.loads(path.read_bytes())
         if (stored["format"], stored["embedding"]) != (FORMAT, embedder.name):
             raise ValueError(f"it reads embeddings of {stored['embedding']}")
+        weight = np.asarray(stored["weight"], dtype=np.float32)
         return TextClassifier(
             tuple(stored["classes"]),
-            np.asarray(stored["weight"], dtype=np.float32),
-            np.asarray(stored["bias"], dtype=np.float64),
-            Scores.from_dict(stored["scores"]),
-            int(stored["n_train"]),
+            FittedProbe(weight, np.asarray(stored["bias"]), float(stored.get("c", "nan"))),
+            stored["scores"],
+            stored["n_train"],
             embedder,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

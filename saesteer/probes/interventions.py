@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.data.checks import did_you_mean, spoken_list
-from saesteer.probes.probe import DirectionKind, ProbeSet
+from saesteer.probes.probe import ProbeSet
 from saesteer.steering import Ablate, Add, Edit, Flip, Set, SteeringVector, Unit, intervene
 from saesteer.steering.apply import Policy
 from saesteer.steering.strength import check_strength
@@ -212,12 +212,7 @@ def class_alpha(vector: SteeringVector, name: str) -> float:
 
 
 def parse_layers(text: str | None, probes: ProbeSet) -> list[int]:
-    """Read layers such as "14", "9-14" or "4,8,12"; the best and the five before it for None.
-
-    Raises:
-        SteeringError: It is not of that form.
-        SiteError: A layer has no probe.
-    """
+    """Read layers such as "14", "9-14" or "4,8,12"; the best and the five before it for None."""
     if text is None:
         have = [probe.site.layer for probe in probes.probes]
         return [layer for layer in have if probes.best - SPAN < layer <= probes.best]
@@ -234,10 +229,3 @@ def parse_layers(text: str | None, probes: ProbeSet) -> list[int]:
     if not layers or len(set(layers)) < len(layers):
         raise SteeringError(f"layers {text!r} name none or one twice; name each once.")
     return sorted(layers)
-
-
-def probe_vectors(
-    probes: ProbeSet, layers: Sequence[int], towards: str, away: str, kind: DirectionKind
-) -> list[SteeringVector]:
-    """Return one vector per layer."""
-    return [probes.vector(n, towards=towards, away=away, kind=kind) for n in layers]

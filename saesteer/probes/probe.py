@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,13 +16,7 @@ from jaxtyping import Float, Int
 from saesteer.data.checks import did_you_mean, spoken_list
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site
-from saesteer.probes.fitting import (
-    FitSettings,
-    FittedProbe,
-    class_probabilities,
-    fit_probe,
-    logits,
-)
+from saesteer.probes.fitting import FitSettings, FittedProbe, fit_probe
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
@@ -34,23 +28,20 @@ FORMAT = "saesteer.probes"
 VERSION = 1
 FILE_NAME = "probes.safetensors"
 DirectionKind = Literal["probe", "means"]
+_TENSORS = ("weight", "bias", "means")
+_SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
 
 
-@dataclass(frozen=True, eq=False)
-class LinearProbe:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LinearProbe(FittedProbe):
     """A linear probe at one site; its probabilities go by `classes`."""
 
     site: Site
     classes: tuple[str, ...]
-    # On raw activations; one row per class, or the second class's alone of two.
-    weight: Float[np.ndarray, "row d_model"]
-    bias: Float[np.ndarray, " row"]
     # Mean activation of each class's training texts.
     means: Float[np.ndarray, "class d_model"]
     # Mean L2 norm over tokens at the site.
     residual_norm: float
-    # The inverse regularisation.
-    c: float
 
     @classmethod
     def fit(
@@ -64,32 +55,17 @@ class LinearProbe:
         *,
         residual_norm: float,
         seed: int = 0,
-    ) -> tuple[LinearProbe, FittedProbe]:
-        """Fit a probe with `fit_probe`; return also how that went."""
+    ) -> LinearProbe:
+        """Fit a probe with `fit_probe`."""
         fitted = fit_probe(x, labels, groups, settings, seed=seed)
         means = np.stack([x[labels == c].mean(axis=0) for c in range(len(classes))])
-        weights = fitted.weight, fitted.bias, means.astype(np.float32)
-        return cls(site, tuple(classes), *weights, residual_norm, fitted.c), fitted
-
-    @property
-    def d_model(self) -> int:
-        """Width of the activations it reads."""
-        return int(self.weight.shape[1])
-
-    def probabilities(
-        self, x: Float[np.ndarray, "*text d_model"]
-    ) -> Float[np.ndarray, "*text class"]:
-        """Return each class's probability.
-
-        Raises:
-            MismatchError: The activations have another width.
-        """
-        if x.shape[-1] != self.d_model:
-            raise MismatchError(
-                f"the probe at {self.site} reads activations {self.d_model} wide and was given "
-                f"{x.shape[-1]}; read them on the model that the probe was trained on."
-            )
-        return class_probabilities(logits(x, self.weight, self.bias))
+        return cls(
+            **vars(fitted),
+            site=site,
+            classes=tuple(classes),
+            means=means.astype(np.float32),
+            residual_norm=residual_norm,
+        )
 
     def class_number(self, name: str) -> int:
         """Return a class's place among the classes, which it must be one of."""
@@ -106,8 +82,8 @@ class LinearProbe:
         """Return the raw direction from one class to another.
 
         Args:
-            towards: The class it points to.
-            away: The class it points from.
+            towards: Where it points.
+            away: From where.
             kind: "probe", the gradient of the two classes' log odds; "means", the difference of
                 their mean activations.
 
@@ -177,7 +153,7 @@ class ProbeSet:
         intervention `set` can be told by name.
 
         Args:
-            layer: The layer; the best one's if None.
+            layer: Whose probe; the best one's if None.
             towards: The class it points to; the last one if None.
             away: The class it points from; the first one if None.
             kind: See `LinearProbe.direction`.
@@ -222,11 +198,12 @@ class ProbeSet:
         info = model_info(model)
         width = int(model.cfg.d_model)
         residual = self.sae is None and self.probes[0].site.hook.startswith("hook_resid")
-        if residual and self.probes[0].d_model != width:
+        reads = self.probes[0].weight.shape[1]
+        if residual and reads != width:
             raise MismatchError(
-                f"the probes read activations {self.probes[0].d_model} wide and the residual "
-                f"stream of {info.source.name} is {width} wide; load {self.model}, on which they "
-                "were trained."
+                f"the probes read activations {reads} wide and the residual stream of "
+                f"{info.source.name} is {width} wide; load {self.model}, on which they were "
+                "trained."
             )
         if made_on_other_weights(model, self.model, self.model_fingerprint):
             raise MismatchError(
@@ -243,20 +220,19 @@ class ProbeSet:
         """
         from safetensors.numpy import save
 
-        tensors: dict[str, np.ndarray] = {}
-        for probe in self.probes:
-            tensors[f"{probe.site}.weight"] = np.ascontiguousarray(probe.weight, np.float32)
-            tensors[f"{probe.site}.bias"] = np.ascontiguousarray(probe.bias, np.float64)
-            tensors[f"{probe.site}.means"] = np.ascontiguousarray(probe.means, np.float32)
+        tensors = {
+            f"{probe.site}.{part}": np.ascontiguousarray(getattr(probe, part))
+            for probe in self.probes
+            for part in _TENSORS
+        }
         header = {name: getattr(self, name) for name in _SHARED}
-        header["classes"] = list(self.classes)
+        header["classes"] = self.classes
         header["sites"] = {
             str(probe.site): {"residual_norm": probe.residual_norm, "c": probe.c}
             for probe in self.probes
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "probes": json.dumps(header)}
-        write_atomic(Path(path), save(tensors, metadata=metadata))
-        return Path(path)
+        return write_atomic(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
@@ -281,29 +257,19 @@ class ProbeSet:
                 if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
                     raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
                 header = json.loads(metadata["probes"])
-                classes, sites = tuple(header["classes"]), header["sites"]
-                probes = [_probe(file, name, classes, **sites[name]) for name in sites]
-                shared = {name: header[name] for name in _SHARED}
+                classes = tuple(header.pop("classes"))
+                probes = [
+                    LinearProbe(
+                        **{part: file.get_tensor(f"{name}.{part}") for part in _TENSORS},
+                        site=Site.parse(name),
+                        classes=classes,
+                        **fit,
+                    )
+                    for name, fit in header.pop("sites").items()
+                ]
+                return cls(tuple(probes), **header)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(
                 f"{source}: cannot be read as probes ({reason}); train them again."
             ) from error
-        return cls(probes=tuple(sorted(probes, key=lambda p: p.site)), **shared)
-
-
-_SHARED = ("model", "model_fingerprint", "positions", "best", "before", "after", "sae", "name")
-
-
-def _probe(
-    file: Any, name: str, classes: tuple[str, ...], residual_norm: float, c: float
-) -> LinearProbe:
-    weight, bias, means = (
-        file.get_tensor(f"{name}.{part}") for part in ("weight", "bias", "means")
-    )
-    n = len(classes)
-    rows = 1 if n == 2 else n
-    fits = weight.ndim == 2 and len(weight) == rows and bias.shape == (rows,)
-    if not fits or means.shape != (n, weight.shape[1]):
-        raise ValueError(f"the tensors at {name} do not fit {n} classes")
-    return LinearProbe(Site.parse(name), classes, weight, bias, means, residual_norm, c)

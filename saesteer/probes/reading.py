@@ -74,11 +74,7 @@ class ReadSettings(Settings):
 
 
 def probe_sites(n_layers: int, settings: ReadSettings) -> list[Site]:
-    """Return the sites to read, in order of depth.
-
-    Raises:
-        SiteError: A layer is past the model's last one.
-    """
+    """Return the sites to read, in order of depth; a layer must not be past the last one."""
     layers = range(n_layers) if settings.layers is None else sorted(settings.layers)
     for layer in layers:
         if layer >= n_layers:
@@ -90,11 +86,7 @@ def probe_sites(n_layers: int, settings: ReadSettings) -> list[Site]:
 
 
 def check_spans(texts: Sequence[LabelledText]) -> list[str]:
-    """Return the labelled span of every text.
-
-    Raises:
-        DataError: A text has none.
-    """
+    """Return the labelled span of every text, which it must have."""
     for text in texts:
         if text.span is None:
             raise DataError(
@@ -115,14 +107,8 @@ def encode_labelled(
     """Tokenise labelled texts; kept are the tokens that are read.
 
     Args:
-        tokenizer: The model's tokenizer.
-        texts: The texts.
         settings: Positions, and the words around each text.
         prepend_bos: As in `encode_texts`.
-        max_length: The model's context.
-
-    Raises:
-        DataError: A text has no token, is longer than the context, or lacks the labelled span.
     """
     spans = [text.text for text in texts]
     if settings.positions == "span":
@@ -147,12 +133,6 @@ class LayerStore:
 
     Every chunk of texts is a file of its own, so a reading that was cut off goes on where it
     stopped, and any number of runs may fill one store at once.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        OutputError: It holds no finished store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,17 +146,8 @@ class LayerStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from error
 
-    @property
-    def n_texts(self) -> int:
-        """Number of texts."""
-        return sum(map(len, self._rows))
-
     def site(self, site: Site) -> Float[np.ndarray, "text d_model"]:
-        """Return one site's vectors in float32; the other sites stay on disk.
-
-        Raises:
-            OutputError: A file is missing or damaged.
-        """
+        """Return one site's vectors in float32; the other sites stay on disk."""
         from safetensors import SafetensorError, safe_open
 
         parts = []
@@ -213,18 +184,11 @@ def read_layers(
     """Read every site in one pass over the rows, pooling as it goes, into files.
 
     Args:
-        model: A model from `load_model`.
-        rows: Tokenised texts from `encode_labelled`.
         sites: Where to read, in order of depth.
         folder: Where the files go; its name stands for all that they depend on.
         positions: How a text's read tokens become one vector: the last one, or else their mean.
         storage: "float16" or "bfloat16".
         metadata: Kept beside them.
-        progress: Where to show progress.
-
-    Raises:
-        SaesteerError: As in `read_rows`; OutputError where a file cannot be written, a value does
-            not fit the storage, or the disk has no room for all of them.
     """
     first = read_rows(model, rows[:1], sites)
     per_token = sum(int(found.values.shape[1]) for found in first.values())
@@ -284,7 +248,8 @@ def _write_chunk(
     dtype = getattr(torch, storage)
     tensors: dict[str, Tensor] = {}
     for site, found in read.items():
-        tensors[str(site)] = pooled(found, positions).to(dtype).contiguous()
+        how = "last" if positions == "last" else "mean"
+        tensors[str(site)] = pool(found, how).to(dtype).contiguous()
         if not bool(torch.isfinite(tensors[str(site)]).all()):
             raise OutputError(
                 f"activations at {site} do not fit {storage}; set reading.storage: bfloat16."
@@ -301,11 +266,6 @@ def _check_room(folder: Path, size: int) -> None:
             raise OSError(ENOSPC, f"no room for {size:,} bytes of activations")
     except OSError as error:
         raise unwritable(folder, error) from error
-
-
-def pooled(activations: Activations, positions: ReadPosition) -> Float[Tensor, "text d_model"]:
-    """Return one float32 vector per text."""
-    return pool(activations, "last" if positions == "last" else "mean")
 
 
 def length_chunks(rows: Sequence[TokenRow], per_token: int) -> Iterator[np.ndarray]:
@@ -328,35 +288,29 @@ def length_chunks(rows: Sequence[TokenRow], per_token: int) -> Iterator[np.ndarr
         yield np.array(chunk)
 
 
+_CSR = ("data", "indices", "indptr")
+
+
 @dataclass(frozen=True, eq=False)
 class TextCodes:
-    """Codes and residual stream of texts at one SAE's site, pooled over the same tokens.
+    """Codes and residual stream of texts at one SAE's site, pooled over the same tokens."""
 
-    Attributes:
-        codes: Feature activations, one row per text.
-        residual: The residual stream.
-        residual_norm: Mean L2 norm of the residual stream over tokens.
-    """
-
+    # Feature activations, one row per text.
     codes: csr_matrix
     residual: Float[np.ndarray, "text d_model"]
+    # Mean L2 norm of the residual stream over tokens.
     residual_norm: float
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return all of it as arrays, for `Cache`."""
-        shape = np.array(self.codes.shape)
-        parts = {name: getattr(self.codes, name) for name in ("data", "indices", "indptr")}
-        return {
-            **parts,
-            "shape": shape,
-            "residual": self.residual,
-            "norm": np.array(self.residual_norm),
-        }
+        """Return all of it as arrays, for `Cache.once`."""
+        parts = {name: getattr(self.codes, name) for name in _CSR}
+        own = {"residual": self.residual, "norm": np.array(self.residual_norm)}
+        return {**parts, "shape": np.array(self.codes.shape), **own}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TextCodes:
         """Return what `arrays` gave."""
-        parts = tuple(arrays[name] for name in ("data", "indices", "indptr"))
+        parts = tuple(arrays[name] for name in _CSR)
         codes = csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
         return cls(codes, arrays["residual"], arrays["norm"].item())
 
@@ -374,12 +328,10 @@ def read_codes(
     Tokens are encoded one by one and then pooled, as an SAE was trained on tokens.
 
     Args:
-        model: A model from `load_model`.
-        rows: Tokenised texts from `encode_labelled`.
-        sae: The SAE.
+        sae: Whose codes, at its own site.
         positions: How a text's tokens become one row: the last one, or else their mean.
-        progress: Where to show progress.
     """
+    how = "last" if positions == "last" else "mean"
     codes: list[csr_matrix] = []
     residual: list[np.ndarray] = []
     order: list[np.ndarray] = []
@@ -387,10 +339,10 @@ def read_codes(
     with (progress or Progress()).task("texts", len(rows), "texts") as task:
         for chunk in length_chunks(rows, sae.d_in):
             read = read_rows(model, [rows[i] for i in chunk], [sae.site])[sae.site]
-            residual.append(pooled(read, positions).numpy())
+            residual.append(pool(read, how).numpy())
             for place in range(read.n_texts):
                 own = sae.encode(read.text(place)).cpu().numpy()
-                row = own[-1:] if positions == "last" else own.mean(axis=0, keepdims=True)
+                row = own[-1:] if how == "last" else own.mean(axis=0, keepdims=True)
                 codes.append(csr_matrix(row))
             order.append(chunk)
             total += mean_norm(read) * len(read.values)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OWN_READING = "probe (its own)"
 # Orange and blue stay apart for colour-blind eyes.
 LOW_COLOUR, HIGH_COLOUR = (234, 88, 12), (37, 99, 235)
+_LINE = "\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,17 @@ class TokenReading:
     # The same for the whole text, pooled as the probes were trained.
     whole: Float[np.ndarray, "layer class"]
 
-    def lean(self, towards: str | None = None, away: str | None = None) -> np.ndarray:
-        """Return P(towards) - P(away) at each layer and token: the last class against the first."""
-        return _lean(self.probabilities, self.classes, towards, away)
+    def lean(self) -> Float[np.ndarray, "layer token"]:
+        """Return P(last class) - P(first class) at each layer and token, from -1 to 1."""
+        return self.probabilities[..., -1] - self.probabilities[..., 0]
 
-    def whole_lean(self, towards: str | None = None, away: str | None = None) -> np.ndarray:
-        """Return the same for the whole text at each layer."""
-        return _lean(self.whole, self.classes, towards, away)
+    def whole_lean(
+        self, towards: str | None = None, away: str | None = None
+    ) -> Float[np.ndarray, " layer"]:
+        """Return the same for the whole text at each layer, or of two other classes."""
+        to = self.classes.index(towards) if towards else -1
+        fro = self.classes.index(away) if away else 0
+        return self.whole[:, to] - self.whole[:, fro]
 
 
 def read_texts_with(
@@ -75,10 +80,10 @@ def read_texts_with(
     settings = ReadSettings(positions="mean", before=probes.before, after=probes.after)
     items = [LabelledText(str(n), t, "", str(n), place=f"text {n}") for n, t in enumerate(texts, 1)]
     rows = encode_labelled(tokenizer, items, settings, max_length=int(model.cfg.n_ctx))
-    at_end = probes.positions == "end"
-    if at_end:
-        # Read to the very end, where these probes were trained; what is shown is the text alone.
-        inside = [sum(row.kept) for row in rows]
+    # What is shown is the text alone.
+    shown = [sum(row.kept) for row in rows]
+    if probes.positions == "end":
+        # Read to the very end, where these probes were trained.
         firsts = [row.kept.index(True) for row in rows]
         rows = [
             replace(row, kept=tuple(place >= first for place in range(len(row))))
@@ -88,17 +93,16 @@ def read_texts_with(
     readings = []
     for index, text in enumerate(texts):
         ids = [i for i, kept in zip(rows[index].ids, rows[index].kept, strict=True) if kept]
-        shown = inside[index] if at_end else len(ids)
         by_token, by_text = [], []
         for probe in chosen:
             values = found[probe.site].text(index).float().numpy()
             pooled = values[-1] if probes.positions in ("last", "end") else values.mean(axis=0)
-            by_token.append(probe.probabilities(values[:shown]))
+            by_token.append(probe.probabilities(values[: shown[index]]))
             by_text.append(probe.probabilities(pooled[None])[0])
         readings.append(
             TokenReading(
                 text,
-                tuple(tokenizer.decode([i]) for i in ids[:shown]),
+                tuple(tokenizer.decode([i]) for i in ids[: shown[index]]),
                 tuple(probe.site.layer for probe in chosen),
                 probes.classes,
                 np.stack(by_token),
@@ -130,26 +134,25 @@ def probe_lean(
     return values
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """How one layer's probe does on plain cases."""
-
-    layer: int
-    # For each case its text, class and predicted class.
-    predictions: tuple[tuple[str, str, str], ...]
-
-    @property
-    def right(self) -> int:
-        """Cases read rightly."""
-        return sum(label == predicted for _, label, predicted in self.predictions)
+def check_record(cases: Sequence[LabelledText], predicted: Sequence[str]) -> dict[str, Any]:
+    """Return how many of a list of plain cases are read rightly, with those that are missed."""
+    misses = [
+        {"text": case.text, "label": case.label, "predicted": found}
+        for case, found in zip(cases, predicted, strict=True)
+        if case.label != found
+    ]
+    return {"n": len(cases), "right": len(cases) - len(misses), "misses": misses}
 
 
 def run_checks(
     model: TransformerBridge, probes: ProbeSet, checks: LabelledSet, layer: int | None = None
-) -> CheckResult:
+) -> dict[str, Any]:
     """Read a list of plain cases with one layer's probe, the best one's if None.
 
     Cases of classes that the probes do not know are left out.
+
+    Returns:
+        The `layer`, and how many of `n` cases are `right`, with the `misses`.
 
     Raises:
         DataError: No case has a class of the probes.
@@ -162,11 +165,8 @@ def run_checks(
         )
     wanted = probes.best if layer is None else layer
     readings = read_texts_with(model, probes, [text.text for text in cases], [wanted])
-    predictions = tuple(
-        (case.text, case.label, probes.classes[int(reading.whole[0].argmax())])
-        for case, reading in zip(cases, readings, strict=True)
-    )
-    return CheckResult(wanted, predictions)
+    predicted = [probes.classes[int(reading.whole[0].argmax())] for reading in readings]
+    return {"layer": wanted, **check_record(cases, predicted)}
 
 
 def colour(lean: float) -> tuple[int, int, int, float]:
@@ -190,7 +190,7 @@ def reading_page(readings: Sequence[TokenReading], title: str) -> str:
         for place, layer in enumerate(reading.layers):
             cells = "".join(
                 f"<span style='background:{_css(lean)}' title='{_hover(reading, place, i)}'>"
-                f"{_shown(token)}</span>"
+                f"{html.escape(token).replace(_LINE, '⏎<br>')}</span>"
                 for i, (token, lean) in enumerate(zip(reading.tokens, leans[place], strict=True))
             )
             parts.append(
@@ -199,10 +199,6 @@ def reading_page(readings: Sequence[TokenReading], title: str) -> str:
             )
         parts.append("</table>")
     return "".join([*parts, "</body></html>\n"])
-
-
-def _shown(token: str) -> str:
-    return html.escape(token).replace("\n", "⏎<br>")
 
 
 def _hover(reading: TokenReading, layer: int, token: int) -> str:
@@ -214,17 +210,6 @@ def _hover(reading: TokenReading, layer: int, token: int) -> str:
 def _css(lean: float) -> str:
     red, green, blue, opacity = colour(float(lean))
     return f"rgba({red},{green},{blue},{opacity})"
-
-
-def _lean(
-    probabilities: Float[np.ndarray, "*place class"],
-    classes: Sequence[str],
-    towards: str | None,
-    away: str | None,
-) -> Float[np.ndarray, " *place"]:
-    to = classes.index(towards) if towards else len(classes) - 1
-    fro = classes.index(away) if away else 0
-    return probabilities[..., to] - probabilities[..., fro]
 
 
 _HEAD = """<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from scipy.sparse import csr_matrix
 
-from saesteer.probes.fitting import FitSettings, class_probabilities, fit_probe, logits
-from saesteer.probes.scores import Scores, score
+from saesteer.probes.fitting import FittedProbe, Parts, Scores
+from saesteer.probes.probe import LinearProbe
+from saesteer.saes.labels import PLACE_KEY, feature_url
+from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.utils.errors import DataError
 from saesteer.utils.settings import Settings
+
+if TYPE_CHECKING:
+    from saesteer.saes.adapter import Sae
 
 L1_STEPS = 100
 L1_TOLERANCE = 1e-3
@@ -46,38 +52,22 @@ class SparseProbe:
 
     # "k_sparse", "l1" or "all".
     kind: str
-    # The features it reads, by index.
+    # The features it reads, by index; the probe's columns go by them.
     features: Int[np.ndarray, " feature"]
-    # One row per class, or the second class's alone of two.
-    weight: Float[np.ndarray, "row feature"]
-    bias: Float[np.ndarray, " row"]
-    # The inverse regularisation.
-    c: float
+    probe: FittedProbe
     # On the test texts.
-    scores: Scores = field(repr=False)
+    scores: Scores
+
+    @property
+    def last_direction(self) -> Float[np.ndarray, " feature"]:
+        """The gradient of the last class's log odds against the first."""
+        rows = self.probe.weight
+        return rows[0] if len(rows) == 1 else rows[-1] - rows[0]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the weights left out."""
-        head = {"kind": self.kind, "n_features": len(self.features), "c": self.c}
-        return {**head, **self.scores.as_dict()}
-
-
-@dataclass(frozen=True, eq=False)
-class SparseData:
-    """Codes of texts with their class numbers, their groups and the places of two parts."""
-
-    codes: csr_matrix
-    labels: Int[np.ndarray, " text"]
-    groups: Int[np.ndarray, " text"]
-    train: Int[np.ndarray, " train"]
-    test: Int[np.ndarray, " test"]
-
-    def scored(self, probabilities: np.ndarray, settings: FitSettings, seed: int) -> Scores:
-        """Score probabilities of the test texts."""
-        groups = self.groups[self.test]
-        return score(
-            self.labels[self.test], probabilities, groups, resamples=settings.resamples, seed=seed
-        )
+        head = {"kind": self.kind, "n_features": len(self.features), "c": self.probe.c}
+        return {**head, **self.scores}
 
 
 def rank_features(
@@ -99,95 +89,156 @@ def rank_features(
     return order, f[order]
 
 
-def k_sparse_probes(
-    data: SparseData, counts: Sequence[int], settings: FitSettings, *, seed: int = 0
-) -> list[SparseProbe]:
+def k_sparse_probes(codes: csr_matrix, parts: Parts, counts: Sequence[int]) -> list[SparseProbe]:
     """Fit a probe on the k strongest features for each k (Gurnee et al. 2023, arXiv 2305.01610).
 
     Features are ranked on the training texts; the probe on them is fitted as those on the residual
     stream are, with standardised inputs and cross-validated regularisation.
 
     Values of k above the number of features that fire are left out.
-
-    Raises:
-        DataError: No feature fires on the training texts.
     """
-    train = csr_matrix(data.codes[data.train])
-    labels = data.labels[data.train]
-    order, _ = rank_features(train, labels)
+    order, _ = rank_features(csr_matrix(codes[parts.train]), parts.labels[parts.train])
     if not len(order):
         raise DataError(
             "no SAE feature fires on the training texts; check the SAE with saesteer doctor."
         )
-    test = csr_matrix(data.codes[data.test])
     probes = []
     for k in sorted({min(k, len(order)) for k in counts}):
         chosen = order[:k]
-        x = np.asarray(train[:, chosen].todense(), dtype=np.float32)
-        held = np.asarray(test[:, chosen].todense(), dtype=np.float32)
-        fitted = fit_probe(x, labels, data.groups[data.train], settings, seed=seed)
-        scores = data.scored(fitted.probabilities(held), settings, seed)
-        probes.append(SparseProbe("k_sparse", chosen, fitted.weight, fitted.bias, fitted.c, scores))
+        x = np.asarray(codes[:, chosen].todense(), dtype=np.float32)
+        fitted = parts.fit(x)
+        probes.append(SparseProbe("k_sparse", chosen, fitted, parts.score(fitted, x[parts.test])))
     return probes
 
 
-def l1_probes(
-    data: SparseData, strengths: Sequence[float], settings: FitSettings, *, seed: int = 0
-) -> list[SparseProbe]:
+def l1_probes(codes: csr_matrix, parts: Parts, strengths: Sequence[float]) -> list[SparseProbe]:
     """Fit L1 logistic regressions, one per inverse penalty; they choose features themselves.
 
     Codes are divided by each feature's largest training value, which keeps them sparse.
     """
-    return [_on_all(data, c, 1.0, "l1", settings, seed) for c in strengths]
+    return [_on_all(codes, parts, c, "l1") for c in strengths]
 
 
-def all_codes_probe(
-    data: SparseData, c: float, settings: FitSettings, *, seed: int = 0
-) -> SparseProbe:
+def all_codes_probe(codes: csr_matrix, parts: Parts, c: float) -> SparseProbe:
     """Fit an L2 logistic regression on all features, scaled as in `l1_probes`."""
-    return _on_all(data, c, 0.0, "all", settings, seed)
+    return _on_all(codes, parts, c, "all")
 
 
-def _on_all(
-    data: SparseData, c: float, l1_ratio: float, kind: str, settings: FitSettings, seed: int
-) -> SparseProbe:
+def _on_all(codes: csr_matrix, parts: Parts, c: float, kind: str) -> SparseProbe:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import MaxAbsScaler
 
-    train = csr_matrix(data.codes[data.train], dtype=np.float32)
+    train = csr_matrix(codes[parts.train], dtype=np.float32)
     scaler = MaxAbsScaler().fit(train)
+    l1 = kind == "l1"
     model = LogisticRegression(
         C=c,
-        l1_ratio=l1_ratio,
-        solver="saga" if l1_ratio else "lbfgs",
-        max_iter=L1_STEPS if l1_ratio else settings.max_iter,
+        l1_ratio=float(l1),
+        solver="saga" if l1 else "lbfgs",
+        max_iter=L1_STEPS if l1 else parts.settings.max_iter,
         tol=L1_TOLERANCE,
-        class_weight=settings.class_weight,
-        random_state=seed,
+        class_weight=parts.settings.class_weight,
+        random_state=parts.seed,
     )
     with warnings.catch_warnings():
         # The path is a picture of sparsity; its last digits do not matter.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(scaler.transform(train), data.labels[data.train])
+        model.fit(scaler.transform(train), parts.labels[parts.train])
     weight = model.coef_ / scaler.scale_
     kept = np.flatnonzero(np.any(weight != 0, axis=0))
-    test = csr_matrix(data.codes[data.test])
-    held = np.asarray(test[:, kept].todense())
     bias = np.asarray(model.intercept_, dtype=np.float64)
-    narrow = weight[:, kept].astype(np.float32)
-    found = class_probabilities(logits(held, narrow, bias))
-    scores = data.scored(found, settings, seed)
-    return SparseProbe(kind, kept, narrow, bias, c, scores)
+    probe = FittedProbe(weight[:, kept].astype(np.float32), bias, c)
+    held = np.asarray(csr_matrix(codes[parts.test])[:, kept].todense())
+    return SparseProbe(kind, kept, probe, parts.score(probe, held))
 
 
 def features_needed(
     probes: Sequence[SparseProbe], reference: float, share: float = 0.95
 ) -> int | None:
     """Return the fewest features with which a k-sparse probe reaches a share of a macro-F1."""
-    enough = [
-        len(probe.features)
-        for probe in probes
-        if probe.kind == "k_sparse" and (probe.scores.macro_f1.value or 0.0) >= share * reference
-    ]
-    return min(enough, default=None)
+    found = {len(probe.features): probe.scores["macro_f1"]["value"] or 0.0 for probe in probes}
+    return min((n for n, value in found.items() if value >= share * reference), default=None)
+
+
+def code_vector(
+    probe: SparseProbe, sae: Sae, descriptions: Mapping[int, str], *, name: str, **fields: Any
+) -> SteeringVector:
+    """Return what a sparse probe's weights amount to in the residual stream: W_dec' w.
+
+    Args:
+        probe: Some weight of its `last_direction` is not 0.
+        name: What to call it; the number of features is added.
+        fields: The others of `SteeringVector.from_raw`.
+    """
+    weights = probe.last_direction
+    features = tuple(
+        SteeredFeature(int(i), float(w), None, descriptions.get(int(i)))
+        for i, w in zip(probe.features, weights, strict=True)
+        if w
+    )
+    return SteeringVector.from_raw(
+        torch.from_numpy(weights) @ sae.decoder[probe.features].float().cpu(),
+        site=sae.write_site,
+        sae=sae.name,
+        sae_fingerprint=sae.fingerprint,
+        features=features,
+        method="k_sparse_probe",
+        name=f"{name}, {len(features)} features",
+        provenance={PLACE_KEY: sae.neuronpedia_id},
+        **fields,
+    )
+
+
+def feature_records(
+    codes: csr_matrix,
+    parts: Parts,
+    sae: Sae,
+    classes: Sequence[str],
+    descriptions: Mapping[int, str],
+    count: int,
+) -> list[dict[str, Any]]:
+    """Return the strongest features with where they fire and what they stand for."""
+    train, labels = csr_matrix(codes[parts.train]), parts.labels[parts.train]
+    order, f = rank_features(train, labels)
+    records = []
+    for index, strength in zip(order[:count].tolist(), f.tolist(), strict=False):
+        means = {
+            name: float(train[labels == number][:, index].mean())
+            for number, name in enumerate(classes)
+        }
+        records.append(
+            {
+                "feature": index,
+                "f": float(strength),
+                "class": max(means, key=lambda name: means[name]),
+                "means": means,
+                "description": descriptions.get(index),
+                "url": feature_url(sae.neuronpedia_id, index),
+            }
+        )
+    return records
+
+
+def widened(
+    whole: SparseProbe,
+    codes: csr_matrix,
+    parts: Parts,
+    sae: Sae,
+    classes: tuple[str, ...],
+    residual_norm: float,
+) -> LinearProbe:
+    """Return a probe on all codes, with weight 0 at those that it leaves out."""
+    weight = np.zeros((len(whole.probe.weight), sae.d_sae), dtype=np.float32)
+    weight[:, whole.features] = whole.probe.weight
+    labels, train = parts.labels[parts.train], codes[parts.train]
+    means = [np.asarray(train[labels == c].mean(axis=0)) for c in range(len(classes))]
+    return LinearProbe(
+        weight=weight,
+        bias=whole.probe.bias,
+        c=whole.probe.c,
+        site=sae.site,
+        classes=classes,
+        means=np.concatenate(means).astype(np.float32),
+        residual_norm=residual_norm,
+    )

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from saesteer.evaluation.effect import statement_log_likelihoods
@@ -40,35 +41,27 @@ class GenerationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Completions, prompt by prompt and then sample by sample, with their readings.
-
-    Attributes:
-        texts: The completions.
-        readings: For each measure one number per completion; NaN for an empty one.
-        loss: Mean loss under the untouched model, nats per token; NaN for an empty one.
-        kl: KL(intervened || untouched) over the base completions, nats per token; 0 for the base.
-    """
+    """Completions, prompt by prompt and then sample by sample, with their readings."""
 
     texts: tuple[str, ...]
+    # For each measure one number per completion; NaN for an empty one.
     readings: dict[str, Float[np.ndarray, " text"]]
+    # Mean loss under the untouched model, nats per token; NaN for an empty one.
     loss: Float[np.ndarray, " text"]
+    # KL(intervened || untouched) over the base completions, nats per token; 0 for the base.
     kl: float
 
     @property
     def perplexity(self) -> float:
         """Perplexity over all completions."""
-        known = self.loss[np.isfinite(self.loss)]
-        return float(np.exp(known.mean())) if len(known) else float("nan")
+        return float(np.exp(pd.Series(self.loss).mean()))
 
 
 class InterventionTrial:
     """Base completions of some prompts, and what interventions make of them.
 
     Args:
-        model: A model from `load_model`.
-        prompts: The prompts.
-        measures: Named measures of a completion, such as `independent_measures`.
-        settings: How texts are generated.
+        measures: Named measures of completions, such as `independent_measures`.
     """
 
     def __init__(
@@ -111,10 +104,7 @@ class InterventionTrial:
 
     def per_prompt(self, values: Float[np.ndarray, " text"]) -> Float[np.ndarray, " prompt"]:
         """Average completions' values over each prompt's samples, empty ones left out."""
-        table = values.reshape(len(self.prompts), self.settings.samples)
-        kept = np.isfinite(table)
-        total = np.where(kept, table, 0.0).sum(axis=1)
-        return np.where(kept.any(axis=1), total / np.maximum(kept.sum(axis=1), 1), np.nan)
+        return pd.DataFrame(values.reshape(len(self.prompts), -1)).mean(axis=1).to_numpy()
 
     def record(
         self,
@@ -128,14 +118,11 @@ class InterventionTrial:
         """Return, as JSON has it, what an intervention did and random directions beside it.
 
         Args:
-            intervention: What is done.
+            intervention: Also run along random directions.
             labels: Each prompt's class, where known.
             towards: The class that readings rise to.
             away: The class that they fall to.
-            random_draws: Random directions, each scaled to the same KL.
-
-        Raises:
-            DataError: There are not as many labels as prompts.
+            random_draws: How many random directions, each scaled to the same KL.
         """
         if len(labels) != len(self.prompts):
             raise DataError(
@@ -148,9 +135,16 @@ class InterventionTrial:
         for draw in range(random_draws):
             matched, match = self.matched(intervention.randomised(draw), after.kl)
             drawn = self.run(matched)
-            found = {"draw": draw, "factor": match.strength, "reached": match.reached}
-            found |= {"kl": drawn.kl, "perplexity": drawn.perplexity}
-            random.append({**found, "movement": self._movements(drawn, intended)})
+            random.append(
+                {
+                    "draw": draw,
+                    "factor": match.strength,
+                    "reached": match.reached,
+                    "kl": drawn.kl,
+                    "perplexity": drawn.perplexity,
+                    "movement": self._movements(drawn, intended),
+                }
+            )
         record = {
             "interventions": [edit.described() for edit in edits],
             "policy": intervention.policy,
@@ -161,7 +155,10 @@ class InterventionTrial:
             "kl": after.kl,
             "perplexity": {"base": self.base.perplexity, "intervened": after.perplexity},
             "movement": self._movements(after, intended),
-            "rows": [self._row(after, labels, place) for place in range(len(after.texts))],
+            "rows": [
+                self._row(after, labels[place // self.settings.samples], place)
+                for place in range(len(after.texts))
+            ],
             "random": random,
         }
         return finite(record)
@@ -184,11 +181,12 @@ class InterventionTrial:
         """Return the completions behind their prompts, and the places of those with a token."""
         tokenizer: Any = self.model.tokenizer
         chat = self.settings.chat
-        prompts = [chat_prompt(tokenizer, p) if chat else p for p in self.prompts]
+        asked = [chat_prompt(tokenizer, p) if chat else p for p in self.prompts]
+        prompts = encode_texts(tokenizer, asked)
         rows: dict[int, TokenRow] = {}
         for place, text in enumerate(texts):
+            prompt = prompts[place // self.settings.samples]
             words = tokenizer(text, add_special_tokens=False)["input_ids"]
-            (prompt,) = encode_texts(tokenizer, [prompts[place // self.settings.samples]])
             if words:
                 kept = (False,) * len(prompt) + (True,) * len(words)
                 rows[place] = TokenRow((*prompt.ids, *words), kept)
@@ -218,20 +216,20 @@ class InterventionTrial:
             found[name] = movement(name, base, self.per_prompt(values)[sided], intended[sided])
         return found
 
-    def _row(self, after: Texts, labels: Sequence[str | None], place: int) -> dict[str, Any]:
+    def _row(self, after: Texts, label: str | None, place: int) -> dict[str, Any]:
         prompt, sample = divmod(place, self.settings.samples)
-        base = self.base
-        readings = {
-            name: [base.readings[name][place], v[place]] for name, v in after.readings.items()
-        }
+        both = (self.base, after)
         return {
             "prompt": self.prompts[prompt],
-            "label": labels[prompt],
+            "label": label,
             "sample": sample,
-            "base": base.texts[place],
+            "base": self.base.texts[place],
             "intervened": after.texts[place],
-            "readings": {name: list(map(float, pair)) for name, pair in readings.items()},
-            "perplexity": [float(np.exp(texts.loss[place])) for texts in (base, after)],
+            "readings": {
+                name: [float(texts.readings[name][place]) for texts in both]
+                for name in after.readings
+            },
+            "perplexity": [float(np.exp(texts.loss[place])) for texts in both],
         }
 
 
@@ -269,7 +267,6 @@ def movement(
     A reading that stays exactly where it was has not moved.
 
     Args:
-        measure: Its name.
         base: Reading of each prompt's base text.
         after: Reading of its intervened text.
         intended: 1 where it should rise, -1 where it should fall.
@@ -283,14 +280,19 @@ def movement(
 
     kept = np.isfinite(base) & np.isfinite(after)
     n = int(kept.sum())
-    record: dict[str, Any] = {"measure": measure, "n": n}
     if n == 0:
-        return record | dict.fromkeys(("base", "after", "moved", "low", "high"))
+        nothing = dict.fromkeys(("base", "after", "moved", "low", "high"))
+        return {"measure": measure, "n": 0, **nothing}
     base, after, intended = base[kept], after[kept], intended[kept]
     count = int(((after - base) * intended > 0).sum())
     interval = binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
-    # Towards the prompt's own side: what a flip is meant to turn round.
-    record["base"] = float((base * -intended).mean())
-    record["after"] = float((after * -intended).mean())
-    low, high = float(interval.low), float(interval.high)
-    return record | {"moved": count / n, "low": low, "high": high}
+    return {
+        "measure": measure,
+        "n": n,
+        # Towards the prompt's own side: what a flip is meant to turn round.
+        "base": float((base * -intended).mean()),
+        "after": float((after * -intended).mean()),
+        "moved": count / n,
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }

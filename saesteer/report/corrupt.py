@@ -39,11 +39,7 @@ SCORES = {"loss": "Loss, nats per answer token", "accuracy": "Accuracy"}
 
 
 def corrupt_report(metrics: Metrics) -> Report:
-    """Return a run's report.
-
-    Args:
-        metrics: Its `metrics.json`.
-    """
+    """Return a run's report."""
     sections = [_tasks(metrics), _worst(metrics), *_depths(metrics), _observations(metrics)]
     sections += [*_families(metrics), *_maps(metrics), *_tokens(metrics), *_completions(metrics)]
     return Report(

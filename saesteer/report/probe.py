@@ -29,11 +29,7 @@ SPARSE = {
 
 
 def probe_report(metrics: Metrics) -> Report:
-    """Return a run's report.
-
-    Args:
-        metrics: Its `metrics.json`.
-    """
+    """Return a run's report."""
     sparse = bool(metrics.get("sae"))
     read, where = 'saesteer probe read {folder} "I am feeling happy today"', "sparse"
     commands = [read, 'saesteer probe intervene {folder} "What a day! I feel"']

@@ -1,4 +1,4 @@
-"""Layer programs on the shared model against a plain loop over Hugging Face's blocks."""
+"""Layer programs on the shared model, one and many, against a loop over Hugging Face's blocks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ import pytest
 import torch
 
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.program import Program, parse_program
+from saesteer.corruption.family import family_states, shared_walk
+from saesteer.corruption.fitted import (
+    fit_linear_maps,
+    measure_means,
+    reference_texts,
+    text_rows,
+)
+from saesteer.corruption.measure import complete_prompts
+from saesteer.corruption.program import LinearSpan, Program, make_family, parse_program
 from saesteer.models import plain_model
-from saesteer.utils.errors import ConfigError
+from saesteer.models.tokens import TokenBatch
+from saesteer.models.unembed import Unembedding
+from saesteer.utils.errors import ConfigError, DataError
 
 
 def _plain(model) -> Any:
@@ -64,8 +74,8 @@ def test_generating_with_a_cache_is_generating_without(
         assert torch.equal(said, wanted), text
 
 
-def test_padding_changes_nothing_of_what_is_generated(arch, tiny_model, some_ids):
-    model, ids = tiny_model(arch), some_ids(rows=1, width=9)
+def test_padding_changes_nothing_of_what_is_generated(tiny_llama, some_ids):
+    model, ids = tiny_llama, some_ids(rows=1, width=9)
     padded = torch.cat([torch.full((1, 4), 2), ids], dim=1)
     mask = torch.tensor([[0] * 4 + [1] * 9])
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -96,13 +106,17 @@ def test_the_bridge_generates_under_a_program(tiny_llama, some_ids):
     assert bridged.tolist() == plain.tolist()
 
 
-def test_everything_is_put_back_also_after_an_exception(arch, tiny_model, some_ids):
-    model, ids = tiny_model(arch), some_ids()
-    plain = plain_model(model)
+def test_nothing_is_copied_and_all_is_put_back_also_after_an_exception(tiny_llama, some_ids):
+    plain, ids = plain_model(tiny_llama), some_ids()
     before = plain(ids).logits
     lists = [(owner, list(owner._modules)) for owner in plain.modules()]
+    weights = {name: tensor.data_ptr() for name, tensor in plain.named_parameters()}
     config = plain.config.to_dict()
-    with pytest.raises(ZeroDivisionError), corrupted(model, parse_program("reverse", 3)):
+    text = "repeat 0 x2, reverse, zero heads 0.*, zero mlp 0-2, noise 1 at 0"
+    program = parse_program(text, 3, n_heads=4)
+    with pytest.raises(ZeroDivisionError), corrupted(tiny_llama, program):
+        inside = {name: tensor.data_ptr() for name, tensor in plain.named_parameters()}
+        assert inside == weights
         _ = 1 / 0
     assert plain.config.to_dict() == config
     assert [(owner, list(owner._modules)) for owner in plain.modules()] == lists
@@ -119,28 +133,113 @@ def test_hooks_on_a_block_follow_it_wherever_it_runs(tiny_llama, some_ids):
     assert len(calls) == 2
 
 
-def test_no_weight_is_copied_or_lost(tiny_llama):
-    plain = plain_model(tiny_llama)
-    before = {name: tensor.data_ptr() for name, tensor in plain.named_parameters()}
-    with corrupted(tiny_llama, parse_program("repeat 0 x3", 3)):
-        within = {name: tensor.data_ptr() for name, tensor in plain.named_parameters()}
-    assert within == before
-
-
-def test_two_programs_at_once_are_refused(tiny_llama):
+def test_what_cannot_run_is_refused(tiny_llama):
     with corrupted(tiny_llama, parse_program("keep 1", 3)):
         with pytest.raises(ConfigError, match="running already"):
             with corrupted(tiny_llama, parse_program("keep 2", 3)):
                 pass
+    for program, message in (
+        (Program((), 12), "read for 12 layers"),
+        (parse_program("linear 0-1", 3), "no map for 'linear 0-1'"),
+        (parse_program("mean mlp 1", 3), "no means are there"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with corrupted(tiny_llama, program):
+                pass
 
 
-def test_a_program_for_another_model_is_refused(tiny_llama):
-    with pytest.raises(ConfigError, match="read for 12 layers"):
-        with corrupted(tiny_llama, Program((), 12)):
-            pass
+@pytest.fixture
+def batch(some_ids) -> TokenBatch:
+    """Two rows, the second shorter and padded on the right."""
+    ids = some_ids(rows=2, width=18)
+    mask = torch.ones_like(ids)
+    mask[1, 11:] = 0
+    return TokenBatch(ids, mask, mask.bool())
 
 
-def test_a_map_that_was_not_fitted_is_missed(tiny_llama):
-    with pytest.raises(ConfigError, match="no map for 'linear 0-1'"):
-        with corrupted(tiny_llama, parse_program("linear 0-1", 3)):
-            pass
+TEXTS = [
+    "keep 0", "keep 1", "keep 2", "all", "skip 0", "skip 1", "repeat 1 x2", "reverse", "[]",
+    "[1, 1]", "linear 0-1", "linear 1-2", "zero mlp 1", "zero mlp 1, skip 0", "mean heads 0.1",
+    "noise 0.3 at 1",
+]  # fmt: skip
+
+
+def test_every_program_of_a_family_gives_what_it_gives_alone(tiny_llama, batch):
+    model = tiny_llama
+    programs = [parse_program(text, 3, n_heads=4) for text in TEXTS]
+    rows = text_rows(model, reference_texts("bundled", limit=20))
+    maps = fit_linear_maps(model, [LinearSpan(0, 1), LinearSpan(1, 2)], rows)
+    means = measure_means(model, rows)
+    states = family_states(model, programs, batch, batch.span, maps=maps, means=means)
+    unembed = Unembedding(model).logits
+    for program, state in zip(programs, states, strict=True):
+        with corrupted(model, program, maps=maps, means=means), torch.no_grad():
+            wanted = plain_model(model)(**batch.inputs).logits[batch.span]
+        torch.testing.assert_close(unembed(state), wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_keeping_more_and_more_layers_runs_every_block_once(tiny_llama, batch):
+    plain = plain_model(tiny_llama)
+    calls = []
+    handles = [
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+        for i, block in enumerate(plain.model.layers)
+    ]
+    states = family_states(tiny_llama, make_family("keep", 3).programs, batch, batch.span)
+    for handle in handles:
+        handle.remove()
+    assert calls == [0, 1, 2]
+    assert len(states) == 4 and all(state.shape == (29, 32) for state in states)
+
+
+def test_a_walk_runs_each_shared_beginning_once():
+    at_root, visits = shared_walk([(0, 1, 2), (0, 2), (), (0, 1), (0, 1, 2)])
+    assert at_root == (2,)
+    assert [(v.step, v.parent, v.ends) for v in visits] == [
+        (0, -1, ()),
+        (1, 0, (3,)),
+        (2, 1, (0, 4)),
+        (2, 0, (1,)),
+    ]
+    # Skipping layer i shares the layers below it with the others and has those above for itself.
+    every = [parse_program(f"skip {i}", 30).steps for i in range(30)]
+    assert len(shared_walk(every)[1]) == 29 + sum(29 - i for i in range(30))
+
+
+def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, block_loop):
+    model, reference = tiny_llama, hf_model("llama")
+    prompts = ["the cat sat on", "I like helping people and"]
+    programs = make_family("keep", 3).programs
+    found = complete_prompts(model, programs, prompts, max_new_tokens=5)
+    assert [(one["program"], one["prompt"]) for one in found] == [
+        (str(program), prompt) for program in programs for prompt in prompts
+    ]
+    ends = reference.generation_config.eos_token_id
+    for one in found:
+        bos = model.tokenizer.bos_token_id
+        start = model.tokenizer(one["prompt"], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([([] if bos is None else [bos]) + start])
+        width = ids.shape[1]
+        for _ in range(5):
+            order = range(int(one["program"].split()[1]))
+            after = block_loop(reference, ids, order)[:, -1].argmax(dim=-1)
+            if int(after) == ends:
+                break
+            ids = torch.cat([ids, after[:, None]], dim=1)
+        assert one["text"] == model.tokenizer.decode(ids[0, width:])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tokens", "message"),
+    [
+        ([], 3, "a prompt is empty"),
+        ([" "], 3, "a prompt is empty"),
+        (["the cat " * 100], 3, "prompt 1 .* more than the model's context"),
+        (["the cat"], 500, "500 new tokens are more"),
+    ],
+)
+def test_what_cannot_be_completed_is_one_sentence(tiny_llama, prompts, tokens, message):
+    with pytest.raises(DataError, match=message):
+        complete_prompts(
+            tiny_llama, make_family("keep", 3).programs, prompts, max_new_tokens=tokens
+        )

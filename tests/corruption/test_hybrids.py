@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.family import Unembedding, family_states
-from saesteer.corruption.linear_map import fit_linear_maps
+from saesteer.corruption.family import family_states
+from saesteer.corruption.fitted import fit_linear_maps
 from saesteer.corruption.program import LinearSpan, parse_program
 from saesteer.models import plain_model, wrap_model
 from saesteer.models.tokens import TokenBatch, TokenRow
+from saesteer.models.unembed import Unembedding
 from saesteer.utils.errors import ConfigError, ModelError
 from tests.hybrids import HYBRIDS, hybrid, reordered
 
@@ -74,7 +75,7 @@ def test_a_family_in_one_walk_and_linear_maps_with_a_cache(name, tiny, padded):
     maps = fit_linear_maps(model, [span], rows)
     texts = ("keep 0", "keep 1", "skip 1", "reverse", "repeat 0 x2", "linear 0-1")
     programs = [parse_program(text, n_layers) for text in texts]
-    unembed = Unembedding(model)
+    unembed = Unembedding(model).logits
     states = family_states(model, programs, padded, padded.span, maps=maps)
     for program, state in zip(programs, states, strict=True):
         with corrupted(model, program, maps=maps), torch.no_grad():

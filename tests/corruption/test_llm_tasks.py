@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from saesteer.corruption.llm_tasks import Caps, generate_tasks
-from saesteer.corruption.rules import make_task
+from saesteer.corruption.rules import make_tasks
 from saesteer.evaluation.llm_client import Endpoint
 from saesteer.utils.errors import ConfigError, NetworkError
 
@@ -65,7 +65,7 @@ def test_good_answers_become_tasks_and_are_kept_as_they_come(server):
     kept = []
     found = generate_tasks(endpoint, Caps(tasks=3), topics=["animals", "food"], keep=kept.append)
     assert [task.name for task in found.tasks] == ["task_no_0", "task_no_1", "task_no_2"]
-    assert list(found.tasks) == kept and found.requests == 3
+    assert found.tasks == kept and found.requests == 3
     asked = [call["messages"][1]["content"] for call in calls]
     assert "about animals" in asked[0] and "about food" in asked[1] and "task_no_0" in asked[1]
 
@@ -87,7 +87,7 @@ def test_what_is_no_new_task_is_refused_and_counted(server):
     ]
     endpoint, _ = server(lambda n, _: (200, answers[n]))
     found = generate_tasks(
-        endpoint, Caps(tasks=5, requests=10), known=[make_task("opposites")], sleep=lambda _: None
+        endpoint, Caps(tasks=5, requests=10), known=make_tasks(["opposites"]), sleep=lambda _: None
     )
     assert [task.name for task in found.tasks] == ["fenced", "escape"]
     assert found.refused == {

@@ -156,8 +156,8 @@ def test_records_name_every_token_with_its_difference(rows, tiny_llama):
 
 
 def test_a_mark_of_the_tokenizer_inside_a_question_is_refused(tiny_llama):
-    record = TASK.as_dict() | {"eval_questions": [Example("<|im_start|>the cat", "sat").__dict__]}
-    task = parse_task(record | {"examples": list(record["examples"])}, "test")
+    marked = Example(prompt="<|im_start|>the cat", answer="sat")
+    task = TASK.model_copy(update={"eval_questions": (marked,)})
     with pytest.raises(DataError, match="holds one of the tokenizer's own marks"):
         task_rows(tiny_llama.tokenizer, task)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from saesteer.corruption.program import (
-    HeadEdit,
     LinearSpan,
-    MlpEdit,
     NoiseEdit,
+    PartEdit,
     check_program,
     make_family,
     parse_program,
@@ -60,9 +59,9 @@ def test_a_permutation_is_seeded_and_complete():
 def test_parts_and_noise_are_edits():
     program = parse_program("zero heads 1.0 2.3, mean mlp 4, noise 0.5 at 3 seed=9", 6, n_heads=4)
     assert program.edits == (
-        HeadEdit(1, 0, "zero"),
-        HeadEdit(2, 3, "zero"),
-        MlpEdit(4, "mean"),
+        PartEdit(1, "zero", 0),
+        PartEdit(2, "zero", 3),
+        PartEdit(4, "mean"),
         NoiseEdit(3, 0.5, 9),
     )
     assert len(parse_program("mean heads 1.*", 6, n_heads=4).edits) == 4
@@ -88,7 +87,7 @@ def test_parts_and_noise_are_edits():
         ("reverse then linear 2-3", "no layers 2-3 that run one after the other"),
         ("linear 3-2", "no layers 3-2"),
         ("zero heads 1.9", "names head 1.9 and a layer has heads 0 to 3"),
-        ("[0,,1-]", "a list that is no list of layers"),
+        ("[0, 1-]", "'[0, 1-]' is not understood"),
         ("noise -1 at 2", "is not understood"),
         ("noise nan at 2", "is not understood"),
     ],
@@ -109,8 +108,8 @@ def test_a_family_has_a_program_for_every_layer():
     assert [p.spans[0] for p in make_family("linear", 3, width=3).programs] == [LinearSpan(0, 2)]
     assert len(make_family("permute", 4, count=3).programs) == 3
     assert [p.edits for p in make_family("mean_mlp", 2).programs] == [
-        (MlpEdit(0, "mean"),),
-        (MlpEdit(1, "mean"),),
+        (PartEdit(0, "mean"),),
+        (PartEdit(1, "mean"),),
     ]
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from saesteer.corruption import corrupted, load_tasks, make_family, parse_program
-from saesteer.corruption.completions import complete_prompts
-from saesteer.corruption.measure import score_task
+from saesteer.corruption.measure import complete_prompts, score_task
 from saesteer.corruption.tasks import task_rows
 from saesteer.models import plain_model
 
@@ -25,7 +24,7 @@ def test_identity_is_identical_and_keeping_nothing_repeats_the_last_word(smollm2
     said = complete_prompts(
         smollm2, [parse_program("[]", 30)], ["The opposite of hot is"], max_new_tokens=3
     )
-    assert said[0].text.split() == ["is", "is", "is"]
+    assert said[0]["text"].split() == ["is", "is", "is"]
 
 
 @pytest.mark.real

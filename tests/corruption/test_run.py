@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from saesteer.experiments.corrupt.config import CorruptConfig, plan_corruption
-from saesteer.experiments.corrupt.observations import observe
-from saesteer.experiments.corrupt.summary import first_right, token_changes
+from saesteer.experiments.corrupt.config import CorruptConfig
+from saesteer.experiments.corrupt.metrics import first_right, observe, token_changes
 from saesteer.experiments.registry import run_experiment
-from saesteer.models.resolve import model_shape, resolve_model
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.settings import parse_config
 
@@ -88,7 +85,7 @@ def test_completions_are_of_the_family_shown_and_linear_maps_have_their_fit(run)
     assert all(m["n_held_out"] > 0 and m["r2"] is not None for m in maps)
 
 
-def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_path, monkeypatch):
+def test_a_task_that_was_scored_is_not_scored_again(settings, run, tmp_path, monkeypatch):
     from saesteer.experiments.corrupt import experiment
 
     calls = []
@@ -104,8 +101,6 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
     monkeypatch.setattr(experiment, "score_task", cut)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config)
-    folder = plan_corruption(config).folder
-    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     found = run_experiment(config)
     assert calls == ["opposites", "addition_digits", "addition_digits"]
     assert found.metrics == run.metrics
@@ -115,11 +110,8 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same(settings, run, tmp_pa
     ("changes", "error", "message"),
     [
         ({"programs": ["skip 7"]}, ConfigError, "names layer 7"),
-        ({"programs": ["zero heads 1.9"]}, ConfigError, "names head 1.9"),
-        ({"families": [{"kind": "skip", "width": 9}]}, ConfigError, "width 9 is more"),
         ({"families": [{"kind": "skip"}, {"kind": "skip"}]}, ConfigError, "names a kind twice"),
         ({"families": [], "programs": []}, ConfigError, "nothing to run"),
-        ({"tasks": {"source": ["chess"]}}, DataError, "no bundled one"),
         ({"reference": {"source": "none.txt"}}, ConfigError, "is not there"),
         ({"model": {"name": "no/such/place/"}}, SaesteerError, "neither an existing folder"),
         ({"completions": {"programs": ["skip 9"]}}, ConfigError, "layer 9"),
@@ -137,10 +129,8 @@ def test_what_does_not_fit_is_said_before_the_model_is_loaded(
     ("changes", "message"),
     [
         ({"programs": ["skip"]}, "programs.0: program 'skip': 'skip' is not understood"),
-        ({"families": [{"kind": "skipp"}]}, "families.0.kind"),
         ({"completions": {"prompts": [" "]}}, "holds an empty prompt"),
         ({"completions": {"programs": ["skop 3"]}}, "completions.programs.0"),
-        ({"programms": []}, "did you mean 'programs'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_sentence(settings, changes, message):
@@ -154,10 +144,6 @@ def test_a_question_too_long_is_said_before_anything_is_written(settings, tmp_pa
     with pytest.raises(DataError, match=r"task copying: .* more than the model's context"):
         run_experiment(config)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_shape_is_known_without_loading(tiny_model_folder, arch):
-    assert model_shape(resolve_model(tiny_model_folder(arch))) == (3, 32, 4)
 
 
 def _metrics(accuracies, intact, *, n=4):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from saesteer.models.pair_activations import PairActivations
 from scipy.sparse import coo_matrix, csr_matrix
 
 from saesteer.methods.features import PairCodes, encode_pairs
 from saesteer.models import Site
-from saesteer.models.reading import Activations
+from saesteer.models.reading import Activations, PairActivations
 from saesteer.saes import load_sae
 from saesteer.utils.errors import DataError, MismatchError
 

@@ -1,15 +1,22 @@
-"""Fitting against scikit-learn by hand."""
+"""Fitting and scoring against scikit-learn by hand, and what intervals mean."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from saesteer.probes.fitting import FitSettings, fit_probe, folds
+from saesteer.probes.fitting import (
+    FitSettings,
+    _weighted_auroc,
+    control_labels,
+    fit_probe,
+    folds,
+    score,
+)
 from saesteer.utils.errors import DataError
 
 SETTINGS = FitSettings(c=[0.001, 0.03, 1.0], tol=1e-6, max_iter=2000)
@@ -69,11 +76,6 @@ def test_balanced_weights_help_the_rare_class():
     assert found[1][labels == 1].mean() > found[0][labels == 1].mean()
 
 
-def test_a_given_strength_is_used_without_a_search():
-    fitted = fit_probe(*made(), SETTINGS, c=0.5)
-    assert (fitted.c, fitted.cv_loss) == (0.5, {})
-
-
 def test_what_cannot_be_fitted_is_refused():
     x, labels, groups = made()
     with pytest.raises(DataError, match="all training texts have one class"):
@@ -83,3 +85,63 @@ def test_what_cannot_be_fitted_is_refused():
     x[5, 2] = np.nan
     with pytest.raises(DataError, match="NaN or infinite"):
         fit_probe(x, labels, groups, SETTINGS)
+
+
+def guesses(n_classes: int, n: int = 300, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, n_classes, n)
+    logits = rng.normal(size=(n, n_classes)) + 1.2 * np.eye(n_classes)[labels]
+    # Rounded, so that there are ties.
+    probabilities = np.round(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), 1)
+    return labels, probabilities
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+def test_points_are_those_of_scikit_learn(n_classes):
+    labels, p = guesses(n_classes)
+    found = score(labels, p, resamples=0)
+    predicted = p.argmax(axis=1)
+    assert found["accuracy"]["value"] == pytest.approx(accuracy_score(labels, predicted))
+    assert found["macro_f1"]["value"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    classes = [1] if n_classes == 2 else range(n_classes)
+    areas = [roc_auc_score(labels == c, p[:, c]) for c in classes]
+    assert found["auroc"]["value"] == pytest.approx(np.mean(areas))
+    assert np.array_equal(found["confusion"], confusion_matrix(labels, predicted))
+    assert found["accuracy"]["low"] is None
+
+
+def test_a_resample_is_scored_as_scikit_learn_scores_weighted_texts():
+    labels, p = guesses(2)
+    weights = np.random.default_rng(1).integers(0, 4, (3, len(labels))).astype(np.float32)
+    found = _weighted_auroc(weights, labels == 1, p[:, 1])
+    expected = [roc_auc_score(labels, p[:, 1], sample_weight=w) for w in weights]
+    assert found == pytest.approx(expected)
+
+
+def test_an_interval_holds_its_point_and_narrows_with_more_texts():
+    wide, narrow = (score(*guesses(3, n))["macro_f1"] for n in (60, 2000))
+    for found in (wide, narrow):
+        assert found["low"] < found["value"] < found["high"]
+    assert narrow["high"] - narrow["low"] < (wide["high"] - wide["low"]) / 3
+
+
+def test_texts_that_belong_together_widen_the_interval():
+    labels, p = guesses(2, 100)
+    tenfold, many = np.repeat(labels, 10), np.repeat(p, 10, axis=0)
+    apart = score(tenfold, many)["accuracy"]
+    together = score(tenfold, many, np.repeat(np.arange(100), 10))["accuracy"]
+    assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"])
+
+
+def test_a_class_that_is_never_met_leaves_no_false_figure():
+    found = score(np.array([0, 0, 0, 0]), np.tile([0.8, 0.2], (4, 1)), resamples=20)
+    assert found["accuracy"]["value"] == 1.0
+    assert found["auroc"]["value"] is None and found["macro_f1"]["value"] is None
+
+
+def test_control_labels_keep_the_class_shares_and_forget_the_texts():
+    labels = guesses(3, 3000)[0]
+    shuffled = control_labels(labels, seed=0)
+    assert np.array_equal(np.bincount(shuffled), np.bincount(labels))
+    assert (shuffled == labels).mean() == pytest.approx(1 / 3, abs=0.03)
+    assert np.array_equal(shuffled, control_labels(labels, seed=0))

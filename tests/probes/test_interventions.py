@@ -1,14 +1,179 @@
-"""What people write of interventions: modes, amounts, schedules, layers."""
+"""Interventions as people write them, and what they make of texts, measured from outside."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
+from saesteer.models import encode_texts
 from saesteer.probes import class_alpha, make_intervention
+from saesteer.probes.fitting import FitSettings
+from saesteer.probes.independent import TextClassifier, load_text_classifier, train_text_classifier
 from saesteer.probes.interventions import parse_layers
-from saesteer.steering import Add, Flip, Set
-from saesteer.utils.errors import SiteError, SteeringError
+from saesteer.probes.trial import (
+    GenerationSettings,
+    InterventionTrial,
+    independent_measures,
+    movement,
+)
+from saesteer.steering import Add, Flip, Set, generate
+from saesteer.utils.errors import DataError, SiteError, SteeringError
+
+PROMPTS = ["The cat sat on", "I like helping people", "What do you think"]
+
+
+def letters(texts):
+    """A measure that needs no model: the share of letters up to m."""
+    return np.array(
+        [np.mean([c <= "m" for c in t.lower() if c.isalpha()] or [np.nan]) for t in texts]
+    )
+
+
+def trial_of(model, prompts=PROMPTS, **settings):
+    found = GenerationSettings(max_new_tokens=10, **settings)
+    return InterventionTrial(model, prompts, {"letters": letters}, found)
+
+
+@pytest.fixture(scope="module")
+def trial(tiny_model):
+    return trial_of(tiny_model("llama"))
+
+
+def test_the_base_texts_are_the_untouched_models_with_hugging_faces_loss(
+    tiny_model, trial, hf_model
+):
+    model, reference = tiny_model("llama"), hf_model("llama")
+    made = generate(model, PROMPTS, max_new_tokens=10, chat=False)
+    assert trial.base.texts == tuple(record.text for record in made.records)
+    assert trial.base.kl == 0.0
+    for prompt, text, loss in zip(PROMPTS, trial.base.texts, trial.base.loss, strict=True):
+        ids = list(encode_texts(model.tokenizer, [prompt])[0].ids)
+        whole = torch.tensor([ids + model.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        labels = whole.clone()
+        labels[:, : len(ids)] = -100
+        with torch.inference_mode():
+            assert loss == pytest.approx(float(reference(whole, labels=labels).loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("compound", [False, True])
+def test_divergence_does_not_depend_on_the_batch(tiny_model, trial, vector_on, compound):
+    vectors = [vector_on(layer=layer) for layer in (0, 2)]
+    made = make_intervention(vectors, amount=2.0, compound=compound)
+    alone = [trial_of(tiny_model("llama"), [prompt]) for prompt in PROMPTS]
+    counts = [one._rows.n_scored for one in alone]
+    expected = np.average([one.divergence(made) for one in alone], weights=counts)
+    assert trial.divergence(made) == pytest.approx(expected, rel=1e-3)
+    assert expected > 0
+
+
+def test_only_what_is_done_inside_the_text_costs_anything(trial, vector_on):
+    vectors = [vector_on()]
+    for nothing in ({"mode": "add", "amount": 0.0}, {"schedule": "50-60:set=30"}):
+        assert trial.divergence(make_intervention(vectors, **nothing)) == pytest.approx(0, abs=1e-5)
+    assert trial.divergence(make_intervention(vectors, schedule="0-1:set=30")) > 1e-3
+
+
+def test_a_random_direction_is_brought_to_the_same_divergence(trial, vector_on):
+    made = make_intervention([vector_on(layer=0), vector_on(layer=1)], amount=2.0)
+    kl = trial.divergence(made)
+    matched, match = trial.matched(made.randomised(3), kl)
+    assert match.reached
+    assert trial.divergence(matched) == pytest.approx(kl, rel=0.06)
+
+
+def test_a_share_that_moved_counts_only_what_moved_the_right_way():
+    base = np.array([0.5, 0.5, -0.5, 0.2, np.nan])
+    after = np.array([-0.1, 0.7, 0.0, 0.2, 0.3])
+    found = movement("m", base, after, np.array([-1.0, -1.0, 1.0, -1.0, 1.0]))
+    assert (found["n"], found["moved"]) == (4, 0.5)
+    assert found["base"] == pytest.approx((0.5 + 0.5 + 0.5 + 0.2) / 4)
+    assert found["after"] == pytest.approx((-0.1 + 0.7 - 0.0 + 0.2) / 4)
+    nothing = movement("m", np.array([np.nan]), np.array([1.0]), np.array([1.0]))
+    assert (nothing["n"], nothing["moved"]) == (0, None)
+    # The interval by Wilson's formula.
+    n, p, z = 4, 0.5, norm.ppf(0.975)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert (found["low"], found["high"]) == pytest.approx((centre - half, centre + half))
+
+
+def test_a_record_holds_both_texts_both_readings_and_the_random_draws(trial, vector_on):
+    made = make_intervention([vector_on()], amount=3.0)
+    sides = {"towards": "positive", "away": "negative"}
+    record = trial.record(made, ["positive", "negative", None], **sides, random_draws=2)
+    assert [row["base"] for row in record["rows"]] == list(trial.base.texts)
+    assert [row["intervened"] for row in record["rows"]] == list(trial.run(made).texts)
+    assert record["movement"]["letters"]["n"] == 2
+    assert record["kl"] == pytest.approx(trial.divergence(made))
+    assert set(record["perplexity"]) == {"base", "intervened"}
+    assert len(record["random"]) == 2
+    assert record["interventions"] == ["flip x3 at layer 1"]
+    with pytest.raises(DataError, match="1 labels for 3 prompts"):
+        trial.record(made, [None], **sides)
+
+
+def test_samples_are_averaged_over_their_prompt_and_empty_ones_left_out(tiny_model):
+    found = trial_of(tiny_model("llama"), temperature=1.0, samples=3)
+    assert len(found.base.texts) == 9
+    means = found.per_prompt(found.base.readings["letters"])
+    table = found.base.readings["letters"].reshape(3, 3)
+    assert means == pytest.approx(np.nanmean(table, axis=1))
+    assert found.per_prompt(np.array([1.0, np.nan, 3.0] + [np.nan] * 6))[0] == 2.0
+
+
+def test_an_empty_completion_hides_no_other_and_nothing_at_all_is_refused(trial, monkeypatch):
+    rows, places = trial._prepared(["", "the dog", "home"])
+    assert (rows.n_rows, places) == (2, [1, 2])
+    with pytest.raises(SteeringError, match="no continuation has a token"):
+        trial._prepared(["", "", ""])
+
+
+class FewWords:
+    """Embeds by counting four words: stands in for MiniLM."""
+
+    name = "few words"
+
+    def embed(self, texts):
+        words = ("good", "bad", "fine", "poor")
+        return np.array([[t.count(w) for w in words] for t in texts], dtype=np.float32)
+
+
+def test_the_independent_classifier_reads_texts_and_is_read_back(tmp_path):
+    from saesteer.data.labelled import LabelledSet, LabelledText
+
+    def texts(start):
+        rows = [("good fine", "positive"), ("bad poor", "negative"), ("plain", "neutral")]
+        made = tuple(
+            LabelledText(f"{start}{n}", f"{text} {n}", label, f"{start}{n}")
+            for n in range(12)
+            for text, label in rows
+        )
+        return LabelledSet("t", made, ("negative", "neutral", "positive"), "t")
+
+    embedder: object = FewWords()
+    found = train_text_classifier(
+        texts("a"), texts("b"), FitSettings(c=[1.0], resamples=10), groups=list(range(36)),
+        embedder=embedder,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert found.scores["accuracy"]["value"] == 1.0
+    lean = found.lean(["good", "bad", " "], "positive", "negative")
+    assert lean[0] > 0.3 and lean[1] < -0.3 and np.isnan(lean[2])
+    again = load_text_classifier(found.save(tmp_path / "j.json"), embedder)  # type: ignore[arg-type]
+    assert isinstance(again, TextClassifier)
+    assert again.probabilities(["good"]) == pytest.approx(found.probabilities(["good"]), rel=1e-5)
+    with pytest.raises(DataError, match="cannot be read as a text classifier"):
+        load_text_classifier(tmp_path / "none.json", embedder)  # type: ignore[arg-type]
+
+
+def test_vader_is_asked_about_sentiments_alone():
+    pytest.importorskip("vaderSentiment")
+    assert independent_measures(None, "yes", "no") == {}
+    vader = independent_measures(None, "positive", "negative")["vader"]
+    swapped = independent_measures(None, "negative", "positive")["vader"]
+    assert vader(["I love it"])[0] > 0.5
+    assert swapped(["I love it"])[0] == -vader(["I love it"])[0]
 
 
 def test_amounts_and_centres_can_be_named_by_class(vector_on):
@@ -18,6 +183,8 @@ def test_amounts_and_centres_can_be_named_by_class(vector_on):
     (edit,) = make_intervention([vector], amount="2", centre="midpoint").edits
     assert isinstance(edit, Flip) and (edit.scale, edit.centre) == (2.0, 1.0)
     assert class_alpha(vector, "neutral") == 0.5
+    with pytest.raises(SteeringError, match="does not say where its classes lie"):
+        make_intervention([vector_on(provenance={})], mode="set", amount="positive")
 
 
 def test_a_schedule_names_its_windows_and_wins_over_the_mode(vector_on):
@@ -40,10 +207,7 @@ def test_a_schedule_names_its_windows_and_wins_over_the_mode(vector_on):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"mode": "flop"}, "mode 'flop' .did you mean 'flip'.. is unknown"),
         ({"mode": "set", "amount": "positiv"}, "did you mean 'positive'"),
-        ({"mode": "set"}, "mode set needs an amount"),
-        ({"schedule": "now"}, "not of the form"),
         ({"schedule": "0-5:flip,3-9:flip"}, "overlap at token 3"),
         ({"schedule": "9-12:flip,3-:flip"}, "overlap at token 3"),
         ({"schedule": "0-3:shove=1"}, "mode 'shove'.* is unknown"),
@@ -53,11 +217,6 @@ def test_a_schedule_names_its_windows_and_wins_over_the_mode(vector_on):
 def test_what_says_nothing_clear_is_refused(vector_on, how, message):
     with pytest.raises(SteeringError, match=message):
         make_intervention([vector_on()], **how)
-
-
-def test_a_vector_without_classes_has_no_class_to_set(vector_on):
-    with pytest.raises(SteeringError, match="does not say where its classes lie"):
-        make_intervention([vector_on(provenance={})], mode="set", amount="positive")
 
 
 def test_what_is_intended_follows_mode_and_label(vector_on):

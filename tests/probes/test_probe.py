@@ -18,14 +18,15 @@ from saesteer.utils.errors import DataError, MismatchError, SiteError
 def make_probe(n_classes: int = 3, layer: int = 0, width: int = 8, seed: int = 0) -> LinearProbe:
     rng = np.random.default_rng(seed)
     rows = 1 if n_classes == 2 else n_classes
+    classes = ("negative", "neutral", "positive") if n_classes > 2 else ("no", "yes")
     return LinearProbe(
-        Site(layer),
-        ("negative", "neutral", "positive")[:n_classes] if n_classes > 2 else ("no", "yes"),
-        rng.normal(size=(rows, width)).astype(np.float32),
-        rng.normal(size=rows),
-        rng.normal(size=(n_classes, width)).astype(np.float32),
-        residual_norm=4.0,
+        weight=rng.normal(size=(rows, width)).astype(np.float32),
+        bias=rng.normal(size=rows),
         c=0.01,
+        site=Site(layer),
+        classes=classes,
+        means=rng.normal(size=(n_classes, width)).astype(np.float32),
+        residual_norm=4.0,
     )
 
 

@@ -9,7 +9,6 @@ from saesteer.data.labelled import read_labelled
 from saesteer.experiments.probe.config import ProbeConfig
 from saesteer.experiments.registry import run_experiment
 from saesteer.probes import ProbeSet, make_intervention, run_checks
-from saesteer.probes.interventions import probe_vectors
 from saesteer.steering import generate
 from saesteer.utils.settings import parse_config
 
@@ -34,7 +33,7 @@ def probes(bundled_gguf, tmp_path_factory) -> ProbeSet:
 @pytest.mark.real
 def test_plain_cases_are_read_rightly(smollm2, probes):
     result = run_checks(smollm2, probes, read_labelled("sentiment_checks"))
-    assert result.right / len(result.predictions) >= 0.9
+    assert result["right"] / result["n"] >= 0.9
 
 
 @pytest.mark.real
@@ -43,7 +42,7 @@ def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
     pytest.importorskip("vaderSentiment")
     prompts = ["The hotel was", "Today I feel", "My new job is", "The food here is"]
     prompts += ["The film we saw was", "Our holiday has been", "My neighbour is", "This phone is"]
-    vectors = probe_vectors(probes, LAYERS, "positive", "negative", "means")
+    vectors = [probes.vector(layer, kind="means") for layer in LAYERS]
     means = {}
     for sign in (-1, 1):
         with make_intervention(vectors, mode="add", amount=0.25 * sign).context(smollm2):

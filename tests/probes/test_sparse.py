@@ -9,10 +9,9 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from saesteer.data.labelled import LabelledText
-from saesteer.probes.fitting import FitSettings
+from saesteer.probes.fitting import FitSettings, Parts
 from saesteer.probes.reading import ReadSettings, TextCodes, encode_labelled, read_codes
 from saesteer.probes.sparse import (
-    SparseData,
     all_codes_probe,
     features_needed,
     k_sparse_probes,
@@ -28,7 +27,7 @@ PLANTED = {7: 0, 30: 1, 12: 2}
 
 
 @pytest.fixture(scope="module")
-def planted() -> SparseData:
+def planted() -> tuple[csr_matrix, Parts]:
     """Sixty features that fire at random, and three that each tell one class."""
     rng = np.random.default_rng(0)
     n = 450
@@ -38,22 +37,21 @@ def planted() -> SparseData:
     for feature, number in PLANTED.items():
         codes[:, feature] = (labels == number) * (0.5 + rng.random(n)) + 0.3 * rng.random(n)
     order = rng.permutation(n)
-    return SparseData(
-        csr_matrix(codes.astype(np.float32)), labels, np.arange(n), order[:300], order[300:]
-    )
+    parts = Parts(labels, np.arange(n), order[:300], order[300:], SETTINGS)
+    return csr_matrix(codes.astype(np.float32)), parts
 
 
 def test_planted_features_are_ranked_first_and_dead_ones_left_out(planted):
-    order, f = rank_features(planted.codes, planted.labels)
+    order, f = rank_features(planted[0], planted[1].labels)
     assert set(order[:3].tolist()) == set(PLANTED)
     assert 50 not in order
     assert (np.diff(f) <= 0).all()
 
 
 def test_as_many_features_as_were_planted_are_enough(planted):
-    probes = k_sparse_probes(planted, [1, 2, 3, 10, 500], SETTINGS)
+    probes = k_sparse_probes(*planted, [1, 2, 3, 10, 500])
     assert [len(p.features) for p in probes] == [1, 2, 3, 10, 59]
-    scores: list[Any] = [p.scores.accuracy.value for p in probes]
+    scores: list[Any] = [p.scores["accuracy"]["value"] for p in probes]
     assert scores[0] < 0.8 and scores[2] > 0.97
     assert set(probes[2].features.tolist()) == set(PLANTED)
     assert features_needed(probes, 1.0) in (2, 3)
@@ -61,38 +59,37 @@ def test_as_many_features_as_were_planted_are_enough(planted):
 
 
 def test_l1_keeps_fewer_features_the_stronger_it_is(planted):
-    probes: list[Any] = l1_probes(planted, [0.0005, 0.03, 30.0], SETTINGS)
+    probes: list[Any] = l1_probes(*planted, [0.0005, 0.03, 30.0])
     counts = [len(p.features) for p in probes]
     assert counts[0] < counts[1] < counts[2]
     assert set(PLANTED) <= set(probes[1].features.tolist())
-    assert probes[2].scores.accuracy.value > 0.97
+    assert probes[2].scores["accuracy"]["value"] > 0.97
 
 
 def test_the_probe_on_all_features_is_scikit_learns(planted):
     from sklearn.linear_model import LogisticRegression
 
-    dense = np.asarray(planted.codes.todense())
-    scale = np.abs(dense[planted.train]).max(axis=0)
+    codes, parts = planted
+    dense = np.asarray(codes.todense())
+    scale = np.abs(dense[parts.train]).max(axis=0)
     scale[scale == 0] = 1
     model = LogisticRegression(C=1.0, max_iter=400, tol=1e-3)
-    model.fit((dense / scale)[planted.train], planted.labels[planted.train])
-    found = all_codes_probe(planted, 1.0, SETTINGS)
-    expected = model.score((dense / scale)[planted.test], planted.labels[planted.test])
-    assert found.scores.accuracy.value == pytest.approx(expected, abs=0.01)
+    model.fit((dense / scale)[parts.train], parts.labels[parts.train])
+    found = all_codes_probe(codes, parts, 1.0)
+    expected = model.score((dense / scale)[parts.test], parts.labels[parts.test])
+    assert found.scores["accuracy"]["value"] == pytest.approx(expected, abs=0.01)
 
 
 def test_a_penalty_that_leaves_nothing_still_has_a_score(planted):
-    [probe] = l1_probes(planted, [1e-6], SETTINGS)
+    [probe] = l1_probes(*planted, [1e-6])
     assert len(probe.features) == 0
-    assert probe.scores.accuracy.value == pytest.approx(1 / 3, abs=0.1)
+    assert probe.scores["accuracy"]["value"] == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_features_that_never_fire_are_refused(planted):
-    silent = SparseData(
-        csr_matrix(planted.codes.shape), planted.labels, planted.groups, planted.train, planted.test
-    )
+    codes, parts = planted
     with pytest.raises(DataError, match="no SAE feature fires"):
-        k_sparse_probes(silent, [1], SETTINGS)
+        k_sparse_probes(csr_matrix(codes.shape), parts, [1])
 
 
 @pytest.mark.parametrize("positions", ["mean", "last"])

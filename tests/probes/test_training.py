@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -113,12 +112,6 @@ def test_a_cut_off_run_goes_on_and_gives_the_same_numbers(
         assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
 
 
-def test_the_store_of_bundled_texts_has_a_name_that_every_system_takes(tmp_path):
-    plan = plan_probes(ProbeConfig(name="s", folder=str(tmp_path)))
-    assert plan.store.name.startswith("bundled-sentiment-")
-    assert ":" not in plan.store.name + plan.checks_store.name
-
-
 def other_weights(folder: Path) -> None:
     """Train the mirror again, as it were: the same shapes, another decoder and encoder."""
     from safetensors.torch import load_file, save_file
@@ -189,52 +182,22 @@ def test_a_run_on_sae_codes_counts_features_and_saves_vectors(probe_settings, mi
     ("change", "error", "message"),
     [
         ({"fit": {"classes": ["negative", "happy"]}}, ConfigError, "fit.classes names 'happy'"),
-        ({"data": {"classes": ["negative", "neutral"]}}, DataError, r"texts\.jsonl:3: label"),
         ({"data": {"test": 500}}, ConfigError, "leave nothing"),
-        ({"data": {"source": "nowhere.csv"}}, DataError, "there is no such file"),
         ({"fit": {"folds": 80}}, DataError, "needs at least 82"),
         ({"reading": {"positions": "span"}}, DataError, r"texts\.jsonl:1: the text has no span"),
         ({"reading": {"sae": "no/such"}}, SaesteerError, "no/such"),
-        ({"model": {"name": "./nothing"}}, SaesteerError, "nothing"),
+        ({"fit": {"c": [0.1, -1]}}, ConfigError, r"fit\.c: .*above 0"),
+        ({"reading": {"layers": [1, 1]}}, ConfigError, "names a layer twice"),
+        ({"sparse": {"k": [0]}}, ConfigError, "numbers from 1 on"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     probe_settings, monkeypatch, change, error, message
 ):
     monkeypatch.setattr("saesteer.experiments.context.load_model", None)
-    settings = probe_settings(**change)
+    settings = {"sparse": {}, **probe_settings()}
+    settings |= {key: {**settings.get(key, {}), **value} for key, value in change.items()}
     with pytest.raises(error, match=message):
-        run_experiment(config_of(settings))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"fit": {"c": [0.1, -1]}}, r"fit\.c: .*above 0"),
-        ({"fit": {"fold": 3}}, r"fit\.fold is not a known setting \(did you mean 'folds'\?\)"),
-        ({"reading": {"layers": [1, 1]}}, "names a layer twice"),
-        ({"reading": {"positions": "first"}}, r"reading\.positions"),
-        ({"sparse": {"k": [0]}}, "numbers from 1 on"),
-        ({"name": "a/b"}, "name"),
-    ],
-)
-def test_a_bad_setting_is_named(probe_settings, change, message):
-    settings = probe_settings()
-    for key, value in change.items():
-        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
-    with pytest.raises(ConfigError, match=message):
-        config_of(settings)
-
-
-def test_a_text_too_long_for_the_model_is_named(probe_settings, tmp_path):
-    path = tmp_path / "long.jsonl"
-    rows = [{"text": f"word {n}", "label": "ab"[n % 2]} for n in range(30)]
-    rows[7]["text"] = "far too long " * 200
-    path.write_text("\n".join(map(json.dumps, rows)))
-    settings = probe_settings(data={"source": str(path)}, checks=None)
-    with pytest.raises(
-        DataError, match=r"long\.jsonl:8: the text .* more than the model's context"
-    ):
         run_experiment(config_of(settings))
 
 
@@ -245,3 +208,6 @@ def test_other_settings_are_another_run_but_share_the_reading(probe_settings):
     assert plans[0].store == plans[1].store
     last = plan_probes(config_of({**settings, "reading": {"positions": "last"}}))
     assert last.store != plans[0].store
+    # A name that every system takes.
+    bundled = plan_probes(ProbeConfig(name="s", folder=settings["folder"]))
+    assert bundled.store.name.startswith("bundled-sentiment-")

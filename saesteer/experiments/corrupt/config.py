@@ -25,7 +25,6 @@ from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.steer.plan import check_writable
 from saesteer.models.resolve import ModelShape, ModelSource, model_shape, resolve_model
 from saesteer.utils.cache import content_digest
-from saesteer.utils.content import content_digest
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, Source
 
@@ -175,11 +174,7 @@ class Programs:
 
 
 def plan_corruption(config: CorruptConfig) -> CorruptPlan:
-    """Read the tasks and check every program; nothing is loaded or written.
-
-    Raises:
-        SaesteerError: Something does not fit, said in one sentence.
-    """
+    """Read the tasks and check every program; nothing is loaded or written."""
     tasks = load_tasks(config.tasks.source)
     model = resolve_model(config.model.name)
     shape = model_shape(model)
@@ -201,11 +196,7 @@ def plan_corruption(config: CorruptConfig) -> CorruptPlan:
 
 
 def expand(config: CorruptConfig, n_layers: int, n_heads: int) -> Programs:
-    """Return a run's programs for a model of so many layers and heads.
-
-    Raises:
-        ConfigError: A program names a layer or head that is not there.
-    """
+    """Return a run's programs for a model of so many layers and heads."""
 
     def parsed(texts: Sequence[str | list[int]]) -> tuple[Program, ...]:
         return tuple(parse_program(text, n_layers, n_heads=n_heads) for text in texts)

@@ -10,12 +10,18 @@ from typing import Any
 import pandas as pd
 
 from saesteer.corruption.apply import check_programs
-from saesteer.corruption.completions import complete_prompts, prompt_rows
-from saesteer.corruption.edits import Means, measure_means
-from saesteer.corruption.linear_map import LinearMap, fit_linear_maps, load_maps, save_maps
-from saesteer.corruption.measure import score_task
+from saesteer.corruption.fitted import (
+    LinearMap,
+    Means,
+    fit_linear_maps,
+    load_maps,
+    measure_means,
+    reference_texts,
+    save_maps,
+    text_rows,
+)
+from saesteer.corruption.measure import complete_prompts, prompt_rows, score_task
 from saesteer.corruption.program import LinearSpan
-from saesteer.corruption.reference import reference_texts, text_rows
 from saesteer.corruption.tasks import TaskRows, task_rows
 from saesteer.experiments.base import Experiment, Stage
 from saesteer.experiments.corrupt.config import (
@@ -25,7 +31,7 @@ from saesteer.experiments.corrupt.config import (
     expand,
     plan_corruption,
 )
-from saesteer.experiments.corrupt.summary import (
+from saesteer.experiments.corrupt.metrics import (
     loss_table,
     run_metrics,
     task_summary,
@@ -141,12 +147,7 @@ class Corrupt(Experiment[Results]):
         }
 
     def check(self) -> None:
-        """Check all that later stages would stumble on.
-
-        Raises:
-            SaesteerError: A task or prompt does not fit the model's context, a text file cannot be
-                used, or the model cannot run programs.
-        """
+        """Check all that later stages would stumble on."""
         check_programs(self.model, self.programs.all)
         assert self.rows
         if self.programs.spans or self.programs.need_means:
@@ -237,4 +238,4 @@ class Corrupt(Experiment[Results]):
             means=self.means,
             progress=self.progress,
         )
-        self.folder.write_json(COMPLETIONS, [one._asdict() for one in found])
+        self.folder.write_json(COMPLETIONS, found)

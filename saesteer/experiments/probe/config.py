@@ -99,11 +99,7 @@ class ProbePlan:
 
 
 def plan_probes(config: ProbeConfig) -> ProbePlan:
-    """Read the texts and check every setting; nothing is loaded or written.
-
-    Raises:
-        SaesteerError: Something does not fit, said in one sentence.
-    """
+    """Read the texts and check every setting; nothing is loaded or written."""
     texts = _texts(config)
     used, places = _used(texts, config.fit.classes)
     check_trainable(used, least=config.fit.folds + 2)
@@ -127,8 +123,11 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
     root = Path(config.folder)
     kept = root / "activations"
     digest = config.digest(texts=texts.digest, checks=shown, **weights)
-    reading = config.reading_digest(texts=texts.digest, **weights)
     folder = root / f"{config.name}-{digest}"
+    store, checks_store = (
+        kept / f"{portable_name(name)}-{config.reading_digest(texts=of, **weights)}"
+        for name, of in ((texts.name, texts.digest), ("checks", shown))
+    )
     for place in (folder, kept):
         check_writable(place)
     return ProbePlan(
@@ -140,24 +139,14 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
         checks=checks,
         model=model,
         folder=folder,
-        store=kept / f"{portable_name(texts.name)}-{reading}",
-        checks_store=kept / f"checks-{config.reading_digest(texts=shown, **weights)}",
+        store=store,
+        checks_store=checks_store,
     )
 
 
 def _texts(config: ProbeConfig) -> LabelledSet:
-    data = config.data
-    texts = read_labelled(
-        data.source,
-        format=data.format,
-        text_key=data.text_key,
-        label_key=data.label_key,
-        group_key=data.group_key,
-        classes=data.classes,
-        drop_other=data.drop_other,
-        skip_blank=data.skip_blank,
-        threshold=data.threshold,
-    )
+    data, drawn = config.data, {"max_texts", "test", "judge", "near_duplicate"}
+    texts = read_labelled(**data.model_dump(exclude=drawn))
     if data.max_texts is None or len(texts) <= data.max_texts:
         return texts
     chosen = np.random.default_rng(config.seed).choice(len(texts), data.max_texts, replace=False)

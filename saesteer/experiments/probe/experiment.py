@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import csr_matrix
 
 from saesteer.data.labelled import LabelledSet
@@ -18,7 +18,7 @@ from saesteer.experiments.probe.config import ProbeConfig, ProbePlan, plan_probe
 from saesteer.experiments.results import Results
 from saesteer.models import Site, model_info
 from saesteer.models.tokens import TokenRow
-from saesteer.probes.fitting import FittedProbe, fit_probe
+from saesteer.probes.fitting import Parts, control_labels
 from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.probe import FILE_NAME, LinearProbe, ProbeSet
 from saesteer.probes.reading import (
@@ -30,21 +30,20 @@ from saesteer.probes.reading import (
     read_codes,
     read_layers,
 )
-from saesteer.probes.scores import Scores, control_labels, score
+from saesteer.probes.readout import check_record
 from saesteer.probes.sparse import (
-    SparseData,
-    SparseProbe,
     all_codes_probe,
+    code_vector,
+    feature_records,
     features_needed,
     k_sparse_probes,
     l1_probes,
-    rank_features,
+    widened,
 )
 from saesteer.report import Report
 from saesteer.saes.adapter import Sae, check_compatible
-from saesteer.saes.labels import PLACE_KEY, feature_url, known_descriptions, own_table
+from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.saes.loading import load_sae, resolve_sae
-from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.tracking import RecordedRun
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ModelError
@@ -142,51 +141,54 @@ class TrainProbes(Experiment[ProbeResults]):
         how: Any = {"prepend_bos": prepend_bos, "max_length": self.context}
         return encode_labelled(self.tokenizer, texts.texts, reading, **how)
 
+    @cached_property
+    def _parts(self) -> Parts:
+        plan, split = self.plan, self.plan.split
+        return Parts(
+            plan.used.labels,
+            split.groups,
+            split.train,
+            split.test,
+            plan.config.fit,
+            plan.config.seed,
+        )
+
     def _fit_layer(
         self, store: LayerStore, checks: LayerStore | None, site: Site
     ) -> tuple[LinearProbe, dict[str, Any]]:
         started = time.perf_counter()
-        plan, settings, seed = self.plan, self.plan.config.fit, self.plan.config.seed
-        labels, split = plan.used.labels, plan.split
+        plan, parts = self.plan, self._parts
         x = store.site(site)[plan.places]
-        train, groups = x[split.train], split.groups[split.train]
-        probe, fitted = LinearProbe.fit(
+        probe = LinearProbe.fit(
             site,
             plan.used.classes,
-            train,
-            labels[split.train],
-            groups,
-            settings,
+            x[parts.train],
+            parts.labels[parts.train],
+            parts.groups[parts.train],
+            parts.settings,
             residual_norm=store.residual_norm(site),
-            seed=seed,
+            seed=parts.seed,
         )
-        scores = self._scored(fitted, x[split.test], labels)
+        scores = parts.score(probe, x[parts.test])
         record: dict[str, Any] = {
             "site": str(site),
             "layer": site.layer,
-            "c": fitted.c,
-            "cv_loss": {f"{c:g}": loss for c, loss in fitted.cv_loss.items()},
-            "converged": fitted.converged,
-            **scores.as_dict(),
+            "c": probe.c,
+            "cv_loss": {f"{c:g}": loss for c, loss in probe.cv_loss.items()},
+            "converged": probe.converged,
+            **scores,
         }
-        if settings.control:
-            shuffled = control_labels(labels, seed)
-            given: Any = (train, shuffled[split.train], groups, settings)
-            control = self._scored(
-                fit_probe(*given, c=fitted.c, seed=seed), x[split.test], shuffled
-            )
-            values = scores.accuracy.value, control.accuracy.value
-            gap = None if None in values else values[0] - values[1]  # type: ignore[operator]
-            record |= {"control": control.as_dict(), "selectivity": gap}
+        if parts.settings.control:
+            shuffled = replace(parts, labels=control_labels(parts.labels, parts.seed))
+            control = shuffled.score(shuffled.fit(x, c=probe.c), x[parts.test])
+            gap = scores["accuracy"]["value"] - control["accuracy"]["value"]
+            record |= {"control": control, "selectivity": gap}
         if checks is not None and plan.checks is not None:
-            record["checks"] = check_record(plan.checks, fitted, checks.site(site))
+            found = probe.probabilities(checks.site(site)).argmax(axis=1)
+            predicted = [probe.classes[number] for number in found]
+            record["checks"] = check_record(plan.checks.texts, predicted)
         record["seconds"] = round(time.perf_counter() - started, 2)
         return probe, record
-
-    def _scored(self, probe: FittedProbe, x: np.ndarray, labels: np.ndarray) -> Scores:
-        test, config = self.plan.split.test, self.plan.config
-        how: Any = {"resamples": config.fit.resamples, "seed": config.seed}
-        return score(labels[test], probe.probabilities(x), self.plan.split.groups[test], **how)
 
     def _probe_set(
         self, probes: list[LinearProbe], fingerprint: str, best: int, sae: str | None = None
@@ -207,37 +209,46 @@ class TrainProbes(Experiment[ProbeResults]):
     def _on_codes(self, sae: Sae) -> tuple[ProbeSet, dict[str, Any]]:
         """Fit k-sparse, L1 and full probes on an SAE's codes, beside one on the residual stream."""
         plan = self.plan
-        config, settings, seed = plan.config, plan.config.fit, plan.config.seed
-        name = str(config.reading.sae)
+        name = str(plan.config.reading.sae)
         words = known_descriptions(sae, own_table(resolve_sae(name)), self.progress)
         check_compatible(self.model, sae)
         found = self._codes(sae)
         fingerprint = model_info(self.model).fingerprint
         self._write_inputs(fingerprint)
-        split, labels = plan.split, plan.used.labels
+        parts, sparse = self._parts, plan.config.sparse
         codes, residual = csr_matrix(found.codes[plan.places]), found.residual[plan.places]
-        data = SparseData(codes, labels, split.groups, split.train, split.test)
-        self.progress.say(f"Fitting sparse probes on {len(split.train):,} texts")
-        given: Any = (residual[split.train], labels[split.train], split.groups[split.train])
-        dense = fit_probe(*given, settings, seed=seed)
-        reference = self._scored(dense, residual[split.test], labels)
-        sparse = k_sparse_probes(data, config.sparse.k, settings, seed=seed)
-        l1 = l1_probes(data, config.sparse.l1_c, settings, seed=seed)
-        whole = all_codes_probe(data, ALL_CODES_C, settings, seed=seed)
-        for probe in sparse:
-            vector = self._code_vector(probe, sae, found.residual_norm, fingerprint, words)
-            if vector is not None:
-                vector.save(self.folder.path / f"sparse/k-{len(probe.features)}.safetensors")
-        probe = _whole_probe(whole, sae, data, plan.used.classes, found.residual_norm)
+        self.progress.say(f"Fitting sparse probes on {len(parts.train):,} texts")
+        reference = parts.score(parts.fit(residual), residual[parts.test])
+        strongest = k_sparse_probes(codes, parts, sparse.k)
+        l1 = l1_probes(codes, parts, sparse.l1_c)
+        whole = all_codes_probe(codes, parts, ALL_CODES_C)
+        norm, classes = found.residual_norm, plan.used.classes
+        for one in strongest:
+            if not np.any(one.last_direction):
+                continue
+            vector = code_vector(
+                one,
+                sae,
+                words,
+                model=plan.config.model.name,
+                model_fingerprint=fingerprint,
+                residual_norm=norm,
+                read_positions=plan.config.reading.positions,
+                name=f"{plan.config.name} {classes[0]} to {classes[-1]}",
+            )
+            vector.save(self.folder.path / f"sparse/k-{len(one.features)}.safetensors")
+        probe = widened(whole, codes, parts, sae, classes, norm)
         return self._probe_set([probe], fingerprint, sae.site.layer, sae.name), {
             "sae": name,
             "site": str(sae.site),
             "best": sae.site.layer,
             "layers": [],
-            "residual": reference.as_dict(),
-            "sparse": [probe.as_dict() for probe in [*sparse, *l1, whole]],
-            "needed": features_needed(sparse, reference.macro_f1.value or 0.0),
-            "features": self._features(data, sae, len(sparse[-1].features), words),
+            "residual": reference,
+            "sparse": [one.as_dict() for one in [*strongest, *l1, whole]],
+            "needed": features_needed(strongest, reference["macro_f1"]["value"] or 0.0),
+            "features": feature_records(
+                codes, parts, sae, classes, words, len(strongest[-1].features)
+            ),
             "model_fingerprint": fingerprint,
         }
 
@@ -253,65 +264,6 @@ class TrainProbes(Experiment[ProbeResults]):
         cache, store = Cache(self.plan.store.parent), self.plan.store.name
         # A name such as release:id says nothing of the weights behind it.
         return TextCodes.of_arrays(cache.once("codes", store, sae.fingerprint, compute=compute))
-
-    def _code_vector(
-        self,
-        probe: SparseProbe,
-        sae: Sae,
-        residual_norm: float,
-        fingerprint: str,
-        descriptions: Mapping[int, str],
-    ) -> SteeringVector | None:
-        """Return what a sparse probe's weights amount to in the residual stream: W_dec' w."""
-        rows = probe.weight
-        weights = rows[0] if len(rows) == 1 else rows[-1] - rows[0]
-        if not np.any(weights):
-            return None
-        decoder = sae.decoder[probe.features].float().cpu()
-        features = tuple(
-            SteeredFeature(int(i), float(w), None, descriptions.get(int(i)))
-            for i, w in zip(probe.features, weights, strict=True)
-            if w
-        )
-        config, classes = self.plan.config, self.plan.used.classes
-        return SteeringVector.from_raw(
-            torch.from_numpy(weights.astype(np.float32)) @ decoder,
-            site=sae.write_site,
-            model=config.model.name,
-            model_fingerprint=fingerprint,
-            sae=sae.name,
-            sae_fingerprint=sae.fingerprint,
-            residual_norm=residual_norm,
-            features=features,
-            read_positions=config.reading.positions,
-            method="k_sparse_probe",
-            name=f"{config.name} {classes[0]} to {classes[-1]}, {len(features)} features",
-            provenance={PLACE_KEY: sae.neuronpedia_id},
-        )
-
-    def _features(
-        self, data: SparseData, sae: Sae, count: int, descriptions: Mapping[int, str]
-    ) -> list[dict[str, Any]]:
-        """Return the strongest features with where they fire and what they stand for."""
-        train, labels = csr_matrix(data.codes[data.train]), data.labels[data.train]
-        order, f = rank_features(train, labels)
-        records = []
-        for index, strength in zip(order[:count].tolist(), f.tolist(), strict=False):
-            means = {
-                name: float(train[labels == number][:, index].mean())
-                for number, name in enumerate(self.plan.used.classes)
-            }
-            records.append(
-                {
-                    "feature": index,
-                    "f": float(strength),
-                    "class": max(means, key=lambda name: means[name]),
-                    "means": means,
-                    "description": descriptions.get(index),
-                    "url": feature_url(sae.neuronpedia_id, index),
-                }
-            )
-        return records
 
     def _write_inputs(self, fingerprint: str, **more: str) -> None:
         plan = self.plan
@@ -350,7 +302,7 @@ class TrainProbes(Experiment[ProbeResults]):
         judge = None
         if self.folder.has(JUDGE):
             kept = load_text_classifier(self.folder.path / JUDGE)
-            judge = {"n_train": kept.n_train, **kept.scores.as_dict()}
+            judge = {"n_train": kept.n_train, **kept.scores}
         return {
             "name": plan.config.name,
             "model": plan.config.model.name,
@@ -401,29 +353,6 @@ class TrainProbes(Experiment[ProbeResults]):
             if results.metrics.get(name):
                 record.table(name, results.metrics[name])
         record.artifact("probes", self.folder.path / FILE_NAME, "probes")
-
-
-def check_record(checks: LabelledSet, fitted: FittedProbe, x: np.ndarray) -> dict[str, Any]:
-    """Return how a probe does on the plain cases, with those that it misses."""
-    found = fitted.probabilities(x).argmax(axis=1)
-    right = found == checks.labels
-    misses = [
-        {"text": t.text, "label": t.label, "predicted": checks.classes[int(p)]}
-        for t, p, ok in zip(checks.texts, found, right, strict=True)
-        if not ok
-    ]
-    return {"n": len(right), "right": int(right.sum()), "misses": misses}
-
-
-def _whole_probe(
-    whole: SparseProbe, sae: Sae, data: SparseData, classes: tuple[str, ...], residual_norm: float
-) -> LinearProbe:
-    weight = np.zeros((len(whole.weight), sae.d_sae), dtype=np.float32)
-    weight[:, whole.features] = whole.weight
-    labels, train = data.labels[data.train], data.codes[data.train]
-    means = [np.asarray(train[labels == c].mean(axis=0)) for c in range(len(classes))]
-    joined = np.concatenate(means).astype(np.float32)
-    return LinearProbe(sae.site, classes, weight, whole.bias, joined, residual_norm, whole.c)
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

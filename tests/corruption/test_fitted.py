@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from saesteer.corruption.apply import corrupted, token_positions
-from saesteer.corruption.linear_map import LeastSquares, fit_linear_maps
+from saesteer.corruption.fitted import Moments, fit_linear_maps, reference_texts, text_rows
 from saesteer.corruption.program import LinearSpan, parse_program
-from saesteer.corruption.reference import reference_texts, text_rows
 from saesteer.models import plain_model
 from saesteer.models.blocks import Call
 from saesteer.models.compat import cache_argument, find_cache
@@ -60,7 +59,7 @@ def test_the_map_and_its_r2_are_those_of_numpy(tiny_llama, hf_model):
 def test_too_few_tokens_give_the_least_norm_answer_of_lstsq():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(7, 16)), rng.normal(size=(7, 16))
-    fit = LeastSquares(16)
+    fit = Moments(16)
     fit.add(x[:3], y[:3])
     fit.add(x[3:], y[3:])
     weight, bias = fit.solve()
@@ -69,8 +68,8 @@ def test_too_few_tokens_give_the_least_norm_answer_of_lstsq():
     np.testing.assert_allclose(x @ weight + bias, y, atol=1e-8)
 
 
-def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block_loop, some_ids):
-    model, ids = tiny_model(arch), some_ids()
+def test_a_map_runs_in_the_place_of_its_layers(tiny_llama, hf_model, block_loop, some_ids):
+    model, ids = tiny_llama, some_ids()
     rows = text_rows(model, reference_texts("bundled", limit=20))
     spans = [LinearSpan(0, 1), LinearSpan(1, 1), LinearSpan(0, 2)]
     maps = fit_linear_maps(model, spans, rows)
@@ -83,7 +82,7 @@ def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block
         "keep 2 then linear 1": [0, maps[spans[1]]],
     }
     for text, order in cases.items():
-        wanted = block_loop(hf_model(arch), ids, order)
+        wanted = block_loop(hf_model("llama"), ids, order)
         with corrupted(model, parse_program(text, 3), maps=maps), torch.no_grad():
             bridged, plain = model(ids), plain_model(model)(ids).logits
             cached = plain_model(model)(ids[:, :12], use_cache=True)
@@ -94,22 +93,22 @@ def test_a_map_runs_in_the_place_of_its_layers(arch, tiny_model, hf_model, block
         torch.testing.assert_close(rest, wanted[:, 12:], atol=5e-5, rtol=1e-3)
 
 
-def test_a_model_that_is_linear_there_is_explained_wholly():
+def test_what_is_linear_is_explained_wholly():
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(200, 8))
-    truth = rng.normal(size=(8, 8))
-    fit = LeastSquares(8)
+    x, truth = rng.normal(size=(200, 8)), rng.normal(size=(8, 8))
+    fit = Moments(8)
     fit.add(x, x @ truth + 3)
     weight, bias = fit.solve()
     np.testing.assert_allclose(weight, truth, atol=1e-9)
     np.testing.assert_allclose(bias, 3, atol=1e-9)
+    assert fit.explained(weight, bias)[0] == pytest.approx(1)
 
 
 def test_nothing_to_fit_on_is_one_sentence(tiny_llama):
     with pytest.raises(DataError, match="fitted on 0 texts"):
         fit_linear_maps(tiny_llama, [SPAN], [])
     with pytest.raises(DataError, match="no token to be fitted on"):
-        LeastSquares(4).solve()
+        Moments(4).solve()
 
 
 def test_without_held_out_texts_there_is_no_r2(tiny_llama):
