@@ -21,57 +21,49 @@ LEAST_PAIRS = 0.5
 
 @dataclass(frozen=True)
 class SiteEvidence:
-    """What speaks for steering at one site.
+    """What speaks for steering at one site."""
 
-    Attributes:
-        site: Such as "blocks.12.hook_resid_pre".
-        layer: Its block.
-        place: The tokens patched there, by name.
-        effect: Share of the behaviour that the patch carries (positive in both modes).
-        low: Lower end of its 95% interval over prompts.
-        high: Upper end.
-        n: Pairs that have the tokens in both prompts.
-        headroom: Share of the blocks that would still work on what is written there: those above
-            the answer position, those below the prompt's words.
-        score: effect x headroom, by which sites are ranked.
-        attribution: The share that attribution patching gives the same cell; None if not run.
-        agrees: Whether attribution has the same sign and at least half of the effect.
-    """
-
+    # Such as "blocks.12.hook_resid_pre".
     site: str
     layer: int
+    # The tokens patched there, by name.
     place: str
+    # Share of the behaviour that the patch carries (positive in both modes), with its 95% interval
+    # over prompts.
     effect: float
     low: float | None
     high: float | None
+    # Pairs that have the tokens in both prompts.
     n: int
+    # Share of the blocks that would still work on what is written there: those above the answer
+    # position, those below the prompt's words.
     headroom: float
+    # effect x headroom, by which sites are ranked.
     score: float
+    # The share that attribution patching gives the same cell, if it was run, and whether it has the
+    # same sign and at least half of the effect.
     attribution: float | None = None
     agrees: bool | None = None
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The site to steer, or why none can be named.
+    """The site to steer, or why none can be named."""
 
-    Attributes:
-        best: The first of the rank; None where nothing speaks for any site.
-        positions: Where to write there, as steering vectors name it.
-        ranked: The best sites, best first, the best of each place among them.
-        handover: The first layer at which the answer position carries more than the prompt's
-            words; None where it never does.
-        sae: The SAE's own site with its evidence at its best place, if an SAE was named.
-        sae_rank: Where that stands among all layers of its place, from 1.
-        sentences: What to say about it, one fact each.
-    """
-
+    # The first of the rank; None where nothing speaks for any site.
     best: SiteEvidence | None
+    # Where to write there, as steering vectors name it.
     positions: str | None
+    # The best sites, best first, the best of each place among them.
     ranked: tuple[SiteEvidence, ...]
+    # The first layer at which the answer position carries more than the prompt's words; None where
+    # it never does.
     handover: int | None
+    # The SAE's own site with its evidence at its best place, if an SAE was named, and where that
+    # stands among all layers of its place, from 1.
     sae: SiteEvidence | None
     sae_rank: int | None
+    # What to say about it, one fact each.
     sentences: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:

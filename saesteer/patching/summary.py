@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saesteer.evaluation.statistics import LEVEL
-from saesteer.patching.batch import Mode, PairBatch
+from saesteer.patching.batch import REVERSED, Mode, PairBatch, direction_of
 from saesteer.patching.result import PatchResult
 
 Scale = Literal["share", "change"]
@@ -23,26 +23,18 @@ FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER = (
     "other words",
 )
 RESAMPLES = 2000
-REVERSED = " reversed"
 PLACES = (FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER)
 
 
-@dataclass(frozen=True)
-class Effects:
-    """A patch's effect on all prompts together.
+class Effects(NamedTuple):
+    """A patch's effect on all prompts together, cell by cell."""
 
-    Attributes:
-        scale: "share" of the gap between clean and corrupted runs, or the metric's "change".
-        value: The effect of every cell, [*dims]; NaN where no pair has the cell.
-        low: Lower end of its 95% bootstrap interval over pairs.
-        high: Upper end.
-        n: How many pairs have the cell.
-    """
-
-    scale: Scale
+    # NaN where no pair has the cell.
     value: Float[np.ndarray, " *cells"]
+    # Its 95% bootstrap interval over pairs.
     low: Float[np.ndarray, " *cells"]
     high: Float[np.ndarray, " *cells"]
+    # How many pairs have the cell.
     n: Float[np.ndarray, " *cells"]
 
 
@@ -64,12 +56,23 @@ def sample_means(
     return np.stack([values[drawn == number].mean(axis=0) for number in np.unique(drawn)])
 
 
+def mean_interval(
+    values: Float[np.ndarray, "sample ..."], *, seed: int = 0
+) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...], Float[np.ndarray, ...]]:
+    """Return the mean over samples with the ends of its 95% bootstrap interval; NaN for one."""
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    drawn = _draws(np.arange(len(values)), RESAMPLES, seed) @ values / len(values)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return mean, low, high
+
+
 def has_gap(
     clean: Float[np.ndarray, " pair"],
     corrupted: Float[np.ndarray, " pair"],
     names: Sequence[str],
     *,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> bool:
     """Return whether clean prompts score above corrupted ones beyond what chance would do.
@@ -78,10 +81,9 @@ def has_gap(
     """
     gaps = sample_means(clean - corrupted, names) if len(clean) else clean
     gaps = gaps[np.isfinite(gaps)]
-    if not len(gaps):
-        return False
-    counts = _draws(np.arange(len(gaps)), resamples, seed)
-    return bool(np.quantile(counts @ gaps / len(gaps), (1 - LEVEL) / 2) > 0)
+    if len(gaps) < 2:
+        return bool(len(gaps) and gaps[0] > 0)
+    return bool(mean_interval(gaps, seed=seed)[1] > 0)
 
 
 def effects(
@@ -101,7 +103,7 @@ def effects(
     """
     shape = result.values.shape[1:]
     pairs = len(result.values)
-    change = (result.values - result.origin).reshape(pairs, -1)
+    change = result.change.reshape(pairs, -1)
     there: Bool[np.ndarray, "pair cell"] = np.isfinite(change)
     change = np.where(there, change, 0.0)
     gap = np.where(there, (result.clean - result.corrupted)[:, None], 0.0)
@@ -124,7 +126,21 @@ def effects(
                 ends = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
                 low[part][known], high[part][known] = ends
     n = there.sum(axis=0).astype(float)
-    return Effects(scale, *(part.reshape(shape) for part in (value, low, high, n)))
+    return Effects(*(part.reshape(shape) for part in (value, low, high, n)))
+
+
+def strongest_cells(
+    result: PatchResult, scale: Scale, most: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return the cells of the largest |effect|, as records with labels and interval."""
+    value, low, high, _ = effects(result, scale, resamples=resamples, seed=seed)
+    rows: list[dict[str, Any]] = []
+    for place in np.argsort(-np.nan_to_num(np.abs(value.ravel())), kind="stable")[:most]:
+        at = np.unravel_index(place, value.shape)
+        labels = {dim: result.coords[dim][int(i)] for dim, i in zip(result.dims, at, strict=True)}
+        ends = {"effect": float(value[at]), "low": float(low[at]), "high": float(high[at])}
+        rows.append({**labels, **ends})
+    return rows
 
 
 def _draws(
@@ -147,37 +163,20 @@ def token_groups(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
     Prompts of different lengths and frames have their words in different columns; the names say
     what is comparable. Pairs with roles have their roles; the others the equal beginning, the
     words that differ, the equal end, and the answer position.
-
-    Args:
-        batch: The pairs.
-        mode: Denoising patches into the corrupted prompt, noising into the clean one.
-
-    Returns:
-        For each pair a name for each column, "" at padding.
+    Padding has the name "".
     """
-    to_clean = batch.to_clean.cpu().numpy()
+    direction = direction_of(batch, mode)
+    masks, counterparts = direction.mask.cpu().numpy(), direction.to_source.cpu().numpy()
+    words = batch.corrupted_words, batch.clean_words
+    own, theirs = words if mode == "denoising" else words[::-1]
     with_roles = all(pair.roles for pair in batch.pairs)
     names = []
-    for row, pair in enumerate(batch.pairs):
-        clean_real = batch.clean_mask[row].cpu().numpy()
-        to_corrupted = np.full(batch.width, -1)
-        known = np.flatnonzero(to_clean[row] >= 0)
-        to_corrupted[to_clean[row][known]] = known
-        if mode == "denoising":
-            real, other = batch.corrupted_mask[row].cpu().numpy(), to_clean[row]
-            own, theirs = batch.corrupted_words[row], batch.clean_words[row]
-        else:
-            real, other = clean_real, to_corrupted
-            own, theirs = batch.clean_words[row], batch.corrupted_words[row]
+    for row, (real, other) in enumerate(zip(masks, counterparts, strict=True)):
         if with_roles:
-            start = int(np.argmax(clean_real))
-            at = {start + position: role for role, position in pair.roles.items()}
+            at = {batch.role_column(row, role): role for role in batch.pairs[row].roles}
             here = _roles(real, other if mode == "denoising" else np.arange(batch.width), at)
         else:
-            same = [
-                bool(real[c]) and other[c] >= 0 and own[c] == theirs[other[c]]
-                for c in range(batch.width)
-            ]
+            same = [at >= 0 and own[row][c] == theirs[row][at] for c, at in enumerate(other)]
             here = _sections(real, same)
         names.append(tuple(here))
     return tuple(names)
@@ -219,15 +218,12 @@ def _sections(real: Bool[np.ndarray, " pos"], same: Sequence[bool]) -> list[str]
 def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult:
     """Sum the changes of each pair's positions of one name; the axis "position" becomes "place".
 
-    The sum is to first order what patching these positions together would do.
-
-    Args:
-        result: A result with the axis "position".
-        names: From `token_groups`.
+    The sum is to first order what patching these positions together would do; `names` are those of
+    `token_groups`.
     """
     axis = 1 + result.dims.index("position")
     columns = result.coords["position"]
-    change = np.moveaxis(result.values - result.origin, axis, 1)
+    change = np.moveaxis(result.change, axis, 1)
     labels = np.array([[row[int(column)] for column in columns] for row in names])
     places = _in_order(labels)
     summed = np.full((len(change), len(places), *change.shape[2:]), np.nan)
@@ -237,11 +233,9 @@ def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult
         total = np.where(there, change, 0.0).sum(axis=1)
         summed[:, number] = np.where(there.any(axis=1), total, np.nan)
     values = np.moveaxis(summed, 1, axis) + result.origin
-    dims = tuple("place" if dim == "position" else dim for dim in result.dims)
-    coords = {dim: result.coords[dim] for dim in result.dims if dim != "position"}
-    return replace(
-        result, dims=dims, coords={**coords, "place": tuple(places)}, values=values, tokens=()
-    )
+    named = {"position": ("place", tuple(places))}
+    coords = dict(named.get(dim, (dim, labels)) for dim, labels in result.coords.items())
+    return replace(result, coords=coords, values=values, tokens=())
 
 
 def _in_order(labels: np.ndarray) -> list[str]:

@@ -448,7 +448,6 @@ def _result(
         component="z",
         mode="denoising",
         metric="logit_difference",
-        dims=("layer", "head"),
         coords={"layer": layers, "head": heads},
         values=values,
         clean=CLEAN,
@@ -517,7 +516,8 @@ def test_attribution_ranks_cells_as_activation_patching_does(bundled_gguf):
     assert found["z"].rank_correlation > 0.8
     assert found["z"].overlap >= 0.7
     # What one step along the gradient misses: names in the first layers, far from the answer.
-    assert found["resid_pre"].worst(1)["layer"][0] < 8
+    table = found["resid_pre"].frame()
+    assert table.loc[table["difference"].abs().idxmax(), "layer"] < 8
 
 
 def test_pairs_that_do_not_fit_at_once_give_the_same(tiny_llama, mirror_sae):

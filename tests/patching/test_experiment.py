@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.experiment import plan_patch
 from saesteer.experiments.patch.results import Job, PatchResults, jobs
 from saesteer.experiments.patch.settings import PatchConfig
@@ -212,10 +213,8 @@ def test_tables_are_labelled_and_hold_what_the_results_hold(everything):
 
 
 def test_a_run_that_was_cut_off_does_only_what_is_missing(settings, monkeypatch):
-    import saesteer.patching.patcher as engine
-
     chosen = settings(components=["resid_pre", "z"], attention=None, lens=None)
-    whole, done = engine.activation_patching, []
+    whole, done = stages.activation_patching, []
 
     def cut(model, batch, component, *args, **kwargs):
         if component == "z" and not done:
@@ -223,7 +222,7 @@ def test_a_run_that_was_cut_off_does_only_what_is_missing(settings, monkeypatch)
         done.append(component)
         return whole(model, batch, component, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "activation_patching", cut)
+    monkeypatch.setattr(stages, "activation_patching", cut)
     with pytest.raises(KeyboardInterrupt):
         patched({**chosen, "components": ["z", "resid_pre"]})
     (folder,) = Path(chosen["folder"]).glob("tiny-*")

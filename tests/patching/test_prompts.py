@@ -13,7 +13,7 @@ import torch
 from saesteer.patching import eight_ioi_pairs, generate_ioi
 from saesteer.patching.answers import task_answers
 from saesteer.patching.batch import encode_pairs
-from saesteer.patching.metrics import METRIC_NAMES, MetricRows, metric_named
+from saesteer.patching.metrics import METRICS, MetricRows, metric_named
 from saesteer.patching.pairs import PromptPair, bundled_prompt_sets, load_prompt_pairs
 from saesteer.utils.errors import ConfigError, DataError
 
@@ -116,10 +116,10 @@ def test_the_leading_space_is_what_makes_one_token(tiny_llama, answer, wrong, be
         ({"clean": "half \ud83d"}, "lone surrogate"),
         ({"clean": "the " * 300}, "more than the model's context of 192"),
         ({"roles": {"S2": 40}}, "role 'S2' is position 40, and the clean prompt has"),
-        ({"roles": {"S2": -1}}, "role 'S2' is -1, not a token position"),
+        ({"roles": {"S2": -1}}, "roles are .*-1.*, not names of token positions"),
         ({"alignment": ((1, 90),)}, "corrupted position 90, and that prompt has"),
         ({"alignment": ((1, 2), (1, 3))}, "clean position 1 twice"),
-        ({"alignment": ((1, True),)}, "no pair of token positions"),
+        ({"alignment": ((1, True),)}, "not pairs of token positions"),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_named_with_its_way_out(tiny_llama, change, sentence):
@@ -186,11 +186,11 @@ def test_python_values_are_checked_as_a_file_is():
     [
         ({"clean": None}, "'clean' is missing"),
         ({"clean": "The sky is"}, "'clean' is 'The sky is'; write it as"),
-        ({"clean": {"question": "x"}}, "'answer' of clean is missing"),
-        ({"clean": {"question": "x", "answer": float("nan")}}, "'answer' of clean is nan"),
+        ({"clean": {"question": "x"}}, "clean: the field 'answer' is missing"),
+        ({"clean": {"question": "x", "answer": float("nan")}}, "clean: .*'answer' is nan"),
         ({"clena": 1}, "unknown field 'clena'"),
         ({"name": 3}, "'name' is 3, not text"),
-        ({"alignment": "12"}, "'alignment' is '12'"),
+        ({"alignment": "12"}, "alignment is '12'"),
     ],
 )
 def test_a_bad_record_is_named_by_line_and_number(tmp_path, change, sentence):
@@ -371,7 +371,7 @@ def test_kl_is_zero_where_nothing_changed_and_counts_from_clean(logits, rows):
     assert found[0] == pytest.approx(0.0, abs=1e-7) and found[1] > 0.1
 
 
-@pytest.mark.parametrize("name", METRIC_NAMES)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_metric_has_a_gradient(logits, rows, name):
     leaf = logits.clone().requires_grad_()
     metric_named(name).score(leaf, rows).sum().backward()

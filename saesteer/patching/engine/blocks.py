@@ -26,7 +26,7 @@ from saesteer.models.loading import plain_model
 from saesteer.models.unembed import Unembedding
 from saesteer.patching.batch import Direction
 from saesteer.patching.engine.attention import EnoughError, KVWindow, windows_allowed
-from saesteer.patching.engine.memory import out_of_memory
+from saesteer.patching.engine.rows import out_of_memory
 from saesteer.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -35,22 +35,24 @@ if TYPE_CHECKING:
 Hidden = Float[Tensor, "row pos d_model"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """An unpatched run, block by block; what is not kept is empty."""
 
+    # Prompts and columns.
+    shape: tuple[int, int]
     # For every block the further arguments that the model calls it with: masks and positions of
     # whole prompts.
-    calls: tuple[Call, ...]
-    # The last block's output at the last column.
+    calls: list[Call]
+    # What leaves the last block at the last column.
     last: Float[Tensor, "pair d_model"]
     # What enters every block, and what leaves the last.
-    residual: tuple[Float[Tensor, "pair pos d_model"], ...] = ()
+    residual: list[Float[Tensor, "pair pos d_model"]] = field(default_factory=list)
     # Every block's keys, positions applied, and values.
-    keys: tuple[Float[Tensor, "pair head pos d_head"], ...] = ()
-    values: tuple[Float[Tensor, "pair head pos d_head"], ...] = ()
+    keys: list[Float[Tensor, "pair head pos d_head"]] = field(default_factory=list)
+    values: list[Float[Tensor, "pair head pos d_head"]] = field(default_factory=list)
     # Components by name and layer.
-    parts: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def past(self, layer: int, pair: Int[Tensor, " row"], first: int) -> tuple[Tensor, Tensor]:
         """Return keys and values of the columns before one."""
@@ -87,40 +89,39 @@ class BlockRunner:
         """
         hidden, calls = self._open(ids, mask)
         pair = torch.arange(len(ids), device=hidden.device)
-        residual, keys, values = [hidden], [], []
+        run = Run((len(ids), ids.shape[1]), calls, hidden, [hidden] if keep else [])
         asked = dict(parts or {})
         targets = {key: target for key, target in asked.items() if target is not None}
-        patterns: dict[tuple[str, int], Tensor] = {}
-        shape = (len(ids), ids.shape[1])
         with keeping(targets, keep=Tensor.clone) as kept:
             for layer in range(len(self.blocks)):
                 names = [key for key, one in asked.items() if one is None and key[1] == layer]
                 window = KVWindow(keep=keep, keep_pattern=bool(names))
-                hidden = self._block(layer, hidden, calls, shape, pair, 0, window)
-                patterns |= dict.fromkeys(names, window.kept[-1]) if names else {}
+                hidden = self.block(layer, hidden, run, pair, 0, window)
+                run.parts |= dict.fromkeys(names, window.kept[-1]) if names else {}
                 if keep:
-                    residual.append(hidden)
-                    keys.append(window.kept[0])
-                    values.append(window.kept[1])
-        last = hidden[:, -1].clone()
-        streams = tuple(residual) if keep else ()
-        return Run(calls, last, streams, tuple(keys), tuple(values), kept | patterns)
+                    run.residual.append(hidden)
+                    run.keys.append(window.kept[0])
+                    run.values.append(window.kept[1])
+        run.parts |= kept
+        run.last = hidden[:, -1].clone()
+        return run
 
     def block(
         self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int, window: KVWindow
     ) -> Hidden:
-        """Run one block on columns from `first` on.
+        """Run one block on a window of columns from `first` on.
 
         Args:
             layer: The block's number.
             hidden: What it gets: the window's columns alone.
-            run: The kept run of the prompts that the rows come from.
+            run: The run of the prompts that the rows come from.
             pair: Every row's prompt.
             first: The window's first column.
             window: What its attention needs to know.
         """
-        count, width, _ = run.residual[0].shape
-        return self._block(layer, hidden, run.calls, (count, width), pair, first, window)
+        span = (first, first + hidden.shape[1])
+        args, kwargs = (_cut(own, run.shape, pair, span) for own in run.calls[layer])
+        return first_of(self.blocks[layer](hidden, *args, **kwargs, saesteer_window=window))
 
     def keys_of(
         self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int
@@ -133,7 +134,7 @@ class BlockRunner:
             return window.kept[0], window.kept[1]
         raise ModelError("the model's attention does not take windows.")
 
-    def _open(self, ids: Tensor, mask: Tensor) -> tuple[Hidden, tuple[Call, ...]]:
+    def _open(self, ids: Tensor, mask: Tensor) -> tuple[Hidden, list[Call]]:
         """Let the model prepare prompts without running a block."""
         first: list[Tensor] = []
         calls: list[Call] = []
@@ -145,22 +146,7 @@ class BlockRunner:
 
         with stood_in(self._place, record):
             last_logits(self.model, ids, mask)
-        return first[0], tuple(calls)
-
-    def _block(
-        self,
-        layer: int,
-        hidden: Hidden,
-        calls: Sequence[Call],
-        shape: tuple[int, int],
-        pair: Tensor,
-        first: int,
-        window: KVWindow,
-    ) -> Hidden:
-        args, kwargs = calls[layer]
-        span = (first, first + hidden.shape[1])
-        args, kwargs = (_cut(own, shape, pair, span) for own in (args, kwargs))
-        return first_of(self.blocks[layer](hidden, *args, **kwargs, saesteer_window=window))
+        return first[0], calls
 
 
 def _cut(value: Any, shape: tuple[int, int], pair: Tensor, span: tuple[int, int]) -> Any:
