@@ -16,8 +16,7 @@ from saesteer.models.hooks import SiteFunction, hooked
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.batch import Direction, Mode, PairBatch, direction_of
-from saesteer.patching.engine.attention import KVWindow
-from saesteer.patching.engine.blocks import BlockRunner, block_runner
+from saesteer.patching.engine.blocks import BlockRunner, KVWindow, block_runner
 from saesteer.patching.engine.engines import Scorer
 from saesteer.patching.engine.rows import Memory
 from saesteer.patching.metrics import Metric

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saesteer.patching.result import PatchResult
-from saesteer.patching.summary import Effects, Scale, effects, mean_interval, sample_means
+from saesteer.patching.summary import (
+    Agreement,
+    Effects,
+    Scale,
+    effects,
+    mean_interval,
+    sample_means,
+)
 from saesteer.report import plots
 from saesteer.report.layout import Figure
 from saesteer.report.plots import Series
@@ -17,8 +24,6 @@ from saesteer.report.plots import Series
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure as Drawing
-
-    from saesteer.patching.agreement import Agreement
 
 MOST_ROWS = 24
 LOGITS = "logit difference, right less wrong"

@@ -13,6 +13,7 @@ from saesteer.patching.metrics import metric_named
 from saesteer.patching.patcher import activation_patching, unpatched
 from saesteer.patching.target import BY_COLUMN, BY_HEAD
 from saesteer.utils.errors import ConfigError, DataError, SiteError
+from tests.conftest import ARCHITECTURES
 from tests.patching.engine_prompts import (
     EQUAL,
     UNEQUAL,
@@ -39,6 +40,12 @@ LENS_BY_POSITION = {
     "k": "get_act_patch_attn_head_k_by_pos",
     "pattern": "get_act_patch_attn_head_pattern_by_pos",
 }
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def arch(request) -> str:
+    """Run the test once for each architecture."""
+    return request.param
 
 
 def from_lens(model, batch, function: str) -> np.ndarray:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from saesteer.models import load_model, plain_model, wrap_model
-from saesteer.models.forward import last_logits_in_parts
+from saesteer.models import load_model, wrap_model
 from saesteer.models.unembed import linear_norm
 from saesteer.patching import eight_ioi_pairs, lens
 from saesteer.patching.answers import task_answers
@@ -46,12 +45,6 @@ def reference(batch, hf_model, arch):
             )
 
     return last(batch.clean, batch.clean_mask), last(batch.corrupted, batch.corrupted_mask)
-
-
-def test_padded_batches_give_the_logits_of_single_prompts(batch, reference, tiny_model, arch):
-    root = plain_model(tiny_model(arch))
-    found = last_logits_in_parts(root, batch.clean, batch.clean_mask)
-    torch.testing.assert_close(found, reference[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 4096])

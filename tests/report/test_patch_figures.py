@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.patching.agreement import agreement
-from saesteer.patching.summary import effects, strongest_cells
+from saesteer.patching.summary import agreement, effects, strongest_cells
 from saesteer.report.patch_figures import (
     MOST_ROWS,
     agreement_scatter,

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from saesteer.experiments.patch.results import DIRECT, LENS, TO, PatchResults
-from saesteer.patching.agreement import Agreement
 from saesteer.patching.result import PatchResult
 from saesteer.patching.suggest import RESIDUAL
+from saesteer.patching.summary import Agreement
 from saesteer.report import Figure
 from saesteer.report import patch_figures as made
 from saesteer.report.wording import listing

@@ -12,11 +12,18 @@ from saesteer.evaluation.statistics import item_interval
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import CONFIG, Results
 from saesteer.models.sites import Site
-from saesteer.patching.agreement import Agreement, agreement
 from saesteer.patching.batch import Mode
 from saesteer.patching.result import PatchResult
 from saesteer.patching.suggest import RESIDUAL, Suggestion, suggest_site
-from saesteer.patching.summary import Scale, by_place, has_gap, sample_means, strongest_cells
+from saesteer.patching.summary import (
+    Agreement,
+    Scale,
+    agreement,
+    by_place,
+    has_gap,
+    sample_means,
+    strongest_cells,
+)
 from saesteer.utils.errors import ConfigError, OutputError
 from saesteer.utils.settings import parse_config
 

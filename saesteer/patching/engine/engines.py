@@ -20,8 +20,7 @@ from saesteer.models.hooks import HookTarget, hooked, keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import bridge_target, check_site, resolve_target
 from saesteer.patching.batch import Direction
-from saesteer.patching.engine.attention import KVWindow
-from saesteer.patching.engine.blocks import BlockRunner, Hidden
+from saesteer.patching.engine.blocks import BlockRunner, Hidden, KVWindow
 from saesteer.patching.engine.patches import make_patch
 from saesteer.patching.engine.rows import Rows, Touched
 from saesteer.patching.metrics import Metric, scores
