@@ -16,7 +16,7 @@ from saesteer.models.forward import last_logits_in_parts
 from saesteer.models.loading import model_info, plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.attribution import attribution_patching
-from saesteer.patching.batch import Mode, PairBatch, direction_of, encode_pairs
+from saesteer.patching.batch import Direction, Mode, PairBatch, direction_of, encode_pairs
 from saesteer.patching.engine.blocks import block_runner
 from saesteer.patching.engine.engines import Ends, Engine, FastEngine, PlainEngine, runs_in_blocks
 from saesteer.patching.engine.rows import Memory, plan_rows, run_chunks
@@ -159,7 +159,9 @@ def activation_patching(
     memory = Memory(model, batch.width, memory_gb)
     progress = progress or Progress()
 
-    def patched(engine: Engine, group: slice) -> tuple[np.ndarray, Ends, Sequence[int | str]]:
+    def patched(
+        engine: Engine, direction: Direction
+    ) -> tuple[np.ndarray, Ends, Sequence[int | str]]:
         """Return the numbers of one group of pairs, its ends, and the labels of the cells."""
         labels, chosen = engine.patch.labels, np.arange(len(engine.patch.labels))
         if target.heads is not None:
@@ -170,11 +172,11 @@ def activation_patching(
         values = np.broadcast_to(start.reshape(-1, *[1] * (len(shape) - 1)), shape).copy()
         if columns is not None:
             # NaN where the prompt has no such position, or the other prompt none for it.
-            without = ~direction_of(batch, mode, group).allowed.cpu().numpy()[:, columns]
+            without = ~direction.allowed.cpu().numpy()[:, columns]
             values[np.broadcast_to(without[:, None, None], values.shape)] = np.nan
         alive = engine.patch.alive
         rows = plan_rows(shape, np.asarray(target.layers), chosen, columns, alive)
-        key = _rows_key(model, batch, group, target, metric, mode, labels)
+        key = _rows_key(model, direction, target, metric, labels)
         with progress.task(f"patching {component}", len(rows), "rows") as task:
             for chunk, numbers in run_chunks(
                 rows, memory.rows, engine, key=key, store=store, task=task
@@ -186,7 +188,8 @@ def activation_patching(
     whole = direction_of(batch, mode, device=device)
     blocks = block_runner(model, whole) if runs_in_blocks(model, target) else nullcontext()
     each = memory.pairs(target)
-    groups = [slice(start, start + each) for start in range(0, len(batch), each)]
+    starts = range(0, len(batch), each)
+    groups = [direction_of(batch, mode, slice(at, at + each), device) for at in starts]
     with torch.inference_mode(), blocks as runner:
         if runner is None:
             progress.say(
@@ -194,8 +197,7 @@ def activation_patching(
                 "prompt is a whole pass; this is slower."
             )
 
-        def engine_of(group: slice) -> Engine:
-            direction = direction_of(batch, mode, group, device)
+        def engine_of(direction: Direction) -> Engine:
             if runner is None:
                 return PlainEngine(model, direction, target, metric)
             return FastEngine(model, runner, direction, target, metric)
@@ -234,30 +236,21 @@ def unpatched(
 
 def _rows_key(
     model: TransformerBridge,
-    batch: PairBatch,
-    group: slice,
+    direction: Direction,
     target: Target,
     metric: Metric,
-    mode: Mode,
     labels: Sequence[int | str],
 ) -> str:
     """Return a hash of all that the rows' numbers depend on beside the rows."""
-    tensors = (
-        batch.clean,
-        batch.corrupted,
-        batch.clean_mask,
-        batch.corrupted_mask,
-        batch.to_clean,
-        batch.right,
-        batch.wrong,
-    )
+    tensors = (direction.ids, direction.mask, direction.source_ids, direction.source_mask)
+    tensors += (direction.to_source, direction.answers)
     clusters = [(name, list(map(int, own))) for name, own in (target.clusters or {}).items()]
     return content_key(
         model_info(model).fingerprint,
         str(plain_model(model).dtype),
-        [tensor[group].cpu().numpy() for tensor in tensors],
+        [tensor.cpu().numpy() for tensor in tensors],
         metric.name,
-        mode,
+        direction.mode,
         target.component,
         "" if target.sae is None else [target.sae.fingerprint, list(labels), clusters],
     )

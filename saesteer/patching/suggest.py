@@ -11,7 +11,6 @@ import numpy as np
 from saesteer.models.sites import Site
 from saesteer.patching.result import PatchResult
 from saesteer.patching.summary import ANSWER, PLACES, Effects, effects
-from saesteer.utils.errors import DataError
 
 RESIDUAL = ("resid_pre", "resid_post", "resid_mid")
 MOST = 8
@@ -44,6 +43,18 @@ class SiteEvidence:
     # same sign and at least half of the effect.
     attribution: float | None = None
     agrees: bool | None = None
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return self.place if self.place in PLACES else f"token {self.place}"
+
+    @property
+    def share(self) -> str:
+        """The effect in words."""
+        if self.low is None or self.high is None:
+            return f"{self.effect:.2f}"
+        return f"{self.effect:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -91,15 +102,7 @@ def suggest_site(
         attribution: The same cells by attribution patching.
         sae_site: The site of an SAE to steer with.
         seed: Seeds the bootstrap over pairs.
-
-    Raises:
-        DataError: The result is not of the residual stream by layer and place.
     """
-    if activation.component not in RESIDUAL or activation.dims != ("layer", "place"):
-        raise DataError(
-            f"a site is suggested from the residual stream by layer and place, not from "
-            f"{activation.component} by {' and '.join(activation.dims)}; patch resid_pre."
-        )
     found = effects(activation, "share", seed=seed)
     other = None
     if attribution is not None and attribution.coords == activation.coords:
@@ -119,11 +122,11 @@ def suggest_site(
         positions = "from_last_prompt_token" if best.place == ANSWER else "all"
     method = "" if attribution is None else attribution.method
     sentences = _sentences(ranked, method, handover, sae, rank, sae_site)
-    rare = {cell.place: cell.n for cell in every if cell not in cells}
-    for place, n in rare.items():
+    rare = {cell.where: cell.n for cell in every if cell not in cells}
+    for where, n in rare.items():
         sentences += (
-            f"Only {n} of {pairs} pairs have counterparts on the {_spoken(place)}, so nothing is "
-            "said of it.",
+            f"Only {n} of {pairs} pairs have counterparts on the {where}, so nothing is said of "
+            "it.",
         )
     return Suggestion(best, positions, ranked, handover, sae, rank, sentences)
 
@@ -228,21 +231,19 @@ def _sentences(
         )
     best = ranked[0]
     said = [
-        f"Steer at {best.site}, on the {_spoken(best.place)}: patching it carries "
-        f"{_share(best)} of the gap between clean and corrupted prompts."
+        f"Steer at {best.site}, on the {best.where}: patching it carries {best.share} of the gap "
+        "between clean and corrupted prompts."
     ]
     if best.agrees is not None and best.attribution is not None:
         verdict = "at least" if best.agrees else "less than"
-        name = {"attribution": "Attribution patching"}.get(method, "Attribution")
-        by = " by integrated gradients" if method == "integrated_gradients" else ""
-        said.append(
-            f"{name}{by} gives the same cell {best.attribution:.2f}, {verdict} half of that."
-        )
+        exact = method == "integrated_gradients"
+        name = "Attribution by integrated gradients" if exact else "Attribution patching"
+        said.append(f"{name} gives the same cell {best.attribution:.2f}, {verdict} half of that.")
     rival = next((cell for cell in ranked if cell.place != best.place), None)
     if rival is not None:
         said.append(
-            f"Elsewhere, on the {_spoken(rival.place)}, the best is {rival.site}, which carries "
-            f"{_share(rival)}."
+            f"Elsewhere, on the {rival.where}, the best is {rival.site}, which carries "
+            f"{rival.share}."
         )
     if handover is not None:
         said.append(
@@ -256,17 +257,7 @@ def _sentences(
         )
     elif sae is not None:
         said.append(
-            f"The SAE's site {sae_site} is rank {rank} of the layers at the {_spoken(sae.place)}: "
-            f"it carries {_share(sae)}."
+            f"The SAE's site {sae_site} is rank {rank} of the layers at the {sae.where}: it "
+            f"carries {sae.share}."
         )
     return tuple(said)
-
-
-def _spoken(place: str) -> str:
-    return place if place in PLACES else f"token {place}"
-
-
-def _share(cell: SiteEvidence) -> str:
-    if cell.low is None or cell.high is None:
-        return f"{cell.effect:.2f}"
-    return f"{cell.effect:.2f} ({cell.low:.2f} to {cell.high:.2f})"

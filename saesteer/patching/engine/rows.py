@@ -75,8 +75,6 @@ def plan_rows(
     without a run.
     """
     whole = np.broadcast_to(alive, (*alive.shape[:2], shape[2]))
-    if alive.shape[2] > 1 and len(labels):
-        whole = alive[:, :, labels]
     if columns is None:
         pair, label = np.nonzero(whole.any(axis=1))
         column = whole.argmax(axis=1)[pair, label]
