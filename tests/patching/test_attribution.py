@@ -480,6 +480,7 @@ def test_results_that_cannot_be_compared_are_refused(values, change, says):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_attribution_ranks_cells_as_activation_patching_does(bundled_gguf):
     model = load_model("smollm2", dtype="float32", device="cpu")
     batch = encode_pairs(model, eight_ioi_pairs(model)[:2])

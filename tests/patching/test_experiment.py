@@ -324,7 +324,7 @@ def test_a_vector_of_another_sae_is_refused_before_anything_is_written(
         site=Site(1),
         norm=1.0,
         model="tiny",
-        features=(SteeredFeature(index, 1.0),),
+        sae_features=(SteeredFeature(index, 1.0),),
         sae="other",
         sae_fingerprint=fingerprint,
     ).save(path)

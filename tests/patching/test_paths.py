@@ -14,7 +14,7 @@ from saesteer.patching.batch import encode_pairs
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.pairs import PromptPair
 from saesteer.patching.paths import Senders, path_patching
-from saesteer.utils.errors import ConfigError, ModelError
+from saesteer.utils.errors import ConfigError, SiteError
 
 PAIRS = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b"),
@@ -276,5 +276,5 @@ def test_mlps_that_stand_beside_attention_do_not_read_it(other_model, mlps):
 
 def test_blocks_put_together_otherwise_are_refused(other_model):
     model = other_model("Granite", residual_multiplier=0.5)
-    with pytest.raises(ModelError, match="path patching"):
+    with pytest.raises(SiteError, match="use activation patching"):
         path_patching(model, encode_pairs(model, PAIRS), "z", "final", DIFFERENCE)

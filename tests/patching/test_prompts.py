@@ -332,6 +332,7 @@ def test_the_eight_prompts_are_the_lessons_own(smollm2):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_solves_generated_prompts(smollm2):
     made = generate_ioi(smollm2, 12, seed=5)
     found = task_answers(smollm2, encode_pairs(smollm2, made.pairs))

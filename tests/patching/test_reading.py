@@ -279,6 +279,7 @@ def test_a_norm_with_its_scale_fixed_gives_back_its_own_output(make):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shares_sum_to_the_logit_difference_on_the_real_model(bundled_gguf, dtype):
     model = load_model("smollm2", device="cpu", dtype=dtype)
