@@ -44,13 +44,9 @@ def test_prompts_of_all_lengths_end_in_the_last_column(tiny_model, arch):
     assert "".join(batch.clean_words[0]).endswith(SAME.clean)
 
 
-def test_equal_lengths_map_one_to_one(tiny_llama):
+def test_equal_lengths_map_one_to_one_and_unequal_ones_the_beginning_and_the_end(tiny_llama):
     batch = encode_pairs(tiny_llama, [replace(SAME, corrupted="The mat sat on the cat")])
-    assert batch.clean_mask[0].sum() == batch.corrupted_mask[0].sum()
     assert batch.to_clean[0].tolist() == list(range(batch.width))
-
-
-def test_unequal_lengths_map_the_beginning_and_the_end(tiny_llama):
     batch = encode_pairs(tiny_llama, [LONGER])
     assert {(" like", " like"), (" listen", " listen"), (",", ",")} <= _columns(batch, 0)
     assert all(corrupted == clean for corrupted, clean in _columns(batch, 0))
@@ -221,8 +217,12 @@ def test_the_temporal_choices_are_read_in_both_orders(shared_data):
     assert (pairs[0].answer, pairs[0].wrong) == ("A", "B")
 
 
-@pytest.mark.parametrize("name", sorted(set(bundled_prompt_sets()) - {"ioi-eight"}))
+SETS = ("agreement", "capitals", "opposites", "pronouns", "sentiment")
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_a_bundled_set_is_large_and_has_no_pair_twice(name):
+    assert {*SETS, "ioi-eight"} == set(bundled_prompt_sets())
     pairs = load_prompt_pairs(name)
     assert len(pairs) >= 40
     assert len({(pair.clean, pair.corrupted) for pair in pairs}) == len(pairs)
@@ -237,10 +237,6 @@ def test_a_set_of_two_answers_is_balanced(name):
     counts = Counter(pair.answer for pair in load_prompt_pairs(name))
     assert len(counts) == 2
     assert max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_there_are_at_least_three_sets_and_the_eight_prompts():
-    assert {"agreement", "capitals", "sentiment", "ioi-eight"} <= set(bundled_prompt_sets())
 
 
 @pytest.mark.real
@@ -356,20 +352,17 @@ def _softmax(values):
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def test_logit_difference_is_right_less_wrong(logits, rows):
-    assert metric_named("logit_difference").score(logits, rows).tolist() == [2.0, 3.0]
-
-
-def test_log_probability_is_that_of_the_right_answer(logits, rows):
-    found = metric_named("answer_log_probability").score(logits, rows).numpy()
-    assert found == pytest.approx(np.log(_softmax(logits.numpy())[[0, 1], [0, 2]]), abs=1e-6)
-
-
-def test_kl_is_zero_where_nothing_changed_and_counts_from_clean(logits, rows):
-    found = metric_named("kl").score(logits, rows).numpy()
+def test_metrics_are_what_they_are_called(logits, rows):
+    found = {name: metric.score(logits, rows).numpy() for name, metric in METRICS.items()}
     p, q = _softmax(rows.clean.numpy()), _softmax(logits.numpy())
-    assert found == pytest.approx((p * np.log(p / q)).sum(axis=1), abs=1e-6)
-    assert found[0] == pytest.approx(0.0, abs=1e-7) and found[1] > 0.1
+    wanted = {
+        "logit_difference": [2.0, 3.0],
+        "answer_log_probability": np.log(q[[0, 1], [0, 2]]),
+        # 0 where nothing changed, and counted from the clean run.
+        "kl": (p * np.log(p / q)).sum(axis=1),
+    }
+    for name, values in found.items():
+        assert values == pytest.approx(np.array(wanted[name]), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", METRICS)
