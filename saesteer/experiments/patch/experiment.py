@@ -15,7 +15,7 @@ import numpy as np
 from saesteer.experiments.base import Experiment, Stage
 from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.circuit import check_circuit, run_circuit
-from saesteer.experiments.patch.exhibits import all_figures
+from saesteer.experiments.patch.figures import all_figures
 from saesteer.experiments.patch.results import (
     ANSWERS,
     ATTENTION,
