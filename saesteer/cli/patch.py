@@ -38,7 +38,7 @@ def lens_command(
     ] = None,
     model: Annotated[str, typer.Option("--model", help="The model.")] = "smollm2",
     top: Annotated[int, typer.Option(min=1, max=20, help="Top tokens at each layer.")] = 3,
-    every: Annotated[int, typer.Option(min=1, help="Show every so manieth layer.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Show every n-th layer.")] = 1,
     html: Annotated[
         Path | None, typer.Option(help="Write every token's reading to a page.")
     ] = None,

@@ -4,7 +4,6 @@
 `saesteer.experiments.patch` strings the pieces together.
 """
 
-from saesteer.patching.agreement import agreement
 from saesteer.patching.answers import task_answers
 from saesteer.patching.attribution import attribution_patching
 from saesteer.patching.batch import PairBatch, encode_pairs
@@ -16,6 +15,7 @@ from saesteer.patching.pairs import PromptPair, load_prompt_pairs
 from saesteer.patching.patcher import activation_patching, patch, unpatched
 from saesteer.patching.paths import path_patching
 from saesteer.patching.result import PatchResult
+from saesteer.patching.summary import agreement
 
 __all__ = [
     "Metric",

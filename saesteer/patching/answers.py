@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,38 +12,46 @@ from torch import Tensor
 
 from saesteer.models.forward import last_logits, slices
 from saesteer.models.loading import plain_model
-from saesteer.patching.batch import PairBatch, Side, token_text
+from saesteer.patching.batch import PairBatch, token_text
 from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class PromptAnswers:
-    """What the model says after each of several prompts.
+class Answers(NamedTuple):
+    """What rows of logits say of each row's two answers, and the most probable tokens."""
 
-    Attributes:
-        right_rank: The rank of the prompt's own right answer, 0 is the most probable token.
-        right_probability: Its probability.
-        logit_difference: The logit of the prompt's own right answer less that of the other one.
-        top: The most probable tokens of every prompt with their probabilities, best first.
-    """
+    logit_difference: Float[np.ndarray, " row"]  # The right answer's logit less the other's.
+    right_rank: Int[np.ndarray, " row"]  # 0 is the most probable token.
+    right_probability: Float[np.ndarray, " row"]
+    top: Int[np.ndarray, "row k"]  # Token ids, best first.
+    top_probability: Float[np.ndarray, "row k"]
 
-    right_rank: Int[np.ndarray, " prompt"]
-    right_probability: Float[np.ndarray, " prompt"]
-    logit_difference: Float[np.ndarray, " prompt"]
-    top: tuple[tuple[tuple[str, float], ...], ...]
 
-    @property
-    def accuracy(self) -> float:
-        """Share of prompts whose right answer is more probable than the other one."""
-        return float((self.logit_difference > 0).mean())
-
-    @property
-    def top1(self) -> float:
-        """Share of prompts whose right answer is the most probable token of all."""
-        return float((self.right_rank == 0).mean())
+def read_answers(
+    logits: Float[Tensor, "row vocab"],
+    right: Int[Tensor, " row"],
+    wrong: Int[Tensor, " row"],
+    top_k: int,
+) -> Answers:
+    """Read ranks, probabilities and top tokens off logits."""
+    if not 1 <= top_k <= logits.shape[1]:
+        raise ConfigError(
+            f"top_k is {top_k}; give a number from 1 to the vocabulary's {logits.shape[1]}"
+        )
+    wide = logits.float()
+    own, other = wide.gather(1, right[:, None]), wide.gather(1, wrong[:, None])
+    probabilities = wide.softmax(dim=-1)
+    best = probabilities.topk(top_k, dim=-1)
+    found = (
+        (own - other)[:, 0],
+        (wide > own).sum(dim=-1),
+        probabilities.gather(1, right[:, None])[:, 0],
+        best.indices,
+        best.values,
+    )
+    return Answers(*(part.cpu().numpy() for part in found))
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,15 @@ class TaskAnswers:
     """Both prompts of every pair; each side is scored by its own right answer."""
 
     batch: PairBatch
-    clean: PromptAnswers
-    corrupted: PromptAnswers
+    clean: Answers
+    corrupted: Answers
+    tokenizer: Any
 
     @property
     def accuracy(self) -> float:
         """Share of all prompts, clean and corrupted, answered right rather than wrong."""
-        return (self.clean.accuracy + self.corrupted.accuracy) / 2
+        sides = (self.clean, self.corrupted)
+        return sum(float((side.logit_difference > 0).mean()) for side in sides) / 2
 
     @property
     def solved(self) -> Bool[np.ndarray, " pair"]:
@@ -70,15 +80,12 @@ class TaskAnswers:
         The corrupted logit difference is, as everywhere in patching, that of the clean prompt's
         answers on the corrupted prompt: below zero where the model follows the corruption.
         """
-        return {
-            "accuracy": self.accuracy,
-            "accuracy_clean": self.clean.accuracy,
-            "accuracy_corrupted": self.corrupted.accuracy,
-            "top1_clean": self.clean.top1,
-            "top1_corrupted": self.corrupted.top1,
-            "logit_difference_clean": float(self.clean.logit_difference.mean()),
-            "logit_difference_corrupted": -float(self.corrupted.logit_difference.mean()),
-        }
+        record = {"accuracy": self.accuracy}
+        for name, side, sign in (("clean", self.clean, 1), ("corrupted", self.corrupted, -1)):
+            record[f"accuracy_{name}"] = float((side.logit_difference > 0).mean())
+            record[f"top1_{name}"] = float((side.right_rank == 0).mean())
+            record[f"logit_difference_{name}"] = sign * float(side.logit_difference.mean())
+        return record
 
     def frame(self) -> pd.DataFrame:
         """Return one row per prompt: pair, side, prompt, answers, figures and top tokens."""
@@ -100,8 +107,10 @@ class TaskAnswers:
                     "rank": int(found.right_rank[i]),
                     "probability": float(found.right_probability[i]),
                 }
-                for place, (token, probability) in enumerate(found.top[i], start=1):
-                    row |= {f"top{place}": token, f"top{place}_probability": probability}
+                top = zip(found.top[i].tolist(), found.top_probability[i].tolist(), strict=True)
+                for place, (token, probability) in enumerate(top, start=1):
+                    row[f"top{place}"] = token_text(self.tokenizer, token)
+                    row[f"top{place}_probability"] = probability
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -110,57 +119,15 @@ def task_answers(
     model: Any, batch: PairBatch, *, top_k: int = 5, max_tokens: int = 4096
 ) -> TaskAnswers:
     """Ask the model every prompt of a batch."""
-    root = plain_model(model)
     sides = []
-    asked: tuple[tuple[Side, Tensor, Tensor], ...] = (
-        ("clean", batch.right, batch.wrong),
-        ("corrupted", batch.wrong, batch.right),
-    )
-    for side, right, wrong in asked:
-        ids, mask = batch.side(side)
-        found = []
+    for ids, mask, right, wrong in (
+        (batch.clean, batch.clean_mask, batch.right, batch.wrong),
+        (batch.corrupted, batch.corrupted_mask, batch.wrong, batch.right),
+    ):
+        parts = []
         for rows in slices(ids, max_tokens):
             with torch.no_grad():
-                logits = last_logits(root, ids[rows], mask[rows])
-            found.append(
-                prompt_answers(model.tokenizer, logits, right[rows], wrong[rows], top_k=top_k)
-            )
-        sides.append(
-            PromptAnswers(
-                np.concatenate([part.right_rank for part in found]),
-                np.concatenate([part.right_probability for part in found]),
-                np.concatenate([part.logit_difference for part in found]),
-                tuple(row for part in found for row in part.top),
-            )
-        )
-    return TaskAnswers(batch, *sides)
-
-
-def prompt_answers(
-    tokenizer: Any,
-    logits: Float[Tensor, "prompt vocab"],
-    right: Int[Tensor, " prompt"],
-    wrong: Int[Tensor, " prompt"],
-    *,
-    top_k: int = 5,
-) -> PromptAnswers:
-    """Read ranks, probabilities and top tokens off logits."""
-    if not 1 <= top_k <= logits.shape[1]:
-        raise ConfigError(
-            f"top_k is {top_k}; give a number from 1 to the vocabulary's {logits.shape[1]}"
-        )
-    wide = logits.float()
-    right_logit = wide.gather(1, right[:, None])
-    wrong_logit = wide.gather(1, wrong[:, None])
-    probabilities = wide.softmax(dim=-1)
-    best = probabilities.topk(top_k, dim=-1)
-    top = tuple(
-        tuple((token_text(tokenizer, token), p) for token, p in zip(tokens, ps, strict=True))
-        for tokens, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
-    return PromptAnswers(
-        (wide > right_logit).sum(dim=-1).cpu().numpy(),
-        probabilities.gather(1, right[:, None])[:, 0].cpu().numpy(),
-        (right_logit - wrong_logit)[:, 0].cpu().numpy(),
-        top,
-    )
+                logits = last_logits(plain_model(model), ids[rows], mask[rows])
+            parts.append(read_answers(logits, right[rows], wrong[rows], top_k))
+        sides.append(Answers(*map(np.concatenate, zip(*parts, strict=True))))
+    return TaskAnswers(batch, *sides, model.tokenizer)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +22,6 @@ from saesteer.models.sites import bridge_target
 from saesteer.patching.batch import PairBatch, Side
 from saesteer.patching.target import check_bridge_alike, check_heads, site_of
 from saesteer.utils.errors import ConfigError, HookError, SiteError
-from saesteer.utils.files import write_atomic
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = (
@@ -34,20 +31,13 @@ _STYLE = (
 )
 
 
-@dataclass(frozen=True)
-class AttentionView:
-    """One prompt's attention patterns.
-
-    Attributes:
-        name: What to call the prompt.
-        tokens: Its tokens, padding left out.
-        heads: The heads: (layer, head).
-        patterns: How much each token (row) attends to each token (column); rows sum to 1.
-    """
+class AttentionView(NamedTuple):
+    """One prompt's attention patterns."""
 
     name: str
-    tokens: tuple[str, ...]
-    heads: tuple[tuple[int, int], ...]
+    tokens: tuple[str, ...]  # Padding left out.
+    heads: tuple[tuple[int, int], ...]  # Layer and head.
+    # How much each token (row) attends to each token (column); rows sum to 1.
     patterns: Float[np.ndarray, "head to from"]
 
 
@@ -59,32 +49,43 @@ def attention_views(
     side: Side = "clean",
     pairs: Sequence[int] = (0,),
 ) -> tuple[AttentionView, ...]:
-    """Read attention patterns."""
+    """Read attention patterns of some pairs' prompts.
+
+    Raises:
+        ConfigError: The model has no such head.
+        SiteError: It keeps no patterns, or its bridge computes another model.
+    """
     check_heads(model, heads)
-    for number in pairs:
-        if not 0 <= number < len(batch):
-            raise ConfigError(
-                f"pair {number} is asked for and there are {len(batch)}; give numbers from 0 to "
-                f"{len(batch) - 1}"
-            )
+    check_bridge_alike(model, "the attention")
+    sites = {layer: site_of("pattern", layer) for layer in sorted({at for at, _ in heads})}
+    absent = [site for site in sites.values() if str(site) not in model.hook_dict]
+    if absent:
+        raise SiteError(
+            f"site {absent[0]}: {model.cfg.model_name} has no attention pattern there; choose "
+            "another layer."
+        )
+    targets = {layer: bridge_target(model, site) for layer, site in sites.items()}
     ids, mask = batch.side(side)
-    words = batch.words(side)
     views = []
     for number in pairs:
         # One prompt at a time and without padding, so nothing has to be masked or cut away.
         real = mask[number]
-        patterns = _patterns(model, ids[number][real][None], heads)
-        start = batch.width - int(real.sum())
-        views.append(
-            AttentionView(batch.names[number], words[number][start:], tuple(heads), patterns)
-        )
+        try:
+            with torch.no_grad(), keeping(targets) as kept:
+                model.original_model(input_ids=ids[number][real][None], use_cache=False)
+        except HookError as error:
+            raise SiteError(
+                f"the attention of {model.cfg.model_name} keeps no pattern; choose another model."
+            ) from error
+        patterns = [kept[layer][0, head].float().cpu().numpy() for layer, head in heads]
+        tokens = batch.words(side)[number][batch.width - int(real.sum()) :]
+        name = batch.names[number]
+        views.append(AttentionView(name, tokens, tuple(heads), np.stack(patterns)))
     return tuple(views)
 
 
 def attention_page(views: Sequence[AttentionView], *, title: str = "Attention patterns") -> str:
     """Return a page of HTML that holds everything it needs."""
-    if not views:
-        raise ConfigError("there is no attention pattern to show; read at least one prompt's")
     sections, calls = [], []
     for number, view in enumerate(views):
         place = f"view-{number}"
@@ -107,39 +108,6 @@ def attention_page(views: Sequence[AttentionView], *, title: str = "Attention pa
         f"{''.join(sections)}<script>{_bundle()}</script>"
         f"<script>{''.join(calls)}</script></body></html>\n"
     )
-
-
-def write_attention_page(
-    views: Sequence[AttentionView],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "Attention patterns",
-) -> Path:
-    """Write `attention_page` to a file."""
-    # A token can be half of a character, which has no UTF-8.
-    return write_atomic(path, attention_page(views, title=title).encode("utf-8", "replace"))
-
-
-def _patterns(
-    model: Any, ids: torch.Tensor, heads: Sequence[tuple[int, int]]
-) -> Float[np.ndarray, "head to from"]:
-    check_bridge_alike(model, "the attention")
-    sites = {layer: site_of("pattern", layer) for layer in sorted({at for at, _ in heads})}
-    absent = [site for site in sites.values() if str(site) not in model.hook_dict]
-    if absent:
-        raise SiteError(
-            f"site {absent[0]}: {model.cfg.model_name} has no attention pattern there; choose "
-            "another layer."
-        )
-    targets = {layer: bridge_target(model, site) for layer, site in sites.items()}
-    try:
-        with torch.no_grad(), keeping(targets) as kept:
-            model.original_model(input_ids=ids, use_cache=False)
-    except HookError as error:
-        raise SiteError(
-            f"the attention of {model.cfg.model_name} keeps no pattern; choose another model."
-        ) from error
-    return np.stack([kept[layer][0, head].float().cpu().numpy() for layer, head in heads])
 
 
 def _bundle() -> str:

@@ -16,8 +16,8 @@ from saesteer.models.hooks import hooked, keeping
 from saesteer.models.sites import Site, bridge_target
 from saesteer.models.tokens import input_device
 from saesteer.patching.batch import Direction, Mode, PairBatch, direction_of
-from saesteer.patching.engine.memory import Memory
 from saesteer.patching.engine.patches import at_columns, code_difference, pattern_at_columns
+from saesteer.patching.engine.rows import Memory
 from saesteer.patching.metrics import Metric, scores
 from saesteer.patching.result import PatchResult
 from saesteer.patching.target import (
@@ -26,7 +26,6 @@ from saesteer.patching.target import (
     Clusters,
     Target,
     check_bridge_alike,
-    site_of,
 )
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
@@ -82,24 +81,17 @@ def attribution_patching(
       Circuits"): `steps` forwards and backwards for every layer of every component. Its cells of a
       layer sum to the effect of patching them all together.
 
+    All else is as in `activation_patching`.
+
     Args:
         model: A model from `load_model`.
         batch: The pairs.
-        components: Any of resid_pre, resid_mid, resid_post, attn_out, mlp_out (by layer and
-            position), z, q, k, v, pattern (by layer and head) and sae (by feature).
-        metric: What is measured.
+        components: Any of those of `activation_patching`, in one go.
+        metric: What is measured; differentiable.
         method: Which gradient.
         steps: How many points integrated gradients average over.
         line: Which way leads from one run to the other.
-        mode: As in `activation_patching`.
-        layers: The layers; all if None.
-        by_position: Cells of heads, patterns (the query's position) and features by position too.
-        sae: The SAE for the component "sae". A feature's patch changes the activation by the
-            difference of its codes times its decoder row; the SAE's error stays.
-        features: The features; all whose codes differ somewhere if None.
-        clusters: Features to patch together, by label, instead of `features`.
         memory_gb: About how much memory the activations kept for a backward pass may take.
-        progress: Shows how far it is.
 
     Returns:
         A result for each component, its values on the scale of activation patching's.
@@ -120,13 +112,12 @@ def attribution_patching(
         raise ConfigError("components: there is none to attribute; give one such as resid_pre.")
     direction_of(batch, mode)
     pairs = Memory(model, batch.width, memory_gb).pairs_with_graph()
-    targets = []
-    for name in dict.fromkeys(components):
-        if name == "sae":
-            target = Target.of(model, name, sae=sae, features=features, clusters=clusters)
-        else:
-            target = Target.of(model, name, layers=layers)
-        targets.append(target)
+    targets = [
+        Target.of(model, name, sae=sae, features=features, clusters=clusters)
+        if name == "sae"
+        else Target.of(model, name, layers=layers)
+        for name in dict.fromkeys(components)
+    ]
     check_bridge_alike(model, "attribution")
     device = input_device(model.original_model)
     values: dict[str, list[np.ndarray]] = {target.component: [] for target in targets}
@@ -178,7 +169,7 @@ class _BothRuns:
         self._model, self.direction, self._metric = model, direction, metric
         self.d_head = int(model.cfg.d_head)
         # Every site whose gradient is needed, and those that are read besides.
-        self._sites = tuple(dict.fromkeys(s for one in targets for s in sites_written(one)))
+        self._sites = tuple(dict.fromkeys(site for one in targets for site in one.sites))
         read = [one.sae.site for one in targets if one.sae is not None]
         every = dict.fromkeys((*self._sites, *read, INPUT))
         self._points = {site: bridge_target(model, site) for site in every}
@@ -291,13 +282,6 @@ class _BothRuns:
         }
 
 
-def sites_written(target: Target) -> tuple[Site, ...]:
-    """Return the sites that patches of a target change."""
-    if target.sae is not None:
-        return (target.sae.write_site,)
-    return tuple(site_of(target.component, layer) for layer in target.layers)
-
-
 def _points(steps: int) -> list[float]:
     return [(step + 0.5) / steps for step in range(steps)]
 
@@ -322,7 +306,7 @@ def _cells(
         found = _feature_products(runs, target, target.sae, slopes[target.sae.write_site])
     else:
         found = torch.stack(
-            [_products(runs, target, site, slopes[site]) for site in sites_written(target)], dim=1
+            [_products(runs, target, site, slopes[site]) for site in target.sites], dim=1
         )
     if target.component not in BY_COLUMN and not by_position:
         found = found.sum(dim=-1)

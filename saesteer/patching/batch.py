@@ -6,25 +6,27 @@ A patch goes in one direction: from the run that activations come from to the ru
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from saesteer.data.checks import shorten
 from saesteer.models.forward import position_ids
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import TokenRow, encode_texts, input_device, pad_rows
-from saesteer.patching.pairs import PromptPair, check_pair, reversed_pair
+from saesteer.patching.pairs import PromptPair, check_pair
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.text import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Mode = Literal["denoising", "noising"]
 Side = Literal["clean", "corrupted"]
+# What the name of a pair used the other way round ends in.
+REVERSED = " reversed"
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,25 @@ class PairBatch:
     """Clean and corrupted prompts, both left-padded to one common width.
 
     The last column is the last token of every prompt, where the answer is read.
-
-    Attributes:
-        pairs: The pairs.
-        clean: Token ids of the clean prompts.
-        corrupted: Token ids of the corrupted prompts.
-        clean_mask: True at real tokens of the clean prompts.
-        corrupted_mask: True at real tokens of the corrupted prompts.
-        to_clean: For every column of the corrupted prompt the column of the clean prompt that
-            stands for it, -1 where none does (padding, or words that only one prompt has).
-        right: The token id of each clean prompt's answer.
-        wrong: The token id of each corrupted prompt's answer.
-        clean_words: The tokens of the clean prompts as text, "" at padding.
-        corrupted_words: The same of the corrupted prompts.
-        answers: The right and the wrong answer of every pair as they were tokenised: as given, or
-            with a leading space put before them or taken away.
     """
 
     pairs: tuple[PromptPair, ...]
+    # Token ids, and True at real tokens.
     clean: Int[Tensor, "pair pos"]
     corrupted: Int[Tensor, "pair pos"]
     clean_mask: Bool[Tensor, "pair pos"]
     corrupted_mask: Bool[Tensor, "pair pos"]
+    # For every column of the corrupted prompt the column of the clean prompt that stands for it,
+    # -1 where none does (padding, or words that only one prompt has).
     to_clean: Int[Tensor, "pair pos"]
+    # The token ids of each clean prompt's answer and of each corrupted prompt's.
     right: Int[Tensor, " pair"]
     wrong: Int[Tensor, " pair"]
+    # The tokens as text, "" at padding.
     clean_words: tuple[tuple[str, ...], ...]
     corrupted_words: tuple[tuple[str, ...], ...]
+    # The right and the wrong answer of every pair as they were tokenised: as given, or with a
+    # leading space put before them or taken away.
     answers: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -83,6 +77,22 @@ class PairBatch:
     def words(self, side: Side) -> tuple[tuple[str, ...], ...]:
         """Return the tokens of one side as text."""
         return self.clean_words if side == "clean" else self.corrupted_words
+
+    def role_column(self, pair: int, role: str) -> int:
+        """Return the column of a role in a pair's clean prompt; "end" is the last of every pair.
+
+        Raises:
+            DataError: The pair has no such role.
+        """
+        if role == "end":
+            return self.width - 1
+        roles = self.pairs[pair].roles
+        if role not in roles:
+            raise DataError(
+                f"pair {pair + 1} has no position {shorten(role)}; give every pair that role, or "
+                "use a circuit without it"
+            )
+        return self.width - int(self.clean_mask[pair].sum()) + roles[role]
 
 
 def encode_pairs(
@@ -112,30 +122,32 @@ def encode_pairs(
     given = list(pairs)
     if not given:
         raise DataError("there is no pair of prompts; give at least one")
-    for number, pair in enumerate(given, start=1):
-        check_pair(pair, _place(number, pair))
+    numbered = enumerate(given, start=1)
+    places = [f"pair {n} ({pair.name!r})" if pair.name else f"pair {n}" for n, pair in numbered]
+    for pair, place in zip(given, places, strict=True):
+        check_pair(pair, place)
     tokenizer = getattr(model, "tokenizer", None) or model
     bridge = None if tokenizer is model else model
     context = None if bridge is None else bridge.cfg.n_ctx
     clean, corrupted = (
         encode_texts(
-            tokenizer, texts, prepend_bos=prepend_bos, max_length=context, what=f"{side} prompt"
+            tokenizer,
+            [getattr(pair, side) for pair in given],
+            prepend_bos=prepend_bos,
+            max_length=context,
+            what=f"{side} prompt",
         )
-        for side, texts in (
-            ("clean", [pair.clean for pair in given]),
-            ("corrupted", [pair.corrupted for pair in given]),
-        )
+        for side in ("clean", "corrupted")
     )
     entries = []
-    for number, (pair, a, b) in enumerate(zip(given, clean, corrupted, strict=True), start=1):
-        entry = _entry(tokenizer, pair, a, b, _place(number, pair))
+    for made in zip(given, clean, corrupted, places, strict=True):
+        entry = _entry(tokenizer, *made)
         entries += [entry, entry.reversed()] if both_ways else [entry]
     device = torch.device("cpu") if bridge is None else input_device(plain_model(bridge))
     return _stack(tokenizer, entries, device)
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One pair, tokenised; `steps` maps corrupted positions to clean ones."""
 
     pair: PromptPair
@@ -147,8 +159,16 @@ class _Entry:
 
     def reversed(self) -> _Entry:
         steps = {a: b for b, a in self.steps.items()}
-        roles = {role: steps[at] for role, at in self.pair.roles.items() if at in steps}
-        pair = replace(reversed_pair(self.pair), roles=roles)
+        flipped = self.pair.alignment and tuple((b, a) for a, b in self.pair.alignment)
+        pair = PromptPair(
+            self.pair.corrupted,
+            self.pair.clean,
+            self.pair.wrong,
+            self.pair.answer,
+            f"{self.pair.name}{REVERSED}" if self.pair.name else "",
+            flipped,
+            {role: steps[at] for role, at in self.pair.roles.items() if at in steps},
+        )
         (right, wrong), (answer, other) = self.ids, self.texts
         return _Entry(pair, self.corrupted, self.clean, steps, (wrong, right), (other, answer))
 
@@ -171,7 +191,7 @@ def _entry(
                 f"{place}: role {shorten(role)} is position {position}, and the clean prompt has "
                 f"{len(clean)} tokens; count them from 0, BOS included"
             )
-    ids, texts = answer_tokens(tokenizer, pair, place)
+    ids, texts = _answer_tokens(tokenizer, pair, place)
     steps = _position_map(clean.ids, corrupted.ids, pair, place)
     return _Entry(pair, clean, corrupted, steps, ids, texts)
 
@@ -203,7 +223,7 @@ def _position_map(
     return {b: a for b, a in steps.items() if a not in taken} | explicit
 
 
-def answer_tokens(
+def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair, place: str
 ) -> tuple[tuple[int, int], tuple[str, str]]:
     """Return the ids of a pair's right and wrong answer, and the texts they stand for.
@@ -213,7 +233,7 @@ def answer_tokens(
     """
     asked = ((pair.clean, pair.answer), (pair.corrupted, pair.wrong))
     found: list[list[list[int]]] = []
-    for change in (lambda text: text, _other_way):
+    for change in (str, lambda text: text[1:] if text.startswith(" ") else f" {text}"):
         texts = [change(answer) for _, answer in asked]
         ids = [
             _continuation(tokenizer, prompt, text)
@@ -230,16 +250,12 @@ def answer_tokens(
     hopeless = [i for i in (0, 1) if all(len(ids[i]) != 1 for ids in found)]
     which = hopeless[0] if hopeless else int(len(found[0][0]) == 1)
     shown = " or, with the leading space the other way, ".join(
-        _spelled(tokenizer, ids[which]) for ids in found
+        " + ".join(repr(tokenizer.decode([i])) for i in ids[which]) for ids in found
     )
     raise DataError(
         f"{place}: the {('answer', 'wrong answer')[which]} {shorten(asked[which][1])} is not one "
         f"token but {shown}; choose an answer that is one token for this tokenizer"
     )
-
-
-def _other_way(answer: str) -> str:
-    return answer[1:] if answer.startswith(" ") else f" {answer}"
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[int]:
@@ -251,10 +267,6 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) 
     if len(whole) == len(head) + 1 and whole[:-1] == head:
         return whole[-1:]  # type: ignore[return-value]
     return alone  # type: ignore[return-value]
-
-
-def _spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return " + ".join(repr(tokenizer.decode([i])) for i in ids)
 
 
 def _stack(
@@ -296,10 +308,6 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     # SentencePiece drops the space of a text's first word.
     piece = str(tokenizer.convert_ids_to_tokens(token))
     return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
-
-
-def _place(number: int, pair: PromptPair) -> str:
-    return f"pair {number} ({pair.name!r})" if pair.name else f"pair {number}"
 
 
 @dataclass(frozen=True)
@@ -350,19 +358,14 @@ def direction_of(
     source, own = (clean, clean_mask), (corrupted, corrupted_mask)
     if mode == "noising":
         source, own = own, source
-        to_source = _inverted(to_source)
+        to_clean, to_source = to_source, torch.full_like(to_source, -1)
+        # Where several columns stand for one, the last of them counts.
+        for pair, column in (to_clean >= 0).nonzero().tolist():
+            to_source[pair, to_clean[pair, column]] = column
     allowed = (to_source >= 0) & own[1]
     fresh = allowed & ~begin_alike(*own, *source, to_source)
     answers = torch.stack([right, wrong], dim=1)
     return Direction(mode, *own, *source, to_source, answers, allowed, fresh)
-
-
-def _inverted(to_clean: Int[Tensor, "pair pos"]) -> Int[Tensor, "pair pos"]:
-    # Where several columns stand for one, the last of them counts.
-    inverse = torch.full_like(to_clean, -1)
-    for pair, column in (to_clean >= 0).nonzero().tolist():
-        inverse[pair, to_clean[pair, column]] = column
-    return inverse
 
 
 def begin_alike(

@@ -1,4 +1,4 @@
-"""Circuits: sets of heads, each at the position where it does its work, and how good they are.
+"""Circuits: sets of heads, each at the position where it does its work; their search and worth.
 
 Does a circuit do the task, is anything missing from it, and is every head of it needed? The three
 criteria are those of Wang et al. 2022 (arXiv:2211.00593), section 4. F(C) is the mean metric with
@@ -7,21 +7,17 @@ every head outside C at its mean; M is the whole model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
-from saesteer.data.checks import shorten
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.progress import Progress, Task
 
 if TYPE_CHECKING:
     from saesteer.patching.ablation import Ablation
-
-_NODE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:@(\S+))?")
 
 # Wang et al. 2022 (arXiv:2211.00593), figure 2 and section 3: the classes of heads of GPT-2 small
 # and the position at which each acts.
@@ -34,17 +30,12 @@ _IOI = {
     "duplicate token": ("S2", "0.1 0.10 3.0"),
     "previous token": ("S1+1", "2.2 4.11"),
 }
+# How many of the next strongest heads are tried at each step of growing.
+_WINDOW = 6
 
 
-@dataclass(frozen=True)
-class Node:
-    """One head, everywhere or at one position.
-
-    Attributes:
-        layer: Its layer, from 0.
-        head: Its number in the layer, from 0.
-        role: The position's role, such as "S2" or "end"; None for every position.
-    """
+class Node(NamedTuple):
+    """One head at a position's role, such as "S2" or "end"; at every position if None."""
 
     layer: int
     head: int
@@ -55,34 +46,22 @@ class Node:
 
     @classmethod
     def parse(cls, text: str) -> Node:
-        """Return the node named by text such as "9.9" or "9.9@end".
-
-        Raises:
-            ConfigError: The text does not have that form.
-        """
-        match = _NODE.fullmatch(str(text).strip())
-        if match is None:
-            raise ConfigError(
-                f"{shorten(text)} names no head; write layer.head, such as 9.9, or with a "
-                "position's role, such as 9.9@end"
-            )
-        return cls(int(match[1]), int(match[2]), match[3])
+        """Return the node named by text such as "9.9" or "9.9@end"."""
+        name, _, role = text.partition("@")
+        layer, head = map(int, name.split("."))
+        return cls(layer, head, role or None)
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """A set of heads, sorted into classes.
+    """A set of heads, sorted into classes by name."""
 
-    Attributes:
-        classes: The nodes of every class, by the class's name.
-    """
-
-    classes: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[Node, ...]]
 
     @classmethod
-    def of(cls, nodes: Iterable[Node], name: str = "heads") -> Circuit:
+    def of(cls, nodes: Iterable[Node]) -> Circuit:
         """Return a circuit of one class."""
-        return cls({name: tuple(dict.fromkeys(nodes))})
+        return cls({"heads": tuple(dict.fromkeys(nodes))})
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -92,115 +71,24 @@ class Circuit:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def without(self, nodes: Iterable[Node]) -> Circuit:
-        """Return the circuit without some nodes."""
+    def without(self, nodes: Iterable[Node]) -> tuple[Node, ...]:
+        """Return all nodes but some."""
         gone = set(nodes)
-        kept = {
-            name: tuple(node for node in own if node not in gone)
-            for name, own in self.classes.items()
-        }
-        return Circuit({name: own for name, own in kept.items() if own})
+        return tuple(node for node in self.nodes if node not in gone)
 
     def record(self) -> dict[str, list[str]]:
         """Return the circuit as JSON values: the nodes of every class as text."""
         return {name: [str(node) for node in nodes] for name, nodes in self.classes.items()}
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Iterable[str]]) -> Circuit:
-        """Return the circuit that `record` wrote."""
-        return cls(
-            {name: tuple(Node.parse(text) for text in nodes) for name, nodes in record.items()}
-        )
-
 
 def published_ioi_circuit() -> Circuit:
     """Return the IOI circuit of GPT-2 small, 26 heads in 7 classes (Wang et al. 2022)."""
-    return Circuit.from_record(
-        {name: [f"{head}@{role}" for head in heads.split()] for name, (role, heads) in _IOI.items()}
-    )
-
-
-@dataclass(frozen=True)
-class Faithfulness:
-    """How much of the whole model's metric a circuit has.
-
-    Attributes:
-        whole: F(M), the metric of every pair on the whole model.
-        circuit: F(C), with everything outside the circuit ablated.
-        nothing: F of no head at all: what embeddings and MLPs do on their own.
-    """
-
-    whole: Float[np.ndarray, " pair"]
-    circuit: Float[np.ndarray, " pair"]
-    nothing: Float[np.ndarray, " pair"]
-
-    @property
-    def gap(self) -> float:
-        """|F(M) - F(C)| of the means: 0 for a faithful circuit, in units of the metric."""
-        return abs(float(self.whole.mean() - self.circuit.mean()))
-
-    @property
-    def share(self) -> float:
-        """F(C) / F(M), the figure usually quoted; NaN where F(M) is 0."""
-        whole = float(self.whole.mean())
-        return float(self.circuit.mean()) / whole if whole else float("nan")
-
-    @property
-    def recovered(self) -> float:
-        """(F(C) - F(nothing)) / (F(M) - F(nothing)): 0 for no head, 1 for the whole model."""
-        return recovered(
-            float(self.circuit.mean()), float(self.whole.mean()), float(self.nothing.mean())
-        )
-
-    def summary(self) -> dict[str, float]:
-        """Return the numbers for a report."""
-        return {
-            "whole": float(self.whole.mean()),
-            "circuit": float(self.circuit.mean()),
-            "nothing": float(self.nothing.mean()),
-            "gap": self.gap,
-            "share": self.share,
-            "recovered": self.recovered,
+    return Circuit(
+        {
+            name: tuple(Node.parse(f"{head}@{role}") for head in heads.split())
+            for name, (role, heads) in _IOI.items()
         }
-
-
-@dataclass(frozen=True)
-class Completeness:
-    """How the circuit and the whole model compare when both lose the same heads.
-
-    Attributes:
-        name: How the heads were chosen.
-        removed: The heads, K.
-        circuit: F(C - K).
-        whole: F(M - K).
-    """
-
-    name: str
-    removed: tuple[Node, ...]
-    circuit: float
-    whole: float
-
-    @property
-    def gap(self) -> float:
-        """|F(C - K) - F(M - K)|: 0 for a complete circuit, in units of the metric."""
-        return abs(self.circuit - self.whole)
-
-
-@dataclass(frozen=True)
-class Minimality:
-    """What the circuit loses with one head, at best over several sets K taken away before.
-
-    Attributes:
-        node: The head.
-        beside: The set K that shows it best, without the head.
-        change: |F(C - K) - F(C - K - head)|, in units of the metric.
-        share: The change relative to |F(M)|; Wang et al. ask for at least 0.01.
-    """
-
-    node: Node
-    beside: tuple[Node, ...]
-    change: float
-    share: float
+    )
 
 
 def recovered(circuit: float, whole: float, nothing: float) -> float:
@@ -208,119 +96,191 @@ def recovered(circuit: float, whole: float, nothing: float) -> float:
     return (circuit - nothing) / (whole - nothing) if whole != nothing else float("nan")
 
 
-def faithfulness(ablation: Ablation, circuit: Circuit) -> Faithfulness:
-    """Measure a circuit's faithfulness."""
-    _check_not_empty(circuit)
-    return Faithfulness(
-        whole=ablation.without(()),
-        circuit=ablation.keeping(circuit.nodes),
-        nothing=ablation.keeping(()),
-    )
+def faithfulness(ablation: Ablation, circuit: Circuit) -> dict[str, float]:
+    """Return how much of the whole model's metric a circuit has.
+
+    Returns:
+        "whole" F(M), "circuit" F(C), "nothing" F of no head (what embeddings and MLPs do on their
+        own), "gap" |F(M) - F(C)|, "share" F(C) / F(M), the figure usually quoted, and "recovered":
+        0 for no head, 1 for the whole model.
+    """
+    whole, inside = _mean(ablation.without(())), _mean(ablation.keeping(circuit.nodes))
+    nothing = _mean(ablation.keeping(()))
+    return {
+        "whole": whole,
+        "circuit": inside,
+        "nothing": nothing,
+        "gap": abs(whole - inside),
+        "share": inside / whole if whole else float("nan"),
+        "recovered": recovered(inside, whole, nothing),
+    }
 
 
 def completeness(
-    ablation: Ablation,
-    circuit: Circuit,
-    *,
-    random_sets: int = 10,
-    greedy_steps: int = 0,
-    greedy_candidates: int = 10,
-    seed: int = 0,
-) -> tuple[Completeness, ...]:
-    """Measure a circuit's completeness on several sets of its heads.
+    ablation: Ablation, circuit: Circuit, *, random_sets: int = 10, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return how circuit and whole model compare when both lose the same heads K.
 
-    Args:
-        ablation: The model and the prompts.
-        circuit: The circuit.
-        random_sets: How many random sets K, each head in it with probability one half.
-        greedy_steps: How many heads to take away one after another, each the one among some
-            candidates that widens the gap most; 0 for no greedy set.
-        greedy_candidates: How many random candidates to try at each step.
-        seed: Seed of the random sets and candidates.
+    K is the empty set, every class, and random sets, each head in it with probability one half.
 
     Returns:
-        The empty set, every class, the random sets, and the greedy set.
-
-    Raises:
-        ConfigError: The circuit is empty or has a head that the model lacks.
+        Of every K "name", "removed", "circuit" F(C - K), "whole" F(M - K) and "gap", the distance
+        of the two: 0 for a complete circuit.
     """
-    _check_not_empty(circuit)
-    rng = np.random.default_rng(seed)
-    nodes = circuit.nodes
+    rng, nodes = np.random.default_rng(seed), circuit.nodes
     sets: list[tuple[str, tuple[Node, ...]]] = [("nothing", ())]
     if len(circuit.classes) > 1:
-        sets += [(name, tuple(own)) for name, own in circuit.classes.items()]
+        sets += circuit.classes.items()
     for number in range(random_sets):
         drawn = rng.random(len(nodes)) < 0.5
         chosen = tuple(node for node, taken in zip(nodes, drawn, strict=True) if taken)
         sets.append((f"random {number + 1}", chosen))
-    found = [_compare(ablation, circuit, name, removed) for name, removed in sets]
-    if greedy_steps:
-        found.append(_greedy(ablation, circuit, greedy_steps, greedy_candidates, rng))
-    return tuple(found)
+    found = []
+    for name, removed in sets:
+        inside = _mean(ablation.keeping(circuit.without(removed)))
+        whole = _mean(ablation.without(removed))
+        found.append(
+            {
+                "name": name,
+                "removed": [str(node) for node in removed],
+                "circuit": inside,
+                "whole": whole,
+                "gap": abs(inside - whole),
+            }
+        )
+    return found
 
 
-def minimality(
-    ablation: Ablation,
-    circuit: Circuit,
-    *,
-    beside: Mapping[Node, Sequence[Iterable[Node]]] | None = None,
-) -> tuple[Minimality, ...]:
-    """Measure what every head of a circuit is needed for.
+def minimality(ablation: Ablation, circuit: Circuit) -> list[dict[str, Any]]:
+    """Return what every head of a circuit is needed for, the least needed last.
+
+    A head is taken away from the circuit alone and from the circuit without the rest of its class,
+    where a backup cannot step in, and counts by the larger change.
 
     Returns:
-        One record for every head, the least needed last.
+        Of every node "head", "layer", "number", "change" |F(C - K) - F(C - K - head)| and "share",
+        the change relative to |F(M)|; Wang et al. ask for at least 0.01.
     """
-    _check_not_empty(circuit)
     whole = abs(_mean(ablation.without(())))
     found = []
     for node in circuit.nodes:
         sets: list[tuple[Node, ...]] = [()]
         if len(circuit.classes) > 1:
-            sets += [tuple(own) for own in circuit.classes.values() if node in own]
-        sets += [tuple(own) for own in (beside or {}).get(node, ())]
-        best: tuple[float, tuple[Node, ...]] = (-1.0, ())
-        for others in dict.fromkeys(tuple(one for one in own if one != node) for own in sets):
-            with_it = _mean(ablation.keeping(circuit.without(others).nodes))
-            without_it = _mean(ablation.keeping(circuit.without((*others, node)).nodes))
-            best = max(best, (abs(with_it - without_it), others), key=lambda pair: pair[0])
-        share = best[0] / whole if whole else float("nan")
-        found.append(Minimality(node, best[1], best[0], share))
-    return tuple(sorted(found, key=lambda record: -record.change))
+            sets += [own for own in circuit.classes.values() if node in own]
+        change = 0.0
+        for own in sets:
+            beside = [other for other in own if other != node]
+            with_it = _mean(ablation.keeping(circuit.without(beside)))
+            without_it = _mean(ablation.keeping(circuit.without([*beside, node])))
+            change = max(change, abs(with_it - without_it))
+        found.append(
+            {
+                "head": str(node),
+                "layer": node.layer,
+                "number": node.head,
+                "change": change,
+                "share": change / whole if whole else float("nan"),
+            }
+        )
+    return sorted(found, key=lambda record: -record["change"])
 
 
-def _compare(
-    ablation: Ablation, circuit: Circuit, name: str, removed: tuple[Node, ...]
-) -> Completeness:
-    inside = _mean(ablation.keeping(circuit.without(removed).nodes))
-    return Completeness(name, removed, inside, _mean(ablation.without(removed)))
-
-
-def _greedy(
+def find_circuit(
     ablation: Ablation,
-    circuit: Circuit,
-    steps: int,
-    candidates: int,
-    rng: np.random.Generator,
-) -> Completeness:
-    best = _compare(ablation, circuit, "greedy", ())
-    for _ in range(min(steps, len(circuit))):
-        left = [node for node in circuit.nodes if node not in best.removed]
-        drawn = rng.permutation(len(left))[:candidates]
-        tried = [
-            _compare(ablation, circuit, "greedy", (*best.removed, left[i])) for i in drawn.tolist()
-        ]
-        widest = max(tried, key=lambda record: record.gap, default=best)
-        if widest.gap <= best.gap:
-            break
-        best = widest
-    return best
+    target: float,
+    *,
+    roles: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Circuit:
+    """Search for the smallest circuit that keeps a faithfulness, its heads strongest first.
+
+    Heads are ranked by attribution patching towards the mean (Syed et al. 2023, arXiv:2310.10348),
+    so that it takes tens of forward passes and not hundreds. The circuit grows by the one of the
+    next few strongest that brings it nearest to the whole model; where growing gets stuck, the
+    fewest of the strongest that are faithful together are taken. Then every head whose loss does
+    not matter is taken out, the weakest first, which is the pruning of ACDC (Conmy et al. 2023,
+    arXiv:2304.14997) on heads in place of edges.
+
+    Args:
+        ablation: The model and the prompts to search on.
+        target: Faithful means that the recovered share of the metric is within 1 - target of 1,
+            from below or from above.
+        roles: Choose heads at these positions, each by itself.
+        progress: Where to show how far it is.
+
+    Raises:
+        ConfigError: The heads make no difference to the metric.
+    """
+    search = _Search(ablation, target)
+    nodes, scores = ablation.gradient_scores(roles)
+    ranked = [nodes[i] for i in np.argsort(-np.abs(scores), kind="stable")]
+    with (progress or Progress()).task("searching the circuit", len(ranked), "heads") as task:
+        grown = search.grow(ranked, task) or search.fewest(ranked)
+        return Circuit.of(search.prune(grown))
 
 
-def _mean(values: Float[np.ndarray, " pair"]) -> float:
+class _Search:
+    def __init__(self, ablation: Ablation, target: float) -> None:
+        self._ablation, self._slack = ablation, 1 - target
+        self._whole = _mean(ablation.without(()))
+        self._nothing = _mean(ablation.keeping(()))
+        if abs(self._whole - self._nothing) < 1e-6 * max(1.0, abs(self._whole)):
+            raise ConfigError(
+                "the metric is the same with all heads and with none, so no circuit of heads does "
+                "this task; choose prompts that the model solves"
+            )
+
+    def off(self, nodes: Sequence[Node]) -> float:
+        """Return how far the nodes alone are from the whole model: 0 is faithful."""
+        value = _mean(self._ablation.keeping(nodes))
+        return abs(1 - recovered(value, self._whole, self._nothing))
+
+    def grow(self, ranked: Sequence[Node], task: Task) -> list[Node]:
+        """Add nodes one at a time until they are faithful; empty where that gets stuck."""
+        chosen: list[Node] = []
+        left = list(ranked)
+        nearest = self.off(())
+        while nearest > self._slack and left:
+            offs = [self.off([*chosen, node]) for node in left[:_WINDOW]]
+            best = int(np.argmin(offs))
+            if offs[best] < nearest:
+                nearest = offs[best]
+                chosen.append(left.pop(best))
+                task.advance()
+            else:
+                task.advance(len(offs))
+                left = left[_WINDOW:]
+        return [node for node in ranked if node in chosen] if nearest <= self._slack else []
+
+    def fewest(self, ranked: Sequence[Node]) -> list[Node]:
+        """Return the fewest of the strongest nodes that are faithful together."""
+        # Doubling, then halving the last step: faithfulness rises with the count but for ripples.
+        low, high = 0, 1
+        while high < len(ranked) and self.off(ranked[:high]) > self._slack:
+            low, high = high, min(2 * high, len(ranked))
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.off(ranked[:middle]) <= self._slack:
+                high = middle
+            else:
+                low = middle
+        return list(ranked[:high])
+
+    def prune(self, kept: Sequence[Node]) -> list[Node]:
+        """Take out every node whose loss keeps the faithfulness, the weakest first.
+
+        Again until nothing more goes: what was needed beside a node may not be without it.
+        """
+        left = list(kept)
+        before = len(left) + 1
+        while len(left) < before:
+            before = len(left)
+            for node in reversed(tuple(left)):
+                fewer = [one for one in left if one != node]
+                if fewer and self.off(fewer) <= self._slack:
+                    left = fewer
+        return left
+
+
+def _mean(values: np.ndarray) -> float:
     return float(values.mean())
-
-
-def _check_not_empty(circuit: Circuit) -> None:
-    if not len(circuit):
-        raise ConfigError("the circuit holds no head; give it at least one")

@@ -33,27 +33,19 @@ class DirectAttribution:
     """Shares of the logit difference, in logits; a soft cap behind the logits is left out.
 
     embed + attn + mlp + bias sum to `total`; heads + attn_bias sum to attn.
-
-    Attributes:
-        side: Which prompts were read. The answers are the clean prompts' on either side.
-        pairs: The pairs' names.
-        embed: The embedding's share, positions included.
-        attn: Every layer's attention.
-        mlp: Every layer's MLP.
-        heads: Every head.
-        attn_bias: What attention adds that is no head's: the output's bias, and a post-norm's.
-        bias: The final norm's bias and the unembedding's.
-        total: The logit difference, from the model's own logits.
     """
 
-    side: Side
     pairs: tuple[str, ...]
+    # Positions included.
     embed: Float[np.ndarray, " pair"]
     attn: Float[np.ndarray, "pair layer"]
     mlp: Float[np.ndarray, "pair layer"]
     heads: Float[np.ndarray, "pair layer head"]
+    # What attention adds that is no head's: the output's bias, and a post-norm's.
     attn_bias: Float[np.ndarray, "pair layer"]
+    # The final norm's and the unembedding's.
     bias: Float[np.ndarray, " pair"]
+    # The logit difference, from the model's own logits.
     total: Float[np.ndarray, " pair"]
 
     def frame(self) -> pd.DataFrame:
@@ -63,37 +55,24 @@ class DirectAttribution:
         """
         import pandas as pd
 
-        pairs, layers, heads = self.heads.shape
+        layers = {"attn_bias": self.attn_bias, "attn_out": self.attn, "mlp_out": self.mlp}
         rows: list[tuple[str, str, int, int, float]] = []
-        for i in range(pairs):
-            name = self.pairs[i]
-            rows.append((name, "embed", -1, -1, float(self.embed[i])))
-            for layer in range(layers):
-                for head in range(heads):
-                    share = float(self.heads[i, layer, head])
-                    rows.append((name, "head", layer, head, share))
-                for what, values in (
-                    ("attn_bias", self.attn_bias),
-                    ("attn_out", self.attn),
-                    ("mlp_out", self.mlp),
-                ):
-                    rows.append((name, what, layer, -1, float(values[i, layer])))
-            rows.append((name, "bias", -1, -1, float(self.bias[i])))
-            rows.append((name, "total", -1, -1, float(self.total[i])))
-        return pd.DataFrame(rows, columns=["pair", "component", "layer", "head", "share"])
-
-    def strongest_heads(self, n: int = 10) -> list[tuple[int, int, float]]:
-        """Return the heads with the largest mean share by size: (layer, head, share)."""
-        mean = self.heads.mean(axis=0)
-        order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:n]
-        places = [divmod(int(flat), mean.shape[1]) for flat in order]
-        return [(layer, head, float(mean[layer, head])) for layer, head in places]
+        for i, name in enumerate(self.pairs):
+            rows.append((name, "embed", -1, -1, self.embed[i]))
+            for layer, shares in enumerate(self.heads[i]):
+                rows += [(name, "head", layer, head, share) for head, share in enumerate(shares)]
+                rows += [(name, what, layer, -1, own[i, layer]) for what, own in layers.items()]
+            rows += [(name, "bias", -1, -1, self.bias[i]), (name, "total", -1, -1, self.total[i])]
+        table = pd.DataFrame(rows, columns=["pair", "component", "layer", "head", "share"])
+        return table.astype({"share": float})
 
 
 def direct_attribution(
     model: Any, batch: PairBatch, *, side: Side = "clean", max_tokens: int = 4096
 ) -> DirectAttribution:
     """Split the logit difference into what every component writes at the answer's position.
+
+    The answers are the clean prompts' on either side.
 
     Raises:
         SiteError: The model's final norm is no LayerNorm or RMSNorm, its heads do not add up to
@@ -105,7 +84,7 @@ def direct_attribution(
     wanted = [("resid_pre", 0)]
     wanted += [(name, layer) for layer in layers for name in (middle, "resid_post", "z")]
     targets = {key: required_target(model, *key) for key in wanted}
-    outputs = [_AttentionOutput.of(model, layer) for layer in layers]
+    outputs = [_AttentionOutput(model, layer) for layer in layers]
     ids, mask = batch.side(side)
     found: list[dict[str, Tensor]] = []
     for rows in slices(ids, max_tokens):
@@ -115,7 +94,7 @@ def direct_attribution(
             answers = batch.right[rows], batch.wrong[rows]
             found.append(_shares(model, unembedding, outputs, parts, middle, logits, *answers))
     parts = {name: torch.cat([part[name] for part in found]).cpu().numpy() for name in found[0]}
-    return DirectAttribution(side=side, pairs=batch.names, **parts)
+    return DirectAttribution(batch.names, **parts)
 
 
 def _last_column(own: Tensor) -> Tensor:
@@ -169,41 +148,29 @@ def _shares(
     }
 
 
-@dataclass(frozen=True)
 class _AttentionOutput:
     """From the heads' values to what attention adds to the residual stream."""
 
-    weight: Float[Tensor, "d_model columns"]
-    bias: Float[Tensor, " d_model"] | None
-    heads: int
-    post: nn.Module | None
-
-    @classmethod
-    def of(cls, model: Any, layer: int) -> _AttentionOutput:
+    def __init__(self, model: Any, layer: int) -> None:
         module: Any = required_target(model, "z", layer).module
         weight = module.weight.detach().float()
         # GPT-2's Conv1D keeps its weight the other way round than a Linear.
         weight = weight if isinstance(module, nn.Linear) else weight.T
+        self.weight: Float[Tensor, "d_model head d_head"]
+        self.weight = weight.unflatten(1, (heads_of(model, "z"), -1))
         bias = getattr(module, "bias", None)
+        self.bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().float()
         post = model.adapter.component_mapping["blocks"].submodules.get("ln1_post")
-        return cls(
-            weight,
-            None if bias is None else bias.detach().float(),
-            heads_of(model, "z"),
-            None if post is None else plain_blocks(model)[layer].get_submodule(post.name),
-        )
+        blocks = plain_blocks(model)
+        self.post = None if post is None else blocks[layer].get_submodule(post.name)
 
     def split(
         self, z: Float[Tensor, "row columns"]
     ) -> tuple[Float[Tensor, "head row d_model"], Float[Tensor, "row d_model"]]:
         """Return what every head adds, and what is added beside them."""
-        each = z.reshape(len(z), self.heads, -1)
-        by_head = torch.einsum(
-            "rhd,mhd->hrm", each, self.weight.reshape(len(self.weight), self.heads, -1)
-        )
-        rest = torch.zeros_like(by_head[0])
-        if self.bias is not None:
-            rest = rest + self.bias
+        each = z.unflatten(1, (self.weight.shape[1], -1))
+        by_head = torch.einsum("rhd,mhd->hrm", each, self.weight)
+        rest = self.bias.expand_as(by_head[0])
         if self.post is None:
             return by_head, rest
         norm = linear_norm(self.post, by_head.sum(dim=0) + rest)

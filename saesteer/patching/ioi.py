@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Order = Literal["ABBA", "BABA"]
-ROLES = ("IO", "S1", "S1+1", "S2", "end")
-EIGHT_PROMPTS = "ioi-eight"
 
 FRAMES = (
     "When {A} and {B} went to the {place}, {S} gave the {object} to",
@@ -60,20 +58,17 @@ OBJECTS = (
 
 @dataclass(frozen=True)
 class IoiSet:
-    """Prompts of indirect object identification.
+    """Prompts of indirect object identification."""
 
-    Attributes:
-        pairs: The pairs; clean and corrupted differ in the repeated name, S2, alone. Their roles
-            are IO, S1, S1+1, S2 and end, token positions with BOS counted where it was asked for.
-        frames: The number of every pair's frame.
-        orders: "ABBA" where the indirect object is named first, "BABA" where the subject is.
-        counterfactuals: Every prompt with three other names, all different: what is left when
-            nothing says who did what (the distribution that mean ablation averages over).
-    """
-
+    # Clean and corrupted differ in the repeated name, S2, alone. Their roles are IO, S1, S1+1, S2
+    # and end, token positions with BOS counted where it was asked for.
     pairs: tuple[PromptPair, ...]
+    # The number of every pair's frame.
     frames: tuple[int, ...]
+    # "ABBA" where the indirect object is named first, "BABA" where the subject is.
     orders: tuple[Order, ...]
+    # Every prompt with three other names, all different: what is left when nothing says who did
+    # what (the distribution that mean ablation averages over).
     counterfactuals: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -99,11 +94,11 @@ def generate_ioi(
     Args:
         model: The model or its tokenizer; words that are more than one token for it are left out.
         n: How many pairs.
-        seed: Seed of the choice of words.
+        seed: Seeds the choice of words.
         prepend_bos: Whether the roles count a BOS token in front, as in `encode_pairs`.
         names: Names to choose from, without space; at least five have to be one token.
-        places: Places to choose from.
-        objects: Objects to choose from.
+        places: The same of places.
+        objects: The same of objects.
         frames: Texts with {A}, {B}, {S}, {place} and {object}; every name behind a space.
 
     Raises:
@@ -113,10 +108,10 @@ def generate_ioi(
         raise DataError(f"an IOI set of {n} pairs cannot be made; ask for at least one")
     tokenizer = getattr(model, "tokenizer", None) or model
     rng = np.random.default_rng(seed)
-    known = one_token_words(tokenizer, names, "names", 5)
+    known = _one_token_words(tokenizer, names, "names", 5)
     decks = {
-        "place": _deck(one_token_words(tokenizer, places, "places", 1), n, rng),
-        "object": _deck(one_token_words(tokenizer, objects, "objects", 1), n, rng),
+        "place": _deck(_one_token_words(tokenizer, places, "places", 1), n, rng),
+        "object": _deck(_one_token_words(tokenizer, objects, "objects", 1), n, rng),
     }
     kinds: list[tuple[int, Order]] = _deck(
         list(product(range(len(frames)), ("ABBA", "BABA"))), n, rng
@@ -130,7 +125,7 @@ def generate_ioi(
         text = frame_text.format(A=first, B=second, S=subject, **words)
         other = frame_text.format(A=first, B=second, S=io, **words)
         pair = PromptPair(text, other, f" {io}", f" {subject}", f"{io}/{subject} {order} {i + 1}")
-        pairs.append(with_ioi_roles(tokenizer, pair, prepend_bos=prepend_bos))
+        pairs.append(_with_roles(tokenizer, pair, prepend_bos))
         rest = [name for name in known if name not in (io, subject)]
         a, b, c = rng.permutation(rest)[:3].tolist()
         counterfactuals.append(frame_text.format(A=a, B=b, S=c, **words))
@@ -139,19 +134,14 @@ def generate_ioi(
 
 
 def eight_ioi_pairs(model: Any, *, prepend_bos: bool = True) -> tuple[PromptPair, ...]:
-    """Return the eight prompts of the well-known lesson on GPT-2 small, in four frames.
-
-    Args:
-        model: The model or its tokenizer, for the roles.
-        prepend_bos: As in `generate_ioi`.
-    """
+    """Return the eight prompts of the well-known lesson on GPT-2 small; see `generate_ioi`."""
     tokenizer = getattr(model, "tokenizer", None) or model
-    pairs = load_prompt_pairs(EIGHT_PROMPTS)
-    return tuple(with_ioi_roles(tokenizer, pair, prepend_bos=prepend_bos) for pair in pairs)
+    pairs = load_prompt_pairs("ioi-eight")
+    return tuple(_with_roles(tokenizer, pair, prepend_bos) for pair in pairs)
 
 
-def with_ioi_roles(
-    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, *, prepend_bos: bool = True
+def _with_roles(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, prepend_bos: bool
 ) -> PromptPair:
     """Return an IOI pair with the token positions of IO, S1, S1+1, S2 and end.
 
@@ -174,7 +164,7 @@ def with_ioi_roles(
     return replace(pair, roles=roles)
 
 
-def one_token_words(
+def _one_token_words(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], what: str, at_least: int
 ) -> list[str]:
     """Return the words that are one token behind a space."""

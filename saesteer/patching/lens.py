@@ -21,10 +21,10 @@ from saesteer.models.hooks import keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_texts, input_device
 from saesteer.models.unembed import Unembedding
+from saesteer.patching.answers import read_answers
 from saesteer.patching.batch import PairBatch, Side, token_text
 from saesteer.patching.pairs import PromptPair
 from saesteer.patching.target import has_component, required_target
-from saesteer.utils.errors import ConfigError
 from saesteer.utils.text import said
 
 if TYPE_CHECKING:
@@ -33,30 +33,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LensResult:
-    """The logit lens on every prompt of one side.
+    """The logit lens on every prompt of one side; the answers are the clean prompts' on either."""
 
-    Attributes:
-        side: Which prompts were read. The answers are the clean prompts' on either side.
-        points: Where the stream was read, in order: (layer, component). resid_pre stands for the
-            first layer alone, since every later one is resid_post of the layer before.
-        columns: Which columns of the batch were read.
-        tokens: Every prompt's tokens at those columns, "" at padding.
-        pairs: The pairs' names.
-        logit_difference: Logit of the right answer less that of the wrong one; NaN at padding.
-        right_rank: Rank of the right answer, 0 is the most probable token; -1 at padding.
-        right_probability: Probability of the right answer; NaN at padding.
-        top: The most probable tokens, best first, by [pair][point][column].
-    """
-
+    batch: PairBatch
     side: Side
+    # Where the stream was read, in order: (layer, component). resid_pre stands for the first layer
+    # alone, since every later one is resid_post of the layer before.
     points: tuple[tuple[int, str], ...]
+    # Which columns of the batch were read.
     columns: tuple[int, ...]
-    tokens: tuple[tuple[str, ...], ...]
-    pairs: tuple[str, ...]
+    # Of the right answer, less that of the wrong one; NaN at padding.
     logit_difference: Float[np.ndarray, "pair point column"]
+    # 0 is the most probable token; -1 at padding.
     right_rank: Int[np.ndarray, "pair point column"]
     right_probability: Float[np.ndarray, "pair point column"]
-    top: tuple[tuple[tuple[tuple[str, ...], ...], ...], ...]
+    # The most probable tokens as text, [pair, point, column, k], best first; "" at padding.
+    top: np.ndarray
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -67,25 +59,21 @@ class LensResult:
         """Return one row per pair, point and position that holds a token."""
         import pandas as pd
 
-        rows = []
-        for i, j, k in np.ndindex(*self.logit_difference.shape):
-            if self.right_rank[i, j, k] < 0:
-                continue
-            layer, component = self.points[j]
-            rows.append(
-                {
-                    "pair": self.pairs[i],
-                    "layer": layer,
-                    "component": component,
-                    "position": self.columns[k],
-                    "token": self.tokens[i][k],
-                    "logit_difference": float(self.logit_difference[i, j, k]),
-                    "rank": int(self.right_rank[i, j, k]),
-                    "probability": float(self.right_probability[i, j, k]),
-                    "top": " | ".join(self.top[i][j][k]),
-                }
-            )
-        return pd.DataFrame(rows)
+        at = np.nonzero(self.right_rank >= 0)
+        words, columns = self.batch.words(self.side), self.columns
+        return pd.DataFrame(
+            {
+                "pair": [self.batch.names[i] for i in at[0]],
+                "layer": [self.points[j][0] for j in at[1]],
+                "component": [self.points[j][1] for j in at[1]],
+                "position": [columns[k] for k in at[2]],
+                "token": [words[i][columns[k]] for i, k in zip(at[0], at[2], strict=True)],
+                "logit_difference": self.logit_difference[at],
+                "rank": self.right_rank[at],
+                "probability": self.right_probability[at],
+                "top": [" | ".join(tokens) for tokens in self.top[at]],
+            }
+        )
 
 
 def logit_lens(
@@ -100,7 +88,7 @@ def logit_lens(
     """Read every layer and sub-layer of a model as logits.
 
     Args:
-        model: A bridge from `load_model`.
+        model: A model from `load_model`.
         batch: The pairs.
         side: Which prompts to read.
         every_position: Read every token's position, not the answer's alone.
@@ -112,17 +100,15 @@ def logit_lens(
         SiteError: The residual stream cannot be read in the model's blocks.
     """
     unembedding = Unembedding(model)
-    vocab = int(unembedding.head.weight.shape[0])
-    if not 1 <= top_k <= vocab:
-        raise ConfigError(f"top_k is {top_k}; give a number from 1 to the vocabulary's {vocab}")
-    points = lens_points(model)
+    # A block whose attention and MLP run side by side has no middle.
+    inside = ("resid_mid", "resid_post") if has_component(model, "resid_mid") else ("resid_post",)
+    layers = range(model.cfg.n_layers)
+    points = ((0, "resid_pre"), *((layer, name) for layer in layers for name in inside))
     targets = {point: required_target(model, point[1], point[0]) for point in points}
     columns = tuple(range(batch.width)) if every_position else (batch.width - 1,)
     shape = (len(batch), len(points), len(columns))
     difference, probability = np.full(shape, np.nan), np.full(shape, np.nan)
-    rank = np.full(shape, -1, dtype=np.int64)
-    top: dict[tuple[int, int, int], tuple[str, ...]] = {}
-    texts: dict[int, str] = {}
+    rank, top = np.full(shape, -1), np.full((*shape, top_k), -1)
 
     def kept_columns(hidden: Tensor) -> Tensor:
         return (hidden if every_position else hidden[:, -1:]).clone()
@@ -132,69 +118,37 @@ def logit_lens(
         with torch.no_grad(), keeping(targets, keep=kept_columns) as streams:
             last_logits(plain_model(model), ids[rows], mask[rows])
         pair, column = mask[rows][:, columns[0] :].nonzero(as_tuple=True)
-        right, wrong = batch.right[rows][pair, None], batch.wrong[rows][pair, None]
-        places = [(int(i) + rows.start, int(k)) for i, k in zip(pair, column, strict=True)]
+        right, wrong = batch.right[rows][pair], batch.wrong[rows][pair]
         for j, point in enumerate(points):
             with torch.no_grad():
                 logits = unembedding.logits(streams[point][pair, column])
-            own = logits.gather(1, right)
             at = (pair.cpu().numpy() + rows.start, j, column.cpu().numpy())
-            difference[at] = (own - logits.gather(1, wrong))[:, 0].cpu().numpy()
-            rank[at] = (logits > own).sum(dim=-1).cpu().numpy()
-            probability[at] = (own[:, 0] - logits.logsumexp(dim=-1)).exp().cpu().numpy()
-            best = logits.topk(top_k).indices.tolist()
-            for (i, k), tokens in zip(places, best, strict=True):
-                for token in tokens:
-                    texts.setdefault(token, token_text(model.tokenizer, token))
-                top[i, j, k] = tuple(texts[token] for token in tokens)
+            difference[at], rank[at], probability[at], top[at], _ = read_answers(
+                logits, right, wrong, top_k
+            )
+    texts = {int(i): token_text(model.tokenizer, int(i)) for i in np.unique(top) if i >= 0}
+    words = np.array([texts.get(i, "") for i in top.ravel().tolist()], dtype=object)
     return LensResult(
-        side=side,
-        points=points,
-        columns=columns,
-        tokens=tuple(tuple(row[column] for column in columns) for row in batch.words(side)),
-        pairs=batch.names,
-        logit_difference=difference,
-        right_rank=rank,
-        right_probability=probability,
-        top=tuple(
-            tuple(tuple(top.get((i, j, k), ()) for k in range(shape[2])) for j in range(shape[1]))
-            for i in range(shape[0])
-        ),
+        batch, side, points, columns, difference, rank, probability, words.reshape(top.shape)
     )
-
-
-def lens_points(model: Any) -> tuple[tuple[int, str], ...]:
-    """Return where the lens reads: the first block's input, then every block's middle and output.
-
-    A block whose attention and MLP run side by side has no middle.
-    """
-    inside = ("resid_mid", "resid_post") if has_component(model, "resid_mid") else ("resid_post",)
-    layers = range(model.cfg.n_layers)
-    return ((0, "resid_pre"), *((layer, name) for layer in layers for name in inside))
 
 
 @dataclass(frozen=True)
 class PromptReading:
-    """One prompt, read at every layer and sub-layer.
-
-    Attributes:
-        prompt: The prompt.
-        tokens: Its tokens, BOS included.
-        answer: The token that the model finds most likely behind it.
-        other: The runner-up.
-        points: Where it was read, such as "3 resid_post".
-        top: The most likely tokens by [point][token], best first.
-        rank: The answer's rank behind the last token at each point; 0 is the most likely.
-        probability: The answer's probability there.
-        margin: Its logit less the runner-up's there.
-    """
+    """One prompt, read at every layer and sub-layer; a table in notebooks."""
 
     prompt: str
+    # Its tokens, BOS included.
     tokens: tuple[str, ...]
+    # The token that the model finds most likely behind it, and the runner-up.
     answer: str
     other: str
+    # Where it was read, such as "3 resid_post".
     points: tuple[str, ...]
-    top: tuple[tuple[tuple[str, ...], ...], ...]
+    # The most likely tokens, [point, token, k], best first.
+    top: np.ndarray
+    # The answer behind the last token at each point: its rank (0 is the most likely), its
+    # probability, and its logit less the runner-up's.
     rank: tuple[int, ...]
     probability: tuple[float, ...]
     margin: tuple[float, ...]
@@ -205,9 +159,9 @@ class PromptReading:
         import pandas as pd
 
         words = pd.Index(self.tokens, name="token")
-        rows = pd.Index(self.points, name="point")
-        best = [[top[0] if top else "" for top in tokens] for tokens in self.top]
-        return pd.DataFrame(best, index=rows, columns=words)
+        return pd.DataFrame(
+            self.top[..., 0], index=pd.Index(self.points, name="point"), columns=words
+        )
 
     def _repr_html_(self) -> str:
         return self.table.iloc[::-1].to_html()
@@ -246,10 +200,10 @@ def lens(
     """Read what the model would answer if it ended at a layer or sub-layer, at every token.
 
     Args:
-        model: A bridge from `load_model`.
-        prompts: The prompts.
+        model: A model from `load_model`.
+        prompts: One prompt or several.
         top_k: How many of the most likely tokens to keep.
-        prepend_bos: Whether they start with BOS.
+        prepend_bos: Whether prompts start with BOS.
 
     Raises:
         DataError: A prompt is longer than the model's context.
@@ -262,12 +216,9 @@ def lens(
     """
     if isinstance(prompts, str):
         return lens(model, [prompts], top_k=top_k, prepend_bos=prepend_bos)[0]
+    context = int(model.cfg.n_ctx)
     rows = encode_texts(
-        model.tokenizer,
-        prompts,
-        prepend_bos=prepend_bos,
-        max_length=int(model.cfg.n_ctx),
-        what="prompt",
+        model.tokenizer, prompts, prepend_bos=prepend_bos, max_length=context, what="prompt"
     )
     return [_read(model, prompt, row.ids, top_k) for prompt, row in zip(prompts, rows, strict=True)]
 
@@ -276,22 +227,12 @@ def _read(model: Any, prompt: str, tokens: Sequence[int], top_k: int) -> PromptR
     device = input_device(plain_model(model))
     ids = torch.tensor([list(tokens)], device=device)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    best = last_logits_in_parts(plain_model(model), ids, mask)[0].topk(2).indices.tolist()
-    answer, other = (token_text(model.tokenizer, token) for token in best)
+    best = last_logits_in_parts(plain_model(model), ids, mask)[0].topk(2).indices
+    answer, other = (token_text(model.tokenizer, int(token)) for token in best)
     words = tuple(token_text(model.tokenizer, token) for token in tokens)
-    batch = PairBatch(
-        pairs=(PromptPair(prompt, prompt, answer, other, "prompt"),),
-        clean=ids,
-        corrupted=ids,
-        clean_mask=mask,
-        corrupted_mask=mask,
-        to_clean=torch.arange(len(words), device=device)[None],
-        right=torch.tensor(best[:1], device=device),
-        wrong=torch.tensor(best[1:], device=device),
-        clean_words=(words,),
-        corrupted_words=(words,),
-        answers=((answer, other),),
-    )
+    pair = PromptPair(prompt, prompt, answer, other)
+    same = torch.arange(len(words), device=device)[None]
+    batch = PairBatch((pair,), ids, ids, mask, mask, same, best[:1], best[1:], (words,), (words,))
     found = logit_lens(model, batch, every_position=True, top_k=top_k)
     return PromptReading(
         prompt=prompt,
@@ -319,8 +260,7 @@ def lens_page(readings: Sequence[PromptReading], model: str) -> str:
         for i in reversed(range(len(reading.points))):
             cells = "".join(
                 f'<td title="{shown(" | ".join(top))}"'
-                f"{' class=own' if top and top[0] == reading.answer else ''}>"
-                f"{shown(top[0] if top else '')}</td>"
+                f"{' class=own' if top[0] == reading.answer else ''}>{shown(top[0])}</td>"
                 for top in reading.top[i]
             )
             lines.append(f"<tr><th>{shown(reading.points[i])}</th>{cells}</tr>")

@@ -9,59 +9,47 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.data.checks import did_you_mean, shorten, spoken_list
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.text import did_you_mean, shorten, spoken_list
 
 
 @dataclass(frozen=True)
 class MetricRows:
-    """What a metric may need to know of every row it scores.
+    """What a metric may need to know of every row it scores."""
 
-    Attributes:
-        right: The column of `logits` that holds the right answer.
-        wrong: The column of `logits` that holds the wrong answer.
-        clean: The clean run's logits over the vocabulary, for metrics that compare with it; None
-            for metrics over the answers alone.
-    """
-
+    # The columns of `logits` that hold the right and the wrong answer.
     right: Int[Tensor, " row"]
     wrong: Int[Tensor, " row"]
+    # The clean run's logits over the vocabulary, for metrics that compare with it; None for
+    # metrics over the answers alone.
     clean: Float[Tensor, "row vocab"] | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function of the logits at the answer's position.
+    """A function of the logits at the answer's position."""
 
-    Attributes:
-        name: Its name in tables and figures.
-        score: From logits [row, column] and what is known of the rows to one number per row;
-            differentiable.
-        answers_only: True where it reads the two answers' logits alone: then `logits` has two
-            columns, right and wrong, and the rest of the unembedding is never computed.
-    """
-
+    # Its name in tables and figures.
     name: str
+    # From logits [row, column] and what is known of the rows to one number per row; differentiable.
     score: Callable[[Float[Tensor, "row column"], MetricRows], Float[Tensor, " row"]]
+    # True where it reads the two answers' logits alone: then `logits` has two columns, right and
+    # wrong, and the rest of the unembedding is never computed.
     answers_only: bool = False
 
 
-def logit_difference(
-    logits: Float[Tensor, "row column"], rows: MetricRows
-) -> Float[Tensor, " row"]:
+def _logit_difference(logits: Tensor, rows: MetricRows) -> Float[Tensor, " row"]:
     """Return the right answer's logit less the wrong answer's (Wang et al. 2022, section 3)."""
     return _column(logits, rows.right) - _column(logits, rows.wrong)
 
 
-def answer_log_probability(
-    logits: Float[Tensor, "row vocab"], rows: MetricRows
-) -> Float[Tensor, " row"]:
+def _answer_log_probability(logits: Tensor, rows: MetricRows) -> Float[Tensor, " row"]:
     """Return the right answer's log-probability in nats."""
     # In float32: a log-softmax over a whole vocabulary loses digits in half precision.
     return _column(logits.float().log_softmax(dim=-1), rows.right)
 
 
-def kl_from_clean(logits: Float[Tensor, "row vocab"], rows: MetricRows) -> Float[Tensor, " row"]:
+def _kl_from_clean(logits: Tensor, rows: MetricRows) -> Float[Tensor, " row"]:
     """Return KL(clean || patched) over the vocabulary in nats; 0 where nothing changed."""
     if rows.clean is None:
         raise ConfigError(
@@ -72,12 +60,14 @@ def kl_from_clean(logits: Float[Tensor, "row vocab"], rows: MetricRows) -> Float
     return (clean.exp() * (clean - logits.float().log_softmax(dim=-1))).sum(dim=-1)
 
 
-_METRICS = (
-    Metric("logit_difference", logit_difference, answers_only=True),
-    Metric("answer_log_probability", answer_log_probability),
-    Metric("kl", kl_from_clean),
-)
-METRIC_NAMES = tuple(metric.name for metric in _METRICS)
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("logit_difference", _logit_difference, answers_only=True),
+        Metric("answer_log_probability", _answer_log_probability),
+        Metric("kl", _kl_from_clean),
+    )
+}
 
 
 def metric_named(name: str | Metric) -> Metric:
@@ -88,13 +78,12 @@ def metric_named(name: str | Metric) -> Metric:
     """
     if isinstance(name, Metric):
         return name
-    for metric in _METRICS:
-        if metric.name == name:
-            return metric
-    raise ConfigError(
-        f"metric is {shorten(name)}{did_you_mean(str(name), METRIC_NAMES)}; choose one of "
-        f"{spoken_list(METRIC_NAMES)}, or give a saesteer.patching.metrics.Metric"
-    )
+    if name not in METRICS:
+        raise ConfigError(
+            f"metric is {shorten(name)}{did_you_mean(str(name), tuple(METRICS))}; choose one of "
+            f"{spoken_list(tuple(METRICS))}, or give a saesteer.patching.metrics.Metric"
+        )
+    return METRICS[name]
 
 
 def scores(

@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.data.bundled import datasets_folder
-from saesteer.data.checks import (
-    check_known_fields,
-    check_text,
-    collect,
-    is_blank,
-    shorten,
-    spoken_list,
-)
+from saesteer.data.checks import check_text, collect, is_blank
 from saesteer.data.records import Record, read_records
+from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import DataError
+from saesteer.utils.text import shorten, spoken_list
 
-FIELDS = ("clean", "corrupted", "name", "alignment", "roles")
-SIDE_FIELDS = ("question", "answer")
+_SIDE = Schema(
+    tuple(Field(name, required=True, strip=False) for name in ("question", "answer")),
+)
+_PAIR = Schema(
+    (
+        Field("clean", kind="record", required=True, of=_SIDE),
+        Field("corrupted", kind="record", required=True, of=_SIDE),
+        Field("name"),
+        Field("alignment", kind="any"),
+        Field("roles", kind="any"),
+    )
+)
+_CHOICE = Schema(
+    tuple(Field(name, required=True) for name in ("question", "immediate", "long_term")), open=True
+)
 # An answer behind one of these is written without a space.
 _OPENERS = "([{<\"'\u201c\u2018-/"
 
@@ -29,51 +37,30 @@ _OPENERS = "([{<\"'\u201c\u2018-/"
 class PromptPair:
     """Two prompts whose answers differ.
 
-    Attributes:
-        clean: The prompt whose behaviour is to be explained.
-        corrupted: The prompt that differs from it in what matters alone.
-        answer: The clean prompt's right answer, with its leading space where it has one.
-        wrong: The corrupted prompt's right answer, which is wrong for the clean one.
-        name: What to call the pair in tables and figures.
-        alignment: Explicit pairs of (clean, corrupted) token positions, counted from 0 at the
-            first token that the prompt's tokenisation gives (BOS included), which go before what
-            the equal beginning and the equal end of the two prompts say; None for those alone.
-        roles: Names of token positions of the clean prompt, such as {"S2": 10, "end": 14}.
-
     Example:
         >>> ss.PromptPair("I like the", "I hate the", answer=" cat", wrong=" dog").answer
         ' cat'
     """
 
+    # The prompt whose behaviour is to be explained, and the one that differs from it in what
+    # matters alone.
     clean: str
     corrupted: str
+    # The clean prompt's right answer, and the corrupted prompt's, which is wrong for the clean one;
+    # each with its leading space where it has one.
     answer: str
     wrong: str
     name: str = ""
+    # Explicit pairs of (clean, corrupted) token positions, counted from 0 at the first token that
+    # the prompt's tokenisation gives (BOS included), which go before what the equal beginning and
+    # the equal end of the two prompts say; None for those alone.
     alignment: tuple[tuple[int, int], ...] | None = None
+    # Names of token positions of the clean prompt, such as {"S2": 10, "end": 14}.
     roles: dict[str, int] = field(default_factory=dict)
 
 
-def reversed_pair(pair: PromptPair) -> PromptPair:
-    """Return the pair the other way round: what was corrupted is clean.
-
-    Its roles are left out: they are positions of the prompt that is corrupted now.
-    """
-    flipped = None if pair.alignment is None else tuple((b, a) for a, b in pair.alignment)
-    return replace(
-        pair,
-        clean=pair.corrupted,
-        corrupted=pair.clean,
-        answer=pair.wrong,
-        wrong=pair.answer,
-        name=f"{pair.name} reversed" if pair.name else "",
-        alignment=flipped,
-        roles={},
-    )
-
-
-def check_pair(pair: PromptPair, place: str) -> None:
-    """Refuse a pair that cannot mean anything; `place` is `file:line` or the pair's number."""
+def check_pair(pair: PromptPair, place: str) -> PromptPair:
+    """Return a pair unless it cannot mean anything; `place` is `file:line` or the pair's number."""
     texts = {
         "the clean prompt": pair.clean,
         "the corrupted prompt": pair.corrupted,
@@ -96,30 +83,33 @@ def check_pair(pair: PromptPair, place: str) -> None:
             f"{place}: the right and the wrong answer are both {shorten(pair.answer.strip())}; "
             "give the corrupted prompt another answer"
         )
-    _check_positions(pair, place)
+    _check_alignment(pair.alignment, place)
+    if not isinstance(pair.roles, Mapping) or not all(map(_is_position, pair.roles.values())):
+        raise DataError(
+            f"{place}: the roles are {shorten(pair.roles)}, not names of token positions; write "
+            'them as {"end": 14}, counted from 0'
+        )
+    return pair
 
 
-def _check_positions(pair: PromptPair, place: str) -> None:
-    aligned = pair.alignment or ()
-    for step in aligned:
-        if len(step) != 2 or not all(_is_position(number) for number in step):
-            raise DataError(
-                f"{place}: the alignment holds {shorten(step)}, which is no pair of token "
-                "positions; write [clean position, corrupted position], counted from 0"
-            )
+def _check_alignment(steps: Any, place: str) -> None:
+    if steps is None:
+        return
+    if not isinstance(steps, list | tuple) or not all(
+        isinstance(step, list | tuple) and len(step) == 2 and all(map(_is_position, step))
+        for step in steps
+    ):
+        raise DataError(
+            f"{place}: the alignment is {shorten(steps)}, not pairs of token positions; write "
+            "[[clean position, corrupted position], ...], counted from 0"
+        )
     for side, name in enumerate(("clean", "corrupted")):
-        named = [step[side] for step in aligned]
+        named = [step[side] for step in steps]
         if len(set(named)) < len(named):
             twice = next(number for number in named if named.count(number) > 1)
             raise DataError(
                 f"{place}: the alignment names {name} position {twice} twice; name every position "
                 "once"
-            )
-    for role, position in pair.roles.items():
-        if not _is_position(position):
-            raise DataError(
-                f"{place}: role {shorten(role)} is {shorten(position)}, not a token position; "
-                "give a whole number from 0"
             )
 
 
@@ -164,18 +154,10 @@ def load_prompt_pairs(
     """
     if isinstance(source, str | Path):
         return tuple(collect(read_records(_find(source)).records, _pair))
-    numbered = [(f"pairs: record {i}", value) for i, value in enumerate(source, start=1)]
-    if not numbered:
+    records = [Record(f"pairs: record {i}", value) for i, value in enumerate(source, start=1)]
+    if not records:
         raise DataError("pairs: there is no pair of prompts; give at least one")
-
-    def parse(item: tuple[str, PromptPair | Mapping[str, Any]]) -> PromptPair:
-        place, value = item
-        if isinstance(value, PromptPair):
-            check_pair(value, place)
-            return value
-        return _pair(Record(place, value))
-
-    return tuple(collect(numbered, parse))
+    return tuple(collect(records, _pair))
 
 
 def _find(source: str | Path) -> Path:
@@ -192,49 +174,24 @@ def _find(source: str | Path) -> Path:
 
 
 def _pair(record: Record) -> PromptPair:
-    fields = record.fields()
-    if "immediate" in fields and "long_term" in fields:
-        return _choice_pair(fields, record.place)
-    check_known_fields([str(field) for field in fields], FIELDS, record.place)
-    clean, answer = _side(fields, "clean", record.place)
-    corrupted, wrong = _side(fields, "corrupted", record.place)
-    name = fields.get("name", "")
-    if not isinstance(name, str):
-        raise DataError(
-            f"{record.place}: the field 'name' is {shorten(name)}, not text; put it in quotes"
-        )
+    if isinstance(record.value, PromptPair):
+        return check_pair(record.value, record.place)
+    if {"immediate", "long_term"} <= record.fields().keys():
+        return _choice_pair(record)
+    said = _PAIR.read(record)
+    clean, corrupted = said["clean"], said["corrupted"]
+    steps, roles = said["alignment"], said["roles"]
     pair = PromptPair(
-        clean,
-        corrupted,
-        answer,
-        wrong,
-        name,
-        _alignment(fields.get("alignment"), record.place),
-        _roles(fields.get("roles"), record.place),
+        clean["question"],
+        corrupted["question"],
+        _after(**clean),
+        _after(**corrupted),
+        said["name"] or "",
+        steps,
+        {} if roles is None else roles,
     )
     check_pair(pair, record.place)
-    return pair
-
-
-def _side(fields: Mapping[str, Any], side: str, place: str) -> tuple[str, str]:
-    value = fields.get(side)
-    if not isinstance(value, Mapping):
-        state = "missing" if value is None else shorten(value)
-        raise DataError(
-            f'{place}: the field \'{side}\' is {state}; write it as {{"question": "...", '
-            '"answer": "..."}'
-        )
-    check_known_fields([str(field) for field in value], SIDE_FIELDS, f"{place}: {side}")
-    texts = []
-    for key in SIDE_FIELDS:
-        text = value.get(key)
-        if not isinstance(text, str):
-            state = "missing" if text is None else f"{shorten(text)}, not text"
-            raise DataError(
-                f"{place}: the field '{key}' of {side} is {state}; give it a text in quotes"
-            )
-        texts.append(text)
-    return texts[0], _after(texts[0], texts[1])
+    return pair if steps is None else replace(pair, alignment=tuple(map(tuple, steps)))
 
 
 def _after(question: str, answer: str) -> str:
@@ -243,46 +200,18 @@ def _after(question: str, answer: str) -> str:
     return f" {answer}" if answer[:1].isalnum() and question and not apart else answer
 
 
-def _alignment(value: Any, place: str) -> tuple[tuple[int, int], ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple) or not all(isinstance(s, list | tuple) for s in value):
-        raise DataError(
-            f"{place}: the field 'alignment' is {shorten(value)}; write a list of [clean "
-            "position, corrupted position]"
-        )
-    return tuple(tuple(step) for step in value)  # type: ignore[misc]
-
-
-def _roles(value: Any, place: str) -> dict[str, int]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise DataError(
-            f"{place}: the field 'roles' is {shorten(value)}; write an object such as "
-            '{"end": 14}'
-        )
-    return {str(role): position for role, position in value.items()}
-
-
-def _choice_pair(fields: Mapping[str, Any], place: str) -> PromptPair:
-    texts = []
-    for key in ("question", "immediate", "long_term"):
-        text = fields.get(key)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(
-                f"{place}: the field '{key}' is {shorten(text)}; give it a text in quotes"
-            )
-        texts.append(text.strip())
-    question, *options = texts
+def _choice_pair(record: Record) -> PromptPair:
+    said = _CHOICE.read(record)
     # The options' own letters go: which option has which letter is what the two prompts vary.
-    near, far = (option[3:].strip() if option[:1] == "(" else option for option in options)
+    near, far = (
+        option[3:].strip() if option[:1] == "(" else option
+        for option in (said["immediate"], said["long_term"])
+    )
 
     def prompt(first: str, second: str) -> str:
-        return f"{question}\n(A) {first}\n(B) {second}\nThe short-term choice is ("
+        return f"{said['question']}\n(A) {first}\n(B) {second}\nThe short-term choice is ("
 
-    pair = PromptPair(
-        prompt(near, far), prompt(far, near), "A", "B", f"{shorten(question, 60)[1:-1]}"
+    name = shorten(said["question"], 60)[1:-1]
+    return check_pair(
+        PromptPair(prompt(near, far), prompt(far, near), "A", "B", name), record.place
     )
-    check_pair(pair, place)
-    return pair

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from saesteer.models.forward import last_logits_in_parts
 from saesteer.models.loading import model_info, plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.attribution import attribution_patching
-from saesteer.patching.batch import Mode, PairBatch, direction_of, encode_pairs
+from saesteer.patching.batch import Direction, Mode, PairBatch, direction_of, encode_pairs
 from saesteer.patching.engine.blocks import block_runner
 from saesteer.patching.engine.engines import Ends, Engine, FastEngine, PlainEngine, runs_in_blocks
-from saesteer.patching.engine.memory import Memory
-from saesteer.patching.engine.rows import plan_rows, run_chunks
-from saesteer.patching.metrics import Metric, metric_named
+from saesteer.patching.engine.rows import Memory, plan_rows, run_chunks
+from saesteer.patching.metrics import Metric, metric_named, scores
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs
 from saesteer.patching.paths import path_patching
 from saesteer.patching.result import Method, PatchResult
@@ -158,130 +159,98 @@ def activation_patching(
     memory = Memory(model, batch.width, memory_gb)
     progress = progress or Progress()
 
-    def patched(engine: Engine, group: slice) -> tuple[np.ndarray, Ends, tuple[int | str, ...]]:
+    def patched(
+        engine: Engine, direction: Direction
+    ) -> tuple[np.ndarray, Ends, Sequence[int | str]]:
         """Return the numbers of one group of pairs, its ends, and the labels of the cells."""
-        ends = engine.ends()
         labels, chosen = engine.patch.labels, np.arange(len(engine.patch.labels))
         if target.heads is not None:
             labels, chosen = target.heads, np.asarray(target.heads)
-        shape = (len(ends[0]), len(target.layers), max(1, len(chosen)))
+        start = engine.ends[0]
+        shape = (len(start), len(target.layers), max(1, len(chosen)))
         shape = shape if columns is None else (*shape, len(columns))
-        values = np.broadcast_to(ends[0].reshape(-1, *[1] * (len(shape) - 1)), shape).copy()
+        values = np.broadcast_to(start.reshape(-1, *[1] * (len(shape) - 1)), shape).copy()
         if columns is not None:
             # NaN where the prompt has no such position, or the other prompt none for it.
-            without = ~direction_of(batch, mode, group).allowed.cpu().numpy()[:, columns]
+            without = ~direction.allowed.cpu().numpy()[:, columns]
             values[np.broadcast_to(without[:, None, None], values.shape)] = np.nan
         alive = engine.patch.alive
         rows = plan_rows(shape, np.asarray(target.layers), chosen, columns, alive)
-        key = _rows_key(model, batch, group, target, metric, mode, labels)
+        key = _rows_key(model, direction, target, metric, labels)
         with progress.task(f"patching {component}", len(rows), "rows") as task:
             for chunk, numbers in run_chunks(
                 rows, memory.rows, engine, key=key, store=store, task=task
             ):
                 values.flat[chunk.cell] = numbers
-        return values, ends, labels
+        return values, engine.ends, labels
 
-    with torch.inference_mode(), _engines(model, batch, metric, mode, target, progress) as engine:
-        groups = _groups(len(batch), memory.pairs(target))
+    device = input_device(plain_model(model))
+    whole = direction_of(batch, mode, device=device)
+    blocks = block_runner(model, whole) if runs_in_blocks(model, target) else nullcontext()
+    each = memory.pairs(target)
+    starts = range(0, len(batch), each)
+    groups = [direction_of(batch, mode, slice(at, at + each), device) for at in starts]
+    with torch.inference_mode(), blocks as runner:
+        if runner is None:
+            progress.say(
+                f"{model.cfg.model_name} cannot be patched block by block here, so every patched "
+                "prompt is a whole pass; this is slower."
+            )
+
+        def engine_of(direction: Direction) -> Engine:
+            if runner is None:
+                return PlainEngine(model, direction, target, metric)
+            return FastEngine(model, runner, direction, target, metric)
+
         if sae is not None and clusters is None and features is None and len(groups) > 1:
             # The features that differ in any group, so that all groups have the same labels.
-            found = {int(one) for group in groups for one in engine(group, target).patch.labels}
-            target = target.with_features(sorted(found))
-        parts = [patched(engine(group, target), group) for group in groups]
-    values = np.concatenate([part[0] for part in parts])
-    own, source = (np.concatenate([part[1][side] for part in parts]) for side in (0, 1))
+            found = {int(one) for group in groups for one in engine_of(group).patch.labels}
+            target = replace(target, features=tuple(sorted(found)))
+        parts = [patched(engine_of(group), group) for group in groups]
     coords: dict[str, tuple[int | str, ...]] = {} if sae is not None else {"layer": target.layers}
     if parts[0][2]:
-        coords[target.axis] = parts[0][2]
+        coords[target.axis] = tuple(parts[0][2])
     if columns is not None:
         coords["position"] = tuple(columns.tolist())
+    values = np.concatenate([part[0] for part in parts])
+    own, source = (np.concatenate([part[1][side] for part in parts]) for side in (0, 1))
     return PatchResult.of(
         batch, "activation", component, metric.name, mode, coords, values, (own, source)
     )
 
 
 def unpatched(
-    model: TransformerBridge, batch: PairBatch, metric: Metric, *, memory_gb: float = 2.0
+    model: TransformerBridge, batch: PairBatch, metric: Metric, *, max_tokens: int = 4096
 ) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]:
     """Return the metric on every pair's clean and corrupted prompt."""
-    memory = Memory(model, batch.width, memory_gb)
-    silent = Progress()
-    with torch.inference_mode(), _engines(model, batch, metric, "noising", None, silent) as engine:
-        groups = _groups(len(batch), min(memory.pairs(None), memory.rows(0)))
-        clean, corrupted = zip(*(engine(group, None).ends() for group in groups), strict=True)
-    return np.concatenate(clean), np.concatenate(corrupted)
-
-
-@contextmanager
-def _engines(
-    model: TransformerBridge,
-    batch: PairBatch,
-    metric: Metric,
-    mode: Mode,
-    target: Target | None,
-    progress: Progress,
-) -> Iterator[Callable[[slice, Target | None], Engine]]:
-    """Give a function that makes the engine for a group of pairs: fast where the model allows."""
-    device = input_device(plain_model(model))
-    whole = direction_of(batch, mode, device=device)
-
-    def plain(group: slice, target: Target | None) -> Engine:
-        return PlainEngine(model, direction_of(batch, mode, group, device), target, metric)
-
-    if target is not None and not runs_in_blocks(model, target):
-        _say_slow(model, progress)
-        yield plain
-        return
-    with block_runner(model, whole) as runner:
-        if runner is None:
-            _say_slow(model, progress)
-            yield plain
-            return
-
-        def fast(group: slice, target: Target | None) -> Engine:
-            direction = direction_of(batch, mode, group, device)
-            return FastEngine(model, runner, direction, target, metric)
-
-        yield fast
-
-
-def _say_slow(model: TransformerBridge, progress: Progress) -> None:
-    progress.say(
-        f"{model.cfg.model_name} cannot be patched block by block here, so every patched prompt is "
-        "a whole pass; this is slower."
+    root = plain_model(model)
+    clean, corrupted = (
+        last_logits_in_parts(root, *batch.side(side), max_tokens=max_tokens)
+        for side in ("clean", "corrupted")
     )
-
-
-def _groups(count: int, each: int) -> list[slice]:
-    return [slice(start, min(count, start + each)) for start in range(0, count, each)]
+    answers = torch.stack([batch.right, batch.wrong], dim=1)
+    sides = (scores(metric, logits, answers, clean) for logits in (clean, corrupted))
+    first, second = (side.double().cpu().numpy() for side in sides)
+    return first, second
 
 
 def _rows_key(
     model: TransformerBridge,
-    batch: PairBatch,
-    group: slice,
+    direction: Direction,
     target: Target,
     metric: Metric,
-    mode: Mode,
     labels: Sequence[int | str],
 ) -> str:
     """Return a hash of all that the rows' numbers depend on beside the rows."""
-    tensors = (
-        batch.clean,
-        batch.corrupted,
-        batch.clean_mask,
-        batch.corrupted_mask,
-        batch.to_clean,
-        batch.right,
-        batch.wrong,
-    )
+    tensors = (direction.ids, direction.mask, direction.source_ids, direction.source_mask)
+    tensors += (direction.to_source, direction.answers)
     clusters = [(name, list(map(int, own))) for name, own in (target.clusters or {}).items()]
     return content_key(
         model_info(model).fingerprint,
         str(plain_model(model).dtype),
-        [tensor[group].cpu().numpy() for tensor in tensors],
+        [tensor.cpu().numpy() for tensor in tensors],
         metric.name,
-        mode,
+        direction.mode,
         target.component,
         "" if target.sae is None else [target.sae.fingerprint, list(labels), clusters],
     )

@@ -5,27 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.data.checks import shorten
 from saesteer.models.hooks import SiteFunction, hooked
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import input_device
 from saesteer.patching.batch import Direction, Mode, PairBatch, direction_of
-from saesteer.patching.engine.attention import KVWindow
-from saesteer.patching.engine.blocks import BlockRunner, Run, block_runner
-from saesteer.patching.engine.memory import Memory
-from saesteer.patching.metrics import Metric, scores
+from saesteer.patching.engine.blocks import BlockRunner, KVWindow, block_runner
+from saesteer.patching.engine.engines import Scorer
+from saesteer.patching.engine.rows import Memory
+from saesteer.patching.metrics import Metric
 from saesteer.patching.result import PatchResult
-from saesteer.patching.streams import Streams, Tokens, head_columns, known_target
-from saesteer.patching.target import Target, heads_of
+from saesteer.patching.streams import Streams, Tokens, head_columns
+from saesteer.patching.target import Target, heads_of, required_target
 from saesteer.utils.errors import ConfigError, ModelError
 from saesteer.utils.progress import Progress, Task
+from saesteer.utils.text import shorten
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,24 +35,15 @@ Senders = Literal["z", "mlp_out"]
 FINAL = "final"
 _HEAD = re.compile(r"(\d+)\.(\d+)\.([qkv])")
 
-# Rows whose logits are held at once.
-ROWS_AT_ONCE = 256
-
 Positions = Sequence[int] | Tensor
 # Senders' places in the flattened result, their pairs and their numbers.
 Scored = tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"], Float[np.ndarray, " row"]]
 
 
-@dataclass(frozen=True)
-class Receiver:
-    """One end of a path.
+class Receiver(NamedTuple):
+    """One end of a path: "final", or the "q", "k" or "v" of a head.
 
-    Attributes:
-        component: "final" for the residual stream behind the last block, or a head's "q", "k" or
-            "v". Where several query heads share keys and values, heads of "k" and "v" are counted
-            among those.
-        layer: The head's layer; -1 for "final".
-        head: The head's number; -1 for "final".
+    Where several query heads share keys and values, heads of "k" and "v" are counted among those.
     """
 
     component: str
@@ -65,14 +56,8 @@ class Receiver:
         return f"{self.layer}.{self.head}.{self.component}"
 
     @classmethod
-    def parse(cls, text: str | Receiver) -> Receiver:
-        """Return the receiver named by "final" or by text such as "9.6.q".
-
-        Raises:
-            ConfigError: The text has neither form.
-        """
-        if isinstance(text, Receiver):
-            return text
+    def parse(cls, text: str) -> Receiver:
+        """Return the receiver named by "final" or by text such as "9.6.q"."""
         if text == FINAL:
             return cls(FINAL)
         match = _HEAD.fullmatch(str(text).strip())
@@ -85,10 +70,10 @@ class Receiver:
 
 
 def chosen_receivers(
-    model: TransformerBridge, receivers: str | Receiver | Sequence[str | Receiver]
+    model: TransformerBridge, receivers: str | Sequence[str]
 ) -> tuple[Receiver, ...]:
     """Return the receivers asked for."""
-    given = (receivers,) if isinstance(receivers, str | Receiver) else tuple(receivers)
+    given = (receivers,) if isinstance(receivers, str) else tuple(receivers)
     chosen = tuple(dict.fromkeys(map(Receiver.parse, given)))
     if not chosen:
         raise ConfigError("receivers: there is none; give 'final' or heads such as '9.6.q'.")
@@ -113,7 +98,7 @@ def path_patching(
     model: TransformerBridge,
     batch: PairBatch,
     senders: Senders | str,
-    receivers: str | Receiver | Sequence[str | Receiver],
+    receivers: str | Sequence[str],
     metric: Metric,
     *,
     mode: Mode = "denoising",
@@ -147,8 +132,7 @@ def path_patching(
         receivers: "final" for the residual stream behind the last block, or any number of heads'
             queries, keys and values such as "9.6.q", all patched together.
         metric: What is measured.
-        mode: "denoising" sends from the clean prompt into the corrupted run, "noising" the other
-            way.
+        mode: As in `activation_patching`.
         mlps: Whether MLPs between sender and receiver are "recomputed", so that paths through them
             count, or "frozen", so that the direct path alone does. MLPs that stand beside
             attention (as in GPT-NeoX) do not read their own block's heads.
@@ -167,6 +151,7 @@ def path_patching(
         ConfigError: A receiver, layer, position, mode or way does not exist.
         DataError: There is no pair.
         ModelError: The model's blocks are put together in an unknown way.
+        SiteError: Its heads or MLPs cannot be told apart.
     """
     device = input_device(plain_model(model))
     whole = direction_of(batch, mode, device=device)
@@ -195,17 +180,9 @@ def path_patching(
             )
         for first in range(0, len(batch), each):
             pairs = slice(first, first + each)
-            ours = _Paths(
-                model,
-                runner,
-                direction_of(batch, mode, pairs, device),
-                metric,
-                target,
-                heads,
-                ends,
-                memory,
-                recompute=mlps == "recomputed",
-            )
+            direction = direction_of(batch, mode, pairs, device)
+            recompute = mlps == "recomputed"
+            ours = _Paths(model, runner, direction, metric, target, heads, ends, memory, recompute)
             found.append(ours.values(sending[pairs], reading[pairs], paths))
     values, own, source = (np.concatenate(part) for part in zip(*found, strict=True))
     coords: dict[str, tuple[int | str, ...]] = {"layer": target.layers}
@@ -240,42 +217,33 @@ def _chosen_positions(
     return chosen
 
 
+@dataclass
 class _Paths:
     """Some of the pairs, with both runs kept."""
 
-    def __init__(
-        self,
-        model: TransformerBridge,
-        runner: BlockRunner,
-        direction: Direction,
-        metric: Metric,
-        target: Target,
-        heads: int,
-        receivers: tuple[Receiver, ...],
-        memory: Memory,
-        *,
-        recompute: bool,
-    ) -> None:
-        self._model, self._runner, self._direction = model, runner, direction
-        self._metric, self._receivers, self._memory = metric, receivers, memory
-        self._senders, self._layers, self._heads = target.component, target.layers, heads
-        self._recompute = recompute
+    model: TransformerBridge
+    runner: BlockRunner
+    direction: Direction
+    metric: Metric
+    target: Target
+    heads: int
+    receivers: tuple[Receiver, ...]
+    memory: Memory
+    recompute: bool
 
+    def __post_init__(self) -> None:
         def parts(*components: str) -> dict:
             return {
-                (component, layer): known_target(model, component, layer)
+                (component, layer): required_target(self.model, component, layer)
                 for component in components
-                for layer in range(len(runner.blocks))
+                for layer in range(len(self.runner.blocks))
             }
 
-        self._own = runner.run(
-            direction.ids, direction.mask, keep=True, parts=parts("z", "attn_out", "mlp_out")
-        )
-        self._other = runner.run(
-            direction.source_ids, direction.source_mask, parts=parts(target.component)
-        )
-        clean = self._other if direction.mode == "denoising" else self._own
-        self._clean = None if metric.answers_only else runner.logits(clean.last)
+        ours, run = self.direction, self.runner.run
+        self.own = run(ours.ids, ours.mask, keep=True, parts=parts("z", "attn_out", "mlp_out"))
+        self.other = run(ours.source_ids, ours.source_mask, parts=parts(self.target.component))
+        lasts = (self.own.last, self.other.last)
+        self.score = Scorer(ours, self.metric, lasts, self.runner.logits)
 
     def values(
         self, sending: Bool[Tensor, "pair pos"], reading: Bool[Tensor, "pair pos"], task: Task
@@ -283,12 +251,11 @@ class _Paths:
         Float[np.ndarray, "pair sender"], Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]
     ]:
         """Return every sender's number, and the metric of destination and source."""
-        everyone = torch.arange(len(sending), device=sending.device)
-        start, goal = (self._scored(run.last, everyone) for run in (self._own, self._other))
-        values = np.repeat(start[:, None], len(self._layers) * self._heads, axis=1)
-        tokens = self._tokens(sending & self._direction.fresh, reading)
+        start, goal = self.score.ends
+        values = np.repeat(start[:, None], len(self.target.layers) * self.heads, axis=1)
+        tokens = self._tokens(sending & self.direction.fresh, reading)
         done = 0
-        if len(tokens):
+        if len(tokens.pair):
             for sender, pair, numbers in self._sent(tokens):
                 values[pair, sender] = numbers
                 done += len(numbers)
@@ -300,115 +267,93 @@ class _Paths:
         self, sending: Bool[Tensor, "pair pos"], reading: Bool[Tensor, "pair pos"]
     ) -> Tokens:
         reading = reading.clone()
-        if self._receivers[0].component == FINAL:
+        if self.receivers[0].component == FINAL:
             reading[:, :-1] = False
         use = sending & reading
-        if len({one.layer for one in self._receivers}) > 1 and bool(use.any()):
+        if len({one.layer for one in self.receivers}) > 1 and bool(use.any()):
             # What a lower receiver passes on must not reach a higher one in the third run, so
             # that one reads what was recorded where nothing was sent to it, too.
-            use = reading & self._direction.mask & (sending.cumsum(dim=1) > 0)
+            use = reading & self.direction.mask & (sending.cumsum(dim=1) > 0)
         pair, column = use.nonzero(as_tuple=True)
         return Tokens(pair, column, sending[pair, column])
 
-    def _scored(
-        self, last: Float[Tensor, "row d_model"], pair: Int[Tensor, " row"]
-    ) -> Float[np.ndarray, " row"]:
-        parts = []
-        for some, rows in zip(last.split(ROWS_AT_ONCE), pair.split(ROWS_AT_ONCE), strict=True):
-            answers = self._direction.answers[rows]
-            logits = self._runner.logits(some, answers if self._metric.answers_only else None)
-            clean = None if self._clean is None else self._clean[rows]
-            parts.append(scores(self._metric, logits, answers, clean).double().cpu().numpy())
-        return np.concatenate(parts)
-
     def _sent(self, tokens: Tokens) -> Iterator[Scored]:
         streams = Streams(
-            self._model,
-            self._runner,
-            self._direction,
-            self._own,
-            self._other,
+            self.model,
+            self.runner,
+            self.direction,
+            self.own,
+            self.other,
             tokens,
-            recompute=self._recompute,
+            recompute=self.recompute,
         )
-        final = self._receivers[0].component == FINAL
-        upto = len(self._runner.blocks) if final else max(one.layer for one in self._receivers)
-        # What the receivers of one layer and kind read of every sender: the heads' inputs side by
-        # side, for every sender below the layer, lowest first.
-        inputs: dict[tuple[int, str], Float[Tensor, "sender token width"]] = {}
+        final = self.receivers[0].component == FINAL
+        upto = len(self.runner.blocks) if final else max(one.layer for one in self.receivers)
+        # Of one layer and kind the heads that receive, and what they read of every sender below the
+        # layer, lowest first: their inputs side by side.
         heads: dict[tuple[int, str], list[int]] = {}
-        for one in self._receivers:
+        inputs: dict[tuple[int, str], Float[Tensor, "sender token width"]] = {}
+        for one in self.receivers:
             heads.setdefault((one.layer, one.component), []).append(one.head)
         names: list[tuple[int, int]] = []
         stream = torch.empty(0)
-        for layer, stream, below in streams.by_block(self._senders, self._layers, upto):
+        senders = self.target.component
+        for layer, stream, below in streams.by_block(senders, self.target.layers, upto):
             names = below
-            for (at, component), own in heads.items():
-                if at == layer:
+            for at, component in heads:
+                if at == layer and len(stream):
+                    own = heads[at, component]
                     inputs[at, component] = streams.read(component, at, stream, own)
         if not names:
             return
-        places = np.array([self._layers.index(at) * self._heads + head for at, head in names])
+        layers = self.target.layers
+        places = np.array([layers.index(at) * self.heads + head for at, head in names])
         if final:
             pair = tokens.pair.repeat(len(names))
-            numbers = self._scored(stream.flatten(0, 1), pair)
-            yield np.repeat(places, len(tokens)), pair.cpu().numpy(), numbers
+            numbers = self.score(stream.flatten(0, 1), pair)
+            yield np.repeat(places, len(tokens.pair)), pair.cpu().numpy(), numbers
             return
-        rerun = _Rerun(self._model, self._runner, self._own, inputs, heads, tokens)
         pairs = tokens.pair.unique()
         sender = torch.arange(len(names), device=pairs.device).repeat_interleave(len(pairs))
         pair = pairs.repeat(len(names))
-        each = self._memory.rows(rerun.first)
+        each = self.memory.rows(int(tokens.column.min()))
         for some, rows in zip(sender.split(each), pair.split(each), strict=True):
-            numbers = self._scored(rerun.last(some, rows), rows)
-            yield places[some.cpu().numpy()], rows.cpu().numpy(), numbers
+            last = self._rerun(inputs, heads, tokens, some, rows)
+            yield places[some.cpu().numpy()], rows.cpu().numpy(), self.score(last, rows)
 
-
-class _Rerun:
-    """The third run, from the lowest receiver's layer and first position on."""
-
-    def __init__(
+    def _rerun(
         self,
-        model: TransformerBridge,
-        runner: BlockRunner,
-        run: Run,
         inputs: dict[tuple[int, str], Tensor],
         heads: dict[tuple[int, str], list[int]],
         tokens: Tokens,
-    ) -> None:
-        self._runner, self._run, self._heads = runner, run, heads
-        self._inputs = {key: values for key, values in inputs.items() if len(values)}
-        self._targets = {key: known_target(model, key[1], key[0]) for key in self._inputs}
-        self._start = min(layer for layer, _ in inputs)
-        self.first = int(tokens.column.min())
-        shape = run.residual[0].shape[:2]
-        self._number = torch.full(shape, -1, device=tokens.pair.device)
-        self._number[tokens.pair, tokens.column] = torch.arange(
-            len(tokens), device=tokens.pair.device
-        )
-
-    def last(
-        self, sender: Int[Tensor, " row"], pair: Int[Tensor, " row"]
+        sender: Int[Tensor, " row"],
+        pair: Int[Tensor, " row"],
     ) -> Float[Tensor, "row d_model"]:
-        """Return the last block's output at the answer's position, for rows of sender and pair."""
-        hidden = self._run.residual[self._start][pair, self.first :]
-        edits = [(self._targets[key], self._change(key, sender, pair)) for key in self._inputs]
-        with hooked(edits):
-            for layer in range(self._start, len(self._runner.blocks)):
-                window = KVWindow(*self._run.past(layer, pair, self.first))
-                hidden = self._runner.block(layer, hidden, self._run, pair, self.first, window)
+        """Run rows of sender and pair a third time; return the last block's output at the answer.
+
+        It starts at the lowest receiver's layer and first position.
+        """
+        lowest, first = min(layer for layer, _ in heads), int(tokens.column.min())
+        number = torch.full(self.own.shape, -1, device=pair.device)
+        number[tokens.pair, tokens.column] = torch.arange(len(tokens.pair), device=pair.device)
+        number = number[pair, first:]
+
+        def change_of(key: tuple[int, str]) -> SiteFunction:
+            live = (number >= 0) & (sender < len(inputs[key]))[:, None]
+            at = sender.clamp(max=len(inputs[key]) - 1)[:, None], number.clamp(min=0)
+            new = inputs[key][at]
+            columns = head_columns(heads[key], new.shape[-1] // len(heads[key]), new.device)
+
+            def change(now: Tensor) -> Tensor:
+                after = now.clone()
+                after[..., columns] = torch.where(live[:, :, None], new, now[..., columns])
+                return after
+
+            return change
+
+        hidden = self.own.residual[lowest][pair, first:]
+        with hooked((required_target(self.model, k[1], k[0]), change_of(k)) for k in inputs):
+            for layer in range(lowest, len(self.runner.blocks)):
+                window = KVWindow(*self.own.past(layer, pair, first))
+                hidden = self.runner.block(layer, hidden, self.own, pair, first, window)
         return hidden[:, -1]
-
-    def _change(self, key: tuple[int, str], sender: Tensor, pair: Tensor) -> SiteFunction:
-        inputs, heads = self._inputs[key], self._heads[key]
-        number = self._number[pair, self.first :]
-        live = (number >= 0) & (sender < len(inputs))[:, None]
-        new = inputs[sender.clamp(max=len(inputs) - 1)[:, None], number.clamp(min=0)]
-        columns = head_columns(heads, new.shape[-1] // len(heads), new.device)
-
-        def change(now: Tensor) -> Tensor:
-            after = now.clone()
-            after[..., columns] = torch.where(live[:, :, None], new, now[..., columns])
-            return after
-
-        return change

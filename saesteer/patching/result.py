@@ -24,24 +24,7 @@ LABELS = ("method", "component", "mode", "metric", "dims", "coords", "pairs", "t
 
 @dataclass(frozen=True)
 class PatchResult:
-    """A metric under a patch of every cell.
-
-    Attributes:
-        method: How the cells were found.
-        component: What was patched, such as "resid_pre", "attn_out", "z" or "sae".
-        mode: "denoising" patches clean activations into the corrupted run and asks what is
-            sufficient; "noising" patches corrupted ones into the clean run and asks what is
-            necessary.
-        metric: The metric's name, such as "logit_difference".
-        dims: The axes behind the first, which is always "pair": any of "layer", "position",
-            "head", "feature", "cluster" and "receiver".
-        coords: The labels along every axis of `dims`; numbers or words.
-        values: The metric itself after the patch, [pair, *dims]; NaN where a prompt has no such
-            position.
-        clean: The metric on every pair's clean prompt, unpatched, [pair].
-        corrupted: The metric on every pair's corrupted prompt, unpatched, [pair].
-        pairs: The pairs' names.
-        tokens: Every pair's tokens along the axis "position" ("" where it has none), or empty.
+    """A metric under a patch of every cell; a table in notebooks.
 
     Example:
         >>> pair = ss.PromptPair("I like the", "I hear the", answer=" a", wrong=" t")
@@ -50,16 +33,25 @@ class PatchResult:
         True
     """
 
+    # How the cells were found.
     method: Method
+    # What was patched, such as "resid_pre", "attn_out", "z" or "sae".
     component: str
+    # "denoising" patches clean activations into the corrupted run and asks what is sufficient;
+    # "noising" patches corrupted ones into the clean run and asks what is necessary.
     mode: Mode
     metric: str
-    dims: tuple[str, ...]
+    # The labels, numbers or words, along the axes behind "pair": any of "layer", "position",
+    # "head", "feature" and "cluster".
     coords: dict[str, tuple[int | str, ...]]
+    # The metric itself after the patch, [pair, *coords]; NaN where a prompt has no such position.
     values: Float[np.ndarray, "pair ..."]
+    # The metric on every pair's prompts, unpatched.
     clean: Float[np.ndarray, " pair"]
     corrupted: Float[np.ndarray, " pair"]
+    # The pairs' names.
     pairs: tuple[str, ...]
+    # Every pair's tokens along the axis "position" ("" where it has none), or empty.
     tokens: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
@@ -74,43 +66,31 @@ class PatchResult:
         values: Float[np.ndarray, "pair ..."],
         ends: tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]],
     ) -> PatchResult:
-        """Return numbers of a batch's pairs with their labels.
-
-        Args:
-            batch: The pairs.
-            method: How the cells were found.
-            component: What was patched.
-            metric: The metric's name.
-            mode: Denoising or noising.
-            coords: The labels along every axis behind the first, in their order.
-            values: The metric after the patch.
-            ends: The metric of the patched run and of the source, unpatched.
-        """
+        """Return numbers of a batch's pairs; `ends` are those of patched run and source before."""
         corrupted, clean = ends if mode == "denoising" else ends[::-1]
         tokens: tuple[tuple[str, ...], ...] = ()
         if "position" in coords:
             words = batch.words("corrupted" if mode == "denoising" else "clean")
             tokens = tuple(tuple(row[int(i)] for i in coords["position"]) for row in words)
-        shape = (len(batch), *(len(labels) for labels in coords.values()))
-        return cls(
-            method=method,
-            component=component,
-            mode=mode,
-            metric=metric,
-            dims=tuple(coords),
-            coords=coords,
-            values=values.reshape(shape),
-            clean=clean,
-            corrupted=corrupted,
-            pairs=batch.names,
-            tokens=tokens,
-        )
+        values = values.reshape(len(batch), *(len(labels) for labels in coords.values()))
+        names = batch.names
+        return cls(method, component, mode, metric, coords, values, clean, corrupted, names, tokens)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The axes behind the first, which is always "pair"."""
+        return tuple(self.coords)
 
     @property
     def origin(self) -> Float[np.ndarray, "pair ..."]:
         """The metric of the patched run before the patch, shaped to go with `values`."""
         start = self.corrupted if self.mode == "denoising" else self.clean
         return start.reshape(-1, *(1,) * (self.values.ndim - 1))
+
+    @property
+    def change(self) -> Float[np.ndarray, "pair ..."]:
+        """What every patch does to the metric."""
+        return self.values - self.origin
 
     def normalised(self) -> Float[np.ndarray, "pair ..."]:
         """Return the values on the scale on which 1 is what the patch could restore or destroy.
@@ -119,7 +99,7 @@ class PatchResult:
         clean and corrupted metric are equal has no scale and gives NaN.
         """
         gap = np.where(self.clean == self.corrupted, np.nan, self.clean - self.corrupted)
-        return (self.values - self.origin) / gap.reshape(self.origin.shape)
+        return self.change / gap.reshape(self.origin.shape)
 
     def mean(self, *, normalised: bool = True) -> Float[np.ndarray, " *cells"]:
         """Return the mean over the pairs that have the cell; NaN where none has."""
@@ -193,7 +173,7 @@ class PatchResult:
                 f"{path} holds no patch result ({type(error).__name__}); delete it if it is there, "
                 "and run the same command again."
             ) from error
-        labels |= {name: tuple(labels[name]) for name in ("dims", "pairs")}
-        labels["coords"] = {dim: tuple(names) for dim, names in labels["coords"].items()}
+        labels["coords"] = {dim: tuple(labels["coords"][dim]) for dim in labels.pop("dims")}
+        labels["pairs"] = tuple(labels["pairs"])
         labels["tokens"] = tuple(map(tuple, labels["tokens"]))
         return cls(**labels, **arrays)

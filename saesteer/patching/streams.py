@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saesteer.models.hooks import HookTarget
 from saesteer.patching.batch import Direction
 from saesteer.patching.engine.blocks import BlockRunner, Run
 from saesteer.patching.engine.patches import at_columns
-from saesteer.patching.target import find_target, heads_of
+from saesteer.patching.target import heads_of, required_target
 from saesteer.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,33 +24,13 @@ TOKENS_AT_ONCE = 8192
 Stream = Float[Tensor, "sender token d_model"]
 
 
-def known_target(model: TransformerBridge, component: str, layer: int) -> HookTarget:
-    """Return the module that holds a component; a ModelError where there is no single one."""
-    target = find_target(model, component, layer)
-    if target is None:
-        raise _unknown(model)
-    return target
-
-
-def _unknown(model: TransformerBridge) -> ModelError:
-    return ModelError(
-        f"path patching does not know how the blocks of {model.cfg.model_name} put heads, "
-        "attention and MLP together, so it would be wrong there; use activation patching of its "
-        "heads."
-    )
-
-
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The places of the prompts where receivers read something else."""
 
     pair: Int[Tensor, " token"]
     column: Int[Tensor, " token"]
     # Whether senders change there.
     sent: Bool[Tensor, " token"]
-
-    def __len__(self) -> int:
-        return len(self.pair)
 
     def of(self, whole: Float[Tensor, "pair pos width"]) -> Float[Tensor, "token width"]:
         """Return the tokens' own rows of an activation."""
@@ -98,8 +76,12 @@ class Streams:
         # How blocks are put together is read off the adapter; that it is so is tried, as a wrong
         # number would not show.
         allowed = 1e-3 if runner.model.dtype == torch.float32 else 0.1
-        if not {"ln1", "attn", "mlp"} <= set(self._parts) or self.discrepancy() > allowed:
-            raise _unknown(model)
+        if not {"ln1", "attn", "mlp"} <= set(self._parts) or self._discrepancy() > allowed:
+            raise ModelError(
+                f"path patching does not know how the blocks of {model.cfg.model_name} put heads, "
+                "attention and MLP together, so it would be wrong there; use activation patching "
+                "of its heads."
+            )
 
     def by_block(
         self, senders: str, layers: Iterable[int], upto: int
@@ -130,7 +112,7 @@ class Streams:
                 entered = torch.cat([entered, before.expand(self._heads, -1, -1)])
                 names += [(layer, head) for head in range(self._heads)]
             if self._recompute:
-                stream = stream + self.mlp(layer, entered if self._beside else stream)
+                stream = stream + self._mlp(layer, entered if self._beside else stream)
             else:
                 stream = stream + self._part("mlp_out", layer)
             if senders == "mlp_out" and layer in wanted:
@@ -142,7 +124,7 @@ class Streams:
         self, component: str, layer: int, stream: Stream, heads: Sequence[int]
     ) -> Float[Tensor, "sender token width"]:
         """Return the queries, keys or values that some heads of a block make of the stream."""
-        target = known_target(self._model, component, layer)
+        target = required_target(self._model, component, layer)
         norm = self._module(layer, "ln1")
 
         def of_heads(rows: Tensor) -> Tensor:
@@ -152,16 +134,16 @@ class Streams:
 
         return _in_parts(of_heads, stream)
 
-    def mlp(self, layer: int, stream: Stream) -> Stream:
+    def _mlp(self, layer: int, stream: Stream) -> Stream:
         """Return what a block's MLP adds for the stream that it reads."""
         norm = "ln2" if "ln2" in self._parts else "ln1"
         names = [name for name in (norm, "mlp", "ln2_post") if name in self._parts]
         modules = [self._module(layer, name) for name in names]
         return _in_parts(lambda rows: _through(modules, rows), stream)
 
-    def attention_output(self, layer: int, z: Float[Tensor, "... width"]) -> Stream:
+    def _attention_output(self, layer: int, z: Float[Tensor, "... width"]) -> Stream:
         """Return what heads' outputs add to the stream."""
-        modules = [known_target(self._model, "z", layer).module]
+        modules = [required_target(self._model, "z", layer).module]
         if "ln1_post" in self._parts:
             modules.append(self._module(layer, "ln1_post"))
         return _in_parts(lambda rows: _through(modules, rows), z)
@@ -171,7 +153,7 @@ class Streams:
         width = own.shape[-1] // self._heads
         which = torch.arange(self._heads, device=own.device).repeat_interleave(width)
         head = torch.arange(self._heads, device=own.device)[:, None, None]
-        return self.attention_output(layer, torch.where(which == head, other, own))
+        return self._attention_output(layer, torch.where(which == head, other, own))
 
     def _part(self, component: str, layer: int) -> Float[Tensor, "token width"]:
         return self._tokens.of(self._destination.parts[component, layer])
@@ -184,19 +166,16 @@ class Streams:
     def _module(self, layer: int, name: str) -> nn.Module:
         return self._runner.blocks[layer].get_submodule(self._parts[name].name)
 
-    def discrepancy(self) -> float:
-        """Return how far blocks put together from their parts are from the real ones.
-
-        The largest difference in any layer, as a share of the activation's own size.
-        """
+    def _discrepancy(self) -> float:
+        """Return how far blocks made of their parts are from the real ones, as a share of size."""
         worst = 0.0
         residual = self._destination.residual
         for layer in range(len(self._runner.blocks)):
             before, after = (self._tokens.of(residual[at]) for at in (layer, layer + 1))
             attention, mlp = (self._part(name, layer) for name in ("attn_out", "mlp_out"))
             pairs = (
-                (self.attention_output(layer, self._part("z", layer)), attention),
-                (self.mlp(layer, before if self._beside else before + attention), mlp),
+                (self._attention_output(layer, self._part("z", layer)), attention),
+                (self._mlp(layer, before if self._beside else before + attention), mlp),
                 (before + attention + mlp, after),
             )
             for ours, theirs in pairs:

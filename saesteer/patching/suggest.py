@@ -11,7 +11,6 @@ import numpy as np
 from saesteer.models.sites import Site
 from saesteer.patching.result import PatchResult
 from saesteer.patching.summary import ANSWER, PLACES, Effects, effects
-from saesteer.utils.errors import DataError
 
 RESIDUAL = ("resid_pre", "resid_post", "resid_mid")
 MOST = 8
@@ -21,57 +20,61 @@ LEAST_PAIRS = 0.5
 
 @dataclass(frozen=True)
 class SiteEvidence:
-    """What speaks for steering at one site.
+    """What speaks for steering at one site."""
 
-    Attributes:
-        site: Such as "blocks.12.hook_resid_pre".
-        layer: Its block.
-        place: The tokens patched there, by name.
-        effect: Share of the behaviour that the patch carries (positive in both modes).
-        low: Lower end of its 95% interval over prompts.
-        high: Upper end.
-        n: Pairs that have the tokens in both prompts.
-        headroom: Share of the blocks that would still work on what is written there: those above
-            the answer position, those below the prompt's words.
-        score: effect x headroom, by which sites are ranked.
-        attribution: The share that attribution patching gives the same cell; None if not run.
-        agrees: Whether attribution has the same sign and at least half of the effect.
-    """
-
+    # Such as "blocks.12.hook_resid_pre".
     site: str
     layer: int
+    # The tokens patched there, by name.
     place: str
+    # Share of the behaviour that the patch carries (positive in both modes), with its 95% interval
+    # over prompts.
     effect: float
     low: float | None
     high: float | None
+    # Pairs that have the tokens in both prompts.
     n: int
+    # Share of the blocks that would still work on what is written there: those above the answer
+    # position, those below the prompt's words.
     headroom: float
+    # effect x headroom, by which sites are ranked.
     score: float
+    # The share that attribution patching gives the same cell, if it was run, and whether it has the
+    # same sign and at least half of the effect.
     attribution: float | None = None
     agrees: bool | None = None
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return self.place if self.place in PLACES else f"token {self.place}"
+
+    @property
+    def share(self) -> str:
+        """The effect in words."""
+        if self.low is None or self.high is None:
+            return f"{self.effect:.2f}"
+        return f"{self.effect:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The site to steer, or why none can be named.
+    """The site to steer, or why none can be named."""
 
-    Attributes:
-        best: The first of the rank; None where nothing speaks for any site.
-        positions: Where to write there, as steering vectors name it.
-        ranked: The best sites, best first, the best of each place among them.
-        handover: The first layer at which the answer position carries more than the prompt's
-            words; None where it never does.
-        sae: The SAE's own site with its evidence at its best place, if an SAE was named.
-        sae_rank: Where that stands among all layers of its place, from 1.
-        sentences: What to say about it, one fact each.
-    """
-
+    # The first of the rank; None where nothing speaks for any site.
     best: SiteEvidence | None
+    # Where to write there, as steering vectors name it.
     positions: str | None
+    # The best sites, best first, the best of each place among them.
     ranked: tuple[SiteEvidence, ...]
+    # The first layer at which the answer position carries more than the prompt's words; None where
+    # it never does.
     handover: int | None
+    # The SAE's own site with its evidence at its best place, if an SAE was named, and where that
+    # stands among all layers of its place, from 1.
     sae: SiteEvidence | None
     sae_rank: int | None
+    # What to say about it, one fact each.
     sentences: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
@@ -99,15 +102,7 @@ def suggest_site(
         attribution: The same cells by attribution patching.
         sae_site: The site of an SAE to steer with.
         seed: Seeds the bootstrap over pairs.
-
-    Raises:
-        DataError: The result is not of the residual stream by layer and place.
     """
-    if activation.component not in RESIDUAL or activation.dims != ("layer", "place"):
-        raise DataError(
-            f"a site is suggested from the residual stream by layer and place, not from "
-            f"{activation.component} by {' and '.join(activation.dims)}; patch resid_pre."
-        )
     found = effects(activation, "share", seed=seed)
     other = None
     if attribution is not None and attribution.coords == activation.coords:
@@ -127,11 +122,11 @@ def suggest_site(
         positions = "from_last_prompt_token" if best.place == ANSWER else "all"
     method = "" if attribution is None else attribution.method
     sentences = _sentences(ranked, method, handover, sae, rank, sae_site)
-    rare = {cell.place: cell.n for cell in every if cell not in cells}
-    for place, n in rare.items():
+    rare = {cell.where: cell.n for cell in every if cell not in cells}
+    for where, n in rare.items():
         sentences += (
-            f"Only {n} of {pairs} pairs have counterparts on the {_spoken(place)}, so nothing is "
-            "said of it.",
+            f"Only {n} of {pairs} pairs have counterparts on the {where}, so nothing is said of "
+            "it.",
         )
     return Suggestion(best, positions, ranked, handover, sae, rank, sentences)
 
@@ -236,21 +231,19 @@ def _sentences(
         )
     best = ranked[0]
     said = [
-        f"Steer at {best.site}, on the {_spoken(best.place)}: patching it carries "
-        f"{_share(best)} of the gap between clean and corrupted prompts."
+        f"Steer at {best.site}, on the {best.where}: patching it carries {best.share} of the gap "
+        "between clean and corrupted prompts."
     ]
     if best.agrees is not None and best.attribution is not None:
         verdict = "at least" if best.agrees else "less than"
-        name = {"attribution": "Attribution patching"}.get(method, "Attribution")
-        by = " by integrated gradients" if method == "integrated_gradients" else ""
-        said.append(
-            f"{name}{by} gives the same cell {best.attribution:.2f}, {verdict} half of that."
-        )
+        exact = method == "integrated_gradients"
+        name = "Attribution by integrated gradients" if exact else "Attribution patching"
+        said.append(f"{name} gives the same cell {best.attribution:.2f}, {verdict} half of that.")
     rival = next((cell for cell in ranked if cell.place != best.place), None)
     if rival is not None:
         said.append(
-            f"Elsewhere, on the {_spoken(rival.place)}, the best is {rival.site}, which carries "
-            f"{_share(rival)}."
+            f"Elsewhere, on the {rival.where}, the best is {rival.site}, which carries "
+            f"{rival.share}."
         )
     if handover is not None:
         said.append(
@@ -264,17 +257,7 @@ def _sentences(
         )
     elif sae is not None:
         said.append(
-            f"The SAE's site {sae_site} is rank {rank} of the layers at the {_spoken(sae.place)}: "
-            f"it carries {_share(sae)}."
+            f"The SAE's site {sae_site} is rank {rank} of the layers at the {sae.where}: it "
+            f"carries {sae.share}."
         )
     return tuple(said)
-
-
-def _spoken(place: str) -> str:
-    return place if place in PLACES else f"token {place}"
-
-
-def _share(cell: SiteEvidence) -> str:
-    if cell.low is None or cell.high is None:
-        return f"{cell.effect:.2f}"
-    return f"{cell.effect:.2f} ({cell.low:.2f} to {cell.high:.2f})"

@@ -1,17 +1,21 @@
-"""What many prompt pairs say together: effects, their intervals, and positions by what they are."""
+"""What many prompt pairs say together: effects, intervals, places in prompts, and agreement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saesteer.evaluation.statistics import LEVEL
-from saesteer.patching.batch import Mode, PairBatch
+from saesteer.patching.batch import REVERSED, Mode, PairBatch, direction_of
 from saesteer.patching.result import PatchResult
+from saesteer.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Scale = Literal["share", "change"]
 FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER = (
@@ -23,26 +27,18 @@ FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER = (
     "other words",
 )
 RESAMPLES = 2000
-REVERSED = " reversed"
 PLACES = (FIRST, BEFORE, DIFFERS, AFTER, ANSWER, OTHER)
 
 
-@dataclass(frozen=True)
-class Effects:
-    """A patch's effect on all prompts together.
+class Effects(NamedTuple):
+    """A patch's effect on all prompts together, cell by cell."""
 
-    Attributes:
-        scale: "share" of the gap between clean and corrupted runs, or the metric's "change".
-        value: The effect of every cell, [*dims]; NaN where no pair has the cell.
-        low: Lower end of its 95% bootstrap interval over pairs.
-        high: Upper end.
-        n: How many pairs have the cell.
-    """
-
-    scale: Scale
+    # NaN where no pair has the cell.
     value: Float[np.ndarray, " *cells"]
+    # Its 95% bootstrap interval over pairs.
     low: Float[np.ndarray, " *cells"]
     high: Float[np.ndarray, " *cells"]
+    # How many pairs have the cell.
     n: Float[np.ndarray, " *cells"]
 
 
@@ -64,12 +60,23 @@ def sample_means(
     return np.stack([values[drawn == number].mean(axis=0) for number in np.unique(drawn)])
 
 
+def mean_interval(
+    values: Float[np.ndarray, "sample ..."], *, seed: int = 0
+) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...], Float[np.ndarray, ...]]:
+    """Return the mean over samples with the ends of its 95% bootstrap interval; NaN for one."""
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    drawn = _draws(np.arange(len(values)), RESAMPLES, seed) @ values / len(values)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return mean, low, high
+
+
 def has_gap(
     clean: Float[np.ndarray, " pair"],
     corrupted: Float[np.ndarray, " pair"],
     names: Sequence[str],
     *,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> bool:
     """Return whether clean prompts score above corrupted ones beyond what chance would do.
@@ -78,10 +85,9 @@ def has_gap(
     """
     gaps = sample_means(clean - corrupted, names) if len(clean) else clean
     gaps = gaps[np.isfinite(gaps)]
-    if not len(gaps):
-        return False
-    counts = _draws(np.arange(len(gaps)), resamples, seed)
-    return bool(np.quantile(counts @ gaps / len(gaps), (1 - LEVEL) / 2) > 0)
+    if len(gaps) < 2:
+        return bool(len(gaps) and gaps[0] > 0)
+    return bool(mean_interval(gaps, seed=seed)[1] > 0)
 
 
 def effects(
@@ -101,7 +107,7 @@ def effects(
     """
     shape = result.values.shape[1:]
     pairs = len(result.values)
-    change = (result.values - result.origin).reshape(pairs, -1)
+    change = result.change.reshape(pairs, -1)
     there: Bool[np.ndarray, "pair cell"] = np.isfinite(change)
     change = np.where(there, change, 0.0)
     gap = np.where(there, (result.clean - result.corrupted)[:, None], 0.0)
@@ -124,7 +130,21 @@ def effects(
                 ends = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
                 low[part][known], high[part][known] = ends
     n = there.sum(axis=0).astype(float)
-    return Effects(scale, *(part.reshape(shape) for part in (value, low, high, n)))
+    return Effects(*(part.reshape(shape) for part in (value, low, high, n)))
+
+
+def strongest_cells(
+    result: PatchResult, scale: Scale, most: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return the cells of the largest |effect|, as records with labels and interval."""
+    value, low, high, _ = effects(result, scale, resamples=resamples, seed=seed)
+    rows: list[dict[str, Any]] = []
+    for place in np.argsort(-np.nan_to_num(np.abs(value.ravel())), kind="stable")[:most]:
+        at = np.unravel_index(place, value.shape)
+        labels = {dim: result.coords[dim][int(i)] for dim, i in zip(result.dims, at, strict=True)}
+        ends = {"effect": float(value[at]), "low": float(low[at]), "high": float(high[at])}
+        rows.append({**labels, **ends})
+    return rows
 
 
 def _draws(
@@ -147,37 +167,20 @@ def token_groups(batch: PairBatch, mode: Mode) -> tuple[tuple[str, ...], ...]:
     Prompts of different lengths and frames have their words in different columns; the names say
     what is comparable. Pairs with roles have their roles; the others the equal beginning, the
     words that differ, the equal end, and the answer position.
-
-    Args:
-        batch: The pairs.
-        mode: Denoising patches into the corrupted prompt, noising into the clean one.
-
-    Returns:
-        For each pair a name for each column, "" at padding.
+    Padding has the name "".
     """
-    to_clean = batch.to_clean.cpu().numpy()
+    direction = direction_of(batch, mode)
+    masks, counterparts = direction.mask.cpu().numpy(), direction.to_source.cpu().numpy()
+    words = batch.corrupted_words, batch.clean_words
+    own, theirs = words if mode == "denoising" else words[::-1]
     with_roles = all(pair.roles for pair in batch.pairs)
     names = []
-    for row, pair in enumerate(batch.pairs):
-        clean_real = batch.clean_mask[row].cpu().numpy()
-        to_corrupted = np.full(batch.width, -1)
-        known = np.flatnonzero(to_clean[row] >= 0)
-        to_corrupted[to_clean[row][known]] = known
-        if mode == "denoising":
-            real, other = batch.corrupted_mask[row].cpu().numpy(), to_clean[row]
-            own, theirs = batch.corrupted_words[row], batch.clean_words[row]
-        else:
-            real, other = clean_real, to_corrupted
-            own, theirs = batch.clean_words[row], batch.corrupted_words[row]
+    for row, (real, other) in enumerate(zip(masks, counterparts, strict=True)):
         if with_roles:
-            start = int(np.argmax(clean_real))
-            at = {start + position: role for role, position in pair.roles.items()}
+            at = {batch.role_column(row, role): role for role in batch.pairs[row].roles}
             here = _roles(real, other if mode == "denoising" else np.arange(batch.width), at)
         else:
-            same = [
-                bool(real[c]) and other[c] >= 0 and own[c] == theirs[other[c]]
-                for c in range(batch.width)
-            ]
+            same = [at >= 0 and own[row][c] == theirs[row][at] for c, at in enumerate(other)]
             here = _sections(real, same)
         names.append(tuple(here))
     return tuple(names)
@@ -219,15 +222,12 @@ def _sections(real: Bool[np.ndarray, " pos"], same: Sequence[bool]) -> list[str]
 def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult:
     """Sum the changes of each pair's positions of one name; the axis "position" becomes "place".
 
-    The sum is to first order what patching these positions together would do.
-
-    Args:
-        result: A result with the axis "position".
-        names: From `token_groups`.
+    The sum is to first order what patching these positions together would do; `names` are those of
+    `token_groups`.
     """
     axis = 1 + result.dims.index("position")
     columns = result.coords["position"]
-    change = np.moveaxis(result.values - result.origin, axis, 1)
+    change = np.moveaxis(result.change, axis, 1)
     labels = np.array([[row[int(column)] for column in columns] for row in names])
     places = _in_order(labels)
     summed = np.full((len(change), len(places), *change.shape[2:]), np.nan)
@@ -237,11 +237,9 @@ def by_place(result: PatchResult, names: Sequence[Sequence[str]]) -> PatchResult
         total = np.where(there, change, 0.0).sum(axis=1)
         summed[:, number] = np.where(there.any(axis=1), total, np.nan)
     values = np.moveaxis(summed, 1, axis) + result.origin
-    dims = tuple("place" if dim == "position" else dim for dim in result.dims)
-    coords = {dim: result.coords[dim] for dim in result.dims if dim != "position"}
-    return replace(
-        result, dims=dims, coords={**coords, "place": tuple(places)}, values=values, tokens=()
-    )
+    named = {"position": ("place", tuple(places))}
+    coords = dict(named.get(dim, (dim, labels)) for dim, labels in result.coords.items())
+    return replace(result, coords=coords, values=values, tokens=())
 
 
 def _in_order(labels: np.ndarray) -> list[str]:
@@ -253,3 +251,119 @@ def _in_order(labels: np.ndarray) -> list[str]:
                 where.setdefault(str(name), []).append(column)
     last = {OTHER: 1, ANSWER: 2}
     return sorted(where, key=lambda name: (last.get(name, 0), float(np.mean(where[name]))))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The cells that two results share, with their mean effects."""
+
+    # How the approximation was found.
+    method: str
+    # The axes of the cells, and every cell's label along each.
+    dims: tuple[str, ...]
+    labels: tuple[tuple[int | str, ...], ...]
+    # The mean effect of every cell, by the approximation and by activation patching.
+    approximate: Float[np.ndarray, " cell"]
+    actual: Float[np.ndarray, " cell"]
+    # Spearman's; NaN with fewer than three cells or where one of the two is the same in all. Every
+    # cell counts alike in it, so that in half precision it is mostly about cells whose effect is
+    # rounding.
+    rank_correlation: float
+    # Pearson's, which the strong cells make; NaN as above.
+    correlation: float
+    # Of the `top_k` cells of largest actual effect, either way: the share that are among the
+    # approximation's `top_k` too, and the share whose approximate effect has the right sign.
+    top_k: int
+    overlap: float
+    same_sign: float
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per cell: its labels, approximate, actual and their difference."""
+        import pandas as pd
+
+        table = pd.DataFrame(list(self.labels), columns=list(self.dims))
+        table["approximate"], table["actual"] = self.approximate, self.actual
+        table["difference"] = self.approximate - self.actual
+        return table
+
+    def numbers(self) -> dict[str, float]:
+        """Return the summary: cells, the two correlations, top_k, overlap, same_sign."""
+        names = ("rank_correlation", "correlation", "top_k", "overlap", "same_sign")
+        return {"cells": len(self.actual), **{name: getattr(self, name) for name in names}}
+
+
+def agreement(
+    approximate: PatchResult, actual: PatchResult, *, top_k: int = 10, normalised: bool = True
+) -> Agreement:
+    """Compare an approximation with activation patching, cell by cell.
+
+    Cells are matched by their labels, so either result may hold layers, heads, positions or
+    features that the other lacks. A cell's effect is the mean over the pairs that have it in both.
+
+    Args:
+        approximate: A result of `attribution_patching`.
+        actual: A result of `activation_patching`.
+        top_k: How many of the strongest cells to compare; all if there are fewer.
+        normalised: Effects as shares of every pair's gap between clean and corrupted, else in the
+            metric's own unit.
+
+    Raises:
+        ConfigError: The two are not of one component, mode, metric, axes and pairs, `top_k` is
+            below 1, or they share no cell.
+    """
+    if top_k < 1:
+        raise ConfigError(f"top_k: {top_k} cells cannot be compared; give 1 or more.")
+    for what in ("component", "mode", "metric", "dims", "pairs"):
+        ours, theirs = getattr(approximate, what), getattr(actual, what)
+        if ours != theirs:
+            seen = "other ones" if what == "pairs" else f"{ours!r} and {theirs!r}"
+            raise ConfigError(
+                f"{what}: the two results have {seen}; compare results of the same {what}."
+            )
+    shared = {
+        dim: [label for label in actual.coords[dim] if label in set(approximate.coords[dim])]
+        for dim in actual.dims
+    }
+    both = []
+    for result in (approximate, actual):
+        # Up where a patch moves the metric towards the clean run.
+        effects = result.normalised() if normalised else result.change
+        axes = [[result.coords[d].index(label) for label in shared[d]] for d in result.dims]
+        both.append(effects[np.ix_(range(len(effects)), *axes)])
+    there = ~(np.isnan(both[0]) | np.isnan(both[1]))
+    filled = there.any(axis=0)
+    if not filled.any():
+        raise ConfigError(
+            f"the two results of {actual.component} share no cell; patch the same layers, heads "
+            "and positions in both."
+        )
+    counts = np.maximum(there.sum(axis=0), 1)
+    ours, theirs = ((np.where(there, one, 0.0).sum(axis=0) / counts)[filled] for one in both)
+    cells = np.argwhere(filled)
+    labels = tuple(
+        tuple(shared[dim][i] for dim, i in zip(actual.dims, cell, strict=True)) for cell in cells
+    )
+    count = min(top_k, len(labels))
+    likely, strongest = (np.argsort(-np.abs(x), kind="stable")[:count] for x in (ours, theirs))
+    rank, linear = _correlations(ours, theirs)
+    return Agreement(
+        method=approximate.method,
+        dims=actual.dims,
+        labels=labels,
+        approximate=ours,
+        actual=theirs,
+        rank_correlation=rank,
+        correlation=linear,
+        top_k=count,
+        overlap=len(np.intersect1d(strongest, likely)) / count,
+        same_sign=float(np.mean(np.sign(ours[strongest]) == np.sign(theirs[strongest]))),
+    )
+
+
+def _correlations(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        return float("nan"), float("nan")
+    from scipy.stats import pearsonr, spearmanr
+
+    found: tuple[Any, Any] = spearmanr(ours, theirs), pearsonr(ours, theirs)
+    return float(found[0].statistic), float(found[1].statistic)

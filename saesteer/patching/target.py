@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 from torch import nn
 
-from saesteer.data.checks import did_you_mean, shorten, spoken_list
 from saesteer.models.bridge import bridge_difference
 from saesteer.models.hooks import HookTarget
 from saesteer.models.loading import plain_model
@@ -18,6 +17,7 @@ from saesteer.models.sites import Site, check_site
 from saesteer.patching.batch import PairBatch
 from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.utils.errors import ConfigError, SiteError
+from saesteer.utils.text import did_you_mean, shorten, spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -36,22 +36,16 @@ Clusters = Mapping[Any, Sequence[int]]
 
 @dataclass(frozen=True)
 class Target:
-    """What is patched: a component at some layers, of it some heads, or an SAE's features.
-
-    Attributes:
-        component: One of `COMPONENTS`.
-        layers: At which layers.
-        heads: Which heads; all if None.
-        sae: The SAE whose features are patched.
-        features: Its features to patch one by one; those that differ anywhere if None.
-        clusters: Features to patch together, by name, in place of single ones.
-    """
+    """What is patched: a component at some layers, of it some heads, or an SAE's features."""
 
     component: str
     layers: tuple[int, ...]
+    # Which heads; all if None.
     heads: tuple[int, ...] | None = None
     sae: Sae | None = None
+    # The SAE's features to patch one by one; those that differ anywhere if None.
     features: tuple[int, ...] | None = None
+    # Features to patch together, by name, in place of single ones.
     clusters: Clusters | None = None
 
     @classmethod
@@ -122,10 +116,6 @@ class Target:
             check_features(sae, chosen, "features")
         return cls("sae", own, None, sae, chosen, clusters)
 
-    def with_features(self, features: Sequence[int]) -> Target:
-        """Return the target with these features."""
-        return replace(self, features=tuple(features))
-
     @property
     def has_heads(self) -> bool:
         """Whether heads are patched one by one."""
@@ -142,6 +132,11 @@ class Target:
     def written(self) -> str:
         """Which component is written."""
         return self.component if self.sae is None else component_of(self.sae.write_site)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where it is written."""
+        return tuple(site_of(self.written, layer) for layer in self.layers)
 
     @property
     def parts(self) -> tuple[tuple[str, int], ...]:
@@ -284,9 +279,8 @@ def heads_of(model: TransformerBridge, component: str) -> int:
 def find_target(model: TransformerBridge, component: str, layer: int) -> HookTarget | None:
     """Return where a component lives in one of the plain model's blocks, from the bridge's hooks.
 
-    Returns:
-        The module; None where the plain model has no module that holds the component (attention
-        patterns), so that only the bridge can patch it.
+    None where no module of the plain model holds it (attention patterns), so that only the bridge
+    can patch it.
     """
     plain, block = plain_model(model), plain_blocks(model)[layer]
     site = site_of(component, layer)

@@ -100,8 +100,7 @@ def patch_report(
     """
     sections = [_task(answers), _strongest(metrics), *_site(metrics)]
     for name, (title, about) in ABOUT.items():
-        tables = _named_features(metrics, sae) if name == "features" else _tables(name, metrics)
-        items = [*figures.get(name, ()), *tables]
+        items = [*figures.get(name, ()), *_tables(name, metrics, sae)]
         note = NOTES.get(name, "")
         if name == "heads" and attention is not None:
             note = f"The strongest heads' attention patterns are in {attention} beside this page."
@@ -129,15 +128,12 @@ def _lead(metrics: Metrics) -> str:
         f"{SAID[metrics['verdict']]}"
     )
     if metrics["verdict"] == "not":
-        return f"{said}{_unsolved(metrics)}."
+        if metrics["scale"] == "share":
+            moves = "its answer moves with the prompt, and the rest is about that movement"
+            return f"{said}, but {moves}."
+        return f"{said}, so nothing below says how it would."
     best = (metrics.get("suggestion") or {}).get("best")
     return f"{said}. Steer at {best['site']}, {best['place']}." if best else f"{said}."
-
-
-def _unsolved(metrics: Metrics) -> str:
-    if metrics["scale"] == "share":
-        return ", but its answer moves with the prompt, and the rest is about that movement"
-    return ", so nothing below says how it would"
 
 
 def _remarks(metrics: Metrics) -> list[Remark]:
@@ -298,7 +294,7 @@ def site_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     return Table.of(cells, columns)
 
 
-def _tables(part: str, metrics: Metrics) -> list[Table]:
+def _tables(part: str, metrics: Metrics, sae: Mapping[str, Any]) -> list[Table]:
     if part == "agreement":
         found = [{"result": name, **values} for name, values in metrics["agreement"].items()]
         columns = [Column("result", "result"), *(Column(w, k) for k, w in AGREEMENT.items())]
@@ -309,47 +305,34 @@ def _tables(part: str, metrics: Metrics) -> list[Table]:
             Column("logits", "share"),
         ]
         return [Table.of(metrics["direct_heads"], columns, "Heads that write most", folded=True)]
-    wanted = {"where": "activation-", "heads": "activation-", "paths": "path-"}.get(part)
-    tables = []
-    for name, cells in metrics["strongest"].items():
-        if wanted is None or not name.startswith(wanted) or not cells:
-            continue
-        by_head = "head" in cells[0]
-        if "feature" in cells[0] or (part != "paths" and by_head != (part == "heads")):
-            continue
-        tables.append(_cell_table(name, cells))
-    return tables
-
-
-def _cell_table(name: str, cells: Sequence[Mapping[str, Any]]) -> Table:
-    others = [key for key in cells[0] if key not in ("effect", "low", "high", "layer", "head")]
-    columns = [
-        Column("cell", lambda cell: ".".join(str(cell[k]) for k in ("layer", "head") if k in cell)),
-        *(Column(key, lambda cell, key=key: str(cell[key])) for key in others),
-        Column("effect (95%)", EFFECT, "+.3f"),
+    return [
+        _cell_table(name, cells[:CELLS], sae)
+        for name, cells in metrics["strongest"].items()
+        if cells and _part_of(name, cells[0]) == part
     ]
-    return Table.of(cells[:CELLS], columns, f"Strongest of {name}", folded=True)
 
 
-def _named_features(metrics: Metrics, sae: Mapping[str, Any]) -> list[Table]:
-    words, place = sae.get("descriptions", {}), sae.get(PLACE_KEY)
-    tables = []
-    for name, cells in metrics["strongest"].items():
-        dim = next((d for d in ("feature", "cluster") if cells and d in cells[0]), None)
-        if dim is None:
-            continue
-        columns = [
-            Column(dim, lambda cell, dim=dim: str(cell[dim])),
-            Column("effect (95%)", EFFECT, "+.3f"),
-        ]
-        links = []
-        if dim == "feature":
-            columns.append(
-                Column("what it stands for", lambda cell: words.get(str(cell["feature"])))
-            )
-            links = [feature_url(place, cell["feature"]) or "" for cell in cells[:CELLS]]
-        tables.append(Table.of(cells[:CELLS], columns, f"Strongest of {name}", links=links))
-    return tables
+def _part_of(name: str, cell: Mapping[str, Any]) -> str:
+    if name.startswith("path-"):
+        return "paths"
+    if "feature" in cell or "cluster" in cell:
+        return "features"
+    return "heads" if "head" in cell else "where"
+
+
+def _cell_table(name: str, cells: Sequence[Mapping[str, Any]], sae: Mapping[str, Any]) -> Table:
+    labels = [key for key in cells[0] if key not in ("effect", "low", "high", "layer", "head")]
+    columns = [Column(key, lambda cell, key=key: str(cell[key])) for key in labels]
+    effect, caption = Column("effect (95%)", EFFECT, "+.3f"), f"Strongest of {name}"
+    if "cluster" in labels:
+        return Table.of(cells, [*columns, effect], caption)
+    if "feature" in labels:
+        words, place = sae.get("descriptions", {}), sae.get(PLACE_KEY)
+        known = Column("what it stands for", lambda cell: words.get(str(cell["feature"])))
+        links = [feature_url(place, cell["feature"]) or "" for cell in cells]
+        return Table.of(cells, [*columns, effect, known], caption, links=links)
+    cell = Column("cell", lambda one: ".".join(str(one[k]) for k in ("layer", "head") if k in one))
+    return Table.of(cells, [cell, *columns, effect], caption, folded=True)
 
 
 def _circuit(metrics: Metrics, figures: Sequence[Figure]) -> list[Section]:

@@ -1,4 +1,4 @@
-"""The figures of a patching run, from its results and tables."""
+"""The figures of a patching run, from its results and tables; each is drawn when asked for."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from saesteer.patching.result import PatchResult
-from saesteer.patching.summary import Effects, Scale, effects, sample_means
+from saesteer.patching.summary import (
+    Agreement,
+    Effects,
+    Scale,
+    effects,
+    mean_interval,
+    sample_means,
+)
 from saesteer.report import plots
+from saesteer.report.layout import Figure
 from saesteer.report.plots import Series
 
 if TYPE_CHECKING:
     import pandas as pd
-    from plotly.graph_objects import Figure
-
-    from saesteer.patching.agreement import Agreement
+    from plotly.graph_objects import Figure as Drawing
 
 MOST_ROWS = 24
-RESAMPLES = 2000
 LOGITS = "logit difference, right less wrong"
 NAMES = {
     "resid_pre": "residual stream before the block",
@@ -48,61 +52,65 @@ def unit_of(result: PatchResult, scale: Scale) -> str:
     return f"share of the {metric} lost: 0 unharmed, \N{MINUS SIGN}1 corrupted"
 
 
+def named(result: PatchResult) -> str:
+    """Return a result's component as the beginning of a title."""
+    name = NAMES.get(result.component, result.component)
+    return f"{name[:1].upper()}{name[1:]}"
+
+
 def title_of(result: PatchResult) -> str:
     """Return a result's title."""
-    method = result.method.replace("_", " ")
-    name = NAMES.get(result.component, result.component)
-    return f"{name[:1].upper()}{name[1:]}: {method} patching, {result.mode}".replace(
-        "integrated gradients patching", "integrated gradients"
+    method = {"integrated_gradients": "integrated gradients"}.get(
+        result.method, f"{result.method} patching"
     )
+    return f"{named(result)}: {method}, {result.mode}"
 
 
 def effect_map(
+    name: str,
     result: PatchResult,
     scale: Scale,
     *,
-    title: str | None = None,
+    title: str = "",
     resamples: int = 1000,
     seed: int = 0,
 ) -> Figure:
-    """Draw a result's effects over all pairs, layers upwards.
+    """Return a map of effects over all pairs, layers upwards.
 
-    A third axis is folded into the rows: the heads of the strongest effects stand for all.
-
-    Args:
-        result: Its axes are layer and position, place or head, or layer, head and position.
-        scale: See `effects`.
-        title: What it shows, if not said by the result.
-        resamples: Bootstrap resamples of the intervals on hover.
-        seed: Seeds them.
+    The result's axes are layer and position, place or head, or layer, head and position; of three
+    the first two are folded into the rows: those of the strongest effects stand for all.
     """
-    found = effects(result, scale, resamples=resamples, seed=seed)
-    across = result.dims[-1]
-    rows, row_title, (value, low, high, n) = _rows(result, found)
-    there = np.any(n > 0, axis=0)
-    keep = there if there.any() else ~there
-    columns = [name for name, kept in zip(column_labels(result, across), keep, strict=True) if kept]
-    return plots.heatmap(
-        value[:, keep],
-        rows,
-        columns,
-        title=title_of(result) if title is None else title,
-        row_title=row_title,
-        column_title=across,
-        unit=unit_of(result, scale),
-        low=low[:, keep],
-        high=high[:, keep],
-        n=n[:, keep],
-    )
+    title = title or title_of(result)
+
+    def draw() -> Drawing:
+        found = effects(result, scale, resamples=resamples, seed=seed)
+        across = result.dims[-1]
+        rows, row_title, (value, low, high, n) = _rows(result, found)
+        there = np.any(n > 0, axis=0)
+        keep = there if there.any() else ~there
+        labels = column_labels(result, across)
+        return plots.heatmap(
+            value[:, keep],
+            rows,
+            [label for label, kept in zip(labels, keep, strict=True) if kept],
+            title=title,
+            row_title=row_title,
+            column_title=across,
+            unit=unit_of(result, scale),
+            low=low[:, keep],
+            high=high[:, keep],
+            n=n[:, keep],
+        )
+
+    return Figure(name, title, draw)
 
 
-def _rows(result: PatchResult, found: Effects) -> tuple[list[str], str, list[np.ndarray]]:
-    parts = [found.value, found.low, found.high, found.n]
+def _rows(result: PatchResult, found: Effects) -> tuple[list[str], str, Sequence[np.ndarray]]:
     first, *more = result.dims[:-1]
     if not more:
-        return [str(name) for name in result.coords[first]], first, parts
+        return [str(name) for name in result.coords[first]], first, found
     names = [f"{a}.{b}" for a in result.coords[first] for b in result.coords[more[0]]]
-    flat = [part.reshape(len(names), -1) for part in parts]
+    flat = [part.reshape(len(names), -1) for part in found]
     strongest = np.argsort(-np.nan_to_num(np.abs(flat[0])).max(axis=1), kind="stable")[:MOST_ROWS]
     order = np.sort(strongest)
     title = f"{first}.{more[0]}"
@@ -123,8 +131,7 @@ def column_labels(result: PatchResult, dim: str) -> list[str]:
     labels = []
     for place, column in enumerate(coords):
         words = [row[place] for row in result.tokens]
-        known = [word for word in words if word != ""]
-        word = shown_token(known[0]) if known else ""
+        word = shown_token(next((word for word in words if word != ""), ""))
         labels.append(f"{column}: {word}{'…' if len(set(words)) > 1 else ''}")
     return labels
 
@@ -136,82 +143,66 @@ def shown_token(token: str) -> str:
     )
 
 
-def one_prompt(result: PatchResult, pair: int, scale: Scale) -> Figure:
-    """Draw one pair's own effects, its own tokens on the axis."""
+def one_prompt(name: str, result: PatchResult, pair: int, scale: Scale) -> Figure:
+    """Return one pair's own effects, its own tokens on the axis."""
     parts = ("values", "clean", "corrupted", "pairs", "tokens")
     single = replace(result, **{part: getattr(result, part)[pair : pair + 1] for part in parts})
-    return effect_map(single, scale, title=prompt_title(result, pair), resamples=0)
+    title = f"{title_of(result)}: {result.pairs[pair]}"
+    return effect_map(name, single, scale, title=title, resamples=0)
 
 
-def prompt_title(result: PatchResult, pair: int) -> str:
-    """Return the title of one pair's own effects."""
-    return f"{title_of(result)}: {result.pairs[pair]}"
+def profile(name: str, placed: PatchResult, scale: Scale) -> Figure:
+    """Return a result by layer and place as one line over layers for each place."""
 
-
-def profile(placed: PatchResult, scale: Scale, *, seed: int = 0) -> Figure:
-    """Draw a result by layer and place as one line over layers for each place."""
-    found = effects(placed, scale, seed=seed)
-    series = [
-        Series(
-            str(name),
-            found.value[:, i].tolist(),
-            (),
-            found.low[:, i].tolist(),
-            found.high[:, i].tolist(),
+    def draw() -> Drawing:
+        value, low, high, _ = (part.T.tolist() for part in effects(placed, scale))
+        places = enumerate(map(str, placed.coords["place"]))
+        return plots.lines(
+            [Series(place, value[i], (), low[i], high[i]) for i, place in places],
+            [str(layer) for layer in placed.coords["layer"]],
+            title=title_of(placed),
+            x_title="layer",
+            y_title=unit_of(placed, scale),
         )
-        for i, name in enumerate(placed.coords["place"])
-    ]
-    return plots.lines(
-        series,
-        [str(layer) for layer in placed.coords["layer"]],
-        title=title_of(placed),
-        x_title="layer",
-        y_title=unit_of(placed, scale),
-    )
+
+    return Figure(name, title_of(placed), draw)
 
 
 def effect_bars(
+    name: str,
     result: PatchResult,
     scale: Scale,
     *,
-    title: str | None = None,
+    title: str = "",
     words: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Figure:
-    """Draw a result of one axis as bars; with words of features, the strongest first.
+    """Return a result of one axis as bars; with words of features, the strongest first."""
+    title = title or title_of(result)
 
-    Args:
-        result: By layer, feature or cluster.
-        scale: See `effects`.
-        title: What it shows, if not said by the result.
-        words: What each feature stands for; None keeps the order of the axis.
-        seed: Seeds the intervals' resamples.
-    """
-    found, dim = effects(result, scale, seed=seed), result.dims[0]
-    order = np.arange(len(found.value))
-    if words is not None:
-        order = np.argsort(-np.nan_to_num(np.abs(found.value)), kind="stable")
-    names = [str(result.coords[dim][place]) for place in order]
-    parts = (part[order].tolist() for part in (found.value, found.low, found.high))
-    value, low, high = parts
-    return plots.bars(
-        [Series(dim, value, (), low, high)],
-        [f"{name} {(words or {}).get(name) or ''}".strip() for name in names],
-        title=title_of(result) if title is None else title,
-        x_title=dim,
-        y_title=unit_of(result, scale),
-    )
+    def draw() -> Drawing:
+        found, dim = effects(result, scale, seed=seed), result.dims[0]
+        order = np.arange(len(found.value))
+        if words is not None:
+            order = np.argsort(-np.nan_to_num(np.abs(found.value)), kind="stable")
+        labels = [str(result.coords[dim][place]) for place in order]
+        value, low, high, _ = (part[order].tolist() for part in found)
+        return plots.bars(
+            [Series(dim, value, (), low, high)],
+            [f"{label} {(words or {}).get(label) or ''}".strip() for label in labels],
+            title=title,
+            x_title=dim,
+            y_title=unit_of(result, scale),
+        )
+
+    return Figure(name, title, draw)
 
 
-def agreement_scatter(found: Sequence[Agreement], result: PatchResult) -> Figure:
-    """Draw approximations against activation patching, cell by cell.
+def agreement_scatter(name: str, found: Sequence[Agreement], result: PatchResult) -> Figure:
+    """Return approximations, in the metric's own units, against activation patching of cells."""
+    title = f"{named(result)}, {result.mode}"
 
-    Args:
-        found: Their comparisons, in the metric's own units.
-        result: The activation patching, for titles and tokens.
-    """
-    clouds = []
-    for one in found:
+    def cloud(one: Agreement) -> Series:
         names = {
             dim: dict(zip(result.coords[dim], column_labels(result, dim), strict=True))
             for dim in one.dims
@@ -222,69 +213,52 @@ def agreement_scatter(found: Sequence[Agreement], result: PatchResult) -> Figure
         ]
         rank = one.rank_correlation
         said = "" if np.isnan(rank) else f", rank correlation {rank:.2f}"
-        name = f"{one.method.replace('_', ' ')}{said}"
-        x, y = one.actual.tolist(), one.approximate.tolist()
-        clouds.append(Series(name, y, x, labels=labels))
-    unit = unit_of(result, "change")
-    return plots.scatter(
-        clouds,
-        title=agreement_title(result),
-        x_title=f"activation patching, {unit}",
-        y_title=f"attribution, {unit}",
-        diagonal=True,
-    )
+        method = f"{one.method.replace('_', ' ')}{said}"
+        return Series(method, one.approximate.tolist(), one.actual.tolist(), labels=labels)
+
+    def draw() -> Drawing:
+        unit = unit_of(result, "change")
+        return plots.scatter(
+            [cloud(one) for one in found],
+            title=title,
+            x_title=f"activation patching, {unit}",
+            y_title=f"attribution, {unit}",
+            diagonal=True,
+        )
+
+    return Figure(name, title, draw)
 
 
-def agreement_title(result: PatchResult) -> str:
-    """Return the title of what is held against a result."""
-    name = NAMES.get(result.component, result.component)
-    return f"{name[:1].upper()}{name[1:]}, {result.mode}"
+def lens_figures(table: pd.DataFrame) -> list[Figure]:
+    """Return the lens at the answer's position, in logits and by place, and at every token."""
+    title = "Logit lens: logit difference at the answer position"
+    by_rank = "Logit lens: place of the right answer among all tokens (median and quartiles)"
+    found = [
+        Figure("lens", title, lambda: _lens(table, title, "logit_difference")),
+        Figure("lens-rank", by_rank, lambda: _lens(table, by_rank, "rank")),
+    ]
+    if table.loc[table["pair"] == table["pair"].iloc[0], "position"].nunique() > 1:
+        found.append(Figure("lens-tokens", "Logit lens at every token", lambda: _lens_map(table)))
+    return found
 
 
-def strongest_cells(
-    result: PatchResult, scale: Scale, most: int, *, resamples: int = 1000, seed: int = 0
-) -> list[dict[str, object]]:
-    """Return the cells of the largest |effect|, as records with interval."""
-    found = effects(result, scale, resamples=resamples, seed=seed)
-    order = np.argsort(-np.nan_to_num(np.abs(found.value.ravel())), kind="stable")[:most]
-    rows: list[dict[str, object]] = []
-    for place in order.tolist():
-        at = np.unravel_index(place, found.value.shape)
-        labels = {d: result.coords[d][int(i)] for d, i in zip(result.dims, at, strict=True)}
-        ends = {name: float(getattr(found, name).ravel()[place]) for name in ("low", "high")}
-        rows.append({**labels, "effect": float(found.value.ravel()[place]), **ends})
-    return rows
-
-
-LENS = {
-    "lens": "Logit lens: logit difference at the answer position",
-    "lens-rank": "Logit lens: place of the right answer among all tokens (median and quartiles)",
-}
-
-
-def lens_figure(table: pd.DataFrame, name: str) -> Figure:
-    """Draw the lens at the answer's position: "lens" in logits, "lens-rank" by place."""
+def _lens(table: pd.DataFrame, title: str, value: str) -> Drawing:
     last: Any = table[table["position"] == table["position"].max()]
     points = list(dict.fromkeys(zip(last["layer"], last["component"], strict=True)))
-    value = "logit_difference" if name == "lens" else "rank"
     wide = last.pivot(index="pair", columns=["layer", "component"], values=value)[points]
-    if name == "lens":
-        mean, low, high = _mean(wide)
-        series, y_title = (
-            Series("mean over prompts", mean.tolist(), (), low.tolist(), high.tolist()),
-            LOGITS,
-        )
+    if value == "rank":
+        low, middle, high = np.quantile(1 + wide.to_numpy(), [0.25, 0.5, 0.75], axis=0)
+        series, y_title = "median over prompts", "place, 1 is the most likely"
     else:
-        low, middle, high = np.quantile(1 + wide.to_numpy(), [0.25, 0.5, 0.75], axis=0).tolist()
-        series = Series("median over prompts", middle, (), low, high)
-        y_title = "place, 1 is the most likely"
+        middle, low, high = _mean(wide)
+        series, y_title = "mean over prompts", LOGITS
     return plots.lines(
-        [series],
+        [Series(series, middle.tolist(), (), low.tolist(), high.tolist())],
         [_point(layer, component) for layer, component in points],
-        title=LENS[name],
+        title=title,
         x_title="sub-layer: attention (mid), MLP (post)",
         y_title=y_title,
-        log_y=name == "lens-rank",
+        log_y=value == "rank",
     )
 
 
@@ -294,7 +268,7 @@ def _point(layer: int, component: str) -> str:
     return f"{layer} {component.removeprefix('resid_')}"
 
 
-def lens_map(table: pd.DataFrame) -> Figure:
+def _lens_map(table: pd.DataFrame) -> Drawing:
     """Draw the lens of the first prompt at every token."""
     first: Any = table[table["pair"] == table["pair"].iloc[0]]
     points = list(dict.fromkeys(zip(first["layer"], first["component"], strict=True)))
@@ -311,8 +285,16 @@ def lens_map(table: pd.DataFrame) -> Figure:
     )
 
 
-def direct_layers(table: pd.DataFrame) -> Figure:
-    """Draw what embedding, attention and MLPs write into the logit difference, by layer."""
+def direct_figures(table: pd.DataFrame) -> list[Figure]:
+    """Return what every layer and every head writes into the logit difference."""
+    title = "Direct logit attribution by"
+    return [
+        Figure("direct-layers", f"{title} layer", lambda: _direct_layers(table)),
+        Figure("direct-heads", f"{title} head", lambda: _direct_heads(table)),
+    ]
+
+
+def _direct_layers(table: pd.DataFrame) -> Drawing:
     mean: Any = table.groupby(["component", "layer"])["share"].mean()
     layers = sorted(table.loc[table["component"] == "mlp_out", "layer"].unique())
     bias = float(mean.get(("bias", -1), 0.0))
@@ -330,8 +312,7 @@ def direct_layers(table: pd.DataFrame) -> Figure:
     )
 
 
-def direct_heads(table: pd.DataFrame) -> Figure:
-    """Draw what every head writes into the logit difference."""
+def _direct_heads(table: pd.DataFrame) -> Drawing:
     heads: Any = table[table["component"] == "head"]
     layers, numbers = (sorted(heads[name].unique()) for name in ("layer", "head"))
     wide = heads.pivot(index="pair", columns=["layer", "head"], values="share")
@@ -352,45 +333,33 @@ def direct_heads(table: pd.DataFrame) -> Figure:
     )
 
 
-def _mean(wide: Any) -> tuple[Float[np.ndarray, " cell"], ...]:
+def _mean(wide: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean over pairs, which a table has as rows, with its interval."""
-    values = sample_means(wide.to_numpy(), [str(name) for name in wide.index])
-    pairs = len(values)
-    if pairs < 2:
-        nothing = np.full(values.shape[1], np.nan)
-        return values.mean(axis=0), nothing, nothing
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=RESAMPLES) @ values / pairs
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return values.mean(axis=0), low, high
-
-
-def circuit_title(record: Mapping[str, Any]) -> str:
-    """Return the title of a circuit's map."""
-    return f"The circuit: {record['size']} heads by what each is needed for"
+    return mean_interval(sample_means(wide.to_numpy(), [str(name) for name in wide.index]))
 
 
 def circuit_map(record: Mapping[str, Any], shape: tuple[int, int], metric: str) -> Figure:
-    """Draw a circuit's heads by what each is needed for.
+    """Return the heads of a circuit (its `circuit.json`) by what each is needed for.
 
-    Args:
-        record: Its `circuit.json`.
-        shape: The model's layers and heads.
-        metric: What is measured.
+    `shape` are the model's layers and heads.
     """
-    values = np.full(shape, np.nan)
-    for one in record["minimality"]:
-        at = one["layer"], one["number"]
-        # A head at several positions counts by the one where it is needed most.
-        values[at] = np.fmax(values[at], one["change"])
-    layers, heads = shape
-    return plots.heatmap(
-        values,
-        [str(layer) for layer in range(layers)],
-        [str(head) for head in range(heads)],
-        title=circuit_title(record),
-        row_title="layer",
-        column_title="head",
-        unit=f"change of the {metric.replace('_', ' ')} without it",
-        n=np.full(shape, record["pairs"]),
-    )
+    title = f"The circuit: {record['size']} heads by what each is needed for"
+
+    def draw() -> Drawing:
+        values = np.full(shape, np.nan)
+        for one in record["minimality"]:
+            at = one["layer"], one["number"]
+            # A head at several positions counts by the one where it is needed most.
+            values[at] = np.fmax(values[at], one["change"])
+        return plots.heatmap(
+            values,
+            [str(layer) for layer in range(shape[0])],
+            [str(head) for head in range(shape[1])],
+            title=title,
+            row_title="layer",
+            column_title="head",
+            unit=f"change of the {metric.replace('_', ' ')} without it",
+            n=np.full(shape, record["pairs"]),
+        )
+
+    return Figure("circuit", title, draw)

@@ -74,6 +74,22 @@ def some_pairs(batch: PairBatch, which: slice) -> PairBatch:
     return PairBatch(**parts)
 
 
+def unpadded(
+    batch: PairBatch, i: int, mode: str = "denoising"
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, int], int]:
+    """One pair's source and destination, from which place of the source each of the destination's
+    is patched, and the destination's first column."""
+    clean, corrupted = (
+        batch.clean[i][batch.clean_mask[i]],
+        batch.corrupted[i][batch.corrupted_mask[i]],
+    )
+    start_clean, start = batch.width - len(clean), batch.width - len(corrupted)
+    steps = {b - start: a - start_clean for b, a in enumerate(batch.to_clean[i].tolist()) if a >= 0}
+    if mode == "noising":
+        return corrupted, clean, {a: b for b, a in steps.items()}, start_clean
+    return clean, corrupted, steps, start
+
+
 def one_by_one(
     model: Any, batch: PairBatch, component: str, mode: str, *, by_position: bool
 ) -> Iterator[tuple[tuple[int, ...], float]]:
@@ -83,22 +99,14 @@ def one_by_one(
         The cell (pair, layer[, head][, position]) and its number.
     """
     for i in range(len(batch)):
-        clean = batch.clean[i][batch.clean_mask[i]]
-        corrupted = batch.corrupted[i][batch.corrupted_mask[i]]
-        start_clean, start = batch.width - len(clean), batch.width - len(corrupted)
-        steps = {
-            b - start: a - start_clean for b, a in enumerate(batch.to_clean[i].tolist()) if a >= 0
-        }
-        if mode == "noising":
-            clean, corrupted, start = corrupted, clean, start_clean
-            steps = {a: b for b, a in steps.items()}
+        source, own, steps, start = unpadded(batch, i, mode)
         with torch.no_grad():
-            _, cache = model.run_with_cache(clean[None])
+            _, cache = model.run_with_cache(source[None])
         for layer in range(model.cfg.n_layers):
             name = f"blocks.{layer}.{HOOKS[component]}"
             for cell, change in _cells(cache[name], component, steps, by_position):
                 with torch.no_grad():
-                    logits = model.run_with_hooks(corrupted[None], fwd_hooks=[(name, change)])
+                    logits = model.run_with_hooks(own[None], fwd_hooks=[(name, change)])
                 said = logits[0, -1, batch.right[i]] - logits[0, -1, batch.wrong[i]]
                 head, at = cell
                 place = (i, layer, *head, *(start + p for p in at))

@@ -23,7 +23,7 @@ def result(
     """A result over the values [pair, *dims]; clean 1 and corrupted 0 unless given."""
     pairs = len(values)
     coords = {dim: tuple(range(n)) for dim, n in zip(dims, values.shape[1:], strict=True)}
-    known = {
+    known: dict = {
         "method": "activation",
         "component": "resid_pre",
         "mode": "denoising",
@@ -33,7 +33,7 @@ def result(
         "clean": np.ones(pairs) if clean is None else clean,
         "corrupted": np.zeros(pairs) if corrupted is None else corrupted,
     }
-    return PatchResult(dims=dims, values=values, **{**known, **fields})
+    return PatchResult(values=values, **{**known, **fields})
 
 
 def handover(

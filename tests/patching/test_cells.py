@@ -41,6 +41,12 @@ LENS_BY_POSITION = {
 }
 
 
+@pytest.fixture(params=["gpt2", "llama", "gemma3", "qwen3"])
+def arch(request) -> str:
+    """Run the test once for each architecture."""
+    return request.param
+
+
 def from_lens(model, batch, function: str) -> np.ndarray:
     """What transformer_lens says, [layer, position or head[, position]]: means over the pairs."""
     from transformer_lens import patching

@@ -6,21 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.patching.ablation import Ablation
+from saesteer.patching.ablation import Ablation, Counterfactuals
 from saesteer.patching.batch import encode_pairs
-from saesteer.patching.circuit_search import find_circuit
 from saesteer.patching.circuits import (
     Circuit,
     Node,
     completeness,
     faithfulness,
+    find_circuit,
     minimality,
     published_ioi_circuit,
-)
-from saesteer.patching.counterfactuals import (
-    corrupted_counterfactuals,
-    encode_counterfactuals,
-    mean_heads,
 )
 from saesteer.patching.pairs import PromptPair
 from saesteer.utils.errors import ConfigError, DataError
@@ -38,10 +33,9 @@ LONG = PromptPair("I like people, and I listen to them", "What do you say", " pe
 def ablate(tiny_model, arch):
     model = tiny_model(arch)
 
-    def make(pairs=PAIRS, texts=OTHER, **more):
-        batch = encode_pairs(model, pairs)
-        means = mean_heads(model, batch, encode_counterfactuals(model, texts))
-        return Ablation(model, batch, means, **more)
+    def make(pairs=PAIRS, texts=OTHER):
+        others = Counterfactuals.of_texts(model, texts)
+        return Ablation(model, encode_pairs(model, pairs), others)
 
     return make
 
@@ -121,9 +115,8 @@ def test_padding_beside_a_longer_prompt_changes_nothing(tiny_model, arch):
     for pairs, groups in (([PAIRS[0]], (0,)), ([PAIRS[0], LONG], (0, 1))):
         batch = encode_pairs(model, pairs)
         texts = [*OTHER, LONG.corrupted]
-        other = encode_counterfactuals(model, texts, groups=(0, 0, 0, 1))
-        means = mean_heads(model, batch, other, groups=groups)
-        ablation = Ablation(model, batch, means, max_tokens=4096)
+        others = Counterfactuals.of_texts(model, texts, groups=(0, 0, 0, 1))
+        ablation = Ablation(model, batch, others, groups)
         found.append(ablation.keeping([Node(0, 0), Node(1, 3)])[0])
     assert found[1] == pytest.approx(found[0], abs=1e-4)
 
@@ -141,46 +134,19 @@ def test_scores_are_the_slope_of_ablating_a_head(ablate):
     assert scores[-1] == pytest.approx(exact, abs=0.35 * max(abs(exact), 0.2))
 
 
-def test_what_is_not_there_is_named(ablate, tiny_llama):
-    ablation = ablate()
-    with pytest.raises(ConfigError, match=r"head 3\.0"):
-        ablation.keeping([Node(3, 0)])
-    with pytest.raises(DataError, match="pair 1 has no position 'S2'"):
-        ablation.keeping([Node(0, 0, "S2")])
-    batch = encode_pairs(tiny_llama, PAIRS)
+def test_a_group_without_counterfactuals_is_named(tiny_llama):
+    batch, others = encode_pairs(tiny_llama, PAIRS), Counterfactuals.of_texts(tiny_llama, OTHER)
     with pytest.raises(DataError, match="group 1 of the pairs has no counterfactual"):
-        mean_heads(tiny_llama, batch, encode_counterfactuals(tiny_llama, OTHER), groups=(0, 1))
-    with pytest.raises(DataError, match="1 groups for 2 pairs"):
-        mean_heads(tiny_llama, batch, encode_counterfactuals(tiny_llama, OTHER), groups=(0,))
-    with pytest.raises(DataError, match="no counterfactual prompt"):
-        encode_counterfactuals(tiny_llama, [])
-    with pytest.raises(DataError, match="1 groups for 3 counterfactual"):
-        encode_counterfactuals(tiny_llama, OTHER, groups=[0])
+        Ablation(tiny_llama, batch, others, [0, 1])
 
 
 def test_the_published_circuit_has_its_26_heads_where_they_act():
     circuit = published_ioi_circuit()
-    sizes = {name: len(nodes) for name, nodes in circuit.classes.items()}
-    assert sizes == {
-        "name mover": 3,
-        "backup name mover": 8,
-        "negative name mover": 2,
-        "S-inhibition": 4,
-        "induction": 4,
-        "duplicate token": 3,
-        "previous token": 2,
-    }
+    assert [len(nodes) for nodes in circuit.classes.values()] == [3, 8, 2, 4, 4, 3, 2]
     assert len(circuit) == 26
     assert {node.role for node in circuit.nodes} == {"end", "S2", "S1+1"}
     assert {Node(9, 9, "end"), Node(10, 0, "end"), Node(2, 2, "S1+1")} <= set(circuit.nodes)
-    assert Node(5, 5, "S2") in circuit.classes["induction"]
-    assert all(node.layer < 12 and node.head < 12 for node in circuit.nodes)
-
-
-@pytest.mark.parametrize("text", ["", "9.9.9", "9.9@"])
-def test_a_text_that_names_no_head_is_refused(text):
-    with pytest.raises(ConfigError, match=r"names no head; write layer\.head"):
-        Node.parse(text)
+    assert Node.parse("5.5@S2") in circuit.classes["induction"]
 
 
 BIG, SMALL, AGAINST, BACKUP = Node(0, 1), Node(2, 3), Node(1, 0), Node(2, 0)
@@ -190,7 +156,6 @@ class MadeUp(Ablation):
     """What every head is worth is known: 6, 3, -2, and a backup that acts without the first."""
 
     def measure(self, kept):
-        self.runs += 1
         there = {
             node: bool(kept[node.layer, :, :, node.head].all())
             for node in (BIG, SMALL, AGAINST, BACKUP)
@@ -199,92 +164,65 @@ class MadeUp(Ablation):
         value += 4 * (there[BACKUP] and not there[BIG])
         return np.array([value, value])
 
+    def gradient_scores(self, roles=None):
+        # Idle heads are ranked in between, so the ranking alone is not enough.
+        scores = {BIG: 6, Node(1, 2): 5, SMALL: 3, Node(0, 0): 2.5, AGAINST: -2, BACKUP: 0}
+        return list(scores), np.array(list(scores.values()))
+
 
 @pytest.fixture
 def made_up(tiny_llama):
     batch = encode_pairs(tiny_llama, PAIRS)
-    return MadeUp(
-        tiny_llama, batch, mean_heads(tiny_llama, batch, corrupted_counterfactuals(batch))
-    )
+    return MadeUp(tiny_llama, batch, Counterfactuals.of_corrupted(batch))
 
 
 def test_faithfulness_compares_circuit_whole_and_nothing(made_up):
     found = faithfulness(made_up, Circuit.of([BIG]))
-    assert (found.whole[0], found.circuit[0], found.nothing[0]) == (8.0, 7.0, 1.0)
-    assert found.gap == pytest.approx(1.0)
-    assert found.share == pytest.approx(7 / 8)
-    assert found.recovered == pytest.approx(6 / 7)
-    assert found.summary()["recovered"] == pytest.approx(6 / 7)
+    assert found == pytest.approx(
+        {"whole": 8, "circuit": 7, "nothing": 1, "gap": 1, "share": 7 / 8, "recovered": 6 / 7}
+    )
 
 
 def test_completeness_finds_the_backup_that_the_circuit_lacks(made_up):
     circuit = Circuit({"movers": (BIG, SMALL), "against": (AGAINST,)})
-    found = {record.name: record for record in completeness(made_up, circuit, random_sets=3)}
+    found = {record["name"]: record for record in completeness(made_up, circuit, random_sets=3)}
     assert list(found) == ["nothing", "movers", "against", "random 1", "random 2", "random 3"]
-    assert found["nothing"].gap == pytest.approx(0.0)
+    assert found["nothing"]["gap"] == pytest.approx(0.0)
     # Without the movers the whole model still has its backup: 1 - 2 + 4 against 1 - 2.
-    assert (found["movers"].circuit, found["movers"].whole) == (-1.0, 3.0)
-    assert found["movers"].gap == pytest.approx(4.0)
+    assert (found["movers"]["circuit"], found["movers"]["whole"]) == (-1.0, 3.0)
+    assert found["movers"]["gap"] == pytest.approx(4.0)
     complete = Circuit.of([BIG, SMALL, AGAINST, BACKUP])
-    assert all(record.gap == 0 for record in completeness(made_up, complete, greedy_steps=2))
+    assert all(record["gap"] == 0 for record in completeness(made_up, complete))
 
 
 def test_minimality_sees_a_head_that_only_counts_without_another(made_up):
     circuit = Circuit({"movers": (BIG, BACKUP), "rest": (SMALL, AGAINST)})
-    found = {record.node: record for record in minimality(made_up, circuit)}
-    assert found[SMALL].change == pytest.approx(3.0)
-    assert found[AGAINST].change == pytest.approx(2.0)
-    assert found[BACKUP].change == pytest.approx(4.0) and found[BACKUP].beside == (BIG,)
-    assert found[BIG].change == pytest.approx(6.0) and found[BIG].beside == (BACKUP,)
-    assert found[BIG].share == pytest.approx(6 / 8)
+    found = {record["head"]: record for record in minimality(made_up, circuit)}
+    changes = {head: record["change"] for head, record in found.items()}
+    assert changes == pytest.approx({"0.1": 6.0, "2.0": 4.0, "2.3": 3.0, "1.0": 2.0})
+    assert found["0.1"]["share"] == pytest.approx(6 / 8)
     idle = minimality(made_up, Circuit.of([BIG, Node(1, 1)]))
-    assert (idle[-1].node, idle[-1].change) == (Node(1, 1), 0.0)
+    assert (idle[-1]["head"], idle[-1]["change"]) == ("1.1", 0.0)
 
 
 def test_the_search_finds_the_fewest_heads_that_are_faithful(made_up):
-    scores = np.zeros((3, 4))
-    # Idle heads are ranked in between, so the ranking alone is not enough.
-    for node, score in ((BIG, 6), (Node(1, 2), 5), (SMALL, 3), (Node(0, 0), 2.5), (AGAINST, -2)):
-        scores[node.layer, node.head] = score
-    found = find_circuit(made_up, target=0.95, scores=scores)
-    assert set(found.circuit.nodes) == {BIG, SMALL, AGAINST}
-    assert found.circuit.nodes[0] == BIG and found.scores == (6.0, 3.0, -2.0)
-    assert found.candidates == 12 and found.grown == 5 and found.reached
-    assert found.searched.recovered == pytest.approx(1.0)
+    assert find_circuit(made_up, 0.95).nodes == (BIG, SMALL, AGAINST)
     # 7 of 7 within a third: the largest head alone is near enough.
-    rough = find_circuit(made_up, target=0.7, scores=scores, held_out=made_up)
-    assert rough.circuit.nodes == (BIG,)
-    assert rough.held_out is not None and rough.held_out.recovered == pytest.approx(6 / 7)
+    assert find_circuit(made_up, 0.7).nodes == (BIG,)
 
 
 def test_a_real_search_is_as_faithful_as_asked(tiny_model, arch):
     model = tiny_model(arch)
     batch = encode_pairs(model, PAIRS)
-    ablation = Ablation(model, batch, mean_heads(model, batch, corrupted_counterfactuals(batch)))
-    found = find_circuit(ablation, target=0.8)
-    assert abs(1 - found.searched.recovered) <= 0.2
-    assert found.reached and 1 <= len(found.circuit) <= found.grown <= 12
+    ablation = Ablation(model, batch, Counterfactuals.of_corrupted(batch))
+    found = find_circuit(ablation, 0.8)
+    assert abs(1 - faithfulness(ablation, found)["recovered"]) <= 0.2
     # The smallest by one: no head of it can go.
-    for node in found.circuit.nodes:
-        fewer = found.circuit.without([node])
-        if len(fewer):
-            assert abs(1 - faithfulness(ablation, fewer).recovered) > 0.2
-    by_place = find_circuit(ablation, target=0.5, roles=["end"])
-    assert {node.role for node in by_place.circuit.nodes} == {"end"}
-
-
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        ({"target": 1.0}, "target is 1.0"),
-        ({"scores": np.zeros((2, 4))}, "8 scores for 12 heads"),
-        ({"scores": np.full((3, 4), np.nan)}, "12 scores are not finite"),
-        ({"nodes": [BIG]}, "nodes are given without scores"),
-    ],
-)
-def test_a_search_that_cannot_be_is_refused(made_up, more, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        find_circuit(made_up, **more)
+    for node in found.nodes if len(found) > 1 else ():
+        fewer = Circuit.of(found.without([node]))
+        assert abs(1 - faithfulness(ablation, fewer)["recovered"]) > 0.2
+    by_place = find_circuit(ablation, 0.5, roles=["end"])
+    assert {node.role for node in by_place.nodes} == {"end"}
 
 
 def test_a_task_that_no_head_does_is_refused(tiny_llama):
@@ -293,6 +231,5 @@ def test_a_task_that_no_head_does_is_refused(tiny_llama):
             return np.ones(2)
 
     batch = encode_pairs(tiny_llama, PAIRS)
-    means = mean_heads(tiny_llama, batch, corrupted_counterfactuals(batch))
     with pytest.raises(ConfigError, match="with all heads and with none"):
-        find_circuit(Idle(tiny_llama, batch, means), scores=np.ones((3, 4)))
+        find_circuit(Idle(tiny_llama, batch, Counterfactuals.of_corrupted(batch)), 0.8)

@@ -18,7 +18,7 @@ from saesteer.patching.patcher import activation_patching, unpatched
 from saesteer.patching.target import plain_blocks
 from saesteer.utils.errors import SiteError
 from tests.hybrids import HYBRIDS, hybrid
-from tests.patching.engine_prompts import UNEQUAL, made_up_batch
+from tests.patching.engine_prompts import UNEQUAL, made_up_batch, unpadded
 
 LOGITS = metric_named("logit_difference")
 
@@ -61,23 +61,18 @@ def test_cells_of_the_residual_stream_are_those_of_the_plain_model(name, tiny):
     own = unpatched(model, batch, LOGITS)
     found = activation_patching(model, batch, "resid_post", LOGITS, layers=[0, 2])
     for i in range(len(batch)):
-        clean = batch.clean[i][batch.clean_mask[i].bool()]
-        corrupted = batch.corrupted[i][batch.corrupted_mask[i].bool()]
+        clean, corrupted, steps, start = unpadded(batch, i)
         answers = int(batch.right[i]), int(batch.wrong[i])
         wanted = [_score(plain, ids, answers) for ids in (clean, corrupted)]
         np.testing.assert_allclose([side[i] for side in own], wanted, atol=1e-4)
-        pads_of_clean, pads = batch.width - len(clean), batch.width - len(corrupted)
         for at, layer in enumerate([0, 2]):
             kept = []
             _score(plain, clean, answers, blocks[layer], _keep(kept))
-            for column in range(pads, batch.width):
-                source = int(batch.to_clean[i, column])
-                if source < 0:
-                    assert np.isnan(found.values[i, at, column])
-                    continue
-                hook = _write(column - pads, kept[0][:, source - pads_of_clean])
-                cell = _score(plain, corrupted, answers, blocks[layer], hook)
-                assert found.values[i, at, column] == pytest.approx(cell, abs=1e-4)
+            cells = np.full(batch.width, np.nan)
+            for b, a in steps.items():
+                hook = _write(b, kept[0][:, a])
+                cells[start + b] = _score(plain, corrupted, answers, blocks[layer], hook)
+            np.testing.assert_allclose(found.values[i, at], cells, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["falcon-alibi", "qwen35"])

@@ -13,7 +13,7 @@ import torch
 from saesteer.patching import eight_ioi_pairs, generate_ioi
 from saesteer.patching.answers import task_answers
 from saesteer.patching.batch import encode_pairs
-from saesteer.patching.metrics import METRIC_NAMES, MetricRows, metric_named
+from saesteer.patching.metrics import METRICS, MetricRows, metric_named
 from saesteer.patching.pairs import PromptPair, bundled_prompt_sets, load_prompt_pairs
 from saesteer.utils.errors import ConfigError, DataError
 
@@ -44,13 +44,9 @@ def test_prompts_of_all_lengths_end_in_the_last_column(tiny_model, arch):
     assert "".join(batch.clean_words[0]).endswith(SAME.clean)
 
 
-def test_equal_lengths_map_one_to_one(tiny_llama):
+def test_equal_lengths_map_one_to_one_and_unequal_ones_the_beginning_and_the_end(tiny_llama):
     batch = encode_pairs(tiny_llama, [replace(SAME, corrupted="The mat sat on the cat")])
-    assert batch.clean_mask[0].sum() == batch.corrupted_mask[0].sum()
     assert batch.to_clean[0].tolist() == list(range(batch.width))
-
-
-def test_unequal_lengths_map_the_beginning_and_the_end(tiny_llama):
     batch = encode_pairs(tiny_llama, [LONGER])
     assert {(" like", " like"), (" listen", " listen"), (",", ",")} <= _columns(batch, 0)
     assert all(corrupted == clean for corrupted, clean in _columns(batch, 0))
@@ -116,10 +112,10 @@ def test_the_leading_space_is_what_makes_one_token(tiny_llama, answer, wrong, be
         ({"clean": "half \ud83d"}, "lone surrogate"),
         ({"clean": "the " * 300}, "more than the model's context of 192"),
         ({"roles": {"S2": 40}}, "role 'S2' is position 40, and the clean prompt has"),
-        ({"roles": {"S2": -1}}, "role 'S2' is -1, not a token position"),
+        ({"roles": {"S2": -1}}, "roles are .*-1.*, not names of token positions"),
         ({"alignment": ((1, 90),)}, "corrupted position 90, and that prompt has"),
         ({"alignment": ((1, 2), (1, 3))}, "clean position 1 twice"),
-        ({"alignment": ((1, True),)}, "no pair of token positions"),
+        ({"alignment": ((1, True),)}, "not pairs of token positions"),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_named_with_its_way_out(tiny_llama, change, sentence):
@@ -186,11 +182,11 @@ def test_python_values_are_checked_as_a_file_is():
     [
         ({"clean": None}, "'clean' is missing"),
         ({"clean": "The sky is"}, "'clean' is 'The sky is'; write it as"),
-        ({"clean": {"question": "x"}}, "'answer' of clean is missing"),
-        ({"clean": {"question": "x", "answer": float("nan")}}, "'answer' of clean is nan"),
+        ({"clean": {"question": "x"}}, "clean: the field 'answer' is missing"),
+        ({"clean": {"question": "x", "answer": float("nan")}}, "clean: .*'answer' is nan"),
         ({"clena": 1}, "unknown field 'clena'"),
         ({"name": 3}, "'name' is 3, not text"),
-        ({"alignment": "12"}, "'alignment' is '12'"),
+        ({"alignment": "12"}, "alignment is '12'"),
     ],
 )
 def test_a_bad_record_is_named_by_line_and_number(tmp_path, change, sentence):
@@ -221,8 +217,12 @@ def test_the_temporal_choices_are_read_in_both_orders(shared_data):
     assert (pairs[0].answer, pairs[0].wrong) == ("A", "B")
 
 
-@pytest.mark.parametrize("name", sorted(set(bundled_prompt_sets()) - {"ioi-eight"}))
+SETS = ("agreement", "capitals", "opposites", "pronouns", "sentiment")
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_a_bundled_set_is_large_and_has_no_pair_twice(name):
+    assert {*SETS, "ioi-eight"} == set(bundled_prompt_sets())
     pairs = load_prompt_pairs(name)
     assert len(pairs) >= 40
     assert len({(pair.clean, pair.corrupted) for pair in pairs}) == len(pairs)
@@ -237,10 +237,6 @@ def test_a_set_of_two_answers_is_balanced(name):
     counts = Counter(pair.answer for pair in load_prompt_pairs(name))
     assert len(counts) == 2
     assert max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_there_are_at_least_three_sets_and_the_eight_prompts():
-    assert {"agreement", "capitals", "sentiment", "ioi-eight"} <= set(bundled_prompt_sets())
 
 
 @pytest.mark.real
@@ -332,6 +328,7 @@ def test_the_eight_prompts_are_the_lessons_own(smollm2):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_solves_generated_prompts(smollm2):
     made = generate_ioi(smollm2, 12, seed=5)
     found = task_answers(smollm2, encode_pairs(smollm2, made.pairs))
@@ -355,23 +352,20 @@ def _softmax(values):
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def test_logit_difference_is_right_less_wrong(logits, rows):
-    assert metric_named("logit_difference").score(logits, rows).tolist() == [2.0, 3.0]
-
-
-def test_log_probability_is_that_of_the_right_answer(logits, rows):
-    found = metric_named("answer_log_probability").score(logits, rows).numpy()
-    assert found == pytest.approx(np.log(_softmax(logits.numpy())[[0, 1], [0, 2]]), abs=1e-6)
-
-
-def test_kl_is_zero_where_nothing_changed_and_counts_from_clean(logits, rows):
-    found = metric_named("kl").score(logits, rows).numpy()
+def test_metrics_are_what_they_are_called(logits, rows):
+    found = {name: metric.score(logits, rows).numpy() for name, metric in METRICS.items()}
     p, q = _softmax(rows.clean.numpy()), _softmax(logits.numpy())
-    assert found == pytest.approx((p * np.log(p / q)).sum(axis=1), abs=1e-6)
-    assert found[0] == pytest.approx(0.0, abs=1e-7) and found[1] > 0.1
+    wanted = {
+        "logit_difference": [2.0, 3.0],
+        "answer_log_probability": np.log(q[[0, 1], [0, 2]]),
+        # 0 where nothing changed, and counted from the clean run.
+        "kl": (p * np.log(p / q)).sum(axis=1),
+    }
+    for name, values in found.items():
+        assert values == pytest.approx(np.array(wanted[name]), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", METRIC_NAMES)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_metric_has_a_gradient(logits, rows, name):
     leaf = logits.clone().requires_grad_()
     metric_named(name).score(leaf, rows).sum().backward()

@@ -23,8 +23,8 @@ LOGITS = metric_named("logit_difference")
 
 
 @pytest.fixture
-def climbs(monkeypatch):
-    """The sizes of all climbs, and a function that makes the n-th from now fail."""
+def chunks(monkeypatch):
+    """The sizes of all chunks, and a function that makes the n-th from now fail."""
     sizes, fails = [], {}
     run = FastEngine.__call__
 
@@ -45,8 +45,8 @@ def hooks_on(model) -> int:
     )
 
 
-def test_small_memory_makes_small_batches_and_the_same_numbers(tiny_llama, climbs):
-    sizes, _ = climbs
+def test_small_memory_makes_small_batches_and_the_same_numbers(tiny_llama, chunks):
+    sizes, _ = chunks
     batch = made_up_batch(UNEQUAL * 3)
     roomy = activation_patching(tiny_llama, batch, "z", LOGITS)
     most = max(sizes)
@@ -57,8 +57,8 @@ def test_small_memory_makes_small_batches_and_the_same_numbers(tiny_llama, climb
     np.testing.assert_allclose(tight.values, roomy.values, atol=1e-5)
 
 
-def test_running_out_of_memory_halves_the_batch(tiny_llama, climbs):
-    sizes, fail = climbs
+def test_running_out_of_memory_halves_the_batch(tiny_llama, chunks):
+    sizes, fail = chunks
     batch = made_up_batch(UNEQUAL)
     wanted = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
     sizes.clear()
@@ -68,16 +68,16 @@ def test_running_out_of_memory_halves_the_batch(tiny_llama, climbs):
     np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
 
 
-def test_no_memory_for_one_row_is_said(tiny_llama, climbs):
-    _, fail = climbs
+def test_no_memory_for_one_row_is_said(tiny_llama, chunks):
+    _, fail = chunks
     for number in range(1, 20):
         fail(number, MemoryError())
     with pytest.raises(ModelError, match="not even one patched prompt"):
         activation_patching(tiny_llama, made_up_batch(EQUAL), "z", LOGITS)
 
 
-def test_a_cut_off_run_goes_on_where_it_stopped(tiny_llama, climbs, tmp_path):
-    sizes, fail = climbs
+def test_a_cut_off_run_goes_on_where_it_stopped(tiny_llama, chunks, tmp_path):
+    sizes, fail = chunks
     batch = made_up_batch(UNEQUAL)
     wanted = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
     every = len(sizes)
@@ -101,7 +101,7 @@ def test_a_cut_off_run_goes_on_where_it_stopped(tiny_llama, climbs, tmp_path):
 
 
 @pytest.mark.parametrize("component", ["resid_mid", "pattern"])
-def test_nothing_stays_on_the_model_after_an_exception(arch, component, tiny_model, climbs):
+def test_nothing_stays_on_the_model_after_an_exception(arch, component, tiny_model, chunks):
     model = tiny_model(arch)
     plain = plain_model(model)
     before = hooks_on(model), plain.config._attn_implementation

@@ -10,7 +10,7 @@ from saesteer.patching.metrics import metric_named
 from saesteer.patching.patcher import activation_patching
 from saesteer.saes import load_sae
 from saesteer.utils.errors import ConfigError, MismatchError, SiteError
-from tests.patching.engine_prompts import EQUAL, UNEQUAL, made_up_batch
+from tests.patching.engine_prompts import EQUAL, UNEQUAL, made_up_batch, unpadded
 
 LOGITS = metric_named("logit_difference")
 
@@ -24,24 +24,19 @@ def by_hand(model, batch, sae, features: list[int], columns: list[int] | None) -
     """Every pair's number, from one unpadded pass each on the bridge."""
     values = []
     for i in range(len(batch)):
-        clean = batch.clean[i][batch.clean_mask[i]]
-        corrupted = batch.corrupted[i][batch.corrupted_mask[i]]
-        before, own = batch.width - len(clean), batch.width - len(corrupted)
+        clean, corrupted, steps, start = unpadded(batch, i)
         with torch.no_grad():
-            source, here = (
-                model.run_with_cache(row[None])[1][str(sae.site)][0].flatten(1)
+            theirs, mine = (
+                sae.encode(model.run_with_cache(row[None])[1][str(sae.site)][0].flatten(1))
                 for row in (clean, corrupted)
             )
-        theirs, mine = sae.encode(source), sae.encode(here)
 
-        def add(now, hook, i=i, before=before, own=own, theirs=theirs, mine=mine):
+        def add(now, hook, steps=steps, start=start, theirs=theirs, mine=mine):
             out = now.clone()
-            for column, target in enumerate(batch.to_clean[i].tolist()):
-                if target < 0 or (columns is not None and column not in columns):
-                    continue
-                change = (theirs[target - before] - mine[column - own])[features]
-                flat = out[0, column - own].flatten() + change @ sae.decoder[features]
-                out[0, column - own] = flat.reshape(out[0, column - own].shape)
+            for b, a in steps.items():
+                if columns is None or start + b in columns:
+                    change = (theirs[a] - mine[b])[features] @ sae.decoder[features]
+                    out[0, b] += change.reshape(out[0, b].shape)
             return out
 
         with torch.no_grad():

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saesteer.patching.agreement import agreement
-from saesteer.patching.summary import effects
+from saesteer.patching.summary import agreement, effects, strongest_cells
 from saesteer.report.patch_figures import (
     MOST_ROWS,
     agreement_scatter,
@@ -17,14 +16,17 @@ from saesteer.report.patch_figures import (
     effect_map,
     one_prompt,
     profile,
-    strongest_cells,
 )
 from tests.patching.made_up_results import handover, result
 
 
+def drawn(make, *arguments, **options) -> Any:
+    return make("name", *arguments, **options).draw()
+
+
 def test_a_map_holds_the_effects_and_their_intervals():
     made = handover()
-    figure: Any = effect_map(made, "share")
+    figure: Any = drawn(effect_map, made, "share")
     found = effects(made, "share", resamples=1000)
     trace = figure.data[0]
     np.testing.assert_allclose(np.array(trace.z, dtype=float), found.value)
@@ -47,8 +49,10 @@ def test_token_labels_say_where_prompts_differ():
 
 def test_columns_that_no_prompt_has_are_left_out():
     values = np.array([[[np.nan, 0.5, 0.2]], [[np.nan, np.nan, 0.1]]])
-    figure: Any = effect_map(
-        result(values, ("layer", "position"), tokens=(("", "a", "b"), ("", "", "b"))), "share"
+    figure: Any = drawn(
+        effect_map,
+        result(values, ("layer", "position"), tokens=(("", "a", "b"), ("", "", "b"))),
+        "share",
     )
     assert list(figure.layout.xaxis.ticktext) == ["1: a…", "2: b"]
     one, two = figure.data[0].customdata[0]
@@ -58,7 +62,7 @@ def test_columns_that_no_prompt_has_are_left_out():
 def test_heads_by_position_show_the_strongest_alone():
     values = np.zeros((2, 6, 8, 3))
     values[:, 4, 5, 1] = 0.9
-    figure: Any = effect_map(result(values, ("layer", "head", "position")), "share")
+    figure: Any = drawn(effect_map, result(values, ("layer", "head", "position")), "share")
     rows = list(figure.layout.yaxis.ticktext)
     assert len(rows) == MOST_ROWS and "strongest" in figure.layout.yaxis.title.text
     assert figure.data[0].z[rows.index("4.5")][1] == pytest.approx(0.9)
@@ -69,7 +73,7 @@ def test_one_prompt_has_its_own_tokens_and_no_interval():
         np.array([[[0.1, 0.2]], [[0.3, 0.4]]]), ("layer", "position"),
         tokens=(("a", "b"), ("c", "d")),
     )  # fmt: skip
-    figure: Any = one_prompt(made, 1, "share")
+    figure: Any = drawn(one_prompt, made, 1, "share")
     assert list(figure.layout.xaxis.ticktext) == ["0: c", "1: d"]
     assert "pair 1" in figure.layout.title.text
     np.testing.assert_allclose(figure.data[0].z, [[0.3, 0.4]])
@@ -85,7 +89,7 @@ def test_the_strongest_cells_come_first_whatever_their_sign():
 
 def test_missing_cells_are_no_zeros():
     values = np.array([[[np.nan, 0.5]], [[np.nan, 0.5]], [[np.inf, 0.5]]])
-    figure: Any = effect_map(result(values, ("layer", "head")), "share")
+    figure: Any = drawn(effect_map, result(values, ("layer", "head")), "share")
     assert [list(line) for line in figure.data[0].z] == [[0.5]]
 
 
@@ -93,8 +97,8 @@ def test_the_scatter_sets_a_method_against_patching():
     exact = handover(noise=0.05)
     rough = handover(noise=0.2, method="attribution")
     found = agreement(rough, exact, normalised=False)
-    drawn: Any = agreement_scatter([found], exact)
-    _, cloud = drawn.data
+    figure: Any = drawn(agreement_scatter, [found], exact)
+    _, cloud = figure.data
     np.testing.assert_allclose(cloud.x, exact.values.mean(axis=0).ravel())
     np.testing.assert_allclose(cloud.y, rough.values.mean(axis=0).ravel())
     assert f"{found.rank_correlation:.2f}" in cloud.name
@@ -103,11 +107,14 @@ def test_the_scatter_sets_a_method_against_patching():
 
 def test_a_profile_has_a_line_for_each_place_and_bars_stand_by_strength():
     made = handover()
-    figure: Any = profile(made, "share")
+    figure: Any = drawn(profile, made, "share")
     lines = [trace for trace in figure.data if trace.fill is None]
     assert [line.name for line in lines] == list(made.coords["place"])
-    bars: Any = effect_bars(
-        result(np.array([[0.1, -0.5, 0.3]]), ("feature",)), "share", words={"1": "kindness"}
+    bars: Any = drawn(
+        effect_bars,
+        result(np.array([[0.1, -0.5, 0.3]]), ("feature",)),
+        "share",
+        words={"1": "kindness"},
     )
     assert list(bars.data[0].y) == pytest.approx([-0.5, 0.3, 0.1])
     assert bars.layout.xaxis.ticktext[0] == "1 kindness"

@@ -15,27 +15,38 @@ import numpy as np
 from saesteer.experiments.base import Experiment, Stage
 from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.circuit import check_circuit, run_circuit
-from saesteer.experiments.patch.exhibits import all_figures
-from saesteer.experiments.patch.results import ANSWERS, ATTENTION, LEFT_OUT, PAIRS, PatchResults
-from saesteer.experiments.patch.run_metrics import run_metrics
+from saesteer.experiments.patch.figures import all_figures
+from saesteer.experiments.patch.results import (
+    ANSWERS,
+    ATTENTION,
+    LEFT_OUT,
+    PAIRS,
+    PatchResults,
+    metrics_of,
+)
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
 from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models.resolve import ModelSource, check_shape, resolve_model
+from saesteer.patching.answers import task_answers
 from saesteer.patching.batch import PairBatch, encode_pairs
+from saesteer.patching.ioi import IoiSet, eight_ioi_pairs, generate_ioi
 from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs
+from saesteer.patching.paths import chosen_receivers
 from saesteer.patching.summary import token_groups
+from saesteer.patching.target import check_heads
 from saesteer.report import Report
+from saesteer.report.patch import patch_report
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
 from saesteer.saes.loading import check_planned, load_sae, resolve_sae
+from saesteer.steering import SteeringVector
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import DataError, HookError, SaesteerError, SiteError
 from saesteer.utils.run_folder import finite
 
 if TYPE_CHECKING:
-    from saesteer.patching.ioi import IoiSet
     from saesteer.saes.adapter import LensSae
 
 
@@ -59,8 +70,6 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
     Raises:
         SaesteerError: Something does not fit, said in one sentence.
     """
-    from saesteer.steering import SteeringVector
-
     pairs = None
     if config.pairs.source is not None:
         pairs = load_prompt_pairs(config.pairs.source)
@@ -105,10 +114,7 @@ class Patch(Experiment[Results]):
     Results = PatchResults
     about = "activation and attribution patching: where it lives"
 
-    @staticmethod
-    def make_plan(config: PatchConfig) -> PatchPlan:
-        """Read the pairs and check every name in the settings."""
-        return plan_patch(config)
+    make_plan = staticmethod(plan_patch)
 
     @cached_property
     def metric(self) -> Metric:
@@ -118,8 +124,6 @@ class Patch(Experiment[Results]):
     @cached_property
     def ioi(self) -> IoiSet | None:
         """The generated prompts; None where the pairs come from elsewhere."""
-        from saesteer.patching.ioi import generate_ioi
-
         settings = self.config.pairs
         if settings.ioi is None or settings.ioi.eight:
             return None
@@ -129,9 +133,6 @@ class Patch(Experiment[Results]):
     @cached_property
     def batch(self) -> PairBatch:
         """The prompts as tokens."""
-        from saesteer.patching.answers import task_answers
-        from saesteer.patching.ioi import eight_ioi_pairs
-
         settings = self.config.pairs
         bos = settings.prepend_bos
         if self.ioi is not None:
@@ -182,13 +183,9 @@ class Patch(Experiment[Results]):
             yield
         except (HookError, SiteError, *besides) as error:
             said = f"{what} left out: {error}"
-            self.folder.write_json(LEFT_OUT, [*self.left_out, said])
+            before = self.folder.read_json(LEFT_OUT) if self.folder.has(LEFT_OUT) else []
+            self.folder.write_json(LEFT_OUT, [*before, said])
             self.progress.say(f"  {said}")
-
-    @property
-    def left_out(self) -> list[str]:
-        """What the architecture cannot give, with the reason."""
-        return self.folder.read_json(LEFT_OUT) if self.folder.has(LEFT_OUT) else []
 
     def write_pairs(self) -> None:
         """Write the prompts with their tokens, so that nothing else is needed to read results."""
@@ -196,28 +193,24 @@ class Patch(Experiment[Results]):
             return
         batch = self.batch
         places = {mode: token_groups(batch, mode) for mode in ("denoising", "noising")}
-        rows: list[dict[str, Any]] = []
-        for row, pair in enumerate(batch.pairs):
-            rows.append(
-                {
-                    "name": pair.name,
-                    "clean": pair.clean,
-                    "corrupted": pair.corrupted,
-                    "answer": batch.answers[row][0],
-                    "wrong": batch.answers[row][1],
-                    "roles": pair.roles,
-                    "clean_tokens": batch.clean_words[row],
-                    "corrupted_tokens": batch.corrupted_words[row],
-                    "places": {mode: named[row] for mode, named in places.items()},
-                }
-            )
+        rows = [
+            {
+                "name": pair.name,
+                "clean": pair.clean,
+                "corrupted": pair.corrupted,
+                "answer": batch.answers[row][0],
+                "wrong": batch.answers[row][1],
+                "roles": pair.roles,
+                "clean_tokens": batch.clean_words[row],
+                "corrupted_tokens": batch.corrupted_words[row],
+                "places": {mode: named[row] for mode, named in places.items()},
+            }
+            for row, pair in enumerate(batch.pairs)
+        ]
         self.folder.write_json(PAIRS, rows)
 
     def check(self) -> None:
         """Check against the model, before anything is patched, what the settings name."""
-        from saesteer.patching.paths import chosen_receivers
-        from saesteer.patching.target import check_heads
-
         config = self.config
         if config.attention is not None and config.attention.heads is not None:
             check_heads(self.model, config.attention.chosen)
@@ -245,7 +238,7 @@ class Patch(Experiment[Results]):
 
     def finish(self) -> dict[str, Any]:
         """Return the metrics."""
-        return finite(run_metrics(PatchResults(self.folder), self.left_out))
+        return finite(metrics_of(PatchResults(self.folder)))
 
     def report(self, results: PatchResults) -> Report:
         """Return the report."""
@@ -271,15 +264,9 @@ class Patch(Experiment[Results]):
 
 def report_of(results: PatchResults) -> Report:
     """Return the report of a finished run."""
-    from saesteer.report.patch import patch_report
-
-    return patch_report(
-        results.metrics,
-        all_figures(results),
-        results.table(ANSWERS),
-        results.sae_record,
-        attention=ATTENTION if results.folder.has(ATTENTION) else None,
-    )
+    attention = ATTENTION if results.folder.has(ATTENTION) else None
+    answers, sae = results.table(ANSWERS), results.sae_record
+    return patch_report(results.metrics, all_figures(results), answers, sae, attention=attention)
 
 
 def write_figures(results: PatchResults) -> None:

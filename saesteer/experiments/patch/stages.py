@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
-from saesteer.evaluation.statistics import item_interval
 from saesteer.experiments.patch.results import (
     ANSWERS,
     ATTENTION,
@@ -26,12 +24,22 @@ from saesteer.experiments.patch.results import (
     TO,
     Job,
     PatchResults,
+    interval,
     jobs,
+    strongest_rows,
 )
 from saesteer.experiments.patch.settings import AttributionSettings, PatchConfig
+from saesteer.patching.answers import task_answers
+from saesteer.patching.attention import attention_page, attention_views
+from saesteer.patching.attribution import attribution_patching
+from saesteer.patching.direct import direct_attribution
+from saesteer.patching.lens import logit_lens
+from saesteer.patching.patcher import activation_patching
+from saesteer.patching.paths import path_patching
 from saesteer.patching.result import PatchResult
-from saesteer.patching.summary import draws_of, sample_means
+from saesteer.patching.summary import draws_of
 from saesteer.patching.target import check_features
+from saesteer.steering import SteeringVector
 from saesteer.utils.errors import ConfigError, HookError, MismatchError, ModelError, SiteError
 from saesteer.utils.run_folder import RunFolder
 
@@ -40,27 +48,24 @@ if TYPE_CHECKING:
 
     from saesteer.experiments.patch.experiment import Patch
 
-RESAMPLES = 2000
-
 
 def run_answers(run: Patch) -> None:
     """Ask the model every prompt, and keep what it answers and how often that is right."""
-    from saesteer.patching.answers import task_answers
-
     if run.folder.has(TASK):
         return
     run.progress.say(f"Asking the model {2 * len(run.batch)} prompts")
     found = task_answers(run.model, run.batch)
     _write_table(run.folder, ANSWERS, found.frame())
-    names, seed = [pair.name for pair in run.batch.pairs], run.config.seed
-    record: dict[str, Any] = dict(found.summary())
-    record |= {
+    names = [pair.name for pair in run.batch.pairs]
+    record: dict[str, Any] = {
+        **found.summary(),
         "pairs": len(run.batch),
         "solved": int(found.solved.sum()),
         "accuracy_interval": wilson(found.accuracy, len(set(draws_of(names).tolist()))),
-        "clean_interval": _interval(found.clean.logit_difference, names, seed),
-        "corrupted_interval": _interval(-found.corrupted.logit_difference, names, seed),
     }
+    for side, answers, sign in (("clean", found.clean, 1), ("corrupted", found.corrupted, -1)):
+        one = interval(sign * answers.logit_difference, names, run.config.seed)
+        record[f"{side}_interval"] = one["low"] if one["low"] is None else [one["low"], one["high"]]
     run.folder.write_json(TASK, record)
 
 
@@ -74,33 +79,17 @@ def wilson(share: float, n: int, z: float = 1.96) -> list[float]:
     return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
 
 
-def _interval(
-    values: Float[np.ndarray, " pair"], names: Sequence[str], seed: int
-) -> list[float] | None:
-    samples = sample_means(values.astype(float), names)
-    if len(samples) < 2:
-        return None
-    found = item_interval(samples, resamples=RESAMPLES, seed=seed)
-    return [found.low, found.high]
-
-
 def run_reading(run: Patch) -> None:
     """Read every layer by the logit lens, and what every component writes into the answer."""
-    from saesteer.patching.direct import direct_attribution
-    from saesteer.patching.lens import logit_lens
-
     settings = run.config.lens
     if settings is None:
         return
     if not run.folder.has(f"tables/{LENS}.parquet"):
         run.progress.say("Logit lens")
         with run.leaving_out("logit lens"):
+            every, top = settings.every_position, settings.top
             found = logit_lens(
-                run.model,
-                run.batch,
-                side=settings.side,
-                every_position=settings.every_position,
-                top_k=settings.top,
+                run.model, run.batch, side=settings.side, every_position=every, top_k=top
             )
             _write_table(run.folder, LENS, found.frame())
     if not run.folder.has(f"tables/{DIRECT}.parquet"):
@@ -132,8 +121,6 @@ def run_attribution(run: Patch) -> None:
 
 def _attribute(run: Patch, wanted: Sequence[Job], **which: Any) -> None:
     """Make results that differ in the component alone."""
-    from saesteer.patching.attribution import attribution_patching
-
     if not wanted:
         return
     one, components = wanted[0], [job.component for job in wanted]
@@ -161,23 +148,22 @@ def _attribute(run: Patch, wanted: Sequence[Job], **which: Any) -> None:
 def run_activation(run: Patch) -> None:
     """Patch every component's activations."""
     for job in jobs(run.config):
-        if job.method != "activation" or run.folder.has(job.file):
-            continue
-        grain = ", by position too" if job.by_position else ""
-        run.progress.say(f"Activation patching ({job.mode}): {job.component}{grain}")
-        with run.leaving_out(f"activation patching of {job.component}"):
-            _patch(run, job, job.component, by_position=job.by_position)
+        if job.method == "activation" and job.component in run.config.components:
+            grain = ", by position too" if job.by_position else ""
+            with run.leaving_out(f"activation patching of {job.component}"):
+                _patch(run, job, f"{job.component}{grain}", by_position=job.by_position)
 
 
-def _patch(run: Patch, job: Job, component: str, **which: Any) -> None:
-    from saesteer.patching.patcher import activation_patching
-
+def _patch(run: Patch, job: Job, what: str, component: str = "", **which: Any) -> None:
+    if run.folder.has(job.file):
+        return
+    run.progress.say(f"Activation patching ({job.mode}): {what}")
     # Chunks of what is being made, so that a run that is cut off goes on inside a component.
     parts = run.folder.path / CELLS / "parts"
     found = activation_patching(
         run.model,
         run.batch,
-        component,
+        component or job.component,
         run.metric,
         mode=job.mode,
         memory_gb=run.config.memory_gb,
@@ -191,8 +177,6 @@ def _patch(run: Patch, job: Job, component: str, **which: Any) -> None:
 
 def run_paths(run: Patch) -> None:
     """Patch the paths from every sender to the chosen receivers."""
-    from saesteer.patching.paths import path_patching
-
     settings = run.config.path
     for job in jobs(run.config):
         if settings is None or job.method != "path" or run.folder.has(job.file):
@@ -228,28 +212,21 @@ def run_features(run: Patch) -> None:
             _attribute(run, [rough], sae=run.patched_sae)
         if clusters is None:
             result = PatchResult.load(run.folder.path / rough.file)
-            chosen = strongest_features(result, config.features.n_features)
+            chosen = _strongest_features(result, config.features.n_features)
         else:
             chosen = sorted({feature for own in clusters.values() for feature in own})
-            _patch_features(run, Job("activation", CLUSTERS, mode), clusters=clusters)
-        _patch_features(run, Job("activation", "sae", mode), features=chosen)
+            said = f"{len(clusters)} clusters of {config.sae}"
+            job = Job("activation", CLUSTERS, mode)
+            _patch(run, job, said, "sae", sae=run.patched_sae, clusters=clusters)
+        said = f"{len(chosen)} features of {config.sae}"
+        _patch(run, rough.exact, said, sae=run.patched_sae, features=chosen)
         shown.update(chosen)
     if not run.folder.has(SAE):
         run.folder.write_json(SAE, run.sae_record(sorted(shown)))
 
 
-def _patch_features(run: Patch, job: Job, **which: Any) -> None:
-    if run.folder.has(job.file):
-        return
-    [(what, cells)] = which.items()
-    run.progress.say(f"Activation patching ({job.mode}): {len(cells)} {what} of {run.config.sae}")
-    _patch(run, job, "sae", sae=run.patched_sae, **which)
-
-
 def check_vector(run: Patch) -> None:
     """Check the steering vector that the settings name against the SAE, before any patching."""
-    from saesteer.steering import SteeringVector
-
     config, sae = run.config, run.patched_sae
     clusters = vector_clusters(config)
     if clusters is None or config.features.vector is None or sae is None:
@@ -266,8 +243,6 @@ def check_vector(run: Patch) -> None:
 
 def vector_clusters(config: PatchConfig) -> dict[int | str, list[int]] | None:
     """Return the clusters of the steering vector that the settings name; None without one."""
-    from saesteer.steering import SteeringVector
-
     if config.features.vector is None:
         return None
     vector = SteeringVector.load(Path(config.features.vector))
@@ -284,58 +259,45 @@ def vector_clusters(config: PatchConfig) -> dict[int | str, list[int]] | None:
     return clusters
 
 
-def strongest_features(result: PatchResult, most: int) -> list[int]:
+def _strongest_features(result: PatchResult, most: int) -> list[int]:
     """Return the features of the largest mean |change|, by index."""
-    size = np.nan_to_num(np.abs((result.values - result.origin).mean(axis=0)))
+    size = np.nan_to_num(np.abs(result.change.mean(axis=0)))
     order = np.argsort(-size, kind="stable")[:most]
     return sorted(int(result.coords["feature"][place]) for place in order)
 
 
 def run_attention(run: Patch) -> None:
     """Write the page of the chosen or strongest heads' attention patterns."""
-    from saesteer.patching.attention import attention_views, write_attention_page
-
     settings = run.config.attention
     if settings is None or run.folder.has(ATTENTION):
         return
-    heads = settings.chosen
-    if settings.heads is None:
-        heads = _strongest_heads(run, settings.n_heads)
+    heads = settings.chosen or _strongest_heads(run, settings.n_heads)
     if not heads:
         run.progress.say("  attention patterns left out: no head was patched; name attention.heads")
         return
     pairs = range(min(settings.prompts, len(run.batch)))
-    title = f"{run.config.name}: attention patterns"
     # Some attention never forms its patterns; everything else of the run stands without them.
     with run.leaving_out("attention patterns"):
         views = attention_views(run.model, run.batch, heads, pairs=pairs)
-        run.folder.write(ATTENTION, lambda draft: write_attention_page(views, draft, title=title))
+        page = attention_page(views, title=f"{run.config.name}: attention patterns")
+        # A token can be half of a character, which has no UTF-8.
+        data = page.encode("utf-8", "replace")
+        run.folder.write(ATTENTION, lambda draft: draft.write_bytes(data))
 
 
 def _strongest_heads(run: Patch, most: int) -> list[tuple[int, int]]:
     """Return the heads of the largest effect by what was patched, or by direct attribution."""
+    results = PatchResults(run.folder)
     for method in ("activation", "integrated_gradients", "attribution"):
-        result = Job(method, "z", run.config.modes[0]).load(run.folder)
+        result = results.results.get(Job(method, "z", run.config.modes[0]))
         if result is not None:
-            size = np.abs(np.nanmean(result.values - result.origin, axis=0))
+            size = np.abs(np.nanmean(result.change, axis=0))
             order = np.argsort(-size, axis=None, kind="stable")[:most]
             places = [divmod(int(place), size.shape[1]) for place in order]
             return [(int(result.coords["layer"][layer]), head) for layer, head in places]
-    table = PatchResults(run.folder).table(DIRECT)
-    if table is None:
-        return []
-    return [(row["layer"], row["head"]) for row in strongest_rows(table, most)]
-
-
-def strongest_rows(table: pd.DataFrame, most: int) -> list[dict[str, Any]]:
-    """Return the heads that write most into the logit difference: layer, head, share."""
-    rows: Any = table[table["component"] == "head"]
-    heads = rows.groupby(["layer", "head"])["share"].mean()
-    order = np.argsort(-np.abs(heads.to_numpy()), kind="stable")[:most]
-    return [
-        {"layer": int(layer), "head": int(head), "share": float(share)}
-        for (layer, head), share in heads.iloc[order].items()
-    ]
+    table = results.table(DIRECT)
+    rows = [] if table is None else strongest_rows(table, most)
+    return [(row["layer"], row["head"]) for row in rows]
 
 
 def _write_table(folder: RunFolder, name: str, frame: pd.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,32 +25,56 @@ from saesteer.models.hooks import HookTarget, keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.unembed import Unembedding
 from saesteer.patching.batch import Direction
-from saesteer.patching.engine.attention import EnoughError, KVWindow, windows_allowed
-from saesteer.patching.engine.memory import out_of_memory
+from saesteer.patching.engine.rows import out_of_memory
 from saesteer.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Hidden = Float[Tensor, "row pos d_model"]
+NAME = "saesteer_window"
+Pattern = Float[Tensor, "row head query key"]
 
 
-@dataclass(frozen=True)
+class EnoughError(Exception):
+    """Ends a block's pass once its keys and values are known."""
+
+
+@dataclass
+class KVWindow:
+    """What attention needs to know beside the columns that run."""
+
+    # Of the columns before the window, positions applied; None where there is none.
+    keys: Float[Tensor, "row head pos d_head"] | None = None
+    values: Float[Tensor, "row head pos d_head"] | None = None
+    # Changes the pattern of the whole batch.
+    edit: Callable[[Pattern], Pattern] | None = None
+    # What to put into `kept`: the window's own keys and values, and the pattern behind them.
+    keep: bool = False
+    keep_pattern: bool = False
+    # Whether to end the pass when the keys and values are kept.
+    stop: bool = False
+    kept: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
 class Run:
     """An unpatched run, block by block; what is not kept is empty."""
 
+    # Prompts and columns.
+    shape: tuple[int, int]
     # For every block the further arguments that the model calls it with: masks and positions of
     # whole prompts.
-    calls: tuple[Call, ...]
-    # The last block's output at the last column.
+    calls: list[Call]
+    # What leaves the last block at the last column.
     last: Float[Tensor, "pair d_model"]
     # What enters every block, and what leaves the last.
-    residual: tuple[Float[Tensor, "pair pos d_model"], ...] = ()
+    residual: list[Float[Tensor, "pair pos d_model"]] = field(default_factory=list)
     # Every block's keys, positions applied, and values.
-    keys: tuple[Float[Tensor, "pair head pos d_head"], ...] = ()
-    values: tuple[Float[Tensor, "pair head pos d_head"], ...] = ()
+    keys: list[Float[Tensor, "pair head pos d_head"]] = field(default_factory=list)
+    values: list[Float[Tensor, "pair head pos d_head"]] = field(default_factory=list)
     # Components by name and layer.
-    parts: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def past(self, layer: int, pair: Int[Tensor, " row"], first: int) -> tuple[Tensor, Tensor]:
         """Return keys and values of the columns before one."""
@@ -87,40 +111,39 @@ class BlockRunner:
         """
         hidden, calls = self._open(ids, mask)
         pair = torch.arange(len(ids), device=hidden.device)
-        residual, keys, values = [hidden], [], []
+        run = Run((len(ids), ids.shape[1]), calls, hidden, [hidden] if keep else [])
         asked = dict(parts or {})
         targets = {key: target for key, target in asked.items() if target is not None}
-        patterns: dict[tuple[str, int], Tensor] = {}
-        shape = (len(ids), ids.shape[1])
         with keeping(targets, keep=Tensor.clone) as kept:
             for layer in range(len(self.blocks)):
                 names = [key for key, one in asked.items() if one is None and key[1] == layer]
                 window = KVWindow(keep=keep, keep_pattern=bool(names))
-                hidden = self._block(layer, hidden, calls, shape, pair, 0, window)
-                patterns |= dict.fromkeys(names, window.kept[-1]) if names else {}
+                hidden = self.block(layer, hidden, run, pair, 0, window)
+                run.parts |= dict.fromkeys(names, window.kept[-1]) if names else {}
                 if keep:
-                    residual.append(hidden)
-                    keys.append(window.kept[0])
-                    values.append(window.kept[1])
-        last = hidden[:, -1].clone()
-        streams = tuple(residual) if keep else ()
-        return Run(calls, last, streams, tuple(keys), tuple(values), kept | patterns)
+                    run.residual.append(hidden)
+                    run.keys.append(window.kept[0])
+                    run.values.append(window.kept[1])
+        run.parts |= kept
+        run.last = hidden[:, -1].clone()
+        return run
 
     def block(
         self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int, window: KVWindow
     ) -> Hidden:
-        """Run one block on columns from `first` on.
+        """Run one block on a window of columns from `first` on.
 
         Args:
             layer: The block's number.
             hidden: What it gets: the window's columns alone.
-            run: The kept run of the prompts that the rows come from.
+            run: The run of the prompts that the rows come from.
             pair: Every row's prompt.
             first: The window's first column.
             window: What its attention needs to know.
         """
-        count, width, _ = run.residual[0].shape
-        return self._block(layer, hidden, run.calls, (count, width), pair, first, window)
+        span = (first, first + hidden.shape[1])
+        args, kwargs = (_cut(own, run.shape, pair, span) for own in run.calls[layer])
+        return first_of(self.blocks[layer](hidden, *args, **kwargs, saesteer_window=window))
 
     def keys_of(
         self, layer: int, hidden: Hidden, run: Run, pair: Tensor, first: int
@@ -133,7 +156,7 @@ class BlockRunner:
             return window.kept[0], window.kept[1]
         raise ModelError("the model's attention does not take windows.")
 
-    def _open(self, ids: Tensor, mask: Tensor) -> tuple[Hidden, tuple[Call, ...]]:
+    def _open(self, ids: Tensor, mask: Tensor) -> tuple[Hidden, list[Call]]:
         """Let the model prepare prompts without running a block."""
         first: list[Tensor] = []
         calls: list[Call] = []
@@ -145,22 +168,7 @@ class BlockRunner:
 
         with stood_in(self._place, record):
             last_logits(self.model, ids, mask)
-        return first[0], tuple(calls)
-
-    def _block(
-        self,
-        layer: int,
-        hidden: Hidden,
-        calls: Sequence[Call],
-        shape: tuple[int, int],
-        pair: Tensor,
-        first: int,
-        window: KVWindow,
-    ) -> Hidden:
-        args, kwargs = calls[layer]
-        span = (first, first + hidden.shape[1])
-        args, kwargs = (_cut(own, shape, pair, span) for own in (args, kwargs))
-        return first_of(self.blocks[layer](hidden, *args, **kwargs, saesteer_window=window))
+        return first[0], calls
 
 
 def _cut(value: Any, shape: tuple[int, int], pair: Tensor, span: tuple[int, int]) -> Any:
@@ -234,3 +242,75 @@ def _windowed(runner: BlockRunner, ids: Tensor, mask: Tensor) -> Float[Tensor, "
         past = run.past(layer, pair, first)
         hidden = runner.block(layer, hidden, run, pair, first, KVWindow(*past))
     return runner.logits(hidden[:, -1])
+
+
+def window_attention(
+    module: nn.Module,
+    query: Float[Tensor, "row head query d_head"],
+    key: Float[Tensor, "row kv_head query d_head"],
+    value: Float[Tensor, "row kv_head query d_head"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    saesteer_window: KVWindow | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "row query head d_head"], Pattern | None]:
+    """Attend as transformers' attention functions do, to a window's own past besides.
+
+    Query, key and value have their positions applied; there is no dropout, as nothing is trained.
+    """
+    window = saesteer_window or KVWindow()
+    if window.keep:
+        window.kept += [key, value]
+    if window.stop:
+        raise EnoughError
+    if window.keys is not None and window.values is not None:
+        key = torch.cat([window.keys, key], dim=2)
+        value = torch.cat([window.values, value], dim=2)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if window.edit is None and not window.keep_pattern and softcap is None:
+        heads = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True
+        )
+        return heads.transpose(1, 2), None
+    pattern = _pattern(query, key, attention_mask, scale, softcap)
+    if window.edit is not None:
+        pattern = window.edit(pattern)
+    if window.keep_pattern:
+        window.kept.append(pattern)
+    heads = pattern @ _for_every_head(value, query.shape[1])
+    return heads.transpose(1, 2), pattern
+
+
+@contextmanager
+def windows_allowed(model: nn.Module) -> Iterator[None]:
+    """Let a Hugging Face model's attention take windows, for as long as the context lasts."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(NAME, window_attention)
+    # The mask as numbers to add, never left out: windows are cut from it.
+    AttentionMaskInterface.register(NAME, eager_mask)
+    config: Any = model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _pattern(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> Pattern:
+    scores = query @ _for_every_head(key, query.shape[1]).transpose(2, 3) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+def _for_every_head(shared: Tensor, heads: int) -> Tensor:
+    return shared.repeat_interleave(heads // shared.shape[1], dim=1)

@@ -6,12 +6,13 @@ together. The plain one is slow, and right for every model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.models.forward import all_logits
@@ -19,9 +20,8 @@ from saesteer.models.hooks import HookTarget, hooked, keeping
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import bridge_target, check_site, resolve_target
 from saesteer.patching.batch import Direction
-from saesteer.patching.engine.attention import KVWindow
-from saesteer.patching.engine.blocks import BlockRunner, Hidden
-from saesteer.patching.engine.patches import Patch, make_patch
+from saesteer.patching.engine.blocks import BlockRunner, Hidden, KVWindow
+from saesteer.patching.engine.patches import make_patch
 from saesteer.patching.engine.rows import Rows, Touched
 from saesteer.patching.metrics import Metric, scores
 from saesteer.patching.target import RESIDUAL, Target, find_target, heads_of, site_of
@@ -30,7 +30,46 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 VOCABULARY_BYTES = 2**26
+Numbers = Float[np.ndarray, " row"]
 Ends = tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]
+
+
+class Scorer:
+    """The metric of rows at the answer's position.
+
+    Args:
+        direction: The prompts that the rows come from.
+        metric: What is measured.
+        lasts: What is scored of the two unpatched runs, destination and source.
+        logits: From what is scored to logits, of the row's two answers alone if these are given.
+    """
+
+    def __init__(
+        self,
+        direction: Direction,
+        metric: Metric,
+        lasts: tuple[Tensor, Tensor],
+        logits: Callable[[Tensor, Int[Tensor, "row 2"] | None], Float[Tensor, "row column"]],
+    ) -> None:
+        self._answers, self._metric, self._logits = direction.answers, metric, logits
+        clean = lasts[direction.mode == "denoising"]
+        self._clean = None if metric.answers_only else logits(clean, None)
+        pair = torch.arange(len(direction), device=direction.ids.device)
+        # The metric of the destination and of the source, unpatched.
+        self.ends: Ends = self(lasts[0], pair), self(lasts[1], pair)
+
+    def __call__(self, last: Tensor, pair: Int[Tensor, " row"]) -> Numbers:
+        """Return every row's number."""
+        each = len(last)
+        if self._clean is not None:
+            each = VOCABULARY_BYTES // (4 * self._clean.shape[1])
+        found = []
+        for some, rows in zip(last.split(max(1, each)), pair.split(max(1, each)), strict=True):
+            answers = self._answers[rows]
+            logits = self._logits(some, answers if self._metric.answers_only else None)
+            clean = None if self._clean is None else self._clean[rows]
+            found.append(scores(self._metric, logits, answers, clean).double().cpu().numpy())
+        return np.concatenate(found)
 
 
 class FastEngine:
@@ -38,13 +77,6 @@ class FastEngine:
 
     Columns before a row's first patched one are as in the unpatched run, so their keys and values
     are taken from there; so is everything below the patched layer.
-
-    Args:
-        model: A model from `load_model`.
-        runner: The same, block by block.
-        direction: The prompts.
-        target: What is patched; None to score the unpatched prompts alone.
-        metric: What is measured.
     """
 
     def __init__(
@@ -52,44 +84,33 @@ class FastEngine:
         model: TransformerBridge,
         runner: BlockRunner,
         direction: Direction,
-        target: Target | None,
+        target: Target,
         metric: Metric,
     ) -> None:
-        self._runner, self._direction, self._metric = runner, direction, metric
-        component, layers = ("", ()) if target is None else target.read_site
+        self._runner = runner
+        component, layers = target.read_site
         parts = {(component, layer): find_target(model, component, layer) for layer in layers}
-        own_parts = parts if target is not None and target.sae is not None else {}
         source = runner.run(direction.source_ids, direction.source_mask, parts=parts)
-        run = runner.run(direction.ids, direction.mask, keep=target is not None, parts=own_parts)
-        self._run = run
-        self._lasts = run.last, source.last
-        clean = self._lasts[direction.mode == "denoising"]
-        self._clean = None if metric.answers_only else runner.logits(clean)
-        if target is not None:
-            self._written = target.written
-            self._targets = {
-                layer: find_target(model, self._written, layer) for layer in target.layers
-            }
-            self.patch: Patch = make_patch(
-                target,
-                direction,
-                {layer: source.parts[component, layer] for layer in layers},
-                {layer: part for (_, layer), part in run.parts.items()},
-                heads_of(model, component) if target.has_heads else 0,
-            )
+        own_parts = {} if target.sae is None else parts
+        self._run = runner.run(direction.ids, direction.mask, keep=True, parts=own_parts)
+        self._score = Scorer(direction, metric, (self._run.last, source.last), runner.logits)
+        self.ends = self._score.ends
+        self._written = target.written
+        self._targets = {at: find_target(model, self._written, at) for at in target.layers}
+        self.patch = make_patch(
+            target,
+            direction,
+            {layer: source.parts[component, layer] for layer in layers},
+            {layer: part for (_, layer), part in self._run.parts.items()},
+            heads_of(model, component) if target.has_heads else 0,
+        )
 
-    def ends(self) -> Ends:
-        """Return the metric of the destination and of the source, unpatched."""
-        pair = torch.arange(len(self._direction), device=self._direction.ids.device)
-        own, source = (self._score(last, pair) for last in self._lasts)
-        return own, source
-
-    def __call__(self, rows: Rows) -> Float[np.ndarray, " row"]:
+    def __call__(self, rows: Rows) -> Numbers:
         """Return the metric of rows that start at one column, lower layers first."""
         first = int(rows.column[0])
         # What leaves a block is what enters the next one, and costs a block less from there.
         behind = int(self._written == "resid_post")
-        touched = rows.on(self._run.last.device)
+        touched = Touched.of(rows, self._run.last.device)
         hidden = self._run.residual[0][:0, first:]
         done = 0
         for layer in range(int(rows.layer[0]) + behind, len(self._runner.blocks) + 1):
@@ -155,75 +176,57 @@ class FastEngine:
         old = len(now) - len(new.pair)
         return torch.cat([now[:old], self.patch.edited(now[old:], new, layer, first)])
 
-    def _score(self, last: Float[Tensor, "row d_model"], pair: Tensor) -> np.ndarray:
-        answers = self._direction.answers
-        each = len(last)
-        if not self._metric.answers_only:
-            each = VOCABULARY_BYTES // (4 * int(self._runner.model.config.vocab_size))
-        found = []
-        for some, rows in zip(last.split(max(1, each)), pair.split(max(1, each)), strict=True):
-            wanted = answers[rows] if self._metric.answers_only else None
-            logits = self._runner.logits(some, wanted)
-            clean = None if self._clean is None else self._clean[rows]
-            found.append(scores(self._metric, logits, answers[rows], clean).double().cpu().numpy())
-        return np.concatenate(found)
-
 
 class PlainEngine:
     """Scores patched rows by a whole pass each, for models that cannot run block by block.
 
     The passes are the plain model's; the bridge's where it alone holds the component, and then
-    only if it computes the same model. Arguments as of `FastEngine`.
+    only if it computes the same model.
     """
 
     def __init__(
-        self,
-        model: TransformerBridge,
-        direction: Direction,
-        target: Target | None,
-        metric: Metric,
+        self, model: TransformerBridge, direction: Direction, target: Target, metric: Metric
     ) -> None:
-        self._model, self._direction, self._metric = model, direction, metric
-        self._bridged = target is not None and _needs_bridge(model, target)
-        self._root: Any = model.original_model if self._bridged else plain_model(model)
-        component, layers = ("", ()) if target is None else target.read_site
+        self._model, self._direction = model, direction
+        bridged = [
+            part
+            for part in target.parts
+            if part[0] == "resid_mid" or find_target(model, *part) is None
+        ]
+        for component, layer in bridged:
+            check_site(model, site_of(component, layer))
+        self._bridged = bool(bridged)
+        self._root: Any = model.original_model if bridged else plain_model(model)
+        component, layers = target.read_site
         parts = {layer: self._target(component, layer) for layer in layers}
-        self._logits = []
-        kept = []
-        for ids, mask in (
-            (direction.ids, direction.mask),
-            (direction.source_ids, direction.source_mask),
-        ):
-            with keeping(parts, keep=Tensor.clone) as one:
-                self._logits.append(all_logits(self._root, ids, mask)[:, -1].float())
-            kept.append(one)
-        self._clean = self._logits[direction.mode == "denoising"]
-        if target is not None:
-            self._written = target.written
-            heads = heads_of(model, component) if target.has_heads else 0
-            self.patch: Patch = make_patch(target, direction, kept[1], kept[0], heads)
+        with keeping(parts, keep=Tensor.clone) as own:
+            here = self._logits(direction.ids, direction.mask)
+        with keeping(parts, keep=Tensor.clone) as source:
+            there = self._logits(direction.source_ids, direction.source_mask)
+        self._score = Scorer(direction, metric, (here, there), lambda logits, _: logits)
+        self.ends = self._score.ends
+        self._written = target.written
+        heads = heads_of(model, component) if target.has_heads else 0
+        self.patch = make_patch(target, direction, source, own, heads)
 
-    def ends(self) -> Ends:
-        """Return the metric of the destination and of the source, unpatched."""
-        pair = torch.arange(len(self._direction), device=self._direction.ids.device)
-        own, source = (self._score(logits, pair) for logits in self._logits)
-        return own, source
-
-    def __call__(self, rows: Rows) -> Float[np.ndarray, " row"]:
+    def __call__(self, rows: Rows) -> Numbers:
         """Return the metric of rows, in any order."""
         values = np.zeros(len(rows))
         for layer in map(int, np.unique(rows.layer)):
             which = np.flatnonzero(rows.layer == layer)
-            touched = rows[which].on(self._direction.ids.device)
+            touched = Touched.of(rows[which], self._direction.ids.device)
 
             def change(now: Tensor, touched: Touched = touched, layer: int = layer) -> Tensor:
                 return self.patch.edited(now, touched, layer, 0)
 
             ids, mask = self._direction.ids[touched.pair], self._direction.mask[touched.pair]
             with hooked([(self._target(self._written, layer), change)]):
-                logits = all_logits(self._root, ids, mask)[:, -1].float()
+                logits = self._logits(ids, mask)
             values[which] = self._score(logits, touched.pair)
         return values
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "row vocab"]:
+        return all_logits(self._root, ids, mask)[:, -1].float()
 
     def _target(self, component: str, layer: int) -> HookTarget:
         site = site_of(component, layer)
@@ -235,22 +238,8 @@ class PlainEngine:
         assert target is not None
         return target
 
-    def _score(self, logits: Tensor, pair: Tensor) -> Float[np.ndarray, " row"]:
-        answers = self._direction.answers[pair]
-        return scores(self._metric, logits, answers, self._clean[pair]).double().cpu().numpy()
-
 
 Engine = FastEngine | PlainEngine
-
-
-def _needs_bridge(model: TransformerBridge, target: Target) -> bool:
-    """Return whether only the bridge holds what is patched."""
-    bridged = [
-        part for part in target.parts if part[0] == "resid_mid" or find_target(model, *part) is None
-    ]
-    for component, layer in bridged:
-        check_site(model, site_of(component, layer))
-    return bool(bridged)
 
 
 def runs_in_blocks(model: TransformerBridge, target: Target) -> bool:

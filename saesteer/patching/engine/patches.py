@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,82 +16,54 @@ from saesteer.patching.target import Target
 from saesteer.saes.adapter import Sae
 
 Own = Float[Tensor, "row pos width"]
-Alive = Bool[np.ndarray, "pair pos #label"]
 Labels = tuple[int | str, ...]
 
 
-class Patch(Protocol):
-    """Changes a component in some rows.
+@dataclass
+class Patch:
+    """Changes a component in some rows."""
 
-    Attributes:
-        labels: Heads, features or clusters; empty where whole columns are patched.
-        alive: For every pair, column and label (one for all where patches do not tell them apart)
-            whether the patch can change anything there.
-    """
-
+    # Where the destination's columns have a counterpart.
+    allowed: Bool[Tensor, "pair pos"]
+    # Heads, features or clusters; empty where whole columns are patched.
     labels: Labels
-    alive: Alive
+    # For every pair, column and label (one for all where patches do not tell them apart) whether
+    # the patch can change anything there.
+    alive: Bool[np.ndarray, "pair pos #label"]
 
     def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
-        """Return a component's values after the patch.
-
-        Args:
-            now: Its values in a window of columns.
-            rows: The rows that they belong to.
-            layer: The layer.
-            first: The window's first column.
-        """
-        ...
+        """Return a component's values after the patch, in a window of columns from `first` on."""
+        raise NotImplementedError
 
 
 @dataclass
-class CopyPatch:
-    """Replaces a component's values, of whole columns or of one head."""
+class CopyPatch(Patch):
+    """Replaces a component's values: of whole columns, of one head, or of one head's pattern."""
 
-    # For every layer the source's values at the destination's columns.
-    values: dict[int, Float[Tensor, "pair pos width"]]
-    allowed: Bool[Tensor, "pair pos"]
-    labels: Labels
-    alive: Alive
+    # For every layer the source's values at the destination's columns, [pair, pos, width], or its
+    # pattern there, [pair, head, query, key].
+    values: dict[int, Tensor]
 
     def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
-        """Return a component's values after the patch; see `Patch`."""
+        """Return a component's values after the patch; a pattern's query by query."""
+        head = torch.arange(len(self.labels), device=now.device)
+        own = head == rows.label[:, None]
+        if now.ndim == 4:
+            width, keys = now.shape[2:]
+            source = self.values[layer][rows.pair, :, first : first + width, :keys]
+            taken = rows.taken(self.allowed, first, width)[:, None, :, None]
+            return torch.where(taken & own[:, :, None, None], source, now)
         width = now.shape[1]
         source = self.values[layer][rows.pair, first : first + width]
         taken = rows.taken(self.allowed, first, width)[:, :, None]
         if self.labels:
-            head = torch.arange(len(self.labels), device=now.device)
-            own = (head == rows.label[:, None]).repeat_interleave(
-                now.shape[-1] // len(self.labels), 1
-            )
-            taken = taken & own[:, None]
+            each = now.shape[-1] // len(self.labels)
+            taken = taken & own.repeat_interleave(each, dim=1)[:, None]
         return torch.where(taken, source, now)
 
 
 @dataclass
-class PatternPatch:
-    """Replaces one head's attention pattern, destination row by destination row."""
-
-    # For every layer the source's pattern at the destination's columns.
-    values: dict[int, Float[Tensor, "pair head query key"]]
-    allowed: Bool[Tensor, "pair pos"]
-    labels: Labels
-    alive: Alive
-
-    def edited(
-        self, now: Float[Tensor, "row head query key"], rows: Touched, layer: int, first: int
-    ) -> Float[Tensor, "row head query key"]:
-        """Return the pattern after the patch; see `Patch`."""
-        width, keys = now.shape[2:]
-        source = self.values[layer][rows.pair, :, first : first + width, :keys]
-        taken = rows.taken(self.allowed, first, width)[:, None, :, None]
-        head = torch.arange(now.shape[1], device=now.device)
-        own = (head == rows.label[:, None])[:, :, None, None]
-        return torch.where(taken & own, source, now)
-
-
-@dataclass
-class SaePatch:
+class SaePatch(Patch):
     """Adds a feature's difference between the runs times its decoder row: the SAE's error stays."""
 
     # Source less destination code at the destination's columns, of the features that are used.
@@ -100,14 +71,11 @@ class SaePatch:
     decoder: Float[Tensor, "feature width"]
     # For every label the features that are patched together; None where each is its own.
     members: tuple[Int[Tensor, " member"], ...] | None
-    labels: Labels
-    alive: Alive
 
     def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
-        """Return the component's values after the patch; see `Patch`."""
+        """Return the component's values after the patch."""
         width = now.shape[1]
-        everywhere = torch.ones_like(self.difference[..., 0], dtype=torch.bool)
-        taken = rows.taken(everywhere, first, width)
+        taken = rows.taken(self.allowed, first, width)
         window = self.difference[:, first : first + width]
         if self.members is None:
             codes = window[rows.pair, :, rows.label] * taken
@@ -135,21 +103,19 @@ def make_patch(
         own: The same in the destination run; needed for SAE features alone.
         heads: How many heads the component has; 0 for whole columns.
     """
-    to_source, allowed = direction.to_source, direction.allowed
     if target.sae is not None:
         layer = target.sae.site.layer
         difference = code_difference(target.sae, source[layer], own[layer], direction)
-        return _sae_patch(target, target.sae, difference)
+        return _sae_patch(target, target.sae, difference, direction.allowed)
+    at = pattern_at_columns if target.component == "pattern" else at_columns
+    values = {layer: at(one, direction.to_source) for layer, one in source.items()}
     alive = direction.fresh[:, :, None].cpu().numpy()
-    labels = tuple(range(heads))
-    if target.component == "pattern":
-        moved = {i: pattern_at_columns(values, to_source) for i, values in source.items()}
-        return PatternPatch(moved, allowed, labels, alive)
-    moved = {i: at_columns(values, to_source) for i, values in source.items()}
-    return CopyPatch(moved, allowed, labels, alive)
+    return CopyPatch(direction.allowed, tuple(range(heads)), alive, values)
 
 
-def _sae_patch(target: Target, sae: Sae, difference: Float[Tensor, "pair pos d_sae"]) -> SaePatch:
+def _sae_patch(
+    target: Target, sae: Sae, difference: Float[Tensor, "pair pos d_sae"], allowed: Tensor
+) -> SaePatch:
     members, labels = None, target.features or ()
     if target.clusters is not None:
         used = sorted({int(f) for group in target.clusters.values() for f in group})
@@ -167,7 +133,7 @@ def _sae_patch(target: Target, sae: Sae, difference: Float[Tensor, "pair pos d_s
     alive = difference != 0
     if members is not None:
         alive = torch.stack([alive[..., which].any(dim=-1) for which in members], dim=-1)
-    return SaePatch(difference, decoder, members, labels, alive.cpu().numpy())
+    return SaePatch(allowed, labels, alive.cpu().numpy(), difference, decoder, members)
 
 
 def code_difference(

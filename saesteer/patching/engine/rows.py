@@ -6,82 +6,60 @@ They run in chunks that fit into memory, each kept in a file so that a cut-off r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saesteer.patching.engine.memory import out_of_memory
+from saesteer.models.loading import plain_model
+from saesteer.patching.target import Target, heads_of
 from saesteer.utils.cache import Cache
-from saesteer.utils.errors import ModelError
+from saesteer.utils.errors import ConfigError, ModelError
 from saesteer.utils.progress import Task
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
-@dataclass(frozen=True)
-class Rows:
-    """Patched rows that are to run."""
+# More tokens at once run no faster: on a CPU they leave its caches (measured on SmolLM2).
+TOKENS_PER_THREAD = 256
+TOKENS_ELSEWHERE = 32768
+GIGABYTE = 2**30
 
-    layer: Int[np.ndarray, " row"]
-    # The first column that the patch changes; the only one if by position.
-    column: Int[np.ndarray, " row"]
-    pair: Int[np.ndarray, " row"]
-    # The head, feature or cluster, counted among the patch's labels; 0 for none.
-    label: Int[np.ndarray, " row"]
-    # The row's place in the flattened result.
-    cell: Int[np.ndarray, " row"]
-    by_position: bool
-
-    def __len__(self) -> int:
-        return len(self.cell)
-
-    def __getitem__(self, which: slice | Int[np.ndarray, " row"]) -> Rows:
-        parts = (self.layer, self.column, self.pair, self.label, self.cell)
-        return Rows(*(part[which] for part in parts), by_position=self.by_position)
-
-    def by_column(self) -> Iterator[Rows]:
-        """Yield the rows that start at the same column, lower layers first."""
-        order = np.lexsort((self.pair, self.label, self.layer, self.column))
-        rows = self[order]
-        edges = np.flatnonzero(np.diff(rows.column)) + 1
-        for start, stop in zip([0, *edges], [*edges, len(rows)], strict=True):
-            if stop > start:
-                yield rows[start:stop]
-
-    def on(self, device: torch.device) -> Touched:
-        """Return what a patch needs to know of the rows, as tensors."""
-        pair, label, column = (
-            torch.from_numpy(np.ascontiguousarray(part)).to(device)
-            for part in (self.pair, self.label, self.column)
-        )
-        return Touched(pair, label, column if self.by_position else None)
+# Of every row the layer, the pair, the label (a head, feature or cluster, counted among the patch's
+# own; 0 for none), the first column that the patch changes and the last that it may, and the row's
+# place in the flattened result.
+Rows: TypeAlias = np.recarray
+_FIELDS = ("layer", "pair", "label", "column", "last", "cell")
 
 
-@dataclass(frozen=True)
-class Touched:
+class Touched(NamedTuple):
     """Rows as a patch sees them."""
 
     pair: Int[Tensor, " row"]
     label: Int[Tensor, " row"]
-    # The one column of each that is patched; None where all are.
-    column: Int[Tensor, " row"] | None
+    column: Int[Tensor, " row"]
+    last: Int[Tensor, " row"]
+
+    @classmethod
+    def of(cls, rows: Rows, device: torch.device) -> Touched:
+        """Return rows as tensors."""
+        parts = (np.ascontiguousarray(rows[name]) for name in cls._fields)
+        return cls(*(torch.from_numpy(part).to(device) for part in parts))
 
     def some(self, which: slice) -> Touched:
         """Return some of the rows."""
-        column = None if self.column is None else self.column[which]
-        return Touched(self.pair[which], self.label[which], column)
+        return Touched(*(part[which] for part in self))
 
     def taken(
         self, allowed: Bool[Tensor, "pair pos"], first: int, width: int
     ) -> Bool[Tensor, "row width"]:
         """Return which columns of a window are patched in every row, of those that may be."""
-        taken = allowed[self.pair, first : first + width]
-        if self.column is None:
-            return taken
-        columns = torch.arange(first, first + width, device=taken.device)
-        return taken & (columns == self.column[:, None])
+        columns = torch.arange(first, first + width, device=allowed.device)
+        own = (columns >= self.column[:, None]) & (columns <= self.last[:, None])
+        return allowed[self.pair, first : first + width] & own
 
 
 def plan_rows(
@@ -97,22 +75,21 @@ def plan_rows(
     without a run.
     """
     whole = np.broadcast_to(alive, (*alive.shape[:2], shape[2]))
-    if alive.shape[2] > 1 and len(labels):
-        whole = alive[:, :, labels]
     if columns is None:
         pair, label = np.nonzero(whole.any(axis=1))
-        first = whole.argmax(axis=1)[pair, label]
-        place = np.zeros_like(first)
+        column = whole.argmax(axis=1)[pair, label]
+        last, place = np.full_like(column, alive.shape[1] - 1), ()
     else:
-        pair, place, label = np.nonzero(whole[:, columns])
-        first = columns[place]
-    count, each = len(pair), len(layers)
-    number = np.repeat(np.arange(each), count)
-    pair, label, first, place = (np.tile(part, each) for part in (pair, label, first, place))
-    index = (pair, number, label) if columns is None else (pair, number, label, place)
-    cell = np.ravel_multi_index(index, shape) if count and each else np.zeros(0, dtype=np.int64)
+        pair, at, label = np.nonzero(whole[:, columns])
+        column = last = columns[at]
+        place = (np.tile(at, len(layers)),)
+    number = np.repeat(np.arange(len(layers)), len(pair))
+    pair, label, column, last = (np.tile(one, len(layers)) for one in (pair, label, column, last))
+    cells = (pair, number, label, *place)
+    cell = np.ravel_multi_index(cells, shape) if len(pair) else pair
     named = labels[label] if len(labels) else label
-    return Rows(layers[number], first, pair, named, cell, columns is not None)
+    parts = [layers[number], pair, named, column, last, cell]
+    return np.rec.fromarrays(parts, names=",".join(_FIELDS))
 
 
 def run_chunks(
@@ -134,8 +111,9 @@ def run_chunks(
         store: A folder for finished chunks; nothing is kept if None.
         task: Told of every chunk's rows.
     """
+    rows = rows[np.lexsort((rows.pair, rows.label, rows.layer, rows.column))]
     share = 1
-    for group in rows.by_column():
+    for group in np.split(rows, np.flatnonzero(np.diff(rows.column)) + 1):
         start = 0
         while start < len(group):
             size = max(1, limit(int(group.column[0])) // share)
@@ -163,6 +141,71 @@ def _once(
 ) -> np.ndarray:
     if store is None:
         return compute(rows)
-    parts = (rows.layer, rows.column, rows.pair, rows.label, rows.by_position)
+    parts = [np.ascontiguousarray(rows[name]) for name in _FIELDS[:-1]]
     cache = Cache(store)
     return cache.once("patch", key, *parts, compute=lambda: {"values": compute(rows)})["values"]
+
+
+class Memory:
+    """What a run may hold beside the model, for prompts of `width` columns.
+
+    Half of it is for what the unpatched runs leave behind, half for the patched rows.
+    """
+
+    def __init__(self, model: TransformerBridge, width: int, memory_gb: float) -> None:
+        if not 0 < memory_gb < float("inf"):
+            raise ConfigError(f"memory_gb is {memory_gb}; give a finite number of GiB above 0.")
+        cfg, plain = model.cfg, plain_model(model)
+        self._bytes = memory_gb * GIGABYTE
+        self._width = max(1, width)
+        self._layers, self._d_head = int(cfg.n_layers), int(cfg.d_head)
+        self._d_model = int(cfg.d_model)
+        self._d_mlp = int(getattr(cfg, "d_mlp", None) or 4 * cfg.d_model)
+        self._heads, self._kv_heads = heads_of(model, "q"), heads_of(model, "k")
+        self._item = plain.dtype.itemsize
+        threads = TOKENS_PER_THREAD * torch.get_num_threads()
+        self._most_tokens = threads if plain.device.type == "cpu" else TOKENS_ELSEWHERE
+
+    def pairs(self, target: Target) -> int:
+        """Return how many pairs to hold at once."""
+        kept = (self._d_model * (self._layers + 1)) + (
+            2 * self._kv_heads * self._d_head * self._layers
+        )
+        each = kept * self._item * self._width
+        across = self._width if target.component == "pattern" else 0
+        wide = self._heads * max(self._d_head, across)
+        # Once as the source has it and once at the destination's columns.
+        read = len(target.read_site[1])
+        each += 2 * read * self._width * max(wide, self._d_model) * self._item
+        each += 0 if target.sae is None else 4 * 4 * self._width * target.sae.d_sae
+        return max(1, int(self._bytes / 2 // each))
+
+    def rows(self, first: int) -> int:
+        """Return how many rows that start at a column to run at once."""
+        tokens = self._width - first
+        own = 6 * self._d_model + 3 * self._d_mlp + 4 * self._heads * self._d_head
+        # The past's keys and values are gathered, joined and repeated for every query head.
+        past = (4 * self._kv_heads + 2 * self._heads) * self._d_head * self._width
+        pattern = 3 * self._heads * tokens * self._width
+        each = (own * tokens + past) * self._item + pattern * max(4, self._item)
+        return max(1, min(int(self._bytes / 2 // each), self._most_tokens // tokens))
+
+    def pairs_with_graph(self) -> int:
+        """Return how many prompts a run whose graph is kept may hold.
+
+        Counted are the tensors that a block keeps for its backward pass, about 16 of the model's
+        width, 6 of the MLP's and 5 attention matrices a token, and as many again in use.
+        """
+        token = 16 * self._d_model + 6 * self._d_mlp + 5 * self._heads * self._width
+        return max(1, int(self._bytes / (2 * 4 * token * self._layers * self._width)))
+
+    def pairs_with_streams(self, senders: int, tokens: int) -> int:
+        """Return for how many pairs every sender's residual stream fits, in about four copies."""
+        return max(1, int(self._bytes / (4 * 4 * senders * tokens * self._d_model)))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate")
+    return isinstance(error, MemoryError) or any(word in text for word in words)
