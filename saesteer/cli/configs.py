@@ -14,7 +14,7 @@ def configs_command(
 ) -> None:
     """List the bundled configurations, or print one with all its settings."""
     from saesteer.cli.show import console, table
-    from saesteer.experiments.bundled import OTHERS, bundled_configs, find_config
+    from saesteer.experiments.registry import OTHERS, bundled_configs, find_config
     from saesteer.utils.errors import ConfigError
     from saesteer.utils.text import nearest
 

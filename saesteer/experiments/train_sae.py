@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.experiments.base import Experiment, Stage
-from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.config import ExperimentConfig, check_writable, source_digest
 from saesteer.experiments.results import METRICS, Results
-from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models import model_info, resolve_model
 from saesteer.models.resolve import ModelSource
 from saesteer.models.shape import check_shape

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from saesteer.report import plots
-from saesteer.report.compare_rows import Comparison, average
+from saesteer.report.comparison import RATIO, Comparison, average
 from saesteer.report.features import cluster_colours, cluster_tree, feature_table, no_tree
 from saesteer.report.layout import (
     Bar,
@@ -34,7 +34,7 @@ OPENED = 2
 
 
 def feature_section(found: Comparison, *, embeds: bool) -> Section:
-    """Return the features of each persona's headline vector, with their cluster tree."""
+    """The features of each persona's headline vector, with their cluster tree."""
     options: dict[str, list[Item]] = {}
     for place, (persona, rows) in enumerate(found.metrics["features"].items()):
         if not rows:
@@ -67,7 +67,7 @@ def feature_section(found: Comparison, *, embeds: bool) -> Section:
 
 
 def text_sections(found: Comparison) -> list[Section]:
-    """Return what the judge reads, the texts side by side, and how good the judges are."""
+    """What the judge reads, the texts side by side, and how good the judges are."""
     metrics = found.metrics
     if not metrics["generation_summary"]:
         none = Text("No completions were written.")
@@ -108,26 +108,16 @@ def _written(found: Comparison) -> list[str]:
     return list(dict.fromkeys(row["persona"] for row in found.metrics["generation"]))
 
 
-def _line(found: Comparison, method: str, persona: str, sign: int) -> Mapping[str, Any] | None:
-    """Return a persona's line of the generation table at the headline KL target."""
-    asked, targets = (method, persona, sign), (found.headline_kl_target, None)
-    return next(
-        (
-            row
-            for row in found.metrics["generation"]
-            if (row["method"], row["persona"], row["sign"]) == asked and row["kl_target"] in targets
-        ),
-        None,
-    )
-
-
 def _span(found: Comparison, method: str, persona: str) -> list[Estimate]:
-    """Return the judge's reading of texts at the negative, no and the positive strength."""
-    rows = [_line(found, method, persona, sign) for sign in SIGNS]
-    if any(row is None or row["judge"] is None for row in (rows[0], rows[2])):
-        return []
-    keys = ("judge", "judge_low", "judge_high")
-    return [Estimate(None) if row is None else Estimate(*(row[k] for k in keys)) for row in rows]
+    """The judge's reading of texts at the negative, no and the positive strength; [] without."""
+    rows = {
+        row["sign"]: Estimate(row["judge"], row["judge_low"], row["judge_high"])
+        for row in found.metrics["generation"]
+        if (row["method"], row["persona"]) == (method, persona)
+        and row["kl_target"] in (found.at, None)
+    }
+    span = [rows.get(sign, Estimate(None)) for sign in SIGNS]
+    return [] if None in (span[0].value, span[2].value) else span
 
 
 def _judge_figure(found: Comparison) -> Drawing:
@@ -139,14 +129,11 @@ def _judge_figure(found: Comparison) -> Drawing:
         spans = [_span(found, name, persona) or nothing for persona in personas]
         base |= {p: s[1].value for p, s in zip(personas, spans, strict=True) if base.get(p) is None}
         for place, symbol in ((0, "circle-open"), (2, "circle")):
-            value, low, high = (list(part) for part in zip(*(s[place] for s in spans), strict=True))
             dots.append(
                 plots.Dots(
-                    f"{found.label(name)}, {SIGNS[place - 1]} strength",
-                    value,
-                    low,
-                    high,
-                    colour=found.colour(name),
+                    f"{found.methods[name].label}, {SIGNS[place - 1]} strength",
+                    *zip(*(span[place] for span in spans), strict=True),
+                    colour=found.methods[name].colour,
                     shift=shift if len(found.pair) > 1 else 0.0,
                     symbol=symbol,
                     start=[span[0].value for span in spans] if place else (),
@@ -163,10 +150,10 @@ def _judge_figure(found: Comparison) -> Drawing:
 
 def _summary_table(found: Comparison) -> Table:
     columns = [
-        Column("method", lambda row: found.mark(found.method(row["method"]))),
+        Column("method", lambda row: found.methods[row["method"]].mark),
         Column("KL", "kl_target", "g"),
         Column("judge range", estimate("judge_range"), ".2f"),
-        Column("ratio to baseline", estimate("ratio", "ratio_low", "ratio_high"), ".2f"),
+        Column("ratio to baseline", RATIO, ".2f"),
         Column(
             "right direction",
             "right_direction",
@@ -180,7 +167,7 @@ def _summary_table(found: Comparison) -> Table:
             "fluency and relevance by proxy, 0 to 1; not a human rating",
         ),
     ]
-    order = [method.name for method in found.methods]
+    order = list(found.methods)
     rows = sorted(
         found.metrics["generation_summary"],
         key=lambda row: (order.index(row["method"]), row["kl_target"] or 0.0),
@@ -190,16 +177,15 @@ def _summary_table(found: Comparison) -> Table:
 
 def _by_sign(found: Comparison, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
     """Yield each method and sign with its records and the means of their fields."""
-    for method in found.methods:
+    for method, listed in found.by_method(rows):
         for sign, word in SIGNS.items():
-            own = [r for r in rows if (r["method"], r["sign"]) == (method.name, sign)]
+            own = [row for row in listed if row["sign"] == sign]
             if own:
-                means = [average(row[key] for row in own) for key in keys]
-                yield [found.mark(method), word], means, own
+                yield [method.mark, word], [average(row[key] for row in own) for key in keys], own
 
 
 def _means_table(found: Comparison) -> Table:
-    at = found.headline_kl_target
+    at = found.at
     rows = [row for row in found.metrics["generation"] if row["kl_target"] in (at, None)]
     cells = [[*who, *means] for who, means, _ in _by_sign(found, rows, MEASURES)]
     columns = ["method", "steering", "judge", "sentiment", "NLL", "rep-4", "distinct-2"]
@@ -238,8 +224,7 @@ def _side_by_side(found: Comparison, records: Sequence[Mapping[str, Any]]) -> li
     items: list[Item] = []
     for question in dict.fromkeys(row["question"] for row in records):
         rows: dict[str, dict[str, list[Said]]] = {}
-        for method in found.methods:
-            own = [r for r in records if (r["question"], r["method"]) == (question, method.name)]
+        for method, own in found.by_method(r for r in records if r["question"] == question):
             # A prompt has signs and no strengths.
             for row in sorted(own, key=lambda row: (row["sign"], row["strength"])):
                 judge = None if row["judge"] is None else Bar(row["judge"], full)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from saesteer.experiments.numbers import COSTS, METRICS, numbers_of
 from saesteer.experiments.registry import experiment_named
+from saesteer.experiments.results import numbers_of
 from saesteer.sweeps.overrides import merged
 from saesteer.sweeps.parameters import BELLS, Parameter
 from saesteer.utils.errors import ConfigError, OutputError
@@ -292,8 +292,8 @@ class Sweep(Settings):
 def check_metric(kind: str, name: str, place: str) -> None:
     """Refuse a metric that no trial can have: neither known nor a dotted path."""
     # What another experiment's headline holds may depend on its settings.
-    known = [*METRICS.get(kind, ()), *COSTS]
-    if kind in METRICS and name not in known and "." not in name:
+    known = experiment_named(kind).numbers
+    if known and name not in known and "." not in name:
         raise ConfigError(
             f"{place}: metric.name {name!r} is not known; choose one of {', '.join(known)}, or a "
             "dotted path in metrics.json."

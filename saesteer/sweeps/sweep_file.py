@@ -36,7 +36,7 @@ class Metric(Settings):
     """What is looked for.
 
     Attributes:
-        name: A name of `saesteer.experiments.numbers`, such as "effect", or a dotted path in the
+        name: A name of the headline, such as "effect", or a dotted path in the
             run's metrics.json.
         goal: Minimise, W&B's default, or maximise.
         target: A value that is good enough: no trial is begun once one has reached it.

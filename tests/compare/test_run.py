@@ -15,6 +15,7 @@ from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import TABLES
 from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.experiments.compare.plan import plan_compare
+from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.registry import run_experiment
 from saesteer.steering import SteeringVector
 from saesteer.tracking import list_runs
@@ -232,9 +233,9 @@ def test_a_comparison_killed_in_the_middle_goes_on_with_the_same_numbers(
         raise Killed
 
     # First among the methods, then among the null's draws, then before side effects.
-    for place in ("_null", "_choices"):
+    for place in (PairsRun, "_drawn"), (PersonaRun, "_choices"):
         with monkeypatch.context() as patch:
-            patch.setattr(PersonaRun, place, killed)
+            patch.setattr(*place, killed)
             with pytest.raises(Killed):
                 again(settings)
         assert not (boldly / "done.json").exists()

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from saesteer.experiments import pairs_run
 from saesteer.experiments.registry import run_experiment
-from saesteer.experiments.steer import experiment as pipeline
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 from saesteer.utils.files import draft_of, leave
@@ -18,7 +18,7 @@ from .reading import numbers, strict_json
 
 def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
     config = RunConfig(**settings)
-    measure = pipeline.EffectMeter.measure
+    measure = pairs_run.EffectMeter.measure
     calls: Counter[str] = Counter()
 
     def counted(self, vector, *args, **rest):
@@ -27,7 +27,7 @@ def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, 
             raise KeyboardInterrupt
         return measure(self, vector, *args, **rest)
 
-    monkeypatch.setattr(pipeline.EffectMeter, "measure", counted)
+    monkeypatch.setattr(pairs_run.EffectMeter, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config)
     resumed = run_experiment(config)

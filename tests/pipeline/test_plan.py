@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from saesteer.experiments import context
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.experiment import plan_run
 from saesteer.utils.errors import (
     ConfigError,
     DataError,
@@ -24,14 +23,8 @@ from saesteer.utils.run_folder import RunFolder
 
 
 @pytest.fixture
-def settings(tiny_settings, monkeypatch) -> dict[str, Any]:
+def settings(tiny_settings, no_loading) -> dict[str, Any]:
     """Good settings, where loading a model or an SAE fails the test."""
-
-    def refuse(*args: Any, **kwargs: Any):
-        raise AssertionError("nothing may be loaded")
-
-    monkeypatch.setattr(context, "load_model", refuse)
-    monkeypatch.setattr(context, "load_sae", refuse)
     return tiny_settings("llama")
 
 

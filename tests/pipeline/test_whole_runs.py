@@ -14,9 +14,7 @@ from saesteer.data import datasets_folder
 from saesteer.experiments import context, steering
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.experiment import Steer
-from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.results import result_names
+from saesteer.experiments.steer.experiment import Steer, plan_run, result_names
 from saesteer.methods.features import encode_pairs
 from saesteer.report.terminal import console
 from saesteer.saes import load_sae

@@ -21,8 +21,7 @@ from saesteer.corruption.program import (
     parse_program,
 )
 from saesteer.corruption.tasks import Task, load_tasks
-from saesteer.experiments.config import ExperimentConfig
-from saesteer.experiments.steer.plan import check_writable
+from saesteer.experiments.config import ExperimentConfig, check_writable
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import ModelShape, model_shape
 from saesteer.utils.content import content_digest

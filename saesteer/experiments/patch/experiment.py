@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.config import check_writable, source_digest
 from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.circuit import check_circuit, run_circuit
 from saesteer.experiments.patch.exhibits import all_figures
@@ -20,7 +21,6 @@ from saesteer.experiments.patch.results import ANSWERS, ATTENTION, LEFT_OUT, PAI
 from saesteer.experiments.patch.run_metrics import run_metrics
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
-from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.models.shape import check_shape
 from saesteer.patching.batch import PairBatch, encode_pairs
