@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from saesteer.models.resolve import ModelSource
-from saesteer.utils.content import content_digest
+from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, SaeError
 from saesteer.utils.settings import Settings, Source, TrackingSettings, short_hash
 

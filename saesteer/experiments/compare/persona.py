@@ -225,12 +225,7 @@ class PersonaRun:
     def matched(
         self, name: str, kl_target: float | None = None
     ) -> tuple[SteeringVector | None, Record]:
-        """A method's vector, None where it could not be fitted, with its result.
-
-        Args:
-            name: The method.
-            kl_target: The headline's if None.
-        """
+        """A method's vector, None where it could not be fitted, with its result at a KL target."""
         kl_target = kl_target or self.config.evaluation.headline_kl_target
         method = self._method(name)
         found = self.first.effects(method)
@@ -333,15 +328,14 @@ class PersonaRun:
                 "at_chance": meter.accuracy.at_chance,
                 "n_pairs": len(pairs),
             }
-            for name in self.looked_at():
-                vector, found = self.matched(name)
-                moved = {
-                    side: float(meter.margins(vector, found[side]["strength"]).mean())
-                    if found[side]["reached"]
-                    else None
-                    for _, side in SIDES
-                }
-                rows.append({**base, "method": name, **moved})
+
+            def margin(vector: Any, strength: float, meter: ChoiceMeter = meter) -> float:
+                return float(meter.margins(vector, strength).mean())
+
+            rows += [
+                {**base, "method": name, **self._either_way(name, margin)}
+                for name in self.looked_at()
+            ]
         return finite(rows)
 
     def prose(self) -> list[Record]:
@@ -353,26 +347,32 @@ class PersonaRun:
         if not experiment.prose_rows:
             return []
         rows = TeacherForced(experiment.model, experiment.prose_rows, site=experiment.site)
-        base = -float(statement_log_likelihoods(rows).mean())
-        found = []
+
+        def loss(vector: Any = None, strength: float = 0.0) -> float:
+            return -float(statement_log_likelihoods(rows, vector, strength).mean())
+
+        base, found = loss(), []
         for name in self.looked_at():
-            vector, result = self.matched(name)
+            losses = self._either_way(name, loss)
             for sign, side in SIDES:
-                # At another cost the change would not compare with the other methods'.
-                if not result[side]["reached"]:
-                    continue
-                strength = result[side]["strength"]
-                loss = -float(statement_log_likelihoods(rows, vector, strength).mean())
-                row = {"persona": self.persona.name, "method": name, "sign": sign}
-                found.append({**row, "loss": loss, "change": loss - base})
+                if losses[side] is not None:
+                    row = {"persona": self.persona.name, "method": name, "sign": sign}
+                    found.append({**row, "loss": losses[side], "change": losses[side] - base})
         return finite(found)
 
-    def shift_on(self, other: PersonaRun, name: str) -> float | None:
-        """What a method's vector for this persona does to another one's held-out pairs.
+    def _either_way(self, name: str, measure: Callable[[Any, float], float]) -> dict[str, Any]:
+        """A measure of a method's vector at both strengths; None where the KL target was missed."""
+        vector, found = self.matched(name)
+        # At another cost the change would not compare with the other methods'.
+        return {
+            side: measure(vector, found[side]["strength"]) if found[side]["reached"] else None
+            for _, side in SIDES
+        }
 
-        Returns:
-            E on the other persona's first test pairs, in nats per token; None where the KL target
-            was not reached.
+    def shift_on(self, other: PersonaRun, name: str) -> float | None:
+        """E of a method's vector for this persona on another one's first test pairs.
+
+        In nats per token; None where the KL target was not reached.
         """
 
         def compute() -> Record:

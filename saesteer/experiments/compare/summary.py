@@ -242,20 +242,19 @@ def area_rows(grid: Grid) -> list[Row]:
 
 def null_rows(grid: Grid) -> list[Row]:
     """Return the null of each persona, with the headline method's permutation p against it."""
-    rows = []
     own = dict(zip(grid.names, grid.first_effects(grid.config.headline), strict=True))
-    for (persona, kind), effects in grid.nulls.items():
-        first = own[persona]
-        rows.append(
-            {
-                "persona": persona,
-                "kind": kind,
-                "effects": effects,
-                "largest": max(map(abs, effects), default=None),
-                "p": None if first is None or not effects else permutation_p(first, effects),
-            }
-        )
-    return rows
+    return [
+        {
+            "persona": persona,
+            "kind": kind,
+            "effects": effects,
+            "largest": max(map(abs, effects), default=None),
+            "p": permutation_p(first, effects)
+            if (first := own[persona]) is not None and effects
+            else None,
+        }
+        for (persona, kind), effects in grid.nulls.items()
+    ]
 
 
 def generation(grid: Grid) -> dict[str, list[Row]]:
@@ -347,7 +346,7 @@ def _llm_rows(grid: Grid) -> list[Row]:
     plan = grid.runs[0].experiment.plan
     judge = LlmJudge(
         Endpoint(**settings.model_dump(exclude={"workers"})),
-        cache=plan.cache / RATINGS,
+        cache=plan.cache / "llm-ratings.jsonl",
         workers=settings.workers,
     )
     rows = []
