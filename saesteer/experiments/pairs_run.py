@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any
 
 from saesteer.data import PairSet
@@ -20,6 +20,23 @@ from saesteer.utils.run_folder import RunFolder, finite
 
 # The strength that is tried first, in units of the residual norm.
 FIRST_TRY = 0.25
+
+
+def kept(name: Callable[..., str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Keep a method's JSON in a file of its `folder`; one that is there is not made again.
+
+    Args:
+        name: Returns the file's name for the method's arguments.
+    """
+
+    def wrapped(make: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(make)
+        def read(self: Any, *given: Any) -> Any:
+            return self.folder.once(name(*given), lambda: finite(make(self, *given)))
+
+        return read
+
+    return wrapped
 
 
 class PairsFit(FitContext):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.methods.registry import build_method, method_entries
+from saesteer.methods.registry import build_method
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import parse_config
 
@@ -93,14 +93,6 @@ def test_a_method_or_setting_that_is_not_known_is_one_sentence(name, settings, t
     with pytest.raises(ConfigError) as error:
         build_method(name, settings)
     assert text in sentence(error)
-
-
-def test_every_method_is_made_without_settings_and_keeps_those_it_is_given():
-    for name in method_entries():
-        assert build_method(name, {}) is not None
-    settings = {"n_features": 3, "selection": {"max_firing": 1.0}}
-    made: Any = build_method("attributed_tied", settings)
-    assert (made.n_features, made.signs, made.selection) == (3, "tied", {"max_firing": 1.0})
 
 
 FIXED = {

@@ -11,7 +11,6 @@ from saesteer.experiments import pairs_run
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
-from saesteer.utils.files import draft_of, leave
 
 from .reading import numbers, strict_json
 
@@ -78,28 +77,6 @@ def test_a_result_that_is_json_but_no_result_is_named(content, copy_of_whole):
     (folder / "evaluation/01-difference_in_means.json").write_text(content)
     with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
         run_experiment(config)
-
-
-def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(copy_of_whole, whole):
-    config, folder = copy_of_whole
-    (folder / "evaluation/00-clustered_sae.json").unlink()
-    (folder / "metrics.json").unlink()
-    again = run_experiment(config)
-    assert again.metrics["vector"]["method"] == "clustered_sae"
-    assert numbers(folder) == numbers(whole.folder.path)
-
-
-def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
-    config, folder = copy_of_whole
-    (folder / "stages/completions.json").unlink()
-    gone, under_way = draft_of(folder / "evaluation" / "00-x.json"), draft_of(folder / "x.json")
-    own = folder / f".{2**22 - 7}-mine.txt"
-    for draft in (gone, under_way, own):
-        draft.write_text("half")
-    leave(gone)
-    run_experiment(config)
-    assert not gone.exists()
-    assert under_way.exists() and own.exists()
 
 
 def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):

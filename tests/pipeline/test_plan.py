@@ -44,18 +44,6 @@ def refused(settings):
     return check
 
 
-def test_a_plan_says_what_a_run_will_do_and_writes_nothing(settings):
-    plan = plan_run(RunConfig(**settings))
-    parts = (plan.split.train, plan.split.validation, plan.split.test)
-    assert sum(map(len, parts)) == len(plan.pairs) == 24
-    assert plan.held_out == plan.split.test
-    assert len(plan.answers) == 6
-    assert plan.questions == ("Why?", "Who are you?")
-    assert plan.folder.parent == Path(settings["folder"])
-    assert plan.folder.name.startswith("tiny-")
-    assert list(Path(settings["folder"]).iterdir()) == []
-
-
 def test_limits_are_kept(settings):
     settings["evaluation"] |= {"max_pairs": 3, "neutral_answers": 4}
     settings["completions"] |= {"n_questions": 1}

@@ -24,7 +24,7 @@ from saesteer.evaluation.judge import BehaviourJudge, train_judge
 from saesteer.evaluation.written import WrittenEvaluation, summarise
 from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.plan import PersonaPlan
-from saesteer.experiments.pairs_run import PairsRun
+from saesteer.experiments.pairs_run import PairsRun, kept
 from saesteer.methods import AttributedSAE, ClusteredSAE, RandomDirection, RandomFeatures
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import vector_features
@@ -36,7 +36,7 @@ from saesteer.steering.divergence import StrengthMatch
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.errors import DataError, SteeringError
 from saesteer.utils.progress import Task
-from saesteer.utils.run_folder import RunFolder, finite
+from saesteer.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from saesteer.experiments.compare.experiment import Compare
@@ -96,11 +96,9 @@ class SeedRun(PairsRun):
             self.folder.write(name, made.vector_.save)
         return SteeringVector.load(self.folder.path / name)
 
+    @kept(lambda method: f"chosen/{method.name}.json")
     def chosen(self, method: MethodSettings) -> Record:
         """A method's settings; of several in its grid those that move validation pairs most."""
-        return self.folder.once(f"chosen/{method.name}.json", lambda: self._choose(method))
-
-    def _choose(self, method: MethodSettings) -> Record:
         options = [{**method.settings, **point} for point in method.grid] or [method.settings]
         if len(options) == 1:
             return {"settings": options[0], "tried": []}
@@ -114,15 +112,13 @@ class SeedRun(PairsRun):
             effect = self._validation_meter.measure(vector, headline).effect
             tried.append({"settings": option, "effect": effect and effect.effect})
         effects = [-np.inf if t["effect"] is None else t["effect"] for t in tried]
-        return {"settings": options[int(np.argmax(effects))], "tried": finite(tried)}
+        return {"settings": options[int(np.argmax(effects))], "tried": tried}
 
+    @kept(lambda method: f"effects/{method.name}.json")
     def effects(self, method: MethodSettings) -> Record:
         """A method's results at every KL target, with its curve at the headline one."""
-        return self.folder.once(f"effects/{method.name}.json", lambda: self._effects(method))
-
-    def _effects(self, method: MethodSettings) -> Record:
         if method_entry(method.name).kind == "prompt":
-            return finite({"kl_targets": [self._prompted(method)], "curve": None})
+            return {"kl_targets": [self._prompted(method)], "curve": None}
         settings = self.config.evaluation
         # Other KL targets and the curve are for the first seed: further seeds repeat the headline.
         first = self.seed == self.config.seeds[0]
@@ -133,7 +129,7 @@ class SeedRun(PairsRun):
             # These pairs give this method nothing to fit, which is a result: the others go on.
             self.experiment.progress.say(f"{self.persona.name}, {method.name}: {error}")
             missing = [_not_fitted(method.name, kl_target, error) for kl_target in kl_targets]
-            return finite({"kl_targets": missing, "curve": None, "error": str(error)})
+            return {"kl_targets": missing, "curve": None, "error": str(error)}
         results, start = {}, 0.15
         for kl_target in kl_targets:
             results[kl_target] = self.measure(vector, kl_target, start)
@@ -267,16 +263,14 @@ class PersonaRun:
             if self.experiment.plan.questions
         ]
 
+    @kept(lambda: "judge.json")
     def judge(self) -> Record:
         """How well the judge reads statements that it has not seen."""
-        return self.folder.once("judge.json", lambda: self._judge.summary())
+        return self._judge.summary()
 
+    @kept(lambda name, kl: f"written/{name}{'' if kl is None else f'-{kl:g}'}.json")
     def written(self, name: str, kl_target: float | None) -> Record:
         """What is written with a method's vector, or under its system prompts."""
-        file = f"written/{name}{'' if kl_target is None else f'-{kl_target:g}'}.json"
-        return self.folder.once(file, lambda: self._write(name, kl_target))
-
-    def _write(self, name: str, kl_target: float | None) -> Record:
         strengths: dict[int, float | None] = {1: None, -1: None}
         if kl_target is None:
             prompts = self.first.prompts(self._method(name))
@@ -289,26 +283,22 @@ class PersonaRun:
                 strengths |= {sign: match["strength"] for sign, match in reached}
                 records = self._writing.steered(vector, strengths[1], strengths[-1])
         self.judge()
-        return finite(
-            {
-                "method": name,
-                "kl_target": kl_target,
-                "strengths": {str(sign): strength for sign, strength in strengths.items()},
-                "summary": summarise(records),
-                "records": [asdict(record) for record in records],
-            }
-        )
+        return {
+            "method": name,
+            "kl_target": kl_target,
+            "strengths": {str(sign): strength for sign, strength in strengths.items()},
+            "summary": summarise(records),
+            "records": [asdict(record) for record in records],
+        }
 
     def looked_at(self) -> list[str]:
         """The methods whose side effects are measured."""
         chosen = self.config.side_effects.methods or list(self.config.pair)
         return [name for name in chosen if method_entry(name).kind != "prompt"]
 
+    @kept(lambda: "choices.json")
     def choices(self) -> list[Record]:
         """The margins of Yes/No and A/B questions about the first test pairs."""
-        return self.folder.once("choices.json", self._choices)
-
-    def _choices(self) -> list[Record]:
         limit = self.config.side_effects.choices
         pairs = self._first_pairs(limit)
         rows = []
@@ -336,13 +326,11 @@ class PersonaRun:
                 {**base, "method": name, **self._either_way(name, margin)}
                 for name in self.looked_at()
             ]
-        return finite(rows)
+        return rows
 
+    @kept(lambda: "prose.json")
     def prose(self) -> list[Record]:
         """The loss on plain texts."""
-        return self.folder.once("prose.json", self._prose)
-
-    def _prose(self) -> list[Record]:
         experiment = self.experiment
         if not experiment.prose_rows:
             return []
@@ -358,7 +346,7 @@ class PersonaRun:
                 if losses[side] is not None:
                     row = {"persona": self.persona.name, "method": name, "sign": sign}
                     found.append({**row, "loss": losses[side], "change": losses[side] - base})
-        return finite(found)
+        return found
 
     def _either_way(self, name: str, measure: Callable[[Any, float], float]) -> dict[str, Any]:
         """A measure of a method's vector at both strengths; None where the KL target was missed."""
@@ -374,19 +362,18 @@ class PersonaRun:
 
         In nats per token; None where the KL target was not reached.
         """
-
-        def compute() -> Record:
-            vector, result = self.matched(name)
-            if result["effect"] is None:
-                return {"effect": None}
-            up, down = (other.few.margins(vector, result[side]["strength"]) for _, side in SIDES)
-            return {"effect": float((up - down).mean() / 2)}
-
         if other is self:
-            result = self.matched(name)[1]
-            return result["effect"] and result["effect"]["effect"]
-        file = f"shifts/{name}-{other.persona.folder.name}.json"
-        return self.folder.once(file, compute)["effect"]
+            effect = self.matched(name)[1]["effect"]
+            return effect and effect["effect"]
+        return self._shift_on(other, name)["effect"]
+
+    @kept(lambda other, name: f"shifts/{name}-{other.persona.folder.name}.json")
+    def _shift_on(self, other: PersonaRun, name: str) -> Record:
+        vector, result = self.matched(name)
+        if result["effect"] is None:
+            return {"effect": None}
+        up, down = (other.few.margins(vector, result[side]["strength"]) for _, side in SIDES)
+        return {"effect": float((up - down).mean() / 2)}
 
     @cached_property
     def few(self) -> PropensityMeter:
@@ -397,11 +384,9 @@ class PersonaRun:
         test = self.first.held_out
         return test.subset(range(len(test))[:limit])
 
+    @kept(lambda name: f"features/{name}.json")
     def features(self, name: str) -> Record:
         """The features of a method's vector with what is known of them, and the cluster tree."""
-        return self.folder.once(f"features/{name}.json", lambda: self._features(name))
-
-    def _features(self, name: str) -> Record:
         vector, _ = self.matched(name)
         if vector is None:
             return {"features": [], "tree": {}}
@@ -414,7 +399,7 @@ class PersonaRun:
                 for c in (known.contexts[:CONTEXTS] if known else ())
             ]
             row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
-        return finite({"features": rows, "tree": self._tree(self._method(name))})
+        return {"features": rows, "tree": self._tree(self._method(name))}
 
     def _tree(self, method: MethodSettings) -> Record:
         built = build_method(method.name, self.first.chosen(method)["settings"])
