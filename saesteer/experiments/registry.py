@@ -1,15 +1,14 @@
-"""Every kind of experiment by name, and the settings that words on a command line stand for."""
+"""The settings of experiments: bundled, read from files, or what words on a command line mean."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saesteer.experiments.base import Experiment
+from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named, imported
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.files import portable_name
@@ -17,52 +16,6 @@ from saesteer.utils.progress import Progress
 from saesteer.utils.settings import apply_override, parse_config, read_yaml
 from saesteer.utils.text import nearest
 
-
-class Kind(NamedTuple):
-    """A kind of experiment, and how its configurations look."""
-
-    # "module:class", imported when named, so that a command pays for its own kind alone.
-    experiment: str
-    # The folder of its bundled configurations.
-    folder: str
-    # The setting that names an experiment's data, and whether it names a list of them.
-    data: str
-    several: bool = False
-    # Where the names of bundled data are, as "module:names".
-    bundled: str = ""
-    # The bundled configuration that data alone is put into; the kind's defaults if None.
-    base: str | None = None
-
-
-_PAIRS = "saesteer.data.bundled:bundled_pair_names"
-_PROMPTS = "saesteer.patching.prompts.pair_files:bundled_prompt_sets"
-_TASKS = "saesteer.corruption.tasks:bundled_task_names"
-KINDS = {
-    "steer": Kind(
-        "saesteer.experiments.steer.experiment:Steer", ".", "pairs.source", bundled=_PAIRS
-    ),
-    "compare": Kind(
-        "saesteer.experiments.compare.experiment:Compare",
-        *("compare", "personas", True, _PAIRS, "personas"),
-    ),
-    "corrupt": Kind(
-        "saesteer.experiments.corrupt.experiment:Corrupt",
-        *("corruption", "tasks.source", True, _TASKS, "depth"),
-    ),
-    "patch": Kind(
-        "saesteer.experiments.patch.experiment:Patch",
-        *("patching", "pairs.source", False, _PROMPTS, "capitals"),
-    ),
-    "probe": Kind(
-        "saesteer.experiments.probe.experiment:TrainProbes",
-        *("probes", "data.source", False, "saesteer.data.labelled:BUNDLED_SETS"),
-    ),
-    "train_sae": Kind(
-        "saesteer.experiments.train_sae:TrainSae", "sae", "corpus", True, base="smollm2"
-    ),
-}
-# What records and settings files call them.
-RECORDED = {"run": "steer", "probe-train": "probe", "sae-train": "train_sae"}
 # What else has bundled configurations: these are no experiments, and have commands of their own.
 OTHERS = {"sweep": "sweeps", "agent": "agent"}
 
@@ -89,14 +42,6 @@ class BundledConfig(NamedTuple):
     def settings(self) -> Given:
         """What it holds."""
         return Given(_read(self.path), f"{self.kind}/{self.name}")
-
-
-def experiment_named(kind: str) -> type[Experiment]:
-    """A kind of experiment, by its own name or the one in records."""
-    known = RECORDED.get(kind, kind)
-    if known not in KINDS:
-        raise ConfigError(f"experiment {kind!r} is unknown{nearest(kind, KINDS)}.")
-    return _imported(KINDS[known].experiment)
 
 
 def configs_folder() -> Path:
@@ -179,7 +124,7 @@ def _named_settings(word: str, kind: str) -> Given | None:
 
 def _checked_data(word: str, kind: str) -> str:
     bundled = KINDS[kind].bundled
-    names = _imported(bundled) if bundled else ()
+    names = imported(bundled) if bundled else ()
     known = names() if callable(names) else names
     if word in known or (kind == "corrupt" and word == "bundled"):
         if os.path.isfile(word):
@@ -308,8 +253,3 @@ run = run_experiment
 
 def _read(path: Path) -> dict[str, Any]:
     return read_yaml(path, empty="settings; write 'name: value' lines")
-
-
-def _imported(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)

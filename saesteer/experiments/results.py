@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named
 from saesteer.utils.errors import OutputError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import in_present_words
@@ -41,8 +42,6 @@ class Results:
         Raises:
             OutputError: The folder holds no finished experiment.
         """
-        from saesteer.experiments.registry import KINDS, RECORDED, experiment_named
-
         folder = RunFolder(Path(path))
         record = folder.read_json(RECORD) if folder.has(RECORD) else None
         kind = record.get("kind") if isinstance(record, dict) else None
