@@ -12,7 +12,7 @@ from saesteer.utils.text import nearest
 class Kind(NamedTuple):
     """A kind of experiment, and how its configurations look."""
 
-    # "module:class", imported when named, so that a command pays for its own kind alone.
+    # "module:class" below `experiments`, imported when named: a command pays for its kind alone.
     experiment: str
     # The folder of its bundled configurations.
     folder: str
@@ -28,29 +28,18 @@ class Kind(NamedTuple):
 _PAIRS = "saesteer.data.bundled:bundled_pair_names"
 _PROMPTS = "saesteer.patching.prompts.pair_files:bundled_prompt_sets"
 _TASKS = "saesteer.corruption.tasks:bundled_task_names"
+_SETS = "saesteer.data.labelled:BUNDLED_SETS"
 KINDS = {
-    "steer": Kind(
-        "saesteer.experiments.steer.experiment:Steer", ".", "pairs.source", bundled=_PAIRS
-    ),
-    "compare": Kind(
-        "saesteer.experiments.compare.experiment:Compare",
-        *("compare", "personas", True, _PAIRS, "personas"),
-    ),
+    "steer": Kind("steer.experiment:Steer", ".", "pairs.source", bundled=_PAIRS),
+    "compare": Kind("compare.experiment:Compare", "compare", "personas", True, _PAIRS, "personas"),
     "corrupt": Kind(
-        "saesteer.experiments.corrupt.experiment:Corrupt",
-        *("corruption", "tasks.source", True, _TASKS, "depth"),
+        "corrupt.experiment:Corrupt", "corruption", "tasks.source", True, _TASKS, "depth"
     ),
     "patch": Kind(
-        "saesteer.experiments.patch.experiment:Patch",
-        *("patching", "pairs.source", False, _PROMPTS, "capitals"),
+        "patch.experiment:Patch", "patching", "pairs.source", bundled=_PROMPTS, base="capitals"
     ),
-    "probe": Kind(
-        "saesteer.experiments.probe.experiment:TrainProbes",
-        *("probes", "data.source", False, "saesteer.data.labelled:BUNDLED_SETS"),
-    ),
-    "train_sae": Kind(
-        "saesteer.experiments.train_sae:TrainSae", "sae", "corpus", True, base="smollm2"
-    ),
+    "probe": Kind("probe.experiment:TrainProbes", "probes", "data.source", bundled=_SETS),
+    "train_sae": Kind("train_sae:TrainSae", "sae", "corpus", several=True, base="smollm2"),
 }
 # What records and settings files call them.
 RECORDED = {"run": "steer", "probe-train": "probe", "sae-train": "train_sae"}
@@ -61,7 +50,7 @@ def experiment_named(kind: str) -> Any:
     known = RECORDED.get(kind, kind)
     if known not in KINDS:
         raise ConfigError(f"experiment {kind!r} is unknown{nearest(kind, KINDS)}.")
-    return imported(KINDS[known].experiment)
+    return imported(f"saesteer.experiments.{KINDS[known].experiment}")
 
 
 def imported(place: str) -> Any:
