@@ -10,6 +10,7 @@ import pytest
 from saesteer.experiments import pairs_run
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import Steer
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 
 from .reading import numbers, strict_json
@@ -32,6 +33,25 @@ def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, 
     resumed = run_experiment(config)
     assert sorted(calls.values()) == [1, 1, 1, 2]
     assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+
+
+def test_the_effect_is_told_before_the_null_is_measured(settings, whole):
+    experiment, heard = Steer(RunConfig(**settings)), []
+
+    class Enough(Exception):
+        pass
+
+    def watch(metrics):
+        heard.append(experiment.headline(metrics)["effect"])
+        raise Enough
+
+    experiment.watch = watch
+    with pytest.raises(Enough):
+        experiment.run()
+    assert heard == [whole.metrics["vector"]["effect"]["effect"]]
+    assert [file.name for file in experiment.folder.path.glob("evaluation/*")] == [
+        "00-clustered_sae.json"
+    ]
 
 
 @pytest.mark.parametrize("name", ["features.json", "vector.safetensors"])

@@ -15,7 +15,7 @@ from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer, plan_run
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError
 from saesteer.utils.run_folder import RunFolder
 
 from .reading import strict_json
@@ -133,16 +133,3 @@ def test_settings_that_the_method_would_not_read_are_refused(settings, changes, 
 def test_a_runs_config_file_gives_the_same_run(settings):
     config = RunConfig(**with_method(settings, "attributed_sae"))
     assert RunConfig(**config.model_dump(mode="json")).digest() == config.digest()
-
-
-def test_texts_that_leave_none_to_train_with_are_a_sentence(settings):
-    short = with_method(settings, "natural_gradient")
-    short["evaluation"]["neutral_answers"] = 6
-    with pytest.raises(DataError, match=r"none is left to train with"):
-        plan_run(RunConfig(**short))
-    own = with_method(settings, "natural_gradient")
-    own["objective"]["self_generated"] = 0.5
-    with pytest.raises(
-        DataError, match=r"completions\.n_questions, or set objective\.self_generated"
-    ):
-        plan_run(RunConfig(**own))
