@@ -12,6 +12,7 @@ import pandas as pd
 from saesteer.evaluation.llm_client import Endpoint
 from saesteer.evaluation.llm_judge import LlmJudge
 from saesteer.evaluation.statistics import (
+    Estimate,
     area_values,
     hierarchical_bootstrap,
     holm,
@@ -157,33 +158,31 @@ def summary_rows(grid: Grid) -> list[Row]:
 def _summary_row(grid: Grid, method: str, kl_target: float) -> Row:
     baseline, seeds = grid.config.baseline, grid.seeds_at(method, kl_target)
     own = grid.moved(method, kl_target, seeds)
-    estimate = hierarchical_bootstrap(own)
-    row: Row = {
-        "method": method,
-        "kl_target": kl_target,
-        "n_personas": estimate.n_personas,
-        "effect": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "ratio": 1.0,
-        "ratio_low": 1.0,
-        "ratio_high": 1.0,
-        "p": None,
-        "beyond_null": None,
-    }
+    effect, ratio, p, beyond = hierarchical_bootstrap(own), Estimate(1.0, 1.0, 1.0, 0), None, None
     if method != baseline:
         both = [seed for seed in seeds if seed in grid.seeds_at(baseline, kl_target)]
         sides = [grid.moved(name, kl_target, both) for name in (method, baseline)]
         ratio = paired_ratio(*sides)
-        row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        row["p"] = wilcoxon_over_personas(*([_mean(v) for v in side] for side in sides))
+        p = wilcoxon_over_personas(*([_mean(v) for v in side] for side in sides))
     if kl_target == grid.headline and any(grid.nulls.values()):
-        row["beyond_null"] = sum(
+        beyond = sum(
             first > max((abs(e) for kind in NULLS for e in grid.nulls[name, kind]), default=np.inf)
             for name, first, values in zip(grid.names, grid.first_effects(method), own, strict=True)
             if first is not None and values is not None
         )
-    return row
+    return {
+        "method": method,
+        "kl_target": kl_target,
+        "n_personas": effect.n_personas,
+        **_named(effect, "effect"),
+        **_named(ratio, "ratio", "ratio_"),
+        "p": p,
+        "beyond_null": beyond,
+    }
+
+
+def _named(found: Estimate, name: str, prefix: str = "") -> Row:
+    return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
 def effect_rows(grid: Grid) -> list[Row]:
@@ -235,8 +234,8 @@ def area_rows(grid: Grid) -> list[Row]:
             continue
         areas = area_values({kl: grid.moved(method.name, kl, first) for kl in kl_targets})
         found = hierarchical_bootstrap(areas)
-        interval = {"low": found.low, "high": found.high, "n_personas": found.n_personas}
-        rows.append({"method": method.name, "area": found.value, **interval})
+        row = {"method": method.name, **_named(found, "area"), "n_personas": found.n_personas}
+        rows.append(row)
     return rows
 
 
@@ -297,12 +296,8 @@ def _generation_row(
     return {
         "method": method,
         "kl_target": kl_target,
-        "judge_range": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        **_named(estimate, "judge_range"),
+        **_named(ratio, "ratio", "ratio_"),
         "right_direction": sum(right) if right else None,
         "n_personas": estimate.n_personas,
         "composite": float(np.mean(quality)) if quality else None,
