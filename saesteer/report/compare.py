@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from saesteer.report import plots
-from saesteer.report.compare_texts import feature_section, text_sections
+from saesteer.report.compare_details import (
+    choice_section,
+    feature_section,
+    side_effect_section,
+    text_sections,
+)
 from saesteer.report.comparison import EFFECT, RATIO, Comparison, Method, average
-from saesteer.report.layout import Bar, Choice, Column, Figure, Section, Table, Text, estimate
+from saesteer.report.layout import Bar, Column, Figure, Section, Table, Text, estimate
 from saesteer.report.report import Report
-from saesteer.report.wording import listing, show, spoken
+from saesteer.report.wording import listing, spoken
 from saesteer.saes.neuronpedia.links import SITE
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, Any]
 AREA = estimate("area")
-CHOICES = {"yes_no": "Yes / No", "a_b": "A / B"}
 EFFECT_MEANING = (
     "E: how far the margin between matching and non-matching held-out statements moves from the "
     "negative to the positive strength, halved, in nats per token; each method gets the same KL in "
@@ -62,8 +64,8 @@ def compare_report(metrics: Metrics) -> Report:
             _personas(found),
             feature_section(found, embeds=embeds),
             *text_sections(found),
-            _side_effects(found),
-            _choices(found),
+            side_effect_section(found),
+            choice_section(found),
             _run(found),
         ],
         beside=("tables",),
@@ -310,115 +312,6 @@ def _forest_figure(found: Comparison) -> Drawing:
         null=[found.null(persona) for persona in personas],
         x_title="effect E at the headline KL target, nats per token",
     )
-
-
-def _side_effects(found: Comparison) -> Section:
-    """What each method does to other personas and to the loss on prose."""
-    matrices = found.metrics["side_effects"]["matrix"]
-    items: list[Any] = []
-    if matrices:
-        columns = ["method", "on the target, mean", "on the others, mean |E|", "others / target"]
-        forms = {columns[1]: "+.3f", columns[2]: ".3f", columns[3]: ".0%"}
-        options = {
-            found.methods[matrix["method"]].label: [
-                Figure(
-                    f"matrix-{place}",
-                    "Side-effect matrix",
-                    partial(_matrix_figure, matrix),
-                    colours="matrix",
-                )
-            ]
-            for place, matrix in enumerate(matrices)
-        }
-        rows = [_matrix_row(found, matrix) for matrix in matrices]
-        items += [Table(columns, rows, forms=forms), Choice("matrix", "Method", options)]
-    else:
-        items.append(Text("No side effects on other personas were measured."))
-    prose = found.by_method(found.metrics["side_effects"]["prose"])
-    if prose:
-        columns = ["method", "negative strength", "positive strength", "worst", "personas"]
-        rows = [[method.mark, *_prose_cells(own)] for method, own in prose]
-        note = (
-            "Change of the loss against the unsteered model, nats per token, averaged over "
-            "personas; above 0 is damage."
-        )
-        forms = dict.fromkeys(columns[1:4], "+.3f")
-        items.append(Table(columns, rows, "Loss on held-out prose", forms=forms, note=note))
-    else:
-        items.append(Text("No loss on prose was measured."))
-    return Section(
-        "What else moved",
-        "Effect on every persona (across) when one is steered (down), at the strengths of KL "
-        f"{found.at:g}. The diagonal is the aim; the rest is side effect. All "
-        "matrices share one colour scale, white at 0.",
-        items,
-    )
-
-
-def _matrix_row(found: Comparison, matrix: Mapping[str, Any]) -> list[Any]:
-    values = matrix["values"]
-    target = average(line[place] for place, line in enumerate(values))
-    other = average(
-        None if value is None else abs(value)
-        for i, line in enumerate(values)
-        for j, value in enumerate(line)
-        if i != j
-    )
-    share = other / target if target and other is not None else None
-    return [found.methods[matrix["method"]].mark, target, other, share]
-
-
-def _matrix_figure(matrix: Mapping[str, Any]) -> Drawing:
-    names = [spoken(name) for name in matrix["personas"]]
-    texts = [[show(value) for value in line] for line in matrix["values"]]
-    return plots.heatmap(
-        np.array(matrix["values"], dtype=float),
-        names,
-        names,
-        row_title="steered",
-        column_title="measured",
-        texts=texts if len(names) <= 14 else None,
-        unit="E",
-        downwards=True,
-    )
-
-
-def _prose_cells(own: list[Mapping[str, Any]]) -> list[Any]:
-    sides = [average(row["change"] for row in own if row["sign"] == sign) for sign in (-1, 1)]
-    worst = max((row["change"] for row in own if row["change"] is not None), default=None)
-    return [*sides, worst, len({row["persona"] for row in own})]
-
-
-def _choices(found: Comparison) -> Section:
-    """The margins of Yes/No and A/B questions."""
-    margins = found.metrics["choices_margins"]
-    rows = [
-        [words, method.mark, *_choice_cells(own)]
-        for kind, words in CHOICES.items()
-        for method, own in found.by_method(row for row in margins if row["kind"] == kind)
-    ]
-    columns = ["question", "method", "unsteered", "negative", "positive", "shift"]
-    columns += ["accuracy, unsteered", "at chance"]
-    forms = dict.fromkeys(columns[2:6], "+.2f") | {columns[6]: ".0%"}
-    hints = {"shift": "half of positive minus negative"}
-    none = Text("No Yes/No or A/B margins were measured.")
-    return Section(
-        "Secondary margins",
-        "Log-probability of the matching answer less that of the other, in nats, option order "
-        "averaged. Where the unsteered model is at chance it does not understand the question "
-        "well, and a shift there says little.",
-        [Table(columns, rows, forms=forms, hints=hints) if rows else none],
-    )
-
-
-def _choice_cells(own: list[Mapping[str, Any]]) -> list[Any]:
-    base, minus, plus, accuracy = (
-        average(row[key] for row in own) for key in ("base", "minus", "plus", "accuracy")
-    )
-    shift = None if plus is None or minus is None else (plus - minus) / 2
-    at_chance = sum(row["at_chance"] for row in own)
-    words = f"{at_chance} of {len(own)}" if at_chance else "no"
-    return [base, minus, plus, shift, accuracy, words]
 
 
 def _run(found: Comparison) -> Section:

@@ -1,10 +1,12 @@
-"""What the vectors of a comparison are made of, and what the steered model writes."""
+"""What a comparison's vectors are made of, what the steered model writes, what else moves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from saesteer.report import plots
 from saesteer.report.comparison import RATIO, Comparison, average
@@ -27,6 +29,7 @@ from saesteer.report.wording import Estimate, show, spoken
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Drawing
 
+CHOICES = {"yes_no": "Yes / No", "a_b": "A / B"}
 SIGNS = {-1: "negative", 0: "none", 1: "positive"}
 MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
 RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
@@ -238,3 +241,112 @@ def _strength(row: Mapping[str, Any]) -> str:
     if not row["sign"]:
         return "no steering"
     return f"strength {show(row['strength'], '+.2f')}" if row["strength"] else SIGNS[row["sign"]]
+
+
+def side_effect_section(found: Comparison) -> Section:
+    """What each method does to other personas and to the loss on prose."""
+    matrices = found.metrics["side_effects"]["matrix"]
+    items: list[Any] = []
+    if matrices:
+        columns = ["method", "on the target, mean", "on the others, mean |E|", "others / target"]
+        forms = {columns[1]: "+.3f", columns[2]: ".3f", columns[3]: ".0%"}
+        options = {
+            found.methods[matrix["method"]].label: [
+                Figure(
+                    f"matrix-{place}",
+                    "Side-effect matrix",
+                    partial(_matrix_figure, matrix),
+                    colours="matrix",
+                )
+            ]
+            for place, matrix in enumerate(matrices)
+        }
+        rows = [_matrix_row(found, matrix) for matrix in matrices]
+        items += [Table(columns, rows, forms=forms), Choice("matrix", "Method", options)]
+    else:
+        items.append(Text("No side effects on other personas were measured."))
+    prose = found.by_method(found.metrics["side_effects"]["prose"])
+    if prose:
+        columns = ["method", "negative strength", "positive strength", "worst", "personas"]
+        rows = [[method.mark, *_prose_cells(own)] for method, own in prose]
+        note = (
+            "Change of the loss against the unsteered model, nats per token, averaged over "
+            "personas; above 0 is damage."
+        )
+        forms = dict.fromkeys(columns[1:4], "+.3f")
+        items.append(Table(columns, rows, "Loss on held-out prose", forms=forms, note=note))
+    else:
+        items.append(Text("No loss on prose was measured."))
+    return Section(
+        "What else moved",
+        "Effect on every persona (across) when one is steered (down), at the strengths of KL "
+        f"{found.at:g}. The diagonal is the aim; the rest is side effect. All "
+        "matrices share one colour scale, white at 0.",
+        items,
+    )
+
+
+def _matrix_row(found: Comparison, matrix: Mapping[str, Any]) -> list[Any]:
+    values = matrix["values"]
+    target = average(line[place] for place, line in enumerate(values))
+    other = average(
+        None if value is None else abs(value)
+        for i, line in enumerate(values)
+        for j, value in enumerate(line)
+        if i != j
+    )
+    share = other / target if target and other is not None else None
+    return [found.methods[matrix["method"]].mark, target, other, share]
+
+
+def _matrix_figure(matrix: Mapping[str, Any]) -> Drawing:
+    names = [spoken(name) for name in matrix["personas"]]
+    texts = [[show(value) for value in line] for line in matrix["values"]]
+    return plots.heatmap(
+        np.array(matrix["values"], dtype=float),
+        names,
+        names,
+        row_title="steered",
+        column_title="measured",
+        texts=texts if len(names) <= 14 else None,
+        unit="E",
+        downwards=True,
+    )
+
+
+def _prose_cells(own: list[Mapping[str, Any]]) -> list[Any]:
+    sides = [average(row["change"] for row in own if row["sign"] == sign) for sign in (-1, 1)]
+    worst = max((row["change"] for row in own if row["change"] is not None), default=None)
+    return [*sides, worst, len({row["persona"] for row in own})]
+
+
+def choice_section(found: Comparison) -> Section:
+    """The margins of Yes/No and A/B questions."""
+    margins = found.metrics["choices_margins"]
+    rows = [
+        [words, method.mark, *_choice_cells(own)]
+        for kind, words in CHOICES.items()
+        for method, own in found.by_method(row for row in margins if row["kind"] == kind)
+    ]
+    columns = ["question", "method", "unsteered", "negative", "positive", "shift"]
+    columns += ["accuracy, unsteered", "at chance"]
+    forms = dict.fromkeys(columns[2:6], "+.2f") | {columns[6]: ".0%"}
+    hints = {"shift": "half of positive minus negative"}
+    none = Text("No Yes/No or A/B margins were measured.")
+    return Section(
+        "Secondary margins",
+        "Log-probability of the matching answer less that of the other, in nats, option order "
+        "averaged. Where the unsteered model is at chance it does not understand the question "
+        "well, and a shift there says little.",
+        [Table(columns, rows, forms=forms, hints=hints) if rows else none],
+    )
+
+
+def _choice_cells(own: list[Mapping[str, Any]]) -> list[Any]:
+    base, minus, plus, accuracy = (
+        average(row[key] for row in own) for key in ("base", "minus", "plus", "accuracy")
+    )
+    shift = None if plus is None or minus is None else (plus - minus) / 2
+    at_chance = sum(row["at_chance"] for row in own)
+    words = f"{at_chance} of {len(own)}" if at_chance else "no"
+    return [base, minus, plus, shift, accuracy, words]
