@@ -125,7 +125,7 @@ def _named_settings(word: str, kind: str) -> Given | None:
 def _checked_data(word: str, kind: str) -> str:
     bundled = KINDS[kind].bundled
     names = imported(bundled) if bundled else ()
-    known = names() if callable(names) else names
+    known: Any = names() if callable(names) else names
     if word in known or (kind == "corrupt" and word == "bundled"):
         if os.path.isfile(word):
             raise ConfigError(f"{word!r} is bundled data and a file; give ./{word}, or rename it.")

@@ -97,8 +97,10 @@ class SaeResults(Results):
     @property
     def doctor(self) -> DoctorReport:
         """The doctor's figures on held-out rows."""
-        known: dict[str, Any] = {name: self.metrics[name] for name in _FIGURES}
-        return DoctorReport(**{k: math.nan if v is None else v for k, v in known.items()})
+        found: dict[str, Any] = {
+            name: math.nan if (value := self.metrics[name]) is None else value for name in _FIGURES
+        }
+        return DoctorReport(**found)
 
     @property
     def sae_folder(self) -> Path:

@@ -97,7 +97,7 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
     for row in rows:
         stored = json.loads((Path(str(row.folder)) / "metrics.json").read_text(encoding="utf-8"))
         assert stored["headline_method"] == row.values["together.method"]["headline"]
-        assert row.value == compare_numbers(stored)["effect"]
+        assert row.value == compare.headline(stored)["effect"]
     result = sweep_result(sweep, rows)
     labels = [trial["labels"]["together.method"] for trial in result.as_dict()["trials"]]
     assert labels == ["pca", "logistic_probe"] * 2

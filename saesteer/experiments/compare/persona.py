@@ -260,7 +260,7 @@ class PersonaRun:
         experiment = self.experiment
         rows = vector_features(vector, self.first.context.codes)
         for row in rows:
-            known = experiment.table and experiment.table.row(row["feature"])
+            known = None if experiment.table is None else experiment.table.row(row["feature"])
             row["contexts"] = [
                 {"text": c.text, "token": c.token, "activation": c.activation}
                 for c in (known.contexts[:CONTEXTS] if known else ())

@@ -128,15 +128,16 @@ class SeedRun(PairsRun):
     def _prompted(self, method: MethodSettings) -> Record:
         """Measure system prompts by the same yardsticks, at the cost that they happen to have."""
         prompts, experiment = self.prompts(method), self.experiment
-        sides, costs = [], []
+        sides: list[np.ndarray] = []
+        costs: list[StrengthMatch] = []
         for system in (prompts.positive_, prompts.negative_):
             meter = experiment.propensity(self.held_out, system=system)
             sides.append(meter.log_likelihoods())
             answers = experiment.answer_rows(experiment.plan.answers, system=system)
             cost = experiment.divergence.of_prompted(answers)
             costs.append(StrengthMatch(nan, cost, nan, reached=True, evaluations=1))
-        effect = effect_of(self.unsteered(), *sides)
-        result = VectorResult(self.persona.name, method.name, *costs, effect)
+        effect, (plus, minus) = effect_of(self.unsteered(), *sides), costs
+        result = VectorResult(self.persona.name, method.name, plus, minus, effect)
         return {"kl_target": None, **result.as_dict()}
 
 

@@ -284,9 +284,9 @@ def _generation_row(
         first, second = _by_question(found.get(name)), _by_question(baseline.get(name))
         # A question whose answer is empty under one of the two has no partner under the other.
         shared = first.index.intersection(second.index)
-        parts = (first, first[shared], second[shared])
-        for values, part in zip((own, paired, against), parts, strict=True):
-            values.append(part.to_numpy() if len(part) else None)
+        own.append(_values(first, first.index))
+        paired.append(_values(first, shared))
+        against.append(_values(second, shared))
     estimate, ratio = hierarchical_bootstrap(own), paired_ratio(paired, against)
     summaries = [record["summary"] for record in found.values()]
     right, quality = (
@@ -309,7 +309,12 @@ def _by_question(record: Row | None) -> pd.Series:
     read = pd.DataFrame(record["records"] if record else (), columns=["question", "sign", "judge"])
     read = read.astype({"judge": float})
     means = read.pivot_table("judge", "question", "sign").reindex(columns=[1, -1])
-    return (means[1] - means[-1]).dropna()
+    change: Any = means[1] - means[-1]
+    return change.dropna()
+
+
+def _values(by_question: pd.Series, questions: pd.Index) -> np.ndarray | None:
+    return by_question.loc[questions].to_numpy() if len(questions) else None
 
 
 def _at_headline(grid: Grid, persona: str) -> list[Row]:
