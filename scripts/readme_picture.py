@@ -9,9 +9,10 @@ import argparse
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from saesteer.experiments.results import Results
-from saesteer.report.steer import effect_figure, margin_figure
+from saesteer.report.steer import steer_report
 
 
 def main() -> None:
@@ -21,12 +22,15 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--browser", default="chromium")
     options = parser.parse_args()
-    metrics = Results.open(options.run).metrics
+    found: Any = Results.open(options.run)
+    config = found.folder.read_json("config.json")
+    texts = (found.features, found.completions)
+    figures = steer_report(found.metrics, config, *texts, n_pairs=0, site="").figures
     options.target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         parts = []
-        for figure in (margin_figure(metrics), effect_figure(metrics)):
+        for figure in (figures["margin"], figures["effect"]):
             figure.update_layout(width=500, height=420, paper_bgcolor="white")
             # The script is embedded once.
             parts.append(

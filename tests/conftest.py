@@ -557,12 +557,12 @@ def no_loading(monkeypatch) -> None:
     """Make loading a model or an SAE fail the test."""
 
     # Imported first, or it would keep the patched names as its own.
-    import_module("saesteer.experiments.context")
+    import_module("saesteer.experiments.steering")
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
 
     monkeypatch.setattr("saesteer.models.load_model", refuse)
     monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
-    for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(f"saesteer.experiments.context.{name}", refuse)
+    for place in ("context.load_model", "steering.load_sae"):
+        monkeypatch.setattr(f"saesteer.experiments.{place}", refuse)

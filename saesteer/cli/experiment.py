@@ -203,7 +203,7 @@ def _shortcuts(command: str, options: dict[str, Any]) -> list[str]:
 
 def _share_out(experiment: Any, workers: int | None) -> None:
     if workers is not None and workers > 1 and len(experiment.plan.personas) > 1:
-        from saesteer.experiments.compare.workers import measure_in_processes
+        from saesteer.experiments.compare.experiment import measure_in_processes
 
         experiment.elsewhere = lambda plan: measure_in_processes(plan, workers, experiment.progress)
 

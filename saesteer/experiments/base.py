@@ -22,16 +22,12 @@ Found = TypeVar("Found", bound=Results)
 
 
 class Stage(NamedTuple):
-    """A step of an experiment.
-
-    Attributes:
-        name: What it is called, and its time recorded under.
-        run: Does what is not there yet; with the files that it writes or finds it is done.
-        done: Whether it is, where files do not tell.
-    """
+    """A step of an experiment."""
 
     name: str
+    # Does what is not there yet; with the files that it writes or finds it is done.
     run: Callable[[], object]
+    # Whether it is done, where files do not tell.
     done: bool | None = None
 
 
@@ -46,12 +42,6 @@ class Experiment(Context, Generic[Found]):
         progress: Where to show progress.
         cache: What other experiments of this process have loaded already; nothing if None.
 
-    Attributes:
-        folder: Where everything goes; the same settings and inputs give the same one.
-        watch: Called with the part of the metrics that the headline is read from as soon as it is
-            known; what it raises ends the run.
-        recorded: The record of the run under way, for stages that have a curve to tell.
-
     Raises:
         SaesteerError: Something does not fit; nothing is loaded or written.
     """
@@ -59,6 +49,9 @@ class Experiment(Context, Generic[Found]):
     Config: ClassVar[type[ExperimentConfig]]
     Results: ClassVar[type[Results]] = Results
     about: ClassVar[str]
+    # What every headline of the kind holds; none where that depends on the settings.
+    numbers: ClassVar[Sequence[str]] = ()
+    # The record of the run under way, for stages that have a curve to tell.
     recorded: RecordedRun
 
     def __init__(
@@ -66,17 +59,16 @@ class Experiment(Context, Generic[Found]):
     ) -> None:
         super().__init__(self.make_plan(config), progress or Progress(), cache)
         self.config: Any = config
+        # The same settings and inputs give the same one.
         self.folder = RunFolder(self.plan.folder)
+        # Called with the part of the metrics that the headline is read from as soon as it is known;
+        # what it raises ends the run.
         self.watch: Callable[[Mapping[str, Any]], None] | None = None
 
     @staticmethod
     @abstractmethod
     def make_plan(config: Any) -> Any:
-        """Read the data and check every name in the settings; nothing is loaded or written.
-
-        Raises:
-            SaesteerError: Something does not fit, said in one sentence.
-        """
+        """Read the data and check every name in the settings; nothing is loaded or written."""
 
     def begin(self) -> None:
         """Write what the numbers depend on besides the settings."""
@@ -86,7 +78,7 @@ class Experiment(Context, Generic[Found]):
 
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
-        """Return the steps, in order."""
+        """The steps, in order."""
 
     @abstractmethod
     def finish(self) -> dict[str, Any]:
@@ -119,14 +111,7 @@ class Experiment(Context, Generic[Found]):
         return [stage for stage in self.stages() if not self._is_done(stage)]
 
     def run(self, **record: Any) -> Found:
-        """Run every stage that is not done yet, and record all of it.
-
-        Args:
-            record: What else the record says: `tags`, `group` and `parent` of `recorded_run`.
-
-        Raises:
-            SaesteerError: Something does not fit; said before the model is loaded where possible.
-        """
+        """Run every stage that is not done yet, and record all of it; see `run_experiment`."""
         with cpu_threads(self.config.model.threads):
             results: Any = self.Results(self.folder)
             finished = self.finished
@@ -134,7 +119,9 @@ class Experiment(Context, Generic[Found]):
                 results.check()
                 if not results.report.is_file():
                     self.write_report()
-                if not self._has_more_to_record:
+                asked = self.config.tracking
+                mirrored = wandb_mode(asked, os.environ) is not None
+                if not (mirrored or asked.tags or asked.group is not None):
                     return results
             pending = self.pending()
             if len(pending) == len(self.stages()) and not results.finished:
@@ -157,12 +144,6 @@ class Experiment(Context, Generic[Found]):
                         recorded.figure(name, figure)
                 recorded.artifact("report", results.report, "report")
         return results
-
-    @property
-    def _has_more_to_record(self) -> bool:
-        tracking = self.config.tracking
-        asked = wandb_mode(tracking, os.environ) is not None
-        return asked or bool(tracking.tags) or tracking.group is not None
 
     def _compute(self, pending: Sequence[Stage], recorded: RecordedRun) -> None:
         self.recorded = recorded

@@ -1,11 +1,16 @@
-"""The settings that every experiment has."""
+"""The settings that every experiment has, and what every plan checks."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from saesteer.models.resolve import ModelSource
+from saesteer.utils.cache import content_digest
+from saesteer.utils.errors import ConfigError, SaeError
 from saesteer.utils.settings import Settings, Source, TrackingSettings, short_hash
 
 
@@ -38,9 +43,45 @@ class ExperimentConfig(Settings):
     tracking: TrackingSettings = TrackingSettings()
 
     def uncounted(self) -> dict[str, Any]:
-        """Return what changes no number, and so counts in no digest."""
+        """What changes no number, and so counts in no digest."""
         return {"folder": True, "tracking": True, "model": {"threads"}}
 
     def digest(self, **inputs: str) -> str:
-        """Return a short hash of the settings, and of what else the results depend on."""
+        """A short hash of the settings, and of what else the results depend on."""
         return short_hash([self.model_dump(mode="json", exclude=self.uncounted()), inputs])
+
+
+def source_digest(
+    model: ModelSource, sae: Path | tuple[str, str] | None = None, name: str = ""
+) -> dict[str, str]:
+    """What tells a model's and an SAE's weights from others under the same name or path."""
+    if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
+        raise SaeError(f"SAE {name!r} is not at {sae}; install saesteer again, whole.")
+    found = {
+        "model": model.sha256
+        or ("" if model.kind == "hub" else content_digest(Path(model.location)))
+    }
+    if sae is not None:
+        found["sae"] = content_digest(sae) if isinstance(sae, Path) else ":".join(sae)
+    return found
+
+
+def check_writable(folder: Path) -> None:
+    """Check, writing nothing, that a folder can be made and written."""
+    place = below = folder
+    # os.path, because a name that can be no path is then only not there.
+    while not os.path.exists(place) and place != place.parent:
+        place, below = place.parent, place
+    reason = ""
+    try:
+        os.stat(below)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = f"{str(folder)[:100]!r} cannot be used ({getattr(error, 'strerror', '') or error})"
+    if not reason and not place.is_dir():
+        reason = f"{folder}: {place} is a file"
+    if not reason and not os.access(place, os.W_OK):
+        reason = f"{folder} cannot be written"
+    if reason:
+        raise ConfigError(f"folder {reason}; choose another with --set folder=...")

@@ -13,7 +13,7 @@ from saesteer.tracking import RecordedRun, recorded_run, run_id
 from saesteer.utils.errors import OutputError
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
-from saesteer.utils.settings import TrackingSettings
+from saesteer.utils.settings import TrackingSettings, short_hash
 
 
 @contextmanager
@@ -37,11 +37,9 @@ def recorded_look(
         progress: Where to say that it is not recorded.
         about: The folder of a run that it looks at; the record then goes into its `looks`.
     """
-    from saesteer.utils.settings import short_hash
-
-    record = {"kind": kind, **settings}
     about = about.parent if about is not None and about.is_file() else about
-    place = (about or runs_root()) / "looks" / f"{kind}-{short_hash(record)}"
+    root = about or Path(os.environ.get("SAESTEER_RUNS") or "runs")
+    place = root / "looks" / f"{kind}-{short_hash({'kind': kind, **settings})}"
     with tempfile.TemporaryDirectory() as nowhere:
         try:
             if RunFolder(place).create().has("run.json"):
@@ -60,8 +58,3 @@ def recorded_look(
             progress=progress,
         ) as recorded:
             yield recorded
-
-
-def runs_root() -> Path:
-    """Return where commands without a `folder` setting keep and look for runs."""
-    return Path(os.environ.get("SAESTEER_RUNS") or "runs")

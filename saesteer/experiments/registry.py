@@ -1,45 +1,168 @@
-"""Every kind of experiment, by its name."""
+"""The settings of experiments: bundled, read from files, or what words on a command line mean."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from saesteer.experiments.base import Experiment
-from saesteer.experiments.bundled import EMPTY, Given, find_config, find_settings
+from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named, imported
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.files import portable_name
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import apply_override, parse_config, read_yaml
 from saesteer.utils.text import nearest
 
-# Loaded when named, so that a command pays for its own kind alone.
-KINDS = {
-    "steer": "saesteer.experiments.steer.experiment:Steer",
-    "compare": "saesteer.experiments.compare.experiment:Compare",
-    "corrupt": "saesteer.experiments.corrupt.experiment:Corrupt",
-    "patch": "saesteer.experiments.patch.experiment:Patch",
-    "probe": "saesteer.experiments.probe.experiment:TrainProbes",
-    "train_sae": "saesteer.experiments.train_sae:TrainSae",
-}
-# What records and settings files call them.
-RECORDED = {"run": "steer", "probe-train": "probe", "sae-train": "train_sae"}
+# What else has bundled configurations: these are no experiments, and have commands of their own.
+OTHERS = {"sweep": "sweeps", "agent": "agent"}
 
 
-def experiment_named(kind: str) -> type[Experiment]:
-    """Return a kind of experiment.
+class Given(NamedTuple):
+    """The settings of one experiment, unchecked, and where they come from."""
+
+    data: dict[str, Any]
+    place: str
+
+
+class BundledConfig(NamedTuple):
+    """A configuration that comes with saesteer."""
+
+    name: str
+    kind: str
+    path: Path
+
+    @property
+    def about(self) -> str:
+        """What it is for: the first line of the file, a comment."""
+        return self.path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+    def settings(self) -> Given:
+        """What it holds."""
+        return Given(_read(self.path), f"{self.kind}/{self.name}")
+
+
+def configs_folder() -> Path:
+    """The folder `configs/` of a checkout, or what an installed package carries in its place."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = (package.parent / "configs", package / "_configs")
+    for folder in candidates:
+        if (folder / "agreeableness.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"the bundled configurations are in neither {candidates[0]} nor {candidates[1]}; install "
+        "saesteer again, or give a YAML file of your own."
+    )
+
+
+def bundled_configs(kind: str | None = None) -> list[BundledConfig]:
+    """The bundled configurations, of one kind or of all, in the order of kinds and names."""
+    folders = {name: known.folder for name, known in KINDS.items()} | OTHERS
+    return [
+        BundledConfig(file.stem, name, file)
+        for name, folder in folders.items()
+        if kind in (None, name)
+        for file in sorted((configs_folder() / folder).glob("*.yaml"))
+    ]
+
+
+def find_config(word: str, kind: str | None = None) -> BundledConfig | None:
+    """The bundled configuration of a name such as "agreeableness" or "patch/sentiment"."""
+    there = bundled_configs(kind)
+    found = [one for one in there if word in (one.name, f"{one.kind}/{one.name}")]
+    if len(found) > 1:
+        names = " or ".join(f"{one.kind}/{one.name}" for one in found)
+        raise ConfigError(f"{word!r} is the name of several configurations; give {names}.")
+    return found[0] if found else None
+
+
+def find_settings(words: Sequence[str], kind: str) -> list[Given]:
+    """Return the settings that words stand for: one experiment or several, unchecked.
+
+    A word is the name of a bundled configuration or of bundled data, a file of data, or a file of
+    settings. Data becomes an experiment of its own, in a bundled configuration's settings or the
+    kind's defaults; where a kind takes several sets of data in one experiment, all of them are
+    one, in the settings of the configuration beside them.
 
     Raises:
-        ConfigError: There is no such kind.
+        ConfigError: A word stands for nothing, or for two things, or a file cannot be read.
     """
-    known = RECORDED.get(kind, kind)
-    if known not in KINDS:
-        raise ConfigError(f"experiment {kind!r} is unknown{nearest(kind, KINDS)}.")
-    module, name = KINDS[known].split(":")
-    return getattr(import_module(module), name)
+    given = [_named_settings(word, kind) or _checked_data(word, kind) for word in words]
+    if not KINDS[kind].several:
+        return [_on_data(None, [one], kind) if isinstance(one, str) else one for one in given]
+    configs = [one for one in given if isinstance(one, Given)]
+    data = [one for one in given if isinstance(one, str)]
+    if not data:
+        return configs
+    if len(configs) > 1:
+        raise ConfigError(
+            f"{data[0]} could belong to {configs[0].place} or to {configs[1].place}; give one "
+            "configuration with data."
+        )
+    return [_on_data(configs[0] if configs else None, data, kind)]
+
+
+def _named_settings(word: str, kind: str) -> Given | None:
+    """The settings that a word names, bundled or in a file; None if it names none."""
+    path = Path(word)
+    if path.suffix in (".yaml", ".yml") or path.name == "config.json":
+        near = find_config(path.stem, kind)
+        if near is not None and not os.path.exists(word):
+            raise ConfigError(f"{word} cannot be read; the bundled one is called {near.name!r}.")
+        return Given(_read(path), str(path))
+    found = find_config(word, kind)
+    if found is None:
+        return None
+    if os.path.isfile(word):
+        raise ConfigError(
+            f"{word!r} is a bundled configuration and a file; give {found.kind}/{word} or ./{word}."
+        )
+    return found.settings()
+
+
+def _checked_data(word: str, kind: str) -> str:
+    bundled = KINDS[kind].bundled
+    names = imported(bundled) if bundled else ()
+    known: Any = names() if callable(names) else names
+    if word in known or (kind == "corrupt" and word == "bundled"):
+        if os.path.isfile(word):
+            raise ConfigError(f"{word!r} is bundled data and a file; give ./{word}, or rename it.")
+        return word
+    if os.path.exists(word):
+        return word
+    if Path(word).suffix or "/" in word:
+        raise ConfigError(f"{word} is not there; give a file, or a name from saesteer configs.")
+    other = find_config(word)
+    if other is not None:
+        raise ConfigError(
+            f"{word!r} is a configuration of kind {other.kind} and not {kind}; run it as that."
+        )
+    all_names = {*known, *(one.name for one in bundled_configs(kind))}
+    raise ConfigError(
+        f"{word!r} is no file and no bundled configuration or data{nearest(word, all_names)}; "
+        "saesteer configs lists what is bundled."
+    )
+
+
+def _on_data(config: Given | None, words: list[str], kind: str) -> Given:
+    """A configuration's settings with other data; a kind's own settings get a name of their own."""
+    known, base = KINDS[kind], config
+    if base is None:
+        found = None if known.base is None else find_config(known.base, kind)
+        base = Given({}, "") if found is None else found.settings()
+    group, _, setting = known.data.rpartition(".")
+    texts: Any = words if kind != "train_sae" else [{"path": word} for word in words]
+    changed: dict[str, Any] = {setting: texts if known.several else texts[0]}
+    if group:
+        changed = {group: {**base.data.get(group, {}), **changed}}
+    if config is None and kind != "train_sae":
+        stems = [Path(word).name.split(".")[0] for word in words]
+        more = [f"{len(stems) - 3}-more"] if len(stems) > 3 else []
+        name = portable_name("-".join([*stems[:3], *more]))
+        changed["name"] = re.sub(r"^[^A-Za-z0-9]+", "", name) or "mine"
+    return Given({**base.data, **changed}, " ".join(words) if config is None else config.place)
 
 
 def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
@@ -55,27 +178,19 @@ def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = (
     """
     bundled = None if os.path.isfile(source) else find_config(str(source))
     if bundled is not None:
-        return parse_experiment(bundled.settings(), overrides, bundled.kind)
-    return parse_experiment(Given(read_yaml(Path(source), empty=EMPTY), str(source)), overrides)
+        return _parsed(bundled.settings(), overrides, bundled.kind)
+    return _parsed(Given(_read(Path(source)), str(source)), overrides)
 
 
 def load_experiments(
     words: Sequence[str], overrides: Sequence[str] = (), *, kind: str
 ) -> list[Any]:
-    """Read the settings that words stand for, as `find_settings` has it, and check them.
-
-    Raises:
-        ConfigError: As in `find_settings`, or a value does not fit, or a file is of another kind.
-    """
-    return [parse_experiment(given, overrides, kind) for given in find_settings(words, kind)]
+    """Read the settings that words stand for, as `find_settings` has it, and check them."""
+    return [_parsed(given, overrides, kind) for given in find_settings(words, kind)]
 
 
-def parse_experiment(given: Given, overrides: Sequence[str] = (), kind: str | None = None) -> Any:
-    """Check the settings of an experiment; which kind it is its fields say if `kind` is None.
-
-    Raises:
-        ConfigError: A value does not fit, or the settings are of another kind.
-    """
+def _parsed(given: Given, overrides: Sequence[str], kind: str | None = None) -> Any:
+    """Check settings; which kind of experiment they are of their fields say if it is None."""
     data = dict(given.data)
     for override in overrides:
         apply_override(data, override)
@@ -90,7 +205,7 @@ def parse_experiment(given: Given, overrides: Sequence[str] = (), kind: str | No
 
 
 def full_yaml(config: Any) -> str:
-    """Return all of an experiment's settings, as a YAML file that is the same experiment."""
+    """All of an experiment's settings, as a YAML file that is the same experiment."""
     import yaml
 
     record = {"kind": RECORDED.get(config.kind, config.kind), **config.model_dump(mode="json")}
@@ -134,3 +249,7 @@ def run_experiment(
 
 # What it is called as `saesteer.run`.
 run = run_experiment
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_yaml(path, empty="settings; write 'name: value' lines")

@@ -1,24 +1,19 @@
-"""What an experiment found, read from its folder."""
+"""What an experiment found, read from its folder, and the numbers that it is judged by."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named
 from saesteer.utils.errors import OutputError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import in_present_words
 
-# Kinds, as records name them, whose results say more than their metrics; loaded when opened.
-_OWN = {
-    "run": "steer.results:SteerResults",
-    "patch": "patch.results:PatchResults",
-    "probe-train": "probe.experiment:ProbeResults",
-    "sae-train": "train_sae:SaeResults",
-}
 CONFIG, METRICS, REPORT, RECORD = "config.json", "metrics.json", "report.html", "run.json"
 
 
@@ -50,7 +45,8 @@ class Results:
         folder = RunFolder(Path(path))
         record = folder.read_json(RECORD) if folder.has(RECORD) else None
         kind = record.get("kind") if isinstance(record, dict) else None
-        found = _class_of(kind)(folder)
+        known = RECORDED.get(str(kind), kind) in KINDS
+        found = experiment_named(str(kind)).Results(folder) if known else Results(folder)
         if not found.finished or not folder.has(CONFIG):
             raise OutputError(
                 f"{path} holds no finished experiment; give the folder that its command names at "
@@ -82,8 +78,32 @@ class Results:
         return self.folder.path / self.report_name
 
 
-def _class_of(kind: Any) -> type[Results]:
-    if kind not in _OWN:
-        return Results
-    module, name = _OWN[kind].split(":")
-    return getattr(import_module(f"saesteer.experiments.{module}"), name)
+def number_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The finite number at a dotted path."""
+    place: Any = metrics
+    for part in path.split("."):
+        place = place.get(part) if isinstance(place, Mapping) else None
+    return _number(place)
+
+
+def numbers_of(
+    headline: Mapping[str, Any], metrics: Mapping[str, Any], metric: str | None
+) -> dict[str, float | None]:
+    """A headline's single numbers, with the metric that is wanted besides.
+
+    Args:
+        headline: What an experiment says of itself.
+        metrics: What its `metrics.json` holds, or what is known of it so far.
+        metric: One of the headline's names, or a dotted path into the metrics.
+    """
+    numbers = {name: _number(value) for name, value in headline.items()}
+    found = {name: n for name, n in numbers.items() if n is not None or headline[name] is None}
+    if metric is not None and metric not in found:
+        found[metric] = number_at(metrics, metric)
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

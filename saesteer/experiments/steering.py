@@ -1,27 +1,116 @@
-"""What experiments that steer have in common: reading, fitting, measuring, and the check before."""
+"""What experiments that steer have in common: plan, SAE, neutral answers, reading, checks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
-from saesteer.data import PairSet
+from saesteer.data import PairSet, read_answers, read_questions
+from saesteer.data.texts import ANSWERS_NAME, Answer
 from saesteer.evaluation import PropensityMeter
 from saesteer.evaluation.choices import answer_cue, choice_question
+from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.experiments.base import Experiment, Found
-from saesteer.experiments.context import ExperimentFit
+from saesteer.methods.objective import TrainingCost
 from saesteer.methods.registry import method_entry
-from saesteer.models import Site
+from saesteer.models import Site, model_info
 from saesteer.models.reading import PairActivations, read_pair_activations
-from saesteer.models.tokens import chat_prompt, encode_statements, encode_texts, has_chat_template
-from saesteer.steering.divergence import DivergenceMeter
-from saesteer.utils.cache import content_key
-from saesteer.utils.errors import ModelError, SteeringError
-from saesteer.utils.run_folder import RunFolder
+from saesteer.models.resolve import ModelSource, check_shape, resolve_model
+from saesteer.models.tokens import (
+    TokenRow,
+    chat_prompt,
+    encode_statements,
+    encode_texts,
+    has_chat_template,
+)
+from saesteer.saes.adapter import LensSae
+from saesteer.saes.doctor import check_fit
+from saesteer.saes.labels import own_table
+from saesteer.saes.loading import check_planned, load_sae, resolve_sae
+from saesteer.saes.table import FeatureTable
+from saesteer.steering.divergence import FEWEST_TOKENS, DivergenceMeter
+from saesteer.utils.cache import Cache, content_digest, content_key
+from saesteer.utils.errors import (
+    ConfigError,
+    DataError,
+    MismatchError,
+    ModelError,
+    SteeringError,
+)
 
 # Characters only roughly foretell tokens, so more than the one longest text is looked at.
 LONGEST = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every experiment that steers works from, checked."""
+
+    config: Any
+    answers: tuple[Answer, ...]  # neutral ones, which the cost is measured on
+    training_answers: tuple[Answer, ...]  # other ones, for objective and Fisher metric
+    questions: tuple[str, ...]  # which are answered
+    training_questions: tuple[str, ...]  # other ones, for self-generated texts
+    model: ModelSource
+    sae: Path | tuple[str, str]  # the SAE's folder, or its release and id
+    folder: Path
+
+    @property
+    def cache(self) -> Path:
+        """Where gradients, metrics and unsteered texts are kept, by content."""
+        return Path(self.config.folder) / "compare-cache"
+
+
+def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str, Any]:
+    """The fields that plans of all experiments with steering have, checked.
+
+    Args:
+        config: The settings.
+        writing: The group of settings that names the questions.
+        methods: What is fitted; texts to train with are kept for those that need an objective.
+    """
+    site = None if config.site is None else Site.parse(config.site)
+    cost, settings = config.evaluation, getattr(config, writing)
+    answers, questions = read_answers(cost.neutral), read_questions(settings.questions)
+    training: dict[str, Any] = {"training_answers": (), "training_questions": ()}
+    if any("objective" in method_entry(method).needs for method in methods):
+        left = answers[cost.neutral_answers :][: config.objective.neutral_answers]
+        asked = questions[settings.n_questions :]
+        if not left:
+            raise DataError(
+                f"evaluation.neutral {cost.neutral}: all its {len(answers)} answers measure the "
+                "cost, and none is left to train with; give more, or lower "
+                "evaluation.neutral_answers."
+            )
+        if config.objective.self_generated > 0 and not asked:
+            raise DataError(
+                f"{writing}.questions {settings.questions}: all its {len(questions)} questions are "
+                "written to, and none is left for self-generated texts; give more, lower "
+                f"{writing}.n_questions, or set objective.self_generated to 0."
+            )
+        training = {"training_answers": left, "training_questions": asked}
+    model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
+    check_planned(model, sae, config.sae)
+    if site is not None:
+        check_shape(model, site, None, "site")
+    return {
+        "answers": answers[: cost.neutral_answers],
+        "questions": questions[: settings.n_questions],
+        "model": model,
+        "sae": sae,
+        **training,
+    }
+
+
+def check_has_strength(field: str, method: str) -> None:
+    """Refuse a method that is no vector."""
+    if method_entry(method).kind == "prompt":
+        raise ConfigError(
+            f"{field} {method!r} has no strength to match to a KL target; choose a vector's method."
+        )
 
 
 class SteeringExperiment(Experiment[Found]):
@@ -31,8 +120,129 @@ class SteeringExperiment(Experiment[Found]):
     writing_group: ClassVar[str]
 
     @property
-    def _writing(self) -> Any:
+    def writing(self) -> Any:
+        """How the steered model writes."""
         return getattr(self.config, self.writing_group)
+
+    @cached_property
+    def sae(self) -> LensSae:
+        """The SAE, checked against the model."""
+        config = self.config
+        sae = self.cache.keep("sae", self._sae_key, self._load_sae)
+        if config.site is not None and Site.parse(config.site) != sae.write_site:
+            raise ConfigError(
+                f"site {config.site} is not where SAE {config.sae} lives ({sae.write_site}); leave "
+                "site out or choose an SAE of that site."
+            )
+        self.cache.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
+        return sae
+
+    def _load_sae(self) -> LensSae:
+        self.progress.say(f"Loading SAE {self.config.sae} ...")
+        sae = load_sae(self.config.sae)
+        check_shape(self.plan.model, sae.site, sae.d_in, f"SAE {sae.name}")
+        return sae
+
+    @property
+    def _sae_key(self) -> tuple[str, ...]:
+        where = self.plan.sae
+        digest = content_digest(where) if isinstance(where, Path) else ""
+        return (self.config.sae, str(where), digest)
+
+    def _check_fit(self, sae: LensSae) -> bool:
+        # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
+        remark = check_fit(self.model, sae, self._neutral_rows(sae.prepend_bos))
+        if remark:
+            self.progress.say(remark)
+        return True
+
+    @cached_property
+    def table(self) -> FeatureTable | None:
+        """The SAE's feature table, where its folder has one."""
+        table = self.cache.keep("table", self._sae_key, lambda: own_table(self.plan.sae))
+        if table is not None and len(table) != self.sae.d_sae:
+            raise MismatchError(
+                f"feature table {table.source} lists {len(table)} features and the SAE beside it "
+                f"has {self.sae.d_sae}; remove the table or build it for this SAE."
+            )
+        return table
+
+    @property
+    def site(self) -> Site:
+        """Where vectors are read and written."""
+        return self.sae.write_site
+
+    @cached_property
+    def weights_key(self) -> tuple[str, ...]:
+        """What tells these weights, in this precision and at this site, from others."""
+        info = model_info(self.model)
+        return (info.fingerprint, str(self.model.cfg.dtype), str(self.site), self.sae.fingerprint)
+
+    @cached_property
+    def embedder(self) -> SentenceEmbedder:
+        """What embeds sentences for judges."""
+        return SentenceEmbedder()
+
+    def answer_rows(
+        self,
+        answers: Sequence[Answer],
+        *,
+        system: str | None = None,
+        prepend_bos: bool | None = None,
+    ) -> list[TokenRow]:
+        """Neutral answers as the assistant's words after their questions."""
+        source = self.config.evaluation.neutral
+        file = f"the bundled {ANSWERS_NAME}.jsonl" if source == ANSWERS_NAME else source
+        return encode_statements(
+            self.tokenizer,
+            [answer.answer for answer in answers],
+            [answer.question for answer in answers],
+            chat=self.config.reading.chat,
+            system=system,
+            prepend_bos=prepend_bos,
+            max_length=self.context,
+            what=[f"a neutral answer of {file}"] * len(answers),
+            remedy="give shorter ones with evaluation.neutral, or use a model of longer context",
+        )
+
+    @cached_property
+    def neutral_rows(self) -> list[TokenRow]:
+        """The neutral answers that the cost is measured on."""
+        return self._neutral_rows()
+
+    def _neutral_rows(self, prepend_bos: bool | None = None) -> list[TokenRow]:
+        rows = self.answer_rows(self.plan.answers, prepend_bos=prepend_bos)
+        tokens = sum(sum(row.kept) for row in rows)
+        said = f"its first {len(rows)} answers have {tokens} tokens"
+        return self._measurable(rows, tokens, said, "evaluation.neutral_answers")
+
+    @cached_property
+    def training_rows(self) -> list[TokenRow]:
+        """Neutral answers that no evaluation uses."""
+        rows = self.answer_rows(self.plan.training_answers)
+        tokens = sum(sum(row.kept[1:]) for row in rows)
+        said = f"the {len(rows)} answers that train have {tokens} tokens"
+        return self._measurable(rows, tokens, said, "objective.neutral_answers")
+
+    def _measurable(self, rows: list[TokenRow], n: int, said: str, setting: str) -> list[TokenRow]:
+        if n < FEWEST_TOKENS:
+            raise DataError(
+                f"evaluation.neutral {self.config.evaluation.neutral}: {said} and KL needs at "
+                f"least {FEWEST_TOKENS}; give more with {setting}, or longer ones."
+            )
+        return rows
+
+    @cached_property
+    def training_cost(self) -> TrainingCost:
+        """What steering costs on the training answers; its metric is kept on disk."""
+        return TrainingCost(
+            self.model,
+            self.training_rows,
+            self.site,
+            fisher_samples=self.config.objective.fisher_samples,
+            arrays=Cache(self.plan.cache),
+            key=self.weights_key,
+        )
 
     @cached_property
     def divergence(self) -> DivergenceMeter:
@@ -40,7 +250,7 @@ class SteeringExperiment(Experiment[Found]):
         return DivergenceMeter(self.model, self.neutral_rows, site=self.site)
 
     def propensity(self, pairs: PairSet, *, system: str | None = None) -> PropensityMeter:
-        """Return a meter of the margins of pairs."""
+        """A meter of the margins of pairs."""
         return PropensityMeter(
             self.model,
             pairs,
@@ -51,7 +261,7 @@ class SteeringExperiment(Experiment[Found]):
         )
 
     def read_sides(self, pairs: PairSet) -> Mapping[Site, PairActivations]:
-        """Return the activations of both sides at the SAE's sites."""
+        """The activations of both sides at the SAE's sites."""
         reading, sae = self.config.reading, self.sae
         sites = list(dict.fromkeys((sae.site, sae.write_site)))
         settings = (pairs.digest, sae.prepend_bos, reading.model_dump_json())
@@ -72,30 +282,12 @@ class SteeringExperiment(Experiment[Found]):
             save=PairActivations.save,
         )
 
-    def fits(
-        self,
-        train: PairSet,
-        read: Callable[[str, Site], PairActivations],
-        *,
-        name: str,
-        seed: int,
-        folder: RunFolder,
-    ) -> ExperimentFit:
-        """Return what methods are fitted with; see `ExperimentFit`."""
-        room = self._writing.max_new_tokens
-        return ExperimentFit(
-            self, train, read, name=name, seed=seed, max_new_tokens=room, folder=folder
-        )
-
     def check_shared(self, methods: Iterable[str], *, judged: bool) -> None:
         """Check that parts belong together and that what all pairs share fits.
 
         Args:
             methods: What is to be fitted.
             judged: Whether completions are rated.
-
-        Raises:
-            SaesteerError: Something does not fit, or a needed model of embeddings is not installed.
         """
         needs = {need for method in methods for need in method_entry(method).needs}
         if judged or ("objective" in needs and self.config.objective.self_generated > 0):
@@ -122,16 +314,12 @@ class SteeringExperiment(Experiment[Found]):
 
     @property
     def _uses_chat(self) -> bool:
-        chat = getattr(self._writing, "chat", self.config.reading.chat)
+        chat = getattr(self.writing, "chat", self.config.reading.chat)
         return has_chat_template(self.tokenizer) if chat in (None, "auto") else chat
 
     def check_questions(self, systems: Iterable[str | None]) -> None:
-        """Check that every question leaves room for what is written.
-
-        Raises:
-            SteeringError: One does not.
-        """
-        room = self._writing.max_new_tokens
+        """Check that every question leaves room for what is written."""
+        room = self.writing.max_new_tokens
         for system in systems:
             questions = (*self.plan.questions, *self.plan.training_questions)
             for number, question in enumerate(questions, start=1):
@@ -155,9 +343,6 @@ class SteeringExperiment(Experiment[Found]):
             pairs: The pairs.
             systems: System prompts that they are measured under besides.
             asked: Whether A/B questions are asked about them.
-
-        Raises:
-            DataError: A statement is too long.
         """
         config = self.config
         requests = [config.evaluation.request, config.reading.request]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.experiments.base import Experiment, Stage
-from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.config import ExperimentConfig, check_writable, source_digest
 from saesteer.experiments.results import METRICS, Results
-from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models import model_info, resolve_model
 from saesteer.models.resolve import ModelSource, check_shape
 from saesteer.models.sites import Site, check_site
@@ -30,7 +29,6 @@ from saesteer.saes.training import SaeTrainingConfig, train_topk
 from saesteer.tracking import RecordedRun
 from saesteer.utils.cache import content_digest
 from saesteer.utils.files import write_atomic
-from saesteer.utils.run_folder import environment_record, write_record
 from saesteer.utils.settings import Source
 
 SAE, CORPUS, CARD = "sae", "corpus.json", "sae/README.md"
@@ -40,12 +38,7 @@ STEPS_BETWEEN_POINTS = 10
 
 
 class TrainSaeConfig(SaeTrainingConfig, ExperimentConfig):
-    """What to train, on what, and where.
-
-    Attributes:
-        name: What the training is called; site, features and k if left out.
-        folder: Where activations, checkpoints and the result are kept.
-    """
+    """What to train, on what, and where; called by site, features and k if it has no name."""
 
     kind: ClassVar[str] = "sae-train"
 
@@ -68,12 +61,11 @@ class TrainSaeConfig(SaeTrainingConfig, ExperimentConfig):
         return data
 
     def uncounted(self) -> dict[str, Any]:
-        """Return what changes no number, and so counts in no digest."""
+        """What changes no number, and so counts in no digest."""
         return {**super().uncounted(), "harvest_sites": True}
 
 
-@dataclass(frozen=True)
-class TrainSaePlan:
+class TrainSaePlan(NamedTuple):
     """A checked training; the same settings, texts and model give the same folder."""
 
     config: TrainSaeConfig
@@ -89,13 +81,11 @@ class SaeResults(Results):
     @property
     def finished(self) -> bool:
         """Whether everything was computed."""
-        return self.folder.has(METRICS) or self._is_earlier
-
-    @property
-    def _is_earlier(self) -> bool:
-        """Whether an earlier version trained it, which wrote its figures beside the SAE alone."""
-        marked = (self.folder.path / "stages").is_dir()
-        return not marked and all(map(self.folder.has, (*SAE_FILES, *MEASURED)))
+        # An earlier version wrote its figures beside the SAE alone.
+        earlier = not (self.folder.path / "stages").is_dir()
+        return self.folder.has(METRICS) or (
+            earlier and all(map(self.folder.has, (*SAE_FILES, *MEASURED)))
+        )
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -105,8 +95,10 @@ class SaeResults(Results):
     @property
     def doctor(self) -> DoctorReport:
         """The doctor's figures on held-out rows."""
-        known: dict[str, Any] = {name: self.metrics[name] for name in _FIGURES}
-        return DoctorReport(**{k: math.nan if v is None else v for k, v in known.items()})
+        found: dict[str, Any] = {
+            name: math.nan if (value := self.metrics[name]) is None else value for name in _FIGURES
+        }
+        return DoctorReport(**found)
 
     @property
     def sae_folder(self) -> Path:
@@ -152,12 +144,8 @@ class TrainSae(Experiment[SaeResults]):
         for site in self.config.all_sites:
             check_site(self.model, Site.parse(site))
 
-    def begin(self) -> None:
-        """Write what the numbers depend on besides the settings."""
-        write_record(self.folder, environment_record())
-
     def stages(self) -> list[Stage]:
-        """Return the steps: read the text's activations, train on them, measure what came of it."""
+        """The steps: read the text's activations, train on them, measure what came of it."""
         return [
             Stage("activations", self._read),
             Stage("training", self._train),
@@ -206,6 +194,7 @@ class TrainSae(Experiment[SaeResults]):
             progress=self.progress,
             watch=self._log,
         )
+        # Found, they count as the stage's files.
         assert all(map(self.folder.has, SAE_FILES))
 
     def _log(self, step: int, values: dict[str, float]) -> None:
@@ -213,7 +202,7 @@ class TrainSae(Experiment[SaeResults]):
             self.recorded.log(values, step=step)
 
     def _metadata(self) -> dict[str, object]:
-        """Return what an SAE's users must know about how it was trained, in sae_lens's names."""
+        """What an SAE's users must know about how it was trained, in sae_lens's names."""
         config = self.config
         return {
             "model_name": config.model.name,

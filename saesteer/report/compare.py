@@ -8,15 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from saesteer.report import plots
-from saesteer.report.compare_costs import choice_section, side_effect_section
-from saesteer.report.compare_headline import (
-    EFFECT_MEANING,
-    headline_lead,
-    headline_remarks,
-    headline_tiles,
+from saesteer.report.compare_details import (
+    choice_section,
+    feature_section,
+    side_effect_section,
+    text_sections,
 )
-from saesteer.report.compare_rows import Comparison, Method, average
-from saesteer.report.compare_texts import feature_section, text_sections
+from saesteer.report.comparison import EFFECT, RATIO, Comparison, Method, average
 from saesteer.report.layout import Bar, Column, Figure, Section, Table, Text, estimate
 from saesteer.report.report import Report
 from saesteer.report.wording import listing, spoken
@@ -26,16 +24,17 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Drawing
 
 Metrics = Mapping[str, Any]
-EFFECT, EFFECT_AREA = estimate("effect"), estimate("area")
-RATIO = estimate("ratio", "ratio_low", "ratio_high")
+AREA = estimate("area")
+EFFECT_MEANING = (
+    "E: how far the margin between matching and non-matching held-out statements moves from the "
+    "negative to the positive strength, halved, in nats per token; each method gets the same KL in "
+    "each direction. Personas are the sample: intervals are from a bootstrap over personas, then "
+    "pairs."
+)
 
 
 def compare_report(metrics: Metrics) -> Report:
-    """Return a comparison's report.
-
-    Args:
-        metrics: Its `metrics.json`.
-    """
+    """Return the report of a comparison's `metrics.json`."""
     found = Comparison(metrics)
     vector = next(iter(metrics["vectors"].values()), None)
     commands = ["saesteer compare CONFIG --persona my_pairs.csv"]
@@ -49,7 +48,7 @@ def compare_report(metrics: Metrics) -> Report:
     return Report(
         kind="comparison",
         title=str(metrics["name"]),
-        lead=headline_lead(found),
+        lead=found.lead(),
         facts={
             "model": metrics["model"],
             "SAE": metrics["sae"],
@@ -57,8 +56,8 @@ def compare_report(metrics: Metrics) -> Report:
             "seeds": ", ".join(map(str, metrics["seeds"])),
             "KL targets": ", ".join(f"{target:g}" for target in found.kl_targets),
         },
-        remarks=headline_remarks(found),
-        tiles=headline_tiles(found),
+        remarks=found.remarks(),
+        tiles=found.tiles(),
         sections=[
             _methods(found),
             *_effects(found),
@@ -76,19 +75,28 @@ def compare_report(metrics: Metrics) -> Report:
 
 
 def _methods(found: Comparison) -> Section:
-    at, metrics = found.headline_kl_target, found.metrics
-    areas = {row["method"]: EFFECT_AREA(row) for row in metrics["areas"]}
+    at, metrics = found.at, found.metrics
+    areas = {row["method"]: AREA(row) for row in metrics["areas"]}
     judged = {
         row["method"]: row["judge_range"]
         for row in metrics["generation_summary"]
         if row["kl_target"] in (at, None)
     }
+
+    def mean(key: str, method: Method) -> float | None:
+        return average(row[key] for row in found.effects(method.name, kl_target=at))
+
+    def beyond(method: Method) -> str | None:
+        row = found.summary[method.name, at]
+        n = row["beyond_null"]
+        return None if n is None else f"{n}/{row['n_personas']}"
+
     columns = [
-        Column("method", found.mark, printed=True),
+        Column("method", lambda m: m.mark, printed=True),
         *(
             Column(
                 f"E at KL {target:g}",
-                lambda m, target=target: EFFECT(found.summary(m.name, target)),
+                lambda m, target=target: EFFECT(found.summary[m.name, target]),
                 hint="the headline KL target" if target == at else "",
                 printed=target == at,
             )
@@ -99,17 +107,17 @@ def _methods(found: Comparison) -> Section:
             lambda m: areas.get(m.name),
             hint="under E against log KL, over the log range, nats per token",
         ),
-        Column("ratio to baseline", lambda m: RATIO(found.summary(m.name, at)), ".2f", "", True),
+        Column("ratio to baseline", lambda m: RATIO(found.summary[m.name, at]), ".2f", "", True),
         Column(
             "p",
-            lambda m: found.summary(m.name, at)["p_holm"],
+            lambda m: found.summary[m.name, at]["p_holm"],
             ".2g",
             "paired Wilcoxon over personas against the baseline, Holm's",
             printed=True,
         ),
         Column(
             "null",
-            partial(_beyond_null, found),
+            beyond,
             hint="personas where E exceeds every random draw at the same KL",
             printed=True,
         ),
@@ -122,27 +130,24 @@ def _methods(found: Comparison) -> Section:
         ),
         Column(
             "anti-steerable",
-            partial(_mean_effect, found, "anti_steerable"),
+            partial(mean, "anti_steerable"),
             ".0%",
             "share of pairs that move against the strength",
         ),
         Column(
             "common shift",
-            partial(_mean_effect, found, "common_shift"),
+            partial(mean, "common_shift"),
             "+.2f",
             "what moved both sides alike, nats per token",
         ),
     ]
-    missed = [
-        f"{method.label} at KL {target:g} ({n} of {total})"
-        for method, target, n, total in found.missed()
-    ]
+    missed = found.missed()
     return Section(
         "All methods",
         "Intervals are over personas. The p value is of a paired Wilcoxon test against the "
         "baseline over personas, corrected by Holm for the number of methods.",
         [
-            Table.of(found.methods, columns, most=len(found.methods), note=EFFECT_MEANING),
+            Table.of(found.methods.values(), columns, most=len(found.methods), note=EFFECT_MEANING),
             _every_target(found),
             _every_effect(found),
         ],
@@ -150,20 +155,9 @@ def _methods(found: Comparison) -> Section:
     )
 
 
-def _beyond_null(found: Comparison, method: Method) -> str | None:
-    row = found.summary(method.name, found.headline_kl_target)
-    beyond = row["beyond_null"]
-    return None if beyond is None else f"{beyond}/{row['n_personas']}"
-
-
-def _mean_effect(found: Comparison, key: str, method: Method) -> float | None:
-    own = found.effects(method.name, kl_target=found.headline_kl_target)
-    return average(row[key] for row in own)
-
-
 def _every_target(found: Comparison) -> Table:
     columns = [
-        Column("method", lambda row: found.label(row["method"])),
+        Column("method", lambda row: found.methods[row["method"]].label),
         Column("KL target", "kl_target"),
         Column("personas", "n_personas"),
         Column("E", EFFECT),
@@ -177,7 +171,7 @@ def _every_target(found: Comparison) -> Table:
 def _every_effect(found: Comparison) -> Table:
     columns = [
         Column("persona", lambda row: spoken(row["persona"])),
-        Column("method", lambda row: found.label(row["method"])),
+        Column("method", lambda row: found.methods[row["method"]].label),
         Column("seed", "seed"),
         Column("KL target", "kl_target"),
         Column("E", EFFECT),
@@ -197,26 +191,23 @@ def _every_effect(found: Comparison) -> Table:
 def _effects(found: Comparison) -> list[Section]:
     sections = []
     if any(row["effect"] is not None for row in found.metrics["summary"]):
-        figure = Figure(
-            "kl_targets", "Effect against KL for every method", partial(_target_figure, found)
-        )
+        label = "Effect against KL for every method"
         sections.append(
             Section(
                 "Effect at equal cost",
                 "Macro-mean over personas with its 95% interval at each KL target. A method that "
                 "does more at the same KL lies higher. Click a name to hide it, double-click to "
                 "see it alone.",
-                [figure],
+                [Figure("kl_targets", label, partial(_target_figure, found))],
             )
         )
-    if found.changes():
-        figure = Figure("strengths", "Margin over strengths", partial(_strength_figure, found))
+    if not found.changes().empty:
         sections.append(
             Section(
                 "Over strengths",
                 "Change of the mean margin against no steering, at multiples of the matched "
                 "strength. A line that keeps rising steers both ways.",
-                [figure],
+                [Figure("strengths", "Margin over strengths", partial(_strength_figure, found))],
             )
         )
     return sections
@@ -225,15 +216,13 @@ def _effects(found: Comparison) -> list[Section]:
 def _target_figure(found: Comparison) -> Drawing:
     series = []
     # Headline and baseline come last, so that they lie on top.
-    for method in reversed(found.methods):
-        rows = [(target, found.summary(method.name, target)) for target in found.kl_targets]
-        there = [(target, row) for target, row in rows if row["effect"] is not None]
+    for method in reversed(found.methods.values()):
+        rows = {target: found.summary[method.name, target] for target in found.kl_targets}
+        there = {target: row for target, row in rows.items() if row["effect"] is not None}
         if there:
-            parts = ([row[key] for _, row in there] for key in ("effect", "low", "high"))
-            effect, low, high = parts
-            style = found.style(method)
+            effect, low, high = zip(*map(EFFECT, there.values()), strict=True)
             series.append(
-                plots.Series(method.label, effect, [t for t, _ in there], low, high, **style)
+                plots.Series(method.label, effect, list(there), low, high, **method.style)
             )
     return plots.lines(
         series,
@@ -246,16 +235,11 @@ def _target_figure(found: Comparison) -> Drawing:
 
 def _strength_figure(found: Comparison) -> Drawing:
     changes = found.changes()
-    series = [
-        plots.Series(
-            method.label,
-            list(changes[method.name].values()),
-            list(changes[method.name]),
-            **found.style(method),
-        )
-        for method in reversed(found.methods)
-        if method.name in changes
-    ]
+    series = []
+    for method in reversed(found.methods.values()):
+        if method.name in changes:
+            own = changes[method.name].dropna()
+            series.append(plots.Series(method.label, list(own), list(own.index), **method.style))
     return plots.lines(
         series,
         x_title="multiple of the strength that meets the KL target, each sign its own",
@@ -263,27 +247,32 @@ def _strength_figure(found: Comparison) -> Drawing:
     )
 
 
-def strength_changes(metrics: Metrics) -> list[dict[str, float]]:
+def strength_changes(metrics: Metrics) -> list[dict[str, Any]]:
     """Return each method's change of the margin, mean over personas, by multiple of strength."""
-    points: dict[float, dict[str, float]] = {}
-    for method, changes in Comparison(metrics).changes().items():
-        for multiple, change in changes.items():
-            points.setdefault(multiple, {"multiple": multiple})[method] = change
-    return [points[multiple] for multiple in sorted(points)]
+    changes = Comparison(metrics).changes()
+    return [{"multiple": at, **row.dropna().to_dict()} for at, row in changes.iterrows()]
 
 
 def _personas(found: Comparison) -> Section:
-    pair = [found.method(name) for name in found.pair]
+    about = found.personas
+    parts = ("train", "validation", "test", "judge")
     columns = [
         Column("persona", spoken),
-        Column("source", lambda p: found.persona(p)["source"]),
+        Column("source", lambda p: about[p]["source"]),
         *(
-            Column(f"E, {method.label}", lambda p, m=method: found.persona_effect(p, m.name)[0])
-            for method in pair
+            Column(
+                f"E, {found.methods[name].label}",
+                lambda p, name=name: found.persona_effect(p, name)[0],
+            )
+            for name in found.pair
         ),
         Column("null, largest |E|", lambda p: max(map(abs, found.null(p)), default=None), ".3f"),
-        Column("unsteered margin", lambda p: found.persona(p)["unsteered_margin"], "+.3f"),
-        Column("pairs", partial(_counts, found), "", "train, validation, test, judge"),
+        Column("unsteered margin", lambda p: about[p]["unsteered_margin"], "+.3f"),
+        Column(
+            "pairs",
+            lambda p: ", ".join(str(about[p][f"n_{part}"]) for part in parts),
+            hint=", ".join(parts),
+        ),
     ]
     null = [
         Column("persona", lambda row: spoken(row["persona"])),
@@ -296,35 +285,29 @@ def _personas(found: Comparison) -> Section:
     none = "" if draws else " (none was measured)"
     return Section(
         "Persona by persona",
-        f"Effect at KL {found.headline_kl_target:g}, strongest first. Lines are intervals over one "
+        f"Effect at KL {found.at:g}, strongest first. Lines are intervals over one "
         "persona's pairs, which say nothing of other personas; small dots are single seeds. The "
         f"grey band is the range of the random null{none}. A bullet marks the project's own.",
         [
             Figure("forest", "Effect by persona", partial(_forest_figure, found)),
-            Table.of(found.by_strength(), columns, "Table of personas", folded=True),
+            Table.of(found.own_effects, columns, "Table of personas", folded=True),
             Table.of(draws, null, "The random null", folded=True),
         ],
     )
 
 
-def _counts(found: Comparison, persona: str) -> str:
-    about = found.persona(persona)
-    return ", ".join(str(about[f"n_{part}"]) for part in ("train", "validation", "test", "judge"))
-
-
 def _forest_figure(found: Comparison) -> Drawing:
-    personas = found.by_strength()
-    dots = []
-    colours = (plots.HEADLINE, plots.BASELINE)
-    for name, colour, shift in reversed([*zip(found.pair, colours, (0.15, -0.15), strict=False)]):
+    personas, dots = list(found.own_effects), []
+    for name, shift in reversed([*zip(found.pair, (0.15, -0.15), strict=False)]):
         measured = [found.persona_effect(persona, name) for persona in personas]
         parts = zip(*(estimate for estimate, _ in measured), strict=True)
-        value, low, high = (list(part) for part in parts)
         small = [seeds if len(seeds) > 1 else [] for _, seeds in measured]
-        label = found.label(name)
-        dots.append(plots.Dots(label, value, low, high, colour=colour, shift=shift, small=small))
+        method = found.methods[name]
+        dots.append(
+            plots.Dots(method.label, *parts, colour=method.colour, shift=shift, small=small)
+        )
     return plots.forest(
-        [spoken(p) + (" •" if found.persona(p)["own"] else "") for p in personas],
+        [spoken(p) + (" •" if found.personas[p]["own"] else "") for p in personas],
         dots,
         null=[found.null(persona) for persona in personas],
         x_title="effect E at the headline KL target, nats per token",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saesteer.methods.registry import method_entry
 from saesteer.report import plots
@@ -19,6 +19,7 @@ from saesteer.report.layout import (
     Table,
     Texts,
     Tile,
+    estimate,
 )
 from saesteer.report.report import Report
 from saesteer.report.wording import Estimate, between, show
@@ -27,12 +28,29 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Drawing
 
 Metrics = Mapping[str, Any]
-MEASURED = {"vector": plots.HEADLINE, "difference_in_means": plots.BASELINE}
-CURVES = {"vector": "curve", "difference_in_means": "curve_difference_in_means"}
 MEANING = (
     "E: how far the margin between matching and non-matching statements moves, nats per token; "
     "moved: share of the pairs that move that way; common: what moves both statements alike"
 )
+
+
+class Vector(NamedTuple):
+    """A vector that was measured, with its margins over strengths."""
+
+    colour: str
+    record: Metrics
+    curve: Sequence[Metrics]
+
+    @property
+    def label(self) -> str:
+        """What its method is called."""
+        return method_entry(self.record["method"]).label
+
+    @property
+    def effect(self) -> Estimate:
+        """What it does to the held-out pairs."""
+        found = self.record["effect"]
+        return Estimate(None) if found is None else estimate("effect")(found)
 
 
 def steer_report(
@@ -55,36 +73,48 @@ def steer_report(
         site: Where the vector is added.
     """
     kl_target = config["evaluation"]["kl_target"]
-    steps = "; ".join(
-        f"{show(row['strength'], '+.2f')}: {show(row['margin'], '+.3f')}"
-        for row in metrics["curve"]
-    )
-    sides = (metrics["vector"][side]["strength"] for side in ("minus", "plus"))
-    minus, plus = sides
+    vectors = [
+        Vector(plots.HEADLINE, metrics["vector"], metrics["curve"]),
+        Vector(
+            plots.BASELINE, metrics["difference_in_means"], metrics["curve_difference_in_means"]
+        ),
+    ]
+    own = vectors[0]
+    # Once where the run's own method is its baseline.
+    shown = vectors[:1] if own.record["method"] == vectors[1].record["method"] else vectors
+    minus, plus = (own.record[side]["strength"] for side in ("minus", "plus"))
     generate = f'--strength {minus:.2g} --strength 0 --strength {plus:.2g} "How was your day?"'
     return Report(
         kind="steering",
         title=str(config["name"]),
-        lead=_lead(metrics, kl_target, n_pairs),
+        lead=_lead(own, kl_target, n_pairs),
         facts={
             "model": config["model"]["name"],
             "SAE": config["sae"],
             "site": site,
-            "method": _label(metrics, "vector"),
+            "method": own.label,
             "pairs": config["pairs"]["source"],
             "seed": config["seed"],
         },
-        remarks=_remarks(metrics, steps),
-        tiles=_tiles(metrics, kl_target),
+        remarks=_remarks(own, metrics),
+        tiles=_tiles(shown, metrics, kl_target),
         sections=[
-            _effect(metrics, n_pairs, kl_target),
+            Section(
+                f"Propensity on {n_pairs} held-out pairs, every vector at KL {kl_target:g} per "
+                "token on neutral text",
+                items=_effect(vectors, shown, metrics),
+            ),
             Section(
                 "Margin by strength",
                 "The mean margin between matching and non-matching held-out statements, at "
                 "multiples of the strength that meets the KL target, each sign its own.",
                 [
-                    Figure("margin", "Margin by strength", partial(margin_figure, metrics)),
-                    _curve_table(metrics),
+                    Figure(
+                        "margin",
+                        "Margin by strength",
+                        partial(_margin_figure, shown, metrics["unsteered_margin"]),
+                    ),
+                    _curve_table(vectors),
                 ],
             ),
             *_texts(completions),
@@ -96,107 +126,85 @@ def steer_report(
     )
 
 
-def margin_figure(metrics: Metrics) -> Drawing:
-    """Draw the margin against the strength, of the run's own vector and of its baseline."""
+def _margin_figure(vectors: Sequence[Vector], unsteered: float) -> Drawing:
     series = [
         plots.Series(
-            _label(metrics, key),
-            [row["margin"] for row in metrics[CURVES[key]]],
-            [row["multiple"] for row in metrics[CURVES[key]]],
-            colour=colour,
+            vector.label,
+            [row["margin"] for row in vector.curve],
+            [row["multiple"] for row in vector.curve],
+            colour=vector.colour,
         )
-        for key, colour in reversed(_measured(metrics).items())
+        for vector in reversed(vectors)
     ]
     return plots.lines(
         series,
         x_title="multiple of the strength at the KL target",
         y_title="margin, nats per token",
-        level=("unsteered", metrics["unsteered_margin"]),
+        level=("unsteered", unsteered),
     )
 
 
-def effect_figure(metrics: Metrics) -> Drawing:
-    """Draw the effects with their intervals over the range of the random null."""
-    measured = _measured(metrics)
+def _effect_figure(vectors: Sequence[Vector], draws: Sequence[float]) -> Drawing:
     dots = []
-    for place, (key, colour) in enumerate(measured.items()):
-        found = _estimate(metrics[key])
-        column = [None] * len(measured)
-        parts = [[*column[:place], end, *column[place + 1 :]] for end in found]
-        dots.append(plots.Dots(_label(metrics, key), *parts, colour=colour))
-    draws = [one["effect"]["effect"] for one in metrics["random_directions"] if one["effect"]]
+    for vector in vectors:
+        # A row of its own each; the other rows hold nothing.
+        own = [vector.effect if other is vector else Estimate(None) for other in vectors]
+        dots.append(plots.Dots(vector.label, *zip(*own, strict=True), colour=vector.colour))
     return plots.forest(
-        [_label(metrics, key) for key in measured],
+        [vector.label for vector in vectors],
         dots,
-        null=[draws] * len(measured),
+        null=[draws] * len(vectors),
         x_title="effect E at equal KL, nats per token",
     )
 
 
-def _measured(metrics: Metrics) -> dict[str, str]:
-    """Return what is measured, once where the run's own method is its baseline."""
-    if metrics["vector"]["method"] == metrics["difference_in_means"]["method"]:
-        return {"vector": plots.HEADLINE}
-    return MEASURED
-
-
-def _label(metrics: Metrics, key: str) -> str:
-    return method_entry(metrics[key]["method"]).label
-
-
-def _estimate(record: Metrics) -> Estimate:
-    effect = record["effect"]
-    if effect is None:
-        return Estimate(None)
-    return Estimate(effect["effect"], effect["low"], effect["high"])
-
-
-def _lead(metrics: Metrics, kl_target: float, n_pairs: int) -> str:
-    label, effect = _label(metrics, "vector"), _estimate(metrics["vector"])
-    if effect.value is None:
-        return f"With {label}, KL {kl_target:g} was not reached, so there is no effect to report."
-    ends = between(effect.low, effect.high, ".3f")
+def _lead(own: Vector, kl_target: float, n_pairs: int) -> str:
+    value, low, high = own.effect
+    if value is None:
+        return (
+            f"With {own.label}, KL {kl_target:g} was not reached, so there is no effect to report."
+        )
     return (
-        f"With {label}, the margin of {n_pairs} held-out pairs moves by "
-        f"{show(effect.value, '.3f')} nats per token at KL {kl_target:g} (95% over pairs {ends})."
+        f"With {own.label}, the margin of {n_pairs} held-out pairs moves by {show(value, '.3f')} "
+        f"nats per token at KL {kl_target:g} (95% over pairs {between(low, high, '.3f')})."
     )
 
 
-def _remarks(metrics: Metrics, steps: str) -> list[Remark]:
-    said = []
-    effect, label, null = _estimate(metrics["vector"]), _label(metrics, "vector"), metrics["null"]
-    if effect.value is not None and effect.low is not None:
-        good = effect.low > 0
-        word = "excludes 0" if good else "does not lie above 0: this does not show that it steers"
-        said.append(Remark(f"The effect's interval over pairs {word}.", "good" if good else "bad"))
+def _remarks(own: Vector, metrics: Metrics) -> list[Remark]:
+    said, null, low = [], metrics["null"], own.effect.low
+    if low is not None:
+        word = (
+            "excludes 0" if low > 0 else "does not lie above 0: this does not show that it steers"
+        )
+        said.append(
+            Remark(f"The effect's interval over pairs {word}.", "good" if low > 0 else "bad")
+        )
     if null is not None:
         verdict = "beyond all of" if null["beyond_all"] else "NOT beyond all of"
         text = (
-            f"{label}: E is {verdict} {null['reached']} random directions at the same KL "
+            f"{own.label}: E is {verdict} {null['reached']} random directions at the same KL "
             f"(p = {null['p_value']:.3f})."
         )
         said.append(Remark(text, "good" if null["beyond_all"] else "bad"))
     word = "monotone" if metrics["monotone"] else "NOT monotone"
-    said.append(
-        Remark(f"Margin by strength ({word}): {steps}", "good" if metrics["monotone"] else "open")
+    steps = "; ".join(
+        f"{show(row['strength'], '+.2f')}: {show(row['margin'], '+.3f')}" for row in own.curve
     )
-    return said
+    verdict = "good" if metrics["monotone"] else "open"
+    return [*said, Remark(f"Margin by strength ({word}): {steps}", verdict)]
 
 
-def _tiles(metrics: Metrics, kl_target: float) -> list[Tile]:
+def _tiles(vectors: Sequence[Vector], metrics: Metrics, kl_target: float) -> list[Tile]:
     tiles = []
-    for key in _measured(metrics):
-        found = _estimate(metrics[key])
-        name = "Effect E" if key == "vector" else "Baseline's E"
-        about = f"{between(found.low, found.high, '.3f')} nats per token at KL {kl_target:g}, "
-        tiles.append(Tile(name, show(found.value, ".3f"), about + _label(metrics, key)))
+    for name, vector in zip(("Effect E", "Baseline's E"), vectors, strict=False):
+        value, low, high = vector.effect
+        about = f"{between(low, high, '.3f')} nats per token at KL {kl_target:g}, {vector.label}"
+        tiles.append(Tile(name, show(value, ".3f"), about))
     if (null := metrics["null"]) is not None:
         about = f"largest |E| of {null['reached']} random directions that met the KL target"
         tiles.append(Tile("Random null", show(null["largest"], ".3f"), about))
-    tiles.append(
-        Tile("SAE features", str(metrics["fit"]["features"]), "that the vector is made of")
-    )
-    return tiles
+    n_features = str(metrics["fit"]["features"])
+    return [*tiles, Tile("SAE features", n_features, "that the vector is made of")]
 
 
 def _features(metrics: Metrics, features: Sequence[Mapping[str, Any]], site: str) -> Section:
@@ -261,62 +269,47 @@ def _texts(completions: Sequence[Mapping[str, Any]]) -> list[Section]:
     return [Section("What the model writes", about, items)] if items else []
 
 
-def _effect(metrics: Metrics, n_pairs: int, kl_target: float) -> Section:
+def _effect(vectors: Sequence[Vector], shown: Sequence[Vector], metrics: Metrics) -> list[Any]:
     columns = ["vector", "strength -/+", "KL -/+", "effect E (95% over pairs)", "moved", "common"]
-    rows: list[list[Any]] = []
-    for key, colour in MEASURED.items():
-        rows.append([Mark(_label(metrics, key), colour), *_measured_cells(metrics[key])])
+    rows = [[Mark(one.label, one.colour), *_cells(one)] for one in vectors]
     null = metrics["null"]
     if null is not None:
-        rows.append(
-            [
-                Mark(f"{null['n']} random directions", plots.NULL),
-                None,
-                None,
-                f"|E| <= {null['largest']:.3f}",
-                None,
-                None,
-            ]
-        )
+        who = Mark(f"{null['n']} random directions", plots.NULL)
+        rows.append([who, None, None, f"|E| <= {null['largest']:.3f}", None, None])
     forms = {columns[3]: "+.3f", "moved": ".0%", "common": "+.2f"}
-    table = Table(columns, rows, forms=forms, printed=columns, note=MEANING)
-    draws = Table(
-        ["random direction", *columns[1:]],
-        [[one["name"], *_measured_cells(one)] for one in metrics["random_directions"]],
-        "Every random direction",
-        folded=True,
-        forms=forms,
-    )
+    drawn = [Vector(plots.NULL, record, ()) for record in metrics["random_directions"]]
+    draws = [one.effect.value for one in drawn if one.effect.value is not None]
+    figure = partial(_effect_figure, shown, draws)
     items: list[Any] = [
-        Figure("effect", "Effects beside the random null", partial(effect_figure, metrics)),
-        table,
+        Figure("effect", "Effects beside the random null", figure),
+        Table(columns, rows, forms=forms, printed=columns, note=MEANING),
     ]
-    return Section(
-        f"Propensity on {n_pairs} held-out pairs, every vector at KL {kl_target:g} per token on "
-        "neutral text",
-        items=[*items, draws] if draws.rows else items,
-    )
+    if drawn:
+        names = ["random direction", *columns[1:]]
+        rows = [[one.record["name"], *_cells(one)] for one in drawn]
+        items.append(Table(names, rows, "Every random direction", folded=True, forms=forms))
+    return items
 
 
-def _measured_cells(record: Metrics) -> list[Any]:
-    minus, plus, effect = record["minus"], record["plus"], record["effect"]
+def _cells(vector: Vector) -> list[Any]:
+    minus, plus, effect = (vector.record[name] for name in ("minus", "plus", "effect"))
     cells: list[Any] = [
         f"{show(minus['strength'], '+.2f')} {show(plus['strength'], '+.2f')}",
         f"{show(minus['kl'])} {show(plus['kl'])}",
     ]
     if effect is None:
         return [*cells, "KL not reached", None, None]
-    return [*cells, _estimate(record), effect["moved_share"], effect["common_shift"]]
+    return [*cells, vector.effect, effect["moved_share"], effect["common_shift"]]
 
 
-def _curve_table(metrics: Metrics) -> Table:
+def _curve_table(vectors: Sequence[Vector]) -> Table:
     columns = [
-        Column("vector", lambda row: Mark(_label(metrics, row["key"]), MEASURED[row["key"]])),
+        Column("vector", lambda row: Mark(row["vector"].label, row["vector"].colour)),
         Column("multiple", "multiple"),
         Column("strength", "strength", "+.3f"),
         Column("margin", "margin", "+.3f"),
     ]
-    rows = [{"key": key, **row} for key, curve in CURVES.items() for row in metrics[curve]]
+    rows = [{"vector": vector, **row} for vector in vectors for row in vector.curve]
     return Table.of(rows, columns, "Every point", folded=True)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from saesteer.experiments.numbers import numbers_of
 from saesteer.experiments.registry import experiment_named
+from saesteer.experiments.results import numbers_of
 from saesteer.sweeps.overrides import merged
 from saesteer.sweeps.parameters import Parameter
 from saesteer.utils.errors import ConfigError, OutputError

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from saesteer.experiments.numbers import COSTS, METRICS
+from saesteer.experiments.registry import experiment_named
 from saesteer.sweeps.overrides import merged
 from saesteer.sweeps.parameters import BELLS, read_parameters
 from saesteer.sweeps.sweep import EarlyTerminate, Sweep
@@ -28,7 +28,7 @@ _ARGUMENTS = ("${args", "${args_no_hyphens}", "${args_json")
 class Metric(Settings):
     """What is looked for."""
 
-    # A name of `saesteer.experiments.numbers`, such as "effect", or a dotted path in metrics.json.
+    # A name of `saesteer.experiments.results`, such as "effect", or a dotted path in metrics.json.
     name: str = Field(min_length=1)
     # W&B's default.
     goal: Literal["minimize", "maximize"] = "minimize"
@@ -105,8 +105,8 @@ def read_sweep(
 def _check_search(sweep: Sweep, file: Path) -> None:
     """Refuse a metric that no trial can have, a search without end, and what bayes cannot do."""
     # What another experiment's headline holds may depend on its settings.
-    known = [*METRICS.get(sweep.kind, ()), *COSTS]
-    if sweep.kind in METRICS and sweep.metric not in known and "." not in sweep.metric:
+    known = experiment_named(sweep.kind).numbers
+    if known and sweep.metric not in known and "." not in sweep.metric:
         raise ConfigError(
             f"{file}: metric.name {sweep.metric!r} is not known; choose one of {', '.join(known)}, "
             "or a dotted path in metrics.json."

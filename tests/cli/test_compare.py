@@ -78,13 +78,13 @@ def test_a_comparison_prints_the_table_and_where_everything_is(
     assert f"{abs(effect):.3f}" in answer.out
 
     # Again: the same words, without the model. And what was measured counts as measured.
-    from saesteer.experiments import context
+    from saesteer.experiments import context, steering
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
 
-    for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(context, name, refuse)
+    monkeypatch.setattr(context, "load_model", refuse)
+    monkeypatch.setattr(steering, "load_sae", refuse)
     again = saesteer("compare", file, "--only", "kindly")
     assert (again.code, again.out, again.err) == (0, answer.out, "")
     assert saesteer("compare", file, "--only", "kindly", "--measure-only").out == ""

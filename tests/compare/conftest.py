@@ -153,15 +153,12 @@ def copied(compared, settings, tmp_path) -> tuple[dict[str, Any], Path]:
 
 
 @pytest.fixture
-def no_loading(monkeypatch) -> None:
-    """Make loading a model, an SAE or embeddings fail the test."""
-    import saesteer.experiments.context
+def no_loading(no_loading, monkeypatch) -> None:
+    """Make loading embeddings fail the test too."""
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
 
-    for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(saesteer.experiments.context, name, refuse)
     monkeypatch.setattr("saesteer.evaluation.embeddings.SentenceEmbedder.embed", refuse)
 
 

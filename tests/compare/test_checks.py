@@ -10,12 +10,7 @@ import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.registry import run_experiment
-from saesteer.utils.errors import (
-    DataError,
-    ModelError,
-    SaesteerError,
-    SteeringError,
-)
+from saesteer.utils.errors import DataError, ModelError, SaesteerError
 
 
 @pytest.fixture
@@ -85,23 +80,15 @@ def test_two_options_that_are_too_long_together_are_found(few, refused, compare_
     assert told.endswith("shorten its sides.")
 
 
-def test_questions_and_answers_that_do_not_fit_are_found(few, refused, tmp_path):
-    settings = few(objective={"neutral_answers": 1})
-    told = refused(settings, DataError)
+def test_training_answers_and_prose_that_do_not_fit_are_found(few, refused, tmp_path):
+    told = refused(few(objective={"neutral_answers": 1}), DataError)
     assert "the 1 answers that train have" in told
     assert "give more with objective.neutral_answers" in told
-    questions = tmp_path / "questions.txt"
-    questions.write_text("Why?\n" + "Who says so? " * 30)
-    settings = few(writing={"questions": str(questions)}, objective={"own_words": 0})
-    told = refused(settings, SteeringError)
-    assert told.startswith("question 2 ('Who says so? ")
-    assert "which with writing.max_new_tokens 12 is more than the model's context" in told
     prose = tmp_path / "prose.jsonl"
     prose.write_text(json.dumps({"text": "xyzq " * 90}))
     told = refused(few(side_effects={"prose": str(prose)}), DataError)
     assert told.startswith(f"prose text 1 of {prose} ('xyzq xyzq ")
     assert "side_effects.prose" in told
-    assert "at least 200" in refused(few(evaluation={"neutral_answers": 1}), DataError)
 
 
 def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(

@@ -15,6 +15,7 @@ from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import TABLES
 from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.experiments.compare.plan import plan_compare
+from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.registry import run_experiment
 from saesteer.steering import SteeringVector
 from saesteer.tracking import list_runs
@@ -190,10 +191,6 @@ def test_the_tables_hold_the_numbers_of_the_metrics(compared):
             assert table[column].tolist() == pytest.approx(rows[column].tolist(), nan_ok=True)
 
 
-def test_the_same_command_again_loads_nothing_and_says_the_same(compared, settings, no_loading):
-    assert again(settings) == compared.metrics
-
-
 LOST = {
     "late": "personas/*/seed-0/effects/difference_in_means.json personas/*/prose.json "
     "personas/*/null/random_features-01.json personas/*/shifts/* personas/*/features/*",
@@ -232,9 +229,9 @@ def test_a_comparison_killed_in_the_middle_goes_on_with_the_same_numbers(
         raise Killed
 
     # First among the methods, then among the null's draws, then before side effects.
-    for place in ("_null", "_choices"):
+    for place in (PairsRun, "_drawn"), (PersonaRun, "choices"):
         with monkeypatch.context() as patch:
-            patch.setattr(PersonaRun, place, killed)
+            patch.setattr(*place, killed)
             with pytest.raises(Killed):
                 again(settings)
         assert not (boldly / "done.json").exists()
@@ -255,21 +252,6 @@ def test_files_deleted_from_a_finished_persona_are_made_again(compared, copied):
         again(settings)
     (kindly / "seed-0" / "effects" / "attributed_sae.json").unlink()
     assert numbers(again(settings)) == numbers(compared.metrics)
-
-
-def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(copied, monkeypatch):
-    settings, folder = copied
-    for persona in unfinished(folder):
-        (persona / "prose.json").unlink()
-
-    def full(source: Any, target: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OutputError, match=r"\.json cannot be written \(No space left"):
-        again(settings)
-    assert not [file for file in folder.rglob(".*") if file.is_file()]
-    assert not list(folder.rglob("done.json"))
 
 
 def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared, settings):

@@ -14,6 +14,7 @@ from scipy.stats import wilcoxon
 
 from saesteer.evaluation.statistics import hierarchical_bootstrap, paired_ratio, permutation_p
 from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.persona import NULLS
 from saesteer.experiments.compare.summary import (
     Grid,
     area_rows,
@@ -70,10 +71,12 @@ class Stored:
                 "random_features": [0.01, None if place == 0 else 0.6],
             }
 
-    def runs(self) -> list[Any]:
-        return [self.run(name) for name in NAMES]
+    def runs(self, config: CompareConfig = CONFIG) -> list[Any]:
+        return [self.run(name, config) for name in NAMES]
 
-    def run(self, name: str) -> Any:
+    def run(self, name: str, config: CompareConfig = CONFIG) -> Any:
+        counts = dict(zip(NULLS, (config.random.directions, config.random.features), strict=True))
+
         def effects(method: str, seed: int) -> dict[str, Any]:
             kl_targets = [
                 record(
@@ -84,10 +87,9 @@ class Stored:
             ]
             return {"kl_targets": kl_targets, "curve": None}
 
-        def read_json(file: str) -> dict[str, Any]:
-            kind, draw = file.removeprefix("null/").removesuffix(".json").rsplit("-", 1)
-            effect = self.nulls[name][kind][int(draw)]
-            return {"effect": None if effect is None else {"effect": effect}}
+        def null(kind: str) -> list[dict[str, Any]]:
+            drawn = self.nulls[name][kind][: counts[kind]]
+            return [{"effect": None if effect is None else {"effect": effect}} for effect in drawn]
 
         seeds = {
             seed: SimpleNamespace(effects=lambda method, s=seed: effects(method.name, s))
@@ -96,8 +98,7 @@ class Stored:
         return SimpleNamespace(
             persona=SimpleNamespace(name=name),
             seeds=seeds,
-            config=CONFIG,
-            folder=SimpleNamespace(read_json=read_json),
+            null=null,
         )
 
 
@@ -191,7 +192,7 @@ def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
 )
 def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off, kept):
     config = CONFIG.model_copy(update={"random": CONFIG.random.model_copy(update={off: 0})})
-    rows = summary_rows(Grid(config, stored.runs()))
+    rows = summary_rows(Grid(config, stored.runs(config)))
     at = ("attributed_sae", 0.3)
     found = next(r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == at)
     wanted = 0
@@ -289,25 +290,17 @@ def written(method: str, readings: Mapping[tuple[int, int], float | None], compo
     return {"method": method, "kl_target": 0.3, "summary": summary, "records": records}
 
 
-def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio(tmp_path, stored):
+def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio(stored):
     full = {(q, s): s * (1.0 + q) for q in range(4) for s in (1, -1)}
-    runs = []
-    for name in NAMES[:2]:
-        run = stored.run(name)
-        folder = tmp_path / name
-        (folder / "written").mkdir(parents=True)
-        gap = {**full, (3, 1): None} if name == "p0" else full
-        half = {key: None if v is None else v / 2 for key, v in full.items()}
-        for method, readings, composite in (
-            ("attributed_sae", gap, 0.0),
-            ("difference_in_means", half, None),
-        ):
-            file = folder / "written" / f"{method}.json"
-            file.write_text(json.dumps(written(method, readings, composite)))
-        run.folder = SimpleNamespace(
-            path=folder, has=lambda file: False, read_json=stored.run(name).folder.read_json
-        )
-        runs.append(run)
+    half = {key: value / 2 for key, value in full.items()}
+    runs = [stored.run(name) for name in NAMES[:2]]
+    for run, own in zip(runs, ({**full, (3, 1): None}, full), strict=True):
+        records = {
+            "attributed_sae": written("attributed_sae", own, 0.0),
+            "difference_in_means": written("difference_in_means", half, None),
+        }
+        run.to_write = lambda: [(method, 0.3) for method in METHODS[:2]]
+        run.written = lambda method, kl_target, kept=records: kept[method]
     found = generation(Grid(CONFIG, runs))["generation_summary"]
     own, base = found
     assert own["judge_range"] == pytest.approx((2 * np.mean([1, 2, 3]) + 2 * 2.5) / 2)

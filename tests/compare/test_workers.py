@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.experiment import Compare
+from saesteer.experiments.compare.experiment import Compare, measure_in_processes
 from saesteer.experiments.compare.plan import plan_compare
-from saesteer.experiments.compare.workers import measure_in_processes
 from saesteer.experiments.registry import run_experiment
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress

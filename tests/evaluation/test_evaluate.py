@@ -8,7 +8,7 @@ import pytest
 from saesteer.evaluation import evaluate
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.experiment import plan_run
 from saesteer.utils.errors import DataError
 
 COLUMNS = ["method", "strength", "kl", "effect", "low", "high"]

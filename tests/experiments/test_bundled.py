@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 import saesteer as ss
-from saesteer.experiments.bundled import bundled_configs, find_settings
 from saesteer.experiments.registry import (
     KINDS,
+    bundled_configs,
+    find_settings,
     full_yaml,
     load_experiment,
     load_experiments,

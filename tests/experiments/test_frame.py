@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import saesteer as ss
-from saesteer.experiments import context
+from saesteer.experiments import context, steering
 from saesteer.experiments.base import Experiment
 from saesteer.experiments.registry import KINDS, experiment_named, run_experiment
 from saesteer.tracking import list_runs
@@ -110,8 +110,8 @@ def test_a_run_from_python_is_the_run_of_the_shell(
 
     # The shell finds it finished: the same numbers, and nothing is loaded.
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    for name in ("load_model", "load_sae"):
-        monkeypatch.setattr(context, name, refuse)
+    monkeypatch.setattr(context, "load_model", refuse)
+    monkeypatch.setattr(steering, "load_sae", refuse)
     answer = run_cli(*COMMANDS[kind], config_file(kind), "--json")
     assert answer.code == 0
     assert json.loads(answer.out, parse_constant=refuse) == results.metrics

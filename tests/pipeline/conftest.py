@@ -9,7 +9,7 @@ import pytest
 
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.experiment import plan_run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from saesteer.experiments.steer.results import STAGES
+from saesteer.experiments.steer.experiment import STAGES
 
 
 def refuse(*args: Any, **kwargs: Any):

@@ -7,18 +7,18 @@ from collections import Counter
 
 import pytest
 
+from saesteer.experiments import pairs_run
 from saesteer.experiments.registry import run_experiment
-from saesteer.experiments.steer import experiment as pipeline
 from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import Steer
 from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
-from saesteer.utils.files import draft_of, leave
 
 from .reading import numbers, strict_json
 
 
 def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
     config = RunConfig(**settings)
-    measure = pipeline.EffectMeter.measure
+    measure = pairs_run.EffectMeter.measure
     calls: Counter[str] = Counter()
 
     def counted(self, vector, *args, **rest):
@@ -27,12 +27,31 @@ def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, 
             raise KeyboardInterrupt
         return measure(self, vector, *args, **rest)
 
-    monkeypatch.setattr(pipeline.EffectMeter, "measure", counted)
+    monkeypatch.setattr(pairs_run.EffectMeter, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config)
     resumed = run_experiment(config)
     assert sorted(calls.values()) == [1, 1, 1, 2]
     assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+
+
+def test_the_effect_is_told_before_the_null_is_measured(settings, whole):
+    experiment, heard = Steer(RunConfig(**settings)), []
+
+    class Enough(Exception):
+        pass
+
+    def watch(metrics):
+        heard.append(experiment.headline(metrics)["effect"])
+        raise Enough
+
+    experiment.watch = watch
+    with pytest.raises(Enough):
+        experiment.run()
+    assert heard == [whole.metrics["vector"]["effect"]["effect"]]
+    assert [file.name for file in experiment.folder.path.glob("evaluation/*")] == [
+        "00-clustered_sae.json"
+    ]
 
 
 @pytest.mark.parametrize("name", ["features.json", "vector.safetensors"])
@@ -78,28 +97,6 @@ def test_a_result_that_is_json_but_no_result_is_named(content, copy_of_whole):
     (folder / "evaluation/01-difference_in_means.json").write_text(content)
     with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
         run_experiment(config)
-
-
-def test_a_lost_result_is_measured_again_and_never_replaced_by_its_neighbour(copy_of_whole, whole):
-    config, folder = copy_of_whole
-    (folder / "evaluation/00-clustered_sae.json").unlink()
-    (folder / "metrics.json").unlink()
-    again = run_experiment(config)
-    assert again.metrics["vector"]["method"] == "clustered_sae"
-    assert numbers(folder) == numbers(whole.folder.path)
-
-
-def test_drafts_of_killed_runs_are_cleared_away(copy_of_whole):
-    config, folder = copy_of_whole
-    (folder / "stages/completions.json").unlink()
-    gone, under_way = draft_of(folder / "evaluation" / "00-x.json"), draft_of(folder / "x.json")
-    own = folder / f".{2**22 - 7}-mine.txt"
-    for draft in (gone, under_way, own):
-        draft.write_text("half")
-    leave(gone)
-    run_experiment(config)
-    assert not gone.exists()
-    assert under_way.exists() and own.exists()
 
 
 def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):

@@ -11,13 +11,12 @@ import torch
 from saesteer.evaluation.statistics import item_interval
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.experiments.compare.persona import SeedRun
-from saesteer.experiments.compare.plan import PersonaSplit
+from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.experiment import Steer
-from saesteer.experiments.steer.plan import plan_run
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.experiments.steer.experiment import Steer, plan_run
+from saesteer.utils.errors import ConfigError
+from saesteer.utils.run_folder import RunFolder
 
 from .reading import strict_json
 
@@ -69,7 +68,7 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     assert run_experiment(config).metrics == result.metrics
 
 
-def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
+def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings, tmp_path):
     config = RunConfig(**with_method(settings, "attributed_sae"))
     result, plan = run_experiment(config), plan_run(config)
     comparison = CompareConfig.model_validate(
@@ -90,11 +89,8 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings):
         }
     )
     compared = Compare(comparison)
-    seed_run = SeedRun(compared, compared.plan.personas[0], 0)
-    seed_run.split = PersonaSplit(
-        plan.split.train, plan.split.validation, plan.split.test, plan.split.test
-    )
-    vector = seed_run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector_
+    run = PairsRun(compared, **plan.parts, name="same", seed=0, folder=RunFolder(tmp_path / "same"))
+    vector = run.context.fit("attributed_sae", SETTINGS["attributed_sae"]).vector_
     torch.testing.assert_close(vector.raw, result.vector.raw, rtol=1e-6, atol=1e-6)
     assert [f.index for f in vector.sae_features] == [f.index for f in result.vector.sae_features]
 
@@ -140,16 +136,3 @@ def test_settings_that_the_method_would_not_read_are_refused(settings, changes, 
 def test_a_runs_config_file_gives_the_same_run(settings):
     config = RunConfig(**with_method(settings, "attributed_sae"))
     assert RunConfig(**config.model_dump(mode="json")).digest() == config.digest()
-
-
-def test_texts_that_leave_none_to_train_with_are_a_sentence(settings):
-    short = with_method(settings, "natural_gradient")
-    short["evaluation"]["neutral_answers"] = 6
-    with pytest.raises(DataError, match=r"none is left to train with"):
-        plan_run(RunConfig(**short))
-    own = with_method(settings, "natural_gradient")
-    own["objective"]["self_generated"] = 0.5
-    with pytest.raises(
-        DataError, match=r"completions\.n_questions, or set objective\.self_generated"
-    ):
-        plan_run(RunConfig(**own))

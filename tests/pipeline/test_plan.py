@@ -8,60 +8,34 @@ from typing import Any
 
 import pytest
 
-from saesteer.experiments import context
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import plan_run
+from saesteer.experiments.steer.experiment import plan_run
 from saesteer.utils.errors import (
     ConfigError,
     DataError,
     ModelError,
     OutputError,
     SaeError,
-    SaesteerError,
 )
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
 
 
+def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **settings,
+        **{
+            k: {**settings.get(k, {}), **v} if isinstance(v, dict) else v
+            for k, v in changes.items()
+        },
+    }
+
+
 @pytest.fixture
-def settings(tiny_settings, monkeypatch) -> dict[str, Any]:
+def settings(tiny_settings, no_loading) -> dict[str, Any]:
     """Good settings, where loading a model or an SAE fails the test."""
-
-    def refuse(*args: Any, **kwargs: Any):
-        raise AssertionError("nothing may be loaded")
-
-    monkeypatch.setattr(context, "load_model", refuse)
-    monkeypatch.setattr(context, "load_sae", refuse)
     return tiny_settings("llama")
-
-
-@pytest.fixture
-def refused(settings):
-    """Return a function that asserts that settings are refused and nothing is written."""
-
-    def check(kind: type[SaesteerError], text: str, **changes: Any) -> None:
-        merged = {**settings}
-        for key, value in changes.items():
-            merged[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
-        with pytest.raises(kind, match=text) as told:
-            run_experiment(RunConfig(**merged))
-        assert "\n" not in str(told.value)
-        assert list(Path(settings["folder"]).iterdir()) == []
-
-    return check
-
-
-def test_a_plan_says_what_a_run_will_do_and_writes_nothing(settings):
-    plan = plan_run(RunConfig(**settings))
-    parts = (plan.split.train, plan.split.validation, plan.split.test)
-    assert sum(map(len, parts)) == len(plan.pairs) == 24
-    assert plan.held_out == plan.split.test
-    assert len(plan.answers) == 6
-    assert plan.questions == ("Why?", "Who are you?")
-    assert plan.folder.parent == Path(settings["folder"])
-    assert plan.folder.name.startswith("tiny-")
-    assert list(Path(settings["folder"]).iterdir()) == []
 
 
 def test_limits_are_kept(settings):
@@ -84,7 +58,7 @@ def test_the_same_plan_has_the_same_folder_and_other_data_another(settings, tmp_
     assert plan_run(RunConfig(**here)).folder.name != changed.name
 
 
-def test_unknown_methods_are_refused(settings, refused):
+def test_unknown_methods_are_refused(settings):
     for group, name, text in (
         ("clustering", {"method": "aglomerative"}, r"\(did you mean 'agglomerative'\?\)"),
         ("regression", {"method": "rigde"}, r"\(did you mean 'ridge'\?\)"),
@@ -93,56 +67,57 @@ def test_unknown_methods_are_refused(settings, refused):
         field = rf"mine\.yaml: {group}\.{next(iter(name))}: '.*' is not known {text}; correct it"
         with pytest.raises(ConfigError, match=field):
             parse_config({**settings, group: name}, kind=RunConfig, place="mine.yaml")
-    refused(ConfigError, r"format is 'xml'", pairs={"format": "xml"})
 
 
-def test_pairs_that_are_not_there_or_have_one_side_are_refused(refused, tmp_path):
-    refused(DataError, r"'agreeablenes' \(did you mean", pairs={"source": "agreeablenes"})
-    refused(DataError, r".", pairs={"source": ""})
-    one_sided = tmp_path / "one.jsonl"
-    lines = [{"positive": "I like you.", "negative": "I do not."}, {"positive": "Alone."}]
-    one_sided.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    refused(DataError, r"one\.jsonl:2: .*'negative' is missing", pairs={"source": str(one_sided)})
-    (tmp_path / "empty.jsonl").write_text("")
-    refused(DataError, r"empty\.jsonl", pairs={"source": str(tmp_path / "empty.jsonl")})
-
-
-def test_splits_that_leave_nothing_are_refused(refused, tmp_path):
-    refused(
-        ConfigError,
-        r"pairs\.validation and pairs\.test leave no pairs to train on",
-        pairs={"validation": 0.5, "test": 0.5},
-    )
+@pytest.mark.parametrize(
+    ("kind", "text", "changes"),
+    [
+        (ConfigError, r"format is 'xml'", {"pairs": {"format": "xml"}}),
+        (DataError, r"'agreeablenes' \(did you mean", {"pairs": {"source": "agreeablenes"}}),
+        (DataError, r"one\.jsonl:2: .*'negative' is missing", {"pairs": {"source": "one.jsonl"}}),
+        (
+            ConfigError,
+            r"pairs\.validation and pairs\.test leave no pairs to train on",
+            {"pairs": {"validation": 0.5, "test": 0.5}},
+        ),
+        (
+            DataError,
+            r"leaves 1 training and 1 test pairs; give more",
+            {"pairs": {"source": "few.jsonl"}},
+        ),
+        (ModelError, r"none\.gguf is not there", {"model": {"name": "none.gguf"}}),
+        (SaeError, r"no release 'gpt2-small-res-jp'; did you", {"sae": "gpt2-small-res-jp:x"}),
+        (DataError, r"no\.jsonl", {"evaluation": {"neutral": "no.jsonl"}}),
+        (DataError, r"no\.txt", {"completions": {"questions": "no.txt"}}),
+        (ConfigError, r"cannot be used \(.*\); choose another", {"folder": "x" * 300}),
+        (ConfigError, r"cannot be used \(.*\); choose another", {"folder": "a\x00b"}),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
+    kind, text, changes, settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    one_sided = [{"positive": "I like you.", "negative": "I do not."}, {"positive": "Alone."}]
     few = [("Cats sleep all day.", "Dogs bark."), ("We sing.", "They howl."), ("Yes.", "Never!")]
-    lines = [json.dumps({"positive": p, "negative": n}) for p, n in few]
-    (tmp_path / "few.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    refused(
-        DataError,
-        r"leaves 1 training and 1 test pairs; give more",
-        pairs={"source": str(tmp_path / "few.jsonl")},
-    )
+    files = {
+        "one.jsonl": one_sided,
+        "few.jsonl": [{"positive": p, "negative": n} for p, n in few],
+    }
+    for name, lines in files.items():
+        Path(name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(kind, match=text) as told:
+        run_experiment(RunConfig(**changed(settings, changes)))
+    assert "\n" not in str(told.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert list(Path(settings["folder"]).iterdir()) == []
 
 
-def test_a_model_that_is_not_there_is_refused(refused, tmp_path):
-    refused(ModelError, r"holds no config\.json", model={"name": str(tmp_path)})
-    refused(ModelError, r"none\.gguf is not there", model={"name": str(tmp_path / "none.gguf")})
-
-
-def test_an_sae_that_is_not_there_is_refused(refused, tmp_path, monkeypatch):
-    refused(SaeError, r"holds no cfg\.json", sae=str(tmp_path))
-    refused(SaeError, r"no release 'gpt2-small-res-jp'; did you mean", sae="gpt2-small-res-jp:x")
+def test_a_bundled_sae_that_is_not_there_is_refused(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("saesteer.saes.loading.bundled_sae_folder", lambda: tmp_path / "assets")
-    refused(SaeError, r"SAE 'smollm2' is not at .*assets; install saesteer again", sae="smollm2")
-
-
-def test_answers_and_questions_that_are_not_there_are_refused(refused, tmp_path):
-    refused(DataError, r"no\.jsonl", evaluation={"neutral": str(tmp_path / "no.jsonl")})
-    refused(DataError, r"no\.txt", completions={"questions": str(tmp_path / "no.txt")})
-
-
-@pytest.mark.parametrize("folder", ["x" * 300, "a\x00b"])
-def test_a_name_that_can_be_no_folder_is_refused(folder, refused, tmp_path):
-    refused(ConfigError, r"cannot be used \(.*\); choose another", folder=f"{tmp_path}/{folder}")
+    with pytest.raises(SaeError, match=r"SAE 'smollm2' is not at .*assets; install saesteer again"):
+        plan_run(RunConfig(**{**settings, "sae": "smollm2"}))
 
 
 def test_a_folder_that_fails_only_when_it_is_made_is_refused_too(tmp_path):

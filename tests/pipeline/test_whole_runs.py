@@ -11,12 +11,10 @@ import pytest
 import torch
 
 from saesteer.data import datasets_folder
-from saesteer.experiments import context, steering
+from saesteer.experiments import steering
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer
-from saesteer.experiments.steer.plan import plan_run
-from saesteer.experiments.steer.results import result_names
 from saesteer.methods.features import encode_pairs
 from saesteer.report.terminal import console
 from saesteer.saes import load_sae
@@ -130,25 +128,6 @@ def test_the_same_settings_give_the_same_numbers_in_another_folder(whole, settin
     assert numbers(again.folder.path) == numbers(whole.folder.path)
 
 
-def test_the_model_is_loaded_once(settings, monkeypatch):
-    loads = []
-    load = context.load_model
-    monkeypatch.setattr(context, "load_model", lambda *a, **k: loads.append(a) or load(*a, **k))
-    run_experiment(RunConfig(**settings))
-    assert len(loads) == 1
-
-
-def test_other_weights_under_the_same_path_are_another_run(tiny_settings, mirror_sae):
-    from safetensors.torch import load_file, save_file
-
-    sae = mirror_sae()
-    settings = tiny_settings("llama", sae=sae)
-    before = plan_run(RunConfig(**settings)).folder
-    weights = load_file(sae / "sae_weights.safetensors")
-    save_file({k: v * 0.5 for k, v in weights.items()}, sae / "sae_weights.safetensors")
-    assert plan_run(RunConfig(**settings)).folder != before
-
-
 @pytest.mark.parametrize("kl", [math.inf, 0.0])
 def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
     kl, settings, monkeypatch, capsys
@@ -194,22 +173,6 @@ def test_random_directions_and_questions_may_be_left_out(settings, capsys):
     assert result.completions == []
     Steer(config).report(result).print(console(), result.folder.path)
     assert "random" not in capsys.readouterr().out
-
-
-def test_more_than_a_hundred_random_directions_keep_their_names_and_their_order(settings):
-    settings["evaluation"]["random_directions"] = 150
-    names = result_names(RunConfig(**settings))
-    assert len(set(names)) == 152
-    assert names[0] == "evaluation/00-clustered_sae.json"
-    assert names[1] == "evaluation/01-difference_in_means.json"
-    assert all("random_direction" in name for name in names[2:])
-
-
-def test_the_held_out_pairs_are_not_those_that_chose_the_features(whole):
-    split = whole.folder.read_json("split.json")
-    parts = [set(split[name]) for name in ("train", "validation", "test")]
-    assert sum(map(len, parts)) == 24
-    assert len(set.union(*parts)) == 24
 
 
 def test_what_was_stored_is_what_the_features_were_computed_from(whole):

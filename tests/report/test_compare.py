@@ -11,8 +11,7 @@ import pytest
 from scipy.cluster.hierarchy import linkage
 
 from saesteer.report.compare import compare_report, strength_changes
-from saesteer.report.compare_headline import headline_lead, headline_remarks
-from saesteer.report.compare_rows import Comparison
+from saesteer.report.comparison import Comparison
 from saesteer.report.layout import Described, Table, Text, Texts
 from saesteer.report.report import Report
 from saesteer.report.terminal import console
@@ -37,13 +36,13 @@ def headline(small, **changes) -> Comparison:
 
 def test_clear_win_is_said_plainly(small):
     found = headline(small)
-    assert headline_lead(found) == (
+    assert found.lead() == (
         "With SAE features, held-out statements of 2 personas move by 0.70 nats per token at KL "
         "0.3 (95% interval 0.50 to 0.90), 2.80 times as far as with difference in means (95% "
         "interval 2.30 to 3.30)."
     )
-    assert [remark.verdict for remark in headline_remarks(found)] == ["good"] * 3
-    assert "Beyond every one of 2 random draws" in headline_remarks(found)[2].text
+    assert [remark.verdict for remark in found.remarks()] == ["good"] * 3
+    assert "Beyond every one of 2 random draws" in found.remarks()[2].text
 
 
 @pytest.mark.parametrize(
@@ -60,24 +59,24 @@ def test_clear_win_is_said_plainly(small):
     ],
 )
 def test_what_the_intervals_do_not_show_is_not_claimed(small, changes, verdict, words):
-    remarks = headline_remarks(headline(small, **changes))
+    remarks = headline(small, **changes).remarks()
     assert [r.verdict for r in remarks if words in r.text] == [verdict]
 
 
 def test_a_target_that_was_not_reached_is_the_headline(small):
     found = headline(small, effect=None, low=None, high=None)
-    assert "KL 0.3 was not reached" in headline_lead(found)
+    assert "KL 0.3 was not reached" in found.lead()
 
 
 def test_a_null_that_was_not_beaten_is_named_by_persona(small):
     small["null"][0]["effects"] = [0.55]
     # The mean over seeds is 0.5 on "warm" and 0.9 on "brave".
     assert Comparison(small).beyond_null() == (["brave"], ["warm"])
-    remark = headline_remarks(headline(small))[2]
+    remark = headline(small).remarks()[2]
     assert remark.verdict == "open" and "on 1 of 2" in remark.text
     assert remark.text.endswith("not on warm.")
     small["null"] = []
-    assert "chance is not ruled out" in headline_remarks(headline(small))[2].text
+    assert "chance is not ruled out" in headline(small).remarks()[2].text
 
 
 def test_methods_open_with_headline_and_baseline_and_keep_what_was_not_measured(small):
@@ -97,7 +96,7 @@ def test_methods_open_with_headline_and_baseline_and_keep_what_was_not_measured(
 
 def test_personas_stand_by_strength_and_average_seeds(small):
     found = Comparison(small)
-    assert found.by_strength() == ["brave", "warm"]
+    assert list(found.own_effects) == ["brave", "warm"]
     estimate, seeds = found.persona_effect("warm", "ours")
     assert estimate == pytest.approx((0.5, 0.4, 0.6)) and seeds == [0.4, 0.6]
     figure: Any = compare_report(small).figures["forest"]

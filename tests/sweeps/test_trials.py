@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from saesteer.experiments.numbers import compare_numbers, numbers_of, run_numbers
+from saesteer.experiments.registry import experiment_named
+from saesteer.experiments.results import numbers_of
 from saesteer.sweeps.results import sweep_record, write_results
 from saesteer.sweeps.study import create_study
 from saesteer.sweeps.sweep_file import read_sweep
@@ -43,12 +45,15 @@ def test_a_runs_numbers_are_those_of_its_metrics():
         "null": None,
         "seconds": {"evaluation": 3.5},
     }
-    found = numbers_of(run_numbers(metrics, 0.1), metrics, "seconds.evaluation")
+    config = SimpleNamespace(evaluation=SimpleNamespace(kl_target=0.1))
+    steer: Any = type("Bare", (experiment_named("steer"),), {"config": config})
+    headline = steer.headline(object.__new__(steer), metrics)
+    found = numbers_of(headline, metrics, "seconds.evaluation")
     assert (found["effect"], found["effect_low"], found["features"]) == (0.5, 0.4, 7.0)
     assert found["kl"] == pytest.approx(0.1)
     assert (found["kl_target"], found["seconds.evaluation"]) == (0.1, 3.5)
     assert (found["r2"], found["null_largest"], found["strength_minus"]) == (None, None, None)
-    assert run_numbers({}, 0.1)["effect"] is None
+    assert steer.headline(object.__new__(steer), {})["effect"] is None
 
 
 def test_a_comparisons_numbers_are_the_headlines_at_the_headline_kl_target():
@@ -58,10 +63,11 @@ def test_a_comparisons_numbers_are_the_headlines_at_the_headline_kl_target():
         {"method": "other", "kl_target": 0.3, "effect": 9.0},
     ]
     metrics = {"summary": rows, "headline_method": "pca", "headline_kl_target": 0.3}
-    found = compare_numbers(metrics)
+    compare: Any = object.__new__(experiment_named("compare"))
+    found = compare.headline(metrics)
     assert (found["effect"], found["effect_low"], found["ratio"]) == (2.0, 1.5, 1.2)
     assert (found["kl_target"], found["kl"]) == (0.3, 0.3)
-    assert compare_numbers({})["effect"] is None
+    assert compare.headline({})["effect"] is None
 
 
 def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_data, tmp_path):
@@ -91,7 +97,7 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
     for row in rows:
         stored = json.loads((Path(str(row.folder)) / "metrics.json").read_text(encoding="utf-8"))
         assert stored["headline_method"] == row.values["together.method"]["headline"]
-        assert row.value == compare_numbers(stored)["effect"]
+        assert row.value == compare.headline(stored)["effect"]
     record = sweep_record(sweep, rows)
     labels = [trial["labels"]["together.method"] for trial in record["trials"]]
     assert labels == ["pca", "logistic_probe"] * 2

@@ -14,17 +14,12 @@ from saesteer.utils.settings import Settings, Source, short_hash
 
 
 class PersonaSettings(PairSource):
-    """One persona: a set of contrastive pairs.
-
-    Attributes:
-        name: What to call it; the file's name if null.
-        description: Completes "You are ..." for the system prompt; training statements are quoted
-            if null.
-        opposite: The same for the negative side.
-    """
+    """One persona: a set of contrastive pairs, called by its file's name if it has none."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    # Completes "You are ..." for the system prompt; training statements are quoted if null.
     description: str | None = None
+    # The same for the negative side.
     opposite: str | None = None
 
     @property
@@ -34,15 +29,12 @@ class PersonaSettings(PairSource):
 
 
 class SplitSettings(Settings):
-    """The most pairs of each part; a smaller set is shared out in the same proportions.
-
-    Attributes:
-        judge: Pairs that train and test the behaviour judge, and that no other step sees.
-    """
+    """The most pairs of each part; a smaller set is shared out in the same proportions."""
 
     train: int = Field(default=120, ge=4)
     validation: int = Field(default=30, ge=2)
     test: int = Field(default=48, ge=2)
+    # Pairs that train and test the behaviour judge, and that no other step sees.
     judge: int = Field(default=100, ge=10)
     near_duplicate: float = Field(default=0.5, gt=0, le=1)
 
@@ -54,14 +46,11 @@ class MethodSettings(MethodChoice):
 
 
 class CostSettings(MeasureSettings):
-    """How effect and cost are measured.
+    """How effect and cost are measured."""
 
-    Attributes:
-        kl_targets: KL(steered || base) on neutral answers, nats per token.
-        headline_kl_target: The KL target of the headline, of choices and of the null.
-    """
-
+    # KL(steered || base) on neutral answers, nats per token.
     kl_targets: list[float] = Field(default=[0.1, 0.3, 1.0], min_length=1)
+    # The one of the headline, of choices and of the null.
     headline_kl_target: float = Field(default=0.3, gt=0)
 
     @field_validator("kl_targets")
@@ -88,17 +77,12 @@ class RandomSettings(Settings):
 
 
 class WritingChoices(Settings):
-    """What the steered model writes.
+    """What the steered model writes."""
 
-    Attributes:
-        methods: Methods that write; headline and baseline if null.
-        kl_targets: KL targets to write at.
-        questions: Neutral questions: the first are written to, the last ones are for
-            self-generated texts to train on.
-    """
-
+    # Headline and baseline if null.
     methods: list[str] | None = None
     kl_targets: list[float] = Field(default=[0.1, 0.3])
+    # The first are written to, the last ones are for self-generated texts to train on.
     questions: Source = "neutral_questions"
     n_questions: int = Field(default=32, ge=0)
     n_samples: int = Field(default=4, ge=1)
@@ -107,19 +91,16 @@ class WritingChoices(Settings):
 
 
 class SideEffectSettings(Settings):
-    """What else moved.
+    """What else moved."""
 
-    Attributes:
-        methods: Methods to look at; headline and baseline if null.
-        pairs: Held-out pairs of every other persona.
-        prose: A file of plain texts, or the bundled ones; the loss on them is measured.
-        choices: Held-out pairs for the Yes/No and A/B margins; 0 for none.
-    """
-
+    # Headline and baseline if null.
     methods: list[str] | None = None
+    # Held-out pairs of every other persona.
     pairs: int = Field(default=20, ge=0)
+    # A file of plain texts, or the bundled ones; the loss on them is measured.
     prose: Source = "prose"
     n_prose: int = Field(default=30, ge=0)
+    # Held-out pairs for the Yes/No and A/B margins.
     choices: int = Field(default=16, ge=0)
 
 
@@ -127,31 +108,20 @@ class LlmJudgeSettings(Settings):
     """An optional judge behind an OpenAI-compatible endpoint; see `saesteer.evaluation.Endpoint`.
 
     It rates the completions at the headline KL target for the persona's description, or its name.
-
-    Attributes:
-        key_variable: Name of the environment variable that holds the key; never the key itself.
-        workers: Questions under way at once.
     """
 
     model: str
     base_url: Source = "https://api.openai.com/v1"
+    # The name of the environment variable that holds the key; never the key itself.
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = Field(default=60.0, gt=0)
     attempts: int = Field(default=5, ge=1)
+    # Questions under way at once.
     workers: int = Field(default=4, ge=1)
 
 
 class CompareConfig(ExperimentConfig):
-    """Everything a comparison depends on.
-
-    Attributes:
-        methods: What is compared; names, or mappings with settings and a grid.
-        headline: The method that the report is about.
-        baseline: What it is held against.
-        repeated: Methods that are fitted and measured under every seed; the others under the
-            first. Headline and baseline if null.
-        seeds: Each splits train, validation and test anew.
-    """
+    """Everything a comparison depends on."""
 
     kind: ClassVar[str] = "compare"
 
@@ -162,9 +132,13 @@ class CompareConfig(ExperimentConfig):
     reading: ReadingSettings = ReadingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     methods: list[MethodSettings] = Field(min_length=1)
+    # The method that the report is about, and what it is held against.
     headline: str = "attributed_sae"
     baseline: str = "difference_in_means"
+    # Methods that are fitted and measured under every seed, the others under the first; headline
+    # and baseline if null.
     repeated: list[str] | None = None
+    # Each splits train, validation and test anew.
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     evaluation: CostSettings = CostSettings()
     random: RandomSettings = RandomSettings()

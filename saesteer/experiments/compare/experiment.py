@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -14,8 +17,7 @@ from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.experiments.compare.plan import DONE, ComparePlan, PersonaPlan, plan_compare
 from saesteer.experiments.compare.summary import metrics_of
 from saesteer.experiments.context import cpu_threads
-from saesteer.experiments.numbers import compare_numbers
-from saesteer.experiments.results import Results
+from saesteer.experiments.results import CONFIG, Results, number_at
 from saesteer.experiments.steering import SteeringExperiment
 from saesteer.methods.registry import method_entry
 from saesteer.models.tokens import TokenRow, encode_texts
@@ -23,34 +25,36 @@ from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run, run_id
 from saesteer.utils.cache import content_key
 from saesteer.utils.errors import SaesteerError
-from saesteer.utils.progress import Task
-from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record
+from saesteer.utils.progress import Progress, Task
+from saesteer.utils.run_folder import RunFolder, finite, write_record
 from saesteer.utils.settings import TrackingSettings
 
 TABLES = ("summary", "effects", "generation", "generation_summary", "null", "areas")
 PROSE_START = 16
+# The numbers of the headline, and what rows of the summary call them.
+HEADLINE = {
+    "effect": "effect",
+    "effect_low": "low",
+    "effect_high": "high",
+    "ratio": "ratio",
+    "beyond_null": "beyond_null",
+}
 
 
 class Compare(SteeringExperiment[Results]):
-    """Holds every method against the others at equal cost, over personas.
-
-    Attributes:
-        elsewhere: Measures the personas, such as in other processes; here if None.
-    """
+    """Holds every method against the others at equal cost, over personas."""
 
     Config = CompareConfig
     about = "steering methods compared at equal cost"
+    numbers = (*HEADLINE, "kl_target", "kl")
     writing_group = "writing"
     plan: ComparePlan
     make_plan = staticmethod(plan_compare)
+    # Measures the personas, such as in other processes; here if None.
     elsewhere: Callable[[ComparePlan], None] | None = None
 
     def only(self, names: Sequence[str]) -> None:
-        """Compare on some of the personas; a part is a comparison of its own.
-
-        Raises:
-            ConfigError: A name is not one of them.
-        """
+        """Compare on some of the personas; a part is a comparison of its own."""
         self.plan = self.plan.only(names)
         self.folder = RunFolder(self.plan.folder)
 
@@ -81,7 +85,7 @@ class Compare(SteeringExperiment[Results]):
                 raise type(error)(f"persona {persona.name}: {error}") from error
 
     def stages(self) -> list[Stage]:
-        """Return the one step, to which each persona that is not done belongs."""
+        """The one step, to which each persona that is not done belongs."""
         return [Stage("personas", self._personas, done=not self._pending)]
 
     def _personas(self) -> None:
@@ -94,7 +98,7 @@ class Compare(SteeringExperiment[Results]):
         """Measure every persona of the plan that is not done yet."""
         pending = self._pending
         parent = run_id(self.folder)
-        steps = sum(PersonaRun(self, persona).steps() for persona in pending)
+        steps = sum(1 for persona in pending for _ in PersonaRun(self, persona).steps())
         for persona in pending:
             RunFolder(persona.folder).create()
         with (
@@ -175,7 +179,7 @@ class Compare(SteeringExperiment[Results]):
 
         self.progress.say("Summing up")
         metrics = finite(metrics_of(self))
-        write_record(self.folder, {**environment_record(), "weights": self.weights_key})
+        write_record(self.folder, {"weights": self.weights_key})
         for name in TABLES:
             frame = pd.json_normalize(metrics[name])
             self.folder.write(
@@ -190,11 +194,19 @@ class Compare(SteeringExperiment[Results]):
         return compare_report(results.metrics)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the headline method's effect, and every method's at the headline KL target."""
-        kl_target = metrics["headline_kl_target"]
-        rows = [row for row in metrics["summary"] if row.get("kl_target") == kl_target]
-        effects = {str(row.get("method")): row.get("effect") for row in rows}
-        return {**compare_numbers(metrics), "effects": effects}
+        """The headline method's effect, and every method's at the headline KL target."""
+        kl_target = metrics.get("headline_kl_target")
+        rows = [row for row in metrics.get("summary", ()) if row.get("kl_target") == kl_target]
+        by_method = {str(row.get("method")): row for row in rows}
+        own = by_method.get(str(metrics.get("headline_method")), {})
+        found = {name: number_at(own, field) for name, field in HEADLINE.items()}
+        return {
+            **found,
+            "kl_target": kl_target,
+            # Every vector is given the KL target itself, to within 3%.
+            "kl": kl_target if found["effect"] else None,
+            "effects": {method: row.get("effect") for method, row in by_method.items()},
+        }
 
     def tell(self, record: RecordedRun, results: Results) -> None:
         """Show tables and the change over strengths elsewhere too."""
@@ -216,3 +228,41 @@ def _by_persona(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
         for persona, rows in listed.items()
         for row in rows
     ]
+
+
+def measure_in_processes(plan: ComparePlan, n_workers: int, progress: Progress) -> None:
+    """Measure personas in worker processes, which share nothing but the folder.
+
+    A worker that is killed costs its persona's running record; the same command goes on.
+
+    Args:
+        plan: The comparison; every worker reads its settings from its folder.
+        n_workers: How many processes.
+        progress: Where to say what happens.
+
+    Raises:
+        SaesteerError: A worker failed; its own sentence stands above.
+    """
+    pending = [persona.name for persona in plan.personas if not persona.done]
+    shares = [pending[start::n_workers] for start in range(n_workers)]
+    workers = []
+    threads = str(max(1, (os.cpu_count() or 1) // n_workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    try:
+        for share in filter(None, shares):
+            command = [sys.executable, "-m", "saesteer.cli.main", "compare"]
+            command.append(str(plan.folder / CONFIG))
+            for name in share:
+                command += ["--only", name]
+            workers.append(subprocess.Popen([*command, "--measure-only"], env=environment))
+        progress.say(f"{len(workers)} workers with {threads} threads each; {len(pending)} personas")
+        codes = [worker.wait() for worker in workers]
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+    if any(codes):
+        raise SaesteerError(
+            f"{sum(map(bool, codes))} of {len(codes)} workers failed, see above; correct that and "
+            "run the same command again to go on."
+        )

@@ -9,13 +9,8 @@ from pathlib import Path
 from saesteer.data import PairSet, datasets_folder, read_texts, split_pairs
 from saesteer.data.splits import near_duplicate_cause
 from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
-from saesteer.experiments.steer.plan import (
-    Plan,
-    check_has_strength,
-    check_writable,
-    shared_parts,
-    source_digest,
-)
+from saesteer.experiments.config import check_writable, source_digest
+from saesteer.experiments.steering import Plan, check_has_strength, shared_parts
 from saesteer.methods.registry import build_method
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.run_folder import RunFolder
@@ -67,11 +62,7 @@ class ComparePlan(Plan):
     prose: tuple[str, ...]  # plain texts for the loss
 
     def only(self, names: Sequence[str]) -> ComparePlan:
-        """Return the plan with some of its personas.
-
-        Raises:
-            ConfigError: A name is not one of them.
-        """
+        """Return the plan with some of its personas."""
         known = {persona.name: persona for persona in self.personas}
         for name in names:
             if name not in known:
@@ -84,11 +75,7 @@ class ComparePlan(Plan):
 
 
 def plan_compare(config: CompareConfig) -> ComparePlan:
-    """Read the data and check every name in the settings; nothing is loaded or written.
-
-    Raises:
-        SaesteerError: Something does not fit, said in one sentence.
-    """
+    """Read the data and check every name in the settings; nothing is loaded or written."""
     for method in config.methods:
         for point in [{}, *method.grid]:
             build_method(method.name, {**method.settings, **point})
@@ -97,7 +84,9 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     if config.writing.n_questions and not config.writing.kl_targets:
         raise ConfigError("writing.kl_targets is empty; name a KL target, or set n_questions to 0.")
     parts = shared_parts(config, "writing", [method.name for method in config.methods])
-    prose = _prose(config)
+    source, limit = config.side_effects.prose, config.side_effects.n_prose
+    file = datasets_folder() / "prose.jsonl" if source == "prose" else Path(source)
+    prose = tuple(read_texts(file, limit=limit)) if limit else ()
     texts = ("answers", "training_answers", "questions", "training_questions")
     common = {
         **source_digest(parts["model"], parts["sae"], config.sae),
@@ -118,14 +107,6 @@ def _folder(config: CompareConfig, personas: Sequence[PersonaPlan]) -> Path:
     return Path(config.folder) / f"{config.name}-{digest}"
 
 
-def _prose(config: CompareConfig) -> tuple[str, ...]:
-    name, limit = config.side_effects.prose, config.side_effects.n_prose
-    if not limit:
-        return ()
-    file = datasets_folder() / "prose.jsonl" if name == "prose" else Path(name)
-    return tuple(read_texts(file, limit=limit))
-
-
 def _persona_plan(
     config: CompareConfig, settings: PersonaSettings, common: dict[str, str]
 ) -> PersonaPlan:
@@ -144,16 +125,7 @@ def _persona_plan(
 
 
 def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSplit:
-    """Divide a persona's pairs.
-
-    Args:
-        pairs: All of them.
-        sizes: The most pairs of each part, and their proportions.
-        seed: Decides which pairs train, validate and test; never which are the judge's.
-
-    Raises:
-        DataError: A part is left too small to use.
-    """
+    """Divide a persona's pairs; the seed decides on all parts but the judge's."""
     enough = sum(FEWEST.values())
     if len(pairs) < enough:
         raise DataError(
@@ -173,7 +145,7 @@ def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSpl
         "judge": apart.test,
     }
     kept = {
-        name: part.subset(range(min(getattr(sizes, name), len(part))))
+        name: part.subset(range(len(part))[: getattr(sizes, name)])
         for name, part in divided.items()
     }
     for name, fewest in FEWEST.items():

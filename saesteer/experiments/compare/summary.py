@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from saesteer.evaluation.llm_client import Endpoint
 from saesteer.evaluation.llm_judge import LlmJudge, mean_ratings
 from saesteer.evaluation.statistics import (
+    Estimate,
     area_values,
     hierarchical_bootstrap,
     holm,
@@ -20,36 +21,27 @@ from saesteer.evaluation.statistics import (
     wilcoxon_over_personas,
 )
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.persona import PersonaRun
+from saesteer.experiments.compare.persona import NULLS, PersonaRun
 from saesteer.experiments.compare.plan import DONE
-from saesteer.methods import AttributedSAE, ClusteredSAE
-from saesteer.methods.clustered_sae import chosen_clusters
-from saesteer.methods.features import vector_features
-from saesteer.methods.registry import build_method, method_entry
-from saesteer.saes.labels import feature_url
-from saesteer.utils.run_folder import finite
+from saesteer.methods.registry import method_entry
 
 if TYPE_CHECKING:
     from saesteer.experiments.compare.experiment import Compare
 
 Row = dict[str, Any]
 Moved = list[np.ndarray] | None
-NULLS = ("random_direction", "random_features")
-CONTEXTS = 5
-RATINGS = "llm-ratings.jsonl"
 
 
 def metrics_of(experiment: Compare) -> Row:
     """Return `metrics.json` from the personas' folders."""
     config = experiment.config
     runs = [PersonaRun(experiment, persona) for persona in experiment.plan.personas]
+    by_name = {run.persona.name: run for run in runs}
     grid = Grid(config, runs)
-    named = {run.persona.name: _named_features(run, config.headline) for run in runs}
+    named = {name: run.features(config.headline) for name, run in by_name.items()}
     entries = [method_entry(method.name) for method in config.methods]
-    vectors = {
-        run.persona.name: run.first.folder.path / f"vectors/{config.headline}.safetensors"
-        for run in runs
-    }
+    file = f"vectors/{config.headline}.safetensors"
+    fitted = {name: run.first.folder for name, run in by_name.items() if run.first.folder.has(file)}
     return {
         "name": config.name,
         "model": config.model.name,
@@ -68,13 +60,17 @@ def metrics_of(experiment: Compare) -> Row:
         "areas": area_rows(grid),
         "null": null_rows(grid),
         **generation(grid),
-        "choices_margins": [row for run in runs for row in run.folder.read_json("choices.json")],
-        "side_effects": _side_effects(grid),
+        "judges": [run.judge() for run in runs if run.to_write()],
+        "choices_margins": [row for run in runs for row in run.choices()],
+        "side_effects": {
+            "prose": [row for run in runs for row in run.prose()],
+            "matrix": _shifts(grid),
+        },
         "features": {name: found["features"] for name, found in named.items()},
         "linkage": {name: found["tree"] for name, found in named.items()},
         "completions": {run.persona.name: _shown(grid, run) for run in runs},
-        "vectors": {name: str(file) for name, file in vectors.items() if file.is_file()},
-        "chosen": {run.persona.name: _chosen(run) for run in runs},
+        "vectors": {name: str(folder.path / file) for name, folder in fitted.items()},
+        "chosen": {name: _chosen(run) for name, run in by_name.items()},
         "config": config.model_dump(mode="json"),
         "llm_judge": _llm_rows(grid),
         "seconds": _seconds(runs),
@@ -95,21 +91,22 @@ class Grid:
             for seed in config.seeds
             for method in config.methods_under(seed)
         }
-        counts = dict(zip(NULLS, (config.random.directions, config.random.features), strict=True))
         self.nulls = {
-            (run.persona.name, kind): _null_effects(run, kind, counts[kind])
+            (run.persona.name, kind): [
+                draw["effect"]["effect"] for draw in run.null(kind) if draw["effect"] is not None
+            ]
             for run in runs
             for kind in NULLS
         }
 
     @cached_property
     def written(self) -> dict[str, list[Row]]:
-        """Each persona's written records, one for each method and KL target."""
+        """Each persona's written records, one for each method and KL target, sorted."""
         return {
-            run.persona.name: [
-                json.loads(file.read_text(encoding="utf-8"))
-                for file in sorted((run.folder.path / "written").glob("*.json"))
-            ]
+            run.persona.name: sorted(
+                (run.written(*wanted) for wanted in run.to_write()),
+                key=lambda record: (record["method"], f"{record['kl_target'] or 0:g}"),
+            )
             for run in self.runs
         }
 
@@ -144,13 +141,6 @@ class Grid:
         return seeds if kl_target == self.headline else seeds[:1]
 
 
-def _null_effects(run: PersonaRun, kind: str, count: int) -> list[float]:
-    found = [
-        run.folder.read_json(f"null/{kind}-{draw:02d}.json")["effect"] for draw in range(count)
-    ]
-    return [effect["effect"] for effect in found if effect is not None]
-
-
 def _mean(values: Moved) -> float | None:
     return None if values is None else float(np.mean([row.mean() for row in values]))
 
@@ -168,33 +158,31 @@ def summary_rows(grid: Grid) -> list[Row]:
 def _summary_row(grid: Grid, method: str, kl_target: float) -> Row:
     baseline, seeds = grid.config.baseline, grid.seeds_at(method, kl_target)
     own = grid.moved(method, kl_target, seeds)
-    estimate = hierarchical_bootstrap(own)
-    row: Row = {
-        "method": method,
-        "kl_target": kl_target,
-        "n_personas": estimate.n_personas,
-        "effect": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "ratio": 1.0,
-        "ratio_low": 1.0,
-        "ratio_high": 1.0,
-        "p": None,
-        "beyond_null": None,
-    }
+    effect, ratio, p, beyond = hierarchical_bootstrap(own), Estimate(1.0, 1.0, 1.0, 0), None, None
     if method != baseline:
         both = [seed for seed in seeds if seed in grid.seeds_at(baseline, kl_target)]
         sides = [grid.moved(name, kl_target, both) for name in (method, baseline)]
         ratio = paired_ratio(*sides)
-        row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        row["p"] = wilcoxon_over_personas(*([_mean(v) for v in side] for side in sides))
+        p = wilcoxon_over_personas(*([_mean(v) for v in side] for side in sides))
     if kl_target == grid.headline and any(grid.nulls.values()):
-        row["beyond_null"] = sum(
+        beyond = sum(
             first > max((abs(e) for kind in NULLS for e in grid.nulls[name, kind]), default=np.inf)
             for name, first, values in zip(grid.names, grid.first_effects(method), own, strict=True)
             if first is not None and values is not None
         )
-    return row
+    return {
+        "method": method,
+        "kl_target": kl_target,
+        "n_personas": effect.n_personas,
+        **_named(effect, "effect"),
+        **_named(ratio, "ratio", "ratio_"),
+        "p": p,
+        "beyond_null": beyond,
+    }
+
+
+def _named(found: Estimate, name: str, prefix: str = "") -> Row:
+    return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
 def effect_rows(grid: Grid) -> list[Row]:
@@ -246,47 +234,42 @@ def area_rows(grid: Grid) -> list[Row]:
             continue
         areas = area_values({kl: grid.moved(method.name, kl, first) for kl in kl_targets})
         found = hierarchical_bootstrap(areas)
-        interval = {"low": found.low, "high": found.high, "n_personas": found.n_personas}
-        rows.append({"method": method.name, "area": found.value, **interval})
+        row = {"method": method.name, **_named(found, "area"), "n_personas": found.n_personas}
+        rows.append(row)
     return rows
 
 
 def null_rows(grid: Grid) -> list[Row]:
     """Return the null of each persona, with the headline method's permutation p against it."""
-    rows = []
     own = dict(zip(grid.names, grid.first_effects(grid.config.headline), strict=True))
-    for (persona, kind), effects in grid.nulls.items():
-        first = own[persona]
-        rows.append(
-            {
-                "persona": persona,
-                "kind": kind,
-                "effects": effects,
-                "largest": max(map(abs, effects), default=None),
-                "p": None if first is None or not effects else permutation_p(first, effects),
-            }
-        )
-    return rows
+    return [
+        {
+            "persona": persona,
+            "kind": kind,
+            "effects": effects,
+            "largest": max(map(abs, effects), default=None),
+            "p": permutation_p(first, effects)
+            if (first := own[persona]) is not None and effects
+            else None,
+        }
+        for (persona, kind), effects in grid.nulls.items()
+    ]
 
 
 def generation(grid: Grid) -> dict[str, list[Row]]:
-    """Return `generation`, `generation_summary` and `judges`."""
+    """Return `generation` and `generation_summary`."""
     lines: list[Row] = []
     found: dict[tuple[str, float | None], dict[str, Row]] = {}
     for name, records in grid.written.items():
         for record in records:
-            method, kl_target = record["method"], record["kl_target"]
-            found.setdefault((method, kl_target), {})[name] = record
-            fields = {"persona": name, "method": method, "kl_target": kl_target}
-            lines += [{**fields, **sign} for sign in record["summary"]["signs"]]
+            fields = {key: record[key] for key in ("method", "kl_target")}
+            found.setdefault((record["method"], record["kl_target"]), {})[name] = record
+            lines += [{"persona": name, **fields, **s} for s in record["summary"]["signs"]]
     summary = [
         _generation_row(grid, *key, by_name, found.get((grid.config.baseline, key[1]), {}))
         for key, by_name in found.items()
     ]
-    judges = [
-        run.folder.read_json("judge.json") for run in grid.runs if run.folder.has("judge.json")
-    ]
-    return {"generation": lines, "generation_summary": summary, "judges": judges}
+    return {"generation": lines, "generation_summary": summary}
 
 
 def _generation_row(
@@ -300,8 +283,8 @@ def _generation_row(
     for name in grid.names:
         first, second = _by_question(found.get(name)), _by_question(baseline.get(name))
         # A question whose answer is empty under one of the two has no partner under the other.
-        shared = [question for question in first if question in second]
-        own.append(_values(first, list(first)))
+        shared = first.index.intersection(second.index)
+        own.append(_values(first, first.index))
         paired.append(_values(first, shared))
         against.append(_values(second, shared))
     estimate, ratio = hierarchical_bootstrap(own), paired_ratio(paired, against)
@@ -313,31 +296,25 @@ def _generation_row(
     return {
         "method": method,
         "kl_target": kl_target,
-        "judge_range": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        **_named(estimate, "judge_range"),
+        **_named(ratio, "ratio", "ratio_"),
         "right_direction": sum(right) if right else None,
         "n_personas": estimate.n_personas,
         "composite": float(np.mean(quality)) if quality else None,
     }
 
 
-def _by_question(record: Row | None) -> dict[int, float]:
+def _by_question(record: Row | None) -> pd.Series:
     """Return each question's mean judge reading, positive minus negative, where there are both."""
-    readings: dict[tuple[int, int], list[float]] = {}
-    for entry in record["records"] if record else ():
-        if entry["judge"] is not None:
-            readings.setdefault((entry["question"], entry["sign"]), []).append(entry["judge"])
-    means = {key: float(np.mean(values)) for key, values in readings.items()}
-    questions = sorted(q for q, sign in means if sign == 1 and (q, -1) in means)
-    return {q: means[q, 1] - means[q, -1] for q in questions}
+    read = pd.DataFrame(record["records"] if record else (), columns=["question", "sign", "judge"])
+    read = read.astype({"judge": float})
+    means = read.pivot_table("judge", "question", "sign").reindex(columns=[1, -1])
+    change: Any = means[1] - means[-1]
+    return change.dropna()
 
 
-def _values(by_question: Mapping[int, float], questions: Sequence[int]) -> np.ndarray | None:
-    return np.array([by_question[q] for q in questions]) if questions else None
+def _values(by_question: pd.Series, questions: pd.Index) -> np.ndarray | None:
+    return by_question.loc[questions].to_numpy() if len(questions) else None
 
 
 def _at_headline(grid: Grid, persona: str) -> list[Row]:
@@ -369,7 +346,7 @@ def _llm_rows(grid: Grid) -> list[Row]:
     plan = grid.runs[0].experiment.plan
     judge = LlmJudge(
         Endpoint(**settings.model_dump(exclude={"workers"})),
-        cache=plan.cache / RATINGS,
+        cache=plan.cache / "llm-ratings.jsonl",
         workers=settings.workers,
     )
     rows = []
@@ -386,51 +363,14 @@ def _llm_rows(grid: Grid) -> list[Row]:
     return rows
 
 
-def _side_effects(grid: Grid) -> Row:
-    """Return the change of loss on prose and what each persona's vector does to the others."""
+def _shifts(grid: Grid) -> list[Row]:
+    """Return what each persona's vector does to the others, for each method looked at."""
     runs, matrix = grid.runs, []
     if grid.config.side_effects.pairs and len(runs) > 1:
         for method in runs[0].looked_at():
             values = [[run.shift_on(other, method) for other in runs] for run in runs]
             matrix.append({"method": method, "personas": grid.names, "values": values})
-    prose = [row for run in runs for row in run.folder.read_json("prose.json")]
-    return {"prose": prose, "matrix": matrix}
-
-
-def _named_features(run: PersonaRun, method: str) -> Row:
-    """Return the features of a method's vector with what is known of them, and the cluster tree."""
-
-    def compute() -> Row:
-        vector, _ = run.matched(method)
-        if vector is None:
-            return {"features": [], "tree": {}}
-        experiment = run.experiment
-        rows = vector_features(vector, run.first.context.codes)
-        for row in rows:
-            known = experiment.table and experiment.table.row(row["feature"])
-            row["contexts"] = [
-                {"text": c.text, "token": c.token, "activation": c.activation}
-                for c in (known.contexts[:CONTEXTS] if known else ())
-            ]
-            row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
-        return finite({"features": rows, "tree": _tree(run, method)})
-
-    return run.folder.once(f"features/{method}.json", compute)
-
-
-def _tree(run: PersonaRun, method: str) -> Row:
-    chosen = run.first.folder.read_json(f"chosen/{method}.json")["settings"]
-    built = build_method(method, chosen)
-    if not isinstance(built, AttributedSAE | ClusteredSAE):
-        return {}
-    if isinstance(built, AttributedSAE) and built.candidates == "any":
-        return {}
-    _, clusters = chosen_clusters(run.first.context, built.selection, built.clustering)
-    return {
-        "linkage": clusters.linkage.tolist(),
-        "labels": clusters.indices.tolist(),
-        "clusters": clusters.labels.tolist(),
-    }
+    return matrix
 
 
 def _persona_row(run: PersonaRun) -> Row:
@@ -448,11 +388,9 @@ def _persona_row(run: PersonaRun) -> Row:
 
 
 def _chosen(run: PersonaRun) -> Row:
-    files = {m.name: f"chosen/{m.name}.json" for m in run.config.methods if m.grid}
-    folder = run.first.folder
-    return {
-        name: folder.read_json(file)["settings"] for name, file in files.items() if folder.has(file)
-    }
+    """Return the settings that validation pairs chose."""
+    searched = [method for method in run.config.methods if method.grid]
+    return {m.name: run.first.chosen(m)["settings"] for m in searched}
 
 
 def _seconds(runs: Sequence[PersonaRun]) -> dict[str, float]:

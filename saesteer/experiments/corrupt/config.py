@@ -21,7 +21,7 @@ from saesteer.corruption.program import (
     parse_program,
 )
 from saesteer.corruption.tasks import Task, load_tasks
-from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.config import ExperimentConfig, check_writable
 from saesteer.experiments.steer.plan import check_writable
 from saesteer.models.resolve import ModelShape, ModelSource, model_shape, resolve_model
 from saesteer.utils.cache import content_digest

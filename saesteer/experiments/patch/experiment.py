@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.config import check_writable, source_digest
 from saesteer.experiments.patch import stages
 from saesteer.experiments.patch.circuit import check_circuit, run_circuit
 from saesteer.experiments.patch.figures import all_figures

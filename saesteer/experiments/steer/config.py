@@ -26,11 +26,7 @@ class PairSource(Settings):
     min_label_confidence: float = Field(default=0.0, ge=0, le=1)
 
     def read(self, **more: Any) -> PairSet:
-        """Return the pairs.
-
-        Raises:
-            DataError: They cannot be read.
-        """
+        """The pairs, read."""
         how = self.model_dump(include=PairSource.model_fields.keys() - {"source"})
         return read_pairs(self.source, **how, **more)
 
@@ -52,18 +48,13 @@ class MethodChoice(Settings):
 
 
 class MeasureSettings(Settings):
-    """How effect and cost are measured on held-out pairs.
+    """How effect and cost are measured on held-out pairs."""
 
-    Attributes:
-        multiples: Strengths of the curve, as multiples of the matched strength of their sign.
-        request: The neutral request before held-out statements; not one that was trained with.
-        neutral: Neutral answers that KL is measured on: a file with question and answer, or the
-            bundled set.
-        neutral_answers: How many of them.
-    """
-
+    # Strengths of the curve, as multiples of the matched strength of their sign.
     multiples: list[float] = Field(default=[-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], min_length=2)
+    # The neutral request before held-out statements; not one that was trained with.
     request: str = "What would you say?"
+    # Answers that KL is measured on: a file with question and answer, or the bundled set.
     neutral: Source = "neutral_answers"
     neutral_answers: int = Field(default=6, ge=1)
 
@@ -76,16 +67,12 @@ class MeasureSettings(Settings):
 
 
 class EvaluationSettings(MeasureSettings):
-    """How the shift is measured.
+    """How the shift is measured."""
 
-    Attributes:
-        kl_target: KL(steered || base) on neutral text, nats per token, that every vector is given.
-        random_directions: How many random directions the vector is held against.
-        max_pairs: The most held-out pairs to score; all if null.
-    """
-
+    # KL(steered || base) on neutral text, nats per token, that every vector is given.
     kl_target: float = Field(default=0.3, gt=0)
     random_directions: int = Field(default=20, ge=0)
+    # The most held-out pairs to score.
     max_pairs: int | None = Field(default=None, ge=1)
 
 
@@ -100,30 +87,26 @@ class CompletionSettings(Settings):
 
 
 class RunConfig(ExperimentConfig):
-    """Everything a run depends on.
-
-    Attributes:
-        sae: The bundled SAE "smollm2", a folder, or "release:id".
-        site: Where to steer; the SAE's own site if null. Another one is refused.
-        method: What makes the vector: a name, or a name with its settings. The default's are
-            `selection`, `clustering` and `regression`.
-        objective: What methods that need an objective are fitted to.
-        seed: Seeds the split, the random directions and the sampling.
-    """
+    """Everything a run depends on."""
 
     kind: ClassVar[str] = "run"
 
+    # The bundled SAE "smollm2", a folder, or "release:id".
     sae: Source = "smollm2"
+    # The SAE's own site if null; another one is refused.
     site: str | None = None
     pairs: PairSettings
     reading: ReadingSettings = ReadingSettings()
+    # The default's own settings are `selection`, `clustering` and `regression`.
     method: MethodChoice = MethodChoice(name=CLUSTERED)
     selection: SelectionSettings = SelectionSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     regression: RegressionSettings = RegressionSettings()
+    # What methods that need an objective are fitted to.
     objective: ObjectiveSettings = ObjectiveSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     completions: CompletionSettings = CompletionSettings()
+    # Seeds the split, the random directions and the sampling.
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @field_validator("method", mode="before")

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from saesteer.data import PairSet
+from saesteer.data import PairSet, Split, split_pairs
 from saesteer.data.splits import split_record
-from saesteer.evaluation import EffectMeter, VectorResult
+from saesteer.evaluation import VectorResult, against_null, is_monotone
 from saesteer.experiments.base import Stage
-from saesteer.experiments.context import ExperimentFit
-from saesteer.experiments.numbers import run_numbers
+from saesteer.experiments.config import check_writable, source_digest
+from saesteer.experiments.pairs_run import PairsRun
+from saesteer.experiments.results import Results, number_at
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.plan import SteerPlan, plan_run
-from saesteer.experiments.steer.results import (
-    BASELINE,
-    STAGES,
-    VECTOR,
-    SteerResults,
-    curve_name,
-    metrics_of,
-    read_result,
-    read_vector,
-    result_names,
+from saesteer.experiments.steering import (
+    Plan,
+    SteeringExperiment,
+    check_has_strength,
+    shared_parts,
 )
-from saesteer.experiments.steering import SteeringExperiment
 from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
-from saesteer.methods.registry import method_entry
-from saesteer.models import model_info
+from saesteer.methods.registry import build_method, method_entry
+from saesteer.models import Site, model_info
 from saesteer.models.reading import PairActivations
 from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate
 from saesteer.tracking import RecordedRun
-from saesteer.utils.cache import ON_A_MODEL
-from saesteer.utils.errors import MismatchError
-from saesteer.utils.run_folder import environment_record, finite, write_record
+from saesteer.utils.errors import ConfigError, DataError, MismatchError, OutputError, SteeringError
+from saesteer.utils.run_folder import finite, write_record
 
+VECTOR = "vector.safetensors"
+BASELINE = "difference_in_means"
+STAGES = ("activations", "features", "evaluation", "completions")
+# As many as a comparison's defaults leave of the bundled ones, so that both write the same.
+OWN_QUESTIONS = 28
 FEATURE_COLUMNS = [
     "feature",
     "weight",
@@ -49,6 +49,111 @@ FEATURE_COLUMNS = [
     "firing_negative",
     "description",
 ]
+# The numbers of the headline, and where they stand in `metrics.json`.
+HEADLINE = {
+    "effect": "vector.effect.effect",
+    "effect_low": "vector.effect.low",
+    "effect_high": "vector.effect.high",
+    "moved_share": "vector.effect.moved_share",
+    "common_shift": "vector.effect.common_shift",
+    "strength_plus": "vector.plus.strength",
+    "strength_minus": "vector.minus.strength",
+    "effect_difference_in_means": "difference_in_means.effect.effect",
+    "null_largest": "null.largest",
+    "p_value": "null.p_value",
+    "r2": "fit.r2_mean",
+    "cosine": "fit.cosine_to_mean_delta",
+    "features": "fit.features",
+    "unsteered_margin": "unsteered_margin",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerPlan(Plan):
+    """A checked run; the same settings and pairs give the same folder."""
+
+    pairs: PairSet
+    split: Split
+    held_out: PairSet  # the test pairs that are scored
+
+    @property
+    def parts(self) -> dict[str, PairSet]:
+        """What vectors are fitted on, chosen by and measured on."""
+        split = self.split
+        return {"train": split.train, "validation": split.validation, "test": self.held_out}
+
+
+def plan_run(config: RunConfig) -> SteerPlan:
+    """Read the data and check every name in the settings; nothing is loaded or written."""
+    check_has_strength("method", config.method.name)
+    build_method(config.method.name, config.method.settings)
+    settings = config.pairs
+    if settings.validation + settings.test >= 1:
+        raise ConfigError(
+            "pairs.validation and pairs.test leave no pairs to train on; make them sum to less "
+            "than 1."
+        )
+    pairs = settings.read(max_pairs=settings.max_pairs, seed=config.seed)
+    split = split_pairs(
+        pairs,
+        validation=settings.validation,
+        test=settings.test,
+        seed=config.seed,
+        threshold=settings.near_duplicate,
+    )
+    if len(split.train) < 2 or len(split.test) < 2:
+        raise DataError(
+            f"the split leaves {len(split.train)} training and {len(split.test)} test pairs; give "
+            "more pairs or change pairs.test and pairs.validation."
+        )
+    parts = shared_parts(config, "completions", [config.method.name])
+    fitted = {}
+    if parts["training_answers"]:
+        parts["training_questions"] = parts["training_questions"][-OWN_QUESTIONS:]
+        fitted["training"] = str((parts["training_answers"], parts["training_questions"]))
+    digest = config.digest(
+        pairs=pairs.digest,
+        answers=str(parts["answers"]),
+        questions=str(parts["questions"]),
+        **fitted,
+        **source_digest(parts["model"], parts["sae"], config.sae),
+    )
+    folder = Path(config.folder) / f"{config.name}-{digest}"
+    check_writable(folder)
+    held_out = split.test.subset(range(len(split.test))[: config.evaluation.max_pairs])
+    return SteerPlan(
+        config=config, pairs=pairs, split=split, held_out=held_out, folder=folder, **parts
+    )
+
+
+class SteerResults(Results):
+    """What a run found."""
+
+    def check(self) -> None:
+        """Read what a caller may ask for."""
+        super().check()
+        _ = self.vector, self.features, self.completions
+
+    @cached_property
+    def vector(self) -> SteeringVector:
+        """The steering vector."""
+        try:
+            return SteeringVector.load(self.folder.path / VECTOR)
+        except SteeringError as error:
+            raise OutputError(
+                f"the run's vector is damaged or missing ({str(error).rstrip('.')}); delete it if "
+                "it is there, and run the same command again."
+            ) from error
+
+    @cached_property
+    def features(self) -> list[dict[str, Any]]:
+        """The rows of `features.parquet`, strongest weight first."""
+        return self.folder.read_json("features.json")
+
+    @cached_property
+    def completions(self) -> list[dict[str, Any]]:
+        """Completions by question and strength."""
+        return self.folder.read_json("completions.json")
 
 
 class Steer(SteeringExperiment[SteerResults]):
@@ -57,37 +162,28 @@ class Steer(SteeringExperiment[SteerResults]):
     Config = RunConfig
     Results = SteerResults
     about = "one steering vector and its effect on held-out pairs"
+    numbers = (*HEADLINE, "kl_target", "kl")
     writing_group = "completions"
     plan: SteerPlan
     make_plan = staticmethod(plan_run)
 
     def check(self) -> None:
-        """Check, before anything is computed or written, all that later stages would stumble on.
-
-        Raises:
-            SaesteerError: Model and SAE do not belong together, or a text does not fit the model's
-                context.
-        """
+        """Check, before anything is computed or written, all that later stages would stumble on."""
         self.check_shared([self.config.method.name], judged=False)
-        for pairs in self._parts.values():
+        for pairs in self.plan.parts.values():
             self.check_pairs(pairs)
 
-    @property
-    def _parts(self) -> dict[str, PairSet]:
-        split = self.plan.split
-        return {"train": split.train, "validation": split.validation, "test": self.plan.held_out}
-
     def stages(self) -> list[Stage]:
-        """Return the steps: read, fit, measure, write."""
+        """The steps: read, fit, measure, write."""
         steps = (self._activations, self._features, self._evaluation, self._completions)
         return [Stage(*named) for named in zip(STAGES, steps, strict=True)]
 
     def begin(self) -> None:
-        """Write the split and what the numbers depend on besides."""
-        parts = {**self._parts, "test": self.plan.split.test}
-        self.folder.write_json("split.json", split_record(self.plan.pairs, parts))
-        record = {**environment_record(), "pairs_sha256": self.plan.pairs.digest}
-        write_record(self.folder, record)
+        """Write the split."""
+        plan = self.plan
+        parts = {**plan.parts, "test": plan.split.test}
+        self.folder.write_json("split.json", split_record(plan.pairs, parts))
+        write_record(self.folder, {"pairs_sha256": plan.pairs.digest})
 
     def _activations(self) -> None:
         sae = self.sae
@@ -102,18 +198,30 @@ class Steer(SteeringExperiment[SteerResults]):
         )
         self.progress.say(f"Reading activations at {sae.site}")
         for name in ("train", "validation"):
-            for site, activations in self.read_sides(self._parts[name]).items():
+            for site, activations in self.read_sides(self.plan.parts[name]).items():
                 self.folder.write(
                     f"activations/{name}.{site}.safetensors",
                     lambda draft, kept=activations: kept.save(draft),
                 )
 
+    @cached_property
+    def _pairs_run(self) -> PairsRun:
+        begun = self.folder.read_json("run.json")
+        weights = {"model": model_info(self.model).fingerprint, "sae": self.sae.fingerprint}
+        for what, fingerprint in weights.items():
+            if begun.get(f"{what}_fingerprint", fingerprint) != fingerprint:
+                raise MismatchError(
+                    f"run folder {self.folder.path} was begun with other weights of the {what}; "
+                    "delete the folder to begin anew, or put those weights back."
+                )
+        name, seed = self.config.name, self.config.seed
+        return SteerRun(self, **self.plan.parts, name=name, seed=seed, folder=self.folder)
+
     def _features(self) -> None:
         import pandas as pd
 
-        config = self.config
+        config, context = self.config, self._pairs_run.context
         self.progress.say(f"Fitting {method_entry(config.method.name).label}")
-        context = self._fit_context()
         fit = context.fit(config.method.name, config.method_settings)
         vector, delta = fit.vector_, context.deltas.double().mean(dim=0)
         record = {
@@ -135,118 +243,83 @@ class Steer(SteeringExperiment[SteerResults]):
         self.folder.write(VECTOR, vector.save)
 
     def _evaluation(self) -> None:
-        settings = self.config.evaluation
-        context = self._fit_context()
-        others = [DifferenceInMeans(), *map(RandomDirection, range(settings.random_directions))]
-        vectors = [
-            read_vector(self.folder),
-            *(method.fit_in(context).vector_ for method in others),
-        ]
-        self.progress.say(
-            f"Scoring {len(self.plan.held_out)} held-out pairs at KL {settings.kl_target} per token"
+        run, kl_target = self._pairs_run, self.config.evaluation.kl_target
+        (main, baseline, *null), vector = (
+            result_names(self.config),
+            SteerResults(self.folder).vector,
         )
-        meter = self._meter()
-        names = result_names(self.config)
-        start = 0.25
-        with self.progress.task("vectors", total=len(vectors), unit="vectors") as task:
-            for name, vector in zip(names, vectors, strict=True):
-                self.folder.once(name, partial(self._measured, meter, vector, start))
-                if self.watch is not None and name == names[0]:
-                    self.watch(
-                        run_numbers({"vector": self.folder.read_json(name)}, settings.kl_target)
-                    )
-                if vector.method == "random_direction":
-                    # Random directions cost alike: the last one's strength is a good guess.
-                    start = abs(read_result(self.folder, name).plus.strength)
-                task.advance(1, vector.name)
-        methods = (self.config.method.name, BASELINE)
-        for method, name, vector in zip(methods, names[:2], vectors[:2], strict=True):
-            result = read_result(self.folder, name)
-            compute = partial(self._curve, meter, vector, result)
-            self.folder.once(curve_name(method), compute)
-        margin = float((meter.unsteered[0] - meter.unsteered[1]).mean())
+        pairs = f"{len(self.plan.held_out)} held-out pairs"
+        self.progress.say(f"Scoring {pairs} at KL {kl_target} per token")
+        means = DifferenceInMeans().fit_in(run.context).vector_
+        with self.progress.task("vectors", total=2 + len(null), unit="vectors") as task:
+            for name, measured in ((main, vector), (baseline, means)):
+                self.folder.once(name, partial(run.measure, measured, kl_target))
+                if self.watch is not None and name == main:
+                    self.watch({"vector": self.folder.read_json(name)})
+                task.advance(1, measured.name)
+            for _ in run.draws(RandomDirection, null, kl_target):
+                task.advance(1, "random direction")
+        curves = self._curve_names
+        for name, measured, curve in zip((main, baseline), (vector, means), curves, strict=True):
+            compute = partial(run.curve, measured, self.folder.read_json(name))
+            self.folder.once(curve, lambda c=compute: c()["points"])
+        unsteered = run.test.unsteered
+        margin = float((unsteered[0] - unsteered[1]).mean())
         self.folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
 
     @property
-    def _measured_with(self) -> tuple[Any, ...]:
-        """All that a vector's result depends on besides the vector and the KL target."""
-        rows = tuple((tuple(row.ids), tuple(row.kept)) for row in self.neutral_rows)
-        settings = (self.config.evaluation.request, self.config.reading.chat)
-        # Not on the SAE: baselines and random directions are the same for all settings of features.
-        return (*self.weights_key[:3], rows, self.plan.held_out.digest, *settings)
-
-    def _meter(self) -> EffectMeter:
-        def make() -> EffectMeter:
-            return EffectMeter(self.divergence, self.propensity(self.plan.held_out))
-
-        return self.cache.keep(ON_A_MODEL, self._measured_with, make)
-
-    def _measured(self, meter: EffectMeter, vector: SteeringVector, start: float) -> dict[str, Any]:
-        kl_target = self.config.evaluation.kl_target
-        return self.cache.record(
-            "result",
-            *(self._measured_with, *_identity(vector), kl_target, start),
-            compute=lambda: finite(meter.measure(vector, kl_target, start=start).as_dict()),
-        )
-
-    def _curve(
-        self, meter: EffectMeter, vector: SteeringVector, result: VectorResult
-    ) -> list[dict[str, Any]]:
-        multiples = self.config.evaluation.multiples
-        strengths = (result.plus.strength, result.minus.strength)
-        return self.cache.record(
-            "curve",
-            *(self._measured_with, *_identity(vector), strengths, multiples),
-            compute=lambda: finite(meter.curve(vector, result, multiples)["points"]),
-        )
+    def _curve_names(self) -> list[str]:
+        return [f"evaluation/curve-{method}.json" for method in (self.config.method.name, BASELINE)]
 
     def _completions(self) -> None:
-        config = self.config
-        vector = read_vector(self.folder)
-        main = read_result(self.folder, result_names(config)[0])
+        config = self.config.completions
+        main = self._result(result_names(self.config)[0])
         records: list[dict[str, Any]] = []
         if self.plan.questions:
             self.progress.say("Generating completions")
             records = generate(
                 self.model,
                 self.plan.questions,
-                vector,
+                SteerResults(self.folder).vector,
                 (main.minus.strength, 0.0, main.plus.strength),
-                max_new_tokens=config.completions.max_new_tokens,
-                temperature=config.completions.temperature,
-                chat=config.completions.chat,
-                seed=config.seed,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                chat=config.chat,
+                seed=self.config.seed,
             ).to_dicts()
         self.folder.write_json("completions.json", records)
 
-    def _fit_context(self) -> ExperimentFit:
-        self._check_same_weights()
-        return self.fits(
-            self.plan.split.train,
-            lambda part, site: PairActivations.load(
-                self.folder.path / f"activations/{part}.{site}.safetensors"
-            ),
-            name=self.config.name,
-            seed=self.config.seed,
-            folder=self.folder,
-        )
-
-    def _check_same_weights(self) -> None:
-        begun = self.folder.read_json("run.json")
-        weights = {"model": model_info(self.model).fingerprint, "sae": self.sae.fingerprint}
-        for what, fingerprint in weights.items():
-            if begun.get(f"{what}_fingerprint", fingerprint) != fingerprint:
-                raise MismatchError(
-                    f"run folder {self.folder.path} was begun with other weights of the {what}; "
-                    "delete the folder to begin anew, or put those weights back."
-                )
+    def _result(self, name: str) -> VectorResult:
+        record = self.folder.read_json(name)
+        try:
+            return VectorResult.from_dict(record)
+        except (KeyError, TypeError) as error:
+            raise OutputError(
+                f"{self.folder.path / name} holds no result of a vector ({error!r}); delete it and "
+                "run the same command again."
+            ) from error
 
     def finish(self) -> dict[str, Any]:
         """Return the metrics, from the files of the stages."""
-        return metrics_of(self.folder, self.config)
+        main, means, *null = map(self._result, result_names(self.config))
+        read = self.folder.read_json
+        curve, baseline = map(read, self._curve_names)
+        against = against_null(main, null)
+        return {
+            "fit": read("fit.json"),
+            "unsteered_margin": read("evaluation/unsteered.json")["margin"],
+            "vector": main.as_dict(),
+            "difference_in_means": means.as_dict(),
+            "random_directions": [result.as_dict() for result in null],
+            "null": None if against is None else asdict(against),
+            "curve": curve,
+            "curve_difference_in_means": baseline,
+            "monotone": all(row["margin"] is not None for row in curve) and is_monotone(curve),
+            "seconds": {stage: read(f"stages/{stage}.json")["seconds"] for stage in STAGES},
+        }
 
     def report(self, results: SteerResults) -> Report:
-        """Return the report."""
+        """The effect beside baseline and null, the features, the texts."""
         from saesteer.report.steer import steer_report
 
         return steer_report(
@@ -259,8 +332,14 @@ class Steer(SteeringExperiment[SteerResults]):
         )
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the effect with its interval, what it cost, and the null."""
-        return run_numbers(metrics, self.config.evaluation.kl_target)
+        """The effect with its interval, what it cost, and the null."""
+        sides = [number_at(metrics, f"vector.{side}.kl") for side in ("plus", "minus")]
+        known = [side for side in sides if side is not None]
+        return {
+            **{name: number_at(metrics, path) for name, path in HEADLINE.items()},
+            "kl_target": self.config.evaluation.kl_target,
+            "kl": sum(known) / len(known) if known else None,
+        }
 
     def tell(self, record: RecordedRun, results: SteerResults) -> None:
         """Show the margin by strength, features and completions elsewhere too."""
@@ -268,6 +347,21 @@ class Steer(SteeringExperiment[SteerResults]):
         record.table("features", results.features)
         record.table("completions", results.completions)
         record.artifact("vector", self.folder.path / VECTOR, "vector")
+
+
+class SteerRun(PairsRun):
+    """A run's pairs, whose activations lie in its folder."""
+
+    def activations(self, part: str, site: Site) -> PairActivations:
+        """What the first stage has read."""
+        return load_pair_activations(self.folder.path / f"activations/{part}.{site}.safetensors")
+
+
+def result_names(config: RunConfig) -> list[str]:
+    """The files of the vectors' results: the run's own, its baseline, the random ones."""
+    null = ["random_direction"] * config.evaluation.random_directions
+    methods = [config.method.name, BASELINE, *null]
+    return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
 
 
 def _stages_of(fit: ClusteredSAE) -> dict[str, Any]:
@@ -286,8 +380,3 @@ def _stages_of(fit: ClusteredSAE) -> dict[str, Any]:
         "mean_residual_norm": float(fit.weights_.residual_norms.mean()),
         "details": {key: float(value) for key, value in fit.weights_.details.items()},
     }
-
-
-def _identity(vector: SteeringVector) -> tuple[Any, ...]:
-    norm = vector.residual_norm
-    return (vector.name, vector.method, vector.positions, norm, vector.raw.float().cpu().numpy())

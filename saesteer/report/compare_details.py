@@ -1,4 +1,4 @@
-"""What the vectors of a comparison are made of, and what the steered model writes."""
+"""What a comparison's vectors are made of, what the steered model writes, what else moves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from saesteer.report import plots
-from saesteer.report.compare_rows import Comparison, average
+from saesteer.report.comparison import RATIO, Comparison, average
 from saesteer.report.features import cluster_colours, cluster_tree, feature_table, no_tree
 from saesteer.report.layout import (
     Bar,
@@ -27,6 +29,7 @@ from saesteer.report.wording import Estimate, show, spoken
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Drawing
 
+CHOICES = {"yes_no": "Yes / No", "a_b": "A / B"}
 SIGNS = {-1: "negative", 0: "none", 1: "positive"}
 MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
 RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
@@ -34,7 +37,7 @@ OPENED = 2
 
 
 def feature_section(found: Comparison, *, embeds: bool) -> Section:
-    """Return the features of each persona's headline vector, with their cluster tree."""
+    """The features of each persona's headline vector, with their cluster tree."""
     options: dict[str, list[Item]] = {}
     for place, (persona, rows) in enumerate(found.metrics["features"].items()):
         if not rows:
@@ -67,7 +70,7 @@ def feature_section(found: Comparison, *, embeds: bool) -> Section:
 
 
 def text_sections(found: Comparison) -> list[Section]:
-    """Return what the judge reads, the texts side by side, and how good the judges are."""
+    """What the judge reads, the texts side by side, and how good the judges are."""
     metrics = found.metrics
     if not metrics["generation_summary"]:
         none = Text("No completions were written.")
@@ -108,26 +111,16 @@ def _written(found: Comparison) -> list[str]:
     return list(dict.fromkeys(row["persona"] for row in found.metrics["generation"]))
 
 
-def _line(found: Comparison, method: str, persona: str, sign: int) -> Mapping[str, Any] | None:
-    """Return a persona's line of the generation table at the headline KL target."""
-    asked, targets = (method, persona, sign), (found.headline_kl_target, None)
-    return next(
-        (
-            row
-            for row in found.metrics["generation"]
-            if (row["method"], row["persona"], row["sign"]) == asked and row["kl_target"] in targets
-        ),
-        None,
-    )
-
-
 def _span(found: Comparison, method: str, persona: str) -> list[Estimate]:
-    """Return the judge's reading of texts at the negative, no and the positive strength."""
-    rows = [_line(found, method, persona, sign) for sign in SIGNS]
-    if any(row is None or row["judge"] is None for row in (rows[0], rows[2])):
-        return []
-    keys = ("judge", "judge_low", "judge_high")
-    return [Estimate(None) if row is None else Estimate(*(row[k] for k in keys)) for row in rows]
+    """The judge's reading of texts at the negative, no and the positive strength; [] without."""
+    rows = {
+        row["sign"]: Estimate(row["judge"], row["judge_low"], row["judge_high"])
+        for row in found.metrics["generation"]
+        if (row["method"], row["persona"]) == (method, persona)
+        and row["kl_target"] in (found.at, None)
+    }
+    span = [rows.get(sign, Estimate(None)) for sign in SIGNS]
+    return [] if None in (span[0].value, span[2].value) else span
 
 
 def _judge_figure(found: Comparison) -> Drawing:
@@ -139,14 +132,11 @@ def _judge_figure(found: Comparison) -> Drawing:
         spans = [_span(found, name, persona) or nothing for persona in personas]
         base |= {p: s[1].value for p, s in zip(personas, spans, strict=True) if base.get(p) is None}
         for place, symbol in ((0, "circle-open"), (2, "circle")):
-            value, low, high = (list(part) for part in zip(*(s[place] for s in spans), strict=True))
             dots.append(
                 plots.Dots(
-                    f"{found.label(name)}, {SIGNS[place - 1]} strength",
-                    value,
-                    low,
-                    high,
-                    colour=found.colour(name),
+                    f"{found.methods[name].label}, {SIGNS[place - 1]} strength",
+                    *zip(*(span[place] for span in spans), strict=True),
+                    colour=found.methods[name].colour,
                     shift=shift if len(found.pair) > 1 else 0.0,
                     symbol=symbol,
                     start=[span[0].value for span in spans] if place else (),
@@ -163,10 +153,10 @@ def _judge_figure(found: Comparison) -> Drawing:
 
 def _summary_table(found: Comparison) -> Table:
     columns = [
-        Column("method", lambda row: found.mark(found.method(row["method"]))),
+        Column("method", lambda row: found.methods[row["method"]].mark),
         Column("KL", "kl_target", "g"),
         Column("judge range", estimate("judge_range"), ".2f"),
-        Column("ratio to baseline", estimate("ratio", "ratio_low", "ratio_high"), ".2f"),
+        Column("ratio to baseline", RATIO, ".2f"),
         Column(
             "right direction",
             "right_direction",
@@ -180,7 +170,7 @@ def _summary_table(found: Comparison) -> Table:
             "fluency and relevance by proxy, 0 to 1; not a human rating",
         ),
     ]
-    order = [method.name for method in found.methods]
+    order = list(found.methods)
     rows = sorted(
         found.metrics["generation_summary"],
         key=lambda row: (order.index(row["method"]), row["kl_target"] or 0.0),
@@ -190,16 +180,15 @@ def _summary_table(found: Comparison) -> Table:
 
 def _by_sign(found: Comparison, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
     """Yield each method and sign with its records and the means of their fields."""
-    for method in found.methods:
+    for method, listed in found.by_method(rows):
         for sign, word in SIGNS.items():
-            own = [r for r in rows if (r["method"], r["sign"]) == (method.name, sign)]
+            own = [row for row in listed if row["sign"] == sign]
             if own:
-                means = [average(row[key] for row in own) for key in keys]
-                yield [found.mark(method), word], means, own
+                yield [method.mark, word], [average(row[key] for row in own) for key in keys], own
 
 
 def _means_table(found: Comparison) -> Table:
-    at = found.headline_kl_target
+    at = found.at
     rows = [row for row in found.metrics["generation"] if row["kl_target"] in (at, None)]
     cells = [[*who, *means] for who, means, _ in _by_sign(found, rows, MEASURES)]
     columns = ["method", "steering", "judge", "sentiment", "NLL", "rep-4", "distinct-2"]
@@ -238,8 +227,7 @@ def _side_by_side(found: Comparison, records: Sequence[Mapping[str, Any]]) -> li
     items: list[Item] = []
     for question in dict.fromkeys(row["question"] for row in records):
         rows: dict[str, dict[str, list[Said]]] = {}
-        for method in found.methods:
-            own = [r for r in records if (r["question"], r["method"]) == (question, method.name)]
+        for method, own in found.by_method(r for r in records if r["question"] == question):
             # A prompt has signs and no strengths.
             for row in sorted(own, key=lambda row: (row["sign"], row["strength"])):
                 judge = None if row["judge"] is None else Bar(row["judge"], full)
@@ -253,3 +241,112 @@ def _strength(row: Mapping[str, Any]) -> str:
     if not row["sign"]:
         return "no steering"
     return f"strength {show(row['strength'], '+.2f')}" if row["strength"] else SIGNS[row["sign"]]
+
+
+def side_effect_section(found: Comparison) -> Section:
+    """What each method does to other personas and to the loss on prose."""
+    matrices = found.metrics["side_effects"]["matrix"]
+    items: list[Any] = []
+    if matrices:
+        columns = ["method", "on the target, mean", "on the others, mean |E|", "others / target"]
+        forms = {columns[1]: "+.3f", columns[2]: ".3f", columns[3]: ".0%"}
+        options = {
+            found.methods[matrix["method"]].label: [
+                Figure(
+                    f"matrix-{place}",
+                    "Side-effect matrix",
+                    partial(_matrix_figure, matrix),
+                    colours="matrix",
+                )
+            ]
+            for place, matrix in enumerate(matrices)
+        }
+        rows = [_matrix_row(found, matrix) for matrix in matrices]
+        items += [Table(columns, rows, forms=forms), Choice("matrix", "Method", options)]
+    else:
+        items.append(Text("No side effects on other personas were measured."))
+    prose = found.by_method(found.metrics["side_effects"]["prose"])
+    if prose:
+        columns = ["method", "negative strength", "positive strength", "worst", "personas"]
+        rows = [[method.mark, *_prose_cells(own)] for method, own in prose]
+        note = (
+            "Change of the loss against the unsteered model, nats per token, averaged over "
+            "personas; above 0 is damage."
+        )
+        forms = dict.fromkeys(columns[1:4], "+.3f")
+        items.append(Table(columns, rows, "Loss on held-out prose", forms=forms, note=note))
+    else:
+        items.append(Text("No loss on prose was measured."))
+    return Section(
+        "What else moved",
+        "Effect on every persona (across) when one is steered (down), at the strengths of KL "
+        f"{found.at:g}. The diagonal is the aim; the rest is side effect. All "
+        "matrices share one colour scale, white at 0.",
+        items,
+    )
+
+
+def _matrix_row(found: Comparison, matrix: Mapping[str, Any]) -> list[Any]:
+    values = matrix["values"]
+    target = average(line[place] for place, line in enumerate(values))
+    other = average(
+        None if value is None else abs(value)
+        for i, line in enumerate(values)
+        for j, value in enumerate(line)
+        if i != j
+    )
+    share = other / target if target and other is not None else None
+    return [found.methods[matrix["method"]].mark, target, other, share]
+
+
+def _matrix_figure(matrix: Mapping[str, Any]) -> Drawing:
+    names = [spoken(name) for name in matrix["personas"]]
+    texts = [[show(value) for value in line] for line in matrix["values"]]
+    return plots.heatmap(
+        np.array(matrix["values"], dtype=float),
+        names,
+        names,
+        row_title="steered",
+        column_title="measured",
+        texts=texts if len(names) <= 14 else None,
+        unit="E",
+        downwards=True,
+    )
+
+
+def _prose_cells(own: list[Mapping[str, Any]]) -> list[Any]:
+    sides = [average(row["change"] for row in own if row["sign"] == sign) for sign in (-1, 1)]
+    worst = max((row["change"] for row in own if row["change"] is not None), default=None)
+    return [*sides, worst, len({row["persona"] for row in own})]
+
+
+def choice_section(found: Comparison) -> Section:
+    """The margins of Yes/No and A/B questions."""
+    margins = found.metrics["choices_margins"]
+    rows = [
+        [words, method.mark, *_choice_cells(own)]
+        for kind, words in CHOICES.items()
+        for method, own in found.by_method(row for row in margins if row["kind"] == kind)
+    ]
+    columns = ["question", "method", "unsteered", "negative", "positive", "shift"]
+    columns += ["accuracy, unsteered", "at chance"]
+    forms = dict.fromkeys(columns[2:6], "+.2f") | {columns[6]: ".0%"}
+    hints = {"shift": "half of positive minus negative"}
+    none = Text("No Yes/No or A/B margins were measured.")
+    return Section(
+        "Secondary margins",
+        "Log-probability of the matching answer less that of the other, in nats, option order "
+        "averaged. Where the unsteered model is at chance it does not understand the question "
+        "well, and a shift there says little.",
+        [Table(columns, rows, forms=forms, hints=hints) if rows else none],
+    )
+
+
+def _choice_cells(own: list[Mapping[str, Any]]) -> list[Any]:
+    base, minus, plus, accuracy = (
+        average(row[key] for row in own) for key in ("base", "minus", "plus", "accuracy")
+    )
+    shift = None if plus is None or minus is None else (plus - minus) / 2
+    at_chance = sum(row["at_chance"] for row in own)
+    words = f"{at_chance} of {len(own)}" if at_chance else "no"
+    return [base, minus, plus, shift, accuracy, words]

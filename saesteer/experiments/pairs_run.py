@@ -1,0 +1,192 @@
+"""One division of pairs: methods are fitted to one part of them and measured on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial, wraps
+from typing import Any
+
+from saesteer.data import PairSet
+from saesteer.evaluation import EffectMeter, VectorResult
+from saesteer.experiments.steering import SteeringExperiment
+from saesteer.methods.base import Method
+from saesteer.methods.fit_context import FitContext
+from saesteer.methods.registry import build_method
+from saesteer.models import Site
+from saesteer.models.reading import PairActivations
+from saesteer.steering import SteeringVector
+from saesteer.utils.cache import ON_A_MODEL
+from saesteer.utils.run_folder import RunFolder, finite
+
+# The strength that is tried first, in units of the residual norm.
+FIRST_TRY = 0.25
+
+
+def kept(name: Callable[..., str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Keep a method's JSON in a file of its `folder`; one that is there is not made again.
+
+    Args:
+        name: Returns the file's name for the method's arguments.
+    """
+
+    def wrapped(make: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(make)
+        def read(self: Any, *given: Any) -> Any:
+            return self.folder.once(name(*given), lambda: finite(make(self, *given)))
+
+        return read
+
+    return wrapped
+
+
+class PairsFit(FitContext):
+    """Fits methods to an experiment's pairs, sharing with its other fits what knows of no pairs."""
+
+    def __init__(self, run: PairsRun) -> None:
+        experiment, config = run.experiment, run.experiment.config
+        super().__init__(
+            experiment.model,
+            run.train,
+            validation=run.validation,
+            sae=experiment.sae,
+            name=run.name,
+            seed=run.seed,
+            reading=config.reading,
+            objective=config.objective,
+            max_new_tokens=experiment.writing.max_new_tokens,
+            cache=experiment.cache,
+            folder=run.folder,
+            progress=experiment.progress,
+        )
+        self.model_name = config.model.name
+        self.table = experiment.table
+        self.questions = experiment.plan.training_questions
+        self.embedder = experiment.embedder
+        if experiment.plan.training_answers:
+            self.cost = experiment.training_cost
+        self._run = run
+
+    def read(self, part: str, site: Site) -> PairActivations:
+        """What was read of a part."""
+        return self._run.activations(part, site)
+
+    def fit(self, name: str, settings: Mapping[str, Any]) -> Method:
+        """A method by its name, fitted."""
+        method = build_method(name, settings)
+        assert isinstance(method, Method)
+        return method.fit_in(self)
+
+
+class PairsRun:
+    """One division of pairs: methods are fitted to one part and measured on another.
+
+    Args:
+        experiment: What loads model, SAE and neutral texts.
+        train: The pairs that vectors are fitted on.
+        validation: Pairs that settings and clusters are chosen by.
+        test: The pairs that are measured.
+        name: What to call vectors.
+        seed: Seeds methods that draw at random.
+        folder: Where results are kept; one that is there is not made again.
+    """
+
+    def __init__(
+        self,
+        experiment: SteeringExperiment,
+        train: PairSet,
+        validation: PairSet,
+        test: PairSet,
+        *,
+        name: str,
+        seed: int,
+        folder: RunFolder,
+    ) -> None:
+        self.experiment = experiment
+        self.train, self.validation, self.held_out = train, validation, test
+        self.name, self.seed, self.folder = name, seed, folder
+
+    def activations(self, part: str, site: Site) -> PairActivations:
+        """The activations of "train" or "validation" pairs at one of the SAE's sites."""
+        return self._read[part][site]
+
+    @cached_property
+    def _read(self) -> dict[str, Mapping[Site, PairActivations]]:
+        parts = {"train": self.train, "validation": self.validation}
+        return {name: self.experiment.read_sides(pairs) for name, pairs in parts.items()}
+
+    @cached_property
+    def context(self) -> PairsFit:
+        """What methods are fitted with."""
+        return PairsFit(self)
+
+    @cached_property
+    def test(self) -> EffectMeter:
+        """The meter on held-out pairs."""
+
+        def make() -> EffectMeter:
+            return EffectMeter(
+                self.experiment.divergence, self.experiment.propensity(self.held_out)
+            )
+
+        return self.experiment.cache.keep(ON_A_MODEL, self.measured_with, make)
+
+    @cached_property
+    def measured_with(self) -> tuple[Any, ...]:
+        """All that a vector's result depends on besides the vector and the KL target."""
+        experiment, config = self.experiment, self.experiment.config
+        rows = tuple((tuple(row.ids), tuple(row.kept)) for row in experiment.neutral_rows)
+        settings = (config.evaluation.request, config.reading.chat)
+        # Not on the SAE: baselines and random directions are the same for all settings of features.
+        return (*experiment.weights_key[:3], rows, self.held_out.digest, *settings)
+
+    def measure(
+        self, vector: SteeringVector, kl_target: float, start: float = FIRST_TRY
+    ) -> dict[str, Any]:
+        """A vector's `VectorResult` as JSON; `start` is the strength that is tried first."""
+        return self.experiment.cache.record(
+            "result",
+            *(self.measured_with, *_identity(vector), kl_target, start),
+            compute=lambda: finite(self.test.measure(vector, kl_target, start=start).as_dict()),
+        )
+
+    def curve(self, vector: SteeringVector, result: Mapping[str, Any]) -> dict[str, Any]:
+        """The mean margin over multiples of a result's strengths, as `EffectMeter.curve` has it."""
+        multiples = self.experiment.config.evaluation.multiples
+        strengths = (result["plus"]["strength"], result["minus"]["strength"])
+        matched = VectorResult.from_dict(dict(result))
+        return self.experiment.cache.record(
+            "margins",
+            *(self.measured_with, *_identity(vector), strengths, multiples),
+            compute=lambda: finite(self.test.curve(vector, matched, multiples)),
+        )
+
+    def draws(
+        self,
+        method: Callable[[int], Method],
+        files: Sequence[str],
+        kl_target: float,
+        folder: RunFolder | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the results of random draws, each kept in its file: what any push of the cost does.
+
+        Args:
+            method: Returns what draws, by its seed.
+            files: A file for each draw.
+            kl_target: What each is given, nats per token.
+            folder: Where the files are; the run's own folder if None.
+        """
+        start = FIRST_TRY
+        for seed, file in enumerate(files):
+            compute = partial(self._drawn, method(seed), kl_target, start)
+            found = (folder or self.folder).once(file, compute)
+            # Draws of one kind cost alike, so the last one's strength is a good first guess.
+            start = abs(found["plus"]["strength"])
+            yield found
+
+    def _drawn(self, method: Method, kl_target: float, start: float) -> dict[str, Any]:
+        return self.measure(method.fit_in(self.context).vector_, kl_target, start)
+
+
+def _identity(vector: SteeringVector) -> tuple[Any, ...]:
+    norm = vector.residual_norm
+    return (vector.name, vector.method, vector.positions, norm, vector.raw.float().cpu().numpy())
