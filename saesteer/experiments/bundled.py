@@ -117,7 +117,7 @@ def bundled_data(kind: str) -> tuple[str, ...]:
 
         return bundled_pair_names()
     if kind == "patch":
-        from saesteer.patching.prompts.pair_files import bundled_prompt_sets
+        from saesteer.patching.pairs import bundled_prompt_sets
 
         return bundled_prompt_sets()
     if kind == "corrupt":
