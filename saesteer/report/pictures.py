@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.report.plots import SOFT
+from saesteer.report.plots import AXIS, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def save_png(figures: Sequence[Figure], path: Path) -> None:
 def _size(figure: Any) -> tuple[float, float]:
     across = max((len(trace.z[0]) for trace in figure.data if trace.type == "heatmap"), default=0)
     wide = 3.0 + 0.25 * across if across else 8.0
-    return min(17.0, max(6.0, wide)), min(14.0, max(3.0, (figure.layout.height or 400) / 95))
+    return min(17.0, max(7.0, wide)), min(14.0, max(3.0, (figure.layout.height or 400) / 95))
 
 
 def _draw(figure: Any, axes: Axes) -> None:
@@ -52,6 +52,7 @@ def _draw(figure: Any, axes: Axes) -> None:
             _scatter(trace, axes)
     for note in layout.annotations:
         axes.text(note.x, note.y, _words(note.text, 30), ha="center", va="bottom", fontsize=8)
+    axes.tick_params(labelsize=7)
     for set_label, axis in ((axes.set_xlabel, layout.xaxis), (axes.set_ylabel, layout.yaxis)):
         set_label(_words(axis.title.text or ""), fontsize=8, color=SOFT)
     slanted = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
@@ -61,7 +62,7 @@ def _draw(figure: Any, axes: Axes) -> None:
     ):
         if axis.tickvals is not None:
             words = [_words(text, 30) for text in axis.ticktext or ()]
-            set_ticks(list(axis.tickvals), words, fontsize=7, **style)
+            set_ticks(list(axis.tickvals), words, **style)
     if layout.xaxis.type == "log":
         axes.set_xscale("log")
         axes.minorticks_off()
@@ -71,7 +72,14 @@ def _draw(figure: Any, axes: Axes) -> None:
         axes.invert_yaxis()
     if layout.yaxis.range is not None:
         axes.set_ylim(*layout.yaxis.range)
+    for line, axis, ends in (
+        (axes.axvline, layout.xaxis, axes.get_xlim()),
+        (axes.axhline, layout.yaxis, axes.get_ylim()),
+    ):
+        if axis.zeroline is not False and axis.type != "log" and min(ends) <= 0 <= max(ends):
+            line(0, color=AXIS["zerolinecolor"], linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(not axes.images)
     if layout.showlegend is not False and axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=7, frameon=False)
     if layout.title.text is not None:
@@ -98,9 +106,10 @@ def _heatmap(trace: Any, axes: Axes) -> None:
             words = _words(trace.text[i][j])
             axes.text(j, i, words, ha="center", va="center", fontsize=7, color="w" if dark else "k")
     if scaled:
-        bar = axes.figure.colorbar(
-            image, ax=axes, shrink=0.9, pad=0.01, label=_words(trace.colorbar.title.text or "")
-        )
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01, aspect=40)
+        bar.set_label(_words(trace.colorbar.title.text or ""), fontsize=8, color=SOFT)
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_visible(False)
         if trace.colorbar.tickvals is not None:
             bar.set_ticks(list(trace.colorbar.tickvals), labels=list(trace.colorbar.ticktext))
 

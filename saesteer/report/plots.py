@@ -134,7 +134,7 @@ def _ticks(labels: Sequence[str], longest: int = 30) -> dict[str, Any]:
     if step > 1:
         places = [place for place in places if place < len(labels) - step] + [len(labels) - 1]
     texts = [plain(labels[place], longest) for place in places]
-    return {"tickvals": places, "ticktext": texts, "ticks": ""}
+    return {"tickvals": places, "ticktext": texts, "ticks": "", "zeroline": False}
 
 
 def _columns(labels: Sequence[str]) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def heatmap(
 
     hover = [[said(i, j) for j in range(len(columns))] for i in range(len(rows))]
     _cells(figure, shown, limits, colours, hover, texts, colorbar=bar, xgap=1, ygap=1)
-    bare = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(**bare, **_columns(columns))
-    return figure.update_yaxes(autorange="reversed" if downwards else None, **bare, **_ticks(rows))
+    figure.update_xaxes(showgrid=False, **_columns(columns))
+    ticks = _ticks(rows)
+    return figure.update_yaxes(showgrid=False, autorange="reversed" if downwards else None, **ticks)
 
 
 def _limits(shown: np.ndarray, colours: Colours) -> tuple[float, float]:
@@ -336,6 +336,7 @@ def lines(
     figure.update_xaxes(type="log" if log_x else "linear", **where)
     figure.update_yaxes(
         type="log" if log_y else "linear",
+        dtick=1 if log_y else None,  # powers of ten alone
         exponentformat="power",
         tickformat=".0%" if percent else None,
     )
@@ -462,6 +463,7 @@ def forest(
         )
     for one in dots:
         _draw_dots(figure, [height + one.shift for height in heights], one)
+    figure.update_xaxes(zeroline=True)
     figure.update_yaxes(
         tickvals=heights,
         ticktext=[plain(row) for row in rows],
