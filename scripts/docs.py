@@ -1,0 +1,17 @@
+"""Write the reference of every module to site/, the public names on its first page."""
+
+from __future__ import annotations
+
+from pdoc.__main__ import cli
+
+import saesteer
+
+
+def main() -> None:
+    """Load the public names, which pdoc looks for in the module itself, and call pdoc."""
+    vars(saesteer).update({name: getattr(saesteer, name) for name in saesteer.__all__})
+    cli(["--output-directory", "site", "--docformat", "google", "saesteer"])
+
+
+if __name__ == "__main__":
+    main()
