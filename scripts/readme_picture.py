@@ -1,4 +1,4 @@
-"""Draw the README's picture from a run's metrics, through a headless Chromium.
+"""Draw the README's picture from a run's metrics.
 
 python scripts/readme_picture.py runs/agreeableness-... docs/images/agreeableness.png
 """
@@ -6,55 +6,22 @@ python scripts/readme_picture.py runs/agreeableness-... docs/images/agreeablenes
 from __future__ import annotations
 
 import argparse
-import subprocess
-import tempfile
 from pathlib import Path
 
 from saesteer.experiments.results import Results
+from saesteer.report.pictures import save_png
 from saesteer.report.steer import effect_figure, margin_figure
 
 
 def main() -> None:
-    """Write the picture."""
+    """Write the picture: margin by strength, and below it the effects beside the random null."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--browser", default="chromium")
     options = parser.parse_args()
     metrics = Results.open(options.run).metrics
     options.target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "figure.html"
-        parts = []
-        for figure in (margin_figure(metrics), effect_figure(metrics)):
-            figure.update_layout(width=500, height=420, paper_bgcolor="white")
-            # The script is embedded once.
-            parts.append(
-                figure.to_html(
-                    full_html=False,
-                    include_plotlyjs=not parts,
-                    config={"displayModeBar": False},
-                )
-            )
-        style = "<style>body { margin: 8px; display: flex }</style>"
-        page.write_text(f"<meta charset='utf-8'>{style}{''.join(parts)}", encoding="utf-8")
-        subprocess.run(
-            [
-                options.browser,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-background-networking",
-                "--hide-scrollbars",
-                "--window-size=1016,446",
-                "--virtual-time-budget=4000",
-                f"--user-data-dir={folder}/profile",
-                f"--screenshot={options.target.resolve()}",
-                page.as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-        )
+    save_png([margin_figure(metrics), effect_figure(metrics)], options.target)
     print(f"wrote {options.target}")
 
 
