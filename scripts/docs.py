@@ -9,7 +9,8 @@ import saesteer
 
 def main() -> None:
     """Load the public names, which pdoc looks for in the module itself, and call pdoc."""
-    vars(saesteer).update({name: getattr(saesteer, name) for name in saesteer.__all__})
+    for name in saesteer.__all__:
+        setattr(saesteer, name, getattr(saesteer, name))
     cli(["--output-directory", "site", "--docformat", "google", "saesteer"])
 
 

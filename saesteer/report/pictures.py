@@ -29,16 +29,16 @@ def save_png(figures: Sequence[Figure], path: Path) -> None:
     widths, heights = zip(*map(_size, figures), strict=True)
     canvas = Canvas(figsize=(max(widths), sum(heights)), layout="constrained")
     FigureCanvasAgg(canvas)
-    places = canvas.subplots(len(figures), 1, squeeze=False, height_ratios=heights)
-    for figure, axes in zip(figures, places[:, 0], strict=True):
-        _draw(figure, axes)
+    parts = canvas.subfigures(len(figures), 1, squeeze=False, height_ratios=heights)
+    for figure, part in zip(figures, parts[:, 0], strict=True):
+        _draw(figure, part.subplots())
     canvas.savefig(path, dpi=DPI, format="png")
 
 
 def _size(figure: Any) -> tuple[float, float]:
     across = max((len(trace.z[0]) for trace in figure.data if trace.type == "heatmap"), default=0)
     wide = 3.0 + 0.25 * across if across else 8.0
-    return min(17.0, max(7.0, wide)), min(14.0, max(3.0, (figure.layout.height or 400) / 95))
+    return min(17.0, max(7.0, wide)), min(14.0, max(2.2, (figure.layout.height or 400) / 95))
 
 
 def _draw(figure: Any, axes: Axes) -> None:
@@ -120,6 +120,8 @@ def _bar(trace: Any, axes: Axes, ends: tuple[Any, Any]) -> tuple[Any, Any]:
     lengths, places = (trace.x, trace.y) if sideways else (trace.y, trace.x)
     values = np.nan_to_num(np.array(lengths, dtype=float))
     start = np.where(values >= 0, *ends) if trace.base is None else np.array(trace.base)
+    # matplotlib leaves no margin beside where a bar starts.
+    axes.use_sticky_edges = trace.base is None
     style = {"color": _colour(trace.marker.color), "label": _label(trace)}
     if sideways:
         axes.barh(places, values, left=start, height=trace.width or 0.8, **style)
@@ -166,14 +168,15 @@ def _label(trace: Any) -> str | None:
     return None if trace.showlegend is False or not trace.name else _words(trace.name)
 
 
-def _colour(colour: str | None) -> tuple[float, ...]:
+def _colour(colour: str | None) -> tuple[float, float, float, float]:
     """Return a colour of plotly's, #rrggbb or rgba(r,g,b,a), as matplotlib takes it."""
     from matplotlib.colors import to_rgba
 
     parts = re.fullmatch(r"rgba\((\d+),(\d+),(\d+),([\d.e-]+)\)", colour or "")
     if parts is None:
         return to_rgba(colour or SOFT)
-    return (*(int(part) / 255 for part in parts.groups()[:3]), float(parts[4]))
+    red, green, blue = (int(part) / 255 for part in parts.groups()[:3])
+    return red, green, blue, float(parts[4])
 
 
 def _words(text: object, longest: int = 90) -> str:

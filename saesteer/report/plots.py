@@ -116,7 +116,7 @@ def blank(height: int, title: str = "", x_title: str = "", y_title: str = "") ->
     return figure.update_yaxes(title_text=plain(y_title, 80) or None)
 
 
-def _legend(figure: Figure, n: int, *, left: int = 62, **more: Any) -> Figure:
+def _legend(figure: Any, n: int, *, left: int = 62, **more: Any) -> Figure:
     """Make room for a legend above the figure, where it has more than one name, and for axes."""
     rows = math.ceil(n / 3) if n > 1 else 0
     return figure.update_layout(
