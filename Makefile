@@ -92,7 +92,7 @@ bench: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweeps.py --both-cores
 
 docs: $(READY)
-	$(BIN)/pdoc --output-directory site --docformat google saesteer
+	$(BIN)/python scripts/docs.py
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest site build dist .pytest_cache .ruff_cache

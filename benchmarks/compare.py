@@ -7,7 +7,7 @@ new one.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +30,9 @@ METHODS = (
 
 def main() -> None:
     """Run the comparison and print each stage's share."""
-    folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?")
+    folder = parser.parse_args().folder or tempfile.mkdtemp()
     settings = {
         "name": "benchmark",
         "personas": ["agreeableness"],

@@ -7,15 +7,14 @@ test pairs: an analysis of what was found, nothing is chosen by it.
 
 from __future__ import annotations
 
-import sys
+import argparse
 
-from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
 from saesteer.experiments.compare.persona import PersonaRun
+from saesteer.experiments.registry import load_experiments
 from saesteer.methods import AttributedSAE
 from saesteer.steering import SteeringVector
 from saesteer.utils.progress import terminal_progress
-from saesteer.utils.settings import load_config
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 KL_TARGET = 0.3
@@ -23,9 +22,13 @@ KL_TARGET = 0.3
 
 def main() -> None:
     """Print E by feature count, and without each cluster, for every persona named."""
-    config = load_config(sys.argv[1], kind=CompareConfig)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("personas", nargs="+")
+    options = parser.parse_args()
+    (config,) = load_experiments([options.config], kind="compare")
     bench = Compare(config, terminal_progress())
-    bench.only(sys.argv[2:])
+    bench.only(options.personas)
     for persona in bench.plan.personas:
         run = PersonaRun(bench, persona).first
         chosen = run.folder.read_json("chosen/attributed_sae.json")["settings"]

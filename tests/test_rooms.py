@@ -70,6 +70,18 @@ def test_imports_go_down() -> None:
     assert not up, "\n".join(["these imports go up:", *up])
 
 
+def test_imports_lead_somewhere() -> None:
+    # Those inside functions too, which only a command that gets there would miss.
+    known = modules()
+    nowhere = [
+        f"{path.relative_to(PACKAGE.parent)}:{line} imports {target}"
+        for path in known.values()
+        for line, target in imports(path, known)
+        if target not in known
+    ]
+    assert not nowhere, "\n".join(["these modules are not there:", *nowhere])
+
+
 def test_no_circles_between_files() -> None:
     known = modules()
     graph = {

@@ -13,8 +13,6 @@ def configs_command(
     ] = None,
 ) -> None:
     """List the bundled configurations, or print one with all its settings."""
-    from saesteer.cli.show import console
-    from saesteer.experiments.bundled import OTHERS, bundled_configs, find_config
     from saesteer.experiments.registry import OTHERS, bundled_configs, find_config
     from saesteer.report.terminal import console, grid
     from saesteer.utils.errors import ConfigError

@@ -31,6 +31,29 @@ SCALES: dict[Colours, tuple[str, ...]] = {
     "loss": ("#f4f7fb", "#cfdcf0", "#93b1de", "#5b7fc4", "#37509a", "#272a63", "#170f33"),
     "share": ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"),
 }
+AXIS = {
+    "gridcolor": GRID,
+    "zerolinecolor": "#b9c0ca",
+    "zerolinewidth": 1,
+    "linecolor": GRID,
+    "title": {"font": {"size": 12.5, "color": SOFT}},
+    "automargin": True,
+}
+STYLE = {
+    "autosize": True,
+    "font": {"family": FONT, "size": 13, "color": INK},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "xaxis": AXIS,
+    "yaxis": AXIS,
+    "title": {"x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 12}}
+    | {"font": {"size": 14}},
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+    "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"family": FONT}},
+    "hovermode": "closest",
+    "dragmode": False,
+    "margin": {"l": 10, "r": 10, "t": 14, "b": 10},
+}
 MOST_TICKS = 48
 LONGEST = 40
 # Losses below this have the colour of this one.
@@ -79,52 +102,24 @@ def faint(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity:g})"
 
 
-def blank(height: int, title: str = "") -> Figure:
+def blank(height: int, title: str = "", x_title: str = "", y_title: str = "") -> Figure:
     """Return an empty figure in the page's style, as wide as its place."""
     import plotly.graph_objects as go
 
     top = 44 if title else 14
-    figure = go.Figure(layout={"template": _style(), "height": height + top, "margin": {"t": top}})
+    figure = go.Figure(
+        layout={"template": {"layout": STYLE}, "height": height + top, "margin": {"t": top}}
+    )
     if title:
         figure.update_layout(title={"text": plain(title, 110)})
-    return figure
+    figure.update_xaxes(title_text=plain(x_title, 90) or None)
+    return figure.update_yaxes(title_text=plain(y_title, 80) or None)
 
 
-def _style() -> Any:
-    from plotly.graph_objects import layout
-
-    axis = {
-        "gridcolor": GRID,
-        "zerolinecolor": "#b9c0ca",
-        "zerolinewidth": 1,
-        "linecolor": GRID,
-        "title": {"font": {"size": 12.5, "color": SOFT}},
-        "automargin": True,
-    }
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
-    heading = {"x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 12}}
-    return layout.Template(
-        layout={
-            "autosize": True,
-            "font": {"family": FONT, "size": 13, "color": INK},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "xaxis": axis,
-            "yaxis": axis,
-            "title": {**heading, "font": {"size": 14}},
-            "legend": legend,
-            "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"family": FONT}},
-            "hovermode": "closest",
-            "dragmode": False,
-            "margin": {"l": 10, "r": 10, "t": 14, "b": 10},
-        }
-    )
-
-
-def _legend(figure: Figure, n: int, *, left: int = 62, **more: Any) -> None:
+def _legend(figure: Any, n: int, *, left: int = 62, **more: Any) -> Figure:
     """Make room for a legend above the figure, where it has more than one name, and for axes."""
     rows = math.ceil(n / 3) if n > 1 else 0
-    figure.update_layout(
+    return figure.update_layout(
         height=figure.layout.height + 19 * max(0, rows - 1),
         showlegend=n > 1,
         legend=more,
@@ -132,23 +127,35 @@ def _legend(figure: Figure, n: int, *, left: int = 62, **more: Any) -> None:
     )
 
 
-def _ticks(labels: Sequence[str], longest: int = 24) -> dict[str, Any]:
+def _ticks(labels: Sequence[str], longest: int = 30) -> dict[str, Any]:
     """Return an axis' labels, as many as can be read, the last one among them."""
     step = max(1, -(-len(labels) // MOST_TICKS))
     places = list(range(0, len(labels), step))
     if step > 1:
         places = [place for place in places if place < len(labels) - step] + [len(labels) - 1]
-    return {
-        "tickvals": places,
-        "ticktext": [plain(labels[place], longest) for place in places],
-        "ticks": "",
-    }
+    texts = [plain(labels[place], longest) for place in places]
+    return {"tickvals": places, "ticktext": texts, "ticks": "", "zeroline": False}
 
 
 def _columns(labels: Sequence[str]) -> dict[str, Any]:
     """Return the labels of an x axis, slanted where they would not fit beside each other."""
     slanted = len(labels) > 8 and max(map(len, labels), default=0) > 3
-    return {**_ticks(labels), "tickangle": -55 if slanted else None}
+    return {**_ticks(labels, 24), "tickangle": -55 if slanted else None}
+
+
+def _said(value: Any, low: Any = None, high: Any = None, form: str = "+.4f") -> str:
+    ends = between(low, high, form)
+    return show(value, form) + (f" ({ends})" if ends else "")
+
+
+def _points(one: Series, form: str, labels: Sequence[str] = ()) -> list[str]:
+    """Return what each point says on hover."""
+    none = [None] * len(one.y)
+    ends = zip(one.y, one.low or none, one.high or none, strict=True)
+    said = [_said(value, low, high, form) for value, low, high in ends]
+    if labels:
+        return [f"{plain(label, 60)}: {words}" for label, words in zip(labels, said, strict=True)]
+    return said
 
 
 def heatmap(
@@ -167,67 +174,38 @@ def heatmap(
     colours: Colours = "difference",
     downwards: bool = False,
 ) -> Figure:
-    """Draw numbers as colours, NaN as none; the exact ones are on hover.
+    """Draw numbers as colours, NaN as none; values, intervals and prompts (`n`) are on hover.
 
-    Args:
-        values: The numbers, what they are called in `rows` and `columns`.
-        rows: The rows' labels.
-        columns: The columns' labels.
-        title: What is shown, above it.
-        row_title: What rows are, such as "layer".
-        column_title: What columns are.
-        unit: What the numbers are.
-        low: Lower ends of their intervals; `high` holds the upper ones.
-        high: See `low`.
-        n: How many prompts each is a mean of.
-        texts: What is written in the cells.
-        colours: "difference" is purple to green about 0, "loss" light to dark on a log scale,
-            "share" light to dark from 0 to 1.
-        downwards: Whether the first row is at the top.
+    Differences go from purple to green about 0, losses from light to dark on a log scale, shares
+    from light to dark between 0 and 1. The first row is at the bottom if not `downwards`.
     """
-    import plotly.graph_objects as go
-
     values = np.where(np.isfinite(values), values, np.nan)
     shown = np.log10(np.maximum(values, FLOOR)) if colours == "loss" else values
-    least, most = _limits(shown, colours)
-    figure = blank(136 + max(110, min((26 if downwards else 17) * len(rows), 640)), title)
+    limits = _limits(shown, colours)
+    height = 136 + min(max((26 if downwards else 17) * len(rows), 110), 640)
+    figure = blank(height, title, column_title, row_title)
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "len": 0.9}
     if unit:
         bar["title"] = {"text": plain(unit, 70), "side": "right", "font": {"size": 11.5}}
     if colours == "loss":
-        marks = [10.0**power for power in range(-2, 4) if least <= power <= most]
+        marks = [10.0**power for power in range(-2, 4) if limits[0] <= power <= limits[1]]
         bar |= {"tickvals": [math.log10(m) for m in marks], "ticktext": [f"{m:g}" for m in marks]}
-    stops = SCALES[colours]
-    figure.add_trace(
-        go.Heatmap(
-            z=_cells(shown),
-            zmin=least,
-            zmax=most,
-            colorscale=[[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)],
-            customdata=_cell_words(values, rows, columns, row_title, column_title, low, high, n),
-            hovertemplate="%{customdata}<extra></extra>",
-            text=texts and [[plain(text) for text in line] for line in texts],
-            texttemplate="" if texts is None else "%{text}",
-            textfont={"size": 11},
-            xgap=1,
-            ygap=1,
-            colorbar=bar,
-        )
-    )
-    figure.update_xaxes(
-        title_text=plain(column_title, 60),
-        showgrid=False,
-        zeroline=False,
-        **_columns(columns),
-    )
-    figure.update_yaxes(
-        title_text=plain(row_title, 60),
-        showgrid=False,
-        zeroline=False,
-        autorange="reversed" if downwards else None,
-        **_ticks(rows, 30),
-    )
-    return figure
+    down, across = plain(row_title.split(",")[0], 30), plain(column_title, 30)
+
+    def said(i: int, j: int) -> str:
+        words = f"{down} {plain(rows[i], 60)}, {across} {plain(columns[j], 60)}".strip()
+        words += f"<br><b>{show(values[i, j].item(), '+.4f')}</b>"
+        if low is not None and high is not None and np.isfinite(low[i, j]):
+            words += f" ({between(low[i, j].item(), high[i, j].item(), '+.3f')})"
+        if n is not None:
+            words += f"<br>{n[i, j]:.0f} prompt{'s' if n[i, j] != 1 else ''}"
+        return words
+
+    hover = [[said(i, j) for j in range(len(columns))] for i in range(len(rows))]
+    _cells(figure, shown, limits, colours, hover, texts, colorbar=bar, xgap=1, ygap=1)
+    figure.update_xaxes(showgrid=False, **_columns(columns))
+    ticks = _ticks(rows)
+    return figure.update_yaxes(showgrid=False, autorange="reversed" if downwards else None, **ticks)
 
 
 def _limits(shown: np.ndarray, colours: Colours) -> tuple[float, float]:
@@ -236,38 +214,32 @@ def _limits(shown: np.ndarray, colours: Colours) -> tuple[float, float]:
     finite = shown[np.isfinite(shown)]
     if colours == "loss":
         return (float(finite.min()), float(finite.max()) + 1e-6) if finite.size else (-2.0, 2.0)
-    largest = (float(np.abs(finite).max()) if finite.size else 0.0) or 1.0
+    largest = float(np.abs(finite).max(initial=0.0)) or 1.0
     return -largest, largest
 
 
-def _cells(values: np.ndarray) -> list[list[float | None]]:
-    return [[float(v) if np.isfinite(v) else None for v in line] for line in values]
-
-
-def _cell_words(
+def _cells(
+    figure: Figure,
     values: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    row_title: str,
-    column_title: str,
-    low: np.ndarray | None,
-    high: np.ndarray | None,
-    n: np.ndarray | None,
-) -> list[list[str]]:
-    down, across = plain(row_title.split(",")[0], 30), plain(column_title, 30)
-    words = []
-    for i, row in enumerate(rows):
-        line = []
-        for j, column in enumerate(columns):
-            said = f"{down} {plain(row, 60)}, {across} {plain(column, 60)}".strip()
-            said += f"<br><b>{show(values[i, j].item(), '+.4f')}</b>"
-            if low is not None and high is not None and np.isfinite(low[i, j]):
-                said += f" ({between(low[i, j].item(), high[i, j].item(), '+.3f')})"
-            if n is not None:
-                said += f"<br>{n[i, j]:.0f} prompt{'s' if n[i, j] != 1 else ''}"
-            line.append(said)
-        words.append(line)
-    return words
+    limits: tuple[float, float],
+    colours: Colours,
+    hover: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[str]] | None,
+    **more: Any,
+) -> None:
+    stops = SCALES[colours]
+    figure.add_heatmap(
+        z=[[float(v) if np.isfinite(v) else None for v in line] for line in values],
+        zmin=limits[0],
+        zmax=limits[1],
+        colorscale=[[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)],
+        customdata=hover,
+        hovertemplate="%{customdata}<extra></extra>",
+        text=texts and [[plain(text) for text in line] for line in texts],
+        texttemplate="" if texts is None else "%{text}",
+        textfont={"size": 11},
+        **more,
+    )
 
 
 def share_colours(figures: Sequence[Any]) -> None:
@@ -282,42 +254,34 @@ def confusions(
     matrices: Sequence[np.ndarray], titles: Sequence[str], classes: Sequence[str], *, columns: int
 ) -> Figure:
     """Draw counts of true by predicted class beside each other, coloured by share of the class."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    columns = min(columns, len(matrices))
-    lines = math.ceil(len(matrices) / columns)
-    figure = make_subplots(
-        rows=lines,
-        cols=columns,
-        subplot_titles=[plain(title, 30) for title in titles],
-        horizontal_spacing=0.03,
-        vertical_spacing=0.2 / lines,
-    )
-    stops = SCALES["share"]
+    columns, n = min(columns, len(matrices)), len(classes)
+    # All lie on one grid of cells, with room for a title above each.
+    gap = 1 + n // 6
+    corners = [(i // columns * (n + gap), i % columns * (n + gap)) for i in range(len(matrices))]
+    shares = np.full((corners[-1][0] + n, columns * (n + gap) - gap), np.nan)
+    texts, hover = (np.full(shares.shape, "", dtype=object) for _ in range(2))
     names = [plain(name, 14) for name in classes]
-    for place, counts in enumerate(matrices):
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        trace = go.Heatmap(
-            z=shares.tolist(),
-            text=counts.tolist(),
-            texttemplate="%{text}",
-            textfont={"size": 10},
-            zmin=0,
-            zmax=1,
-            colorscale=[[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)],
-            showscale=False,
-            customdata=[[f"true {a}, predicted {b}" for b in names] for a in names],
-            hovertemplate="%{customdata}: %{text} (%{z:.0%})<extra></extra>",
-        )
-        figure.add_trace(trace, row=place // columns + 1, col=place % columns + 1)
-    labels = {"tickvals": list(range(len(names))), "ticktext": names, "tickfont": {"size": 9}}
-    axes: dict[str, Any] = {**labels, "showgrid": False, "ticks": "", "automargin": False}
-    figure.update_xaxes(**axes)
-    figure.update_yaxes(**axes, autorange="reversed")
-    figure.update_annotations(font={"size": 11})
-    margin = {"l": 34, "t": 30, "b": 30}
-    return figure.update_layout(template=_style(), height=60 + 165 * lines, margin=margin)
+    figure = blank(46 + 165 * math.ceil(len(matrices) / columns))
+    for (top, left), counts, title in zip(corners, matrices, titles, strict=True):
+        place = np.s_[top : top + n, left : left + n]
+        shares[place] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        texts[place] = counts.astype(str)
+        hover[place] = [
+            [f"true {a}, predicted {b}: {counts[i, j]}" for j, b in enumerate(names)]
+            for i, a in enumerate(names)
+        ]
+        figure.add_annotation(
+            x=left + (n - 1) / 2, y=top - 0.5, yanchor="bottom", text=plain(title, 30),
+            showarrow=False, font={"size": 11},
+        )  # fmt: skip
+    hidden = {"showscale": False, "hoverongaps": False}
+    _cells(figure, shares, (0.0, 1.0), "share", hover.tolist(), texts.tolist(), **hidden)
+    bare = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 9}}
+    lefts, tops = ({corner[at]: None for corner in corners} for at in (1, 0))
+    for update, starts in ((figure.update_xaxes, lefts), (figure.update_yaxes, tops)):
+        at = [start + i for start in starts for i in range(n)]
+        update(tickvals=at, ticktext=names * len(starts), **bare)
+    return figure.update_yaxes(range=[len(shares) - 0.5, -1.2])
 
 
 def lines(
@@ -335,22 +299,13 @@ def lines(
 ) -> Figure:
     """Draw lines with their bands; those that come later lie on top.
 
-    Args:
-        series: The lines.
-        labels: What the places along x are called, where these are no numbers.
-        title: What is shown, above it.
-        x_title: What stands along x.
-        y_title: What the values are.
-        log_x: A logarithmic x axis.
-        log_y: A logarithmic y axis.
-        percent: Whether values are shares.
-        ticks: Where x is marked; plotly's choice if empty.
-        level: A dotted line across: its name and where it lies.
+    Places along x may have `labels` in place of numbers, or be marked at `ticks` alone; `level`
+    is a dotted line across, by its name and where it lies.
     """
-    figure = blank(390, title)
+    figure = blank(390, title, x_title, y_title)
     form = ".0%" if percent else "+.4f"
     for place, one in enumerate(series):
-        colour, name = one.colour or SERIES[place % len(SERIES)], plain(one.name)
+        colour, name = one.colour or SERIES[place % len(SERIES)], plain(one.name, 60)
         x = list(one.x) or list(range(len(one.y)))
         if len(one.low):
             _band(figure, x, one, faint(colour, 0.05 if one.width < 2 else 0.15))
@@ -362,7 +317,7 @@ def lines(
             legendgroup=name,
             line={"color": colour, "width": one.width, "dash": one.dash},
             marker={"size": 3.5 + 1.2 * one.width, "color": colour},
-            customdata=_point_words(one, form),
+            customdata=_points(one, form),
             hovertemplate="%{customdata}",
         )
     if level is not None:
@@ -378,17 +333,15 @@ def lines(
     where = _columns(labels) if labels else {}
     if ticks:
         where = {"tickvals": list(ticks), "ticktext": [f"{tick:g}" for tick in ticks]}
-    kind = "log" if log_x else "linear"
-    figure.update_xaxes(title_text=plain(x_title, 90), type=kind, **where)
+    figure.update_xaxes(type="log" if log_x else "linear", **where)
     figure.update_yaxes(
-        title_text=plain(y_title, 80),
         type="log" if log_y else "linear",
+        dtick=1 if log_y else None,  # powers of ten alone
         exponentformat="power",
         tickformat=".0%" if percent else None,
     )
     figure.update_layout(hovermode="x unified" if len(series) > 1 else "closest")
-    _legend(figure, len(series) + (level is not None), traceorder="reversed")
-    return figure
+    return _legend(figure, len(series) + (level is not None), traceorder="reversed")
 
 
 def _band(figure: Figure, x: Sequence[float], one: Series, colour: str) -> None:
@@ -400,20 +353,10 @@ def _band(figure: Figure, x: Sequence[float], one: Series, colour: str) -> None:
         fillcolor=colour,
         line={"width": 0},
         hoverinfo="skip",
-        legendgroup=plain(one.name),
+        legendgroup=plain(one.name, 60),
         showlegend=False,
         mode="lines",
     )
-
-
-def _point_words(one: Series, form: str, labels: Sequence[str] = ()) -> list[str]:
-    words = []
-    for place, value in enumerate(one.y):
-        said = show(value, form)
-        if len(one.low) and (ends := between(one.low[place], one.high[place], form)):
-            said += f" ({ends})"
-        words.append(f"{plain(labels[place], 60)}: {said}" if labels else said)
-    return words
 
 
 def bars(
@@ -426,20 +369,13 @@ def bars(
     sideways: bool = False,
     percent: bool = False,
 ) -> Figure:
-    """Draw bars; those of several groups stand on each other, each sign on its own side.
+    """Draw a bar for each label; those of several groups stand on each other, by their signs.
 
-    Args:
-        series: The groups, a value for each label.
-        labels: What the bars are of.
-        title: What is shown, above it.
-        x_title: What the labels are.
-        y_title: What the values are.
-        sideways: Bars to the right, the first label at the bottom.
-        percent: Whether values are shares.
+    Sideways they go to the right, the first label at the bottom.
     """
-    figure = blank(80 + 34 * len(labels) if sideways else 370, title)
+    titles = (y_title, x_title) if sideways else (x_title, y_title)
+    figure = blank(80 + 34 * len(labels) if sideways else 370, title, *titles)
     places = list(range(len(labels)))
-    form = ".1%" if percent else "+.4f"
     for number, one in enumerate(series):
         values = [value if known(value) else None for value in one.y]
         figure.add_bar(
@@ -448,23 +384,16 @@ def bars(
             orientation="h" if sideways else "v",
             name=plain(one.name),
             marker={"color": one.colour or SERIES[number % len(SERIES)]},
-            customdata=_point_words(one, form, labels),
+            customdata=_points(one, ".1%" if percent else "+.4f", labels),
             hovertemplate="%{customdata}<extra></extra>",
         )
-    ticks = _ticks(labels) if sideways else _columns(labels)
-    across, along = ("yaxis", "xaxis") if sideways else ("xaxis", "yaxis")
-    figure.update_layout(
-        {
-            across: {"title": {"text": plain(x_title, 60)}, "showgrid": False} | ticks,
-            along: {
-                "title": {"text": plain(y_title, 80)},
-                "tickformat": ".0%" if percent else None,
-            },
-        },
-        barmode="relative",
-    )
-    _legend(figure, len(series))
-    return figure
+    named, valued = figure.update_xaxes, figure.update_yaxes
+    if sideways:
+        named, valued = valued, named
+    named(showgrid=False, **(_ticks(labels) if sideways else _columns(labels)))
+    valued(tickformat=".0%" if percent else None)
+    figure.update_layout(barmode="relative")
+    return _legend(figure, len(series))
 
 
 def scatter(
@@ -477,17 +406,13 @@ def scatter(
     size: float = 6,
 ) -> Figure:
     """Draw points, each named on hover; `diagonal` adds the line on which both axes agree."""
-    figure = blank(400, title)
+    figure = blank(400, title, x_title, y_title)
     if diagonal:
         values = [v for cloud in clouds for v in (*cloud.x, *cloud.y) if known(v)]
         ends = [min(values, default=0.0), max(values, default=1.0)]
+        style = {"color": SOFT, "dash": "dot", "width": 1}
         figure.add_scatter(
-            x=ends,
-            y=ends,
-            mode="lines",
-            line={"color": SOFT, "dash": "dot", "width": 1},
-            hoverinfo="skip",
-            showlegend=False,
+            x=ends, y=ends, mode="lines", line=style, hoverinfo="skip", showlegend=False
         )
     for place, cloud in enumerate(clouds):
         colour = cloud.colour or SERIES[place % len(SERIES)]
@@ -501,10 +426,7 @@ def scatter(
             customdata=[plain(label, 90) for label in cloud.labels],
             hovertemplate="%{customdata}<br>%{x:+.4f}, %{y:+.4f}<extra></extra>",
         )
-    figure.update_xaxes(title_text=plain(x_title, 80))
-    figure.update_yaxes(title_text=plain(y_title, 80))
-    _legend(figure, 2)
-    return figure
+    return _legend(figure, 2)
 
 
 def forest(
@@ -516,17 +438,32 @@ def forest(
 ) -> Figure:
     """Draw estimates with their intervals, a line each, the first row at the top.
 
-    Args:
-        rows: The rows' names.
-        dots: The estimates.
-        null: For each row what chance alone did, as a band with a tick for each draw.
-        x_title: What the numbers are.
+    `null` holds what chance alone did to each row: a band with a tick for each draw.
     """
-    figure = blank(96 + 46 * len(rows))
+    figure = blank(96 + 46 * len(rows), x_title=x_title)
     heights = [len(rows) - 1 - place for place in range(len(rows))]
-    _draw_null(figure, heights, null)
+    bands = [(y, draws) for y, draws in zip(heights, null, strict=False) if len(draws)]
+    if bands:
+        figure.add_bar(
+            x=[max(draws) - min(draws) for _, draws in bands],
+            y=[y for y, _ in bands],
+            base=[min(draws) for _, draws in bands],
+            orientation="h",
+            width=0.56,
+            marker={"color": faint(SOFT, 0.25)},
+            name="range of the random null",
+            hoverinfo="skip",
+        )
+        _marks(
+            figure,
+            [(value, y) for y, draws in bands for value in draws],
+            {"symbol": "line-ns-open", "size": 11, "color": faint(SOFT, 0.5)},
+            hovertemplate="random: %{x:.3f}<extra></extra>",
+            showlegend=False,
+        )
     for one in dots:
-        _draw_dots(figure, heights, one)
+        _draw_dots(figure, [height + one.shift for height in heights], one)
+    figure.update_xaxes(zeroline=True)
     figure.update_yaxes(
         tickvals=heights,
         ticktext=[plain(row) for row in rows],
@@ -535,93 +472,56 @@ def forest(
         zeroline=False,
         ticklabelstandoff=8,
     )
-    figure.update_xaxes(title_text=plain(x_title, 80), zeroline=True)
-    _legend(figure, 2, left=10, traceorder="reversed")
-    return figure
+    return _legend(figure, 2, left=10, traceorder="reversed")
 
 
-def _draw_null(figure: Figure, heights: Sequence[float], null: Sequence[Sequence[float]]) -> None:
-    bands = [(y, draws) for y, draws in zip(heights, null, strict=False) if len(draws)]
-    if not bands:
-        return
-    figure.add_bar(
-        x=[max(draws) - min(draws) for _, draws in bands],
-        y=[y for y, _ in bands],
-        base=[min(draws) for _, draws in bands],
-        orientation="h",
-        width=0.56,
-        marker={"color": faint(NULL, 0.55)},
-        name="range of the random null",
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        x=[value for _, draws in bands for value in draws],
-        y=[y for y, draws in bands for _ in draws],
-        mode="markers",
-        marker={"symbol": "line-ns-open", "size": 11, "color": faint(SOFT, 0.5)},
-        name="a random draw",
-        showlegend=False,
-        hovertemplate="random: %{x:.3f}<extra></extra>",
-    )
+def _marks(
+    figure: Figure, points: Sequence[tuple[float, float]], marker: dict[str, Any], **more: Any
+) -> None:
+    x, y = ([point[at] for point in points] for at in (0, 1))
+    figure.add_scatter(x=x, y=y, mode="markers", marker=marker, **more)
 
 
 def _draw_dots(figure: Figure, heights: Sequence[float], one: Dots) -> None:
-    name = plain(one.name)
+    name = plain(one.name, 60)
     there = [i for i, value in enumerate(one.values) if known(value)]
-    if len(one.start):
-        joined = [i for i in there if known(one.start[i])]
+    hidden: dict[str, Any] = {"legendgroup": name, "showlegend": False}
+    joined = [i for i in there if len(one.start) and known(one.start[i])]
+    if joined:
         figure.add_scatter(
             x=[v for i in joined for v in (one.start[i], one.values[i], None)],
-            y=[v for i in joined for v in (heights[i] + one.shift,) * 2 + (None,)],
+            y=[v for i in joined for v in (heights[i], heights[i], None)],
             mode="lines",
             line={"color": faint(one.colour, 0.35), "width": 5},
             hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
+            **hidden,
         )
-    small = [(v, heights[i] + one.shift) for i in there if one.small for v in one.small[i]]
+    small = [(value, heights[i]) for i in there if one.small for value in one.small[i]]
     if small:
-        figure.add_scatter(
-            x=[value for value, _ in small],
-            y=[y for _, y in small],
-            mode="markers",
-            marker={"size": 5, "color": faint(one.colour, 0.45)},
-            hovertemplate="one seed: %{x:.3f}<extra></extra>",
-            showlegend=False,
-            legendgroup=name,
-        )
-    values = [float(one.values[i]) for i in there]  # type: ignore[arg-type]
-    ends = {
-        end: [getattr(one, end)[i] for i in there] if one.low else [] for end in ("low", "high")
-    }
-    error = None
-    if one.low:
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [h - v if known(h) else 0 for h, v in zip(ends["high"], values, strict=True)],
-            "arrayminus": [
-                v - b if known(b) else 0 for b, v in zip(ends["low"], values, strict=True)
-            ],
-            "color": faint(one.colour, 0.6),
-            "thickness": 2,
-            "width": 0,
-        }
-    ranges = [between(*pair, ".3f") for pair in zip(ends["low"], ends["high"], strict=True)]
+        marker = {"size": 5, "color": faint(one.colour, 0.45)}
+        _marks(figure, small, marker, hovertemplate="one seed: %{x:.3f}<extra></extra>", **hidden)
+    none = [None] * len(one.values)
+    values, low, high = (
+        np.array([part[i] for i in there], dtype=float)
+        for part in (one.values, one.low or none, one.high or none)
+    )
+    error = {"type": "data", "symmetric": False, "thickness": 2, "width": 0}
+    error |= {"color": faint(one.colour, 0.6), "array": np.nan_to_num(high - values).tolist()}
+    error |= {"arrayminus": np.nan_to_num(values - low).tolist()}
     hollow = "open" in one.symbol
-    figure.add_scatter(
-        x=values,
-        y=[heights[i] + one.shift for i in there],
-        mode="markers",
-        marker={
+    outline = {"width": 2.2, "color": one.colour} if hollow else {"width": 1.5, "color": "white"}
+    _marks(
+        figure,
+        [(value, heights[i]) for value, i in zip(values.tolist(), there, strict=True)],
+        {
             "symbol": one.symbol,
             "size": 20 if one.symbol.startswith("line") else 11,
             "color": one.colour,
-            "line": {"width": 2.2 if hollow else 1.5, "color": one.colour if hollow else "white"},
+            "line": outline,
         },
-        error_x=error,
+        error_x=error if one.low else None,
         name=name,
         legendgroup=name,
-        customdata=[f" ({words})" if words else "" for words in ranges] or [""] * len(values),
-        hovertemplate="%{x:.3f}%{customdata}",
+        customdata=[_said(*ends, ".3f") for ends in zip(values, low, high, strict=True)],
+        hovertemplate="%{customdata}",
     )

@@ -18,34 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What an experiment found.
+    """What an experiment found."""
 
-    Attributes:
-        kind: What kind of experiment it is of, such as "patching".
-        title: The experiment's name.
-        lead: What was found, in a sentence or two.
-        facts: Model, seed and the like by name.
-        remarks: What speaks for it, against it, and is open.
-        tiles: Up to four headline numbers.
-        sections: All the rest.
-        page: What it is written to in the folder.
-        source: The file that all numbers come from.
-        beside: Where else numbers lie in the folder, for the terminal.
-        commands: What to type next; "{folder}" stands for the folder.
-        frames: A site whose pages may be shown within the page when somebody asks for one.
-    """
-
+    # What kind of experiment it is of, such as "patching", and its name.
     kind: str
     title: str
+    # What was found, in a sentence or two.
     lead: str
+    # Model, seed and the like by name.
     facts: Mapping[str, object] = field(default_factory=dict)
+    # What speaks for it, against it, and is open.
     remarks: Sequence[Remark] = ()
+    # Up to four headline numbers.
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
+    # What it is written to in the folder.
     page: str = "report.html"
+    # The file that all numbers come from, and where else numbers lie in the folder.
     source: str = "metrics.json"
     beside: Sequence[str] = ()
+    # What to type next; "{folder}" stands for the folder.
     commands: Sequence[str] = ()
+    # A site whose pages may be shown within the page when somebody asks for one.
     frames: str | None = None
 
     def items(self) -> Iterator[Item]:
@@ -86,12 +80,7 @@ class Report:
         return write_atomic(path, self.to_html().encode("utf-8", "replace"))
 
     def print(self, console: Console, folder: Path | None = None) -> None:
-        """Print the lead, the remarks and the first tables, and where everything is.
-
-        Args:
-            console: Where to.
-            folder: The experiment's folder.
-        """
+        """Print the lead, the remarks and the first tables, and where everything is."""
         from saesteer.report.terminal import print_report
 
         print_report(self, console, folder)

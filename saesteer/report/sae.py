@@ -13,14 +13,7 @@ if TYPE_CHECKING:
 
 
 def sae_report(found: DoctorReport, sae: str, model: str, site: str) -> Report:
-    """Return the report of what the doctor measured.
-
-    Args:
-        found: The measures.
-        sae: The SAE's name or folder.
-        model: The model's name.
-        site: Where the SAE lives.
-    """
+    """Return the report of what the doctor measured of an SAE at a model's site."""
     losses = (found.ce_clean, found.ce_spliced, found.ce_ablated)
     rows = [
         ["explained variance", show(found.explained_variance, ".3f"), "1 is a perfect copy"],

@@ -67,22 +67,14 @@ def print_fields(out: Console, fields: Mapping[str, object]) -> None:
 
 
 def print_table(out: Console, table: Table, where: str = "the report") -> None:
-    """Print the first rows of a table, in the columns that it names for the terminal.
+    """Print a table's first rows in the columns that it names for the terminal.
 
-    Args:
-        out: Where to.
-        table: The table.
-        where: Where the other rows are.
+    The others are said to be in `where`.
     """
     shown = [list(table.columns).index(name) for name in table.printed or table.columns]
     rows = table.rows[: table.most]
-    made = grid(
-        *(
-            (table.columns[at], "right") if any(is_number(row[at]) for row in table.rows)
-            else table.columns[at]
-            for at in shown
-        )
-    )  # fmt: skip
+    sides = ["right" if any(is_number(row[at]) for row in table.rows) else "left" for at in shown]
+    made = grid(*((table.columns[at], side) for at, side in zip(shown, sides, strict=True)))
     for row in rows:
         cells = (cell_text(row[at], table.forms.get(table.columns[at], "")) for at in shown)
         made.add_row(*(Text(one_line(cell)) for cell in cells))

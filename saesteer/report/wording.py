@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple, TypeGuard
 
+from saesteer.utils.text import spoken_list
+
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
 
@@ -53,6 +55,4 @@ def listing(names: Sequence[str], most: int = 4) -> str:
     """Return names as words, the last ones counted where there are many."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
-    if len(names) > 1:
-        return f"{', '.join(names[:-1])} and {names[-1]}"
-    return "".join(names)
+    return spoken_list(names) if names else ""

@@ -21,7 +21,6 @@ from saesteer.methods import AttributedSAE, ClusteredSAE, RandomDirection, Rando
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import vector_features
 from saesteer.methods.registry import build_method, method_entry
-from saesteer.models.memory import trim_memory
 from saesteer.models.placement import trim_memory
 from saesteer.saes.labels import feature_url
 from saesteer.steering import SteeringVector

@@ -22,7 +22,6 @@ from saesteer.corruption.program import (
 )
 from saesteer.corruption.tasks import Task, load_tasks
 from saesteer.experiments.config import ExperimentConfig, check_writable
-from saesteer.experiments.steer.plan import check_writable
 from saesteer.models.resolve import ModelShape, ModelSource, model_shape, resolve_model
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError

@@ -27,7 +27,6 @@ from saesteer.experiments.patch.results import (
 )
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
-from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models.resolve import ModelSource, check_shape, resolve_model
 from saesteer.patching.answers import task_answers
 from saesteer.patching.batch import PairBatch, encode_pairs

@@ -11,10 +11,8 @@ from jaxtyping import Int
 from pydantic import Field
 
 from saesteer.data.labelled import LabelledSet, check_trainable, read_labelled
-from saesteer.data.labelled_splits import LabelledSplit, split_labelled
 from saesteer.data.splits import LabelledSplit, split_labelled
 from saesteer.experiments.config import ExperimentConfig, check_writable, source_digest
-from saesteer.experiments.steer.plan import check_writable, source_digest
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.probes.fitting import FitSettings
 from saesteer.probes.reading import INDEX, ReadSettings, check_spans

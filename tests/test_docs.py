@@ -1,0 +1,102 @@
+"""What README and docs name is there: commands with their options, imports, files and links."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+PLACES = re.compile(
+    r"(?:configs|datasets|docs|scripts|benchmarks|tests|saesteer|constraints)/[\w./-]*\w"
+)
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def commands(page: str) -> list[str]:
+    """Every `saesteer ...` of a page: a line of a block, or words between backticks."""
+    whole = text(page).replace("\\\n", " ")
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", whole, flags=re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    lines += [line.strip() for line in re.findall(r"^ {4}(saesteer .*)$", whole, re.MULTILINE)]
+    lines += re.findall(r"`(saesteer [^`]*)`", " ".join(whole.split()))
+    return [line for line in lines if line.startswith("saesteer ")]
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_command_has_its_options(page: str) -> None:
+    from saesteer.cli.experiment import DefaultGroup
+    from saesteer.cli.main import app
+
+    wrong = []
+    for line in commands(page):
+        words = shlex.split(line, comments=True)[1:]
+        command: Any = get_command(app)
+        while groups := getattr(command, "commands", {}):
+            if words and words[0] in groups:
+                command = groups[words.pop(0)]
+            elif isinstance(command, DefaultGroup) and words:
+                command = next(iter(groups.values()))
+            else:
+                break
+        if groups:
+            # "..." and names in capitals stand for any command.
+            if words and re.fullmatch(r"[a-z-]+", words[0]):
+                wrong.append(f"{line}: no command {words[0]!r}")
+            continue
+        known = {option for given in command.params for option in given.opts} | {"--help"}
+        for word in words:
+            option = word.split("=")[0]
+            if re.match(r"--?[a-z]", option) and option not in known:
+                wrong.append(f"{line}: no option {option}")
+    assert not wrong, "\n".join(wrong)
+
+
+def snippets(page: str) -> list[str]:
+    whole = text(page)
+    fenced = re.findall(r"```python\n(.*?)```", whole, flags=re.DOTALL)
+    indented = re.findall(r"(?:^ {4}.*\n)+", whole, flags=re.MULTILINE)
+    code = [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in indented]
+    return fenced + [c for c in code if re.match(r"(from|import) |\w+ = ss\.", c)]
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_snippet_is_python_whose_names_exist(page: str) -> None:
+    import saesteer as ss
+
+    for code in snippets(page):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                module = import_module(str(node.module))
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ss":
+                assert hasattr(ss, node.attr), f"saesteer has no {node.attr}"
+    for name in re.findall(r"`ss\.(\w+)", text(page)):
+        assert hasattr(ss, name), f"saesteer has no {name}"
+    for name in re.findall(r"`(saesteer(?:\.\w+)+)`", text(page)):
+        module, _, attribute = name.rpartition(".")
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            assert hasattr(import_module(module), attribute), f"there is no {name}"
+
+
+@pytest.mark.parametrize("page", [*NAMES, "CHANGELOG.md", "Makefile"])
+def test_every_file_and_link_is_there(page: str) -> None:
+    whole = text(page)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", whole)
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    missing += [place for place in PLACES.findall(whole) if not (ROOT / place).exists()]
+    assert not missing, f"{page} names {', '.join(sorted(set(missing)))}"
