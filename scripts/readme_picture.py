@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.experiments.results import Results
-from saesteer.report.steer import steer_report
 from saesteer.report.pictures import save_png
+from saesteer.report.steer import steer_report
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-
 # What the weights of one model in several dtypes may take of a machine's memory.
 MEMORY_SHARE = 0.25
 

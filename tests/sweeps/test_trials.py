@@ -97,6 +97,7 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
     for row in rows:
         stored = json.loads((Path(str(row.folder)) / "metrics.json").read_text(encoding="utf-8"))
         assert stored["headline_method"] == row.values["together.method"]["headline"]
+        compare: Any = object.__new__(experiment_named("compare"))
         assert row.value == compare.headline(stored)["effect"]
     record = sweep_record(sweep, rows)
     labels = [trial["labels"]["together.method"] for trial in record["trials"]]

@@ -354,7 +354,7 @@ class SteerRun(PairsRun):
 
     def activations(self, part: str, site: Site) -> PairActivations:
         """What the first stage has read."""
-        return load_pair_activations(self.folder.path / f"activations/{part}.{site}.safetensors")
+        return PairActivations.load(self.folder.path / f"activations/{part}.{site}.safetensors")
 
 
 def result_names(config: RunConfig) -> list[str]:
