@@ -263,7 +263,7 @@ class Set(Edit):
     """One reading everywhere: alpha' = value.
 
     Example:
-        >>> ss.Set(vector, 1.0, "raw").target(torch.tensor([3.0])).tolist()
+        >>> ss.Set(vector, 1.0).target(torch.tensor([3.0])).tolist()
         [1.0]
     """
 
