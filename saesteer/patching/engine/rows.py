@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -112,8 +112,9 @@ def run_chunks(
         task: Told of every chunk's rows.
     """
     rows = rows[np.lexsort((rows.pair, rows.label, rows.layer, rows.column))]
+    groups: list[Any] = np.split(rows, np.flatnonzero(np.diff(rows.column)) + 1)
     share = 1
-    for group in np.split(rows, np.flatnonzero(np.diff(rows.column)) + 1):
+    for group in groups:
         start = 0
         while start < len(group):
             size = max(1, limit(int(group.column[0])) // share)
