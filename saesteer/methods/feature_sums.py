@@ -108,7 +108,7 @@ class TopFeature(Method):
 
     Example:
         >>> fitted = ss.TopFeature("mean_difference").fit(model, train, sae=sae)
-        >>> fitted.features_[0] == abs(fitted.scores_).argmax()
+        >>> fitted.features_.tolist() == [abs(fitted.scores_).argmax()]
         True
     """
 
