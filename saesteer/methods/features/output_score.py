@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,13 +48,12 @@ def output_scores(
         HookError: Nothing passed through the SAE's site.
     """
     from saesteer.models.tokens import encode_texts
-    from saesteer.saes.lens import token_directions
 
     wanted = _checked(features, sae, factor, n_tokens, batch_size)
     assert model.tokenizer is not None
     row = encode_texts(model.tokenizer, [prompt], prepend_bos=sae.prepend_bos, what="prompt")[0]
     amplitude = factor * _largest_activation(model, sae, row, prompt)
-    unembed = token_directions(model)
+    unembed = _unembedding(model, sae)
     scores = np.full(sae.d_sae, np.nan)
     for start in range(0, len(wanted), batch_size):
         chosen = wanted[start : start + batch_size]
@@ -73,6 +72,22 @@ def _score(
     rank = (logits > best).sum(dim=1)
     probability = torch.exp(best[:, 0] - logits.logsumexp(dim=1))
     return ((1 - rank / logits.shape[1]) * probability).double().numpy()
+
+
+def _unembedding(model: TransformerBridge, sae: Sae) -> Float[Tensor, "vocab d_model"]:
+    """Return the unembedding with the final norm's linear part in it."""
+    from saesteer.models.loading import plain_model
+    from saesteer.saes.lens import TokenTexts, norm_gain
+
+    plain = plain_model(model)
+    mapping: Any = model.adapter.component_mapping
+    head: Any = plain.get_output_embeddings()
+    # A vocabulary padded to a round size holds rows that are no tokens.
+    weight = head.weight.detach()[: TokenTexts(model.tokenizer).n_ids].to("cpu", torch.float32)
+    gain, centred = norm_gain(plain.get_submodule(mapping["ln_final"].name), weight.shape[1])
+    weight = weight * gain
+    # To centre the row or the unembedding comes to the same.
+    return weight - weight.mean(dim=1, keepdim=True) if centred else weight
 
 
 def _largest_activation(model: TransformerBridge, sae: Sae, row: TokenRow, prompt: str) -> float:
@@ -124,7 +139,7 @@ def _checked(
     n_tokens: int,
     batch_size: int,
 ) -> Int[np.ndarray, " feature"]:
-    from saesteer.saes.adapter import RESIDUAL_HOOKS
+    from saesteer.saes.lens import RESIDUAL_HOOKS
 
     if sae.write_site.hook not in RESIDUAL_HOOKS:
         raise SaeError(
