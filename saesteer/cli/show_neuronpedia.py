@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from saesteer.cli.show import console, heading, number, one_line, table
 from saesteer.report import Table
 from saesteer.report.layout import Column
-from saesteer.report.terminal import print_table
+from saesteer.report.terminal import console, grid, heading, one_line, print_table
 
 if TYPE_CHECKING:
     from saesteer.saes.neuronpedia import SourceId
@@ -30,12 +29,12 @@ def show_cards(cards: Sequence[FeatureCard]) -> None:
         if card.url is not None:
             out.print(card.url, soft_wrap=True)
         density = "unknown" if card.density is None else f"{card.density:.3%} of tokens"
-        peak = number(card.max_activation, ".3g")
+        peak = "none" if card.max_activation is None else f"{card.max_activation:.3g}"
         out.print(f"fires on {density}, at most {peak}")
         for verb, tokens in (("promotes", card.top_tokens), ("demotes", card.bottom_tokens)):
             if tokens:
                 out.print(f"{verb} {', '.join(map(_quoted, tokens[:TOKENS_SHOWN]))}")
-        made = table(("activation", "right"), "where it fires")
+        made = grid(("activation", "right"), "where it fires")
         for context in card.contexts:
             text = Text(one_line(context.text))
             token = one_line(context.token)
