@@ -26,7 +26,7 @@ class Kind(NamedTuple):
 
 
 _PAIRS = "saesteer.data.bundled:bundled_pair_names"
-_PROMPTS = "saesteer.patching.prompts.pair_files:bundled_prompt_sets"
+_PROMPTS = "saesteer.patching.pairs:bundled_prompt_sets"
 _TASKS = "saesteer.corruption.tasks:bundled_task_names"
 _SETS = "saesteer.data.labelled:BUNDLED_SETS"
 KINDS = {
