@@ -23,11 +23,7 @@ FIRST_TRY = 0.25
 
 
 def kept(name: Callable[..., str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Keep a method's JSON in a file of its `folder`; one that is there is not made again.
-
-    Args:
-        name: Returns the file's name for the method's arguments.
-    """
+    """Keep a method's JSON in the file of its `folder` that `name` gives for its arguments."""
 
     def wrapped(make: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(make)
@@ -80,14 +76,8 @@ class PairsFit(FitContext):
 class PairsRun:
     """One division of pairs: methods are fitted to one part and measured on another.
 
-    Args:
-        experiment: What loads model, SAE and neutral texts.
-        train: The pairs that vectors are fitted on.
-        validation: Pairs that settings and clusters are chosen by.
-        test: The pairs that are measured.
-        name: What to call vectors.
-        seed: Seeds methods that draw at random.
-        folder: Where results are kept; one that is there is not made again.
+    Settings and clusters are chosen by the validation pairs; `name` is what vectors are called, and
+    `seed` is for methods that draw at random.
     """
 
     def __init__(
@@ -169,11 +159,7 @@ class PairsRun:
     ) -> Iterator[dict[str, Any]]:
         """Yield the results of random draws, each kept in its file: what any push of the cost does.
 
-        Args:
-            method: Returns what draws, by its seed.
-            files: A file for each draw.
-            kl_target: What each is given, nats per token.
-            folder: Where the files are; the run's own folder if None.
+        `method` takes the draw's number as its seed; the files are in the run's folder if not told.
         """
         start = FIRST_TRY
         for seed, file in enumerate(files):

@@ -89,13 +89,7 @@ def number_at(metrics: Mapping[str, Any], path: str) -> float | None:
 def numbers_of(
     headline: Mapping[str, Any], metrics: Mapping[str, Any], metric: str | None
 ) -> dict[str, float | None]:
-    """A headline's single numbers, with the metric that is wanted besides.
-
-    Args:
-        headline: What an experiment says of itself.
-        metrics: What its `metrics.json` holds, or what is known of it so far.
-        metric: One of the headline's names, or a dotted path into the metrics.
-    """
+    """A headline's single numbers, with the metric at a dotted path that is wanted besides."""
     numbers = {name: _number(value) for name, value in headline.items()}
     found = {name: n for name, n in numbers.items() if n is not None or headline[name] is None}
     if metric is not None and metric not in found:

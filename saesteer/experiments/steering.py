@@ -67,10 +67,8 @@ class Plan:
 def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str, Any]:
     """The fields that plans of all experiments with steering have, checked.
 
-    Args:
-        config: The settings.
-        writing: The group of settings that names the questions.
-        methods: What is fitted; texts to train with are kept for those that need an objective.
+    `writing` is the group of settings that names the questions. Texts to train with are there for
+    methods that need an objective alone.
     """
     site = None if config.site is None else Site.parse(config.site)
     cost, settings = config.evaluation, getattr(config, writing)
@@ -283,12 +281,7 @@ class SteeringExperiment(Experiment[Found]):
         )
 
     def check_shared(self, methods: Iterable[str], *, judged: bool) -> None:
-        """Check that parts belong together and that what all pairs share fits.
-
-        Args:
-            methods: What is to be fitted.
-            judged: Whether completions are rated.
-        """
+        """Check that parts belong together and that what all pairs share fits."""
         needs = {need for method in methods for need in method_entry(method).needs}
         if judged or ("objective" in needs and self.config.objective.self_generated > 0):
             # Before the model, which takes longer to load.
@@ -337,13 +330,7 @@ class SteeringExperiment(Experiment[Found]):
     def check_pairs(
         self, pairs: PairSet, systems: Iterable[str] = (), *, asked: bool = False
     ) -> None:
-        """Check that every pair fits with the longest request before it.
-
-        Args:
-            pairs: The pairs.
-            systems: System prompts that they are measured under besides.
-            asked: Whether A/B questions are asked about them.
-        """
+        """Check that every pair fits with the longest request before it, and its A/B question."""
         config = self.config
         requests = [config.evaluation.request, config.reading.request]
         if self.plan.training_answers:

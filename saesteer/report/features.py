@@ -89,10 +89,7 @@ def cluster_tree(
 ) -> Figure:
     """Draw a cluster tree, root on the left; dots are weights, their area the size.
 
-    Args:
-        record: scipy's linkage, the features at its leaves as `labels`, and their `clusters`.
-        features: The vector's features, with weight and description.
-        colours: A colour for each cluster.
+    The record holds scipy's linkage, the features at its leaves (labels) and their clusters.
     """
     from scipy.cluster.hierarchy import dendrogram
 

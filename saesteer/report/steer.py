@@ -62,16 +62,7 @@ def steer_report(
     n_pairs: int,
     site: str,
 ) -> Report:
-    """Return a run's report.
-
-    Args:
-        metrics: Its `metrics.json`.
-        config: Its `config.json`.
-        features: The rows of `features.parquet`.
-        completions: The rows of `completions.json`.
-        n_pairs: Held-out pairs that effects are measured on.
-        site: Where the vector is added.
-    """
+    """Return a run's report, of what its files hold."""
     kl_target = config["evaluation"]["kl_target"]
     vectors = [
         Vector(plots.HEADLINE, metrics["vector"], metrics["curve"]),

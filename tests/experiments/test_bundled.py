@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_what_is_unknown_or_ambiguous_is_one_sentence(words, kind, told, tmp_pat
     with pytest.raises(ConfigError, match=told) as error:
         load_experiments(words, kind=kind)
     assert "\n" not in str(error.value)
-    if (tmp_path / words[0]).is_file() and kind == "steer" and "." not in words[0]:
+    if os.path.isfile(tmp_path / words[0]) and kind == "steer" and "." not in words[0]:
         assert find_settings([f"./{words[0]}"], kind)
 
 

@@ -91,7 +91,7 @@ def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(second_family, train
     vector = second_family.vector
     rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.sae_features]).sum(dim=0)
     torch.testing.assert_close(rebuilt, vector.raw, rtol=1e-4, atol=1e-5)
-    assert all(feature.description for feature in vector.features)
+    assert all(feature.description for feature in vector.sae_features)
     assert vector.max_act is not None
     assert vector.sae_fingerprint == sae.fingerprint
 

@@ -94,6 +94,7 @@ def test_personas_times_methods_is_a_sweep_of_comparisons(tiny_compare, compare_
     assert study.enqueue(sweep.trials()) == 4
     assert Worker(study).work().done == 4, [row.error for row in study.rows()]
     rows = study.rows()
+    compare: Any = object.__new__(experiment_named("compare"))
     for row in rows:
         stored = json.loads((Path(str(row.folder)) / "metrics.json").read_text(encoding="utf-8"))
         assert stored["headline_method"] == row.values["together.method"]["headline"]

@@ -68,7 +68,8 @@ class Compare(SteeringExperiment[Results]):
         return [persona for persona in self.plan.personas if not persona.done]
 
     def check(self) -> None:
-        """Check every persona against the model; elsewhere that is done there."""
+        """Check every persona against the model."""
+        # Elsewhere that is done there.
         if self.elsewhere is not None or not self._pending:
             return
         methods = [method.name for method in self.config.methods]
@@ -231,17 +232,9 @@ def _by_persona(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
 
 
 def measure_in_processes(plan: ComparePlan, n_workers: int, progress: Progress) -> None:
-    """Measure personas in worker processes, which share nothing but the folder.
+    """Measure personas in worker processes, which share nothing but the plan's folder.
 
     A worker that is killed costs its persona's running record; the same command goes on.
-
-    Args:
-        plan: The comparison; every worker reads its settings from its folder.
-        n_workers: How many processes.
-        progress: Where to say what happens.
-
-    Raises:
-        SaesteerError: A worker failed; its own sentence stands above.
     """
     pending = [persona.name for persona in plan.personas if not persona.done]
     shares = [pending[start::n_workers] for start in range(n_workers)]
