@@ -132,12 +132,12 @@ def load_maps(path: Path) -> dict[LinearSpan, LinearMap]:
     maps = {}
     for name, fit in json.loads(metadata["fits"]).items():
         span = LinearSpan(*map(int, name.split("-")))
-        maps[span] = LinearMap(
-            span=span,
+        fields: dict[str, Any] = {
             **{part: tensors[f"{name}.{part}"] for part in ("weight", "bias", "first")},
             **{key: float(fit[key]) for key in ("r2", "r2_identity")},
             **{key: int(fit[key]) for key in ("n_train", "n_held_out")},
-        )
+        }
+        maps[span] = LinearMap(span, **fields)
     return maps
 
 

@@ -251,7 +251,7 @@ def _scores(
     def changes(total: Tensor | float, sign: int) -> tuple[Change, ...]:
         if isinstance(total, float):
             return ()
-        change: Tensor = (total - totals[0]) / len(question)
+        change: Any = (total - totals[0]) / len(question)
         ids = (sign * change).topk(min(top, len(change))).indices.tolist()
         found = (Change(tokenizer.decode([i]), float(change[i])) for i in ids)
         return tuple(one for one in found if sign * one.change > 1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -54,7 +56,7 @@ def test_it_predicts_and_its_vector_steers(probe, tiny_model, parts):
 
 
 def test_it_is_an_estimator(probe, tiny_model):
-    fresh = clone(probe)
+    fresh: Any = clone(probe)
     assert fresh.get_params() == probe.get_params()
     assert not hasattr(fresh, "classes_")
     fresh.set_params(layers=[1], pooling="last", c=(0.1,))

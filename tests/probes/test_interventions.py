@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,7 @@ def test_divergence_does_not_depend_on_the_batch(tiny_model, trial, vector_on, c
 
 def test_only_what_is_done_inside_the_text_costs_anything(trial, vector_on):
     vectors = [vector_on()]
+    nothing: Any
     for nothing in ({"mode": "add", "amount": 0.0}, {"schedule": "50-60:set=30"}):
         assert trial.divergence(make_intervention(vectors, **nothing)) == pytest.approx(0, abs=1e-5)
     assert trial.divergence(make_intervention(vectors, schedule="0-1:set=30")) > 1e-3

@@ -49,7 +49,7 @@ def test_planted_features_are_ranked_first_and_dead_ones_left_out(planted):
 
 
 def test_as_many_features_as_were_planted_are_enough(planted):
-    probes = k_sparse_probes(*planted, [1, 2, 3, 10, 500])
+    probes = k_sparse_probes(planted[0], planted[1], [1, 2, 3, 10, 500])
     assert [len(p.features) for p in probes] == [1, 2, 3, 10, 59]
     scores: list[Any] = [p.scores["accuracy"]["value"] for p in probes]
     assert scores[0] < 0.8 and scores[2] > 0.97
@@ -59,7 +59,7 @@ def test_as_many_features_as_were_planted_are_enough(planted):
 
 
 def test_l1_keeps_fewer_features_the_stronger_it_is(planted):
-    probes: list[Any] = l1_probes(*planted, [0.0005, 0.03, 30.0])
+    probes: list[Any] = l1_probes(planted[0], planted[1], [0.0005, 0.03, 30.0])
     counts = [len(p.features) for p in probes]
     assert counts[0] < counts[1] < counts[2]
     assert set(PLANTED) <= set(probes[1].features.tolist())
@@ -81,7 +81,7 @@ def test_the_probe_on_all_features_is_scikit_learns(planted):
 
 
 def test_a_penalty_that_leaves_nothing_still_has_a_score(planted):
-    [probe] = l1_probes(*planted, [1e-6])
+    [probe] = l1_probes(planted[0], planted[1], [1e-6])
     assert len(probe.features) == 0
     assert probe.scores["accuracy"]["value"] == pytest.approx(1 / 3, abs=0.1)
 
