@@ -10,6 +10,7 @@ from typing import Any
 
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import put, read_word, read_yaml
+from saesteer.utils.values import flatten
 
 PARAMETER_FILE = "WANDB_SWEEP_PARAM_PATH"
 # A parameter of this name, or of one that begins so, holds settings that change together.
@@ -54,13 +55,11 @@ def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters with dotted names for what is nested, and without `together`."""
     flat: dict[str, Any] = {}
     for name, value in parameters.items():
-        inside = isinstance(value, Mapping) and bool(value)
-        if inside and (name == TOGETHER or name.startswith(f"{TOGETHER}.")):
+        together = name == TOGETHER or name.startswith(f"{TOGETHER}.")
+        if together and isinstance(value, Mapping) and value:
             flat |= flattened(value)
-        elif name == TOGETHER or not inside:
-            flat[name] = value
         else:
-            flat |= {f"{name}.{key}": inner for key, inner in flattened(value).items()}
+            flat |= flatten({name: value})
     return flat
 
 
