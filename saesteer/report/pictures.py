@@ -81,7 +81,9 @@ def _draw(figure: Any, axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_visible(not axes.images)
     if layout.showlegend is not False and axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7, frameon=False)
+        # Above the axes as on the page, where no title stands.
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+        axes.legend(fontsize=7, frameon=False, **({} if layout.title.text else above))
     if layout.title.text is not None:
         axes.set_title(_words(layout.title.text), fontsize=10, loc="left")
 
