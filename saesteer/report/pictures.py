@@ -36,7 +36,10 @@ def save_png(figures: Sequence[Figure], path: Path) -> None:
 
 
 def _size(figure: Any) -> tuple[float, float]:
-    across = max((len(trace.z[0]) for trace in figure.data if trace.type == "heatmap"), default=0)
+    ends = [
+        (trace.x or [0])[0] + len(trace.z[0]) for trace in figure.data if trace.type == "heatmap"
+    ]
+    across = max(ends, default=0)
     wide = 3.0 + 0.25 * across if across else 8.0
     return min(17.0, max(7.0, wide)), min(14.0, max(2.2, (figure.layout.height or 400) / 95))
 
@@ -70,8 +73,9 @@ def _draw(figure: Any, axes: Axes) -> None:
         axes.set_yscale("log")
     if layout.yaxis.autorange == "reversed":
         axes.invert_yaxis()
-    if layout.yaxis.range is not None:
-        axes.set_ylim(*layout.yaxis.range)
+    for set_limits, axis in ((axes.set_xlim, layout.xaxis), (axes.set_ylim, layout.yaxis)):
+        if axis.range is not None:
+            set_limits(*axis.range)
     for line, axis, ends in (
         (axes.axvline, layout.xaxis, axes.get_xlim()),
         (axes.axhline, layout.yaxis, axes.get_ylim()),
@@ -81,7 +85,9 @@ def _draw(figure: Any, axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_visible(not axes.images)
     if layout.showlegend is not False and axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7, frameon=False)
+        # Above the axes as on the page, where no title stands.
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+        axes.legend(fontsize=7, frameon=False, **({} if layout.title.text else above))
     if layout.title.text is not None:
         axes.set_title(_words(layout.title.text), fontsize=10, loc="left")
 
@@ -90,22 +96,28 @@ def _heatmap(trace: Any, axes: Axes) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     stops = [(float(at), colour) for at, colour in trace.colorscale]
-    scaled = trace.showscale is not False
-    # A cell without a value is not one of the first colour; beside what has no scale it is nothing.
-    colours = LinearSegmentedColormap.from_list("scale", stops).with_extremes(
-        bad="#e3e6eb" if scaled else "white"
-    )
+    # A cell without a value is not one of the first colour.
+    colours = LinearSegmentedColormap.from_list("scale", stops).with_extremes(bad="#e3e6eb")
     values = np.array(trace.z, dtype=float)
+    left, bottom = (0 if start is None else start[0] for start in (trace.x, trace.y))
+    extent = (left - 0.5, left + values.shape[1] - 0.5, bottom - 0.5, bottom + len(values) - 0.5)
     image = axes.imshow(
-        values, cmap=colours, vmin=trace.zmin, vmax=trace.zmax, aspect="auto", origin="lower"
+        values,
+        cmap=colours,
+        vmin=trace.zmin,
+        vmax=trace.zmax,
+        aspect="auto",
+        origin="lower",
+        extent=extent,
     )
     if trace.texttemplate:
         span = (trace.zmax - trace.zmin) or 1
         for (i, j), value in np.ndenumerate(values):
             dark = abs((value - trace.zmin) / span - 0.5 * (trace.zmin < 0)) > 0.55
             words = _words(trace.text[i][j])
-            axes.text(j, i, words, ha="center", va="center", fontsize=7, color="w" if dark else "k")
-    if scaled:
+            style = {"ha": "center", "va": "center", "fontsize": 7, "color": "w" if dark else "k"}
+            axes.text(left + j, bottom + i, words, **style)
+    if trace.showscale is not False:
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01, aspect=40)
         bar.set_label(_words(trace.colorbar.title.text or ""), fontsize=8, color=SOFT)
         bar.ax.tick_params(labelsize=7)

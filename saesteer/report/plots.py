@@ -202,6 +202,7 @@ def heatmap(
         return words
 
     hover = [[said(i, j) for j in range(len(columns))] for i in range(len(rows))]
+    texts = texts and [[plain(text) for text in line] for line in texts]
     _cells(figure, shown, limits, colours, hover, texts, colorbar=bar, xgap=1, ygap=1)
     figure.update_xaxes(showgrid=False, **_columns(columns))
     ticks = _ticks(rows)
@@ -224,7 +225,7 @@ def _cells(
     limits: tuple[float, float],
     colours: Colours,
     hover: Sequence[Sequence[str]],
-    texts: Sequence[Sequence[str]] | None,
+    texts: Sequence[Sequence[Any]] | None,
     **more: Any,
 ) -> None:
     stops = SCALES[colours]
@@ -235,7 +236,7 @@ def _cells(
         colorscale=[[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)],
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
-        text=texts and [[plain(text) for text in line] for line in texts],
+        text=texts,
         texttemplate="" if texts is None else "%{text}",
         textfont={"size": 11},
         **more,
@@ -255,33 +256,42 @@ def confusions(
 ) -> Figure:
     """Draw counts of true by predicted class beside each other, coloured by share of the class."""
     columns, n = min(columns, len(matrices)), len(classes)
-    # All lie on one grid of cells, with room for a title above each.
-    gap = 1 + n // 6
-    corners = [(i // columns * (n + gap), i % columns * (n + gap)) for i in range(len(matrices))]
-    shares = np.full((corners[-1][0] + n, columns * (n + gap) - gap), np.nan)
-    texts, hover = (np.full(shares.shape, "", dtype=object) for _ in range(2))
+    # All lie on one pair of axes, with room for a title above each.
+    step = n + 1 + n // 6
     names = [plain(name, 14) for name in classes]
-    figure = blank(46 + 165 * math.ceil(len(matrices) / columns))
-    for (top, left), counts, title in zip(corners, matrices, titles, strict=True):
-        place = np.s_[top : top + n, left : left + n]
-        shares[place] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        texts[place] = counts.astype(str)
-        hover[place] = [
+    rows = math.ceil(len(matrices) / columns)
+    figure = blank(46 + 165 * rows)
+    for place, (counts, title) in enumerate(zip(matrices, titles, strict=True)):
+        top, left = place // columns * step, place % columns * step
+        hover = [
             [f"true {a}, predicted {b}: {counts[i, j]}" for j, b in enumerate(names)]
             for i, a in enumerate(names)
         ]
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        at = {"x": [left + i for i in range(n)], "y": [top + i for i in range(n)]}
+        _cells(figure, shares, (0, 1), "share", hover, counts.tolist(), showscale=False, **at)
         figure.add_annotation(
-            x=left + (n - 1) / 2, y=top - 0.5, yanchor="bottom", text=plain(title, 30),
-            showarrow=False, font={"size": 11},
-        )  # fmt: skip
-    hidden = {"showscale": False, "hoverongaps": False}
-    _cells(figure, shares, (0.0, 1.0), "share", hover.tolist(), texts.tolist(), **hidden)
-    bare = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 9}}
-    lefts, tops = ({corner[at]: None for corner in corners} for at in (1, 0))
-    for update, starts in ((figure.update_xaxes, lefts), (figure.update_yaxes, tops)):
-        at = [start + i for start in starts for i in range(n)]
-        update(tickvals=at, ticktext=names * len(starts), **bare)
-    return figure.update_yaxes(range=[len(shares) - 0.5, -1.2])
+            x=left + (n - 1) / 2,
+            y=top - 0.5,
+            yanchor="bottom",
+            text=plain(title, 30),
+            showarrow=False,
+            font={"size": 11},
+        )
+    for update, count, ends in (
+        (figure.update_xaxes, columns, [-0.5, columns * step - 0.5]),
+        (figure.update_yaxes, rows, [rows * step - 0.5, -1.2]),
+    ):
+        update(
+            tickvals=[start * step + i for start in range(count) for i in range(n)],
+            ticktext=names * count,
+            tickfont={"size": 9},
+            ticks="",
+            range=ends,
+            showgrid=False,
+            zeroline=False,
+        )
+    return figure
 
 
 def lines(
