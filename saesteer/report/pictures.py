@@ -111,9 +111,10 @@ def _heatmap(trace: Any, axes: Axes) -> None:
         extent=extent,
     )
     if trace.texttemplate:
-        span = (trace.zmax - trace.zmin) or 1
+        # Scales about 0 are dark at both ends, the others at one.
+        middle, reach = (0.0, trace.zmax) if trace.zmin < 0 else (trace.zmin, trace.zmax)
         for (i, j), value in np.ndenumerate(values):
-            dark = abs((value - trace.zmin) / span - 0.5 * (trace.zmin < 0)) > 0.55
+            dark = abs(value - middle) > 0.55 * ((reach - middle) or 1)
             words = _words(trace.text[i][j])
             style = {"ha": "center", "va": "center", "fontsize": 7, "color": "w" if dark else "k"}
             axes.text(left + j, bottom + i, words, **style)

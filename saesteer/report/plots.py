@@ -279,8 +279,8 @@ def confusions(
             font={"size": 11},
         )
     for update, count, ends in (
-        (figure.update_xaxes, columns, [-0.5, columns * step - 0.5]),
-        (figure.update_yaxes, rows, [rows * step - 0.5, -1.2]),
+        (figure.update_xaxes, columns, [-0.5, (columns - 1) * step + n - 0.5]),
+        (figure.update_yaxes, rows, [(rows - 1) * step + n - 0.5, -1.2]),
     ):
         update(
             tickvals=[start * step + i for start in range(count) for i in range(n)],
