@@ -130,4 +130,5 @@ def task_answers(
                 logits = last_logits(plain_model(model), ids[rows], mask[rows])
             parts.append(read_answers(logits, right[rows], wrong[rows], top_k))
         sides.append(Answers(*map(np.concatenate, zip(*parts, strict=True))))
-    return TaskAnswers(batch, *sides, model.tokenizer)
+    clean, corrupted = sides
+    return TaskAnswers(batch, clean, corrupted, model.tokenizer)

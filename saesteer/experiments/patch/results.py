@@ -76,9 +76,10 @@ def jobs(config: PatchConfig) -> Iterator[Job]:
             for component, by_position in wanted:
                 if method != "activation" or not by_position or config.patch_by_position:
                     yield Job(method, component, mode, by_position)
-        for group in config.path.groups if config.path else ():
-            for sender in config.path.senders:
-                yield Job("path", f"{sender}{TO}{'+'.join(group)}", mode)
+        if config.path is not None:
+            for group in config.path.groups:
+                for sender in config.path.senders:
+                    yield Job("path", f"{sender}{TO}{'+'.join(group)}", mode)
     for mode in config.modes if config.sae is not None else ():
         yield Job("attribution", "sae", mode)
         yield Job("activation", "sae", mode)

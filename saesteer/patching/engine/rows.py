@@ -30,8 +30,8 @@ GIGABYTE = 2**30
 
 # Of every row the layer, the pair, the label (a head, feature or cluster, counted among the patch's
 # own; 0 for none), the first column that the patch changes and the last that it may, and the row's
-# place in the flattened result.
-Rows: TypeAlias = np.recarray
+# place in the flattened result: a numpy.recarray, whose slices numpy's types do not follow.
+Rows: TypeAlias = Any
 _FIELDS = ("layer", "pair", "label", "column", "last", "cell")
 
 
@@ -89,7 +89,8 @@ def plan_rows(
     cell = np.ravel_multi_index(cells, shape) if len(pair) else pair
     named = labels[label] if len(labels) else label
     parts = [layers[number], pair, named, column, last, cell]
-    return np.rec.fromarrays(parts, names=",".join(_FIELDS))
+    dtype = np.dtype([(name, np.int64) for name in _FIELDS])
+    return np.rec.fromarrays(parts, dtype=dtype)
 
 
 def run_chunks(
@@ -112,7 +113,7 @@ def run_chunks(
         task: Told of every chunk's rows.
     """
     rows = rows[np.lexsort((rows.pair, rows.label, rows.layer, rows.column))]
-    groups: list[Any] = np.split(rows, np.flatnonzero(np.diff(rows.column)) + 1)
+    groups: list[Rows] = np.split(rows, np.flatnonzero(np.diff(rows.column)) + 1)
     share = 1
     for group in groups:
         start = 0
