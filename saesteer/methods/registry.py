@@ -32,8 +32,7 @@ class MethodEntry(NamedTuple):
     label: str
     kind: Literal["sae", "dense", "prompt", "null"]
     make: type[m.Method | m.SystemPrompt]
-    # What is costly to compute for it besides activations and codes: objective, answers or
-    # output_scores.
+    # What is costly to compute for it besides activations and codes: objective or answers.
     needs: frozenset[str] = frozenset()
     fixed: Mapping[str, Any] = {}
 
@@ -80,8 +79,7 @@ _LISTED = [
             f"top feature, {criterion.replace('_', ' ')}",
             "sae",
             m.TopFeature,
-            frozenset({"output_scores"} & {f"{criterion}s"}),
-            {"criterion": criterion},
+            fixed={"criterion": criterion},
         )
         for criterion in (*CRITERIA, "output_score")
     ),

@@ -177,6 +177,9 @@ def generate(
         batch = pad_rows(own, padding_id(model), input_device(runner))
         width = batch.input_ids.shape[1]
         keys = [(job.prompt, job.sample) for job in part]
+        # The last prompt token is written to even if it is special, as where the KL is measured.
+        special = ~batch.span
+        special[:, -1] = False
         context: AbstractContextManager[Any] = nullcontext()
         if vectors:
             context = steer(
@@ -186,7 +189,7 @@ def generate(
                 unit,
                 positions=positions,
                 prompt_length=width,
-                special_mask=~batch.span,
+                special_mask=special,
             )
         with context, torch.no_grad():
             output = runner.generate(

@@ -4,6 +4,15 @@ The mask is worked out in a forward pre-hook on the whole model, which alone see
 mask, the cache and the width of the pass; the hook at the site sees none of these. The prompt's
 width is taken from `generate` where that runs. Padding is read from the attention mask, never from
 token ids, because several tokenizers pad with BOS or EOS.
+
+Why a token was not steered, and where that is decided:
+
+- it stands before the chosen positions (a vector's own `positions`, or those given): `_chosen`;
+- it is padding: `_real_columns`, from the attention mask;
+- it is special: `_not_special`. `generate` leaves out special tokens before the prompt's last one,
+  `intervene` all of them, `steer` none unless given a `special_mask`;
+- its row is not to be steered, or its strength is 0: `Add` in `edits.py`;
+- the edit is for the first or the last generated tokens alone: `_where` in `apply.py`.
 """
 
 from __future__ import annotations

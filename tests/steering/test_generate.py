@@ -42,6 +42,19 @@ def test_all_prompts_and_strengths_are_as_if_each_ran_alone(llama, make_vector):
     assert result.texts(6.0) == (result.records[2].text, result.records[5].text)
 
 
+def test_a_prompt_that_ends_in_a_special_token_is_steered_from_there(
+    llama, make_vector, monkeypatch
+):
+    end = llama.tokenizer.eos_token
+    said = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    monkeypatch.setattr(llama.tokenizer, "chat_template", "{{ bos_token }}" + said + end)
+    vector = make_vector()
+    found = generate(llama, PROMPTS, vector, 6.0, max_new_tokens=8, chat=True)
+    for record in found.records:
+        with vector.steer(llama, 6.0):
+            assert record.text == by_hugging_face(llama, record.prompt + end, 8)
+
+
 def test_small_batches_give_the_same_texts(llama, make_vector):
     arguments = (llama, PROMPTS, make_vector(), (-6.0, 0.0, 6.0))
     whole = generate(*arguments, **SETTINGS, temperature=0.8, n_samples=2)

@@ -79,13 +79,9 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
             pairs = tuple(pairs[i] for i in sorted(chosen.tolist()))
     model = resolve_model(config.model.name)
     sae = None if config.sae is None else resolve_sae(config.sae)
-    inputs = {"pairs": str(pairs)}
     if sae is not None and config.sae is not None:
         check_planned(model, sae, config.sae)
-        inputs |= source_digest(model, sae, config.sae)
-    else:
-        hub = model.kind == "hub"
-        inputs["model"] = model.sha256 or ("" if hub else content_digest(Path(model.location)))
+    inputs = {"pairs": str(pairs), **source_digest(model, sae, config.sae or "")}
     if config.features.vector is not None:
         vector = Path(config.features.vector)
         read = SteeringVector.load(vector)
