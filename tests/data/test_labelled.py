@@ -82,31 +82,6 @@ def test_any_fields_can_be_named_and_blanks_left_out(write):
         check_trainable(texts)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_tweets_are_read_in_either_encoding_with_their_spans(write, encoding):
-    path = write(
-        "t.csv",
-        "textID,text,selected_text,sentiment,Country",
-        'x1,"I love the café, truly",love the café,positive,France',
-        "x2,so so,so so,Neutral,Peru",
-        encoding=encoding,
-    )
-    texts = load_texts(path)
-    assert texts.texts[0].text == "I love the café, truly"
-    assert texts.texts[0].span == "love the café"
-    assert [t.label for t in texts.texts] == ["positive", "neutral"]
-    assert texts.texts[1].id == "x2"
-
-
-def test_a_label_that_the_config_does_not_name_is_refused_by_its_line(write):
-    path = write("l.csv", "text,label", "a,good", "b,bad", "c,godo")
-    with pytest.raises(DataError, match=r"l\.csv:4: label 'godo' \(did you mean 'good'\?\)"):
-        load_texts(path, classes=["bad", "good"])
-    texts = load_texts(path, classes=["bad", "good"], drop_other=True)
-    assert (texts.classes, texts.dropped) == (("bad", "good"), 1)
-    assert texts.labels.tolist() == [1, 0]
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
@@ -199,3 +174,21 @@ def test_parts_that_leave_nothing_or_lack_a_class_are_refused():
     rows += [(f"other{n}", "b", "one group") for n in range(5)]
     with pytest.raises(DataError, match="the test part has no text of class 'b'"):
         split_labelled(make_set(rows), test=5, near_duplicate=None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_tweets_are_read_in_either_encoding_with_their_spans(write, encoding):
+    rows = [
+        'x1,"I love the café, truly",love the café,positive,France',
+        "x2,so so,so so,Neutral,Peru",
+    ]
+    path = write("t.csv", "textID,text,selected_text,sentiment,Country", *rows, encoding=encoding)
+    first, second = load_texts(path).texts
+    assert (first.text, first.span) == ("I love the café, truly", "love the café")
+    assert (first.label, second.label, second.id) == ("positive", "neutral", "x2")
+    # A label that the settings do not name is refused by its line, or dropped.
+    with pytest.raises(DataError, match=r"t\.csv:3: label 'neutral' \(did you mean 'neutrl'\?\)"):
+        load_texts(path, classes=["neutrl", "positive"])
+    texts = load_texts(path, classes=["negative", "positive"], drop_other=True)
+    assert (texts.classes, texts.dropped) == (("negative", "positive"), 1)
+    assert texts.labels.tolist() == [1]

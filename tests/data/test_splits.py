@@ -170,16 +170,6 @@ def test_the_seed_alone_decides_and_the_order_of_the_file_is_kept():
             assert (part.name, part.source) == (pairs.name, pairs.source)
 
 
-@pytest.mark.parametrize("sizes", [(98, 1, 1), (1, 1, 1), (5, 2, 1)])
-def test_no_part_stays_empty_while_there_are_enough_groups(sizes: tuple[int, ...]):
-    rng = np.random.default_rng(3)
-    rows: list[tuple[str, str]] = []
-    for size in sizes:
-        stem = random_sentence(rng, 9)
-        rows += [(f"{stem} {i}", f"{random_sentence(rng, 9)} {i}") for i in range(size)]
-    assert all(len(part) > 0 for part in parts(split_pairs(pairs_from(rows))))
-
-
 def test_what_cannot_be_divided_is_refused_with_its_number_and_two_texts():
     rng = np.random.default_rng(6)
     alike = [(f"I like tea very much {i}", f"I like rain so much {i}") for i in range(9)]

@@ -124,10 +124,8 @@ def test_the_same_questions_come_out_of_every_kind_of_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "b"}', r"the field 'question' is missing"),
-        ('{"question": "Why?", "topic": "x"}', r"unknown field 'topic'; the fields are question"),
         ('{"question": "what is rain?"}', r"the question 'what is rain\?' stands at .*q\.jsonl:1"),
-        ('"\\u200b"', r"the field 'question' is blank"),
+        ('{"question": "Why?", "topic": "x"}', r"unknown field 'topic'; the fields are question"),
         ("3", r"the record is 3, not an object"),
     ],
 )

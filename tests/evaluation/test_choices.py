@@ -9,9 +9,10 @@ import torch
 from saesteer.data import PairSet, pairs_from
 from saesteer.evaluation import choices
 from saesteer.evaluation.choices import ChoiceMeter, accuracy_of
-from saesteer.models import Site, chat_prompt, encode_texts, plain_model
-from saesteer.steering import SteeringVector, steer
+from saesteer.models import Site
+from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, ModelError
+from tests.by_hand import answer_log_probs
 
 PAIRS = pairs_from(
     [
@@ -39,22 +40,9 @@ def questions(pair) -> dict[str, list[tuple[str, str, str]]]:
     }
 
 
-def by_hand(model, question, answer, *, chat=True, system=None, vector=None, strength=0.0):
-    """The log-probability of an answer, one row, steered from the last prompt token on."""
-    plain = f"{question}\n\nAnswer:"
-    prompt = chat_prompt(model.tokenizer, question, system) if chat else plain
-    whole = encode_texts(model.tokenizer, [prompt + ("" if chat else " ") + answer])[0].ids
-    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
-    ids = torch.tensor([whole])
-    with torch.no_grad():
-        if vector is None:
-            logits = plain_model(model)(ids).logits
-        else:
-            where = torch.arange(len(whole))[None] >= n - 1
-            with steer(model, vector, strength, positions=where):
-                logits = plain_model(model)(ids).logits
-    log_probs = torch.log_softmax(logits[0].float(), -1)
-    return sum(float(log_probs[i - 1, whole[i]]) for i in range(n, len(whole)))
+def by_hand(model, question, answer, *, chat=True, **rest):
+    asked = question if chat else f"{question}\n\nAnswer:"
+    return sum(answer_log_probs(model, asked, answer, chat=chat, **rest))
 
 
 def margins_by_hand(model, kind, **rest):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from saesteer.data import pairs_from
 from saesteer.evaluation import (
@@ -17,11 +16,16 @@ from saesteer.evaluation import (
     VectorResult,
     against_null,
     effect_of,
+    evaluate,
     is_monotone,
 )
 from saesteer.evaluation.statistics import item_interval
-from saesteer.models import chat_prompt, encode_texts, plain_model
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import plan_run
 from saesteer.steering.divergence import StrengthMatch
+from saesteer.utils.errors import DataError
+from tests.by_hand import answer_log_probs
 
 PAIRS = pairs_from(
     [
@@ -34,14 +38,7 @@ REQUEST = "tell me about the house on the hill by the water please"
 
 
 def _loop(model, statement, request=REQUEST):
-    """The mean log-probability of a statement's tokens, one row and no cache."""
-    prompt = chat_prompt(model.tokenizer, request)
-    whole = encode_texts(model.tokenizer, [prompt + statement])[0].ids
-    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
-    with torch.no_grad():
-        logits = plain_model(model)(torch.tensor([whole])).logits[0].float()
-    log_probs = torch.log_softmax(logits, -1)
-    return float(np.mean([log_probs[i - 1, whole[i]] for i in range(n, len(whole))]))
+    return np.mean(answer_log_probs(model, request, statement))
 
 
 def test_margins_equal_a_loop_over_statements(tiny_llama):
@@ -180,3 +177,41 @@ def test_a_vector_is_held_against_random_directions_of_either_sign(effect, null,
     assert found.p_value == pytest.approx(p)
     assert against_null(_result(effect), []) is None
     assert against_null(_result(None, reached=False), [_result(0.1)]) is None
+
+
+@pytest.fixture(scope="module")
+def run(tiny_settings, roomy_folder):
+    settings = tiny_settings("llama")
+    settings["model"]["name"] = str(roomy_folder)
+    config = RunConfig(**settings)
+    return config, run_experiment(config)
+
+
+def test_it_gives_the_numbers_of_the_command(run, roomy_model):
+    config, results = run
+    table = evaluate(
+        roomy_model,
+        plan_run(config).held_out,
+        results.vector,
+        kl_target=config.evaluation.kl_target,
+        neutral=config.evaluation.neutral,
+    )
+    assert list(table.columns) == ["method", "strength", "kl", "effect", "low", "high"]
+    (row,) = table.to_dict("records")
+    wanted = results.metrics["vector"]
+    assert row["method"] == wanted["method"]
+    assert row["strength"] == pytest.approx(wanted["plus"]["strength"], rel=1e-6)
+    assert row["kl"] == pytest.approx(wanted["plus"]["kl"], rel=1e-6)
+    for name in ("effect", "low", "high"):
+        assert row[name] == pytest.approx(wanted["effect"][name], rel=1e-5)
+
+
+def test_vectors_keep_their_order_and_a_target_out_of_reach_has_no_effect(run, roomy_model):
+    config, results = run
+    vector, held_out = results.vector, plan_run(config).held_out
+    both = evaluate(roomy_model, held_out, [vector, -vector], kl_target=0.05)
+    assert both["effect"][0] == pytest.approx(-both["effect"][1], rel=0.1)
+    far = evaluate(roomy_model, held_out, [vector], kl_target=1e3)
+    assert np.isnan(far["effect"]).all() and far["effect"].dtype == float
+    with pytest.raises(DataError, match="KL needs at least"):
+        evaluate(roomy_model, held_out, [vector], neutral_answers=1)

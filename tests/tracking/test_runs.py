@@ -74,31 +74,23 @@ def test_the_latest_run_is_first_and_a_copy_is_a_run_of_its_own(three, root, tmp
     assert list_runs(tmp_path / "nowhere") == []
 
 
-def test_a_run_below_a_run_is_listed_too(root):
+def test_a_run_below_a_run_is_listed_and_found_by_id_beginning_folder_and_name(root):
     make(root, "one", e=1.0)
-    with recorded_run(RunFolder(root / "one" / "looks" / "x"), kind="look", name="x"):
-        pass
-    assert {run.name for run in list_runs(root)} == {"one", "x"}
+    make(root / "one" / "looks", "x", e=1.0)
     # Folders that hold many files and no runs are not looked into.
     make(root / "one" / "activations", "hidden", e=1.0)
-    assert len(list_runs(root)) == 2
-
-
-def test_a_run_is_found_by_id_beginning_folder_and_name(three, root):
-    run = list_runs(root)[0]
+    runs = list_runs(root)
+    assert {run.name for run in runs} == {"one", "x"}
+    (run,) = (run for run in runs if run.name == "one")
     for name in (run.id, run.id.upper(), run.id[:6], run.folder, str(run.folder), run.folder.name):
         assert find_run(root, name).folder == run.folder, name
-
-
-def test_what_names_no_run_or_several_is_one_sentence(three, root):
-    with pytest.raises(DataError, match=r"no run 'si' \(did you mean 'six'\?\)"):
-        find_run(root, "si")
+    # What names no run or several is one sentence.
     for name in ("zzzzzz", "", "a\0b"):
         with pytest.raises(DataError, match="there is no run"):
             find_run(root, name)
-    for name in ("one", "two"):
-        record = json.loads((root / name / "run.json").read_text())
-        (root / name / "run.json").write_text(json.dumps({**record, "id": f"abc{name}"}))
+    for place in (run.folder, root / "one" / "looks" / "x"):
+        record = json.loads((place / "run.json").read_text())
+        (place / "run.json").write_text(json.dumps({**record, "id": f"abc{place.name}"}))
     with pytest.raises(DataError, match="any of several runs"):
         find_run(root, "abc")
 

@@ -62,13 +62,10 @@ def test_what_does_not_answer_is_said_without_the_key(server, monkeypatch, answe
     with pytest.raises(kind, match=message) as caught:
         request("POST", service.url, key=Key("SOME_KEY"), patience=patience, sleep=lambda _: None)
     assert "k3y" not in str(caught.value)
-
-
-def test_a_key_with_a_line_break_in_it_is_refused_without_being_shown(monkeypatch):
-    monkeypatch.setenv("SOME_KEY", "secret\nInjected: header")
-    with pytest.raises(ConfigError, match="SOME_KEY") as caught:
+    monkeypatch.setenv("SOME_KEY", "k3y\nInjected: header")
+    with pytest.raises(ConfigError, match="SOME_KEY") as refused:
         key_in("SOME_KEY")
-    assert "secret" not in str(caught.value)
+    assert "k3y" not in str(refused.value)
 
 
 def test_what_is_read_of_headers_addresses_and_bodies():
