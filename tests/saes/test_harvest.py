@@ -1,17 +1,25 @@
+"""What an SAE is trained on: packed texts, and their activations at its site."""
+
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
+from saesteer.saes.corpus import CorpusSource, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
-from saesteer.utils.errors import OutputError
+from saesteer.saes.training import SaeTrainingConfig
+from saesteer.utils.errors import ConfigError, DataError, NetworkError, OutputError
 
 SITES = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_pre"]
 MODULE = sys.modules["saesteer.saes.harvest"]
@@ -92,3 +100,131 @@ def test_the_key_changes_with_all_that_the_activations_depend_on(rows):
         harvest_key("model", rows, SITES, torch.bfloat16),
     }
     assert len(keys) == 6
+
+
+BOS, EOS, USER, BOT = 0, 1, 3, 4
+
+
+@pytest.fixture
+def corpus_file(tmp_path):
+    def write(texts: list[str], name: str = "texts.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def config(*sources: CorpusSource, **fields: Any) -> SaeTrainingConfig:
+    base: dict[str, Any] = {"site": "blocks.1.hook_resid_post", "context": 32, "held_out": 0.2}
+    return SaeTrainingConfig(corpus=list(sources), **(base | fields))
+
+
+def documents(rows) -> list[tuple[int, ...]]:
+    return [tuple(i for i, kept in zip(row.ids, row.kept, strict=True) if kept) for row in rows]
+
+
+def test_every_token_is_packed_once_and_no_document_stands_on_both_sides(
+    tokenizer, corpus_file, make_texts
+):
+    texts = make_texts(200)
+    sources = [corpus_file(texts, "a.jsonl"), corpus_file(texts[::-1], "b.jsonl")]
+    packed = pack_corpus(tokenizer, config(*(CorpusSource(path=path) for path in sources)))
+    train, held = set(documents(packed.train)), set(documents(packed.held_out))
+    assert train and held
+    assert not train & held
+    assert len(train | held) == len(set(texts))
+    # Each text is there twice, and both times on the same side.
+    assert len(packed.train) == 2 * len(train)
+    assert 0.1 < len(held) / len(texts) < 0.3
+    words = sum(len(text.split()) for text in texts)
+    assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == 2 * words
+    # Rows fit the context and do not keep BOS.
+    texts = make_texts(40, low=5, high=200)
+    packed = pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(texts))))
+    for row in packed.train + packed.held_out:
+        assert len(row) <= 32 and row.ids[0] == BOS
+        assert row.kept == (False, *[True] * (len(row) - 1))
+
+
+def test_special_tokens_inside_a_text_are_not_kept(tokenizer, corpus_file, make_texts):
+    texts = [f"w1 </s> {text}" for text in make_texts(40)] + ["</s>", "</s> <s> </s>"]
+    for style in ("plain", "chat"):
+        source = CorpusSource(path=corpus_file(texts), style=style)
+        packed = pack_corpus(tokenizer, config(source, context=64))
+        assert any(EOS in row.ids for row in packed.train)
+        for row in packed.train + packed.held_out:
+            assert any(row.kept)
+            kept = np.array(row.ids)[np.array(row.kept)]
+            assert not set(kept.tolist()) & {BOS, EOS}
+
+
+def test_chat_style_keeps_the_statements_alone(tokenizer, corpus_file, make_texts):
+    texts = make_texts(80, low=3, high=9)
+    source = CorpusSource(path=corpus_file(texts), style="chat")
+    packed = pack_corpus(tokenizer, config(source, context=48))
+    several = 0
+    for row in packed.train + packed.held_out:
+        start = row.ids.index(BOT) + 1
+        assert row.ids[:2] == (BOS, USER)
+        assert row.kept == (False,) * start + (True,) * (len(row) - start)
+        assert len(row) <= 48
+        words = " ".join(tokenizer.convert_ids_to_tokens(list(row.ids[start:])))
+        inside = [text for text in texts if f" {text} " in f" {words} "]
+        assert inside
+        several += len(inside) > 1
+    assert several > 5
+    assert packed.train_tokens + sum(map(len, documents(packed.held_out))) == sum(
+        len(text.split()) for text in texts
+    )
+    # Rows start with BOS whatever the template says: so says the card, and so it will be read.
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = "{% for m in messages %}user {{ m['content'] }} {% endfor %}bot "
+    assert pack_corpus(bare, config(source, context=48)) == packed
+    with pytest.raises(ConfigError, match=r"context is 16 .* template alone takes \d+ tokens"):
+        pack_corpus(tokenizer, config(source, context=16))
+
+
+def test_an_empty_or_tiny_corpus_is_refused(tokenizer, corpus_file, tmp_path):
+    with pytest.raises(DataError, match="too small"):
+        pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(["w1 w2"]))))
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"empty\.jsonl"):
+        pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "empty.jsonl"))))
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "none.jsonl"))))
+
+
+def test_a_hub_data_set_is_streamed_no_further_than_asked_and_one_that_fails_is_a_sentence(
+    tokenizer, make_texts, monkeypatch
+):
+    taken = []
+
+    def load_dataset(name, **kwargs):
+        assert (name, kwargs) == ("her/texts", {"split": "train", "streaming": True})
+        for text in make_texts(1000):
+            taken.append(text)
+            yield {"body": text}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    source = CorpusSource(hub="her/texts", text_field="body", limit=50)
+    packed = pack_corpus(tokenizer, config(source))
+    assert len(packed.train) + len(packed.held_out) == len(taken) == 50
+
+    def fail(error):
+        def load_dataset(name, **kwargs):
+            raise error
+
+        return load_dataset
+
+    away = ConnectionError("Couldn't reach 'her/texts' on the Hub")
+    wrong = ValueError('Unknown split "train".\nShould be one of')
+    for load, kind, text in (
+        (load_dataset, DataError, "no field 'text'; set text_field"),
+        (fail(away), NetworkError, "connect, or give"),
+        (fail(wrong), DataError, "check its id and split"),
+    ):
+        monkeypatch.setattr("datasets.load_dataset", load)
+        with pytest.raises(kind, match=text) as caught:
+            pack_corpus(tokenizer, config(CorpusSource(hub="her/texts")))
+        assert "her/texts" in str(caught.value) and "\n" not in str(caught.value)

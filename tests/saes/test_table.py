@@ -1,3 +1,5 @@
+"""A feature table is what numpy and the lens by hand say, and reads back the same."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Training goes on after a kill; what goes with the SAE is whole or told."""
+
 from __future__ import annotations
 
 import json

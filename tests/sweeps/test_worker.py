@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,16 @@ DEAD = {"pid": 2**22 + 1, "process_started": None}
 FAR = {"host": "elsewhere"}
 
 
-def test_a_grid_is_run_once_and_never_again(sweep_of, made_up, place):
+def test_a_grid_is_run_once_by_workers_at_once_and_never_again(sweep_of, made_up, place):
     study = started(sweep_of(), place)
-    report = Worker(study).work()
-    assert (report.done, report.failed) == (6, 0)
-    assert [tuple(v.values()) for v in made_up] == [
-        tuple(t.values.values()) for t in study.sweep.trials()
-    ]
+    crew = [Worker(study), Worker(open_study(study.where, study.sweep.study))]
+    with ThreadPoolExecutor() as pool:
+        reports = list(pool.map(Worker.work, crew))
+    assert (sum(report.done for report in reports), reports[0].failed) == (6, 0)
+    trials = [trial.values for trial in study.sweep.trials()]
+    assert len(made_up) == 6 and all(values in trials for values in made_up)
     rows = study.rows()
-    assert [row.state for row in rows] == ["done"] * 6
+    assert [(row.state, row.values) for row in rows] == [("done", values) for values in trials]
     assert rows[4].value == 1.0
     assert rows[4].numbers == {"effect": 1.0, "kl": 0.1, "kl_target": 0.1}
     # Started anew, by anybody.
@@ -63,21 +63,6 @@ def test_a_grid_is_run_once_and_never_again(sweep_of, made_up, place):
     assert again.enqueue(again.sweep.trials()) == 0
     assert Worker(again).work().done == 0
     assert len(made_up) == 6
-
-
-def test_workers_at_once_share_the_trials(sweep_of, made_up, place):
-    study = started(sweep_of(), place)
-    other = open_study(study.where, study.sweep.study)
-    crew = [Worker(study), Worker(other)]
-    threads = [threading.Thread(target=worker.work) for worker in crew]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(made_up) == 6
-    assert {json.dumps(values) for values in made_up} == {
-        json.dumps(trial.values) for trial in study.sweep.trials()
-    }
 
 
 def test_another_machines_silence_is_waited_out_by_ones_own_clock(sweep_of, made_up):
@@ -170,22 +155,6 @@ def test_why_a_trial_failed_is_kept_without_secrets(sweep_of, made_up, monkeypat
     ]
     logged = "".join(capsys.readouterr())
     assert "Traceback" in logged and "of-mine" not in logged
-
-
-def test_ctrl_c_puts_the_running_trial_back(sweep_of, made_up, monkeypatch):
-    study = started(sweep_of())
-
-    def interrupt(self, values, **rest):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sweep, "measure", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            Worker(study).work()
-    assert {row.state for row in study.rows()} == {"waiting"}
-    assert Worker(study).work().done == 6
-    # What somebody stopped on purpose counts as no attempt.
-    assert {row.attempts for row in study.rows()} == {1}
 
 
 def test_a_queue_cut_off_or_filled_twice_at_once_runs_everything_once(sweep_of, made_up):
@@ -290,3 +259,19 @@ def test_a_password_is_not_shown():
     assert plain_url("postgresql://me:pa@ss@host/db") == "postgresql://me:***@host/db"
     for plain in ("mysql+pymysql://me@host/db", "sqlite:///study.db"):
         assert plain_url(plain) == plain
+
+
+def test_ctrl_c_puts_the_running_trial_back(sweep_of, made_up, monkeypatch):
+    study = started(sweep_of())
+
+    def interrupt(self, values, **rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "measure", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Worker(study).work()
+    assert {row.state for row in study.rows()} == {"waiting"}
+    assert Worker(study).work().done == 6
+    # What somebody stopped on purpose counts as no attempt.
+    assert {row.attempts for row in study.rows()} == {1}
