@@ -196,6 +196,12 @@ def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind)
     assert set(free_texts(experiment_named(kind).Config)) <= NO_PLACES
 
 
+def test_the_built_in_settings_are_complete():
+    config = load_config(DEFAULT, kind=AgentConfig)
+    assert config.planner.chosen == "seeded"
+    Experiments(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
+
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
 
 

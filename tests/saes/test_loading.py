@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,24 @@ def test_known_releases_are_found_without_network_and_fetched_with_it(offline):
     for name in (":".join(KNOWN[0]), "somebody/her-sae:layer_1"):
         with pytest.raises(NetworkError, match=r"not in the local cache.*connect once.*local fold"):
             load_sae(name)
+
+
+def test_a_connection_that_breaks_off_inside_the_hub_library_needs_the_network(monkeypatch):
+    from huggingface_hub import errors
+    from sae_lens import SAE
+
+    # Named as httpx names it.
+    TransportError = type("TransportError", (Exception,), {})
+
+    def refuse(*args: Any, **kwargs: Any):
+        try:
+            raise TransportError("[Errno -2] Name or service not known")
+        except TransportError as error:
+            raise errors.FileMetadataError("no metadata") from error
+
+    monkeypatch.setattr(SAE, "from_pretrained", refuse)
+    with pytest.raises(NetworkError, match="connect once"):
+        load_sae("somebody/her-sae:layer_1")
 
 
 def test_folder_is_found_as_path_and_as_text(make_sae, tmp_path, monkeypatch):

@@ -217,3 +217,8 @@ def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch, said):
     told = "warning: not recorded: {} cannot be written (No space left on device); free some."
     lines = [told.format(name) for name in ("run.json", "curves/margin.json")]
     assert said.lines[:2] == lines and "note is empty" in said.lines[2]
+    # Without progress a warning is Python's.
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="note is empty"):
+        with recorded_run(folder, kind="run", name="kind") as run:
+            run.note(" ")

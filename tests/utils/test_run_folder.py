@@ -97,7 +97,11 @@ def test_the_record_names_versions_machine_and_its_own_commit_alone(tmp_path, mo
     assert record["git_commit"] is None or len(record["git_commit"]) == 40
     assert set(record) == {"versions", "python", "machine", "git_commit", "started"}
     installed = tmp_path / "site-packages" / "saesteer" / "tracking" / "run_folder.py"
-    monkeypatch.setattr(run_folder, "__file__", str(installed))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "__file__", str(installed))
+        assert environment_record()["git_commit"] is None
+    # Nor does a machine without git.
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert environment_record()["git_commit"] is None
 
 
@@ -154,6 +158,9 @@ def test_what_is_written_is_there_whole_and_alone(tmp_path):
     target = tmp_path / ("ü" * 125 + ".png")
     write_atomic(target, lambda draft: seen.append(draft.suffix) or draft.write_bytes(b"x"))
     assert seen == [".png"] and target.exists()
+    # Writers of one file do not meet.
+    write_atomic(path, lambda draft: draft.write_bytes(b"first") and write_atomic(path, b"second"))
+    assert path.read_bytes() == b"first"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError(28, "No space")])
