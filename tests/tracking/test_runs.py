@@ -243,9 +243,9 @@ def test_a_condition_keeps_the_runs_that_meet_it():
         ("status exists now", "nothing may stand behind exists"),
         (
             "model.name=gpt2",
-            r"no a_run has a field 'model.name' \(did you mean 'config.model.name'\?",
+            r"no run has a field 'model.name' \(did you mean 'config.model.name'\?",
         ),
-        ("status=failed or (kind=run and efect>1)", "no a_run has a field 'efect'"),
+        ("status=failed or (kind=run and efect>1)", "no run has a field 'efect'"),
         ("notes~salt and pepper", "'pepper' has no operator.*quote a value"),
         ("()", "has no operator"),
     ],
