@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_valence_becomes_three_classes_at_half_a_point(write):
 
 def test_any_fields_can_be_named_and_blanks_left_out(write):
     path = write("own.csv", "body,stars,shop", "yes,5,a", ",1,a", "no,1,a")
-    named = {"text_key": "body", "label_key": "stars", "group_key": "shop"}
+    named: Any = {"text_key": "body", "label_key": "stars", "group_key": "shop"}
     with pytest.raises(DataError, match=r"own\.csv:3: .*'body' is blank.*skip_blank"):
         load_texts(path, **named)
     texts = load_texts(path, **named, skip_blank=True)
@@ -163,11 +164,12 @@ def test_groups_are_linked_through_near_duplicates():
 
 def test_parts_that_leave_nothing_or_lack_a_class_are_refused():
     rows = [(f"word{n}", "ab"[n % 2], f"g{n}") for n in range(30)]
-    for sizes, message in (
+    wrong: list[tuple[Any, str]] = [
         ({"test": 0}, "leave nothing"),
         ({"test": 20, "judge": 10}, "leave nothing"),
         ({"test": 2.5}, "test is 2.5"),
-    ):
+    ]
+    for sizes, message in wrong:
         with pytest.raises(ConfigError, match=message):
             split_labelled(make_set(rows), near_duplicate=None, **sizes)
     rows = [(f"word{n}", "a", f"g{n}") for n in range(20)]

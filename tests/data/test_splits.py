@@ -183,7 +183,8 @@ def test_what_cannot_be_divided_is_refused_with_its_number_and_two_texts():
     ):
         with pytest.raises(DataError, match=message):
             split_pairs(pairs)
-    for shares in ({"validation": 0.5, "test": 0.5}, {"validation": -0.1}, {"test": float("nan")}):
+    wrong: Any = ({"validation": 0.5, "test": 0.5}, {"validation": -0.1}, {"test": float("nan")})
+    for shares in wrong:
         with pytest.raises(ConfigError, match="leave nothing to train on; give two numbers"):
             split_pairs(make_pairs(20), **shares)
 

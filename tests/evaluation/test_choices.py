@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,8 @@ def vector(tiny_llama):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_margins_equal_a_loop_over_questions_and_answers_also_steered(kind, tiny_llama, vector):
-    for how in ({"chat": True}, {"chat": False}, {"system": "You are a house."}):
+    settings: Any = ({"chat": True}, {"chat": False}, {"system": "You are a house."})
+    for how in settings:
         margins = ChoiceMeter(tiny_llama, PAIRS, kind=kind, **how).margins()
         np.testing.assert_allclose(margins, margins_by_hand(tiny_llama, kind, **how), atol=2e-4)
         assert np.ptp(margins) > 1e-3
@@ -104,7 +107,7 @@ def test_a_liking_for_one_answer_or_order_cancels(kind, tiny_llama):
     )
     # Pairs with their own prompt are asked it.
     own = pairs_from([{"positive": "yes", "negative": "no", "prompt": "is the water good"}])
-    given = {"kind": "a_b", "question": "is the water good"}
+    given: Any = {"kind": "a_b", "question": "is the water good"}
     np.testing.assert_array_equal(
         ChoiceMeter(tiny_llama, own, kind="a_b").margins(),
         ChoiceMeter(tiny_llama, pairs_from([("yes", "no")]), **given).margins(),

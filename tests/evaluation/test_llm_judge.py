@@ -239,12 +239,13 @@ def test_a_key_that_is_echoed_or_cannot_be_sent_shows_nowhere(
         judge_at()[0].rate("a", ["Who?"], ["Because."])
     assert not _leaks(caught.value)
     assert len(server.calls) == 3
-    for settings, told in (
+    wrong: list[tuple[Any, str]] = [
         ({"model": " "}, "model is empty"),
         ({"base_url": "localhost:8000"}, "base_url"),
         ({"base_url": f"http://me:{KEY}@host/v1"}, "base_url"),
         ({"key_variable": KEY}, "never the key itself"),
-    ):
+    ]
+    for settings, told in wrong:
         with pytest.raises(ConfigError, match=told) as refused:
             Endpoint(**{"model": "tiny", **settings})
         assert "secret" not in "".join(traceback.format_exception(refused.value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,12 +197,13 @@ def test_means_and_range_are_plain_means():
     summary = summarise(records, resamples=500)
     plus, minus, _ = summary["signs"]
     assert [sign["sign"] for sign in summary["signs"]] == [1, -1, 0]
-    assert plus["judge"] == pytest.approx(np.mean([r.judge for r in records if r.sign == 1]))
+    assert plus["judge"] == pytest.approx(np.mean([r.judge or 0.0 for r in records if r.sign == 1]))
     assert summary["judge_range"] == pytest.approx(plus["judge"] - minus["judge"])
     assert [plus[name] for name in ("n", "n_empty", "nll", "composite")] == [36, 0, 0.5, 0.5]
     assert summary["right_direction"] is True
     # Missing readings are in no mean and are counted.
-    gone = _record(0, 3, 1, None, **dict.fromkeys([*MEASURES, "composite_proxy"]))
+    blank: Any = dict.fromkeys([*MEASURES, "composite_proxy"])
+    gone = _record(0, 3, 1, None, **blank)
     with_gone = summarise([*records, replace(gone, text=" ")], resamples=500)
     assert (with_gone["signs"][0]["n"], with_gone["signs"][0]["n_empty"]) == (37, 1)
     assert with_gone["signs"][0]["judge"] == plus["judge"]

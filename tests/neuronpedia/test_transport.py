@@ -7,6 +7,7 @@ import time
 import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
@@ -87,11 +88,12 @@ def test_nobody_listening_is_a_sentence_soon_and_without_the_key(service_to, mon
     with pytest.raises(NetworkError, match=r"no answer \(ConnectionError\).*kept") as caught:
         service.json("GET", PATH)
     assert waits == [1.0, 2.0] and not _leaks(caught.value)
-    for settings in (
+    wrong: list[Any] = [
         {"base_url": "neuronpedia.org"},
         {"base_url": f"https://me:{KEY}@host/api"},
         {"bucket_url": "ftp://x"},
-    ):
+    ]
+    for settings in wrong:
         with pytest.raises(ConfigError) as refused:
             Service(**settings)
         assert "secret" not in str(refused.value)

@@ -44,18 +44,19 @@ TABLE: Any = Table()
 
 
 def test_imported_labels_come_before_the_tables_words(tmp_path):
-    sae = SimpleNamespace(name="x", d_sae=2, folder=None, neuronpedia_id="a/1-b")
+    sae: Any = SimpleNamespace(name="x", d_sae=2, folder=None, neuronpedia_id="a/1-b")
     assert known_descriptions(sae, TABLE) == {0: "fires on 0", 1: "fires on 1"}
     assert known_descriptions(sae, None) == {}
     line = {"modelId": "a", "layer": "1-b", "index": "1", "description": "kind words"}
     (tmp_path / "labels.jsonl").write_text(json.dumps(line))
     import_from_files(Cache(label_cache()), SourceId("a", "1-b"), [tmp_path / "labels.jsonl"])
     assert known_descriptions(sae, TABLE) == {0: "fires on 0", 1: "kind words"}
-    card: Any = feature_card_of(sae, 1)  # type: ignore[arg-type]
+    card = feature_card_of(sae, 1)
     assert (card.label, card.url) == ("kind words", "https://www.neuronpedia.org/a/1-b/1")
-    assert feature_card_of(sae, 0).label == ""  # type: ignore[arg-type]
+    assert feature_card_of(sae, 0).label == ""
     # What an SAE wrongly calls its place has no links.
-    for place in (None, 3, "a", "../..", "javascript:x/y"):
+    wrong: list[Any] = [None, 3, "a", "../..", "javascript:x/y"]
+    for place in wrong:
         assert feature_url(place, 3) is None
         assert known_descriptions(an_sae(place), TABLE)[0] == "fires on 0"
 
@@ -91,7 +92,7 @@ def test_one_feature_shows_what_is_known_of_it_and_an_sae_its_place(tmp_path):
     sae = load_sae("smollm2")
     card = sae.feature(1234)
     assert card.label.startswith("fires on ")
-    assert 0 < card.density < 1 and card.max_activation > 0 and card.url is None
+    assert 0 < (card.density or 0) < 1 and (card.max_activation or 0) > 0 and card.url is None
     assert len(card.promotes) == 8
     assert "promotes" in card.table.index and card.promotes[0] in card._repr_html_()
     with pytest.raises(SaeError, match="features 0 to 8191; 8192 is none"):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_a_grid_has_exactly_its_cells_the_last_parameter_fastest(sweep_of):
     assert [tuple(trial.values.values()) for trial in trials] == expected
     assert [trial.number for trial in trials] == list(range(6))
     assert len({trial.key for trial in trials}) == 6
-    nested = {"selection": {"parameters": {"n_features": {"values": [8, 12, 16]}}}}
+    nested: Any = {"selection": {"parameters": {"n_features": {"values": [8, 12, 16]}}}}
     nested["selection"]["parameters"]["criterion"] = {"values": ["mean_difference", "auroc"]}
     assert {trial.key for trial in sweep_of(parameters=nested).trials()} == {t.key for t in trials}
     # 64 is what the settings have by themselves, and the folder is no setting of the numbers.

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -147,7 +148,7 @@ def test_a_trial_of_an_agent_keeps_the_agents_id_and_parameters(folder, tmp_path
 
 
 def test_who_says_whether_wandb_is_told(folder, monkeypatch):
-    for setting, environ, mode in (
+    known: list[tuple[Any, dict[str, str], str | None]] = [
         (None, {}, None),
         ("offline", {}, "offline"),
         (None, {"WANDB_MODE": "Online"}, "online"),
@@ -158,7 +159,8 @@ def test_who_says_whether_wandb_is_told(folder, monkeypatch):
         ("online", {"WANDB_DISABLED": "true"}, None),
         ("off", {"WANDB_MODE": "online"}, None),
         ("offline", {"WANDB_MODE": "nonsense"}, "offline"),
-    ):
+    ]
+    for setting, environ, mode in known:
         assert wandb_mode(TrackingSettings(wandb=setting), environ) == mode, (setting, environ)
     # A run without W&B imports none of it.
     monkeypatch.setattr(mirror, "WandbMirror", None)
