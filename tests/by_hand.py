@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -55,3 +56,31 @@ def count_hooks(model: Any) -> int:
     roots = (plain_model(model), model, model.original_model)
     modules = [module for root in roots for module in root.modules()]
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def answer_log_probs(
+    model: Any,
+    question: str,
+    answer: str,
+    *,
+    chat: bool = True,
+    system: str | None = None,
+    vector: Any = None,
+    strength: float = 0.0,
+) -> list[float]:
+    """Return the log-probability of each token of an answer: one row and no cache.
+
+    Where a vector is given the model is steered from the last prompt token on.
+    """
+    from saesteer.models import chat_prompt, encode_texts, plain_model
+    from saesteer.steering import steer
+
+    prompt = chat_prompt(model.tokenizer, question, system) if chat else question
+    whole = encode_texts(model.tokenizer, [prompt + ("" if chat else " ") + answer])[0].ids
+    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
+    where = torch.arange(len(whole))[None] >= n - 1
+    steered = nullcontext() if vector is None else steer(model, vector, strength, positions=where)
+    with torch.no_grad(), steered:
+        logits = plain_model(model)(torch.tensor([whole])).logits[0].float()
+    log_probs = torch.log_softmax(logits, -1)
+    return [float(log_probs[i - 1, whole[i]]) for i in range(n, len(whole))]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from pydantic import BaseModel
 
+from saesteer.agent import run_agent
 from saesteer.agent.experiments import Experiments
 from saesteer.agent.planners import LlmPlanner
 from saesteer.agent.results import headline, metrics_of, number_at
@@ -17,7 +19,11 @@ from saesteer.agent.seeded import SeededPlanner
 from saesteer.agent.settings import DEFAULT, AgentConfig
 from saesteer.agent.state import Budget, Experiment, State
 from saesteer.agent.tools import read_arguments
+from saesteer.corruption import load_tasks
+from saesteer.corruption.tasks import task_rows
 from saesteer.experiments.registry import experiment_named
+from saesteer.models.loading import plain_model
+from saesteer.tracking import list_runs
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import load_config
@@ -48,9 +54,11 @@ def agent(**changes) -> AgentConfig:
 
 @pytest.mark.parametrize("kind", list(BASES))
 def test_every_kind_takes_its_own_settings_and_no_locked_one(kind, tmp_path):
-    experiments = Experiments(agent(folder=str(tmp_path)), Progress())
+    config = agent(folder=str(tmp_path))
+    experiments = Experiments(config, Progress())
     checked = experiments.check(kind, SETTINGS[kind])
     assert checked.folder == str(tmp_path)  # type: ignore[attr-defined]
+    assert checked.tracking.group == f"agent-{config.digest()}"  # type: ignore[attr-defined]
     (name,) = SETTINGS[kind]
     place = checked.model_dump()
     for part in name.split("."):
@@ -59,26 +67,37 @@ def test_every_kind_takes_its_own_settings_and_no_locked_one(kind, tmp_path):
     for locked in ("folder", "model.name", "name"):
         with pytest.raises(ConfigError, match="out of bounds"):
             experiments.check(kind, {locked: "elsewhere"})
+    # Names that only look like settings are unknown.
+    for names in ({"m\u043edel": {"name": "x"}}, {" folder": "x"}, {"..": 1}):
+        with pytest.raises(ConfigError):
+            experiments.check(kind, names)
 
 
-def test_experiments_are_found_in_the_store_by_the_agents_group():
-    config = agent()
-    checked = Experiments(config, Progress()).check("corrupt", {})
-    assert checked.tracking.group == f"agent-{config.digest()}"  # type: ignore[attr-defined]
-
-
-def test_base_settings_come_from_a_file_too(tmp_path):
-    file = tmp_path / "base.yaml"
-    file.write_text("name: base\nprograms: [keep 1]\n")
-    experiments = Experiments(agent(experiments={"corrupt": str(file)}), Progress())
+def test_places_that_the_users_settings_name_and_words_that_are_called_so_are_taken(
+    tmp_path, monkeypatch
+):
+    pairs, base = tmp_path / "mine.jsonl", tmp_path / "base.yaml"
+    pairs.write_text("")
+    base.write_text("name: base\nprograms: [keep 1]\n")
+    bases = {**BASES, "run": {"pairs": {"source": str(pairs)}}, "corrupt": str(base)}
+    experiments = Experiments(agent(experiments=bases), Progress())
     checked = experiments.check("corrupt", {"seed": 4})
     assert checked.programs == ["keep 1"] and checked.seed == 4  # type: ignore[attr-defined]
-
-
-def test_the_built_in_settings_are_complete():
-    config = load_config(DEFAULT, kind=AgentConfig)
-    assert config.planner.chosen == "seeded"
-    Experiments(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
+    assert experiments.check("run", {"pairs": {"source": str(pairs)}})
+    with pytest.raises(ConfigError, match=r"setting pairs\.source names a file or an address"):
+        experiments.check("run", {"pairs": {"source": f"{pairs}.gz"}})
+    # A word is no place because a file is called so.
+    monkeypatch.chdir(tmp_path)
+    for word in ("last", "mean", "pca", "mean_difference", "smollm2", "runs", "prose"):
+        (tmp_path / word).mkdir()
+    for kind, settings in (
+        ("run", {"reading.positions": "last", "selection.criterion": "mean_difference"}),
+        ("run", {"pairs.source": "optimism"}),
+        ("probe", {"reading.positions": "mean"}),
+        ("compare", {"methods": ["attributed_sae", "difference_in_means", "pca"]}),
+        ("corrupt", {"completions.prompts": ["last", "1/2 + 1/2 ="]}),
+    ):
+        assert experiments.check(kind, settings)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +109,8 @@ def test_the_built_in_settings_are_complete():
         ("compare", {"methods": [{"name": "pca", "settings": {"sae": "release:id"}}]}),
         ("run", {"model": {"name": "gpt2"}}),
         ("corrupt", {"tasks": {"source": ["bundled", "../elsewhere.json"]}}),
-        ("run", {"evaluation": {"neutral": "/etc/passwd"}}),
         ("run", {"completions.questions": "secrets.txt"}),
         ("compare", {"side_effects.prose": "https://example.org/a"}),
-        ("probe", {"data.source": "secrets.txt"}),
         ("probe", {"checks": "..\\secrets.txt"}),
     ],
 )
@@ -104,20 +121,6 @@ def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(
     (tmp_path / "secrets.txt").write_text("a secret")
     with pytest.raises(ConfigError, match="out of bounds"):
         Experiments(agent(folder=str(tmp_path)), Progress()).check(kind, settings)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"m\u043edel": {"name": "x"}},
-        {" folder": "x"},
-        {"..": 1},
-        {"tasks": {}, "tasks.shots": 2},
-    ],
-)
-def test_names_that_only_look_like_settings_are_unknown(settings, tmp_path):
-    with pytest.raises(ConfigError):
-        Experiments(agent(folder=str(tmp_path)), Progress()).check("corrupt", settings)
 
 
 def test_a_planner_is_told_the_names_within_groups():
@@ -161,34 +164,6 @@ def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monk
     assert len(loaded) == 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("run", {"reading.positions": "last"}),
-        ("run", {"selection": {"criterion": "mean_difference"}}),
-        ("run", {"pairs.source": "optimism"}),
-        ("probe", {"reading.positions": "mean"}),
-        ("compare", {"methods": ["attributed_sae", "difference_in_means", "pca"]}),
-        ("corrupt", {"completions.prompts": ["last", "1/2 + 1/2 ="]}),
-    ],
-)
-def test_a_word_is_no_place_because_a_file_is_called_so(kind, settings, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for word in ("last", "mean", "pca", "mean_difference", "smollm2", "runs", "prose"):
-        (tmp_path / word).mkdir()
-    assert Experiments(agent(), Progress()).check(kind, settings)
-
-
-def test_a_place_that_the_base_settings_name_may_be_named_again(tmp_path):
-    file = tmp_path / "mine.jsonl"
-    file.write_text("")
-    bases = {"run": {"pairs": {"source": str(file)}}}
-    experiments = Experiments(agent(experiments=bases), Progress())
-    assert experiments.check("run", {"pairs": {"source": str(file)}})
-    with pytest.raises(ConfigError, match=r"setting pairs\.source names a file or an address"):
-        experiments.check("run", {"pairs": {"source": f"{file}.gz"}})
-
-
 # Every setting that takes any text is a `Source`, and so looked at, or stands here.
 NO_PLACES = {
     *("name", "site", "device", "project", "entity", "group", "tags", "format", "headline"),
@@ -221,6 +196,12 @@ def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind)
     assert set(free_texts(experiment_named(kind).Config)) <= NO_PLACES
 
 
+def test_the_built_in_settings_are_complete():
+    config = load_config(DEFAULT, kind=AgentConfig)
+    assert config.planner.chosen == "seeded"
+    Experiments(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
+
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
 
 
@@ -235,3 +216,49 @@ def test_shipped_settings_fit_every_kind_they_name(file):
         assert answer is not None
         wanted = read_arguments(answer.tool, answer.arguments)
         experiments.check(wanted.kind, wanted.settings)  # type: ignore[attr-defined]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_planted_layer_is_found_within_the_budget(smollm2, tmp_path):
+    overrides = [
+        "experiments.corrupt.tasks.source=[capitals]",
+        "search.rungs=[2, 6]",
+        "budget.experiments=4",
+        f"folder={tmp_path}",
+    ]
+    result = run_agent(load_config(DEFAULT, overrides, kind=AgentConfig))
+    assert result.metrics["spent"]["experiments"] <= 4
+    claim = result.metrics["claims"][0]
+    assert claim["verdict"] == "supported"
+    worst = _costliest_layer(smollm2)
+    assert claim["claim"].startswith(f"the layer program that costs most is skip {worst}:")
+    kinds = sorted(run.kind for run in list_runs(tmp_path))
+    assert kinds == ["agent", "corrupt", "corrupt"]
+
+
+def _costliest_layer(bridge) -> int:
+    """Take every block out of the Hugging Face model's own list in turn."""
+    model = plain_model(bridge)
+    (task,) = load_tasks(["capitals"])
+    rows = task_rows(bridge.tokenizer, task, shots=4, max_questions=6, seed=0).rows
+    blocks = model.model.layers
+    costs = []
+    for left_out in range(len(blocks)):
+        kept = [block for place, block in enumerate(blocks) if place != left_out]
+        model.model.layers = torch.nn.ModuleList(kept)
+        model.config.num_hidden_layers = len(kept)
+        try:
+            costs.append(sum(_loss(model, row) for row in rows))
+        finally:
+            model.model.layers = blocks
+            model.config.num_hidden_layers = len(blocks)
+    return max(range(len(costs)), key=costs.__getitem__)
+
+
+def _loss(model, row) -> float:
+    ids = torch.tensor([row.ids])
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    scored = torch.tensor(row.kept[1:])
+    return torch.nn.functional.cross_entropy(logits[scored], ids[0, 1:][scored]).item()

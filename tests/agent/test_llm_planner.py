@@ -125,17 +125,14 @@ def test_an_endpoint_without_tool_calling_answers_in_json(plant, play, asked, ru
 
     words = '```json\n{"tool": "run_experiment", "arguments": {"kind": "corrupt"}}\n```'
     finish = json.dumps({"tool": "finish", "arguments": FINISH})
-    player = play(no_tools, said({"content": words}), said({"content": finish}))
+    # Words in parts are read, and an object that names no tool is passed over.
+    parts = [{"type": "text", "text": text} for text in ('{"thought": {"x": 1}} then ', words)]
+    busy = [(429, {}), (500, b"oops"), (503, {})]
+    player = play(no_tools, said({"content": parts}), *busy, said({"content": finish}))
     result = run_agent(asked(player))
     assert len(runs) == 1 and result.ended_by == "it has concluded"
     assert "tools" not in player.asked[1]
     assert "run_experiment" in player.asked[1]["messages"][0]["content"]
-
-
-def test_busy_and_failing_servers_are_asked_again(plant, play, asked, runs):
-    player = play((429, {}), (500, b"oops"), (503, {}), experiment(4))
-    result = run_agent(asked(player))
-    assert len(runs) == 1 and result.ended_by == "it has concluded"
 
 
 def test_a_server_that_stays_away_ends_it_with_what_was_found(plant, play, asked, runs):
@@ -148,18 +145,16 @@ def test_a_server_that_stays_away_ends_it_with_what_was_found(plant, play, asked
     assert run_agent(asked(player, attempts=1)).ended_by == "it has concluded"
 
 
-def test_a_wrong_key_is_one_sentence_without_the_key(plant, play, asked):
-    player = play((401, {"error": {"message": f"bad key {KEY}"}}), (401, {}))
-    with pytest.raises(NetworkError) as caught:
-        run_agent(asked(player))
-    assert "TEST_PLANNER_KEY" in str(caught.value) and KEY not in str(caught.value)
-
-
 def test_no_answer_is_asked_for_that_could_overrun_tokens_or_money(plant, play, asked):
     player = play(*[experiment(layer) for layer in range(9)])
     result = run_agent(asked(player, budget={"tokens": 3000}, max_tokens=1000))
     assert result.metrics["spent"]["tokens"] <= 3000
     assert "could overrun" in result.ended_by
+    huge = dict.fromkeys(("prompt_tokens", "completion_tokens"), int("9" * 400))
+    prices = {"price_in": 1.0, "price_out": 1.0}
+    player = play({**experiment(1), "usage": huge})
+    result = run_agent(asked(player, budget={"money": 1.0}, **prices))
+    assert result.ended_by == "its budget of tokens is spent"
     player = play(*[experiment(layer) for layer in range(9)])
     costly = {"price_in": 1.0, "price_out": 10.0, "max_tokens": 100}
     result = run_agent(asked(player, budget={"money": 0.004}, **costly))
@@ -178,17 +173,6 @@ def test_of_several_calls_at_once_the_first_is_acted_on_and_the_endpoint_is_told
     assert [config.layers for config in runs] == [[3], [5]]
     told = [json.loads(body["messages"][1]["content"]) for body in player.asked]
     assert told[1]["unread"].startswith("1 more tool call") and "unread" not in told[2]
-
-
-def test_words_in_parts_are_read_and_an_object_that_names_no_tool_is_passed_over(
-    plant, play, asked, runs
-):
-    words = (
-        '{"thought": {"x": 1}} then {"tool": "run_experiment", "arguments": {"kind": "corrupt"}}'
-    )
-    parts = [{"type": "text", "text": words[:40]}, {"type": "text", "text": words[40:]}]
-    run_agent(asked(play(said({"content": parts}))))
-    assert len(runs) == 1
 
 
 def test_an_endpoint_that_leaves_tools_unread_is_asked_for_json(plant, play, asked, runs):
@@ -225,18 +209,22 @@ def test_a_count_that_can_be_none_is_replaced_by_the_most_it_can_be(plant, play,
     answer = call("finish", FINISH, prompt_tokens=count, completion_tokens=count)
     if count == "hidden":
         del answer["usage"]
-    player = play(answer)
-    result = run_agent(asked(player, max_tokens=500))
+    result = run_agent(asked(play(answer), max_tokens=500))
     assert result.state.tokens_in > 1000 and result.state.tokens_out == 500
 
 
-def test_a_huge_count_ends_it_in_order(plant, play, asked, runs):
-    huge = int("9" * 400)
-    answer = {**experiment(1), "usage": {"prompt_tokens": huge, "completion_tokens": huge}}
-    prices = {"price_in": 1.0, "price_out": 1.0}
-    result = run_agent(asked(play(answer), budget={"money": 1.0}, **prices))
-    assert result.ended_by == "its budget of tokens is spent"
-    assert len(runs) == 1
+def test_a_key_that_is_wrong_or_misplaced_is_one_sentence_without_the_key(
+    plant, play, asked, tmp_path
+):
+    for wrong in ({"base_url": "localhost"}, {"key_variable": KEY}):
+        with pytest.raises(ConfigError, match="the planner's") as caught:
+            run_agent(asked(play(), **wrong))
+        assert KEY not in str(caught.value)
+        assert not (tmp_path / "runs").exists()
+    player = play((401, {"error": {"message": f"bad key {KEY}"}}), (401, {}))
+    with pytest.raises(NetworkError) as refused:
+        run_agent(asked(player))
+    assert "TEST_PLANNER_KEY" in str(refused.value) and KEY not in str(refused.value)
 
 
 def test_answers_that_never_arrived_are_counted_and_fit_the_budget(plant, play, asked):
@@ -250,15 +238,10 @@ def test_answers_that_never_arrived_are_counted_and_fit_the_budget(plant, play, 
     result = run_agent(asked(player, budget=budget, timeout=0.2, attempts=9, max_tokens=501))
     assert result.metrics["spent"]["tokens"] <= 12_000 and "could overrun" in result.ended_by
     assert len(player.asked) < 9
-    assert time.monotonic() - start < 6
-
-
-def test_waiting_for_an_answer_ends_with_the_seconds(plant, play, asked):
-    start = time.monotonic()
     result = run_agent(asked(play(silence), budget={"seconds": 0.5}, timeout=60.0))
-    assert time.monotonic() - start < 2.5
     assert result.ended_by == "its budget of seconds is spent"
     assert result.metrics["spent"]["tokens"] > 1000
+    assert time.monotonic() - start < 9
 
 
 def test_a_kill_while_waiting_loses_no_count(plant, play, asked, monkeypatch):
@@ -274,13 +257,3 @@ def test_a_kill_while_waiting_loses_no_count(plant, play, asked, monkeypatch):
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("wrong", [{"base_url": "localhost"}, {"key_variable": KEY}])
-def test_an_endpoint_that_cannot_be_one_is_refused_before_anything_is_written(
-    plant, play, asked, tmp_path, wrong
-):
-    with pytest.raises(ConfigError, match="the planner's") as caught:
-        run_agent(asked(play(), **wrong))
-    assert KEY not in str(caught.value)
-    assert not (tmp_path / "runs").exists()

@@ -68,27 +68,26 @@ def test_equal_sides_are_paired_as_the_best_assignment_of_lengths_would(tmp_path
     assert list(pairs.positives) == positives
 
 
-def test_of_the_longer_side_the_statements_that_fit_stay_and_the_rest_is_counted(tmp_path: Path):
-    records = [statement("a" * 10), statement("b" * 30)]
-    records += [
-        statement(letter * size, "No")
-        for letter, size in zip("uvwxy", (5, 11, 29, 90, 60), strict=False)
-    ]
-    pairs = load_pairs(write(tmp_path, records))
-    assert [(len(pair.positive), len(pair.negative)) for pair in pairs] == [(10, 11), (30, 29)]
-    assert pairs.dropped == 3
-
-
-def test_statements_of_low_confidence_and_repeated_ones_are_left_out(tmp_path: Path):
+def test_what_is_left_out_is_counted(tmp_path: Path):
     records = [
         statement("one two three", "Yes", 0.95),
-        statement("four five six", "Yes", 0.6),
+        statement("four five caf\u00e9", "Yes", 0.6),
         statement("one  two three", "Yes", 0.95),
+        statement("four five cafe\u0301", "Yes", 0.95),
         statement("seven eight", "No", 0.9),
     ]
     pairs = load_pairs(write(tmp_path, records), min_label_confidence=0.9)
     assert [(pair.positive, pair.negative) for pair in pairs] == [("one two three", "seven eight")]
-    assert pairs.dropped == 2
+    assert pairs.dropped == 3
+    # Of the longer side the statements that fit stay.
+    records = [statement("a" * 10), statement("b" * 30)]
+    records += [statement("uvwxy"[n] * size, "No") for n, size in enumerate((5, 11, 29, 90, 60))]
+    pairs = load_pairs(write(tmp_path, records), format="persona")
+    assert [(len(pair.positive), len(pair.negative)) for pair in pairs] == [(10, 11), (30, 29)]
+    assert pairs.dropped == 3
+    for layout, told in (("caa", "an A/B file names an option"), ("jsonl", "unknown field 'quest")):
+        with pytest.raises(DataError, match=told):
+            load_pairs(tmp_path / "trait.jsonl", format=layout)
 
 
 @pytest.mark.parametrize(
@@ -96,28 +95,22 @@ def test_statements_of_low_confidence_and_repeated_ones_are_left_out(tmp_path: P
     [
         (statement("x", "Maybe"), r"answer_matching_behavior' is 'maybe'; a persona file says Yes"),
         ({**statement("x"), "answer_not_matching_behavior": " Yes"}, r"one of them has to be Yes"),
-        ({**statement("x"), "statement": " "}, r"the field 'statement' is blank"),
         (statement("x", "Yes", 1.7), r"'label_confidence' is 1\.7; give a number from 0 to 1"),
         ({**statement("x"), "label_confidence": True}, r"'label_confidence' is True"),
-        (statement("good words", "No"), r"this statement stands on the other side at .*:1; remove"),
+        (statement("good  words\u200b", "No"), r"this statement stands on the other side at .*:1"),
+        (statement("a", "Yes", None), "the field 'label_confidence' is missing"),
     ],
 )
 def test_a_bad_statement_is_refused_with_its_line(tmp_path: Path, record: object, message: str):
     path = write(tmp_path, [statement("good words"), statement("bad words", "No"), record])
     with pytest.raises(DataError, match=rf"trait\.jsonl:3: .*{message}"):
-        load_pairs(path)
-
-
-def test_a_missing_confidence_matters_only_when_one_is_asked_for(tmp_path: Path):
-    path = write(tmp_path, [statement("a", "Yes", None), statement("b", "No", None)])
-    assert len(load_pairs(path)) == 1
-    with pytest.raises(DataError, match=r":1: the field 'label_confidence' is missing.*and 1 more"):
         load_pairs(path, min_label_confidence=0.5)
 
 
 def test_a_one_sided_persona_file_is_refused(tmp_path: Path):
-    path = write(tmp_path, [statement("a"), statement("b"), statement("c", "No", 0.2)])
+    path = write(tmp_path, [statement("a"), statement("b", "No", None)])
     assert len(load_pairs(path)) == 1
+    path = write(tmp_path, [statement("a"), statement("b", "No", 0.2)])
     with pytest.raises(DataError, match=r"trait\.jsonl: no statement has .* No \(1 are below min"):
         load_pairs(path, min_label_confidence=0.5)
     with pytest.raises(DataError, match=r"trait\.jsonl: no statement has .* Yes, so there is one"):
@@ -132,56 +125,43 @@ def choice(question: str, matching: object = "(A)", other: object = "(B)") -> di
     }
 
 
+TEA = ("Tea or rain?", "Tea, hot (very)", "Rain\nand wind")
+
+
 @pytest.mark.parametrize(
-    "question",
+    ("question", "told"),
     [
-        "Tea or rain?\n\nChoices:\n (A) Tea, hot (very)\n (B) Rain\nand wind",
-        "Question: Tea or rain?\n\nAnswers:\n(A): Tea, hot (very)\n(B): Rain\nand wind\n\nAnswer:",
-        "Tea or rain? (A) Tea, hot (very) (B) Rain\nand wind\n\nAnswer: (",
-        "Tea or rain?\n(B) Rain\nand wind\n(A) Tea, hot (very)\n(C) Snow",
-        "Tea or rain? Options: (A) Tea, hot (very) (B) Rain\nand wind",
-        "Tea or rain? Possible answers:\n(a) Tea, hot (very)\n(b) Rain\nand wind\n\nAnswer: (",
-        "Tea or rain?\n\n**Options:**\n\n(A) Tea, hot (very)\n(B) Rain\nand wind",
+        ("Tea or rain?\n\nChoices:\n (A) Tea, hot (very)\n (B) Rain\nand wind", TEA),
+        (
+            "Question: Tea or rain?\n\nAnswers:\n(A): Tea, hot (very)\n"
+            "(B): Rain\nand wind\n\nAnswer:",
+            TEA,
+        ),
+        ("Tea or rain? (A) Tea, hot (very) (B) Rain\nand wind\n\nAnswer: (", TEA),
+        ("Tea or rain?\n(B) Rain\nand wind\n(A) Tea, hot (very)\n(C) Snow", TEA),
+        ("Tea or rain? Possible answers:\n(a) Tea, hot (very)\n(b) Rain\nand wind", TEA),
+        ("Tea or rain?\n\n**Options:**\n\n(A) Tea, hot (very)\n(B) Rain\nand wind", TEA),
+        (
+            "Is (A) better than (B)? Choices: (A) Yes (B) No",
+            ("Is (A) better than (B)?", "Yes", "No"),
+        ),
+        (
+            "Choose one of these options: (A) Yes (B) No",
+            ("Choose one of these options:", "Yes", "No"),
+        ),
     ],
 )
-def test_stem_and_options_of_an_ab_question_are_told_apart(tmp_path: Path, question: str):
+def test_stem_and_options_of_an_ab_question_are_told_apart(tmp_path: Path, question, told):
     path = write(tmp_path, [choice(question), choice(question, " (B)", " (A)")], "ab.json")
     first, second = load_pairs(path)
-    assert (first.prompt, first.positive, first.negative) == (
-        "Tea or rain?",
-        "Tea, hot (very)",
-        "Rain\nand wind",
-    )
+    assert (first.prompt, first.positive, first.negative) == told
     assert (second.positive, second.negative) == (first.negative, first.positive)
-
-
-@pytest.mark.parametrize(
-    ("question", "stem"),
-    [
-        ("Do you like it? Options: (A) Yes (B) No", "Do you like it?"),
-        ("Is (A) better than (B)? Choices: (A) Yes (B) No", "Is (A) better than (B)?"),
-        ("See option (A) below?\n\nChoices:\n (A) Yes\n (B) No", "See option (A) below?"),
-        ("Choose one of these options: (A) Yes (B) No", "Choose one of these options:"),
-    ],
-)
-def test_a_heading_leaves_the_stem_and_a_sentence_stays_whole(tmp_path: Path, question, stem):
-    pair = load_pairs(write(tmp_path, [choice(question)])).pairs[0]
-    assert (pair.prompt, pair.positive, pair.negative) == (stem, "Yes", "No")
-
-
-def test_a_statement_in_two_unicode_forms_counts_once_and_not_on_both_sides(tmp_path: Path):
-    rows = [statement("I like caf\u00e9s"), statement("Rain", "No")]
-    pairs = load_pairs(write(tmp_path, [*rows, statement("I like cafe\u0301s")]))
-    assert (len(pairs), pairs.dropped) == (1, 1)
-    with pytest.raises(DataError, match=r"trait\.jsonl:3: this statement stands on the other side"):
-        load_pairs(write(tmp_path, [*rows, statement("I  like cafe\u0301s\u200b", "No")]))
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         (choice("Tea or rain?\n(A) Tea"), r"the question has no option '\(B\)'; write"),
-        (choice("Tea?\n(A) \n(B) Rain"), r"the question has no option '\(A\)'"),
         (choice("Tea?\n(A) Rain\n(B) Rain"), r"both sides are 'Rain'"),
         (choice("Tea?\n(A) Tea\n(B) Rain", "Tea"), r"'answer_matching_behavior' is 'Tea'; an A/B"),
         (choice("Tea?\n(A) Tea\n(B) Rain", "(A)", []), r"'answer_not_matching_behavior' is \[\]"),
@@ -196,15 +176,6 @@ def test_a_bad_ab_question_is_refused_with_its_line(tmp_path: Path, record: obje
     good = choice("Tea or rain?\n(A) Tea\n(B) Rain")
     with pytest.raises(DataError, match=rf"trait\.jsonl:2: .*{message}"):
         load_pairs(write(tmp_path, [good, record]))
-
-
-def test_the_layout_can_be_insisted_on(tmp_path: Path):
-    path = write(tmp_path, [statement("a"), statement("b", "No")])
-    assert len(load_pairs(path, format="persona")) == 1
-    with pytest.raises(DataError, match="an A/B file names an option there"):
-        load_pairs(path, format="caa")
-    with pytest.raises(DataError, match="unknown field 'question'"):
-        load_pairs(path, format="jsonl")
 
 
 @pytest.mark.skipif(not EVALS.is_dir(), reason=f"{EVALS} is not there: no published persona files")
@@ -224,19 +195,3 @@ def test_the_published_persona_files_are_read_and_paired_by_length():
         # Pairing by rank alone is the optimum; keeping near-duplicates together may cost at most a
         # fifth of what it gains over pairing at random (measured: 0 to 16%).
         assert by_rank <= paired <= by_rank + 0.2 * (at_random - by_rank)
-
-
-def test_the_published_long_term_choices_are_read_by_their_side_names():
-    path = SHARED / "temporal" / "temporal_scope_caa.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there: no published pairs with named sides")
-    pairs = load_pairs(path, positive_key="long_term", negative_key="immediate")
-    raw = json.loads(path.read_text(encoding="utf-8"))["pairs"]
-    assert len(pairs) == len(raw) == 50
-    assert pairs.pairs[0].prompt == raw[0]["question"]
-    assert all(
-        f"(B) {pair.positive}" == row["long_term"] for pair, row in zip(pairs, raw, strict=False)
-    )
-    assert all(
-        f"(A) {pair.negative}" == row["immediate"] for pair, row in zip(pairs, raw, strict=False)
-    )

@@ -1,49 +1,54 @@
-"""Pairs: the type, and reading it from files and Python values."""
+"""Pairs: the type, reading it from files and Python values, and the bundled sets."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from saesteer.data import (
     ContrastivePair,
     PairSet,
+    bundled,
+    bundled_pair_names,
+    datasets_folder,
     load_pairs,
     near_duplicate_groups,
     pairs_from,
+    read_answers,
+    read_questions,
 )
 from saesteer.utils.errors import ConfigError, DataError
 
 
-def make_set() -> PairSet:
-    return PairSet(
+def test_the_digest_is_the_hash_of_the_content_alone_and_a_notebook_shows_a_table():
+    pairs = PairSet(
         name="kindness",
         pairs=(
             ContrastivePair("a", "I share.", "I hoard.", "On food:"),
             ContrastivePair("b", "I help.", "I hinder."),
-            ContrastivePair("c", "I listen.", "I interrupt."),
         ),
         source="python",
     )
-
-
-def test_the_digest_is_the_hash_of_the_content_and_of_nothing_else():
-    pairs = make_set()
     rows = [
         ["a", "I share.", "I hoard.", "On food:", None, None],
         ["b", "I help.", "I hinder.", None, None, None],
-        ["c", "I listen.", "I interrupt.", None, None, None],
     ]
     assert pairs.digest == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    renamed = dataclasses.replace(pairs, name="other", source="elsewhere.csv", dropped=4)
+    renamed = dataclasses.replace(pairs, name="<b>kind", source="elsewhere.csv", dropped=4)
     assert renamed.digest == pairs.digest
-    assert pairs.subset([1, 0, 2]).digest != pairs.digest
+    assert pairs.subset([1, 0]).digest != pairs.digest
+    assert list(pairs.table.columns) == ["positive", "negative", "prompt"]
+    assert pairs.table.loc["a", "prompt"] == "On food:"
+    shown = renamed._repr_html_()
+    assert "&lt;b&gt;kind: 2 pairs from elsewhere.csv" in shown and "I help." in shown
 
 
 def test_a_split_is_seeded_whole_and_free_of_near_duplicates():
@@ -57,22 +62,10 @@ def test_a_split_is_seeded_whole_and_free_of_near_duplicates():
     groups = near_duplicate_groups(texts)
     n = 2 * len(train)
     assert not set(groups[:n].tolist()) & set(groups[n:].tolist())
-
-
-def test_a_split_that_cannot_be_made_says_why():
     with pytest.raises(DataError, match="1 pairs are too few for 2 parts; add some"):
-        make_set().subset([0]).split()
+        pairs.subset([0]).split()
     with pytest.raises(ConfigError, match=r"test is 1\.5; give a share above 0 and below 1"):
-        make_set().split(test=1.5)
-
-
-def test_a_notebook_shows_pairs_as_a_table():
-    pairs = make_set()
-    assert list(pairs.table.columns) == ["positive", "negative", "prompt"]
-    assert pairs.table.loc["a", "prompt"] == "On food:"
-    shown = dataclasses.replace(pairs, name="<b>kind")._repr_html_()
-    assert "&lt;b&gt;kind: 3 pairs from python" in shown
-    assert "I listen." in shown
+        pairs.split(test=1.5)
 
 
 RECORDS: list[dict[str, Any]] = [
@@ -87,59 +80,25 @@ EXPECTED = (
 )
 
 
-def write_json(folder: Path, value: object, name: str = "mine.json") -> Path:
-    path = folder / name
-    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    return path
-
-
 def write_lines(folder: Path, values: list[Any], name: str = "mine.jsonl") -> Path:
     path = folder / name
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     return path
 
 
-def write_csv(folder: Path, encoding: str) -> Path:
-    path = folder / "mine.csv"
-    with path.open("w", encoding=encoding, newline="") as file:
-        writer = csv.DictWriter(file, ["id", "negative", "positive", "prompt"])
-        writer.writeheader()
-        writer.writerows(RECORDS)
-    return path
-
-
-def write_parquet(folder: Path) -> Path:
-    import pandas as pd
-
-    path = folder / "mine.parquet"
-    pd.DataFrame(RECORDS).to_parquet(path)
-    return path
-
-
 def test_the_same_pairs_come_out_of_every_kind_of_file(tmp_path: Path):
-    sources = [
-        write_json(tmp_path, RECORDS),
-        write_json(tmp_path, {"about": "sharing", "pairs": RECORDS}, "wrapped.json"),
-        write_lines(tmp_path, RECORDS),
-        write_csv(tmp_path, "utf-8"),
-        write_csv(tmp_path, "utf-8-sig"),
-        write_parquet(tmp_path),
-    ]
-    for source in sources:
+    table = pd.DataFrame(RECORDS)
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    table.to_csv(tmp_path / "marked.csv", index=False, encoding="utf-8-sig")
+    table.to_parquet(tmp_path / "mine.parquet")
+    (tmp_path / "mine.json").write_text(json.dumps(RECORDS, indent=1))
+    (tmp_path / "wrapped.json").write_text(json.dumps({"about": "sharing", "pairs": RECORDS}))
+    write_lines(tmp_path, RECORDS)
+    for source in tmp_path.iterdir():
         pairs = load_pairs(source, name="mine")
         assert pairs.pairs == EXPECTED
         assert pairs.source == str(source)
-    assert load_pairs(sources[1]).name == "wrapped"
-
-
-def test_a_numbered_id_never_meets_a_given_one(tmp_path: Path):
-    records = [
-        {"positive": "a", "negative": "b"},
-        {"positive": "c", "negative": "d", "id": "mine-0001"},
-    ]
-    ids = [pair.id for pair in load_pairs(write_lines(tmp_path, records))]
-    assert ids[1] == "mine-0001"
-    assert len(set(ids)) == 2
+    assert load_pairs(tmp_path / "wrapped.json").name == "wrapped"
 
 
 GOOD = {"positive": "good", "negative": "bad"}
@@ -151,7 +110,6 @@ GOOD = {"positive": "good", "negative": "bad"}
         ({"positive": "x"}, r"the field 'negative' is missing, so the pair has one side only; g"),
         ({"positive": "x", "negative": " \u200b "}, r"the field 'negative' is blank"),
         ({"positive": "x", "negative": 3}, r"the field 'negative' is 3, not text; put it in"),
-        ({**GOOD, "id": True}, r"the field 'id' is True, not text"),
         (
             {"positive": "x", "negatve": "y"},
             r"unknown field 'negatve' \(did you mean 'negative'\?\); the fields are positive, neg",
@@ -161,31 +119,21 @@ GOOD = {"positive": "good", "negative": "bad"}
             r"unknown field 'good'; .*name your own two sides with positive_key and negative_key",
         ),
         ({"positive": "same  text", "negative": "same text"}, r"both sides are 'same  text'; give"),
+        ({"positive": "caf\u00e9", "negative": "cafe\u0301"}, r"both sides are"),
         ({**GOOD, "prompt": "ab\ud83d"}, r".*lone surrogate.* at position 3"),
-        (
-            {"positive": "x" * 20_001, "negative": "y"},
-            r"the field 'positive' has 20,001 characters, more th",
-        ),
+        ({**GOOD, "positive_span": "goo", "negative_span": "goo"}, "negative_span 'goo'"),
         (["x", "y"], r"the record is \['x', 'y'\], not an object"),
-        (None, r"the record is None, not an object"),
     ],
 )
-def test_a_bad_record_is_refused_with_its_line_and_the_way_out(
-    tmp_path: Path, record: object, message: str
-):
+def test_a_bad_record_is_refused_with_its_line_and_the_way_out(tmp_path, record, message):
+    path = write_lines(tmp_path, [GOOD, record])
     with pytest.raises(DataError, match=rf"mine\.jsonl:2: {message}"):
-        load_pairs(write_lines(tmp_path, [GOOD, record]))
-    with pytest.raises(DataError, match=rf"mine\.json:\d+: record 2: {message}"):
-        load_pairs(write_json(tmp_path, [GOOD, record]))
+        load_pairs(path)
     if isinstance(record, dict):
         with pytest.raises(DataError, match=rf"set: record 2: {message}"):
             pairs_from([GOOD, record], name="set")
-
-
-def test_the_first_of_many_bad_records_is_told_with_their_number(tmp_path: Path):
-    records = [GOOD, {"positive": "x"}, GOOD, {"negative": "x"}, {"positive": 1}]
-    with pytest.raises(DataError, match=r"mine\.jsonl:2: .*'negative' is missing.*\(and 2 more\)$"):
-        load_pairs(write_lines(tmp_path, records))
+    with pytest.raises(DataError, match=r"mine\.jsonl:2: .*\(and 1 more\)$"):
+        load_pairs(write_lines(tmp_path, [GOOD, record, GOOD, {"positive": "x"}]))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +143,6 @@ def test_the_first_of_many_bad_records_is_told_with_their_number(tmp_path: Path)
         ("positive,negtive\nx,y\n", r"mine\.csv:1: unknown field 'negtive' \(did you mean"),
         ("positive;negative\nx;y\n", r"mine\.csv:1: unknown field .* separate the columns by com"),
         (",positive,negative\n0,x,y\n", r"mine\.csv:1: a column has no name; .*index=False"),
-        ("positive,negative\nx,y\nz,\n", r"mine\.csv:3: the field 'negative' is blank, so the"),
-        ("positive,negative\nx,y\n\nz\n", r"mine\.csv:4: the row has 1 fields and the header 2"),
     ],
 )
 def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, text: str, message: str):
@@ -214,12 +160,14 @@ def test_pairs_with_sides_of_other_names_are_read_without_their_labels(tmp_path:
             {"category": "y", "question": "Then?", "now": "A (B) plan", "later": "(A): Seeds"},
         ],
     }
-    pairs = load_pairs(write_json(tmp_path, value), positive_key="later", negative_key="now")
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(value))
+    pairs = load_pairs(file, positive_key="later", negative_key="now")
     assert pairs.positives == ("Years", "Seeds")
     assert pairs.negatives == ("Today's work", "A (B) plan")
     assert [pair.prompt for pair in pairs] == ["Next?", "Then?"]
     with pytest.raises(DataError, match=r"record 1: the field 'latr' is missing.*'later'\)"):
-        load_pairs(write_json(tmp_path, value), positive_key="latr", negative_key="now")
+        load_pairs(file, positive_key="latr", negative_key="now")
 
 
 def test_at_most_so_many_pairs_are_a_seeded_choice_in_file_order(tmp_path: Path):
@@ -241,7 +189,6 @@ def test_at_most_so_many_pairs_are_a_seeded_choice_in_file_order(tmp_path: Path)
         ({"format": "jsnl"}, r"format is 'jsnl' \(did you mean 'jsonl'\?\); choose one of auto,"),
         ({"positive_key": "negative"}, r"both 'negative'; name two different"),
         ({"max_pairs": 0}, r"max_pairs is 0; give at least 1"),
-        ({"min_label_confidence": 1.5}, r"min_label_confidence is 1\.5; give"),
         ({"min_label_confidence": float("nan")}, r"min_label_confidence is nan"),
         ({"min_label_confidence": 0.5}, r"is no persona file with label confidences; leave"),
     ],
@@ -251,50 +198,83 @@ def test_a_setting_out_of_range_is_refused(tmp_path: Path, arguments: dict[str, 
         load_pairs(write_lines(tmp_path, [GOOD]), **arguments)
 
 
-def test_text_in_place_of_a_path_and_values_in_place_of_a_source_are_refused():
+def test_tuples_mappings_and_pairs_make_a_set():
+    pair = ContrastivePair("notebook-0001", "e", "f", "then:")
+    mapping = {"positive": "c love", "negative": "d", "positive_span": "love"}
+    pairs = pairs_from([("a", "b"), mapping, pair], name="notebook")
+    # A numbered id never meets a given one.
+    assert len({one.id for one in pairs}) == 3 and pairs.pairs[2] == pair
+    assert pairs.positives == ("a", "c love", "e")
+    assert (pairs.pairs[1].positive_span, pairs.pairs[1].negative_span) == ("love", None)
+    assert (pairs.name, pairs.source) == ("notebook", "python")
+    assert pairs_from(iter([("a", "b")])).name == "pairs"
+    for value in ("ab", ("a", "b", "c"), None):
+        with pytest.raises(DataError, match=r"pairs: record 2: .* is no pair; give a tuple"):
+            pairs_from([("x", "y"), value])  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match="give the path of a file"):
         load_pairs(json.dumps([GOOD] * 200))
     with pytest.raises(DataError, match="make pairs of Python values with pairs_from"):
         load_pairs([("good", "bad")])  # pyright: ignore[reportArgumentType]
 
 
-def test_tuples_mappings_and_pairs_make_a_set():
-    pair = ContrastivePair("mine", "e", "f", "then:")
-    pairs = pairs_from([("a", "b"), {"positive": "c", "negative": "d"}, pair], name="notebook")
-    assert pairs.pairs == (
-        ContrastivePair("notebook-0001", "a", "b"),
-        ContrastivePair("notebook-0002", "c", "d"),
-        pair,
-    )
-    assert (pairs.name, pairs.source) == ("notebook", "python")
-    assert pairs_from(iter([("a", "b")])).name == "pairs"
-
-
-@pytest.mark.parametrize("value", ["ab", ("a", "b", "c"), None])
-def test_a_python_value_that_is_no_pair_is_refused_with_its_number(value: Any):
-    with pytest.raises(DataError, match=r"pairs: record 2: .* is no pair; give a tuple"):
-        pairs_from([("x", "y"), value])
-
-
-def test_spans_are_read_and_must_stand_in_their_text(tmp_path):
-    good = {"positive": "I love you", "negative": "I hate you", "positive_span": "love"}
-    file = tmp_path / "pairs.jsonl"
-    file.write_text(json.dumps(good) + "\n", encoding="utf-8")
-    pair = load_pairs(file).pairs[0]
-    assert (pair.positive_span, pair.negative_span) == ("love", None)
-    file.write_text(json.dumps({**good, "negative_span": "love"}) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"pairs\.jsonl:1: negative_span 'love'"):
-        load_pairs(file)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("caf\u00e9", "cafe\u0301"),
-        ("kind\u200b words", "kind\u00a0words"),
-        ("\ufb01ne", "fine"),
-    ],
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAIR_FILES = sorted((REPOSITORY / "datasets" / "pairs").glob("*.jsonl"))
+NEGATION = re.compile(
+    r"\b(?:no|not|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|hardly)\b"
+    r"|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b",
+    re.IGNORECASE,
 )
-def test_one_text_in_two_unicode_forms_is_no_contrast(one: str, other: str):
-    with pytest.raises(DataError, match=r"both sides are .*; give the negative side another text"):
-        pairs_from([(one, other)])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PAIR_FILES])
+def test_neither_length_nor_negation_nor_repetition_gives_a_side_away(name: str):
+    pairs = load_pairs(name)
+    assert pairs.source == f"bundled:{name}"
+    assert len(pairs) >= 150
+    sides = (pairs.positives, pairs.negatives)
+    words = [np.mean([len(text.split()) for text in side]) for side in sides]
+    assert abs(words[0] - words[1]) <= 0.03 * max(words)
+    negations = [sum(len(NEGATION.findall(text)) for text in side) for side in sides]
+    assert abs(negations[0] - negations[1]) < 0.2 * max(*negations, 1)
+    groups = near_duplicate_groups(pairs.positives + pairs.negatives).reshape(2, -1)
+    homes: dict[int, set[int]] = {}
+    for place, group in np.ndenumerate(groups):
+        homes.setdefault(int(group), set()).add(place[1])
+    assert all(len(places) == 1 for places in homes.values())
+
+
+def test_six_sets_sixty_questions_and_some_answers_are_bundled():
+    names = bundled_pair_names()
+    assert list(names) == [path.stem for path in PAIR_FILES]
+    assert len(names) >= 6
+    assert len(read_questions("neutral_questions")) == 60
+    answers = read_answers("neutral_answers")
+    assert len({answer.question for answer in answers}) == len(answers) >= 6
+    assert all(len(answer.answer.split()) >= 20 for answer in answers)
+
+
+def test_an_installed_package_reads_its_own_copy_and_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert datasets_folder() == REPOSITORY / "datasets"
+    package = tmp_path / "site-packages" / "saesteer"
+    stranger = package.parent / "datasets"
+    stranger.mkdir(parents=True)
+    (stranger / "__init__.py").touch()
+    monkeypatch.setattr(bundled, "__file__", str(package / "data" / "bundled.py"))
+    assert bundled_pair_names() == ()
+    with pytest.raises(DataError, match="install saesteer again, or give the path"):
+        datasets_folder()
+    with pytest.raises(DataError, match="'agreeablenes'; none is bundled"):
+        load_pairs("agreeablenes")
+    copy = package / "_datasets"
+    (copy / "pairs").mkdir(parents=True)
+    (copy / "pairs" / "warmth.jsonl").write_text('{"positive": "warm", "negative": "icy"}\n')
+    assert datasets_folder() == copy
+    assert len(load_pairs("warmth")) == 1
+    # A bundled name wins over a folder of that name, a path over the bundled name.
+    (tmp_path / "warmth").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_pairs("warmth").source == "bundled:warmth"
+    with pytest.raises(DataError, match="warmth: this is a folder"):
+        load_pairs(Path("warmth"))

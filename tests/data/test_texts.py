@@ -18,33 +18,22 @@ def lines_of(texts: list[str]) -> bytes:
     return "".join(json.dumps({"text": text, "meta": 1}) + "\n" for text in texts).encode()
 
 
-def test_paragraphs_are_separated_by_blank_lines(tmp_path: Path):
-    path = tmp_path / "prose.txt"
-    path.write_bytes("\ufeff\n\nOne é\r\ntwo\r\n \t\r\n\r\nThree\n\nFour".encode())
-    assert list(read_texts(path)) == ["One é\ntwo", "Three", "Four"]
-    packed = tmp_path / "prose.txt.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert list(read_texts(str(packed))) == ["One é\ntwo", "Three", "Four"]
+@pytest.mark.parametrize("packed", [False, True])
+def test_paragraphs_and_json_lines_are_read_packed_and_unpacked(tmp_path: Path, packed: bool):
+    def write(name: str, content: bytes) -> Path:
+        path = tmp_path / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(content) if packed else content)
+        return path
 
-
-def test_json_lines_are_read_packed_and_unpacked(tmp_path: Path):
+    prose = "\ufeff\n\nOne é\r\ntwo\r\n \t\r\n\r\nThree\n\nFour".encode()
+    assert list(read_texts(write("prose.txt", prose))) == ["One é\ntwo", "Three", "Four"]
     texts = ["first\nline", "second\u2028", " third "]
-    path = tmp_path / "texts.jsonl"
-    path.write_bytes(lines_of(texts) + b"\n" + lines_of(["  "]))
-    assert list(read_texts(path)) == texts
-    packed = tmp_path / "texts.jsonl.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert list(read_texts(packed)) == texts
-    assert list(read_texts(packed, limit=2)) == texts[:2]
-
-
-def test_a_limit_is_reached_before_a_bad_line_behind_it_matters(tmp_path: Path):
-    path = tmp_path / "texts.jsonl"
-    path.write_bytes(lines_of(["good", "better"]) + b"{broken\n")
-    assert list(read_texts(path, limit=2)) == ["good", "better"]
+    path = write("texts.jsonl", lines_of(texts) + b"\n" + lines_of(["  "]) + b"{broken\n")
+    # A limit is reached before a bad line behind it matters.
+    assert list(read_texts(path, limit=3)) == texts
     stream = read_texts(path)
-    assert [next(stream), next(stream)] == ["good", "better"]
-    with pytest.raises(DataError, match=r"texts\.jsonl:3: this line is not valid JSON"):
+    assert [next(stream) for _ in texts] == texts
+    with pytest.raises(DataError, match=r"texts\.jsonl\S*:6: this line is not valid JSON"):
         next(stream)
 
 
@@ -126,15 +115,17 @@ def test_the_same_questions_come_out_of_every_kind_of_file(tmp_path: Path):
     ]
     for source in sources:
         assert read_questions(source) == QUESTIONS
+    table = write(tmp_path, "a.csv", 'question,answer\n"Why, though?",Because.\nWho?,You.\n')
+    assert read_answers(table) == (Answer("Why, though?", "Because."), Answer("Who?", "You."))
+    with pytest.raises(DataError, match=r"b\.csv:1: there is no column 'answer'; add it"):
+        read_answers(write(tmp_path, "b.csv", "question\nWhy?\n"))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "b"}', r"the field 'question' is missing"),
-        ('{"question": "Why?", "topic": "x"}', r"unknown field 'topic'; the fields are question"),
         ('{"question": "what is rain?"}', r"the question 'what is rain\?' stands at .*q\.jsonl:1"),
-        ('"\\u200b"', r"the field 'question' is blank"),
+        ('{"question": "Why?", "topic": "x"}', r"unknown field 'topic'; the fields are question"),
         ("3", r"the record is 3, not an object"),
     ],
 )
@@ -142,24 +133,3 @@ def test_a_bad_question_is_refused_with_its_line(tmp_path: Path, line: str, mess
     path = write(tmp_path, "q.jsonl", f'{{"question": "What is rain?"}}\n{line}\n')
     with pytest.raises(DataError, match=rf"q\.jsonl:2: {message}"):
         read_questions(path)
-
-
-def test_plain_lines_are_checked_as_records_are(tmp_path: Path):
-    with pytest.raises(DataError, match=r"q\.txt:3: the question 'Why\?' stands at .*q\.txt:1 alr"):
-        read_questions(write(tmp_path, "q.txt", "Why?\nHow?\nWhy?\n"))
-    with pytest.raises(DataError, match=r"q\.txt:1: the field 'question' has 30,000 characters"):
-        read_questions(write(tmp_path, "q.txt", "x" * 30_000))
-
-
-def test_answers_come_out_of_every_kind_of_file(tmp_path: Path):
-    records = [
-        {"question": "Why, though?", "answer": "Because it is so.", "id": 1},
-        {"question": "Who?", "answer": "You."},
-    ]
-    wanted = (Answer("Why, though?", "Because it is so."), Answer("Who?", "You."))
-    assert read_answers(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, records)))) == wanted
-    assert read_answers(str(write(tmp_path, "a.json", json.dumps(records)))) == wanted
-    text = 'question,answer\n"Why, though?",Because it is so.\nWho?,You.\n'
-    assert read_answers(write(tmp_path, "a.csv", text)) == wanted
-    with pytest.raises(DataError, match=r"b\.csv:1: there is no column 'answer'; add it"):
-        read_answers(write(tmp_path, "b.csv", "question\nWhy?\n"))

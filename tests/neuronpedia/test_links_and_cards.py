@@ -24,16 +24,18 @@ from saesteer.saes.neuronpedia.links import SITE
 from saesteer.saes.neuronpedia.replies import Feature
 from saesteer.saes.neuronpedia.steering import steer_payload
 from saesteer.saes.table import FeatureTable
-from saesteer.utils.errors import ConfigError, SteeringError
+from saesteer.utils.errors import SteeringError
 
 from .player import PLACE, feature
 
 
-def test_dashboards_have_an_address_with_and_without_the_page_around_them():
+def test_a_source_has_its_addresses_and_its_set():
     url = dashboard_url(PLACE, 650)
     assert url == "https://www.neuronpedia.org/gpt2-small/6-res-jb/650"
     assert embed_url(url) == f"{url}?embed=true"
     assert dashboard_url(SourceId("a", "b"), 1, site="http://localhost:3000").startswith("http://l")
+    assert SourceId.parse("gemma-2-2b/20-gemmascope-res-16k").source_set == "gemmascope-res-16k"
+    assert SourceId.parse("pythia-70m/3").source_set == "3"
 
 
 def test_a_quick_list_takes_150_and_says_what_is_cut():
@@ -52,11 +54,6 @@ def test_a_quick_list_takes_150_and_says_what_is_cut():
     assert quick_list(PLACE, [3], "a").n_left_out == 0
 
 
-def test_a_sources_set_is_its_name_without_the_layer():
-    assert SourceId.parse("gemma-2-2b/20-gemmascope-res-16k").source_set == "gemmascope-res-16k"
-    assert SourceId.parse("pythia-70m/3").source_set == "3"
-
-
 def test_every_id_of_sae_lens_can_be_read():
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -72,15 +69,12 @@ def test_every_id_of_sae_lens_can_be_read():
 
 def test_a_card_of_the_service_shows_tokens_as_text():
     there = Feature.model_validate(feature(3)).card(n_contexts=2)
-    assert there.by == "gpt-4o-mini"
-    assert there.url == dashboard_url(PLACE, 3)
+    assert (there.by, there.url) == ("gpt-4o-mini", dashboard_url(PLACE, 3))
     # Tokens are shown as text, not as the tokenizer spells them.
     assert [c.token for c in there.contexts] == [" kind", " kind"]
     assert there.contexts[0].text == " the kind no3\n"
     assert json.loads(json.dumps(there.as_dict()))["contexts"][0]["activation"] == 9.0
-
-
-def test_a_card_without_words_or_with_a_peak_out_of_range():
+    # Without words, and with a peak out of range.
     bare = {**feature(3), "explanations": [{"description": " "}]}
     bare["activations"] = [
         {"tokens": ["a", "b"], "values": [1.0, 5.0], "maxValue": None, "maxValueTokenIndex": 9},
@@ -91,39 +85,31 @@ def test_a_card_without_words_or_with_a_peak_out_of_range():
     assert [(c.text, c.token, c.activation) for c in card.contexts] == [("ab", "b", 5.0)]
 
 
-@pytest.fixture
-def table() -> FeatureTable:
-    """A local table of three features."""
-    rows = [
-        (["kind"], [" gentle"], "she is kind to all", "fires on kind"),
-        ([" angry"], [" rage"], "he shouts in anger", "fires on angry"),
-        (["the"], [" of"], "the kindness of strangers", "fires on the"),
-    ]
+def test_words_find_the_features_that_fire_on_them_or_near_them_and_imported_labels():
     frame = pd.DataFrame(
         {
-            "contexts": [[{"token": t, "text": text} for t in ts] for ts, _, text, _ in rows],
-            "top_tokens": [np.array(top) for _, top, _, _ in rows],
-            "description": [d for *_, d in rows],
+            "contexts": [
+                [{"token": token, "text": text}]
+                for token, text in (
+                    ("kind", "she is kind to all"),
+                    (" angry", "he shouts in anger"),
+                    ("the", "the kindness of strangers"),
+                )
+            ],
+            "top_tokens": [np.array([top]) for top in (" gentle", " rage", " of")],
+            "description": ["fires on kind", "fires on angry", "fires on the"],
         }
     )
-    return FeatureTable(frame, "made")
-
-
-def test_words_find_the_features_that_fire_on_them_or_near_them(table):
+    table = FeatureTable(frame, "made")
     hits = search_table(table, "kindness", 5)
     assert [hit.feature for hit in hits] == [0, 2]
     assert all(0 < (hit.similarity or 0) <= 1 and hit.url is None for hit in hits)
     assert [hit.feature for hit in search_table(table, "the angry", 1)] == [1]
-    assert search_table(table, "qqqq", 5) == []
-    assert search_table(table, "...", 5) == []
-
-
-def test_words_find_imported_labels():
+    assert search_table(table, "qqqq", 5) == search_table(table, "...", 5) == []
     labels = {7: "kind words", 9: "numbers", 11: "kindness and warmth"}
     hits = search_labels(labels, "kindness", 2, place=PLACE, site=SITE)
     assert [hit.feature for hit in hits] == [11, 7]
     assert hits[0].url == dashboard_url(PLACE, 11)
-    assert search_labels({}, "kindness", 2, place=PLACE, site=SITE) == []
 
 
 def test_strengths_there_add_the_same_vector_as_here():
@@ -149,22 +135,7 @@ def test_strengths_beyond_the_services_range_go_into_its_multiplier_or_are_refus
     for strengths in ({}, {3: 3001.0}, {3: math.nan}, {3: math.inf}):
         with pytest.raises(SteeringError):
             steer_payload(SourceId.parse(PLACE), strengths, SteerSettings())
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"n_tokens": 257},
-        {"temperature": math.nan},
-        {"frequency_penalty": -3},
-        {"method": "PROJECTION"},
-    ],
-)
-def test_settings_beyond_the_services_range_are_refused(settings):
-    with pytest.raises(ValidationError):
-        SteerSettings(**settings)
-
-
-def test_what_is_no_id_is_refused():
-    with pytest.raises(ConfigError, match="gpt2-small/6-res-jb"):
-        quick_list("none", [1], "a")
+    wrong = {"n_tokens": 257, "temperature": math.nan, "frequency_penalty": -3, "method": "P"}
+    for name, value in wrong.items():
+        with pytest.raises(ValidationError):
+            SteerSettings(**{name: value})

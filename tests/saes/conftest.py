@@ -163,17 +163,9 @@ def make_sae(tmp_path):
 
 
 @pytest.fixture
-def perfect(make_sae):
+def perfect(mirror_sae):
     """An SAE that gives back what it gets: x = relu(x) - relu(-x)."""
-
-    def mirror(sae: Any) -> None:
-        eye = torch.eye(D_MODEL)
-        sae.W_dec.copy_(torch.cat([eye, -eye]))
-        sae.W_enc.copy_(torch.cat([eye, -eye]).T)
-        sae.b_enc.zero_()
-        sae.b_dec.zero_()
-
-    return make_sae("standard", change=mirror)
+    return mirror_sae(prepend_bos=True)
 
 
 @pytest.fixture(scope="session")

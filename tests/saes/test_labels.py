@@ -8,11 +8,26 @@ from typing import Any
 
 import pytest
 
-from saesteer.saes.labels import feature_url, known_descriptions, label_cache, noted_place
+from saesteer.saes.labels import (
+    feature_card_of,
+    feature_url,
+    known_descriptions,
+    label_cache,
+    noted_place,
+)
 from saesteer.saes.loading import load_sae, neuronpedia_id_of
 from saesteer.saes.neuronpedia import Cache, SourceId, import_from_files
 from saesteer.utils.errors import OutputError, SaeError
 from saesteer.utils.progress import Progress
+
+
+def an_sae(place: Any) -> Any:
+    return SimpleNamespace(neuronpedia_id=place)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
 
 
 class Table:
@@ -28,24 +43,22 @@ class Table:
 TABLE: Any = Table()
 
 
-def an_sae(place: Any) -> Any:
-    return SimpleNamespace(neuronpedia_id=place)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
-
-
 def test_imported_labels_come_before_the_tables_words(tmp_path):
-    sae = an_sae("a/1-b")
+    sae: Any = SimpleNamespace(name="x", d_sae=2, folder=None, neuronpedia_id="a/1-b")
     assert known_descriptions(sae, TABLE) == {0: "fires on 0", 1: "fires on 1"}
     assert known_descriptions(sae, None) == {}
-    line = '{"modelId": "a", "layer": "1-b", "index": "1", "description": "kind words"}'
-    (tmp_path / "labels.jsonl").write_text(line)
+    line = {"modelId": "a", "layer": "1-b", "index": "1", "description": "kind words"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(line))
     import_from_files(Cache(label_cache()), SourceId("a", "1-b"), [tmp_path / "labels.jsonl"])
     assert known_descriptions(sae, TABLE) == {0: "fires on 0", 1: "kind words"}
-    assert known_descriptions(an_sae(None), None) == {}
+    card = feature_card_of(sae, 1)
+    assert (card.label, card.url) == ("kind words", "https://www.neuronpedia.org/a/1-b/1")
+    assert feature_card_of(sae, 0).label == ""
+    # What an SAE wrongly calls its place has no links.
+    wrong: list[Any] = [None, 3, "a", "../..", "javascript:x/y"]
+    for place in wrong:
+        assert feature_url(place, 3) is None
+        assert known_descriptions(an_sae(place), TABLE)[0] == "fires on 0"
 
 
 def test_a_damaged_cache_costs_labels_and_no_result():
@@ -66,12 +79,6 @@ def test_a_damaged_cache_costs_labels_and_no_result():
     assert known_descriptions(an_sae(None), TABLE) == own
 
 
-@pytest.mark.parametrize("place", [None, 3, "a", "../..", "javascript:x/y"])
-def test_what_an_sae_wrongly_calls_its_place_has_no_links(place):
-    assert feature_url(place, 3) is None
-    assert known_descriptions(an_sae(place), TABLE)[0] == "fires on 0"
-
-
 def test_links_and_the_place_that_a_sum_of_vectors_notes():
     assert feature_url("a/1-b", 3) == "https://www.neuronpedia.org/a/1-b/3"
     part = {"provenance": {"neuronpedia_id": "a/1-b"}}
@@ -81,38 +88,21 @@ def test_links_and_the_place_that_a_sum_of_vectors_notes():
         assert noted_place(wrong) is None
 
 
-def test_of_a_release_a_folder_and_the_bundled_sae(tmp_path):
+def test_one_feature_shows_what_is_known_of_it_and_an_sae_its_place(tmp_path):
+    sae = load_sae("smollm2")
+    card = sae.feature(1234)
+    assert card.label.startswith("fires on ")
+    assert 0 < (card.density or 0) < 1 and (card.max_activation or 0) > 0 and card.url is None
+    assert len(card.promotes) == 8
+    assert "promotes" in card.table.index and card.promotes[0] in card._repr_html_()
+    with pytest.raises(SaeError, match="features 0 to 8191; 8192 is none"):
+        sae.feature(8192)
     assert neuronpedia_id_of("gpt2-small-res-jb:blocks.6.hook_resid_pre") == "gpt2-small/6-res-jb"
     assert neuronpedia_id_of("smollm2") is None
     for metadata, found in (({"neuronpedia_id": "a/b"}, "a/b"), ({}, None), (None, None)):
         (tmp_path / "cfg.json").write_text(json.dumps({"metadata": metadata}))
         assert neuronpedia_id_of(tmp_path) == found
-
-
-@pytest.mark.parametrize("content", ["{", "3", '{"metadata": 3}'])
-def test_a_damaged_folder_is_a_sentence(tmp_path, content):
-    (tmp_path / "cfg.json").write_text(content)
-    with pytest.raises(SaeError, match=r"cfg\.json: cannot be read"):
-        neuronpedia_id_of(tmp_path)
-
-
-def test_one_feature_shows_what_is_known_of_it(tmp_path):
-    card = load_sae("smollm2").feature(1234)
-    assert card.label.startswith("fires on ")
-    assert 0 < card.density < 1 and card.max_activation > 0 and card.url is None
-    assert len(card.promotes) == 8
-    assert "promotes" in card.table.index and card.promotes[0] in card._repr_html_()
-    with pytest.raises(SaeError, match="features 0 to 8191; 8192 is none"):
-        load_sae("smollm2").feature(8192)
-
-
-def test_imported_labels_win_over_the_own_table(tmp_path):
-    from saesteer.saes.labels import feature_card_of
-
-    line = {"modelId": "a", "layer": "1-b", "index": "1", "description": "kind words"}
-    (tmp_path / "labels.jsonl").write_text(json.dumps(line))
-    import_from_files(Cache(label_cache()), SourceId("a", "1-b"), [tmp_path / "labels.jsonl"])
-    sae: Any = SimpleNamespace(name="x", d_sae=2, folder=None, neuronpedia_id="a/1-b")
-    card = feature_card_of(sae, 1)
-    assert (card.label, card.url) == ("kind words", "https://www.neuronpedia.org/a/1-b/1")
-    assert feature_card_of(sae, 0).label == ""
+    for content in ("{", "3", '{"metadata": 3}'):
+        (tmp_path / "cfg.json").write_text(content)
+        with pytest.raises(SaeError, match=r"cfg\.json: cannot be read"):
+            neuronpedia_id_of(tmp_path)

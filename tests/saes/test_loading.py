@@ -24,23 +24,20 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(("release", "sae_id"), KNOWN)
-def test_known_releases_are_found_without_network(offline, release, sae_id):
-    assert resolve_sae(f"{release}:{sae_id}") == (release, sae_id)
-
-
-@pytest.mark.parametrize(("release", "sae_id"), [KNOWN[0], ("somebody/her-sae", "layer_1")])
-def test_a_release_that_is_not_cached_needs_the_network(offline, release, sae_id):
-    with pytest.raises(NetworkError, match=r"not in the local cache.*connect once.*local folder"):
-        load_sae(f"{release}:{sae_id}")
+def test_known_releases_are_found_without_network_and_fetched_with_it(offline):
+    for release, sae_id in KNOWN:
+        assert resolve_sae(f"{release}:{sae_id}") == (release, sae_id)
+    for name in (":".join(KNOWN[0]), "somebody/her-sae:layer_1"):
+        with pytest.raises(NetworkError, match=r"not in the local cache.*connect once.*local fold"):
+            load_sae(name)
 
 
 def test_a_connection_that_breaks_off_inside_the_hub_library_needs_the_network(monkeypatch):
     from huggingface_hub import errors
     from sae_lens import SAE
 
-    class TransportError(Exception):
-        """As httpx names it."""
+    # Named as httpx names it.
+    TransportError = type("TransportError", (Exception,), {})
 
     def refuse(*args: Any, **kwargs: Any):
         try:
@@ -62,145 +59,80 @@ def test_folder_is_found_as_path_and_as_text(make_sae, tmp_path, monkeypatch):
     assert resolve_sae(f"~/{folder.name}") == folder
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "runs/sae/none",
-        "./none:such",
-        "/none/such",
-        "/none/such:1",
-        "~nobody-of-this-name/sae",
-        "",
-        " ",
-        ":",
-        "gpt2-small-res-jb",
-        "gpt2-small-res-jb:",
-        ":blocks.6.hook_resid_pre",
-        "x" * 5000,
-        "nul\0byte",
-    ],
-)
-def test_what_is_neither_folder_nor_release_is_refused_with_both_forms(name):
-    with pytest.raises(SaeError, match=r"neither an existing folder nor .*release:id"):
-        resolve_sae(name)
-
-
-def test_unknown_release_gets_the_nearest_names():
+def test_what_is_neither_folder_nor_release_is_refused_with_both_forms(monkeypatch, tmp_path):
+    names = ["runs/sae/none", "/none/such:1", "~nobody-of-this-name/sae", " ", ":", "x" * 5000]
+    for name in [*names, "gpt2-small-res-jb:", ":blocks.6.hook_resid_pre", "nul\0byte"]:
+        with pytest.raises(SaeError, match=r"neither an existing folder nor .*release:id"):
+            resolve_sae(name)
+    # An unknown release gets the nearest names.
     with pytest.raises(SaeError, match=r"no release 'gpt2-smal-res-jb'.*gpt2-small-res-jb"):
         resolve_sae("gpt2-smal-res-jb:blocks.6.hook_resid_pre")
     with pytest.raises(SaeError, match="list of releases"):
         resolve_sae("qqqqqqqqqqqqqq:x")
-
-
-def spoil_weights(folder):
-    file = folder / "sae_weights.safetensors"
-    file.write_bytes(file.read_bytes()[:200])
-
-
-def drop_weights(folder):
-    (folder / "sae_weights.safetensors").unlink()
-
-
-def spoil_config(folder):
-    (folder / "cfg.json").write_text("{", encoding="utf-8")
-
-
-def set_config(folder, **fields):
-    config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    (folder / "cfg.json").write_text(json.dumps(config | fields), encoding="utf-8")
-
-
-def unknown_architecture(folder):
-    set_config(folder, architecture="batchtopk")
-
-
-def other_width(folder):
-    set_config(folder, d_in=16)
-
-
-def empty_config(folder):
-    (folder / "cfg.json").write_text("{}", encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [spoil_weights, drop_weights, spoil_config, unknown_architecture, other_width, empty_config],
-)
-def test_a_damaged_folder_is_refused_by_name(make_sae, spoil):
-    folder = make_sae()
-    spoil(folder)
-    with pytest.raises(SaeError) as caught:
-        load_sae(folder)
-    text = str(caught.value)
-    assert str(folder) in text
-    assert text.endswith("write it again, whole.")
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize("value", [float("nan")])
-def test_weights_that_are_no_numbers_are_refused_by_tensor_and_count(make_sae, value):
-    def change(sae) -> None:
-        sae.W_dec[5] = value
-        sae.W_dec[9, 0] = value
-        sae.b_enc[3] = value
-
-    folder = make_sae(change=change)
-    told = r"NaN or infinity .*W_dec: 2 of 64 rows.*; fetch it again"
-    with pytest.raises(SaeError, match=told) as caught:
-        load_sae(folder)
-    assert "b_enc: 1 of 64 entries" in str(caught.value)
-    assert str(folder) in str(caught.value)
-
-
-def test_metadata_that_sae_lens_would_not_read_is_named(make_sae):
-    folder = make_sae()
-    config = json.loads((folder / "cfg.json").read_text())
-    version = config["metadata"].pop("sae_lens_version")
-    (folder / "cfg.json").write_text(json.dumps(config))
-    with pytest.raises(SaeError, match=r"cfg\.json has metadata and no metadata\.sae_lens_version"):
-        load_sae(folder)
-    (folder / "cfg.json").write_text(json.dumps(config | {"sae_lens_version": version}))
-    assert str(load_sae(folder).site) == "blocks.1.hook_resid_post"
-
-
-def test_missing_bundled_sae_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("saesteer.saes.loading.bundled_sae_folder", lambda: tmp_path / "none")
     with pytest.raises(SaeError, match=r"smollm2.*install saesteer again"):
         load_sae("smollm2")
 
 
-def test_scaling_beside_a_training_checkpoint_is_folded_in(make_sae):
-    from sae_lens.training.activation_scaler import ActivationScaler
+def test_a_damaged_folder_is_refused_by_name(make_sae):
+    whole = make_sae()
+    config = json.loads((whole / "cfg.json").read_text(encoding="utf-8"))
+    weights = (whole / "sae_weights.safetensors").read_bytes()
+    written = [json.dumps(config | change) for change in ({"architecture": "x"}, {"d_in": 16})]
+    for text, kept in (
+        (json.dumps(config), weights[:200]),
+        (json.dumps(config), None),
+        *((text, weights) for text in ("{", "{}", *written)),
+    ):
+        folder = make_sae()
+        (folder / "cfg.json").write_text(text)
+        (folder / "sae_weights.safetensors").write_bytes(kept or b"")
+        if kept is None:
+            (folder / "sae_weights.safetensors").unlink()
+        with pytest.raises(SaeError, match=r"write it again, whole\.$") as caught:
+            load_sae(folder)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    # Metadata that sae_lens would not read.
+    version = config["metadata"].pop("sae_lens_version")
+    (whole / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(SaeError, match=r"cfg\.json has metadata and no metadata\.sae_lens_version"):
+        load_sae(whole)
+    (whole / "cfg.json").write_text(json.dumps(config | {"sae_lens_version": version}))
+    assert str(load_sae(whole).site) == "blocks.1.hook_resid_post"
 
-    plain, scaled = make_sae(), make_sae(normalize_activations="expected_average_only_in")
-    with pytest.raises(SaeError, match=r"expected_average_only_in.*activation_scaler\.json"):
-        load_sae(scaled)
-    ActivationScaler(scaling_factor=0.5).save(str(scaled / "activation_scaler.json"))
-    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(load_sae(scaled).encode(x), load_sae(plain).encode(x * 0.5))
-    torch.testing.assert_close(
-        load_sae(scaled).reconstruct(x), load_sae(plain).reconstruct(x * 0.5) / 0.5
-    )
+    def spoil(sae) -> None:
+        sae.W_dec[5] = sae.W_dec[9, 0] = sae.b_enc[3] = float("nan")
+
+    folder = make_sae(change=spoil)
+    told = r"NaN or infinity .*W_dec: 2 of 64 rows.*; fetch it again"
+    with pytest.raises(SaeError, match=told) as caught:
+        load_sae(folder)
+    assert "b_enc: 1 of 64 entries" in str(caught.value) and str(folder) in str(caught.value)
 
 
-def test_whitening_beside_a_training_checkpoint_is_folded_in(make_sae):
+def test_scaling_and_whitening_beside_a_training_checkpoint_are_folded_in(make_sae):
     from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 
-    plain, white = make_sae(), make_sae(normalize_activations="covariance_whitening")
-    with pytest.raises(SaeError, match="covariance_whitening"):
-        load_sae(white)
     generator = torch.Generator().manual_seed(0)
     mean, matrix = torch.randn(32, generator=generator), torch.randn(32, 32, generator=generator)
-    whitening = ActivationWhitening(mean, matrix, torch.linalg.inv(matrix).contiguous())
-    ActivationScaler(whitening=whitening).save(str(white / "activation_scaler.json"))
+    inverse = torch.linalg.inv(matrix).contiguous()
     x = torch.randn(5, 32, generator=generator)
-    inside = load_sae(plain).reconstruct((x - mean) @ matrix)
-    torch.testing.assert_close(
-        load_sae(white).reconstruct(x),
-        inside @ torch.linalg.inv(matrix) + mean,
-        atol=1e-2,
-        rtol=1e-3,
-    )
+    plain = load_sae(make_sae())
+
+    def load(kind, scaler):
+        folder = make_sae(normalize_activations=kind)
+        with pytest.raises(SaeError, match=rf"{kind}.*activation_scaler\.json"):
+            load_sae(folder)
+        scaler.save(str(folder / "activation_scaler.json"))
+        return load_sae(folder)
+
+    scaled = load("expected_average_only_in", ActivationScaler(scaling_factor=0.5))
+    torch.testing.assert_close(scaled.encode(x), plain.encode(x * 0.5))
+    torch.testing.assert_close(scaled.reconstruct(x), plain.reconstruct(x * 0.5) / 0.5)
+    whitening = ActivationWhitening(mean, matrix, inverse)
+    white = load("covariance_whitening", ActivationScaler(whitening=whitening))
+    wanted = plain.reconstruct((x - mean) @ matrix) @ inverse + mean
+    torch.testing.assert_close(white.reconstruct(x), wanted, atol=1e-2, rtol=1e-3)
 
 
 def test_a_sae_on_the_hub_is_refused_by_its_configuration_alone(model_folder, monkeypatch):

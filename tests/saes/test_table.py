@@ -1,13 +1,19 @@
+"""A feature table is what numpy and the lens by hand say, and reads back the same."""
+
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.describe import build_feature_table
+from saesteer.saes.lens import TokenTexts, extreme_tokens, norm_gain
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import (
     LOCAL,
@@ -15,7 +21,7 @@ from saesteer.saes.table import (
     load_feature_table,
     save_feature_table,
 )
-from saesteer.utils.errors import DataError, MismatchError, OutputError, SaeError
+from saesteer.utils.errors import DataError, MismatchError, SaeError
 
 MODULE = sys.modules["saesteer.saes.describe"]
 
@@ -36,7 +42,12 @@ def codes(sae, rows, read_by_hand) -> list[np.ndarray]:
     return [sae.encode(read_by_hand(row)).numpy() for row in rows]
 
 
-def test_density_and_activations_equal_numpy_by_hand(table, codes):
+@pytest.mark.parametrize("rows_at_once", [5, 1000])
+def test_density_and_activations_equal_numpy_by_hand_also_in_blocks(
+    model, sae, rows, codes, rows_at_once, monkeypatch
+):
+    monkeypatch.setattr(MODULE, "ROWS_AT_ONCE", rows_at_once)
+    table = build_feature_table(model, sae, rows)
     every = np.concatenate(codes)
     fires = every != 0
     np.testing.assert_allclose(table["density"], fires.mean(axis=0), atol=1e-9)
@@ -44,6 +55,13 @@ def test_density_and_activations_equal_numpy_by_hand(table, codes):
     means = every.sum(axis=0) / np.maximum(fires.sum(axis=0), 1)
     np.testing.assert_allclose(table["mean_activation"], means, rtol=1e-4, atol=1e-6)
     assert 0.05 < table["density"].mean() < 0.2
+    for _, row in table.iterrows():
+        firing = list(dict.fromkeys(c["token"].strip() for c in row["contexts"]))[:3]
+        quoted = ", ".join(f'"{token}"' for token in firing)
+        head = f"fires on {quoted}" if firing else "never fired on the table's text"
+        promoted = ", ".join(f'"{token}"' for token in row["top_tokens"][:3])
+        assert row["description"] == f"{head}; promotes {promoted}"
+        assert (len(row["top_tokens"]), len(row["bottom_tokens"])) == (8, 5)
 
 
 def test_contexts_are_the_strongest_of_different_rows(table, codes, rows, tokenizer):
@@ -59,43 +77,14 @@ def test_contexts_are_the_strongest_of_different_rows(table, codes, rows, tokeni
             assert context["token"].strip() in context["text"].split()
 
 
-def test_reading_in_blocks_changes_nothing(model, sae, rows, monkeypatch):
-    whole = build_feature_table(model, sae, rows)
-    monkeypatch.setattr(MODULE, "ROWS_AT_ONCE", 5)
-    blocks = build_feature_table(model, sae, rows)
-    for name in ("density", "max_activation", "mean_activation"):
-        np.testing.assert_allclose(blocks[name], whole[name], rtol=1e-4, atol=1e-6)
-    assert blocks["description"].tolist() == whole["description"].tolist()
-    for one, other in zip(blocks["contexts"], whole["contexts"], strict=True):
-        assert [c["text"] for c in one] == [c["text"] for c in other]
-
-
-def test_a_description_quotes_firing_and_promoted_tokens(table):
-    for _, row in table.iterrows():
-        firing = list(dict.fromkeys(c["token"].strip() for c in row["contexts"]))[:3]
-        quoted = ", ".join(f'"{token}"' for token in firing)
-        head = f"fires on {quoted}" if firing else "never fired on the table's text"
-        promoted = ", ".join(f'"{token}"' for token in row["top_tokens"][:3])
-        assert row["description"] == f"{head}; promotes {promoted}"
-        assert "\n" not in row["description"]
-        assert len(row["top_tokens"]) == 8
-        assert len(row["bottom_tokens"]) == 5
-
-
-def test_a_dead_feature_is_called_so(model, make_sae, rows):
+def test_features_that_fire_negatively_count_by_size_and_dead_ones_are_called_so(
+    model, make_sae, rows, read_by_hand
+):
     def kill(sae) -> None:
         sae.W_enc[:, 7] = 0
-        sae.b_enc[7] = -1
+        sae.b_enc[7] = 0
 
-    table = build_feature_table(model, load_sae(make_sae(change=kill)), rows)
-    dead = table.iloc[7]
-    assert dead["density"] == dead["max_activation"] == dead["mean_activation"] == 0
-    assert dead["contexts"] == []
-    assert dead["description"].startswith("never fired on the table's text; promotes ")
-
-
-def test_features_that_fire_negatively_count_by_size(model, make_sae, rows, read_by_hand):
-    sae = load_sae(make_sae("abstopk"))
+    sae = load_sae(make_sae("abstopk", change=kill))
     table = build_feature_table(model, sae, rows)
     every = np.concatenate([sae.encode(read_by_hand(row)).numpy() for row in rows])
     assert (every < 0).any()
@@ -103,6 +92,10 @@ def test_features_that_fire_negatively_count_by_size(model, make_sae, rows, read
     np.testing.assert_allclose(table["max_activation"], np.abs(every).max(axis=0), rtol=1e-4)
     strongest = [contexts[0]["activation"] for contexts in table["contexts"] if contexts]
     assert min(strongest) < 0
+    dead = table.iloc[7]
+    assert dead["density"] == dead["max_activation"] == dead["mean_activation"] == 0
+    assert dead["contexts"] == []
+    assert dead["description"].startswith("never fired on the table's text; promotes ")
 
 
 def test_no_text_and_a_foreign_sae_are_refused(model, sae, make_sae, rows):
@@ -133,29 +126,16 @@ def test_a_saved_table_reads_back_the_same(table, tmp_path):
     )
     assert (row.by, row.url) == (LOCAL, None)
     assert os.listdir(path.parent) == ["features.parquet"]
-
-
-@pytest.mark.parametrize("index", [-1, 64])
-def test_a_feature_that_is_not_there_is_refused_with_the_range(table, tmp_path, index):
-    save_feature_table(table, tmp_path / "features.parquet")
-    loaded = load_feature_table(tmp_path / "features.parquet")
-    for method in (loaded.describe, loaded.row):
-        with pytest.raises(SaeError, match=rf"feature {index} is not in .*0 to 63"):
-            method(index)
-
-
-@pytest.mark.parametrize("keep", [0, -100])
-def test_a_damaged_table_is_one_sentence(table, tmp_path, keep):
-    path = tmp_path / "features.parquet"
-    save_feature_table(table, path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(SaeError, match=r"features\.parquet cannot be read .*again") as caught:
-        load_feature_table(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_table_of_something_else_is_refused(table, tmp_path):
-    path = tmp_path / "features.parquet"
+    for index in (-1, 64):
+        for method in (loaded.describe, loaded.row):
+            with pytest.raises(SaeError, match=rf"feature {index} is not in .*0 to 63"):
+                method(index)
+    # A damaged table, and one of something else.
+    for kept in (b"", path.read_bytes()[:-100]):
+        path.write_bytes(kept)
+        with pytest.raises(SaeError, match=r"features\.parquet cannot be read .*again") as caught:
+            load_feature_table(path)
+        assert "\n" not in str(caught.value)
     table.drop(columns=["density"]).to_parquet(path)
     with pytest.raises(SaeError, match="has no column density"):
         load_feature_table(path)
@@ -164,16 +144,67 @@ def test_a_table_of_something_else_is_refused(table, tmp_path):
         load_feature_table(path)
 
 
-def test_a_table_that_cannot_be_written_leaves_nothing(table, tmp_path):
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(OutputError, match="cannot be written"):
-        save_feature_table(table, tmp_path / "file" / "features.parquet")
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(OutputError, match=r"cannot be written .*free some space"):
-            save_feature_table(table, tmp_path / "features.parquet")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not [name for name in os.listdir(tmp_path) if "features" in name]
+@pytest.fixture
+def gain():
+    return torch.rand(32, generator=torch.Generator().manual_seed(0)) * 2 - 0.5
+
+
+def with_weight(norm: Any, weight: torch.Tensor) -> nn.Module:
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+    return norm
+
+
+def test_gain_of_every_kind_of_norm(gain):
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    layer_norm = with_weight(nn.LayerNorm(32), gain)
+    nn.init.normal_(layer_norm.bias)  # type: ignore[arg-type]
+    for norm, centres in (
+        (with_weight(LlamaRMSNorm(32), gain), False),
+        # Gemma stores its gain less one.
+        (with_weight(Gemma3RMSNorm(32), gain - 1), False),
+        (layer_norm, True),
+        (with_weight(LlamaRMSNorm(32), gain).to(torch.bfloat16), False),
+    ):
+        found, centred = norm_gain(norm, 32)
+        torch.testing.assert_close(found, gain, atol=5e-3, rtol=5e-3)
+        assert found.dtype == torch.float32
+        assert centred is centres
+
+
+def test_promoted_tokens_equal_the_lens_by_hand(model, plain, make_sae, tokenizer, monkeypatch):
+    sae = load_sae(make_sae())
+    top, bottom = extreme_tokens(model, sae, TokenTexts(tokenizer), n_top=8, n_bottom=5)
+    rows = sae.decoder * plain.model.norm.weight
+    logits = rows @ plain.lm_head.weight.T
+    order = logits.argsort(dim=1, descending=True)
+    for feature in range(64):
+        wanted = [tokenizer.decode([token]) for token in order[feature].tolist()]
+        assert [text.strip() for text in top[feature]] == wanted[:8]
+        assert [text.strip() for text in bottom[feature]] == wanted[::-1][:5]
+    # Ids that are no tokens are left out.
+    monkeypatch.setattr(TokenTexts, "n_ids", 6)
+    top, bottom = extreme_tokens(model, sae, TokenTexts(tokenizer), n_top=8, n_bottom=5)
+    assert {(len(one), len(other)) for one, other in zip(top, bottom, strict=True)} == {(6, 5)}
+    # A site beside the residual stream promotes nothing.
+    beside = load_sae(make_sae(metadata={"hook_name": "blocks.1.attn.hook_z"}))
+    found = extreme_tokens(model, beside, TokenTexts(tokenizer), n_top=8, n_bottom=5)
+    assert found == ([[]] * 64, [[]] * 64)
+
+
+@pytest.mark.parametrize(("mark", "words"), [("▁", "WordLevel"), ("Ġ", "ByteLevel")])
+def test_a_tokens_leading_space_is_shown_whatever_the_tokenizer(mark, words):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<unk>": 0, f"{mark}thank": 1, "you": 2}
+    core: Any = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    if words == "ByteLevel":
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+    else:
+        core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    texts = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>"))
+    assert (texts.one(1), texts.one(2)) == (" thank", "you")

@@ -1,9 +1,13 @@
+"""Training goes on after a kill; what goes with the SAE is whole or told."""
+
 from __future__ import annotations
 
 import json
 import math
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +16,13 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from saesteer.saes.corpus import CorpusSource
+from saesteer.saes import card as module
+from saesteer.saes.card import finish_sae, sae_card
+from saesteer.saes.corpus import CorpusSource, PackedCorpus
+from saesteer.saes.doctor import DoctorReport
 from saesteer.saes.harvest import Harvest
 from saesteer.saes.loading import load_sae
+from saesteer.saes.table import load_feature_table
 from saesteer.saes.training import SaeTrainingConfig, train_topk
 from saesteer.utils.errors import OutputError, SaeError
 from saesteer.utils.progress import Progress, Task
@@ -100,21 +108,18 @@ def explained_variance(x: torch.Tensor, rebuilt: torch.Tensor) -> float:
     return 1 - float((x - rebuilt).pow(2).sum() / (x - x.mean(dim=0)).pow(2).sum())
 
 
-def test_trained_sae_explains_what_it_has_not_seen(harvested, tmp_path):
+def test_a_trained_sae_explains_what_it_has_not_seen_with_the_scale_folded_in(
+    harvested, tmp_path, monkeypatch
+):
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
     folder = train(harvested, tmp_path / "run")
     sae = load_sae(folder)
     x = sparse_mixtures(2000, seed=77)
     assert explained_variance(x, sae.reconstruct(x)) > 0.5
     assert float((sae.encode(x) != 0).sum(dim=1).float().mean()) <= 4
     assert (sae.d_in, sae.d_sae, sae.architecture) == (16, 48, "topk")
-    assert str(sae.site) == SITE
-    assert sae.prepend_bos is True
-
-
-def test_the_scale_is_folded_into_the_weights(harvested, tmp_path):
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-
-    sae = load_sae(train(harvested, tmp_path / "run"))
+    assert (str(sae.site), sae.prepend_bos) == (SITE, True)
     with safe_open(tmp_path / "run" / "checkpoint.safetensors", "pt") as file:
         record = json.loads(file.metadata()["saesteer"])
         weights = {
@@ -128,10 +133,12 @@ def test_the_scale_is_folded_into_the_weights(harvested, tmp_path):
     first = sparse_mixtures(520, seed=0)
     spread = (first - first.mean(dim=0)).norm(dim=1).mean()
     assert scale == pytest.approx(float(spread) / 4, rel=1e-4)
-    x = sparse_mixtures(200, seed=77)
     with torch.no_grad():
         torch.testing.assert_close(sae.reconstruct(x), inside(x / scale) * scale)
         torch.testing.assert_close(sae.encode(x), inside.encode(x / scale) * scale)
+    # A finished run is not trained again.
+    monkeypatch.setattr(MODULE._Training, "train", None)
+    assert load_sae(train(harvested, tmp_path / "run")).fingerprint == sae.fingerprint
 
 
 @pytest.mark.parametrize("steps", [3, 21])
@@ -171,103 +178,132 @@ def test_more_features_fire_at_first_and_k_at_the_end_also_after_a_break(
         train(harvested, tmp_path / "long", k_start=24, k_steps=500)
 
 
-def test_a_finished_run_is_not_trained_again(harvested, tmp_path, monkeypatch):
-    first = train(harvested, tmp_path / "run")
-    before = load_file(first / "sae_weights.safetensors")
-    monkeypatch.setattr(MODULE._Training, "train", None)
-    again = load_file(train(harvested, tmp_path / "run") / "sae_weights.safetensors")
-    assert all(torch.equal(again[name], before[name]) for name in before)
-
-
-def test_a_training_that_diverges_is_stopped_with_the_way_out(harvested, tmp_path):
+def test_what_cannot_be_trained_on_is_refused_with_the_way_out(harvested, write_shards, tmp_path):
     with pytest.raises(SaeError, match=r"diverged at step \d+ .*lower learning_rate"):
         train(harvested, tmp_path / "run", learning_rate=1e38, warmup_steps=0)
     assert not (tmp_path / "run" / "sae").exists()
-
-
-@pytest.mark.parametrize("bad", [math.nan])
-def test_activations_that_overflowed_are_named_as_such(write_shards, tmp_path, bad):
     values = sparse_mixtures(520, seed=0)
-    values[100, 3] = bad
+    values[100, 3] = math.nan
     with pytest.raises(SaeError, match=r"hold NaN or infinity.*float32"):
-        train(write_shards([sparse_mixtures(520, seed=1), values]), tmp_path / "run")
+        train(write_shards([sparse_mixtures(520, seed=1), values], "nan"), tmp_path / "nans")
+    for lengths in ([40, 40], []):
+        shards = write_shards([values[:n] for n in lengths], f"few {len(lengths)}")
+        text = rf"the {sum(lengths)} tokens in .* do not fill one batch of 64 .*lower batch"
+        with pytest.raises(SaeError, match=text):
+            train(shards, tmp_path / "few")
 
 
-@pytest.mark.parametrize("lengths", [[40, 40], []])
-def test_too_few_tokens_for_one_batch_are_refused(write_shards, tmp_path, lengths):
-    shards = write_shards([sparse_mixtures(520, seed=0)[:n] for n in lengths])
-    text = rf"the {sum(lengths)} tokens in .* do not fill one batch of 64 .*lower batch"
-    with pytest.raises(SaeError, match=text):
-        train(shards, tmp_path / "run")
-
-
-def test_a_checkpoint_of_other_settings_is_not_continued(harvested, tmp_path):
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_not_continued(harvested, tmp_path):
+    resource = pytest.importorskip("resource")
     train(harvested, tmp_path / "run", epochs=1)
     with pytest.raises(SaeError, match=r"d_sae and k of \(48, 4\).*\(48, 6\).*another folder"):
         train(harvested, tmp_path / "run", epochs=1, k=6)
-
-
-def test_a_damaged_checkpoint_is_one_sentence(harvested, tmp_path):
-    train(harvested, tmp_path / "run", epochs=1)
     file = tmp_path / "run" / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(SaeError, match=r"checkpoint .* cannot be read .*delete it"):
         train(harvested, tmp_path / "run", epochs=1)
-
-
-@pytest.mark.parametrize("limit", [16_000])
-def test_a_full_disk_is_one_sentence_and_leaves_no_draft(harvested, tmp_path, limit):
-    resource = pytest.importorskip("resource")
-    train(harvested, tmp_path / "run", epochs=1)
-    kept = sorted(os.listdir(tmp_path / "run"))
+    # Nor does a full disk leave a draft.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit < 10_000:  # too small for the weights; the other is too small for a checkpoint alone
-        folder, text = tmp_path / "run", r"sae cannot be written"
-    else:
-        folder, text = tmp_path / "new", r"checkpoint\S* cannot be written"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, before[1]))
     try:
-        with pytest.raises(OutputError, match=text):
-            train(harvested, folder, epochs=1)
+        with pytest.raises(OutputError, match=r"checkpoint\S* cannot be written"):
+            train(harvested, tmp_path / "new", epochs=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sorted(os.listdir(folder)) == (kept if folder.name == "run" else [])
-    load_sae(tmp_path / "run" / "sae")
+    assert os.listdir(tmp_path / "new") == []
 
 
 @pytest.mark.parametrize(
-    ("fields", "field"),
+    ("fields", "told"),
     [
         ({"learning_rat": 1e-3}, "learning_rat"),
         ({"corpus": []}, "corpus"),
         ({"corpus": [{"path": "a.jsonl", "pth": "b"}]}, "pth"),
-        ({"corpus": [{"path": "a.jsonl", "style": "poem"}]}, "style"),
-        ({"corpus": [{"path": "a.jsonl", "limit": 0}]}, "limit"),
+        ({"corpus": [{}]}, "exactly one of path and hub"),
+        ({"corpus": [{"path": "a.jsonl", "hub": "her/texts"}]}, "exactly one of path and hub"),
         ({"held_out": 0}, "held_out"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
         ({"site": None}, "site"),
+        ({"k": 64, "d_sae": 64}, r"k \(64\) must be smaller than d_sae \(64\)"),
     ],
 )
-def test_a_bad_field_is_refused_by_name(fields, field):
-    with pytest.raises(ValidationError) as caught:
+def test_a_bad_field_is_refused_by_name(fields, told):
+    with pytest.raises(ValidationError, match=told):
         settings(**fields)
-    assert any(field in error["loc"] for error in caught.value.errors())
 
 
-@pytest.mark.parametrize(("k", "d_sae"), [(64, 64)])
-def test_k_has_to_be_smaller_than_d_sae(k, d_sae):
-    with pytest.raises(ValidationError, match=rf"k \({k}\) must be smaller than d_sae \({d_sae}\)"):
-        settings(k=k, d_sae=d_sae)
-    assert settings(k=d_sae - 1, d_sae=d_sae).k == d_sae - 1
+REPORT = DoctorReport(0.8912, 63.4, 3.2, 3.3, 9.1, 0.9831, 0.951, 44.0, 0.0123, 12_345)
 
 
-@pytest.mark.parametrize("place", [{}, {"path": "a.jsonl", "hub": "her/texts"}])
-def test_a_source_is_in_exactly_one_place(place):
-    with pytest.raises(ValidationError, match="exactly one of path and hub"):
-        CorpusSource(**place)
+@pytest.fixture
+def card_config() -> SaeTrainingConfig:
+    return SaeTrainingConfig(
+        site="blocks.1.hook_resid_post",
+        corpus=[
+            CorpusSource(path="somewhere/private/prose.jsonl.gz"),
+            CorpusSource(hub="her/texts", style="chat"),
+        ],
+        d_sae=64,
+        k=12,
+    )
 
 
-def test_the_training_site_is_always_among_those_read():
-    other = "blocks.8.hook_resid_post"
-    assert settings().all_sites == [SITE]
-    assert settings(harvest_sites=[other, SITE, other]).all_sites == sorted([SITE, other])
+@pytest.fixture
+def trained(model, rows, perfect) -> tuple[Path, Any, PackedCorpus]:
+    """An SAE's folder, its model and its texts."""
+    return perfect, model, PackedCorpus(train=list(rows), held_out=list(rows[:6]))
+
+
+def test_the_card_names_site_data_tokens_settings_and_figures(card_config):
+    text = sae_card(card_config, "tiny", REPORT, 1000)
+    for part in (
+        "# SAE of tiny at blocks.1.hook_resid_post",
+        "64 features, k = 12",
+        "- prose.jsonl.gz (plain)",
+        "- her/texts (chat)",
+        "1,000 distinct tokens, 2,000 seen in all (epochs: 2)",
+        "3% of the documents were held out",
+        "4096 tokens a step",
+        "12,345 tokens",
+        "| explained variance | 0.8912 |",
+        "| L0 | 63.4 |",
+        "| cross-entropy recovered | 0.9831 |",
+        "| loss clean / spliced / ablated | 3.200 / 3.300 / 9.100 |",
+        "| features that never fired | 1.23% |",
+    ):
+        assert part in text, part
+    # The card is committed, and where somebody's files lie is nobody's business.
+    assert "private" not in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "falling" not in text
+    changes = {"tokens": 600, "k_start": 40, "k_steps": 70, "dead_weight": 0.5, "autocast": False}
+    text = sae_card(card_config.model_copy(update=changes), "tiny", REPORT, 1000)
+    for part in ("600 distinct tokens", "k falling from 40 over 70 steps", "weight 0.5"):
+        assert part in text, part
+    assert "autocast off" in text
+
+
+def test_what_was_measured_is_what_was_saved(trained, monkeypatch):
+    report = finish_sae(*trained)
+    weights = load_file(trained[0] / "sae_weights.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    cfg = json.loads((trained[0] / "cfg.json").read_text(encoding="utf-8"))
+    assert (cfg["dtype"], cfg["device"]) == ("bfloat16", "cpu")
+    metrics = json.loads((trained[0] / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == report.as_dict()
+    assert report.n_tokens == sum(sum(row.kept) for row in trained[2].held_out)
+    assert len(load_feature_table(trained[0] / "features.parquet")) == load_sae(trained[0]).d_sae
+    assert not list(trained[0].glob(".*"))
+
+    def content() -> dict[str, bytes]:
+        return {f.name: f.read_bytes() for f in trained[0].iterdir() if f.suffix != ".parquet"}
+
+    # Finishing twice changes nothing.
+    before = content()
+    finish_sae(*trained)
+    assert content() == before
+    # A share that cannot be computed is null in the metrics.
+    unknown = replace(REPORT, ce_score=float("nan"))
+    monkeypatch.setattr(module, "doctor", lambda *args, **kwargs: unknown)
+    finish_sae(*trained)
+    text = (trained[0] / "metrics.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail)["ce_score"] is None

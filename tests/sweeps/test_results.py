@@ -10,7 +10,7 @@ import pytest
 
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.report.sweep import axes, parallel_figure, plane
-from saesteer.sweeps.results import best_settings, markdown, pareto, sweep_record, write_results
+from saesteer.sweeps.results import pareto, sweep_record, write_results
 from saesteer.sweeps.study import TrialRow
 from saesteer.utils.settings import load_config
 
@@ -49,18 +49,21 @@ def points(*pairs):
     return [row(n, effect, kl_target=kl_target) for n, (kl_target, effect) in enumerate(pairs)]
 
 
-@pytest.mark.parametrize(
-    ("pairs", "front"),
-    [
+def test_the_front_holds_what_no_other_trial_beats(sweep_of):
+    for pairs, front in (
         ([], []),
         ([(0.1, 1.0), (0.3, 2.0), (1.0, 1.5)], [0, 1]),
         ([(1.0, 3.0), (0.3, 2.0), (0.1, 2.0)], [2, 0]),
         ([(0.1, 1.0), (0.1, 1.2), (0.1, 1.2)], [1]),
         ([(0.3, -1.0), (0.1, -2.0)], [1, 0]),
-    ],
-)
-def test_the_front_holds_what_no_other_trial_beats(pairs, front):
-    assert pareto(points(*pairs)) == front
+    ):
+        assert pareto(points(*pairs)) == front
+    sweep = sweep_of(parameters=NOTHING)
+    found = sweep_record(sweep, points((0.3, 1.0), (0.3, 2.0)))
+    assert any("sweep evaluation.kl_target" in note for note in found["notes"])
+    # What was not measured is not drawn.
+    rows = [row(0, 1.0, kl=0.1, kl_target=0.1), row(1, 2.0), row(2, None, "failed")]
+    assert plane(sweep_record(sweep, rows)) == {0: (0.1, 1.0)}
 
 
 def test_the_parameter_that_does_it_all_gets_the_importance(sweep_of):
@@ -79,34 +82,13 @@ def test_the_parameter_that_does_it_all_gets_the_importance(sweep_of):
     least = sweep_of(metric={"name": "effect"}, parameters=grid)
     record = sweep_record(least, rows_of(least, lambda v: float(v["selection.n_features"])))
     assert record["best"] == 0
-
-
-@pytest.mark.parametrize(
-    ("n", "value", "text"),
-    [(3, None, "3 trials have ended, and below 8"), (12, 1.0, "every trial has the same value")],
-)
-def test_an_importance_that_would_say_nothing_is_left_out_with_the_reason(n, value, text, sweep_of):
-    sweep = sweep_of(parameters={"seed": {"min": 0, "max": 11}})
-    rows = rows_of(sweep, lambda v: float(v["seed"]) if value is None else value)[:n]
-    record = sweep_record(sweep, rows)
-    assert record["importance"] == {}
-    assert any(text in note for note in record["notes"])
-
-
-def test_a_sweep_at_one_target_says_why_it_has_no_front(sweep_of):
-    found = sweep_record(sweep_of(parameters=NOTHING), points((0.3, 1.0), (0.3, 2.0)))
-    assert any("sweep evaluation.kl_target" in note for note in found["notes"])
-
-
-def test_the_best_settings_are_what_saesteer_run_takes(sweep_of, tmp_path):
-    sweep = sweep_of({"overrides": ["evaluation.random_directions=0"]})
+    # An importance that would say nothing is left out with the reason.
     rows = rows_of(sweep, lambda v: float(v["selection.n_features"]))
-    record = sweep_record(sweep, rows)
-    file = tmp_path / "best.yaml"
-    file.write_text(best_settings(sweep, record))
-    config = load_config(file, kind=RunConfig)
-    assert config == sweep.config(rows[record["best"]].values)
-    assert (config.selection.n_features, config.evaluation.random_directions) == (16, 0)
+    same = rows_of(sweep, lambda _: 1.0)
+    for few, text in ((rows[:3], "3 trials have ended, and below 8"), (same, "the same value")):
+        record = sweep_record(sweep, few)
+        assert record["importance"] == {}
+        assert any(text in note for note in record["notes"])
 
 
 def test_everything_is_written_and_reads_back(sweep_of):
@@ -115,8 +97,14 @@ def test_everything_is_written_and_reads_back(sweep_of):
         "together": {"parameters": together},
         "selection.n_features": {"values": [4, 8, 16, 32]},
     }
-    sweep = sweep_of(parameters=grid)
+    sweep = sweep_of({"overrides": ["evaluation.random_directions=0"]}, parameters=grid)
     rows = rows_of(sweep, lambda v: float(v["selection.n_features"]))
+    # The best settings are what `saesteer run` takes.
+    record = sweep_record(sweep, rows)
+    write_results(sweep, record)
+    config = load_config(sweep.folder / "best.yaml", kind=RunConfig)
+    assert config == sweep.config(rows[record["best"]].values)
+    assert (config.selection.n_features, config.evaluation.random_directions) == (32, 0)
     rows[3] = row(3, None, "failed", values=rows[3].values)
     rows[4].values["together.how"]["name"] = "<script>alert(1)</script>"
     write_results(sweep, sweep_record(sweep, rows))
@@ -136,25 +124,16 @@ def test_everything_is_written_and_reads_back(sweep_of):
     )
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "no pairs; give some." in page
+    lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    body = [line for line in lines if line.startswith("| ") and "---" not in line]
+    assert body[0].startswith("| trial | together.how |")
+    assert body[1].startswith("| 7 |") and body[-1].startswith("| 3 |")
     assert "<script>alert" not in page
     assert "http://" not in page.partition("<script>")[0]
-
-
-def test_the_table_of_markdown_has_a_row_for_each_trial_best_first(sweep_of):
-    sweep = sweep_of(parameters={"name": {"values": ["a|b", "c"]}}, run_cap=1)
-    rows = [row(n, float(n), values={"name": v}) for n, v in enumerate(["a|b", "c"])]
-    lines = markdown(sweep_record(sweep, rows)).splitlines()
-    body = [line for line in lines if line.startswith("| ") and "---" not in line]
-    assert body[0] == "| trial | name | effect | kl | state |"
-    assert body[1] == "| 1 | c | 1 |  | done |"
-    assert body[2] == "| 0 | a\\|b | 0 |  | done |"
-
-
-def test_a_sweep_without_results_has_a_page_too(sweep_of):
-    sweep = sweep_of()
-    write_results(sweep, sweep_record(sweep, []))
-    assert "No trial has ended yet" in (sweep.folder / "report.html").read_text(encoding="utf-8")
-    assert not (sweep.folder / "best.yaml").exists()
+    empty = sweep_of()
+    write_results(empty, sweep_record(empty, []))
+    assert "No trial has ended yet" in (empty.folder / "report.html").read_text(encoding="utf-8")
+    assert not (empty.folder / "best.yaml").exists()
 
 
 def test_axes_show_numbers_as_numbers_words_as_places_and_logarithms_as_powers(sweep_of):
@@ -175,17 +154,10 @@ def test_axes_show_numbers_as_numbers_words_as_places_and_logarithms_as_powers(s
     powers = axes(sweep_record(sweep, [row(n, 1.0, values=v) for n, v in enumerate(values)]))[0]
     assert powers.values == pytest.approx([-2, -1, 0])
     assert [word for _, word in powers.ticks] == ["0.01", "0.1", "1"]
-
-
-def test_the_plane_leaves_out_what_was_not_measured(sweep_of):
-    rows = [row(0, 1.0, kl=0.1, kl_target=0.1), row(1, 2.0), row(2, None, "failed")]
-    assert plane(sweep_record(sweep_of(parameters=NOTHING), rows)) == {0: (0.1, 1.0)}
-
-
-def test_the_figures_need_no_code_that_the_pages_policy_forbids(sweep_of):
     sweep = sweep_of(parameters={"seed": {"min": 0, "max": 3}})
-    record = sweep_record(sweep, rows_of(sweep, lambda v: float(v["seed"])))
-    traces: Any = parallel_figure(record).data
+    traces: Any = parallel_figure(
+        sweep_record(sweep, rows_of(sweep, lambda v: float(v["seed"])))
+    ).data
     # Traces of WebGL compile code, and stay blank under a content security policy.
     assert {trace.type for trace in traces} == {"scatter"}
     # Worst first, so that the best is drawn on top; from the lowest seed to the highest.

@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.sweeps.overrides import flattened, merged, swept_overrides, yaml_text
 from saesteer.sweeps.parameters import DISTRIBUTIONS, read_parameters
 from saesteer.sweeps.study import create_study, open_study
 from saesteer.sweeps.sweep import Sweep
 from saesteer.sweeps.sweep_file import read_sweep
 from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.settings import load_config, read_word
 
 UNIFORM = {"selection.min_firing": {"min": 0.0, "max": 0.5}}
 
@@ -21,14 +27,6 @@ UNIFORM = {"selection.min_firing": {"min": 0.0, "max": 0.5}}
 def parameter(**fields):
     (found,) = read_parameters({"x": fields}, "f.yaml")
     return found
-
-
-def test_nested_and_dotted_names_are_one(sweep_of):
-    nested = {"selection": {"parameters": {"n_features": {"values": [1, 2]}}}, "seed": {"value": 3}}
-    found = sweep_of(parameters=nested).parameters
-    assert [p.name for p in found] == ["selection.n_features", "seed"]
-    dotted = {"selection.n_features": {"values": [1, 2]}, "seed": {"value": 3}}
-    assert sweep_of(parameters=dotted).parameters == found
 
 
 @pytest.mark.parametrize(
@@ -57,7 +55,6 @@ def test_the_command_names_the_base_settings(command, program, kind, sweep_of, b
 # What a file may say wrongly, and the words of the one sentence that refuses it.
 WRONG = [
     ({"method": "gird"}, "method: "),
-    ({"parameters": {}}, "parameters: "),
     ({"metric": {"name": "effect", "goal": "max"}}, "metric.goal: "),
     ({"metric": {"name": "efect"}}, "metric.name 'efect' is not known"),
     ({"paramters": {}}, "paramters is not a known setting (did you mean 'parameters'?)"),
@@ -67,10 +64,15 @@ WRONG = [
     ({"command": ["saesteer", "doctor", "a.yaml"]}, "one of run, steer, compare, corrupt, "),
     ({"command": ["saesteer", "run", "a.yaml", "--fast"]}, "'--fast' is neither key=value"),
 ]
+# Settings that do not fit are told before anything is loaded.
+SETTINGS = {
+    "did you mean 'n_features'?": ("selection.n_feature", 1),
+    "did you mean 'auroc'?": ("selection.criterion", "aurco"),
+    "nowhere.csv": ("pairs.source", "nowhere.csv"),
+    "name is a single value": ("name.low", 1),
+}
 WRONG_PARAMETERS = [
-    ({"a": 3}, "parameters.a is not a mapping"),
     ({"a": {}}, "parameters.a: nothing to choose from"),
-    ({"a": {"values": []}}, "parameters.a: it is categorical without values"),
     (
         {"a": {"valuse": [1]}},
         "parameters.a: valuse is not a known setting (did you mean 'values'?)",
@@ -85,26 +87,22 @@ WRONG_PARAMETERS = [
     ({"a": {"distribution": "int_uniform", "min": 0.5, "max": 2}}, "needs whole numbers"),
     ({"a": {"distribution": "log_uniform", "min": 0, "max": 1000}}, "takes logarithms"),
     ({"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "probabilities must be as many"),
-    ({"a": {"distribution": "constant"}}, "constant without a value"),
     ({"a.b": {"value": 1}, "a": {"value": {}}}, "set the same thing"),
     ({"a..b": {"value": 1}}, "is no name of a setting"),
+    *(({name: {"values": [value]}}, text) for text, (name, value) in SETTINGS.items()),
 ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "text"), [*WRONG, *(({"parameters": p}, text) for p, text in WRONG_PARAMETERS)]
-)
-def test_what_does_not_fit_is_one_sentence_with_file_and_field(changes, text, sweep_of):
-    with pytest.raises(ConfigError) as told:
-        sweep_of(**changes)
-    assert text in str(told.value)
-    assert "tiny-sweep.yaml" in str(told.value)
-    assert "\n" not in str(told.value)
+def test_what_does_not_fit_is_one_sentence_with_file_and_field(sweep_of):
+    for changes, text in [*WRONG, *(({"parameters": p}, text) for p, text in WRONG_PARAMETERS)]:
+        with pytest.raises(SaesteerError, match=re.escape(text)) as told:
+            sweep = sweep_of(**changes)
+            sweep.check(sweep.trials())
+        assert "tiny-sweep.yaml" in str(told.value) or text in SETTINGS
+        assert "\n" not in str(told.value)
 
 
-def test_no_mapping_is_no_sweep_and_a_missing_settings_file_is_told(
-    sweep_file, base_file, tmp_path
-):
+def test_a_file_that_is_no_sweep_or_names_no_settings_is_told(sweep_file, base_file, tmp_path):
     (tmp_path / "x.yaml").write_text("[1]")
     for name, text in {"x.yaml": "holds no sweep", "nowhere.yaml": "cannot be read"}.items():
         with pytest.raises(ConfigError, match=rf"{name} {text}"):
@@ -114,15 +112,6 @@ def test_no_mapping_is_no_sweep_and_a_missing_settings_file_is_told(
     base_file.unlink()
     with pytest.raises(ConfigError, match=r"base\.yaml cannot be read"):
         read_sweep(file)
-
-
-def test_the_usual_distribution_is_wandbs():
-    assert parameter(value=None).distribution == "constant"
-    assert parameter(values=["a", [1], None]).distribution == "categorical"
-    assert parameter(min=1, max=5).distribution == "int_uniform"
-    assert parameter(min=1.0, max=5).distribution == "uniform"
-    named = parameter(distribution="categorical_w_probabilities", values=[1, 2])
-    assert named.distribution == "categorical"
 
 
 # Means and quantiles by hand, each from its definition at W&B.
@@ -150,7 +139,7 @@ def test_draws_follow_their_distributions():
     assert (chosen == "a").mean() == pytest.approx(0.9, abs=0.02)
 
 
-def test_whatever_is_drawn_fits_what_optuna_is_told():
+def test_whatever_is_drawn_fits_what_optuna_is_told_and_comes_back_as_it_was():
     for kind in set(DISTRIBUTIONS) - {"constant", "categorical"}:
         bounds = {} if "normal" in kind else {"min": 1, "max": 6}
         found = parameter(distribution=kind, q=4, **bounds)
@@ -159,13 +148,16 @@ def test_whatever_is_drawn_fits_what_optuna_is_told():
             settled = found.settled(found.draw(np.random.default_rng(k)))
             assert math.isfinite(settled)
             assert space._contains(space.to_internal_repr(found.code(settled))), kind
-
-
-def test_lists_and_mappings_come_back_from_optuna_as_they_were():
     found = parameter(values=[["a"], {"b": [1]}, None, True, "x", 2, 2.5])
     for value in found.values:
         back = found.decoded(found.code(value))
         assert back == value and type(back) is type(value)
+    # Without a name the distribution is the one that is W&B's.
+    usual = {"constant": {"value": None}, "categorical": {"values": ["a", [1], None]}}
+    usual |= {"int_uniform": {"min": 1, "max": 5}, "uniform": {"min": 1.0, "max": 5}}
+    assert {name: parameter(**fields).distribution for name, fields in usual.items()} == {
+        name: name for name in usual
+    }
 
 
 def test_a_grid_has_exactly_its_cells_the_last_parameter_fastest(sweep_of):
@@ -174,18 +166,18 @@ def test_a_grid_has_exactly_its_cells_the_last_parameter_fastest(sweep_of):
     assert [tuple(trial.values.values()) for trial in trials] == expected
     assert [trial.number for trial in trials] == list(range(6))
     assert len({trial.key for trial in trials}) == 6
+    nested: Any = {"selection": {"parameters": {"n_features": {"values": [8, 12, 16]}}}}
+    nested["selection"]["parameters"]["criterion"] = {"values": ["mean_difference", "auroc"]}
+    assert {trial.key for trial in sweep_of(parameters=nested).trials()} == {t.key for t in trials}
+    # 64 is what the settings have by themselves, and the folder is no setting of the numbers.
+    same = {"selection.n_features": {"values": [64]}, "folder": {"values": ["a", "b"]}}
+    assert len(sweep_of(parameters=same).trials()) == 1
     countable = {
         "seed": {"min": 1, "max": 3},
         "regression.ridge_alpha": {"distribution": "q_uniform", "min": 1, "max": 2, "q": 0.5},
     }
     found = [tuple(trial.values.values()) for trial in sweep_of(parameters=countable).trials()]
     assert found == list(itertools.product([1, 2, 3], [1, 1.5, 2]))
-
-
-def test_trials_with_equal_settings_are_one(sweep_of):
-    # 64 is what the settings have by themselves, and the folder is no setting of the numbers.
-    grid = {"selection.n_features": {"values": [64]}, "folder": {"values": ["a", "b"]}}
-    assert len(sweep_of(parameters=grid).trials()) == 1
 
 
 def test_a_grid_that_cannot_be_counted_or_waited_for_is_refused(sweep_of):
@@ -215,23 +207,6 @@ def test_random_draws_depend_on_seed_and_number_alone(sweep_of):
     small = {"seed": {"values": [1, 2]}, "selection.n_features": {"values": [8, 12, 16]}}
     used_up = sweep_of(method="random", run_cap=100, parameters=small).trials()
     assert len(used_up) == 6
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "text"),
-    [
-        ("selection.n_feature", [1], "did you mean 'n_features'?"),
-        ("selection.criterion", ["aurco"], "did you mean 'auroc'?"),
-        ("pairs.source", ["nowhere.csv"], "nowhere.csv"),
-        ("name.low", [1], "name is a single value"),
-    ],
-)
-def test_settings_that_do_not_fit_are_told_before_anything_is_loaded(name, values, text, sweep_of):
-    with pytest.raises(SaesteerError) as told:
-        sweep = sweep_of(parameters={name: {"values": values}})
-        sweep.check(sweep.trials())
-    assert text in str(told.value)
-    assert "\n" not in str(told.value)
 
 
 def test_a_sweep_survives_json_and_one_of_another_version_is_refused(sweep_of):
@@ -274,3 +249,63 @@ def test_workers_of_one_machine_share_the_dtype_that_the_first_sweep_chose(sweep
     assert sweep_of().with_pinned_dtype().pinned == {}
     swept = {"model.dtype": {"values": ["float32", "bfloat16"]}}
     assert sweep_of(parameters=swept).with_pinned_dtype().pinned == {}
+
+
+def test_words_as_an_agent_renders_them_keep_their_types():
+    found = {"seed=1": 1, "regression.ridge_alpha=1e-05": 1e-5, "completions.chat=True": True}
+    found |= {"name=a=b": "a=b", "pairs.source=": None}
+    found |= {"selection={'criterion': 'auroc', 'n': 8}": {"criterion": "auroc", "n": 8}}
+    for word, value in found.items():
+        assert read_word(word) == (word.partition("=")[0], value)
+    for word in ("seed", "=3", "--seed=3", "a={"):
+        with pytest.raises(ConfigError) as told:
+            read_word(word)
+        assert "\n" not in str(told.value)
+    for value in (1e-05, True, None, "no", "1e5", {"a": [None, "x"]}, "ä\n#"):
+        text = yaml_text(value)
+        assert "\n" not in text and yaml.safe_load(text) == value
+
+
+def test_the_agents_file_wins_over_words_and_merges_deep(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "wandb_version: 1\n"
+        "selection.n_features: {value: 24}\n"
+        "selection: {value: {criterion: auroc}, desc: null}\n"
+        "together.how: {value: {seed: 7, regression: {method: ridge}}}\n"
+    )
+    overrides = swept_overrides(
+        ["selection.n_features=99", "seed=1", "name=mine"], {"WANDB_SWEEP_PARAM_PATH": str(file)}
+    )
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        "{name: x, pairs: {source: agreeableness}, selection: {n_features: 3, min_firing: 0.1}}"
+    )
+    config = load_config(base, ["selection.n_features=5", *overrides], kind=RunConfig)
+    assert (config.name, config.seed, config.regression.method) == ("mine", 7, "ridge")
+    assert config.selection.n_features == 24
+    assert config.selection.criterion == "auroc"
+    # What the sweep does not name stays.
+    assert config.selection.min_firing == 0.1
+    # A file that no agent wrote is one sentence with its name.
+    for content in ("[1]", "a: {desc: x}", "{"):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=r"config\.yaml") as told:
+            swept_overrides([], {"WANDB_SWEEP_PARAM_PATH": str(file)})
+        assert "\n" not in str(told.value)
+
+
+def test_settings_that_change_together_are_merged_at_the_top():
+    values = {"together.method": {"methods": ["pca"], "headline": "pca"}, "seeds": [1]}
+    assert flattened(values) == {"methods": ["pca"], "headline": "pca", "seeds": [1]}
+    base = {"headline": "x", "random": {"features": 2}}
+    found = merged(base, {**values, "random.directions": 0})
+    assert found == {
+        "headline": "pca",
+        "methods": ["pca"],
+        "seeds": [1],
+        "random": {"features": 2, "directions": 0},
+    }
+    assert base == {"headline": "x", "random": {"features": 2}}
+    with pytest.raises(ConfigError, match=r"seed\.low: seed is a single value"):
+        merged({"seed": 3}, {"seed.low": 1})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,46 +46,22 @@ DEAD = {"pid": 2**22 + 1, "process_started": None}
 FAR = {"host": "elsewhere"}
 
 
-def test_a_grid_is_run_once_and_never_again(sweep_of, made_up, place):
+def test_a_grid_is_run_once_by_workers_at_once_and_never_again(sweep_of, made_up, place):
     study = started(sweep_of(), place)
-    report = Worker(study).work()
-    assert (report.done, report.failed) == (6, 0)
-    assert [tuple(v.values()) for v in made_up] == [
-        tuple(t.values.values()) for t in study.sweep.trials()
-    ]
+    crew = [Worker(study), Worker(open_study(study.where, study.sweep.study))]
+    with ThreadPoolExecutor() as pool:
+        reports = list(pool.map(Worker.work, crew))
+    assert (sum(report.done for report in reports), reports[0].failed) == (6, 0)
+    trials = [trial.values for trial in study.sweep.trials()]
+    assert len(made_up) == 6 and all(values in trials for values in made_up)
     rows = study.rows()
-    assert [row.state for row in rows] == ["done"] * 6
+    assert [(row.state, row.values) for row in rows] == [("done", values) for values in trials]
     assert rows[4].value == 1.0
     assert rows[4].numbers == {"effect": 1.0, "kl": 0.1, "kl_target": 0.1}
     # Started anew, by anybody.
     again = started(sweep_of(), place)
     assert again.enqueue(again.sweep.trials()) == 0
     assert Worker(again).work().done == 0
-    assert len(made_up) == 6
-
-
-def test_workers_at_once_share_the_trials(sweep_of, made_up, place):
-    study = started(sweep_of(), place)
-    other = open_study(study.where, study.sweep.study)
-    crew = [Worker(study), Worker(other)]
-    threads = [threading.Thread(target=worker.work) for worker in crew]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(made_up) == 6
-    assert {json.dumps(values) for values in made_up} == {
-        json.dumps(trial.values) for trial in study.sweep.trials()
-    }
-
-
-def test_the_trial_of_a_dead_process_is_taken_over(sweep_of, made_up, place):
-    study = started(sweep_of(), place)
-    lost = leave_behind(study, DEAD)
-    report = Worker(open_study(study.where, study.sweep.study)).work()
-    assert (report.done, report.reclaimed) == (6, 1)
-    row = study.rows()[lost.trial.number]
-    assert (row.state, row.attempts) == ("done", 2)
     assert len(made_up) == 6
 
 
@@ -109,13 +84,19 @@ def test_another_machines_silence_is_waited_out_by_ones_own_clock(sweep_of, made
     assert [is_gone(now) for now in (0, 99, 101)] == [False, False, True]
 
 
-def test_a_worker_that_comes_back_too_late_changes_nothing(sweep_of, made_up, place):
+def test_the_trial_of_a_dead_process_is_taken_over_and_its_late_answer_changes_nothing(
+    sweep_of, made_up, place
+):
     study = started(sweep_of(), place)
-    late = leave_behind(study, DEAD)
-    Worker(study).work()
-    assert study.finish(late, -99.0, {"numbers": {}}) is False
-    assert study.rows()[late.trial.number].value != -99.0
-    assert study.fail(late, "x", {}) is False
+    lost = leave_behind(study, DEAD)
+    report = Worker(open_study(study.where, study.sweep.study)).work()
+    assert (report.done, report.reclaimed) == (6, 1)
+    row = study.rows()[lost.trial.number]
+    assert (row.state, row.attempts) == ("done", 2)
+    assert len(made_up) == 6
+    assert study.finish(lost, -99.0, {"numbers": {}}) is False
+    assert study.fail(lost, "x", {}) is False
+    assert study.rows()[lost.trial.number].value == row.value != -99.0
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(sweep_of, made_up):
@@ -157,71 +138,39 @@ def test_failures_keep_their_sentence_and_are_retried_on_request(sweep_of, made_
     assert [(row.state, row.error, row.attempts) for row in study.rows()][1] == ("done", None, 2)
 
 
-def test_a_secret_in_an_error_is_neither_in_the_workers_log_nor_in_the_study(
-    sweep_of, made_up, monkeypatch, capsys
-):
+def test_why_a_trial_failed_is_kept_without_secrets(sweep_of, made_up, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-mine-1234")
 
     def stumble(self, values, **rest):
+        if values["selection.n_features"] == 8:
+            return Path("x"), {"effect": None, "kl_target": 0.3}
         raise RuntimeError("key-of-mine-1234 was refused")
 
     monkeypatch.setattr(Sweep, "measure", stumble)
     study = started(sweep_of())
-    Worker(study).work()
-    assert study.rows()[0].error == "RuntimeError: *** was refused"
+    assert Worker(study).work().failed == 6
+    assert [row.error for row in study.rows()][:2] == [
+        "effect could not be measured, as when the KL target 0.3 is not reached.",
+        "RuntimeError: *** was refused",
+    ]
     logged = "".join(capsys.readouterr())
     assert "Traceback" in logged and "of-mine" not in logged
 
 
-def test_a_metric_that_was_not_measured_is_a_failure_with_its_reason(sweep_of, monkeypatch):
-    numbers = {"effect": None, "kl_target": 0.3}
-    monkeypatch.setattr(Sweep, "measure", lambda self, v, **k: (Path("x"), numbers))
-    study = started(sweep_of())
-    assert Worker(study).work().failed == 6
-    assert study.rows()[0].error == (
-        "effect could not be measured, as when the KL target 0.3 is not reached."
-    )
-
-
-def test_ctrl_c_puts_the_running_trial_back(sweep_of, made_up, monkeypatch):
-    study = started(sweep_of())
-
-    def interrupt(self, values, **rest):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sweep, "measure", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            Worker(study).work()
-    assert {row.state for row in study.rows()} == {"waiting"}
-    assert Worker(study).work().done == 6
-    # What somebody stopped on purpose counts as no attempt.
-    assert {row.attempts for row in study.rows()} == {1}
-
-
-def test_a_sweep_cut_off_while_it_filled_the_queue_is_filled_up(sweep_of, made_up):
+def test_a_queue_cut_off_or_filled_twice_at_once_runs_everything_once(sweep_of, made_up):
     sweep = sweep_of()
     study = create_study(sweep)
     study.enqueue(sweep.trials()[:2])
     assert study.enqueue(sweep.trials()) == 4
-    assert Worker(study).work().done == 6
-
-
-def test_two_sweeps_that_fill_one_queue_at_once_run_nothing_twice(sweep_of, made_up):
-    sweep = sweep_of()
-    study = create_study(sweep)
-    for trial in [*sweep.trials(), *sweep.trials()]:
+    for trial in sweep.trials():
         study._add(trial)
     assert Worker(study).work().done == 6
     assert len(made_up) == 6
     assert [row.number for row in study.rows()] == list(range(6))
-
-
-def test_the_target_ends_the_sweep(sweep_of, made_up):
     metric = {"name": "effect", "goal": "maximize", "target": 0.0}
-    study = started(sweep_of(metric=metric))
-    assert Worker(study).work().done == 2
-    assert [row.state for row in study.rows()][:3] == ["done", "done", "waiting"]
+    reached = started(sweep_of(metric=metric))
+    assert Worker(reached).work().done == 2
+    assert [row.state for row in reached.rows()][:3] == ["done", "done", "waiting"]
 
 
 def test_bayes_finds_the_best_and_stops_at_its_count(sweep_of, made_up):
@@ -241,12 +190,10 @@ def test_bayes_finds_the_best_and_stops_at_its_count(sweep_of, made_up):
     again = sweep_of({"overrides": ["name=other"]}, method="bayes", run_cap=18, parameters=space)
     Worker(create_study(again)).work()
     assert [values["selection.n_features"] for values in made_up] == first
-
-
-def test_bayes_ends_when_there_is_nothing_new_to_suggest(sweep_of, made_up):
+    # It ends where there is nothing new to suggest.
     space = {"selection.n_features": {"values": [8, 12]}}
-    study = create_study(sweep_of(method="bayes", run_cap=50, parameters=space))
-    assert Worker(study).work().done == 2
+    small = create_study(sweep_of(method="bayes", run_cap=50, parameters=space))
+    assert Worker(small).work().done == 2
 
 
 def test_hyperband_leaves_the_worse_ones_and_keeps_their_values(sweep_of, made_up):
@@ -265,20 +212,17 @@ def test_hyperband_leaves_the_worse_ones_and_keeps_their_values(sweep_of, made_u
     assert study.enqueue(sweep.trials()) == 0
 
 
-@pytest.mark.parametrize(
-    ("early", "stops"),
-    [
+def test_hyperband_brackets_count_where_a_run_reports(sweep_of):
+    for early, stops in (
         ({"min_iter": 3}, False),
         ({"max_iter": 9, "s": 2}, True),
         ({"max_iter": 27, "s": 2}, False),
         ({}, False),
-    ],
-)
-def test_hyperband_brackets_count_where_a_run_reports(early, stops, sweep_of):
-    sweep = sweep_of(early_terminate={"type": "hyperband", **early})
-    assert sweep.prunes is stops
-    assert sweep.early is not None and ("left out" in sweep.early.note("run")) is not stops
-    assert "left out" in sweep.early.note("compare")
+    ):
+        sweep = sweep_of(early_terminate={"type": "hyperband", **early})
+        assert sweep.prunes is stops
+        assert sweep.early is not None and ("left out" in sweep.early.note("run")) is not stops
+        assert "left out" in sweep.early.note("compare")
 
 
 def test_a_trial_that_runs_longer_than_its_lease_keeps_it(sweep_of, made_up, monkeypatch):
@@ -299,33 +243,35 @@ def test_a_trial_that_runs_longer_than_its_lease_keeps_it(sweep_of, made_up, mon
     assert len(set(beats)) >= 2
 
 
-@pytest.fixture
-def journal(sweep_of):
-    """The journal of a study whose trials wait."""
-    return started(sweep_of()).sweep.folder / JOURNAL
-
-
-def test_half_a_line_left_by_a_crash_is_taken_away(journal):
+def test_half_a_line_left_by_a_crash_is_taken_away_and_damage_inside_is_one_sentence(sweep_of):
+    journal = started(sweep_of()).sweep.folder / JOURNAL
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code": 4, "wor')
     assert len(open_study(str(journal.parent)).rows()) == 6
     assert journal.read_bytes() == whole
-
-
-def test_a_journal_that_is_damaged_inside_is_one_sentence(journal):
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join([lines[0], b"\x00\xff no JSON\n", *lines[1:]]))
+    first, *rest = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join([first, b"\x00\xff no JSON\n", *rest]))
     with pytest.raises(OutputError, match=rf"{JOURNAL} is damaged .*delete the line"):
         open_study(str(journal.parent))
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://me:pa@ss@host/db", "postgresql://me:***@host/db"),
-        ("mysql+pymysql://me@host/db", "mysql+pymysql://me@host/db"),
-        ("sqlite:///study.db", "sqlite:///study.db"),
-    ],
-)
-def test_a_password_is_not_shown(url, shown):
-    assert plain_url(url) == shown
+def test_a_password_is_not_shown():
+    assert plain_url("postgresql://me:pa@ss@host/db") == "postgresql://me:***@host/db"
+    for plain in ("mysql+pymysql://me@host/db", "sqlite:///study.db"):
+        assert plain_url(plain) == plain
+
+
+def test_ctrl_c_puts_the_running_trial_back(sweep_of, made_up, monkeypatch):
+    study = started(sweep_of())
+
+    def interrupt(self, values, **rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "measure", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Worker(study).work()
+    assert {row.state for row in study.rows()} == {"waiting"}
+    assert Worker(study).work().done == 6
+    # What somebody stopped on purpose counts as no attempt.
+    assert {row.attempts for row in study.rows()} == {1}

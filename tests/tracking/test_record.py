@@ -13,7 +13,7 @@ import pytest
 
 from saesteer.tracking import find_run, list_runs, recorded_run, run_id
 from saesteer.tracking.liveness import present_status, process_record
-from saesteer.tracking.redaction import names_a_secret, redact, redact_command
+from saesteer.tracking.redaction import redact, redact_command
 from saesteer.utils.errors import OutputError, SteeringError
 from saesteer.utils.run_folder import RunFolder
 
@@ -25,15 +25,12 @@ def record(folder: RunFolder) -> dict:
 def test_a_run_is_running_inside_and_finished_after(folder, root):
     with recorded_run(folder, kind="run", name="kind", config={"seed": 3}, tags=["b", "a"]) as run:
         inside = record(folder)
-        assert inside["status"] == "running"
-        assert (inside["pid"], inside["ended"]) == (os.getpid(), None)
+        assert (inside["status"], inside["pid"], inside["ended"]) == ("running", os.getpid(), None)
         assert find_run(root, run.id).status == "running"
     after = record(folder)
     assert (after["status"], after["kind"], after["name"]) == ("finished", "run", "kind")
-    assert after["config"] == {"seed": 3}
-    assert after["tags"] == ["a", "b"]
-    assert after["ended"] >= after["started"]
-    assert after["versions"]["torch"]
+    assert (after["config"], after["tags"]) == ({"seed": 3}, ["a", "b"])
+    assert after["ended"] >= after["started"] and after["versions"]["torch"]
     assert len(run.id) == 8 and run_id(folder) == run.id
     (stored,) = list_runs(root)
     assert (stored.id, stored.status) == (run.id, "finished")
@@ -65,33 +62,26 @@ def test_stages_curves_and_metrics_are_in_the_folder(folder):
     assert curve == {"x": "strength", "points": [{"strength": -1, "margin": 0.25}]}
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (SteeringError("site 'here' is unknown; use blocks.3."), "failed", "site 'here'"),
-        (ZeroDivisionError("by\nzero"), "failed", "ZeroDivisionError: by zero"),
-        (KeyboardInterrupt(), "stopped", None),
-        (SystemExit(1), "stopped", None),
-    ],
-)
-def test_how_a_run_ends_is_written_down_and_the_error_goes_on(error, status, message, folder, root):
-    with pytest.raises(type(error)):
-        with recorded_run(folder, kind="run", name="kind") as run:
-            run.summary({"effect": 1.0})
-            raise error
-    (stored,) = list_runs(root)
-    assert stored.status == status
-    assert (stored.error is None) if message is None else str(stored.error).startswith(message)
-    assert stored.metrics == {"effect": 1.0}
-    assert stored.ended is not None
-
-
-def test_what_was_refused_before_it_began_leaves_nothing(folder, root):
+def test_how_a_run_ends_is_written_down_and_the_error_goes_on(folder, root):
+    # What was refused before it began leaves nothing.
     with pytest.raises(SteeringError):
         with recorded_run(folder, kind="run", name="kind"):
             raise SteeringError("model and SAE do not fit; choose others.")
-    assert not folder.path.exists()
-    assert list_runs(root) == []
+    assert not folder.path.exists() and list_runs(root) == []
+    for error, status, message in (
+        (SteeringError("site 'here' is unknown; use blocks.3."), "failed", "site 'here'"),
+        (ZeroDivisionError("by\nzero"), "failed", "ZeroDivisionError: by zero"),
+        (KeyboardInterrupt(), "stopped", "None"),
+        (SystemExit(1), "stopped", "None"),
+    ):
+        with pytest.raises(type(error)):
+            with recorded_run(folder, kind="run", name="kind") as run:
+                run.summary({"effect": 1.0})
+                raise error
+        (stored,) = list_runs(root)
+        assert stored.status == status
+        assert str(stored.error).startswith(message)
+        assert stored.metrics == {"effect": 1.0} and stored.ended is not None
 
 
 def test_a_run_gone_on_with_is_the_same_run(folder, root):
@@ -144,14 +134,13 @@ def test_a_killed_run_is_shown_as_killed(tmp_path):
 
 
 def test_another_process_of_the_same_number_is_not_the_run():
-    here = {**process_record(), "status": "running"}
+    here, now = {**process_record(), "status": "running"}, time.time()
     assert present_status(here, 0) == "running"
-    assert present_status({**here, "process_started": "1"}, time.time()) == "killed"
-    assert present_status({**here, "pid": 2**22 + 1}, time.time()) == "killed"
+    assert present_status({**here, "process_started": "1"}, now) == "killed"
+    assert present_status({**here, "pid": 2**22 + 1}, now) == "killed"
     elsewhere = {**here, "host": "another"}
-    assert present_status(elsewhere, time.time()) == "running"
-    assert present_status(elsewhere, time.time() - 3600) == "killed"
-    assert present_status({"status": "finished"}, 0) == "finished"
+    assert present_status(elsewhere, now) == "running"
+    assert present_status(elsewhere, now - 3600) == "killed"
 
 
 def test_secrets_are_nowhere(folder, root, monkeypatch):
@@ -175,60 +164,30 @@ def test_secrets_are_nowhere(folder, root, monkeypatch):
     assert kept["positive_key"] == "kind" and kept["max_new_tokens"] == 5
     assert kept["llm"] == {"api_key": "***", "key_variable": "SOME_API_KEY"}
     assert record(folder)["error"] == "the key *** was refused."
-
-
-def test_what_looks_like_a_secret_by_name_and_what_does_not():
-    for name in ("key", "api_key", "apiKey", "HF_TOKEN", "new_password", "x.secret", "--api-key"):
-        assert names_a_secret(name), name
-    for name in ("text_key", "pad_token", "max_new_tokens", "keyword", "TOKENIZERS_PARALLELISM"):
-        assert not names_a_secret(name), name
-    plain = {"token": 12, "key": "", "tokens": "a"}
-    assert redact(plain, {}) == plain
-    told = redact_command(["run", "--api-key", "abc", "--seed", "3", "--token=x"], {})
-    assert told == ["run", "--api-key", "***", "--seed", "3", "--token=***"]
+    command = ["run", "--api-key", "abc", "--seed", "3", "--token=x", "pad_token=y"]
+    hidden = ["run", "--api-key", "***", "--seed", "3", "--token=***", "pad_token=y"]
+    assert redact_command(command, {}) == hidden
     assert redact("Authorization: Bearer abcdefgh12", {}) == "Authorization: ***"
+    secret = dict.fromkeys(("key", "apiKey", "HF_TOKEN", "new_password", "x.secret"), "a")
+    assert set(redact(secret, {}).values()) == {"***"}
+    plain = {"token": 12, "key": "", "tokens": "a", "text_key": "b", "TOKENIZERS_PARALLELISM": "c"}
+    assert redact(plain, {}) == plain
 
 
-def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch, said):
-    with recorded_run(folder, kind="run", name="kind", progress=said) as run:
+def test_a_folder_or_record_that_cannot_be_used_is_refused_before_any_work(folder, tmp_path):
+    def begin(place: RunFolder) -> None:
+        with recorded_run(place, kind="run", name="kind"):
+            raise AssertionError("no work may be done")
 
-        def full(self, name, write):
-            raise OutputError(f"{name} cannot be written (No space left on device); free some.")
-
-        monkeypatch.setattr(RunFolder, "write", full)
-        run.summary({"effect": 0.5})
-        with run.stage("reading"):
-            pass
-        run.curve("margin", [], x="strength")
-        result = 1 + 1
-    assert result == 2
-    assert said.lines == ["warning: " + line for line in (
-        "not recorded: run.json cannot be written (No space left on device); free some.",
-        "not recorded: curves/margin.json cannot be written (No space left on device); free some.",
-    )]  # fmt: skip
-
-
-def test_without_progress_a_warning_is_pythons(folder):
-    with pytest.warns(UserWarning, match="note is empty"):
-        with recorded_run(folder, kind="run", name="kind") as run:
-            run.note(" ")
-
-
-def test_a_new_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="choose another"):
-        with recorded_run(RunFolder(tmp_path / "file" / "run"), kind="run", name="k"):
-            raise AssertionError("no work may be done")
-
-
-@pytest.mark.parametrize("text", ["{half", "[]", ""])
-def test_a_damaged_record_is_one_sentence_and_left_as_it_is(text, folder):
+        begin(RunFolder(tmp_path / "file" / "run"))
     folder.create()
-    (folder.path / "run.json").write_text(text)
-    with pytest.raises(OutputError, match=r"run\.json .*delete it"):
-        with recorded_run(folder, kind="run", name="kind"):
-            raise AssertionError("no work may be done")
-    assert (folder.path / "run.json").read_text() == text
+    for text in ("{half", "[]", ""):
+        (folder.path / "run.json").write_text(text)
+        with pytest.raises(OutputError, match=r"run\.json .*delete it"):
+            begin(folder)
+        assert (folder.path / "run.json").read_text() == text
 
 
 def test_tracking_is_no_setting_of_the_run(folder):
@@ -244,3 +203,22 @@ def test_tracking_is_no_setting_of_the_run(folder):
         pass
     assert "tracking" not in record(folder)["config"]
     assert (record(folder)["tags"], record(folder)["group"]) == (["t"], "g")
+
+
+def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch, said):
+    def full(self, name, write):
+        raise OutputError(f"{name} cannot be written (No space left on device); free some.")
+
+    with recorded_run(folder, kind="run", name="kind", progress=said) as run:
+        monkeypatch.setattr(RunFolder, "write", full)
+        run.summary({"effect": 0.5})
+        run.curve("margin", [], x="strength")
+        run.note(" ")
+    told = "warning: not recorded: {} cannot be written (No space left on device); free some."
+    lines = [told.format(name) for name in ("run.json", "curves/margin.json")]
+    assert said.lines[:2] == lines and "note is empty" in said.lines[2]
+    # Without progress a warning is Python's.
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="note is empty"):
+        with recorded_run(folder, kind="run", name="kind") as run:
+            run.note(" ")

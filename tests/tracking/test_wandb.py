@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -66,16 +67,13 @@ def work(
         run.summary({"effect": 0.5, "fit": {"r2": float("nan"), "cosine": 0.9}})
 
 
-@pytest.fixture
-def offline(folder, monkeypatch) -> OfflineRun:
-    """An offline run with a key in the environment."""
+def test_an_offline_run_holds_everything_for_a_later_sync_and_no_key(
+    folder, root, monkeypatch, said
+):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(sys, "argv", ["saesteer", "run", f"--set=llm.api_key={KEY}"])
-    work(folder, TrackingSettings(wandb="offline", project="mine", tags=["more"]))
-    return OfflineRun(folder.path)
-
-
-def test_an_offline_run_holds_everything_for_a_later_sync(offline, folder, root):
+    work(folder, TrackingSettings(wandb="offline", project="mine", tags=["more"]), said)
+    offline = OfflineRun(folder.path)
     (stored,) = list_runs(root)
     run = offline.run
     assert (run.run_id, run.display_name, run.project) == (stored.id, "kindly", "mine")
@@ -91,11 +89,8 @@ def test_an_offline_run_holds_everything_for_a_later_sync(offline, folder, root)
     assert axes["margin/*"] == "margin/strength"
     losses = [(row["step"], row["loss"]) for row in offline.history if "loss" in row]
     assert losses == [(10, 1.5), (20, 1.25)]
-    margins = [
-        (row["margin/strength"], row["margin/margin"])
-        for row in offline.history
-        if "margin/strength" in row
-    ]
+    strengths = [row for row in offline.history if "margin/strength" in row]
+    margins = [(row["margin/strength"], row["margin/margin"]) for row in strengths]
     assert margins == [(-1.0, -0.25), (0.0, 0.0), (1.0, 0.25)]
 
     features = json.loads(offline.media("features_*.table.json").read_text())
@@ -105,45 +100,32 @@ def test_an_offline_run_holds_everything_for_a_later_sync(offline, folder, root)
     assert completions["data"] == [[-0.5, "use ***"], [0.5, None]]
     assert json.loads(offline.media("bars_*.plotly.json").read_text())["data"][0]["y"] == [1, 2]
     assert "hello" in offline.media("page_*.html").read_text()
-
-    summary = offline.summary()
-    flat = json.dumps(summary)
+    flat = json.dumps(offline.summary())
     assert '"effect": 0.5' in flat and "0.9" in flat and "reading" in flat
     assert "kindly-vector" in str(offline.artifacts)
-    exits = [r.exit.exit_code for r in offline.records if r.HasField("exit")]
-    assert exits == [0]
+    assert [r.exit.exit_code for r in offline.records if r.HasField("exit")] == [0]
 
-
-def test_the_key_is_in_no_file(offline, root):
+    record = folder.read_json("run.json")["wandb"]
+    assert (record["mode"], record["id"]) == ("offline", stored.id)
+    assert said.lines == [f"W&B, offline: upload it later with wandb sync {record['folder']}"]
+    assert Path(record["folder"]).is_dir()
     files = [file for file in root.rglob("*") if file.is_file()]
     assert offline.file in files and len(files) > 8
     for file in files:
         assert KEY.encode() not in file.read_bytes(), file
 
 
-def test_the_record_names_the_copy_and_a_line_says_how_to_sync(folder, said):
-    work(folder, TrackingSettings(wandb="offline"), said)
-    record = folder.read_json("run.json")["wandb"]
-    assert record["mode"] == "offline" and record["id"] == folder.read_json("run.json")["id"]
-    assert said.lines == [f"W&B, offline: upload it later with wandb sync {record['folder']}"]
-    assert Path(record["folder"]).is_dir()
-
-
-def test_a_failed_run_is_a_failed_one_there_too(folder):
+def test_a_failed_run_is_a_failed_one_there_too_and_a_refused_one_leaves_nothing(folder, root):
+    settings = TrackingSettings(wandb="offline")
+    with pytest.raises(SteeringError):
+        with recorded_run(folder, kind="run", name="k", wandb=settings):
+            raise SteeringError("model and SAE do not fit; choose others.")
+    assert not folder.path.exists() and list_runs(root) == []
     with pytest.raises(ZeroDivisionError):
-        with recorded_run(folder, kind="run", name="k", wandb=TrackingSettings(wandb="offline")):
+        with recorded_run(folder, kind="run", name="k", wandb=settings):
             raise ZeroDivisionError
     found = OfflineRun(folder.path)
     assert [r.exit.exit_code for r in found.records if r.HasField("exit")] == [1]
-
-
-def test_a_refused_run_leaves_nothing_of_its_offline_copy_either(folder, root, said):
-    settings = TrackingSettings(wandb="offline")
-    with pytest.raises(SteeringError):
-        with recorded_run(folder, kind="run", name="k", wandb=settings, progress=said):
-            raise SteeringError("model and SAE do not fit; choose others.")
-    assert not folder.path.exists() and list_runs(root) == []
-    assert said.lines == []
 
 
 def test_a_trial_of_an_agent_keeps_the_agents_id_and_parameters(folder, tmp_path, monkeypatch):
@@ -165,17 +147,8 @@ def test_a_trial_of_an_agent_keeps_the_agents_id_and_parameters(folder, tmp_path
     assert folder.read_json("run.json")["group"] == "sweep123"
 
 
-def test_a_run_without_wandb_imports_none_of_it(folder, monkeypatch):
-    monkeypatch.setattr(mirror, "WandbMirror", None)
-    work(folder, None)
-    work(folder, TrackingSettings(wandb="off"))
-    assert not (folder.path / "wandb").exists()
-    assert "wandb" not in folder.read_json("run.json")
-
-
-@pytest.mark.parametrize(
-    ("setting", "environ", "mode"),
-    [
+def test_who_says_whether_wandb_is_told(folder, monkeypatch):
+    known: list[tuple[Any, dict[str, str], str | None]] = [
         (None, {}, None),
         ("offline", {}, "offline"),
         (None, {"WANDB_MODE": "Online"}, "online"),
@@ -186,10 +159,15 @@ def test_a_run_without_wandb_imports_none_of_it(folder, monkeypatch):
         ("online", {"WANDB_DISABLED": "true"}, None),
         ("off", {"WANDB_MODE": "online"}, None),
         ("offline", {"WANDB_MODE": "nonsense"}, "offline"),
-    ],
-)
-def test_who_says_whether_wandb_is_told(setting, environ, mode):
-    assert wandb_mode(TrackingSettings(wandb=setting), environ) == mode
+    ]
+    for setting, environ, mode in known:
+        assert wandb_mode(TrackingSettings(wandb=setting), environ) == mode, (setting, environ)
+    # A run without W&B imports none of it.
+    monkeypatch.setattr(mirror, "WandbMirror", None)
+    work(folder, None)
+    work(folder, TrackingSettings(wandb="off"))
+    assert not (folder.path / "wandb").exists()
+    assert "wandb" not in folder.read_json("run.json")
 
 
 @pytest.fixture
@@ -207,60 +185,62 @@ def service(http_server, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize("mode", ["refused", "500", "hang"])
+@pytest.mark.parametrize("mode", ["refused", "500", "hang", "no key"])
 def test_an_outage_costs_seconds_and_one_line_and_the_run_stays_offline(
     mode, folder, service, monkeypatch, said
 ):
     server = service(mode)
     if mode == "refused":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    if mode == "no key":
+        monkeypatch.delenv("WANDB_API_KEY")
+        monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked on the terminal"))
     start = time.monotonic()
     work(folder, TrackingSettings(wandb="online"), said)
     assert time.monotonic() - start < 10
-    assert bool(server.asked) == (mode != "refused")
-    warning, where = said.lines
-    assert warning.startswith("warning: W&B could not be told everything")
-    assert "offline-run-*" in warning and "wandb sync" in where
     record = folder.read_json("run.json")
     assert (record["status"], record["metrics"]["effect"]) == ("finished", 0.5)
+    if mode == "no key":
+        assert "W&B has no key here" in said.lines[0] and server.asked == []
+    else:
+        assert bool(server.asked) == (mode != "refused")
+        warning, where = said.lines
+        assert warning.startswith("warning: W&B could not be told everything")
+        assert "offline-run-*" in warning and "wandb sync" in where
     assert record["wandb"]["mode"] == "offline"
     found = OfflineRun(folder.path)
     assert found.run.run_id == record["id"]
     assert [row["loss"] for row in found.history if "loss" in row] == [1.5, 1.25]
 
 
-def test_a_server_that_falls_silent_in_the_middle_is_left_behind(
-    folder, service, monkeypatch, said
+@pytest.mark.parametrize("mode", ["ok", "hang"])
+def test_a_server_gets_config_and_no_secret_and_is_left_behind_where_it_falls_silent(
+    mode, folder, service, monkeypatch, said
 ):
-    server = service()
-    monkeypatch.setattr(mirror, "INIT_SECONDS", 10.0)
-    tracking = TrackingSettings(wandb="online")
-    with recorded_run(folder, kind="run", name="k", wandb=tracking, progress=said) as run:
-        until = time.monotonic() + 10
-        while not any("file_stream" in asked.path for asked in server.asked):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        server.answer.mode = "hang"
-        run.log({"loss": 1.0}, step=1)
-        left = time.monotonic()
-    assert time.monotonic() - left < 8
-    assert folder.read_json("run.json")["status"] == "finished"
-    assert any("did not take everything in time" in line for line in said.lines), said.lines
-    assert all(KEY not in line for line in said.lines)
-
-
-def test_a_server_that_answers_gets_config_and_no_secret(folder, service, monkeypatch, said):
     server = service()
     monkeypatch.setattr(mirror, "INIT_SECONDS", 10.0)
     config, tracking = {"seed": 5, "note": KEY}, TrackingSettings(wandb="online", entity="someone")
     with recorded_run(
         folder, kind="run", name="k", config=config, wandb=tracking, progress=said
     ) as run:
+        until = time.monotonic() + 10
+        while not any("file_stream" in asked.path for asked in server.asked):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        server.answer.mode = mode
+        run.log({"loss": 1.0}, step=1)
         run.summary({"effect": 0.25})
+        left = time.monotonic()
+    assert time.monotonic() - left < 8
+    assert folder.read_json("run.json")["status"] == "finished"
+    late = any("did not take everything in time" in line for line in said.lines)
+    assert late == (mode == "hang"), said.lines
     bodies = b"".join(asked.body for asked in server.asked)
-    assert any(line.startswith(f"W&B: {server.url}/someone/saesteer/runs/") for line in said.lines)
-    assert KEY.encode() not in bodies
-    assert b"seed" in bodies and b"effect" in bodies
+    assert b"seed" in bodies and (mode == "hang" or b"effect" in bodies)
+    assert KEY.encode() not in bodies and KEY not in "".join(said.lines)
+    if mode == "ok":
+        page = f"W&B: {server.url}/someone/saesteer/runs/"
+        assert any(line.startswith(page) for line in said.lines)
 
 
 def test_wandb_sync_uploads_an_offline_run_later(folder, service):
@@ -279,13 +259,6 @@ def test_wandb_sync_uploads_an_offline_run_later(folder, service):
     bodies = b"".join(asked.body for asked in server.asked)
     assert done.returncode == 0, done.stderr
     assert b"effect" in bodies and b"margin/strength" in bodies and b"kindly" in bodies
-
-
-def test_without_a_key_the_run_stays_offline_and_nobody_is_asked(folder, monkeypatch, said):
-    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked on the terminal"))
-    work(folder, TrackingSettings(wandb="online"), said)
-    assert "W&B has no key here" in said.lines[0]
-    assert OfflineRun(folder.path).run.display_name == "kindly"
 
 
 @pytest.mark.parametrize("broken", [["init"], ["Table", "Plotly"]])

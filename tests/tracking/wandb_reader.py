@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,12 @@ class OfflineRun:
 
     def __init__(self, folder: Path) -> None:
         (self.file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+        # On a busy machine W&B's service writes a moment after the run has ended.
+        until = time.monotonic() + 10
+        while not any(r.HasField("run") for r in records(self.file)) and time.monotonic() < until:
+            time.sleep(0.1)
         self.records = records(self.file)
-        self.run = next(r.run for r in self.records if r.WhichOneof("record_type") == "run")
+        self.run = next(r.run for r in self.records if r.HasField("run"))
         self.config = {item.key: json.loads(item.value_json) for item in self.run.config.update}
         self.metrics = [r.metric for r in self.records if r.HasField("metric")]
         self.history = [

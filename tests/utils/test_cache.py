@@ -38,82 +38,45 @@ class Counted:
         return self.arrays
 
 
-def files(cache: Cache) -> list[Path]:
-    return sorted(cache.folder.iterdir())
+def write(text):
+    return lambda draft: (draft / "weights").write_text(text)
 
 
-def test_equal_inputs_are_computed_once_whoever_asks(cache):
+def test_equal_inputs_are_computed_once_whoever_asks_and_again_where_damaged(cache):
     made = Counted()
     first = cache.once("gradients", "model", 0.3, [1, 2], compute=made)
     again = Cache(cache.folder).once("gradients", "model", 0.3, (1, 2), compute=made)
     assert made.calls == 1
     np.testing.assert_array_equal(first["gain"], made.arrays["gain"])
     np.testing.assert_array_equal(again["gain"], first["gain"])
-    assert [file.name.split("-")[0] for file in files(cache)] == ["gradients"]
-
-
-def test_what_comes_back_is_bit_for_bit_what_was_made(cache):
+    (file,) = cache.folder.iterdir()
+    assert file.name.startswith("gradients-")
+    for n, content in enumerate((b"", b"{", b"\xff" * 200, file.read_bytes()[:-5])):
+        file.write_bytes(content)
+        for _ in range(2):
+            found = cache.once("gradients", "model", 0.3, [1, 2], compute=made)
+            np.testing.assert_array_equal(found["gain"], made.arrays["gain"])
+        assert made.calls == n + 2
+    # What comes back is bit for bit what was made.
     rng = np.random.default_rng(0)
-    arrays = {
-        "double": rng.normal(size=(4, 3)),
-        "single": rng.normal(size=5).astype(np.float32),
-        "turned": rng.normal(size=(3, 4)).T,
-        "whole": np.array([3, -1]),
-        "odd": np.array([np.nan, np.inf, -0.0]),
-        "empty": np.zeros((0, 3)),
-    }
-    first = cache.once("x", compute=Counted(**arrays))
-    again = cache.once("x", compute=Counted())
-    assert set(again) == set(arrays)
-    for name, value in arrays.items():
-        for found in (first[name], again[name]):
-            assert (found.dtype, found.shape) == (value.dtype, value.shape)
-            np.testing.assert_array_equal(found, value)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 200, None], ids=repr)
-def test_a_damaged_file_is_made_again(cache, content):
-    made = Counted()
-    cache.once("x", 1, compute=made)
-    (file,) = files(cache)
-    file.write_bytes(file.read_bytes()[:-5] if content is None else content)
-    found = cache.once("x", 1, compute=made)
-    np.testing.assert_array_equal(found["gain"], made.arrays["gain"])
-    assert made.calls == 2
-    cache.once("x", 1, compute=made)
-    assert made.calls == 2
-
-
-ROW = np.arange(4.0)
-DIFFERENT: list[tuple[Any, ...]] = [
-    (),
-    ((),),
-    ("",),
-    (0,),
-    (0.0,),
-    (False,),
-    (None,),
-    ("0",),
-    (ROW,),
-    (ROW.astype(np.float32),),
-    (ROW.reshape(2, 2),),
-    (ROW.reshape(4, 1),),
-    (ROW + 1e-12,),
-    (ROW.view(np.int64),),
-    (ROW.tolist(),),
-    ("a", "b"),
-    ("ab",),
-    (["a", "b"],),
-    (["a"], ["b"]),
-    (["a", ["b"]],),
-    ("a'; str 'b",),
-]
+    arrays = {"turned": rng.normal(size=(3, 4)).T, "single": rng.normal(size=5).astype(np.float32)}
+    arrays |= {"odd": np.array([np.nan, np.inf, -0.0]), "empty": np.zeros((0, 3))}
+    for _ in range(2):
+        found = cache.once("x", compute=Counted(**arrays))
+        assert set(found) == set(arrays)
+        for name, value in arrays.items():
+            assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+            np.testing.assert_array_equal(found[name], value)
 
 
 def test_different_inputs_have_different_keys_and_equal_ones_the_same():
-    keys = [content_key(*parts) for parts in DIFFERENT]
+    row = np.arange(4.0)
+    scalars = [(), ((),), ("",), (0,), (0.0,), (False,), (None,), ("0",)]
+    arrays = [row.astype(np.float32), row.reshape(2, 2), row.reshape(4, 1), row + 1e-12]
+    arrays += [row, row.view(np.int64), row.tolist()]
+    words = [("a", "b"), ("ab",), (["a", "b"],), (["a"], ["b"]), (["a", ["b"]],), ("a'; str 'b",)]
+    keys = [content_key(*parts) for parts in [*scalars, *words, *((one,) for one in arrays)]]
     assert len(set(keys)) == len(keys)
-    assert keys == [content_key(*parts) for parts in DIFFERENT]
     turned = np.arange(6.0).reshape(2, 3).T
     assert content_key(turned) == content_key(np.ascontiguousarray(turned))
     assert content_key([1, "a"]) == content_key((1, "a"))
@@ -127,102 +90,53 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_and_nothing_stays(cache
         patch.setattr("os.replace", full)
         with pytest.raises(OutputError, match=r"cannot be written .*No space left.*; free some"):
             cache.once("x", compute=Counted())
-    assert files(cache) == []
+    assert list(cache.folder.iterdir()) == []
     (cache.folder.parent / "taken").write_text("")
     with pytest.raises(OutputError, match=r"cannot be written"):
         Cache(cache.folder.parent / "taken").once("x", compute=Counted())
 
 
-@pytest.fixture
-def folder(tmp_path):
+def test_any_byte_of_a_small_file_counts_and_not_where_it_lies(tmp_path, tmp_path_factory):
     (tmp_path / "cfg.json").write_text("{}")
-    (tmp_path / "sae_weights.safetensors").write_bytes(bytes(range(256)) * 40)
-    return tmp_path
-
-
-def test_the_same_files_elsewhere_have_the_same_digest(folder, tmp_path_factory):
+    path = tmp_path / "sae_weights.safetensors"
+    whole = bytes(range(256)) * 40
+    path.write_bytes(whole)
     other = tmp_path_factory.mktemp("other") / "sae"
-    shutil.copytree(folder, other)
-    assert content_digest(other) == content_digest(folder)
-
-
-def test_any_byte_of_a_small_file_counts(folder):
-    path = folder / "sae_weights.safetensors"
-    whole, digests = path.read_bytes(), {content_digest(folder)}
+    shutil.copytree(tmp_path, other)
+    digests = {content_digest(tmp_path), content_digest(other)}
     for place in (0, 5000, 10_239):
         content = bytearray(whole)
         content[place] ^= 1
         path.write_bytes(content)
-        digests.add(content_digest(folder))
+        digests.add(content_digest(tmp_path))
     assert len(digests) == 4
-
-
-def test_a_folder_that_is_not_there_counts_as_empty_and_an_unreadable_file_is_told(
-    tmp_path, monkeypatch
-):
-    assert content_digest(tmp_path / "nowhere") == content_digest(tmp_path)
-    (tmp_path / "cfg.json").write_text("{}")
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.open", refuse)
-    with pytest.raises(OutputError, match=r"cannot be read \(Permission denied\)"):
-        content_digest(tmp_path)
-
-
-def write(text):
-    def build(draft):
-        (draft / "weights").write_text(text)
-
-    return build
-
-
-def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.setenv("SAESTEER_CACHE", "~/models")
-    assert cache_folder() == Path.home() / "models"
-    monkeypatch.delenv("SAESTEER_CACHE")
-    assert cache_folder().name == "saesteer"
-
-
-def test_a_folder_is_built_once(tmp_path):
-    folder = tmp_path / "deep" / "model"
-    assert build_once(folder, write("first")) == folder
-    assert build_once(folder, write("second")) == folder
-    assert (folder / "weights").read_text() == "first"
-    assert os.listdir(folder.parent) == ["model"]
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("error", [ModelError("it is broken."), KeyboardInterrupt(), FULL])
-def test_a_build_that_fails_leaves_nothing(tmp_path, error):
+def test_a_folder_is_built_once_and_a_build_that_fails_leaves_nothing(tmp_path, error):
     def build(draft):
-        (draft / "weights").write_text("half")
+        write("half")(draft)
         raise error
 
     with pytest.raises(OutputError if error is FULL else type(error)):
         build_once(tmp_path / "model", build)
     assert os.listdir(tmp_path) == []
-    build_once(tmp_path / "model", write("whole"))
-    assert (tmp_path / "model" / "weights").read_text() == "whole"
-
-
-def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path):
+    for text in ("whole", "second"):
+        build_once(tmp_path / "model", write(text))
+        assert (tmp_path / "model" / "weights").read_text() == "whole"
     # A file in the way stops also root, whom permissions do not.
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(
-        OutputError, match=r"cannot be written \(.+\); free some space or set SAESTEER_CACHE to"
-    ):
+    told = r"cannot be written \(.+\); free some space or set SAESTEER_CACHE to"
+    with pytest.raises(OutputError, match=told):
         build_once(tmp_path / "cache" / "models" / "model", write("never"))
-    assert os.listdir(tmp_path) == ["cache"]
 
 
-def test_another_process_that_was_faster_wins(tmp_path):
-    folder = tmp_path / "model"
+def test_another_process_that_was_faster_wins(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path))
+    folder = cache_folder() / "model"
 
     def build(draft):
         write("mine")(draft)
@@ -232,3 +146,7 @@ def test_another_process_that_was_faster_wins(tmp_path):
     assert build_once(folder, build) == folder
     assert (folder / "weights").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["model"]
+    monkeypatch.setenv("SAESTEER_CACHE", "~/models")
+    assert cache_folder() == Path.home() / "models"
+    monkeypatch.delenv("SAESTEER_CACHE")
+    assert cache_folder().name == "saesteer"
