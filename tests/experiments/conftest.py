@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, str]:
-    """Files of labelled texts, prompt pairs, a corpus and neutral answers."""
+    """Files of labelled texts, a prompt pair, a corpus and neutral answers."""
     data = tmp_path_factory.mktemp("small-data")
     rng = np.random.default_rng(0)
     letters = list("abdefghiklmnoprstu")
@@ -34,18 +34,18 @@ def small_data(tmp_path_factory) -> dict[str, str]:
             [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
         ),
         "prompts": write("prompts.jsonl", [pair]),
-        "corpus": write("corpus.jsonl", [{"text": words(30)} for _ in range(60)]),
+        "corpus": write("corpus.jsonl", [{"text": words(20)} for _ in range(20)]),
         "answers": write(
             "answers.jsonl", [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
         ),
     }
 
 
-@pytest.fixture
-def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]]:
-    """Return a function that gives small settings of a kind of experiment, in one folder."""
+@pytest.fixture(scope="session")
+def small_in(tiny_settings, small_data) -> Callable[[str, Path], dict[str, Any]]:
+    """Return a function that gives small settings of a kind of experiment, in a folder."""
     base = tiny_settings("llama")
-    shared = {"name": "tiny", "model": base["model"], "folder": str(tmp_path / "runs")}
+    shared = {"name": "tiny", "model": base["model"]}
     own: dict[str, dict[str, Any]] = {
         "steer": {**base, **shared, "completions": {**base["completions"], "n_questions": 1}},
         "probe": {
@@ -56,9 +56,10 @@ def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]
         "patch": {
             **shared,
             "pairs": {"source": small_data["prompts"]},
-            "components": ["resid_pre", "z"],
+            "components": ["z"],
             "path": {},
-            "resamples": 10,
+            "attention": None,
+            "resamples": 0,
         },
         "corrupt": {
             **shared,
@@ -87,14 +88,20 @@ def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]
             "corpus": [{"path": small_data["corpus"]}],
             "held_out": 0.2,
             "context": 24,
-            "d_sae": 64,
-            "k": 8,
+            "d_sae": 32,
+            "k": 4,
             "batch": 64,
             "epochs": 1,
             "warmup_steps": 5,
         },
     }
-    return lambda kind: json.loads(json.dumps(own[kind]))
+    return lambda kind, folder: json.loads(json.dumps({**own[kind], "folder": str(folder)}))
+
+
+@pytest.fixture
+def small(small_in, tmp_path) -> Callable[[str], dict[str, Any]]:
+    """Return a function that gives small settings of a kind, in the test's own folder."""
+    return lambda kind: small_in(kind, tmp_path / "runs")
 
 
 @pytest.fixture
