@@ -23,9 +23,6 @@ METHODS = (
         "grid": [{"selection": {**LOOSE, "n_features": 6}}, {"regression": {"method": "ridge"}}],
     },
     "difference_in_means",
-    "natural_gradient",
-    "top_feature_output_score",
-    "caa_answers",
     "system_prompt",
 )
 
@@ -117,9 +114,9 @@ def tiny_compare(
             | {"own_words": 0.5 if embeds else 0.0, "own_samples": 2, "own_pairs": 1},
             "evaluation": {"kl_targets": [0.02, 0.05], "headline_kl_target": 0.05}
             | {"multiples": [-1, 0, 1, 1.5], "neutral": compare_data["answers"]},
-            "random": {"directions": 2, "features": 2},
+            "random": {"directions": 1, "features": 1},
             "writing": {"kl_targets": [0.05], "questions": compare_data["questions"]}
-            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 12},
+            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 8},
             "side_effects": {"pairs": 3, "prose": compare_data["prose"], "n_prose": 4}
             | {"choices": 4},
             "folder": str(tmp_path_factory.mktemp("runs")),

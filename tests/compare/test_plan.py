@@ -14,7 +14,7 @@ from saesteer.data import PairSet, read_pairs
 from saesteer.experiments.compare import plan
 from saesteer.experiments.compare.config import CompareConfig, SplitSettings
 from saesteer.experiments.compare.plan import plan_compare, split_persona
-from saesteer.utils.errors import ConfigError, DataError, SaesteerError
+from saesteer.utils.errors import ConfigError, DataError
 
 
 def planned(settings: dict[str, Any]):
@@ -23,14 +23,6 @@ def planned(settings: dict[str, Any]):
 
 def folders(settings: dict[str, Any]) -> dict[str, str]:
     return {persona.name: persona.folder.name for persona in planned(settings).personas}
-
-
-def told(settings: dict[str, Any], kind: type[SaesteerError] = DataError) -> str:
-    with pytest.raises(kind) as error:
-        planned(settings)
-    assert "\n" not in str(error.value)
-    assert not list(Path(settings["folder"]).iterdir())
-    return str(error.value)
 
 
 def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading, compare_data):
@@ -89,69 +81,22 @@ def test_a_part_of_a_comparison_does_not_pass_for_the_whole(tiny_compare):
         whole.only(["bodly"])
 
 
-@pytest.mark.parametrize(
-    ("lines", "text"),
-    [
-        ([{"positive": "a"}], "kindly.jsonl:1"),
-        ([{"positive": "a b c d", "negative": "b c d e"}], "kindly.jsonl: its 1 pairs are fewer"),
-    ],
-    ids=["one side", "one pair"],
-)
-def test_a_persona_that_cannot_be_used_is_named_with_its_file(
-    tiny_compare, compare_data, tmp_path, no_loading, lines, text
-):
-    file = tmp_path / "kindly.jsonl"
-    file.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
-    answer = told(tiny_compare(personas=[compare_data["boldly"], str(file)]))
-    assert answer.startswith("persona kindly: ")
-    assert text in answer
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"methods": ["atributed_sae", "difference_in_means"]}, "did you mean 'attributed_sae'?"),
-        (
-            {"methods": ["difference_in_means", {"name": "attributed_sae", "grid": [{"x": 1}]}]},
-            "method attributed_sae: x is not a known setting",
-        ),
-        ({"headline": "system_prompt"}, "headline 'system_prompt' has no strength to match"),
-        ({"baseline": "system_prompt"}, "baseline 'system_prompt' has no strength to match"),
-        ({"writing": {"kl_targets": [], "n_questions": 1}}, "writing.kl_targets is empty"),
-        ({"site": "here"}, "site 'here' is not of the form"),
-        ({"evaluation": {"neutral_answers": 16}}, "none is left to train with"),
-        ({"writing": {"n_questions": 4}, "objective": {"own_words": 1}}, "left for self-generated"),
-        ({"side_effects": {"prose": "nowhere.jsonl"}}, "nowhere.jsonl"),
-        ({"personas": ["kindlyness"]}, "persona kindlyness: "),
-        ({"splits": {"judge": 10, "train": 400}}, "60 pairs leave 1 for validation"),
-    ],
-    ids=str,
-)
-def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
-    tiny_compare, no_loading, changes, text
-):
-    if "methods" in changes:
-        changes = {**changes, "baseline": "difference_in_means"}
-        if "atributed_sae" in changes["methods"]:
-            changes["headline"] = "difference_in_means"
-    assert text in told(tiny_compare(**changes), SaesteerError)
-
-
-@pytest.mark.parametrize("place", ["personas", "compare-cache"])
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
-    tiny_compare, no_loading, monkeypatch, place
+    tiny_compare, no_loading, monkeypatch
 ):
     settings = tiny_compare()
-    locked = Path(settings["folder"]) / place
-    locked.mkdir()
-    allowed = os.access
+    for place in ("personas", "compare-cache"):
+        locked = Path(settings["folder"]) / place
+        locked.mkdir()
+        allowed = os.access
 
-    def access(path, mode, **rest):
-        return Path(path) != locked and allowed(path, mode, **rest)
+        def access(path, mode, locked=locked, **rest):
+            return Path(path) != locked and allowed(path, mode, **rest)
 
-    monkeypatch.setattr("os.access", access)
-    with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose another"):
-        planned(settings)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.access", access)
+            with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose"):
+                planned(settings)
 
 
 PARTS = ("train", "validation", "test", "judge")
@@ -167,20 +112,14 @@ def texts(part: PairSet) -> list[str]:
     return [*part.positives, *part.negatives]
 
 
-def test_the_parts_are_as_large_as_asked_and_share_no_pair(pairs):
-    split = split_persona(pairs, SIZES, seed=0)
-    assert [len(getattr(split, part)) for part in PARTS] == [16, 6, 8, 12]
-    ids = [pair.id for part in PARTS for pair in getattr(split, part)]
-    assert len(set(ids)) == len(ids)
-
-
-def test_the_judges_pairs_are_the_same_under_every_seed_and_in_no_other_part(pairs):
+def test_the_parts_are_as_large_as_asked_and_only_the_judges_are_the_same_under_every_seed(pairs):
     splits = [split_persona(pairs, SIZES, seed) for seed in range(5)]
     judge = splits[0].judge.positives
-    assert all(split.judge.positives == judge for split in splits)
     for split in splits:
-        others = {text for part in PARTS[:3] for text in texts(getattr(split, part))}
-        assert not others & set(texts(split.judge))
+        assert [len(getattr(split, part)) for part in PARTS] == [16, 6, 8, 12]
+        shown = [text for part in PARTS for text in texts(getattr(split, part))]
+        assert len(set(shown)) == len(shown)
+        assert split.judge.positives == judge
     assert len({split.train.positives for split in splits}) == 5
     assert len({split.test.positives for split in splits}) == 5
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -255,29 +253,6 @@ def test_the_area_is_the_trapezoid_over_log_kl(stored):
     ]
     assert found["attributed_sae"] == pytest.approx(np.mean(effects))
     assert "system_prompt" not in found
-
-
-def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settings):
-    from saesteer.experiments.compare.plan import plan_compare
-
-    def moved(folder: Path, method: str) -> np.ndarray:
-        records = json.loads((folder / f"effects/{method}.json").read_text())["kl_targets"]
-        effect = next(r["effect"] for r in records if r["kl_target"] == 0.05)
-        return (np.array(effect["up"]) - np.array(effect["down"])) / 2
-
-    own, base = (
-        [
-            [moved(persona.folder / f"seed-{seed}", method) for seed in (0, 1)]
-            for persona in plan_compare(CompareConfig(**settings)).personas
-        ]
-        for method in ("attributed_sae", "difference_in_means")
-    )
-    at = ("attributed_sae", 0.05)
-    rows = compared.metrics["summary"]
-    row = next(r for r in rows if (r["method"], r["kl_target"]) == at)
-    assert (row["effect"], row["low"], row["high"]) == hierarchical_bootstrap(own)[:3]
-    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == paired_ratio(own, base)[:3]
-    assert row["effect"] == pytest.approx(np.mean([np.mean([s.mean() for s in p]) for p in own]))
 
 
 def written(method: str, readings: Mapping[tuple[int, int], float | None], composite: float | None):

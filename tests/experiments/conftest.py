@@ -59,7 +59,7 @@ def small_in(tiny_settings, small_data) -> Callable[[str, Path], dict[str, Any]]
             "components": ["z"],
             "path": {},
             "attention": None,
-            "resamples": 0,
+            "resamples": 10,
         },
         "corrupt": {
             **shared,
