@@ -84,11 +84,10 @@ def test_a_part_of_a_comparison_does_not_pass_for_the_whole(tiny_compare):
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
     tiny_compare, no_loading, monkeypatch
 ):
-    settings = tiny_compare()
+    settings, allowed = tiny_compare(), os.access
     for place in ("personas", "compare-cache"):
         locked = Path(settings["folder"]) / place
         locked.mkdir()
-        allowed = os.access
 
         def access(path, mode, locked=locked, **rest):
             return Path(path) != locked and allowed(path, mode, **rest)

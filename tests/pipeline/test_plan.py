@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import plan_run
 from saesteer.utils.errors import (
-    ConfigError,
-    DataError,
-    ModelError,
     OutputError,
     SaeError,
 )
 from saesteer.utils.run_folder import RunFolder
-from saesteer.utils.settings import parse_config
-
-
-def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **settings,
-        **{
-            k: {**settings.get(k, {}), **v} if isinstance(v, dict) else v
-            for k, v in changes.items()
-        },
-    }
 
 
 @pytest.fixture
@@ -56,62 +40,6 @@ def test_the_same_plan_has_the_same_folder_and_other_data_another(settings, tmp_
     changed = plan_run(RunConfig(**here)).folder
     source.write_text(lines, encoding="utf-8")
     assert plan_run(RunConfig(**here)).folder.name != changed.name
-
-
-def test_unknown_methods_are_refused(settings):
-    for group, name, text in (
-        ("clustering", {"method": "aglomerative"}, r"\(did you mean 'agglomerative'\?\)"),
-        ("regression", {"method": "rigde"}, r"\(did you mean 'ridge'\?\)"),
-        ("selection", {"criterion": "zzz"}, r"\(known: mean_difference, .*\)"),
-    ):
-        field = rf"mine\.yaml: {group}\.{next(iter(name))}: '.*' is not known {text}; correct it"
-        with pytest.raises(ConfigError, match=field):
-            parse_config({**settings, group: name}, kind=RunConfig, place="mine.yaml")
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "changes"),
-    [
-        (ConfigError, r"format is 'xml'", {"pairs": {"format": "xml"}}),
-        (DataError, r"'agreeablenes' \(did you mean", {"pairs": {"source": "agreeablenes"}}),
-        (DataError, r"one\.jsonl:2: .*'negative' is missing", {"pairs": {"source": "one.jsonl"}}),
-        (
-            ConfigError,
-            r"pairs\.validation and pairs\.test leave no pairs to train on",
-            {"pairs": {"validation": 0.5, "test": 0.5}},
-        ),
-        (
-            DataError,
-            r"leaves 1 training and 1 test pairs; give more",
-            {"pairs": {"source": "few.jsonl"}},
-        ),
-        (ModelError, r"none\.gguf is not there", {"model": {"name": "none.gguf"}}),
-        (SaeError, r"no release 'gpt2-small-res-jp'; did you", {"sae": "gpt2-small-res-jp:x"}),
-        (DataError, r"no\.jsonl", {"evaluation": {"neutral": "no.jsonl"}}),
-        (DataError, r"no\.txt", {"completions": {"questions": "no.txt"}}),
-        (ConfigError, r"cannot be used \(.*\); choose another", {"folder": "x" * 300}),
-        (ConfigError, r"cannot be used \(.*\); choose another", {"folder": "a\x00b"}),
-    ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
-)
-def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
-    kind, text, changes, settings, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    one_sided = [{"positive": "I like you.", "negative": "I do not."}, {"positive": "Alone."}]
-    few = [("Cats sleep all day.", "Dogs bark."), ("We sing.", "They howl."), ("Yes.", "Never!")]
-    files = {
-        "one.jsonl": one_sided,
-        "few.jsonl": [{"positive": p, "negative": n} for p, n in few],
-    }
-    for name, lines in files.items():
-        Path(name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(kind, match=text) as told:
-        run_experiment(RunConfig(**changed(settings, changes)))
-    assert "\n" not in str(told.value)
-    assert sorted(tmp_path.rglob("*")) == before
-    assert list(Path(settings["folder"]).iterdir()) == []
 
 
 def test_a_bundled_sae_that_is_not_there_is_refused(settings, tmp_path, monkeypatch):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from saesteer.data import datasets_folder
 from saesteer.experiments import steering
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
@@ -23,91 +20,18 @@ from saesteer.steering import SteeringVector
 from .reading import numbers, strict_json
 
 
-@pytest.fixture(scope="module")
-def trained_sae(tiny_model_folder, tmp_path_factory):
-    """A TopK SAE of the tiny GPT-2 without a chat template, trained here, with its table."""
-    from saesteer.experiments.train_sae import TrainSaeConfig
-
-    place = tmp_path_factory.mktemp("training")
-    with (datasets_folder() / "prose.jsonl").open(encoding="utf-8") as lines:
-        prose = "".join(json.loads(line)["text"] + " " for line in lines)
-    pieces = [{"text": prose[start : start + 150]} for start in range(0, 30_000, 150)]
-    (place / "prose.jsonl").write_text("\n".join(map(json.dumps, pieces)), encoding="utf-8")
-    settings: dict[str, Any] = {
-        "model": str(tiny_model_folder("gpt2", False)),
-        "site": "blocks.1.hook_resid_post",
-        "corpus": [{"path": str(place / "prose.jsonl")}],
-        "held_out": 0.1,
-        "context": 64,
-        "d_sae": 96,
-        "k": 12,
-        "batch": 128,
-        "epochs": 4,
-        "learning_rate": 5e-3,
-        "warmup_steps": 10,
-        "dead_after": 3000,
-        "autocast": False,
-        "folder": str(place / "sae"),
-    }
-    trained = run_experiment(TrainSaeConfig(**settings))
-    return trained.sae_folder, trained.doctor
-
-
-@pytest.fixture(scope="module")
-def second_family(tiny_settings, trained_sae):
-    settings = tiny_settings("gpt2", chat=False, sae=trained_sae[0])
-    settings["name"] = "second"
-    return run_experiment(RunConfig(**settings))
-
-
-def test_a_second_family_and_an_sae_trained_here_go_through_the_pipeline(
-    second_family, trained_sae
-):
-    _, report = trained_sae
-    assert report.explained_variance > 0.5
-    assert report.l0 <= 12
-    metrics = second_family.metrics
-    assert metrics["vector"]["plus"]["reached"]
-    assert metrics["vector"]["minus"]["reached"]
-    for side in ("plus", "minus"):
-        assert metrics["vector"][side]["kl"] == pytest.approx(0.05, rel=0.031)
-        assert metrics["difference_in_means"][side]["kl"] == pytest.approx(0.05, rel=0.031)
-    assert [row["multiple"] for row in metrics["curve"]] == [-1, 0, 1]
-    assert metrics["curve"][1]["margin"] == pytest.approx(metrics["unsteered_margin"], abs=1e-5)
-    assert metrics["vector"]["effect"]["effect"] == pytest.approx(
-        (metrics["curve"][2]["margin"] - metrics["curve"][0]["margin"]) / 2, abs=1e-5
-    )
-    assert len(metrics["random_directions"]) == 2
-    assert len(second_family.completions) == 2 * 3
-    assert {record["strength"] for record in second_family.completions} == {
-        metrics["vector"]["minus"]["strength"],
-        0.0,
-        metrics["vector"]["plus"]["strength"],
-    }
-
-
-def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(second_family, trained_sae):
-    sae = load_sae(trained_sae[0])
-    vector = second_family.vector
-    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.sae_features]).sum(dim=0)
-    torch.testing.assert_close(rebuilt, vector.raw, rtol=1e-4, atol=1e-5)
-    assert all(feature.description for feature in vector.sae_features)
-    assert vector.max_act is not None
-    assert vector.sae_fingerprint == sae.fingerprint
-
-
-def test_a_finished_run_holds_all_that_the_readme_names(second_family):
-    folder = second_family.folder.path
+def test_a_finished_run_holds_all_that_the_readme_names(whole):
+    folder = whole.folder.path
     for name in ("config", "split", "run", "fit", "metrics", "completions", "features"):
         assert strict_json(folder / f"{name}.json")
-    assert strict_json(folder / "metrics.json") == second_family.metrics
+    assert strict_json(folder / "metrics.json") == whole.metrics
     assert (folder / "report.html").stat().st_size > 1000
     table = pd.read_parquet(folder / "features.parquet")
-    assert list(table["feature"]) == [row["feature"] for row in second_family.features]
+    assert list(table["feature"]) == [row["feature"] for row in whole.features]
     record = strict_json(folder / "run.json")
-    assert record["model_fingerprint"] == second_family.vector.model_fingerprint
+    assert record["model_fingerprint"] == whole.vector.model_fingerprint
     assert record["versions"]["torch"] == torch.__version__
-    assert SteeringVector.load(folder).norm == second_family.vector.norm
+    assert SteeringVector.load(folder).norm == whole.vector.norm
     assert not list(folder.rglob(".*"))
 
 
