@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.compare import conftest as fixtures
 
-def _fixtures() -> Any:
-    place = Path(__file__).parents[1] / "compare" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("compare_fixtures", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fixtures = _fixtures()
 compare_data, embeds = fixtures.compare_data, fixtures.embeds
 tiny_compare, few = fixtures.tiny_compare, fixtures.few
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.neuronpedia import player as play
+
 KEY = "sk-np+secret/key=="
 
 
-@pytest.fixture(scope="module")
-def play():
-    """The player's module."""
-    path = Path(__file__).parents[1] / "neuronpedia" / "player.py"
-    spec = importlib.util.spec_from_file_location("neuronpedia_player", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def player(play, monkeypatch, tmp_path):
+def player(monkeypatch, tmp_path):
     """The player, online, with a key and an empty cache."""
     made = play.Player()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -93,7 +83,7 @@ def test_what_needs_neuronpedia_says_so_for_the_bundled_sae(refused, no_network)
     assert "not in" in refused("neuronpedia", "feature", 10**6)
 
 
-def test_nothing_in_a_features_words_is_obeyed_by_the_terminal(saesteer, play, player, known_sae):
+def test_nothing_in_a_features_words_is_obeyed_by_the_terminal(saesteer, player, known_sae):
     bad = play.feature(3)
     bad["explanations"][0]["description"] = "calm \x1b[31m [bold] \r\nred \ud83d"
     bad["pos_str"] = [" a\x1b[2J", "\x07", "\n", "\u0120\U0001f642"]
@@ -197,7 +187,7 @@ def test_a_text_similar_features_and_a_list(saesteer, player, known_sae, vector)
 
 
 def test_imported_labels_answer_with_the_network_off(
-    saesteer, refused, play, player, known_sae, monkeypatch
+    saesteer, refused, player, known_sae, monkeypatch
 ):
     player.put("batch-0", [play.label_line(n, f"kindness number {n}") for n in range(9)])
     answer = saesteer("neuronpedia", "import", "gpt2-small/6-res-jb")
@@ -245,7 +235,7 @@ def test_features_of_a_run_with_descriptions_and_links(
 
 
 @pytest.mark.parametrize("status", [200, 401, 429, 500])
-def test_the_key_shows_nowhere(saesteer, play, player, known_sae, tmp_path, status):
+def test_the_key_shows_nowhere(saesteer, player, known_sae, tmp_path, status):
     echo = play.as_json({**play.feature(3), "message": f"no {KEY}", "creatorId": KEY}, status)
     player.faults = [echo] * 9
     answer = saesteer("neuronpedia", "feature", 3, "--sae", known_sae)

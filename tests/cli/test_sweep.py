@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,8 @@ from typer.testing import CliRunner, Result
 
 from saesteer.cli.experiment import experiment_command
 from saesteer.cli.sweep import sweep_command, worker_command
+from tests.sweeps import conftest as fixtures
 
-
-def _fixtures() -> Any:
-    place = Path(__file__).parents[1] / "sweeps" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("sweep_fixtures", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fixtures = _fixtures()
 base_file, sweep_file, made_up = fixtures.base_file, fixtures.sweep_file, fixtures.made_up
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
 
