@@ -107,14 +107,10 @@ def test_configurations_are_listed(run_cli):
     ("words", "told"),
     [
         (["steer"], "there is nothing to run"),
-        (["steer", "agreablness"], "did you mean 'agreeableness'?"),
-        (["probe", "nothing"], "'nothing' is no file and no bundled"),
         (["patch", "ioi", "capitals"], "'capitals' is no setting of the form key=value"),
-        (["corrupt", "agreeableness"], "is a configuration of kind steer and not corrupt"),
         (["steer", "agreeableness", "--kl", "-1"], "evaluation.kl_target"),
         (["compare", "agreeableness", "--only", "optimism"], "'optimism' is no persona here"),
         (["configs", "dept"], "did you mean 'depth'?"),
-        (["configs", "sentiment"], "give patch/sentiment or probe/sentiment"),
         (["sae", "train", "nothing.jsonl"], "nothing.jsonl is not there"),
     ],
 )

@@ -12,32 +12,6 @@ from saesteer.experiments.registry import run_experiment
 
 
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory) -> Path:
-    """Sixty texts whose last words tell their class."""
-    path = tmp_path_factory.mktemp("probe") / "texts.csv"
-    words = {"negative": "bad grim", "positive": "nice glad"}
-    lines = [f"the cat {n} is {marks},{label}" for n in range(30) for label, marks in words.items()]
-    path.write_text("\n".join(["text,label", *lines]) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def probe_config(texts, tiny_model_folder, tmp_path_factory) -> Path:
-    """A file of settings for a probe run on a tiny model; JSON is YAML."""
-    settings = {
-        "name": "tiny",
-        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
-        "data": {"source": str(texts), "test": 0.3, "judge": 0, "near_duplicate": None},
-        "fit": {"c": [0.01, 0.1], "resamples": 20},
-        "checks": str(texts),
-        "folder": str(tmp_path_factory.mktemp("runs")),
-    }
-    file = tmp_path_factory.mktemp("config") / "probe.yaml"
-    file.write_text(json.dumps(settings))
-    return file
-
-
-@pytest.fixture(scope="session")
 def probe_run(probe_config) -> Path:
     """The folder of a finished probe run."""
     from saesteer.utils.settings import load_config
@@ -77,8 +51,8 @@ def test_reading_a_generation_shows_what_the_model_wrote(saesteer, probe_run):
     assert "the nice cat" in longer.out
 
 
-def test_plain_cases_are_scored(saesteer, probe_run, texts):
-    answer = saesteer("probe", "read", probe_run, "--checks", texts)
+def test_plain_cases_are_scored(saesteer, probe_run, probe_texts):
+    answer = saesteer("probe", "read", probe_run, "--checks", probe_texts)
     assert answer.code == 0
     metrics = json.loads((probe_run / "metrics.json").read_text())
     record = next(r for r in metrics["layers"] if r["layer"] == metrics["best"])["checks"]
@@ -101,9 +75,9 @@ def test_intervening_shows_and_saves_both_texts(saesteer, probe_run):
     assert [line for line in answer.out.splitlines()[:-1] if len(line) > 100] == []
 
 
-def test_labelled_prompts_are_scored_beside_random_directions(saesteer, probe_run, texts):
+def test_labelled_prompts_are_scored_beside_random_directions(saesteer, probe_run, probe_texts):
     answer = saesteer(
-        "probe", "intervene", probe_run, "--prompts", texts, "--amount", "3", "--random", "1",
+        "probe", "intervene", probe_run, "--prompts", probe_texts, "--amount", "3", "--random", "1",
         "--max-new-tokens", "4", "--json",
     )  # fmt: skip
     assert answer.code == 0

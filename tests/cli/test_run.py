@@ -32,10 +32,8 @@ def test_a_run_prints_features_completions_shift_and_the_next_step(
         assert text in answer.out, text
     assert long_lines(answer.out, str(finished)) == []
     assert "nan" not in answer.out.lower().split()
-
-
-def test_the_shift_is_a_table_with_one_line_for_each_vector(saesteer, config, finished):
-    lines = saesteer("run", config).out.splitlines()
+    # The shift is a table with one line for each vector.
+    lines = answer.out.splitlines()
     head = next(i for i, line in enumerate(lines) if "effect E (95% over pairs)" in line)
     rows = [line.split("  ")[0].strip() for line in lines[head + 2 : head + 5]]
     labels = ["SAE features, delta regression", "difference in means", "2 random directions"]
@@ -43,6 +41,9 @@ def test_the_shift_is_a_table_with_one_line_for_each_vector(saesteer, config, fi
     assert " to " in lines[head + 2]
     assert "|E| <=" in lines[head + 4]
     assert lines[head + 5].startswith("E: ")
+    # The same command again prints the same.
+    assert saesteer("run", config).out == answer.out
+    assert saesteer("run", config, "--dry-run").out.count("(done)") == 4
 
 
 def test_a_run_shows_its_stages_on_standard_error_alone(saesteer, tiny_settings, tmp_path):
@@ -54,11 +55,6 @@ def test_a_run_shows_its_stages_on_standard_error_alone(saesteer, tiny_settings,
     assert metrics["vector"]["method"] == "clustered_sae"
     for text in ("Loading model", "Loading SAE", "Reading", "Fitting", "Scoring", "Generating"):
         assert text in answer.err, text
-
-
-def test_the_same_command_again_prints_the_same(saesteer, config, finished):
-    assert saesteer("run", config).out == saesteer("run", config).out
-    assert saesteer("run", config, "--dry-run").out.count("(done)") == 4
 
 
 FEW = (("Cats sleep.", "Dogs bark."), ("We sing.", "They howl."), ("Yes.", "Never!"))

@@ -197,15 +197,6 @@ def test_every_command_that_computes_leaves_a_run(saesteer, config, finished, tm
     assert same.tags == ["mine"]
 
 
-def test_a_run_that_is_refused_leaves_nothing(saesteer, config, mirror_sae, tmp_path):
-    place = tmp_path / "runs"
-    answer = saesteer(
-        "run", config, "--set", f"sae={mirror_sae(d_in=48)}", "--set", f"folder={place}"
-    )
-    assert answer.code == 2
-    assert list_runs(place) == [] and list(place.glob("*/")) == []
-
-
 def test_a_look_is_recorded_too(saesteer, finished, monkeypatch, tmp_path):
     answer = saesteer("generate", "Why?", "--vector", finished, "--max-new-tokens", 3)
     assert answer.code == 0

@@ -34,7 +34,7 @@ def small_data(tmp_path_factory) -> dict[str, str]:
             [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
         ),
         "prompts": write("prompts.jsonl", [pair]),
-        "corpus": write("corpus.jsonl", [{"text": words(20)} for _ in range(20)]),
+        "corpus": write("corpus.jsonl", [{"text": words(20)} for _ in range(30)]),
         "answers": write(
             "answers.jsonl", [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
         ),
@@ -88,11 +88,12 @@ def small_in(tiny_settings, small_data) -> Callable[[str, Path], dict[str, Any]]
             "corpus": [{"path": small_data["corpus"]}],
             "held_out": 0.2,
             "context": 24,
-            "d_sae": 32,
-            "k": 4,
-            "batch": 64,
-            "epochs": 1,
-            "warmup_steps": 5,
+            "d_sae": 64,
+            "k": 16,
+            "batch": 32,
+            "epochs": 3,
+            "learning_rate": 1e-2,
+            "warmup_steps": 2,
         },
     }
     return lambda kind, folder: json.loads(json.dumps({**own[kind], "folder": str(folder)}))
