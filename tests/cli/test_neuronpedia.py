@@ -134,9 +134,8 @@ def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     )
     assert "Here" not in again.out
     assert player.paths == ["/api/steer"]
-
-
-def test_a_chat_is_steered_as_a_chat(saesteer, player, vector):
+    # A chat is steered as a chat.
+    player.calls.clear()
     answer = saesteer(
         *("neuronpedia", "steer", vector, "--prompt", "How are you?", "--strength", "1"),
         *("--unit", "max_act", "--chat", "--no-local"),

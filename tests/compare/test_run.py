@@ -87,7 +87,7 @@ def test_the_metrics_have_the_shape_that_the_report_reads(compared):
     assert sizes == [[16, 6, 8, 12]] * 2
 
 
-def test_features_clusters_and_choices_are_those_of_the_headline(compared):
+def test_features_clusters_and_choices_are_those_of_the_headline(compared, settings):
     metrics = compared.metrics
     for name in ("kindly", "boldly"):
         rows, tree = metrics["features"][name], metrics["linkage"][name]
@@ -100,9 +100,7 @@ def test_features_clusters_and_choices_are_those_of_the_headline(compared):
         chosen = metrics["chosen"][name]
         assert set(chosen) == {"clustered_sae"}
         assert chosen["clustered_sae"]["selection"]["n_features"] in (6, 16)
-
-
-def test_a_grid_takes_what_moves_the_validation_pairs_most(compared, settings):
+    # A grid takes what moves the validation pairs most.
     for persona in plan_compare(CompareConfig(**settings)).personas:
         record = strict_json(persona.folder / "seed-0" / "chosen" / "clustered_sae.json")
         best = max(record["tried"], key=lambda tried: tried["effect"])

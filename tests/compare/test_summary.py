@@ -185,25 +185,17 @@ def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
         assert row["p"] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(
-    ("off", "kept"), [("directions", "random_features"), ("features", "random_direction")]
-)
-def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off, kept):
-    config = CONFIG.model_copy(update={"random": CONFIG.random.model_copy(update={off: 0})})
-    rows = summary_rows(Grid(config, stored.runs(config)))
-    at = ("attributed_sae", 0.3)
-    found = next(r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == at)
-    wanted = 0
-    for name in NAMES:
-        draws = [abs(e) for e in stored.nulls[name][kept] if e is not None]
-        wanted += stored.moved[name, "attributed_sae", 0, 0.3].mean() > max(draws)
-    assert found == wanted > 0
-
-
-def test_no_random_draw_at_all_has_no_verdict(stored):
-    for name in NAMES:
-        stored.nulls[name] = {"random_direction": [None] * 3, "random_features": [None] * 2}
-    assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
+def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored):
+    for off, kept in (("directions", "random_features"), ("features", "random_direction")):
+        config = CONFIG.model_copy(update={"random": CONFIG.random.model_copy(update={off: 0})})
+        rows = summary_rows(Grid(config, stored.runs(config)))
+        at = ("attributed_sae", 0.3)
+        found = next(r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == at)
+        wanted = 0
+        for name in NAMES:
+            draws = [abs(e) for e in stored.nulls[name][kept] if e is not None]
+            wanted += stored.moved[name, "attributed_sae", 0, 0.3].mean() > max(draws)
+        assert found == wanted > 0
 
 
 def test_the_null_leaves_out_what_missed_the_target(stored):
@@ -213,6 +205,10 @@ def test_the_null_leaves_out_what_missed_the_target(stored):
     effect = stored.moved["p0", "attributed_sae", 0, 0.3].mean()
     assert (first["effects"], first["largest"]) == ([0.01], 0.01)
     assert first["p"] == permutation_p(float(effect), [0.01]) == 0.5
+    # No draw at all has no verdict.
+    for name in NAMES:
+        stored.nulls[name] = {"random_direction": [None] * 3, "random_features": [None] * 2}
+    assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
 
 
 def test_a_target_that_was_not_reached_is_a_result_and_no_zero(stored):

@@ -10,35 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.texts import words, write_lines
+
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, str]:
     """Files of labelled texts, a prompt pair, a corpus and neutral answers."""
     data = tmp_path_factory.mktemp("small-data")
     rng = np.random.default_rng(0)
-    letters = list("abdefghiklmnoprstu")
-
-    def words(n: int) -> str:
-        return " ".join("".join(rng.choice(letters, 5)) for _ in range(n))
-
-    def write(name: str, records: list[Any]) -> str:
-        (data / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-        return str(data / name)
-
     texts = ("glad words of joy", "grim words of woe")
     sides = {"clean": ("The cat sat on the", " m"), "corrupted": ("The dog ran on the", " h")}
     pair = {side: {"question": q, "answer": a} for side, (q, a) in sides.items()}
-    return {
-        "texts": write(
-            "texts.jsonl",
-            [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
-        ),
-        "prompts": write("prompts.jsonl", [pair]),
-        "corpus": write("corpus.jsonl", [{"text": words(20)} for _ in range(30)]),
-        "answers": write(
-            "answers.jsonl", [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
-        ),
+    records = {
+        "texts": [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
+        "prompts": [pair],
+        "corpus": [{"text": words(rng, 20)} for _ in range(30)],
+        "answers": [{"question": f"What {i}?", "answer": words(rng, 14)} for i in range(6)],
     }
+    return {name: write_lines(data / f"{name}.jsonl", lines) for name, lines in records.items()}
 
 
 @pytest.fixture(scope="session")

@@ -125,13 +125,3 @@ def test_a_model_that_has_to_go_takes_what_was_measured_on_it_along():
     cache.keep("model", 2, Model)
     gc.collect()
     assert first() is None
-
-
-def test_settings_that_change_no_number_make_no_other_run(small):
-    kind = experiment_named("steer").Config
-    config = parse_config(small("steer"), kind=kind, place="test")
-    more = {"folder": "elsewhere", "tracking": {"tags": ["a"]}, "objective": {"kl_target": 0.2}}
-    same = parse_config({**small("steer"), **more}, kind=kind, place="test")
-    assert same.digest() == config.digest()
-    other = parse_config({**small("steer"), "seed": 1}, kind=kind, place="test")
-    assert other.digest() != config.digest()
