@@ -31,7 +31,7 @@ def test_training_prints_every_layer_and_the_next_step(saesteer, probe_config, p
     assert all(str(probe_run) in line for line in wide)
 
 
-def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, tmp_path):
+def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, probe_texts, tmp_path):
     page = tmp_path / "out" / "read.html"
     answer = saesteer("probe", "read", probe_run, "the nice cat", "--layers", "0-2", "--html", page)
     assert answer.code == 0
@@ -39,19 +39,12 @@ def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, tmp_pa
         line = next(x for x in answer.out.splitlines() if f"layer {layer}" in x)
         assert "the nice cat" in line
     assert "layer 2" in page.read_text(encoding="utf-8")
-
-
-def test_reading_a_generation_shows_what_the_model_wrote(saesteer, probe_run):
+    # Of a generation it shows what the model wrote.
     plain = saesteer("probe", "read", probe_run, "the nice cat", "--layers", "1")
-    longer = saesteer(
-        "probe", "read", probe_run, "the nice cat", "--layers", "1", "--generate",
-        "--max-new-tokens", "6",
-    )  # fmt: skip
-    assert len(longer.out) > len(plain.out)
-    assert "the nice cat" in longer.out
-
-
-def test_plain_cases_are_scored(saesteer, probe_run, probe_texts):
+    more = ("--layers", "1", "--generate", "--max-new-tokens", "6")
+    longer = saesteer("probe", "read", probe_run, "the nice cat", *more)
+    assert len(longer.out) > len(plain.out) and "the nice cat" in longer.out
+    # Plain cases are scored.
     answer = saesteer("probe", "read", probe_run, "--checks", probe_texts)
     assert answer.code == 0
     metrics = json.loads((probe_run / "metrics.json").read_text())
@@ -129,12 +122,11 @@ def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
     assert message in refused("probe", command, probe_run, *rest)
 
 
-def test_a_folder_without_probes_is_one_sentence(refused, tmp_path):
+def test_a_folder_without_probes_and_texts_of_one_class_are_one_sentence(
+    refused, probe_config, tmp_path
+):
     assert "there are no probes" in refused("probe", "read", tmp_path, "hi")
     assert "there are no probes" in refused("probe", "intervene", tmp_path, "hi")
-
-
-def test_one_class_only_is_one_sentence(refused, probe_config, tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("text,label\na,x\nb,x\n")
     message = refused("probe", "train", probe_config, "--set", f"data.source={path}")
