@@ -102,6 +102,7 @@ def test_the_example_runs_on_a_tiny_model(monkeypatch, tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_example_runs_as_it_stands(smollm2, monkeypatch, tmp_path):
     from saesteer.saes.loading import bundled_sae_folder
 

@@ -69,13 +69,6 @@ def test_options_stand_for_settings(planned, mirror_sae):
     assert (ioi["seed"], ioi["circuit"]) == (3, None)
 
 
-def test_what_a_sweep_gives_wins_in_every_kind(planned, tmp_path, monkeypatch):
-    (tmp_path / "given.yaml").write_text("wandb_version: 1\nseed: {value: 7}\n")
-    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "given.yaml"))
-    for command in ("steer agreeableness", "corrupt depth", "probe sentiment", "patch capitals"):
-        assert planned(*command.split(), "--set", "seed=1", "seed=2")["seed"] == 7
-
-
 def test_configurations_are_listed_and_the_full_yaml_runs_as_it_is(run_cli, tmp_path):
     printed = run_cli("corrupt", "depth", "--print-config", "seed=3").out
     (tmp_path / "mine.yaml").write_text(printed)

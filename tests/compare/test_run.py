@@ -23,33 +23,9 @@ from saesteer.steering import SteeringVector
 from saesteer.tracking import list_runs
 from saesteer.utils.errors import OutputError
 from saesteer.utils.files import draft_of, leave
+from tests.report.made_up import made_up_metrics
 
-SHAPE = {
-    "methods": {"name", "label", "kind"},
-    "personas": {"name", "source", "own", "n_train", "n_validation", "n_test", "n_judge"}
-    | {"unsteered_margin"},
-    "effects": {"persona", "method", "seed", "kl_target", "effect", "low", "high", "moved_share"}
-    | {"common_shift", "anti_steerable", "slope", "plus", "minus", "n_pairs"},
-    "curves": {"persona", "method", "seed", "multiple", "strength", "margin"},
-    "summary": {"method", "kl_target", "n_personas", "effect", "low", "high", "ratio", "ratio_low"}
-    | {"ratio_high", "p", "p_holm", "beyond_null"},
-    "areas": {"method", "area", "low", "high"},
-    "null": {"persona", "kind", "effects", "largest", "p"},
-    "choices_margins": {"persona", "method", "kind", "base", "plus", "minus", "accuracy"}
-    | {"at_chance"},
-}
-WRITTEN = {
-    "generation": {"persona", "method", "kl_target", "sign", "n", "judge", "judge_low"}
-    | {"judge_high", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite"},
-    "generation_summary": {"method", "kl_target", "judge_range", "low", "high", "ratio"}
-    | {"ratio_low", "ratio_high", "right_direction", "composite"},
-    "judges": {"persona", "auc", "n_train", "n_test"},
-}
-SCALARS = {"name", "model", "sae", "site", "seeds", "kl_targets", "headline_kl_target"}
-SCALARS |= {"headline_method", "baseline", "side_effects", "features", "linkage", "completions"}
-SCALARS |= {"chosen", "config", "seconds", "vectors"}
-FEATURE = {"feature", "weight", "cluster", "description", "firing_positive", "firing_negative"}
-FEATURE |= {"score", "contexts", "url"}
+WRITTEN = ("generation", "generation_summary", "judges")
 
 
 def strict_json(path: Path) -> Any:
@@ -70,13 +46,16 @@ def again(settings: dict[str, Any]) -> dict[str, Any]:
     return run_experiment(CompareConfig(**settings)).metrics
 
 
-def test_the_metrics_have_the_shape_that_the_report_reads(compared):
-    metrics = compared.metrics
-    assert set(metrics) >= SHAPE.keys() | WRITTEN.keys() | SCALARS
-    for name, fields in SHAPE.items():
-        assert metrics[name], name
-        for row in metrics[name]:
-            assert set(row) >= fields, name
+def test_the_metrics_have_the_shape_that_the_report_reads(compared, embeds):
+    # The report's own tests read metrics that are made up; real ones hold as much.
+    metrics, made_up = compared.metrics, made_up_metrics(2, 2, 2)
+    assert made_up.keys() - metrics.keys() <= {"llm_judge"}
+    for name, rows in made_up.items():
+        if isinstance(rows, list) and isinstance(next(iter(rows), None), dict):
+            assert metrics[name] or (name in WRITTEN and not embeds), name
+            assert all(row.keys() >= rows[0].keys() for row in metrics[name]), name
+    (feature, *_) = made_up["features"]["agreeableness"]
+    assert all(row.keys() == feature.keys() for row in metrics["features"]["kindly"])
     assert strict_json(compared.folder.path / "metrics.json") == metrics
     assert (compared.folder.path / "report.html").stat().st_size > 10_000
     assert [row["name"] for row in metrics["personas"]] == ["kindly", "boldly"]
@@ -94,7 +73,6 @@ def test_features_clusters_and_choices_are_those_of_the_headline(compared, setti
         assert 0 < len(rows) <= 6
         vector = SteeringVector.load(metrics["vectors"][name])
         assert [f.index for f in vector.sae_features] == [row["feature"] for row in rows]
-        assert all(set(row) == FEATURE for row in rows)
         assert {row["feature"] for row in rows} <= set(tree["labels"])
         assert len(tree["linkage"]) == len(tree["labels"]) - 1
         chosen = metrics["chosen"][name]
@@ -183,9 +161,6 @@ def test_what_else_moved(compared):
 
 def test_what_is_written_is_judged_by_a_judge_of_its_own(compared, needs_embeddings):
     metrics = compared.metrics
-    for name, fields in WRITTEN.items():
-        assert metrics[name], name
-        assert all(set(row) >= fields for row in metrics[name])
     assert [(row["persona"], row["n_train"]) for row in metrics["judges"]] == [
         ("kindly", 12),
         ("boldly", 12),
