@@ -151,11 +151,6 @@ def test_bad_input_is_one_sentence_before_anything_is_loaded(
         assert told.startswith("persona kindly: ") and text in told
 
 
-def test_a_site_that_is_not_the_saes_is_one_sentence(refused, few, write):
-    told = refused("compare", write(few()), "--set", "site=blocks.0.hook_resid_post")
-    assert "site blocks.0.hook_resid_post is not where SAE" in told
-
-
 def test_a_comparison_names_features_by_imported_labels_and_embeds_their_pages(
     saesteer, few, write, labelled, tmp_path
 ):

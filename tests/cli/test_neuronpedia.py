@@ -43,7 +43,7 @@ def vector(saesteer, player, known_sae, tiny_model_folder, tmp_path) -> Path:
     return target
 
 
-def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, no_network):
+def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, refused, no_network):
     answer = saesteer("neuronpedia", "feature", 7774, 12, "--json")
     cards = json.loads(answer.out)
     assert [card["feature"] for card in cards] == [7774, 12]
@@ -51,6 +51,10 @@ def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, no_networ
     assert cards[0]["contexts"] and cards[0]["top_tokens"] and cards[0]["description"]
     shown = saesteer("neuronpedia", "feature", 7774).out
     assert "feature 7774: fires on" in shown and "promotes" in shown
+    # What needs Neuronpedia says so.
+    assert "is not on Neuronpedia" in refused("neuronpedia", "text", "be kind")
+    assert "is not on Neuronpedia" in refused("neuronpedia", "similar", 3)
+    assert "not in" in refused("neuronpedia", "feature", 10**6)
 
 
 def test_words_find_features_of_the_bundled_sae_and_make_a_vector(saesteer, no_network, tmp_path):
@@ -77,12 +81,6 @@ def test_words_find_features_of_the_bundled_sae_and_make_a_vector(saesteer, no_n
     assert vector.residual_norm == pytest.approx(136.5, abs=1)
 
 
-def test_what_needs_neuronpedia_says_so_for_the_bundled_sae(refused, no_network):
-    assert "is not on Neuronpedia" in refused("neuronpedia", "text", "be kind")
-    assert "is not on Neuronpedia" in refused("neuronpedia", "similar", 3)
-    assert "not in" in refused("neuronpedia", "feature", 10**6)
-
-
 def test_nothing_in_a_features_words_is_obeyed_by_the_terminal(saesteer, player, known_sae):
     bad = play.feature(3)
     bad["explanations"][0]["description"] = "calm \x1b[31m [bold] \r\nred \ud83d"
@@ -104,7 +102,7 @@ def test_features_of_a_known_sae_are_looked_up_once(saesteer, player, known_sae)
     assert player.paths == ["/api/feature/gpt2-small/6-res-jb/3"]
 
 
-def test_a_vector_from_words_is_at_the_features_largest_activations(vector):
+def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     from saesteer.steering import SteeringVector
 
     made = SteeringVector.load(vector)
@@ -112,9 +110,6 @@ def test_a_vector_from_words_is_at_the_features_largest_activations(vector):
     assert made.sae_features[0].description == "words of kindness 40"
     assert made.provenance["words"] == "kindness"
     assert made.max_act == pytest.approx(made.norm)
-
-
-def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     answer = saesteer(
         *("neuronpedia", "steer", vector, "--prompt", "I like", "--strength", "6.5"),
         *("--unit", "raw", "--max-new-tokens", 4),

@@ -17,6 +17,8 @@ from saesteer.utils.settings import parse_config
 
 # What "auto" is made to choose here, and a dtype that was asked for.
 DTYPES = {"auto": torch.bfloat16, "float32": torch.float32}
+# Nothing but activation patching.
+NO_MORE = {"lens": None, "attribution": None, "path": None}
 
 
 def run(kind: str, settings: dict[str, Any], **more: Any) -> Any:
@@ -77,7 +79,7 @@ def test_kinds_that_take_turns_load_a_model_as_often_as_memory_asks(
     cache = Cache()
     asked = {"corrupt": small("corrupt"), "patch": small("patch")}
     asked["corrupt"]["model"]["dtype"] = "auto"
-    asked["patch"] |= {"lens": None, "attribution": None, "path": None}
+    asked["patch"] |= NO_MORE
     for program in ("skip 0", "skip 1"):
         run("corrupt", {**asked["corrupt"], "programs": [program]}, cache=cache)
         run("patch", {**asked["patch"], "name": program.replace(" ", "-")}, cache=cache)
@@ -91,7 +93,7 @@ def test_what_ran_before_changes_no_number(small, loads, tmp_path, monkeypatch):
     settings = small("corrupt")
     settings["model"]["dtype"] = "auto"
     cache = Cache()
-    run("patch", small("patch"), cache=cache)
+    run("patch", {**small("patch"), **NO_MORE}, cache=cache)
     after = run("corrupt", settings, cache=cache)
     alone = run("corrupt", {**settings, "folder": str(tmp_path / "alone")})
     context._chosen_dtype.cache_clear()
