@@ -461,7 +461,7 @@ class HttpServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         # Whoever asked may have gone away while it waited.
-        self._server.handle_error = lambda *_: None
+        self._server.handle_error = lambda request, client_address: None
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -88,7 +88,8 @@ def tiny(monkeypatch, tmp_path, roomy_model, mirror_sae) -> None:
     sides += [read.negative.text(i) for i in range(len(given))]
     largest = torch.stack([torch.cat([side, -side], dim=1).amax(dim=0) for side in sides])
     with torch.no_grad():
-        sae.sae.b_enc -= largest.median(dim=0).values
+        bias: Any = sae.sae.b_enc
+        bias -= largest.median(dim=0).values
     quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, neutral_answers=8)
     monkeypatch.setattr("saesteer.models.load_model", lambda name: roomy_model)
     monkeypatch.setattr("saesteer.saes.load_sae", lambda name: sae)

@@ -41,7 +41,7 @@ class Listener:
 def listened(tmp_path):
     """A run under way, and what listens to it."""
     with recorded_run(RunFolder(tmp_path / "run"), kind="k", name="n") as run:
-        listener = Listener()
+        listener: Any = Listener()
         run._mirror = listener
         yield run, listener
 
