@@ -44,7 +44,6 @@ def test_a_name_or_a_file_of_data_is_enough(planned, tmp_path):
         ("corrupt depth", "corrupt run depth"),
         ("patch ioi", "patch run ioi"),
         ("patch sentiment", "patch run patch/sentiment"),
-        ("compare personas", "compare compare/personas"),
     ):
         assert planned(*short.split()) == planned(*long.split())
     assert list(tmp_path.iterdir()) == []
