@@ -27,8 +27,6 @@ from saesteer.utils.errors import (
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
 
-from .reading import refuse
-
 
 @pytest.mark.parametrize(
     ("sae", "kind", "text"),
@@ -49,7 +47,7 @@ def test_an_sae_that_does_not_belong_is_refused_and_nothing_is_written(
 
 
 def test_another_site_than_the_saes_is_refused_before_the_model_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr(context, "load_model", refuse)
+    monkeypatch.setattr(context, "load_model", None)
     config = RunConfig(**settings, site="blocks.2.hook_resid_post")
     with pytest.raises(ConfigError, match=r"blocks\.2\.hook_resid_post is not where SAE .* lives"):
         run_experiment(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,6 @@ from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steer.experiment import Steer, plan_run
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.run_folder import RunFolder
-
-from .reading import strict_json
 
 LOOSE = {"max_firing": 1.0}
 SETTINGS = {
@@ -45,7 +44,7 @@ def test_a_run_works_for_any_method(name, settings, capsys):
 
     config = RunConfig(**with_method(settings, name))
     result = run_experiment(config)
-    metrics = strict_json(result.folder.path / "metrics.json")
+    metrics = json.loads((result.folder.path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["vector"]["method"] == result.vector.method == name
     assert [row["feature"] for row in result.features] == [
         f.index for f in result.vector.sae_features
