@@ -197,8 +197,6 @@ def hf_model(tiny_model_folder) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def roomy_folder(make_model_folder) -> Path:
     """The folder of a tiny Llama with a context of 1024, into which the bundled texts fit."""
-    import json
-
     folder = make_model_folder("llama")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = 1024
@@ -295,26 +293,22 @@ def tiny_settings(tmp_path_factory, tiny_model_folder, mirror_sae) -> Callable[.
     `tiny_settings("llama", chat=True, sae=None)`; the SAE is a mirror if None. 24 pairs of made-up
     words, two random directions; its `folder` is a new one each time.
     """
-    import json
-
     import numpy as np
 
-    data = tmp_path_factory.mktemp("data")
+    from tests.texts import words, write_lines
+
     rng = np.random.default_rng(0)
-
-    def words(n: int) -> str:
-        return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 5)) for _ in range(n))
-
-    def write(name: str, records: list[dict[str, str]]) -> str:
-        (data / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-        return str(data / name)
-
-    sides = [{"positive": f"glad {words(3)}", "negative": f"grim {words(3)}"} for _ in range(24)]
-    answers = [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
+    sides = [
+        {"positive": f"glad {words(rng, 3)}", "negative": f"grim {words(rng, 3)}"}
+        for _ in range(24)
+    ]
+    answers = [{"question": f"What {i}?", "answer": words(rng, 14)} for i in range(6)]
+    questions = [{"question": "Why?"}, {"question": "Who are you?"}]
+    data = tmp_path_factory.mktemp("data")
     files = {
-        "pairs": write("pairs.jsonl", sides),
-        "neutral": write("answers.jsonl", answers),
-        "questions": write("questions.jsonl", [{"question": "Why?"}, {"question": "Who are you?"}]),
+        "pairs": write_lines(data / "pairs.jsonl", sides),
+        "neutral": write_lines(data / "answers.jsonl", answers),
+        "questions": write_lines(data / "questions.jsonl", questions),
     }
     default_sae = cache(mirror_sae)
 
@@ -365,8 +359,6 @@ def _gguf_names(weights: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
-    import json
-
     import numpy as np
     from gguf import GGUFWriter, TokenType
 
@@ -469,7 +461,7 @@ class HttpServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         # Whoever asked may have gone away while it waited.
-        self._server.handle_error = lambda *_: None
+        self._server.handle_error = lambda request, client_address: None
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -63,9 +63,7 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(load):
     assert config.completions.chat is False
     assert config.reading.request == "Say: a = b"
     assert config.regression.ridge_alpha == 0.001
-
-
-def test_an_override_may_name_a_section_that_the_file_leaves_out(load):
+    # A section that the file leaves out.
     assert load("name: mine\n", "pairs.source=optimism").pairs.source == "optimism"
 
 
@@ -78,14 +76,10 @@ def test_an_override_may_name_a_section_that_the_file_leaves_out(load):
         ("seed=[1", r"--set 'seed=\[1' is not YAML"),
         ("sead=1", r"sead is not a known setting \(did you mean 'seed'\?\)"),
         ("seed=one", r"seed: input should be a valid integer"),
-        ("seed=-1", r"seed: input should be greater than or equal to 0"),
         ("seed=yes", r"seed: true is a yes or no"),
-        ("model.threads=off", r"model\.threads: false is a yes or no"),
-        ("evaluation.kl_target=yes", r"evaluation\.kl_target: true is a yes or no"),
         ("evaluation.multiples=[-1, 0, yes]", r"evaluation\.multiples: true is a yes or no"),
         ("model.device_map={layer: on}", r"model\.device_map: true is a yes or no"),
         ("model=gpt2", r"model: needs fields of its own"),
-        ("completions=", r"completions: needs fields of its own"),
         ("name=../elsewhere", r"name: string should match pattern"),
         ("evaluation.multiples=[]", r"evaluation\.multiples: list should have at least 2 items"),
         ("evaluation.multiples=[0, 1, 1.0]", r"names a multiple twice; name each once"),
@@ -101,51 +95,24 @@ def test_a_setting_that_does_not_fit_is_told_by_name(override, text, load):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("value", [".nan", "-.inf"])
-@pytest.mark.parametrize(
-    "field", ["evaluation.kl_target", "regression.ridge_alpha", "completions.temperature"]
-)
-def test_numbers_are_finite(field, value, load):
-    with pytest.raises(ConfigError, match=rf"{field}: input should be a finite number"):
-        load(BASE, f"{field}={value}")
-    with pytest.raises(ConfigError, match=r"multiples\.1: input should be a finite number"):
-        load(BASE, f"evaluation.multiples=[0, {value}]")
+def test_numbers_are_finite(load):
+    for value in (".nan", "-.inf"):
+        for field in ("evaluation.kl_target", "regression.ridge_alpha", "completions.temperature"):
+            with pytest.raises(ConfigError, match=rf"{field}: input should be a finite number"):
+                load(BASE, f"{field}={value}")
+        with pytest.raises(ConfigError, match=r"multiples\.1: input should be a finite number"):
+            load(BASE, f"evaluation.multiples=[0, {value}]")
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("modle: {name: gpt2}\n", r"run\.yaml: modle .*did you mean 'model'\?"),
-        (
-            "evaluation: {kl_targt: 1}\n",
-            r"run\.yaml: evaluation\.kl_targt .*did you mean 'kl_target'\?",
-        ),
-        (
-            "quite_another: 1\n",
-            r"quite_another is not a known setting \(known: name, model, folder",
-        ),
-        ("1: x\n", r"run\.yaml: 1: keys should be strings"),
-    ],
-)
-def test_an_unknown_field_is_told_with_the_nearest_name(text, told, load):
-    with pytest.raises(ConfigError, match=told):
-        load(BASE + text)
-
-
-def test_a_misspelt_field_is_told_rather_than_that_it_is_missing(load):
-    with pytest.raises(ConfigError, match=r"pairs\.sorce .*'source'.*\(and 1 more\)\.$"):
-        load("name: mine\npairs: {sorce: x}\n")
-
-
-def test_an_unknown_field_in_a_list_is_told_with_the_nearest_name(load):
-    text = "site: blocks.1.hook_resid_post\ncorpus: [{path: a, limmit: 3}]\n"
-    with pytest.raises(ConfigError, match=r"corpus\.0\.limmit .*did you mean 'limit'\?"):
-        load(text, kind=TrainSaeConfig)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
+        (BASE + "modle: {name: gpt2}\n", r"run\.yaml: modle .*did you mean 'model'\?"),
+        (BASE + "evaluation: {kl_targt: 1}\n", r"evaluation\.kl_targt .*did you mean 'kl_target'"),
+        (BASE + "quite_another: 1\n", r"quite_another is not a known setting \(known: name, model"),
+        (BASE + "1: x\n", r"run\.yaml: 1: keys should be strings"),
+        # A misspelt field is told rather than that it is missing.
+        ("name: mine\npairs: {sorce: x}\n", r"pairs\.sorce .*'source'.*\(and 1 more\)\.$"),
         ("", "holds no settings"),
         ("- name\n", "holds no settings"),
         ("name: [", "is not YAML"),
@@ -154,10 +121,16 @@ def test_an_unknown_field_in_a_list_is_told_with_the_nearest_name(load):
         ("name: mine\n", r"pairs: field required"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_told(text, told, load):
+def test_a_file_whose_settings_do_not_fit_is_told(text, told, load):
     with pytest.raises(ConfigError, match=told) as found:
         load(text)
     assert "\n" not in str(found.value)
+
+
+def test_an_unknown_field_in_a_list_is_told_with_the_nearest_name(load):
+    text = "site: blocks.1.hook_resid_post\ncorpus: [{path: a, limmit: 3}]\n"
+    with pytest.raises(ConfigError, match=r"corpus\.0\.limmit .*did you mean 'limit'\?"):
+        load(text, kind=TrainSaeConfig)
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
@@ -192,7 +165,8 @@ def test_the_digest_depends_on_what_the_numbers_depend_on():
     ]
     for changes in different:
         assert digest(**changes) != base, changes
-    assert digest(folder="elsewhere", model={"threads": 2}) == base
+    nothing = {"tracking": {"tags": ["a"]}, "objective": {"kl_target": 0.2}}
+    assert digest(folder="elsewhere", model={"threads": 2}, **nothing) == base
 
 
 def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:
@@ -217,23 +191,20 @@ def test_yes_is_no_number_however_deep_it_stands():
     assert covered >= {AgentConfig, Parameter, Metric, TrainSaeConfig}
 
 
-@pytest.mark.parametrize("given", [{"n_features": True}, {"n_features": [True]}])
-def test_yes_is_no_number_in_a_methods_settings(given):
-    with pytest.raises(ConfigError, match="method attributed_sae: n_features: true is a yes or no"):
-        build_method("attributed_sae", given)
+def test_yes_is_no_number_in_a_methods_settings():
+    told = "method attributed_sae: n_features: true is a yes or no"
+    for given in ({"n_features": True}, {"n_features": [True]}):
+        with pytest.raises(ConfigError, match=told):
+            build_method("attributed_sae", given)
 
 
-@pytest.mark.parametrize("word", ["1e-3", "1.0e-3", "'1e-3'"])
-def test_a_power_of_ten_is_a_number_wherever_it_stands(load, word):
-    text = BASE + f"evaluation: {{kl_target: {word}, multiples: [{word}, 1e0]}}"
-    config = load(text, f"selection.min_abs_score={word}")
-    assert config.evaluation.kl_target == 0.001
-    assert config.evaluation.multiples == [0.001, 1.0]
-    assert config.selection.min_abs_score == 0.001
-    assert config == load(text.replace(word, "0.001"), "selection.min_abs_score=0.001")
-
-
-def test_a_power_of_ten_among_a_sweeps_values_is_a_number():
+def test_a_power_of_ten_is_a_number_wherever_it_stands(load):
+    for word in ("1e-3", "1.0e-3", "'1e-3'"):
+        text = BASE + f"evaluation: {{kl_target: {word}, multiples: [{word}, 1e0]}}"
+        config = load(text, f"selection.min_abs_score={word}")
+        assert config.evaluation.kl_target == 0.001
+        assert config.evaluation.multiples == [0.001, 1.0]
+        assert config.selection.min_abs_score == 0.001
     assert load_yaml("values: [1e-3, 5e2, -1.5E+3, .5e1]") == {"values": [0.001, 500, -1500, 5]}
     assert load_yaml("[e3, 1e, 12e4f, '1e3']") == ["e3", "1e", "12e4f", "1e3"]
 

@@ -9,7 +9,6 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -32,39 +31,30 @@ def _pins(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
-@pytest.mark.parametrize("name", ["newest.txt", "oldest.txt"])
-def test_a_file_of_constraints_holds_sorted_exact_public_versions_and_no_address(name):
-    head, *lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
-    assert head.startswith("# ")
-    assert lines
-    for line in lines:
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), line
-    names = [line.split("==")[0] for line in lines]
-    assert names == sorted({canonicalize_name(each) for each in names})
+def test_a_file_of_constraints_holds_sorted_exact_public_versions_and_no_address():
+    for name in ("newest.txt", "oldest.txt"):
+        head, *lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+        assert head.startswith("# ")
+        assert lines
+        for line in lines:
+            assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), line
+        names = [line.split("==")[0] for line in lines]
+        assert names == sorted({canonicalize_name(each) for each in names})
 
 
-def test_every_requirement_has_one_floor():
+def test_the_oldest_versions_are_the_floors_and_the_newest_lie_in_every_range():
+    oldest, newest = _pins("oldest.txt"), _pins("newest.txt")
+    assert set(oldest) == {canonicalize_name(each.name) for each in REQUIREMENTS}
     for requirement in REQUIREMENTS:
         bounds = [each for each in requirement.specifier if each.operator == ">="]
         assert len(bounds) == 1, f"{requirement} names no oldest release that works"
-
-
-def test_the_oldest_versions_are_the_floors():
-    oldest = _pins("oldest.txt")
-    assert set(oldest) == {canonicalize_name(each.name) for each in REQUIREMENTS}
-    for requirement in REQUIREMENTS:
-        floor = next(each for each in requirement.specifier if each.operator == ">=")
-        version = Version(oldest[canonicalize_name(requirement.name)])
-        assert version == Version(floor.version), str(requirement)
+        name = canonicalize_name(requirement.name)
+        version = Version(oldest[name])
+        assert version == Version(bounds[0].version), str(requirement)
         assert version in requirement.specifier, str(requirement)
-
-
-def test_the_newest_versions_lie_in_the_range_of_every_requirement():
-    newest = _pins("newest.txt")
-    # The one extra that the tests' environment leaves out.
-    for requirement in REQUIREMENTS:
-        if requirement.name != "kaleido":
-            assert newest[canonicalize_name(requirement.name)] in requirement.specifier
+        # The one extra that the tests' environment leaves out.
+        if name != "kaleido":
+            assert newest[name] in requirement.specifier, str(requirement)
 
 
 def test_what_is_installed_beside_the_project_is_pinned():

@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,13 +33,12 @@ def commands(page: str) -> list[str]:
     return [line for line in lines if line.startswith("saesteer ")]
 
 
-@pytest.mark.parametrize("page", NAMES)
-def test_every_command_has_its_options(page: str) -> None:
+def test_every_command_has_its_options() -> None:
     from saesteer.cli.experiment import DefaultGroup
     from saesteer.cli.main import app
 
     wrong = []
-    for line in commands(page):
+    for page, line in [(name, line) for name in NAMES for line in commands(name)]:
         words = shlex.split(line, comments=True)[1:]
         command: Any = get_command(app)
         while groups := getattr(command, "commands", {}):
@@ -53,13 +51,13 @@ def test_every_command_has_its_options(page: str) -> None:
         if groups:
             # "..." and names in capitals stand for any command.
             if words and re.fullmatch(r"[a-z-]+", words[0]):
-                wrong.append(f"{line}: no command {words[0]!r}")
+                wrong.append(f"{page}: {line}: no command {words[0]!r}")
             continue
         known = {option for given in command.params for option in given.opts} | {"--help"}
         for word in words:
             option = word.split("=")[0]
             if re.match(r"--?[a-z]", option) and option not in known:
-                wrong.append(f"{line}: no option {option}")
+                wrong.append(f"{page}: {line}: no option {option}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -71,32 +69,36 @@ def snippets(page: str) -> list[str]:
     return fenced + [c for c in code if re.match(r"(from|import) |\w+ = ss\.", c)]
 
 
-@pytest.mark.parametrize("page", NAMES)
-def test_every_snippet_is_python_whose_names_exist(page: str) -> None:
+def test_every_snippet_is_python_whose_names_exist() -> None:
     import saesteer as ss
 
-    for code in snippets(page):
+    missing = []
+    for page, code in [(name, code) for name in NAMES for code in snippets(name)]:
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom):
                 module = import_module(str(node.module))
-                for name in node.names:
-                    assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+                names = [name.name for name in node.names if not hasattr(module, name.name)]
+                missing += [f"{page}: {node.module} has no {name}" for name in names]
             elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ss":
-                assert hasattr(ss, node.attr), f"saesteer has no {node.attr}"
-    for name in re.findall(r"`ss\.(\w+)", text(page)):
-        assert hasattr(ss, name), f"saesteer has no {name}"
-    for name in re.findall(r"`(saesteer(?:\.\w+)+)`", text(page)):
-        module, _, attribute = name.rpartition(".")
-        try:
-            import_module(name)
-        except ModuleNotFoundError:
-            assert hasattr(import_module(module), attribute), f"there is no {name}"
+                missing += [f"{page}: no ss.{node.attr}"] * (not hasattr(ss, node.attr))
+    for page in NAMES:
+        named = re.findall(r"`ss\.(\w+)", text(page))
+        missing += [f"{page}: no ss.{name}" for name in named if not hasattr(ss, name)]
+        for name in re.findall(r"`(saesteer(?:\.\w+)+)`", text(page)):
+            module, _, attribute = name.rpartition(".")
+            try:
+                import_module(name)
+            except ModuleNotFoundError:
+                there = hasattr(import_module(module), attribute)
+                missing += [f"{page}: there is no {name}"] * (not there)
+    assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("page", [*NAMES, "CHANGELOG.md", "Makefile"])
-def test_every_file_and_link_is_there(page: str) -> None:
-    whole = text(page)
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", whole)
-    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
-    missing += [place for place in PLACES.findall(whole) if not (ROOT / place).exists()]
-    assert not missing, f"{page} names {', '.join(sorted(set(missing)))}"
+def test_every_file_and_link_is_there() -> None:
+    missing = []
+    for page in [*NAMES, "CHANGELOG.md", "Makefile"]:
+        whole, folder = text(page), (ROOT / page).parent
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", whole)
+        places = [folder / link for link in links] + [ROOT / p for p in PLACES.findall(whole)]
+        missing += [f"{page} names {place}" for place in places if not place.exists()]
+    assert not missing, "\n".join(missing)

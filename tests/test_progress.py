@@ -41,30 +41,24 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock, log):
         for _ in range(4):
             clock.now += 20
             task.advance(100, "loss 0.5")
-    assert lines(log) == [
-        "  reading: 200 of 1,000 tokens, 40 s, about 160 s left loss 0.5",
-        "  reading: 400 of 1,000 tokens, 80 s, about 120 s left loss 0.5",
-    ]
-
-
-def test_a_task_of_nothing_is_done(clock, log):
+    # A task of nothing is done.
     with Progress(Console(file=log, width=100)).task("training", 0, "steps") as task:
         clock.now += 31
         task.advance(0)
-    assert lines(log) == ["  training: 0 of 0 steps, 31 s, about 0 s left"]
+    assert lines(log) == [
+        "  reading: 200 of 1,000 tokens, 40 s, about 160 s left loss 0.5",
+        "  reading: 400 of 1,000 tokens, 80 s, about 120 s left loss 0.5",
+        "  training: 0 of 0 steps, 31 s, about 0 s left",
+    ]
 
 
-def test_a_terminal_gets_a_bar_that_is_gone_afterwards(log):
+def test_a_terminal_gets_a_bar_that_is_gone_afterwards_also_when_the_work_fails(log):
     console = Console(file=log, force_terminal=True, width=100)
     with Progress(console).task("scoring [x]", 4, "vectors") as task:
         for number in range(4):
             task.advance(1, f"random {number}")
     assert "scoring [x] random 3" in log.getvalue()
     assert "vectors" in log.getvalue()
-
-
-def test_the_bar_goes_away_when_the_work_fails(log):
-    console = Console(file=log, force_terminal=True, width=100)
     with pytest.raises(ZeroDivisionError), Progress(console).task("scoring", 4):
         raise ZeroDivisionError
     # A second bar on one console is an error as long as the first one lives.
@@ -80,11 +74,6 @@ def test_without_a_console_nothing_is_shown(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_said_is_shown_letter_by_letter(log):
-    Progress(Console(file=log, width=100)).say("Loading model runs/[bold]x[/bold] ...")
-    assert lines(log) == ["Loading model runs/[bold]x[/bold] ..."]
-
-
-def test_progress_goes_to_standard_error_alone(capsys):
-    terminal_progress().say("Loading")
-    assert capsys.readouterr() == ("", "Loading\n")
+def test_what_is_said_is_shown_letter_by_letter_on_standard_error_alone(capsys):
+    terminal_progress().say("Loading model runs/[bold]x[/bold] ...")
+    assert capsys.readouterr() == ("", "Loading model runs/[bold]x[/bold] ...\n")

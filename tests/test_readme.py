@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands, and what it says of commands is so."""
+"""The README opens with its two commands, and its Python example runs as it stands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-# What a user types, word for word; comments and what is printed stand beside it.
+# What a user types; comments and what is printed stand beside it.
 TYPED = """
 import saesteer as ss
 model, sae = ss.load_model("smollm2"), ss.load_sae("smollm2")
@@ -25,7 +25,7 @@ ss.evaluate(model, test, [vector, means], kl_target=0.3)
 ss.generate(model, "How was your day?", vector, strength=[-0.2, 0, 0.2])
 vector.save("kind.safetensors"); ss.load_vector("kind.safetensors")
 with vector.steer(model, strength=0.2): model.generate(**inputs)
-""".strip().splitlines()
+"""
 
 
 def example() -> str:
@@ -62,9 +62,11 @@ def check(found: dict[str, Any]) -> None:
     assert torch.equal(loaded.direction, vector.direction)
 
 
-def test_the_example_holds_what_a_user_types_word_for_word():
-    lines = {line.split("  #")[0].rstrip() for line in example().splitlines()}
-    assert [line for line in TYPED if line not in lines] == []
+def test_the_example_holds_what_a_user_types_statement_by_statement():
+    # A formatter may put on two lines what stands on one here.
+    statements = {ast.unparse(statement) for statement in ast.parse(example()).body}
+    typed = [ast.unparse(statement) for statement in ast.parse(TYPED).body]
+    assert [statement for statement in typed if statement not in statements] == []
 
 
 @pytest.fixture
@@ -86,7 +88,8 @@ def tiny(monkeypatch, tmp_path, roomy_model, mirror_sae) -> None:
     sides += [read.negative.text(i) for i in range(len(given))]
     largest = torch.stack([torch.cat([side, -side], dim=1).amax(dim=0) for side in sides])
     with torch.no_grad():
-        sae.sae.b_enc -= largest.median(dim=0).values
+        bias: Any = sae.sae.b_enc
+        bias -= largest.median(dim=0).values
     quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, neutral_answers=8)
     monkeypatch.setattr("saesteer.models.load_model", lambda name: roomy_model)
     monkeypatch.setattr("saesteer.saes.load_sae", lambda name: sae)
@@ -100,6 +103,7 @@ def test_the_example_runs_on_a_tiny_model(monkeypatch, tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_example_runs_as_it_stands(smollm2, monkeypatch, tmp_path):
     from saesteer.saes.loading import bundled_sae_folder
 
@@ -122,15 +126,3 @@ def test_it_opens_with_the_two_commands():
         "make test",
     ]
     assert text.index("make demo") < 500
-
-
-def test_every_command_it_names_exists():
-    from typer.testing import CliRunner
-
-    from saesteer.cli.main import app
-
-    help_text = CliRunner().invoke(app, ["--help"]).output
-    named = set(re.findall(r"`saesteer (\w+)", README.read_text(encoding="utf-8")))
-    assert named
-    for command in named:
-        assert re.search(rf"\b{command}\b", help_text), command

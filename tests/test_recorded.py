@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +14,7 @@ from saesteer.sweeps.study import TrialRow
 from saesteer.sweeps.sweep import Sweep
 from saesteer.tracking import recorded_run
 from saesteer.utils.run_folder import RunFolder
+from tests.report.made_up import made_up_metrics
 
 
 class Listener:
@@ -42,18 +41,9 @@ class Listener:
 def listened(tmp_path):
     """A run under way, and what listens to it."""
     with recorded_run(RunFolder(tmp_path / "run"), kind="k", name="n") as run:
-        listener = Listener()
+        listener: Any = Listener()
         run._mirror = listener
         yield run, listener
-
-
-def made_up_metrics() -> dict[str, Any]:
-    place = Path(__file__).parent / "report" / "made_up.py"
-    spec = importlib.util.spec_from_file_location("made_up_comparison", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.made_up_metrics()
 
 
 def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(listened):

@@ -1,4 +1,4 @@
-"""One finished tiny run, and an SAE with labels."""
+"""Files of settings, one finished tiny run, and an SAE with labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.experiments import conftest as fixtures
+
+small_data, small_in = fixtures.small_data, fixtures.small_in
+
+
+@pytest.fixture(scope="session")
+def settings_file(small_in, tmp_path_factory) -> Callable[..., Path]:
+    """Return a function that writes a kind's small settings, changed; JSON is YAML."""
+
+    def write(kind: str, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        file = folder / f"{kind}.yaml"
+        file.write_text(json.dumps({**small_in(kind, folder / "runs"), **changes}))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def probe_texts(tmp_path_factory) -> Path:
+    """Sixty texts whose last words tell their class."""
+    path = tmp_path_factory.mktemp("probe") / "texts.csv"
+    words = {"negative": "bad grim", "positive": "nice glad"}
+    lines = [f"the cat {n} is {said},{label}" for n in range(30) for label, said in words.items()]
+    path.write_text("\n".join(["text,label", *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def probe_config(probe_texts, settings_file) -> Path:
+    """A file of settings for probes on every layer of a tiny model."""
+    return settings_file(
+        "probe",
+        data={"source": str(probe_texts), "test": 0.3, "judge": 0, "near_duplicate": None},
+        fit={"c": [0.01, 0.1], "resamples": 20},
+        checks=str(probe_texts),
+    )
 
 
 @pytest.fixture

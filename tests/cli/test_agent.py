@@ -35,7 +35,11 @@ def agent_file(tiny_model_folder, tmp_path) -> Any:
     return file
 
 
-def test_it_answers_and_says_where_the_report_is(saesteer, agent_file, tmp_path):
+def test_it_plans_answers_and_says_where_the_report_is(saesteer, agent_file, tmp_path):
+    answer = saesteer("agent", agent_file, "--goal", "Why?", "--dry-run")
+    assert answer.code == 0 and "Why?" in answer.out
+    assert "seeded, without a language model" in answer.out
+    assert not (tmp_path / "runs").exists()
     answer = saesteer("agent", agent_file, "--budget", 2)
     assert answer.code == 0, answer
     assert "the layer that costs most is" in " ".join(answer.out.split())
@@ -49,13 +53,6 @@ def test_it_answers_and_says_where_the_report_is(saesteer, agent_file, tmp_path)
     assert again.code == 0 and "Spent: 1 experiments" in again.out
     listed = saesteer("runs", "list", "--root", tmp_path / "runs")
     assert "agent" in listed.out and "corrupt" in listed.out
-
-
-def test_a_dry_run_loads_and_writes_nothing(saesteer, agent_file, tmp_path):
-    answer = saesteer("agent", agent_file, "--goal", "Why?", "--dry-run")
-    assert answer.code == 0 and "Why?" in answer.out
-    assert "seeded, without a language model" in answer.out
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.compare import conftest as fixtures
 
-def _fixtures() -> Any:
-    place = Path(__file__).parents[1] / "compare" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("compare_fixtures", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fixtures = _fixtures()
 compare_data, embeds = fixtures.compare_data, fixtures.embeds
 tiny_compare, few = fixtures.tiny_compare, fixtures.few
 
@@ -52,7 +42,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
         row = next(line.split() for line in answer.out.splitlines() if line.startswith(name))
         assert row == [name, "16", "6", "8", "no"]
     assert "attributed_sae, clustered_sae, difference_in_means" in answer.out.replace("\n", " ")
-    assert "null of 7 directions and 2 feature sets" in answer.out.replace("\n", " ")
+    assert "null of 7 directions and 1 feature sets" in answer.out.replace("\n", " ")
     assert f"{settings['folder']}/tiny-" in answer.out.replace("\n", "")
     assert list(Path(settings["folder"]).iterdir()) == []
     assert long_lines(answer.out) == []
@@ -96,32 +86,69 @@ def test_a_comparison_prints_the_table_and_where_everything_is(
     assert "kindly" not in [line.split()[0] for line in swapped.out.splitlines() if line.strip()]
 
 
+PAIR = ["attributed_sae", "difference_in_means"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("changes", "text"),
     [
-        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
-        (["{config}", "--set", "sede=[1]"], "sede is not a known setting (did you mean 'seeds'?)"),
+        ({"personas": []}, "personas: list should have at least 1 item"),
+        ({"personas": ["a.jsonl", "b/a.csv"]}, "personas: a stands there twice"),
+        ({"personas": [{"source": "a", "name": "x/y"}]}, "personas.0.name"),
+        ({"personas": ["kindlyness"]}, "persona kindlyness: "),
+        ({"methods": [PAIR[1], PAIR[1]]}, "difference_in_means stands there twice"),
+        ({"methods": [PAIR[0]]}, "baseline 'difference_in_means' is not one of the"),
+        ({"methods": [*PAIR, "pcaa"]}, "method 'pcaa' is unknown (did you mean 'pca'?)"),
         (
-            ["{config}", "--set", "methods=[attributed_sae, difference_in_means, pcaa]"],
-            "method 'pcaa' is unknown (did you mean 'pca'?)",
+            {"methods": [PAIR[1], {"name": PAIR[0], "grid": [{"x": 1}]}]},
+            "method attributed_sae: x is not a known setting",
         ),
-        (["{config}", "--set", "evaluation.headline_kl_target=0.7"], "is not one of the KL"),
-        (["{config}", "--persona", "a/x.csv", "--persona", "b/x.csv"], "x stands there twice"),
-        (["{config}", "--persona", "nowhere.csv"], "persona nowhere: "),
-        (["{config}", "--only", "kindlyness"], "--only 'kindlyness' is no persona here"),
+        ({"methods": [*PAIR, "system_prompt"], "headline": "system_prompt"}, "has no strength to"),
+        ({"methods": [*PAIR, "system_prompt"], "baseline": "system_prompt"}, "has no strength to"),
+        ({"writing": {"methods": ["pca"]}}, "writing.methods 'pca' is not one of"),
+        ({"writing": {"kl_targets": [0.2], "n_questions": 1}}, "kl_targets 0.2 is not one of"),
+        ({"writing": {"kl_targets": [], "n_questions": 1}}, "writing.kl_targets is empty"),
+        ({"evaluation": {"headline_kl_target": 0.2}}, "headline_kl_target 0.2 is not one of the"),
+        ({"evaluation": {"kl_targets": [0.3, 0.3]}}, "are not different KL targets above 0"),
+        ({"evaluation": {"multiples": [1, 1]}}, "names a multiple twice; name each once"),
+        ({"evaluation": {"neutral_answers": 16}}, "none is left to train with"),
+        ({"writing": {"n_questions": 4}, "objective": {"own_words": 1}}, "left for self-generated"),
+        ({"side_effects": {"prose": "nowhere.jsonl"}}, "nowhere.jsonl"),
+        ({"splits": {"judge": 10, "train": 400}}, "60 pairs leave 1 for validation"),
+        ({"seeds": [1, 1]}, "are not different numbers from 0"),
+        ({"sede": [1]}, "sede is not a known setting (did you mean 'seeds'?)"),
+        ({"random": {"directions": -1}}, "random.directions"),
+        ({"site": "here"}, "site 'here' is not of the form"),
     ],
+    ids=str,
 )
-def test_bad_input_is_one_sentence_before_anything_is_loaded(
-    arguments, text, refused, few, write, no_loading
+def test_settings_that_do_not_fit_are_one_sentence_before_anything_is_loaded(
+    changes, text, refused, tiny_compare, few, write, no_loading
 ):
-    file = str(write(few()))
-    told = refused("compare", *(part.replace("{config}", file) for part in arguments))
+    settings = (tiny_compare if "own_words" in str(changes) else few)(**changes)
+    told = refused("compare", write(settings))
     assert text in told
+    assert not [place for place in Path(settings["folder"]).iterdir() if place.is_dir()]
 
 
-def test_a_site_that_is_not_the_saes_is_one_sentence(refused, few, write):
-    told = refused("compare", write(few()), "--set", "site=blocks.0.hook_resid_post")
-    assert "site blocks.0.hook_resid_post is not where SAE" in told
+def test_bad_input_is_one_sentence_before_anything_is_loaded(
+    refused, few, write, no_loading, compare_data, tmp_path
+):
+    file = write(few())
+    assert "nowhere.yaml cannot be read" in refused("compare", "nowhere.yaml")
+    twice = ("--persona", "a/x.csv", "--persona", "b/x.csv")
+    assert "x stands there twice" in refused("compare", file, *twice)
+    assert "persona nowhere: " in refused("compare", file, "--persona", "nowhere.csv")
+    told = refused("compare", file, "--only", "kindlyness")
+    assert "--only 'kindlyness' is no persona here" in told
+    for lines, text in (
+        ('{"positive": "a"}', "kindly.jsonl:1"),
+        ('{"positive": "a b c d", "negative": "b c d e"}', "kindly.jsonl: its 1 pairs are fewer"),
+    ):
+        bad = tmp_path / "kindly.jsonl"
+        bad.write_text(lines)
+        told = refused("compare", write(few(personas=[compare_data["boldly"], str(bad)])))
+        assert told.startswith("persona kindly: ") and text in told
 
 
 def test_a_comparison_names_features_by_imported_labels_and_embeds_their_pages(

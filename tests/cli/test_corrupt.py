@@ -9,19 +9,10 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def corrupt_config(tiny_model_folder, tmp_path_factory) -> Path:
-    """A file of settings for a run on a tiny model; JSON is YAML."""
-    settings = {
-        "name": "tiny",
-        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
-        "tasks": {"source": ["opposites"], "max_questions": 4, "shots": 1},
-        "families": [{"kind": "keep"}],
-        "completions": None,
-        "folder": str(tmp_path_factory.mktemp("runs")),
-    }
-    file = tmp_path_factory.mktemp("config") / "corrupt.yaml"
-    file.write_text(json.dumps(settings))
-    return file
+def corrupt_config(settings_file) -> Path:
+    tasks = {"source": ["opposites"], "max_questions": 4, "shots": 1}
+    keep = [{"kind": "keep"}]
+    return settings_file("corrupt", tasks=tasks, programs=[], families=keep, completions=None)
 
 
 def test_a_run_prints_tasks_programs_observations_and_where_it_is(saesteer, corrupt_config):

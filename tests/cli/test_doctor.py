@@ -32,24 +32,19 @@ def doctor(tiny_model_folder, text):
     return arguments
 
 
-def test_a_fit_sae_is_measured(saesteer, doctor, mirror_sae):
+def test_a_fit_is_measured_and_a_doubtful_one_said_in_words_and_in_json(
+    saesteer, doctor, mirror_sae
+):
     answer = saesteer(*doctor(mirror_sae()))
     assert answer.code == 0
     for name in ("explained variance", "L0", "CE recovered", "norm ratio", "never fired"):
         assert name in answer.out
     assert max(len(line) for line in answer.out.splitlines()[2:]) <= 100
-
-
-def test_json_for_a_machine(saesteer, doctor, mirror_sae):
-    answer = saesteer(*doctor(mirror_sae(gain=0.9), "--json"))
-    report = json.loads(answer.out)
+    report = json.loads(saesteer(*doctor(mirror_sae(gain=0.9), "--json")).out)
     # A mirror that gives back nine tenths of it about the origin, not about the mean.
     assert 0.9 < report["explained_variance"] < 0.995
     assert report["norm_ratio"] == pytest.approx(0.9, abs=1e-4)
     assert report["l0"] == pytest.approx(32, abs=0.01)
-
-
-def test_a_doubtful_fit_is_said_in_words_and_in_json(saesteer, doctor, mirror_sae):
     sae = mirror_sae(gain=0.2)
     words = " ".join(saesteer(*doctor(sae)).out.split())
     assert "says that it was not trained on this model or site" in words
@@ -72,18 +67,14 @@ def test_a_share_that_cannot_be_computed_is_null_and_not_nan(
     assert any(line.split()[:3] == ["CE", "recovered", "\N{EN DASH}"] for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("sae", "text_told"),
-    [
-        ({"d_in": 48}, "is 48 wide at"),
-        ({"site": "blocks.9.hook_resid_post"}, "blocks 0 to 2"),
-        ({"gain": 0.01}, "explains"),
-        ({"gain": -1.0}, "so it was not trained on this model or site; choose the SAE"),
-    ],
-    ids=["width", "site", "misfit", "opposite"],
-)
-def test_an_unfit_sae_is_refused_with_exit_code_2(sae, text_told, refused, doctor, mirror_sae):
-    assert text_told in refused(*doctor(mirror_sae(**sae)))
+def test_an_unfit_sae_and_too_little_text_are_refused(refused, doctor, mirror_sae, tmp_path):
+    site = mirror_sae(site="blocks.9.hook_resid_post")
+    assert "blocks 0 to 2" in refused(*doctor(site))
+    assert "explains" in refused(*doctor(mirror_sae(gain=0.01)))
+    told = "so it was not trained on this model or site; choose the SAE"
+    assert told in refused(*doctor(mirror_sae(gain=-1.0)))
+    (tmp_path / "short.txt").write_text("Too short.")
+    assert "at least 64 tokens" in refused(*doctor(mirror_sae(), "--text", tmp_path / "short.txt"))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +91,6 @@ def test_bad_input_is_one_sentence_before_anything_is_loaded(
 ):
     base = ["--sae", mirror_sae()] if "--sae" not in arguments else []
     assert told in refused("doctor", *base, *arguments)
-
-
-def test_too_little_text_is_one_sentence(refused, doctor, mirror_sae, tmp_path):
-    (tmp_path / "short.txt").write_text("Too short.")
-    assert "at least 64 tokens" in refused(*doctor(mirror_sae(), "--text", tmp_path / "short.txt"))
 
 
 def test_sae_train_prints_the_doctors_figures_and_where_the_sae_is(

@@ -80,33 +80,31 @@ def test_a_chat_model_can_be_given_a_plain_prompt(saesteer, finished):
         (["--samples", "3"], "--samples 3 at temperature 0 would all be equal"),
         ([""], "a prompt is empty"),
         (["--vector", "nowhere"], "nowhere: there is no such steering vector"),
+        (["--vector", "{cut}"], "cut.safetensors: cannot be read as safetensors"),
         (["--dtype", "int8"], "dtype 'int8' is not one of"),
     ],
 )
 def test_bad_input_is_one_sentence_before_the_model_is_loaded(
-    arguments, text, refused, finished, monkeypatch
+    arguments, text, refused, finished, tmp_path, monkeypatch
 ):
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("the model may not be loaded")
 
     monkeypatch.setattr("saesteer.models.loading._load_plain", refuse)
-    given = arguments if "--vector" in arguments else ["--vector", finished, *arguments]
-    assert text in refused("generate", "Why?", *given)
-
-
-def test_a_strength_without_a_vector_is_refused(refused, no_loading):
-    assert "a strength needs a vector; give --vector RUN" in refused(
-        "generate", "Why?", "--strength", "-0.2"
-    )
-
-
-def test_a_damaged_vector_is_refused(refused, finished, tmp_path, no_loading):
-    content = (finished / "vector.safetensors").read_bytes()
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(content[:100])
-    assert "cut.safetensors: cannot be read as safetensors" in refused(
-        "generate", "Why?", "--vector", cut
-    )
+    cut.write_bytes((finished / "vector.safetensors").read_bytes()[:100])
+    given = [word.replace("{cut}", str(cut)) for word in arguments]
+    vector = [] if "--vector" in given else ["--vector", finished]
+    assert text in refused("generate", "Why?", *vector, *given)
+
+
+def test_what_the_options_alone_tell_is_refused(saesteer, refused, no_loading):
+    told = refused("generate", "Why?", "--strength", "-0.2")
+    assert "a strength needs a vector; give --vector RUN" in told
+    for option in (["--max-new-tokens", "0"], ["--samples", "0"], ["--temperature", "-1"]):
+        answer = saesteer("generate", "Why?", *option)
+        assert answer.code == 2
+        assert option[0] in answer.err
 
 
 def test_what_only_the_model_can_tell_is_one_sentence_too(refused, finished, tiny_model_folder):
@@ -117,13 +115,6 @@ def test_what_only_the_model_can_tell_is_one_sentence_too(refused, finished, tin
     )
     base = tiny_model_folder("gpt2", False)
     assert "chat template" in refused("generate", "Why?", "--model", base, "--system", "Be kind.")
-
-
-def test_numbers_out_of_range_are_told_with_exit_code_2(saesteer, no_loading):
-    for option in (["--max-new-tokens", "0"], ["--samples", "0"], ["--temperature", "-1"]):
-        answer = saesteer("generate", "Why?", *option)
-        assert answer.code == 2
-        assert option[0] in answer.err
 
 
 def test_a_vector_of_brackets_is_printed_letter_by_letter(saesteer, finished, tmp_path):

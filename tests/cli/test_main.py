@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import typer
 
 
@@ -29,28 +28,16 @@ def test_every_command_has_help(saesteer, no_loading):
         assert f"Usage: saesteer {' '.join(words)}" in answer.out
 
 
-def test_the_version_needs_no_command(saesteer):
+def test_the_version_or_nothing_or_a_mistyped_command_is_answered(saesteer):
     from saesteer import __version__
 
     assert saesteer("--version") == (0, f"{__version__}\n", "")
-
-
-def test_no_command_is_a_question_for_help(saesteer):
     answer = saesteer()
-    assert "Usage: saesteer" in answer.out + answer.err
-    assert "Traceback" not in answer.err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["rnu"], ["--vresion"], ["probe", "raed"], ["generate"], ["run", "a.yaml", "--sett", "x=1"]],
-)
-def test_a_mistyped_command_is_told_with_exit_code_2(arguments, saesteer):
-    answer = saesteer(*arguments)
-    assert answer.code == 2
-    assert answer.out == ""
-    assert "Traceback" not in answer.err
-    assert "Usage: saesteer" in answer.err
+    assert "Usage: saesteer" in answer.out + answer.err and "Traceback" not in answer.err
+    for words in ("rnu", "--vresion", "probe raed", "generate", "run a.yaml --sett x=1"):
+        answer = saesteer(*words.split())
+        assert (answer.code, answer.out) == (2, "")
+        assert "Usage: saesteer" in answer.err and "Traceback" not in answer.err
 
 
 def test_ctrl_c_says_how_to_go_on(saesteer, config, monkeypatch):

@@ -56,63 +56,32 @@ def test_a_damaged_cache_costs_no_run(saesteer, config, labelled, tmp_path):
     assert "warning: no imported labels" in answer.err and "[label]" not in answer.out
 
 
-def test_probes_on_codes(saesteer, labelled, tiny_model_folder, tmp_path):
+def test_probes_on_codes(saesteer, probe_config, labelled, tmp_path):
     from saesteer.steering import SteeringVector
 
-    words = {"negative": "bad grim", "positive": "nice glad"}
-    texts = [f"the cat {n} is {said},{name}" for n in range(30) for name, said in words.items()]
-    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *texts]) + "\n")
-    settings = {
-        "name": "codes",
-        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
-        "data": {"source": str(tmp_path / "texts.csv"), "test": 0.3, "judge": 0}
-        | {"near_duplicate": None},
-        "reading": {"sae": str(labelled)},
-        "fit": {"c": [0.1], "resamples": 20},
-        "sparse": {"k": [2], "l1_c": [0.1]},
-        "folder": str(tmp_path / "runs"),
-    }
-    (tmp_path / "probe.yaml").write_text(json.dumps(settings))
-    answer = saesteer("probe", "train", tmp_path / "probe.yaml")
+    sparse = ("sparse.k=[2]", "sparse.l1_c=[0.1]", "fit.c=[0.1]", "checks=null")
+    place = (f"reading.sae={labelled}", f"folder={tmp_path}")
+    answer = saesteer("probe", "train", probe_config, *place, *sparse)
     assert answer.code == 0, answer
-    (metrics,) = (tmp_path / "runs").glob("codes-*/metrics.json")
+    (metrics,) = tmp_path.glob("tiny-*/metrics.json")
     top = json.loads(metrics.read_text())["features"][0]
-    assert (top["description"], top["url"]) == (
-        f"[label] {top['feature']}",
-        f"{PAGE}/{top['feature']}",
-    )
+    named = (f"[label] {top['feature']}", f"{PAGE}/{top['feature']}")
+    assert (top["description"], top["url"]) == named
     assert f"{top['feature']}: {PAGE}/{top['feature']}" in lines_of(answer.out)
-    vector = SteeringVector.load(metrics.parent / "sparse" / "k-2.safetensors")
-    assert (
-        f"{PAGE}/{vector.sae_features[0].index}"
-        in saesteer("vector", "show", metrics.parent / "sparse" / "k-2.safetensors").out
-    )
+    file = metrics.parent / "sparse" / "k-2.safetensors"
+    link = f"{PAGE}/{SteeringVector.load(file).sae_features[0].index}"
+    assert link in saesteer("vector", "show", file).out
 
 
-def test_patched_features(saesteer, labelled, tiny_model_folder, tmp_path):
-    pair = {
-        "clean": {"question": "The cat sat on the", "answer": " m"},
-        "corrupted": {"question": "The dog ran on the", "answer": " h"},
-    }
-    (tmp_path / "pairs.json").write_text(json.dumps([pair]))
-    settings = {
-        "name": "patched",
-        "model": {"name": str(tiny_model_folder("llama")), "device": "cpu"},
-        "pairs": {"source": str(tmp_path / "pairs.json")},
-        "sae": str(labelled),
-        "modes": ["denoising", "noising"],
-        "components": ["resid_pre"],
-        "features": {"n_features": 3},
-        "resamples": 20,
-        "folder": str(tmp_path / "runs"),
-    }
-    (tmp_path / "patch.yaml").write_text(json.dumps(settings))
-    answer = saesteer("patch", "run", tmp_path / "patch.yaml")
+def test_patched_features(saesteer, settings_file, labelled, tmp_path):
+    modes = ["denoising", "noising"]
+    file = settings_file("patch", sae=str(labelled), modes=modes, features={"n_features": 3})
+    answer = saesteer("patch", "run", file, f"folder={tmp_path}")
     assert answer.code == 0, answer
-    (metrics,) = (tmp_path / "runs").glob("patched-*/metrics.json")
+    (metrics,) = tmp_path.glob("tiny-*/metrics.json")
     page = (metrics.parent / "report.html").read_text()
     strongest = json.loads(metrics.read_text())["strongest"]
-    for mode in settings["modes"]:
+    for mode in modes:
         cells = strongest[f"activation-sae-{mode}"]
         assert cells
         for cell in cells:

@@ -37,23 +37,16 @@ def planned(run_cli):
     return call
 
 
-@pytest.mark.parametrize(
-    ("short", "long"),
-    [
-        (["steer", "agreeableness"], ["run", "steer/agreeableness"]),
-        (["probe", "sentiment"], ["probe", "train", "sentiment"]),
-        (["corrupt", "depth"], ["corrupt", "run", "depth"]),
-        (["patch", "ioi"], ["patch", "run", "ioi"]),
-        (["patch", "sentiment"], ["patch", "run", "patch/sentiment"]),
-        (["compare", "personas"], ["compare", "compare/personas"]),
-    ],
-)
-def test_a_name_is_enough(short, long, planned, tmp_path):
-    assert planned(*short) == planned(*long)
+def test_a_name_or_a_file_of_data_is_enough(planned, tmp_path):
+    for short, long in (
+        ("steer agreeableness", "run steer/agreeableness"),
+        ("probe sentiment", "probe train sentiment"),
+        ("corrupt depth", "corrupt run depth"),
+        ("patch ioi", "patch run ioi"),
+        ("patch sentiment", "patch run patch/sentiment"),
+    ):
+        assert planned(*short.split()) == planned(*long.split())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_of_data_is_enough(planned, tmp_path):
     (tmp_path / "my.csv").write_text(PAIRS)
     settings = planned("steer", "my.csv", "pairs.test=0.4", "seed=1")
     assert (settings["name"], settings["seed"]) == ("my", 1)
@@ -75,14 +68,7 @@ def test_options_stand_for_settings(planned, mirror_sae):
     assert (ioi["seed"], ioi["circuit"]) == (3, None)
 
 
-def test_what_a_sweep_gives_wins_in_every_kind(planned, tmp_path, monkeypatch):
-    (tmp_path / "given.yaml").write_text("wandb_version: 1\nseed: {value: 7}\n")
-    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "given.yaml"))
-    for command in ("steer agreeableness", "corrupt depth", "probe sentiment", "patch capitals"):
-        assert planned(*command.split(), "--set", "seed=1", "seed=2")["seed"] == 7
-
-
-def test_the_full_yaml_runs_as_it_is(run_cli, tmp_path):
+def test_configurations_are_listed_and_the_full_yaml_runs_as_it_is(run_cli, tmp_path):
     printed = run_cli("corrupt", "depth", "--print-config", "seed=3").out
     (tmp_path / "mine.yaml").write_text(printed)
     assert yaml.safe_load(printed)["seed"] == 3
@@ -94,9 +80,6 @@ def test_the_full_yaml_runs_as_it_is(run_cli, tmp_path):
     assert run_cli("configs", "depth").out == printed.replace("seed: 3", "seed: 0")
     several = run_cli("corrupt", "depth", "order", "--print-config").out
     assert [part["name"] for part in yaml.safe_load_all(several)] == ["depth", "order"]
-
-
-def test_configurations_are_listed(run_cli):
     lines = run_cli("configs").out.splitlines()
     kinds = {tuple(line.split()[:2]) for line in lines}
     assert {("agreeableness", "steer"), ("smollm2", "train_sae"), ("features", "sweep")} <= kinds
@@ -107,14 +90,10 @@ def test_configurations_are_listed(run_cli):
     ("words", "told"),
     [
         (["steer"], "there is nothing to run"),
-        (["steer", "agreablness"], "did you mean 'agreeableness'?"),
-        (["probe", "nothing"], "'nothing' is no file and no bundled"),
         (["patch", "ioi", "capitals"], "'capitals' is no setting of the form key=value"),
-        (["corrupt", "agreeableness"], "is a configuration of kind steer and not corrupt"),
         (["steer", "agreeableness", "--kl", "-1"], "evaluation.kl_target"),
         (["compare", "agreeableness", "--only", "optimism"], "'optimism' is no persona here"),
         (["configs", "dept"], "did you mean 'depth'?"),
-        (["configs", "sentiment"], "give patch/sentiment or probe/sentiment"),
         (["sae", "train", "nothing.jsonl"], "nothing.jsonl is not there"),
     ],
 )

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.neuronpedia import player as play
+
 KEY = "sk-np+secret/key=="
 
 
-@pytest.fixture(scope="module")
-def play():
-    """The player's module."""
-    path = Path(__file__).parents[1] / "neuronpedia" / "player.py"
-    spec = importlib.util.spec_from_file_location("neuronpedia_player", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def player(play, monkeypatch, tmp_path):
+def player(monkeypatch, tmp_path):
     """The player, online, with a key and an empty cache."""
     made = play.Player()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -53,7 +43,7 @@ def vector(saesteer, player, known_sae, tiny_model_folder, tmp_path) -> Path:
     return target
 
 
-def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, no_network):
+def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, refused, no_network):
     answer = saesteer("neuronpedia", "feature", 7774, 12, "--json")
     cards = json.loads(answer.out)
     assert [card["feature"] for card in cards] == [7774, 12]
@@ -61,6 +51,10 @@ def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, no_networ
     assert cards[0]["contexts"] and cards[0]["top_tokens"] and cards[0]["description"]
     shown = saesteer("neuronpedia", "feature", 7774).out
     assert "feature 7774: fires on" in shown and "promotes" in shown
+    # What needs Neuronpedia says so.
+    assert "is not on Neuronpedia" in refused("neuronpedia", "text", "be kind")
+    assert "is not on Neuronpedia" in refused("neuronpedia", "similar", 3)
+    assert "not in" in refused("neuronpedia", "feature", 10**6)
 
 
 def test_words_find_features_of_the_bundled_sae_and_make_a_vector(saesteer, no_network, tmp_path):
@@ -87,13 +81,7 @@ def test_words_find_features_of_the_bundled_sae_and_make_a_vector(saesteer, no_n
     assert vector.residual_norm == pytest.approx(136.5, abs=1)
 
 
-def test_what_needs_neuronpedia_says_so_for_the_bundled_sae(refused, no_network):
-    assert "is not on Neuronpedia" in refused("neuronpedia", "text", "be kind")
-    assert "is not on Neuronpedia" in refused("neuronpedia", "similar", 3)
-    assert "not in" in refused("neuronpedia", "feature", 10**6)
-
-
-def test_nothing_in_a_features_words_is_obeyed_by_the_terminal(saesteer, play, player, known_sae):
+def test_nothing_in_a_features_words_is_obeyed_by_the_terminal(saesteer, player, known_sae):
     bad = play.feature(3)
     bad["explanations"][0]["description"] = "calm \x1b[31m [bold] \r\nred \ud83d"
     bad["pos_str"] = [" a\x1b[2J", "\x07", "\n", "\u0120\U0001f642"]
@@ -114,7 +102,7 @@ def test_features_of_a_known_sae_are_looked_up_once(saesteer, player, known_sae)
     assert player.paths == ["/api/feature/gpt2-small/6-res-jb/3"]
 
 
-def test_a_vector_from_words_is_at_the_features_largest_activations(vector):
+def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     from saesteer.steering import SteeringVector
 
     made = SteeringVector.load(vector)
@@ -122,9 +110,6 @@ def test_a_vector_from_words_is_at_the_features_largest_activations(vector):
     assert made.sae_features[0].description == "words of kindness 40"
     assert made.provenance["words"] == "kindness"
     assert made.max_act == pytest.approx(made.norm)
-
-
-def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     answer = saesteer(
         *("neuronpedia", "steer", vector, "--prompt", "I like", "--strength", "6.5"),
         *("--unit", "raw", "--max-new-tokens", 4),
@@ -144,9 +129,8 @@ def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     )
     assert "Here" not in again.out
     assert player.paths == ["/api/steer"]
-
-
-def test_a_chat_is_steered_as_a_chat(saesteer, player, vector):
+    # A chat is steered as a chat.
+    player.calls.clear()
     answer = saesteer(
         *("neuronpedia", "steer", vector, "--prompt", "How are you?", "--strength", "1"),
         *("--unit", "max_act", "--chat", "--no-local"),
@@ -197,7 +181,7 @@ def test_a_text_similar_features_and_a_list(saesteer, player, known_sae, vector)
 
 
 def test_imported_labels_answer_with_the_network_off(
-    saesteer, refused, play, player, known_sae, monkeypatch
+    saesteer, refused, player, known_sae, monkeypatch
 ):
     player.put("batch-0", [play.label_line(n, f"kindness number {n}") for n in range(9)])
     answer = saesteer("neuronpedia", "import", "gpt2-small/6-res-jb")
@@ -245,7 +229,7 @@ def test_features_of_a_run_with_descriptions_and_links(
 
 
 @pytest.mark.parametrize("status", [200, 401, 429, 500])
-def test_the_key_shows_nowhere(saesteer, play, player, known_sae, tmp_path, status):
+def test_the_key_shows_nowhere(saesteer, player, known_sae, tmp_path, status):
     echo = play.as_json({**play.feature(3), "message": f"no {KEY}", "creatorId": KEY}, status)
     player.faults = [echo] * 9
     answer = saesteer("neuronpedia", "feature", 3, "--sae", known_sae)

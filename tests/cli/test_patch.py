@@ -7,36 +7,10 @@ from pathlib import Path
 
 import pytest
 
-SIDES = [
-    ("The cat sat on the", "The dog ran on the"),
-    ("I like the cat and the", "I like the dog and the"),
-    ("What do you think about the weather", "What do you say about it"),
-]
-
 
 @pytest.fixture(scope="session")
-def patch_config(tiny_model_folder, tmp_path_factory) -> Path:
-    """A file of settings for a patching run on a tiny model; JSON is YAML."""
-    folder = tmp_path_factory.mktemp("config")
-    records = [
-        {
-            "clean": {"question": clean, "answer": " m"},
-            "corrupted": {"question": corrupted, "answer": " h"},
-        }
-        for clean, corrupted in SIDES
-    ]
-    (folder / "pairs.json").write_text(json.dumps(records))
-    settings = {
-        "name": "tiny",
-        "model": {"name": str(tiny_model_folder("llama")), "device": "cpu"},
-        "pairs": {"source": str(folder / "pairs.json")},
-        "components": ["resid_pre", "z"],
-        "resamples": 50,
-        "folder": str(tmp_path_factory.mktemp("runs")),
-    }
-    file = folder / "patch.yaml"
-    file.write_text(json.dumps(settings))
-    return file
+def patch_config(settings_file) -> Path:
+    return settings_file("patch", components=["resid_pre", "z"], path=None, attention={})
 
 
 @pytest.fixture(scope="session")
@@ -57,20 +31,16 @@ def test_a_run_prints_the_task_first_and_ends_with_the_next_step(saesteer, patch
     assert f"Report: {patch_run / 'report.html'}" in answer.out
     assert lines[-1] == f"  saesteer patch show {patch_run} --suggest-site"
     assert [x for x in lines if len(x) > 100 and str(patch_run) not in x] == []
-
-
-def test_several_settings_run_one_after_the_other_and_are_one_list(
-    saesteer, patch_config, patch_run
-):
-    answer = saesteer("patch", "run", patch_config, patch_config)
-    assert answer.code == 0
-    assert answer.out.count("Report: ") == 2
+    # Several settings run one after the other, and are one list.
+    assert saesteer("patch", "run", patch_config, patch_config).out.count("Report: ") == 2
     both = json.loads(saesteer("patch", "run", patch_config, patch_config, "--json").out)
     metrics = json.loads(saesteer("patch", "show", patch_run, "--json").out)
     assert both == [metrics, metrics]
 
 
-def test_the_site_is_suggested_or_refused_with_the_reason(saesteer, patch_run):
+def test_a_site_is_suggested_an_sae_placed_and_the_report_drawn_again(
+    saesteer, patch_run, mirror_sae
+):
     answer = saesteer("patch", "show", patch_run, "--suggest-site")
     assert answer.code == 0
     metrics = json.loads((patch_run / "metrics.json").read_text())
@@ -78,18 +48,11 @@ def test_the_site_is_suggested_or_refused_with_the_reason(saesteer, patch_run):
         assert " ".join(sentence.split()) in " ".join(answer.out.split())
     record = json.loads(saesteer("patch", "show", patch_run, "--suggest-site", "--json").out)
     assert record == metrics["suggestion"]
-
-
-def test_an_sae_is_placed_among_the_sites(saesteer, patch_run, mirror_sae):
-    folder = mirror_sae()
-    record = json.loads(saesteer("patch", "show", patch_run, "--sae", folder, "--json").out)
-    if json.loads((patch_run / "metrics.json").read_text())["scale"] == "share":
+    record = json.loads(saesteer("patch", "show", patch_run, "--sae", mirror_sae(), "--json").out)
+    if metrics["scale"] == "share":
         assert record["sae"]["layer"] == 2
     else:
         assert record["best"] is None
-
-
-def test_the_report_can_be_drawn_again(saesteer, patch_run):
     before = (patch_run / "report.html").read_bytes()
     (patch_run / "report.html").unlink()
     assert saesteer("patch", "show", patch_run, "--redraw").code == 0
@@ -142,16 +105,13 @@ def test_what_cannot_be_done_is_one_sentence_before_anything_is_loaded(
     assert message in refused("patch", *arguments)
 
 
-def test_pairs_that_are_no_pairs_are_told_with_file_and_record(refused, patch_config, tmp_path):
+def test_pairs_and_names_that_do_not_fit_are_one_sentence(
+    refused, patch_config, tiny_model_folder, tmp_path
+):
     path = tmp_path / "bad.json"
     path.write_text('[{"clean": {"question": "a"}}]')
     message = refused("patch", "run", patch_config, "--set", f"pairs.source={path}")
     assert str(path) in message and "'answer'" in message
-
-
-def test_names_unknown_to_the_tokenizer_are_one_sentence(refused, tiny_model_folder, tmp_path):
-    message = refused(
-        "patch", "ioi", "--model", tiny_model_folder("gpt2"), "--set", f"folder={tmp_path}"
-    )
-    assert "are one token for this tokenizer" in message
+    model = ("--model", tiny_model_folder("gpt2"), "--set", f"folder={tmp_path}")
+    assert "are one token for this tokenizer" in refused("patch", "ioi", *model)
     assert not list(tmp_path.glob("*/config.json"))

@@ -12,32 +12,6 @@ from saesteer.experiments.registry import run_experiment
 
 
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory) -> Path:
-    """Sixty texts whose last words tell their class."""
-    path = tmp_path_factory.mktemp("probe") / "texts.csv"
-    words = {"negative": "bad grim", "positive": "nice glad"}
-    lines = [f"the cat {n} is {marks},{label}" for n in range(30) for label, marks in words.items()]
-    path.write_text("\n".join(["text,label", *lines]) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def probe_config(texts, tiny_model_folder, tmp_path_factory) -> Path:
-    """A file of settings for a probe run on a tiny model; JSON is YAML."""
-    settings = {
-        "name": "tiny",
-        "model": {"name": str(tiny_model_folder("llama")), "dtype": "float32", "device": "cpu"},
-        "data": {"source": str(texts), "test": 0.3, "judge": 0, "near_duplicate": None},
-        "fit": {"c": [0.01, 0.1], "resamples": 20},
-        "checks": str(texts),
-        "folder": str(tmp_path_factory.mktemp("runs")),
-    }
-    file = tmp_path_factory.mktemp("config") / "probe.yaml"
-    file.write_text(json.dumps(settings))
-    return file
-
-
-@pytest.fixture(scope="session")
 def probe_run(probe_config) -> Path:
     """The folder of a finished probe run."""
     from saesteer.utils.settings import load_config
@@ -57,7 +31,7 @@ def test_training_prints_every_layer_and_the_next_step(saesteer, probe_config, p
     assert all(str(probe_run) in line for line in wide)
 
 
-def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, tmp_path):
+def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, probe_texts, tmp_path):
     page = tmp_path / "out" / "read.html"
     answer = saesteer("probe", "read", probe_run, "the nice cat", "--layers", "0-2", "--html", page)
     assert answer.code == 0
@@ -65,20 +39,13 @@ def test_reading_shows_every_token_and_writes_a_page(saesteer, probe_run, tmp_pa
         line = next(x for x in answer.out.splitlines() if f"layer {layer}" in x)
         assert "the nice cat" in line
     assert "layer 2" in page.read_text(encoding="utf-8")
-
-
-def test_reading_a_generation_shows_what_the_model_wrote(saesteer, probe_run):
+    # Of a generation it shows what the model wrote.
     plain = saesteer("probe", "read", probe_run, "the nice cat", "--layers", "1")
-    longer = saesteer(
-        "probe", "read", probe_run, "the nice cat", "--layers", "1", "--generate",
-        "--max-new-tokens", "6",
-    )  # fmt: skip
-    assert len(longer.out) > len(plain.out)
-    assert "the nice cat" in longer.out
-
-
-def test_plain_cases_are_scored(saesteer, probe_run, texts):
-    answer = saesteer("probe", "read", probe_run, "--checks", texts)
+    more = ("--layers", "1", "--generate", "--max-new-tokens", "6")
+    longer = saesteer("probe", "read", probe_run, "the nice cat", *more)
+    assert len(longer.out) > len(plain.out) and "the nice cat" in longer.out
+    # Plain cases are scored.
+    answer = saesteer("probe", "read", probe_run, "--checks", probe_texts)
     assert answer.code == 0
     metrics = json.loads((probe_run / "metrics.json").read_text())
     record = next(r for r in metrics["layers"] if r["layer"] == metrics["best"])["checks"]
@@ -101,9 +68,9 @@ def test_intervening_shows_and_saves_both_texts(saesteer, probe_run):
     assert [line for line in answer.out.splitlines()[:-1] if len(line) > 100] == []
 
 
-def test_labelled_prompts_are_scored_beside_random_directions(saesteer, probe_run, texts):
+def test_labelled_prompts_are_scored_beside_random_directions(saesteer, probe_run, probe_texts):
     answer = saesteer(
-        "probe", "intervene", probe_run, "--prompts", texts, "--amount", "3", "--random", "1",
+        "probe", "intervene", probe_run, "--prompts", probe_texts, "--amount", "3", "--random", "1",
         "--max-new-tokens", "4", "--json",
     )  # fmt: skip
     assert answer.code == 0
@@ -155,12 +122,11 @@ def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
     assert message in refused("probe", command, probe_run, *rest)
 
 
-def test_a_folder_without_probes_is_one_sentence(refused, tmp_path):
+def test_a_folder_without_probes_and_texts_of_one_class_are_one_sentence(
+    refused, probe_config, tmp_path
+):
     assert "there are no probes" in refused("probe", "read", tmp_path, "hi")
     assert "there are no probes" in refused("probe", "intervene", tmp_path, "hi")
-
-
-def test_one_class_only_is_one_sentence(refused, probe_config, tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("text,label\na,x\nb,x\n")
     message = refused("probe", "train", probe_config, "--set", f"data.source={path}")

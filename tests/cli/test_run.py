@@ -32,10 +32,8 @@ def test_a_run_prints_features_completions_shift_and_the_next_step(
         assert text in answer.out, text
     assert long_lines(answer.out, str(finished)) == []
     assert "nan" not in answer.out.lower().split()
-
-
-def test_the_shift_is_a_table_with_one_line_for_each_vector(saesteer, config, finished):
-    lines = saesteer("run", config).out.splitlines()
+    # The shift is a table with one line for each vector.
+    lines = answer.out.splitlines()
     head = next(i for i, line in enumerate(lines) if "effect E (95% over pairs)" in line)
     rows = [line.split("  ")[0].strip() for line in lines[head + 2 : head + 5]]
     labels = ["SAE features, delta regression", "difference in means", "2 random directions"]
@@ -43,6 +41,9 @@ def test_the_shift_is_a_table_with_one_line_for_each_vector(saesteer, config, fi
     assert " to " in lines[head + 2]
     assert "|E| <=" in lines[head + 4]
     assert lines[head + 5].startswith("E: ")
+    # The same command again prints the same.
+    assert saesteer("run", config).out == answer.out
+    assert saesteer("run", config, "--dry-run").out.count("(done)") == 4
 
 
 def test_a_run_shows_its_stages_on_standard_error_alone(saesteer, tiny_settings, tmp_path):
@@ -56,34 +57,48 @@ def test_a_run_shows_its_stages_on_standard_error_alone(saesteer, tiny_settings,
         assert text in answer.err, text
 
 
-def test_the_same_command_again_prints_the_same(saesteer, config, finished):
-    assert saesteer("run", config).out == saesteer("run", config).out
-    assert saesteer("run", config, "--dry-run").out.count("(done)") == 4
+FEW = (("Cats sleep.", "Dogs bark."), ("We sing.", "They howl."), ("Yes.", "Never!"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("change", "text"),
     [
-        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
-        (["{config}", "--set", "seed"], "is not of the form a.b=c"),
-        (["{config}", "--set", "pairs.source=nowhere.csv"], "nowhere.csv"),
-        (["{config}", "--set", "model.name=./nowhere"], "neither an existing folder"),
-        (["{config}", "--set", "sae=./nowhere"], "neither an existing folder"),
-        (["{config}", "--set", "site=here"], "site 'here' is not of the form"),
-        (["{config}", "--set", "folder={config}"], "is a file; choose another"),
-        (["{config}", "--set", "regression.method=rige"], "did you mean 'ridge'"),
+        ("pairs.source=nowhere.csv", "nowhere.csv"),
+        ("pairs.format=xml", "format is 'xml'"),
+        ("pairs.source=agreeablenes", "'agreeablenes' (did you mean"),
+        ("pairs.source=one.jsonl", "one.jsonl:2: "),
+        ("pairs.source=few.jsonl", "leaves 1 training and 1 test pairs; give more"),
+        ("pairs={validation: 0.5, test: 0.5, source: few.jsonl}", "leave no pairs to train on"),
+        ("model.name=./nowhere", "neither an existing folder"),
+        ("model.name=none.gguf", "none.gguf is not there"),
+        ("sae=./nowhere", "neither an existing folder"),
+        ("sae=gpt2-small-res-jp:x", "no release 'gpt2-small-res-jp'; did you"),
+        ("site=here", "site 'here' is not of the form"),
+        ("selection.criterion=zzz", "selection.criterion: 'zzz' is not known (known: mean_diff"),
+        ("clustering.method=aglomerative", "did you mean 'agglomerative'"),
+        ("evaluation.neutral=no.jsonl", "no.jsonl"),
+        ("completions.questions=no.txt", "no.txt"),
+        ("folder={config}", "is a file; choose another"),
+        ("folder=" + "x" * 300, "); choose another"),
+        ('folder="a\\0b"', "); choose another"),
     ],
 )
-def test_bad_input_is_one_sentence_before_anything_is_loaded(
-    arguments, text, refused, config, no_loading
+def test_settings_that_do_not_fit_are_one_sentence_and_nothing_is_loaded_or_written(
+    change, text, refused, config, no_loading, tmp_path, monkeypatch
 ):
-    told = refused("run", *(part.replace("{config}", str(config)) for part in arguments))
+    monkeypatch.chdir(tmp_path)
+    one = [{"positive": "I like you.", "negative": "I do not."}, {"positive": "Alone."}]
+    few = [{"positive": positive, "negative": negative} for positive, negative in FEW]
+    for name, lines in {"one.jsonl": one, "few.jsonl": few}.items():
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    told = refused("run", config, "--set", change.replace("{config}", str(config)))
     assert text in told
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_sae_of_another_model_is_one_sentence(refused, config, mirror_sae):
-    told = refused("run", config, "--set", f"sae={mirror_sae(d_in=48)}")
-    assert "is 48 wide at" in told
+def test_a_file_that_is_not_there_is_one_sentence(refused, no_loading):
+    assert "nowhere.yaml cannot be read" in refused("run", "nowhere.yaml")
 
 
 def test_the_features_of_a_run_strongest_first(saesteer, finished, no_loading):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,10 @@ from typer.testing import CliRunner, Result
 
 from saesteer.cli.experiment import experiment_command
 from saesteer.cli.sweep import sweep_command, worker_command
+from saesteer.experiments import context, steering
+from saesteer.utils.errors import SaesteerError
+from tests.sweeps import conftest as fixtures
 
-
-def _fixtures() -> Any:
-    place = Path(__file__).parents[1] / "sweeps" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("sweep_fixtures", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fixtures = _fixtures()
 base_file, sweep_file, made_up = fixtures.base_file, fixtures.sweep_file, fixtures.made_up
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
 
@@ -57,31 +48,9 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(call, sweep_file, tm
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_ends_with_its_table_and_the_best_settings(call, sweep_file, tmp_path):
-    two = {"selection.n_features": {"values": [8, 16]}}
-    answer = call("sweep", sweep_file(parameters=two))
-    assert answer.exit_code == 0, answer.output
-    record = fields(tmp_path / "runs")
-    assert record["states"] == {"done": 2}
-    best = record["trials"][record["best"]]
-    assert f"{best['value']:.4f}" in answer.output
-    # The best settings run unchanged: the same folder, which is finished.
-    (file,) = (tmp_path / "runs").glob("sweeps/*/best.yaml")
-    again = call("run", file, "--json")
-    assert again.exit_code == 0, again.output
-    metrics = json.loads(again.stdout)
-    assert metrics["vector"]["effect"]["effect"] == best["value"]
-    runs = [f for f in (tmp_path / "runs").iterdir() if f.name.startswith("tiny-")]
-    assert len(runs) == 2
-    # Said again without running anything.
-    assert call("sweep", file.parents[3] / "tiny-sweep.yaml").exit_code == 0
-
-
-def test_trials_load_the_model_once_and_read_activations_once(
+def test_a_sweep_loads_and_reads_once_and_ends_with_its_table_and_the_best_settings(
     call, sweep_file, tmp_path, monkeypatch
 ):
-    from saesteer.experiments import context, steering
-
     calls: list[str] = []
     for module, name in ((context, "load_model"), (steering, "read_pair_activations")):
         real = getattr(module, name)
@@ -91,10 +60,24 @@ def test_trials_load_the_model_once_and_read_activations_once(
             return real(*rest, **more)
 
         monkeypatch.setattr(module, name, counted)
-    answer = call("sweep", sweep_file(parameters={"selection.n_features": {"values": [8, 12, 16]}}))
+    answer = call("sweep", sweep_file(parameters={"selection.n_features": {"values": [8, 16]}}))
     assert answer.exit_code == 0, answer.output
     # Training and validation pairs.
     assert sorted(calls) == ["load_model", "read_pair_activations", "read_pair_activations"]
+    record = fields(tmp_path / "runs")
+    assert record["states"] == {"done": 2}
+    best = record["trials"][record["best"]]
+    assert f"{best['value']:.4f}" in answer.output
+    # The best settings run unchanged: the same folder, which is finished.
+    (file,) = (tmp_path / "runs").glob("sweeps/*/best.yaml")
+    again = call("run", file, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["vector"]["effect"]["effect"] == best["value"]
+    runs = [f for f in (tmp_path / "runs").iterdir() if f.name.startswith("tiny-")]
+    assert len(runs) == 2
+    # Said again without running anything.
+    assert call("sweep", file.parents[3] / "tiny-sweep.yaml").exit_code == 0
+    assert len(calls) == 3
 
 
 def test_a_worker_joins_by_folder_or_url(call, sweep_file, made_up, tmp_path, monkeypatch):
@@ -152,21 +135,17 @@ def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up
 def test_what_does_not_fit_is_said_before_anything_is_loaded(
     changes, words, text, call, sweep_file, no_loading, tmp_path
 ):
-    from saesteer.utils.errors import SaesteerError
-
     answer = call("sweep", sweep_file(**changes), *words)
     assert isinstance(answer.exception, SaesteerError)
     assert text in str(answer.exception)
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("where", ["nowhere", "nosuchbase://x", "sqlite:////nowhere/at/all.db"])
-def test_a_study_that_is_not_there_is_one_sentence(where, call):
-    from saesteer.utils.errors import SaesteerError
-
-    answer = call("worker", "--study", where)
-    assert isinstance(answer.exception, SaesteerError)
-    assert "\n" not in str(answer.exception)
+def test_a_study_that_is_not_there_is_one_sentence(call):
+    for where in ("nowhere", "nosuchbase://x", "sqlite:////nowhere/at/all.db"):
+        answer = call("worker", "--study", where)
+        assert isinstance(answer.exception, SaesteerError)
+        assert "\n" not in str(answer.exception)
 
 
 def test_run_takes_an_agents_words_and_its_file(call, base_file, tmp_path, monkeypatch, no_loading):

@@ -38,19 +38,17 @@ def test_show_says_where_it_belongs_and_what_it_is_made_of(saesteer, finished, v
     assert "... and" not in saesteer("vector", "show", finished, "--top", "999").out
 
 
-def test_show_prints_descriptions_letter_by_letter_within_100_columns(saesteer, vector, tmp_path):
+def test_show_prints_descriptions_letter_by_letter_and_a_vector_without_features(
+    saesteer, vector, tmp_path
+):
     feature = SteeredFeature(3, 0.5, None, 'fires on "[b]", ' * 20)
     path = replace(vector, sae_features=(feature,)).save(tmp_path / "v.safetensors")
     answer = saesteer("vector", "show", path)
     assert 'fires on "[b]"' in answer.out
     assert max(map(len, answer.out.splitlines())) <= 100
-
-
-def test_show_a_vector_without_features(saesteer, vector, tmp_path):
-    path = replace(vector, sae_features=(), sae=None, residual_norm=None).save(tmp_path / "v")
+    path = replace(vector, sae_features=(), sae=None, residual_norm=None).save(tmp_path / "w")
     answer = saesteer("vector", "show", path)
-    assert answer.code == 0
-    assert "unknown" in answer.out
+    assert answer.code == 0 and "unknown" in answer.out
 
 
 def test_export_and_import_give_the_vector_back(saesteer, finished, vector, tmp_path):
@@ -64,11 +62,9 @@ def test_export_and_import_give_the_vector_back(saesteer, finished, vector, tmp_
     torch.testing.assert_close(back.raw, vector.raw)
     assert back.site == vector.site
     assert back.model == "tiny"
-
-
-def test_export_bakes_a_strength_in(saesteer, finished, vector, tmp_path):
-    saesteer("vector", "export", finished, tmp_path / "v.gguf", "--strength", "-0.5")
-    saesteer("vector", "import", tmp_path / "v.gguf", "tiny", tmp_path)
+    # A strength is baked in.
+    saesteer("vector", "export", finished, file, "--strength", "-0.5")
+    saesteer("vector", "import", file, "tiny", tmp_path)
     back = SteeringVector.load(tmp_path / "blocks.1.hook_resid_post.safetensors")
     torch.testing.assert_close(back.raw, vector.direction * -0.5 * vector.residual_norm)
 

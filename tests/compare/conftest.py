@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.texts import words, write_lines
 
 PERSONAS = ("kindly", "boldly")
 # A mirror's features fire on every text.
@@ -23,16 +24,8 @@ METHODS = (
         "grid": [{"selection": {**LOOSE, "n_features": 6}}, {"regression": {"method": "ridge"}}],
     },
     "difference_in_means",
-    "natural_gradient",
-    "top_feature_output_score",
-    "caa_answers",
     "system_prompt",
 )
-
-
-def written_words(rng: np.random.Generator, n: int) -> str:
-    """Made-up words, no two alike, so that no two statements are near-duplicates."""
-    return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 5)) for _ in range(n))
 
 
 def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -70,25 +63,22 @@ def compare_data(tmp_path_factory) -> dict[str, str]:
     data = tmp_path_factory.mktemp("compare-data")
     rng = np.random.default_rng(3)
 
-    def write(name: str, records: list[dict[str, str]]) -> str:
-        file = data / f"{name}.jsonl"
-        file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-        return str(file)
-
     files = {}
     leads = {"kindly": ("sun", "mud"), "boldly": ("up", "off"), "calmly": ("lo", "hi")}
     for name, (high, low) in leads.items():
         pairs = [
-            {"positive": f"{high} {written_words(rng, 3)}"}
-            | {"negative": f"{low} {written_words(rng, 3)}"}
+            {"positive": f"{high} {words(rng, 3)}", "negative": f"{low} {words(rng, 3)}"}
             for _ in range(60)
         ]
-        files[name] = write(name, pairs)
-    answers = [{"question": f"What {i}?", "answer": written_words(rng, 10)} for i in range(16)]
+        files[name] = write_lines(data / f"{name}.jsonl", pairs)
     questions = ("Why?", "Who are you?", "What now?", "How so?")
-    files["answers"] = write("answers", answers)
-    files["questions"] = write("questions", [{"question": text} for text in questions])
-    files["prose"] = write("prose", [{"text": written_words(rng, 12)} for _ in range(4)])
+    records = {
+        "answers": [{"question": f"What {i}?", "answer": words(rng, 10)} for i in range(16)],
+        "questions": [{"question": text} for text in questions],
+        "prose": [{"text": words(rng, 12)} for _ in range(4)],
+    }
+    for name, lines in records.items():
+        files[name] = write_lines(data / f"{name}.jsonl", lines)
     return files
 
 
@@ -117,9 +107,9 @@ def tiny_compare(
             | {"own_words": 0.5 if embeds else 0.0, "own_samples": 2, "own_pairs": 1},
             "evaluation": {"kl_targets": [0.02, 0.05], "headline_kl_target": 0.05}
             | {"multiples": [-1, 0, 1, 1.5], "neutral": compare_data["answers"]},
-            "random": {"directions": 2, "features": 2},
+            "random": {"directions": 1, "features": 1},
             "writing": {"kl_targets": [0.05], "questions": compare_data["questions"]}
-            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 12},
+            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 8},
             "side_effects": {"pairs": 3, "prose": compare_data["prose"], "n_prose": 4}
             | {"choices": 4},
             "folder": str(tmp_path_factory.mktemp("runs")),

@@ -40,47 +40,38 @@ def with_pair(compare_data: dict[str, str], tmp_path: Path, **pair: str) -> str:
     return str(file)
 
 
-def test_a_system_prompt_without_a_chat_template_is_refused(few, refused):
-    settings = few("gpt2", chat=False)
-    settings["methods"] = [*settings["methods"], "system_prompt"]
-    told = refused(settings, ModelError)
+def test_a_system_prompt_that_no_template_takes_is_refused(few, refused, monkeypatch):
+    def with_prompt(settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "methods": [*settings["methods"], "system_prompt"]}
+
+    told = refused(with_prompt(few("gpt2", chat=False)), ModelError)
     assert told.startswith("methods: system_prompt needs a chat template")
     assert told.endswith("leave the method out.")
-    plain = few(reading={"chat": False})
-    plain["methods"] = [*plain["methods"], "system_prompt"]
+    plain = with_prompt(few(reading={"chat": False}))
     assert "or reading.chat is false" in refused(plain, ModelError)
 
-
-def test_a_template_that_takes_no_system_prompt_is_refused(few, refused, monkeypatch):
     def refuses(tokenizer: Any, question: str, system: str | None = None) -> str:
         if system:
             raise ModelError("this model's chat template refuses the prompt (no); leave it out.")
         return question
 
     monkeypatch.setattr("saesteer.experiments.steering.chat_prompt", refuses)
-    settings = few()
-    settings["methods"] = [*settings["methods"], "system_prompt"]
-    assert refused(settings, ModelError).startswith("methods: system_prompt: this model's chat")
+    told = refused(with_prompt(few()), ModelError)
+    assert told.startswith("methods: system_prompt: this model's chat")
 
 
-def test_a_statement_that_is_too_long_is_named_with_its_persona(
+def test_texts_that_do_not_fit_are_named_with_their_persona_or_setting(
     few, refused, compare_data, tmp_path
 ):
     file = with_pair(compare_data, tmp_path, positive="xyzq " * 60, negative="short one")
     told = refused(few(personas=[compare_data["boldly"], file]), DataError)
     assert told.startswith(f"persona kindly: pair 'kindly-0061' of {file}, positive side, ")
     assert "more than the model's context of 192" in told
-
-
-def test_two_options_that_are_too_long_together_are_found(few, refused, compare_data, tmp_path):
-    long = {"positive": "xyzq " * 20, "negative": "qzyx " * 20}
-    file = with_pair(compare_data, tmp_path, **long)
+    # Each side fits, but not both as the options of one question.
+    file = with_pair(compare_data, tmp_path, positive="xyzq " * 20, negative="qzyx " * 20)
     told = refused(few(personas=[file]), DataError)
     assert told.startswith(f"persona kindly: question on pair 'kindly-0061' of {file} ")
     assert told.endswith("shorten its sides.")
-
-
-def test_training_answers_and_prose_that_do_not_fit_are_found(few, refused, tmp_path):
     told = refused(few(objective={"neutral_answers": 1}), DataError)
     assert "the 1 answers that train have" in told
     assert "give more with objective.neutral_answers" in told

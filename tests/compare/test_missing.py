@@ -27,39 +27,28 @@ def check_files(result: Results) -> None:
     assert (result.folder.path / "report.html").stat().st_size > 10_000
 
 
-def test_a_model_without_chat_template_and_a_method_that_finds_no_feature(few):
-    settings = few("gpt2", chat=False)
+def test_a_headline_that_finds_no_feature_in_a_model_without_chat_template(few):
+    settings = few(
+        "gpt2", chat=False, headline="clustered_sae", side_effects={"methods": None, "n_prose": 2}
+    )
     # No feature fires on less than one of 32 texts.
     rare = {"name": "clustered_sae", "settings": {"selection": {"max_firing": 0.03}}}
     settings["methods"] = [*settings["methods"], rare, "caa_answers"]
     result = run(settings)
-    rows = summary(result)
+    rows, metrics = summary(result), result.metrics
     for method in ("attributed_sae", "difference_in_means", "caa_answers"):
         assert rows[method]["n_personas"] == 2
         assert rows[method]["effect"] is not None
     missing = rows["clustered_sae"]
     assert missing["n_personas"] == 0
     assert missing["effect"] is missing["ratio"] is missing["p"] is None
-    told = [r for r in result.metrics["effects"] if r["method"] == "clustered_sae"]
+    told = [r for r in metrics["effects"] if r["method"] == "clustered_sae"]
     assert [row["persona"] for row in told] == ["kindly", "boldly"]
     assert all(row["effect"] is row["low"] is None for row in told)
     assert not any(row["plus"]["reached"] or row["minus"]["reached"] for row in told)
     assert all("none of the 64 features is left" in row["error"] for row in told)
-    assert result.metrics["generation"] == []
-    assert set(result.metrics["vectors"]) == {"kindly", "boldly"}
-    check_files(result)
-
-
-def test_a_headline_that_cannot_be_fitted_anywhere_is_missing_everywhere(few):
-    settings = few(headline="clustered_sae", side_effects={"methods": None})
-    # Every feature of this mirror fires on more than the 60 % of texts that are allowed.
-    settings["methods"] = ["clustered_sae", "difference_in_means"]
-    result = run(settings)
-    metrics = result.metrics
-    assert summary(result)["clustered_sae"]["effect"] is None
-    assert summary(result)["difference_in_means"]["effect"] is not None
-    assert metrics["features"] == {"kindly": [], "boldly": []}
-    assert metrics["vectors"] == {}
+    assert metrics["generation"] == []
+    assert (metrics["features"], metrics["vectors"]) == ({"kindly": [], "boldly": []}, {})
     assert all(row["p"] is None for row in metrics["null"])
     assert {row["method"] for row in metrics["side_effects"]["prose"]} == {"difference_in_means"}
     matrix = {row["method"]: row["values"] for row in metrics["side_effects"]["matrix"]}
@@ -69,8 +58,11 @@ def test_a_headline_that_cannot_be_fitted_anywhere_is_missing_everywhere(few):
     check_files(result)
 
 
-def test_a_headline_kl_target_that_nothing_reaches(few, needs_embeddings):
+def test_one_persona_alone_and_a_headline_kl_target_that_nothing_reaches(
+    few, compare_data, needs_embeddings
+):
     settings = few(
+        personas=[compare_data["kindly"]],
         evaluation={"kl_targets": [0.05, 60.0], "headline_kl_target": 60.0},
         writing={"n_questions": 1, "kl_targets": [60.0]},
     )
@@ -86,13 +78,13 @@ def test_a_headline_kl_target_that_nothing_reaches(few, needs_embeddings):
     # The unsteered answers alone.
     assert {row["sign"] for row in metrics["generation"]} == {0}
     assert all(row["judge_range"] is None for row in metrics["generation_summary"])
-    check_files(result)
-
-
-def test_one_persona_alone_has_figures_but_no_interval_over_personas(few, compare_data):
-    result = run(few(personas=[compare_data["kindly"]]))
-    row = summary(result)["attributed_sae"]
-    assert row["effect"] is not None
-    assert row["low"] is row["high"] is row["ratio_low"] is None
-    assert result.metrics["side_effects"]["matrix"] == []
+    # One persona has figures, but no interval over personas.
+    own = next(
+        row
+        for row in metrics["summary"]
+        if (row["method"], row["kl_target"]) == ("attributed_sae", 0.05)
+    )
+    assert own["effect"] is not None
+    assert own["low"] is own["high"] is own["ratio_low"] is None
+    assert metrics["side_effects"]["matrix"] == []
     check_files(result)

@@ -1,4 +1,4 @@
-"""What a comparison says before anything is loaded, and where its results go."""
+"""Settings and plan of a comparison: what is refused, shared and kept, and where it goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from saesteer.data import PairSet, read_pairs
 from saesteer.experiments.compare import plan
 from saesteer.experiments.compare.config import CompareConfig, SplitSettings
 from saesteer.experiments.compare.plan import plan_compare, split_persona
-from saesteer.utils.errors import ConfigError, DataError, SaesteerError
+from saesteer.methods.registry import METHODS, build_method
+from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.settings import parse_config
 
 
 def planned(settings: dict[str, Any]):
@@ -23,14 +25,6 @@ def planned(settings: dict[str, Any]):
 
 def folders(settings: dict[str, Any]) -> dict[str, str]:
     return {persona.name: persona.folder.name for persona in planned(settings).personas}
-
-
-def told(settings: dict[str, Any], kind: type[SaesteerError] = DataError) -> str:
-    with pytest.raises(kind) as error:
-        planned(settings)
-    assert "\n" not in str(error.value)
-    assert not list(Path(settings["folder"]).iterdir())
-    return str(error.value)
 
 
 def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading, compare_data):
@@ -89,69 +83,21 @@ def test_a_part_of_a_comparison_does_not_pass_for_the_whole(tiny_compare):
         whole.only(["bodly"])
 
 
-@pytest.mark.parametrize(
-    ("lines", "text"),
-    [
-        ([{"positive": "a"}], "kindly.jsonl:1"),
-        ([{"positive": "a b c d", "negative": "b c d e"}], "kindly.jsonl: its 1 pairs are fewer"),
-    ],
-    ids=["one side", "one pair"],
-)
-def test_a_persona_that_cannot_be_used_is_named_with_its_file(
-    tiny_compare, compare_data, tmp_path, no_loading, lines, text
-):
-    file = tmp_path / "kindly.jsonl"
-    file.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
-    answer = told(tiny_compare(personas=[compare_data["boldly"], str(file)]))
-    assert answer.startswith("persona kindly: ")
-    assert text in answer
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"methods": ["atributed_sae", "difference_in_means"]}, "did you mean 'attributed_sae'?"),
-        (
-            {"methods": ["difference_in_means", {"name": "attributed_sae", "grid": [{"x": 1}]}]},
-            "method attributed_sae: x is not a known setting",
-        ),
-        ({"headline": "system_prompt"}, "headline 'system_prompt' has no strength to match"),
-        ({"baseline": "system_prompt"}, "baseline 'system_prompt' has no strength to match"),
-        ({"writing": {"kl_targets": [], "n_questions": 1}}, "writing.kl_targets is empty"),
-        ({"site": "here"}, "site 'here' is not of the form"),
-        ({"evaluation": {"neutral_answers": 16}}, "none is left to train with"),
-        ({"writing": {"n_questions": 4}, "objective": {"own_words": 1}}, "left for self-generated"),
-        ({"side_effects": {"prose": "nowhere.jsonl"}}, "nowhere.jsonl"),
-        ({"personas": ["kindlyness"]}, "persona kindlyness: "),
-        ({"splits": {"judge": 10, "train": 400}}, "60 pairs leave 1 for validation"),
-    ],
-    ids=str,
-)
-def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
-    tiny_compare, no_loading, changes, text
-):
-    if "methods" in changes:
-        changes = {**changes, "baseline": "difference_in_means"}
-        if "atributed_sae" in changes["methods"]:
-            changes["headline"] = "difference_in_means"
-    assert text in told(tiny_compare(**changes), SaesteerError)
-
-
-@pytest.mark.parametrize("place", ["personas", "compare-cache"])
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
-    tiny_compare, no_loading, monkeypatch, place
+    tiny_compare, no_loading, monkeypatch
 ):
-    settings = tiny_compare()
-    locked = Path(settings["folder"]) / place
-    locked.mkdir()
-    allowed = os.access
+    settings, allowed = tiny_compare(), os.access
+    for place in ("personas", "compare-cache"):
+        locked = Path(settings["folder"]) / place
+        locked.mkdir()
 
-    def access(path, mode, **rest):
-        return Path(path) != locked and allowed(path, mode, **rest)
+        def access(path, mode, locked=locked, **rest):
+            return Path(path) != locked and allowed(path, mode, **rest)
 
-    monkeypatch.setattr("os.access", access)
-    with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose another"):
-        planned(settings)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.access", access)
+            with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose"):
+                planned(settings)
 
 
 PARTS = ("train", "validation", "test", "judge")
@@ -167,20 +113,14 @@ def texts(part: PairSet) -> list[str]:
     return [*part.positives, *part.negatives]
 
 
-def test_the_parts_are_as_large_as_asked_and_share_no_pair(pairs):
-    split = split_persona(pairs, SIZES, seed=0)
-    assert [len(getattr(split, part)) for part in PARTS] == [16, 6, 8, 12]
-    ids = [pair.id for part in PARTS for pair in getattr(split, part)]
-    assert len(set(ids)) == len(ids)
-
-
-def test_the_judges_pairs_are_the_same_under_every_seed_and_in_no_other_part(pairs):
+def test_the_parts_are_as_large_as_asked_and_only_the_judges_are_the_same_under_every_seed(pairs):
     splits = [split_persona(pairs, SIZES, seed) for seed in range(5)]
     judge = splits[0].judge.positives
-    assert all(split.judge.positives == judge for split in splits)
     for split in splits:
-        others = {text for part in PARTS[:3] for text in texts(getattr(split, part))}
-        assert not others & set(texts(split.judge))
+        assert [len(getattr(split, part)) for part in PARTS] == [16, 6, 8, 12]
+        shown = [text for part in PARTS for text in texts(getattr(split, part))]
+        assert len(set(shown)) == len(shown)
+        assert split.judge.positives == judge
     assert len({split.train.positives for split in splits}) == 5
     assert len({split.test.positives for split in splits}) == 5
 
@@ -202,3 +142,106 @@ def test_a_set_that_is_too_small_is_refused_with_its_file_and_the_way_out(pairs)
     assert "30 pairs" in told
     assert "give more pairs" in told
     assert "\n" not in told
+
+
+PLAIN: dict[str, Any] = {
+    "name": "plain",
+    "personas": ["agreeableness", "optimism"],
+    "methods": ["attributed_sae", "difference_in_means", "system_prompt"],
+}
+
+
+def parse(**changes: Any) -> CompareConfig:
+    return parse_config({**PLAIN, **changes}, kind=CompareConfig, place="x.yaml")
+
+
+def test_names_alone_are_personas_and_methods():
+    config = parse()
+    assert [persona.label for persona in config.personas] == ["agreeableness", "optimism"]
+    assert [method.settings for method in config.methods] == [{}, {}, {}]
+    assert config.pair == ("attributed_sae", "difference_in_means")
+    assert config.seeds_of("system_prompt") == [0]
+    assert config.seeds_of("attributed_sae") == [0, 1, 2]
+    assert [m.name for m in config.methods_under(1)] == ["attributed_sae", "difference_in_means"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "text"),
+    [
+        ("clusterd_sae", {}, "method 'clusterd_sae' is unknown (did you mean 'clustered_sae'?)"),
+        (
+            "pca",
+            {"varient": "x"},
+            "method pca: varient is not a known setting (did you mean 'variant'?)",
+        ),
+        ("attributed_tied", {"signs": "free"}, "signs is not a known setting"),
+        ("attributed_sae", {"n_features": 2.5}, "method attributed_sae: n_features: "),
+        (
+            "attributed_sae",
+            {"n_features": 0},
+            "n_features: input should be greater than or equal to 1",
+        ),
+        ("pca", {"n": 3}, "method pca: n is not a known setting"),
+        ("natural_gradient", {"ridge": float("nan")}, "ridge: input should be a finite number"),
+        (
+            "attributed_sae",
+            {"selection": {"n_featurs": 3}},
+            "method attributed_sae: selection: n_featurs is not a known setting (did you mean",
+        ),
+        ("clustered_sae", {"clustering": {"method": "kmeans"}}, "clustering: method: 'kmeans'"),
+        ("clustered_sae", {"regression": {"method": "rige"}}, "did you mean 'ridge'"),
+    ],
+    ids=str,
+)
+def test_a_method_or_setting_that_is_not_known_is_one_sentence(name, settings, text):
+    with pytest.raises(ConfigError) as error:
+        build_method(name, settings)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_method_is_made_without_settings_and_keeps_those_it_is_given():
+    for name in METHODS:
+        assert build_method(name, {}) is not None
+    settings = {"n_features": 3, "selection": {"max_firing": 1.0}}
+    made: Any = build_method("attributed_tied", settings)
+    assert (made.n_features, made.signs, made.selection) == (3, "tied", {"max_firing": 1.0})
+
+
+FIXED = {
+    "repeated": ["attributed_sae", "difference_in_means"],
+    "writing": {"methods": ["attributed_sae", "difference_in_means"]},
+    "side_effects": {"methods": ["attributed_sae", "difference_in_means"]},
+}
+
+
+# What changes nothing for a persona: who else is compared, who is the headline, where it is kept.
+SAME: list[dict[str, Any]] = [
+    {"personas": ["optimism", "agreeableness", "risk-taking"]},
+    {"name": "other", "folder": "elsewhere", "model": {"threads": 1}},
+    {"headline": "difference_in_means", "baseline": "attributed_sae"},
+    {"writing": {**FIXED["writing"], "shown": 1}, "llm_judge": {"model": "judge"}},
+]
+OTHER: list[dict[str, Any]] = [
+    {"seeds": [0, 1]},
+    {"sae": "elsewhere"},
+    {"model": {"dtype": "float32"}},
+    {"splits": {"train": 100}},
+    {"objective": {"own_words": 0.0}},
+    {"methods": [{"name": "attributed_sae", "settings": {"rounds": 2}}, "difference_in_means"]},
+    {"headline": "difference_in_means", "baseline": "difference_in_means"},
+    {"writing": {"n_samples": 2}},
+    {"reading": {"positions": "last"}},
+]
+
+
+def test_a_personas_hash_knows_what_its_numbers_depend_on_and_nothing_else():
+    persona = parse().personas[0]
+    digest = parse().persona_digest(persona, pairs="p")
+    for changes in SAME:
+        # Headline and baseline alone say which are repeated, where nothing else does.
+        assert parse(**{**FIXED, **changes}).persona_digest(persona, pairs="p") == digest, changes
+    for changes in OTHER:
+        assert parse(**changes).persona_digest(persona, pairs="p") != digest, changes
+    assert parse().persona_digest(persona, pairs="q") != digest
+    described = persona.model_copy(update={"description": "a kind person"})
+    assert parse().persona_digest(described, pairs="p") != digest

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -187,25 +185,17 @@ def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
         assert row["p"] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(
-    ("off", "kept"), [("directions", "random_features"), ("features", "random_direction")]
-)
-def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored, off, kept):
-    config = CONFIG.model_copy(update={"random": CONFIG.random.model_copy(update={off: 0})})
-    rows = summary_rows(Grid(config, stored.runs(config)))
-    at = ("attributed_sae", 0.3)
-    found = next(r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == at)
-    wanted = 0
-    for name in NAMES:
-        draws = [abs(e) for e in stored.nulls[name][kept] if e is not None]
-        wanted += stored.moved[name, "attributed_sae", 0, 0.3].mean() > max(draws)
-    assert found == wanted > 0
-
-
-def test_no_random_draw_at_all_has_no_verdict(stored):
-    for name in NAMES:
-        stored.nulls[name] = {"random_direction": [None] * 3, "random_features": [None] * 2}
-    assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
+def test_a_null_that_is_switched_off_leaves_the_other_ones_verdict(stored):
+    for off, kept in (("directions", "random_features"), ("features", "random_direction")):
+        config = CONFIG.model_copy(update={"random": CONFIG.random.model_copy(update={off: 0})})
+        rows = summary_rows(Grid(config, stored.runs(config)))
+        at = ("attributed_sae", 0.3)
+        found = next(r["beyond_null"] for r in rows if (r["method"], r["kl_target"]) == at)
+        wanted = 0
+        for name in NAMES:
+            draws = [abs(e) for e in stored.nulls[name][kept] if e is not None]
+            wanted += stored.moved[name, "attributed_sae", 0, 0.3].mean() > max(draws)
+        assert found == wanted > 0
 
 
 def test_the_null_leaves_out_what_missed_the_target(stored):
@@ -215,6 +205,10 @@ def test_the_null_leaves_out_what_missed_the_target(stored):
     effect = stored.moved["p0", "attributed_sae", 0, 0.3].mean()
     assert (first["effects"], first["largest"]) == ([0.01], 0.01)
     assert first["p"] == permutation_p(float(effect), [0.01]) == 0.5
+    # No draw at all has no verdict.
+    for name in NAMES:
+        stored.nulls[name] = {"random_direction": [None] * 3, "random_features": [None] * 2}
+    assert rows_of(stored)[("attributed_sae", 0.3)]["beyond_null"] is None
 
 
 def test_a_target_that_was_not_reached_is_a_result_and_no_zero(stored):
@@ -255,29 +249,6 @@ def test_the_area_is_the_trapezoid_over_log_kl(stored):
     ]
     assert found["attributed_sae"] == pytest.approx(np.mean(effects))
     assert "system_prompt" not in found
-
-
-def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settings):
-    from saesteer.experiments.compare.plan import plan_compare
-
-    def moved(folder: Path, method: str) -> np.ndarray:
-        records = json.loads((folder / f"effects/{method}.json").read_text())["kl_targets"]
-        effect = next(r["effect"] for r in records if r["kl_target"] == 0.05)
-        return (np.array(effect["up"]) - np.array(effect["down"])) / 2
-
-    own, base = (
-        [
-            [moved(persona.folder / f"seed-{seed}", method) for seed in (0, 1)]
-            for persona in plan_compare(CompareConfig(**settings)).personas
-        ]
-        for method in ("attributed_sae", "difference_in_means")
-    )
-    at = ("attributed_sae", 0.05)
-    rows = compared.metrics["summary"]
-    row = next(r for r in rows if (r["method"], r["kl_target"]) == at)
-    assert (row["effect"], row["low"], row["high"]) == hierarchical_bootstrap(own)[:3]
-    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == paired_ratio(own, base)[:3]
-    assert row["effect"] == pytest.approx(np.mean([np.mean([s.mean() for s in p]) for p in own]))
 
 
 def written(method: str, readings: Mapping[tuple[int, int], float | None], composite: float | None):

@@ -36,7 +36,7 @@ def leaves(value: Any, place: str = "") -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(few, tmp_path):
-    settings = few()
+    settings = few(methods=["difference_in_means", "pca"], headline="pca", random={"features": 0})
     other = tmp_path / "runs of two"
     experiment = Compare(CompareConfig(**{**settings, "folder": str(other)}))
     experiment.elsewhere = lambda plan: measure_in_processes(plan, 2, Progress())

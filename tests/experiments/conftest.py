@@ -10,42 +10,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.texts import words, write_lines
+
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, str]:
-    """Files of labelled texts, prompt pairs, a corpus and neutral answers."""
+    """Files of labelled texts, a prompt pair, a corpus and neutral answers."""
     data = tmp_path_factory.mktemp("small-data")
     rng = np.random.default_rng(0)
-    letters = list("abdefghiklmnoprstu")
-
-    def words(n: int) -> str:
-        return " ".join("".join(rng.choice(letters, 5)) for _ in range(n))
-
-    def write(name: str, records: list[Any]) -> str:
-        (data / name).write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-        return str(data / name)
-
     texts = ("glad words of joy", "grim words of woe")
     sides = {"clean": ("The cat sat on the", " m"), "corrupted": ("The dog ran on the", " h")}
     pair = {side: {"question": q, "answer": a} for side, (q, a) in sides.items()}
-    return {
-        "texts": write(
-            "texts.jsonl",
-            [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
-        ),
-        "prompts": write("prompts.jsonl", [pair]),
-        "corpus": write("corpus.jsonl", [{"text": words(30)} for _ in range(60)]),
-        "answers": write(
-            "answers.jsonl", [{"question": f"What {i}?", "answer": words(14)} for i in range(6)]
-        ),
+    records = {
+        "texts": [{"text": f"{texts[i % 2]} {i}", "label": "ab"[i % 2]} for i in range(40)],
+        "prompts": [pair],
+        "corpus": [{"text": words(rng, 20)} for _ in range(30)],
+        "answers": [{"question": f"What {i}?", "answer": words(rng, 14)} for i in range(6)],
     }
+    return {name: write_lines(data / f"{name}.jsonl", lines) for name, lines in records.items()}
 
 
-@pytest.fixture
-def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]]:
-    """Return a function that gives small settings of a kind of experiment, in one folder."""
+@pytest.fixture(scope="session")
+def small_in(tiny_settings, small_data) -> Callable[[str, Path], dict[str, Any]]:
+    """Return a function that gives small settings of a kind of experiment, in a folder."""
     base = tiny_settings("llama")
-    shared = {"name": "tiny", "model": base["model"], "folder": str(tmp_path / "runs")}
+    shared = {"name": "tiny", "model": base["model"]}
     own: dict[str, dict[str, Any]] = {
         "steer": {**base, **shared, "completions": {**base["completions"], "n_questions": 1}},
         "probe": {
@@ -56,8 +45,9 @@ def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]
         "patch": {
             **shared,
             "pairs": {"source": small_data["prompts"]},
-            "components": ["resid_pre", "z"],
+            "components": ["z"],
             "path": {},
+            "attention": None,
             "resamples": 10,
         },
         "corrupt": {
@@ -88,13 +78,20 @@ def small(tiny_settings, small_data, tmp_path) -> Callable[[str], dict[str, Any]
             "held_out": 0.2,
             "context": 24,
             "d_sae": 64,
-            "k": 8,
-            "batch": 64,
-            "epochs": 1,
-            "warmup_steps": 5,
+            "k": 16,
+            "batch": 32,
+            "epochs": 3,
+            "learning_rate": 1e-2,
+            "warmup_steps": 2,
         },
     }
-    return lambda kind: json.loads(json.dumps(own[kind]))
+    return lambda kind, folder: json.loads(json.dumps({**own[kind], "folder": str(folder)}))
+
+
+@pytest.fixture
+def small(small_in, tmp_path) -> Callable[[str], dict[str, Any]]:
+    """Return a function that gives small settings of a kind, in the test's own folder."""
+    return lambda kind: small_in(kind, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -27,17 +27,14 @@ def _in_an_empty_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_bundled_configuration_printed_in_full_is_the_same_experiment(name, tmp_path):
-    config = load_experiment(name)
-    assert name.startswith(f"{yaml.safe_load(full_yaml(config))['kind']}/")
-    file = tmp_path / "mine.yaml"
-    file.write_text(full_yaml(config), encoding="utf-8")
-    again = load_experiment(file)
-    assert type(again) is type(config) and again.digest() == config.digest()
-
-
-def test_every_bundled_configuration_says_what_it_is_for():
+def test_a_bundled_configuration_printed_in_full_is_the_same_experiment(tmp_path):
+    for name in EXPERIMENTS:
+        config = load_experiment(name)
+        assert name.startswith(f"{yaml.safe_load(full_yaml(config))['kind']}/")
+        file = tmp_path / "mine.yaml"
+        file.write_text(full_yaml(config), encoding="utf-8")
+        again = load_experiment(file)
+        assert type(again) is type(config) and again.digest() == config.digest(), name
     for one in bundled_configs():
         assert 10 < len(one.about) <= 80, one.name
         assert one.path.read_text(encoding="utf-8").startswith(f"# {one.about}\n")

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import saesteer as ss
 from saesteer.experiments import context, steering
 from saesteer.experiments.base import Experiment
 from saesteer.experiments.registry import KINDS, experiment_named, run_experiment
+from saesteer.experiments.results import Results
 from saesteer.tracking import list_runs
 from saesteer.utils import files
 from saesteer.utils.errors import ConfigError, OutputError
@@ -35,6 +38,22 @@ EARLIER = Path(__file__).parent / "earlier"
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _every_model_is_loaded_once() -> Iterator[None]:
+    load_model = context.load_model
+
+    @cache
+    def load(name: str, device: Any, dtype: Any) -> Any:
+        return load_model(name, device=device, dtype=dtype)
+
+    def shared(name: str, *, device: Any, dtype: Any, **rest: Any) -> Any:
+        return load(name, device, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "load_model", shared)
+        yield
+
+
 def made(kind: str, settings: dict[str, Any]) -> Experiment:
     experiment = experiment_named(kind)
     return experiment(parse_config(settings, kind=experiment.Config, place="test"))
@@ -51,8 +70,24 @@ def timeless(value: Any) -> Any:
     return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
-def stored(folder: Path) -> Any:
-    return timeless(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+def stored(found: Results) -> Any:
+    """Return a run's metrics without its place and its times."""
+    text = (found.folder.path / "metrics.json").read_text(encoding="utf-8")
+    return timeless(json.loads(text.replace(str(found.folder.path.parent), "")))
+
+
+@pytest.fixture(scope="module")
+def whole(small_in, tmp_path_factory) -> Callable[[str], Results]:
+    """Return a function from a kind to a run of it from Python that nothing stopped."""
+
+    @cache
+    def run(kind: str) -> Results:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, secret in SECRETS.items():
+                patch.setenv(name, secret)
+            return made(kind, small_in(kind, tmp_path_factory.mktemp(kind))).run()
+
+    return run
 
 
 def killed_after(stage: str, kind: str, settings: dict[str, Any]) -> None:
@@ -78,31 +113,34 @@ def killed_after(stage: str, kind: str, settings: dict[str, Any]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 @each_kind
 def test_a_run_that_is_killed_after_each_stage_ends_with_the_same_metrics(
-    kind, small, tmp_path, monkeypatch
+    kind, small, whole, tmp_path
 ):
-    settings = small(kind)
-    whole = made(kind, settings).run()
-    expected = stored(whole.folder.path)
-    # The same place, in which nothing is left.
-    shutil.move(tmp_path / "runs", tmp_path / "before")
+    expected, settings = stored(whole(kind)), small(kind)
+    folder = made(kind, settings).folder.path
     for stage in made(kind, settings).stages():
         killed_after(stage.name, kind, settings)
-        assert not (whole.folder.path / "metrics.json").exists()
+        assert not (folder / "metrics.json").exists()
     again = made(kind, settings)
     assert again.pending() == [] and not again.finished
-    assert stored(again.run().folder.path) == expected
+    assert stored(again.run()) == expected
     assert not list((tmp_path / "runs").rglob(".saesteer-draft-*"))
-    (found,) = [r for r in list_runs(tmp_path / "runs") if r.folder == whole.folder.path]
+    (found,) = [run for run in list_runs(tmp_path / "runs") if run.folder == folder]
     assert found.status == "finished"
 
 
 @each_kind
 def test_a_run_from_python_is_the_run_of_the_shell(
-    kind, small, config_file, run_cli, tmp_path, monkeypatch
+    kind, whole, config_file, run_cli, no_loading, tmp_path, monkeypatch
 ):
-    for name, secret in SECRETS.items():
-        monkeypatch.setenv(name, secret)
-    results = made(kind, small(kind)).run()
+    # What would be done is said, and nothing is written.
+    shown = run_cli(*COMMANDS[kind], config_file(kind), "--dry-run")
+    assert (shown.code, shown.err) == (0, "") and "tiny" in shown.out
+    told = json.loads(run_cli(*COMMANDS[kind], config_file(kind), "--dry-run", "--json").out)
+    assert not told["finished"] and told["to_do"] and told["settings"]["name"] == "tiny"
+    assert not (tmp_path / "runs").exists()
+
+    monkeypatch.undo()
+    results = whole(kind)
     folder = results.folder.path
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert (record["kind"], record["name"]) == (RECORDED.get(kind, kind), "tiny")
@@ -112,7 +150,7 @@ def test_a_run_from_python_is_the_run_of_the_shell(
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     monkeypatch.setattr(context, "load_model", refuse)
     monkeypatch.setattr(steering, "load_sae", refuse)
-    answer = run_cli(*COMMANDS[kind], config_file(kind), "--json")
+    answer = run_cli(*COMMANDS[kind], config_file(kind, folder=str(folder.parent)), "--json")
     assert answer.code == 0
     assert json.loads(answer.out, parse_constant=refuse) == results.metrics
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
@@ -122,29 +160,22 @@ def test_a_run_from_python_is_the_run_of_the_shell(
     monkeypatch.undo()
 
     # Elsewhere it computes them.
-    there = tmp_path / "elsewhere"
-    answer = run_cli(*COMMANDS[kind], config_file(kind), "--json", f"folder={there}")
-    (other,) = [path.parent for path in there.glob("tiny-*/metrics.json")]
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    answer = run_cli(*COMMANDS[kind], config_file(kind), "--json")
+    (other,) = [path.parent for path in (tmp_path / "runs").glob("tiny-*/metrics.json")]
     assert other.name == folder.name
     told = json.loads((other / "run.json").read_text(encoding="utf-8"))
     assert told.keys() == record.keys() and told["metrics"] == record["metrics"]
-    for file in tmp_path.rglob("*"):
+    for file in (*tmp_path.rglob("*"), *folder.rglob("*")):
         if file.is_file():
             assert b"-of-mine" not in file.read_bytes(), file
 
 
 @each_kind
-def test_a_dry_run_writes_nothing(kind, config_file, run_cli, no_loading, tmp_path):
-    shown = run_cli(*COMMANDS[kind], config_file(kind), "--dry-run")
-    assert (shown.code, shown.err) == (0, "")
-    assert "tiny" in shown.out
-    told = json.loads(run_cli(*COMMANDS[kind], config_file(kind), "--dry-run", "--json").out)
-    assert not told["finished"] and told["to_do"] and told["settings"]["name"] == "tiny"
-    assert not (tmp_path / "runs").exists()
-
-
-@each_kind
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_afterwards(kind, small, monkeypatch):
+def test_a_full_disk_and_a_damaged_file_are_one_sentence_and_the_run_goes_on_afterwards(
+    kind, small, whole, monkeypatch
+):
     settings = small(kind)
     replace, left = os.replace, 4
 
@@ -160,6 +191,18 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_afterwards(kind, small,
         with pytest.raises(OutputError, match=r"cannot be written .*No space left.*free") as told:
             made(kind, settings).run()
     assert "\n" not in str(told.value)
+    found = made(kind, settings).run()
+    assert stored(found) == stored(whole(kind))
+    folder = found.folder.path
+    marked = sorted((folder / "stages").glob("*.json"))
+    # A comparison's stage is done where its personas' own folders say so.
+    for file in [folder / "metrics.json", *([] if kind == "compare" else marked[:1])]:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(OutputError, match=rf"{file.name} is damaged .*delete it") as told:
+            made(kind, settings).run()
+        assert "\n" not in str(told.value)
+        file.write_bytes(content)
     assert made(kind, settings).run().metrics
 
 
@@ -176,22 +219,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
     Path(settings["folder"]).write_text("in the way")
     with pytest.raises(ConfigError, match=r"is a file; choose another with --set folder="):
         made(kind, settings)
-
-
-@each_kind
-def test_a_damaged_file_is_named(kind, small):
-    settings = small(kind)
-    folder = made(kind, settings).run().folder.path
-    marked = sorted((folder / "stages").glob("*.json"))
-    # A comparison's stage is done where its personas' own folders say so.
-    for file in [folder / "metrics.json", *([] if kind == "compare" else marked[:1])]:
-        content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2])
-        with pytest.raises(OutputError, match=rf"{file.name} is damaged .*delete it") as told:
-            made(kind, settings).run()
-        assert "\n" not in str(told.value)
-        file.write_bytes(content)
-    assert made(kind, settings).run().metrics
 
 
 @pytest.mark.parametrize("kind", sorted(path.name for path in EARLIER.iterdir()))

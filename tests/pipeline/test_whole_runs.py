@@ -1,113 +1,73 @@
-"""From pairs to a steered model on tiny models, with the evidence in the folder."""
+"""From pairs to a steered model on tiny models, with the evidence in the folder.
+
+And a run that was cut off, damaged or finished before is gone on with, and ends the same.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
-from saesteer.data import datasets_folder
-from saesteer.experiments import steering
+from saesteer.experiments import pairs_run, steering
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.experiments.steer.experiment import Steer
+from saesteer.experiments.steer.experiment import STAGES, Steer
 from saesteer.methods.features import encode_pairs
+from saesteer.models.reading import PairActivations
 from saesteer.report.terminal import console
 from saesteer.saes import load_sae
 from saesteer.steering import SteeringVector
+from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 
-from .reading import numbers, strict_json
+
+def strict_json(path: Path) -> Any:
+    """Read JSON as a strict reader does, to whom NaN and Infinity are no words."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
-@pytest.fixture(scope="module")
-def trained_sae(tiny_model_folder, tmp_path_factory):
-    """A TopK SAE of the tiny GPT-2 without a chat template, trained here, with its table."""
-    from saesteer.experiments.train_sae import TrainSaeConfig
+def tensors(file: Path) -> dict[str, Any]:
+    """A safetensors file, whose header is written in no fixed order."""
+    with safe_open(file, "pt") as opened:
+        kept = {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}  # noqa: SIM118
+        return kept | dict(opened.metadata())
 
-    place = tmp_path_factory.mktemp("training")
-    with (datasets_folder() / "prose.jsonl").open(encoding="utf-8") as lines:
-        prose = "".join(json.loads(line)["text"] + " " for line in lines)
-    pieces = [{"text": prose[start : start + 150]} for start in range(0, 30_000, 150)]
-    (place / "prose.jsonl").write_text("\n".join(map(json.dumps, pieces)), encoding="utf-8")
-    settings: dict[str, Any] = {
-        "model": str(tiny_model_folder("gpt2", False)),
-        "site": "blocks.1.hook_resid_post",
-        "corpus": [{"path": str(place / "prose.jsonl")}],
-        "held_out": 0.1,
-        "context": 64,
-        "d_sae": 96,
-        "k": 12,
-        "batch": 128,
-        "epochs": 4,
-        "learning_rate": 5e-3,
-        "warmup_steps": 10,
-        "dead_after": 3000,
-        "autocast": False,
-        "folder": str(place / "sae"),
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """What must be the same in every run of the same settings, byte for byte."""
+    metrics = strict_json(folder / "metrics.json")
+    assert set(metrics.pop("seconds")) == set(STAGES)
+    # Times differ, the figure has random ids of its parts, and the settings name their folder.
+    other = ("metrics.json", "run.json", "config.json", "report.html")
+    files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+    kept: dict[str, Any] = {
+        name: tensors(file) if file.suffix == ".safetensors" else file.read_bytes()
+        for name, file in files.items()
+        if name not in other and not name.startswith("stages")
     }
-    trained = run_experiment(TrainSaeConfig(**settings))
-    return trained.sae_folder, trained.doctor
+    return kept | {"metrics": json.dumps(metrics).encode()}
 
 
-@pytest.fixture(scope="module")
-def second_family(tiny_settings, trained_sae):
-    settings = tiny_settings("gpt2", chat=False, sae=trained_sae[0])
-    settings["name"] = "second"
-    return run_experiment(RunConfig(**settings))
-
-
-def test_a_second_family_and_an_sae_trained_here_go_through_the_pipeline(
-    second_family, trained_sae
-):
-    _, report = trained_sae
-    assert report.explained_variance > 0.5
-    assert report.l0 <= 12
-    metrics = second_family.metrics
-    assert metrics["vector"]["plus"]["reached"]
-    assert metrics["vector"]["minus"]["reached"]
-    for side in ("plus", "minus"):
-        assert metrics["vector"][side]["kl"] == pytest.approx(0.05, rel=0.031)
-        assert metrics["difference_in_means"][side]["kl"] == pytest.approx(0.05, rel=0.031)
-    assert [row["multiple"] for row in metrics["curve"]] == [-1, 0, 1]
-    assert metrics["curve"][1]["margin"] == pytest.approx(metrics["unsteered_margin"], abs=1e-5)
-    assert metrics["vector"]["effect"]["effect"] == pytest.approx(
-        (metrics["curve"][2]["margin"] - metrics["curve"][0]["margin"]) / 2, abs=1e-5
-    )
-    assert len(metrics["random_directions"]) == 2
-    assert len(second_family.completions) == 2 * 3
-    assert {record["strength"] for record in second_family.completions} == {
-        metrics["vector"]["minus"]["strength"],
-        0.0,
-        metrics["vector"]["plus"]["strength"],
-    }
-
-
-def test_the_vector_is_the_sum_of_its_weighted_decoder_rows(second_family, trained_sae):
-    sae = load_sae(trained_sae[0])
-    vector = second_family.vector
-    rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.sae_features]).sum(dim=0)
-    torch.testing.assert_close(rebuilt, vector.raw, rtol=1e-4, atol=1e-5)
-    assert all(feature.description for feature in vector.sae_features)
-    assert vector.max_act is not None
-    assert vector.sae_fingerprint == sae.fingerprint
-
-
-def test_a_finished_run_holds_all_that_the_readme_names(second_family):
-    folder = second_family.folder.path
+def test_a_finished_run_holds_all_that_the_readme_names(whole):
+    folder = whole.folder.path
     for name in ("config", "split", "run", "fit", "metrics", "completions", "features"):
         assert strict_json(folder / f"{name}.json")
-    assert strict_json(folder / "metrics.json") == second_family.metrics
+    assert strict_json(folder / "metrics.json") == whole.metrics
     assert (folder / "report.html").stat().st_size > 1000
     table = pd.read_parquet(folder / "features.parquet")
-    assert list(table["feature"]) == [row["feature"] for row in second_family.features]
+    assert list(table["feature"]) == [row["feature"] for row in whole.features]
     record = strict_json(folder / "run.json")
-    assert record["model_fingerprint"] == second_family.vector.model_fingerprint
+    assert record["model_fingerprint"] == whole.vector.model_fingerprint
     assert record["versions"]["torch"] == torch.__version__
-    assert SteeringVector.load(folder).norm == second_family.vector.norm
+    assert SteeringVector.load(folder).norm == whole.vector.norm
     assert not list(folder.rglob(".*"))
 
 
@@ -147,8 +107,6 @@ def test_a_target_that_is_never_reached_is_a_result_in_plain_json(
 
 
 def test_likelihoods_that_overflow_leave_no_half_results(settings, monkeypatch, capsys):
-    import numpy as np
-
     def overflowed(self, vector=None, strength=0.0, unit="norm"):
         return np.full((2, self.n_pairs), math.nan if strength > 0 else -1.0)
 
@@ -176,8 +134,6 @@ def test_random_directions_and_questions_may_be_left_out(settings, capsys):
 
 
 def test_what_was_stored_is_what_the_features_were_computed_from(whole):
-    from saesteer.models.reading import PairActivations
-
     sae = load_sae(whole.vector.sae)
     site = "blocks.1.hook_resid_post"
     stored = PairActivations.load(whole.folder.path / f"activations/train.{site}.safetensors")
@@ -188,3 +144,81 @@ def test_what_was_stored_is_what_the_features_were_computed_from(whole):
     torch.testing.assert_close(
         (delta[:, :32] - delta[:, 32:]).float(), stored.deltas, rtol=1e-4, atol=1e-5
     )
+
+
+def test_vectors_that_were_scored_before_the_cut_are_not_scored_again(settings, whole, monkeypatch):
+    config = RunConfig(**settings)
+    measure = pairs_run.EffectMeter.measure
+    calls: Counter[str] = Counter()
+
+    def counted(self, vector, *args, **rest):
+        calls[f"{vector.method} {vector.name}"] += 1
+        if sum(calls.values()) == 3:
+            raise KeyboardInterrupt
+        return measure(self, vector, *args, **rest)
+
+    monkeypatch.setattr(pairs_run.EffectMeter, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config)
+    resumed = run_experiment(config)
+    assert sorted(calls.values()) == [1, 1, 1, 2]
+    assert numbers(resumed.folder.path) == numbers(whole.folder.path)
+
+
+def test_the_effect_is_told_before_the_null_is_measured(settings, whole):
+    experiment, heard = Steer(RunConfig(**settings)), []
+
+    class Enough(Exception):
+        pass
+
+    def watch(metrics):
+        heard.append(experiment.headline(metrics)["effect"])
+        raise Enough
+
+    experiment.watch = watch
+    with pytest.raises(Enough):
+        experiment.run()
+    assert heard == [whole.metrics["vector"]["effect"]["effect"]]
+    assert [file.name for file in experiment.folder.path.glob("evaluation/*")] == [
+        "00-clustered_sae.json"
+    ]
+
+
+def test_a_damaged_file_is_named_and_made_again_once_it_is_deleted(copy_of_whole, whole):
+    config, folder = copy_of_whole
+    for name, damage, undone in (
+        ("features.json", 0.5, None),
+        ("vector.safetensors", 0, None),
+        # What a later stage needs, when that stage is to be done again.
+        ("evaluation/00-clustered_sae.json", 0.5, "evaluation"),
+        ("activations/train.blocks.1.hook_resid_post.safetensors", 0.5, "features"),
+        ("run.json", 0.5, "completions"),
+    ):
+        if undone is not None:
+            (folder / "stages" / f"{undone}.json").unlink()
+        path = folder / name
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * damage)])
+        with pytest.raises(SaesteerError, match=rf"{path.name}.*delete it") as told:
+            run_experiment(config)
+        assert "\n" not in str(told.value)
+        path.unlink()
+        assert numbers(run_experiment(config).folder.path) == numbers(whole.folder.path), name
+
+
+def test_a_result_that_is_json_but_no_result_is_named(copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "metrics.json").unlink()
+    for content in ("[]", '{"effect": {}}'):
+        (folder / "evaluation/01-difference_in_means.json").write_text(content)
+        with pytest.raises(OutputError, match=r"01-difference_in_means\.json holds no result"):
+            run_experiment(config)
+
+
+def test_weights_that_changed_in_the_middle_of_a_run_are_told(copy_of_whole):
+    config, folder = copy_of_whole
+    (folder / "stages/features.json").unlink()
+    record = strict_json(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps(record | {"sae_fingerprint": "other"}))
+    with pytest.raises(MismatchError, match=r"begun with other weights of the sae; delete"):
+        run_experiment(config)

@@ -1,11 +1,9 @@
-"""Made-up metrics and a real browser."""
+"""Metrics to check by hand, and a real browser."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,16 +21,6 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1280,900",
 )
-
-
-@pytest.fixture(scope="session")
-def made_up() -> Callable[..., dict[str, Any]]:
-    """Return the function that makes metrics up; see `made_up.py`."""
-    spec = importlib.util.spec_from_file_location("made_up", Path(__file__).parent / "made_up.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.made_up_metrics
 
 
 @pytest.fixture

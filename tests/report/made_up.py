@@ -1,33 +1,20 @@
-"""Metrics of a comparison that never ran, in the shape of `metrics.json`.
-
-`python tests/report/made_up.py FOLDER` writes metrics.json and report.html there, to look at.
-"""
+"""Metrics of a comparison that never ran, in the shape of `metrics.json`."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import linkage
 
-PERSONAS = (
-    "agreeableness",
-    "extraversion",
-    "neuroticism",
-    "openness",
-    "conscientiousness",
-    "desire-for-recursive-self-improvement",
-    "optimism",
-    "curiosity",
-    "formality",
-    "frugality",
-    "playfulness",
-    "love-of-nature",
+NAMES = (
+    *("agreeableness", "extraversion", "neuroticism", "openness", "conscientiousness"),
+    *("desire-for-recursive-self-improvement", "optimism", "curiosity", "formality", "frugality"),
+    *("playfulness", "love-of-nature"),
 )
+# Name, label, kind and how far it moves what is said.
 METHODS = (
     ("attributed_sae", "SAE features, attribution weights", "sae", 0.62),
     ("difference_in_means", "difference in means", "dense", 0.38),
@@ -42,28 +29,9 @@ METHODS = (
     ("system_prompt", "persona system prompt", "prompt", 0.55),
     ("random_direction", "random direction", "null", -0.01),
 )
-KL_TARGETS = (0.1, 0.3, 1.0)
 GAIN = {0.1: 0.5, 0.3: 1.0, 1.0: 1.5}
-TOPICS = (
-    "kindness and helping",
-    "words of agreement",
-    "refusal and blame",
-    "warm greetings",
-    "first person plural",
-    "insults",
-    "apologies",
-    "shared plans",
-    "doubt",
-    "praise of other people",
-)
-QUESTIONS = (
-    "How was your day?",
-    "What should I do this weekend?",
-    "Tell me about a neighbour of yours.",
-    "Which book would you give to a friend?",
-    "A stranger asks you for directions. What do you say?",
-    "What makes a good meal?",
-)
+TOPICS = ("kindness and helping", "words of agreement", "refusal and blame", "warm greetings")
+QUESTIONS = ("How was your day?", "A stranger asks you for directions. What do you say?")
 TEXTS = {
     -1: "I don't see why I should care. People bring their own trouble on themselves.",
     0: "It was a fairly ordinary day. I went for a walk and answered some messages.",
@@ -76,224 +44,151 @@ HOSTILE = (
 
 
 def made_up_metrics(
-    n_personas: int = 12,
-    n_methods: int = 12,
-    n_features: int = 32,
-    *,
-    seed: int = 0,
-    hostile: bool = False,
+    n_personas: int = 12, n_methods: int = 12, n_features: int = 32, *, hostile: bool = False
 ) -> dict[str, Any]:
     """Return a full set of metrics; hostile ones carry markup wherever text can stand."""
-    rng = np.random.default_rng(seed)
-    names, methods = PERSONAS[:n_personas], METHODS[:n_methods]
+    rng = np.random.default_rng(0)
+    names, means = NAMES[:n_personas], {name: mean for name, *_, mean in METHODS[:n_methods]}
     scale = {name: float(rng.lognormal(0, 0.3)) for name in names}
-    effects = _effects(rng, names, methods, scale)
+
+    def number(mean: float = 0.0, spread: float = 0.1) -> float:
+        return float(rng.normal(mean, spread))
+
+    def around(name: str, value: float, half: float, **fields: Any) -> dict[str, Any]:
+        return {**fields, name: value, "low": value - half, "high": value + half}
+
+    def effect(persona: str, method: str, kl_target: float, seed: int) -> dict[str, Any]:
+        value = means[method] * GAIN[kl_target] * scale[persona] + number(0, 0.03)
+        side = {"strength": 0.3 * kl_target**0.5, "kl": kl_target, "reached": True}
+        row = around("effect", value, 0.06 + 0.1 * abs(value), persona=persona, method=method)
+        row |= {"seed": seed, "kl_target": kl_target, "moved_share": 0.5, "slope": value * 0.9}
+        row |= {"common_shift": number(-0.3), "anti_steerable": rng.uniform(0, 0.4), "n_pairs": 75}
+        row |= {"plus": side, "minus": {**side, "strength": -side["strength"]}}
+        if (method, kl_target, seed) == ("top_feature", 1.0, 0):
+            row |= {"effect": None, "low": None, "high": None}
+        return row
+
+    def summary(method: str, kl_target: float) -> dict[str, Any]:
+        mean, ratio = means[method], means[method] / 0.38
+        row = around("effect", mean * GAIN[kl_target], 0.08, method=method, kl_target=kl_target)
+        row |= {"ratio": ratio, "ratio_low": ratio - 0.1, "ratio_high": ratio + 0.2}
+        row |= {"p": rng.uniform(0, 0.04), "p_holm": rng.uniform(0, 0.045)}
+        row |= {"n_personas": len(names), "beyond_null": len(names) if mean > 0.2 else 2}
+        if method == "difference_in_means":
+            row |= {"ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0, "p": None, "p_holm": None}
+        return row
+
+    def null(persona: str, kind: str) -> dict[str, Any]:
+        effects = [number(0, 0.05) for _ in range(20)]
+        record = {"persona": persona, "kind": kind, "effects": effects, "p": 1 / 21}
+        return record | {"largest": max(map(abs, effects))}
+
+    def written(method: str, kl_target: float, persona: str, sign: int) -> dict[str, Any]:
+        judge = sign * 1.7 * means[method] * GAIN[kl_target] + number(0, 0.2)
+        row = {"method": method, "kl_target": kl_target, "persona": persona, "sign": sign, "n": 128}
+        row |= {"judge": judge, "judge_low": judge - 0.25, "judge_high": judge + 0.25}
+        row |= {"sentiment": 0.4, "nll": 1.6, "rep4": 0.02, "distinct2": 0.9, "similarity": 0.45}
+        return row | {"composite": 0.66}
+
+    def written_summary(method: str, kl_target: float) -> dict[str, Any]:
+        mean = means[method]
+        row = around("judge_range", 3.4 * mean, 0.4, method=method, kl_target=kl_target)
+        row |= {"ratio": mean / 0.38, "ratio_low": mean / 0.5, "ratio_high": mean / 0.3}
+        return row | {"n_personas": len(names), "right_direction": len(names), "composite": 0.7}
+
+    def feature(place: int, index: int) -> dict[str, Any]:
+        topic, weight = TOPICS[place % len(TOPICS)], (-1) ** place * rng.exponential(0.4)
+        text = f"I always thought that {topic} would count for more than anything"
+        context = {"text": text, "token": topic.split()[-1], "activation": 9.5}
+        row = {"feature": index, "weight": weight, "cluster": place % 6, "description": topic}
+        row |= {"firing_positive": 0.4, "firing_negative": rng.uniform(0, 0.3), "score": number(5)}
+        url = f"https://www.neuronpedia.org/smollm2/10/{index}" if place % 3 else None
+        return row | {"contexts": [context] * 5, "url": url}
+
+    def tree(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        points = [[10.0 * row["cluster"] + number(), number()] for row in rows]
+        joined = linkage(np.array(points), "average") if len(rows) > 1 else np.zeros((0, 4))
+        labels = {"labels": [row["feature"] for row in rows]}
+        return {"linkage": joined.tolist(), "clusters": [r["cluster"] for r in rows], **labels}
+
+    def completion(question: str, method: str, strength: float) -> dict[str, Any]:
+        sign = int(np.sign(strength))
+        row = {"question": question, "method": method, "strength": strength, "sign": sign}
+        return row | {"text": TEXTS[sign], "judge": number(3 * strength, 0.5)}
+
+    pair = list(means)[:2]
+    features = {
+        name: [feature(*entry) for entry in enumerate(rng.choice(4608, n_features, replace=False))]
+        for name in names
+    }
+    strengths = (-0.31, -0.16, 0.0, 0.14, 0.28)
+    counts = {"n_train": 200, "n_validation": 75, "n_test": 75, "n_judge": 150}
     metrics = {
         "name": "personas",
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "sae": "sae-smollm2",
         "site": "blocks.10.hook_resid_post",
         "seeds": [0, 1, 2],
-        "kl_targets": list(KL_TARGETS),
+        "kl_targets": list(GAIN),
         "headline_kl_target": 0.3,
         "headline_method": "attributed_sae",
         "baseline": "difference_in_means",
-        "methods": [{"name": n, "label": label, "kind": kind} for n, label, kind, _ in methods],
+        "methods": [{"name": n, "label": lb, "kind": k} for n, lb, k, _ in METHODS[:n_methods]],
         "personas": [
-            _persona(rng, name, own=place >= n_personas // 2) for place, name in enumerate(names)
+            {"name": name, "source": f"pairs/{name}.jsonl", "own": place % 2 == 1, **counts}
+            | {"unsteered_margin": number(0, 0.3)}
+            for place, name in enumerate(names)
         ],
-        "effects": effects,
-        "curves": _curves(names, methods, scale),
-        "summary": _summary(rng, methods, len(names), scale),
-        "areas": [_with_interval("area", 0.95 * mean, 0.08, method=n) for n, *_, mean in methods],
-        "null": [_null(rng, n, k) for n in names for k in ("random_direction", "random_features")],
-        **_generation(rng, names, methods, scale),
-        "choices_margins": _choices(names, methods),
-        "side_effects": _side_effects(rng, names, methods),
-        "features": {name: _features(rng, n_features) for name in names},
-        "completions": {name: _completions(rng, methods) for name in names},
+        "effects": [effect(*place) for place in product(names, means, GAIN, range(3))],
+        "curves": [
+            {"persona": name, "method": method, "seed": 0, "multiple": multiple}
+            | {"strength": 0.2 * multiple, "margin": 0.1 + means[method] * np.tanh(multiple)}
+            for name, method, multiple in product(
+                names, means, (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+            )
+        ],
+        "summary": [summary(*place) for place in product(means, GAIN)],
+        "areas": [around("area", 0.95 * mean, 0.08, method=name) for name, mean in means.items()],
+        "null": [null(*of) for of in product(names, ("random_direction", "random_features"))],
+        "generation": [written(*of) for of in product(means, (0.1, 0.3), names, (-1, 0, 1))],
+        "generation_summary": [written_summary(*of) for of in product(means, (0.1, 0.3))],
+        "judges": [
+            {"persona": name, "auc": rng.uniform(0.85, 0.99), "n_train": 200, "n_test": 100}
+            for name in names
+        ],
+        "choices_margins": [
+            {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}
+            | {"plus": 0.7, "minus": -0.5, "at_chance": kind == "a_b"}
+            for kind, name, method in product(("yes_no", "a_b"), names, pair)
+        ],
+        "side_effects": {
+            "prose": [
+                {"persona": name, "method": method, "sign": sign, "change": abs(number(0.2))}
+                for name, method, sign in product(names, means, (-1, 1))
+            ],
+            "matrix": [
+                {"method": method, "personas": list(names)}
+                | {"values": [[number(float(a == b)) for b in names] for a in names]}
+                for method in pair
+            ],
+        },
+        "features": features,
+        "linkage": {name: tree(rows) for name, rows in features.items()},
+        "completions": {
+            name: [completion(*of) for of in product(QUESTIONS, pair, strengths)] for name in names
+        },
         "vectors": {name: f"vectors/{name}.safetensors" for name in names},
         "llm_judge": [],
         "chosen": {name: {"n_features": 32, "ridge": 0.01, "layer": 10} for name in names},
-        "config": {"seed": 0, "kl_targets": list(KL_TARGETS), "model": {"name": "smollm2"}},
+        "config": {"seed": 0, "kl_targets": list(GAIN), "model": {"name": "smollm2"}},
         "seconds": {"read": 61.2, "gradients": 140.9, "fit": 22.4, "match": 803.0, "write": 402.7},
     }
-    metrics["linkage"] = {name: _linkage(rng, metrics["features"][name]) for name in names}
-    if hostile:
-        _poison(metrics)
-    return json.loads(json.dumps(metrics))
+    # As it is read from a file; numpy's integers are no JSON.
+    metrics = json.loads(json.dumps(metrics, default=int))
+    return _poisoned(metrics) if hostile else metrics
 
 
-def _product(*parts: Any) -> Any:
-    return product(*parts)
-
-
-def _with_interval(name: str, value: float, half: float, **fields: Any) -> dict[str, Any]:
-    return {**fields, name: value, "low": value - half, "high": value + half}
-
-
-def _persona(rng, name: str, *, own: bool) -> dict[str, Any]:
-    counts = {"n_train": 200, "n_validation": 75, "n_test": 75, "n_judge": 150}
-    margin = {"unsteered_margin": float(rng.normal(0, 0.3))}
-    return {"name": name, "source": f"pairs/{name}.jsonl", "own": own, **counts, **margin}
-
-
-def _effects(rng, names, methods: Any, scale) -> list[dict[str, Any]]:
-    rows = []
-    for name, (method, _, _, mean), target, seed in _product(names, methods, KL_TARGETS, range(3)):
-        value = mean * GAIN[target] * scale[name] + rng.normal(0, 0.03)
-        side = {"strength": float(0.3 * target**0.5), "kl": target, "reached": True}
-        row = {
-            **_with_interval("effect", value, 0.06 + 0.1 * abs(value)),
-            "persona": name,
-            "method": method,
-            "seed": seed,
-            "kl_target": target,
-            "moved_share": float(np.clip(0.5 + value / 2, 0, 1)),
-            "common_shift": float(rng.normal(-0.3 * target, 0.05)),
-            "anti_steerable": float(np.clip(0.4 - value / 2, 0, 1)),
-            "slope": value * 0.9,
-            "plus": side,
-            "minus": {**side, "strength": -side["strength"]},
-            "n_pairs": 75,
-        }
-        if (method, target, seed) == ("top_feature", 1.0, 0):
-            row |= {"effect": None, "low": None, "high": None}
-        rows.append(row)
-    return rows
-
-
-def _curves(names, methods: Any, scale) -> list[dict[str, Any]]:
-    return [
-        {"persona": name, "method": method, "seed": 0, "multiple": multiple}
-        | {"strength": 0.2 * multiple, "margin": 0.1 + scale[name] * mean * np.tanh(multiple)}
-        for name, (method, _, _, mean) in _product(names, methods)
-        for multiple in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-    ]
-
-
-def _summary(rng, methods: Any, n: int, scale) -> list[dict[str, Any]]:
-    rows, typical = [], float(np.mean(list(scale.values())))
-    for (method, _, _, mean), target in _product(methods, KL_TARGETS):
-        ratio, half = mean / 0.38, (0.08 + 0.1 * abs(mean)) * GAIN[target]
-        row = {
-            **_with_interval("effect", mean * GAIN[target] * typical, half),
-            "method": method,
-            "kl_target": target,
-            "n_personas": n,
-            "ratio": ratio,
-            "ratio_low": ratio - 0.14 * abs(ratio),
-            "ratio_high": ratio + 0.15 * abs(ratio),
-            "p": float(rng.uniform(0.0004, 0.04)),
-            "p_holm": float(rng.uniform(0.005, 0.045)),
-            "beyond_null": n if mean > 0.2 else 2,
-        }
-        if method == "difference_in_means":
-            row |= {"ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0, "p": None, "p_holm": None}
-        rows.append(row)
-    return rows
-
-
-def _null(rng, persona: str, kind: str) -> dict[str, Any]:
-    effects = rng.normal(0, 0.05, 20).tolist()
-    largest = max(map(abs, effects))
-    return {"persona": persona, "kind": kind, "effects": effects, "largest": largest, "p": 1 / 21}
-
-
-def _generation(rng, names, methods: Any, scale) -> dict[str, Any]:
-    lines, summary = [], []
-    measures = {"sentiment": 0.4, "nll": 1.6, "rep4": 0.02, "distinct2": 0.9, "similarity": 0.45}
-    for (method, _, _, mean), target in _product(methods, KL_TARGETS[:2]):
-        width = 3.4 * mean * GAIN[target]
-        shared = {"method": method, "kl_target": target}
-        ratio = {"ratio": mean / 0.38, "ratio_low": mean / 0.5, "ratio_high": mean / 0.3}
-        counts = {"n_personas": len(names), "right_direction": len(names), "composite": 0.7}
-        summary.append({**_with_interval("judge_range", width, 0.4), **shared, **ratio, **counts})
-        for name, sign in _product(names, (-1, 0, 1)):
-            judge = -0.5 + sign * width / 2 * scale[name] + rng.normal(0, 0.2)
-            ends = {"judge": judge, "judge_low": judge - 0.25, "judge_high": judge + 0.25}
-            who = {"persona": name, "sign": sign, "n": 128, "composite": 0.66}
-            lines.append({**shared, **who, **ends, **measures})
-    judges = [
-        {"persona": n, "auc": float(rng.uniform(0.85, 0.99)), "n_train": 200, "n_test": 100}
-        for n in names
-    ]
-    return {"generation": lines, "generation_summary": summary, "judges": judges}
-
-
-def _choices(names, methods: Any) -> list[dict[str, Any]]:
-    return [
-        {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}
-        | {"plus": 0.1 + mean, "minus": 0.1 - mean, "at_chance": kind == "a_b"}
-        for kind, name, (method, _, _, mean) in _product(("yes_no", "a_b"), names, methods[:2])
-    ]
-
-
-def _side_effects(rng, names, methods: Any) -> dict[str, Any]:
-    matrix = []
-    for method, _, _, mean in methods[:2]:
-        values = rng.normal(0, 0.12, (len(names), len(names)))
-        np.fill_diagonal(values, mean * rng.uniform(0.7, 1.4, len(names)))
-        matrix.append({"method": method, "personas": list(names), "values": values.tolist()})
-    prose = [
-        {"persona": n, "method": m, "sign": s, "change": float(abs(rng.normal(0.2, 0.05)))}
-        for n, (m, *_), s in _product(names, methods, (-1, 1))
-    ]
-    return {"prose": prose, "matrix": matrix}
-
-
-def _features(rng, n: int) -> list[dict[str, Any]]:
-    rows = []
-    for place, index in enumerate(rng.choice(4608, n, replace=False).tolist()):
-        topic = TOPICS[place % len(TOPICS)]
-        sign, token = 1 if rng.random() < 0.6 else -1, topic.split()[-1]
-        text = f"I always thought that {token} would count for more than anything"
-        rows.append(
-            {
-                "feature": index,
-                "weight": sign * float(rng.exponential(0.4)) + sign * 0.02,
-                "cluster": place % 6,
-                "description": f"{topic}; promotes “{token}”",
-                "firing_positive": float(rng.uniform(0.1, 0.6)),
-                "firing_negative": float(rng.uniform(0.0, 0.3)),
-                "score": sign * float(rng.uniform(3, 9)),
-                "contexts": [
-                    {"text": text, "token": token, "activation": 9.5 - k} for k in range(5)
-                ],
-                "url": f"https://www.neuronpedia.org/smollm2/10/{index}" if place % 3 else None,
-            }
-        )
-    return rows
-
-
-def _linkage(rng, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    from scipy.cluster.hierarchy import linkage
-
-    centres = rng.normal(size=(6, 8))
-    rows = [centres[row["cluster"]] + 0.35 * rng.normal(size=8) for row in features]
-    found = linkage(np.array(rows), "average") if len(rows) > 1 else np.zeros((0, 4))
-    return {
-        "linkage": found.tolist(),
-        "labels": [row["feature"] for row in features],
-        "clusters": [row["cluster"] for row in features],
-    }
-
-
-def _completions(rng, methods: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "question": question,
-            "method": method,
-            "strength": strength,
-            "sign": int(np.sign(strength)),
-        }
-        | {"text": TEXTS[int(np.sign(strength))], "judge": float(3 * strength + rng.normal(0, 0.5))}
-        for question, (method, *_) in _product(QUESTIONS, methods[:2])
-        for strength in (-0.31, -0.16, 0.0, 0.14, 0.28)
-    ]
-
-
-def _poison(metrics: dict[str, Any]) -> None:
+def _poisoned(metrics: dict[str, Any]) -> dict[str, Any]:
     """Put markup wherever a model or a file can put text."""
     metrics["name"] = metrics["model"] = HOSTILE
     metrics["methods"][0]["label"] = HOSTILE
@@ -303,17 +198,4 @@ def _poison(metrics: dict[str, Any]) -> None:
         rows[0]["contexts"][0].update(text=f"before {HOSTILE} after", token=HOSTILE)
     for rows in metrics["completions"].values():
         rows[0].update(text=HOSTILE, question=HOSTILE)
-
-
-def main(folder: Path) -> None:
-    """Write the metrics and their report."""
-    from saesteer.report.compare import compare_report
-
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = made_up_metrics()
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    print(compare_report(metrics).write(folder / "report.html"))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return metrics

@@ -17,6 +17,7 @@ from saesteer.report.report import Report
 from saesteer.report.terminal import console
 from saesteer.report.wording import Estimate, show
 from saesteer.saes.neuronpedia import dashboard_url
+from tests.report.made_up import made_up_metrics
 
 
 def table(report: Report, column: str) -> Table:
@@ -163,8 +164,8 @@ def test_a_language_model_judges_ratings_are_averaged_without_those_that_are_mis
     assert row[1:] == ["positive", 1.5, 2.0, 1.0, None, 8, 1]
 
 
-def test_texts_run_from_the_most_negative_strength_to_the_most_positive(made_up):
-    metrics = made_up(n_personas=1, n_methods=3, n_features=3)
+def test_texts_run_from_the_most_negative_strength_to_the_most_positive():
+    metrics = made_up_metrics(n_personas=1, n_methods=3, n_features=3)
     texts = next(item for item in compare_report(metrics).items() if isinstance(item, Texts))
     columns = texts.rows["SAE features, attribution weights"]
     assert list(columns) == [
@@ -220,23 +221,18 @@ def test_a_tree_joins_what_scipy_joined_and_colours_pure_clusters(small):
     assert {leaves[y] for y in heights} == {"7", "9"}
 
 
-@pytest.mark.parametrize(
-    "url",
-    [None, "https://x.org/a/b/9", "https://www.neuronpedia.org.evil.org/9", "http://localhost/9"],
-)
-def test_only_neuronpedias_pages_can_be_embedded(small, url):
-    small |= {"features": {"warm": features(url=url)}, "linkage": {"warm": {}}}
-    page = compare_report(small).to_html()
-    assert "frame-src" not in page and "data-embed=" not in page
+def test_a_page_embeds_neuronpedias_pages_alone_and_says_so(small):
+    def page(url: str | None) -> str:
+        shown = {"features": {"warm": features(url=url)}, "linkage": {"warm": {}}}
+        return compare_report({**small, **shown}).to_html()
 
-
-def test_a_page_that_can_embed_says_so_and_allows_nothing_else(small):
+    for other in ("https://x.org/a/b/9", "https://www.neuronpedia.org.evil.org/9", None):
+        assert "frame-src" not in page(other) and "data-embed=" not in page(other)
     url = dashboard_url("gpt2-small/6-res-jb", 9)
-    small |= {"features": {"warm": features(url=url)}, "linkage": {"warm": {}}}
-    page = compare_report(small).to_html()
-    assert f'data-embed="{url}?embed=true"' in page
-    assert page.count("frame-src") == 1 and "frame-src https://www.neuronpedia.org;" in page
-    assert "<iframe" not in page
+    found = page(url)
+    assert f'data-embed="{url}?embed=true"' in found
+    assert found.count("frame-src") == 1 and "frame-src https://www.neuronpedia.org;" in found
+    assert "<iframe" not in found
 
 
 def numbers(record: Any) -> list[float]:
@@ -248,8 +244,8 @@ def numbers(record: Any) -> list[float]:
     return [record] if isinstance(record, float) else []
 
 
-def test_every_number_of_the_metrics_is_on_the_page(made_up):
-    metrics = made_up(n_personas=3, n_methods=4, n_features=4)
+def test_every_number_of_the_metrics_is_on_the_page():
+    metrics = made_up_metrics(n_personas=3, n_methods=4, n_features=4)
     report = compare_report(metrics)
     page = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", report.to_html(), flags=re.DOTALL)
     shown = {float(n) for n in re.findall(r'data-(?:value|low|high)="(-?[\d.e-]+)"', page)}
@@ -262,17 +258,15 @@ def test_every_number_of_the_metrics_is_on_the_page(made_up):
             assert any(np.isclose(number, list(shown), rtol=1e-9, atol=1e-12)), (part, number)
 
 
-def test_the_terminal_shows_every_method_within_a_hundred_columns(made_up, capsys):
-    metrics = made_up()
+def test_a_full_comparison_stays_small_and_the_terminal_shows_every_method(capsys):
+    metrics = made_up_metrics()
     metrics["methods"][2]["label"] = "[bold]ours[/bold] " + "very " * 20
-    compare_report(metrics).print(console())
+    report = compare_report(metrics)
+    assert len(report.to_html()) < 10_000_000
+    report.print(console())
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     assert "[bold]ours[/bold]" in " ".join(out.split())
     for row in metrics["summary"]:
         if row["kl_target"] == 0.3:
             assert f"{row['effect']:.3f}".replace("-", "\N{MINUS SIGN}") in out
-
-
-def test_a_full_comparison_stays_below_ten_megabytes(made_up):
-    assert len(compare_report(made_up()).to_html()) < 10_000_000

@@ -59,10 +59,8 @@ def test_every_text_is_escaped():
     assert page.count(ESCAPED) >= 18
     # Two scripts of the page's own making, besides plotly's: figures and the page's.
     assert len(re.findall(r"<script", page)) == 2
-
-
-def test_figures_are_json_that_no_text_breaks():
-    found = re.search(r'id="figures">(.*?)</script>', own(hostile().to_html()), flags=re.DOTALL)
+    # Figures are JSON that no text breaks.
+    found = re.search(r'id="figures">(.*?)</script>', page, flags=re.DOTALL)
     assert found is not None
     (figure,) = json.loads(found[1], parse_constant=pytest.fail).values()
     assert figure["layout"]["title"]["text"] == ESCAPED.replace("&#39;", "'")
@@ -103,20 +101,13 @@ def test_a_number_is_rounded_and_kept_exactly_beside_it(cell, form, shown, value
     assert ("0.25 to 0.75" in words) == isinstance(cell, Estimate)
 
 
-@pytest.mark.parametrize(
-    ("address", "kept"),
-    [
-        ("https://example.org/a", True),
-        ("../run-1/report.html", True),
-        ("javascript:alert(1)", False),
-        ("data:text/html,x", False),
-        ("file:///etc/passwd", False),
-    ],
-)
-def test_a_link_leads_to_pages_and_files_alone(address, kept):
-    table = Table(["run"], [["E1"]], links=[address])
+def test_a_link_leads_to_pages_and_files_alone():
+    kept = ["https://example.org/a", "../run-1/report.html"]
+    bad = ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd"]
+    table = Table(["run"], [[address] for address in (*kept, *bad)], links=[*kept, *bad])
     page = hostile(sections=[Section("Runs", items=[table])]).to_html()
-    assert (f'href="{address}"' in page) == kept
+    found = re.findall(r'href="([^"]*)"', own(page))
+    assert [address for address in (*kept, *bad) if address in found] == kept
 
 
 def test_half_an_emoji_and_control_characters_do_not_stop_the_page(tmp_path):
@@ -124,12 +115,9 @@ def test_half_an_emoji_and_control_characters_do_not_stop_the_page(tmp_path):
     report = hostile(sections=[Section("s", items=[texts])])
     page = report.write(tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     assert "half ? null \N{REPLACEMENT CHARACTER} bell \N{REPLACEMENT CHARACTER}" in page
-
-
-def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"report\.html cannot be written"):
-        hostile().write(tmp_path / "file" / "report.html")
+        report.write(tmp_path / "file" / "report.html")
 
 
 def test_the_terminal_fits_and_says_where_everything_is(capsys):

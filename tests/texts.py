@@ -1,0 +1,23 @@
+"""Made-up words, no two texts alike, and files of records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LETTERS = list("abdefghiklmnoprstu")
+
+
+def words(rng: np.random.Generator, n: int) -> str:
+    """Return so many words of five letters, so that no two texts are near-duplicates."""
+    return " ".join("".join(rng.choice(LETTERS, 5)) for _ in range(n))
+
+
+def write_lines(file: Path, records: Sequence[Any]) -> str:
+    """Write records as JSON lines and return the file's path as settings name it."""
+    file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return str(file)
