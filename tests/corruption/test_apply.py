@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.family import family_states, shared_walk
+from saesteer.corruption.family import family_states
 from saesteer.corruption.fitted import (
     fit_linear_maps,
     measure_means,
@@ -40,6 +40,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma3", "qwen3"])
 def test_a_program_gives_the_logits_of_the_same_blocks_run_by_hand(
     arch, tiny_model, hf_model, block_loop, some_ids
 ):
@@ -57,6 +58,7 @@ def test_a_program_gives_the_logits_of_the_same_blocks_run_by_hand(
         torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4, msg=text)
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_generating_with_a_cache_is_generating_without(
     arch, tiny_model, hf_model, block_loop, some_ids
 ):
@@ -74,7 +76,7 @@ def test_generating_with_a_cache_is_generating_without(
         assert torch.equal(said, wanted), text
 
 
-def test_padding_changes_nothing_of_what_is_generated(tiny_llama, some_ids):
+def test_padding_changes_nothing_and_the_bridge_generates_the_same(tiny_llama, some_ids):
     model, ids = tiny_llama, some_ids(rows=1, width=9)
     padded = torch.cat([torch.full((1, 4), 2), ids], dim=1)
     mask = torch.tensor([[0] * 4 + [1] * 9])
@@ -82,28 +84,26 @@ def test_padding_changes_nothing_of_what_is_generated(tiny_llama, some_ids):
     with corrupted(model, parse_program("repeat 1 x2 then skip 0", 3)):
         bare = _plain(model).generate(ids, attention_mask=torch.ones_like(ids), **options)
         left = _plain(model).generate(padded, attention_mask=mask, **options)
+        bridged = model.generate(
+            ids, max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False
+        )
     assert left[0, 13:].tolist() == bare[0, 9:].tolist()
+    assert bridged.tolist() == bare.tolist()
 
 
-def test_the_bridge_caches_what_a_program_computes(tiny_llama, some_ids):
+def test_the_bridge_caches_what_a_program_computes_and_hooks_follow_a_block(tiny_llama, some_ids):
     ids = some_ids(rows=1)
     with corrupted(tiny_llama, parse_program("[0, 2]", 3)), torch.no_grad():
         _, cache = tiny_llama.run_with_cache(ids)
     torch.testing.assert_close(cache["blocks.2.hook_resid_pre"], cache["blocks.0.hook_resid_post"])
     assert "blocks.1.hook_resid_pre" not in cache
-
-
-def test_the_bridge_generates_under_a_program(tiny_llama, some_ids):
-    ids = some_ids(rows=1, width=6)
-    with corrupted(tiny_llama, parse_program("reverse", 3)):
-        bridged = tiny_llama.generate(
-            ids, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False
-        )
-        plain = _plain(tiny_llama).generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False,
-            eos_token_id=None,
-        )  # fmt: skip
-    assert bridged.tolist() == plain.tolist()
+    calls = []
+    with corrupted(tiny_llama, parse_program("[1, 1, 0]", 3)):
+        block = plain_model(tiny_llama).get_submodule("model.layers.1")
+        handle = block.register_forward_hook(lambda *_: calls.append(1))
+        plain_model(tiny_llama)(ids)
+        handle.remove()
+    assert len(calls) == 2
 
 
 def test_nothing_is_copied_and_all_is_put_back_also_after_an_exception(tiny_llama, some_ids):
@@ -121,16 +121,6 @@ def test_nothing_is_copied_and_all_is_put_back_also_after_an_exception(tiny_llam
     assert plain.config.to_dict() == config
     assert [(owner, list(owner._modules)) for owner in plain.modules()] == lists
     assert torch.equal(plain(ids).logits, before)
-
-
-def test_hooks_on_a_block_follow_it_wherever_it_runs(tiny_llama, some_ids):
-    calls = []
-    with corrupted(tiny_llama, parse_program("[1, 1, 0]", 3)):
-        block = plain_model(tiny_llama).get_submodule("model.layers.1")
-        handle = block.register_forward_hook(lambda *_: calls.append(1))
-        plain_model(tiny_llama)(some_ids())
-        handle.remove()
-    assert len(calls) == 2
 
 
 def test_what_cannot_run_is_refused(tiny_llama):
@@ -192,20 +182,6 @@ def test_keeping_more_and_more_layers_runs_every_block_once(tiny_llama, batch):
     assert len(states) == 4 and all(state.shape == (29, 32) for state in states)
 
 
-def test_a_walk_runs_each_shared_beginning_once():
-    at_root, visits = shared_walk([(0, 1, 2), (0, 2), (), (0, 1), (0, 1, 2)])
-    assert at_root == (2,)
-    assert [(v.step, v.parent, v.ends) for v in visits] == [
-        (0, -1, ()),
-        (1, 0, (3,)),
-        (2, 1, (0, 4)),
-        (2, 0, (1,)),
-    ]
-    # Skipping layer i shares the layers below it with the others and has those above for itself.
-    every = [parse_program(f"skip {i}", 30).steps for i in range(30)]
-    assert len(shared_walk(every)[1]) == 29 + sum(29 - i for i in range(30))
-
-
 def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, block_loop):
     model, reference = tiny_llama, hf_model("llama")
     prompts = ["the cat sat on", "I like helping people and"]
@@ -232,7 +208,6 @@ def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, 
 @pytest.mark.parametrize(
     ("prompts", "tokens", "message"),
     [
-        ([], 3, "a prompt is empty"),
         ([" "], 3, "a prompt is empty"),
         (["the cat " * 100], 3, "prompt 1 .* more than the model's context"),
         (["the cat"], 500, "500 new tokens are more"),

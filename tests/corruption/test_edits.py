@@ -16,8 +16,6 @@ TEXTS = ["the cat sat on the mat", "I like helping people", "what do you think o
 PARTS = {
     "gpt2": ("transformer.h", "attn.c_proj"),
     "llama": ("model.layers", "self_attn.o_proj"),
-    "gemma3": ("model.layers", "self_attn.o_proj"),
-    "qwen3": ("model.layers", "self_attn.o_proj"),
 }
 
 
@@ -25,6 +23,7 @@ def _program(text):
     return parse_program(text, 3, n_heads=4)
 
 
+@pytest.mark.parametrize("arch", PARTS)
 def test_a_zeroed_head_is_a_head_whose_output_weights_are_zero(
     arch, tiny_model, hf_model, some_ids
 ):
@@ -77,6 +76,8 @@ def test_means_are_those_of_the_texts_own_tokens(arch, tiny_model, hf_model):
 
 
 def test_a_head_at_its_mean_writes_the_mean(tiny_llama, some_ids):
+    with pytest.raises(ConfigError, match="no token to average over"):
+        measure_means(tiny_llama, [])
     means = measure_means(tiny_llama, text_rows(tiny_llama, TEXTS))
     project = plain_model(tiny_llama).get_submodule("model.layers.1.self_attn.o_proj")
     seen = []
@@ -102,21 +103,14 @@ def test_noise_is_the_same_with_a_cache_and_without(tiny_llama, some_ids):
     assert torch.equal(whole, again)
     with corrupted(model, _program("noise 0.4 at 1 seed=4")):
         assert not torch.allclose(plain(ids).logits, whole)
-
-
-def test_noise_has_the_length_that_was_asked_for(tiny_llama, some_ids):
-    block = plain_model(tiny_llama).get_submodule("model.layers.1")
+    # It has the length that was asked for.
+    block = plain.get_submodule("model.layers.1")
     seen = []
     clean = block.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    with corrupted(tiny_llama, _program("noise 0.25 at 1")):
+    with corrupted(model, _program("noise 0.25 at 1")):
         noisy = block.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-        plain_model(tiny_llama)(some_ids())
+        plain(ids)
     noisy.remove()
     clean.remove()
     ratio = (seen[1] - seen[0]).norm(dim=-1) / seen[0].norm(dim=-1)
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.25))
-
-
-def test_means_need_a_token(tiny_llama):
-    with pytest.raises(ConfigError, match="no token to average over"):
-        measure_means(tiny_llama, [])

@@ -69,15 +69,11 @@ def test_the_folder_holds_tables_figures_records_and_a_report(run):
     assert (folder.path / "figures/keep.png").read_bytes()[:4] == b"\x89PNG"
     assert folder.read_json("run.json")["status"] == "finished"
 
-
-def test_the_report_names_tasks_programs_and_observations(run):
-    page = (run.folder.path / "report.html").read_text(encoding="utf-8")
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
     for words in ("opposites", "The best linear guess", "first layer is indispensable", "keep 0"):
         assert words in page
     assert "http-equiv" in page and "https://cdn" not in page.split("<script>")[0]
 
-
-def test_completions_are_of_the_family_shown_and_linear_maps_have_their_fit(run):
     shown = run.metrics["completions"]
     assert [one["program"] for one in shown] == ["keep 0", "keep 1", "keep 2", "keep 3"]
     maps = run.metrics["linear_maps"]

@@ -35,13 +35,13 @@ def test_the_bundled_tasks_are_those_that_the_rules_make():
     assert load_tasks(["bundled"]) == make_tasks(seed=0)
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
-def test_a_rule_is_seeded_and_asks_nothing_that_it_shows(name):
-    task = make_task(name, seed=3)
-    assert task == make_task(name, seed=3) != make_task(name, seed=4)
-    prompts = [e.prompt for e in (*task.examples, *task.eval_questions)]
-    assert len(set(prompts)) == len(prompts)
-    assert len(task.examples) == 12 and len(task.eval_questions) >= 24
+def test_a_rule_is_seeded_and_asks_nothing_that_it_shows():
+    for name in RULES:
+        task = make_task(name, seed=3)
+        assert task == make_task(name, seed=3) != make_task(name, seed=4)
+        prompts = [e.prompt for e in (*task.examples, *task.eval_questions)]
+        assert len(set(prompts)) == len(prompts), name
+        assert len(task.examples) == 12 and len(task.eval_questions) >= 24, name
 
 
 def test_sums_are_right_at_every_step():

@@ -62,50 +62,43 @@ def from_lens(model, batch, function: str) -> np.ndarray:
     return np.moveaxis(got, 1, 2) if "out_by_pos" in function or "k_by_pos" in function else got
 
 
-@pytest.mark.parametrize("component", LENS)
-def test_every_cell_is_transformer_lenss(arch, component, tiny_model):
+def test_every_cell_is_transformer_lenss(arch, tiny_model):
     model, batch = tiny_model(arch), made_up_batch(EQUAL)
-    wanted = from_lens(model, batch, LENS[component])
-    got = activation_patching(model, batch, component, LOGITS).values.mean(axis=0)
-    assert got.shape == wanted.shape
-    assert np.ptp(wanted) > 0.05
-    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    for component, function in LENS.items():
+        wanted = from_lens(model, batch, function)
+        got = activation_patching(model, batch, component, LOGITS).values.mean(axis=0)
+        assert got.shape == wanted.shape
+        assert np.ptp(wanted) > 0.05
+        np.testing.assert_allclose(got, wanted, atol=1e-4, err_msg=component)
+    batch = made_up_batch(((6, 6),))
+    for component, function in LENS_BY_POSITION.items():
+        wanted = from_lens(model, batch, function)
+        got = activation_patching(model, batch, component, LOGITS, by_position=True)
+        assert got.dims == ("layer", "head", "position")
+        if wanted.shape != got.values.shape[1:]:
+            wanted = np.moveaxis(wanted, 1, 2)
+        np.testing.assert_allclose(got.values[0], wanted, atol=1e-4, err_msg=component)
 
 
-@pytest.mark.parametrize("component", LENS_BY_POSITION)
-def test_every_cell_by_position_is_transformer_lenss(arch, component, tiny_model):
-    model, batch = tiny_model(arch), made_up_batch(((6, 6),))
-    wanted = from_lens(model, batch, LENS_BY_POSITION[component])
-    got = activation_patching(model, batch, component, LOGITS, by_position=True)
-    assert got.dims == ("layer", "head", "position")
-    if wanted.shape != got.values.shape[1:]:
-        wanted = np.moveaxis(wanted, 1, 2)
-    np.testing.assert_allclose(got.values.mean(axis=0), wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
-@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
-def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, component, tiny_model):
-    model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
-    got = activation_patching(model, batch, component, LOGITS)
-    cells = one_by_one(model, batch, component, "denoising", by_position=False)
-    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
-
-
-@pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
-def test_noising_writes_the_corrupted_run_into_the_clean_one(component, tiny_model):
-    model, batch = tiny_model("gemma3"), made_up_batch(UNEQUAL)
-    got = activation_patching(model, batch, component, LOGITS, mode="noising")
-    cells = one_by_one(model, batch, component, "noising", by_position=False)
-    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
-
-
-@pytest.mark.parametrize("component", BY_HEAD)
-def test_unequal_lengths_by_position_are_as_in_a_loop(component, tiny_llama):
-    batch = made_up_batch(((6, 5),))
-    got = activation_patching(tiny_llama, batch, component, LOGITS, by_position=True)
-    cells = one_by_one(tiny_llama, batch, component, "denoising", by_position=True)
-    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
+@pytest.mark.parametrize(
+    ("arch", "mode", "by_position"),
+    [
+        ("gpt2", "denoising", False),
+        ("gemma3", "denoising", False),
+        ("gemma3", "noising", False),
+        ("llama", "denoising", True),
+    ],
+)
+def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, mode, by_position, tiny_model):
+    model = tiny_model(arch)
+    batch = made_up_batch(((6, 5),) if by_position else UNEQUAL)
+    for component in BY_HEAD if by_position else (*BY_COLUMN, *BY_HEAD):
+        got = activation_patching(
+            model, batch, component, LOGITS, mode=mode, by_position=by_position
+        )
+        cells = one_by_one(model, batch, component, mode, by_position=by_position)
+        wanted = filled(cells, got.values.shape)
+        np.testing.assert_allclose(got.values, wanted, atol=1e-4, err_msg=component)
 
 
 def test_padding_is_in_no_result(tiny_llama):
@@ -119,8 +112,7 @@ def test_padding_is_in_no_result(tiny_llama):
 
 @pytest.mark.parametrize("name", ["answer_log_probability", "kl"])
 def test_metrics_over_the_vocabulary_see_the_whole_of_it(name, tiny_model):
-    model, metric = tiny_model("gemma3"), metric_named(name)
-    batch = made_up_batch(EQUAL)
+    model, metric, batch = tiny_model("gemma3"), metric_named(name), made_up_batch(EQUAL)
     with torch.no_grad():
         clean, corrupted = (
             model(ids)[:, -1].log_softmax(-1) for ids in (batch.clean, batch.corrupted)
@@ -137,9 +129,17 @@ def test_metrics_over_the_vocabulary_see_the_whole_of_it(name, tiny_model):
     np.testing.assert_allclose(result.values[:, 0, 0], wanted[0], atol=1e-4)
 
 
-def test_unpatched_numbers_are_the_models_own(arch, tiny_model, hf_model):
+@pytest.mark.parametrize("mode", ["denoising", "noising"])
+def test_ends_are_the_models_own_and_the_last_blocks_output_is_the_whole_effect(
+    arch, mode, tiny_model, hf_model
+):
     model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
-    clean, corrupted = unpatched(model, batch, LOGITS)
+    result = activation_patching(model, batch, "resid_post", LOGITS, mode=mode)
+    share = result.normalised()
+    np.testing.assert_allclose(share[:, 2, -1], 1 if mode == "denoising" else -1, atol=1e-4)
+    # Elsewhere it comes too late for anybody to read.
+    assert not np.nan_to_num(share[:, 2, :-1]).any()
+    clean, corrupted = result.clean, result.corrupted
     for i in range(len(batch)):
         for got, ids, mask in (
             (clean, batch.clean, batch.clean_mask),
@@ -155,47 +155,28 @@ def test_unpatched_numbers_are_the_models_own(arch, tiny_model, hf_model):
 def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
     batch = made_up_batch(UNEQUAL)
     whole = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True)
-    some = activation_patching(
-        tiny_llama,
-        batch,
-        "z",
-        LOGITS,
-        by_position=True,
-        layers=[2, 0],
-        heads=[3, 1],
-        positions=[7, 4],
-    )
+    chosen = {"layers": [2, 0], "heads": [3, 1], "positions": [7, 4]}
+    some = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True, **chosen)
     assert some.coords == {"layer": (2, 0), "head": (3, 1), "position": (7, 4)}
     wanted = whole.values[:, [2, 0]][:, :, [3, 1]][..., [7, 4]]
     np.testing.assert_allclose(some.values, wanted, atol=1e-5)
     assert some.tokens[1] == (batch.corrupted_words[1][7], batch.corrupted_words[1][4])
 
 
-@pytest.mark.parametrize("mode", ["denoising", "noising"])
-def test_the_last_blocks_output_at_the_answer_is_the_whole_effect(arch, mode, tiny_model):
-    batch = made_up_batch(UNEQUAL)
-    result = activation_patching(tiny_model(arch), batch, "resid_post", LOGITS, mode=mode)
-    share = result.normalised()
-    full = 1 if mode == "denoising" else -1
-    np.testing.assert_allclose(share[:, 2, -1], full, atol=1e-4)
-    # Elsewhere it comes too late for anybody to read.
-    assert not np.nan_to_num(share[:, 2, :-1]).any()
-
-
-@pytest.mark.parametrize(
-    "component", [*BY_COLUMN, *BY_HEAD, *(f"{c} by position" for c in BY_HEAD)]
-)
-def test_a_runs_own_activations_change_nothing(component, tiny_model, monkeypatch):
-    component, by_position = component.split()[0], "position" in component
+@pytest.mark.parametrize("by_position", [False, True])
+def test_a_runs_own_activations_change_nothing(by_position, tiny_model, monkeypatch):
     model, batch = tiny_model("gemma3"), made_up_batch(UNEQUAL, same=True)
     # The engine would not run what it knows to be the same; here it has to.
     monkeypatch.setattr(batches, "begin_alike", lambda ids, *rest: torch.zeros_like(ids) > 0)
-    result = activation_patching(model, batch, component, LOGITS, by_position=by_position)
     clean, _ = unpatched(model, batch, LOGITS)
-    wanted = np.broadcast_to(clean.reshape(-1, *[1] * len(result.dims)), result.values.shape)
-    there = ~np.isnan(result.values)
-    assert there[:, -1].any()
-    np.testing.assert_allclose(result.values[there], wanted[there], atol=1e-4)
+    for component in BY_HEAD if by_position else (*BY_COLUMN, *BY_HEAD):
+        result = activation_patching(model, batch, component, LOGITS, by_position=by_position)
+        wanted = np.broadcast_to(clean.reshape(-1, *[1] * len(result.dims)), result.values.shape)
+        there = ~np.isnan(result.values)
+        assert there[:, -1].any()
+        np.testing.assert_allclose(
+            result.values[there], wanted[there], 1e-7, 1e-4, err_msg=component
+        )
 
 
 def test_parallel_blocks_have_no_middle_and_interleaved_heads_work(tiny_tokenizer):
@@ -242,7 +223,6 @@ def test_half_precision_is_run_as_it_is(make_model_folder):
         ({"heads": [0]}, "heads: component 'resid_pre' has none"),
         ({"component": "k", "heads": [2]}, "heads: 2 is not there; choose from 0 to 1"),
         ({"component": "z", "positions": [1]}, "add by_position=True"),
-        ({"memory_gb": 0.0}, "memory_gb is 0.0"),
         ({"memory_gb": float("nan")}, "memory_gb is nan"),
         ({"mode": "noise"}, "'noise' is neither 'denoising' nor 'noising'"),
     ],
@@ -291,9 +271,8 @@ def test_one_call_patches_by_any_method_and_shows_a_table(tiny_llama):
     found = patch(tiny_llama, batch, "resid_pre", metric="logit_difference")
     assert isinstance(found, PatchResult)
     np.testing.assert_allclose(found.table.to_numpy(), found.mean())
-    assert (
-        list(found.table.columns) == list(range(batch.width)) and found.table.index.name == "layer"
-    )
+    assert list(found.table.columns) == list(range(batch.width))
+    assert found.table.index.name == "layer"
     assert "<table" in found._repr_html_() and "resid_pre" in found._repr_html_()
     for method in ("attribution", "integrated_gradients", "path"):
         other = patch(tiny_llama, batch, "z", method=method)

@@ -15,6 +15,7 @@ from saesteer.patching.metrics import metric_named
 from saesteer.patching.pairs import PromptPair
 from saesteer.patching.paths import Senders, path_patching
 from saesteer.utils.errors import ConfigError, SiteError
+from tests.patching.conftest import UNLIKE
 
 PAIRS = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b"),
@@ -121,6 +122,7 @@ def _inverse(to):
     return inverse
 
 
+@UNLIKE
 @pytest.mark.parametrize("receivers", RECEIVERS, ids=["final", "query", "several"])
 @pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
 def test_every_sender_equals_the_three_passes(arch, mlps, receivers, tiny_model):
@@ -177,20 +179,13 @@ def test_a_sender_behind_its_receiver_changes_nothing(tiny_llama):
 
 @pytest.mark.parametrize("receivers", ["final", ["2.1.v", "1.1.q"]], ids=["final", "heads"])
 def test_pairs_stand_alone_and_layers_and_memory_change_nothing(tiny_llama, receivers):
-    whole = path_patching(tiny_llama, encode_pairs(tiny_llama, PAIRS), "z", receivers, DIFFERENCE)
-    alone = path_patching(
-        tiny_llama, encode_pairs(tiny_llama, PAIRS[1:]), "z", receivers, DIFFERENCE
+    both, second = (encode_pairs(tiny_llama, pairs) for pairs in (PAIRS, PAIRS[1:]))
+    whole, alone = (
+        path_patching(tiny_llama, batch, "z", receivers, DIFFERENCE) for batch in (both, second)
     )
     np.testing.assert_allclose(whole.values[1:], alone.values, atol=1e-5)
-    some = path_patching(
-        tiny_llama,
-        encode_pairs(tiny_llama, PAIRS),
-        "z",
-        receivers,
-        DIFFERENCE,
-        layers=[1, 0],
-        memory_gb=1e-9,
-    )
+    few = {"layers": [1, 0], "memory_gb": 1e-9}
+    some = path_patching(tiny_llama, both, "z", receivers, DIFFERENCE, **few)
     assert some.coords["layer"] == (1, 0)
     np.testing.assert_allclose(some.values, whole.values[:, [1, 0]], atol=1e-5)
 
@@ -220,16 +215,14 @@ def test_hooks_are_off_again_and_the_model_is_as_it_was(tiny_llama):
         ([], {}, "there is none"),
         (["final", "1.2.q"], {}, "beside heads"),
         ("final", {"mlps": "molten"}, "molten"),
-        ("final", {"senders": "v"}, "'v'"),
         ("final", {"sender_positions": [99]}, "not 99"),
         ("final", {"receiver_positions": torch.ones(1, 1)}, "one entry for each"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tiny_llama, receivers, options, says):
     batch = encode_pairs(tiny_llama, PAIRS)
-    senders = options.pop("senders", "z")
     with pytest.raises(ConfigError, match=says):
-        path_patching(tiny_llama, batch, senders, receivers, DIFFERENCE, **options)
+        path_patching(tiny_llama, batch, "z", receivers, DIFFERENCE, **options)
 
 
 @pytest.fixture(scope="module")

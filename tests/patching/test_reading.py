@@ -20,6 +20,7 @@ from saesteer.patching.direct import direct_attribution
 from saesteer.patching.lens import logit_lens
 from saesteer.patching.pairs import PromptPair
 from saesteer.utils.errors import ConfigError, SiteError
+from tests.patching.conftest import UNLIKE
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog ran home", "e", "a", "first"),
@@ -62,13 +63,9 @@ def test_ranks_probabilities_and_differences_are_those_of_single_prompts(
             assert side.right_probability[i] == pytest.approx(float(row.softmax(0)[right[i]]), 1e-3)
             gap = float(row[right[i]] - row[wrong[i]])
             assert side.logit_difference[i] == pytest.approx(gap, abs=1e-4)
-            texts = [tiny_model(arch).tokenizer.decode([int(token)]) for token in order[:3]]
-            decode = tiny_model(arch).tokenizer.decode
-            assert [decode([int(token)]) for token in side.top[i]] == texts
+            assert [int(token) for token in side.top[i]] == [int(token) for token in order[:3]]
 
-
-def test_the_table_has_a_row_for_each_prompt(batch, tiny_model, arch):
-    frame = task_answers(tiny_model(arch), batch, top_k=2).frame()
+    frame = found.frame()
     assert frame["side"].tolist() == ["clean", "corrupted"] * 3
     assert frame["pair"].tolist()[:4] == ["first", "first", "pair 2", "pair 2"]
     assert frame["answer"].tolist()[2:4] == [" people", " weather"]
@@ -78,8 +75,6 @@ def test_the_table_has_a_row_for_each_prompt(batch, tiny_model, arch):
 
 MIDDLE = {
     "gpt2": "transformer.h.{}.ln_2",
-    "llama": "model.layers.{}.post_attention_layernorm",
-    "qwen3": "model.layers.{}.post_attention_layernorm",
     "gemma3": "model.layers.{}.pre_feedforward_layernorm",
 }
 FINAL = {"gpt2": "transformer.ln_f"}
@@ -125,6 +120,7 @@ def _streams(model, ids, arch):
         return torch.stack([model.lm_head(final(point))[0] for point in points])
 
 
+@UNLIKE
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
 def test_every_point_equals_norm_and_unembedding_of_the_hidden_state(uneven, arch, side):
     bridge, plain = uneven
@@ -199,6 +195,7 @@ def test_a_prompt_is_read_in_one_call_and_shows_as_a_table(tiny_llama):
     assert again.margin == found.margin
 
 
+@UNLIKE
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
 def test_components_and_bias_sum_to_the_logit_difference(uneven, side):
     model, _ = uneven
@@ -209,6 +206,7 @@ def test_components_and_bias_sum_to_the_logit_difference(uneven, side):
     assert by_head == pytest.approx(found.attn, abs=1e-4)
 
 
+@UNLIKE
 def test_a_heads_share_is_what_the_frozen_norms_make_of_its_own_output(uneven, arch):
     uneven, _ = uneven
     # A plain loop: one head's values through the output matrix, a post-norm's gain over its
@@ -320,28 +318,21 @@ def test_a_head_that_is_not_there_is_named(tiny_llama):
             attention_views(tiny_llama, batch, heads)
 
 
-@pytest.fixture
-def views(tiny_llama):
-    found = attention_views(tiny_llama, encode_pairs(tiny_llama, PAIRS), HEADS, pairs=[0, 1])
-    first = found[0]
+def test_the_page_asks_nothing_of_the_network_escapes_texts_and_keeps_the_numbers(tiny_llama):
+    first, second = attention_views(
+        tiny_llama, encode_pairs(tiny_llama, PAIRS), HEADS, pairs=[0, 1]
+    )
     bad = ("</script><script>alert(1)</script>", *first.tokens[1:])
-    return (first._replace(name="<img src=x onerror=alert(1)>", tokens=bad), found[1])
-
-
-def test_the_page_asks_nothing_of_the_network(views):
-    page = attention_page(views)
+    first = first._replace(name="<img src=x onerror=alert(1)>", tokens=bad)
+    page = attention_page([first, second], title="<b>mine</b>")
     head = page[: page.index("<script>")]
     assert "default-src 'none'" in head
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page.split("CircuitsVis=")[0])
     assert "unpkg" not in page and "sourceMappingURL" not in page
     assert page.count("</script>") == 2
-
-
-def test_the_page_escapes_texts_and_keeps_the_numbers(views):
-    page = attention_page(views, title="<b>mine</b>")
     assert "<b>mine" not in page and "<img src=x" not in page and "<script>alert" not in page
     calls = page[page.rindex("<script>") :]
-    [first, _] = [json.loads(text) for text in re.findall(r"Heads,(\{.*?\})\);", calls)]
-    assert first["tokens"][0] == "</script><script>alert(1)</script>"
-    assert first["attentionHeadNames"] == ["2.1", "0.3"]
-    assert np.array(first["attention"]) == pytest.approx(views[0].patterns, abs=1e-4)
+    [shown, _] = [json.loads(text) for text in re.findall(r"Heads,(\{.*?\})\);", calls)]
+    assert shown["tokens"][0] == bad[0]
+    assert shown["attentionHeadNames"] == ["2.1", "0.3"]
+    assert np.array(shown["attention"]) == pytest.approx(first.patterns, abs=1e-4)
