@@ -139,17 +139,14 @@ def test_a_contrast_that_does_not_differ_counts_nothing(objective, contrast, max
     assert not objective(contrast(weight=0.0)).at_zero.gain.any()
 
 
-@pytest.mark.parametrize("kl_target", [1e3, 1e-12])
-def test_a_target_that_no_strength_meets_is_said_and_crashes_nothing(
-    objective, contrast, kl_target
+def test_an_unreached_target_crashes_nothing_and_the_vectors_length_does_not_matter(
+    objective, contrast
 ):
-    linear = objective(contrast(), kl_target=kl_target).around(drawn(0))
-    assert linear.plus > 0 > linear.minus
-    for values in (linear.gain, [*linear.effects.values()]):
-        assert np.isfinite(values).all()
-
-
-def test_the_length_of_the_vector_to_linearise_around_does_not_matter(objective, contrast):
+    for kl_target in (1e3, 1e-12):
+        linear = objective(contrast(), kl_target=kl_target).around(drawn(0))
+        assert linear.plus > 0 > linear.minus
+        for values in (linear.gain, [*linear.effects.values()]):
+            assert np.isfinite(values).all()
     built = objective(contrast())
     short, long = built.around(drawn(0, 1e-3)), built.around(drawn(0, 50.0))
     np.testing.assert_allclose(short.gain, long.gain, rtol=1e-3, atol=1e-5)
