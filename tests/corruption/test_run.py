@@ -171,10 +171,6 @@ def test_a_task_comes_right_where_its_accuracy_first_reaches_its_share():
     assert found["agreement"]["share_of_depth"] == 0.75
 
 
-def _guesses(program, repeated, unmoved):
-    return [{"programs": {program: {"repeated": repeated, "unmoved": unmoved}}}]
-
-
 def test_observations_say_what_holds_and_what_does_not():
     metrics = _metrics(
         {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0.8, 0.8, 0.7, 0.8]},
@@ -187,11 +183,11 @@ def test_observations_say_what_holds_and_what_does_not():
         "skip 0": {"loss_change": 9.0, "accuracy": 0.01},
         "skip 1": {"loss_change": 0.5, "accuracy": 0.4},
     }
-    found = observe(metrics, _guesses("keep 0", 0.1, 0.9))
+    found = observe(metrics, [{"programs": {"keep 0": {"repeated": 0.1, "unmoved": 0.9}}}])
     assert [one["verdict"] for one in found] == ["holds", "holds", "does not hold", "holds"]
     metrics["programs"]["skip 1"]["loss_change"] = 10.0
     metrics["first_right"]["addition"]["share_of_depth"] = 0.75
-    found = observe(metrics, _guesses("keep 0", 0.1, 0.2))
+    found = observe(metrics, [{"programs": {"keep 0": {"repeated": 0.1, "unmoved": 0.2}}}])
     assert [one["verdict"] for one in found] == [
         "does not hold", "in part", "does not hold", "does not hold",
     ]  # fmt: skip

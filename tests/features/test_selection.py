@@ -59,7 +59,9 @@ def test_when_nothing_is_left_the_sentence_counts_what_each_filter_took(planted)
     assert "fires on more than max_firing=0.9: 1" in message
 
 
-def test_activations_too_large_to_square_are_refused_and_not_ranked_last(planted):
+def test_activations_too_large_to_square_and_densities_of_another_sae_are_refused(planted):
+    with pytest.raises(MismatchError, match=r"density: shape \(61,\) is not \(60,\)"):
+        select_features(planted.codes, density=np.zeros(61), max_density=0.1)
     huge = planted.positive.copy()
     huge[:20, 3] = 1e300
     with pytest.raises(
@@ -80,12 +82,3 @@ def test_activations_too_large_to_square_are_refused_and_not_ranked_last(planted
 def test_settings_out_of_range_are_refused_by_name(planted, settings, field: str):
     with pytest.raises(ConfigError, match=field):
         select_features(planted.codes, **settings)
-
-
-def test_densities_of_another_sae_are_refused(planted):
-    with pytest.raises(MismatchError, match=r"density: shape \(61,\) is not \(60,\)"):
-        select_features(planted.codes, density=np.zeros(61), max_density=0.1)
-    with pytest.raises(DataError, match=r"density: row 4 .* not all finite"):
-        density = np.zeros(60)
-        density[4] = np.nan
-        select_features(planted.codes, density=density, max_density=0.1)

@@ -248,20 +248,11 @@ def test_sides_that_separate_perfectly_still_give_finite_weights(given_sides):
     assert vector.direction[4] == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "text"),
-    [
-        (LogisticProbe, {"c": ()}, "LogisticProbe: c: tuple should have at least 1 item"),
-        (LogisticProbe, {"c": (float("nan"),)}, "c.0: input should be "),
-        (LogisticProbe, {"folds": 1}, "folds: input should be greater than or equal to 2"),
-        (PCA, {"variant": "umap"}, "PCA: variant: input should be 'pca_diff' or 'pca_center'"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_sentences(kind, settings, text):
-    with pytest.raises(ConfigError) as error:
-        kind(**settings)
-    assert text in str(error.value)
+def test_settings_out_of_range_are_sentences():
+    with pytest.raises(ConfigError, match="LogisticProbe: c: tuple should have at least 1 item"):
+        LogisticProbe(c=())
+    with pytest.raises(ConfigError, match="PCA: variant: input should be 'pca_diff' or 'pca_cent"):
+        PCA("umap")  # type: ignore[arg-type]
 
 
 def test_random_directions_are_as_long_as_the_delta_and_nearly_orthogonal(given_sides):

@@ -22,6 +22,7 @@ from saesteer.saes import load_sae
 from saesteer.utils.errors import ConfigError
 from tests.patching.conftest import UNLIKE
 from tests.patching.engine_prompts import unpadded
+from tests.patching.made_up_results import result
 
 EQUAL = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b", name="same length"),
@@ -392,39 +393,21 @@ def test_what_cannot_be_attributed_is_refused(tiny_llama, metric, options, says)
 CLEAN, CORRUPTED = np.array([3.0, 2.0]), np.array([-1.0, 1.0])
 
 
-def _result(
-    values: np.ndarray, method: Method = "activation", layers=(0, 1, 2), heads=(0, 1)
-) -> PatchResult:
-    return PatchResult(
-        method=method,
-        component="z",
-        mode="denoising",
-        metric="logit_difference",
-        coords={"layer": layers, "head": heads},
-        values=values,
-        clean=CLEAN,
-        corrupted=CORRUPTED,
-        pairs=("one", "two"),
-    )
+def _result(values: np.ndarray, method: Method = "activation") -> PatchResult:
+    known = {"clean": CLEAN, "corrupted": CORRUPTED, "pairs": ("one", "two")}
+    return result(values, ("layer", "head"), method=method, component="z", **known)
 
 
-@pytest.fixture
-def values() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(2, 3, 2))
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-def test_the_same_numbers_agree_wholly(values, normalised):
-    found = agreement(_result(values, "attribution"), _result(values), normalised=normalised)
-    assert found.rank_correlation == pytest.approx(1)
-    assert (found.overlap, found.same_sign, found.top_k) == (1, 1, 6)
-    assert found.method == "attribution"
+def test_agreement_is_whole_for_the_same_numbers_and_else_what_it_is_called():
+    values = np.random.default_rng(0).normal(size=(2, 3, 2))
     effects = values - CORRUPTED[:, None, None]
-    wanted = effects / (CLEAN - CORRUPTED)[:, None, None] if normalised else effects
-    np.testing.assert_allclose(found.actual, wanted.mean(axis=0).ravel())
-
-
-def test_the_rank_correlation_and_the_overlap_are_what_they_are_called(values):
+    shares = effects / (CLEAN - CORRUPTED)[:, None, None]
+    for normalised, wanted in ((True, shares), (False, effects)):
+        found = agreement(_result(values, "attribution"), _result(values), normalised=normalised)
+        assert found.rank_correlation == pytest.approx(1)
+        assert (found.overlap, found.same_sign, found.top_k) == (1, 1, 6)
+        assert found.method == "attribution"
+        np.testing.assert_allclose(found.actual, wanted.mean(axis=0).ravel())
     other = values + np.random.default_rng(1).normal(size=values.shape)
     found = agreement(_result(other, "attribution"), _result(values), top_k=3)
     ours, theirs = found.approximate, found.actual
@@ -436,19 +419,14 @@ def test_the_rank_correlation_and_the_overlap_are_what_they_are_called(values):
     strongest = np.argsort(-np.abs(theirs))[:3]
     assert found.same_sign == np.mean(ours[strongest] * theirs[strongest] > 0)
 
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
+    for change, says in (
         ({"component": "q"}, "component"),
         ({"pairs": ("one", "three")}, "pairs"),
         ({"coords": {"layer": (7, 8, 9), "head": (0, 1)}}, "share no cell"),
         ({"values": np.full((2, 3, 2), np.nan)}, "share no cell"),
-    ],
-)
-def test_results_that_cannot_be_compared_are_refused(values, change, says):
-    with pytest.raises(ConfigError, match=says):
-        agreement(replace(_result(values, "attribution"), **change), _result(values))
+    ):
+        with pytest.raises(ConfigError, match=says):
+            agreement(replace(_result(values, "attribution"), **change), _result(values))
 
 
 @pytest.mark.real

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from saesteer.models import load_model, plain_model, wrap_model
+from saesteer.models import load_model, plain_model
 from saesteer.patching import PatchResult, encode_pairs, load_prompt_pairs, patch
 from saesteer.patching import batch as batches
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.patcher import activation_patching, unpatched
 from saesteer.patching.target import BY_COLUMN, BY_HEAD
 from saesteer.utils.errors import ConfigError, DataError, SiteError
+from tests.hybrids import hybrid
 from tests.patching.engine_prompts import (
     EQUAL,
     UNEQUAL,
@@ -47,17 +49,23 @@ def arch(request) -> str:
     return request.param
 
 
-def from_lens(model, batch, function: str) -> np.ndarray:
-    """What transformer_lens says, [layer, position or head[, position]]: means over the pairs."""
-    from transformer_lens import patching
+def mean_gap(batch):
+    """The mean logit difference as a function of the logits, as transformer_lens wants it."""
 
     def metric(logits: torch.Tensor) -> torch.Tensor:
         last = logits[:, -1]
         return (last.gather(1, batch.right[:, None]) - last.gather(1, batch.wrong[:, None])).mean()
 
+    return metric
+
+
+def from_lens(model, batch, function: str) -> np.ndarray:
+    """What transformer_lens says, [layer, position or head[, position]]: means over the pairs."""
+    from transformer_lens import patching
+
     with torch.no_grad():
         _, cache = model.run_with_cache(batch.clean)
-        got = getattr(patching, function)(model, batch.corrupted, cache, metric).numpy()
+        got = getattr(patching, function)(model, batch.corrupted, cache, mean_gap(batch)).numpy()
     # It has positions before heads.
     return np.moveaxis(got, 1, 2) if "out_by_pos" in function or "k_by_pos" in function else got
 
@@ -99,15 +107,6 @@ def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, mode, by_positio
         cells = one_by_one(model, batch, component, mode, by_position=by_position)
         wanted = filled(cells, got.values.shape)
         np.testing.assert_allclose(got.values, wanted, atol=1e-4, err_msg=component)
-
-
-def test_padding_is_in_no_result(tiny_llama):
-    batch = made_up_batch(UNEQUAL)
-    result = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
-    missing = np.isnan(result.values[:, 0])
-    assert (missing == (batch.to_clean < 0).numpy()).all()
-    assert missing[~batch.corrupted_mask.numpy()].all()
-    assert set(result.frame()["token"]) <= {w for row in batch.corrupted_words for w in row if w}
 
 
 @pytest.mark.parametrize("name", ["answer_log_probability", "kl"])
@@ -161,6 +160,8 @@ def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
     wanted = whole.values[:, [2, 0]][:, :, [3, 1]][..., [7, 4]]
     np.testing.assert_allclose(some.values, wanted, atol=1e-5)
     assert some.tokens[1] == (batch.corrupted_words[1][7], batch.corrupted_words[1][4])
+    # Padding is in no result.
+    assert set(whole.frame()["token"]) <= {w for row in batch.corrupted_words for w in row if w}
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -180,27 +181,12 @@ def test_a_runs_own_activations_change_nothing(by_position, tiny_model, monkeypa
 
 
 def test_parallel_blocks_have_no_middle_and_interleaved_heads_work(tiny_tokenizer):
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    config = GPTNeoXConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-        architectures=["GPTNeoXForCausalLM"],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = wrap_model(GPTNeoXForCausalLM(config), tokenizer)
-    batch = made_up_batch(EQUAL)
+    model, batch = hybrid("gpt-neox", tiny_tokenizer), made_up_batch(EQUAL)
     with pytest.raises(SiteError, match="no such part"):
         activation_patching(model, batch, "resid_mid", LOGITS)
     # Keys and values of all heads are all that one position can read of another.
     result = activation_patching(model, batch, "v", LOGITS)
-    assert result.values.shape == (2, 2, 4)
+    assert result.values.shape == (2, 4, 4)
     assert np.abs(result.normalised()).max() > 1e-3
 
 
@@ -232,8 +218,6 @@ def test_unusable_arguments_are_said_in_a_sentence(tiny_llama, arguments, senten
     with pytest.raises(ConfigError, match=sentence):
         activation_patching(tiny_llama, made_up_batch(EQUAL), component, LOGITS, **arguments)
 
-
-def test_no_pair_at_all_is_said(tiny_llama):
     with pytest.raises(DataError, match="no pair of prompts"):
         activation_patching(tiny_llama, some_pairs(made_up_batch(EQUAL), slice(0)), "z", LOGITS)
 
@@ -241,7 +225,6 @@ def test_no_pair_at_all_is_said(tiny_llama):
 @pytest.mark.real
 @pytest.mark.parametrize("component", ["resid_pre", "z"])
 def test_the_real_models_cells_are_transformer_lenss(component, smollm2):
-    import pandas as pd
     from transformer_lens import patching
 
     batch = made_up_batch(((5, 5), (5, 5)))
@@ -250,15 +233,10 @@ def test_the_real_models_cells_are_transformer_lenss(component, smollm2):
         "z": patching.layer_head_vector_patch_setter,
     }[component]
     cells = pd.DataFrame([(i, j) for i in (3, 29) for j in (2, 4)], columns=["layer", "at"])
-
-    def metric(logits: torch.Tensor) -> torch.Tensor:
-        last = logits[:, -1]
-        return (last.gather(1, batch.right[:, None]) - last.gather(1, batch.wrong[:, None])).mean()
-
     with torch.no_grad():
         _, cache = smollm2.run_with_cache(batch.clean)
         wanted = patching.generic_activation_patch(
-            smollm2, batch.corrupted, cache, metric, setter, component, index_df=cells
+            smollm2, batch.corrupted, cache, mean_gap(batch), setter, component, index_df=cells
         )
     result = activation_patching(smollm2, batch, component, LOGITS, layers=[3, 29])
     exact = plain_model(smollm2).dtype == torch.float32

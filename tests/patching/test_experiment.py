@@ -24,6 +24,7 @@ from saesteer.patching.engine.engines import FastEngine
 from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.utils.errors import ConfigError, DataError, MismatchError, SaeError, SaesteerError
 from saesteer.utils.settings import load_config, parse_config
+from tests.hybrids import random_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "patching"
 
@@ -293,20 +294,9 @@ def test_a_vector_of_another_sae_is_refused_before_anything_is_written(
 def test_what_an_architecture_cannot_give_is_left_out_and_said_in_the_report(
     settings, tiny_tokenizer, tmp_path
 ):
-    from transformers import OPTConfig, OPTForCausalLM
-
     # OPT's MLP sees the tokens of all prompts end to end.
-    tokenizer = tiny_tokenizer()
-    config = OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        word_embed_proj_dim=32,
-    )
-    OPTForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    random_model("opt").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
     chosen = settings(components=["resid_pre", "mlp_out", "z"], path={}, resamples=0)
     run = patched({**chosen, "model": {"name": str(tmp_path), "device": "cpu"}})
     said = " ".join(run.metrics["left_out"])

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.models import load_model, plain_model
+from saesteer.models import plain_model, wrap_model
 from saesteer.models.forward import position_ids
 from saesteer.patching.batch import encode_pairs
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.pairs import PromptPair
 from saesteer.patching.paths import Senders, path_patching
 from saesteer.utils.errors import ConfigError, SiteError
+from tests.hybrids import hybrid, random_model
 from tests.patching.conftest import UNLIKE
 
 PAIRS = (
@@ -225,37 +226,9 @@ def test_what_cannot_be_is_said_in_a_sentence(tiny_llama, receivers, options, sa
         path_patching(tiny_llama, batch, "z", receivers, DIFFERENCE, **options)
 
 
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory, tiny_tokenizer):
-    """Return a function that makes a tiny model of another architecture."""
-
-    def make(kind: str, **more):
-        import transformers
-
-        folder = tmp_path_factory.mktemp(kind)
-        tokenizer = tiny_tokenizer()
-        shape = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": HEADS * D_HEAD,
-            "intermediate_size": 64,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.2,
-        }
-        config = getattr(transformers, f"{kind}Config")(**shape, **more)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return load_model(folder, device="cpu", dtype="float32")
-
-    return make
-
-
 @pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
-def test_mlps_that_stand_beside_attention_do_not_read_it(other_model, mlps):
-    model = other_model("GPTNeoX", use_parallel_residual=True)
+def test_mlps_that_stand_beside_attention_do_not_read_it(tiny_tokenizer, mlps):
+    model = wrap_model(random_model("gpt-neox", num_hidden_layers=LAYERS), tiny_tokenizer())
     batch = encode_pairs(model, PAIRS)
     loop = Loop(model, batch, "denoising", mlps, hooks=("attn.hook_z", "hook_mlp_out"))
     for sender, heads in SENDERS:
@@ -267,7 +240,7 @@ def test_mlps_that_stand_beside_attention_do_not_read_it(other_model, mlps):
                 np.testing.assert_allclose(values[:, layer, head], wanted, atol=5e-5)
 
 
-def test_blocks_put_together_otherwise_are_refused(other_model):
-    model = other_model("Granite", residual_multiplier=0.5)
+def test_blocks_put_together_otherwise_are_refused(tiny_tokenizer):
+    model = hybrid("granite", tiny_tokenizer)
     with pytest.raises(SiteError, match="use activation patching"):
         path_patching(model, encode_pairs(model, PAIRS), "z", "final", DIFFERENCE)

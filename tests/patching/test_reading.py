@@ -20,6 +20,7 @@ from saesteer.patching.direct import direct_attribution
 from saesteer.patching.lens import logit_lens
 from saesteer.patching.pairs import PromptPair
 from saesteer.utils.errors import ConfigError, SiteError
+from tests.hybrids import random_model
 from tests.patching.conftest import UNLIKE
 
 PAIRS = [
@@ -164,20 +165,10 @@ def test_a_soft_cap_on_the_logits_is_applied(hf_model, tiny_tokenizer):
 
 
 def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shares(tiny_tokenizer):
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    config = GraniteConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-        logits_scaling=4.0,
-        architectures=["GraniteForCausalLM"],
+    scaled = random_model(
+        "granite", logits_scaling=4.0, residual_multiplier=1.0, embedding_multiplier=1.0
     )
-    model = wrap_model(GraniteForCausalLM(config), tokenizer)
+    model = wrap_model(scaled, tiny_tokenizer())
     batch = encode_pairs(model, PAIRS)
     found = logit_lens(model, batch)
     own = task_answers(model, batch).clean.logit_difference

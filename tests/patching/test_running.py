@@ -67,9 +67,6 @@ def test_running_out_of_memory_halves_the_batch(tiny_llama, chunks):
     assert sizes[1] <= (sizes[0] + 1) // 2
     np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
 
-
-def test_no_memory_for_one_row_is_said(tiny_llama, chunks):
-    _, fail = chunks
     for number in range(1, 20):
         fail(number, MemoryError())
     with pytest.raises(ModelError, match="not even one patched prompt"):

@@ -30,10 +30,6 @@ def test_a_text_is_read_token_by_token_at_every_layer(llama, finished_run):
     assert chosen.layers == (2, 0)
     assert np.array_equal(chosen.probabilities, reading.probabilities[[2, 0]])
 
-
-def test_the_mean_of_token_logits_is_the_texts_logit(llama, finished_run):
-    [reading] = read_texts_with(llama, finished_run.probes, [TEXT])
-
     def odds(p):
         return np.log(p[..., 2] / p[..., 0])
 
@@ -67,8 +63,6 @@ def test_colours_grow_with_the_reading_and_differ_by_side():
     assert colour(0.2)[3] < colour(0.9)[3] <= 1.0
     assert colour(5.0)[3] == colour(1.0)[3]
 
-
-def test_the_probes_own_lean_is_nothing_for_an_empty_text(llama, finished_run):
     found = probe_lean(llama, finished_run.probes, [TEXT, " "], "positive", "negative")
     assert np.isnan(found).tolist() == [False, True]
     swapped = probe_lean(llama, finished_run.probes, [TEXT], "negative", "positive")
