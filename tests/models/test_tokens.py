@@ -212,19 +212,17 @@ def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
         encode_statements(tokenizer, ["I", long], max_length=20)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_are_padded_on_the_side_asked_for(side):
+def test_rows_are_padded_on_the_side_asked_for():
     rows = [TokenRow((5, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
-    batch = pad_rows(rows, 9, side=side)
-    if side == "left":
-        wanted = [[5, 6, 7], [9, 9, 8]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 1], [0, 0, 1]]
-    else:
-        wanted = [[5, 6, 7], [8, 9, 9]], [[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]
-    assert batch.input_ids.tolist() == wanted[0]
-    assert batch.attention_mask.tolist() == wanted[1]
-    assert batch.span.int().tolist() == wanted[2]
-    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
-    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+    for side, ids, attention, span in (
+        ("left", [9, 9, 8], [0, 0, 1], [0, 0, 1]),
+        ("right", [8, 9, 9], [1, 0, 0], [1, 0, 0]),
+    ):
+        batch = pad_rows(rows, 9, side=side)
+        assert batch.input_ids.tolist() == [[5, 6, 7], ids]
+        assert batch.attention_mask.tolist() == [[1, 1, 1], attention]
+        assert batch.span.int().tolist() == [[0, 1, 1], span]
+        assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
 
 
 def test_batches_hold_every_row_once_and_keep_their_limits():

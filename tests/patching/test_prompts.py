@@ -106,10 +106,8 @@ def test_the_leading_space_is_what_makes_one_token(tiny_llama, answer, wrong, be
         ({"answer": "unbelievably"}, r"pair 1 \('same'\): the answer 'unbelievably' is not one"),
         ({"wrong": "xyzzy"}, "the wrong answer 'xyzzy' is not one token but "),
         ({"wrong": "e"}, "both 'e'"),
-        ({"answer": "  "}, "the answer is blank"),
         ({"corrupted": float("nan")}, "the corrupted prompt is nan, not text"),
         ({"corrupted": SAME.clean}, "are both 'The cat sat on the mat'"),
-        ({"clean": "half \ud83d"}, "lone surrogate"),
         ({"clean": "the " * 300}, "more than the model's context of 192"),
         ({"roles": {"S2": 40}}, "role 'S2' is position 40, and the clean prompt has"),
         ({"roles": {"S2": -1}}, "roles are .*-1.*, not names of token positions"),
@@ -135,35 +133,31 @@ def _write(folder, content):
     return file
 
 
-@pytest.mark.parametrize("form", ["list", "lines", "object"])
-def test_records_are_read_as_a_list_as_lines_or_in_an_object(tmp_path, form):
-    text = {
-        "list": json.dumps([RECORD, RECORD]),
-        "lines": "\n".join([json.dumps(RECORD)] * 2),
-        "object": json.dumps({"pairs": [RECORD, RECORD]}),
-    }[form]
-    pairs = load_prompt_pairs(_write(tmp_path, text))
-    assert pairs == (PromptPair("The sky is", "The grass is", " blue", " green"),) * 2
+def test_records_are_read_as_a_list_as_lines_or_in_an_object(tmp_path):
+    for text in (
+        json.dumps([RECORD, RECORD]),
+        "\n".join([json.dumps(RECORD)] * 2),
+        json.dumps({"pairs": [RECORD, RECORD]}),
+    ):
+        pairs = load_prompt_pairs(_write(tmp_path, text))
+        assert pairs == (PromptPair("The sky is", "The grass is", " blue", " green"),) * 2
 
     more = {"name": "colour", "alignment": [[2, 2]], "roles": {"end": 3}}
     [pair] = load_prompt_pairs(_write(tmp_path, [RECORD | more]))
     assert (pair.name, pair.alignment, pair.roles) == ("colour", ((2, 2),), {"end": 3})
 
 
-@pytest.mark.parametrize(
-    ("question", "answer", "read"),
-    [
+def test_an_answer_gets_the_space_that_a_writer_would_put(tmp_path):
+    for question, answer, read in (
         ("It is:", "short", " short"),
         ("It is", " short", " short"),
         ("It is ", "short", "short"),
         ("Choose (", "A", "A"),
         ('He said "', "Yes", "Yes"),
         ("It costs", "$", "$"),
-    ],
-)
-def test_an_answer_gets_the_space_that_a_writer_would_put(tmp_path, question, answer, read):
-    record = RECORD | {"clean": {"question": question, "answer": answer}}
-    assert load_prompt_pairs(_write(tmp_path, [record]))[0].answer == read
+    ):
+        record = RECORD | {"clean": {"question": question, "answer": answer}}
+        assert load_prompt_pairs(_write(tmp_path, [record]))[0].answer == read, question
 
 
 def test_python_values_are_checked_as_a_file_is():
@@ -192,8 +186,6 @@ def test_a_bad_record_is_named_by_line_and_number(tmp_path, change, sentence):
     with pytest.raises(DataError, match=rf"pairs.json:3: record 2: .*{sentence}"):
         load_prompt_pairs(_write(tmp_path, text))
 
-
-def test_a_misspelt_set_names_those_there_are(tmp_path):
     with pytest.raises(DataError, match=r"called 'capitols'; the sets are agreement, .*opposites"):
         load_prompt_pairs("capitols")
     with pytest.raises(DataError, match="no such file"):
