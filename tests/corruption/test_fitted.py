@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.corruption.apply import corrupted, token_positions
+from saesteer.corruption.apply import corrupted
 from saesteer.corruption.fitted import Moments, fit_linear_maps, reference_texts, text_rows
 from saesteer.corruption.program import LinearSpan, parse_program
 from saesteer.models import plain_model
-from saesteer.models.blocks import Call
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenRow
 from saesteer.utils.errors import DataError
@@ -106,15 +105,3 @@ def test_nothing_to_fit_on_is_one_sentence_and_without_held_out_texts_there_is_n
     row = TokenRow((1, 40, 41, 42), (False, True, True, True))
     found = fit_linear_maps(tiny_llama, [SPAN], [row], held_out=0.2)[SPAN]
     assert np.isnan(found.r2) and found.n_held_out == 0 and found.n_train == 3
-
-
-def test_positions_come_from_the_mask_the_model_or_the_cache():
-    from transformers import DynamicCache
-
-    cache, hidden = DynamicCache(), torch.zeros(2, 3, 32)
-    calls, told = [Call((cache,), {})], torch.tensor([[7, 8, 9]])
-    assert token_positions(hidden, [], None).tolist() == [[0, 1, 2]]
-    assert token_positions(hidden, [Call((), {"position_ids": told})], None) is told
-    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    assert token_positions(hidden, calls, mask).tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert token_positions(hidden[:, :1], calls, None).tolist() == [[2], [3]]

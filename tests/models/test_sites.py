@@ -147,25 +147,6 @@ def test_a_module_with_an_axis_of_heads_is_seen_flat_and_gets_its_axes_back(side
     assert torch.equal(module(hidden), hidden)
 
 
-@pytest.mark.parametrize("what", ["tensor", "tuple"])
-def test_a_block_may_give_a_tensor_or_a_tuple_and_take_its_input_by_name(what):
-    class Block(torch.nn.Module):
-        def forward(self, hidden_states, other=None):
-            return hidden_states if what == "tensor" else (hidden_states, "cache")
-
-    block, hidden = Block(), torch.ones(1, 2, 4)
-    after = HookTarget(block, block, "output", Site(0)).hook(lambda value: value + 1)
-    before = HookTarget(block, block, "input", Site(0, "hook_resid_pre")).hook(lambda v: v * 10)
-    for out in (block(hidden), block(hidden_states=hidden)):
-        value = out if what == "tensor" else out[0]
-        assert torch.equal(value, torch.full((1, 2, 4), 11.0))
-        assert what == "tensor" or out[1] == "cache"
-    after.remove()
-    before.remove()
-    assert not block._forward_hooks
-    assert not block._forward_pre_hooks
-
-
 @pytest.mark.parametrize(
     ("site", "says"),
     [
