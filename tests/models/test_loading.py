@@ -198,11 +198,13 @@ def test_the_vocabulary_is_the_models_where_it_is_larger_than_the_tokenizers(tin
     assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 512)
 
 
-def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_tokenizer):
+def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_model_folder):
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder("gpt2"))
     foreign = TransformerBridge.boot_transformers(
-        "foreign", hf_model=hf_model("gpt2"), tokenizer=tiny_tokenizer(), device="cpu"
+        "foreign", hf_model=hf_model("gpt2"), tokenizer=tokenizer, device="cpu"
     )
     for stranger in (foreign, object()):
         for function in (model_info, plain_model):
