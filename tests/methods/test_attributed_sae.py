@@ -146,17 +146,16 @@ def test_it_is_matching_pursuit_by_hand_in_the_damped_metric(seed, ridge, made):
 
 
 def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(made):
-    n_features = 3
     decoder, gain, matrix = unlike(60)
     given = made(decoder, StubObjective(gain, matrix), silent=30)
     for signs in ("free", "tied"):
         method = AttributedSAE(
-            n_features, signs=signs, selection={**LOOSE, "n_features": 20}, clustering=ALL_KEPT
+            3, signs=signs, selection={**LOOSE, "n_features": 20}, clustering=ALL_KEPT
         )
         fit = method.fit_in(given)
         assert fit.clusters_ is not None
         chosen = weights_of(fit.vector_)
-        assert 0 < len(chosen) <= n_features
+        assert 0 < len(chosen) <= 3
         assert set(chosen) <= set(fit.clusters_.kept_indices.tolist()) <= set(range(30))
         cluster = dict(zip(fit.clusters_.indices.tolist(), fit.clusters_.labels, strict=True))
         assert all(f.cluster == cluster[f.index] for f in fit.vector_.sae_features)

@@ -122,23 +122,23 @@ def other_weights(folder: Path) -> None:
 
 
 def test_an_sae_trained_again_in_its_folder_is_another_one(probe_settings, mirror_sae, tmp_path):
-    name = "tiny"
     sae = shutil.copytree(mirror_sae(), tmp_path / "sae")
     settings = probe_settings(reading={"sae": str(sae)}, checks=None)
     settings["sparse"] = {"k": [4], "l1_c": [0.1]}
     first = run_experiment(config_of(settings))
     other_weights(sae)
-    again = run_experiment(config_of({**settings, "name": name}))
-    assert again.folder.path != first.folder.path
     # What it would be where no earlier SAE had ever been.
-    fresh = run_experiment(config_of({**settings, "name": name, "folder": str(tmp_path / "fresh")}))
-    for key in ("sparse", "features", "residual"):
-        assert again.metrics[key] == fresh.metrics[key]
-    assert again.metrics["features"] != first.metrics["features"]
-    vectors = [
-        SteeringVector.load(r.folder.path / "sparse/k-4.safetensors") for r in (again, fresh)
-    ]
-    assert torch.equal(vectors[0].raw, vectors[1].raw)
+    fresh = run_experiment(config_of({**settings, "folder": str(tmp_path / "fresh")}))
+    for name in ("tiny", "another"):
+        again = run_experiment(config_of({**settings, "name": name}))
+        assert again.folder.path != first.folder.path
+        for key in ("sparse", "features", "residual"):
+            assert again.metrics[key] == fresh.metrics[key]
+        assert again.metrics["features"] != first.metrics["features"]
+        vectors = [
+            SteeringVector.load(r.folder.path / "sparse/k-4.safetensors") for r in (again, fresh)
+        ]
+        assert torch.equal(vectors[0].raw, vectors[1].raw)
 
 
 def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):
