@@ -394,7 +394,7 @@ CLEAN, CORRUPTED = np.array([3.0, 2.0]), np.array([-1.0, 1.0])
 
 
 def _result(values: np.ndarray, method: Method = "activation") -> PatchResult:
-    known = {"clean": CLEAN, "corrupted": CORRUPTED, "pairs": ("one", "two")}
+    known: dict[str, Any] = {"clean": CLEAN, "corrupted": CORRUPTED, "pairs": ("one", "two")}
     return result(values, ("layer", "head"), method=method, component="z", **known)
 
 

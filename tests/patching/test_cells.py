@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,7 +164,7 @@ def test_ends_are_the_models_own_and_the_last_blocks_output_is_the_whole_effect(
 def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
     batch = made_up_batch(UNEQUAL)
     whole = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True)
-    chosen = {"layers": [2, 0], "heads": [3, 1], "positions": [7, 4]}
+    chosen: dict[str, Any] = {"layers": [2, 0], "heads": [3, 1], "positions": [7, 4]}
     some = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True, **chosen)
     assert some.coords == {"layer": (2, 0), "head": (3, 1), "position": (7, 4)}
     wanted = whole.values[:, [2, 0]][:, :, [3, 1]][..., [7, 4]]

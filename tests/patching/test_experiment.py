@@ -273,7 +273,7 @@ def test_a_vector_of_another_sae_is_refused_before_anything_is_written(settings,
         (64, None, "features.vector: 64 is not in SAE .* 0 to 63"),
         (3, "another", "is made of features of SAE other, and sae is"),
     ):
-        made = {"sae": "other", "sae_fingerprint": fingerprint}
+        made: dict[str, Any] = {"sae": "other", "sae_fingerprint": fingerprint}
         made["sae_features"] = (SteeredFeature(index, 1.0),)
         SteeringVector(torch.eye(32)[0], Site(1), norm=1.0, model="tiny", **made).save(path)
         with pytest.raises((ConfigError, MismatchError), match=message):

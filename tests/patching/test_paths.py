@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_pairs_stand_alone_and_layers_and_memory_change_nothing(tiny_llama, rece
         path_patching(tiny_llama, batch, "z", receivers, DIFFERENCE) for batch in (both, second)
     )
     np.testing.assert_allclose(whole.values[1:], alone.values, atol=1e-5)
-    few = {"layers": [1, 0], "memory_gb": 1e-9}
+    few: dict[str, Any] = {"layers": [1, 0], "memory_gb": 1e-9}
     some = path_patching(tiny_llama, both, "z", receivers, DIFFERENCE, **few)
     assert some.coords["layer"] == (1, 0)
     np.testing.assert_allclose(some.values, whole.values[:, [1, 0]], atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,7 @@ def test_without_a_choice_all_differing_features_are_patched(tiny_llama, sae_at)
 def test_unusable_arguments_are_said_in_a_sentence(tiny_llama, sae_at):
     batch, sae = made_up_batch(EQUAL), sae_at("blocks.1.hook_resid_post")
 
+    arguments: dict[str, Any]
     for arguments, kind, says in (
         ({}, ConfigError, "needs an SAE"),
         ({"sae": sae, "features": [64]}, ConfigError, "features 0 to 63"),

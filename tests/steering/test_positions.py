@@ -37,7 +37,12 @@ def test_the_bridges_own_generate_is_steered_the_same(llama, make_vector, random
     ids = random_ids(2, 6, seed=4)
     with make_vector().steer(llama, 0.5):
         expected = greedy(llama, ids, torch.ones_like(ids), 6)[0]
-    how = {"do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}
+    how: dict[str, Any] = {
+        "do_sample": False,
+        "stop_at_eos": False,
+        "return_type": "tokens",
+        "verbose": False,
+    }
     for cached in (True, False):
         with make_vector().steer(llama, 0.5):
             out = llama.generate(ids, max_new_tokens=6, use_past_kv_cache=cached, **how)

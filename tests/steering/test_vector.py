@@ -83,6 +83,7 @@ def test_scaling_goes_through_norm_weights_and_maximum():
     negated = -vector
     assert torch.equal(negated.direction, -vector.direction)
     assert negated.norm == vector.norm
+    factor: Any
     for factor in (0.0, float("nan"), "2"):
         with pytest.raises(SteeringError):
             vector.scaled(factor)
@@ -159,6 +160,8 @@ def test_each_unit_is_a_multiple_of_its_own_measure_and_a_missing_one_names_the_
     assert to_raw(-0.5, "max_act", measured) == pytest.approx(-4.0)
 
     bare = build([1.0], name="bare")
+    unit: Any
+    bad: Any
     for unit, field, way in (("norm", "residual_norm", "raw"), ("max_act", "max_act", "norm")):
         says = f"'bare' does not carry; use unit '{way}'.*{field}="
         with pytest.raises(SteeringError, match=says):
