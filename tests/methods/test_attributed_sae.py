@@ -227,6 +227,7 @@ def test_the_natural_gradient_is_the_target_by_hand(ridge, made):
 
 
 def test_bad_settings_are_refused_in_one_sentence():
+    settings: Any
     for settings in ({"ridge": float("nan")}, {"candidates": "any", "signs": "tied"}):
         with pytest.raises(ConfigError, match=r"^AttributedSAE: [^\n]*\.$"):
             AttributedSAE(**settings)

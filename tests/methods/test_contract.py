@@ -122,7 +122,7 @@ def named(request) -> tuple[str, Method]:
 
 def test_it_is_an_estimator_of_scikit_learn(given):
     method = AttributedSAE(n_features=5, selection=LOOSE)
-    copy = clone(method)
+    copy: Any = clone(method)
     assert copy is not method and copy.get_params() == method.get_params()
     assert not hasattr(copy, "vector_")
     assert copy.set_params(**method.get_params()) is copy
