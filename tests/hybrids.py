@@ -46,6 +46,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma4Text",
         _GEMMA4 | {"num_hidden_layers": 6, "layer_types": _SLIDING * 3, "num_kv_shared_layers": 2},
     ),
+    "gpt-neox": ("GPTNeoX", _HEADS | {"intermediate_size": 64, "use_parallel_residual": True}),
     "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 4, "n_head": 4}),
     "granite": ("Granite", _SHAPE | {"embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
     "jamba": (
@@ -86,12 +87,12 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(name: str) -> Any:
+def random_model(name: str, **more: Any) -> Any:
     """Return a tiny Hugging Face model of an architecture, all of its weights at work."""
     import transformers as tf
 
     kind, settings = _CONFIGS[name]
-    config = getattr(tf, f"{kind}Config")(**settings)
+    config = getattr(tf, f"{kind}Config")(**settings | more)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

@@ -11,6 +11,12 @@ import torch
 BlockLoop = Callable[..., torch.Tensor]
 
 
+@pytest.fixture
+def arch() -> str:
+    """The architecture of a test that does not ask for several."""
+    return "llama"
+
+
 @pytest.fixture(scope="session")
 def block_loop() -> BlockLoop:
     """Return a function: logits of a Hugging Face model that runs these layers one by one.

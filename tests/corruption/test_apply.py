@@ -1,4 +1,4 @@
-"""Layer programs on the shared model, one and many, against a loop over Hugging Face's blocks."""
+"""Layer programs and edits of parts on one model, against a loop over Hugging Face's blocks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import torch
 
+from saesteer.corruption import load_tasks
 from saesteer.corruption.apply import corrupted
-from saesteer.corruption.family import family_states, shared_walk
+from saesteer.corruption.family import family_states
 from saesteer.corruption.fitted import (
     fit_linear_maps,
     measure_means,
     reference_texts,
     text_rows,
 )
-from saesteer.corruption.measure import complete_prompts
+from saesteer.corruption.measure import complete_prompts, score_task
 from saesteer.corruption.program import LinearSpan, Program, make_family, parse_program
+from saesteer.corruption.tasks import task_rows
 from saesteer.models import plain_model
+from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenBatch
 from saesteer.models.unembed import Unembedding
 from saesteer.utils.errors import ConfigError, DataError
@@ -40,6 +43,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma3", "qwen3"])
 def test_a_program_gives_the_logits_of_the_same_blocks_run_by_hand(
     arch, tiny_model, hf_model, block_loop, some_ids
 ):
@@ -57,6 +61,7 @@ def test_a_program_gives_the_logits_of_the_same_blocks_run_by_hand(
         torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4, msg=text)
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_generating_with_a_cache_is_generating_without(
     arch, tiny_model, hf_model, block_loop, some_ids
 ):
@@ -74,7 +79,7 @@ def test_generating_with_a_cache_is_generating_without(
         assert torch.equal(said, wanted), text
 
 
-def test_padding_changes_nothing_of_what_is_generated(tiny_llama, some_ids):
+def test_padding_changes_nothing_and_the_bridge_generates_the_same(tiny_llama, some_ids):
     model, ids = tiny_llama, some_ids(rows=1, width=9)
     padded = torch.cat([torch.full((1, 4), 2), ids], dim=1)
     mask = torch.tensor([[0] * 4 + [1] * 9])
@@ -82,28 +87,26 @@ def test_padding_changes_nothing_of_what_is_generated(tiny_llama, some_ids):
     with corrupted(model, parse_program("repeat 1 x2 then skip 0", 3)):
         bare = _plain(model).generate(ids, attention_mask=torch.ones_like(ids), **options)
         left = _plain(model).generate(padded, attention_mask=mask, **options)
+        bridged = model.generate(
+            ids, max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False
+        )
     assert left[0, 13:].tolist() == bare[0, 9:].tolist()
+    assert bridged.tolist() == bare.tolist()
 
 
-def test_the_bridge_caches_what_a_program_computes(tiny_llama, some_ids):
+def test_the_bridge_caches_what_a_program_computes_and_hooks_follow_a_block(tiny_llama, some_ids):
     ids = some_ids(rows=1)
     with corrupted(tiny_llama, parse_program("[0, 2]", 3)), torch.no_grad():
         _, cache = tiny_llama.run_with_cache(ids)
     torch.testing.assert_close(cache["blocks.2.hook_resid_pre"], cache["blocks.0.hook_resid_post"])
     assert "blocks.1.hook_resid_pre" not in cache
-
-
-def test_the_bridge_generates_under_a_program(tiny_llama, some_ids):
-    ids = some_ids(rows=1, width=6)
-    with corrupted(tiny_llama, parse_program("reverse", 3)):
-        bridged = tiny_llama.generate(
-            ids, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False
-        )
-        plain = _plain(tiny_llama).generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False,
-            eos_token_id=None,
-        )  # fmt: skip
-    assert bridged.tolist() == plain.tolist()
+    calls = []
+    with corrupted(tiny_llama, parse_program("[1, 1, 0]", 3)):
+        block = plain_model(tiny_llama).get_submodule("model.layers.1")
+        handle = block.register_forward_hook(lambda *_: calls.append(1))
+        plain_model(tiny_llama)(ids)
+        handle.remove()
+    assert len(calls) == 2
 
 
 def test_nothing_is_copied_and_all_is_put_back_also_after_an_exception(tiny_llama, some_ids):
@@ -121,16 +124,6 @@ def test_nothing_is_copied_and_all_is_put_back_also_after_an_exception(tiny_llam
     assert plain.config.to_dict() == config
     assert [(owner, list(owner._modules)) for owner in plain.modules()] == lists
     assert torch.equal(plain(ids).logits, before)
-
-
-def test_hooks_on_a_block_follow_it_wherever_it_runs(tiny_llama, some_ids):
-    calls = []
-    with corrupted(tiny_llama, parse_program("[1, 1, 0]", 3)):
-        block = plain_model(tiny_llama).get_submodule("model.layers.1")
-        handle = block.register_forward_hook(lambda *_: calls.append(1))
-        plain_model(tiny_llama)(some_ids())
-        handle.remove()
-    assert len(calls) == 2
 
 
 def test_what_cannot_run_is_refused(tiny_llama):
@@ -192,20 +185,6 @@ def test_keeping_more_and_more_layers_runs_every_block_once(tiny_llama, batch):
     assert len(states) == 4 and all(state.shape == (29, 32) for state in states)
 
 
-def test_a_walk_runs_each_shared_beginning_once():
-    at_root, visits = shared_walk([(0, 1, 2), (0, 2), (), (0, 1), (0, 1, 2)])
-    assert at_root == (2,)
-    assert [(v.step, v.parent, v.ends) for v in visits] == [
-        (0, -1, ()),
-        (1, 0, (3,)),
-        (2, 1, (0, 4)),
-        (2, 0, (1,)),
-    ]
-    # Skipping layer i shares the layers below it with the others and has those above for itself.
-    every = [parse_program(f"skip {i}", 30).steps for i in range(30)]
-    assert len(shared_walk(every)[1]) == 29 + sum(29 - i for i in range(30))
-
-
 def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, block_loop):
     model, reference = tiny_llama, hf_model("llama")
     prompts = ["the cat sat on", "I like helping people and"]
@@ -232,7 +211,6 @@ def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, 
 @pytest.mark.parametrize(
     ("prompts", "tokens", "message"),
     [
-        ([], 3, "a prompt is empty"),
         ([" "], 3, "a prompt is empty"),
         (["the cat " * 100], 3, "prompt 1 .* more than the model's context"),
         (["the cat"], 500, "500 new tokens are more"),
@@ -243,3 +221,132 @@ def test_what_cannot_be_completed_is_one_sentence(tiny_llama, prompts, tokens, m
         complete_prompts(
             tiny_llama, make_family("keep", 3).programs, prompts, max_new_tokens=tokens
         )
+
+
+READ = ["the cat sat on the mat", "I like helping people", "what do you think of it today"]
+PARTS = {
+    "gpt2": ("transformer.h", "attn.c_proj"),
+    "llama": ("model.layers", "self_attn.o_proj"),
+}
+
+
+def _program(text):
+    return parse_program(text, 3, n_heads=4)
+
+
+@pytest.mark.parametrize("arch", PARTS)
+def test_a_zeroed_head_is_a_head_whose_output_weights_are_zero(
+    arch, tiny_model, hf_model, some_ids
+):
+    model, reference, ids = tiny_model(arch), hf_model(arch), some_ids()
+    blocks, out = PARTS[arch]
+    weight = reference.get_submodule(f"{blocks}.1.{out}").weight
+    with torch.no_grad():
+        # GPT-2 keeps its projections transposed.
+        (weight if arch == "gpt2" else weight.T)[16:24] = 0
+        wanted = reference(ids).logits
+        with corrupted(model, _program("zero heads 1.2")):
+            plain, bridged = plain_model(model)(ids).logits, model(ids)
+    torch.testing.assert_close(plain, wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(plain, plain_model(model)(ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["zero", "mean"])
+def test_an_mlp_is_replaced_wherever_it_runs(arch, how, tiny_model, hf_model, block_loop, some_ids):
+    model, reference, ids = tiny_model(arch), hf_model(arch), some_ids()
+    means = measure_means(model, text_rows(model, READ))
+    value = means.mlps[1] if how == "mean" else torch.zeros(32)
+    mlp = reference.get_submodule(f"{PARTS[arch][0]}.1.mlp")
+    mlp.register_forward_hook(lambda _m, _a, output: value.expand_as(output))
+    wanted = block_loop(reference, ids, [0, 1, 1, 2])
+    with corrupted(model, _program(f"{how} mlp 1, repeat 1 x2"), means=means), torch.no_grad():
+        plain, bridged = plain_model(model)(ids).logits, model(ids)
+    torch.testing.assert_close(plain, wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_means_are_those_of_the_texts_own_tokens(arch, tiny_model, hf_model):
+    model, reference = tiny_model(arch), hf_model(arch)
+    rows = text_rows(model, READ)
+    seen = {"mlp": [], "o": []}
+    blocks, out = PARTS[arch]
+    mlp, project = (reference.get_submodule(f"{blocks}.2.{name}") for name in ("mlp", out))
+    mlp.register_forward_hook(lambda _m, _a, output: seen["mlp"].append(output[0]))
+    project.register_forward_pre_hook(lambda _m, args: seen["o"].append(args[0][0]))
+    kept = []
+    with torch.no_grad():
+        for row in rows:
+            reference(torch.tensor([row.ids]))
+            kept.append(torch.tensor(row.kept))
+    means = measure_means(model, rows, max_tokens=24)
+    chosen = torch.cat(kept)
+    torch.testing.assert_close(means.mlps[2], torch.cat(seen["mlp"])[chosen].mean(0))
+    torch.testing.assert_close(means.heads[2], torch.cat(seen["o"])[chosen].mean(0))
+    assert means.n_tokens == int(chosen.sum())
+
+
+def test_a_head_at_its_mean_writes_the_mean(tiny_llama, some_ids):
+    with pytest.raises(ConfigError, match="no token to average over"):
+        measure_means(tiny_llama, [])
+    means = measure_means(tiny_llama, text_rows(tiny_llama, READ))
+    project = plain_model(tiny_llama).get_submodule("model.layers.1.self_attn.o_proj")
+    seen = []
+    with corrupted(tiny_llama, _program("mean heads 1.3"), means=means):
+        # Behind the edit, so that it sees what the projection sees.
+        handle = project.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        plain_model(tiny_llama)(some_ids())
+        handle.remove()
+    torch.testing.assert_close(seen[0][1, 5, 24:], means.heads[1][24:])
+
+
+def test_noise_is_the_same_with_a_cache_and_without(tiny_llama, some_ids):
+    model, ids = tiny_llama, some_ids(rows=2, width=10)
+    plain = plain_model(model)
+    with corrupted(model, _program("noise 0.4 at 1 seed=3")), torch.no_grad():
+        whole = plain(ids).logits
+        first = plain(ids[:, :6], use_cache=True)
+        rest = plain(ids[:, 6:], **cache_argument(plain, find_cache(first))).logits
+        again = plain(ids).logits
+        bridged = model(ids)
+    torch.testing.assert_close(whole[:, 6:], rest, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(whole, bridged, atol=2e-5, rtol=1e-4)
+    assert torch.equal(whole, again)
+    with corrupted(model, _program("noise 0.4 at 1 seed=4")):
+        assert not torch.allclose(plain(ids).logits, whole)
+    # It has the length that was asked for.
+    block = plain.get_submodule("model.layers.1")
+    seen = []
+    clean = block.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with corrupted(model, _program("noise 0.25 at 1")):
+        noisy = block.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        plain(ids)
+    noisy.remove()
+    clean.remove()
+    ratio = (seen[1] - seen[0]).norm(dim=-1) / seen[0].norm(dim=-1)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 0.25))
+
+
+@pytest.mark.real
+def test_identity_is_identical_and_keeping_nothing_repeats_the_last_word(smollm2):
+    plain: Any = plain_model(smollm2)
+    ids = torch.tensor([smollm2.tokenizer("The opposite of hot is")["input_ids"]])
+    with torch.no_grad():
+        before = plain(ids).logits
+        with corrupted(smollm2, parse_program("0-29", 30)):
+            assert torch.equal(plain(ids).logits, before)
+    said = complete_prompts(
+        smollm2, [parse_program("[]", 30)], ["The opposite of hot is"], max_new_tokens=3
+    )
+    assert said[0]["text"].split() == ["is", "is", "is"]
+
+
+@pytest.mark.real
+def test_opposites_need_the_first_layer_more_than_one_in_the_middle(smollm2):
+    (task,) = load_tasks(["opposites"])
+    rows = task_rows(smollm2.tokenizer, task, max_questions=12)
+    programs = [parse_program(text, 30) for text in ("skip 0", "skip 15")]
+    losses = score_task(smollm2, [*programs, *make_family("keep", 30).programs], rows).loss()
+    assert losses[0] < 1.5 and losses[1] > losses[2] + 3
+    # Half of the layers are not enough for any of it.
+    assert losses[3 + 15] > 10 and losses[3 + 30] == pytest.approx(losses[0], abs=0.02)

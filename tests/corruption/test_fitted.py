@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.corruption.apply import corrupted, token_positions
+from saesteer.corruption.apply import corrupted
 from saesteer.corruption.fitted import Moments, fit_linear_maps, reference_texts, text_rows
 from saesteer.corruption.program import LinearSpan, parse_program
 from saesteer.models import plain_model
-from saesteer.models.blocks import Call
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenRow
 from saesteer.utils.errors import DataError
@@ -56,7 +55,7 @@ def test_the_map_and_its_r2_are_those_of_numpy(tiny_llama, hf_model):
     assert found.n_held_out == len(y) and found.n_train == len(ones)
 
 
-def test_too_few_tokens_give_the_least_norm_answer_of_lstsq():
+def test_too_few_tokens_give_the_least_norm_answer_and_what_is_linear_is_explained_wholly():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(7, 16)), rng.normal(size=(7, 16))
     fit = Moments(16)
@@ -66,6 +65,13 @@ def test_too_few_tokens_give_the_least_norm_answer_of_lstsq():
     wanted = np.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=None)[0]
     np.testing.assert_allclose(weight, wanted, atol=1e-8)
     np.testing.assert_allclose(x @ weight + bias, y, atol=1e-8)
+    x, truth = rng.normal(size=(200, 8)), rng.normal(size=(8, 8))
+    fit = Moments(8)
+    fit.add(x, x @ truth + 3)
+    weight, bias = fit.solve()
+    np.testing.assert_allclose(weight, truth, atol=1e-9)
+    np.testing.assert_allclose(bias, 3, atol=1e-9)
+    assert fit.explained(weight, bias)[0] == pytest.approx(1)
 
 
 def test_a_map_runs_in_the_place_of_its_layers(tiny_llama, hf_model, block_loop, some_ids):
@@ -93,37 +99,9 @@ def test_a_map_runs_in_the_place_of_its_layers(tiny_llama, hf_model, block_loop,
         torch.testing.assert_close(rest, wanted[:, 12:], atol=5e-5, rtol=1e-3)
 
 
-def test_what_is_linear_is_explained_wholly():
-    rng = np.random.default_rng(1)
-    x, truth = rng.normal(size=(200, 8)), rng.normal(size=(8, 8))
-    fit = Moments(8)
-    fit.add(x, x @ truth + 3)
-    weight, bias = fit.solve()
-    np.testing.assert_allclose(weight, truth, atol=1e-9)
-    np.testing.assert_allclose(bias, 3, atol=1e-9)
-    assert fit.explained(weight, bias)[0] == pytest.approx(1)
-
-
-def test_nothing_to_fit_on_is_one_sentence(tiny_llama):
+def test_nothing_to_fit_on_is_one_sentence_and_without_held_out_texts_there_is_no_r2(tiny_llama):
     with pytest.raises(DataError, match="fitted on 0 texts"):
         fit_linear_maps(tiny_llama, [SPAN], [])
-    with pytest.raises(DataError, match="no token to be fitted on"):
-        Moments(4).solve()
-
-
-def test_without_held_out_texts_there_is_no_r2(tiny_llama):
     row = TokenRow((1, 40, 41, 42), (False, True, True, True))
     found = fit_linear_maps(tiny_llama, [SPAN], [row], held_out=0.2)[SPAN]
     assert np.isnan(found.r2) and found.n_held_out == 0 and found.n_train == 3
-
-
-def test_positions_come_from_the_mask_the_model_or_the_cache():
-    from transformers import DynamicCache
-
-    cache, hidden = DynamicCache(), torch.zeros(2, 3, 32)
-    calls, told = [Call((cache,), {})], torch.tensor([[7, 8, 9]])
-    assert token_positions(hidden, [], None).tolist() == [[0, 1, 2]]
-    assert token_positions(hidden, [Call((), {"position_ids": told})], None) is told
-    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    assert token_positions(hidden, calls, mask).tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert token_positions(hidden[:, :1], calls, None).tolist() == [[2], [3]]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,36 +22,21 @@ def task_text(name: str, word: str = "cat", n: int = 12) -> str:
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[Answer], tuple[Endpoint, list[dict[str, Any]]]]]:
+def server(http_server) -> Callable[[Answer], tuple[Endpoint, list[dict[str, Any]]]]:
     """Return a function that starts a server answering by the call's number and payload."""
-    running: list[ThreadingHTTPServer] = []
 
-    def start(answer: Answer, **options: Any) -> tuple[Endpoint, list[dict[str, Any]]]:
+    def start(answer: Answer) -> tuple[Endpoint, list[dict[str, Any]]]:
         calls: list[dict[str, Any]] = []
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                calls.append(payload)
-                status, said = answer(len(calls) - 1, payload)
-                body = said if isinstance(said, dict) else _envelope(said)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
+        def answered(asked: Any) -> tuple[int, Any]:
+            calls.append(json.loads(asked.body))
+            status, said = answer(len(calls) - 1, calls[-1])
+            return status, said if isinstance(said, dict) else _envelope(said)
 
-            def log_message(self, *args: Any) -> None:
-                pass
+        url = f"{http_server(answered).url}/v1"
+        return Endpoint("m", base_url=url, max_tokens=500, attempts=1), calls
 
-        made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-        running.append(made)
-        url = f"http://127.0.0.1:{made.server_port}/v1"
-        return Endpoint("m", base_url=url, max_tokens=500, attempts=1, **options), calls
-
-    yield start
-    for made in running:
-        made.shutdown()
-        made.server_close()
+    return start
 
 
 def _envelope(text: Any, **more: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from saesteer.corruption.apply import corrupted
 from saesteer.corruption.measure import TaskScores, largest_places, score_task
 from saesteer.corruption.program import parse_program
 from saesteer.corruption.tasks import Example, parse_task, task_rows
@@ -51,6 +52,8 @@ def test_the_loss_is_the_hugging_face_models_own_over_every_answer_token(
 
 
 def test_every_answer_token_is_scored_and_no_other(rows, tiny_llama):
+    bos = tiny_llama.tokenizer.bos_token_id
+    assert all(row.ids[0] == bos and row.ids.count(bos) == 1 for row in rows.rows)
     scores = score_task(tiny_llama, [], rows)
     for number, example in enumerate(TASK.examples):
         own = [t for q, t in zip(scores.question, scores.tokens, strict=True) if q == number]
@@ -58,15 +61,7 @@ def test_every_answer_token_is_scored_and_no_other(rows, tiny_llama):
         assert scores.place[scores.question == number].tolist() == list(range(len(own)))
 
 
-def test_there_is_one_bos_and_none_inside(rows, tiny_llama):
-    bos = tiny_llama.tokenizer.bos_token_id
-    assert [row.ids.count(bos) for row in rows.rows] == [1] * 4
-    assert all(row.ids[0] == bos for row in rows.rows)
-
-
 def test_a_program_scores_as_its_own_forward_pass(rows, tiny_llama):
-    from saesteer.corruption.apply import corrupted
-
     programs = [parse_program(text, 3) for text in ("skip 1", "[]", "zero mlp 0")]
     scores = score_task(tiny_llama, programs, rows)
     assert scores.programs == ("intact", "skip 1", "[]", "zero mlp 0")
@@ -87,8 +82,6 @@ def test_a_program_scores_as_its_own_forward_pass(rows, tiny_llama):
 
 def test_tokens_that_gain_and_lose_are_those_of_the_mean_distribution(rows, tiny_llama):
     scores = score_task(tiny_llama, [parse_program("skip 2", 3)], rows, top=3)
-    from saesteer.corruption.apply import corrupted
-
     means = []
     for text in ("all", "skip 2"):
         probabilities = []
@@ -118,26 +111,23 @@ def _made_up(right, confidence) -> TaskScores:
     )  # fmt: skip
 
 
-def test_repeating_and_ignoring_the_prompt_are_told_apart():
-    scores = _made_up([1, 0, 0, 0], [0.9, 0.9, 0.9, 0.9])
-    # Guesses 7, 5, 5, 5 behind 5, 5, 1, 1; the questions' first guesses are 7, 5 and 5.
-    assert scores.repeated()[0] == pytest.approx(1 / 4)
-    assert scores.unmoved()[0] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("width", [7, 256, 600, 1024])
+@pytest.mark.parametrize("width", [7, 600, 1024])
 def test_the_largest_place_is_argmax(width):
     values = torch.randn(40, width, generator=torch.Generator().manual_seed(width))
     assert torch.equal(largest_places(values), values.argmax(dim=1))
 
 
-def test_a_question_is_right_only_if_all_its_tokens_are():
+def test_repeating_accuracy_and_calibration_by_hand():
+    scores = _made_up([1, 0, 0, 0], [0.9, 0.9, 0.9, 0.9])
+    # Guesses 7, 5, 5, 5 behind 5, 5, 1, 1; the questions' first guesses are 7, 5 and 5.
+    assert scores.repeated()[0] == pytest.approx(1 / 4)
+    assert scores.unmoved()[0] == pytest.approx(2 / 3)
+    # A question is right only if all its tokens are.
     scores = _made_up([1, 0, 1, 1], [0.9, 0.9, 0.9, 0.9])
     assert scores.accuracy()[0] == pytest.approx(2 / 3)
     assert scores.token_accuracy()[0] == pytest.approx(3 / 4)
 
-
-def test_calibration_is_the_gap_of_each_bin_weighed_by_its_tokens():
+    # Calibration is the gap of each bin, weighed by its tokens.
     scores = _made_up([1, 0, 1, 1], [0.95, 0.91, 0.55, 1.0])
     wanted = (3 * abs((0.95 + 0.91 + 1.0) / 3 - 2 / 3) + abs(0.55 - 1)) / 4
     assert scores.calibration_error()[0] == pytest.approx(wanted)
@@ -155,13 +145,10 @@ def test_records_name_every_token_with_its_difference(rows, tiny_llama):
     )
 
 
-def test_a_mark_of_the_tokenizer_inside_a_question_is_refused(tiny_llama):
+def test_a_mark_of_the_tokenizer_and_a_question_past_the_context_are_refused(tiny_llama):
     marked = Example(prompt="<|im_start|>the cat", answer="sat")
     task = TASK.model_copy(update={"eval_questions": (marked,)})
     with pytest.raises(DataError, match="holds one of the tokenizer's own marks"):
         task_rows(tiny_llama.tokenizer, task)
-
-
-def test_a_question_past_the_context_is_refused(tiny_llama):
     with pytest.raises(DataError, match=r"task cats: question 1 .* more than the model's context"):
         task_rows(tiny_llama.tokenizer, TASK, max_length=8)

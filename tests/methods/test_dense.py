@@ -56,15 +56,14 @@ def test_it_equals_a_loop_with_hugging_face_alone(tiny_model, hf_model, chat, gi
     torch.testing.assert_close(vector.raw, means[0] - means[1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_it_equals_the_package_steering_vectors(tiny_model, hf_model, chat, given_of):
+def test_it_equals_the_package_steering_vectors(tiny_model, hf_model, given_of):
     package = pytest.importorskip("steering_vectors")
     model = tiny_model("llama")
-    pairs = list(zip(*texts(model.tokenizer, chat, seed=0), strict=True))
+    pairs = list(zip(*texts(model.tokenizer, True, seed=0), strict=True))
     theirs = package.train_steering_vector(
         hf_model("llama"), model.tokenizer, pairs, layers=[SITE.layer], read_token_index=-1
     ).layer_activations[SITE.layer]
-    answers = answer_pairs(model, PAIRS, [SITE], chat=chat, prepend_bos=False)[SITE]
+    answers = answer_pairs(model, PAIRS, [SITE], chat=True, prepend_bos=False)[SITE]
     ours = CAA().fit_in(given_of(answers, answers=answers)).vector_
     assert float(torch.cosine_similarity(ours.raw, theirs, dim=0)) > 0.9999
     assert ours.norm == pytest.approx(float(theirs.norm()), rel=1e-4)
@@ -78,18 +77,12 @@ def test_either_option_matches_in_half_of_the_questions():
     np.testing.assert_array_equal(balanced_orders(9, 4), balanced_orders(9, 4))
 
 
-def test_the_order_of_options_depends_on_the_seed(tiny_model):
+def test_the_order_of_options_depends_on_the_seed_and_one_token_is_read_for_each(tiny_model):
     read = [answer_pairs(tiny_model("llama"), PAIRS, [SITE], seed=seed)[SITE] for seed in (0, 0, 1)]
     assert torch.equal(read[0].deltas, read[1].deltas)
     assert not torch.allclose(read[0].deltas, read[2].deltas)
-
-
-def test_one_token_is_read_for_each_letter_at_every_site(tiny_model):
-    sites = [Site(0), Site(2)]
-    read = answer_pairs(tiny_model("gpt2"), PAIRS, sites)
-    for site in sites:
-        assert read[site].site == site
-        assert read[site].positive.offsets.tolist() == list(range(len(PAIRS) + 1))
+    assert read[0].site == SITE
+    assert read[0].positive.offsets.tolist() == list(range(len(PAIRS) + 1))
 
 
 def test_a_pairs_own_prompt_is_the_question(tiny_model):
@@ -101,8 +94,6 @@ def test_a_pairs_own_prompt_is_the_question(tiny_model):
     assert not torch.allclose(read(None), read("Do you like dogs?"))
     assert choice_question("x", "y", "Do you?") == "Do you?\n\nChoices:\n (A) x\n (B) y"
 
-
-def test_a_question_longer_than_the_context_is_a_sentence(tiny_model):
     with pytest.raises(DataError, match=r"more than the model's context of 192"):
         answer_pairs(tiny_model("llama"), pairs_from([("word " * 200, "no")]), [SITE])
 
@@ -250,29 +241,18 @@ def test_sides_that_separate_perfectly_still_give_finite_weights(given_sides):
     assert torch.isfinite(vector.direction).all()
     assert float(vector.direction @ torch.ones(WIDTH)) > 0
 
-
-def test_a_coordinate_that_never_varies_weighs_nothing(given_sides):
+    # A coordinate that never varies weighs nothing.
     positive, negative = sides()
     positive[:, 4] = negative[:, 4] = 3.0
     vector = LogisticProbe().fit_in(given_sides(positive, negative)).vector_
     assert vector.direction[4] == 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "text"),
-    [
-        (LogisticProbe, {"c": ()}, "LogisticProbe: c: tuple should have at least 1 item"),
-        (LogisticProbe, {"c": (1.0, -1.0)}, "c.1: input should be greater than 0"),
-        (LogisticProbe, {"c": (float("nan"),)}, "c.0: input should be "),
-        (LogisticProbe, {"folds": 1}, "folds: input should be greater than or equal to 2"),
-        (PCA, {"variant": "umap"}, "PCA: variant: input should be 'pca_diff' or 'pca_center'"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_sentences(kind, settings, text):
-    with pytest.raises(ConfigError) as error:
-        kind(**settings)
-    assert text in str(error.value)
+def test_settings_out_of_range_are_sentences():
+    with pytest.raises(ConfigError, match="LogisticProbe: c: tuple should have at least 1 item"):
+        LogisticProbe(c=())
+    with pytest.raises(ConfigError, match="PCA: variant: input should be 'pca_diff' or 'pca_cent"):
+        PCA("umap")  # type: ignore[arg-type]
 
 
 def test_random_directions_are_as_long_as_the_delta_and_nearly_orthogonal(given_sides):
@@ -287,8 +267,7 @@ def test_random_directions_are_as_long_as_the_delta_and_nearly_orthogonal(given_
     assert float((directions @ given.deltas.mean(dim=0)).abs().max()) < 0.15 * length
     assert len({v.name for v in vectors}) == 6
 
-
-def test_draws_and_seeds_of_directions_repeat_and_differ(given_sides):
+    # Draws and seeds repeat and differ.
     given = given_sides(np.ones((3, 8)), np.zeros((3, 8)))
 
     def direction(draw: int, seed: int) -> torch.Tensor:

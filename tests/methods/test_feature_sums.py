@@ -38,12 +38,9 @@ def test_the_vector_is_the_weighted_sum_of_rows(sae):
     assert vector.model_fingerprint is None
 
 
-def test_the_vector_belongs_to_the_model_that_the_sae_records(mirror_sae):
-    sae = load_sae(mirror_sae(model_fingerprint="f" * 64))
+def test_it_belongs_to_the_saes_model_and_max_act_puts_each_feature_at_its_maximum(mirror_sae):
+    sae = load_sae(mirror_sae(d_in=WIDTH, model_fingerprint="f" * 64))
     assert vector_of_features(sae, {3: 1.0}, model="tiny").model_fingerprint == "f" * 64
-
-
-def test_strength_one_of_max_act_puts_each_feature_at_its_maximum(sae):
     peaks = {3: 4.0, 5: 3.0}
     vector = vector_of_features(sae, {3: 1.0, 5: -1.0}, model="tiny", max_activation=peaks)
     assert to_raw(1.0, "max_act", vector) == pytest.approx(5.0)
@@ -98,12 +95,8 @@ def test_where_none_passes_both_the_vector_says_that_it_is_zero(sae, given_codes
     positive[:, 0], negative[:10, 0] = 1.0, 90.0
     with pytest.raises(SteeringError, match=r"is zero"):
         TargetAtoms(0.0, 0.0).fit_in(given_codes(positive, negative, sae))
-
-
-def test_quantiles_out_of_range_are_sentences():
-    for value in (1.0, -0.1, float("nan")):
-        with pytest.raises(ConfigError, match=r"frequency_quantile: input should be "):
-            TargetAtoms(frequency_quantile=value)
+    with pytest.raises(ConfigError, match=r"frequency_quantile: input should be "):
+        TargetAtoms(frequency_quantile=1.0)
 
 
 @pytest.fixture
@@ -120,18 +113,16 @@ def given(sae, given_codes) -> FitContext:
     return given_codes(positive, negative, sae)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_every_criterion_chooses_its_own_first_feature(criterion, given):
-    fitted = TopFeature(criterion).fit_in(given)
-    scores = CRITERIA[criterion](given.codes)
-    best = max(range(2 * WIDTH), key=lambda index: (abs(scores[index]), -index))
-    (feature,) = fitted.vector_.sae_features
-    assert feature.index == best
-    assert np.sign(feature.weight) == np.sign(scores[best])
-    np.testing.assert_allclose(fitted.scores_, scores)
-
-
-def test_the_vector_is_the_mean_difference_along_one_decoder_row(given):
+def test_every_criterion_chooses_its_own_first_feature(given):
+    for criterion, score in CRITERIA.items():
+        fitted = TopFeature(criterion).fit_in(given)
+        scores = score(given.codes)
+        best = max(range(2 * WIDTH), key=lambda index: (abs(scores[index]), -index))
+        (feature,) = fitted.vector_.sae_features
+        assert feature.index == best, criterion
+        assert np.sign(feature.weight) == np.sign(scores[best])
+        np.testing.assert_allclose(fitted.scores_, scores)
+    # The vector is the mean difference along one decoder row.
     vector = TopFeature("mean_difference").fit_in(given).vector_
     wanted = 6.0 * given.sae.decoder[STRONG]
     torch.testing.assert_close(vector.raw, wanted, rtol=1e-5, atol=1e-6)
@@ -156,8 +147,6 @@ def test_output_score_chooses_the_highest_among_features_that_separate_best(give
     with pytest.raises(DataError, match=r"no feature that has an output score differs"):
         chosen(given, silent=0.5)
 
-
-def test_an_unknown_criterion_is_named_with_the_closest_known_one():
     with pytest.raises(ConfigError, match=r"criterion: 'output_scores' .*did you mean 'output_sc"):
         TopFeature("output_scores")
 
@@ -194,8 +183,7 @@ def test_features_and_signs_are_left_to_chance(firing):
     signs = np.array([np.sign(weight) for drawn in draws for weight in drawn.values()])
     assert abs(signs.mean()) < 0.05
 
-
-def test_draws_and_seeds_of_features_repeat_and_differ(firing):
+    # Draws and seeds repeat and differ.
     first = weights(firing, 3)
     assert weights(firing, 3) == first != weights(firing, 4)
     firing.seed = 1

@@ -34,8 +34,6 @@ def test_quotes_are_of_typical_length_and_the_shorter_of_those_drawn():
         assert sizes == sorted(sizes)
         assert lengths[4] < sizes[0] and sizes[-1] < lengths[15]
 
-
-def test_the_choice_is_seeded():
     one, other = (SystemPrompt(seed=1).fit(None, PAIRS).positive_ for _ in range(2))
     assert one == other
     assert len({SystemPrompt(2, seed=seed).fit(None, PAIRS).positive_ for seed in range(8)}) > 3
@@ -50,23 +48,21 @@ def test_a_description_takes_the_place_of_quotes():
     assert both.fit(None, PairSet("none", (), "python")).positive_ == "You are a saint."
 
 
-def test_a_statement_cannot_break_out_of_its_quotes():
+def test_a_statement_cannot_break_out_of_its_quotes_and_equal_ones_are_quoted_once():
     rough = pairs_from([('He said "hi"\nand\tleft', "no")])
     persona = SystemPrompt(1).fit(None, rough)
     assert persona.positive_ == f"{HEAD}\"He said 'hi' and left\""
 
-
-def test_few_or_equal_statements_are_quoted_once_each():
     same = pairs_from([("yes sir", "no sir"), ("yes sir", "never sir"), ("aye aye sir", "no")])
     assert sorted(quoted(SystemPrompt(8).fit(None, same).positive_)) == ["aye aye sir", "yes sir"]
     assert len(quoted(SystemPrompt(8).fit(None, same).negative_)) == 3
 
 
-@pytest.mark.parametrize("name", bundled_pair_names())
-def test_the_bundled_personas_give_prompts_of_a_length_one_would_write(name):
-    persona = SystemPrompt().fit(None, read_pairs(name))
-    for prompt in (persona.positive_, persona.negative_):
-        assert 100 < len(prompt) < 700
+def test_the_bundled_personas_give_prompts_of_a_length_one_would_write():
+    for name in bundled_pair_names():
+        persona = SystemPrompt().fit(None, read_pairs(name))
+        for prompt in (persona.positive_, persona.negative_):
+            assert 100 < len(prompt) < 700, name
 
 
 def test_what_cannot_be_described_is_a_sentence():

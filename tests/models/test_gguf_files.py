@@ -55,16 +55,15 @@ def test_a_file_is_converted_once_and_then_found_by_its_content(tiny_gguf, cache
     assert model_info(by_file).fingerprint == model_info(by_folder).fingerprint
 
 
-def test_another_digest_than_expected_is_a_sentence_and_nothing_is_converted(tiny_gguf, cache):
+def test_another_digest_and_what_is_no_gguf_are_sentences_that_leave_nothing(
+    tiny_gguf, cache, tmp_path
+):
     with pytest.raises(ModelError, match=r"has SHA-256 \w+\.\.\. where 0000.* is expected; reins"):
         converted_gguf(tiny_gguf, "0" * 64)
     assert not cache.exists()
 
-
-@pytest.mark.parametrize("content", [b"", b"GGUF junk", b"\0" * 4096])
-def test_a_file_that_is_no_gguf_is_a_sentence_and_leaves_nothing(tmp_path, cache, content):
     file = tmp_path / "broken.gguf"
-    file.write_bytes(content)
+    file.write_bytes(b"GGUF junk")
     with pytest.raises(ModelError, match=r"broken\.gguf cannot be read as a GGUF") as caught:
         load_model(file, device="cpu", dtype="float32")
     assert "\n" not in str(caught.value)

@@ -64,6 +64,7 @@ def one_by_one(reference, rows, layer):
         yield out.hidden_states[layer][0][list(row.kept)]
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_padded_batches_read_what_each_row_reads_alone(arch, tiny_model, hf_model):
     # Rows longer than Gemma's sliding window and positions of GPT-2's table among them.
     model = tiny_model(arch)
@@ -76,14 +77,21 @@ def test_padded_batches_read_what_each_row_reads_alone(arch, tiny_model, hf_mode
             torch.testing.assert_close(got, values, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
-def test_batches_of_any_size_read_the_same(tiny_model, site):
+def test_batches_of_any_size_and_single_sites_read_the_same(tiny_model):
     model = tiny_model("gpt2")
     rows = encode_texts(model.tokenizer, TEXTS)
-    together = read_rows(model, rows, [site])[site].values
+    together = read_rows(model, rows, SITES)
+    assert list(together) == SITES
     for limits in ({"max_rows": 1}, {"max_rows": 2}, {"max_tokens": 1}):
-        apart = read_rows(model, rows, [site], **limits)[site].values
-        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+        apart = read_rows(model, rows, SITES, **limits)
+        for site in SITES:
+            values = together[site].values, apart[site].values
+            torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    for site in SITES:
+        single = read_rows(model, rows, [site])[site]
+        assert together[site].site == site
+        torch.testing.assert_close(together[site].values, single.values, rtol=1e-4, atol=1e-5)
+        assert torch.equal(together[site].offsets, single.offsets)
 
 
 def test_texts_come_back_in_the_callers_order(tiny_model):
@@ -109,60 +117,36 @@ def test_only_the_statements_tokens_are_read(tiny_model, hf_model):
         torch.testing.assert_close(read.text(index), values, rtol=1e-4, atol=1e-5)
 
 
-def test_several_sites_in_one_pass_are_what_single_passes_read(arch, tiny_model):
-    model = tiny_model(arch)
-    rows = encode_texts(model.tokenizer, TEXTS)
-    together = read_rows(model, rows, SITES)
-    assert list(together) == SITES
-    for site in SITES:
-        single = read_rows(model, rows, [site])[site]
-        assert together[site].site == site
-        torch.testing.assert_close(together[site].values, single.values, rtol=1e-4, atol=1e-5)
-        assert torch.equal(together[site].offsets, single.offsets)
-
-
-@pytest.mark.parametrize(
-    ("sites", "blocks"),
-    [
+def test_the_pass_ends_at_the_deepest_site(tiny_model):
+    model = tiny_model("gemma3")
+    rows = encode_texts(model.tokenizer, ["The cat", "I like"])
+    for sites, blocks in (
         ([Site(0, "hook_resid_pre")], 1),
-        ([Site(0)], 1),
         ([Site(1)], 2),
         ([Site(2, "hook_resid_pre"), Site(0)], 3),
         ([Site(0, "hook_mlp_out")], 1),
         ([Site(1, "attn.hook_z"), Site(0)], 2),
-        ([Site(2)], 3),
-    ],
-    ids=str,
-)
-def test_the_pass_ends_at_the_deepest_site(tiny_model, sites, blocks):
-    model = tiny_model("gemma3")
-    rows = encode_texts(model.tokenizer, ["The cat", "I like"])
-    with counted_blocks(model) as ran:
-        read_rows(model, rows, sites)
-    assert len(ran) == blocks
+    ):
+        with counted_blocks(model) as ran:
+            read_rows(model, rows, sites)
+        assert len(ran) == blocks, sites
 
 
-@pytest.mark.parametrize("row", [TokenRow((1, 5), (False, False)), TokenRow((), ())])
-def test_a_text_with_nothing_to_read_is_a_sentence_with_its_number(tiny_model, row):
-    good = TokenRow((1, 5), (False, True))
-    with pytest.raises(DataError, match=r"^text 2 has no token to read; leave empty texts out\.$"):
-        read_rows(tiny_model("llama"), [good, row, good], [POST])
-
-
-def test_a_text_longer_than_the_context_is_a_sentence_with_its_number(arch, tiny_model):
-    model = tiny_model(arch)
+def test_a_text_that_cannot_be_read_is_a_sentence_with_its_number(tiny_model):
+    model, good = tiny_model("llama"), TokenRow((1, 5), (False, True))
+    for row in (TokenRow((1, 5), (False, False)), TokenRow((), ())):
+        with pytest.raises(DataError, match=r"^text 2 has no token to read; leave empty texts out"):
+            read_rows(model, [good, row, good], [POST])
     fits = TokenRow((5,) * 192, (True,) * 192)
     assert len(read_rows(model, [fits], [Site(0)])[Site(0)].values) == 192
     long = TokenRow((5,) * 193, (True,) * 193)
     with pytest.raises(DataError, match=r"^text 2 has 193 tokens, more than .* context of 192; "):
         read_rows(model, [fits, long], [Site(0)])
 
-
-def test_a_site_through_which_nothing_passes_is_a_sentence(tiny_model):
     # It exists, but transformer_lens fills it only where use_attn_result is set.
     site = Site(1, "attn.hook_result")
     with pytest.raises(SiteError, match=r"site blocks\.1\.attn\.hook_result is never reached"):
-        read_rows(tiny_model("llama"), [TokenRow((1, 5), (False, True))], [Site(0), site])
+        read_rows(model, [good], [Site(0), site])
 
 
 def pair_set(*pairs):
@@ -199,11 +183,6 @@ def test_deltas_are_the_difference_of_pooled_statements(tiny_model, hf_model, po
         sides = [by_hand(model, reference, s, prompt) for s in (pair.positive, pair.negative)]
         means = [side.mean(0) if pooling == "mean" else side[-1] for side in sides]
         torch.testing.assert_close(read.deltas[index], means[0] - means[1], rtol=1e-4, atol=1e-5)
-
-
-def test_the_residual_norm_is_the_mean_over_all_statement_tokens(tiny_model, hf_model):
-    model, reference = tiny_model("llama"), hf_model("llama")
-    read = read_pair_activations(model, PAIRS, [POST], request="Say it.")[POST]
     norms = [
         by_hand(model, reference, side, pair.prompt or "Say it.").norm(dim=1)
         for pair in PAIRS
@@ -260,28 +239,17 @@ def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
         torch.testing.assert_close(read[POST].positive.values, wanted, rtol=1e-4, atol=1e-4)
 
 
-LENGTHS = (3, 1, 5)
-
-
-@pytest.fixture
-def activations():
-    values = torch.randn(sum(LENGTHS), 4, generator=torch.Generator().manual_seed(0))
-    return Activations(values, torch.tensor([0, 3, 4, 9]), Site(0))
-
-
-def test_the_mean_and_the_last_token_by_hand(activations):
+def test_pooling_and_the_mean_norm_over_tokens_by_hand():
+    values = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    activations = Activations(values, torch.tensor([0, 3, 4, 9]), Site(0))
     values = activations.values.numpy()
     texts = np.split(values, [3, 4])
     np.testing.assert_allclose(pool(activations), [t.mean(0) for t in texts], rtol=1e-5)
     np.testing.assert_array_equal(pool(activations, "last"), [t[-1] for t in texts])
 
-
-def test_the_mean_norm_is_over_tokens_not_texts(activations):
     wanted = np.linalg.norm(activations.values.numpy(), axis=1).mean()
     assert mean_norm(activations) == pytest.approx(wanted, rel=1e-6)
 
-
-def test_an_unknown_way_to_pool_is_a_sentence(activations):
     unknown: Any = "max"
     with pytest.raises(ConfigError, match=r"pooling 'max' is unknown; use 'mean' or 'last'\."):
         pool(activations, unknown)

@@ -14,16 +14,10 @@ from saesteer.saes.loading import check_planned
 from saesteer.utils.errors import MismatchError, ModelError, SiteError
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["gpt2", "google/gemma-2-2b", "HuggingFaceTB/SmolLM2-135M-Instruct", "a_b/c.d-1", " gpt2 "],
-)
-def test_a_hub_id_is_taken_as_one(name):
-    source = resolve_model(name)
-    assert (source.kind, source.location) == ("hub", name.strip())
-
-
-def test_a_folder_is_known_by_its_config(tmp_path, monkeypatch):
+def test_a_hub_id_is_taken_as_one_and_a_folder_is_known_by_its_config(tmp_path, monkeypatch):
+    for name in ("gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct", "a_b/c.d-1", " gpt2 "):
+        source = resolve_model(name)
+        assert (source.kind, source.location) == ("hub", name.strip())
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -34,29 +28,17 @@ def test_a_folder_is_known_by_its_config(tmp_path, monkeypatch):
         assert (source.kind, source.location) == ("folder", str(folder.resolve()))
 
 
-def test_a_folder_without_a_config_is_a_sentence(tmp_path):
+def test_a_folder_without_a_config_and_a_missing_gguf_file_are_sentences(tmp_path):
     with pytest.raises(ModelError, match=r"holds no config\.json; give a folder written by save_"):
         load_model(tmp_path)
 
-
-def test_a_missing_gguf_file_is_a_sentence(tmp_path):
     for name in ("missing.gguf", tmp_path / "missing.gguf", tmp_path / "missing" / "x.gguf"):
         with pytest.raises(ModelError, match=r"missing.* is not there; give the path of an exist"):
             load_model(name)
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "nonsense name!",
-        "/no/such/folder",
-        "~no-such-user/model",
-        "a/b/c",
-        "x" * 5000,
-        "a\0b",
-        "zwei Wörter",
-    ],
+    "name", ["", "nonsense name!", "/no/such/folder", "~no-such-user/model", "x" * 5000, "a\0b"]
 )
 def test_a_name_that_can_be_nothing_is_a_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -68,15 +50,15 @@ def test_a_name_that_can_be_nothing_is_a_sentence(name, tmp_path, monkeypatch):
     assert len(text) < 500
 
 
-def test_the_bundled_model_comes_from_the_wheel_with_its_digest(bundled_gguf):
+def test_the_bundled_model_comes_from_the_wheel_or_where_there_is_none_the_hub(
+    bundled_gguf, monkeypatch
+):
     source = resolve_model("smollm2")
     assert source.kind == "gguf"
     assert source.location == str(bundled_gguf)
     assert source.sha256 is not None
     assert len(source.sha256) == 64
 
-
-def test_the_bundled_model_comes_from_the_hub_where_there_is_no_wheel(monkeypatch):
     monkeypatch.setattr(resolve_module.importlib.util, "find_spec", lambda name: None)
     source = resolve_model("smollm2")
     assert (source.kind, source.location) == ("hub", "HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -123,11 +105,9 @@ def test_what_is_as_wide_as_the_model_passes_and_nothing_else(source, cache):
     assert not cache.exists()
 
 
-def test_a_model_that_is_not_here_yet_passes():
-    check_shape(resolve_model("nobody/nothing-here"), Site(99), 7, "SAE x")
-
-
 def test_an_sae_of_another_width_is_refused_by_its_folder(source, mirror_sae):
+    # A model that is not here yet passes.
+    check_shape(resolve_model("nobody/nothing-here"), Site(99), 7, "SAE x")
     check_planned(source, mirror_sae(), "right")
     with pytest.raises(MismatchError, match="SAE wide is 48 wide"):
         check_planned(source, mirror_sae(d_in=48), "wide")

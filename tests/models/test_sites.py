@@ -11,6 +11,7 @@ from saesteer.utils.errors import SiteError
 from tests.by_hand import count_hooks
 
 TEXTS = ["I like helping people, and I always listen.", "The cat sat"]
+STREAM = ["hook_resid_pre", "hook_resid_post"]
 BRIDGED = ["hook_mlp_out", "hook_attn_out", "hook_resid_mid", "attn.hook_z", "mlp.hook_post"]
 
 
@@ -32,26 +33,22 @@ def seen_at(model, site, batch, *, bridged=False):
     return caught[0]
 
 
-@pytest.mark.parametrize("text", ["blocks.10.hook_resid_post", " blocks.0.attn.hook_z "])
-def test_a_site_is_read_back_as_it_is_written(text):
-    site = Site.parse(text)
-    assert str(site) == text.strip()
-    assert Site.parse(site) is site
-    assert Site.parse(str(site)) == site
-
-
-@pytest.mark.parametrize("text", ["", "hook_resid_post", "blocks.-1.hook_resid_post"])
-def test_text_that_is_no_site_is_a_sentence(text):
-    with pytest.raises(SiteError, match=r"is not of the form 'blocks\.10\.hook_resid_post'"):
-        Site.parse(text)
+def test_a_site_is_read_back_as_it_is_written_and_other_text_is_a_sentence():
+    for text in ("blocks.10.hook_resid_post", " blocks.0.attn.hook_z "):
+        site = Site.parse(text)
+        assert str(site) == text.strip()
+        assert Site.parse(site) is site
+    for text in ("", "hook_resid_post", "blocks.-1.hook_resid_post"):
+        with pytest.raises(SiteError, match=r"is not of the form 'blocks\.10\.hook_resid_post'"):
+            Site.parse(text)
 
 
 def test_the_residual_stream_is_what_hugging_face_calls_hidden_states(arch, tiny_model, hf_model):
-    model = tiny_model(arch)
+    model, reference = tiny_model(arch), hf_model(arch)
     batch = inputs_for(model)
     real = batch.attention_mask.bool()
     with torch.no_grad():
-        states = hf_model(arch)(**batch.inputs, output_hidden_states=True).hidden_states
+        states = reference(**batch.inputs, output_hidden_states=True).hidden_states
     for layer in range(3):
         before = seen_at(model, Site(layer, "hook_resid_pre"), batch)
         assert torch.equal(before[real], states[layer][real])
@@ -59,28 +56,20 @@ def test_the_residual_stream_is_what_hugging_face_calls_hidden_states(arch, tiny
             after = seen_at(model, Site(layer, "hook_resid_post"), batch)
             assert torch.equal(after[real], states[layer + 1][real])
 
-
-def test_the_last_blocks_output_is_taken_before_the_final_norm(arch, tiny_model, hf_model):
     # Hugging Face's last hidden state is after the norm, so it cannot be the reference itself.
-    model, reference = tiny_model(arch), hf_model(arch)
-    batch = inputs_for(model)
-    real = batch.attention_mask.bool()
     norm = reference.transformer.ln_f if arch == "gpt2" else reference.model.norm
     with torch.no_grad():
-        states = reference(**batch.inputs, output_hidden_states=True).hidden_states
         last = seen_at(model, Site(2, "hook_resid_post"), batch)
         torch.testing.assert_close(norm(last)[real], states[3][real])
     assert not torch.allclose(last[real], states[3][real], atol=0.1)
 
 
-@pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", *BRIDGED])
-def test_every_site_holds_what_the_bridge_caches_there(arch, tiny_model, hook):
+def test_every_site_holds_what_the_bridge_caches_there(arch, tiny_model):
     model = tiny_model(arch)
     batch = inputs_for(model)
     real = batch.attention_mask.bool()
     _, cache = model.run_with_cache(batch.input_ids, attention_mask=batch.attention_mask)
-    for layer in range(3):
-        site = Site(layer, hook)
+    for site in (Site(n, hook) for n in range(3) for hook in (*STREAM, *BRIDGED)):
         wanted = cache[str(site)]
         wanted = (wanted.flatten(2) if wanted.ndim == 4 else wanted)[real]
         for bridged in (False, True):
@@ -92,30 +81,27 @@ def shifted(hidden):
     return hidden + torch.linspace(-1, 2, hidden.shape[-1])
 
 
-@pytest.mark.parametrize(
-    "hook",
-    ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "hook_attn_out", "mlp.hook_post"],
-)
-def test_what_is_written_has_the_effect_of_the_bridges_own_hook(arch, tiny_model, hook):
+def test_what_is_written_has_the_effect_of_the_bridges_own_hook(arch, tiny_model):
     model = tiny_model(arch)
     batch = inputs_for(model)
     real = batch.attention_mask.bool()
-    site = Site(1, hook)
-    target = resolve_target(model, site)
-    with torch.no_grad():
-        clean = target.model(**batch.inputs).logits[real]
-        handle = target.hook(shifted)
-        written = target.model(**batch.inputs).logits[real]
-        handle.remove()
-        wanted = model.run_with_hooks(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            fwd_hooks=[(str(site), lambda value, hook: shifted(value))],
-        )[real]
-        after = target.model(**batch.inputs).logits[real]
-    torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(written, clean, atol=1e-2)
-    assert torch.equal(after, clean)
+    for hook in (*STREAM, "hook_mlp_out", "hook_attn_out", "mlp.hook_post"):
+        site = Site(1, hook)
+        target = resolve_target(model, site)
+        with torch.no_grad():
+            clean = target.model(**batch.inputs).logits[real]
+            handle = target.hook(shifted)
+            written = target.model(**batch.inputs).logits[real]
+            handle.remove()
+            wanted = model.run_with_hooks(
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                fwd_hooks=[(str(site), lambda value, hook: shifted(value))],
+            )[real]
+            after = target.model(**batch.inputs).logits[real]
+        torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(written, clean, atol=1e-2)
+        assert torch.equal(after, clean)
 
 
 def test_what_is_written_in_the_middle_of_a_block_reaches_the_residual_stream(arch, tiny_model):
@@ -161,44 +147,20 @@ def test_a_module_with_an_axis_of_heads_is_seen_flat_and_gets_its_axes_back(side
     assert torch.equal(module(hidden), hidden)
 
 
-@pytest.mark.parametrize("what", ["tensor", "tuple"])
-def test_a_block_may_give_a_tensor_or_a_tuple_and_take_its_input_by_name(what):
-    class Block(torch.nn.Module):
-        def forward(self, hidden_states, other=None):
-            return hidden_states if what == "tensor" else (hidden_states, "cache")
-
-    block, hidden = Block(), torch.ones(1, 2, 4)
-    after = HookTarget(block, block, "output", Site(0)).hook(lambda value: value + 1)
-    before = HookTarget(block, block, "input", Site(0, "hook_resid_pre")).hook(lambda v: v * 10)
-    for out in (block(hidden), block(hidden_states=hidden)):
-        value = out if what == "tensor" else out[0]
-        assert torch.equal(value, torch.full((1, 2, 4), 11.0))
-        assert what == "tensor" or out[1] == "cache"
-    after.remove()
-    before.remove()
-    assert not block._forward_hooks
-    assert not block._forward_pre_hooks
-
-
-@pytest.mark.parametrize("layer", [-1, 3])
-@pytest.mark.parametrize("hook", ["hook_resid_post"])
-def test_a_block_that_is_not_there_is_a_sentence(tiny_model, layer, hook):
-    model = tiny_model("gpt2")
-    for function in (check_site, resolve_target):
-        with pytest.raises(SiteError, match=r"has blocks 0 to 2; choose one of them\.$"):
-            function(model, Site(layer, hook))
-
-
-@pytest.mark.parametrize("hook", ["hook_resid_posst", "attn"])
-def test_a_hook_that_is_not_there_is_a_sentence_with_those_that_are(tiny_model, hook):
-    model = tiny_model("qwen3")
-    with pytest.raises(SiteError) as caught:
-        resolve_target(model, Site(1, hook))
-    assert f"no hook '{hook}'" in str(caught.value)
-    assert "use hook_resid_post or one of attn.hook" in str(caught.value)
-
-
-@pytest.mark.parametrize("hook", ["attn.hook_pattern", "attn.hook_rot_q"])
-def test_a_site_that_holds_no_vector_for_each_token_is_refused(tiny_model, hook):
-    with pytest.raises(SiteError, match=r"holds no vector for each token; use hook_resid_post"):
-        resolve_target(tiny_model("llama"), Site(1, hook))
+@pytest.mark.parametrize(
+    ("site", "says"),
+    [
+        (Site(-1), r"has blocks 0 to 2; choose one of them\.$"),
+        (Site(3), r"has blocks 0 to 2; choose one of them\.$"),
+        (Site(1, "hook_resid_posst"), "no hook 'hook_resid_posst'.* or one of attn.hook"),
+        (Site(1, "attn"), "no hook 'attn'.* use hook_resid_post or one of attn.hook"),
+        (Site(1, "attn.hook_pattern"), "holds no vector for each token; use hook_resid_post"),
+        (Site(1, "attn.hook_rot_q"), "holds no vector for each token; use hook_resid_post"),
+    ],
+)
+def test_a_site_that_is_not_there_or_holds_no_vector_is_a_sentence(tiny_llama, site, says):
+    with pytest.raises(SiteError, match=says):
+        resolve_target(tiny_llama, site)
+    if "blocks" in says:
+        with pytest.raises(SiteError, match=says):
+            check_site(tiny_llama, site)

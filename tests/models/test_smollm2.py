@@ -17,11 +17,9 @@ from saesteer.models import (
     plain_model,
     resolve_target,
 )
-from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.tokens import pad_rows, padding_id
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.loading import load_sae
-from saesteer.utils.errors import ModelError
 
 pytestmark = pytest.mark.real
 
@@ -70,10 +68,3 @@ def test_bos_is_the_attention_sink_that_no_span_holds(smollm2):
     sink, kept = caught[0][0], caught[0][batch.span[0]]
     assert not batch.span[0, 0]
     assert sink > 10 * kept.mean()
-
-
-def test_a_wheel_with_other_weights_is_refused(bundled_gguf, tmp_path, monkeypatch):
-    monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ModelError, match=r"has SHA-256 b179c9523d0e6a0f\.\.\. where ffff"):
-        converted_gguf(bundled_gguf, "f" * 64)
-    assert not (tmp_path / "cache").exists()

@@ -38,7 +38,8 @@ def whole(tokenizer, row):
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-def test_after_a_chat_prompt_the_statement_alone_is_kept(tokenizer, statement, system="Be brief."):
+def test_after_a_prompt_the_statement_alone_is_kept(tokenizer, statement):
+    system = "Be brief."
     (row,) = encode_statements(tokenizer, [statement], "Say something.", system=system)
     prompt = chat_prompt(tokenizer, "Say something.", system)
     assert whole(tokenizer, row) == prompt + statement
@@ -47,26 +48,21 @@ def test_after_a_chat_prompt_the_statement_alone_is_kept(tokenizer, statement, s
     assert kept.endswith(statement)
     assert kept.removesuffix(statement).strip() == ""
     assert row.kept == tuple(sorted(row.kept))
-
-
-@pytest.mark.parametrize("statement", STATEMENTS)
-@pytest.mark.parametrize("prompt", ["What do you say?", "Ends in newline\n", ""])
-def test_after_a_plain_prompt_the_statement_alone_is_kept(tokenizer, statement, prompt):
-    (row,) = encode_statements(tokenizer, [statement], prompt, chat=False)
-    joined = prompt if not prompt or prompt[-1].isspace() else f"{prompt} "
-    assert whole(tokenizer, row) == tokenizer.bos_token + joined + statement
-    kept = read(tokenizer, row, True)
-    assert kept.endswith(statement)
-    assert kept.removesuffix(statement).strip() == ""
-    assert row.ids[0] == BOS
-    assert row.kept[0] is False
+    for prompt in ("What do you say?", "Ends in newline\n", ""):
+        (row,) = encode_statements(tokenizer, [statement], prompt, chat=False)
+        joined = prompt if not prompt or prompt[-1].isspace() else f"{prompt} "
+        assert whole(tokenizer, row) == tokenizer.bos_token + joined + statement
+        kept = read(tokenizer, row, True)
+        assert kept.endswith(statement)
+        assert kept.removesuffix(statement).strip() == ""
+        assert row.ids[0] == BOS
+        assert row.kept[0] is False
 
 
 @pytest.mark.parametrize(
     ("statement", "span"),
     [
         ("I like helping people.", "helping"),
-        ("I like helping people.", "I like"),
         ("I like helping people.", "people."),
         ("a 🙂 b 🙂 c", "🙂"),
         ("I think Grüße are kind", "Grüße are"),
@@ -84,8 +80,6 @@ def test_a_marked_span_alone_is_kept(tokenizer, statement, span, chat):
     before = tokenizer.decode(list(row.ids[:first]), clean_up_tokenization_spaces=False)
     assert span not in before.removeprefix(chat_prompt(tokenizer, "Say it.") if chat else "")
 
-
-def test_a_span_that_is_not_in_its_statement_is_refused(tokenizer):
     with pytest.raises(DataError, match=r"statement 2 .* does not contain its span 'dogs'"):
         encode_statements(tokenizer, ["I like cats", "I like birds"], spans=[None, "dogs"])
 
@@ -142,17 +136,14 @@ def as_the_template_says(tokenizer, question, system=None) -> tuple[int, ...]:
     )
 
 
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_a_chat_prompt_has_the_tokens_that_the_template_gives(templated, system):
-    own = as_the_template_says(templated, "What do you think?", system)
-    (row,) = encode_texts(templated, [chat_prompt(templated, "What do you think?", system)])
-    assert row.ids == own
-    (said,) = encode_statements(templated, ["\nI like it"], "What do you think?", system=system)
-    assert said.ids[: len(own)] == own
-    assert read(templated, said, True) == "\nI like it"
-
-
-def test_an_sae_that_asks_for_bos_gets_exactly_one(templated):
+def test_a_chat_prompt_has_the_templates_tokens_and_where_asked_exactly_one_bos(templated):
+    for system in (None, "Be brief."):
+        own = as_the_template_says(templated, "What do you think?", system)
+        (row,) = encode_texts(templated, [chat_prompt(templated, "What do you think?", system)])
+        assert row.ids == own
+        (said,) = encode_statements(templated, ["\nI like it"], "What do you think?", system=system)
+        assert said.ids[: len(own)] == own
+        assert read(templated, said, True) == "\nI like it"
     own = as_the_template_says(templated, "Hello?")
     with_bos = own if own[0] == BOS else (BOS, *own)
     (row,) = encode_texts(templated, [chat_prompt(templated, "Hello?")], prepend_bos=True)
@@ -184,7 +175,7 @@ def test_markers_that_are_special_without_a_role_are_not_kept(tiny_tokenizer):
     assert read(tokenizer, row, False) == "<|im_start|><|im_end|>"
 
 
-def test_a_chat_prompt_without_a_template_is_a_sentence(tiny_tokenizer):
+def test_a_chat_or_system_prompt_without_a_template_for_it_is_a_sentence(tiny_tokenizer):
     plain = tiny_tokenizer(chat=False)
     with pytest.raises(ModelError, match=r"no chat template; use plain prompts"):
         chat_prompt(plain, "Hello?")
@@ -193,9 +184,7 @@ def test_a_chat_prompt_without_a_template_is_a_sentence(tiny_tokenizer):
     (row,) = encode_statements(plain, ["I like cats"], "Hello?")
     assert whole(plain, row) == f"{plain.bos_token}Hello? I like cats"
 
-
-def test_a_template_that_refuses_system_prompts_is_a_sentence(tiny_tokenizer):
-    # As Gemma's.
+    # A template may refuse system prompts, as Gemma's.
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}"
@@ -207,9 +196,8 @@ def test_a_template_that_refuses_system_prompts_is_a_sentence(tiny_tokenizer):
     ):
         chat_prompt(tokenizer, "Hello?", "Be brief.")
 
-
-def test_a_system_prompt_is_never_silently_dropped(tokenizer, tiny_tokenizer):
-    for chosen, chat in ((tokenizer, False), (tiny_tokenizer(chat=False), None)):
+    # A system prompt is never silently dropped.
+    for chosen, chat in ((tiny_tokenizer(), False), (tiny_tokenizer(chat=False), None)):
         with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
             encode_statements(chosen, ["I like cats"], "Hello?", system="Be brief.", chat=chat)
 
@@ -224,19 +212,17 @@ def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
         encode_statements(tokenizer, ["I", long], max_length=20)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_are_padded_on_the_side_asked_for(side):
+def test_rows_are_padded_on_the_side_asked_for():
     rows = [TokenRow((5, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
-    batch = pad_rows(rows, 9, side=side)
-    if side == "left":
-        wanted = [[5, 6, 7], [9, 9, 8]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 1], [0, 0, 1]]
-    else:
-        wanted = [[5, 6, 7], [8, 9, 9]], [[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]
-    assert batch.input_ids.tolist() == wanted[0]
-    assert batch.attention_mask.tolist() == wanted[1]
-    assert batch.span.int().tolist() == wanted[2]
-    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
-    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+    for side, ids, attention, span in (
+        ("left", [9, 9, 8], [0, 0, 1], [0, 0, 1]),
+        ("right", [8, 9, 9], [1, 0, 0], [1, 0, 0]),
+    ):
+        batch = pad_rows(rows, 9, side=side)
+        assert batch.input_ids.tolist() == [[5, 6, 7], ids]
+        assert batch.attention_mask.tolist() == [[1, 1, 1], attention]
+        assert batch.span.int().tolist() == [[0, 1, 1], span]
+        assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
 
 
 def test_batches_hold_every_row_once_and_keep_their_limits():

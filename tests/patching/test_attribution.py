@@ -20,7 +20,9 @@ from saesteer.patching.result import Method, PatchResult
 from saesteer.patching.summary import agreement
 from saesteer.saes import load_sae
 from saesteer.utils.errors import ConfigError
+from tests.patching.conftest import UNLIKE
 from tests.patching.engine_prompts import unpadded
+from tests.patching.made_up_results import result
 
 EQUAL = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b", name="same length"),
@@ -45,24 +47,16 @@ def integrated(*args, **options) -> PatchResult:
 
 
 # Where the parts of a block stand in the Hugging Face models.
-LLAMA = {
-    "blocks": "model.layers",
-    "resid_mid": ("post_attention_layernorm", "input"),
-    "attn_out": ("self_attn", "output"),
-    "mlp_out": ("mlp", "output"),
-    "z": ("self_attn.o_proj", "input"),
-    "q": ("self_attn.q_proj", "output"),
-    "k": ("self_attn.k_proj", "output"),
-    "v": ("self_attn.v_proj", "output"),
-}
 PARTS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA,
-    "qwen3": LLAMA,
-    "gemma3": LLAMA
-    | {
+    "gemma3": {
+        "blocks": "model.layers",
         "resid_mid": ("pre_feedforward_layernorm", "input"),
         "attn_out": ("post_attention_layernorm", "output"),
         "mlp_out": ("post_feedforward_layernorm", "output"),
+        "z": ("self_attn.o_proj", "input"),
+        "q": ("self_attn.q_proj", "output"),
+        "k": ("self_attn.k_proj", "output"),
+        "v": ("self_attn.v_proj", "output"),
     },
     "gpt2": {
         "blocks": "transformer.h",
@@ -74,6 +68,7 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
+@UNLIKE
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
 def test_every_cell_is_the_gradient_times_the_difference(arch, mode, tiny_model, hf_model):
     batch = encode_pairs(tiny_model(arch), UNEQUAL)
@@ -205,11 +200,8 @@ def linear_model(tmp_path_factory, tiny_tokenizer):
 
 @pytest.mark.parametrize("by_position", [False, True], ids=["whole", "by position"])
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
-@pytest.mark.parametrize("pairs", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
-def test_on_a_linear_model_it_is_activation_patching(
-    linear_model, mirror_sae, pairs, mode, by_position
-):
-    batch = encode_pairs(linear_model, pairs)
+def test_on_a_linear_model_it_is_activation_patching(linear_model, mirror_sae, mode, by_position):
+    batch = encode_pairs(linear_model, UNEQUAL)
     sae = load_sae(mirror_sae())
     names = (*COLUMNS, *HEADS, "pattern", "sae")
     found = attribution_patching(
@@ -276,13 +268,6 @@ def _n_hooks(model) -> int:
     )
 
 
-def test_a_metric_without_a_slope_is_refused(tiny_llama):
-    batch = encode_pairs(tiny_llama, EQUAL)
-    accuracy = Metric("accuracy", lambda logits, rows: (logits[:, 0] > logits[:, 1]).float(), True)
-    with pytest.raises(ConfigError, match="no gradient"):
-        attributed(tiny_llama, batch, "z", accuracy)
-
-
 def _gap(result, whole: np.ndarray) -> float:
     """Return how far the cells' summed effects are from the effect of patching them all."""
     start = result.corrupted if result.mode == "denoising" else result.clean
@@ -310,19 +295,9 @@ def test_a_layers_effects_sum_to_patching_the_whole_layer(component, tiny_model)
     batch = encode_pairs(model, EQUAL)
     for layer in (0, 2):
         whole = _patched(model, batch, component, layer)
+        how: dict[str, Any] = {"line": "activations", "layers": [layer]}
         gaps = [
-            _gap(
-                integrated(
-                    model,
-                    batch,
-                    component,
-                    DIFFERENCE,
-                    steps=steps,
-                    line="activations",
-                    layers=[layer],
-                ),
-                whole,
-            )
+            _gap(integrated(model, batch, component, DIFFERENCE, steps=steps, **how), whole)
             for steps in (1, 32)
         ]
         assert gaps[1] < 0.01
@@ -392,65 +367,47 @@ def test_the_gradient_is_averaged_over_the_middles_of_the_steps(tiny_llama, hf_m
 def test_it_sees_what_a_flat_metric_hides_from_attribution(tiny_llama, line):
     batch = encode_pairs(tiny_llama, UNEQUAL)
     options = {"mode": "noising", "layers": [0, 1]}
-    flat = attribution_patching(tiny_llama, batch, ("z",), metric_named("kl"), **options)
-    found = attribution_patching(
-        tiny_llama,
-        batch,
-        ("z",),
-        metric_named("kl"),
-        method="integrated_gradients",
-        line=line,
-        **options,
-    )
-    assert np.abs(flat["z"].values).max() < 1e-5
-    assert np.abs(found["z"].values).max() > 1e-3
+    flat = attributed(tiny_llama, batch, "z", metric_named("kl"), **options)
+    found = integrated(tiny_llama, batch, "z", metric_named("kl"), line=line, **options)
+    assert np.abs(flat.values).max() < 1e-5
+    assert np.abs(found.values).max() > 1e-3
+
+
+FLAT = Metric("accuracy", lambda logits, rows: (logits[:, 0] > logits[:, 1]).float(), True)
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"steps": 2.5}, {"steps": True}, {"line": "curved"}]
+    ("metric", "options", "says"),
+    [
+        (DIFFERENCE, {"steps": 0}, "steps"),
+        (DIFFERENCE, {"steps": 2.5}, "steps"),
+        (DIFFERENCE, {"line": "curved"}, "line"),
+        (FLAT, {}, "no gradient"),
+    ],
 )
-def test_a_way_that_does_not_exist_is_refused(tiny_llama, options):
-    batch = encode_pairs(tiny_llama, EQUAL)
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        integrated(tiny_llama, batch, "z", DIFFERENCE, **options)
+def test_what_cannot_be_attributed_is_refused(tiny_llama, metric, options, says):
+    with pytest.raises(ConfigError, match=says):
+        integrated(tiny_llama, encode_pairs(tiny_llama, EQUAL), "z", metric, **options)
 
 
 CLEAN, CORRUPTED = np.array([3.0, 2.0]), np.array([-1.0, 1.0])
 
 
-def _result(
-    values: np.ndarray, method: Method = "activation", layers=(0, 1, 2), heads=(0, 1)
-) -> PatchResult:
-    return PatchResult(
-        method=method,
-        component="z",
-        mode="denoising",
-        metric="logit_difference",
-        coords={"layer": layers, "head": heads},
-        values=values,
-        clean=CLEAN,
-        corrupted=CORRUPTED,
-        pairs=("one", "two"),
-    )
+def _result(values: np.ndarray, method: Method = "activation") -> PatchResult:
+    known: dict[str, Any] = {"clean": CLEAN, "corrupted": CORRUPTED, "pairs": ("one", "two")}
+    return result(values, ("layer", "head"), method=method, component="z", **known)
 
 
-@pytest.fixture
-def values() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(2, 3, 2))
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-def test_the_same_numbers_agree_wholly(values, normalised):
-    found = agreement(_result(values, "attribution"), _result(values), normalised=normalised)
-    assert found.rank_correlation == pytest.approx(1)
-    assert (found.overlap, found.same_sign, found.top_k) == (1, 1, 6)
-    assert found.method == "attribution"
+def test_agreement_is_whole_for_the_same_numbers_and_else_what_it_is_called():
+    values = np.random.default_rng(0).normal(size=(2, 3, 2))
     effects = values - CORRUPTED[:, None, None]
-    wanted = effects / (CLEAN - CORRUPTED)[:, None, None] if normalised else effects
-    np.testing.assert_allclose(found.actual, wanted.mean(axis=0).ravel())
-
-
-def test_the_rank_correlation_and_the_overlap_are_what_they_are_called(values):
+    shares = effects / (CLEAN - CORRUPTED)[:, None, None]
+    for normalised, wanted in ((True, shares), (False, effects)):
+        found = agreement(_result(values, "attribution"), _result(values), normalised=normalised)
+        assert found.rank_correlation == pytest.approx(1)
+        assert (found.overlap, found.same_sign, found.top_k) == (1, 1, 6)
+        assert found.method == "attribution"
+        np.testing.assert_allclose(found.actual, wanted.mean(axis=0).ravel())
     other = values + np.random.default_rng(1).normal(size=values.shape)
     found = agreement(_result(other, "attribution"), _result(values), top_k=3)
     ours, theirs = found.approximate, found.actual
@@ -462,21 +419,14 @@ def test_the_rank_correlation_and_the_overlap_are_what_they_are_called(values):
     strongest = np.argsort(-np.abs(theirs))[:3]
     assert found.same_sign == np.mean(ours[strongest] * theirs[strongest] > 0)
 
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
+    for change, says in (
         ({"component": "q"}, "component"),
-        ({"mode": "noising"}, "mode"),
-        ({"metric": "kl"}, "metric"),
         ({"pairs": ("one", "three")}, "pairs"),
         ({"coords": {"layer": (7, 8, 9), "head": (0, 1)}}, "share no cell"),
         ({"values": np.full((2, 3, 2), np.nan)}, "share no cell"),
-    ],
-)
-def test_results_that_cannot_be_compared_are_refused(values, change, says):
-    with pytest.raises(ConfigError, match=says):
-        agreement(replace(_result(values, "attribution"), **change), _result(values))
+    ):
+        with pytest.raises(ConfigError, match=says):
+            agreement(replace(_result(values, "attribution"), **change), _result(values))
 
 
 @pytest.mark.real

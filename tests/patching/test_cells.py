@@ -1,18 +1,30 @@
-"""Every cell of activation patching against transformer_lens and against a loop of whole passes."""
+"""Every cell of activation patching against transformer_lens and a loop of whole passes.
+
+And memory, resuming, exceptions, and models that cannot be run block by block.
+"""
 
 from __future__ import annotations
 
+import io
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
-from saesteer.models import load_model, plain_model, wrap_model
-from saesteer.patching import PatchResult, encode_pairs, load_prompt_pairs, patch
+from saesteer.models import load_model, plain_model
+from saesteer.patching import PatchResult, encode_pairs, load_prompt_pairs, patch, patcher
 from saesteer.patching import batch as batches
+from saesteer.patching.engine.engines import FastEngine
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.patcher import activation_patching, unpatched
 from saesteer.patching.target import BY_COLUMN, BY_HEAD
-from saesteer.utils.errors import ConfigError, DataError, SiteError
+from saesteer.utils.errors import ConfigError, DataError, ModelError, SiteError
+from saesteer.utils.progress import Progress
+from tests.hybrids import hybrid
 from tests.patching.engine_prompts import (
     EQUAL,
     UNEQUAL,
@@ -47,80 +59,69 @@ def arch(request) -> str:
     return request.param
 
 
-def from_lens(model, batch, function: str) -> np.ndarray:
-    """What transformer_lens says, [layer, position or head[, position]]: means over the pairs."""
-    from transformer_lens import patching
+def mean_gap(batch):
+    """The mean logit difference as a function of the logits, as transformer_lens wants it."""
 
     def metric(logits: torch.Tensor) -> torch.Tensor:
         last = logits[:, -1]
         return (last.gather(1, batch.right[:, None]) - last.gather(1, batch.wrong[:, None])).mean()
 
+    return metric
+
+
+def from_lens(model, batch, function: str) -> np.ndarray:
+    """What transformer_lens says, [layer, position or head[, position]]: means over the pairs."""
+    from transformer_lens import patching
+
     with torch.no_grad():
         _, cache = model.run_with_cache(batch.clean)
-        got = getattr(patching, function)(model, batch.corrupted, cache, metric).numpy()
+        got = getattr(patching, function)(model, batch.corrupted, cache, mean_gap(batch)).numpy()
     # It has positions before heads.
     return np.moveaxis(got, 1, 2) if "out_by_pos" in function or "k_by_pos" in function else got
 
 
-@pytest.mark.parametrize("component", LENS)
-def test_every_cell_is_transformer_lenss(arch, component, tiny_model):
+def test_every_cell_is_transformer_lenss(arch, tiny_model):
     model, batch = tiny_model(arch), made_up_batch(EQUAL)
-    wanted = from_lens(model, batch, LENS[component])
-    got = activation_patching(model, batch, component, LOGITS).values.mean(axis=0)
-    assert got.shape == wanted.shape
-    assert np.ptp(wanted) > 0.05
-    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    for component, function in LENS.items():
+        wanted = from_lens(model, batch, function)
+        got = activation_patching(model, batch, component, LOGITS).values.mean(axis=0)
+        assert got.shape == wanted.shape
+        assert np.ptp(wanted) > 0.05
+        np.testing.assert_allclose(got, wanted, atol=1e-4, err_msg=component)
+    batch = made_up_batch(((6, 6),))
+    for component, function in LENS_BY_POSITION.items():
+        wanted = from_lens(model, batch, function)
+        got = activation_patching(model, batch, component, LOGITS, by_position=True)
+        assert got.dims == ("layer", "head", "position")
+        if wanted.shape != got.values.shape[1:]:
+            wanted = np.moveaxis(wanted, 1, 2)
+        np.testing.assert_allclose(got.values[0], wanted, atol=1e-4, err_msg=component)
 
 
-@pytest.mark.parametrize("component", LENS_BY_POSITION)
-def test_every_cell_by_position_is_transformer_lenss(arch, component, tiny_model):
-    model, batch = tiny_model(arch), made_up_batch(((6, 6),))
-    wanted = from_lens(model, batch, LENS_BY_POSITION[component])
-    got = activation_patching(model, batch, component, LOGITS, by_position=True)
-    assert got.dims == ("layer", "head", "position")
-    if wanted.shape != got.values.shape[1:]:
-        wanted = np.moveaxis(wanted, 1, 2)
-    np.testing.assert_allclose(got.values.mean(axis=0), wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
-@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
-def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, component, tiny_model):
-    model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
-    got = activation_patching(model, batch, component, LOGITS)
-    cells = one_by_one(model, batch, component, "denoising", by_position=False)
-    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
-
-
-@pytest.mark.parametrize("component", [*BY_COLUMN, *BY_HEAD])
-def test_noising_writes_the_corrupted_run_into_the_clean_one(component, tiny_model):
-    model, batch = tiny_model("gemma3"), made_up_batch(UNEQUAL)
-    got = activation_patching(model, batch, component, LOGITS, mode="noising")
-    cells = one_by_one(model, batch, component, "noising", by_position=False)
-    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
-
-
-@pytest.mark.parametrize("component", BY_HEAD)
-def test_unequal_lengths_by_position_are_as_in_a_loop(component, tiny_llama):
-    batch = made_up_batch(((6, 5),))
-    got = activation_patching(tiny_llama, batch, component, LOGITS, by_position=True)
-    cells = one_by_one(tiny_llama, batch, component, "denoising", by_position=True)
-    np.testing.assert_allclose(got.values, filled(cells, got.values.shape), atol=1e-4)
-
-
-def test_padding_is_in_no_result(tiny_llama):
-    batch = made_up_batch(UNEQUAL)
-    result = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
-    missing = np.isnan(result.values[:, 0])
-    assert (missing == (batch.to_clean < 0).numpy()).all()
-    assert missing[~batch.corrupted_mask.numpy()].all()
-    assert set(result.frame()["token"]) <= {w for row in batch.corrupted_words for w in row if w}
+@pytest.mark.parametrize(
+    ("arch", "mode", "by_position"),
+    [
+        ("gpt2", "denoising", False),
+        ("gemma3", "denoising", False),
+        ("gemma3", "noising", False),
+        ("llama", "denoising", True),
+    ],
+)
+def test_unequal_lengths_are_as_in_a_loop_without_padding(arch, mode, by_position, tiny_model):
+    model = tiny_model(arch)
+    batch = made_up_batch(((6, 5),) if by_position else UNEQUAL)
+    for component in BY_HEAD if by_position else (*BY_COLUMN, *BY_HEAD):
+        got = activation_patching(
+            model, batch, component, LOGITS, mode=mode, by_position=by_position
+        )
+        cells = one_by_one(model, batch, component, mode, by_position=by_position)
+        wanted = filled(cells, got.values.shape)
+        np.testing.assert_allclose(got.values, wanted, atol=1e-4, err_msg=component)
 
 
 @pytest.mark.parametrize("name", ["answer_log_probability", "kl"])
 def test_metrics_over_the_vocabulary_see_the_whole_of_it(name, tiny_model):
-    model, metric = tiny_model("gemma3"), metric_named(name)
-    batch = made_up_batch(EQUAL)
+    model, metric, batch = tiny_model("gemma3"), metric_named(name), made_up_batch(EQUAL)
     with torch.no_grad():
         clean, corrupted = (
             model(ids)[:, -1].log_softmax(-1) for ids in (batch.clean, batch.corrupted)
@@ -137,9 +138,17 @@ def test_metrics_over_the_vocabulary_see_the_whole_of_it(name, tiny_model):
     np.testing.assert_allclose(result.values[:, 0, 0], wanted[0], atol=1e-4)
 
 
-def test_unpatched_numbers_are_the_models_own(arch, tiny_model, hf_model):
+@pytest.mark.parametrize("mode", ["denoising", "noising"])
+def test_ends_are_the_models_own_and_the_last_blocks_output_is_the_whole_effect(
+    arch, mode, tiny_model, hf_model
+):
     model, batch = tiny_model(arch), made_up_batch(UNEQUAL)
-    clean, corrupted = unpatched(model, batch, LOGITS)
+    result = activation_patching(model, batch, "resid_post", LOGITS, mode=mode)
+    share = result.normalised()
+    np.testing.assert_allclose(share[:, 2, -1], 1 if mode == "denoising" else -1, atol=1e-4)
+    # Elsewhere it comes too late for anybody to read.
+    assert not np.nan_to_num(share[:, 2, :-1]).any()
+    clean, corrupted = result.clean, result.corrupted
     for i in range(len(batch)):
         for got, ids, mask in (
             (clean, batch.clean, batch.clean_mask),
@@ -155,71 +164,39 @@ def test_unpatched_numbers_are_the_models_own(arch, tiny_model, hf_model):
 def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
     batch = made_up_batch(UNEQUAL)
     whole = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True)
-    some = activation_patching(
-        tiny_llama,
-        batch,
-        "z",
-        LOGITS,
-        by_position=True,
-        layers=[2, 0],
-        heads=[3, 1],
-        positions=[7, 4],
-    )
+    chosen: dict[str, Any] = {"layers": [2, 0], "heads": [3, 1], "positions": [7, 4]}
+    some = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True, **chosen)
     assert some.coords == {"layer": (2, 0), "head": (3, 1), "position": (7, 4)}
     wanted = whole.values[:, [2, 0]][:, :, [3, 1]][..., [7, 4]]
     np.testing.assert_allclose(some.values, wanted, atol=1e-5)
     assert some.tokens[1] == (batch.corrupted_words[1][7], batch.corrupted_words[1][4])
+    # Padding is in no result.
+    assert set(whole.frame()["token"]) <= {w for row in batch.corrupted_words for w in row if w}
 
 
-@pytest.mark.parametrize("mode", ["denoising", "noising"])
-def test_the_last_blocks_output_at_the_answer_is_the_whole_effect(arch, mode, tiny_model):
-    batch = made_up_batch(UNEQUAL)
-    result = activation_patching(tiny_model(arch), batch, "resid_post", LOGITS, mode=mode)
-    share = result.normalised()
-    full = 1 if mode == "denoising" else -1
-    np.testing.assert_allclose(share[:, 2, -1], full, atol=1e-4)
-    # Elsewhere it comes too late for anybody to read.
-    assert not np.nan_to_num(share[:, 2, :-1]).any()
-
-
-@pytest.mark.parametrize(
-    "component", [*BY_COLUMN, *BY_HEAD, *(f"{c} by position" for c in BY_HEAD)]
-)
-def test_a_runs_own_activations_change_nothing(component, tiny_model, monkeypatch):
-    component, by_position = component.split()[0], "position" in component
+@pytest.mark.parametrize("by_position", [False, True])
+def test_a_runs_own_activations_change_nothing(by_position, tiny_model, monkeypatch):
     model, batch = tiny_model("gemma3"), made_up_batch(UNEQUAL, same=True)
     # The engine would not run what it knows to be the same; here it has to.
     monkeypatch.setattr(batches, "begin_alike", lambda ids, *rest: torch.zeros_like(ids) > 0)
-    result = activation_patching(model, batch, component, LOGITS, by_position=by_position)
     clean, _ = unpatched(model, batch, LOGITS)
-    wanted = np.broadcast_to(clean.reshape(-1, *[1] * len(result.dims)), result.values.shape)
-    there = ~np.isnan(result.values)
-    assert there[:, -1].any()
-    np.testing.assert_allclose(result.values[there], wanted[there], atol=1e-4)
+    for component in BY_HEAD if by_position else (*BY_COLUMN, *BY_HEAD):
+        result = activation_patching(model, batch, component, LOGITS, by_position=by_position)
+        wanted = np.broadcast_to(clean.reshape(-1, *[1] * len(result.dims)), result.values.shape)
+        there = ~np.isnan(result.values)
+        assert there[:, -1].any()
+        np.testing.assert_allclose(
+            result.values[there], wanted[there], 1e-7, 1e-4, err_msg=component
+        )
 
 
 def test_parallel_blocks_have_no_middle_and_interleaved_heads_work(tiny_tokenizer):
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    config = GPTNeoXConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-        architectures=["GPTNeoXForCausalLM"],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = wrap_model(GPTNeoXForCausalLM(config), tokenizer)
-    batch = made_up_batch(EQUAL)
+    model, batch = hybrid("gpt-neox", tiny_tokenizer), made_up_batch(EQUAL)
     with pytest.raises(SiteError, match="no such part"):
         activation_patching(model, batch, "resid_mid", LOGITS)
     # Keys and values of all heads are all that one position can read of another.
     result = activation_patching(model, batch, "v", LOGITS)
-    assert result.values.shape == (2, 2, 4)
+    assert result.values.shape == (2, 4, 4)
     assert np.abs(result.normalised()).max() > 1e-3
 
 
@@ -242,7 +219,6 @@ def test_half_precision_is_run_as_it_is(make_model_folder):
         ({"heads": [0]}, "heads: component 'resid_pre' has none"),
         ({"component": "k", "heads": [2]}, "heads: 2 is not there; choose from 0 to 1"),
         ({"component": "z", "positions": [1]}, "add by_position=True"),
-        ({"memory_gb": 0.0}, "memory_gb is 0.0"),
         ({"memory_gb": float("nan")}, "memory_gb is nan"),
         ({"mode": "noise"}, "'noise' is neither 'denoising' nor 'noising'"),
     ],
@@ -252,8 +228,6 @@ def test_unusable_arguments_are_said_in_a_sentence(tiny_llama, arguments, senten
     with pytest.raises(ConfigError, match=sentence):
         activation_patching(tiny_llama, made_up_batch(EQUAL), component, LOGITS, **arguments)
 
-
-def test_no_pair_at_all_is_said(tiny_llama):
     with pytest.raises(DataError, match="no pair of prompts"):
         activation_patching(tiny_llama, some_pairs(made_up_batch(EQUAL), slice(0)), "z", LOGITS)
 
@@ -261,7 +235,6 @@ def test_no_pair_at_all_is_said(tiny_llama):
 @pytest.mark.real
 @pytest.mark.parametrize("component", ["resid_pre", "z"])
 def test_the_real_models_cells_are_transformer_lenss(component, smollm2):
-    import pandas as pd
     from transformer_lens import patching
 
     batch = made_up_batch(((5, 5), (5, 5)))
@@ -270,15 +243,10 @@ def test_the_real_models_cells_are_transformer_lenss(component, smollm2):
         "z": patching.layer_head_vector_patch_setter,
     }[component]
     cells = pd.DataFrame([(i, j) for i in (3, 29) for j in (2, 4)], columns=["layer", "at"])
-
-    def metric(logits: torch.Tensor) -> torch.Tensor:
-        last = logits[:, -1]
-        return (last.gather(1, batch.right[:, None]) - last.gather(1, batch.wrong[:, None])).mean()
-
     with torch.no_grad():
         _, cache = smollm2.run_with_cache(batch.clean)
         wanted = patching.generic_activation_patch(
-            smollm2, batch.corrupted, cache, metric, setter, component, index_df=cells
+            smollm2, batch.corrupted, cache, mean_gap(batch), setter, component, index_df=cells
         )
     result = activation_patching(smollm2, batch, component, LOGITS, layers=[3, 29])
     exact = plain_model(smollm2).dtype == torch.float32
@@ -291,9 +259,8 @@ def test_one_call_patches_by_any_method_and_shows_a_table(tiny_llama):
     found = patch(tiny_llama, batch, "resid_pre", metric="logit_difference")
     assert isinstance(found, PatchResult)
     np.testing.assert_allclose(found.table.to_numpy(), found.mean())
-    assert (
-        list(found.table.columns) == list(range(batch.width)) and found.table.index.name == "layer"
-    )
+    assert list(found.table.columns) == list(range(batch.width))
+    assert found.table.index.name == "layer"
     assert "<table" in found._repr_html_() and "resid_pre" in found._repr_html_()
     for method in ("attribution", "integrated_gradients", "path"):
         other = patch(tiny_llama, batch, "z", method=method)
@@ -309,3 +276,113 @@ def test_bundled_pairs_go_in_by_name(smollm2):
     batch = encode_pairs(smollm2, pairs)
     assert found.table.shape == (1, batch.width)
     assert found.table.iloc[0, -1] == pytest.approx(1, abs=0.05)
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """The sizes of all chunks, and a function that makes the n-th from now fail."""
+    sizes, fails = [], {}
+    run = FastEngine.__call__
+
+    def counted(self, rows):
+        sizes.append(len(rows))
+        if len(sizes) in fails:
+            raise fails.pop(len(sizes))
+        return run(self, rows)
+
+    monkeypatch.setattr(FastEngine, "__call__", counted)
+    return sizes, lambda number, error: fails.update({len(sizes) + number: error})
+
+
+def hooks_on(model) -> int:
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m))
+        for m in plain_model(model).modules()
+    )
+
+
+def test_small_memory_makes_small_batches_and_the_same_numbers(tiny_llama, chunks):
+    sizes, _ = chunks
+    batch = made_up_batch(UNEQUAL * 3)
+    roomy = activation_patching(tiny_llama, batch, "z", LOGITS)
+    most = max(sizes)
+    sizes.clear()
+    tight = activation_patching(tiny_llama, batch, "z", LOGITS, memory_gb=2e-4)
+    assert max(sizes) < most
+    assert sum(sizes) == 3 * 4 * len(batch)
+    np.testing.assert_allclose(tight.values, roomy.values, atol=1e-5)
+
+
+def test_running_out_of_memory_halves_the_batch(tiny_llama, chunks):
+    sizes, fail = chunks
+    batch = made_up_batch(UNEQUAL)
+    wanted = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
+    sizes.clear()
+    fail(1, torch.OutOfMemoryError("CUDA out of memory"))
+    got = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
+    assert sizes[1] <= (sizes[0] + 1) // 2
+    np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
+
+    for number in range(1, 20):
+        fail(number, MemoryError())
+    with pytest.raises(ModelError, match="not even one patched prompt"):
+        activation_patching(tiny_llama, made_up_batch(EQUAL), "z", LOGITS)
+
+
+def test_a_cut_off_run_goes_on_where_it_stopped(tiny_llama, chunks, tmp_path):
+    sizes, fail = chunks
+    batch = made_up_batch(UNEQUAL)
+    wanted = activation_patching(tiny_llama, batch, "resid_pre", LOGITS)
+    every = len(sizes)
+    assert every > 3
+    sizes.clear()
+    fail(3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        activation_patching(tiny_llama, batch, "resid_pre", LOGITS, store=tmp_path)
+    sizes.clear()
+    resumed = activation_patching(tiny_llama, batch, "resid_pre", LOGITS, store=tmp_path)
+    assert len(sizes) == every - 2
+    np.testing.assert_allclose(resumed.values, wanted.values, atol=1e-6)
+    sizes.clear()
+    again = activation_patching(tiny_llama, batch, "resid_pre", LOGITS, store=tmp_path)
+    assert not sizes
+    np.testing.assert_array_equal(again.values, resumed.values)
+    # Nothing of it stands in for another question.
+    activation_patching(tiny_llama, batch, "resid_pre", LOGITS, store=tmp_path, mode="noising")
+    assert sizes
+    assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors"}
+
+
+@pytest.mark.parametrize("component", ["resid_mid", "pattern"])
+def test_nothing_stays_on_the_model_after_an_exception(component, tiny_model):
+    model = tiny_model("gemma3")
+    plain = plain_model(model)
+    before = hooks_on(model), plain.config._attn_implementation
+    calls = []
+    norm = plain.get_submodule(model.adapter.component_mapping["ln_final"].name)
+
+    def break_down(*_):
+        calls.append(1)
+        if len(calls) == 6:
+            raise RuntimeError("broken")
+
+    handle = norm.register_forward_hook(break_down)
+    try:
+        with pytest.raises(RuntimeError, match="broken"):
+            activation_patching(model, made_up_batch(UNEQUAL), component, LOGITS, by_position=True)
+    finally:
+        handle.remove()
+    assert (hooks_on(model), plain.config._attn_implementation) == before
+
+
+@pytest.mark.parametrize("component", ["resid_mid", "pattern"])
+def test_a_model_that_windows_do_not_fit_is_patched_plainly(component, tiny_model, monkeypatch):
+    model, batch = tiny_model("qwen3"), made_up_batch(UNEQUAL)
+    fast = activation_patching(model, batch, component, LOGITS)
+    monkeypatch.setattr(patcher, "block_runner", lambda *_: nullcontext())
+    told = io.StringIO()
+    plain = activation_patching(
+        model, batch, component, LOGITS, progress=Progress(Console(file=told, width=200))
+    )
+    assert "slower" in told.getvalue()
+    np.testing.assert_allclose(plain.values, fast.values, atol=1e-4)

@@ -19,6 +19,7 @@ from saesteer.patching.circuits import (
 )
 from saesteer.patching.pairs import PromptPair
 from saesteer.utils.errors import ConfigError, DataError
+from tests.patching.conftest import UNLIKE
 
 OUTPUT = {"gpt2": "transformer.h.{}.attn.c_proj"}
 PAIRS = [
@@ -73,6 +74,7 @@ def _loop(model, arch, ids, texts, kept):
     return logits
 
 
+@UNLIKE
 def test_every_pair_equals_a_plain_loop_over_positions(ablate, hf_model, arch):
     ablation = ablate()
     batch = ablation.batch
@@ -101,9 +103,6 @@ def test_ablating_nothing_is_the_model_and_keeping_nothing_the_opposite(ablate, 
     assert ablation.keeping(every) == pytest.approx(whole, abs=1e-5)
     assert ablation.without(every) == pytest.approx(nothing, abs=1e-5)
     assert np.abs(whole - nothing).max() > 1e-3
-
-
-def test_a_head_at_its_own_value_changes_nothing(ablate):
     # With the prompt itself as the only counterfactual the mean is what stands there anyway.
     ablation = ablate([PAIRS[0]], [PAIRS[0].clean])
     assert ablation.keeping(()) == pytest.approx(ablation.without(()), abs=1e-4)
@@ -132,12 +131,6 @@ def test_scores_are_the_slope_of_ablating_a_head(ablate):
     exact = float(np.mean(ablation.without(()) - ablation.without([nodes[-1]])))
     # The last layer's last head reaches the logits through one MLP and one norm alone.
     assert scores[-1] == pytest.approx(exact, abs=0.35 * max(abs(exact), 0.2))
-
-
-def test_a_group_without_counterfactuals_is_named(tiny_llama):
-    batch, others = encode_pairs(tiny_llama, PAIRS), Counterfactuals.of_texts(tiny_llama, OTHER)
-    with pytest.raises(DataError, match="group 1 of the pairs has no counterfactual"):
-        Ablation(tiny_llama, batch, others, [0, 1])
 
 
 def test_the_published_circuit_has_its_26_heads_where_they_act():
@@ -225,7 +218,7 @@ def test_a_real_search_is_as_faithful_as_asked(tiny_model, arch):
     assert {node.role for node in by_place.nodes} == {"end"}
 
 
-def test_a_task_that_no_head_does_is_refused(tiny_llama):
+def test_a_task_that_no_head_does_and_a_group_without_counterfactuals_are_refused(tiny_llama):
     class Idle(MadeUp):
         def measure(self, kept: torch.Tensor):
             return np.ones(2)
@@ -233,3 +226,5 @@ def test_a_task_that_no_head_does_is_refused(tiny_llama):
     batch = encode_pairs(tiny_llama, PAIRS)
     with pytest.raises(ConfigError, match="with all heads and with none"):
         find_circuit(Idle(tiny_llama, batch, Counterfactuals.of_corrupted(batch)), 0.8)
+    with pytest.raises(DataError, match="group 1 of the pairs has no counterfactual"):
+        Ablation(tiny_llama, batch, Counterfactuals.of_texts(tiny_llama, OTHER), [0, 1])

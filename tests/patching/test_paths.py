@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from saesteer.models import load_model, plain_model
+from saesteer.models import plain_model, wrap_model
 from saesteer.models.forward import position_ids
 from saesteer.patching.batch import encode_pairs
 from saesteer.patching.metrics import metric_named
 from saesteer.patching.pairs import PromptPair
 from saesteer.patching.paths import Senders, path_patching
 from saesteer.utils.errors import ConfigError, SiteError
+from tests.hybrids import hybrid, random_model
+from tests.patching.conftest import UNLIKE
 
 PAIRS = (
     PromptPair("The cat sat on the mat", "The dog ran on the mat", "a", "b"),
@@ -121,6 +124,7 @@ def _inverse(to):
     return inverse
 
 
+@UNLIKE
 @pytest.mark.parametrize("receivers", RECEIVERS, ids=["final", "query", "several"])
 @pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
 def test_every_sender_equals_the_three_passes(arch, mlps, receivers, tiny_model):
@@ -177,20 +181,13 @@ def test_a_sender_behind_its_receiver_changes_nothing(tiny_llama):
 
 @pytest.mark.parametrize("receivers", ["final", ["2.1.v", "1.1.q"]], ids=["final", "heads"])
 def test_pairs_stand_alone_and_layers_and_memory_change_nothing(tiny_llama, receivers):
-    whole = path_patching(tiny_llama, encode_pairs(tiny_llama, PAIRS), "z", receivers, DIFFERENCE)
-    alone = path_patching(
-        tiny_llama, encode_pairs(tiny_llama, PAIRS[1:]), "z", receivers, DIFFERENCE
+    both, second = (encode_pairs(tiny_llama, pairs) for pairs in (PAIRS, PAIRS[1:]))
+    whole, alone = (
+        path_patching(tiny_llama, batch, "z", receivers, DIFFERENCE) for batch in (both, second)
     )
     np.testing.assert_allclose(whole.values[1:], alone.values, atol=1e-5)
-    some = path_patching(
-        tiny_llama,
-        encode_pairs(tiny_llama, PAIRS),
-        "z",
-        receivers,
-        DIFFERENCE,
-        layers=[1, 0],
-        memory_gb=1e-9,
-    )
+    few: dict[str, Any] = {"layers": [1, 0], "memory_gb": 1e-9}
+    some = path_patching(tiny_llama, both, "z", receivers, DIFFERENCE, **few)
     assert some.coords["layer"] == (1, 0)
     np.testing.assert_allclose(some.values, whole.values[:, [1, 0]], atol=1e-5)
 
@@ -220,49 +217,19 @@ def test_hooks_are_off_again_and_the_model_is_as_it_was(tiny_llama):
         ([], {}, "there is none"),
         (["final", "1.2.q"], {}, "beside heads"),
         ("final", {"mlps": "molten"}, "molten"),
-        ("final", {"senders": "v"}, "'v'"),
         ("final", {"sender_positions": [99]}, "not 99"),
         ("final", {"receiver_positions": torch.ones(1, 1)}, "one entry for each"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tiny_llama, receivers, options, says):
     batch = encode_pairs(tiny_llama, PAIRS)
-    senders = options.pop("senders", "z")
     with pytest.raises(ConfigError, match=says):
-        path_patching(tiny_llama, batch, senders, receivers, DIFFERENCE, **options)
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory, tiny_tokenizer):
-    """Return a function that makes a tiny model of another architecture."""
-
-    def make(kind: str, **more):
-        import transformers
-
-        folder = tmp_path_factory.mktemp(kind)
-        tokenizer = tiny_tokenizer()
-        shape = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": HEADS * D_HEAD,
-            "intermediate_size": 64,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.2,
-        }
-        config = getattr(transformers, f"{kind}Config")(**shape, **more)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return load_model(folder, device="cpu", dtype="float32")
-
-    return make
+        path_patching(tiny_llama, batch, "z", receivers, DIFFERENCE, **options)
 
 
 @pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
-def test_mlps_that_stand_beside_attention_do_not_read_it(other_model, mlps):
-    model = other_model("GPTNeoX", use_parallel_residual=True)
+def test_mlps_that_stand_beside_attention_do_not_read_it(tiny_tokenizer, mlps):
+    model = wrap_model(random_model("gpt-neox", num_hidden_layers=LAYERS), tiny_tokenizer())
     batch = encode_pairs(model, PAIRS)
     loop = Loop(model, batch, "denoising", mlps, hooks=("attn.hook_z", "hook_mlp_out"))
     for sender, heads in SENDERS:
@@ -274,7 +241,7 @@ def test_mlps_that_stand_beside_attention_do_not_read_it(other_model, mlps):
                 np.testing.assert_allclose(values[:, layer, head], wanted, atol=5e-5)
 
 
-def test_blocks_put_together_otherwise_are_refused(other_model):
-    model = other_model("Granite", residual_multiplier=0.5)
+def test_blocks_put_together_otherwise_are_refused(tiny_tokenizer):
+    model = hybrid("granite", tiny_tokenizer)
     with pytest.raises(SiteError, match="use activation patching"):
         path_patching(model, encode_pairs(model, PAIRS), "z", "final", DIFFERENCE)

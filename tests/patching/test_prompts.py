@@ -106,10 +106,8 @@ def test_the_leading_space_is_what_makes_one_token(tiny_llama, answer, wrong, be
         ({"answer": "unbelievably"}, r"pair 1 \('same'\): the answer 'unbelievably' is not one"),
         ({"wrong": "xyzzy"}, "the wrong answer 'xyzzy' is not one token but "),
         ({"wrong": "e"}, "both 'e'"),
-        ({"answer": "  "}, "the answer is blank"),
         ({"corrupted": float("nan")}, "the corrupted prompt is nan, not text"),
         ({"corrupted": SAME.clean}, "are both 'The cat sat on the mat'"),
-        ({"clean": "half \ud83d"}, "lone surrogate"),
         ({"clean": "the " * 300}, "more than the model's context of 192"),
         ({"roles": {"S2": 40}}, "role 'S2' is position 40, and the clean prompt has"),
         ({"roles": {"S2": -1}}, "roles are .*-1.*, not names of token positions"),
@@ -135,37 +133,31 @@ def _write(folder, content):
     return file
 
 
-@pytest.mark.parametrize("form", ["list", "lines", "object"])
-def test_records_are_read_as_a_list_as_lines_or_in_an_object(tmp_path, form):
-    text = {
-        "list": json.dumps([RECORD, RECORD]),
-        "lines": "\n".join([json.dumps(RECORD)] * 2),
-        "object": json.dumps({"pairs": [RECORD, RECORD]}),
-    }[form]
-    pairs = load_prompt_pairs(_write(tmp_path, text))
-    assert pairs == (PromptPair("The sky is", "The grass is", " blue", " green"),) * 2
+def test_records_are_read_as_a_list_as_lines_or_in_an_object(tmp_path):
+    for text in (
+        json.dumps([RECORD, RECORD]),
+        "\n".join([json.dumps(RECORD)] * 2),
+        json.dumps({"pairs": [RECORD, RECORD]}),
+    ):
+        pairs = load_prompt_pairs(_write(tmp_path, text))
+        assert pairs == (PromptPair("The sky is", "The grass is", " blue", " green"),) * 2
 
-
-def test_name_alignment_and_roles_are_kept(tmp_path):
     more = {"name": "colour", "alignment": [[2, 2]], "roles": {"end": 3}}
     [pair] = load_prompt_pairs(_write(tmp_path, [RECORD | more]))
     assert (pair.name, pair.alignment, pair.roles) == ("colour", ((2, 2),), {"end": 3})
 
 
-@pytest.mark.parametrize(
-    ("question", "answer", "read"),
-    [
+def test_an_answer_gets_the_space_that_a_writer_would_put(tmp_path):
+    for question, answer, read in (
         ("It is:", "short", " short"),
         ("It is", " short", " short"),
         ("It is ", "short", "short"),
         ("Choose (", "A", "A"),
         ('He said "', "Yes", "Yes"),
         ("It costs", "$", "$"),
-    ],
-)
-def test_an_answer_gets_the_space_that_a_writer_would_put(tmp_path, question, answer, read):
-    record = RECORD | {"clean": {"question": question, "answer": answer}}
-    assert load_prompt_pairs(_write(tmp_path, [record]))[0].answer == read
+    ):
+        record = RECORD | {"clean": {"question": question, "answer": answer}}
+        assert load_prompt_pairs(_write(tmp_path, [record]))[0].answer == read, question
 
 
 def test_python_values_are_checked_as_a_file_is():
@@ -194,21 +186,16 @@ def test_a_bad_record_is_named_by_line_and_number(tmp_path, change, sentence):
     with pytest.raises(DataError, match=rf"pairs.json:3: record 2: .*{sentence}"):
         load_prompt_pairs(_write(tmp_path, text))
 
-
-def test_a_misspelt_set_names_those_there_are(tmp_path):
     with pytest.raises(DataError, match=r"called 'capitols'; the sets are agreement, .*opposites"):
         load_prompt_pairs("capitols")
     with pytest.raises(DataError, match="no such file"):
         load_prompt_pairs(tmp_path / "absent.json")
 
 
-def test_the_temporal_pairs_are_read(shared_data):
+def test_the_temporal_pairs_and_choices_are_read(shared_data):
     pairs = load_prompt_pairs(shared_data / "temporal" / "clean_corrupted_pairs.json")
     assert len(pairs) == 7
     assert {(pair.answer, pair.wrong) for pair in pairs} == {(" short", " long")}
-
-
-def test_the_temporal_choices_are_read_in_both_orders(shared_data):
     pairs = load_prompt_pairs(shared_data / "temporal" / "temporal_scope_caa.json")
     assert len(pairs) == 50
     clean, corrupted = (text.split("\n") for text in (pairs[0].clean, pairs[0].corrupted))
@@ -220,23 +207,19 @@ def test_the_temporal_choices_are_read_in_both_orders(shared_data):
 SETS = ("agreement", "capitals", "opposites", "pronouns", "sentiment")
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_a_bundled_set_is_large_and_has_no_pair_twice(name):
+def test_bundled_sets_are_large_balanced_and_have_no_pair_twice():
     assert {*SETS, "ioi-eight"} == set(bundled_prompt_sets())
-    pairs = load_prompt_pairs(name)
-    assert len(pairs) >= 40
-    assert len({(pair.clean, pair.corrupted) for pair in pairs}) == len(pairs)
-    assert len({pair.name for pair in pairs}) == len(pairs)
-    # Words alone, so that an answer that gives itself away in the prompt is seen.
-    for pair in pairs:
-        assert pair.answer.strip() not in pair.clean.split()[-2:]
-
-
-@pytest.mark.parametrize("name", ["agreement", "pronouns", "sentiment"])
-def test_a_set_of_two_answers_is_balanced(name):
-    counts = Counter(pair.answer for pair in load_prompt_pairs(name))
-    assert len(counts) == 2
-    assert max(counts.values()) - min(counts.values()) <= 1
+    for name in SETS:
+        pairs = load_prompt_pairs(name)
+        assert len(pairs) >= 40, name
+        assert len({(pair.clean, pair.corrupted) for pair in pairs}) == len(pairs), name
+        assert len({pair.name for pair in pairs}) == len(pairs), name
+        # Words alone, so that an answer that gives itself away in the prompt is seen.
+        for pair in pairs:
+            assert pair.answer.strip() not in pair.clean.split()[-2:]
+        counts = Counter(pair.answer for pair in pairs)
+        if name in ("agreement", "pronouns", "sentiment"):
+            assert len(counts) == 2 and max(counts.values()) - min(counts.values()) <= 1, name
 
 
 @pytest.mark.real
@@ -265,8 +248,13 @@ def make(tokenizer):
     return lambda n, **more: generate_ioi(tokenizer, n, **(words | more))
 
 
-def test_only_the_repeated_name_differs(make):
-    for pair in make(24).pairs:
+def test_generated_prompts_differ_in_the_repeated_name_and_counterfactuals_in_all_three(make):
+    made = make(24)
+    for pair, text in zip(made.pairs, made.counterfactuals, strict=True):
+        old, new = pair.clean.split(), text.split()
+        changed = {b for a, b in zip(old, new, strict=True) if a != b}
+        assert len(changed) == 3
+        assert not changed & {pair.answer.strip(), pair.wrong.strip()}
         clean, corrupted = pair.clean.split(), pair.corrupted.split()
         differ = [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
         assert len(differ) == 1
@@ -298,15 +286,6 @@ def test_orders_and_names_come_equally_often(make):
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_counterfactuals_have_three_other_names_in_the_same_frame(make):
-    made = make(24)
-    for pair, text in zip(made.pairs, made.counterfactuals, strict=True):
-        old, new = pair.clean.split(), text.split()
-        changed = {b for a, b in zip(old, new, strict=True) if a != b}
-        assert len(changed) == 3
-        assert not changed & {pair.answer.strip(), pair.wrong.strip()}
-
-
 def test_too_few_names_are_an_error(tokenizer, make):
     with pytest.raises(DataError, match=r"of the \d+ names are one token .* names="):
         generate_ioi(tokenizer, 4)
@@ -336,23 +315,15 @@ def test_smollm2_solves_generated_prompts(smollm2):
     assert np.mean(found.clean.logit_difference) > 1.5
 
 
-@pytest.fixture
-def logits():
-    return torch.tensor([[2.0, -1.0, 0.5, 0.0], [0.0, 3.0, 3.0, -2.0]])
-
-
-@pytest.fixture
-def rows(logits):
-    clean = torch.tensor([[2.0, -1.0, 0.5, 0.0], [1.0, 0.0, 2.0, 0.0]])
-    return MetricRows(torch.tensor([0, 2]), torch.tensor([3, 0]), clean)
-
-
 def _softmax(values):
     raised = np.exp(values - values.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def test_metrics_are_what_they_are_called(logits, rows):
+def test_metrics_are_what_they_are_called_and_have_a_gradient():
+    logits = torch.tensor([[2.0, -1.0, 0.5, 0.0], [0.0, 3.0, 3.0, -2.0]])
+    clean = torch.tensor([[2.0, -1.0, 0.5, 0.0], [1.0, 0.0, 2.0, 0.0]])
+    rows = MetricRows(torch.tensor([0, 2]), torch.tensor([3, 0]), clean)
     found = {name: metric.score(logits, rows).numpy() for name, metric in METRICS.items()}
     p, q = _softmax(rows.clean.numpy()), _softmax(logits.numpy())
     wanted = {
@@ -363,13 +334,9 @@ def test_metrics_are_what_they_are_called(logits, rows):
     }
     for name, values in found.items():
         assert values == pytest.approx(np.array(wanted[name]), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_has_a_gradient(logits, rows, name):
-    leaf = logits.clone().requires_grad_()
-    metric_named(name).score(leaf, rows).sum().backward()
-    assert leaf.grad is not None and leaf.grad[1].abs().sum() > 0
+        leaf = logits.clone().requires_grad_()
+        metric_named(name).score(leaf, rows).sum().backward()
+        assert leaf.grad is not None and leaf.grad[1].abs().sum() > 0
 
 
 def test_an_unknown_metric_lists_the_known_ones():

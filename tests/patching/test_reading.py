@@ -8,10 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from saesteer.models import load_model, wrap_model
-from saesteer.models.unembed import linear_norm
 from saesteer.patching import eight_ioi_pairs, lens
 from saesteer.patching.answers import task_answers
 from saesteer.patching.attention import attention_page, attention_views
@@ -20,6 +18,8 @@ from saesteer.patching.direct import direct_attribution
 from saesteer.patching.lens import logit_lens
 from saesteer.patching.pairs import PromptPair
 from saesteer.utils.errors import ConfigError, SiteError
+from tests.hybrids import random_model
+from tests.patching.conftest import UNLIKE
 
 PAIRS = [
     PromptPair("The cat sat on the mat", "The dog ran home", "e", "a", "first"),
@@ -62,13 +62,9 @@ def test_ranks_probabilities_and_differences_are_those_of_single_prompts(
             assert side.right_probability[i] == pytest.approx(float(row.softmax(0)[right[i]]), 1e-3)
             gap = float(row[right[i]] - row[wrong[i]])
             assert side.logit_difference[i] == pytest.approx(gap, abs=1e-4)
-            texts = [tiny_model(arch).tokenizer.decode([int(token)]) for token in order[:3]]
-            decode = tiny_model(arch).tokenizer.decode
-            assert [decode([int(token)]) for token in side.top[i]] == texts
+            assert [int(token) for token in side.top[i]] == [int(token) for token in order[:3]]
 
-
-def test_the_table_has_a_row_for_each_prompt(batch, tiny_model, arch):
-    frame = task_answers(tiny_model(arch), batch, top_k=2).frame()
+    frame = found.frame()
     assert frame["side"].tolist() == ["clean", "corrupted"] * 3
     assert frame["pair"].tolist()[:4] == ["first", "first", "pair 2", "pair 2"]
     assert frame["answer"].tolist()[2:4] == [" people", " weather"]
@@ -78,8 +74,6 @@ def test_the_table_has_a_row_for_each_prompt(batch, tiny_model, arch):
 
 MIDDLE = {
     "gpt2": "transformer.h.{}.ln_2",
-    "llama": "model.layers.{}.post_attention_layernorm",
-    "qwen3": "model.layers.{}.post_attention_layernorm",
     "gemma3": "model.layers.{}.pre_feedforward_layernorm",
 }
 FINAL = {"gpt2": "transformer.ln_f"}
@@ -125,6 +119,7 @@ def _streams(model, ids, arch):
         return torch.stack([model.lm_head(final(point))[0] for point in points])
 
 
+@UNLIKE
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
 def test_every_point_equals_norm_and_unembedding_of_the_hidden_state(uneven, arch, side):
     bridge, plain = uneven
@@ -168,20 +163,10 @@ def test_a_soft_cap_on_the_logits_is_applied(hf_model, tiny_tokenizer):
 
 
 def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shares(tiny_tokenizer):
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    config = GraniteConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-        logits_scaling=4.0,
-        architectures=["GraniteForCausalLM"],
+    scaled = random_model(
+        "granite", logits_scaling=4.0, residual_multiplier=1.0, embedding_multiplier=1.0
     )
-    model = wrap_model(GraniteForCausalLM(config), tokenizer)
+    model = wrap_model(scaled, tiny_tokenizer())
     batch = encode_pairs(model, PAIRS)
     found = logit_lens(model, batch)
     own = task_answers(model, batch).clean.logit_difference
@@ -199,6 +184,7 @@ def test_a_prompt_is_read_in_one_call_and_shows_as_a_table(tiny_llama):
     assert again.margin == found.margin
 
 
+@UNLIKE
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
 def test_components_and_bias_sum_to_the_logit_difference(uneven, side):
     model, _ = uneven
@@ -209,6 +195,7 @@ def test_components_and_bias_sum_to_the_logit_difference(uneven, side):
     assert by_head == pytest.approx(found.attn, abs=1e-4)
 
 
+@UNLIKE
 def test_a_heads_share_is_what_the_frozen_norms_make_of_its_own_output(uneven, arch):
     uneven, _ = uneven
     # A plain loop: one head's values through the output matrix, a post-norm's gain over its
@@ -262,22 +249,6 @@ def test_shares_equal_transformer_lens_where_it_reads_them(tiny_model, arch):
         assert found.mlp[0, layer] == pytest.approx(named[f"{layer}_mlp_out"], abs=1e-4)
 
 
-@pytest.mark.parametrize("make", [nn.LayerNorm, nn.RMSNorm])
-def test_a_norm_with_its_scale_fixed_gives_back_its_own_output(make):
-    torch.manual_seed(0)
-    norm = make(16)
-    with torch.no_grad():
-        for weight in norm.parameters():
-            weight.add_(torch.randn_like(weight))
-    rows = torch.randn(5, 16) * 3 + 1
-    fixed = linear_norm(norm, rows)
-    bias = 0 if fixed.bias is None else fixed.bias
-    torch.testing.assert_close(fixed.share(rows) + bias, norm(rows), atol=1e-5, rtol=1e-5)
-    parts = torch.randn(5, 16)
-    whole = fixed.share(parts) + fixed.share(rows - parts)
-    torch.testing.assert_close(whole + bias, norm(rows), atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -320,28 +291,21 @@ def test_a_head_that_is_not_there_is_named(tiny_llama):
             attention_views(tiny_llama, batch, heads)
 
 
-@pytest.fixture
-def views(tiny_llama):
-    found = attention_views(tiny_llama, encode_pairs(tiny_llama, PAIRS), HEADS, pairs=[0, 1])
-    first = found[0]
+def test_the_page_asks_nothing_of_the_network_escapes_texts_and_keeps_the_numbers(tiny_llama):
+    first, second = attention_views(
+        tiny_llama, encode_pairs(tiny_llama, PAIRS), HEADS, pairs=[0, 1]
+    )
     bad = ("</script><script>alert(1)</script>", *first.tokens[1:])
-    return (first._replace(name="<img src=x onerror=alert(1)>", tokens=bad), found[1])
-
-
-def test_the_page_asks_nothing_of_the_network(views):
-    page = attention_page(views)
+    first = first._replace(name="<img src=x onerror=alert(1)>", tokens=bad)
+    page = attention_page([first, second], title="<b>mine</b>")
     head = page[: page.index("<script>")]
     assert "default-src 'none'" in head
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page.split("CircuitsVis=")[0])
     assert "unpkg" not in page and "sourceMappingURL" not in page
     assert page.count("</script>") == 2
-
-
-def test_the_page_escapes_texts_and_keeps_the_numbers(views):
-    page = attention_page(views, title="<b>mine</b>")
     assert "<b>mine" not in page and "<img src=x" not in page and "<script>alert" not in page
     calls = page[page.rindex("<script>") :]
-    [first, _] = [json.loads(text) for text in re.findall(r"Heads,(\{.*?\})\);", calls)]
-    assert first["tokens"][0] == "</script><script>alert(1)</script>"
-    assert first["attentionHeadNames"] == ["2.1", "0.3"]
-    assert np.array(first["attention"]) == pytest.approx(views[0].patterns, abs=1e-4)
+    [shown, _] = [json.loads(text) for text in re.findall(r"Heads,(\{.*?\})\);", calls)]
+    assert shown["tokens"][0] == bad[0]
+    assert shown["attentionHeadNames"] == ["2.1", "0.3"]
+    assert np.array(shown["attention"]) == pytest.approx(first.patterns, abs=1e-4)

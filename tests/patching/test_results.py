@@ -40,14 +40,13 @@ def test_a_result_comes_back_whole(tmp_path):
         assert getattr(back, name) == getattr(made, name), name
     np.testing.assert_array_equal(back.clean, made.clean)
 
-
-@pytest.mark.parametrize("content", [None, b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
-def test_a_damaged_file_is_one_sentence(tmp_path, content):
-    path = tmp_path / "r.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(OutputError, match="holds no patch result"):
-        PatchResult.load(path)
+    # A missing or damaged one is one sentence.
+    path = tmp_path / "other.safetensors"
+    for content in (None, b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(OutputError, match="holds no patch result"):
+            PatchResult.load(path)
 
 
 def test_a_share_is_the_summed_change_over_the_summed_gap():
@@ -59,8 +58,7 @@ def test_a_share_is_the_summed_change_over_the_summed_gap():
     np.testing.assert_allclose(found.value, expected, atol=1e-12)
     assert (found.low < found.value).all() and (found.value < found.high).all()
 
-
-def test_one_prompt_without_a_gap_does_not_drown_the_others():
+    # One prompt without a gap does not drown the others.
     clean, corrupted = np.array([1.0, 1.0, 1e-9]), np.zeros(3)
     values = np.full((3, 1, 1), 0.5)
     one = result(values, ("layer", "head"), clean=clean, corrupted=corrupted)
@@ -120,8 +118,7 @@ def test_positions_are_named_by_what_the_two_prompts_share():
     )
     assert token_groups(batch(), "noising")[0] == ("", FIRST, BEFORE, DIFFERS, ANSWER)
 
-
-def test_roles_of_a_pair_name_its_positions_and_padding_stays_nameless():
+    # Roles of a pair name its positions, and padding stays nameless.
     made = batch()
     pairs = tuple(replace(p, roles={"noun": 2, "end": 3}) for p in made.pairs)
     named = token_groups(replace(made, pairs=pairs), "noising")
@@ -155,9 +152,6 @@ def test_the_site_lies_where_the_words_hand_over_to_the_answer():
     assert "Steer at blocks." in found.sentences[0]
     assert any("From layer 6 on" in said for said in found.sentences)
 
-
-def test_the_rank_goes_by_effect_times_headroom():
-    found = suggest_site(handover())
     scores = [site.score for site in found.ranked]
     assert scores == sorted(scores, reverse=True)
     for site in found.ranked:
@@ -218,7 +212,5 @@ def test_places_that_most_pairs_lack_are_left_out_and_said_to_be():
     assert {site.place for site in found.ranked} == {"answer position"}
     assert any("Only 4 of 12 pairs" in said for said in found.sentences)
 
-
-def test_a_suggestion_is_json():
     record = suggest_site(handover(), sae_site=Site(5)).record()
     assert json.loads(json.dumps(record, allow_nan=False))["best"]["site"].startswith("blocks.")

@@ -81,7 +81,7 @@ def test_all_layers_come_from_one_pass_over_the_texts(llama, tmp_path, monkeypat
         assert store.site(site) == pytest.approx(by_hand, rel=1e-3, abs=1e-3)
 
 
-def test_end_reads_behind_the_words_after_the_text(llama):
+def test_end_reads_behind_the_words_after_the_text_and_span_the_span(llama):
     settings = ReadSettings(positions="end", after=" while the dog")
     row = encode_labelled(llama.tokenizer, labelled(1), settings)[0]
     assert row.kept == (False,) * (len(row) - 1) + (True,)
@@ -89,8 +89,7 @@ def test_end_reads_behind_the_words_after_the_text(llama):
     text = llama.tokenizer.decode([i for i, k in zip(plain.ids, plain.kept, strict=True) if k])
     assert text.strip() == labelled(1)[0].text
 
-
-def test_the_labelled_span_alone_is_read(llama):
+    # Or the labelled span alone.
     texts = [LabelledText("t", "the cat sat on the mat", "a", "t", span="sat on")]
     row = encode_labelled(llama.tokenizer, texts, ReadSettings(positions="span"))[0]
     kept = [i for i, k in zip(row.ids, row.kept, strict=True) if k]
@@ -114,17 +113,9 @@ def test_chunks_hold_every_row_once_and_stay_within_memory(llama, monkeypatch):
     assert all(sum(len(rows[i]) for i in chunk) <= 30 for chunk in chunks if len(chunk) > 1)
     assert len(chunks) > 3
 
-
-def test_layers_that_the_model_lacks_are_refused():
     assert probe_sites(3, ReadSettings(layers=[2, 0])) == [Site(0), Site(2)]
     with pytest.raises(SiteError, match="names block 3 and the model has blocks 0 to 2"):
         probe_sites(3, ReadSettings(layers=[3]))
-
-
-def count_passes(model):
-    plain, passes = plain_model(model), []
-    handle = plain.register_forward_pre_hook(lambda *_: passes.append(1))
-    return passes, handle
 
 
 def test_a_reading_that_was_cut_off_goes_on(llama, tmp_path, monkeypatch):
@@ -145,7 +136,8 @@ def test_a_reading_that_was_cut_off_goes_on(llama, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="holds no activations"):
         LayerStore(tmp_path / "cut")
     monkeypatch.setattr(reading, "_write_chunk", real)
-    passes, handle = count_passes(llama)
+    passes = []
+    handle = plain_model(llama).register_forward_pre_hook(lambda *_: passes.append(1))
     again = read_layers(llama, rows, sites, tmp_path / "cut", metadata={"what": "test"})
     handle.remove()
     # The first text alone, to learn the widths, and the three chunks that were missing.
@@ -175,22 +167,19 @@ def test_two_that_read_alike_at_once_both_end_right(llama, tmp_path, monkeypatch
     assert np.array_equal(outer, expected) and np.array_equal(inner[0], expected)
 
 
-@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
-def test_any_safetensors_reader_opens_it_and_what_does_not_fit_is_said(llama, tmp_path, storage):
+def test_any_safetensors_reader_opens_it_and_what_does_not_fit_is_said(llama, tmp_path):
     from safetensors.torch import load_file
 
     rows = encode_labelled(llama.tokenizer, labelled(4), ReadSettings())
-    read_layers(llama, rows, [Site(0)], tmp_path, storage=storage)
+    read_layers(llama, rows, [Site(0)], tmp_path, storage="float16")
     (file,) = tmp_path.glob("*.safetensors")
-    assert load_file(file)["blocks.0.hook_resid_post"].dtype == getattr(torch, storage)
+    assert load_file(file)["blocks.0.hook_resid_post"].dtype == torch.float16
     module = plain_model(llama).model.layers[0]
     handle = module.register_forward_hook(lambda _m, _i, out: out * 1e6)
     try:
-        if storage == "float16":
-            with pytest.raises(OutputError, match=r"do not fit float16; set reading\.storage"):
-                read_layers(llama, rows, [Site(0)], tmp_path / "large", storage=storage)
-        else:
-            read_layers(llama, rows, [Site(0)], tmp_path / "large", storage=storage)
+        read_layers(llama, rows, [Site(0)], tmp_path / "large", storage="bfloat16")
+        with pytest.raises(OutputError, match=r"do not fit float16; set reading\.storage"):
+            read_layers(llama, rows, [Site(0)], tmp_path / "half", storage="float16")
     finally:
         handle.remove()
 

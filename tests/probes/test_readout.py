@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from saesteer.data.labelled import read_labelled
-from saesteer.probes import probe_lean, read_texts_with, reading_page, run_checks
-from saesteer.probes.readout import colour
+from saesteer.probes import read_texts_with, reading_page, run_checks
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 
 TEXT = "the glad cat & <b>dog</b>"
@@ -29,10 +28,6 @@ def test_a_text_is_read_token_by_token_at_every_layer(llama, finished_run):
     [chosen] = read_texts_with(llama, finished_run.probes, [TEXT], [2, 0])
     assert chosen.layers == (2, 0)
     assert np.array_equal(chosen.probabilities, reading.probabilities[[2, 0]])
-
-
-def test_the_mean_of_token_logits_is_the_texts_logit(llama, finished_run):
-    [reading] = read_texts_with(llama, finished_run.probes, [TEXT])
 
     def odds(p):
         return np.log(p[..., 2] / p[..., 0])
@@ -59,20 +54,6 @@ def test_the_page_shows_the_text_and_runs_nothing_in_it(llama, finished_run):
     for layer in range(3):
         assert f"layer {layer}" in page
     assert page.count("<tr>") == 3
-
-
-def test_colours_grow_with_the_reading_and_differ_by_side():
-    assert colour(0.0)[3] == 0.0
-    assert colour(0.9)[:3] != colour(-0.9)[:3]
-    assert colour(0.2)[3] < colour(0.9)[3] <= 1.0
-    assert colour(5.0)[3] == colour(1.0)[3]
-
-
-def test_the_probes_own_lean_is_nothing_for_an_empty_text(llama, finished_run):
-    found = probe_lean(llama, finished_run.probes, [TEXT, " "], "positive", "negative")
-    assert np.isnan(found).tolist() == [False, True]
-    swapped = probe_lean(llama, finished_run.probes, [TEXT], "negative", "positive")
-    assert swapped[0] == pytest.approx(-found[0])
 
 
 def test_checks_are_scored_as_in_training(llama, finished_run):

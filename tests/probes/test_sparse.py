@@ -79,14 +79,12 @@ def test_the_probe_on_all_features_is_scikit_learns(planted):
     expected = model.score((dense / scale)[parts.test], parts.labels[parts.test])
     assert found.scores["accuracy"]["value"] == pytest.approx(expected, abs=0.01)
 
-
-def test_a_penalty_that_leaves_nothing_still_has_a_score(planted):
+    # A penalty that leaves nothing still has a score.
     [probe] = l1_probes(planted[0], planted[1], [1e-6])
     assert len(probe.features) == 0
     assert probe.scores["accuracy"]["value"] == pytest.approx(1 / 3, abs=0.1)
 
-
-def test_features_that_never_fire_are_refused(planted):
+    # Features that never fire are refused.
     codes, parts = planted
     with pytest.raises(DataError, match="no SAE feature fires"):
         k_sparse_probes(csr_matrix(codes.shape), parts, [1])

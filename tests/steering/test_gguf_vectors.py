@@ -66,8 +66,6 @@ def test_a_strength_becomes_llama_cpps_factor_one_and_vectors_add_up(tmp_path):
     (tensor,) = gguf.GGUFReader(file).tensors
     np.testing.assert_allclose(tensor.data, [4.0, 4.0, 1.0], rtol=1e-6)
 
-
-def test_export_and_import_give_the_natural_vectors_back(tmp_path):
     originals = [build(1, (1.0, -2.0, 2.0)), build(7)]
     back = import_gguf(export_gguf(originals, tmp_path / "v.gguf"))
     assert [v.site for v in back] == [Site(1, "hook_resid_post"), Site(7, "hook_resid_post")]
@@ -77,7 +75,7 @@ def test_export_and_import_give_the_natural_vectors_back(tmp_path):
         assert other.model == "tiny"
 
 
-def test_an_imported_vector_does_not_claim_what_it_does_not_know(tmp_path):
+def test_an_imported_vector_claims_nothing_and_steers_in_raw_units_only(llama, tmp_path):
     file = tmp_path / "repeng.gguf"
     write(file, {"direction.5": np.array([0.0, 2.0], np.float32)})
     (vector,) = import_gguf(file)
@@ -87,9 +85,6 @@ def test_an_imported_vector_does_not_claim_what_it_does_not_know(tmp_path):
     assert vector.model == "llama"
     assert import_gguf(file, model="mine", positions="all")[0].positions == "all"
 
-
-def test_an_imported_vector_steers_in_raw_units_only(llama, tmp_path):
-    file = tmp_path / "v.gguf"
     write(file, {f"direction.{i}": np.full(32, i, np.float32) for i in (1, 2)})
     vectors = import_gguf(file)
     with steer(llama, vectors, 1.0, "raw"), torch.no_grad():
@@ -133,7 +128,6 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     ("tensors", "message"),
     [
         ({"direction.0": np.ones(3, np.float32)}, "'direction.0'"),
-        ({"direction.x": np.ones(3, np.float32)}, "'direction.x'"),
         ({"blk.0.weight": np.ones(3, np.float32)}, "'blk.0.weight'"),
         ({"direction.1": np.ones(3, np.float16)}, "F16"),
         ({"direction.1": np.ones((2, 3), np.float32)}, "1-D"),
@@ -203,13 +197,9 @@ def test_a_gguf_models_shape_is_read_from_its_header(tmp_path):
     assert import_gguf(file, model="nobody/has-this-one")[0].site.layer == 2
 
 
-@pytest.mark.parametrize("hostile", ["array", "strings", "tensors", "entries"])
-def test_counts_that_the_file_cannot_hold_are_refused_unread(tmp_path, monkeypatch, hostile):
-    tensors, entries = (2**40, 0) if hostile == "tensors" else (0, 1)
-    entries = 2**40 if hostile == "entries" else entries
-    content = b"GGUF" + struct.pack("<IQQ", 3, tensors, entries)
-    kind = 8 if hostile == "strings" else 4
-    content += struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, kind, 2**40)
+def test_counts_that_the_file_cannot_hold_are_refused_unread(tmp_path, monkeypatch):
+    content = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    content += struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, 2**40)
     file = tmp_path / "v.gguf"
     file.write_bytes(content)
     # The package would read on for minutes.

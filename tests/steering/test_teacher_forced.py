@@ -16,8 +16,17 @@ from saesteer.models.tokens import TokenRow, pad_rows, padding_id
 from saesteer.steering import SteeringVector, TeacherForced
 from saesteer.utils.errors import DataError, MismatchError
 from tests.by_hand import added, count_hooks
+from tests.conftest import ARCHITECTURES
 
 LAYERS = 3
+
+
+@pytest.fixture
+def arch() -> str:
+    """The architecture of a test that does not ask for several."""
+    return "llama"
+
+
 REQUEST = "tell me about the house on the hill by the water please"
 ANSWERS = (
     "i like the little house",
@@ -119,22 +128,23 @@ def counted(model):
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["prefix", "no prefix"])
-@pytest.mark.parametrize("site", SITES, ids=str)
-def test_starting_at_the_site_changes_no_logit(tiny_model, arch, site, shared):
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_starting_at_the_site_changes_no_logit(tiny_model, arch, shared):
     model = tiny_model(arch)
     rows = rows_of(model, shared=shared)
-    vector = vector_at(model, site)
-    # Steered first: what is kept for later passes must hold nothing of the steering.
-    short, whole = TeacherForced(model, rows, site=site), TeacherForced(model, rows)
-    opened = TeacherForced(model, rows, site=site, max_tokens=40)
-    assert_same(said_open(opened, vector, 2.0), reference(model, rows, vector, 2.0))
-    assert_same(said_by(opened), reference(model, rows))
-    for strength in (1.5, 0.0, -1.5, 1.5):
-        got, wanted = said_by(short, vector, strength), said_by(whole, vector, strength)
-        assert_same(got, wanted)
-        assert_same(got, reference(model, rows, vector, strength))
-        assert_same(said_open(short, vector, strength), wanted)
-    assert distance(wanted, said_by(short)) > 1e-2
+    for site in SITES:
+        vector = vector_at(model, site)
+        # Steered first: what is kept for later passes must hold nothing of the steering.
+        short, whole = TeacherForced(model, rows, site=site), TeacherForced(model, rows)
+        opened = TeacherForced(model, rows, site=site, max_tokens=40)
+        assert_same(said_open(opened, vector, 2.0), reference(model, rows, vector, 2.0))
+        assert_same(said_by(opened), reference(model, rows))
+        for strength in (1.5, 0.0, -1.5, 1.5):
+            got, wanted = said_by(short, vector, strength), said_by(whole, vector, strength)
+            assert_same(got, wanted)
+            assert_same(got, reference(model, rows, vector, strength))
+            assert_same(said_open(short, vector, strength), wanted)
+        assert distance(wanted, said_by(short)) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -164,6 +174,7 @@ def test_a_vector_may_stand_at_another_site_than_was_prepared(
         assert_same(said_by(passes), reference(model, rows))
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_only_the_blocks_above_the_site_run_again(tiny_model, arch):
     model = tiny_model(arch)
     rows = rows_of(model)
@@ -294,7 +305,7 @@ def test_unsteered_logits_stand_beside_steered_ones(tiny_model, arch, found, mon
         assert all(state.shape[1] == int(model.cfg.d_model) for state in states)
 
 
-def test_texts_that_cannot_be_scored_are_sentences(tiny_llama):
+def test_what_cannot_be_scored_is_a_sentence_and_the_next_one_works(tiny_llama):
     with pytest.raises(DataError, match=r"there are no texts to run; give at least one"):
         TeacherForced(tiny_llama, [])
     good = rows_of(tiny_llama)[0]
@@ -302,8 +313,6 @@ def test_texts_that_cannot_be_scored_are_sentences(tiny_llama):
         with pytest.raises(DataError, match=r"text 2 has no token that follows another one"):
             TeacherForced(tiny_llama, [good, bad])
 
-
-def test_a_vector_of_another_model_is_refused_and_the_next_one_works(tiny_llama):
     rows = rows_of(tiny_llama)
     passes = TeacherForced(tiny_llama, rows, site=Site(1))
     vector = vector_at(tiny_llama, Site(1))
