@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saesteer.models.compat import contiguous_head
 from saesteer.models.forward import greedy_settings
 from saesteer.models.loading import context_length, plain_model
 from saesteer.models.sites import resolve_target
@@ -191,7 +192,7 @@ def generate(
                 prompt_length=width,
                 special_mask=special,
             )
-        with context, torch.no_grad():
+        with context, contiguous_head(runner), torch.no_grad():
             output = runner.generate(
                 **batch.inputs,
                 generation_config=config,

@@ -62,6 +62,16 @@ def test_a_prompt_that_ends_in_a_special_token_is_steered_from_there(
             assert record.text == by_hugging_face(llama, record.prompt + end, 8)
 
 
+def test_the_unembedding_sees_contiguous_rows(llama):
+    # Of others torch's bfloat16 linear copies the weights once a row: gigabytes for a real model.
+    seen: list[bool] = []
+    head: Any = plain_model(llama).get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, args, out: seen.append(args[0].is_contiguous()))
+    generate(llama, PROMPTS, **SETTINGS)
+    handle.remove()
+    assert len(seen) == 8 and all(seen)
+
+
 def test_the_models_own_generation_settings_do_not_slip_in(llama, monkeypatch):
     plain = generate(llama, PROMPTS, **SETTINGS)
     monkeypatch.setattr(plain_model(llama).generation_config, "repetition_penalty", 5.0)
