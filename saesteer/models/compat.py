@@ -98,8 +98,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 # --- torch: logits of the last column -------------------------------------------------------------
 # generate's first pass takes the logits of each prompt's last column. On a CPU in bfloat16 torch's
-# linear then copies all weights once a row, as that is no contiguous part of the batch (2.13.0: 57 MB
-# a row of SmolLM2, and seconds for 64 rows).
+# linear then copies all weights once a row, as that is no contiguous part of the batch (2.13.0: 57
+# MB a row of SmolLM2, and seconds for 64 rows).
 # Goes: when torch folds such a batch as it does in float32.
 
 
