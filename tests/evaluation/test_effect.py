@@ -209,7 +209,7 @@ def test_it_gives_the_numbers_of_the_command(run, roomy_model):
 def test_vectors_keep_their_order_and_a_target_out_of_reach_has_no_effect(run, roomy_model):
     config, results = run
     vector, held_out = results.vector, plan_run(config).held_out
-    both = evaluate(roomy_model, held_out, [vector, -vector], kl_target=0.05)
+    both: Any = evaluate(roomy_model, held_out, [vector, -vector], kl_target=0.05)
     assert both["effect"][0] == pytest.approx(-both["effect"][1], rel=0.1)
     far = evaluate(roomy_model, held_out, [vector], kl_target=1e3)
     assert np.isnan(far["effect"]).all() and far["effect"].dtype == float

@@ -50,6 +50,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for seed in range(200):
         found = hierarchical_bootstrap(_personas(seed, shape=(20,)), resamples=500, seed=seed)
+        assert found.low is not None and found.high is not None
         hits += found.low <= 0.5 <= found.high
     # A percentile bootstrap over 12 clusters falls a little short of 95%.
     assert 0.87 <= hits / 200 <= 0.99

@@ -127,7 +127,8 @@ def test_it_is_an_estimator_of_scikit_learn(given):
     assert not hasattr(copy, "vector_")
     assert copy.set_params(**method.get_params()) is copy
     assert copy.fit_in(given) is copy
-    assert torch.equal(copy.vector_.raw, clone(method).fit_in(given).vector_.raw)
+    again: Any = clone(method)
+    assert torch.equal(copy.vector_.raw, again.fit_in(given).vector_.raw)
 
 
 def test_it_gives_a_unit_direction_that_says_where_it_came_from(named, given, fit_on):

@@ -43,13 +43,14 @@ def parts(settings):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_gives_the_vector_that_the_command_saves(name, settings, parts, roomy_model):
     own = SETTINGS[name]
-    method = {"method": {"name": name, "settings": own}}
+    chosen = {"method": {"name": name, "settings": own}}
     if name == "clustered_sae":
         clustering = {"min_separation": 0.5}
-        method = {**own, "clustering": clustering}
+        chosen = {**own, "clustering": clustering}
         own = {**own, "clustering": clustering}
-    saved = run_experiment(RunConfig(**{**settings, **method})).vector
-    fitted = build_method(name, own).fit(
+    saved = run_experiment(RunConfig(**{**settings, **chosen})).vector
+    method: Any = build_method(name, own)
+    fitted = method.fit(
         roomy_model,
         parts.train,
         sae=load_sae(settings["sae"]),
@@ -68,7 +69,7 @@ def test_without_an_sae_a_site_is_enough_and_the_sae_s_own_gives_the_same(
     settings, parts, roomy_model
 ):
     sae = load_sae(settings["sae"])
-    method = build_method("difference_in_means", {})
+    method: Any = build_method("difference_in_means", {})
     by_site = method.fit(roomy_model, parts.train, site=str(sae.write_site)).vector_
     by_sae = method.fit(roomy_model, parts.train, sae=sae, site=sae.write_site).vector_
     assert torch.equal(by_site.raw, by_sae.raw)
@@ -89,7 +90,7 @@ def test_two_fits_share_what_they_were_fitted_to(settings, parts, roomy_model, m
 
 def test_what_does_not_belong_together_is_a_sentence(settings, parts, roomy_model):
     sae = load_sae(settings["sae"])
-    method = build_method("difference_in_means", {})
+    method: Any = build_method("difference_in_means", {})
     with pytest.raises(ConfigError, match=r"no site to read .* sae=, or a site such as"):
         method.fit(roomy_model, parts.train)
     with pytest.raises(MismatchError, match=r"site blocks.0.* is not where SAE .* writes"):

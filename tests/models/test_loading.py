@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -206,7 +207,8 @@ def test_a_model_that_saesteer_did_not_load_is_refused(hf_model, tiny_model_fold
     foreign = TransformerBridge.boot_transformers(
         "foreign", hf_model=hf_model("gpt2"), tokenizer=tokenizer, device="cpu"
     )
-    for stranger in (foreign, object()):
+    strangers: tuple[Any, ...] = (foreign, object())
+    for stranger in strangers:
         for function in (model_info, plain_model):
             with pytest.raises(ModelError, match=r"was not loaded by saesteer; use .*load_model"):
                 function(stranger)

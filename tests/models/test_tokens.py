@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -214,10 +215,11 @@ def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
 
 def test_rows_are_padded_on_the_side_asked_for():
     rows = [TokenRow((5, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
-    for side, ids, attention, span in (
+    sides: tuple[Any, ...] = (
         ("left", [9, 9, 8], [0, 0, 1], [0, 0, 1]),
         ("right", [8, 9, 9], [1, 0, 0], [1, 0, 0]),
-    ):
+    )
+    for side, ids, attention, span in sides:
         batch = pad_rows(rows, 9, side=side)
         assert batch.input_ids.tolist() == [[5, 6, 7], ids]
         assert batch.attention_mask.tolist() == [[1, 1, 1], attention]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -107,7 +108,8 @@ def test_words_find_the_features_that_fire_on_them_or_near_them_and_imported_lab
     assert [hit.feature for hit in search_table(table, "the angry", 1)] == [1]
     assert search_table(table, "qqqq", 5) == search_table(table, "...", 5) == []
     labels = {7: "kind words", 9: "numbers", 11: "kindness and warmth"}
-    hits = search_labels(labels, "kindness", 2, place=PLACE, site=SITE)
+    place: Any = PLACE
+    hits = search_labels(labels, "kindness", 2, place=place, site=SITE)
     assert [hit.feature for hit in hits] == [11, 7]
     assert hits[0].url == dashboard_url(PLACE, 11)
 

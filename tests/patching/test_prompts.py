@@ -324,8 +324,8 @@ def test_metrics_are_what_they_are_called_and_have_a_gradient():
     logits = torch.tensor([[2.0, -1.0, 0.5, 0.0], [0.0, 3.0, 3.0, -2.0]])
     clean = torch.tensor([[2.0, -1.0, 0.5, 0.0], [1.0, 0.0, 2.0, 0.0]])
     rows = MetricRows(torch.tensor([0, 2]), torch.tensor([3, 0]), clean)
-    found = {name: metric.score(logits, rows).numpy() for name, metric in METRICS.items()}
-    p, q = _softmax(rows.clean.numpy()), _softmax(logits.numpy())
+    found = {name: np.asarray(metric.score(logits, rows)) for name, metric in METRICS.items()}
+    p, q = _softmax(np.asarray(rows.clean)), _softmax(logits.numpy())
     wanted = {
         "logit_difference": [2.0, 3.0],
         "answer_log_probability": np.log(q[[0, 1], [0, 2]]),

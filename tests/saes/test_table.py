@@ -47,7 +47,7 @@ def test_density_and_activations_equal_numpy_by_hand_also_in_blocks(
     model, sae, rows, codes, rows_at_once, monkeypatch
 ):
     monkeypatch.setattr(MODULE, "ROWS_AT_ONCE", rows_at_once)
-    table = build_feature_table(model, sae, rows)
+    table: Any = build_feature_table(model, sae, rows)
     every = np.concatenate(codes)
     fires = every != 0
     np.testing.assert_allclose(table["density"], fires.mean(axis=0), atol=1e-9)
@@ -85,7 +85,7 @@ def test_features_that_fire_negatively_count_by_size_and_dead_ones_are_called_so
         sae.b_enc[7] = 0
 
     sae = load_sae(make_sae("abstopk", change=kill))
-    table = build_feature_table(model, sae, rows)
+    table: Any = build_feature_table(model, sae, rows)
     every = np.concatenate([sae.encode(read_by_hand(row)).numpy() for row in rows])
     assert (every < 0).any()
     np.testing.assert_allclose(table["density"], (every != 0).mean(axis=0), atol=1e-9)

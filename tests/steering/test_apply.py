@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -303,13 +304,15 @@ def test_a_vector_of_another_model_is_refused(llama, make_vector, random_ids):
 
 
 def test_any_hugging_face_call_of_the_model_is_steered(llama, make_vector, random_ids):
+    bridge: Any = llama
+    plain: Any = plain_model(llama)
     vector, ids = make_vector(), random_ids(2, 6)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
     with vector.steer(llama, strength=8.0):
-        expected = plain_model(llama).generate(**inputs, **how)
-        assert torch.equal(llama.generate(**inputs, **how), expected)
-    assert not torch.equal(llama.generate(**inputs, **how), expected)
+        expected = plain.generate(**inputs, **how)
+        assert torch.equal(bridge.generate(**inputs, **how), expected)
+    assert not torch.equal(bridge.generate(**inputs, **how), expected)
     # The name before this one.
     with vector.apply(llama, strength=8.0):
-        assert torch.equal(llama.generate(**inputs, **how), expected)
+        assert torch.equal(bridge.generate(**inputs, **how), expected)

@@ -22,7 +22,8 @@ SITE = "blocks.1.hook_resid_post"
 
 
 def build(raw, **fields):
-    return SteeringVector.from_raw(raw, **({"site": SITE, "model": "m"} | fields))
+    given: dict[str, Any] = {"site": SITE, "model": "m", **fields}
+    return SteeringVector.from_raw(raw, **given)
 
 
 def test_a_raw_vector_is_normalised_and_its_length_kept():
@@ -142,7 +143,7 @@ def test_one_set_of_weights_under_two_names_is_one_model():
 def test_features_are_a_table_with_their_pages():
     features = [SteeredFeature(3, 0.5, 2, "cats"), SteeredFeature(70, -1.25)]
     place = {"neuronpedia_id": "gpt2-small/6-res-jb"}
-    table = build([1.0, 2.0], features=features, provenance=place).features
+    table: Any = build([1.0, 2.0], features=features, provenance=place).features
     assert list(table.columns) == ["index", "weight", "cluster", "label", "url"]
     assert table["index"].tolist() == [3, 70] and table["weight"].tolist() == [0.5, -1.25]
     assert table["cluster"][0] == 2 and table["cluster"].isna().tolist() == [False, True]

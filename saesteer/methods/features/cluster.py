@@ -278,7 +278,7 @@ def _spectral(distance: Distances) -> Cut:
     # A floor keeps the graph connected, which the spectral embedding needs.
     affinity = np.maximum(1 - 2 * distance, 1e-6)
     how: Any = {"affinity": "precomputed", "assign_labels": "cluster_qr", "random_state": 0}
-    return lambda k: SpectralClustering(n_clusters=k, **how).fit(affinity).labels_
+    return lambda k: np.asarray(SpectralClustering(n_clusters=k, **how).fit(affinity).labels_)
 
 
 def _hdbscan(distance: Distances) -> Cut:

@@ -39,6 +39,12 @@ class PairCodes:
     positive: csr_matrix
     negative: csr_matrix
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, positive: np.ndarray | csr_matrix, negative: np.ndarray | csr_matrix
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         for name in ("positive", "negative"):
             object.__setattr__(self, name, _as_csr(getattr(self, name), name))
