@@ -7,31 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from saesteer.report import Table
 from saesteer.report.steer import completion_texts
-from saesteer.report.terminal import (
-    console,
-    grid,
-    heading,
-    one_line,
-    print_links,
-    print_texts,
-    show_plan,
-)
-from saesteer.report.wording import known
+from saesteer.report.terminal import console, print_texts, show_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from saesteer.experiments.compare.plan import ComparePlan
     from saesteer.experiments.steer.experiment import Steer
-
-# The names that other commands know these by.
-table, show_links = grid, print_links
-__all__ = ["console", "heading", "number", "one_line", "show_links", "show_plan", "table"]
-
-
-def number(value: float | None, form: str) -> str:
-    """Return a number in a format, or "none" where it could not be computed."""
-    return format(value, form) if known(value) else "none"
 
 
 def show_completions(records: Sequence[Mapping[str, Any]], out: Console | None = None) -> None:

@@ -12,7 +12,7 @@ from saesteer.models.sites import Site
 from saesteer.patching.result import PatchResult
 from saesteer.patching.summary import ANSWER, PLACES, Effects, effects
 
-RESIDUAL = ("resid_pre", "resid_post", "resid_mid")
+SUGGESTED = ("resid_pre", "resid_post", "resid_mid")
 MOST = 8
 LEAST_SHARE = 0.1
 LEAST_PAIRS = 0.5

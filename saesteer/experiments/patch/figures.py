@@ -9,7 +9,7 @@ import numpy as np
 
 from saesteer.experiments.patch.results import DIRECT, LENS, TO, PatchResults
 from saesteer.patching.result import PatchResult
-from saesteer.patching.suggest import RESIDUAL
+from saesteer.patching.suggest import SUGGESTED
 from saesteer.patching.summary import Agreement
 from saesteer.report import Figure
 from saesteer.report import patch_figures as made
@@ -48,7 +48,7 @@ def _where(run: PatchResults) -> Iterator[Figure]:
     }
     placed = {job: run.placed(job) for job in found}
     for job, result in placed.items():
-        if job.component in RESIDUAL:
+        if job.component in SUGGESTED:
             yield made.profile(f"profile-{job.name}", result, run.scale)
     maps = [
         made.effect_map(f"places-{job.name}", result, run.scale, seed=seed)

@@ -14,7 +14,7 @@ from saesteer.experiments.results import CONFIG, Results
 from saesteer.models.sites import Site
 from saesteer.patching.batch import Mode
 from saesteer.patching.result import PatchResult
-from saesteer.patching.suggest import RESIDUAL, Suggestion, suggest_site
+from saesteer.patching.suggest import SUGGESTED, Suggestion, suggest_site
 from saesteer.patching.summary import (
     Agreement,
     Scale,
@@ -156,7 +156,7 @@ class PatchResults(Results):
     def residual(self) -> Job | None:
         """The result that a site is suggested from."""
         for job in self.results:
-            if job.method == "activation" and job.component in RESIDUAL:
+            if job.method == "activation" and job.component in SUGGESTED:
                 return job
         return None
 

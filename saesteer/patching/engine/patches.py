@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ Labels = tuple[int | str, ...]
 
 
 @dataclass
-class Patch:
+class Patch(ABC):
     """Changes a component in some rows."""
 
     # Where the destination's columns have a counterpart.
@@ -31,9 +32,9 @@ class Patch:
     # the patch can change anything there.
     alive: Bool[np.ndarray, "pair pos #label"]
 
+    @abstractmethod
     def edited(self, now: Own, rows: Touched, layer: int, first: int) -> Own:
         """Return a component's values after the patch, in a window of columns from `first` on."""
-        raise NotImplementedError
 
 
 @dataclass
