@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.evaluation.judge import BehaviourJudge
+from saesteer.evaluation.judge import AdmittedJudge, separation
 from saesteer.evaluation.statistics import percentiles, resampled_means
 from saesteer.evaluation.text_quality import (
     answer_similarity,
@@ -23,7 +23,6 @@ from saesteer.evaluation.text_quality import (
     vader_compound,
 )
 from saesteer.steering import generate
-from saesteer.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,8 +39,10 @@ class WritingSettings:
 
     n_samples: int = 4  # for each question
     max_new_tokens: int = 40
-    temperature: float = 1.0
-    top_p: float = 1.0
+    # As users decode: at temperature 1 over the whole vocabulary a small model writes word salad,
+    # and judges tell the signs apart no better.
+    temperature: float = 0.7
+    top_p: float = 0.9
     # Of the common random numbers: a question's n-th sample meets the same noise under every
     # vector, strength and system prompt.
     seed: int = 0
@@ -65,7 +66,10 @@ class Completion:
     rep4: float | None  # share of repeated 4-grams
     distinct2: float | None  # share of distinct 2-grams
     similarity: float | None  # cosine of the embeddings of answer and question
-    judge: float | None = None  # the behaviour judge's logit
+    # The mean reading of the judges that figures rest on, in units of the distance between answers
+    # of known sides; None where no judge is admitted.
+    judge: float | None = None
+    readings: dict[str, float | None] = field(default_factory=dict)  # each judge's own
     composite_proxy: float | None = None  # of quality; see `text_quality.composite_proxy`
 
 
@@ -163,16 +167,19 @@ class Writer:
 
 
 class WrittenEvaluation:
-    """Writes under steering, and judges every completion by a persona's judge."""
+    """Writes under steering, and has every completion read by a persona's judges.
 
-    def __init__(self, writer: Writer, judge: BehaviourJudge) -> None:
-        if judge.embedder.name != writer.embedder.name:
-            raise DataError(
-                f"judge {judge.name!r} reads embeddings of {judge.embedder.name} and the "
-                f"completions are embedded with {writer.embedder.name}; use one embedder for both."
-            )
-        self._writer = writer
-        self._judge = judge
+    Args:
+        writer: What writes.
+        judges: All of them are shown.
+        headline: Names of the judges whose mean is `Completion.judge`; none, and nothing is
+            claimed, if it is empty.
+    """
+
+    def __init__(
+        self, writer: Writer, judges: Sequence[AdmittedJudge], headline: Collection[str]
+    ) -> None:
+        self._writer, self._judges, self._headline = writer, tuple(judges), frozenset(headline)
         self.unsteered: tuple[Completion, ...] = self._judged(writer.unsteered)
 
     def steered(
@@ -203,7 +210,11 @@ class WrittenEvaluation:
         return self.unsteered + (self._judged(self._writer.write(how)) if how else ())
 
     def _judged(self, completions: Sequence[Completion]) -> tuple[Completion, ...]:
-        logits = self._judge.logit_of(self._writer.embed([c.text for c in completions]))
+        texts = [completion.text for completion in completions]
+        asked = [self._writer.questions[completion.question] for completion in completions]
+        read = {judge.name: judge.read(texts, asked) for judge in self._judges}
+        believed = [readings for name, readings in read.items() if name in self._headline]
+        means = np.mean(believed, axis=0) if believed else np.full(len(texts), np.nan)
         composites = composite_proxy(
             _column(completions, "nll"),
             _column(completions, "rep4"),
@@ -211,8 +222,13 @@ class WrittenEvaluation:
             self._writer.reference,
         )
         return tuple(
-            replace(c, judge=_known(logit), composite_proxy=_known(composite))
-            for c, logit, composite in zip(completions, logits, composites, strict=True)
+            replace(
+                completion,
+                judge=_known(means[place]),
+                readings={name: _known(readings[place]) for name, readings in read.items()},
+                composite_proxy=_known(composites[place]),
+            )
+            for place, completion in enumerate(completions)
         )
 
 
@@ -230,62 +246,84 @@ def summarise(
     Returns:
         `signs`, for each sign that was written (1, -1, 0) the number of completions, of empty ones
         among them, and the means of every measure, with the interval of `judge`; `judge_range`,
-        the mean logit at the positive minus that at the negative sign, with its interval `low` to
-        `high`; `right_direction`, whether the positive sign reads above the unsteered completions
-        and the negative one below; `composite`, the mean proxy of both signs. None is missing.
+        the mean reading at the positive minus that at the negative sign, with its interval `low`
+        to `high`; `auc`, the chance that a text of the positive sign reads higher, with
+        `auc_low` and `auc_high`; `by_judge`, the same for each judge by itself, with its `judge`;
+        `right_direction`, whether the positive sign reads above the unsteered completions and the
+        negative one below; `composite`, the mean proxy of both signs. None is missing.
     """
-    judged = _judge_by_question(records)
-    rows = [row for table in judged.values() for row in table]
-    # Of each resample the sums and the counts, sign by sign; those of NaN drew none that is known.
-    rng = np.random.default_rng(seed)
-    drawn = resampled_means(np.array(rows), resamples, rng).T if rows else np.zeros((0, 0))
-    with np.errstate(invalid="ignore"):
-        spread = dict(zip(judged, drawn[::2] / drawn[1::2], strict=True))
-    signs: list[dict[str, Any]] = []
-    means: dict[int, float | None] = {}
-    for sign in judged:
-        chosen = [r for r in records if r.sign == sign]
-        means[sign] = _mean(chosen, "judge")
-        low, high = _interval(spread[sign])
-        signs.append(
+    draws = {"resamples": resamples, "seed": seed}
+    signs, told_apart = _read(records, lambda record: record.judge, **draws)
+    rows: list[dict[str, Any]] = []
+    for sign, judged in signs.items():
+        chosen = [record for record in records if record.sign == sign]
+        rows.append(
             {
                 "sign": sign,
                 "n": len(chosen),
-                "n_empty": sum(not r.text.strip() for r in chosen),
-                "judge": means[sign],
-                "judge_low": low,
-                "judge_high": high,
+                "n_empty": sum(not record.text.strip() for record in chosen),
+                **judged,
                 **{name: _mean(chosen, name) for name in MEASURES},
                 "composite": _mean(chosen, "composite_proxy"),
             }
         )
-    plus, minus, base = (means.get(sign) for sign in SIGNS)
-    judge_range = low = high = right = None
-    if plus is not None and minus is not None:
-        judge_range = plus - minus
-        low, high = _interval(spread[1] - spread[-1])
-        right = None if base is None else plus > base > minus
+    plus, minus, base = (signs.get(sign, {}).get("judge") for sign in SIGNS)
+    unknown = plus is None or minus is None or base is None
+    names = dict.fromkeys(name for record in records for name in record.readings)
     return {
-        "signs": signs,
-        "judge_range": judge_range,
-        "low": low,
-        "high": high,
-        "right_direction": right,
+        "signs": rows,
+        **told_apart,
+        "by_judge": [
+            {"judge": name, **_read(records, lambda r, n=name: r.readings.get(n), **draws)[1]}
+            for name in names
+        ],
+        "right_direction": None if unknown else plus > base > minus,
         "composite": _mean([r for r in records if r.sign], "composite_proxy"),
     }
 
 
-def _judge_by_question(
+def _read(
     records: Sequence[Completion],
-) -> dict[int, Float[np.ndarray, "sum_and_count question"]]:
-    """Return for each sign the sum and the number of the known logits of each question."""
-    place = {question: i for i, question in enumerate(sorted({r.question for r in records}))}
-    written = [sign for sign in SIGNS if any(r.sign == sign for r in records)]
-    tables = {sign: np.zeros((2, len(place))) for sign in written}
+    reading: Callable[[Completion], float | None],
+    *,
+    resamples: int,
+    seed: int,
+) -> tuple[dict[int, dict[str, float | None]], dict[str, float | None]]:
+    """Return for each sign the mean reading with its interval, and how far the signs lie apart."""
+    known: dict[int, dict[int, list[float]]] = {}
     for record in records:
-        if record.judge is not None:
-            tables[record.sign][:, place[record.question]] += (record.judge, 1)
-    return tables
+        by_question = known.setdefault(record.sign, {})
+        by_question.setdefault(record.question, [])
+        if (value := reading(record)) is not None:
+            by_question[record.question].append(value)
+    questions = sorted({question for by_question in known.values() for question in by_question})
+    table = {
+        sign: [np.array(known[sign].get(question, []), dtype=float) for question in questions]
+        for sign in SIGNS
+        if sign in known
+    }
+    # Of each resample the sums and the counts, sign by sign; those of NaN drew none that is known.
+    rows = [[measure(row) for row in side] for side in table.values() for measure in (np.sum, len)]
+    rng = np.random.default_rng(seed)
+    drawn = resampled_means(np.array(rows), resamples, rng).T if rows else np.zeros((0, 0))
+    with np.errstate(invalid="ignore"):
+        spread = dict(zip(table, drawn[::2] / drawn[1::2], strict=True))
+    signs: dict[int, dict[str, float | None]] = {}
+    for sign, side in table.items():
+        values = np.concatenate(side) if side else np.zeros(0)
+        low, high = _interval(spread[sign])
+        mean = float(values.mean()) if len(values) else None
+        signs[sign] = {"judge": mean, "judge_low": low, "judge_high": high}
+    apart = dict.fromkeys(("judge_range", "low", "high", "auc", "auc_low", "auc_high"))
+    ends = [signs.get(sign, {}).get("judge") for sign in (1, -1)]
+    if None not in ends:
+        area = separation(table[1], table[-1], resamples=min(resamples, 2000), seed=seed)
+        apart = {
+            "judge_range": ends[0] - ends[1],
+            **dict(zip(("low", "high"), _interval(spread[1] - spread[-1]), strict=True)),
+            **dict(zip(("auc", "auc_low", "auc_high"), area, strict=True)),
+        }
+    return signs, apart
 
 
 def _interval(values: Float[np.ndarray, " resample"]) -> tuple[float | None, float | None]:

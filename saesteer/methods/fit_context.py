@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from saesteer.data import read_answers, read_questions
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.evaluation.judge import train_judge
+from saesteer.evaluation.judge import EmbeddingJudge
 from saesteer.methods.answer_letters import answer_pairs
 from saesteer.methods.features import (
     encode_pairs,
@@ -337,7 +337,7 @@ class FitContext:
     def _write(self) -> dict[str, list[str]]:
         # Trained on the pairs that the vectors are fitted on, never on the judge's own.
         try:
-            judge = train_judge(self.name, self.pairs, embedder=self.embedder)
+            judge = EmbeddingJudge(self.pairs, embedder=self.embedder)
         except DataError:
             # Too few pairs to rate anything by: statements alone are raised.
             return {"questions": [], "high": [], "low": []}
@@ -349,7 +349,7 @@ class FitContext:
             self.questions,
             vector,
             [matched(sign=sign).strength for sign in (1, -1)],
-            judge.logit,
+            judge.read,
             n_samples=settings.self_generated_samples,
             n_pairs=settings.self_generated_pairs,
             max_new_tokens=self._max_new_tokens,
