@@ -213,10 +213,7 @@ def test_hooks_are_off_again_and_the_model_is_as_it_was(tiny_llama):
     [
         ("3.0.q", {}, "layers 0 to 2"),
         ("1.2.k", {}, "heads 0 to 1"),
-        ("end", {}, "neither"),
-        ([], {}, "there is none"),
         (["final", "1.2.q"], {}, "beside heads"),
-        ("final", {"mlps": "molten"}, "molten"),
         ("final", {"sender_positions": [99]}, "not 99"),
         ("final", {"receiver_positions": torch.ones(1, 1)}, "one entry for each"),
     ],
