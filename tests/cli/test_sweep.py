@@ -14,10 +14,7 @@ from typer.testing import CliRunner, Result
 from saesteer.cli.experiment import experiment_command
 from saesteer.cli.sweep import sweep_command, worker_command
 from saesteer.experiments import context, steering
-from saesteer.utils.errors import SaesteerError
-from tests.sweeps import conftest as fixtures
 
-base_file, sweep_file, made_up = fixtures.base_file, fixtures.sweep_file, fixtures.made_up
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
 
 
@@ -92,60 +89,6 @@ def test_a_worker_joins_by_folder_or_url(call, sweep_file, made_up, tmp_path, mo
         assert answer.exit_code == 0, answer.output
         assert "2 trials done, 0 failed" in answer.output
     assert len(made_up) == 4
-
-
-def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up, monkeypatch):
-    from saesteer.sweeps.sweep import Sweep
-    from saesteer.utils.errors import DataError
-
-    measure = Sweep.measure
-
-    def stumble(self, values, **rest):
-        if values["selection.n_features"] == 8:
-            raise DataError("pairs.csv is away; put it back.")
-        return measure(self, values, **rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sweep, "measure", stumble)
-        answer = call("sweep", sweep_file())
-    assert answer.exit_code == 0, answer.output
-    assert "pairs.csv is away; put it back." in answer.output
-    assert "--retry-failed" in answer.output
-    assert fields(tmp_path / "runs")["states"] == {"failed": 2, "done": 4}
-    again = call("sweep", sweep_file(), "--retry-failed")
-    assert again.exit_code == 0, again.output
-    assert fields(tmp_path / "runs")["states"] == {"done": 6}
-
-
-@pytest.mark.parametrize(
-    ("changes", "words", "text"),
-    [
-        ({"method": "random"}, [], "random never ends by itself"),
-        ({"parameters": {"selection.n_features": {"values": [0]}}}, [], "n_features"),
-        ({}, ["--set", "x"], "is not of the form"),
-        ({}, ["--slurm", "gpu"], "--slurm 'gpu' is not of the form"),
-        ({}, ["--set", "site=here"], "site 'here'"),
-        (
-            {"parameters": {"seed": {"values": [0, 1]}, "sae": {"values": ["x", "y"]}}},
-            [],
-            "'x'",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_said_before_anything_is_loaded(
-    changes, words, text, call, sweep_file, no_loading, tmp_path
-):
-    answer = call("sweep", sweep_file(**changes), *words)
-    assert isinstance(answer.exception, SaesteerError)
-    assert text in str(answer.exception)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_study_that_is_not_there_is_one_sentence(call):
-    for where in ("nowhere", "nosuchbase://x", "sqlite:////nowhere/at/all.db"):
-        answer = call("worker", "--study", where)
-        assert isinstance(answer.exception, SaesteerError)
-        assert "\n" not in str(answer.exception)
 
 
 def test_run_takes_an_agents_words_and_its_file(call, base_file, tmp_path, monkeypatch, no_loading):
