@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from saesteer.evaluation.effect import statement_log_likelihoods
 from saesteer.evaluation.judge import Judge, Readings
-from saesteer.models import encode_statements, has_chat_template, model_info
+from saesteer.models import encode_statements, model_info
+from saesteer.models.tokens import has_chat_template
 from saesteer.steering.teacher_forced import TeacherForced
 
 if TYPE_CHECKING:

@@ -173,6 +173,7 @@ class EmbeddingJudge(Judge):
         embedder: The shipped MiniLM if None.
 
     Attributes:
+        c: The inverse regularisation chosen by cross-validation.
         auc: Of cross-validation, on the answers where there are some, else on the statements.
 
     Raises:
@@ -225,6 +226,7 @@ class EmbeddingJudge(Judge):
             cv=choosing,
         ).fit(known, labels, groups=groups)
         self._fitted: Any = search.best_estimator_
+        self.c: float = self._fitted[-1].C
         unseen = cross_val_predict(
             self._fitted, known, labels, groups=groups, cv=scoring, method="decision_function"
         )

@@ -14,7 +14,7 @@ import torch
 from saesteer.data import pairs_from
 from saesteer.evaluation import written
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.evaluation.judge import train_judge
+from saesteer.evaluation.judge import AdmittedJudge, EmbeddingJudge
 from saesteer.evaluation.text_quality import (
     completion_nll,
     distinct_share,
@@ -61,7 +61,8 @@ def judge():
     def pairs(n):
         return pairs_from([(f"uuuu {words()}", f"zzzz {words()}") for _ in range(n)])
 
-    return train_judge("u", pairs(12), embedder=LetterEmbedder())
+    answers = pairs(12)
+    return AdmittedJudge(EmbeddingJudge(pairs(12), answers, embedder=LetterEmbedder()), answers)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def writer(tiny_model):
 
 @pytest.fixture(scope="module")
 def evaluation(writer, judge):
-    return WrittenEvaluation(writer, judge)
+    return WrittenEvaluation(writer, [judge], [judge.name])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def _texts(records, sign):
 
 def _generate(model, **how):
     result = generate(
-        model, QUESTIONS, max_new_tokens=6, temperature=1.0, n_samples=2, seed=3, **how
+        model, QUESTIONS, max_new_tokens=6, temperature=0.7, top_p=0.9, n_samples=2, seed=3, **how
     )
     return [r.text for r in result.records]
 
@@ -115,7 +116,8 @@ def test_every_measure_is_that_of_the_completion_alone(tiny_llama, evaluation, j
     record = evaluation.steered(vector, 1.5, -1.5)[-3]
     question = QUESTIONS[record.question]
     asked, said = LetterEmbedder().embed([question, record.text])
-    assert record.judge == pytest.approx(judge.logit([record.text])[0])
+    assert record.judge == pytest.approx(judge.read([record.text], [question])[0])
+    assert record.readings == {judge.name: record.judge}
     assert record.sentiment == vader_compound([record.text])[0]
     nll = completion_nll(tiny_llama, [question], [record.text])[0]
     assert record.nll == pytest.approx(nll, abs=1e-4)
@@ -146,7 +148,7 @@ def test_unsteered_completions_that_were_kept_are_not_written_again(
     kept = [Completion(**fields) for fields in record]
     again = Writer(tiny_llama, QUESTIONS, SETTINGS, embedder=LetterEmbedder(), unsteered=kept)
     assert again.unsteered == writer.unsteered
-    assert WrittenEvaluation(again, judge).unsteered == evaluation.unsteered
+    assert WrittenEvaluation(again, [judge], [judge.name]).unsteered == evaluation.unsteered
 
 
 def test_a_model_that_ends_at_once_gives_missing_measures(
@@ -157,7 +159,8 @@ def test_a_model_that_ends_at_once_gives_missing_measures(
     records = [r for r in evaluation.steered(vector, 1.0, None) if r.sign]
     for record in records[:1] + records[2:]:
         measures = replace(record, text="", question=0, sample=0, sign=0)
-        assert set(asdict(measures).values()) == {None, "", 0}
+        assert set(measures.readings.values()) == {None}
+        assert set(asdict(replace(measures, readings=None)).values()) == {None, "", 0}
     assert records[1].nll is not None and records[1].judge is not None
 
 
@@ -230,3 +233,29 @@ def test_what_was_not_written_has_no_figures():
     assert [sign["sign"] for sign in one_sided["signs"]] == [1, 0]
     none = summarise([])
     assert (none["signs"], none["judge_range"], none["composite"]) == ([], None, None)
+
+
+def test_each_judge_stands_by_itself_and_the_headline_is_the_mean_of_those_that_are_believed():
+    rng = np.random.default_rng(4)
+    records = [
+        replace(record, readings={"one": record.judge, "other": float(rng.normal())})
+        for record in _records()
+    ]
+    one, other = summarise(records, resamples=500)["by_judge"]
+    summary = summarise(records, resamples=500)
+    assert (one["judge"], other["judge"]) == ("one", "other")
+    for name in ("judge_range", "low", "high", "auc", "auc_low", "auc_high"):
+        assert one[name] == summary[name]
+    up, down = ([r.judge for r in records if r.sign == sign] for sign in (1, -1))
+    wins = np.mean(np.array(up)[:, None] > np.array(down)[None])
+    assert summary["auc"] == pytest.approx(wins)
+    assert other["low"] < 0 < other["high"] and other["auc_low"] < 0.5 < other["auc_high"]
+
+
+def test_without_a_judge_that_is_believed_nothing_is_claimed(writer, judge, vector):
+    records = WrittenEvaluation(writer, [judge], []).steered(vector, 1.0, -1.0)
+    assert {r.judge for r in records} == {None}
+    assert all(r.readings[judge.name] is not None for r in records)
+    summary = summarise(records, resamples=100)
+    assert summary["judge_range"] is None and summary["auc"] is None
+    assert summary["by_judge"][0]["judge_range"] is not None
