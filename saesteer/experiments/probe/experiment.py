@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,25 @@ from saesteer.experiments.probe.config import ProbeConfig, ProbePlan, plan_probe
 from saesteer.experiments.results import Results
 from saesteer.models import Site, model_info
 from saesteer.models.tokens import TokenRow
-from saesteer.probes.fitting import Parts, control_labels
+from saesteer.probes.fitting import Parts
 from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.probe import FILE_NAME, LinearProbe, ProbeSet
 from saesteer.probes.reading import (
     INDEX,
     LayerStore,
-    TextCodes,
     encode_labelled,
     probe_sites,
-    read_codes,
     read_layers,
 )
 from saesteer.probes.readout import check_record
 from saesteer.probes.sparse import (
+    TextCodes,
     all_codes_probe,
     code_vector,
     feature_records,
     features_needed,
     k_sparse_probes,
-    l1_probes,
+    read_codes,
     widened,
 )
 from saesteer.report import Report
@@ -126,8 +124,7 @@ class TrainProbes(Experiment[ProbeResults]):
             self._rows(texts),
             sites,
             folder,
-            positions=reading.positions,
-            storage=reading.storage,
+            reading,
             metadata={
                 "model_fingerprint": model_info(self.model).fingerprint,
                 "dtype": str(self.model.cfg.dtype).removeprefix("torch."),
@@ -159,16 +156,7 @@ class TrainProbes(Experiment[ProbeResults]):
         started = time.perf_counter()
         plan, parts = self.plan, self._parts
         x = store.site(site)[plan.places]
-        probe = LinearProbe.fit(
-            site,
-            plan.used.classes,
-            x[parts.train],
-            parts.labels[parts.train],
-            parts.groups[parts.train],
-            parts.settings,
-            residual_norm=store.residual_norm(site),
-            seed=parts.seed,
-        )
+        probe = LinearProbe.fit(site, plan.used.classes, x, parts, store.residual_norm(site))
         scores = parts.score(probe, x[parts.test])
         record: dict[str, Any] = {
             "site": str(site),
@@ -179,7 +167,7 @@ class TrainProbes(Experiment[ProbeResults]):
             **scores,
         }
         if parts.settings.control:
-            shuffled = replace(parts, labels=control_labels(parts.labels, parts.seed))
+            shuffled = parts.shuffled()
             control = shuffled.score(shuffled.fit(x, c=probe.c), x[parts.test])
             gap = scores["accuracy"]["value"] - control["accuracy"]["value"]
             record |= {"control": control, "selectivity": gap}
@@ -220,7 +208,7 @@ class TrainProbes(Experiment[ProbeResults]):
         self.progress.say(f"Fitting sparse probes on {len(parts.train):,} texts")
         reference = parts.score(parts.fit(residual), residual[parts.test])
         strongest = k_sparse_probes(codes, parts, sparse.k)
-        l1 = l1_probes(codes, parts, sparse.l1_c)
+        l1 = [all_codes_probe(codes, parts, c, l1=True) for c in sparse.l1_c]
         whole = all_codes_probe(codes, parts, ALL_CODES_C)
         norm, classes = found.residual_norm, plan.used.classes
         for one in strongest:
@@ -254,12 +242,11 @@ class TrainProbes(Experiment[ProbeResults]):
 
     def _codes(self, sae: Sae) -> TextCodes:
         rows = self._rows(self.plan.texts, sae.prepend_bos)
-        positions = self.plan.config.reading.positions
+        pooling = self.plan.config.reading.pooling
 
         def compute() -> dict[str, np.ndarray]:
             self.progress.say(f"Encoding {len(rows):,} texts with SAE {sae.name} at {sae.site}")
-            how: Any = {"positions": positions, "progress": self.progress}
-            return read_codes(self.model, rows, sae, **how).arrays()
+            return read_codes(self.model, rows, sae, pooling, progress=self.progress)
 
         cache, store = Cache(self.plan.store.parent), self.plan.store.name
         # A name such as release:id says nothing of the weights behind it.
