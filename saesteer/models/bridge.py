@@ -48,23 +48,16 @@ _CHECKED: WeakKeyDictionary[TransformerBridge, _Check] = WeakKeyDictionary()
 
 
 def bridge_difference(model: TransformerBridge) -> float | None:
-    """Return by how much the bridge's logits differ from the plain model's.
+    """Return by how much the bridge's logits differ from the plain model's, at most.
 
-    It costs a few short passes, the first time that a model is asked about.
-
-    Returns:
-        The largest difference, in standard deviations of the plain model's logits, infinite where
-        the bridge cannot run; None where the two compute the same up to rounding.
+    It is in standard deviations of the plain model's logits, infinite where the bridge cannot run,
+    and None where the two compute the same up to rounding.
     """
     return _checked(model).difference
 
 
 def check_bridge(model: TransformerBridge) -> None:
-    """Refuse a model whose bridge computes another one.
-
-    Raises:
-        SiteError: It does, with the difference.
-    """
+    """Refuse a model whose bridge computes another one; a few short passes, once a model."""
     fault = _checked(model).fault
     if fault is not None:
         raise SiteError(f"{_name(model)}: transformer_lens's bridge {fault}; {_OUTSIDE}.")

@@ -208,11 +208,7 @@ def _stand_in(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def model_info(model: TransformerBridge) -> ModelInfo:
-    """Return what saesteer keeps with a bridge.
-
-    Raises:
-        ModelError: The bridge was not made by `load_model` or `wrap_model`.
-    """
+    """Return what saesteer keeps with a bridge, which `load_model` or `wrap_model` made."""
     info = getattr(model, "__dict__", {}).get("saesteer")
     if not isinstance(info, ModelInfo):
         raise ModelError(

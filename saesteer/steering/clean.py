@@ -26,11 +26,8 @@ class CleanReadings:
     """Runs the model once more before each pass, hooks silent, and keeps alpha at every site.
 
     The clean model reads the same tokens, generated ones included, through a cache of its own
-    beside each cache of the model's, so that no trace of an edit is left in what it says.
-
-    Args:
-        directions: For each site its unit directions, by whatever names them.
-        mask: Knows how many columns went before a pass; it watches the model already.
+    beside each cache of the model's, so that no trace of an edit is left in what it says. The
+    mask, which watches the model already, knows how many columns went before a pass.
     """
 
     def __init__(self, directions: Mapping[Site, Mapping[Any, Tensor]], mask: SteeringMask) -> None:
