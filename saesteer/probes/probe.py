@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 
 from saesteer.data.checks import did_you_mean, spoken_list
-from saesteer.models.loading import made_on_other_weights, model_info
+from saesteer.models.loading import check_weights, model_info
 from saesteer.models.sites import Site
 from saesteer.probes.fitting import FittedProbe, Parts
 from saesteer.steering import SteeringVector
@@ -163,22 +163,17 @@ class ProbeSet:
 
     def check_belongs(self, model: TransformerBridge) -> None:
         """Refuse a model of another width or other weights than the probes were trained on."""
-        info = model_info(model)
         width = int(model.cfg.d_model)
         residual = self.sae is None and self.probes[0].site.hook.startswith("hook_resid")
         reads = self.probes[0].weight.shape[1]
         if residual and reads != width:
             raise MismatchError(
                 f"the probes read activations {reads} wide and the residual stream of "
-                f"{info.source.name} is {width} wide; load {self.model}, on which they were "
-                "trained."
+                f"{model_info(model).source.name} is {width} wide; load {self.model}, on which "
+                "they were trained."
             )
-        if made_on_other_weights(model, self.model, self.model_fingerprint):
-            raise MismatchError(
-                f"the probes were trained on other weights (model {self.model}, fingerprint "
-                f"{self.model_fingerprint[:12]}) than this model's ({info.source.name}, "
-                f"{info.fingerprint[:12]}); load that model, or train probes on this one."
-            )
+        made, otherwise = "the probes were trained", "train probes on this one"
+        check_weights(model, made, self.model, self.model_fingerprint, otherwise)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the probes as safetensors with JSON metadata, whole or not at all."""

@@ -21,13 +21,17 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 8, "chat": False}
 STRENGTHS = (-6.0, 0.0, 6.0)
 
 
-def by_hugging_face(model, text, tokens=8):
+def ids_by_hugging_face(model, text, tokens=8):
     """The reference: one prompt, alone, through Hugging Face's generate."""
     pad = padding_id(model)
     batch = pad_rows(encode_texts(model.tokenizer, [text]), pad)
     plain: Any = plain_model(model)
     out = plain.generate(**batch.inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=pad)
-    new = out[0, batch.input_ids.shape[1] :]
+    return out[0, batch.input_ids.shape[1] :].tolist()
+
+
+def by_hugging_face(model, text, tokens=8):
+    new = ids_by_hugging_face(model, text, tokens)
     return model.tokenizer.decode(new, skip_special_tokens=True)
 
 
@@ -131,10 +135,13 @@ def test_the_chat_template_is_used_as_it_is_when_there_is_one(llama, tiny_model,
 
 
 def test_rows_end_each_at_their_own_end_token(llama, make_vector, monkeypatch):
-    arguments = (llama, PROMPTS, make_vector(), STRENGTHS)
-    tokenizer = llama.tokenizer
+    vector = make_vector()
+    arguments = (llama, PROMPTS, vector, STRENGTHS)
     free = generate(*arguments, **SETTINGS)
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said(free)]
+    ids = []
+    for record in free.records:
+        with vector.steer(llama, record.strength):
+            ids.append(ids_by_hugging_face(llama, record.prompt))
     token = ids[1][3]
     monkeypatch.setattr(plain_model(llama).generation_config, "eos_token_id", [2, token])
     ended = generate(*arguments, **SETTINGS)
@@ -143,8 +150,8 @@ def test_rows_end_each_at_their_own_end_token(llama, make_vector, monkeypatch):
             assert after == before
             continue
         assert after.finished
-        assert after.text == tokenizer.decode(own[: own.index(token)])
-        assert after.n_tokens < before.n_tokens == 8
+        assert after.n_tokens == own.index(token) < before.n_tokens == 8
+        assert after.text == llama.tokenizer.decode(own[: own.index(token)])
     assert {r.finished for r in ended.records} == {True, False}
 
 
@@ -184,7 +191,7 @@ def test_choices_follow_the_softmax_at_the_temperature():
 
 def test_one_row_streams_its_text_as_it_comes(llama, make_vector):
     pieces: list[str] = []
-    result = generate(llama, PROMPTS[0], make_vector(), 6.0, **SETTINGS, on_token=pieces.append)
+    result = generate(llama, PROMPTS[0], make_vector(), 0.0, **SETTINGS, on_token=pieces.append)
     assert "".join(pieces).strip() == result.records[0].text.strip()
     assert len(pieces) > 1
     with pytest.raises(SteeringError, match="2 were asked for"):
