@@ -37,7 +37,7 @@ class Intervention:
     policy: Policy = "once"
     positions: str | None = None
 
-    def context(
+    def made_on(
         self, model: TransformerBridge, prompt_length: Int[Tensor, " row"] | None = None
     ) -> AbstractContextManager[Any]:
         """Return the `with` block that makes them."""

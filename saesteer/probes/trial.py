@@ -83,7 +83,7 @@ class InterventionTrial:
 
     def divergence(self, intervention: Intervention) -> float:
         """Return KL(intervened || untouched) over the base completions, nats per token."""
-        editing = partial(intervention.context, self.model)
+        editing = partial(intervention.made_on, self.model)
         return divergence(self._rows, self._states, editing=editing)
 
     def matched(self, intervention: Intervention, kl: float) -> tuple[Intervention, StrengthMatch]:
@@ -157,7 +157,7 @@ class InterventionTrial:
 
     def _generate(self, intervention: Intervention | None) -> tuple[str, ...]:
         settings = self.settings
-        with nullcontext() if intervention is None else intervention.context(self.model):
+        with nullcontext() if intervention is None else intervention.made_on(self.model):
             made = generate(
                 self.model,
                 self.prompts,

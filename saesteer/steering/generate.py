@@ -181,9 +181,9 @@ def generate(
         # The last prompt token is written to even if it is special, as where the KL is measured.
         special = ~batch.span
         special[:, -1] = False
-        context: AbstractContextManager[Any] = nullcontext()
+        steered: AbstractContextManager[Any] = nullcontext()
         if vectors:
-            context = steer(
+            steered = steer(
                 model,
                 vectors,
                 [job.strength for job in part],
@@ -192,7 +192,7 @@ def generate(
                 prompt_length=width,
                 special_mask=special,
             )
-        with context, contiguous_head(runner), torch.no_grad():
+        with steered, contiguous_head(runner), torch.no_grad():
             output = runner.generate(
                 **batch.inputs,
                 generation_config=config,

@@ -143,10 +143,10 @@ class TeacherForced:
         def closed(block: _Block) -> Pass:
             others = None if beside is None else torch.cat([beside[i] for i in block.index])
             below = None if editing else self._below(block, vector)
-            context = (
+            changed = (
                 editing(block.prompts) if editing else self._steered(block, vector, strength, unit)
             )
-            with torch.inference_mode(), context, _selecting(model, block, others) as seen:
+            with torch.inference_mode(), changed, _selecting(model, block, others) as seen:
                 logits = self._forward(block, below, model)
             return _pass(block, logits, seen, others)
 

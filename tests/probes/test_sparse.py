@@ -64,7 +64,7 @@ def test_planted_features_are_ranked_first_and_as_many_are_enough(planted):
 
 
 def test_l1_keeps_fewer_features_the_stronger_it_is(planted):
-    probes = [all_codes_probe(*planted, c, l1=True) for c in (1e-6, 0.03, 30.0)]
+    probes = [all_codes_probe(planted[0], planted[1], c, l1=True) for c in (1e-6, 0.03, 30.0)]
     counts = [len(p.features) for p in probes]
     # A penalty that leaves nothing still has a score.
     assert 0 == counts[0] < counts[1] < counts[2]

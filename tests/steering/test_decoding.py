@@ -153,16 +153,13 @@ def test_the_bridges_own_generate_is_steered_the_same(model_named, name, random_
 
 
 @pytest.mark.parametrize("positions", FIRST)
-@pytest.mark.parametrize(
-    "how", ["plain", "look-up", "assistant", "itself", "chunks", "look-up sampled"]
-)
+@pytest.mark.parametrize("how", ["look-up", "assistant", "itself", "chunks", "look-up sampled"])
 def test_candidates_and_chunks_are_steered_as_plain_decoding_is(
     llama, second_llama, positions, how
 ):
     # Words that come again, so that look-up finds candidates.
     ids = torch.tensor([[9, 20, 33, 41, 20, 33, 17, 20]])
     settings: dict[str, Any] = {
-        "plain": {},
         "look-up": {"prompt_lookup_num_tokens": 3},
         "assistant": {"assistant_model": plain_model(second_llama)},
         "itself": {"assistant_model": plain_model(llama)},

@@ -165,7 +165,8 @@ def test_sampling_meets_the_same_noise_at_every_strength(llama, make_vector):
     assert len(set(still)) > 3
     assert generate(*arguments, (0.0, 1e-9, 6.0), **sampling) == result
     assert generate(*arguments, 6.0, **sampling).texts(6.0) == moved
-    assert generate(*arguments, 0.0, **sampling | {"seed": 4}).texts(0.0) != still
+    sampling["seed"] = 4
+    assert generate(*arguments, 0.0, **sampling).texts(0.0) != still
     # A tiny nucleus is the likeliest token.
     nucleus = generate(llama, PROMPTS, **SETTINGS, temperature=1.0, top_p=1e-6)
     assert said(nucleus) == said(generate(llama, PROMPTS, **SETTINGS))
@@ -222,8 +223,6 @@ def test_the_result_is_a_table_and_json(llama, make_vector):
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"strength": (0.0, 0.2)}, "no vector"),
-        ({"strength": ()}, "empty"),
-        ({"strength": float("nan")}, "not finite"),
         ({"unit": "metres"}, "unit"),
     ],
 )

@@ -60,7 +60,8 @@ def reference(model, rows, vector=None, strength: float = 0.0) -> list[torch.Ten
     side = "input" if vector.site.hook == "hook_resid_pre" else "output"
     for row in rows:
         first = row.kept.index(True) - 1
-        change = strength * vector.residual_norm * vector.direction
+        # The unit "norm" of these vectors is 1.
+        change = strength * vector.direction
         with torch.no_grad(), added(module, change, slice(first, None), side):
             logits = plain_model(model)(torch.tensor([row.ids]), use_cache=False).logits[0]
         said.append(logits[first:-1])
