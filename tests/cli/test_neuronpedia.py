@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.neuronpedia import player as play
+from tests.saes import player as play
 
 KEY = "sk-np+secret/key=="
 

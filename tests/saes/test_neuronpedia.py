@@ -11,8 +11,7 @@ import pytest
 
 from saesteer.saes.neuronpedia import Cache, SteerSettings
 from saesteer.utils.errors import ConfigError, NetworkError, OutputError, SteeringError
-
-from .player import MODEL, PLACE, SOURCE, as_json, feature
+from tests.saes.player import MODEL, PLACE, SOURCE, as_json, feature
 
 KEY = "sk-np+secret/key=="
 
@@ -168,8 +167,7 @@ def test_lists_and_vectors_need_a_key_and_are_never_cached(player, client_to, mo
 
 def test_labels_come_from_imported_files_first_and_then_from_the_service(player, client_to):
     from saesteer.saes.neuronpedia import SourceId, import_from_bucket
-
-    from .player import label_line
+    from tests.saes.player import label_line
 
     client = client_to()
     player.put("batch-0", [label_line(3, "imported words")])

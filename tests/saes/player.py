@@ -59,16 +59,15 @@ def feature(index: int, *, n_texts: int = 5) -> dict[str, Any]:
     }
 
 
-def label_line(index: int, description: str | None = None, **rest: Any) -> str:
+def label_line(index: int, description: str = "", **rest: Any) -> str:
     """A line of a bulk file of explanations."""
-    words = f"label of {index}" if description is None else description
     return json.dumps(
         {
             "id": f"id{index}",
             "modelId": MODEL,
             "layer": SOURCE,
             "index": str(index),
-            "description": words,
+            "description": description or f"label of {index}",
             "explanationModelName": "gpt-4o-mini",
             "typeName": "oai_token-act-pair",
             "embedding": [0.5, 0.25],
