@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.chains import Division
-from saesteer.data.checks import plain_form, shorten
+from saesteer.data.checks import plain_form
 from saesteer.data.near_duplicates import (
     components,
     more_alike_than_chance,
@@ -19,6 +19,7 @@ from saesteer.data.near_duplicates import (
     pair_by_length,
 )
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.text import shorten
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saesteer.data.bundled import datasets_folder
-from saesteer.data.checks import check_unique, is_blank, near_field, plain_form
+from saesteer.data.checks import check_unique, is_blank, plain_form
 from saesteer.data.records import (
     SYNTAX_OF_SUFFIX,
     Record,
@@ -21,7 +21,7 @@ from saesteer.data.records import (
     read_records,
     read_text,
 )
-from saesteer.data.schema import Field, Schema
+from saesteer.data.schema import Field, Schema, near_field
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.text import shorten
 
@@ -71,15 +71,15 @@ def read_questions(source: str | Path) -> tuple[str, ...]:
     path = _path(source, QUESTIONS_NAME)
     if path.suffix.lower() in SYNTAX_OF_SUFFIX or read_text(path).lstrip()[0] in "[{":
         file = read_records(path)
-        records = [
-            replace(one, value={"question": one.value}) if isinstance(one.value, str) else one
-            for one in file.records
-        ]
-        file = replace(file, records=records)
     else:
         lines = enumerate(read_text(path).split("\n"), start=1)
-        asked = ((f"{path}:{number}", {"question": line}) for number, line in lines if line.strip())
-        file = RecordFile(path, [Record(*item) for item in asked])
+        records = [Record(f"{path}:{number}", line) for number, line in lines if line.strip()]
+        file = RecordFile(path, records)
+    records = [
+        replace(one, value={"question": one.value}) if isinstance(one.value, str) else one
+        for one in file.records
+    ]
+    file = replace(file, records=records)
     placed = _QUESTION.read_file(file, lambda said, place: (place, said["question"]))
     check_unique(
         placed, "question", "remove one of the two", lambda text: plain_form(text).casefold()

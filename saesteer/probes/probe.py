@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from saesteer.data.checks import did_you_mean, spoken_list
 from saesteer.models.loading import made_on_other_weights, model_info
 from saesteer.models.sites import Site
 from saesteer.probes.fitting import FitSettings, FittedProbe, fit_probe
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.text import did_you_mean, spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
