@@ -15,7 +15,6 @@ import torch
 
 from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
-from saesteer.models.tokens import TokenRow
 from saesteer.saes.corpus import CorpusSource, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.training import SaeTrainingConfig
