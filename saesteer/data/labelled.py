@@ -80,8 +80,6 @@ LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """One text with its class."""
-
     id: str  # Unique within its set.
     text: str
     label: str
@@ -120,7 +118,6 @@ class LabelledSet:
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int]) -> LabelledSet:
-        """Return the texts at these places, in this order."""
         return replace(self, texts=tuple(self.texts[i] for i in indices))
 
     @property

@@ -77,9 +77,6 @@ def load_pairs(
         max_pairs: Keep a seeded random choice of at most this many pairs, in their order.
         seed: Seed of that choice and of ties in the pairing of persona statements.
 
-    Returns:
-        The pairs, with the number of statements or pairs left out in `dropped`.
-
     Raises:
         DataError: The source cannot be used; the sentence names file, line and field.
         ConfigError: An argument is out of range.

@@ -17,8 +17,6 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a record."""
-
     name: str  # What it is called once read.
     # "name" is a text or a whole number, "label" a text or any number, both read as text; "number"
     # lies in `bounds`; "record" and "records" are objects of the schema `of`; "any" is taken as it
@@ -35,7 +33,6 @@ class Field:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it may be called in a file."""
         return self.keys or (self.name,)
 
     def key_in(self, fields: Mapping[str, object]) -> str:
@@ -100,8 +97,6 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The fields of a record."""
-
     fields: tuple[Field, ...]
     open: bool = False  # Whether a record may have other fields as well.
     hint: str = ""  # The way out for a record, or a table, without any of the required fields.

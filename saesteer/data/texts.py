@@ -36,8 +36,6 @@ _ANSWER = Schema(
 
 
 class Answer(NamedTuple):
-    """A question and its answer."""
-
     question: str
     answer: str
 

@@ -66,7 +66,6 @@ class Cache:
         return kept[key]
 
     def clear(self) -> None:
-        """Let go of everything in memory."""
         self._kept.clear()
 
     def once(self, kind: str, *parts: Any, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:

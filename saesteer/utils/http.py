@@ -129,18 +129,13 @@ def request(
     Redirects are not followed, since they could carry the key to another host.
 
     Args:
-        method: "GET" or "POST".
-        url: The address.
         payload: What is posted as JSON.
         params: The query.
-        key: Where the key is, if one is sent.
-        patience: How long and how often.
         called: What error messages call the service; its address without the path if None.
         check: Looks at every reply first: it returns why one is to be asked for again, and may
             raise.
         into: Where the body of a reply of status 200 goes, from its start; then `body` is empty.
         session: Connections that are kept open (`open_session`).
-        sleep: What waits.
         chance: Gives numbers from 0 to 1.
 
     Returns:

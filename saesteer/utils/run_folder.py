@@ -53,7 +53,6 @@ class RunFolder:
         return self
 
     def has(self, name: str) -> bool:
-        """Return whether a file is there."""
         there = os.path.isfile(self.path / name)
         if there:
             self.touched.add(name)

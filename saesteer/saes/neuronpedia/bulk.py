@@ -30,8 +30,6 @@ _MOST_PAGES = 1000
 
 
 class Imported(NamedTuple):
-    """What an import did."""
-
     files: int  # Files that were imported.
     skipped: int  # Files that had been imported before.
     lines: int

@@ -148,7 +148,7 @@ class Cache:
             )
         return count
 
-    def _read(self, query: str, *values: Any) -> list[sqlite3.Row]:
+    def _read(self, query: str, *values: Any) -> list[Any]:
         if not self.path.is_file():
             return []
         with self._opened() as connection:

@@ -220,10 +220,8 @@ class Neuronpedia:
         """Let Neuronpedia complete a text, or answer a chat, with and without steering.
 
         Args:
-            source: Model and source.
             prompt: A text, or a chat's messages with role and content.
             strengths: How much of each feature's unit decoder row is added, by number: L2 length.
-            settings: How it generates.
 
         Raises:
             SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
@@ -250,7 +248,6 @@ class Neuronpedia:
             model: Neuronpedia's name of the model.
             layer: The block whose input it is added to, from 0.
             values: The vector, as wide as the model.
-            label: What to call it.
             strength: How much of it is added by default, -100 to 100.
 
         Raises:

@@ -18,8 +18,6 @@ _ID = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class SourceId:
-    """Which SAE is meant."""
-
     model: str  # Neuronpedia's name of the model, such as "gpt2-small".
     source: str  # Its name of the SAE, such as "6-res-jb".
 
