@@ -187,12 +187,9 @@ def read_by_hand(plain):
 
 
 @pytest.fixture
-def player(monkeypatch):
+def player(http_server):
     """A server on this machine that answers as Neuronpedia's documentation says."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    made = Player()
-    yield made
-    made.stop()
+    return Player(http_server)
 
 
 @pytest.fixture
