@@ -85,6 +85,8 @@ class Cache:
 
     def record(self, kind: str, *parts: Any, compute: Callable[[], Any]) -> Any:
         """Return a JSON value from its file, computing it first where there is none; see `once`."""
+        if self.folder is None:
+            return compute()
         name = f"{kind}-{content_key(*parts)}.json"
         return self.files(
             {name: name},
