@@ -7,6 +7,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,10 +113,9 @@ class Cache:
 
         if self.folder is None:
             return compute()
-        try:
+        with suppress(OSError, ValueError, SafetensorError, OutputError):
             return {key: load(self.folder / name) for key, name in names.items()}
-        except (OSError, ValueError, SafetensorError, OutputError):
-            made = compute()
+        made = compute()
         for key, value in made.items():
             write_atomic(self.folder / names[key], partial(save, value))
         return made
