@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from saesteer.utils.errors import DataError
@@ -52,6 +52,21 @@ def check_unique(
             )
 
     collect(named, check)
+
+
+def ids_of(
+    given: Sequence[tuple[str, str]], number: Callable[[int], str], way_out: str
+) -> list[str]:
+    """Return every record's id, of its place and id, "" for none; a new one for those without."""
+    check_unique(((place, id or None) for place, id in given), "id", way_out)
+    taken = {id for _, id in given}
+    ids = []
+    for count, (_, id) in enumerate(given, start=1):
+        made = id or number(count)
+        while not id and made in taken:
+            made += "a"
+        ids.append(made)
+    return ids
 
 
 def check_text(text: str, what: str, place: str, limit: int = MAX_CHARACTERS) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.bundled import find_file
-from saesteer.data.checks import check_unique, collect, is_blank
+from saesteer.data.checks import collect, ids_of, is_blank
 from saesteer.data.records import Record, RecordFile, read_records
 from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
@@ -321,9 +321,7 @@ def _check_class(text: LabelledText, classes: Sequence[str]) -> None:
 
 
 def _with_ids(texts: Sequence[LabelledText]) -> tuple[LabelledText, ...]:
-    named = []
-    for number, text in enumerate(texts, start=1):
-        id = text.id or f"text-{number:05d}"
-        named.append(replace(text, id=id, group=text.group or id))
-    check_unique(((text.place, text.id) for text in named), "id", "give each text one of its own")
-    return tuple(named)
+    given = [(text.place, text.id) for text in texts]
+    ids = ids_of(given, lambda n: f"text-{n:05d}", "give each text one of its own")
+    named = zip(texts, ids, strict=True)
+    return tuple(replace(text, id=id, group=text.group or id) for text, id in named)
