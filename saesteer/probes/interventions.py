@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.data.checks import did_you_mean, spoken_list
 from saesteer.probes.probe import ProbeSet
 from saesteer.steering import Ablate, Add, Edit, Flip, Set, SteeringVector, Unit, intervene
 from saesteer.steering.apply import Policy
 from saesteer.steering.strength import check_strength
 from saesteer.utils.errors import SteeringError
+from saesteer.utils.text import did_you_mean, spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

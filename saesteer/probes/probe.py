@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from saesteer.data.checks import did_you_mean, spoken_list
 from saesteer.models.loading import check_weights, model_info
 from saesteer.models.sites import Site
 from saesteer.probes.fitting import FittedProbe, Parts
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
-from saesteer.utils.text import one_line
+from saesteer.utils.text import did_you_mean, one_line, spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

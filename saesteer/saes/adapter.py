@@ -104,17 +104,14 @@ class LensSae:
 
     @property
     def d_in(self) -> int:
-        """Width of the input."""
         return int(self.sae.cfg.d_in)
 
     @property
     def d_sae(self) -> int:
-        """Number of features."""
         return int(self.sae.cfg.d_sae)
 
     @property
     def architecture(self) -> str:
-        """sae_lens's name of the architecture."""
         return self.sae.cfg.architecture()
 
     @property
@@ -124,7 +121,6 @@ class LensSae:
 
     @property
     def neuronpedia_id(self) -> str | None:
-        """Neuronpedia's model and source ids."""
         return self.sae.cfg.metadata.neuronpedia_id
 
     @property

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -62,11 +62,26 @@ class Settings(BaseModel):
             found[new] = found.pop(old)
         return found
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        check_yes_and_no(value, cls.model_fields[str(info.field_name)].annotation)
-        return value
+    def _yes_is_no_number(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        # YAML reads yes and on as true, and pydantic reads true as 1.
+        made = handler(value)
+        if _booleans(made) < _booleans(value):
+            word = "false" if value is False else "true"
+            raise ValueError(f"{word} is a yes or no; give a value of its own kind")
+        return made
+
+
+def _booleans(value: object) -> float:
+    """Count every true and false in a value, however deep; settings within check their own."""
+    if isinstance(value, BaseModel):
+        return math.inf
+    if isinstance(value, Mapping):
+        return sum(_booleans(key) + _booleans(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return sum(map(_booleans, value))
+    return isinstance(value, bool)
 
 
 def in_present_words(record: Any) -> Any:
@@ -79,59 +94,6 @@ def in_present_words(record: Any) -> Any:
 @cache
 def _say_once(note: str) -> None:
     logging.getLogger("saesteer").warning(note)
-
-
-def check_yes_and_no(value: object, annotation: Any) -> None:
-    """Refuse true and false, however deep in a value, where its type has a number.
-
-    YAML reads yes and on as true, and pydantic reads true as 1.
-    """
-    said = next(_yes_and_no(value), None)
-    if said is not None and not _takes(annotation, value):
-        raise ValueError(f"{str(said).lower()} is a yes or no; give a value of its own kind")
-
-
-def _yes_and_no(value: object) -> Iterator[bool]:
-    """Every true and false in a value, however deep."""
-    if isinstance(value, bool):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _yes_and_no(key)
-            yield from _yes_and_no(inner)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for inner in value:
-            yield from _yes_and_no(inner)
-
-
-def _takes(annotation: Any, value: object) -> bool:
-    """Whether every true and false in a value stands where its annotation has one."""
-    kind, options = get_origin(annotation), get_args(annotation)
-    if kind is Annotated:
-        return _takes(options[0], value)
-    if kind in (Union, UnionType):
-        return any(_takes(option, value) for option in options)
-    if kind is Literal:
-        return any(value is option for option in options) or next(_yes_and_no(value), None) is None
-    if annotation in (Any, object) or not (kind or isinstance(annotation, type)):
-        return True  # A type variable, or a type that has a name of its own such as JsonValue.
-    if isinstance(value, bool):
-        return annotation is bool
-    if isinstance(value, Mapping):
-        if issubclass(kind or annotation, BaseModel):
-            return True  # It checks its own fields.
-        keys, values = options if len(options) == 2 else (Any, Any)
-        return issubclass(kind or annotation, Mapping) and all(
-            _takes(keys, key) and _takes(values, inner) for key, inner in value.items()
-        )
-    if isinstance(value, list | tuple | set | frozenset):
-        if not issubclass(kind or annotation, Collection) or annotation is str:
-            return False
-        if kind is tuple and options[-1:] != (...,):
-            return len(options) == len(value) and all(map(_takes, options, value))
-        inner = options[0] if options else Any
-        return all(_takes(inner, item) for item in value)
-    return True
 
 
 def named_places(settings: BaseModel) -> Iterator[tuple[str, str]]:
