@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from saesteer.report import plots
-from saesteer.report.layout import Mark, Remark, Tile, estimate
+from saesteer.report.layout import Column, Mark, Remark, Tile, estimate
 from saesteer.report.wording import Estimate, between, listing, show, spoken
 
 Row = Mapping[str, Any]
@@ -24,6 +24,7 @@ KINDS = {
 }
 DASHES = {"null": "dot", "prompt": "dash"}
 EFFECT, RATIO = estimate("effect"), estimate("ratio", "ratio_low", "ratio_high")
+PERSONA = Column("persona", lambda row: spoken(row["persona"]))
 
 
 class Method(NamedTuple):
@@ -84,7 +85,7 @@ class Comparison:
             found[row["method"]].append(row)
         return [(self.methods[name], own) for name, own in found.items() if own]
 
-    def effects(self, method: str, *, kl_target: float, persona: str | None = None) -> list[Row]:
+    def effects(self, method: str, kl_target: float, persona: str | None = None) -> list[Row]:
         """What was measured of a method at a KL target; a prompt has none of its own."""
         return [
             row
@@ -99,7 +100,7 @@ class Comparison:
 
         It is the mean over seeds of the effect and of the ends of its interval over pairs.
         """
-        rows = self.effects(method, kl_target=self.at, persona=persona)
+        rows = self.effects(method, self.at, persona)
         there = [row for row in rows if row["effect"] is not None]
         ends = (average(row[key] for row in there) for key in ("effect", "low", "high"))
         return Estimate(*ends), [row["effect"] for row in there]
@@ -133,7 +134,7 @@ class Comparison:
         missed = []
         for method in self.methods.values():
             for target in self.kl_targets:
-                own = self.effects(method.name, kl_target=target)
+                own = self.effects(method.name, target)
                 n = sum(row["effect"] is None for row in own)
                 if n:
                     missed.append(f"{method.label} at KL {target:g} ({n} of {len(own)})")
