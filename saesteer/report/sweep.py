@@ -120,7 +120,7 @@ def _parameters(sweep: Record) -> Section:
     names = sorted(importance, key=lambda name: importance[name])
     share = plots.Series("share", [importance[name] for name in names])
     draw = partial(
-        plots.bars, [share], names, y_title="share of the variance", sideways=True, percent=True
+        plots.bars, [share], names, x_title="share of the variance", sideways=True, percent=True
     )
     return Section(
         "What mattered",
