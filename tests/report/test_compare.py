@@ -244,18 +244,25 @@ def numbers(record: Any) -> list[float]:
     return [record] if isinstance(record, float) else []
 
 
-def test_every_number_of_the_metrics_is_on_the_page():
+def test_every_number_of_the_metrics_is_on_the_page_and_rounded_as_it_is():
     metrics = made_up_metrics(n_personas=3, n_methods=4, n_features=4)
-    report = compare_report(metrics)
-    page = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", report.to_html(), flags=re.DOTALL)
+    page = compare_report(metrics).to_html()
+    page = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", page, flags=re.DOTALL)
     shown = {float(n) for n in re.findall(r'data-(?:value|low|high)="(-?[\d.e-]+)"', page)}
     drawn = re.search(r'id="figures">(.*?)</script>', page, flags=re.DOTALL)
     assert drawn is not None
     shown |= set(numbers(json.loads(drawn[1])))
-    parts = ("effects", "summary", "areas", "generation_summary", "judges", "seconds", "null")
-    for part in parts:
+    for part in ("effects", "summary", "areas", "generation_summary", "judges", "seconds", "null"):
         for number in numbers(metrics[part]):
             assert any(np.isclose(number, list(shown), rtol=1e-9, atol=1e-12)), (part, number)
+    cells = re.findall(r'<td[^>]*data-value="([^"]*)">(?:<span class="value">)?([^<]+)<', page)
+    assert len(cells) > 300
+    for value, text in cells:
+        digits = text.strip().replace("\N{MINUS SIGN}", "-")
+        scale = 100 if digits.endswith("%") else 1
+        decimals = len(digits.rstrip("%").partition(".")[2])
+        exact = pytest.approx(scale * float(value), abs=0.50001 * 10**-decimals, rel=0.05)
+        assert float(digits.rstrip("%")) == exact
 
 
 def test_a_full_comparison_stays_small_and_the_terminal_shows_every_method(capsys):
