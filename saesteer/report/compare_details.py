@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ CHOICES = {"yes_no": "Yes / No", "a_b": "A / B"}
 SIGNS = {-1: "negative", 0: "none", 1: "positive"}
 MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
 RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
+JUDGE = estimate("judge", "judge_low", "judge_high")
 OPENED = 2
 
 
@@ -75,10 +77,7 @@ def text_sections(found: Comparison) -> list[Section]:
     if not metrics["generation_summary"]:
         none = Text("No completions were written.")
         return [Section("What the model writes", items=[none])]
-    items: list[Item] = []
-    if any(_span(found, name, persona) for name in found.pair for persona in _written(found)):
-        items.append(Figure("judge", "Judge by persona", partial(_judge_figure, found)))
-    items += [_summary_table(found), _means_table(found)]
+    items: list[Item] = [*_judge_figures(found), _summary_table(found), _means_table(found)]
     if metrics["llm_judge"]:
         items.append(_llm_table(found))
     about = (
@@ -102,48 +101,46 @@ def text_sections(found: Comparison) -> list[Section]:
     return sections
 
 
-def _written(found: Comparison) -> list[str]:
-    return list(dict.fromkeys(row["persona"] for row in found.metrics["generation"]))
-
-
-def _span(found: Comparison, method: str, persona: str) -> list[Estimate]:
-    """The judge's reading of texts at the negative, no and the positive strength; [] without."""
-    rows = {
-        row["sign"]: Estimate(row["judge"], row["judge_low"], row["judge_high"])
-        for row in found.metrics["generation"]
-        if (row["method"], row["persona"]) == (method, persona)
-        and row["kl_target"] in (found.at, None)
+def _judge_figures(found: Comparison) -> list[Figure]:
+    """The judge's reading at the negative, no and the positive strength, where there is one."""
+    generation, nothing = found.metrics["generation"], Estimate(None)
+    personas = list(dict.fromkeys(row["persona"] for row in generation))
+    read = {
+        (row["method"], row["persona"], row["sign"]): JUDGE(row)
+        for row in generation
+        if row["kl_target"] in (found.at, None)
     }
-    span = [rows.get(sign, Estimate(None)) for sign in SIGNS]
-    return [] if None in (span[0].value, span[2].value) else span
-
-
-def _judge_figure(found: Comparison) -> Drawing:
-    personas = _written(found)
-    dots = []
-    base: dict[str, float | None] = {}
-    for name, shift in zip(found.pair, (0.15, -0.15), strict=False):
-        nothing = [Estimate(None)] * 3
-        spans = [_span(found, name, persona) or nothing for persona in personas]
-        base |= {p: s[1].value for p, s in zip(personas, spans, strict=True) if base.get(p) is None}
-        for place, symbol in ((0, "circle-open"), (2, "circle")):
-            dots.append(
-                plots.Dots(
-                    f"{found.methods[name].label}, {SIGNS[place - 1]} strength",
-                    *zip(*(span[place] for span in spans), strict=True),
-                    colour=found.methods[name].colour,
-                    shift=shift if len(found.pair) > 1 else 0.0,
-                    symbol=symbol,
-                    start=[span[0].value for span in spans] if place else (),
-                )
-            )
-    unsteered = [base.get(persona) for persona in personas]
+    spans: dict[str, list[list[Estimate]]] = {name: [] for name in found.pair}
+    for name, persona in product(found.pair, personas):
+        span = [read.get((name, persona, sign), nothing) for sign in SIGNS]
+        whole = span[0].value is not None and span[2].value is not None
+        spans[name].append(span if whole else [nothing] * len(SIGNS))
+    if all(span[0].value is None for own in spans.values() for span in own):
+        return []
+    dots = [
+        plots.Dots(
+            f"{found.methods[name].label}, {SIGNS[place - 1]} strength",
+            *zip(*(span[place] for span in spans[name]), strict=True),
+            colour=found.methods[name].colour,
+            shift=shift if len(found.pair) > 1 else 0.0,
+            symbol=symbol,
+            start=[span[0].value for span in spans[name]] if place else (),
+        )
+        for name, shift in zip(found.pair, (0.15, -0.15), strict=False)
+        for place, symbol in ((0, "circle-open"), (2, "circle"))
+    ]
+    unsteered = [
+        next((span[1].value for span in of_one if span[1].value is not None), None)
+        for of_one in zip(*spans.values(), strict=True)
+    ]
     dots.append(plots.Dots("no steering", unsteered, colour=plots.SOFT, symbol="line-ns-open"))
-    return plots.forest(
+    draw = partial(
+        plots.forest,
         [spoken(persona) for persona in personas],
         dots,
         x_title="mean judge logit: against the persona ← → like the persona",
     )
+    return [Figure("judge", "Judge by persona", draw)]
 
 
 def _summary_table(found: Comparison) -> Table:

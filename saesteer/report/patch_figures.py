@@ -238,7 +238,7 @@ def lens_figures(table: pd.DataFrame) -> list[Figure]:
         Figure("lens", title, partial(_lens, table, title, "logit_difference")),
         Figure("lens-rank", by_rank, partial(_lens, table, by_rank, "rank")),
     ]
-    first = table[table["pair"] == table["pair"].iloc[0]]
+    first: Any = table[table["pair"] == table["pair"].iloc[0]]
     if first["position"].nunique() > 1:
         found.append(Figure("lens-tokens", "Logit lens at every token", partial(_lens_map, first)))
     return found
