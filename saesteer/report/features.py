@@ -77,8 +77,10 @@ def no_tree(record: Mapping[str, Any]) -> str:
     """Return why a cluster tree is not drawn; nothing where it can be."""
     if not record:
         return "No cluster tree was kept (a method that joins no clusters has none)."
-    if len(record["labels"]) > MOST_LEAVES:
-        n = len(record["labels"])
+    n = len(record["labels"])
+    if n < 2:
+        return "A tree needs two features; only one was clustered."
+    if n > MOST_LEAVES:
         return f"The tree of {n} features is too large to read; see the run's tables."
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from saesteer.report.wording import Estimate
@@ -125,6 +126,13 @@ class Table:
             hints={one.name: one.hint for one in made if one.hint},
             printed=names if printed is True else printed or (),
             **more,
+        )
+
+    def right(self, column: int) -> bool:
+        """Return whether a column stands right, as numbers do."""
+        cells = [row[column] for row in self.rows]
+        return any(
+            isinstance(cell, Real | Estimate) and not isinstance(cell, bool) for cell in cells
         )
 
     def link(self, row: int) -> str:

@@ -29,6 +29,10 @@ def column(found: Table, name: str) -> list[Any]:
     return [row[list(found.columns).index(name)] for row in found.rows]
 
 
+def notes(report: Report) -> list[str]:
+    return [item.text for item in report.items() if isinstance(item, Text)]
+
+
 def headline(small, **changes) -> Comparison:
     row = next(r for r in small["summary"] if (r["method"], r["kl_target"]) == ("ours", 0.3))
     row.update(changes)
@@ -201,8 +205,12 @@ def test_the_strongest_feature_comes_first_and_its_texts_are_cut_at_the_token(sm
     # Of two places the one further back is meant.
     assert described.contexts[0] == ("so ", "so", " good", 2.0)
     assert described.contexts[1] == ("no", "", "", 1.0)
-    notes = [item.text for item in report.items() if isinstance(item, Text)]
-    assert "No cluster tree was kept (a method that joins no clusters has none)." in notes
+    assert "No cluster tree was kept (a method that joins no clusters has none)." in notes(report)
+    # One leaf alone is nothing that scipy could draw.
+    small["linkage"] = {"warm": {"linkage": [], "labels": [7], "clusters": [0]}}
+    report = compare_report(small)
+    assert "tree-0" not in report.figures
+    assert any("needs two features" in note for note in notes(report))
 
 
 def test_a_tree_joins_what_scipy_joined_and_colours_pure_clusters(small):
