@@ -32,6 +32,16 @@ EFFECT_MEANING = (
     "pairs."
 )
 
+HINTS = {
+    "headline": "the headline KL target",
+    "area": "under E against log KL, over the log range, nats per token",
+    "p": "paired Wilcoxon over personas against the baseline, Holm's",
+    "null": "personas where E exceeds every random draw at the same KL",
+    "judge": "range of the judge's logit over generated text, negative to positive",
+    "anti-steerable": "share of pairs that move against the strength",
+    "common shift": "what moved both sides alike, nats per token",
+}
+
 
 def compare_report(metrics: Metrics) -> Report:
     """Return the report of a comparison's `metrics.json`."""
@@ -75,6 +85,17 @@ def compare_report(metrics: Metrics) -> Report:
 
 
 def _methods(found: Comparison) -> Section:
+    missed = found.missed()
+    return Section(
+        "All methods",
+        "Intervals are over personas. The p value is of a paired Wilcoxon test against the "
+        "baseline over personas, corrected by Holm for the number of methods.",
+        [_method_table(found), *_folded_tables(found)],
+        f"KL target not reached: {listing(missed, 20)}." if missed else "",
+    )
+
+
+def _method_table(found: Comparison) -> Table:
     at, metrics = found.at, found.metrics
     areas = {row["method"]: AREA(row) for row in metrics["areas"]}
     judged = {
@@ -82,6 +103,11 @@ def _methods(found: Comparison) -> Section:
         for row in metrics["generation_summary"]
         if row["kl_target"] in (at, None)
     }
+
+    def effect_at(target: float) -> Column:
+        hint = HINTS["headline"] if target == at else ""
+        name = f"E at KL {target:g}"
+        return Column(name, lambda m: EFFECT(found.summary[m.name, target]), hint=hint)
 
     def mean(key: str) -> Callable[[Method], float | None]:
         return lambda method: average(row[key] for row in found.effects(method.name, at))
@@ -91,66 +117,44 @@ def _methods(found: Comparison) -> Section:
         n = row["beyond_null"]
         return None if n is None else f"{n}/{row['n_personas']}"
 
-    def effect_at(target: float) -> Column:
-        hint = "the headline KL target" if target == at else ""
-        return Column(
-            f"E at KL {target:g}", lambda m: EFFECT(found.summary[m.name, target]), hint=hint
-        )
-
-    area_hint = "under E against log KL, over the log range, nats per token"
-    p_hint = "paired Wilcoxon over personas against the baseline, Holm's"
-    null_hint = "personas where E exceeds every random draw at the same KL"
-    judge_hint = "range of the judge's logit over generated text, negative to positive"
-    against_hint = "share of pairs that move against the strength"
-    shift_hint = "what moved both sides alike, nats per token"
     columns = [
         Column("method", lambda m: m.mark),
         *map(effect_at, found.kl_targets),
-        Column("area", lambda m: areas.get(m.name), hint=area_hint),
+        Column("area", lambda m: areas.get(m.name), hint=HINTS["area"]),
         Column("ratio to baseline", lambda m: RATIO(found.summary[m.name, at]), ".2f"),
-        Column("p", lambda m: found.summary[m.name, at]["p_holm"], ".2g", p_hint),
-        Column("null", beyond, hint=null_hint),
-        Column("judge", lambda m: judged.get(m.name), ".2f", judge_hint),
-        Column("anti-steerable", mean("anti_steerable"), ".0%", against_hint),
-        Column("common shift", mean("common_shift"), "+.2f", shift_hint),
+        Column("p", lambda m: found.summary[m.name, at]["p_holm"], ".2g", HINTS["p"]),
+        Column("null", beyond, hint=HINTS["null"]),
+        Column("judge", lambda m: judged.get(m.name), ".2f", HINTS["judge"]),
+        Column("anti-steerable", mean("anti_steerable"), ".0%", HINTS["anti-steerable"]),
+        Column("common shift", mean("common_shift"), "+.2f", HINTS["common shift"]),
     ]
     printed = ("method", f"E at KL {at:g}", "ratio to baseline", "p", "null", "judge")
-    missed = found.missed()
     own = found.methods.values()
+    return Table.of(own, columns, printed=printed, most=len(own), note=EFFECT_MEANING)
+
+
+def _folded_tables(found: Comparison) -> list[Table]:
+    """Return the rows of every KL target and of every measurement."""
     label = Column("method", lambda row: found.methods[row["method"]].label)
     effect, ratio = Column("E", EFFECT), Column("ratio to baseline", RATIO)
-    every_target = ("KL target=kl_target", "personas=n_personas", effect, ratio, "p")
-    every_effect = (
-        *("seed", "KL target=kl_target", effect, "moved=moved_share"),
+    targets = (
+        *(label, "KL target=kl_target", "personas=n_personas", effect, ratio),
+        *("p", "p (Holm)=p_holm"),
+    )
+    measurements = (
+        *(PERSONA, label, "seed", "KL target=kl_target", effect, "moved=moved_share"),
         *("anti-steerable=anti_steerable", "common shift=common_shift", "slope"),
-        *(
-            Column(f"{word} {sign}", lambda row, side=side, key=key: row[side][key])
-            for sign, side in (("-", "minus"), ("+", "plus"))
-            for word, key in (("strength", "strength"), ("KL", "kl"))
-        ),
+        Column("strength -", lambda row: row["minus"]["strength"]),
+        Column("KL -", lambda row: row["minus"]["kl"]),
+        Column("strength +", lambda row: row["plus"]["strength"]),
+        Column("KL +", lambda row: row["plus"]["kl"]),
         "pairs=n_pairs",
     )
-    return Section(
-        "All methods",
-        "Intervals are over personas. The p value is of a paired Wilcoxon test against the "
-        "baseline over personas, corrected by Holm for the number of methods.",
-        [
-            Table.of(own, columns, printed=printed, most=len(own), note=EFFECT_MEANING),
-            Table.of(
-                metrics["summary"],
-                (label, *every_target, "p (Holm)=p_holm"),
-                "Every KL target",
-                folded=True,
-            ),
-            Table.of(
-                metrics["effects"],
-                (PERSONA, label, *every_effect),
-                "Every measurement",
-                folded=True,
-            ),
-        ],
-        f"KL target not reached: {listing(missed, 20)}." if missed else "",
-    )
+    metrics = found.metrics
+    return [
+        Table.of(metrics["summary"], targets, "Every KL target", folded=True),
+        Table.of(metrics["effects"], measurements, "Every measurement", folded=True),
+    ]
 
 
 def _effects(found: Comparison) -> list[Section]:

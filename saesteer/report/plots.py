@@ -278,20 +278,15 @@ def confusions(
             showarrow=False,
             font={"size": 11},
         )
-    for update, count, ends in (
-        (figure.update_xaxes, columns, [-0.5, (columns - 1) * step + n - 0.5]),
-        (figure.update_yaxes, rows, [(rows - 1) * step + n - 0.5, -1.2]),
-    ):
-        update(
-            tickvals=[start * step + i for start in range(count) for i in range(n)],
-            ticktext=names * count,
-            tickfont={"size": 9},
-            ticks="",
-            range=ends,
-            showgrid=False,
-            zeroline=False,
-        )
-    return figure
+    axis = {"tickfont": {"size": 9}, "ticks": "", "showgrid": False, "zeroline": False}
+    places = [start * step + i for start in range(max(rows, columns)) for i in range(n)]
+    across, down = places[: n * columns], places[: n * rows]
+    figure.update_xaxes(
+        tickvals=across, ticktext=names * columns, range=[-0.5, across[-1] + 0.5], **axis
+    )
+    return figure.update_yaxes(
+        tickvals=down, ticktext=names * rows, range=[down[-1] + 0.5, -1.2], **axis
+    )
 
 
 def lines(
