@@ -192,14 +192,14 @@ def _features(metrics: Metrics, features: Sequence[Metrics], site: str) -> Secti
 
 def completion_texts(records: Sequence[Metrics]) -> list[Texts]:
     """Return completions by prompt, a column for each strength."""
-    texts = []
-    for prompt in dict.fromkeys(record["prompt"] for record in records):
-        columns: dict[str, list[Said]] = {}
-        for record in records:
-            if record["prompt"] == prompt:
-                columns.setdefault(_strength(record), []).append(Said(record["text"]))
-        texts.append(Texts(prompt, {"": columns}, opened=len(texts) < 2, printed=True))
-    return texts
+    prompts: dict[str, dict[str, list[Said]]] = {}
+    for record in records:
+        columns = prompts.setdefault(record["prompt"], {})
+        columns.setdefault(_strength(record), []).append(Said(record["text"]))
+    return [
+        Texts(prompt, {"": columns}, opened=place < 2, printed=True)
+        for place, (prompt, columns) in enumerate(prompts.items())
+    ]
 
 
 def _strength(record: Metrics) -> str:
