@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named, imported
+from saesteer.experiments.kinds import KINDS, experiment_named, imported, kind_name
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.files import portable_name
@@ -35,13 +35,18 @@ class BundledConfig(NamedTuple):
     path: Path
 
     @property
+    def full_name(self) -> str:
+        """The name that no other one has."""
+        return f"{self.kind}/{self.name}"
+
+    @property
     def about(self) -> str:
         """What it is for: the first line of the file, a comment."""
         return self.path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
     def settings(self) -> Given:
         """What it holds."""
-        return Given(_read(self.path), f"{self.kind}/{self.name}")
+        return Given(_read(self.path), self.full_name)
 
 
 def configs_folder() -> Path:
@@ -71,23 +76,20 @@ def bundled_configs(kind: str | None = None) -> list[BundledConfig]:
 def find_config(word: str, kind: str | None = None) -> BundledConfig | None:
     """The bundled configuration of a name such as "agreeableness" or "patch/sentiment"."""
     there = bundled_configs(kind)
-    found = [one for one in there if word in (one.name, f"{one.kind}/{one.name}")]
+    found = [one for one in there if word in (one.name, one.full_name)]
     if len(found) > 1:
-        names = " or ".join(f"{one.kind}/{one.name}" for one in found)
+        names = " or ".join(one.full_name for one in found)
         raise ConfigError(f"{word!r} is the name of several configurations; give {names}.")
     return found[0] if found else None
 
 
 def find_settings(words: Sequence[str], kind: str) -> list[Given]:
-    """Return the settings that words stand for: one experiment or several, unchecked.
+    """The settings that words stand for: one experiment or several, unchecked.
 
     A word is the name of a bundled configuration or of bundled data, a file of data, or a file of
     settings. Data becomes an experiment of its own, in a bundled configuration's settings or the
     kind's defaults; where a kind takes several sets of data in one experiment, all of them are
     one, in the settings of the configuration beside them.
-
-    Raises:
-        ConfigError: A word stands for nothing, or for two things, or a file cannot be read.
     """
     given = [_named_settings(word, kind) or _checked_data(word, kind) for word in words]
     if not KINDS[kind].several:
@@ -166,15 +168,10 @@ def _on_data(config: Given | None, words: list[str], kind: str) -> Given:
 
 
 def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
-    """Read the settings of an experiment of any kind.
+    """Read the settings of an experiment of any kind; overrides, such as "seed=1", win over them.
 
-    Args:
-        source: A YAML file, or the name of a bundled configuration; `kind:` in it says which kind
-            it is where its other fields do not.
-        overrides: Settings that win over the file's, such as "seed=1".
-
-    Raises:
-        ConfigError: The file cannot be read, fits no kind, or a value does not fit.
+    The source is a YAML file or the name of a bundled configuration; `kind:` in it says which kind
+    it is where its other fields do not.
     """
     bundled = None if os.path.isfile(source) else find_config(str(source))
     if bundled is not None:
@@ -195,7 +192,7 @@ def _parsed(given: Given, overrides: Sequence[str], kind: str | None = None) -> 
     for override in overrides:
         apply_override(data, override)
     named = data.pop("kind", None)
-    if named is not None and kind is not None and RECORDED.get(str(named), str(named)) != kind:
+    if named is not None and kind is not None and kind_name(named) != kind:
         raise ConfigError(f"{given.place} is of kind {named} and not {kind}; run it as {named}.")
     kinds = [kind or named] if kind or named else list(KINDS)
     configs = [experiment_named(str(one)).Config for one in kinds]
@@ -208,7 +205,7 @@ def full_yaml(config: Any) -> str:
     """All of an experiment's settings, as a YAML file that is the same experiment."""
     import yaml
 
-    record = {"kind": RECORDED.get(config.kind, config.kind), **config.model_dump(mode="json")}
+    record = {"kind": kind_name(config.kind), **config.model_dump(mode="json")}
     return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
 
 
