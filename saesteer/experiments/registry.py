@@ -26,6 +26,11 @@ class Given(NamedTuple):
     data: dict[str, Any]
     place: str
 
+    @classmethod
+    def read(cls, path: Path, place: str) -> Given:
+        """What a YAML file holds."""
+        return cls(read_yaml(path, empty="settings; write 'name: value' lines"), place)
+
 
 class BundledConfig(NamedTuple):
     """A configuration that comes with saesteer."""
@@ -43,10 +48,6 @@ class BundledConfig(NamedTuple):
     def about(self) -> str:
         """What it is for: the first line of the file, a comment."""
         return self.path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-
-    def settings(self) -> Given:
-        """What it holds."""
-        return Given(_read(self.path), self.full_name)
 
 
 def configs_folder() -> Path:
@@ -75,8 +76,7 @@ def bundled_configs(kind: str | None = None) -> list[BundledConfig]:
 
 def find_config(word: str, kind: str | None = None) -> BundledConfig | None:
     """The bundled configuration of a name such as "agreeableness" or "patch/sentiment"."""
-    there = bundled_configs(kind)
-    found = [one for one in there if word in (one.name, one.full_name)]
+    found = [one for one in bundled_configs(kind) if word in (one.name, one.full_name)]
     if len(found) > 1:
         names = " or ".join(one.full_name for one in found)
         raise ConfigError(f"{word!r} is the name of several configurations; give {names}.")
@@ -96,14 +96,12 @@ def find_settings(words: Sequence[str], kind: str) -> list[Given]:
         return [_on_data(None, [one], kind) if isinstance(one, str) else one for one in given]
     configs = [one for one in given if isinstance(one, Given)]
     data = [one for one in given if isinstance(one, str)]
-    if not data:
-        return configs
-    if len(configs) > 1:
+    if data and len(configs) > 1:
         raise ConfigError(
             f"{data[0]} could belong to {configs[0].place} or to {configs[1].place}; give one "
             "configuration with data."
         )
-    return [_on_data(configs[0] if configs else None, data, kind)]
+    return [_on_data(configs[0] if configs else None, data, kind)] if data else configs
 
 
 def _named_settings(word: str, kind: str) -> Given | None:
@@ -113,18 +111,17 @@ def _named_settings(word: str, kind: str) -> Given | None:
         near = find_config(path.stem, kind)
         if near is not None and not os.path.exists(word):
             raise ConfigError(f"{word} cannot be read; the bundled one is called {near.name!r}.")
-        return Given(_read(path), str(path))
+        return Given.read(path, str(path))
     found = find_config(word, kind)
-    if found is None:
-        return None
-    if os.path.isfile(word):
+    if found is not None and os.path.isfile(word):
         raise ConfigError(
             f"{word!r} is a bundled configuration and a file; give {found.kind}/{word} or ./{word}."
         )
-    return found.settings()
+    return None if found is None else Given.read(found.path, found.full_name)
 
 
 def _checked_data(word: str, kind: str) -> str:
+    """A word that names bundled data or a file of data."""
     bundled = KINDS[kind].bundled
     names = imported(bundled) if bundled else ()
     known: Any = names() if callable(names) else names
@@ -150,10 +147,10 @@ def _checked_data(word: str, kind: str) -> str:
 
 def _on_data(config: Given | None, words: list[str], kind: str) -> Given:
     """A configuration's settings with other data; a kind's own settings get a name of their own."""
-    known, base = KINDS[kind], config
-    if base is None:
-        found = None if known.base is None else find_config(known.base, kind)
-        base = Given({}, "") if found is None else found.settings()
+    known, base = KINDS[kind], config or Given({}, " ".join(words))
+    if config is None and known.base is not None:
+        found = find_config(known.base, kind)
+        base = base if found is None else Given.read(found.path, base.place)
     group, _, setting = known.data.rpartition(".")
     texts: Any = words if kind != "train_sae" else [{"path": word} for word in words]
     changed: dict[str, Any] = {setting: texts if known.several else texts[0]}
@@ -164,7 +161,7 @@ def _on_data(config: Given | None, words: list[str], kind: str) -> Given:
         more = [f"{len(stems) - 3}-more"] if len(stems) > 3 else []
         name = portable_name("-".join([*stems[:3], *more]))
         changed["name"] = re.sub(r"^[^A-Za-z0-9]+", "", name) or "mine"
-    return Given({**base.data, **changed}, " ".join(words) if config is None else config.place)
+    return Given({**base.data, **changed}, base.place)
 
 
 def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
@@ -175,8 +172,8 @@ def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = (
     """
     bundled = None if os.path.isfile(source) else find_config(str(source))
     if bundled is not None:
-        return _parsed(bundled.settings(), overrides, bundled.kind)
-    return _parsed(Given(_read(Path(source)), str(source)), overrides)
+        return _parsed(Given.read(bundled.path, bundled.full_name), overrides, bundled.kind)
+    return _parsed(Given.read(Path(source), str(source)), overrides)
 
 
 def load_experiments(
@@ -246,7 +243,3 @@ def run_experiment(
 
 # What it is called as `saesteer.run`.
 run = run_experiment
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_yaml(path, empty="settings; write 'name: value' lines")

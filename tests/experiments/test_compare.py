@@ -10,11 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from saesteer.evaluation.statistics import hierarchical_bootstrap, paired_ratio
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import TABLES, Compare, measure_in_processes
 from saesteer.experiments.compare.persona import PersonaRun
@@ -135,24 +133,7 @@ def test_every_effect_was_measured_at_its_cost_and_lies_on_its_curve(compared):
         assert 0 <= row["anti_steerable"] <= 1
 
 
-def test_the_stored_pairs_give_the_summary_of_a_real_comparison(compared, settings):
-    def moved(folder: Path, method: str) -> np.ndarray:
-        records = json.loads((folder / f"effects/{method}.json").read_text())["kl_targets"]
-        effect = next(r["effect"] for r in records if r["kl_target"] == 0.05)
-        return (np.array(effect["up"]) - np.array(effect["down"])) / 2
-
-    own, base = (
-        [
-            [moved(persona.folder / f"seed-{seed}", method) for seed in (0, 1)]
-            for persona in plan_compare(CompareConfig(**settings)).personas
-        ]
-        for method in PAIR
-    )
-    rows = compared.metrics["summary"]
-    row = next(r for r in rows if (r["method"], r["kl_target"]) == (PAIR[0], 0.05))
-    assert (row["effect"], row["low"], row["high"]) == hierarchical_bootstrap(own)[:3]
-    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == paired_ratio(own, base)[:3]
-    assert row["effect"] == pytest.approx(np.mean([np.mean([s.mean() for s in p]) for p in own]))
+def test_the_tables_hold_the_numbers_of_the_metrics(compared):
     for name in filter(compared.metrics.get, TABLES):
         rows = pd.json_normalize(compared.metrics[name])
         table = pd.read_csv(compared.folder.path / "tables" / f"{name}.csv")
@@ -208,7 +189,9 @@ choices.json seed-0/unsteered.json judge.json written/attributed_sae-0.05.json
 """
 
 
-def test_what_is_lost_or_damaged_is_made_again_with_the_same_numbers(compared, copied):
+def test_what_is_lost_damaged_or_cut_off_is_made_again_with_the_same_numbers(
+    compared, copied, monkeypatch
+):
     settings, folder = copied
     next(folder.rglob("metrics.json")).unlink()
     (kindly,), (boldly,) = (list(folder.glob(f"personas/{n}-*")) for n in ("kindly", "boldly"))
@@ -227,25 +210,14 @@ def test_what_is_lost_or_damaged_is_made_again_with_the_same_numbers(compared, c
         for file in found:
             file.unlink()
     shutil.rmtree(folder / "compare-cache")
-    assert numbers(run(settings).metrics) == numbers(compared.metrics)
 
-
-def test_a_comparison_killed_in_the_middle_goes_on_with_the_same_numbers(
-    compared, copied, monkeypatch
-):
-    settings, folder = copied
-    for file in (*folder.rglob("done.json"), *folder.rglob("metrics.json")):
-        file.unlink()
-    (boldly,) = folder.glob("personas/boldly-*")
-    shutil.rmtree(boldly)
-
+    # Killed twice on the way: first among the null's draws, then before side effects.
     class Killed(BaseException):
         pass
 
     def killed(*args: Any) -> Any:
         raise Killed
 
-    # First among the null's draws, then before side effects.
     for place in (PairsRun, "_drawn"), (PersonaRun, "choices"):
         with monkeypatch.context() as patch:
             patch.setattr(*place, killed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class Stored:
         rng = np.random.default_rng(0)
         self.missing = missing or set()
         self.moved: dict[tuple[str, str, int, float | None], np.ndarray] = {}
-        self.nulls: dict[str, dict[str, list[float | None]]] = {}
+        self.nulls: dict[str, dict[str, list[float]]] = {}
         for place, name in enumerate(NAMES):
             for method, size in SIZES.items():
                 for seed in CONFIG.seeds_of(method):
@@ -66,32 +65,21 @@ class Stored:
                         self.moved[name, method, seed, kl_target] = rng.normal(mean, 0.1, 7)
             self.nulls[name] = {
                 "random_direction": [0.02, -0.05, 0.04],
-                "random_features": [0.01, None if place == 0 else 0.6],
+                "random_features": [0.01] if place == 0 else [0.01, 0.6],
             }
 
     def grid(self, config: CompareConfig = CONFIG) -> Grid:
-        return Grid(config, [self.run(name, config) for name in NAMES])
-
-    def run(self, name: str, config: CompareConfig = CONFIG) -> Any:
+        effects: dict[tuple[str, str, int], dict[str, Any]] = {}
+        for key, moved in self.moved.items():
+            found = effects.setdefault(key[:3], {"kl_targets": [], "curve": None})
+            found["kl_targets"].append(record(key[3], None if key in self.missing else moved))
         counts = dict(zip(NULLS, (config.random.directions, config.random.features), strict=True))
-
-        def effects(method: Any, seed: int) -> dict[str, Any]:
-            found = [
-                record(key[3], None if key in self.missing else moved)
-                for key, moved in self.moved.items()
-                if key[:3] == (name, method.name, seed)
-            ]
-            return {"kl_targets": found, "curve": None}
-
-        def null(kind: str) -> list[dict[str, Any]]:
-            drawn = self.nulls[name][kind][: counts[kind]]
-            return [{"effect": None if effect is None else {"effect": effect}} for effect in drawn]
-
-        seeds = {
-            seed: SimpleNamespace(effects=lambda method, s=seed: effects(method, s))
-            for seed in CONFIG.seeds
+        nulls = {
+            (name, kind): drawn[: counts[kind]]
+            for name, kinds in self.nulls.items()
+            for kind, drawn in kinds.items()
         }
-        return SimpleNamespace(persona=SimpleNamespace(name=name), seeds=seeds, null=null)
+        return Grid(config, NAMES, effects, nulls, {})
 
     def rows(self, config: CompareConfig = CONFIG) -> dict[tuple[str, float], dict[str, Any]]:
         rows = summary_rows(self.grid(config))
@@ -158,7 +146,7 @@ def test_beyond_null_counts_the_personas_past_every_random_draw(stored, off):
         kinds -= {"random_direction" if off == "directions" else "random_features"}
     rows, wanted = stored.rows(config), 0
     for name in NAMES:
-        drawn = [abs(e) for kind in kinds for e in stored.nulls[name][kind] if e is not None]
+        drawn = [abs(e) for kind in kinds for e in stored.nulls[name][kind]]
         wanted += int(stored.moved[name, "attributed_sae", 0, 0.3].mean() > max(drawn))
     assert rows[AT]["beyond_null"] == wanted > 0
     assert rows[("attributed_sae", 0.1)]["beyond_null"] is None
@@ -176,7 +164,7 @@ def test_random_draws_are_held_against_the_effect_under_their_own_seed(stored):
         assert row["p"] == pytest.approx(wanted)
 
 
-def test_the_null_leaves_out_what_missed_the_target(stored):
+def test_a_null_of_few_draws_or_none_has_its_own_verdict(stored):
     rows = null_rows(stored.grid())
     assert len(rows) == 12
     first = next(r for r in rows if (r["persona"], r["kind"]) == ("p0", "random_features"))
@@ -185,7 +173,7 @@ def test_the_null_leaves_out_what_missed_the_target(stored):
     assert first["p"] == permutation_p(float(effect), [0.01]) == 0.5
     # No draw at all has no verdict.
     for name in NAMES:
-        stored.nulls[name] = {"random_direction": [None] * 3, "random_features": [None] * 2}
+        stored.nulls[name] = {kind: [] for kind in NULLS}
     assert stored.rows()[AT]["beyond_null"] is None
 
 
@@ -233,18 +221,18 @@ def written(method: str, readings: Mapping[tuple[int, int], float | None], compo
     return {"method": method, "kl_target": 0.3, "summary": summary, "records": records}
 
 
-def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio(stored):
+def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio():
     full = {(q, s): s * (1.0 + q) for q in range(4) for s in (1, -1)}
     half = {key: value / 2 for key, value in full.items()}
-    runs = [stored.run(name) for name in NAMES[:2]]
-    for run, own in zip(runs, ({**full, (3, 1): None}, full), strict=True):
-        records = {
-            "attributed_sae": written("attributed_sae", own, 0.0),
-            "difference_in_means": written("difference_in_means", half, None),
-        }
-        run.to_write = lambda kept=records: [(method, 0.3) for method in kept]
-        run.written = lambda method, kl_target, kept=records: kept[method]
-    own, base = generation(Grid(CONFIG, runs))["generation_summary"]
+    kept = {
+        name: [
+            written("attributed_sae", own, 0.0),
+            written("difference_in_means", half, None),
+        ]
+        for name, own in zip(NAMES, ({**full, (3, 1): None}, full), strict=False)
+    }
+    grid = Grid(CONFIG, NAMES[:2], {}, {}, kept)
+    own, base = generation(grid)["generation_summary"]
     assert own["judge_range"] == pytest.approx((2 * np.mean([1, 2, 3]) + 2 * 2.5) / 2)
     assert own["ratio"] == pytest.approx(2.0)
     assert (own["composite"], base["composite"]) == (0.0, None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from saesteer.evaluation.statistics import (
 )
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.persona import NULLS, PersonaRun
-from saesteer.experiments.compare.plan import DONE
+from saesteer.experiments.compare.plan import DONE, ComparePlan
 from saesteer.methods.registry import method_entry
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def metrics_of(experiment: Compare) -> Row:
     config = experiment.config
     runs = [PersonaRun(experiment, persona) for persona in experiment.plan.personas]
     by_name = {run.persona.name: run for run in runs}
-    grid = Grid(config, runs)
+    grid = Grid.of(config, by_name)
     named = {name: run.features(config.headline) for name, run in by_name.items()}
     entries = [method_entry(method.name) for method in config.methods]
     searched = [method for method in config.methods if method.grid]
@@ -65,11 +65,11 @@ def metrics_of(experiment: Compare) -> Row:
         "choices_margins": [row for run in runs for row in run.choices()],
         "side_effects": {
             "prose": [row for run in runs for row in run.prose()],
-            "matrix": _shifts(grid),
+            "matrix": _shifts(config, by_name),
         },
         "features": {name: found["features"] for name, found in named.items()},
         "linkage": {name: found["tree"] for name, found in named.items()},
-        "completions": {run.persona.name: _shown(grid, run) for run in runs},
+        "completions": {name: _shown(grid, name, experiment.plan.questions) for name in by_name},
         "vectors": {name: str(folder.path / file) for name, folder in fitted.items()},
         # What validation pairs chose.
         "chosen": {
@@ -77,43 +77,48 @@ def metrics_of(experiment: Compare) -> Row:
             for name, run in by_name.items()
         },
         "config": config.model_dump(mode="json"),
-        "llm_judge": _llm_rows(grid),
+        "llm_judge": _llm_rows(grid, experiment.plan),
         "seconds": _seconds(runs),
     }
 
 
+@dataclass(frozen=True)
 class Grid:
     """The records of all personas, read once."""
 
-    def __init__(self, config: CompareConfig, runs: Sequence[PersonaRun]) -> None:
-        self.config = config
-        self.runs = runs
-        self.names = [run.persona.name for run in runs]
-        self.headline = config.evaluation.headline_kl_target
-        self.effects = {
-            (run.persona.name, method.name, seed): run.seeds[seed].effects(method)
-            for run in runs
+    config: CompareConfig
+    names: list[str]  # the personas'
+    effects: dict[tuple[str, str, int], Row]  # by persona, method and seed
+    nulls: dict[tuple[str, str], list[float]]  # by persona and kind, where the target was reached
+    written: dict[str, list[Row]]  # by persona, one for each method and KL target, sorted
+
+    @classmethod
+    def of(cls, config: CompareConfig, by_name: Mapping[str, PersonaRun]) -> Grid:
+        """What the personas' folders hold."""
+        effects = {
+            (name, method.name, seed): run.seeds[seed].effects(method)
+            for name, run in by_name.items()
             for seed in config.seeds
             for method in config.methods_under(seed)
         }
-        self.nulls = {
-            (run.persona.name, kind): [
-                draw["effect"]["effect"] for draw in run.null(kind) if draw["effect"] is not None
-            ]
-            for run in runs
+        nulls = {
+            (name, kind): [draw["effect"]["effect"] for draw in run.null(kind) if draw["effect"]]
+            for name, run in by_name.items()
             for kind in NULLS
         }
-
-    @cached_property
-    def written(self) -> dict[str, list[Row]]:
-        """Each persona's written records, one for each method and KL target, sorted."""
-        return {
-            run.persona.name: sorted(
+        written = {
+            name: sorted(
                 (run.written(*wanted) for wanted in run.to_write()),
                 key=lambda record: (record["method"], f"{record['kl_target'] or 0:g}"),
             )
-            for run in self.runs
+            for name, run in by_name.items()
         }
+        return cls(config, list(by_name), effects, nulls, written)
+
+    @property
+    def headline(self) -> float:
+        """The headline KL target."""
+        return self.config.evaluation.headline_kl_target
 
     def moved(self, method: str, kl_target: float, seeds: Sequence[int]) -> list[Moved]:
         """Each persona's moved margins, a row for each seed.
@@ -318,55 +323,53 @@ def _at_headline(grid: Grid, persona: str) -> list[Row]:
     return [r for r in grid.written[persona] if r["kl_target"] in (grid.headline, None)]
 
 
-def _shown(grid: Grid, run: PersonaRun) -> list[Row]:
+def _shown(grid: Grid, persona: str, questions: Sequence[str]) -> list[Row]:
     """The texts that the page shows: the first sample of the first questions."""
     return [
         {
-            "question": run.experiment.plan.questions[entry["question"]],
+            "question": questions[entry["question"]],
             "method": record["method"],
             "strength": record["strengths"].get(str(entry["sign"])) or 0.0,
             "sign": entry["sign"],
             "text": entry["text"],
             "judge": entry["judge"],
         }
-        for record in _at_headline(grid, run.persona.name)
+        for record in _at_headline(grid, persona)
         for entry in record["records"]
         if not entry["sample"] and entry["question"] < grid.config.writing.shown
     ]
 
 
-def _llm_rows(grid: Grid) -> list[Row]:
+def _llm_rows(grid: Grid, plan: ComparePlan) -> list[Row]:
     """Rate the completions at the headline KL target; nothing is asked where no judge is set."""
     settings = grid.config.llm_judge
     if settings is None:
         return []
-    plan = grid.runs[0].experiment.plan
     judge = LlmJudge(
         Endpoint(**settings.model_dump(exclude={"workers"})),
         cache=plan.cache / "llm-ratings.jsonl",
         workers=settings.workers,
     )
     rows = []
-    for run in grid.runs:
-        name = run.persona.name
-        behaviour = run.persona.settings.description or name.replace("-", " ")
-        for record in _at_headline(grid, name):
+    for persona in plan.personas:
+        behaviour = persona.settings.description or persona.name.replace("-", " ")
+        for record in _at_headline(grid, persona.name):
             for sign in (1, 0, -1):
                 chosen = [entry for entry in record["records"] if entry["sign"] == sign]
                 questions = [plan.questions[entry["question"]] for entry in chosen]
                 found = judge.rate(behaviour, questions, [entry["text"] for entry in chosen])
-                fields = {"persona": name, "method": record["method"], "sign": sign}
+                fields = {"persona": persona.name, "method": record["method"], "sign": sign}
                 rows.append({**fields, **mean_ratings(found)})
     return rows
 
 
-def _shifts(grid: Grid) -> list[Row]:
+def _shifts(config: CompareConfig, by_name: Mapping[str, PersonaRun]) -> list[Row]:
     """What each persona's vector does to the others, for each method looked at."""
-    runs, matrix = grid.runs, []
-    if grid.config.side_effects.pairs and len(runs) > 1:
+    runs, matrix = list(by_name.values()), []
+    if config.side_effects.pairs and len(runs) > 1:
         for method in runs[0].looked_at():
             values = [[run.shift_on(other, method) for other in runs] for run in runs]
-            matrix.append({"method": method, "personas": grid.names, "values": values})
+            matrix.append({"method": method, "personas": list(by_name), "values": values})
     return matrix
 
 
