@@ -124,15 +124,6 @@ def test_a_finished_run_holds_all_that_the_readme_names(whole):
     )
 
 
-def test_the_same_settings_give_the_same_numbers_in_another_folder(whole, settings):
-    # A method given by name alone changes no number of the default.
-    again = run_experiment(RunConfig(**settings, method="clustered_sae"))
-    assert again.folder.path.parent != whole.folder.path.parent
-    # The name says what the numbers depend on, which is neither the place nor the threads.
-    assert again.folder.path.name == whole.folder.path.name
-    assert numbers(again.folder.path) == numbers(whole.folder.path)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_works_for_any_method(name, settings, capsys):
     from saesteer.cli.features import features_command
@@ -262,9 +253,6 @@ def test_a_feature_table_of_another_sae_is_refused(tiny_settings, mirror_sae):
     save_feature_table(table, sae / "features.parquet")
     with pytest.raises(MismatchError, match=r"lists 5 features and the SAE beside it has 64"):
         run_experiment(RunConfig(**tiny_settings("llama", sae=sae)))
-    (sae / "features.parquet").write_bytes(b"cut off")
-    with pytest.raises(SaeError, match=r"features\.parquet cannot be read"):
-        run_experiment(RunConfig(**tiny_settings("llama", sae=sae)))
 
 
 def test_texts_that_do_not_fit_the_context_are_told_before_anything_is_written(settings, tmp_path):
@@ -329,7 +317,8 @@ def test_a_plan_keeps_limits_and_other_data_have_another_folder(settings, no_loa
     assert [pair.id for pair in plan.held_out] == [pair.id for pair in plan.split.test][:3]
     assert (len(plan.answers), len(plan.questions)) == (4, 1)
     first = plan_run(RunConfig(**settings)).folder
-    assert plan_run(RunConfig(**settings)).folder == first
+    # A method given by name alone is the default.
+    assert plan_run(RunConfig(**settings, method="clustered_sae")).folder == first
     lines = Path(settings["pairs"]["source"]).read_text(encoding="utf-8")
     source = tmp_path / "pairs.jsonl"
     source.write_text(lines.replace("glad", "kind", 1), encoding="utf-8")
