@@ -126,19 +126,25 @@ class SteeringExperiment(Experiment[Found]):
     def sae(self) -> LensSae:
         """The SAE, checked against the model."""
         config = self.config
-        sae = self.cache.keep("sae", self._sae_key, self._load_sae)
+
+        def load() -> LensSae:
+            self.progress.say(f"Loading SAE {config.sae} ...")
+            return load_sae(config.sae)
+
+        def fits() -> bool:
+            # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
+            remark = check_fit(self.model, sae, self._measuring_rows(sae.prepend_bos))
+            if remark:
+                self.progress.say(remark)
+            return True
+
+        sae = self.cache.keep("sae", self._sae_key, load)
         if config.site is not None and Site.parse(config.site) != sae.write_site:
             raise ConfigError(
                 f"site {config.site} is not where SAE {config.sae} lives ({sae.write_site}); leave "
                 "site out or choose an SAE of that site."
             )
-        self.cache.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
-        return sae
-
-    def _load_sae(self) -> LensSae:
-        self.progress.say(f"Loading SAE {self.config.sae} ...")
-        sae = load_sae(self.config.sae)
-        check_shape(self.plan.model, sae.site, sae.d_in, f"SAE {sae.name}")
+        self.cache.keep("fit", (*self._model_key, *self._sae_key), fits)
         return sae
 
     @property
@@ -146,13 +152,6 @@ class SteeringExperiment(Experiment[Found]):
         where = self.plan.sae
         digest = content_digest(where) if isinstance(where, Path) else ""
         return (self.config.sae, str(where), digest)
-
-    def _check_fit(self, sae: LensSae) -> bool:
-        # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
-        remark = check_fit(self.model, sae, self._measuring_rows(sae.prepend_bos))
-        if remark:
-            self.progress.say(remark)
-        return True
 
     @cached_property
     def table(self) -> FeatureTable | None:

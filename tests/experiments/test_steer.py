@@ -318,7 +318,7 @@ def test_a_plan_keeps_limits_and_other_data_have_another_folder(settings, no_loa
     assert (len(plan.answers), len(plan.questions)) == (4, 1)
     first = plan_run(RunConfig(**settings)).folder
     # A method given by name alone is the default.
-    assert plan_run(RunConfig(**settings, method="clustered_sae")).folder == first
+    assert plan_run(RunConfig(**{**settings, "method": "clustered_sae"})).folder == first
     lines = Path(settings["pairs"]["source"]).read_text(encoding="utf-8")
     source = tmp_path / "pairs.jsonl"
     source.write_text(lines.replace("glad", "kind", 1), encoding="utf-8")

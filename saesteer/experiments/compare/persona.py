@@ -151,8 +151,8 @@ class SeedRun(PairsRun):
             answers = experiment.answer_rows(experiment.plan.answers, system=system)
             cost = experiment.divergence.of_prompted(answers)
             costs.append(StrengthMatch(nan, cost, nan, reached=True, evaluations=1))
-        effect = effect_of(self.unsteered(), *sides)
-        result = VectorResult(self.persona.name, method.name, *costs, effect)
+        effect, (plus, minus) = effect_of(self.unsteered(), *sides), costs
+        result = VectorResult(self.persona.name, method.name, plus, minus, effect)
         return {"kl_target": None, **result.as_dict()}
 
 
