@@ -158,7 +158,6 @@ def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings, few
         **few(
             model=settings["model"],
             sae=settings["sae"],
-            objective=config.objective.model_dump(),
             evaluation=evaluation,
             writing={"questions": settings["completions"]["questions"]},
         )
