@@ -555,8 +555,10 @@ def refused(run_cli) -> Callable[..., str]:
 def no_loading(monkeypatch) -> None:
     """Make loading a model or an SAE fail the test."""
 
-    # Imported first, or it would keep the patched names as its own.
-    import_module("saesteer.experiments.steering")
+    # Imported first, or they would keep the patched names as their own.
+    kinds = import_module("saesteer.experiments.kinds")
+    for kind in kinds.KINDS:
+        kinds.experiment_named(kind)
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")
