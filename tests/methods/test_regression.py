@@ -225,47 +225,14 @@ def test_numbers_that_cannot_be_fitted_are_refused_with_their_row(task):
     rows[2] = 0
     with pytest.raises(DataError, match="decoder row of feature 5 is zero"):
         fit_weights(task.deltas, rows, indices=task.indices)
-    for bad in (-np.eye(D), np.triu(np.ones((D, D)))):
-        with pytest.raises(DataError, match="symmetric and positive semi-definite"):
-            fit(task, "ridge", metric=bad)
+    with pytest.raises(DataError, match="symmetric and positive semi-definite"):
+        fit(task, "ridge", metric=-np.eye(D))
     with pytest.raises(DataError, match="the mean over the pairs is zero"):
         fit_weights(np.vstack([task.deltas, -task.deltas]), task.rows)
-    with pytest.raises(MismatchError, match="decoder_rows: shape"):
-        fit_weights(task.deltas, np.zeros((0, D)))
+    with pytest.raises(MismatchError, match=r"decoder_rows: shape \(6, 19\) is not \(6, 20\)"):
+        fit_weights(task.deltas, task.rows[:, :-1])
     only = task.rows[:1]
     with pytest.raises(DataError, match="'non_negative' gives no direction"):
         fit_weights(-only, only, method="non_negative")
-
-
-def test_parts_that_do_not_belong_together_are_refused(task):
-    with pytest.raises(MismatchError, match=r"decoder_rows: shape \(6, 19\) is not \(6, 20\)"):
-        fit_weights(task.deltas, task.rows[:, :-1])
-    with pytest.raises(MismatchError, match=r"decoder_rows: shape \(6, 20\) is not \(5, 20\)"):
-        fit_weights(task.deltas, task.rows, indices=task.indices[:-1])
-    with pytest.raises(MismatchError, match="signs: shape"):
-        fit(task, "sign_tied", signs=np.ones(K + 1))
-    with pytest.raises(MismatchError, match="metric: shape"):
-        fit(task, "ridge", metric=np.eye(D - 1))
-    with pytest.raises(MismatchError, match="29 targets"):
-        fit_weights(
-            task.deltas[1:],
-            task.rows,
-            method="least_squares_per_prompt",
-            indices=task.indices,
-            codes=task.codes,
-        )
-
-
-@pytest.mark.parametrize(
-    ("method", "settings", "match"),
-    [
-        ("rigde", {}, "did you mean 'ridge'"),
-        ("ridge", {"basis": "decoded", "codes": None}, "codes: basis 'decoded'"),
-        ("logistic", {"codes": None}, "codes: method 'logistic' needs"),
-        ("ridge", {"ridge_alpha": 0.0}, "ridge_alpha"),
-        ("lasso", {"lasso_alpha": 1.0}, "lasso_alpha"),
-    ],
-)
-def test_settings_out_of_range_are_refused_by_name(task, method: str, settings, match: str):
-    with pytest.raises(ConfigError, match=match):
-        fit(task, method, **settings)
+    with pytest.raises(ConfigError, match="codes: method 'logistic' needs"):
+        fit(task, "logistic", codes=None)
