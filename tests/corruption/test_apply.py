@@ -23,7 +23,7 @@ from saesteer.models import plain_model
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenBatch
 from saesteer.models.unembed import Unembedding
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError
 
 
 def _plain(model) -> Any:
@@ -206,21 +206,6 @@ def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, 
                 break
             ids = torch.cat([ids, after[:, None]], dim=1)
         assert one["text"] == model.tokenizer.decode(ids[0, width:])
-
-
-@pytest.mark.parametrize(
-    ("prompts", "tokens", "message"),
-    [
-        ([" "], 3, "a prompt is empty"),
-        (["the cat " * 100], 3, "prompt 1 .* more than the model's context"),
-        (["the cat"], 500, "500 new tokens are more"),
-    ],
-)
-def test_what_cannot_be_completed_is_one_sentence(tiny_llama, prompts, tokens, message):
-    with pytest.raises(DataError, match=message):
-        complete_prompts(
-            tiny_llama, make_family("keep", 3).programs, prompts, max_new_tokens=tokens
-        )
 
 
 READ = ["the cat sat on the mat", "I like helping people", "what do you think of it today"]

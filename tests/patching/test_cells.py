@@ -136,8 +136,6 @@ def test_metrics_over_the_vocabulary_see_the_whole_of_it(name, tiny_model):
     np.testing.assert_allclose(result.values[:, 0, 0], wanted[0], atol=1e-4)
 
 
-
-
 def test_asking_for_some_cells_gives_those_of_all(tiny_llama):
     batch = made_up_batch(UNEQUAL)
     whole = activation_patching(tiny_llama, batch, "z", LOGITS, by_position=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ import pytest
 import torch
 
 from saesteer.experiments.patch.experiment import plan_patch
-from saesteer.experiments.patch.results import Job, PatchResults, jobs
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.results import REPORT
 from saesteer.models import Site
 from saesteer.patching import PatchResult
-from saesteer.patching.engine.engines import FastEngine
 from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.utils.errors import ConfigError, DataError, MismatchError, SaesteerError
 from saesteer.utils.settings import parse_config
@@ -70,8 +68,6 @@ def test_where_and_how_fast_it_runs_changes_no_digest():
         first.digest()
     )
     assert parsed(seed=1).digest() != first.digest() != parsed(metric="kl").digest()
-
-
 
 
 def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
@@ -175,10 +171,6 @@ def test_everything_asked_for_is_in_the_folder(everything):
     assert "does not solve the task" in lead and "Steer at" not in lead
 
 
-
-
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -244,8 +236,6 @@ def test_only_pairs_that_the_model_solves_are_kept(everything, settings, pairs_f
     path.write_text(json.dumps(failed))
     with pytest.raises(DataError, match=f"solves none of the {len(failed)} pairs"):
         patched(settings(pairs={"source": str(path), "solved_only": True}, components=["z"]))
-
-
 
 
 def test_another_vector_under_the_same_name_is_another_run(tmp_path):

@@ -17,7 +17,7 @@ from saesteer.patching.batch import encode_pairs
 from saesteer.patching.direct import direct_attribution
 from saesteer.patching.lens import logit_lens
 from saesteer.patching.pairs import PromptPair
-from saesteer.utils.errors import ConfigError, SiteError
+from saesteer.utils.errors import SiteError
 from tests.hybrids import random_model
 from tests.patching.conftest import UNLIKE
 
@@ -154,7 +154,9 @@ def test_padding_is_in_no_result(tiny_llama):
     assert not frame.isna().to_numpy().any()
 
 
-def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shares(tiny_tokenizer):
+def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shares(
+    tiny_tokenizer, hf_model
+):
     scaled = random_model(
         "granite", logits_scaling=4.0, residual_multiplier=1.0, embedding_multiplier=1.0
     )
@@ -165,6 +167,10 @@ def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shar
     np.testing.assert_allclose(found.logit_difference[:, -1, 0], own, atol=1e-5)
     with pytest.raises(SiteError, match="more than a norm and an unembedding"):
         direct_attribution(model, batch)
+    capped = hf_model("gemma3")
+    capped.config.final_logit_softcapping = 0.5
+    found = logit_lens(wrap_model(capped, tiny_tokenizer()), batch)
+    assert np.abs(found.logit_difference).max() <= 1.0
 
 
 def test_a_prompt_is_read_in_one_call_and_shows_as_a_table(tiny_llama):
@@ -251,8 +257,6 @@ def test_patterns_are_hugging_faces_own(tiny_model, hf_model, arch, side):
         assert len(view.tokens) == len(ids) and "" not in view.tokens
         for pattern, (layer, head) in zip(view.patterns, HEADS, strict=True):
             assert pattern == pytest.approx(asked[layer][0, head].numpy(), abs=1e-5)
-
-
 
 
 def test_the_page_asks_nothing_of_the_network_escapes_texts_and_keeps_the_numbers(tiny_llama):
