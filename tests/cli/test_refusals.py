@@ -104,7 +104,19 @@ REFUSALS: dict[str, list[tuple[str, str]]] = {
         ("ioi --model ./nowhere", "nowhere"),
         ("ioi capitals", "'capitals' is no setting of the form key=value"),
         ("show nowhere", "holds no finished experiment"),
-        ("run <patch> --set pairs.source=bad.json", "bad.json:1: record 1: clean: the field"),
+    ],
+    "patch run <patch>": [
+        ("--set pairs.source=bad.json", "bad.json:1: record 1: clean: the field"),
+        ("--set pairs={}", "give either source"),
+        ("--set components=[z,z]", "'z' is named twice"),
+        ("--set by_position=[v]", "no head component of components"),
+        ("--set 'path={receivers: [\"9.9\"]}'", "'9.9' is no receiver"),
+        ("--set 'path={receivers: [[final, 9.9.q]]}'", "heads' inputs alone"),
+        ("--set 'attention={heads: [nine]}'", "'nine' is no head"),
+        # A bare 9.10 in YAML is the number 9.1.
+        ("--set 'circuit={heads: [9.10]}'", "9.1 is no head; write its layer and number in"),
+        ("--set features.vector=v.safetensors", "name it as sae"),
+        ("--set sae=./nowhere", "nowhere"),
     ],
     "probe read <probed>": [
         ("", "there is no text to read"),

@@ -153,19 +153,6 @@ def test_observations_say_what_holds_and_what_does_not():
     assert {one["verdict"] for one in observe(bare, [])} == {"not tested"}
 
 
-@pytest.mark.parametrize(
-    ("depths", "verdict"),
-    [((8, 10), "holds"), ((8, 12), "in part"), ((11, 12), "in part"), ((3, 5), "does not hold")],
-)
-def test_grammar_is_late_only_where_it_was_on_gpt2(depths, verdict):
-    tasks = ("agreement", "json_completion")
-    right = {t: {"share_of_depth": k / 12} for t, k in zip(tasks, depths, strict=True)}
-    metrics = {"programs": {}, "families": {}, "first_right": right, "n_layers": 12}
-    found = observe(metrics, [])[2]
-    assert found["verdict"] == verdict
-    assert ("later than there" in found["found"]) == (max(depths) > 10)
-
-
 def test_completions_take_programs_that_no_task_is_scored_under(settings):
     for shown, programs in (
         ({"programs": ["linear 0-1", [2, 0]]}, ["linear 0-1", "[2, 0]"]),

@@ -143,16 +143,6 @@ def test_it_equals_the_package_repeng(variant, tiny_model, hf_model, monkeypatch
     assert abs(float(ours.direction.numpy() @ theirs)) > 0.9999
 
 
-def test_the_default_leaves_the_common_difference_out_and_the_other_keeps_it(given_sides):
-    rng = np.random.default_rng(0)
-    common, varying = np.eye(8)[0], np.eye(8)[1]
-    negative = rng.normal(size=(40, 8)) * 0.01
-    positive = negative + 5 * common + np.outer(rng.normal(size=40) + 0.1, varying)
-    given = given_sides(positive, negative)
-    assert abs(PCA("pca_diff").fit_in(given).vector_.direction[1]) > 0.99
-    assert PCA("pca_center").fit_in(given).vector_.direction[0] > 0.98
-
-
 def test_deltas_that_do_not_vary_are_the_direction_and_a_tie_goes_by_the_mean(given_sides):
     negative, delta = np.zeros((3, 4)), np.array([0.0, 2.0, 0.0, -1.0])
     vector = PCA().fit_in(given_sides(negative + delta, negative)).vector_

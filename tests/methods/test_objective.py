@@ -12,7 +12,6 @@ from saesteer.evaluation import statement_log_likelihoods
 from saesteer.methods.objective import Contrast, FisherMetric, SteeringObjective, row_gradients
 from saesteer.models import Site
 from saesteer.steering import DivergenceMeter, TeacherForced
-from saesteer.utils.errors import ConfigError, SteeringError
 
 RAISE = ("i like the little house", "the water is good and so is the bread", "help me")
 LOWER = ("i hate the hill", "go away", "i will not help anyone on the hill")
@@ -153,14 +152,6 @@ def test_an_unreached_target_crashes_nothing_and_the_vectors_length_does_not_mat
     short, long = built.around(drawn(0, 1e-3)), built.around(drawn(0, 50.0))
     np.testing.assert_allclose(short.gain, long.gain, rtol=1e-3, atol=1e-5)
     assert short.effects == pytest.approx(long.effects, rel=1e-3)
-
-
-def test_what_cannot_be_an_objective_is_a_sentence(objective, contrast):
-    with pytest.raises(SteeringError, match=r"is zero"):
-        objective(contrast()).around(np.zeros(32))
-    flat = FisherMetric(np.zeros((32, 32)), 1, 1)
-    with pytest.raises(ConfigError, match=r"ridge: .* has no inverse"):
-        _ = objective(contrast(), metric=flat).at_zero
 
 
 def test_what_is_kept_is_used_again_and_says_the_same(objective, contrast):

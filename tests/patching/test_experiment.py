@@ -20,7 +20,7 @@ from saesteer.experiments.results import REPORT
 from saesteer.models import Site
 from saesteer.patching import PatchResult
 from saesteer.steering import SteeredFeature, SteeringVector
-from saesteer.utils.errors import ConfigError, DataError, MismatchError, SaesteerError
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
 from saesteer.utils.settings import parse_config
 from tests.hybrids import random_model
 
@@ -28,38 +28,6 @@ from tests.hybrids import random_model
 def parsed(**settings) -> PatchConfig:
     data = {"name": "t", "pairs": {"source": "x.json"}, **settings}
     return parse_config(data, kind=PatchConfig, place="a.yaml")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"pairs": {}}, "give either source"),
-        ({"components": ["z", "z"]}, "'z' is named twice"),
-        ({"by_position": ["z"], "components": ["resid_pre"]}, "no head component of components"),
-        ({"path": {"receivers": ["9.9"]}}, "'9.9' is no receiver"),
-        ({"path": {"receivers": [["final", "9.9.q"]]}}, "heads' inputs alone"),
-        ({"attention": {"heads": ["nine"]}}, "'nine' is no head"),
-        # A bare 9.10 in YAML is the number 9.1.
-        ({"circuit": {"heads": [9.1]}}, "9.1 is no head; write its layer and number in quotes"),
-        ({"features": {"vector": "v.safetensors"}}, "name it as sae"),
-    ],
-)
-def test_what_does_not_fit_is_one_sentence(settings, message):
-    with pytest.raises(ConfigError) as error:
-        parsed(**settings)
-    assert message in str(error.value)
-    assert str(error.value).startswith("a.yaml: ") and "\n" not in str(error.value)
-
-
-def test_a_plan_refuses_what_is_not_there():
-    vector = {"features": {"vector": "./nothing.safetensors"}, "sae": "smollm2"}
-    for settings, message in (
-        ({"pairs": {"source": "capitals"}, **vector}, "nothing"),
-        ({"pairs": {"ioi": {}}, "sae": "./nowhere"}, "nowhere"),
-        ({"pairs": {"ioi": {}}, "folder": "/proc/version/x"}, "cannot be used|is a file"),
-    ):
-        with pytest.raises(SaesteerError, match=message):
-            plan_patch(parsed(**settings))
 
 
 def test_where_and_how_fast_it_runs_changes_no_digest():

@@ -32,19 +32,6 @@ def _columns(batch, i):
     }
 
 
-def test_prompts_of_all_lengths_end_in_the_last_column(tiny_model, arch):
-    batch = encode_pairs(tiny_model(arch), [SAME, LONGER])
-    assert batch.clean.shape == batch.corrupted.shape == (2, batch.width)
-    for mask, words in (
-        (batch.clean_mask, batch.clean_words),
-        (batch.corrupted_mask, batch.corrupted_words),
-    ):
-        for row, own in zip(mask.tolist(), words, strict=True):
-            assert row == sorted(row) and row[-1]
-            assert [bool(word) for word in own] == row
-    assert "".join(batch.clean_words[0]).endswith(SAME.clean)
-
-
 def test_equal_lengths_map_one_to_one_and_unequal_ones_the_beginning_and_the_end(tiny_llama):
     batch = encode_pairs(tiny_llama, [replace(SAME, corrupted="The mat sat on the cat")])
     assert batch.to_clean[0].tolist() == list(range(batch.width))
