@@ -205,7 +205,7 @@ def test_shipped_settings_fit_every_kind_they_name(file):
 def test_the_planted_layer_is_found_within_the_budget(smollm2, tmp_path):
     overrides = [
         "experiments.corrupt.tasks.source=[capitals]",
-        "search.rungs=[2, 6]",
+        "search.rungs=[2, 4]",
         "budget.experiments=4",
         f"folder={tmp_path}",
     ]
@@ -223,7 +223,7 @@ def _costliest_layer(bridge) -> int:
     """Take every block out of the Hugging Face model's own list in turn."""
     model = plain_model(bridge)
     (task,) = load_tasks(["capitals"])
-    rows = task_rows(bridge.tokenizer, task, shots=4, max_questions=6, seed=0).rows
+    rows = task_rows(bridge.tokenizer, task, shots=4, max_questions=4, seed=0).rows
     blocks = model.model.layers
     costs = []
     for left_out in range(len(blocks)):

@@ -112,6 +112,15 @@ def everything(settings, mirror_sae) -> PatchResults:
     )
 
 
+def test_a_metric_with_a_gap_suggests_a_site(settings):
+    chosen = settings(metric="kl", components=["resid_pre"], attention=None, lens=None)
+    metrics = patched(chosen).metrics
+    # The clean run does not differ from itself, and any other run does.
+    assert metrics["clean"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["corrupted"]["value"] > 0 and metrics["scale"] == "share"
+    assert metrics["suggestion"]["sentences"]
+
+
 def test_everything_asked_for_is_in_the_folder(everything):
     path = everything.folder.path
     for file in ("metrics.json", "config.json", "pairs.json", "task.json", "circuit.json"):
