@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from saesteer.methods.features import FeatureSelection, PairCodes
 from saesteer.models import Site, encode_statements, plain_model
 from saesteer.models.reading import Activations, PairActivations
 from saesteer.steering import SteeringVector
+from tests.by_hand import added
 
 SITE = Site(1)
 REQUEST = "tell me about the house on the hill"
@@ -104,25 +104,11 @@ def logits_by_hand() -> Callable[..., Any]:
         first = row.kept.index(True) - 1
         plain: Any = plain_model(model)
         block = plain.transformer.h[1] if hasattr(plain, "transformer") else plain.model.layers[1]
-        with _adding(block, u, first):
+        with added(block, u, slice(first, None)):
             logits = plain(torch.tensor([row.ids]), use_cache=False).logits[0]
         return logits[first:-1]
 
     return run
-
-
-@contextmanager
-def _adding(block: Any, u: Any, first: int):
-    def add(_module, _inputs, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        changed = torch.cat([hidden[:, :first], hidden[:, first:] + u], dim=1)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    handle = block.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # Synthetic codes in which the features that matter are known.

@@ -11,6 +11,7 @@ import torch
 from saesteer.methods.features import output_scores
 from saesteer.saes import load_sae
 from saesteer.utils.errors import ConfigError, SaeError
+from tests.by_hand import changed
 
 PROMPT = "I like the dog"
 
@@ -40,15 +41,12 @@ def by_hand(model: Any, tokenizer: Any, sae: Any, feature: int, n: int, factor: 
         lens = head(norm(1e4 * row[None])[0]) - head(norm(torch.zeros(1, 32))[0])
         promoted = lens.topk(n).indices.tolist()
 
-        def amplify(module: Any, given: Any, output: Any) -> Any:
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            largest = max(float(hidden[0, -1].max()), float((-hidden[0, -1]).max()))
-            hidden[0, -1] += factor * largest * row
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        def amplify(hidden: torch.Tensor) -> torch.Tensor:
+            largest = float(hidden[0, -1].abs().max())
+            return torch.cat([hidden[:, :-1], hidden[:, -1:] + factor * largest * row], dim=1)
 
-        handle = blocks[1].register_forward_hook(amplify)
-        probabilities = model(ids).logits[0, -1].softmax(dim=0)
-        handle.remove()
+        with changed(blocks[1], amplify):
+            probabilities = model(ids).logits[0, -1].softmax(dim=0)
     order = probabilities.argsort(descending=True).tolist()
     rank = min(order.index(token) for token in promoted)
     return (1 - rank / len(order)) * max(float(probabilities[token]) for token in promoted)

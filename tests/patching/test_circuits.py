@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from saesteer.patching.circuits import (
 )
 from saesteer.patching.pairs import PromptPair
 from saesteer.utils.errors import ConfigError, DataError
+from tests.by_hand import changed
 from tests.patching.conftest import UNLIKE
 
 OUTPUT = {"gpt2": "transformer.h.{}.attn.c_proj"}
@@ -41,37 +45,24 @@ def ablate(tiny_model, arch):
     return make
 
 
-def _module(model, arch, layer):
-    return model.get_submodule(OUTPUT.get(arch, "model.layers.{}.self_attn.o_proj").format(layer))
-
-
 def _loop(model, arch, ids, texts, kept):
     """The logits of one unpadded prompt with all heads but `kept` [layer, pos, head] at means."""
-    sums = [0.0, 0.0, 0.0]
-    hooks = []
-    for layer in range(3):
-
-        def add(_, args, layer=layer):
-            sums[layer] = sums[layer] + args[0][0] / len(texts)
-
-        hooks.append(_module(model, arch, layer).register_forward_pre_hook(add))
-    with torch.no_grad():
+    modules = [
+        model.get_submodule(OUTPUT.get(arch, "model.layers.{}.self_attn.o_proj").format(layer))
+        for layer in range(3)
+    ]
+    seen: list[list[torch.Tensor]] = [[], [], []]
+    with torch.no_grad(), ExitStack() as stack:
+        for module, own in zip(modules, seen, strict=True):
+            stack.enter_context(changed(module, lambda z, own=own: own.append(z) or z, "input"))
         for text in texts:
             model(text[None])
-        for hook in hooks:
-            hook.remove()
-        hooks = []
-        for layer in range(3):
-
-            def change(_, args, layer=layer):
-                wide = kept[layer].repeat_interleave(8, dim=-1)
-                return (torch.where(wide, args[0][0], sums[layer])[None],)
-
-            hooks.append(_module(model, arch, layer).register_forward_pre_hook(change))
-        logits = model(ids[None]).logits[0, -1]
-    for hook in hooks:
-        hook.remove()
-    return logits
+    with torch.no_grad(), ExitStack() as stack:
+        for module, own, mask in zip(modules, seen, kept, strict=True):
+            mean, wide = torch.stack(own).mean(dim=0), mask.repeat_interleave(8, dim=-1)
+            there = partial(torch.where, wide, other=mean)
+            stack.enter_context(changed(module, there, "input"))
+        return model(ids[None]).logits[0, -1]
 
 
 @UNLIKE
