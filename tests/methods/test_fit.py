@@ -93,5 +93,7 @@ def test_what_does_not_belong_together_is_a_sentence(settings, parts, roomy_mode
     method: Any = build_method("difference_in_means", {})
     with pytest.raises(ConfigError, match=r"no site to read .* sae=, or a site such as"):
         method.fit(roomy_model, parts.train)
+    with pytest.raises(ConfigError, match=r"works on SAE features; give it an SAE"):
+        build_method("clustered_sae", {}).fit(roomy_model, parts.train, site=sae.site)
     with pytest.raises(MismatchError, match=r"site blocks.0.* is not where SAE .* writes"):
         method.fit(roomy_model, parts.train, sae=sae, site="blocks.0.hook_resid_post")

@@ -51,12 +51,6 @@ LENS_BY_POSITION = {
 }
 
 
-@pytest.fixture(params=["gpt2", "llama", "gemma3", "qwen3"])
-def arch(request) -> str:
-    """Run the test once for each architecture."""
-    return request.param
-
-
 def mean_gap(batch):
     """The mean logit difference as a function of the logits, as transformer_lens wants it."""
 
@@ -78,6 +72,7 @@ def from_lens(model, batch, function: str) -> np.ndarray:
     return np.moveaxis(got, 1, 2) if "out_by_pos" in function or "k_by_pos" in function else got
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "qwen3"])
 def test_every_cell_is_transformer_lenss(arch, tiny_model):
     model, batch = tiny_model(arch), made_up_batch(EQUAL)
     for component, function in LENS.items():
