@@ -19,7 +19,6 @@ LOOSE = {"max_firing": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "attributed_sae": {"n_features": 6, "selection": LOOSE},
     "clustered_sae": {"selection": LOOSE, "regression": {"method": "omp"}},
-    "difference_in_means": {},
     "caa_answers": {},
     "top_feature_output_score": {},
 }
