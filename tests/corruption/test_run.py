@@ -57,23 +57,16 @@ def test_every_program_is_scored_on_every_task(run):
 
 def test_the_folder_holds_tables_figures_records_and_a_report(run):
     folder = run.folder
-    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.png",
-                 "records/opposites.parquet", "completions.json", "run.json"):  # fmt: skip
-        assert folder.has(name), name
-    table = pd.read_csv(folder.path / "tables/scores.csv")
-    assert len(table) == 13 * 2
+    assert len(pd.read_csv(folder.path / "tables/scores.csv")) == 13 * 2
     records: Any = pd.read_parquet(folder.path / "records/opposites.parquet")
     means = records.groupby("program")["log_prob"].mean().to_dict()
     for program, record in run.metrics["programs"].items():
         assert -means[program] == pytest.approx(record["tasks"]["opposites"]["loss"])
-    assert (folder.path / "figures/keep.png").read_bytes()[:4] == b"\x89PNG"
-    assert folder.read_json("run.json")["status"] == "finished"
-
+    for name in ("keep", "skip"):
+        assert (folder.path / f"figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     for words in ("opposites", "The best linear guess", "first layer is indispensable", "keep 0"):
         assert words in page
-    assert "http-equiv" in page and "https://cdn" not in page.split("<script>")[0]
-
     shown = run.metrics["completions"]
     assert [one["program"] for one in shown] == ["keep 0", "keep 1", "keep 2", "keep 3"]
     maps = run.metrics["linear_maps"]
