@@ -31,6 +31,7 @@ from saesteer.evaluation.written import (
 )
 from saesteer.models import Site
 from saesteer.steering import SteeringVector, generate
+from saesteer.utils.errors import DataError
 
 QUESTIONS = ("Why is the sky blue?", "Who are you?", "What did you eat today?")
 SETTINGS = WritingSettings(n_samples=2, max_new_tokens=6, seed=3)
@@ -159,6 +160,11 @@ def test_a_model_that_ends_at_once_gives_missing_measures(
         measures = replace(record, text="", question=0, sample=0, sign=0)
         assert set(asdict(measures).values()) == {None, "", 0}
     assert records[1].nll is not None and records[1].judge is not None
+
+
+def test_a_judge_of_other_embeddings_is_refused(writer, judge):
+    with pytest.raises(DataError, match="one embedder"):
+        WrittenEvaluation(writer, replace(judge, embedder=SentenceEmbedder()))
 
 
 def _record(question, sample, sign, judge, text="words", **measures):
