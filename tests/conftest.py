@@ -337,25 +337,13 @@ def _interleaved(weight: Any, heads: int) -> Any:
 
 def _gguf_names(weights: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield each weight of the tiny Llama under llama.cpp's name for it."""
-    parts = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.v_proj": "attn_v",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    yield "token_embd.weight", weights["model.embed_tokens.weight"]
-    yield "output_norm.weight", weights["model.norm.weight"]
-    yield "output.weight", weights["lm_head.weight"]
-    for layer in range(3):
-        here = f"model.layers.{layer}."
-        for theirs, ours in parts.items():
-            yield f"blk.{layer}.{ours}.weight", weights[f"{here}{theirs}.weight"]
-        for name, heads in (("q", 4), ("k", 2)):
-            weight = weights[f"{here}self_attn.{name}_proj.weight"]
-            yield f"blk.{layer}.attn_{name}.weight", _interleaved(weight, heads)
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    theirs = get_tensor_name_map(MODEL_ARCH.LLAMA, 3)
+    for name, weight in weights.items():
+        heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
+        made = weight if heads is None else _interleaved(weight, heads)
+        yield str(theirs.get_name(name, try_suffixes=(".weight",))), made
 
 
 def _write_gguf(path: Path, model: Any, tokenizer: Any) -> None:

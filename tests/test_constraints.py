@@ -57,15 +57,6 @@ def test_the_oldest_versions_are_the_floors_and_the_newest_lie_in_every_range():
             assert newest[name] in requirement.specifier, str(requirement)
 
 
-def test_what_is_installed_beside_the_project_is_pinned():
-    newest = _pins("newest.txt")
-    setup = (ROOT / "scripts" / "setup").read_text(encoding="utf-8")
-    extra = re.search(r'^extra="(.*)"$', setup, re.MULTILINE)
-    assert extra is not None
-    for name in ("pip", "hatchling", "setuptools", *extra[1].split()):
-        assert name in newest
-
-
 def test_every_library_that_is_imported_is_a_requirement():
     asked = {canonicalize_name(each.name) for each in REQUIREMENTS}
     owners = packages_distributions()

@@ -23,8 +23,8 @@ def demo(smollm2, tmp_path_factory):
         ROOT / "configs/agreeableness.yaml",
         [
             f"folder={tmp_path_factory.mktemp('runs')}",
-            "evaluation.random_directions=5",
-            "evaluation.max_pairs=24",
+            "evaluation.random_directions=3",
+            "evaluation.max_pairs=16",
             "evaluation.multiples=[-1.0, 0.0, 1.0]",
             "completions.n_questions=1",
             "completions.max_new_tokens=12",

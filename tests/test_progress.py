@@ -66,14 +66,6 @@ def test_a_terminal_gets_a_bar_that_is_gone_afterwards_also_when_the_work_fails(
         task.advance()
 
 
-def test_without_a_console_nothing_is_shown(capsys):
-    shown = Progress()
-    shown.say("Loading")
-    with shown.task("reading", 10) as task:
-        task.advance(10)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_what_is_said_is_shown_letter_by_letter_on_standard_error_alone(capsys):
     terminal_progress().say("Loading model runs/[bold]x[/bold] ...")
     assert capsys.readouterr() == ("", "Loading model runs/[bold]x[/bold] ...\n")

@@ -8,10 +8,6 @@ from typing import Any
 import pytest
 
 from saesteer.experiments.compare.experiment import Compare
-from saesteer.sweeps.parameters import Parameter
-from saesteer.sweeps.results import sweep_record, tell_sweep
-from saesteer.sweeps.study import TrialRow
-from saesteer.sweeps.sweep import Sweep
 from saesteer.tracking import recorded_run
 from saesteer.utils.run_folder import RunFolder
 from tests.report.made_up import made_up_metrics
@@ -37,20 +33,14 @@ class Listener:
         return [name for kind, name in self.heard if kind == what]
 
 
-@pytest.fixture
-def listened(tmp_path):
-    """A run under way, and what listens to it."""
-    with recorded_run(RunFolder(tmp_path / "run"), kind="k", name="n") as run:
-        listener: Any = Listener()
-        run._mirror = listener
-        yield run, listener
-
-
-def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(listened):
-    run, listener = listened
+def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(tmp_path):
     metrics = {**made_up_metrics(), "vectors": {"kindly": "vectors/kindly.safetensors"}}
-    # What is told depends on what was found alone, not on the experiment's plan.
-    Compare.tell(object.__new__(Compare), run, SimpleNamespace(metrics=metrics))  # type: ignore[arg-type]
+    found: Any = SimpleNamespace(metrics=metrics)
+    listener: Any = Listener()
+    with recorded_run(RunFolder(tmp_path / "run"), kind="k", name="n") as run:
+        run._mirror = listener
+        # What is told depends on what was found alone, not on the experiment's plan.
+        Compare.tell(object.__new__(Compare), run, found)
     assert {"summary", "effects", "features", "completions"} <= set(listener.names("table"))
     assert listener.names("artifact") == ["vector-kindly"]
     points = listener.heard["curve", "change"]
@@ -62,24 +52,3 @@ def test_a_comparison_shows_its_figures_and_each_methods_change_over_strengths(l
     changes = [r["margin"] - base[r["persona"], r["seed"]] for r in found if r["multiple"] == 1]
     at_one = next(p for p in points if p["multiple"] == 1)
     assert at_one[method] == pytest.approx(sum(changes) / len(changes))
-
-
-def test_a_sweep_shows_its_trials_and_its_figures(listened):
-    run, listener = listened
-    parameter = Parameter(name="selection.n_features", distribution="categorical", values=(8, 16))
-    sweep = Sweep(
-        name="s", kind="run", base={}, base_file="base.yaml", method="grid",
-        parameters=(parameter,), metric="effect", goal="maximize",
-    )  # fmt: skip
-    rows = [
-        TrialRow(
-            n, f"k{n}", "done", {parameter.name: v}, v / 10,
-            {"effect": v / 10, "kl": 0.1, "kl_target": 0.1}, None, None, 1.0, None, 1,
-        )
-        for n, v in enumerate(parameter.values)
-    ]  # fmt: skip
-    tell_sweep(run, sweep_record(sweep, rows))
-    assert list(listener.heard["table", "trials"]["value"]) == [0.8, 1.6]
-    assert listener.names("figure") == ["trials", "effect-against-cost"]
-    assert listener.heard["summary", ""] == {"states": {"done": 2}, "best": 1.6}
-    assert listener.names("artifact") == ["report"]

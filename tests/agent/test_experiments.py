@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -13,11 +12,10 @@ from pydantic import BaseModel
 
 from saesteer.agent import run_agent
 from saesteer.agent.experiments import Experiments
-from saesteer.agent.planners import LlmPlanner
 from saesteer.agent.results import headline, metrics_of, number_at
 from saesteer.agent.seeded import SeededPlanner
 from saesteer.agent.settings import DEFAULT, AgentConfig
-from saesteer.agent.state import Budget, Experiment, State
+from saesteer.agent.state import Experiment, State
 from saesteer.agent.tools import read_arguments
 from saesteer.corruption import load_tasks
 from saesteer.corruption.tasks import task_rows
@@ -104,12 +102,10 @@ def test_places_that_the_users_settings_name_and_words_that_are_called_so_are_ta
     ("kind", "settings"),
     [
         ("probe", {"reading": {"sae": "release:id"}}),
-        ("patch", {"features": {"vector": "mine"}}),
         ("compare", {"llm_judge": {"model": "m", "base_url": "http://127.0.0.1:1"}}),
         ("compare", {"methods": [{"name": "pca", "settings": {"sae": "release:id"}}]}),
         ("run", {"model": {"name": "gpt2"}}),
         ("corrupt", {"tasks": {"source": ["bundled", "../elsewhere.json"]}}),
-        ("run", {"completions.questions": "secrets.txt"}),
         ("compare", {"side_effects.prose": "https://example.org/a"}),
         ("probe", {"checks": "..\\secrets.txt"}),
     ],
@@ -121,14 +117,6 @@ def test_nothing_else_is_loaded_or_talked_to_however_it_is_written(
     (tmp_path / "secrets.txt").write_text("a secret")
     with pytest.raises(ConfigError, match="out of bounds"):
         Experiments(agent(folder=str(tmp_path)), Progress()).check(kind, settings)
-
-
-def test_a_planner_is_told_the_names_within_groups():
-    experiments = Experiments(agent(), Progress())
-    planner = LlmPlanner(experiments, Budget(experiments.config), lambda *_: None)
-    told = json.loads(planner.messages(State())[1]["content"])["kinds"]
-    assert {"tasks.shots", "families", "completions.prompts"} <= set(told["corrupt"]["settings"])
-    assert not any("model" in name for name in told["run"]["settings"])
 
 
 def test_experiments_share_one_model_in_memory(tmp_path, tiny_model_folder, monkeypatch):
@@ -196,13 +184,13 @@ def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind)
     assert set(free_texts(experiment_named(kind).Config)) <= NO_PLACES
 
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
+
+
 def test_the_built_in_settings_are_complete():
     config = load_config(DEFAULT, kind=AgentConfig)
     assert config.planner.chosen == "seeded"
     Experiments(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
-
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -223,7 +211,7 @@ def test_shipped_settings_fit_every_kind_they_name(file):
 def test_the_planted_layer_is_found_within_the_budget(smollm2, tmp_path):
     overrides = [
         "experiments.corrupt.tasks.source=[capitals]",
-        "search.rungs=[2, 6]",
+        "search.rungs=[2, 4]",
         "budget.experiments=4",
         f"folder={tmp_path}",
     ]
@@ -241,7 +229,7 @@ def _costliest_layer(bridge) -> int:
     """Take every block out of the Hugging Face model's own list in turn."""
     model = plain_model(bridge)
     (task,) = load_tasks(["capitals"])
-    rows = task_rows(bridge.tokenizer, task, shots=4, max_questions=6, seed=0).rows
+    rows = task_rows(bridge.tokenizer, task, shots=4, max_questions=4, seed=0).rows
     blocks = model.model.layers
     costs = []
     for left_out in range(len(blocks)):

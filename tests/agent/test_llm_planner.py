@@ -175,18 +175,6 @@ def test_of_several_calls_at_once_the_first_is_acted_on_and_the_endpoint_is_told
     assert told[1]["unread"].startswith("1 more tool call") and "unread" not in told[2]
 
 
-def test_an_endpoint_that_leaves_tools_unread_is_asked_for_json(plant, play, asked, runs):
-    words = json.dumps({"tool": "run_experiment", "arguments": {"kind": "corrupt"}})
-    player = play(said({"content": "Which layer? Let me see."}), said({"content": words}))
-    run_agent(asked(player))
-    assert len(runs) == 1
-    assert ["tools" in body for body in player.asked[:2]] == [True, False]
-    # Where a tool was called once, words alone are a slip.
-    player = play(experiment(3), said({"content": "Hm."}), experiment(4))
-    run_agent(asked(player))
-    assert all("tools" in body for body in player.asked)
-
-
 def test_a_reasoning_model_is_asked_without_what_it_refuses(plant, play, asked, runs):
     def picky(body: dict[str, Any]) -> Any:
         if "max_tokens" in body:

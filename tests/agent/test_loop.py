@@ -88,14 +88,11 @@ def finding(observation: str, **more: Any) -> tuple[str, dict[str, Any]]:
 # What cannot be acted on, and what is said of it.
 REFUSED: list[tuple[Any, str]] = [
     (("shell", {"command": "rm -rf /"}), "there is no tool 'shell'"),
-    (("run_experiment", "layers"), "no JSON object"),
     (("run_experiment", {"kind": "corrupt", "also": 1}), "also: Extra inputs"),
     (("run_experiment", {"kind": "train"}), "kind 'train' cannot be run here"),
     (experiment(1, folder="/tmp"), "setting folder is out of bounds"),
     (experiment(1, **{"model.trust_remote_code": True}), "setting model.trust_remote_code is"),
     (experiment(1, source="/etc/passwd"), "names a file or an address"),
-    (experiment(1, source="pyproject.toml"), "names a file or an address"),
-    (experiment(1, effort="much"), "effort"),
     (experiment(1, lairs=[1]), "lairs is not a known setting"),
     (("read_results", {"experiment": "E4"}), "no experiment 'E4'"),
     (("aggregate", {"path": ["rows"]}), "no finished experiment"),

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from tests.experiments import conftest as fixtures
+from tests.sweeps import conftest as sweeps
 
 small_data, small_in = fixtures.small_data, fixtures.small_in
+base_file, sweep_file, made_up = sweeps.base_file, sweeps.sweep_file, sweeps.made_up
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +49,16 @@ def probe_config(probe_texts, settings_file) -> Path:
         fit={"c": [0.01, 0.1], "resamples": 20},
         checks=str(probe_texts),
     )
+
+
+@pytest.fixture(scope="session")
+def probe_run(probe_config) -> Path:
+    """The folder of a finished probe run."""
+    from saesteer.experiments.probe.config import ProbeConfig
+    from saesteer.experiments.registry import run_experiment
+    from saesteer.utils.settings import load_config
+
+    return run_experiment(load_config(probe_config, kind=ProbeConfig)).folder.path
 
 
 @pytest.fixture
@@ -110,3 +122,30 @@ def labelled(monkeypatch, tmp_path, known_sae, no_network) -> Path:
         Cache(label_cache()), SourceId("gpt2-small", "6-res-jb"), [tmp_path / "labels.jsonl"]
     )
     return known_sae
+
+
+@pytest.fixture
+def agent_file(tiny_model_folder, tmp_path) -> Any:
+    """A file of settings around a tiny model on the disk, as YAML reads it."""
+    settings = {
+        "name": "tiny",
+        "goal": "Which of the layers costs most?",
+        "experiments": {
+            "corrupt": {
+                "model": {"name": str(tiny_model_folder("llama"))},
+                "tasks": {"source": ["copying"], "shots": 1, "max_questions": 2},
+                "completions": None,
+            }
+        },
+        "search": {
+            "kind": "corrupt",
+            "parameters": {"programs": "skip {layer}"},
+            "batch": "programs",
+            "metric": ["programs", "{candidate}", "loss"],
+            "question": "the layer that costs most",
+        },
+        "folder": str(tmp_path / "runs"),
+    }
+    file = tmp_path / "agent.yaml"
+    file.write_text(json.dumps(settings))
+    return file

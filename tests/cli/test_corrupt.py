@@ -48,30 +48,3 @@ def test_bundled_tasks_are_listed_and_made_anew(saesteer, tmp_path):
     assert answer.code == 0 and f"Wrote 1 tasks to {tmp_path}" in answer.out
     listed = saesteer("corrupt", "tasks", tmp_path, "--json")
     assert [task["name"] for task in json.loads(listed.out)] == ["addition"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("run", "{config}", "--set", "programs=[skip 9]"), "names layer 9"),
-        (("run", "{config}", "--set", "families=[{{kind: sideways}}]"), "families.0.kind"),
-        (("run", "none.yaml"), "none.yaml cannot be read"),
-        (("complete", " "), "a prompt is empty"),
-        (("complete", "hi", "--model", "{model}", "--program", "jump"), "is not understood"),
-        (("complete", "hi", "--model", "{model}", "--program", "skip 3"), "names layer 3"),
-        (("complete", "hi", "--model", "{model}", "--program", "linear 1"), "needs texts"),
-        (("complete", "hi", "--model", "{model}", "--family", "linear"), "is unknown here"),
-        (("tasks", "chess"), "no bundled one"),
-        (("tasks", "chess", "--write", "{tmp}"), "no rule makes chess"),
-        (("tasks", "--llm", "m"), "--llm needs --write"),
-        (("tasks", "--llm", "m", "--write", "{tmp}", "--max-cost", "1"), "needs the prices"),
-        (("tasks", "--llm", "m", "--write", "{tmp}", "--base-url", "ftp://x"), "base_url"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
-    refused, corrupt_config, tiny_model_folder, tmp_path, monkeypatch, arguments, message
-):
-    monkeypatch.setattr("saesteer.models.load_model", None)
-    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
-    places = {"config": corrupt_config, "model": tiny_model_folder("llama"), "tmp": tmp_path}
-    assert message in refused("corrupt", *(a.format(**places) for a in arguments))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from importlib import import_module
 
 import pytest
 
@@ -51,22 +49,6 @@ def test_a_fit_is_measured_and_a_doubtful_one_said_in_words_and_in_json(
     assert "was not trained" in json.loads(saesteer(*doctor(sae, "--json")).out)["remark"]
 
 
-def test_a_share_that_cannot_be_computed_is_null_and_not_nan(
-    saesteer, doctor, mirror_sae, monkeypatch
-):
-    # By its full name, since the package has a function of the same one.
-    module = import_module("saesteer.saes.doctor")
-    real = module.doctor
-
-    def flat(*args, **kwargs):
-        return replace(real(*args, **kwargs), ce_score=float("nan"))
-
-    monkeypatch.setattr(module, "doctor", flat)
-    assert json.loads(saesteer(*doctor(mirror_sae(), "--json")).out)["ce_score"] is None
-    lines = saesteer(*doctor(mirror_sae())).out.splitlines()
-    assert any(line.split()[:3] == ["CE", "recovered", "\N{EN DASH}"] for line in lines)
-
-
 def test_an_unfit_sae_and_too_little_text_are_refused(refused, doctor, mirror_sae, tmp_path):
     site = mirror_sae(site="blocks.9.hook_resid_post")
     assert "blocks 0 to 2" in refused(*doctor(site))
@@ -75,22 +57,6 @@ def test_an_unfit_sae_and_too_little_text_are_refused(refused, doctor, mirror_sa
     assert told in refused(*doctor(mirror_sae(gain=-1.0)))
     (tmp_path / "short.txt").write_text("Too short.")
     assert "at least 64 tokens" in refused(*doctor(mirror_sae(), "--text", tmp_path / "short.txt"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--model", "./nowhere"], "neither an existing folder"),
-        (["--sae", "./nowhere"], "neither an existing folder"),
-        (["--text", "nowhere.txt"], "nowhere.txt"),
-        (["--text", "nowhere.pdf"], "texts are read from .txt"),
-    ],
-)
-def test_bad_input_is_one_sentence_before_anything_is_loaded(
-    arguments, told, refused, mirror_sae, no_loading
-):
-    base = ["--sae", mirror_sae()] if "--sae" not in arguments else []
-    assert told in refused("doctor", *base, *arguments)
 
 
 def test_sae_train_prints_the_doctors_figures_and_where_the_sae_is(
@@ -119,11 +85,3 @@ def test_sae_train_prints_the_doctors_figures_and_where_the_sae_is(
     (card,) = (tmp_path / "sae runs").glob("*/sae/README.md")
     assert str(card) in answer.out
     assert f"--sae '{card.parents[1]}'/sae" in answer.out
-
-
-def test_sae_train_refuses_bad_settings(refused, tmp_path, no_loading):
-    assert "nowhere.yaml cannot be read" in refused("sae", "train", "nowhere.yaml")
-    file = tmp_path / "sae.yaml"
-    file.write_text("site: blocks.1.hook_resid_post\ncorpus: [{path: a}]\n", encoding="utf-8")
-    assert "did you mean 'd_sae'" in refused("sae", "train", file, "--set", "d_sea=3")
-    assert "must be smaller than d_sae" in refused("sae", "train", file, "--set", "k=9999")

@@ -38,13 +38,6 @@ def test_a_run_its_vector_and_sums_of_it(saesteer, config, labelled, tmp_path):
     assert f"{top}: {PAGE}/{top}" in lines_of(saesteer("vector", "show", folder).out)
 
 
-def test_a_run_of_an_sae_that_is_not_on_neuronpedia_has_no_links(saesteer, finished):
-    rows = json.loads((finished / "features.json").read_text())
-    assert all("url" not in row for row in rows)
-    for command in (("features",), ("vector", "show")):
-        assert "http" not in saesteer(*command, finished).out
-
-
 def test_a_damaged_cache_costs_no_run(saesteer, config, labelled, tmp_path):
     from saesteer.saes.labels import label_cache
 

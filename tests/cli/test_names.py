@@ -84,18 +84,3 @@ def test_configurations_are_listed_and_the_full_yaml_runs_as_it_is(run_cli, tmp_
     kinds = {tuple(line.split()[:2]) for line in lines}
     assert {("agreeableness", "steer"), ("smollm2", "train_sae"), ("features", "sweep")} <= kinds
     assert max(map(len, lines)) <= 100
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["steer"], "there is nothing to run"),
-        (["patch", "ioi", "capitals"], "'capitals' is no setting of the form key=value"),
-        (["steer", "agreeableness", "--kl", "-1"], "evaluation.kl_target"),
-        (["compare", "agreeableness", "--only", "optimism"], "'optimism' is no persona here"),
-        (["configs", "dept"], "did you mean 'depth'?"),
-        (["sae", "train", "nothing.jsonl"], "nothing.jsonl is not there"),
-    ],
-)
-def test_what_cannot_be_run_is_one_sentence(words, told, refused):
-    assert told in refused(*words)

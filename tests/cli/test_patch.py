@@ -84,34 +84,3 @@ def test_the_lens_ends_in_what_the_model_says(saesteer, tiny_model_folder, hf_mo
     with torch.no_grad():
         odds = hf_model("llama")(torch.tensor([ids])).logits[0, -1].softmax(-1)
     assert last["probability"] == pytest.approx(float(odds.max()), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("lens",), "there is no prompt to read"),
-        (("lens", " "), "a prompt is empty"),
-        (("lens", "--pairs", "capitols"), "no bundled set of prompt pairs called 'capitols'"),
-        (("run", "nothing.yaml"), "nothing.yaml cannot be read"),
-        (("ioi", "--set", "metric=hope"), "patch/ioi: metric"),
-        (("ioi", "--set", "metrik"), "is not of the form a.b=c"),
-        (("ioi", "--model", "./nowhere"), "nowhere"),
-        (("show", "nowhere"), "holds no finished experiment"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence_before_anything_is_loaded(
-    refused, no_loading, arguments, message
-):
-    assert message in refused("patch", *arguments)
-
-
-def test_pairs_and_names_that_do_not_fit_are_one_sentence(
-    refused, patch_config, tiny_model_folder, tmp_path
-):
-    path = tmp_path / "bad.json"
-    path.write_text('[{"clean": {"question": "a"}}]')
-    message = refused("patch", "run", patch_config, "--set", f"pairs.source={path}")
-    assert str(path) in message and "'answer'" in message
-    model = ("--model", tiny_model_folder("gpt2"), "--set", f"folder={tmp_path}")
-    assert "are one token for this tokenizer" in refused("patch", "ioi", *model)
-    assert not list(tmp_path.glob("*/config.json"))

@@ -7,17 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.experiments.probe.config import ProbeConfig
-from saesteer.experiments.registry import run_experiment
-
-
-@pytest.fixture(scope="session")
-def probe_run(probe_config) -> Path:
-    """The folder of a finished probe run."""
-    from saesteer.utils.settings import load_config
-
-    return run_experiment(load_config(probe_config, kind=ProbeConfig)).folder.path
-
 
 def test_training_prints_every_layer_and_the_next_step(saesteer, probe_config, probe_run):
     answer = saesteer("probe", "train", probe_config)
@@ -92,42 +81,3 @@ def test_a_schedule_and_any_vector_can_be_given(saesteer, probe_run, tmp_path):
     )  # fmt: skip
     assert answer.code == 0
     assert "tokens 0 to 2" in answer.out and "compound" in answer.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("read",), "there is no text to read"),
-        (("read", " "), "a text is empty"),
-        (("read", "hi", "--layers", "9"), "layer 9 has no probe"),
-        (("read", "--checks", "nothing"), "no bundled set called 'nothing'"),
-        (("intervene",), "there is no prompt"),
-        (("intervene", ""), "a prompt is empty"),
-        (("intervene", "hi", "--mode", "flop"), "did you mean 'flip'"),
-        (("intervene", "hi", "--mode", "set"), "mode set needs an amount"),
-        (("intervene", "hi", "--amount", "lots"), "class 'lots' is unknown"),
-        (("intervene", "hi", "--direction", "up"), "direction 'up' is unknown"),
-        (("intervene", "hi", "--positions", "first"), "positions 'first' are unknown"),
-        (("intervene", "hi", "--schedule", "now"), "is not of the form"),
-        (("intervene", "hi", "--towards", "happy"), "class 'happy'"),
-        (("intervene", "hi", "--samples", "3"), "would all be equal"),
-        (("intervene", "--prompts", "sentiment_prompts", "--group", "x"), "no prompt is of group"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence_before_the_model_is_loaded(
-    refused, probe_run, monkeypatch, arguments, message
-):
-    monkeypatch.setattr("saesteer.models.load_model", None)
-    command, *rest = arguments
-    assert message in refused("probe", command, probe_run, *rest)
-
-
-def test_a_folder_without_probes_and_texts_of_one_class_are_one_sentence(
-    refused, probe_config, tmp_path
-):
-    assert "there are no probes" in refused("probe", "read", tmp_path, "hi")
-    assert "there are no probes" in refused("probe", "intervene", tmp_path, "hi")
-    path = tmp_path / "one.csv"
-    path.write_text("text,label\na,x\nb,x\n")
-    message = refused("probe", "train", probe_config, "--set", f"data.source={path}")
-    assert "all 2 texts have the label 'x'" in message

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
-from saesteer.cli.experiment import experiment_command
-from saesteer.cli.sweep import sweep_command, worker_command
 from saesteer.experiments import context, steering
-from saesteer.utils.errors import SaesteerError
-from tests.sweeps import conftest as fixtures
 
-base_file, sweep_file, made_up = fixtures.base_file, fixtures.sweep_file, fixtures.made_up
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
-
-
-@pytest.fixture
-def call() -> Callable[..., Result]:
-    """Return a function that calls a command in this process."""
-    app = typer.Typer()
-    for name, command in {
-        "sweep": sweep_command,
-        "worker": worker_command,
-        "run": experiment_command("steer", ""),
-        "compare": experiment_command("compare", ""),
-    }.items():
-        app.command(name)(command)
-    return lambda *words: CliRunner().invoke(app, [*map(str, words)])
 
 
 def fields(folder: Path) -> dict[str, Any]:
@@ -40,16 +18,18 @@ def fields(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(call, sweep_file, tmp_path, no_loading):
-    answer = call("sweep", sweep_file(), "--dry-run")
-    assert answer.exit_code == 0, answer.output
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    saesteer, sweep_file, tmp_path, no_loading
+):
+    answer = saesteer("sweep", sweep_file(), "--dry-run")
+    assert answer.code == 0, answer
     for text in ("6 trials of saesteer run", "selection.criterion", "8, 12, 16", "Nothing was"):
-        assert text in answer.output, text
+        assert text in answer.out + answer.err, text
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_sweep_loads_and_reads_once_and_ends_with_its_table_and_the_best_settings(
-    call, sweep_file, tmp_path, monkeypatch
+    saesteer, sweep_file, tmp_path, monkeypatch
 ):
     calls: list[str] = []
     for module, name in ((context, "load_model"), (steering, "read_pair_activations")):
@@ -60,102 +40,50 @@ def test_a_sweep_loads_and_reads_once_and_ends_with_its_table_and_the_best_setti
             return real(*rest, **more)
 
         monkeypatch.setattr(module, name, counted)
-    answer = call("sweep", sweep_file(parameters={"selection.n_features": {"values": [8, 16]}}))
-    assert answer.exit_code == 0, answer.output
+    answer = saesteer("sweep", sweep_file(parameters={"selection.n_features": {"values": [8, 16]}}))
+    assert answer.code == 0, answer
     # Training and validation pairs.
     assert sorted(calls) == ["load_model", "read_pair_activations", "read_pair_activations"]
     record = fields(tmp_path / "runs")
     assert record["states"] == {"done": 2}
     best = record["trials"][record["best"]]
-    assert f"{best['value']:.4f}" in answer.output
+    assert f"{best['value']:.4f}" in answer.out + answer.err
     # The best settings run unchanged: the same folder, which is finished.
     (file,) = (tmp_path / "runs").glob("sweeps/*/best.yaml")
-    again = call("run", file, "--json")
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["vector"]["effect"]["effect"] == best["value"]
+    again = saesteer("run", file, "--json")
+    assert again.code == 0, again
+    assert json.loads(again.out)["vector"]["effect"]["effect"] == best["value"]
     runs = [f for f in (tmp_path / "runs").iterdir() if f.name.startswith("tiny-")]
     assert len(runs) == 2
     # Said again without running anything.
-    assert call("sweep", file.parents[3] / "tiny-sweep.yaml").exit_code == 0
+    assert saesteer("sweep", file.parents[3] / "tiny-sweep.yaml").code == 0
     assert len(calls) == 3
 
 
-def test_a_worker_joins_by_folder_or_url(call, sweep_file, made_up, tmp_path, monkeypatch):
+def test_a_worker_joins_by_folder_or_url(saesteer, sweep_file, made_up, tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path / 'x.db'}"
     # Nobody is at work yet: the queue is filled by a sweep that is stopped at once.
     monkeypatch.setattr("saesteer.cli.sweep._work", lambda *rest: None)
     for place in ([], ["--storage", url]):
-        assert call("sweep", sweep_file(), *place).exit_code == 0
+        assert saesteer("sweep", sweep_file(), *place).code == 0
     (study,) = (tmp_path / "runs" / "sweeps").iterdir()
     for where in (study, url):
-        answer = call("worker", "--study", where, "--trials", 2)
-        assert answer.exit_code == 0, answer.output
-        assert "2 trials done, 0 failed" in answer.output
+        answer = saesteer("worker", "--study", where, "--trials", 2)
+        assert answer.code == 0, answer
+        assert "2 trials done, 0 failed" in answer.out + answer.err
     assert len(made_up) == 4
 
 
-def test_failed_trials_are_shown_and_retried(call, sweep_file, tmp_path, made_up, monkeypatch):
-    from saesteer.sweeps.sweep import Sweep
-    from saesteer.utils.errors import DataError
-
-    measure = Sweep.measure
-
-    def stumble(self, values, **rest):
-        if values["selection.n_features"] == 8:
-            raise DataError("pairs.csv is away; put it back.")
-        return measure(self, values, **rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sweep, "measure", stumble)
-        answer = call("sweep", sweep_file())
-    assert answer.exit_code == 0, answer.output
-    assert "pairs.csv is away; put it back." in answer.output
-    assert "--retry-failed" in answer.output
-    assert fields(tmp_path / "runs")["states"] == {"failed": 2, "done": 4}
-    again = call("sweep", sweep_file(), "--retry-failed")
-    assert again.exit_code == 0, again.output
-    assert fields(tmp_path / "runs")["states"] == {"done": 6}
-
-
-@pytest.mark.parametrize(
-    ("changes", "words", "text"),
-    [
-        ({"method": "random"}, [], "random never ends by itself"),
-        ({"parameters": {"selection.n_features": {"values": [0]}}}, [], "n_features"),
-        ({}, ["--set", "x"], "is not of the form"),
-        ({}, ["--slurm", "gpu"], "--slurm 'gpu' is not of the form"),
-        ({}, ["--set", "site=here"], "site 'here'"),
-        (
-            {"parameters": {"seed": {"values": [0, 1]}, "sae": {"values": ["x", "y"]}}},
-            [],
-            "'x'",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_said_before_anything_is_loaded(
-    changes, words, text, call, sweep_file, no_loading, tmp_path
+def test_run_takes_an_agents_words_and_its_file(
+    saesteer, base_file, tmp_path, monkeypatch, no_loading
 ):
-    answer = call("sweep", sweep_file(**changes), *words)
-    assert isinstance(answer.exception, SaesteerError)
-    assert text in str(answer.exception)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_study_that_is_not_there_is_one_sentence(call):
-    for where in ("nowhere", "nosuchbase://x", "sqlite:////nowhere/at/all.db"):
-        answer = call("worker", "--study", where)
-        assert isinstance(answer.exception, SaesteerError)
-        assert "\n" not in str(answer.exception)
-
-
-def test_run_takes_an_agents_words_and_its_file(call, base_file, tmp_path, monkeypatch, no_loading):
     file = tmp_path / "config.yaml"
     file.write_text("selection.n_features: {value: 9}\nregression: {value: {method: ridge}}\n")
     words = ["selection={'n_features': 8, 'criterion': 'auroc'}", "--dry-run"]
-    assert "8 by auroc" in call("run", base_file, *words).output
+    assert "8 by auroc" in saesteer("run", base_file, *words).out
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(file))
-    told = call("run", base_file, *words, "--set", "selection.n_features=7").output
+    told = saesteer("run", base_file, *words, "--set", "selection.n_features=7").out
     assert "9 by auroc" in told
     assert "ridge weights" in told
 

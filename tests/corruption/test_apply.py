@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from saesteer.corruption import load_tasks
 from saesteer.corruption.apply import corrupted
 from saesteer.corruption.family import family_states
 from saesteer.corruption.fitted import (
@@ -16,14 +15,13 @@ from saesteer.corruption.fitted import (
     reference_texts,
     text_rows,
 )
-from saesteer.corruption.measure import complete_prompts, score_task
+from saesteer.corruption.measure import complete_prompts
 from saesteer.corruption.program import LinearSpan, Program, make_family, parse_program
-from saesteer.corruption.tasks import task_rows
 from saesteer.models import plain_model
 from saesteer.models.compat import cache_argument, find_cache
 from saesteer.models.tokens import TokenBatch
 from saesteer.models.unembed import Unembedding
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError
 
 
 def _plain(model) -> Any:
@@ -61,45 +59,19 @@ def test_a_program_gives_the_logits_of_the_same_blocks_run_by_hand(
         torch.testing.assert_close(bridged, wanted, atol=2e-5, rtol=1e-4, msg=text)
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
-def test_generating_with_a_cache_is_generating_without(
-    arch, tiny_model, hf_model, block_loop, some_ids
+def test_the_bridge_caches_and_generates_what_a_program_computes_and_hooks_follow_a_block(
+    tiny_llama, some_ids
 ):
-    model, ids, reference = tiny_model(arch), some_ids(rows=2, width=12), hf_model(arch)
-    for text, order in ORDERS.items():
-        wanted = ids
-        for _ in range(8):
-            after = block_loop(reference, wanted, order)[:, -1].argmax(dim=-1)
-            wanted = torch.cat([wanted, after[:, None]], dim=1)
-        with corrupted(model, parse_program(text, 3)):
-            said = _plain(model).generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
-                do_sample=False, eos_token_id=None,
-            )  # fmt: skip
-        assert torch.equal(said, wanted), text
-
-
-def test_padding_changes_nothing_and_the_bridge_generates_the_same(tiny_llama, some_ids):
-    model, ids = tiny_llama, some_ids(rows=1, width=9)
-    padded = torch.cat([torch.full((1, 4), 2), ids], dim=1)
-    mask = torch.tensor([[0] * 4 + [1] * 9])
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    with corrupted(model, parse_program("repeat 1 x2 then skip 0", 3)):
-        bare = _plain(model).generate(ids, attention_mask=torch.ones_like(ids), **options)
-        left = _plain(model).generate(padded, attention_mask=mask, **options)
-        bridged = model.generate(
-            ids, max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False
-        )
-    assert left[0, 13:].tolist() == bare[0, 9:].tolist()
-    assert bridged.tolist() == bare.tolist()
-
-
-def test_the_bridge_caches_what_a_program_computes_and_hooks_follow_a_block(tiny_llama, some_ids):
     ids = some_ids(rows=1)
     with corrupted(tiny_llama, parse_program("[0, 2]", 3)), torch.no_grad():
         _, cache = tiny_llama.run_with_cache(ids)
     torch.testing.assert_close(cache["blocks.2.hook_resid_pre"], cache["blocks.0.hook_resid_post"])
     assert "blocks.1.hook_resid_pre" not in cache
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    with corrupted(tiny_llama, parse_program("repeat 1 x2 then skip 0", 3)):
+        plain = _plain(tiny_llama).generate(ids, min_new_tokens=6, eos_token_id=None, **options)
+        bridged = tiny_llama.generate(ids, stop_at_eos=False, verbose=False, **options)
+    assert bridged.tolist() == plain.tolist()
     calls = []
     with corrupted(tiny_llama, parse_program("[1, 1, 0]", 3)):
         block = plain_model(tiny_llama).get_submodule("model.layers.1")
@@ -206,21 +178,6 @@ def test_each_program_completes_as_its_blocks_run_by_hand(tiny_llama, hf_model, 
                 break
             ids = torch.cat([ids, after[:, None]], dim=1)
         assert one["text"] == model.tokenizer.decode(ids[0, width:])
-
-
-@pytest.mark.parametrize(
-    ("prompts", "tokens", "message"),
-    [
-        ([" "], 3, "a prompt is empty"),
-        (["the cat " * 100], 3, "prompt 1 .* more than the model's context"),
-        (["the cat"], 500, "500 new tokens are more"),
-    ],
-)
-def test_what_cannot_be_completed_is_one_sentence(tiny_llama, prompts, tokens, message):
-    with pytest.raises(DataError, match=message):
-        complete_prompts(
-            tiny_llama, make_family("keep", 3).programs, prompts, max_new_tokens=tokens
-        )
 
 
 READ = ["the cat sat on the mat", "I like helping people", "what do you think of it today"]
@@ -339,14 +296,3 @@ def test_identity_is_identical_and_keeping_nothing_repeats_the_last_word(smollm2
         smollm2, [parse_program("[]", 30)], ["The opposite of hot is"], max_new_tokens=3
     )
     assert said[0]["text"].split() == ["is", "is", "is"]
-
-
-@pytest.mark.real
-def test_opposites_need_the_first_layer_more_than_one_in_the_middle(smollm2):
-    (task,) = load_tasks(["opposites"])
-    rows = task_rows(smollm2.tokenizer, task, max_questions=12)
-    programs = [parse_program(text, 30) for text in ("skip 0", "skip 15")]
-    losses = score_task(smollm2, [*programs, *make_family("keep", 30).programs], rows).loss()
-    assert losses[0] < 1.5 and losses[1] > losses[2] + 3
-    # Half of the layers are not enough for any of it.
-    assert losses[3 + 15] > 10 and losses[3 + 30] == pytest.approx(losses[0], abs=0.02)

@@ -1,4 +1,4 @@
-"""Layer programs on models whose layers differ, against Hugging Face models of those layers."""
+"""Layer programs, padded and with a cache, against Hugging Face models of those layers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def padded(some_ids) -> TokenBatch:
     return TokenBatch(ids * mask, mask, mask.bool())
 
 
-@pytest.mark.parametrize("name", [*HYBRIDS, "cohere", "recurrentgemma"])
+@pytest.mark.parametrize("name", [*HYBRIDS, "cohere", "recurrentgemma", "llama", "gemma2"])
 def test_a_program_is_the_model_of_those_layers(name, tiny, padded):
     model = tiny(name)
     plain: Any = plain_model(model)

@@ -11,7 +11,7 @@ import pytest
 from saesteer.corruption.llm_tasks import Caps, generate_tasks
 from saesteer.corruption.rules import make_tasks
 from saesteer.evaluation.llm_client import Endpoint
-from saesteer.utils.errors import ConfigError, NetworkError
+from saesteer.utils.errors import NetworkError
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, Any]]
 
@@ -101,13 +101,3 @@ def test_a_server_that_is_gone_ends_it(server):
     with pytest.raises(NetworkError, match="gave no answer"):
         generate_tasks(endpoint, Caps(tasks=5), sleep=lambda _: None)
     assert len(calls) == 4
-
-
-def test_a_cost_without_prices_is_one_sentence():
-    with pytest.raises(ConfigError, match="needs the prices"):
-        Caps(cost=1.0)
-    endpoint = Endpoint("m", base_url="http://localhost:1/v1", max_tokens=None)
-    with pytest.raises(ConfigError, match="needs max_tokens"):
-        generate_tasks(endpoint, Caps(cost=1.0, price_in=1.0, price_out=1.0))
-    with pytest.raises(ConfigError, match="1 or more"):
-        Caps(tasks=0)

@@ -111,12 +111,6 @@ def _made_up(right, confidence) -> TaskScores:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [7, 600, 1024])
-def test_the_largest_place_is_argmax(width):
-    values = torch.randn(40, width, generator=torch.Generator().manual_seed(width))
-    assert torch.equal(largest_places(values), values.argmax(dim=1))
-
-
 def test_repeating_accuracy_and_calibration_by_hand():
     scores = _made_up([1, 0, 0, 0], [0.9, 0.9, 0.9, 0.9])
     # Guesses 7, 5, 5, 5 behind 5, 5, 1, 1; the questions' first guesses are 7, 5 and 5.
@@ -133,18 +127,6 @@ def test_repeating_accuracy_and_calibration_by_hand():
     assert scores.calibration_error()[0] == pytest.approx(wanted)
 
 
-def test_records_name_every_token_with_its_difference(rows, tiny_llama):
-    scores = score_task(tiny_llama, [parse_program("skip 0", 3)], rows)
-    table = scores.records()
-    assert len(table) == 2 * len(scores.tokens)
-    intact = table[table.program == "intact"]
-    assert (intact.difference == 0).all()
-    skipped = table[table.program == "skip 0"]
-    np.testing.assert_allclose(
-        skipped.difference, skipped.log_prob.to_numpy() - intact.log_prob.to_numpy()
-    )
-
-
 def test_a_mark_of_the_tokenizer_and_a_question_past_the_context_are_refused(tiny_llama):
     marked = Example(prompt="<|im_start|>the cat", answer="sat")
     task = TASK.model_copy(update={"eval_questions": (marked,)})
@@ -152,3 +134,9 @@ def test_a_mark_of_the_tokenizer_and_a_question_past_the_context_are_refused(tin
         task_rows(tiny_llama.tokenizer, task)
     with pytest.raises(DataError, match=r"task cats: question 1 .* more than the model's context"):
         task_rows(tiny_llama.tokenizer, TASK, max_length=8)
+
+
+@pytest.mark.parametrize("width", [7, 600, 1024])
+def test_the_largest_place_is_argmax(width):
+    values = torch.randn(40, width, generator=torch.Generator().manual_seed(width))
+    assert torch.equal(largest_places(values), values.argmax(dim=1))

@@ -11,7 +11,7 @@ import pytest
 from saesteer.experiments.corrupt.config import CorruptConfig
 from saesteer.experiments.corrupt.metrics import first_right, observe, token_changes
 from saesteer.experiments.registry import run_experiment
-from saesteer.utils.errors import ConfigError, DataError, SaesteerError
+from saesteer.utils.errors import DataError
 from saesteer.utils.settings import parse_config
 
 
@@ -57,23 +57,16 @@ def test_every_program_is_scored_on_every_task(run):
 
 def test_the_folder_holds_tables_figures_records_and_a_report(run):
     folder = run.folder
-    for name in ("report.html", "tables/scores.csv", "figures/keep.png", "figures/skip.png",
-                 "records/opposites.parquet", "completions.json", "run.json"):  # fmt: skip
-        assert folder.has(name), name
-    table = pd.read_csv(folder.path / "tables/scores.csv")
-    assert len(table) == 13 * 2
+    assert len(pd.read_csv(folder.path / "tables/scores.csv")) == 13 * 2
     records: Any = pd.read_parquet(folder.path / "records/opposites.parquet")
     means = records.groupby("program")["log_prob"].mean().to_dict()
     for program, record in run.metrics["programs"].items():
         assert -means[program] == pytest.approx(record["tasks"]["opposites"]["loss"])
-    assert (folder.path / "figures/keep.png").read_bytes()[:4] == b"\x89PNG"
-    assert folder.read_json("run.json")["status"] == "finished"
-
+    for name in ("keep", "skip"):
+        assert (folder.path / f"figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     for words in ("opposites", "The best linear guess", "first layer is indispensable", "keep 0"):
         assert words in page
-    assert "http-equiv" in page and "https://cdn" not in page.split("<script>")[0]
-
     shown = run.metrics["completions"]
     assert [one["program"] for one in shown] == ["keep 0", "keep 1", "keep 2", "keep 3"]
     maps = run.metrics["linear_maps"]
@@ -102,39 +95,6 @@ def test_a_task_that_was_scored_is_not_scored_again(settings, run, tmp_path, mon
     assert found.metrics == run.metrics
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"programs": ["skip 7"]}, ConfigError, "names layer 7"),
-        ({"families": [{"kind": "skip"}, {"kind": "skip"}]}, ConfigError, "names a kind twice"),
-        ({"families": [], "programs": []}, ConfigError, "nothing to run"),
-        ({"reference": {"source": "none.txt"}}, ConfigError, "is not there"),
-        ({"model": {"name": "no/such/place/"}}, SaesteerError, "neither an existing folder"),
-        ({"completions": {"programs": ["skip 9"]}}, ConfigError, "layer 9"),
-    ],
-)
-def test_what_does_not_fit_is_said_before_the_model_is_loaded(
-    settings, monkeypatch, changes, error, message
-):
-    monkeypatch.setattr("saesteer.experiments.context.load_model", None)
-    with pytest.raises(error, match=message):
-        run_experiment(_config(settings, **changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"programs": ["skip"]}, "programs.0: program 'skip': 'skip' is not understood"),
-        ({"completions": {"prompts": [" "]}}, "holds an empty prompt"),
-        ({"completions": {"programs": ["skop 3"]}}, "completions.programs.0"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_one_sentence(settings, changes, message):
-    with pytest.raises(ConfigError) as caught:
-        _config(settings, **changes)
-    assert message in str(caught.value)
-
-
 def test_a_question_too_long_is_said_before_anything_is_written(settings, tmp_path):
     config = _config(settings, tasks={"source": ["copying"], "shots": 12}, folder=str(tmp_path))
     with pytest.raises(DataError, match=r"task copying: .* more than the model's context"):
@@ -159,26 +119,16 @@ def _metrics(accuracies, intact, *, n=4):
     }
 
 
-def test_a_task_comes_right_where_its_accuracy_first_reaches_its_share():
-    metrics = _metrics(
-        {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0, 0, 0.7, 0.8], "facts": [0] * 5},
-        {"addition": 0.5, "agreement": 0.8, "facts": 0.1},
-    )
-    found = first_right(metrics, 0.8, 0.2)
-    assert {task: one["layers"] for task, one in found.items()} == {
-        "addition": 4, "agreement": 3, "facts": None,
-    }  # fmt: skip
-    assert found["agreement"]["share_of_depth"] == 0.75
-
-
 def test_observations_say_what_holds_and_what_does_not():
     metrics = _metrics(
-        {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0.8, 0.8, 0.7, 0.8]},
-        {"addition": 0.5, "agreement": 0.8},
+        {"addition": [0, 0, 0, 0.1, 0.5], "agreement": [0, 0.8, 0.8, 0.7, 0.8], "facts": [0] * 5},
+        {"addition": 0.5, "agreement": 0.8, "facts": 0.1},
     )
+    # A task comes right where its accuracy first reaches its share of the intact model's.
     metrics["first_right"] = first_right(metrics, 0.8, 0.2)
-    names = ["skip 0", "skip 1"]
-    metrics["families"]["skip"] = {"programs": names}
+    layers = {task: one["layers"] for task, one in metrics["first_right"].items()}
+    assert layers == {"addition": 4, "agreement": 1, "facts": None}
+    metrics["families"]["skip"] = {"programs": ["skip 0", "skip 1"]}
     metrics["programs"] |= {
         "skip 0": {"loss_change": 9.0, "accuracy": 0.01},
         "skip 1": {"loss_change": 0.5, "accuracy": 0.4},
@@ -196,17 +146,18 @@ def test_observations_say_what_holds_and_what_does_not():
     assert {one["verdict"] for one in observe(bare, [])} == {"not tested"}
 
 
-@pytest.mark.parametrize(
-    ("depths", "verdict"),
-    [((8, 10), "holds"), ((8, 12), "in part"), ((11, 12), "in part"), ((3, 5), "does not hold")],
-)
-def test_grammar_is_late_only_where_it_was_on_gpt2(depths, verdict):
-    tasks = ("agreement", "json_completion")
-    right = {t: {"share_of_depth": k / 12} for t, k in zip(tasks, depths, strict=True)}
-    metrics = {"programs": {}, "families": {}, "first_right": right, "n_layers": 12}
-    found = observe(metrics, [])[2]
-    assert found["verdict"] == verdict
-    assert ("later than there" in found["found"]) == (max(depths) > 10)
+def test_completions_take_programs_that_no_task_is_scored_under(settings):
+    for shown, programs in (
+        ({"programs": ["linear 0-1", [2, 0]]}, ["linear 0-1", "[2, 0]"]),
+        ({"family": "linear", "every": 2}, ["linear 0", "linear 2"]),
+    ):
+        more = {
+            "tasks": {"source": ["opposites"], "max_questions": 2, "shots": 1},
+            "completions": {"prompts": ["the cat"], "max_new_tokens": 2, **shown},
+        }
+        found = run_experiment(_config(settings, families=[], programs=["[]"], **more))
+        assert [one["program"] for one in found.metrics["completions"]] == programs
+        assert len(found.metrics["programs"]) == 2
 
 
 def test_a_token_counts_only_where_it_is_asked_for_often_enough():
@@ -222,23 +173,3 @@ def test_a_token_counts_only_where_it_is_asked_for_often_enough():
         "lost": [{"token": "a", "change": -2.0, "n": 3}],
         "gained": [{"token": "c", "change": 2.0, "n": 3}],
     }
-
-
-@pytest.mark.parametrize(
-    ("shown", "programs"),
-    [
-        (
-            {"programs": ["linear 0-1", "mean mlp 1", [2, 0]]},
-            ["linear 0-1", "mean mlp 1", "[2, 0]"],
-        ),
-        ({"family": "linear", "every": 2}, ["linear 0", "linear 2"]),
-        ({"family": "mean_mlp"}, ["mean mlp 0", "mean mlp 1", "mean mlp 2"]),
-    ],
-)
-def test_completions_take_programs_that_no_task_is_scored_under(settings, shown, programs):
-    completions = {"prompts": ["the cat"], "max_new_tokens": 2, **shown}
-    tasks = {"source": ["opposites"], "max_questions": 2, "shots": 1}
-    config = _config(settings, tasks=tasks, families=[], programs=["[]"], completions=completions)
-    found = run_experiment(config)
-    assert [one["program"] for one in found.metrics["completions"]] == programs
-    assert len(found.metrics["programs"]) == 2

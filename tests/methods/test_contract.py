@@ -32,7 +32,7 @@ from saesteer.methods.registry import METHODS, build_method
 from saesteer.models import Site
 from saesteer.models.reading import Activations, PairActivations
 from saesteer.saes import load_sae
-from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.errors import SaesteerError
 
 WIDTH, PAIRS = 16, 20
 SITE = Site(1)
@@ -192,15 +192,6 @@ def test_a_vector_of_features_is_the_sum_of_its_weighted_decoder_rows(named, fit
     assert all(feature.description == words[feature.index] for feature in features)
     peaks = [np.sign(f.weight) * largest[f.index] * sae.decoder[f.index].numpy() for f in features]
     assert method.vector_.max_act == pytest.approx(np.linalg.norm(np.sum(peaks, axis=0)), rel=1e-5)
-
-
-def test_settings_are_checked_when_made_and_when_set_and_features_need_an_sae(given_of):
-    with pytest.raises(ConfigError, match=r"works on SAE features; give it an SAE"):
-        MeanDecodedDelta().fit_in(given_of(read(4)))
-    with pytest.raises(ConfigError, match="n_features"):
-        AttributedSAE(n_features=0)
-    with pytest.raises(ConfigError, match="n_features"):
-        RandomFeatures().set_params(n_features=0).fit_in(None)  # type: ignore[arg-type]
 
 
 def test_settings_files_name_a_method_as_its_vectors_do():

@@ -19,7 +19,6 @@ LOOSE = {"max_firing": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "attributed_sae": {"n_features": 6, "selection": LOOSE},
     "clustered_sae": {"selection": LOOSE, "regression": {"method": "omp"}},
-    "difference_in_means": {},
     "caa_answers": {},
     "top_feature_output_score": {},
 }
@@ -93,5 +92,7 @@ def test_what_does_not_belong_together_is_a_sentence(settings, parts, roomy_mode
     method: Any = build_method("difference_in_means", {})
     with pytest.raises(ConfigError, match=r"no site to read .* sae=, or a site such as"):
         method.fit(roomy_model, parts.train)
+    with pytest.raises(ConfigError, match=r"works on SAE features; give it an SAE"):
+        build_method("clustered_sae", {}).fit(roomy_model, parts.train, site=sae.site)
     with pytest.raises(MismatchError, match=r"site blocks.0.* is not where SAE .* writes"):
         method.fit(roomy_model, parts.train, sae=sae, site="blocks.0.hook_resid_post")

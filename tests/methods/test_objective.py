@@ -12,7 +12,6 @@ from saesteer.evaluation import statement_log_likelihoods
 from saesteer.methods.objective import Contrast, FisherMetric, SteeringObjective, row_gradients
 from saesteer.models import Site
 from saesteer.steering import DivergenceMeter, TeacherForced
-from saesteer.utils.errors import ConfigError, SteeringError
 
 RAISE = ("i like the little house", "the water is good and so is the bread", "help me")
 LOWER = ("i hate the hill", "go away", "i will not help anyone on the hill")
@@ -155,14 +154,6 @@ def test_an_unreached_target_crashes_nothing_and_the_vectors_length_does_not_mat
     assert short.effects == pytest.approx(long.effects, rel=1e-3)
 
 
-def test_what_cannot_be_an_objective_is_a_sentence(objective, contrast):
-    with pytest.raises(SteeringError, match=r"is zero"):
-        objective(contrast()).around(np.zeros(32))
-    flat = FisherMetric(np.zeros((32, 32)), 1, 1)
-    with pytest.raises(ConfigError, match=r"ridge: .* has no inverse"):
-        _ = objective(contrast(), metric=flat).at_zero
-
-
 def test_what_is_kept_is_used_again_and_says_the_same(objective, contrast):
     kept: dict[bytes, Any] = {}
     computed = []
@@ -254,13 +245,3 @@ def test_gradients_on_top_of_a_vector_at_another_site_are_those_at_the_prepared_
     torch.testing.assert_close(apart[0], again[0], rtol=1e-4, atol=1e-6)
     unsteered = row_gradients(TeacherForced(tiny_llama, rows, site=Site(1)))
     assert float((apart[0] - unsteered[0]).abs().max()) > 1e-3
-
-
-def test_how_rows_are_batched_changes_no_gradient(tiny_llama, rows_of, site):
-    model = tiny_llama
-    rows = rows_of(model, TEXTS)
-    together = row_gradients(TeacherForced(model, rows, site=site))[0]
-    apart = row_gradients(TeacherForced(model, rows, site=site, max_tokens=1))[0]
-    turned = row_gradients(TeacherForced(model, rows[::-1], site=site))[0]
-    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(turned.flip(0), together, rtol=1e-4, atol=1e-6)

@@ -52,24 +52,16 @@ def test_the_highest_is_paired_with_the_lowest_and_so_on(asked):
     assert asked[0]["temperature"] == 1.0
 
 
-def test_short_texts_are_left_out_and_not_even_rated(asked, monkeypatch):
+def test_short_texts_are_not_even_rated_and_equal_ratings_or_lone_completions_give_no_pair(asked):
     seen: list[str] = []
 
     def rate(texts: Any) -> np.ndarray:
         seen.extend(texts)
         return last_number(texts)
 
-    self_generated(MODEL, ["Why?", "How?"], VECTOR, [1.0], rate)
-    assert seen and all(len(text.split()) >= 4 for text in seen)
-    monkeypatch.setitem(WRITTEN, "Why?", ["", "a b"])
-    seen.clear()
-    assert not any(self_generated(MODEL, ["Why?"], VECTOR, [1.0], rate).values())
-    assert not seen
-
-
-def test_equal_ratings_and_lone_completions_give_no_pair(asked):
-    found = self_generated(MODEL, ["How?", "Who?"], VECTOR, [1.0], last_number, n_pairs=3)
+    found = self_generated(MODEL, ["How?", "Who?"], VECTOR, [1.0], rate, n_pairs=3)
     assert not any(found.values())
+    assert seen and all(len(text.split()) >= 4 for text in seen)
 
 
 def test_a_model_writes_the_same_pairs_under_the_same_seed(tiny_llama):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from saesteer.data import PairSet, bundled_pair_names, pairs_from, read_pairs
 from saesteer.methods import SystemPrompt
-from saesteer.utils.errors import ConfigError, DataError
 
 PAIRS = pairs_from(
     [(f"I like {'very ' * i}much {i}", f"I hate {'very ' * i}much {i}") for i in range(20)]
@@ -19,17 +16,12 @@ def quoted(prompt: str) -> list[str]:
     return prompt.removeprefix(HEAD).strip('"').split('" "')
 
 
-def test_each_prompt_quotes_statements_of_its_own_side():
-    persona = SystemPrompt(4).fit(None, PAIRS)
-    assert set(quoted(persona.positive_)) <= set(PAIRS.positives)
-    assert set(quoted(persona.negative_)) <= set(PAIRS.negatives)
-    assert len(set(quoted(persona.positive_))) == len(set(quoted(persona.negative_))) == 4
-
-
 def test_quotes_are_of_typical_length_and_the_shorter_of_those_drawn():
     lengths = sorted(len(text) for text in PAIRS.positives)
     for seed in range(10):
         prompts = SystemPrompt(3, seed=seed).fit(None, PAIRS)
+        assert set(quoted(prompts.positive_)) <= set(PAIRS.positives)
+        assert set(quoted(prompts.negative_)) <= set(PAIRS.negatives)
         sizes = [len(text) for text in quoted(prompts.positive_)]
         assert sizes == sorted(sizes)
         assert lengths[4] < sizes[0] and sizes[-1] < lengths[15]
@@ -63,12 +55,3 @@ def test_the_bundled_personas_give_prompts_of_a_length_one_would_write():
         persona = SystemPrompt().fit(None, read_pairs(name))
         for prompt in (persona.positive_, persona.negative_):
             assert 100 < len(prompt) < 700, name
-
-
-def test_what_cannot_be_described_is_a_sentence():
-    with pytest.raises(DataError, match=r"pairs 'none' are empty, so there is nothing to quote"):
-        SystemPrompt().fit(None, PairSet("none", (), "python"))
-    with pytest.raises(ConfigError, match=r"n_statements: input should be greater"):
-        SystemPrompt(0)
-    with pytest.raises(ConfigError, match=r"opposite: it goes with a description"):
-        SystemPrompt(opposite="a scoundrel")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -29,12 +28,9 @@ UNEQUAL = ((8, 6), (5, 7))
 
 
 def made_up_batch(
-    lengths: Sequence[tuple[int, int]], *, prefix: int = 2, seed: int = 0, same: bool = False
+    lengths: Sequence[tuple[int, int]], *, prefix: int = 2, seed: int = 0
 ) -> PairBatch:
-    """Pairs of random tokens that begin alike; ends of equal length stand for each other.
-
-    `same` makes the two prompts of a pair one and the same.
-    """
+    """Pairs of random tokens that begin alike; ends of equal length stand for each other."""
     random = torch.Generator().manual_seed(seed)
     width = max(max(pair) for pair in lengths)
     shape = (len(lengths), width)
@@ -43,8 +39,7 @@ def made_up_batch(
     to_clean = torch.full(shape, -1)
     for i, (n, m) in enumerate(lengths):
         clean = torch.randint(5, 300, (n,), generator=random)
-        m = n if same else m
-        corrupted = clean.clone() if same else torch.randint(5, 300, (m,), generator=random)
+        corrupted = torch.randint(5, 300, (m,), generator=random)
         corrupted[:prefix] = clean[:prefix]
         for side, row in enumerate((clean, corrupted)):
             ids[side][i, width - len(row) :] = row
@@ -66,12 +61,6 @@ def made_up_batch(
     return PairBatch(
         pairs, ids[0], ids[1], masks[0], masks[1], to_clean, right, wrong, words[0], words[1]
     )
-
-
-def some_pairs(batch: PairBatch, which: slice) -> PairBatch:
-    """Some of a batch's pairs, at the same width."""
-    parts = {one.name: getattr(batch, one.name)[which] for one in fields(batch)}
-    return PairBatch(**parts)
 
 
 def unpadded(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,56 +13,21 @@ import pytest
 import torch
 
 from saesteer.experiments.patch.experiment import plan_patch
-from saesteer.experiments.patch.results import Job, PatchResults, jobs
+from saesteer.experiments.patch.results import PatchResults
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.results import REPORT
 from saesteer.models import Site
 from saesteer.patching import PatchResult
-from saesteer.patching.engine.engines import FastEngine
 from saesteer.steering import SteeredFeature, SteeringVector
-from saesteer.utils.errors import ConfigError, DataError, MismatchError, SaeError, SaesteerError
-from saesteer.utils.settings import load_config, parse_config
+from saesteer.utils.errors import ConfigError, DataError, MismatchError
+from saesteer.utils.settings import parse_config
 from tests.hybrids import random_model
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "patching"
 
 
 def parsed(**settings) -> PatchConfig:
     data = {"name": "t", "pairs": {"source": "x.json"}, **settings}
     return parse_config(data, kind=PatchConfig, place="a.yaml")
-
-
-def test_the_bundled_settings_fit():
-    paths = sorted(CONFIGS.glob("*.yaml"))
-    assert paths and [load_config(p, kind=PatchConfig).name for p in paths] == [
-        p.stem for p in paths
-    ]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"pairs": {}}, "give either source"),
-        ({"components": ["z", "z"]}, "'z' is named twice"),
-        ({"by_position": ["z"], "components": ["resid_pre"]}, "no head component of components"),
-        ({"modes": ["nosing"]}, "modes"),
-        ({"path": {"receivers": ["9.9"]}}, "'9.9' is no receiver"),
-        ({"path": {"receivers": [["final", "9.9.q"]]}}, "heads' inputs alone"),
-        ({"attention": {"heads": ["nine"]}}, "'nine' is no head"),
-        ({"attention": {"heads": []}}, "there is no head in the list"),
-        # A bare 9.10 in YAML is the number 9.1.
-        ({"circuit": {"heads": [9.1]}}, "9.1 is no head; write its layer and number in quotes"),
-        ({"circuit": {"heads": ["9.1", "9.1"]}}, "'9.1' is named twice"),
-        ({"features": {"vector": "v.safetensors"}}, "name it as sae"),
-        ({"metrik": "kl"}, "did you mean 'metric'"),
-    ],
-)
-def test_what_does_not_fit_is_one_sentence(settings, message):
-    with pytest.raises(ConfigError) as error:
-        parsed(**settings)
-    assert message in str(error.value)
-    assert str(error.value).startswith("a.yaml: ") and "\n" not in str(error.value)
 
 
 def test_where_and_how_fast_it_runs_changes_no_digest():
@@ -72,25 +36,6 @@ def test_where_and_how_fast_it_runs_changes_no_digest():
         first.digest()
     )
     assert parsed(seed=1).digest() != first.digest() != parsed(metric="kl").digest()
-
-
-def test_a_run_makes_every_result_once():
-    config = parsed(
-        components=["resid_pre", "z"],
-        by_position=["z"],
-        modes=["denoising", "noising"],
-        path={"senders": ["z", "mlp_out"], "receivers": ["final", ["9.9.q", "9.6.q"]]},
-    )
-    found = list(jobs(config))
-    assert len(set(found)) == len(found) == len({job.file for job in found})
-    assert Job("path", "mlp_out-to-9.9.q+9.6.q", "noising") in found
-    # By position heads are attributed, and patched only where that is asked for.
-    assert Job("attribution", "z", "denoising", True) in found
-    assert Job("activation", "z", "denoising", True) not in found
-    more = list(jobs(config.model_copy(update={"patch_by_position": True})))
-    assert set(more) - set(found) == {
-        Job("activation", "z", mode, True) for mode in ("denoising", "noising")
-    }
 
 
 def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
@@ -104,21 +49,6 @@ def test_a_plan_reads_pairs_and_loads_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_refuses_what_is_not_there(tmp_path):
-    absent = {"pairs": {"source": "capitals"}, "features": {"vector": "./nothing.safetensors"}}
-    with pytest.raises(SaesteerError, match="nothing"):
-        plan_patch(parsed(**absent, sae="smollm2"))
-    with pytest.raises(DataError, match=r"x\.json"):
-        plan_patch(parsed(folder=str(tmp_path)))
-    with pytest.raises(DataError, match="no bundled set"):
-        plan_patch(parsed(pairs={"source": "capitols"}))
-    with pytest.raises(SaeError, match="nowhere"):
-        plan_patch(parsed(pairs={"ioi": {}}, sae="./nowhere"))
-    with pytest.raises(ConfigError, match=r"cannot be used|cannot be written|is a file"):
-        plan_patch(parsed(pairs={"ioi": {}}, folder="/proc/version/x"))
-
-
-HOSTILE = "<script>alert(1)</script>"
 PAIRS = [
     ("The cat sat on the", "The dog ran on the", " m", " h"),
     ("I like the cat and the", "I like the dog and the", " m", " h"),
@@ -182,6 +112,15 @@ def everything(settings, mirror_sae) -> PatchResults:
     )
 
 
+def test_a_metric_with_a_gap_suggests_a_site(settings):
+    chosen = settings(metric="kl", components=["resid_pre"], attention=None, lens=None)
+    metrics = patched(chosen).metrics
+    # The clean run does not differ from itself, and any other run does.
+    assert metrics["clean"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["corrupted"]["value"] > 0 and metrics["scale"] == "share"
+    assert metrics["suggestion"]["sentences"]
+
+
 def test_everything_asked_for_is_in_the_folder(everything):
     path = everything.folder.path
     for file in ("metrics.json", "config.json", "pairs.json", "task.json", "circuit.json"):
@@ -207,45 +146,6 @@ def test_everything_asked_for_is_in_the_folder(everything):
     page = (path / "report.html").read_text()
     lead = page[page.index('class="lead"') :][:600]
     assert "does not solve the task" in lead and "Steer at" not in lead
-
-
-def test_a_run_that_was_cut_off_inside_a_component_goes_on_there(settings, monkeypatch):
-    more = {"components": ["resid_pre"], "lens": None, "attention": None, "attribution": None}
-    cut_off, whole = settings(**more), patched(settings(**more))
-    once, allowed, done = FastEngine.__call__, [2], []
-
-    def counted(self, rows):
-        if len(done) == allowed[0]:
-            raise KeyboardInterrupt
-        done.append(rows)
-        return once(self, rows)
-
-    monkeypatch.setattr(FastEngine, "__call__", counted)
-    with pytest.raises(KeyboardInterrupt):
-        patched(cut_off)
-    (folder,) = Path(cut_off["folder"]).glob("tiny-*")
-    assert len(list((folder / "cells" / "parts").glob("*.safetensors"))) == 2
-    allowed[0] = 10_000
-    run = patched(cut_off)
-    cells = {int(cell) for rows in done for cell in rows.cell}
-    assert len(cells) == sum(map(len, done))
-    file = "cells/activation-resid_pre-denoising.safetensors"
-    mine, other = (PatchResult.load(one.folder.path / file).values for one in (run, whole))
-    np.testing.assert_array_equal(mine, other)
-    # Nothing is left of the chunks.
-    assert not (folder / "cells" / "parts").exists()
-
-
-def test_every_metric_gives_a_run(settings):
-    more = {"components": ["resid_pre"], "modes": ["denoising", "noising"], "lens": None}
-    found = [
-        patched(settings(metric=metric, attention=None, **more)).metrics
-        for metric in ("answer_log_probability", "kl")
-    ]
-    assert found[0]["clean"]["value"] < 0 and found[0]["corrupted"]["value"] < 0
-    # The clean run does not differ from itself, and any other run does.
-    assert found[1]["clean"]["value"] == pytest.approx(0.0, abs=1e-6)
-    assert found[1]["corrupted"]["value"] > 0 and found[1]["scale"] == "share"
 
 
 @pytest.mark.parametrize(
@@ -307,40 +207,12 @@ def test_only_pairs_that_the_model_solves_are_kept(everything, settings, pairs_f
     least: Any = table.groupby("pair", sort=False)["logit_difference"].min()
     solved = (least > 0).tolist()
     records = json.loads(pairs_file.read_text())
-    chosen = {"components": ["resid_pre"], "lens": None, "attention": None}
-    for wanted in (False, True):
-        kept = [one for one, well in zip(records, solved, strict=True) if well == wanted]
-        path = tmp_path / f"{wanted}.json"
-        path.write_text(json.dumps(kept + kept[:1] if wanted else kept))
-        pairs = {"source": str(path), "solved_only": True}
-        if not kept:
-            continue
-        if wanted:
-            run = patched(settings(pairs=pairs, **chosen))
-            assert run.metrics["task"]["accuracy"] == 1.0
-        else:
-            with pytest.raises(DataError, match=f"solves none of the {len(kept)} pairs"):
-                patched(settings(pairs=pairs, **chosen))
-    assert not all(solved)
-
-
-def test_the_page_opens_offline_and_no_prompt_breaks_it(settings, tmp_path):
-    records = [
-        {
-            "clean": {"question": f"{HOSTILE} the cat {n}", "answer": " m"},
-            "corrupted": {"question": f"{HOSTILE} the dog {n}", "answer": " h"},
-            "name": f"{HOSTILE} {n}",
-        }
-        for n in range(2)
-    ]
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps(records))
-    run = patched(settings(pairs={"source": str(path)}, components=["resid_pre", "z"]))
-    for name in ("report.html", "attention.html"):
-        page = (run.folder.path / name).read_text()
-        assert HOSTILE not in page
-        outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
-        assert not re.search(r"(?:src|href)=[\"'](?:https?:)?//", outside)
+    failed = [one for one, well in zip(records, solved, strict=True) if not well]
+    assert failed
+    path = tmp_path / "failed.json"
+    path.write_text(json.dumps(failed))
+    with pytest.raises(DataError, match=f"solves none of the {len(failed)} pairs"):
+        patched(settings(pairs={"source": str(path), "solved_only": True}, components=["z"]))
 
 
 def test_another_vector_under_the_same_name_is_another_run(tmp_path):

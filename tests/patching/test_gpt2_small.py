@@ -50,44 +50,28 @@ def _folded_logits(model: Any, batch: PairBatch) -> torch.Tensor:
         return torch.stack([model(row[None])[0, -1] for row in rows])
 
 
-def _differences(logits: torch.Tensor, batch: PairBatch) -> np.ndarray:
-    rows = torch.arange(len(batch))
-    return (logits[rows, batch.right] - logits[rows, batch.wrong]).numpy()
-
-
-def _shares_of_one_forward(model: Any, batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
-    found = direct_attribution(model, batch)
-    summed = found.embed + found.attn.sum(axis=1) + found.mlp.sum(axis=1) + found.bias
-    assert summed == pytest.approx(found.total, abs=1e-3)
-    return found.heads.mean(axis=0), found.total
-
-
 @pytest.mark.slow
-def test_the_eight_logit_differences_are_the_published_ones(gpt2):
+def test_logit_differences_and_probabilities_are_the_published_ones(gpt2):
     batch = encode_pairs(gpt2, eight_ioi_pairs(gpt2))
     found = task_answers(gpt2, batch)
     assert found.clean.logit_difference == pytest.approx(np.array(EIGHT), abs=0.01)
     assert found.accuracy == 1.0
     folded = load_model("gpt2", device="cpu", dtype="float32")
-    differences = _differences(_folded_logits(folded, batch), batch)
+    logits, rows = _folded_logits(folded, batch), torch.arange(len(batch))
+    differences = (logits[rows, batch.right] - logits[rows, batch.wrong]).numpy()
     assert differences == pytest.approx(np.array(EIGHT), abs=0.01)
     assert differences.mean() == pytest.approx(3.552, abs=0.01)
-
-
-@pytest.mark.slow
-def test_mary_gets_the_milk_with_the_published_probability(gpt2):
-    batch = encode_pairs(gpt2, [MILK])
-    clean = task_answers(gpt2, batch).clean
+    milk = encode_pairs(gpt2, [MILK])
+    clean = task_answers(gpt2, milk).clean
     assert clean.right_rank[0] == 0
     assert clean.right_probability[0] == pytest.approx(0.7007, abs=0.002)
-    folded = load_model("gpt2", device="cpu", dtype="float32")
-    assert float(_folded_logits(folded, batch)[0, batch.right[0]]) == pytest.approx(18.09, abs=0.02)
+    assert float(_folded_logits(folded, milk)[0, milk.right[0]]) == pytest.approx(18.09, abs=0.02)
 
 
 @pytest.mark.slow
 def test_name_movers_and_negative_name_movers_stand_out(gpt2):
     batch = encode_pairs(gpt2, eight_ioi_pairs(gpt2))
-    heads, _ = _shares_of_one_forward(gpt2, batch)
+    heads = direct_attribution(gpt2, batch).heads.mean(axis=0)
     strongest = np.argsort(-np.abs(heads), axis=None)[:8]
     named = {divmod(int(flat), 12) for flat in strongest}
     assert {(9, 9), (10, 0), (10, 7), (11, 10)} <= named

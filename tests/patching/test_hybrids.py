@@ -5,6 +5,8 @@ Every cell of the residual stream is compared with a loop over Hugging Face's ow
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from saesteer.patching.metrics import metric_named
 from saesteer.patching.patcher import activation_patching, unpatched
 from saesteer.patching.target import plain_blocks
 from saesteer.utils.errors import SiteError
+from tests.by_hand import changed
 from tests.hybrids import HYBRIDS, hybrid
 from tests.patching.engine_prompts import UNEQUAL, made_up_batch, unpadded
 
@@ -29,28 +32,10 @@ def tiny(tiny_tokenizer):
     return lambda name: hybrid(name, tiny_tokenizer)
 
 
-def _first(output):
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _score(plain, ids, answers, block=None, hook=None):
-    handles = [] if block is None else [block.register_forward_hook(hook)]
-    with torch.no_grad():
+def _score(plain, ids, answers, block=None, change=None):
+    with torch.no_grad(), changed(block, change) if block is not None else nullcontext():
         logits = plain(input_ids=ids[None], use_cache=False).logits[0, -1]
-    for handle in handles:
-        handle.remove()
     return float(logits[answers[0]] - logits[answers[1]])
-
-
-def _keep(kept):
-    return lambda _module, _args, output: kept.append(_first(output).clone())
-
-
-def _write(column, values):
-    def hook(_module, _args, output):
-        _first(output)[:, column] = values
-
-    return hook
 
 
 @pytest.mark.parametrize("name", [*HYBRIDS, "falcon-alibi", "cohere"])
@@ -67,11 +52,14 @@ def test_cells_of_the_residual_stream_are_those_of_the_plain_model(name, tiny):
         np.testing.assert_allclose([side[i] for side in own], wanted, atol=1e-4)
         for at, layer in enumerate([0, 2]):
             kept = []
-            _score(plain, clean, answers, blocks[layer], _keep(kept))
+            _score(plain, clean, answers, blocks[layer], lambda h, kept=kept: kept.append(h) or h)
             cells = np.full(batch.width, np.nan)
             for b, a in steps.items():
-                hook = _write(b, kept[0][:, a])
-                cells[start + b] = _score(plain, corrupted, answers, blocks[layer], hook)
+
+                def write(hidden, b=b, new=kept[0][:, a]):
+                    return hidden.index_copy(1, torch.tensor([b]), new[:, None])
+
+                cells[start + b] = _score(plain, corrupted, answers, blocks[layer], write)
             np.testing.assert_allclose(found.values[i, at], cells, atol=1e-4)
 
 

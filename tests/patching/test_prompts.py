@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from saesteer.patching import eight_ioi_pairs, generate_ioi
 from saesteer.patching.answers import task_answers
@@ -31,19 +32,6 @@ def _columns(batch, i):
     }
 
 
-def test_prompts_of_all_lengths_end_in_the_last_column(tiny_model, arch):
-    batch = encode_pairs(tiny_model(arch), [SAME, LONGER])
-    assert batch.clean.shape == batch.corrupted.shape == (2, batch.width)
-    for mask, words in (
-        (batch.clean_mask, batch.clean_words),
-        (batch.corrupted_mask, batch.corrupted_words),
-    ):
-        for row, own in zip(mask.tolist(), words, strict=True):
-            assert row == sorted(row) and row[-1]
-            assert [bool(word) for word in own] == row
-    assert "".join(batch.clean_words[0]).endswith(SAME.clean)
-
-
 def test_equal_lengths_map_one_to_one_and_unequal_ones_the_beginning_and_the_end(tiny_llama):
     batch = encode_pairs(tiny_llama, [replace(SAME, corrupted="The mat sat on the cat")])
     assert batch.to_clean[0].tolist() == list(range(batch.width))
@@ -56,16 +44,13 @@ def test_equal_lengths_map_one_to_one_and_unequal_ones_the_beginning_and_the_end
     real = mapped[mapped >= 0]
     assert len(set(real.tolist())) == len(real)
     assert batch.clean_mask[0][real].all()
-
-
-def test_an_explicit_alignment_goes_before(tiny_llama):
-    plain = encode_pairs(tiny_llama, [LONGER])
-    start = [plain.width - int(mask[0].sum()) for mask in (plain.clean_mask, plain.corrupted_mask)]
-    clean = plain.clean_words[0].index(" people") - start[0]
-    corrupted = plain.corrupted_words[0].index(" people") - start[1]
-    batch = encode_pairs(tiny_llama, [replace(LONGER, alignment=((clean, corrupted),))])
-    assert (" people", " people") in _columns(batch, 0) - _columns(plain, 0)
-    assert (" listen", " listen") in _columns(batch, 0)
+    # An explicit alignment goes before.
+    start = [batch.width - int(mask[0].sum()) for mask in (batch.clean_mask, batch.corrupted_mask)]
+    clean = batch.clean_words[0].index(" people") - start[0]
+    corrupted = batch.corrupted_words[0].index(" people") - start[1]
+    told = encode_pairs(tiny_llama, [replace(LONGER, alignment=((clean, corrupted),))])
+    assert (" people", " people") in _columns(told, 0) - _columns(batch, 0)
+    assert (" listen", " listen") in _columns(told, 0)
 
 
 def test_both_ways_doubles_the_pairs_and_turns_their_maps(tiny_llama):
@@ -86,34 +71,25 @@ def test_both_ways_doubles_the_pairs_and_turns_their_maps(tiny_llama):
     [
         (" people", " weather", (" people", " weather")),
         ("people", "weather", (" people", " weather")),
-        (" e", " a", None),
         ("e", "a", ("e", "a")),
     ],
 )
 def test_the_leading_space_is_what_makes_one_token(tiny_llama, answer, wrong, became):
-    vocabulary = tiny_llama.tokenizer.get_vocab()
     batch = encode_pairs(tiny_llama, [replace(SAME, answer=answer, wrong=wrong)])
-    if became is not None:
-        assert batch.answers == (became,)
-    for token, text in zip((batch.right[0], batch.wrong[0]), batch.answers[0], strict=True):
-        assert tiny_llama.tokenizer.decode([int(token)]) == text
-        assert int(token) in vocabulary.values()
+    assert batch.answers == (became,)
+    told = tiny_llama.tokenizer.batch_decode([[int(batch.right[0])], [int(batch.wrong[0])]])
+    assert tuple(told) == became
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"answer": "unbelievably"}, r"pair 1 \('same'\): the answer 'unbelievably' is not one"),
-        ({"wrong": "xyzzy"}, "the wrong answer 'xyzzy' is not one token but "),
         ({"wrong": "e"}, "both 'e'"),
-        ({"corrupted": float("nan")}, "the corrupted prompt is nan, not text"),
         ({"corrupted": SAME.clean}, "are both 'The cat sat on the mat'"),
         ({"clean": "the " * 300}, "more than the model's context of 192"),
         ({"roles": {"S2": 40}}, "role 'S2' is position 40, and the clean prompt has"),
-        ({"roles": {"S2": -1}}, "roles are .*-1.*, not names of token positions"),
         ({"alignment": ((1, 90),)}, "corrupted position 90, and that prompt has"),
-        ({"alignment": ((1, 2), (1, 3))}, "clean position 1 twice"),
-        ({"alignment": ((1, True),)}, "not pairs of token positions"),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_named_with_its_way_out(tiny_llama, change, sentence):
@@ -133,15 +109,17 @@ def _write(folder, content):
     return file
 
 
-def test_records_are_read_as_a_list_as_lines_or_in_an_object(tmp_path):
+def test_records_are_read_as_a_list_as_lines_in_an_object_or_from_python(tmp_path):
+    pair = PromptPair("The sky is", "The grass is", " blue", " green")
     for text in (
         json.dumps([RECORD, RECORD]),
         "\n".join([json.dumps(RECORD)] * 2),
         json.dumps({"pairs": [RECORD, RECORD]}),
     ):
-        pairs = load_prompt_pairs(_write(tmp_path, text))
-        assert pairs == (PromptPair("The sky is", "The grass is", " blue", " green"),) * 2
-
+        assert load_prompt_pairs(_write(tmp_path, text)) == (pair,) * 2
+    assert load_prompt_pairs([RECORD, pair]) == (pair,) * 2
+    with pytest.raises(DataError, match=r"pairs: record 2: .*both"):
+        load_prompt_pairs([RECORD, PromptPair("a", "a", " d", " e")])
     more = {"name": "colour", "alignment": [[2, 2]], "roles": {"end": 3}}
     [pair] = load_prompt_pairs(_write(tmp_path, [RECORD | more]))
     assert (pair.name, pair.alignment, pair.roles) == ("colour", ((2, 2),), {"end": 3})
@@ -160,25 +138,12 @@ def test_an_answer_gets_the_space_that_a_writer_would_put(tmp_path):
         assert load_prompt_pairs(_write(tmp_path, [record]))[0].answer == read, question
 
 
-def test_python_values_are_checked_as_a_file_is():
-    pair = PromptPair("a b", "a c", " d", " e")
-    assert load_prompt_pairs([RECORD, pair])[1] == pair
-    with pytest.raises(DataError, match=r"pairs: record 2: .*both"):
-        load_prompt_pairs([RECORD, PromptPair("a", "a", " d", " e")])
-    with pytest.raises(DataError, match="no pair"):
-        load_prompt_pairs([])
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"clean": None}, "'clean' is missing"),
-        ({"clean": "The sky is"}, "'clean' is 'The sky is'; write it as"),
         ({"clean": {"question": "x"}}, "clean: the field 'answer' is missing"),
-        ({"clean": {"question": "x", "answer": float("nan")}}, "clean: .*'answer' is nan"),
         ({"clena": 1}, "unknown field 'clena'"),
-        ({"name": 3}, "'name' is 3, not text"),
-        ({"alignment": "12"}, "alignment is '12'"),
     ],
 )
 def test_a_bad_record_is_named_by_line_and_number(tmp_path, change, sentence):
@@ -214,19 +179,22 @@ def test_bundled_sets_are_large_balanced_and_have_no_pair_twice():
         assert len(pairs) >= 40, name
         assert len({(pair.clean, pair.corrupted) for pair in pairs}) == len(pairs), name
         assert len({pair.name for pair in pairs}) == len(pairs), name
-        # Words alone, so that an answer that gives itself away in the prompt is seen.
-        for pair in pairs:
-            assert pair.answer.strip() not in pair.clean.split()[-2:]
         counts = Counter(pair.answer for pair in pairs)
         if name in ("agreement", "pronouns", "sentiment"):
             assert len(counts) == 2 and max(counts.values()) - min(counts.values()) <= 1, name
 
 
 @pytest.mark.real
-def test_every_bundled_pair_has_answers_of_one_token_for_smollm2(smollm2):
+def test_smollm2_has_one_token_for_every_bundled_answer_and_the_eight_are_the_lessons_own(smollm2):
     for name in bundled_prompt_sets():
         batch = encode_pairs(smollm2, load_prompt_pairs(name))
         assert all(right.startswith(" ") for right, _ in batch.answers), name
+    pairs = eight_ioi_pairs(smollm2)
+    assert pairs[0].clean == "When John and Mary went to the shops, John gave the bag to"
+    assert "".join(pair.answer for pair in pairs) == " Mary John Tom James Dan Sid Martin Amy"
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        assert (first.clean, first.corrupted) == (second.corrupted, second.clean)
+    assert {tuple(pair.roles.values()) for pair in pairs} == {(4, 2, 3, 10, 14), (2, 4, 5, 10, 14)}
 
 
 # Words of the tiny tokenizer's own corpus are one token for it.
@@ -275,35 +243,16 @@ def test_roles_are_where_the_tokens_are(make, tokenizer):
         assert start + pair.roles["end"] == batch.width - 1
 
 
-def test_orders_and_names_come_equally_often(make):
+def test_orders_and_names_come_equally_often(make, tokenizer):
     made = make(40)
-    orders = Counter(made.orders)
-    assert orders == {"ABBA": 20, "BABA": 20}
+    assert Counter(made.orders) == {"ABBA": 20, "BABA": 20}
     for pair, order in zip(made.pairs, made.orders, strict=True):
         assert (pair.roles["IO"] < pair.roles["S1"]) == (order == "ABBA")
     for side in ("answer", "wrong"):
         counts = Counter(getattr(pair, side) for pair in made.pairs)
         assert max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_too_few_names_are_an_error(tokenizer, make):
-    with pytest.raises(DataError, match=r"of the \d+ names are one token .* names="):
-        generate_ioi(tokenizer, 4)
     with pytest.raises(DataError, match="at least one"):
         make(0)
-
-
-@pytest.mark.real
-def test_the_eight_prompts_are_the_lessons_own(smollm2):
-    pairs = eight_ioi_pairs(smollm2)
-    assert len(pairs) == 8
-    assert pairs[0].clean == "When John and Mary went to the shops, John gave the bag to"
-    assert [pair.answer for pair in pairs] == [
-        f" {name}" for name in ("Mary", "John", "Tom", "James", "Dan", "Sid", "Martin", "Amy")
-    ]
-    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
-        assert (first.clean, first.corrupted) == (second.corrupted, second.clean)
-    assert {tuple(pair.roles.values()) for pair in pairs} == {(4, 2, 3, 10, 14), (2, 4, 5, 10, 14)}
 
 
 @pytest.mark.real
@@ -315,30 +264,23 @@ def test_smollm2_solves_generated_prompts(smollm2):
     assert np.mean(found.clean.logit_difference) > 1.5
 
 
-def _softmax(values):
-    raised = np.exp(values - values.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
-
-
 def test_metrics_are_what_they_are_called_and_have_a_gradient():
     logits = torch.tensor([[2.0, -1.0, 0.5, 0.0], [0.0, 3.0, 3.0, -2.0]])
     clean = torch.tensor([[2.0, -1.0, 0.5, 0.0], [1.0, 0.0, 2.0, 0.0]])
     rows = MetricRows(torch.tensor([0, 2]), torch.tensor([3, 0]), clean)
-    found = {name: np.asarray(metric.score(logits, rows)) for name, metric in METRICS.items()}
-    p, q = _softmax(np.asarray(rows.clean)), _softmax(logits.numpy())
+    p, q = (softmax(side.numpy(), axis=1) for side in (clean, logits))
     wanted = {
         "logit_difference": [2.0, 3.0],
         "answer_log_probability": np.log(q[[0, 1], [0, 2]]),
         # 0 where nothing changed, and counted from the clean run.
         "kl": (p * np.log(p / q)).sum(axis=1),
     }
-    for name, values in found.items():
-        assert values == pytest.approx(np.array(wanted[name]), abs=1e-6)
+    assert set(METRICS) == set(wanted)
+    for name, values in wanted.items():
         leaf = logits.clone().requires_grad_()
-        metric_named(name).score(leaf, rows).sum().backward()
+        found = metric_named(name).score(leaf, rows)
+        assert found.detach().numpy() == pytest.approx(np.array(values), abs=1e-6)
+        found.sum().backward()
         assert leaf.grad is not None and leaf.grad[1].abs().sum() > 0
-
-
-def test_an_unknown_metric_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"did you mean 'logit_difference'\?.*kl"):
         metric_named("logit_diference")

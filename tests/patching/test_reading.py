@@ -17,7 +17,7 @@ from saesteer.patching.batch import encode_pairs
 from saesteer.patching.direct import direct_attribution
 from saesteer.patching.lens import logit_lens
 from saesteer.patching.pairs import PromptPair
-from saesteer.utils.errors import ConfigError, SiteError
+from saesteer.utils.errors import SiteError
 from tests.hybrids import random_model
 from tests.patching.conftest import UNLIKE
 
@@ -151,18 +151,12 @@ def test_padding_is_in_no_result(tiny_llama):
     assert ((found.right_rank == -1) == pads[:, None, :]).all()
     frame = found.frame()
     assert len(frame) == 7 * int(batch.clean_mask.sum())
-    assert "" not in frame["token"].tolist() and not frame.isna().to_numpy().any()
+    assert not frame.isna().to_numpy().any()
 
 
-def test_a_soft_cap_on_the_logits_is_applied(hf_model, tiny_tokenizer):
-    model = hf_model("gemma3")
-    model.config.final_logit_softcapping = 0.5
-    bridge = wrap_model(model, tiny_tokenizer())
-    found = logit_lens(bridge, encode_pairs(bridge, PAIRS))
-    assert np.abs(found.logit_difference).max() <= 1.0
-
-
-def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shares(tiny_tokenizer):
+def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shares(
+    tiny_tokenizer, hf_model
+):
     scaled = random_model(
         "granite", logits_scaling=4.0, residual_multiplier=1.0, embedding_multiplier=1.0
     )
@@ -173,6 +167,10 @@ def test_what_a_model_does_to_its_logits_is_done_by_the_lens_and_refused_by_shar
     np.testing.assert_allclose(found.logit_difference[:, -1, 0], own, atol=1e-5)
     with pytest.raises(SiteError, match="more than a norm and an unembedding"):
         direct_attribution(model, batch)
+    capped = hf_model("gemma3")
+    capped.config.final_logit_softcapping = 0.5
+    found = logit_lens(wrap_model(capped, tiny_tokenizer()), batch)
+    assert np.abs(found.logit_difference).max() <= 1.0
 
 
 def test_a_prompt_is_read_in_one_call_and_shows_as_a_table(tiny_llama):
@@ -230,33 +228,13 @@ def _final_norm(model, arch, whole, part):
     return part / (whole.square().mean() + eps).sqrt() * gain
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
-def test_shares_equal_transformer_lens_where_it_reads_them(tiny_model, arch):
-    # Its logit_attrs leaves the norm's weight out, which is 1 in a model that was never trained.
-    model = tiny_model(arch)
-    batch = encode_pairs(model, [PAIRS[0]])
-    found = direct_attribution(model, batch)
-    _, cache = model.run_with_cache(batch.clean)
-    parts, labels = cache.decompose_resid(layer=-1, pos_slice=-1, return_labels=True)
-    shares = cache.logit_attrs(
-        parts, tokens=batch.right, incorrect_tokens=batch.wrong, pos_slice=-1
-    )[:, 0]
-    named = dict(zip(labels, shares.tolist(), strict=True))
-    embed = named["embed"] + named.get("pos_embed", 0.0)
-    assert found.embed[0] == pytest.approx(embed, abs=1e-4)
-    for layer in range(3):
-        assert found.attn[0, layer] == pytest.approx(named[f"{layer}_attn_out"], abs=1e-4)
-        assert found.mlp[0, layer] == pytest.approx(named[f"{layer}_mlp_out"], abs=1e-4)
-
-
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_shares_sum_to_the_logit_difference_on_the_real_model(bundled_gguf, dtype):
-    model = load_model("smollm2", device="cpu", dtype=dtype)
+def test_shares_sum_to_the_logit_difference_on_the_real_model(bundled_gguf):
+    model = load_model("smollm2", device="cpu", dtype="float32")
     found = direct_attribution(model, encode_pairs(model, eight_ioi_pairs(model)[:4]))
     summed = found.embed + found.attn.sum(axis=1) + found.mlp.sum(axis=1) + found.bias
-    assert summed == pytest.approx(found.total, abs=1e-4 if dtype == "float32" else 0.2)
+    assert summed == pytest.approx(found.total, abs=1e-4)
     mean = np.abs(found.heads.mean(axis=0))
     assert divmod(int(mean.argmax()), mean.shape[1]) == (23, 3)
 
@@ -279,16 +257,6 @@ def test_patterns_are_hugging_faces_own(tiny_model, hf_model, arch, side):
         assert len(view.tokens) == len(ids) and "" not in view.tokens
         for pattern, (layer, head) in zip(view.patterns, HEADS, strict=True):
             assert pattern == pytest.approx(asked[layer][0, head].numpy(), abs=1e-5)
-
-
-def test_a_head_that_is_not_there_is_named(tiny_llama):
-    batch = encode_pairs(tiny_llama, PAIRS)
-    for heads, sentence in (
-        ([], "no head is given"),
-        ([(3, 0)], r"head 3\.0: .* layers 0 to 2 with heads 0 to 3"),
-    ):
-        with pytest.raises(ConfigError, match=sentence):
-            attention_views(tiny_llama, batch, heads)
 
 
 def test_the_page_asks_nothing_of_the_network_escapes_texts_and_keeps_the_numbers(tiny_llama):

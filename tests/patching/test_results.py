@@ -82,8 +82,6 @@ def test_cells_that_a_prompt_lacks_are_left_out_of_sum_and_gap():
     np.testing.assert_allclose(found.value, [[0.5, 1.0]])
     np.testing.assert_array_equal(found.n, [[3, 1]])
     assert np.isnan(found.low[0, 1])
-    nothing = effects(result(np.full((2, 1, 1), np.nan), ("layer", "position")), "share")
-    assert np.isnan(nothing.value).all() and np.isnan(nothing.high).all()
 
 
 def test_a_gap_is_one_that_chance_would_not_make():

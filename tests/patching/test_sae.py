@@ -103,10 +103,8 @@ def test_unusable_arguments_are_said_in_a_sentence(tiny_llama, sae_at):
     for arguments, kind, says in (
         ({}, ConfigError, "needs an SAE"),
         ({"sae": sae, "features": [64]}, ConfigError, "features 0 to 63"),
-        ({"sae": sae, "clusters": {"none": []}}, ConfigError, "cluster 'none'"),
         ({"sae": sae, "features": [1], "clusters": {"a": [1]}}, ConfigError, "exclude each other"),
         ({"sae": sae, "layers": [0]}, ConfigError, "layer 1 alone"),
-        ({"component": "z", "features": [1]}, ConfigError, "has no features"),
         ({"sae": sae_at("blocks.1.hook_resid_post", d_in=16)}, MismatchError, "16 dimensions"),
         ({"sae": sae_at("blocks.1.mlp.hook_out")}, SiteError, "hook_z"),
     ):

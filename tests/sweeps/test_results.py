@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.report.sweep import axes, parallel_figure, plane
+from saesteer.report.sweep import plane
 from saesteer.sweeps.results import pareto, sweep_record, write_results
 from saesteer.sweeps.study import TrialRow
 from saesteer.utils.settings import load_config
@@ -134,32 +134,3 @@ def test_everything_is_written_and_reads_back(sweep_of):
     write_results(empty, sweep_record(empty, []))
     assert "No trial has ended yet" in (empty.folder / "report.html").read_text(encoding="utf-8")
     assert not (empty.folder / "best.yaml").exists()
-
-
-def test_axes_show_numbers_as_numbers_words_as_places_and_logarithms_as_powers(sweep_of):
-    grid = {
-        "selection.criterion": {"values": ["auroc", "mean_difference"]},
-        "selection.n_features": {"values": [8, 16]},
-    }
-    sweep = sweep_of(parameters=grid)
-    rows = rows_of(sweep, lambda v: float(v["selection.n_features"]))
-    found = axes(sweep_record(sweep, rows))
-    assert [axis.label for axis in found] == ["criterion", "n_features", "effect"]
-    assert found[0].values == [0, 0, 1, 1]
-    assert found[0].ticks == [(0.0, "auroc"), (1.0, "mean_difference")]
-    assert found[1].values == found[2].values == [8, 16, 8, 16]
-    log = {"distribution": "log_uniform_values", "min": 0.01, "max": 1}
-    sweep = sweep_of(method="random", run_cap=3, parameters={"regression.ridge_alpha": log})
-    values = [{"regression.ridge_alpha": v} for v in (0.01, 0.1, 1.0)]
-    powers = axes(sweep_record(sweep, [row(n, 1.0, values=v) for n, v in enumerate(values)]))[0]
-    assert powers.values == pytest.approx([-2, -1, 0])
-    assert [word for _, word in powers.ticks] == ["0.01", "0.1", "1"]
-    sweep = sweep_of(parameters={"seed": {"min": 0, "max": 3}})
-    traces: Any = parallel_figure(
-        sweep_record(sweep, rows_of(sweep, lambda v: float(v["seed"])))
-    ).data
-    # Traces of WebGL compile code, and stay blank under a content security policy.
-    assert {trace.type for trace in traces} == {"scatter"}
-    # Worst first, so that the best is drawn on top; from the lowest seed to the highest.
-    assert [list(trace.y) for trace in traces] == [[n / 3, n / 3] for n in range(4)]
-    assert [trace.line.width for trace in traces] == [1.6, 1.6, 1.6, 3]
