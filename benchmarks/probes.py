@@ -80,7 +80,9 @@ def reading(options: argparse.Namespace) -> None:
         for name, reference in (("without unembedding", bare), ("whole", whole)):
             ratio = paired_ratio(
                 # A folder of its own each time, or what is there would be read back.
-                lambda: read_layers(model, rows, sites, Path(tempfile.mkdtemp(dir=folder))),
+                lambda: read_layers(
+                    model, rows, sites, Path(tempfile.mkdtemp(dir=folder)), settings
+                ),
                 lambda r=reference: passes(r),
                 options.rounds,
             )

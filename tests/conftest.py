@@ -401,6 +401,7 @@ class Asked:
     path: str
     headers: dict[str, str]
     body: bytes
+    port: int  # Of the connection that it came through.
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -410,8 +411,8 @@ class HttpServer:
     """A server on this machine that answers as a function says, and keeps what it was asked.
 
     Args:
-        answer: Given a request, returns status, body (bytes, or what becomes JSON) and, if there
-            are any, headers; None says nothing until the test ends.
+        answer: Given a request, returns status, body (bytes, pieces of them, or what becomes JSON)
+            and, if there are any, headers; None says nothing until the test ends.
     """
 
     def __init__(self, answer: Callable[[Asked], Any]) -> None:
@@ -426,7 +427,8 @@ class HttpServer:
             def respond(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 headers = dict(self.headers.items())
-                asked = Asked(self.command, self.path, headers, self.rfile.read(length))
+                body, port = self.rfile.read(length), self.client_address[1]
+                asked = Asked(self.command, self.path, headers, body, port)
                 server.asked.append(asked)
                 answer = server.answer(asked)
                 if answer is None:
@@ -434,12 +436,16 @@ class HttpServer:
                     self.close_connection = True
                     return
                 status, content, *more = answer
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                known, pieces = {"Connection": "close"}, content
+                if not isinstance(content, Iterator):
+                    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                    known, pieces = {"Content-Length": str(len(data))}, [data]
                 self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **dict(*more)}.items():
+                for name, value in {**known, **dict(*more)}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                for piece in pieces:
+                    self.wfile.write(piece)
 
             do_GET = do_POST = do_PUT = do_DELETE = respond
 
@@ -451,7 +457,8 @@ class HttpServer:
         # Whoever asked may have gone away while it waited.
         self._server.handle_error = lambda request, client_address: None
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self._over.set()
@@ -536,8 +543,10 @@ def refused(run_cli) -> Callable[..., str]:
 def no_loading(monkeypatch) -> None:
     """Make loading a model or an SAE fail the test."""
 
-    # Imported first, or it would keep the patched names as its own.
-    import_module("saesteer.experiments.steering")
+    # Imported first, or they would keep the patched names as their own.
+    kinds = import_module("saesteer.experiments.kinds")
+    for kind in kinds.KINDS:
+        kinds.experiment_named(kind)
 
     def refuse(*args: object, **kwargs: object):
         raise AssertionError("nothing may be loaded")

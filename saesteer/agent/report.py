@@ -116,22 +116,23 @@ def write_agent_report(folder: RunFolder, report: Report) -> None:
 
 def _experiment_table(folder: Path, state: State, note: str) -> Table:
     columns = [
-        Column("experiment", lambda e: e.name, printed=True),
+        Column("experiment", lambda e: e.name),
         Column("kind", lambda e: e.kind),
-        Column("settings", _settings, printed=True),
-        Column("status", lambda e: e.status, printed=True),
-        Column("found", _numbers, printed=True),
+        Column("settings", _settings),
+        Column("status", lambda e: e.status),
+        Column("found", _numbers),
         Column("why", lambda e: e.reason),
         Column("seconds", lambda e: round(e.seconds, 1)),
     ]
     links = [_link(folder, e) for e in state.experiments]
-    return Table.of(state.experiments, columns, links=links, note=note)
+    printed = ("experiment", "settings", "status", "found")
+    return Table.of(state.experiments, columns, printed=printed, links=links, note=note)
 
 
 def _note_table(state: State) -> Table:
     columns = [
-        Column("observation", "observation"),
-        Column("hypothesis", "hypothesis"),
+        "observation",
+        "hypothesis",
         Column("evidence", lambda note: ", ".join(note["evidence"]) or "none"),
     ]
     return Table.of(state.notes, columns)

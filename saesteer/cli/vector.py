@@ -19,7 +19,6 @@ def show_command(
 ) -> None:
     """Show where a vector belongs and what it is made of."""
     from saesteer.report import Table
-    from saesteer.report.layout import Column
     from saesteer.report.terminal import console, print_fields, print_table
     from saesteer.saes.labels import feature_url, noted_place
     from saesteer.steering import SteeringVector
@@ -41,12 +40,7 @@ def show_command(
     if not vector.sae_features:
         return
     place = noted_place(vector.provenance)
-    columns = [
-        Column("feature", "index"),
-        Column("weight", "weight", "+.3f"),
-        Column("cluster", "cluster"),
-        Column("description", "description"),
-    ]
+    columns = ("feature=index", "weight:+.3f", "cluster", "description")
     rows = [asdict(feature) for feature in vector.sae_features]
     links = [feature_url(place, row["index"]) or "" for row in rows]
     out.print()

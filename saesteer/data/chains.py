@@ -70,7 +70,6 @@ class Division:
         return min(ENOUGH, share), int(pairs.sum())
 
     def large_enough(self, parts: Int[np.ndarray, " item"]) -> bool:
-        """Tell whether every part holds a good share of its target."""
         return self.worth(parts)[0] >= ENOUGH
 
     def _place(self, kept: np.ndarray) -> np.ndarray:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from saesteer.utils.errors import DataError
-from saesteer.utils.text import did_you_mean, shorten, spoken_list
-
-__all__ = [
-    "MAX_CHARACTERS",
-    "check_known_fields",
-    "check_text",
-    "check_unique",
-    "collect",
-    "did_you_mean",
-    "is_blank",
-    "near_field",
-    "plain_form",
-    "shorten",
-    "spoken_list",
-]
+from saesteer.utils.text import shorten
 
 MAX_CHARACTERS = 20_000
 
@@ -69,28 +54,19 @@ def check_unique(
     collect(named, check)
 
 
-def check_known_fields(
-    fields: Iterable[str], known: Sequence[str], place: str, hint: str = ""
-) -> None:
-    """Refuse the first field of a record, or of a table's header, that is not a known one."""
-    for field in fields:
-        if field in known:
-            continue
-        if not field.strip():
-            raise DataError(
-                f"{place}: a column has no name; remove it (pandas writes one unless "
-                "index=False is given)"
-            )
-        raise DataError(
-            f"{place}: unknown field {shorten(field)}{did_you_mean(field, known)}; "
-            f"the fields are {spoken_list(known)}{hint}"
-        )
-
-
-def near_field(key: str, fields: Mapping[str, object] | Sequence[str]) -> str:
-    """Return a hint in brackets when there is a field whose name is close to a missing one."""
-    close = difflib.get_close_matches(key, [str(field) for field in fields], n=1, cutoff=0.7)
-    return f" (the record has '{close[0]}')" if close else ""
+def ids_of(
+    given: Sequence[tuple[str, str]], number: Callable[[int], str], way_out: str
+) -> list[str]:
+    """Return every record's id, of its place and id, "" for none; a new one for those without."""
+    check_unique(((place, id or None) for place, id in given), "id", way_out)
+    taken = {id for _, id in given}
+    ids = []
+    for count, (_, id) in enumerate(given, start=1):
+        made = id or number(count)
+        while not id and made in taken:
+            made += "a"
+        ids.append(made)
+    return ids
 
 
 def check_text(text: str, what: str, place: str, limit: int = MAX_CHARACTERS) -> None:

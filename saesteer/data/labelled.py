@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.bundled import find_file
-from saesteer.data.checks import check_unique, collect, is_blank
+from saesteer.data.checks import collect, ids_of, is_blank
 from saesteer.data.records import Record, RecordFile, read_records
 from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
@@ -80,8 +80,6 @@ LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """One text with its class."""
-
     id: str  # Unique within its set.
     text: str
     label: str
@@ -120,7 +118,6 @@ class LabelledSet:
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int]) -> LabelledSet:
-        """Return the texts at these places, in this order."""
         return replace(self, texts=tuple(self.texts[i] for i in indices))
 
     @property
@@ -324,9 +321,7 @@ def _check_class(text: LabelledText, classes: Sequence[str]) -> None:
 
 
 def _with_ids(texts: Sequence[LabelledText]) -> tuple[LabelledText, ...]:
-    named = []
-    for number, text in enumerate(texts, start=1):
-        id = text.id or f"text-{number:05d}"
-        named.append(replace(text, id=id, group=text.group or id))
-    check_unique(((text.place, text.id) for text in named), "id", "give each text one of its own")
-    return tuple(named)
+    given = [(text.place, text.id) for text in texts]
+    ids = ids_of(given, lambda n: f"text-{n:05d}", "give each text one of its own")
+    named = zip(texts, ids, strict=True)
+    return tuple(replace(text, id=id, group=text.group or id) for text, id in named)

@@ -64,12 +64,10 @@ class PairSet:
 
     @property
     def positives(self) -> tuple[str, ...]:
-        """The positive texts, one per pair."""
         return tuple(pair.positive for pair in self.pairs)
 
     @property
     def negatives(self) -> tuple[str, ...]:
-        """The negative texts, one per pair."""
         return tuple(pair.negative for pair in self.pairs)
 
     @property

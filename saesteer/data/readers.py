@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from saesteer.data.bundled import bundled_pair_names, find_file
-from saesteer.data.checks import check_unique, collect, plain_form
+from saesteer.data.checks import collect, ids_of, plain_form
 from saesteer.data.evals import (
     CHOICE,
     MATCHING,
@@ -76,9 +76,6 @@ def load_pairs(
         min_label_confidence: Persona files: leave out statements below it (0 to 1).
         max_pairs: Keep a seeded random choice of at most this many pairs, in their order.
         seed: Seed of that choice and of ties in the pairing of persona statements.
-
-    Returns:
-        The pairs, with the number of statements or pairs left out in `dropped`.
 
     Raises:
         DataError: The source cannot be used; the sentence names file, line and field.
@@ -215,17 +212,9 @@ def _pair(said: Mapping[str, Any], place: str) -> tuple[str, ContrastivePair]:
 def _with_ids(
     placed: Sequence[tuple[str, ContrastivePair]], name: str
 ) -> tuple[ContrastivePair, ...]:
-    """Check that given ids are unique, and number the pairs that have none."""
-    given = ((place, pair.id or None) for place, pair in placed)
-    check_unique(given, "id", "give every pair its own id, or none")
-    taken = {pair.id for _, pair in placed}
-    pairs: list[ContrastivePair] = []
-    for number, (_, pair) in enumerate(placed, start=1):
-        id = pair.id or f"{name}-{number:04d}"
-        while not pair.id and id in taken:
-            id += "a"
-        pairs.append(replace(pair, id=id))
-    return tuple(pairs)
+    given = [(place, pair.id) for place, pair in placed]
+    ids = ids_of(given, lambda n: f"{name}-{n:04d}", "give every pair its own id, or none")
+    return tuple(replace(pair, id=id) for (_, pair), id in zip(placed, ids, strict=True))
 
 
 def _python_record(place: str, value: object) -> Record:

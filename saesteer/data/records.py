@@ -27,8 +27,6 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file."""
-
     place: str  # `file:line`, and the record's number in a JSON list.
     value: Any = None  # A mapping when all is well.
     problem: str | None = None  # Why the record could not be read.

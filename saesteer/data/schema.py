@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from saesteer.data.checks import (
-    MAX_CHARACTERS,
-    check_known_fields,
-    check_text,
-    collect,
-    is_blank,
-    near_field,
-)
+from saesteer.data.checks import MAX_CHARACTERS, check_text, collect, is_blank
 from saesteer.data.records import Record, RecordFile
 from saesteer.utils.errors import DataError
-from saesteer.utils.text import shorten
+from saesteer.utils.text import did_you_mean, shorten, spoken_list
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a record."""
-
     name: str  # What it is called once read.
     # "name" is a text or a whole number, "label" a text or any number, both read as text; "number"
     # lies in `bounds`; "record" and "records" are objects of the schema `of`; "any" is taken as it
@@ -41,7 +33,6 @@ class Field:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it may be called in a file."""
         return self.keys or (self.name,)
 
     def key_in(self, fields: Mapping[str, object]) -> str:
@@ -106,8 +97,6 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The fields of a record."""
-
     fields: tuple[Field, ...]
     open: bool = False  # Whether a record may have other fields as well.
     hint: str = ""  # The way out for a record, or a table, without any of the required fields.
@@ -115,7 +104,7 @@ class Schema:
     def read(self, record: Record) -> dict[str, Any]:
         """Return a record's fields by the schema's names; errors name file, line and field."""
         given = record.fields()
-        self._check_known(tuple(map(str, given)), record.place)
+        self._check_known(list(map(str, given)), record.place)
         return {field.name: field.read(given, record.place) for field in self.fields}
 
     def read_file(
@@ -129,12 +118,22 @@ class Schema:
             self._check_header(file.header, f"{file.path}:1")
         return collect(file.records, lambda record: parse(self.read(record), record.place))
 
-    def _check_known(self, given: tuple[str, ...], place: str, hint: str = "") -> None:
-        if self.open:
-            return
+    def _check_known(self, given: Sequence[str], place: str, hint: str = "") -> None:
         known = [name for field in self.fields for name in field.names]
+        unknown = next((field for field in given if field not in known), None)
+        if self.open or unknown is None:
+            return
+        if not unknown.strip():
+            raise DataError(
+                f"{place}: a column has no name; remove it (pandas writes one unless "
+                "index=False is given)"
+            )
         needed = {name for field in self.fields if field.required for name in field.names}
-        check_known_fields(given, known, place, hint or ("" if needed & set(given) else self.hint))
+        hint = hint or ("" if needed & set(given) else self.hint)
+        raise DataError(
+            f"{place}: unknown field {shorten(unknown)}{did_you_mean(unknown, known)}; "
+            f"the fields are {spoken_list(known)}{hint}"
+        )
 
     def _check_header(self, header: tuple[str, ...], place: str) -> None:
         one = "; separate the columns by commas" if len(header) == 1 else ""
@@ -146,3 +145,9 @@ class Schema:
                     f"{place}: there is no column '{key}'{near_field(key, header)}{lacking}; add "
                     f"it{self.hint}"
                 )
+
+
+def near_field(key: str, fields: Iterable[object]) -> str:
+    """Return a hint in brackets when there is a field whose name is close to a missing one."""
+    close = difflib.get_close_matches(key, map(str, fields), n=1, cutoff=0.7)
+    return f" (the record has '{close[0]}')" if close else ""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saesteer.data.chains import Division
-from saesteer.data.checks import plain_form, shorten
+from saesteer.data.checks import plain_form
 from saesteer.data.near_duplicates import (
     components,
     more_alike_than_chance,
@@ -19,6 +19,7 @@ from saesteer.data.near_duplicates import (
     pair_by_length,
 )
 from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.text import shorten
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -60,14 +61,10 @@ def split_pairs(
     - Chains of near-duplicates are cut by leaving out the fewest that link them.
 
     Args:
-        pairs: The pairs to divide.
-        validation: Share of the pairs for validation, from 0 to below 1.
+        validation: Share of the pairs for validation, from 0 to below 1; of 0 the part is empty.
         test: Share of the pairs for test, from 0 to below 1; train gets the rest.
         seed: Decides which statements go where, and how they are paired anew.
         threshold: Jaccard index of near-duplicates, see `near_duplicate_groups`.
-
-    Returns:
-        The three parts; one whose share is 0 is empty.
 
     Raises:
         DataError: A part would stay empty.

@@ -6,12 +6,12 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from saesteer.data.bundled import datasets_folder
-from saesteer.data.checks import check_unique, is_blank, near_field, plain_form
+from saesteer.data.checks import check_unique, is_blank, plain_form
 from saesteer.data.records import (
     SYNTAX_OF_SUFFIX,
     Record,
@@ -21,7 +21,7 @@ from saesteer.data.records import (
     read_records,
     read_text,
 )
-from saesteer.data.schema import Field, Schema
+from saesteer.data.schema import Field, Schema, near_field
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.text import shorten
 
@@ -36,8 +36,6 @@ _ANSWER = Schema(
 
 
 class Answer(NamedTuple):
-    """A question and its answer."""
-
     question: str
     answer: str
 
@@ -71,15 +69,15 @@ def read_questions(source: str | Path) -> tuple[str, ...]:
     path = _path(source, QUESTIONS_NAME)
     if path.suffix.lower() in SYNTAX_OF_SUFFIX or read_text(path).lstrip()[0] in "[{":
         file = read_records(path)
-        records = [
-            replace(one, value={"question": one.value}) if isinstance(one.value, str) else one
-            for one in file.records
-        ]
-        file = replace(file, records=records)
     else:
         lines = enumerate(read_text(path).split("\n"), start=1)
-        asked = ((f"{path}:{number}", {"question": line}) for number, line in lines if line.strip())
-        file = RecordFile(path, [Record(*item) for item in asked])
+        records = [Record(f"{path}:{number}", line) for number, line in lines if line.strip()]
+        file = RecordFile(path, records)
+    records = [
+        replace(one, value={"question": one.value}) if isinstance(one.value, str) else one
+        for one in file.records
+    ]
+    file = replace(file, records=records)
     placed = _QUESTION.read_file(file, lambda said, place: (place, said["question"]))
     check_unique(
         placed, "question", "remove one of the two", lambda text: plain_form(text).casefold()
@@ -113,22 +111,21 @@ def read_texts(path: str | Path, *, limit: int | None = None) -> Iterator[str]:
         )
     check_is_file(path)
     is_json = path.name.lower().removesuffix(".gz").endswith(".jsonl")
-    texts = _json_texts(path) if is_json else _paragraphs(path)
-    return islice(_at_least_one(path, texts), limit)
+    return islice(_some(path, _json_texts(path) if is_json else _paragraphs(path)), limit)
 
 
-def _at_least_one(path: Path, texts: Iterator[str]) -> Iterator[str]:
-    for first in texts:
-        yield from chain([first], texts)
-        return
-    raise DataError(f"{path}: the file holds no text; write at least one into it")
+def _some(path: Path, texts: Iterator[str]) -> Iterator[str]:
+    first = next(texts, None)
+    if first is None:
+        raise DataError(f"{path}: the file holds no text; write at least one into it")
+    yield first
+    yield from texts
 
 
 def _json_texts(path: Path) -> Iterator[str]:
-    for number, line in _lines(path):
+    for place, line in _decoded(path):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
         record = json_line(place, line).fields()
         if not isinstance(record.get("text"), str):
             hint = "" if "text" in record else near_field("text", record)
@@ -143,11 +140,12 @@ def _json_texts(path: Path) -> Iterator[str]:
 def _paragraphs(path: Path) -> Iterator[str]:
     lines: list[str] = []
     size = 0
-    for number, line in _lines(path):
+    for place, line in _decoded(path):
         if line.strip():
             lines.append(line.rstrip())
             size += len(line)
-            _check_size(size, path, number, "paragraph", "separate paragraphs by blank lines")
+            if size > MAX_BYTES:
+                raise _too_long(place, "paragraph", "separate paragraphs by blank lines")
         elif lines:
             yield "\n".join(lines)
             lines, size = [], 0
@@ -155,35 +153,37 @@ def _paragraphs(path: Path) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _decoded(path: Path) -> Iterator[tuple[str, str]]:
     """Decode line by line, so that a bad byte is reported where it stands."""
-    number = 0
+    for number, line in numbered_lines(path):
+        place = f"{path}:{number}"
+        try:
+            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{place}: the file is not UTF-8; save it as UTF-8") from None
+
+
+def numbered_lines(path: Path, *, called: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """Read a file line by line, unpacking gzip; errors name it as `called`, by its path if None."""
+    name, number = called or str(path), 0
     try:
-        with _open(path) as file:
+        with path.open("rb") as plain:
+            packed = path.suffix.lower() == ".gz" or plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
             # A bounded readline(): a file without line ends must not be read as a whole.
-            while raw := file.readline(MAX_BYTES + 1):
+            while line := file.readline(MAX_BYTES + 1):
                 number += 1
-                _check_size(len(raw), path, number, "line", "split it")
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{number}: the file is not UTF-8; save it as UTF-8") from None
+                if len(line) > MAX_BYTES:
+                    raise _too_long(f"{name}:{number}", "line", "split it")
+                yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path}:{number + 1}: the gzip file is damaged or cut off here ({error}); "
-            "fetch or write it again"
+            f"{name}:{number + 1}: the gzip file is damaged or cut off here ({error}); fetch or "
+            "write it again"
         ) from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+        raise DataError(f"{name}: cannot be read ({error.strerror}); check the file") from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")  # pyright: ignore[reportReturnType]
-    return path.open("rb")
-
-
-def _check_size(size: int, path: Path, number: int, what: str, way_out: str) -> None:
-    if size > MAX_BYTES:
-        raise DataError(
-            f"{path}:{number}: this {what} has more than {MAX_BYTES // 2**20} MiB; {way_out}"
-        )
+def _too_long(place: str, what: str, way_out: str) -> DataError:
+    return DataError(f"{place}: this {what} has more than {MAX_BYTES // 2**20} MiB; {way_out}")

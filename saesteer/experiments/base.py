@@ -6,7 +6,8 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.context import Context, cpu_threads
@@ -17,6 +18,9 @@ from saesteer.tracking.wandb import wandb_mode
 from saesteer.utils.cache import Cache
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Found = TypeVar("Found", bound=Results)
 
@@ -59,7 +63,6 @@ class Experiment(Context, Generic[Found]):
     ) -> None:
         super().__init__(self.make_plan(config), progress or Progress(), cache)
         self.config: Any = config
-        # The same settings and inputs give the same one.
         self.folder = RunFolder(self.plan.folder)
         # Called with the part of the metrics that the headline is read from as soon as it is known;
         # what it raises ends the run.
@@ -86,7 +89,7 @@ class Experiment(Context, Generic[Found]):
 
     @abstractmethod
     def report(self, results: Any) -> Report:
-        """Return what page, terminal and W&B show of the results."""
+        """What page, terminal and W&B show of the results."""
 
     def write_report(self) -> None:
         """Write the page from what the folder holds."""
@@ -94,7 +97,7 @@ class Experiment(Context, Generic[Found]):
 
     @abstractmethod
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the few numbers that a list of runs, a sweep and the agent see."""
+        """The few numbers that a list of runs, a sweep and the agent see."""
 
     def tell(self, record: RecordedRun, results: Any) -> None:
         """Tell the record what is worth a curve or a table elsewhere; it has the figures."""
@@ -107,7 +110,7 @@ class Experiment(Context, Generic[Found]):
         return self.Results(self.folder).finished and not (marked and self.pending())
 
     def pending(self) -> list[Stage]:
-        """Return the stages that the folder does not hold, or not with all their files."""
+        """The stages that the folder does not hold, or not with all their files."""
         return [stage for stage in self.stages() if not self._is_done(stage)]
 
     def run(self, **record: Any) -> Found:
@@ -168,6 +171,24 @@ class Experiment(Context, Generic[Found]):
         if stage.done is not None:
             return stage.done
         marker = f"stages/{stage.name}.json"
-        record = self.folder.read_json(marker) if self.folder.has(marker) else None
-        files = record.get("files") if isinstance(record, dict) else None
-        return files is not None and all(map(self.folder.has, files))
+        return self.folder.has(marker) and holds_listed(self.folder, marker)
+
+
+def holds_listed(folder: RunFolder, name: str) -> bool:
+    """Whether a folder holds all files that one of its records lists."""
+    record = folder.read_json(name)
+    files = record.get("files") if isinstance(record, dict) else None
+    return files is not None and all(map(folder.has, files))
+
+
+def write_table(folder: RunFolder, name: str, frame: pd.DataFrame) -> None:
+    """Write a table without its index, as the ending of its name says: .csv or .parquet."""
+    write = frame.to_csv if name.endswith(".csv") else frame.to_parquet
+    folder.write(name, partial(write, index=False))
+
+
+def write_png(folder: RunFolder, name: str, drawn: Sequence[Any]) -> None:
+    """Write figures as one picture."""
+    from saesteer.report.pictures import save_png
+
+    folder.write(name, partial(save_png, drawn))

@@ -1,17 +1,22 @@
-"""The settings that every experiment has, and what every plan checks."""
+"""The settings that every experiment has, and the plan that they become."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from saesteer.models.resolve import ModelSource
+from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, SaeError
 from saesteer.utils.settings import Settings, Source, TrackingSettings, short_hash
+
+# An SAE's folder, or its release and id.
+SaePlace = Path | tuple[str, str]
 
 
 class ModelSettings(Settings):
@@ -28,18 +33,15 @@ class ModelSettings(Settings):
 
 
 class ExperimentConfig(Settings):
-    """Everything an experiment depends on.
-
-    Attributes:
-        name: What the run is called; part of its folder's name.
-        folder: Where runs are kept.
-        tracking: Where the run is recorded besides.
-    """
+    """Everything an experiment depends on."""
 
     kind: ClassVar[str]
+    # What the run is called; part of its folder's name.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: ModelSettings = ModelSettings()
+    # Where runs are kept.
     folder: Source = "runs"
+    # Where the run is recorded besides.
     tracking: TrackingSettings = TrackingSettings()
 
     def uncounted(self) -> dict[str, Any]:
@@ -51,19 +53,42 @@ class ExperimentConfig(Settings):
         return short_hash([self.model_dump(mode="json", exclude=self.uncounted()), inputs])
 
 
-def source_digest(
-    model: ModelSource, sae: Path | tuple[str, str] | None = None, name: str = ""
-) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked experiment; the same settings and inputs give the same folder."""
+
+    config: Any
+    model: ModelSource
+    sae: SaePlace | None = None
+    folder: Path
+
+
+def sources(config: ExperimentConfig, sae: str | None = None) -> tuple[ModelSource, Any]:
+    """Where model and SAE are; those of which files tell that they do not fit are refused."""
+    model = resolve_model(config.model.name)
+    if sae is None:
+        return model, None
+    place = resolve_sae(sae)
+    check_planned(model, place, sae)
+    if isinstance(place, Path) and not (place / "cfg.json").is_file():
+        raise SaeError(f"SAE {sae!r} is not at {place}; install saesteer again, whole.")
+    return model, place
+
+
+def weights_digest(model: ModelSource, sae: SaePlace | None = None) -> dict[str, str]:
     """What tells a model's and an SAE's weights from others under the same name or path."""
-    if isinstance(sae, Path) and not (sae / "cfg.json").is_file():
-        raise SaeError(f"SAE {name!r} is not at {sae}; install saesteer again, whole.")
-    found = {
-        "model": model.sha256
-        or ("" if model.kind == "hub" else content_digest(Path(model.location)))
-    }
+    known = model.sha256 or model.kind == "hub"
+    found = {"model": (model.sha256 or "") if known else content_digest(Path(model.location))}
     if sae is not None:
         found["sae"] = content_digest(sae) if isinstance(sae, Path) else ":".join(sae)
     return found
+
+
+def run_folder(config: ExperimentConfig, **inputs: str) -> Path:
+    """The folder of a run that depends on its settings and on these; it can be written."""
+    folder = Path(config.folder) / f"{config.name}-{config.digest(**inputs)}"
+    check_writable(folder)
+    return folder
 
 
 def check_writable(folder: Path) -> None:

@@ -43,12 +43,8 @@ def cpu_threads(number: int | None) -> Iterator[None]:
 class Context:
     """What an experiment works with, each loaded once and on first use.
 
-    A resumed experiment so loads only what it still needs.
-
-    Args:
-        plan: The experiment's plan; its settings name the model.
-        progress: Where to say what is being loaded.
-        cache: What other experiments of this process have loaded already; nothing if None.
+    A resumed experiment so loads only what it still needs. `cache` holds what other experiments
+    of this process have loaded already.
     """
 
     def __init__(self, plan: Any, progress: Progress, cache: Cache | None = None) -> None:
@@ -94,7 +90,7 @@ class Context:
         return (settings, str(self._device), str(self._dtype), str(self.plan.model))
 
     def _has_room_beside(self, others: Sequence[TransformerBridge]) -> bool:
-        """Return whether models may stay in memory while this one is loaded."""
+        """Whether models may stay in memory while this one is loaded."""
         infos = [model_info(other) for other in others]
         # Only of the same weights the size is known before they are loaded.
         if self._device is None or any(info.source != self.plan.model for info in infos):

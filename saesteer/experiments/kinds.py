@@ -42,12 +42,17 @@ KINDS = {
     "train_sae": Kind("train_sae:TrainSae", "sae", "corpus", several=True, base="smollm2"),
 }
 # What records and settings files call them.
-RECORDED = {"run": "steer", "probe-train": "probe", "sae-train": "train_sae"}
+_RECORDED = {"run": "steer", "probe-train": "probe", "sae-train": "train_sae"}
+
+
+def kind_name(word: Any) -> str:
+    """A kind's own name, where a record or a settings file may give another one."""
+    return _RECORDED.get(str(word), str(word))
 
 
 def experiment_named(kind: str) -> Any:
     """The class of a kind of experiment, by its own name or the one in records."""
-    known = RECORDED.get(kind, kind)
+    known = kind_name(kind)
     if known not in KINDS:
         raise ConfigError(f"experiment {kind!r} is unknown{nearest(kind, KINDS)}.")
     return imported(f"saesteer.experiments.{KINDS[known].experiment}")

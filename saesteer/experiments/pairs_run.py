@@ -36,7 +36,7 @@ def kept(name: Callable[..., str]) -> Callable[[Callable[..., Any]], Callable[..
 
 
 class PairsFit(FitContext):
-    """Fits methods to an experiment's pairs, sharing with its other fits what knows of no pairs."""
+    """Fits methods to a run's pairs, sharing with other fits what knows of no pairs."""
 
     def __init__(self, run: PairsRun) -> None:
         experiment, config = run.experiment, run.experiment.config
@@ -63,8 +63,10 @@ class PairsFit(FitContext):
         self._run = run
 
     def read(self, part: str, site: Site) -> PairActivations:
-        """What was read of a part."""
-        return self._run.activations(part, site)
+        """What was read of a part: a file of the run's folder where that has it."""
+        run = self._run
+        file = run.folder.path / f"activations/{part}.{site}.safetensors"
+        return PairActivations.load(file) if file.is_file() else run.read[part][site]
 
     def fit(self, name: str, settings: Mapping[str, Any]) -> Method:
         """A method by its name, fitted."""
@@ -91,16 +93,13 @@ class PairsRun:
         seed: int,
         folder: RunFolder,
     ) -> None:
-        self.experiment = experiment
+        self.experiment, self.config = experiment, experiment.config
         self.train, self.validation, self.held_out = train, validation, test
         self.name, self.seed, self.folder = name, seed, folder
 
-    def activations(self, part: str, site: Site) -> PairActivations:
-        """The activations of "train" or "validation" pairs at one of the SAE's sites."""
-        return self._read[part][site]
-
     @cached_property
-    def _read(self) -> dict[str, Mapping[Site, PairActivations]]:
+    def read(self) -> dict[str, Mapping[Site, PairActivations]]:
+        """The activations of "train" and "validation" pairs at the SAE's sites."""
         parts = {"train": self.train, "validation": self.validation}
         return {name: self.experiment.read_sides(pairs) for name, pairs in parts.items()}
 
@@ -118,16 +117,15 @@ class PairsRun:
                 self.experiment.divergence, self.experiment.propensity(self.held_out)
             )
 
-        return self.experiment.cache.keep(ON_A_MODEL, self.measured_with, make)
+        return self.experiment.cache.keep(ON_A_MODEL, self._measured_with, make)
 
     @cached_property
-    def measured_with(self) -> tuple[Any, ...]:
+    def _measured_with(self) -> tuple[Any, ...]:
         """All that a vector's result depends on besides the vector and the KL target."""
-        experiment, config = self.experiment, self.experiment.config
-        rows = tuple((tuple(row.ids), tuple(row.kept)) for row in experiment.neutral_rows)
-        settings = (config.evaluation.request, config.reading.chat)
+        rows = tuple((tuple(row.ids), tuple(row.kept)) for row in self.experiment.neutral_rows)
+        settings = (self.config.evaluation.request, self.config.reading.chat)
         # Not on the SAE: baselines and random directions are the same for all settings of features.
-        return (*experiment.weights_key[:3], rows, self.held_out.digest, *settings)
+        return (*self.experiment.weights_key[:3], rows, self.held_out.digest, *settings)
 
     def measure(
         self, vector: SteeringVector, kl_target: float, start: float = FIRST_TRY
@@ -135,18 +133,18 @@ class PairsRun:
         """A vector's `VectorResult` as JSON; `start` is the strength that is tried first."""
         return self.experiment.cache.record(
             "result",
-            *(self.measured_with, *_identity(vector), kl_target, start),
+            *(self._measured_with, *_identity(vector), kl_target, start),
             compute=lambda: finite(self.test.measure(vector, kl_target, start=start).as_dict()),
         )
 
     def curve(self, vector: SteeringVector, result: Mapping[str, Any]) -> dict[str, Any]:
         """The mean margin over multiples of a result's strengths, as `EffectMeter.curve` has it."""
-        multiples = self.experiment.config.evaluation.multiples
+        multiples = self.config.evaluation.multiples
         strengths = (result["plus"]["strength"], result["minus"]["strength"])
         matched = VectorResult.from_dict(dict(result))
         return self.experiment.cache.record(
             "margins",
-            *(self.measured_with, *_identity(vector), strengths, multiples),
+            *(self._measured_with, *_identity(vector), strengths, multiples),
             compute=lambda: finite(self.test.curve(vector, matched, multiples)),
         )
 

@@ -25,17 +25,10 @@ def recorded_look(
     progress: Progress,
     about: Path | None = None,
 ) -> Iterator[RecordedRun]:
-    """Record a command that has no folder of its own, such as `generate` or `doctor`.
+    """Record a command such as `generate` or `doctor`, whose answer depends on `settings` alone.
 
-    The same settings give the same folder below `runs/looks`, or SAESTEER_RUNS. Where that cannot
-    be written the command goes on unrecorded.
-
-    Args:
-        kind: The command.
-        settings: All that its answer depends on.
-        name: What to call it.
-        progress: Where to say that it is not recorded.
-        about: The folder of a run that it looks at; the record then goes into its `looks`.
+    The same settings give the same folder below `looks` of the run that it is about, or of
+    `runs` or SAESTEER_RUNS. Where that cannot be written the command goes on unrecorded.
     """
     about = about.parent if about is not None and about.is_file() else about
     root = about or Path(os.environ.get("SAESTEER_RUNS") or "runs")

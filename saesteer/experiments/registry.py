@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named, imported
+from saesteer.experiments.kinds import KINDS, experiment_named, imported, kind_name
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.files import portable_name
@@ -26,6 +26,11 @@ class Given(NamedTuple):
     data: dict[str, Any]
     place: str
 
+    @classmethod
+    def read(cls, path: Path, place: str) -> Given:
+        """What a YAML file holds."""
+        return cls(read_yaml(path, empty="settings; write 'name: value' lines"), place)
+
 
 class BundledConfig(NamedTuple):
     """A configuration that comes with saesteer."""
@@ -35,13 +40,14 @@ class BundledConfig(NamedTuple):
     path: Path
 
     @property
+    def full_name(self) -> str:
+        """The name that no other one has."""
+        return f"{self.kind}/{self.name}"
+
+    @property
     def about(self) -> str:
         """What it is for: the first line of the file, a comment."""
         return self.path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-
-    def settings(self) -> Given:
-        """What it holds."""
-        return Given(_read(self.path), f"{self.kind}/{self.name}")
 
 
 def configs_folder() -> Path:
@@ -70,38 +76,32 @@ def bundled_configs(kind: str | None = None) -> list[BundledConfig]:
 
 def find_config(word: str, kind: str | None = None) -> BundledConfig | None:
     """The bundled configuration of a name such as "agreeableness" or "patch/sentiment"."""
-    there = bundled_configs(kind)
-    found = [one for one in there if word in (one.name, f"{one.kind}/{one.name}")]
+    found = [one for one in bundled_configs(kind) if word in (one.name, one.full_name)]
     if len(found) > 1:
-        names = " or ".join(f"{one.kind}/{one.name}" for one in found)
+        names = " or ".join(one.full_name for one in found)
         raise ConfigError(f"{word!r} is the name of several configurations; give {names}.")
     return found[0] if found else None
 
 
 def find_settings(words: Sequence[str], kind: str) -> list[Given]:
-    """Return the settings that words stand for: one experiment or several, unchecked.
+    """The settings that words stand for: one experiment or several, unchecked.
 
     A word is the name of a bundled configuration or of bundled data, a file of data, or a file of
     settings. Data becomes an experiment of its own, in a bundled configuration's settings or the
     kind's defaults; where a kind takes several sets of data in one experiment, all of them are
     one, in the settings of the configuration beside them.
-
-    Raises:
-        ConfigError: A word stands for nothing, or for two things, or a file cannot be read.
     """
     given = [_named_settings(word, kind) or _checked_data(word, kind) for word in words]
     if not KINDS[kind].several:
         return [_on_data(None, [one], kind) if isinstance(one, str) else one for one in given]
     configs = [one for one in given if isinstance(one, Given)]
     data = [one for one in given if isinstance(one, str)]
-    if not data:
-        return configs
-    if len(configs) > 1:
+    if data and len(configs) > 1:
         raise ConfigError(
             f"{data[0]} could belong to {configs[0].place} or to {configs[1].place}; give one "
             "configuration with data."
         )
-    return [_on_data(configs[0] if configs else None, data, kind)]
+    return [_on_data(configs[0] if configs else None, data, kind)] if data else configs
 
 
 def _named_settings(word: str, kind: str) -> Given | None:
@@ -111,18 +111,17 @@ def _named_settings(word: str, kind: str) -> Given | None:
         near = find_config(path.stem, kind)
         if near is not None and not os.path.exists(word):
             raise ConfigError(f"{word} cannot be read; the bundled one is called {near.name!r}.")
-        return Given(_read(path), str(path))
+        return Given.read(path, str(path))
     found = find_config(word, kind)
-    if found is None:
-        return None
-    if os.path.isfile(word):
+    if found is not None and os.path.isfile(word):
         raise ConfigError(
             f"{word!r} is a bundled configuration and a file; give {found.kind}/{word} or ./{word}."
         )
-    return found.settings()
+    return None if found is None else Given.read(found.path, found.full_name)
 
 
 def _checked_data(word: str, kind: str) -> str:
+    """A word that names bundled data or a file of data."""
     bundled = KINDS[kind].bundled
     names = imported(bundled) if bundled else ()
     known: Any = names() if callable(names) else names
@@ -148,10 +147,10 @@ def _checked_data(word: str, kind: str) -> str:
 
 def _on_data(config: Given | None, words: list[str], kind: str) -> Given:
     """A configuration's settings with other data; a kind's own settings get a name of their own."""
-    known, base = KINDS[kind], config
-    if base is None:
-        found = None if known.base is None else find_config(known.base, kind)
-        base = Given({}, "") if found is None else found.settings()
+    known, base = KINDS[kind], config or Given({}, " ".join(words))
+    if config is None and known.base is not None:
+        found = find_config(known.base, kind)
+        base = base if found is None else Given.read(found.path, base.place)
     group, _, setting = known.data.rpartition(".")
     texts: Any = words if kind != "train_sae" else [{"path": word} for word in words]
     changed: dict[str, Any] = {setting: texts if known.several else texts[0]}
@@ -162,24 +161,19 @@ def _on_data(config: Given | None, words: list[str], kind: str) -> Given:
         more = [f"{len(stems) - 3}-more"] if len(stems) > 3 else []
         name = portable_name("-".join([*stems[:3], *more]))
         changed["name"] = re.sub(r"^[^A-Za-z0-9]+", "", name) or "mine"
-    return Given({**base.data, **changed}, " ".join(words) if config is None else config.place)
+    return Given({**base.data, **changed}, base.place)
 
 
 def load_experiment(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
-    """Read the settings of an experiment of any kind.
+    """Read the settings of an experiment of any kind; overrides, such as "seed=1", win over them.
 
-    Args:
-        source: A YAML file, or the name of a bundled configuration; `kind:` in it says which kind
-            it is where its other fields do not.
-        overrides: Settings that win over the file's, such as "seed=1".
-
-    Raises:
-        ConfigError: The file cannot be read, fits no kind, or a value does not fit.
+    The source is a YAML file or the name of a bundled configuration; `kind:` in it says which kind
+    it is where its other fields do not.
     """
     bundled = None if os.path.isfile(source) else find_config(str(source))
     if bundled is not None:
-        return _parsed(bundled.settings(), overrides, bundled.kind)
-    return _parsed(Given(_read(Path(source)), str(source)), overrides)
+        return _parsed(Given.read(bundled.path, bundled.full_name), overrides, bundled.kind)
+    return _parsed(Given.read(Path(source), str(source)), overrides)
 
 
 def load_experiments(
@@ -195,7 +189,7 @@ def _parsed(given: Given, overrides: Sequence[str], kind: str | None = None) -> 
     for override in overrides:
         apply_override(data, override)
     named = data.pop("kind", None)
-    if named is not None and kind is not None and RECORDED.get(str(named), str(named)) != kind:
+    if named is not None and kind is not None and kind_name(named) != kind:
         raise ConfigError(f"{given.place} is of kind {named} and not {kind}; run it as {named}.")
     kinds = [kind or named] if kind or named else list(KINDS)
     configs = [experiment_named(str(one)).Config for one in kinds]
@@ -208,7 +202,7 @@ def full_yaml(config: Any) -> str:
     """All of an experiment's settings, as a YAML file that is the same experiment."""
     import yaml
 
-    record = {"kind": RECORDED.get(config.kind, config.kind), **config.model_dump(mode="json")}
+    record = {"kind": kind_name(config.kind), **config.model_dump(mode="json")}
     return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -249,7 +243,3 @@ def run_experiment(
 
 # What it is called as `saesteer.run`.
 run = run_experiment
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_yaml(path, empty="settings; write 'name: value' lines")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from saesteer.experiments.kinds import KINDS, RECORDED, experiment_named
+from saesteer.experiments.kinds import KINDS, experiment_named, kind_name
 from saesteer.utils.errors import OutputError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import in_present_words
@@ -37,16 +37,15 @@ class Results:
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> Results:
-        """Return what a finished experiment of any kind found.
+        """What a finished experiment of any kind found.
 
         Raises:
             OutputError: The folder holds no finished experiment.
         """
         folder = RunFolder(Path(path))
         record = folder.read_json(RECORD) if folder.has(RECORD) else None
-        kind = record.get("kind") if isinstance(record, dict) else None
-        known = RECORDED.get(str(kind), kind) in KINDS
-        found = experiment_named(str(kind)).Results(folder) if known else Results(folder)
+        kind = kind_name(record.get("kind")) if isinstance(record, dict) else ""
+        found = experiment_named(kind).Results(folder) if kind in KINDS else Results(folder)
         if not found.finished or not folder.has(CONFIG):
             raise OutputError(
                 f"{path} holds no finished experiment; give the folder that its command names at "
@@ -60,11 +59,7 @@ class Results:
         return self.folder.has(METRICS)
 
     def check(self) -> None:
-        """Read what a caller may ask for.
-
-        Raises:
-            OutputError: A file is damaged.
-        """
+        """Read what a caller may ask for, so that a damaged file is told at once."""
         _ = self.metrics
 
     @cached_property
@@ -83,21 +78,17 @@ def number_at(metrics: Mapping[str, Any], path: str) -> float | None:
     place: Any = metrics
     for part in path.split("."):
         place = place.get(part) if isinstance(place, Mapping) else None
-    return _number(place)
+    if isinstance(place, bool) or not isinstance(place, int | float):
+        return None
+    return float(place) if math.isfinite(place) else None
 
 
 def numbers_of(
     headline: Mapping[str, Any], metrics: Mapping[str, Any], metric: str | None
 ) -> dict[str, float | None]:
     """A headline's single numbers, with the metric at a dotted path that is wanted besides."""
-    numbers = {name: _number(value) for name, value in headline.items()}
+    numbers = {name: number_at(headline, name) for name in headline}
     found = {name: n for name, n in numbers.items() if n is not None or headline[name] is None}
     if metric is not None and metric not in found:
         found[metric] = number_at(metrics, metric)
     return found
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None

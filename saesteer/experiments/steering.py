@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ from saesteer.evaluation import PropensityMeter
 from saesteer.evaluation.choices import answer_cue, choice_question
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.experiments.base import Experiment, Found
+from saesteer.experiments.config import Plan, sources
 from saesteer.methods.objective import TrainingCost
 from saesteer.methods.registry import method_entry
 from saesteer.models import Site, model_info
 from saesteer.models.reading import PairActivations, read_pair_activations
-from saesteer.models.resolve import ModelSource, check_shape, resolve_model
+from saesteer.models.resolve import check_shape
 from saesteer.models.tokens import (
     TokenRow,
     chat_prompt,
@@ -29,7 +30,7 @@ from saesteer.models.tokens import (
 from saesteer.saes.adapter import LensSae
 from saesteer.saes.doctor import check_fit
 from saesteer.saes.labels import own_table
-from saesteer.saes.loading import check_planned, load_sae, resolve_sae
+from saesteer.saes.loading import load_sae
 from saesteer.saes.table import FeatureTable
 from saesteer.steering.divergence import FEWEST_TOKENS, DivergenceMeter
 from saesteer.utils.cache import Cache, content_digest, content_key
@@ -46,17 +47,13 @@ LONGEST = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SteeringPlan(Plan):
     """What every experiment that steers works from, checked."""
 
-    config: Any
     answers: tuple[Answer, ...]  # neutral ones, which the cost is measured on
     training_answers: tuple[Answer, ...]  # other ones, for objective and Fisher metric
     questions: tuple[str, ...]  # which are answered
     training_questions: tuple[str, ...]  # other ones, for self-generated texts
-    model: ModelSource
-    sae: Path | tuple[str, str]  # the SAE's folder, or its release and id
-    folder: Path
 
     @property
     def cache(self) -> Path:
@@ -70,11 +67,11 @@ def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str,
     `writing` is the group of settings that names the questions. Texts to train with are there for
     methods that need an objective alone.
     """
-    site = None if config.site is None else Site.parse(config.site)
     cost, settings = config.evaluation, getattr(config, writing)
+    site = None if config.site is None else Site.parse(config.site)
     answers, questions = read_answers(cost.neutral), read_questions(settings.questions)
-    training: dict[str, Any] = {"training_answers": (), "training_questions": ()}
-    if any("objective" in method_entry(method).needs for method in methods):
+    left, asked = (), ()
+    if "objective" in _needs(methods):
         left = answers[cost.neutral_answers :][: config.objective.neutral_answers]
         asked = questions[settings.n_questions :]
         if not left:
@@ -89,18 +86,21 @@ def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str,
                 "written to, and none is left for self-generated texts; give more, lower "
                 f"{writing}.n_questions, or set objective.self_generated to 0."
             )
-        training = {"training_answers": left, "training_questions": asked}
-    model, sae = resolve_model(config.model.name), resolve_sae(config.sae)
-    check_planned(model, sae, config.sae)
+    model, sae = sources(config, config.sae)
     if site is not None:
         check_shape(model, site, None, "site")
     return {
-        "answers": answers[: cost.neutral_answers],
-        "questions": questions[: settings.n_questions],
         "model": model,
         "sae": sae,
-        **training,
+        "answers": answers[: cost.neutral_answers],
+        "training_answers": left,
+        "questions": questions[: settings.n_questions],
+        "training_questions": asked,
     }
+
+
+def _needs(methods: Iterable[str]) -> set[str]:
+    return {need for method in methods for need in method_entry(method).needs}
 
 
 def check_has_strength(field: str, method: str) -> None:
@@ -126,19 +126,25 @@ class SteeringExperiment(Experiment[Found]):
     def sae(self) -> LensSae:
         """The SAE, checked against the model."""
         config = self.config
-        sae = self.cache.keep("sae", self._sae_key, self._load_sae)
+
+        def load() -> LensSae:
+            self.progress.say(f"Loading SAE {config.sae} ...")
+            return load_sae(config.sae)
+
+        def fits() -> bool:
+            # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
+            remark = check_fit(self.model, sae, self._measuring_rows(sae.prepend_bos))
+            if remark:
+                self.progress.say(remark)
+            return True
+
+        sae = self.cache.keep("sae", self._sae_key, load)
         if config.site is not None and Site.parse(config.site) != sae.write_site:
             raise ConfigError(
                 f"site {config.site} is not where SAE {config.sae} lives ({sae.write_site}); leave "
                 "site out or choose an SAE of that site."
             )
-        self.cache.keep("fit", (*self._model_key, *self._sae_key), lambda: self._check_fit(sae))
-        return sae
-
-    def _load_sae(self) -> LensSae:
-        self.progress.say(f"Loading SAE {self.config.sae} ...")
-        sae = load_sae(self.config.sae)
-        check_shape(self.plan.model, sae.site, sae.d_in, f"SAE {sae.name}")
+        self.cache.keep("fit", (*self._model_key, *self._sae_key), fits)
         return sae
 
     @property
@@ -146,13 +152,6 @@ class SteeringExperiment(Experiment[Found]):
         where = self.plan.sae
         digest = content_digest(where) if isinstance(where, Path) else ""
         return (self.config.sae, str(where), digest)
-
-    def _check_fit(self, sae: LensSae) -> bool:
-        # Read as the SAE was trained; without its BOS, perhaps, is how the model is scored.
-        remark = check_fit(self.model, sae, self._neutral_rows(sae.prepend_bos))
-        if remark:
-            self.progress.say(remark)
-        return True
 
     @cached_property
     def table(self) -> FeatureTable | None:
@@ -206,29 +205,29 @@ class SteeringExperiment(Experiment[Found]):
     @cached_property
     def neutral_rows(self) -> list[TokenRow]:
         """The neutral answers that the cost is measured on."""
-        return self._neutral_rows()
+        return self._measuring_rows()
 
-    def _neutral_rows(self, prepend_bos: bool | None = None) -> list[TokenRow]:
+    def _measuring_rows(self, prepend_bos: bool | None = None) -> list[TokenRow]:
         rows = self.answer_rows(self.plan.answers, prepend_bos=prepend_bos)
-        tokens = sum(sum(row.kept) for row in rows)
-        said = f"its first {len(rows)} answers have {tokens} tokens"
-        return self._measurable(rows, tokens, said, "evaluation.neutral_answers")
+        n_tokens = sum(sum(row.kept) for row in rows)
+        self._check_enough(n_tokens, f"its first {len(rows)} answers have", "evaluation")
+        return rows
 
     @cached_property
     def training_rows(self) -> list[TokenRow]:
         """Neutral answers that no evaluation uses."""
         rows = self.answer_rows(self.plan.training_answers)
-        tokens = sum(sum(row.kept[1:]) for row in rows)
-        said = f"the {len(rows)} answers that train have {tokens} tokens"
-        return self._measurable(rows, tokens, said, "objective.neutral_answers")
-
-    def _measurable(self, rows: list[TokenRow], n: int, said: str, setting: str) -> list[TokenRow]:
-        if n < FEWEST_TOKENS:
-            raise DataError(
-                f"evaluation.neutral {self.config.evaluation.neutral}: {said} and KL needs at "
-                f"least {FEWEST_TOKENS}; give more with {setting}, or longer ones."
-            )
+        n_tokens = sum(sum(row.kept[1:]) for row in rows)
+        self._check_enough(n_tokens, f"the {len(rows)} answers that train have", "objective")
         return rows
+
+    def _check_enough(self, n_tokens: int, said: str, group: str) -> None:
+        if n_tokens < FEWEST_TOKENS:
+            raise DataError(
+                f"evaluation.neutral {self.config.evaluation.neutral}: {said} {n_tokens} tokens "
+                f"and KL needs at least {FEWEST_TOKENS}; give more with {group}.neutral_answers, "
+                "or longer ones."
+            )
 
     @cached_property
     def training_cost(self) -> TrainingCost:
@@ -280,9 +279,9 @@ class SteeringExperiment(Experiment[Found]):
             save=PairActivations.save,
         )
 
-    def check_shared(self, methods: Iterable[str], *, judged: bool) -> None:
+    def check_shared(self, methods: Sequence[str], *, judged: bool) -> None:
         """Check that parts belong together and that what all pairs share fits."""
-        needs = {need for method in methods for need in method_entry(method).needs}
+        needs = _needs(methods)
         if judged or ("objective" in needs and self.config.objective.self_generated > 0):
             # Before the model, which takes longer to load.
             self.embedder.embed(["A sentence."])
@@ -338,37 +337,28 @@ class SteeringExperiment(Experiment[Found]):
         request = max(filter(None, requests), key=_size)
         prompts = [pair.prompt or request for pair in pairs] * 2
         texts = [*pairs.positives, *pairs.negatives]
-        longest = _longest(
-            zip(texts, prompts, pairs.side_names, strict=True), lambda e: _size(e[0]) + _size(e[1])
-        )
         for system in (config.reading.system, *systems):
-            self._check_fits(*zip(*longest, strict=True), system=system)
+            self._check_fits(texts, prompts, pairs.side_names, system=system)
             self.answer_rows(self.plan.answers, system=system)
         if asked:
             cue = answer_cue(self.tokenizer, config.reading.chat)
             questions = [choice_question(p.positive, p.negative) + cue for p in pairs]
-            made = _longest(
-                zip(questions, pairs.question_names, strict=True), lambda e: _size(e[0])
-            )
-            long, names = zip(*made, strict=True)
-            self._check_fits(["(A"] * len(long), long, names, remedy="shorten its sides")
+            names, said = pairs.question_names, ["(A"] * len(pairs)
+            self._check_fits(said, questions, names, remedy="shorten its sides")
 
     def _check_fits(
         self, texts: Sequence[str], prompts: Sequence[str], names: Sequence[str], **rest: Any
     ) -> None:
-        encode_statements(
-            self.tokenizer,
-            texts,
-            prompts,
-            chat=self.config.reading.chat,
-            max_length=self.context,
-            what=names,
-            **rest,
+        rows = sorted(
+            zip(texts, prompts, names, strict=True),
+            key=lambda row: _size(row[0]) + _size(row[1]),
+            reverse=True,
         )
-
-
-def _longest(texts: Iterable[tuple[str, ...]], size: Callable[[Any], int]) -> list[Any]:
-    return sorted(texts, key=size, reverse=True)[:LONGEST]
+        said, asked, what = zip(*rows[:LONGEST], strict=True)
+        chat, longest = self.config.reading.chat, self.context
+        encode_statements(
+            self.tokenizer, said, asked, chat=chat, max_length=longest, what=what, **rest
+        )
 
 
 def _size(text: str) -> int:

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from saesteer.data.texts import read_texts
 from saesteer.experiments.base import Experiment, Stage
-from saesteer.experiments.config import ExperimentConfig, check_writable, source_digest
+from saesteer.experiments.config import (
+    ExperimentConfig,
+    Plan,
+    run_folder,
+    sources,
+    weights_digest,
+)
 from saesteer.experiments.results import METRICS, Results
-from saesteer.models import model_info, resolve_model
-from saesteer.models.resolve import ModelSource, check_shape
+from saesteer.models import model_info
+from saesteer.models.resolve import check_shape
 from saesteer.models.sites import Site, check_site
 from saesteer.report import Report
 from saesteer.report.sae import sae_report
@@ -35,6 +42,7 @@ SAE, CORPUS, CARD = "sae", "corpus.json", "sae/README.md"
 SAE_FILES = ("sae/cfg.json", "sae/sae_weights.safetensors")
 MEASURED = ("sae/metrics.json", "sae/features.parquet")
 STEPS_BETWEEN_POINTS = 10
+_FIGURES = tuple(field.name for field in fields(DoctorReport) if field.name != "remark")
 
 
 class TrainSaeConfig(SaeTrainingConfig, ExperimentConfig):
@@ -54,23 +62,25 @@ class TrainSaeConfig(SaeTrainingConfig, ExperimentConfig):
     @classmethod
     def _named(cls, data: Any) -> Any:
         if isinstance(data, dict) and "name" not in data and "site" in data:
-            shape = {
-                name: data.get(name, cls.model_fields[name].default) for name in ("d_sae", "k")
-            }
-            return {**data, "name": f"{data['site']}-{shape['d_sae']}-k{shape['k']}"}
+            d_sae, k = (data.get(name, cls.model_fields[name].default) for name in ("d_sae", "k"))
+            return {**data, "name": f"{data['site']}-{d_sae}-k{k}"}
         return data
 
     def uncounted(self) -> dict[str, Any]:
-        """What changes no number, and so counts in no digest."""
         return {**super().uncounted(), "harvest_sites": True}
 
 
-class TrainSaePlan(NamedTuple):
-    """A checked training; the same settings, texts and model give the same folder."""
-
-    config: TrainSaeConfig
-    model: ModelSource
-    folder: Path
+def plan_training(config: TrainSaeConfig) -> Plan:
+    """Check the sites against the model's shape, and that the texts are there."""
+    model, _ = sources(config)
+    for site in config.all_sites:
+        check_shape(model, Site.parse(site), None, "site")
+    files = [source.path for source in config.corpus if source.path is not None]
+    for file in files:
+        read_texts(file)
+    texts = " ".join(content_digest(Path(file)) for file in files)
+    folder = run_folder(config, corpus=texts, **weights_digest(model))
+    return Plan(config=config, model=model, folder=folder)
 
 
 class SaeResults(Results):
@@ -95,9 +105,8 @@ class SaeResults(Results):
     @property
     def doctor(self) -> DoctorReport:
         """The doctor's figures on held-out rows."""
-        found: dict[str, Any] = {
-            name: math.nan if (value := self.metrics[name]) is None else value for name in _FIGURES
-        }
+        given = {name: self.metrics[name] for name in _FIGURES}
+        found: Any = {name: math.nan if one is None else one for name, one in given.items()}
         return DoctorReport(**found)
 
     @property
@@ -111,41 +120,20 @@ class SaeResults(Results):
         return load_sae(self.sae_folder)
 
 
-_FIGURES = tuple(field.name for field in fields(DoctorReport) if field.name != "remark")
-
-
 class TrainSae(Experiment[SaeResults]):
     """Reads a corpus once, trains a TopK SAE on it, measures it and writes its feature table."""
 
     Config = TrainSaeConfig
     Results = SaeResults
     about = "an SAE of one site, trained on text, with what it explains of held-out text"
-    plan: TrainSaePlan
-
-    @staticmethod
-    def make_plan(config: TrainSaeConfig) -> TrainSaePlan:
-        """Check the sites against the model's shape, and that the texts are there."""
-        from saesteer.data.texts import read_texts
-
-        model = resolve_model(config.model.name)
-        for site in config.all_sites:
-            check_shape(model, Site.parse(site), None, "site")
-        files = [source.path for source in config.corpus if source.path is not None]
-        for file in files:
-            read_texts(file)
-        texts = " ".join(content_digest(Path(file)) for file in files)
-        digest = config.digest(corpus=texts, **source_digest(model))
-        folder = Path(config.folder) / f"{config.name}-{digest}"
-        check_writable(folder)
-        return TrainSaePlan(config, model, folder)
+    plan: Plan
+    make_plan = staticmethod(plan_training)
 
     def check(self) -> None:
-        """Check that the model has the sites."""
         for site in self.config.all_sites:
             check_site(self.model, Site.parse(site))
 
     def stages(self) -> list[Stage]:
-        """The steps: read the text's activations, train on them, measure what came of it."""
         return [
             Stage("activations", self._read),
             Stage("training", self._train),
@@ -185,62 +173,48 @@ class TrainSae(Experiment[SaeResults]):
         self.folder.write_json(CORPUS, counts)
 
     def _train(self) -> None:
-        train_topk(
-            self.harvested,
-            self.config,
-            self._metadata(),
-            self.folder.path,
-            device=model_info(self.model).plain.device,
-            progress=self.progress,
-            watch=self._log,
-        )
-        # Found, they count as the stage's files.
-        assert all(map(self.folder.has, SAE_FILES))
+        def log(step: int, values: dict[str, float]) -> None:
+            if step % STEPS_BETWEEN_POINTS == 0:
+                self.recorded.log(values, step=step)
 
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        if step % STEPS_BETWEEN_POINTS == 0:
-            self.recorded.log(values, step=step)
-
-    def _metadata(self) -> dict[str, object]:
-        """What an SAE's users must know about how it was trained, in sae_lens's names."""
-        config = self.config
-        return {
+        config, info = self.config, model_info(self.model)
+        # What an SAE's users must know about how it was trained, in sae_lens's names.
+        metadata: dict[str, object] = {
             "model_name": config.model.name,
             "hook_name": config.site,
             "context_size": config.context,
             "prepend_bos": self.tokenizer.bos_token_id is not None,
             "exclude_special_tokens": True,
-            "model_fingerprint": model_info(self.model).fingerprint,
+            "model_fingerprint": info.fingerprint,
             "dataset": [source.path or source.hub for source in config.corpus],
         }
+        how: Any = {"device": info.plain.device, "progress": self.progress, "watch": log}
+        train_topk(self.harvested, config, metadata, self.folder.path, **how)
+        # Found, they count as the stage's files.
+        assert all(map(self.folder.has, SAE_FILES))
 
     def _measure(self) -> None:
         finish_sae(self.folder.path / SAE, self.model, self.corpus, self.progress)
         assert all(map(self.folder.has, MEASURED))
 
     def finish(self) -> dict[str, Any]:
-        """Return the doctor's figures on held-out rows, and what was trained on."""
         shape = {name: getattr(self.config, name) for name in ("site", "d_sae", "k")}
         return {**self.folder.read_json(MEASURED[0]), **shape, **self.folder.read_json(CORPUS)}
 
     def report(self, results: SaeResults) -> Report:
-        """Return the doctor's figures on held-out rows, and where the SAE is."""
         name, where = self.config.model.name, str(results.sae_folder)
         found = sae_report(results.doctor, where, name, self.config.site)
         commands = [f"saesteer steer agreeableness --sae {{folder}}/{SAE}"]
         return replace(found, page=CARD, commands=commands)
 
     def write_report(self) -> None:
-        """Write the card."""
         results = SaeResults(self.folder)
         tokens = results.metrics["train_tokens"]
         card = sae_card(self.config, self.config.model.name, results.doctor, tokens)
         write_atomic(self.folder.path / CARD, card.encode())
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the doctor's figures."""
         return {name: metrics.get(name) for name in _FIGURES}
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Name the SAE."""
         record.artifact("sae", self.folder.path / SAE, "sae")

@@ -72,16 +72,8 @@ def stood_in(place: BlockList, run: BlockRun, *, late: bool = False) -> Iterator
     On every pass inside, the model prepares each block's arguments as ever (masks and rotary
     positions by the layer's kind, inputs of its own, the cache) and calls nothing but stand-ins;
     then `run` gets them all and says what the last block hands on, which may be a block's output
-    as it is. Hooks stay on the blocks.
-
-    Args:
-        place: The blocks.
-        run: What runs instead.
-        late: Say that it cannot on the first pass inside rather than at once.
-
-    Raises:
-        ConfigError: Something stands in already.
-        ModelError: The model's blocks, called one by one, are not the model.
+    as it is. Hooks stay on the blocks. A model that its blocks, called one by one, do not make up
+    is refused: at once, or where it is asked to be `late`, on the first pass inside.
     """
     if isinstance(place.blocks, _Loop):
         raise ConfigError("a layer program is running already; leave it before starting another.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saesteer.models.compat import cache_argument, find_cache
-from saesteer.models.hooks import HookTarget, Site, SiteFunction, hooked, unhooked
+from saesteer.models.hooks import HookTarget, Site, hooked, keeping, unhooked
 from saesteer.models.loading import block_name, model_info
 from saesteer.utils.errors import SiteError
 from saesteer.utils.text import one_line
@@ -48,23 +48,16 @@ _CHECKED: WeakKeyDictionary[TransformerBridge, _Check] = WeakKeyDictionary()
 
 
 def bridge_difference(model: TransformerBridge) -> float | None:
-    """Return by how much the bridge's logits differ from the plain model's.
+    """Return by how much the bridge's logits differ from the plain model's, at most.
 
-    It costs a few short passes, the first time that a model is asked about.
-
-    Returns:
-        The largest difference, in standard deviations of the plain model's logits, infinite where
-        the bridge cannot run; None where the two compute the same up to rounding.
+    It is in standard deviations of the plain model's logits, infinite where the bridge cannot run,
+    and None where the two compute the same up to rounding.
     """
     return _checked(model).difference
 
 
 def check_bridge(model: TransformerBridge) -> None:
-    """Refuse a model whose bridge computes another one.
-
-    Raises:
-        SiteError: It does, with the difference.
-    """
+    """Refuse a model whose bridge computes another one; a few short passes, once a model."""
     fault = _checked(model).fault
     if fault is not None:
         raise SiteError(f"{_name(model)}: transformer_lens's bridge {fault}; {_OUTSIDE}.")
@@ -170,29 +163,16 @@ class _Comparison:
         cached: list[Any] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Return every block's input and output and the logits."""
-        inputs: dict[int, Tensor] = {}
-        outputs: dict[int, Tensor] = {}
-
-        def enter(layer: int) -> SiteFunction:
-            def function(hidden: Tensor) -> Tensor | None:
-                inputs[layer] = hidden.clone()
-                return None if given is None else given[layer][:, columns]
-
-            return function
-
-        def leave(layer: int) -> SiteFunction:
-            def function(hidden: Tensor) -> None:
-                outputs[layer] = hidden.clone()
-
-            return function
-
-        places = []
+        places: dict[tuple[str, int], HookTarget] = {}
         for layer, name in enumerate(self._blocks):
-            block = root.get_submodule(name)
-            before, behind = Site(layer, "hook_resid_pre"), Site(layer)
-            places.append((HookTarget(root, block, "input", before), enter(layer)))
-            places.append((HookTarget(root, block, "output", behind), leave(layer)))
-        with hooked(places):
+            block, before = root.get_submodule(name), Site(layer, "hook_resid_pre")
+            places["input", layer] = HookTarget(root, block, "input", before)
+            places["output", layer] = HookTarget(root, block, "output", Site(layer))
+        instead = [
+            (places["input", layer], lambda _, hidden=hidden: hidden[:, columns])
+            for layer, hidden in enumerate(given or ())
+        ]
+        with keeping(places, keep=Tensor.clone) as kept, hooked(instead):
             cache = cache_argument(root, cached.pop()) if cached else {}
             output = root(
                 input_ids=self._ids[:, columns],
@@ -202,8 +182,11 @@ class _Comparison:
             )
         if cached is not None:
             cached.append(find_cache(output))
-        layers = range(len(self._blocks))
-        return [inputs[n] for n in layers], [outputs[n] for n in layers], output.logits.float()
+        inputs, outputs = (
+            [kept[side, layer] for layer in range(len(self._blocks))]
+            for side in ("input", "output")
+        )
+        return inputs, outputs, output.logits.float()
 
     def _first_off(
         self, wanted: Sequence[Tensor], got: Sequence[Tensor], columns: slice = _ALL

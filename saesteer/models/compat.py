@@ -123,8 +123,16 @@ def contiguous_head(model: Any) -> Iterator[None]:
 # Goes: when transformers lets a caller observe generate.
 
 
-class GenerateWatcher(Protocol):
-    """Is told when a model's generate begins and ends."""
+class Watcher(Protocol):
+    """Is told of a model's passes, and when its generate begins and ends."""
+
+    def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take what a pass is about to run with."""
+
+    def conclude(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Take what a pass gave."""
 
     def begin(self, prompt_length: int, num_beams: int) -> None:
         """Take the prompt's width in columns, padding included, and the number of beams."""
@@ -139,7 +147,7 @@ class _WatchedGenerate:
     def __init__(self, model: Any) -> None:
         self.model, self.generate = model, model.generate
         self.own = {name: value for name, value in vars(model).items() if name == "generate"}
-        self.watchers: list[GenerateWatcher] = []
+        self.watchers: list[Watcher] = []
         self.running = False
         functools.update_wrapper(self, model.generate)
 
@@ -175,8 +183,10 @@ class _WatchedGenerate:
 
 
 @contextmanager
-def watching_generate(model: nn.Module, watcher: GenerateWatcher) -> Iterator[None]:
-    """Tell a watcher when the model's generate begins and ends."""
+def watching(model: nn.Module, watcher: Watcher) -> Iterator[None]:
+    """Tell a watcher of the model's passes and of its generate."""
+    before = model.register_forward_pre_hook(watcher.observe, with_kwargs=True)
+    behind = model.register_forward_hook(watcher.conclude, with_kwargs=True)
     watched: Any = vars(model).get("generate")
     if not isinstance(watched, _WatchedGenerate):
         watched = vars(model)["generate"] = _WatchedGenerate(model)
@@ -184,6 +194,8 @@ def watching_generate(model: nn.Module, watcher: GenerateWatcher) -> Iterator[No
     try:
         yield
     finally:
+        before.remove()
+        behind.remove()
         watched.watchers.remove(watcher)
         if not watched.watchers:
             del vars(model)["generate"]

@@ -27,12 +27,8 @@ def all_logits(
 ) -> Float[Tensor, "row pos vocab"]:
     """Run rows and return the logits behind every token.
 
-    Args:
-        root: A Hugging Face causal language model: `plain_model(model)`, or the bridge's own
-            `model.original_model`. Its gradients are on or off as they are when it is called.
-        ids: Token ids.
-        mask: True at real tokens.
-        **wanted: Further arguments, for a model that takes them.
+    `root` is a Hugging Face causal language model: `plain_model(model)`, or the bridge's own
+    `model.original_model`. What else is wanted is given to a model that takes it.
     """
     wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
     # Models with ALiBi take no position ids, and a few compute all logits or none.
@@ -76,11 +72,6 @@ def greedy_settings(
 
     Everything that the model's own configuration could slip in is set: a repetition penalty, for
     one, would be measured as an effect of what was done to the model.
-
-    Args:
-        max_new_tokens: The longest completion.
-        ends: Token ids that end one; none if None.
-        pad: The token id behind an end.
     """
     from transformers import GenerationConfig
 

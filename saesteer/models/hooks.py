@@ -53,11 +53,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str | Site) -> Site:
-        """Return the site named by text such as "blocks.10.hook_resid_post".
-
-        Raises:
-            SiteError: The text does not have that form.
-        """
+        """Return the site named by text such as "blocks.10.hook_resid_post"."""
         if isinstance(text, Site):
             return text
         match = re.fullmatch(r"blocks\.(\d+)\.([\w.]+)", str(text).strip())
@@ -89,14 +85,7 @@ class HookTarget:
     raw: bool = False
 
     def hook(self, function: SiteFunction) -> Removable:
-        """Call a function with the hidden state at the site on every forward pass.
-
-        Returns:
-            The handle; call its remove() to take the hook off.
-
-        Raises:
-            SiteError: On the pass: what is there is not laid out by prompt and token.
-        """
+        """Call a function with the hidden state at the site on every pass, until removed."""
         own = self._on_own_columns(function)
         if self.block is not None:
             return _hook_mid_block(own, self.module, self.block)
@@ -133,14 +122,9 @@ class HookTarget:
 def hooked(
     functions: Iterable[tuple[HookTarget, SiteFunction]], *, required: bool = True
 ) -> Iterator[None]:
-    """Have functions called at several places for as long as the context lasts.
+    """Have functions called at several places; what they return is put in place.
 
-    Args:
-        functions: The places, each with what is called there; what it returns is put in place.
-        required: Refuse, at the end, a place that no pass came through.
-
-    Raises:
-        HookError: Nothing passed through a place.
+    Where it is required, a place that no pass came through is refused at the end.
     """
     reached: set[int] = set()
     sites = []
@@ -173,18 +157,9 @@ def keeping(
     keep: Callable[[Tensor], Tensor] = Tensor.detach,
     stop: bool = False,
 ) -> Iterator[dict[Key, Tensor]]:
-    """Keep what passes several places for as long as the context lasts.
+    """Keep what passes several places, by their names; a place that nothing passed is refused.
 
-    Args:
-        targets: The places by name.
-        keep: What to keep of the hidden state.
-        stop: End the pass as soon as all of it is kept.
-
-    Yields:
-        What was kept by name; filled by the pass.
-
-    Raises:
-        HookError: Nothing passed through a place.
+    `keep` says what of the hidden state; with `stop` the pass ends as soon as all of it is kept.
     """
     kept: dict[Key, Tensor] = {}
 
@@ -207,7 +182,7 @@ def keeping(
 
 @contextmanager
 def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let functions stand in for modules' own forwards for as long as the context lasts."""
+    """Let functions stand in for modules' own forwards."""
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
@@ -223,12 +198,7 @@ def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[No
 
 @contextmanager
 def unhooked(*roots: nn.Module, first: int = 0) -> Iterator[None]:
-    """Take hooks off models for as long as the context lasts, so that a trial changes nothing.
-
-    Args:
-        roots: The models.
-        first: The number from which on torch's hooks go; all of them do with 0.
-    """
+    """Take torch's hooks from a number on off models, so that a trial changes nothing."""
     tables = [
         (hooks, dict(hooks))
         for root in roots

@@ -22,7 +22,7 @@ from saesteer.models.compat import (
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
-from saesteer.utils.errors import ModelError, NetworkError
+from saesteer.utils.errors import MismatchError, ModelError, NetworkError
 from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
@@ -208,11 +208,7 @@ def _stand_in(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def model_info(model: TransformerBridge) -> ModelInfo:
-    """Return what saesteer keeps with a bridge.
-
-    Raises:
-        ModelError: The bridge was not made by `load_model` or `wrap_model`.
-    """
+    """Return what saesteer keeps with a bridge, which `load_model` or `wrap_model` made."""
     info = getattr(model, "__dict__", {}).get("saesteer")
     if not isinstance(info, ModelInfo):
         raise ModelError(
@@ -222,19 +218,24 @@ def model_info(model: TransformerBridge) -> ModelInfo:
     return info
 
 
-def made_on_other_weights(
-    model: TransformerBridge, name: str | None, fingerprint: str | None
-) -> bool:
-    """Return whether what an SAE, vector or probe was made on is known to be another model.
+def check_weights(
+    model: TransformerBridge, made: str, name: str | None, fingerprint: str | None, otherwise: str
+) -> None:
+    """Refuse what was `made`, an SAE, a vector or probes, on what is known to be another model.
 
     A fingerprint of None, where it was not recorded, tells nothing.
     """
     info = model_info(model)
     # The package's own model is one file, checked by its SHA-256, or its original on the Hub.
     if not fingerprint or name == info.source.name == BUNDLED:
-        return False
+        return
     # Weights rounded to float16 have another fingerprint, which tells them from no others.
-    return info.plain.dtype != torch.float16 and fingerprint != info.fingerprint
+    if info.plain.dtype != torch.float16 and fingerprint != info.fingerprint:
+        raise MismatchError(
+            f"{made} on other weights (model {name}, fingerprint {fingerprint[:12]}) than this "
+            f"model's ({info.source.name}, {info.fingerprint[:12]}); load that model, or "
+            f"{otherwise}."
+        )
 
 
 def plain_model(model: TransformerBridge) -> PreTrainedModel:

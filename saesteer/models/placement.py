@@ -23,14 +23,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device to run on.
-
-    Args:
-        device: A torch device name, or None or "auto" for CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ModelError: The device asked for is not on this machine.
-    """
+    """Return the device to run on: None and "auto" are CUDA, else Apple's MPS, else the CPU."""
     if device is None or str(device) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -51,17 +44,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 def choose_dtype(
     dtype: str | torch.dtype | None = None, device: torch.device | None = None
 ) -> torch.dtype:
-    """Return the dtype to load weights in.
+    """Return the dtype to load weights in; None and "auto" choose by the device, or the CPU.
 
     On a CPU bfloat16 is several times faster than float32 where the processor has instructions
     for it and slower where it has not, so the choice is measured (about 50 ms).
-
-    Args:
-        dtype: A torch dtype or its name; None or "auto" chooses.
-        device: Where the model will run; the CPU if None.
-
-    Raises:
-        ModelError: The dtype is not float32, bfloat16 or float16.
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")

@@ -120,11 +120,7 @@ class PairActivations:
 
     @classmethod
     def load(cls, path: Path) -> PairActivations:
-        """Read what `save` wrote.
-
-        Raises:
-            OutputError: The file is missing or damaged.
-        """
+        """Read what `save` wrote."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -209,18 +205,8 @@ def read_rows(
 ) -> dict[Site, Activations]:
     """Read the kept tokens' activations at every site in one pass.
 
-    Rows run in batches of like length, and the pass ends at the deepest site.
-
-    Args:
-        rows: Tokenised texts; those marked kept are read, and stay in the order given.
-        sites: Where to read.
-        max_tokens: The most tokens in a batch, padding included.
-        max_rows: The most rows in a batch.
-
-    Raises:
-        SiteError: There are no sites, or the model has no such site, or one not laid out by token.
-        DataError: There are no rows, or a row keeps no token or is longer than the context.
-        HookError: A site did not fire.
+    Rows run in batches of like length, of at most so many rows, and tokens with their padding; the
+    pass ends at the deepest site.
     """
     _check_rows(rows, context_length(model))
     if not sites:

@@ -36,13 +36,9 @@ class ModelSource:
 
 
 def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
-    """Return what `name` points to; no file is read and nothing is fetched.
+    """Return what a name points to; no file is read and nothing is fetched.
 
-    Args:
-        name: "smollm2" (the bundled default), a folder, a .gguf file or a Hub id.
-
-    Raises:
-        ModelError: The path does not exist or the name can be none of these.
+    It is "smollm2" (the bundled default), a folder, a .gguf file or a Hub id.
     """
     text = os.fspath(name).strip()
     if text == BUNDLED:

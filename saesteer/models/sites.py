@@ -27,12 +27,7 @@ _NOT_PER_TOKEN = re.compile(r".*hook_(pattern|attn_scores|rot_q|rot_k|cos|sin)")
 
 
 def check_site(model: TransformerBridge, site: Site) -> None:
-    """Check that the model has the site.
-
-    Raises:
-        SiteError: The layer is past the last one, the block has no such hook, or transformer_lens
-            reads and writes it wrongly or never in this model.
-    """
+    """Check that the model has the site, and that transformer_lens gets it right."""
     layers = model.cfg.n_layers
     if not 0 <= site.layer < layers:
         raise SiteError(
@@ -57,10 +52,6 @@ def resolve_target(model: TransformerBridge, site: Site, *, bridged: bool = Fals
     The residual stream before and after a block is read from the plain Hugging Face model, at its
     full speed; every other site from the bridge's own hook points, and all of them if `bridged`,
     for a pass that reads several.
-
-    Raises:
-        SiteError: The model has no such site, it holds no vector for each token, or the bridge
-            that it is read from computes another model.
     """
     check_site(model, site)
     if not site.between_blocks and (

@@ -67,9 +67,6 @@ def chat_prompt(
     """Return the text that asks `question` and opens the assistant's turn.
 
     Through `encode_texts` it becomes the tokens of `apply_chat_template(tokenize=True)`.
-
-    Raises:
-        ModelError: The tokenizer has no chat template, or one that does not take these messages.
     """
     if not has_chat_template(tokenizer):
         raise ModelError(

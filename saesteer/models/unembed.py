@@ -42,9 +42,7 @@ class Unembedding:
     ) -> Float[Tensor, "row column"]:
         """Return the logits that a residual stream would give if the model ended there.
 
-        Args:
-            hidden: The last block's output, or what is to stand in its place.
-            answers: Token ids whose logits alone are computed; the whole vocabulary if None.
+        Those of the answers' token ids alone are computed, if there are any.
         """
 
         def of_answers(x: Tensor) -> Tensor:
@@ -111,9 +109,6 @@ def linear_norm(norm: nn.Module, whole: Float[Tensor, "row d_model"]) -> LinearN
     LayerNorm (Ba et al. 2016), RMSNorm (Zhang and Sennrich 2019) and Gemma's RMSNorm, whose weight
     counts from 1, have many classes of their own: they are told apart by what the module gives, so
     that one of yet another kind is refused and not split wrongly.
-
-    Raises:
-        SiteError: The module is none of them.
     """
     weight: Any = getattr(norm, "weight", None)
     found: Any = getattr(norm, "bias", None)

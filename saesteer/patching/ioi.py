@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from saesteer.data.checks import shorten
 from saesteer.models.tokens import encode_texts
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs
 from saesteer.utils.errors import DataError
+from saesteer.utils.text import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

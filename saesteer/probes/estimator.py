@@ -13,11 +13,16 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from saesteer.data.labelled import LabelledText
 from saesteer.models.loading import model_info
-from saesteer.probes.fitting import FitSettings
+from saesteer.probes.fitting import FitSettings, Parts
 from saesteer.probes.probe import LinearProbe, ProbeSet
-from saesteer.probes.reading import ReadSettings, encode_labelled, probe_sites, read_layers
+from saesteer.probes.reading import (
+    ReadSettings,
+    encode_labelled,
+    plain_texts,
+    probe_sites,
+    read_layers,
+)
 from saesteer.probes.readout import read_texts_with
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.settings import parse_config
@@ -119,31 +124,23 @@ class Probe(ClassifierMixin, BaseEstimator):
         self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
         each = np.arange(len(texts))
         own = each if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        parts = Parts(numbers, own, each, each[:0], fitting, self.seed)
+        classes = [str(name) for name in self.classes_]
         sites = probe_sites(int(model.cfg.n_layers), reading)
-        found: list[LinearProbe] = []
-        scores = []
+        rows = encode_labelled(
+            model.tokenizer, plain_texts(texts), reading, max_length=int(model.cfg.n_ctx)
+        )
         with TemporaryDirectory(prefix="saesteer-") as folder:
-            how: Any = {"positions": self.pooling, "storage": self.storage}
-            rows = encode_labelled(
-                model.tokenizer, _texts(texts), reading, max_length=int(model.cfg.n_ctx)
-            )
-            store = read_layers(model, rows, sites, Path(folder), **how)
-            for site in sites:
-                probe = LinearProbe.fit(
-                    site,
-                    [str(name) for name in self.classes_],
-                    store.site(site),
-                    numbers,
-                    own,
-                    fitting,
-                    residual_norm=store.residual_norm(site),
-                    seed=self.seed,
-                )
-                found.append(probe)
-                loss = min(probe.cv_loss.values(), default=float("nan"))
-                scores.append((site.layer, probe.c, loss))
-        self.scores_ = pd.DataFrame(scores, columns=["layer", "c", "cv_loss"])
+            store = read_layers(model, rows, sites, Path(folder), reading)
+            found = [
+                LinearProbe.fit(site, classes, store.site(site), parts, store.residual_norm(site))
+                for site in sites
+            ]
+        losses = [min(probe.cv_loss.values(), default=float("nan")) for probe in found]
         self.layers_ = [site.layer for site in sites]
+        self.scores_ = pd.DataFrame(
+            {"layer": self.layers_, "c": [probe.c for probe in found], "cv_loss": losses}
+        )
         self.best_layer_ = self.layers_[int(np.argmin(self.scores_["cv_loss"].fillna(0.0)))]
         info = model_info(model)
         self.model_ = model
@@ -191,7 +188,3 @@ class Probe(ClassifierMixin, BaseEstimator):
             parse_config(reading, kind=ReadSettings, place="Probe"),
             parse_config(fitting, kind=FitSettings, place="Probe"),
         )
-
-
-def _texts(texts: Sequence[str]) -> list[LabelledText]:
-    return [LabelledText(str(n), t, "", str(n), place=f"text {n}") for n, t in enumerate(texts, 1)]

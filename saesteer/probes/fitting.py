@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
+from saesteer.evaluation.statistics import percentiles
 from saesteer.utils.errors import DataError, MismatchError
 from saesteer.utils.settings import Settings
 
-LEVEL = 0.95
 # As JSON has them; see `score`.
 Scores = dict[str, Any]
 
@@ -101,12 +101,7 @@ def fit_probe(
     loss over stratified folds that keep groups together; each fold walks up the strengths, starting
     from the last one's solution. The last fit is scikit-learn's alone, from zero, on all texts.
 
-    Args:
-        x: Activations, float32.
-        labels: Every class is present.
-        groups: Texts of one group stay in one fold.
-        settings: Strengths to choose from, folds and solver.
-        c: Use this strength instead of choosing one.
+    Where `c` is given nothing is chosen.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -219,6 +214,15 @@ class Parts:
         test, how = self.test, {"resamples": self.settings.resamples, "seed": self.seed}
         return score(self.labels[test], probe.probabilities(x), self.groups[test], **how)
 
+    def shuffled(self) -> Parts:
+        """Return the same with labels shuffled over all texts, for a control probe.
+
+        Nothing in a text tells its shuffled label, so a probe that beats chance on it has memorised
+        texts, or texts stand in two parts (Hewitt and Liang 2019, arXiv 1909.03368).
+        """
+        rng = np.random.default_rng([self.seed, 1])
+        return replace(self, labels=rng.permutation(self.labels))
+
 
 def score(
     labels: Int[np.ndarray, " text"],
@@ -232,12 +236,7 @@ def score(
 
     The intervals are percentiles over resamples of whole groups (Davison and Hinkley 1997, section
     3.8), since the sentences of one review are not independent. A resample that lacks a class
-    counts for accuracy alone.
-
-    Args:
-        probabilities: The likeliest class is the prediction.
-        groups: Every text its own if None.
-        resamples: 0 for no intervals.
+    counts for accuracy alone. Every text is a group of its own where `groups` is None.
 
     Returns:
         `accuracy`, the share of texts whose likeliest class is theirs; `macro_f1`, F1 averaged over
@@ -246,32 +245,15 @@ def score(
         there is none. And the `confusion` counts, rows true and columns predicted.
     """
     n_classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    cells = labels * n_classes + predicted
-    whole = np.ones((1, len(labels)), dtype=np.float32)
+    cells = labels * n_classes + probabilities.argmax(axis=1)
     confusion = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
-    point = _figures(whole, labels, cells, probabilities)
-    drawn = None
-    if resamples:
-        own = (
-            np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        )
-        drawn = _figures(_draws(own, resamples, seed), labels, cells, probabilities)
-    names = ("accuracy", "macro_f1", "auroc")
-    figures = {
-        name: _interval(point[i], None if drawn is None else drawn[i])
-        for i, name in enumerate(names)
-    }
-    return {**figures, "confusion": confusion.tolist()}
-
-
-def control_labels(labels: Int[np.ndarray, " text"], seed: int) -> Int[np.ndarray, " text"]:
-    """Return the labels shuffled over all texts: what a control probe is fitted and scored on.
-
-    Nothing in a text tells its shuffled label, so a probe that beats chance on it has memorised
-    texts, or texts stand in two parts (Hewitt and Liang 2019, arXiv 1909.03368).
-    """
-    return np.random.default_rng([seed, 1]).permutation(labels)
+    own = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    # The texts themselves first, then their resamples.
+    weights = np.ones((1 + resamples, len(labels)), dtype=np.float32)
+    weights[1:] = _draws(own, resamples, seed)
+    figures = _figures(weights, labels, cells, probabilities)
+    intervals = {name: _interval(values) for name, values in figures.items()}
+    return {**intervals, "confusion": confusion.tolist()}
 
 
 def _draws(groups: np.ndarray, resamples: int, seed: int) -> Float[np.ndarray, "resample text"]:
@@ -288,25 +270,29 @@ def _figures(
     labels: np.ndarray,
     cells: np.ndarray,
     probabilities: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return accuracy, macro-F1 and AUROC under each row of weights; NaN where undefined."""
+) -> dict[str, Float[np.ndarray, " resample"]]:
+    """Return the figures under each row of weights; NaN where undefined."""
     n_classes = probabilities.shape[1]
     in_cell = np.zeros((len(labels), n_classes**2), dtype=np.float32)
     in_cell[np.arange(len(labels)), cells] = 1
     table = (weights @ in_cell).reshape(-1, n_classes, n_classes).astype(np.float64)
     right = np.diagonal(table, axis1=1, axis2=2)
     true, predicted = table.sum(axis=2), table.sum(axis=1)
-    accuracy = right.sum(axis=1) / table.sum(axis=(1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         f1 = 2 * right / (true + predicted)
     classes: Sequence[int] = range(n_classes) if n_classes > 2 else (1,)
     areas = [_weighted_auroc(weights, labels == c, probabilities[:, c]) for c in classes]
-    return accuracy, f1.mean(axis=1), np.mean(areas, axis=0)
+    return {
+        "accuracy": right.sum(axis=1) / table.sum(axis=(1, 2)),
+        "macro_f1": f1.mean(axis=1),
+        "auroc": np.mean(areas, axis=0),
+    }
 
 
 def _weighted_auroc(
     weights: Float[np.ndarray, "resample text"], is_class: np.ndarray, scores: np.ndarray
 ) -> Float[np.ndarray, " resample"]:
+    # scikit-learn has it for one set of weights at a time, far too slow for a thousand.
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     ordered, mine = weights[:, order], is_class[order]
@@ -318,11 +304,10 @@ def _weighted_auroc(
         return (inside * below).sum(axis=1) / (inside.sum(axis=1) * outside.sum(axis=1))
 
 
-def _interval(point: np.ndarray, drawn: np.ndarray | None) -> dict[str, float | None]:
-    value = float(point[0]) if np.isfinite(point[0]) else None
-    usable = np.array([]) if drawn is None else drawn[np.isfinite(drawn)]
-    low = high = None
-    if value is not None and len(usable):
-        tail = (1 - LEVEL) / 2
-        low, high = map(float, np.quantile(usable, [tail, 1 - tail]))
+def _interval(values: Float[np.ndarray, " resample"]) -> dict[str, float | None]:
+    """Return the first value with the interval of the others."""
+    value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value):
+        return dict.fromkeys(("value", "low", "high"))
+    low, high = percentiles(drawn) if len(drawn) else (None, None)
     return {"value": value, "low": low, "high": high}

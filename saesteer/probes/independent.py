@@ -13,8 +13,10 @@ from jaxtyping import Float
 from saesteer.data.labelled import LabelledSet
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.probes.fitting import FitSettings, FittedProbe, Scores, fit_probe, score
+from saesteer.probes.readout import measured
 from saesteer.utils.errors import DataError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.text import one_line
 
 FORMAT = "saesteer.text_classifier"
 
@@ -38,14 +40,13 @@ class TextClassifier:
 
     def lean(self, texts: Sequence[str], towards: str, away: str) -> Float[np.ndarray, " text"]:
         """Return P(towards) - P(away) of each text, from -1 to 1; NaN for a blank text."""
-        values = np.full(len(texts), np.nan)
-        rows = [row for row, text in enumerate(texts) if text.strip()]
-        if rows:
-            found = self.probabilities([texts[row] for row in rows])
-            values[rows] = (
-                found[:, self.classes.index(towards)] - found[:, self.classes.index(away)]
-            )
-        return values
+        to, fro = self.classes.index(towards), self.classes.index(away)
+
+        def lean(written: list[str]) -> np.ndarray:
+            found = self.probabilities(written)
+            return found[:, to] - found[:, fro]
+
+        return measured(texts, lean)
 
     def save(self, path: Path) -> Path:
         """Write the classifier as JSON, whole or not at all."""
@@ -59,8 +60,7 @@ class TextClassifier:
             "scores": self.scores,
             "n_train": self.n_train,
         }
-        write_atomic(path, json.dumps(record, allow_nan=False).encode())
-        return path
+        return write_atomic(path, json.dumps(record, allow_nan=False).encode())
 
 
 def train_text_classifier(
@@ -97,8 +97,7 @@ def load_text_classifier(path: Path, embedder: SentenceEmbedder | None = None) -
             embedder,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise DataError(
-            f"{path}: cannot be read as a text classifier ({reason}); delete it and run saesteer "
-            "probe train again."
+            f"{path}: cannot be read as a text classifier ({one_line(error, 160)}); delete it and "
+            "run saesteer probe train again."
         ) from error

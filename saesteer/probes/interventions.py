@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.data.checks import did_you_mean, spoken_list
 from saesteer.probes.probe import ProbeSet
 from saesteer.steering import Ablate, Add, Edit, Flip, Set, SteeringVector, Unit, intervene
 from saesteer.steering.apply import Policy
 from saesteer.steering.strength import check_strength
 from saesteer.utils.errors import SteeringError
+from saesteer.utils.text import did_you_mean, spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,7 +37,7 @@ class Intervention:
     policy: Policy = "once"
     positions: str | None = None
 
-    def context(
+    def made_on(
         self, model: TransformerBridge, prompt_length: Int[Tensor, " row"] | None = None
     ) -> AbstractContextManager[Any]:
         """Return the `with` block that makes them."""
@@ -118,19 +118,12 @@ def make_intervention(
     """Return what is done at all of some vectors' sites.
 
     Args:
-        vectors: One per layer.
-        mode: flip, ablate, add or set.
         amount: Scale (flip), strength (add), or reading (set): a number, or a class's name for its
             mean reading.
-        unit: The unit of an added strength.
         centre: What flip and ablate are about: a number, a class or "midpoint".
         schedule: Windows of generated tokens, both ends included, instead of one mode, such as
             "0-15:set=negative,16-:set=positive" or "0-15:flip=2,16-:add=-0.2".
         compound: Whether later layers see what earlier ones did.
-        positions: Where to write.
-
-    Raises:
-        SteeringError: A mode, amount or schedule cannot be used.
     """
     policy: Policy = "compound" if compound else "once"
     if schedule is None:
@@ -188,11 +181,7 @@ def _amount(text: str | float, vector: SteeringVector) -> float:
 
 
 def class_alpha(vector: SteeringVector, name: str) -> float:
-    """Return a class's mean reading along a probe's vector; "midpoint" is between its two ends.
-
-    Raises:
-        SteeringError: The vector holds no such class.
-    """
+    """Return a class's mean reading along a probe's vector; "midpoint" is between its two ends."""
     known = vector.provenance.get("class_alphas")
     if not isinstance(known, Mapping):
         raise SteeringError(

@@ -7,19 +7,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from saesteer.data.checks import did_you_mean, spoken_list
-from saesteer.models.loading import made_on_other_weights, model_info
+from saesteer.models.loading import check_weights, model_info
 from saesteer.models.sites import Site
-from saesteer.probes.fitting import FitSettings, FittedProbe, fit_probe
+from saesteer.probes.fitting import FittedProbe, Parts
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.text import did_you_mean, one_line, spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,48 +49,31 @@ class LinearProbe(FittedProbe):
         site: Site,
         classes: Sequence[str],
         x: Float[np.ndarray, "text d_model"],
-        labels: Int[np.ndarray, " text"],
-        groups: Int[np.ndarray, " text"],
-        settings: FitSettings,
-        *,
+        parts: Parts,
         residual_norm: float,
-        seed: int = 0,
     ) -> LinearProbe:
-        """Fit a probe with `fit_probe`."""
-        fitted = fit_probe(x, labels, groups, settings, seed=seed)
-        means = np.stack([x[labels == c].mean(axis=0) for c in range(len(classes))])
-        return cls(
-            **vars(fitted),
-            site=site,
-            classes=tuple(classes),
-            means=means.astype(np.float32),
-            residual_norm=residual_norm,
-        )
-
-    def class_number(self, name: str) -> int:
-        """Return a class's place among the classes, which it must be one of."""
-        if name not in self.classes:
-            raise DataError(
-                f"class {name!r}{did_you_mean(name, self.classes)} is unknown to this probe; its "
-                f"classes are {spoken_list(self.classes)}."
-            )
-        return self.classes.index(name)
+        """Fit a probe to the training texts among all texts' activations."""
+        fitted = vars(parts.fit(x))
+        own, labels = x[parts.train], parts.labels[parts.train]
+        means = np.stack([own[labels == c].mean(axis=0) for c in range(len(classes))])
+        where: Any = {"site": site, "classes": tuple(classes), "residual_norm": residual_norm}
+        return cls(**fitted, **where, means=means.astype(np.float32))
 
     def direction(
         self, towards: str, away: str, kind: DirectionKind = "probe"
     ) -> Float[np.ndarray, " d_model"]:
         """Return the raw direction from one class to another.
 
-        Args:
-            towards: Where it points.
-            away: From where.
-            kind: "probe", the gradient of the two classes' log odds; "means", the difference of
-                their mean activations.
-
-        Raises:
-            DataError: A class is unknown, or both are the same.
+        It is the gradient of the two classes' log odds ("probe"), or the difference of their mean
+        activations ("means").
         """
-        to, fro = self.class_number(towards), self.class_number(away)
+        for name in (towards, away):
+            if name not in self.classes:
+                raise DataError(
+                    f"class {name!r}{did_you_mean(name, self.classes)} is unknown to this probe; "
+                    f"its classes are {spoken_list(self.classes)}."
+                )
+        to, fro = self.classes.index(towards), self.classes.index(away)
         if to == fro:
             raise DataError(f"a direction needs two classes, and both are {towards!r}.")
         if kind == "means":
@@ -124,19 +107,13 @@ class ProbeSet:
         return self.probes[0].classes
 
     def layer(self, layer: int | None = None) -> LinearProbe:
-        """Return a layer's probe; the best one's if None.
-
-        Raises:
-            SiteError: The layer has no probe.
-        """
+        """Return a layer's probe; the best one's if None."""
         wanted = self.best if layer is None else layer
-        for probe in self.probes:
-            if probe.site.layer == wanted:
-                return probe
-        have = sorted(probe.site.layer for probe in self.probes)
-        raise SiteError(
-            f"layer {wanted} has no probe; these have one: {', '.join(map(str, have))}."
-        )
+        probes = {probe.site.layer: probe for probe in self.probes}
+        if wanted not in probes:
+            have = ", ".join(map(str, sorted(probes)))
+            raise SiteError(f"layer {wanted} has no probe; these have one: {have}.")
+        return probes[wanted]
 
     def vector(
         self,
@@ -149,15 +126,9 @@ class ProbeSet:
     ) -> SteeringVector:
         """Return a probe's direction as a steering vector.
 
+        It is the best layer's and points from the first class to the last, unless told otherwise.
         Its provenance holds every class's mean reading along it (`class_alphas`), which the
         intervention `set` can be told by name.
-
-        Args:
-            layer: Whose probe; the best one's if None.
-            towards: The class it points to; the last one if None.
-            away: The class it points from; the first one if None.
-            kind: See `LinearProbe.direction`.
-            positions: Where it is written.
 
         Raises:
             SaesteerError: There is no such layer or class, or the probes read SAE codes.
@@ -190,34 +161,21 @@ class ProbeSet:
         )
 
     def check_belongs(self, model: TransformerBridge) -> None:
-        """Refuse a model that the probes were not trained on.
-
-        Raises:
-            MismatchError: Its width or its weights are others.
-        """
-        info = model_info(model)
+        """Refuse a model of another width or other weights than the probes were trained on."""
         width = int(model.cfg.d_model)
         residual = self.sae is None and self.probes[0].site.hook.startswith("hook_resid")
         reads = self.probes[0].weight.shape[1]
         if residual and reads != width:
             raise MismatchError(
                 f"the probes read activations {reads} wide and the residual stream of "
-                f"{info.source.name} is {width} wide; load {self.model}, on which they were "
-                "trained."
+                f"{model_info(model).source.name} is {width} wide; load {self.model}, on which "
+                "they were trained."
             )
-        if made_on_other_weights(model, self.model, self.model_fingerprint):
-            raise MismatchError(
-                f"the probes were trained on other weights (model {self.model}, fingerprint "
-                f"{self.model_fingerprint[:12]}) than this model's ({info.source.name}, "
-                f"{info.fingerprint[:12]}); load that model, or train probes on this one."
-            )
+        made, otherwise = "the probes were trained", "train probes on this one"
+        check_weights(model, made, self.model, self.model_fingerprint, otherwise)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the probes as safetensors with JSON metadata, whole or not at all.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the probes as safetensors with JSON metadata, whole or not at all."""
         from safetensors.numpy import save
 
         tensors = {
@@ -236,11 +194,7 @@ class ProbeSet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
-        """Read probes from a file, or from "probes.safetensors" in a run's folder.
-
-        Raises:
-            DataError: There is no such file, or it is not a whole file of probes.
-        """
+        """Read probes from a file, or from "probes.safetensors" in a run's folder."""
         from safetensors import SafetensorError, safe_open
 
         source = Path(path)
@@ -269,7 +223,6 @@ class ProbeSet:
                 ]
                 return cls(tuple(probes), **header)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise DataError(
-                f"{source}: cannot be read as probes ({reason}); train them again."
+                f"{source}: cannot be read as probes ({one_line(error, 160)}); train them again."
             ) from error

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field, field_validator
-from scipy.sparse import csr_matrix, vstack
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from saesteer.models.reading import Activations, mean_norm, pool, read_rows
+from saesteer.data.labelled import LabelledText
+from saesteer.models.reading import Activations, Pooling, mean_norm, pool, read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import DataError, OutputError, SiteError
@@ -29,9 +29,6 @@ from saesteer.utils.settings import Settings, Source
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
-
-    from saesteer.data.labelled import LabelledText
-    from saesteer.saes.adapter import Sae
 
 CHUNK_ROWS = 256
 # What a chunk's activations may take in memory at all sites together, before they are pooled.
@@ -72,6 +69,11 @@ class ReadSettings(Settings):
             raise ValueError(f"{layers} names a layer twice or below 0; name each once")
         return layers
 
+    @property
+    def pooling(self) -> Pooling:
+        """How the tokens that are read become one vector."""
+        return "last" if self.positions == "last" else "mean"
+
 
 def probe_sites(n_layers: int, settings: ReadSettings) -> list[Site]:
     """Return the sites to read, in order of depth; a layer must not be past the last one."""
@@ -83,6 +85,11 @@ def probe_sites(n_layers: int, settings: ReadSettings) -> list[Site]:
                 "choose among them."
             )
     return [Site(layer, settings.hook) for layer in layers]
+
+
+def plain_texts(texts: Sequence[str]) -> list[LabelledText]:
+    """Return texts on their own as labelled ones, each named by its number."""
+    return [LabelledText(str(n), t, "", str(n), place=f"text {n}") for n, t in enumerate(texts, 1)]
 
 
 def check_spans(texts: Sequence[LabelledText]) -> list[str]:
@@ -104,12 +111,7 @@ def encode_labelled(
     prepend_bos: bool | None = None,
     max_length: int | None = None,
 ) -> list[TokenRow]:
-    """Tokenise labelled texts; kept are the tokens that are read.
-
-    Args:
-        settings: Positions, and the words around each text.
-        prepend_bos: As in `encode_texts`.
-    """
+    """Tokenise labelled texts as `encode_texts` does; kept are the tokens that are read."""
     spans = [text.text for text in texts]
     if settings.positions == "span":
         spans = check_spans(texts)
@@ -148,8 +150,6 @@ class LayerStore:
 
     def site(self, site: Site) -> Float[np.ndarray, "text d_model"]:
         """Return one site's vectors in float32; the other sites stay on disk."""
-        from safetensors import SafetensorError, safe_open
-
         parts = []
         try:
             for number in range(len(self._rows)):
@@ -175,20 +175,14 @@ def read_layers(
     rows: Sequence[TokenRow],
     sites: Sequence[Site],
     folder: Path,
+    settings: ReadSettings,
     *,
-    positions: ReadPosition = "mean",
-    storage: str = "float16",
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> LayerStore:
     """Read every site in one pass over the rows, pooling as it goes, into files.
 
-    Args:
-        sites: Where to read, in order of depth.
-        folder: Where the files go; its name stands for all that they depend on.
-        positions: How a text's read tokens become one vector: the last one, or else their mean.
-        storage: "float16" or "bfloat16".
-        metadata: Kept beside them.
+    The folder's name stands for all that the files depend on; the metadata is kept beside them.
     """
     first = read_rows(model, rows[:1], sites)
     per_token = sum(int(found.values.shape[1]) for found in first.values())
@@ -207,7 +201,7 @@ def read_layers(
                     str(site): (mean_norm(found) * len(found.values), len(found.values))
                     for site, found in measured.items()
                 }
-                _write_chunk(path, chunk, read, own, positions, storage)
+                _write_chunk(path, chunk, read, own, settings)
             for name, (total, count) in own.items():
                 norms[name] = [norms[name][0] + total, norms[name][1] + count]
             task.advance(len(chunk))
@@ -226,8 +220,6 @@ def _chunk_file(folder: Path, number: int) -> Path:
 
 def _chunk_norms(path: Path, rows: list[int]) -> dict[str, tuple[float, int]] | None:
     """Return the token norms of a chunk that was read before; None where it was not."""
-    from safetensors import SafetensorError, safe_open
-
     with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["chunk"])
@@ -240,19 +232,18 @@ def _write_chunk(
     rows: list[int],
     read: Mapping[Site, Activations],
     norms: Mapping[str, tuple[float, int]],
-    positions: ReadPosition,
-    storage: str,
+    settings: ReadSettings,
 ) -> None:
-    from safetensors.torch import save_file
-
-    dtype = getattr(torch, storage)
-    tensors: dict[str, Tensor] = {}
-    for site, found in read.items():
-        how = "last" if positions == "last" else "mean"
-        tensors[str(site)] = pool(found, how).to(dtype).contiguous()
-        if not bool(torch.isfinite(tensors[str(site)]).all()):
+    dtype = getattr(torch, settings.storage)
+    tensors = {
+        str(site): pool(found, settings.pooling).to(dtype).contiguous()
+        for site, found in read.items()
+    }
+    for site, vectors in tensors.items():
+        if not bool(torch.isfinite(vectors).all()):
             raise OutputError(
-                f"activations at {site} do not fit {storage}; set reading.storage: bfloat16."
+                f"activations at {site} do not fit {settings.storage}; set reading.storage: "
+                "bfloat16."
             )
     metadata = {"chunk": json.dumps({"rows": rows, "norms": norms})}
     write_atomic(path, lambda draft: save_file(tensors, draft, metadata=metadata))
@@ -271,9 +262,7 @@ def _check_room(folder: Path, size: int) -> None:
 def length_chunks(rows: Sequence[TokenRow], per_token: int) -> Iterator[np.ndarray]:
     """Yield the places of texts to read together, of like length, within the memory allowed.
 
-    Args:
-        rows: The rows.
-        per_token: Numbers kept for each token, over all sites.
+    `per_token` numbers are kept for each token, over all sites.
     """
     most = max(1, CHUNK_BYTES // (4 * per_token))
     chunk: list[int] = []
@@ -286,68 +275,3 @@ def length_chunks(rows: Sequence[TokenRow], per_token: int) -> Iterator[np.ndarr
         tokens += len(rows[index])
     if chunk:
         yield np.array(chunk)
-
-
-_CSR = ("data", "indices", "indptr")
-
-
-@dataclass(frozen=True, eq=False)
-class TextCodes:
-    """Codes and residual stream of texts at one SAE's site, pooled over the same tokens."""
-
-    # Feature activations, one row per text.
-    codes: csr_matrix
-    residual: Float[np.ndarray, "text d_model"]
-    # Mean L2 norm of the residual stream over tokens.
-    residual_norm: float
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return all of it as arrays, for `Cache.once`."""
-        parts = {name: getattr(self.codes, name) for name in _CSR}
-        own = {"residual": self.residual, "norm": np.array(self.residual_norm)}
-        return {**parts, "shape": np.array(self.codes.shape), **own}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TextCodes:
-        """Return what `arrays` gave."""
-        parts = tuple(arrays[name] for name in _CSR)
-        codes = csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
-        return cls(codes, arrays["residual"], arrays["norm"].item())
-
-
-def read_codes(
-    model: TransformerBridge,
-    rows: Sequence[TokenRow],
-    sae: Sae,
-    *,
-    positions: ReadPosition = "mean",
-    progress: Progress | None = None,
-) -> TextCodes:
-    """Read the SAE's site and encode every read token, pooling as it goes.
-
-    Tokens are encoded one by one and then pooled, as an SAE was trained on tokens.
-
-    Args:
-        sae: Whose codes, at its own site.
-        positions: How a text's tokens become one row: the last one, or else their mean.
-    """
-    how = "last" if positions == "last" else "mean"
-    codes: list[csr_matrix] = []
-    residual: list[np.ndarray] = []
-    order: list[np.ndarray] = []
-    total, tokens = 0.0, 0
-    with (progress or Progress()).task("texts", len(rows), "texts") as task:
-        for chunk in length_chunks(rows, sae.d_in):
-            read = read_rows(model, [rows[i] for i in chunk], [sae.site])[sae.site]
-            residual.append(pool(read, how).numpy())
-            for place in range(read.n_texts):
-                own = sae.encode(read.text(place)).cpu().numpy()
-                row = own[-1:] if how == "last" else own.mean(axis=0, keepdims=True)
-                codes.append(csr_matrix(row))
-            order.append(chunk)
-            total += mean_norm(read) * len(read.values)
-            tokens += len(read.values)
-            task.advance(len(chunk))
-    back = np.argsort(np.concatenate(order))
-    whole = csr_matrix(csr_matrix(vstack(codes))[back])
-    return TextCodes(whole, np.concatenate(residual)[back], total / tokens)

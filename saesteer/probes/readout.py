@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from saesteer.data.labelled import LabelledSet, LabelledText
 from saesteer.models.reading import read_rows
 from saesteer.probes.probe import ProbeSet
-from saesteer.probes.reading import ReadSettings, encode_labelled
+from saesteer.probes.reading import ReadSettings, encode_labelled, plain_texts
 from saesteer.utils.errors import DataError, MismatchError
 
 if TYPE_CHECKING:
@@ -57,13 +57,7 @@ def read_texts_with(
     texts: Sequence[str],
     layers: Sequence[int] | None = None,
 ) -> list[TokenReading]:
-    """Read texts with the probes of some layers, all if None, in one pass.
-
-    Raises:
-        DataError: A text is empty or longer than the context.
-        MismatchError: The probes belong to another model, or read SAE codes.
-        SiteError: A layer has no probe.
-    """
+    """Read texts with the probes of some layers, all if None, in one pass."""
     if probes.sae is not None:
         raise MismatchError(
             f"these probes read codes of SAE {probes.sae}; give a run that was trained on the "
@@ -75,11 +69,10 @@ def read_texts_with(
         if not text.strip():
             raise DataError(f"text {number} is empty; give it at least one word.")
     tokenizer: Any = model.tokenizer
-    assert tokenizer is not None
     # A span is what the labels of a set were about; a text on its own is read as a whole.
     settings = ReadSettings(positions="mean", before=probes.before, after=probes.after)
-    items = [LabelledText(str(n), t, "", str(n), place=f"text {n}") for n, t in enumerate(texts, 1)]
-    rows = encode_labelled(tokenizer, items, settings, max_length=int(model.cfg.n_ctx))
+    longest = int(model.cfg.n_ctx)
+    rows = encode_labelled(tokenizer, plain_texts(texts), settings, max_length=longest)
     # What is shown is the text alone.
     shown = [sum(row.kept) for row in rows]
     if probes.positions == "end":
@@ -125,12 +118,23 @@ def probe_lean(
     This is the probe judging texts that its own direction may have changed: never a measure of
     what an intervention did, only something to hold beside one.
     """
+    wanted = [probes.best if layer is None else layer]
+
+    def lean(written: list[str]) -> list[float]:
+        found = read_texts_with(model, probes, written, wanted)
+        return [reading.whole_lean(towards, away)[0] for reading in found]
+
+    return measured(texts, lean)
+
+
+def measured(
+    texts: Sequence[str], measure: Callable[[list[str]], Sequence[float] | np.ndarray]
+) -> Float[np.ndarray, " text"]:
+    """Return a measure of each text, NaN for an empty one."""
     values = np.full(len(texts), np.nan)
     rows = [row for row, text in enumerate(texts) if text.strip()]
     if rows:
-        wanted = probes.best if layer is None else layer
-        found = read_texts_with(model, probes, [texts[row] for row in rows], [wanted])
-        values[rows] = [reading.whole_lean(towards, away)[0] for reading in found]
+        values[rows] = measure([texts[row] for row in rows])
     return values
 
 
@@ -149,13 +153,8 @@ def run_checks(
 ) -> dict[str, Any]:
     """Read a list of plain cases with one layer's probe, the best one's if None.
 
-    Cases of classes that the probes do not know are left out.
-
-    Returns:
-        The `layer`, and how many of `n` cases are `right`, with the `misses`.
-
-    Raises:
-        DataError: No case has a class of the probes.
+    Cases of classes that the probes do not know are left out. Returned are the `layer`, and how
+    many of `n` cases are `right`, with the `misses`.
     """
     cases = [text for text in checks.texts if text.label in probes.classes]
     if not cases:

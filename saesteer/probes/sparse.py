@@ -1,4 +1,4 @@
-"""How many SAE features a concept needs: k-sparse and L1 probes on codes."""
+"""How many SAE features a concept needs: texts' codes, and k-sparse and L1 probes on them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
+from saesteer.models.reading import Pooling, mean_norm, pool, read_rows
+from saesteer.models.tokens import TokenRow
 from saesteer.probes.fitting import FittedProbe, Parts, Scores
 from saesteer.probes.probe import LinearProbe
+from saesteer.probes.reading import length_chunks
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeredFeature, SteeringVector
 from saesteer.utils.errors import DataError
+from saesteer.utils.progress import Progress
 from saesteer.utils.settings import Settings
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
     from saesteer.saes.adapter import Sae
 
 L1_STEPS = 100
@@ -44,6 +50,65 @@ class SparseSettings(Settings):
         if min(values) < 1 or len(set(values)) < len(values):
             raise ValueError(f"{values} are not different numbers from 1 on; give some")
         return sorted(values)
+
+
+@dataclass(frozen=True, eq=False)
+class TextCodes:
+    """Codes and residual stream of texts at one SAE's site, pooled over the same tokens."""
+
+    # Feature activations, one row per text.
+    codes: csr_matrix
+    residual: Float[np.ndarray, "text d_model"]
+    # Mean L2 norm of the residual stream over tokens.
+    residual_norm: float
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TextCodes:
+        """Return what `read_codes` gave."""
+        parts = tuple(arrays[name] for name in ("data", "indices", "indptr"))
+        codes = csr_matrix(parts, shape=tuple(arrays["shape"].tolist()))
+        return cls(codes, arrays["residual"], arrays["norm"].item())
+
+
+def read_codes(
+    model: TransformerBridge,
+    rows: Sequence[TokenRow],
+    sae: Sae,
+    pooling: Pooling = "mean",
+    *,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Read the SAE's site and encode every read token, pooling as it goes.
+
+    Tokens are encoded one by one and then pooled, as an SAE was trained on tokens. The arrays are
+    those that `Cache.once` keeps and `TextCodes` is made of.
+    """
+    codes: list[csr_matrix] = []
+    residual: list[np.ndarray] = []
+    order: list[np.ndarray] = []
+    total, tokens = 0.0, 0
+    with (progress or Progress()).task("texts", len(rows), "texts") as task:
+        for chunk in length_chunks(rows, sae.d_in):
+            read = read_rows(model, [rows[i] for i in chunk], [sae.site])[sae.site]
+            residual.append(pool(read, pooling).numpy())
+            for place in range(read.n_texts):
+                own = sae.encode(read.text(place)).cpu().numpy()
+                row = own[-1:] if pooling == "last" else own.mean(axis=0, keepdims=True)
+                codes.append(csr_matrix(row))
+            order.append(chunk)
+            total += mean_norm(read) * len(read.values)
+            tokens += len(read.values)
+            task.advance(len(chunk))
+    back = np.argsort(np.concatenate(order))
+    whole = csr_matrix(csr_matrix(vstack(codes))[back])
+    return {
+        "data": whole.data,
+        "indices": whole.indices,
+        "indptr": whole.indptr,
+        "shape": np.array(whole.shape),
+        "residual": np.concatenate(residual)[back],
+        "norm": np.array(total / tokens),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +138,9 @@ class SparseProbe:
 def rank_features(
     codes: csr_matrix, labels: Int[np.ndarray, " text"]
 ) -> tuple[Int[np.ndarray, " feature"], Float[np.ndarray, " feature"]]:
-    """Rank features by how much their mean differs between classes (ANOVA F), greatest first.
+    """Return the features that fire at all and the F of each, greatest first.
 
-    Returns:
-        The indices of the features that fire at all, and the F of each of these.
+    F is that of an ANOVA: how much a feature's mean differs between classes.
     """
     from sklearn.feature_selection import f_classif
 
@@ -111,27 +175,17 @@ def k_sparse_probes(codes: csr_matrix, parts: Parts, counts: Sequence[int]) -> l
     return probes
 
 
-def l1_probes(codes: csr_matrix, parts: Parts, strengths: Sequence[float]) -> list[SparseProbe]:
-    """Fit L1 logistic regressions, one per inverse penalty; they choose features themselves.
+def all_codes_probe(codes: csr_matrix, parts: Parts, c: float, *, l1: bool = False) -> SparseProbe:
+    """Fit a logistic regression on all features; with an L1 penalty it chooses some itself.
 
     Codes are divided by each feature's largest training value, which keeps them sparse.
     """
-    return [_on_all(codes, parts, c, "l1") for c in strengths]
-
-
-def all_codes_probe(codes: csr_matrix, parts: Parts, c: float) -> SparseProbe:
-    """Fit an L2 logistic regression on all features, scaled as in `l1_probes`."""
-    return _on_all(codes, parts, c, "all")
-
-
-def _on_all(codes: csr_matrix, parts: Parts, c: float, kind: str) -> SparseProbe:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import MaxAbsScaler
 
     train = csr_matrix(codes[parts.train], dtype=np.float32)
     scaler = MaxAbsScaler().fit(train)
-    l1 = kind == "l1"
     model = LogisticRegression(
         C=c,
         l1_ratio=float(l1),
@@ -150,7 +204,7 @@ def _on_all(codes: csr_matrix, parts: Parts, c: float, kind: str) -> SparseProbe
     bias = np.asarray(model.intercept_, dtype=np.float64)
     probe = FittedProbe(weight[:, kept].astype(np.float32), bias, c)
     held = np.asarray(csr_matrix(codes[parts.test])[:, kept].todense())
-    return SparseProbe(kind, kept, probe, parts.score(probe, held))
+    return SparseProbe("l1" if l1 else "all", kept, probe, parts.score(probe, held))
 
 
 def features_needed(
@@ -164,12 +218,9 @@ def features_needed(
 def code_vector(
     probe: SparseProbe, sae: Sae, descriptions: Mapping[int, str], *, name: str, **fields: Any
 ) -> SteeringVector:
-    """Return what a sparse probe's weights amount to in the residual stream: W_dec' w.
+    """Return what a sparse probe's weights, not all 0, amount to in the residual stream: W_dec' w.
 
-    Args:
-        probe: Some weight of its `last_direction` is not 0.
-        name: What to call it; the number of features is added.
-        fields: The others of `SteeringVector.from_raw`.
+    The number of features is added to the name; `fields` are others of `SteeringVector.from_raw`.
     """
     weights = probe.last_direction
     features = tuple(

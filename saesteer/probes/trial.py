@@ -58,11 +58,7 @@ class Texts:
 
 
 class InterventionTrial:
-    """Base completions of some prompts, and what interventions make of them.
-
-    Args:
-        measures: Named measures of completions, such as `independent_measures`.
-    """
+    """Base completions of some prompts, and what interventions make of them, by named measures."""
 
     def __init__(
         self,
@@ -87,7 +83,7 @@ class InterventionTrial:
 
     def divergence(self, intervention: Intervention) -> float:
         """Return KL(intervened || untouched) over the base completions, nats per token."""
-        editing = partial(intervention.context, self.model)
+        editing = partial(intervention.made_on, self.model)
         return divergence(self._rows, self._states, editing=editing)
 
     def matched(self, intervention: Intervention, kl: float) -> tuple[Intervention, StrengthMatch]:
@@ -115,14 +111,10 @@ class InterventionTrial:
         away: str,
         random_draws: int = 0,
     ) -> dict[str, Any]:
-        """Return, as JSON has it, what an intervention did and random directions beside it.
+        """Return, as JSON has it, what an intervention did.
 
-        Args:
-            intervention: Also run along random directions.
-            labels: Each prompt's class, where known.
-            towards: The class that readings rise to.
-            away: The class that they fall to.
-            random_draws: How many random directions, each scaled to the same KL.
+        Beside it stand so many random directions, each scaled to the same KL. Readings rise to one
+        class and fall to another; labels are each prompt's own class, where known.
         """
         if len(labels) != len(self.prompts):
             raise DataError(
@@ -165,7 +157,7 @@ class InterventionTrial:
 
     def _generate(self, intervention: Intervention | None) -> tuple[str, ...]:
         settings = self.settings
-        with nullcontext() if intervention is None else intervention.context(self.model):
+        with nullcontext() if intervention is None else intervention.made_on(self.model):
             made = generate(
                 self.model,
                 self.prompts,
@@ -262,19 +254,12 @@ def movement(
     after: Float[np.ndarray, " prompt"],
     intended: Float[np.ndarray, " prompt"],
 ) -> dict[str, Any]:
-    """Say how far readings moved the way they were meant to.
+    """Say how far readings moved the way they were meant to: up (1) or down (-1).
 
-    A reading that stays exactly where it was has not moved.
-
-    Args:
-        base: Reading of each prompt's base text.
-        after: Reading of its intervened text.
-        intended: 1 where it should rise, -1 where it should fall.
-
-    Returns:
-        `n` prompts with a reading of both texts, their mean readings `base` and `after` towards
-        each prompt's own side, and the share that `moved` as intended with its 95% interval `low`
-        to `high` (Wilson 1927); None where there is no prompt.
+    A reading that stays exactly where it was has not moved. Returned are the `n` prompts with a
+    reading of both texts, their mean readings `base` and `after` towards each prompt's own side,
+    and the share that `moved` as intended with its 95% interval `low` to `high` (Wilson 1927);
+    None where there is no prompt.
     """
     from scipy.stats import binomtest
 

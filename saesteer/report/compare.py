@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from saesteer.report.compare_details import (
     side_effect_section,
     text_sections,
 )
-from saesteer.report.comparison import EFFECT, RATIO, Comparison, Method, average
+from saesteer.report.comparison import EFFECT, PERSONA, RATIO, Comparison, Method, average
 from saesteer.report.layout import Bar, Column, Figure, Section, Table, Text, estimate
 from saesteer.report.report import Report
 from saesteer.report.wording import listing, spoken
@@ -31,6 +31,16 @@ EFFECT_MEANING = (
     "each direction. Personas are the sample: intervals are from a bootstrap over personas, then "
     "pairs."
 )
+
+HINTS = {
+    "headline": "the headline KL target",
+    "area": "under E against log KL, over the log range, nats per token",
+    "p": "paired Wilcoxon over personas against the baseline, Holm's",
+    "null": "personas where E exceeds every random draw at the same KL",
+    "judge": "range of the judge's logit over generated text, negative to positive",
+    "anti-steerable": "share of pairs that move against the strength",
+    "common shift": "what moved both sides alike, nats per token",
+}
 
 
 def compare_report(metrics: Metrics) -> Report:
@@ -75,6 +85,17 @@ def compare_report(metrics: Metrics) -> Report:
 
 
 def _methods(found: Comparison) -> Section:
+    missed = found.missed()
+    return Section(
+        "All methods",
+        "Intervals are over personas. The p value is of a paired Wilcoxon test against the "
+        "baseline over personas, corrected by Holm for the number of methods.",
+        [_method_table(found), *_folded_tables(found)],
+        f"KL target not reached: {listing(missed, 20)}." if missed else "",
+    )
+
+
+def _method_table(found: Comparison) -> Table:
     at, metrics = found.at, found.metrics
     areas = {row["method"]: AREA(row) for row in metrics["areas"]}
     judged = {
@@ -83,8 +104,13 @@ def _methods(found: Comparison) -> Section:
         if row["kl_target"] in (at, None)
     }
 
-    def mean(key: str, method: Method) -> float | None:
-        return average(row[key] for row in found.effects(method.name, kl_target=at))
+    def effect_at(target: float) -> Column:
+        hint = HINTS["headline"] if target == at else ""
+        name = f"E at KL {target:g}"
+        return Column(name, lambda m: EFFECT(found.summary[m.name, target]), hint=hint)
+
+    def mean(key: str) -> Callable[[Method], float | None]:
+        return lambda method: average(row[key] for row in found.effects(method.name, at))
 
     def beyond(method: Method) -> str | None:
         row = found.summary[method.name, at]
@@ -92,100 +118,43 @@ def _methods(found: Comparison) -> Section:
         return None if n is None else f"{n}/{row['n_personas']}"
 
     columns = [
-        Column("method", lambda m: m.mark, printed=True),
-        *(
-            Column(
-                f"E at KL {target:g}",
-                lambda m, target=target: EFFECT(found.summary[m.name, target]),
-                hint="the headline KL target" if target == at else "",
-                printed=target == at,
-            )
-            for target in found.kl_targets
-        ),
-        Column(
-            "area",
-            lambda m: areas.get(m.name),
-            hint="under E against log KL, over the log range, nats per token",
-        ),
-        Column("ratio to baseline", lambda m: RATIO(found.summary[m.name, at]), ".2f", "", True),
-        Column(
-            "p",
-            lambda m: found.summary[m.name, at]["p_holm"],
-            ".2g",
-            "paired Wilcoxon over personas against the baseline, Holm's",
-            printed=True,
-        ),
-        Column(
-            "null",
-            beyond,
-            hint="personas where E exceeds every random draw at the same KL",
-            printed=True,
-        ),
-        Column(
-            "judge",
-            lambda m: judged.get(m.name),
-            ".2f",
-            "range of the judge's logit over generated text, negative to positive",
-            printed=True,
-        ),
-        Column(
-            "anti-steerable",
-            partial(mean, "anti_steerable"),
-            ".0%",
-            "share of pairs that move against the strength",
-        ),
-        Column(
-            "common shift",
-            partial(mean, "common_shift"),
-            "+.2f",
-            "what moved both sides alike, nats per token",
-        ),
+        Column("method", lambda m: m.mark),
+        *map(effect_at, found.kl_targets),
+        Column("area", lambda m: areas.get(m.name), hint=HINTS["area"]),
+        Column("ratio to baseline", lambda m: RATIO(found.summary[m.name, at]), ".2f"),
+        Column("p", lambda m: found.summary[m.name, at]["p_holm"], ".2g", HINTS["p"]),
+        Column("null", beyond, hint=HINTS["null"]),
+        Column("judge", lambda m: judged.get(m.name), ".2f", HINTS["judge"]),
+        Column("anti-steerable", mean("anti_steerable"), ".0%", HINTS["anti-steerable"]),
+        Column("common shift", mean("common_shift"), "+.2f", HINTS["common shift"]),
     ]
-    missed = found.missed()
-    return Section(
-        "All methods",
-        "Intervals are over personas. The p value is of a paired Wilcoxon test against the "
-        "baseline over personas, corrected by Holm for the number of methods.",
-        [
-            Table.of(found.methods.values(), columns, most=len(found.methods), note=EFFECT_MEANING),
-            _every_target(found),
-            _every_effect(found),
-        ],
-        f"KL target not reached: {listing(missed, 20)}." if missed else "",
+    printed = ("method", f"E at KL {at:g}", "ratio to baseline", "p", "null", "judge")
+    own = found.methods.values()
+    return Table.of(own, columns, printed=printed, most=len(own), note=EFFECT_MEANING)
+
+
+def _folded_tables(found: Comparison) -> list[Table]:
+    """Return the rows of every KL target and of every measurement."""
+    label = Column("method", lambda row: found.methods[row["method"]].label)
+    effect, ratio = Column("E", EFFECT), Column("ratio to baseline", RATIO)
+    targets = (
+        *(label, "KL target=kl_target", "personas=n_personas", effect, ratio),
+        *("p", "p (Holm)=p_holm"),
     )
-
-
-def _every_target(found: Comparison) -> Table:
-    columns = [
-        Column("method", lambda row: found.methods[row["method"]].label),
-        Column("KL target", "kl_target"),
-        Column("personas", "n_personas"),
-        Column("E", EFFECT),
-        Column("ratio to baseline", RATIO),
-        Column("p", "p"),
-        Column("p (Holm)", "p_holm"),
-    ]
-    return Table.of(found.metrics["summary"], columns, "Every KL target", folded=True)
-
-
-def _every_effect(found: Comparison) -> Table:
-    columns = [
-        Column("persona", lambda row: spoken(row["persona"])),
-        Column("method", lambda row: found.methods[row["method"]].label),
-        Column("seed", "seed"),
-        Column("KL target", "kl_target"),
-        Column("E", EFFECT),
-        Column("moved", "moved_share"),
-        Column("anti-steerable", "anti_steerable"),
-        Column("common shift", "common_shift"),
-        Column("slope", "slope"),
+    measurements = (
+        *(PERSONA, label, "seed", "KL target=kl_target", effect, "moved=moved_share"),
+        *("anti-steerable=anti_steerable", "common shift=common_shift", "slope"),
         Column("strength -", lambda row: row["minus"]["strength"]),
         Column("KL -", lambda row: row["minus"]["kl"]),
         Column("strength +", lambda row: row["plus"]["strength"]),
         Column("KL +", lambda row: row["plus"]["kl"]),
-        Column("pairs", "n_pairs"),
+        "pairs=n_pairs",
+    )
+    metrics = found.metrics
+    return [
+        Table.of(metrics["summary"], targets, "Every KL target", folded=True),
+        Table.of(metrics["effects"], measurements, "Every measurement", folded=True),
     ]
-    return Table.of(found.metrics["effects"], columns, "Every measurement", folded=True)
 
 
 def _effects(found: Comparison) -> list[Section]:
@@ -201,13 +170,26 @@ def _effects(found: Comparison) -> list[Section]:
                 [Figure("kl_targets", label, partial(_target_figure, found))],
             )
         )
-    if not found.changes().empty:
+    changes = found.changes()
+    if not changes.empty:
+        curves = [
+            plots.Series(method.label, list(own), list(own.index), **method.style)
+            for method in reversed(found.methods.values())
+            if method.name in changes
+            for own in [changes[method.name].dropna()]
+        ]
+        draw = partial(
+            plots.lines,
+            curves,
+            x_title="multiple of the strength that meets the KL target, each sign its own",
+            y_title="change of the margin, nats per token",
+        )
         sections.append(
             Section(
                 "Over strengths",
                 "Change of the mean margin against no steering, at multiples of the matched "
                 "strength. A line that keeps rising steers both ways.",
-                [Figure("strengths", "Margin over strengths", partial(_strength_figure, found))],
+                [Figure("strengths", "Margin over strengths", draw)],
             )
         )
     return sections
@@ -217,10 +199,10 @@ def _target_figure(found: Comparison) -> Drawing:
     series = []
     # Headline and baseline come last, so that they lie on top.
     for method in reversed(found.methods.values()):
-        rows = {target: found.summary[method.name, target] for target in found.kl_targets}
-        there = {target: row for target, row in rows.items() if row["effect"] is not None}
+        rows = [found.summary[method.name, target] for target in found.kl_targets]
+        there = {row["kl_target"]: EFFECT(row) for row in rows if row["effect"] is not None}
         if there:
-            effect, low, high = zip(*map(EFFECT, there.values()), strict=True)
+            effect, low, high = zip(*there.values(), strict=True)
             series.append(
                 plots.Series(method.label, effect, list(there), low, high, **method.style)
             )
@@ -233,20 +215,6 @@ def _target_figure(found: Comparison) -> Drawing:
     )
 
 
-def _strength_figure(found: Comparison) -> Drawing:
-    changes = found.changes()
-    series = []
-    for method in reversed(found.methods.values()):
-        if method.name in changes:
-            own = changes[method.name].dropna()
-            series.append(plots.Series(method.label, list(own), list(own.index), **method.style))
-    return plots.lines(
-        series,
-        x_title="multiple of the strength that meets the KL target, each sign its own",
-        y_title="change of the margin, nats per token",
-    )
-
-
 def strength_changes(metrics: Metrics) -> list[dict[str, Any]]:
     """Return each method's change of the margin, mean over personas, by multiple of strength."""
     changes = Comparison(metrics).changes()
@@ -256,16 +224,15 @@ def strength_changes(metrics: Metrics) -> list[dict[str, Any]]:
 def _personas(found: Comparison) -> Section:
     about = found.personas
     parts = ("train", "validation", "test", "judge")
+
+    def effect_of(name: str) -> Column:
+        label = found.methods[name].label
+        return Column(f"E, {label}", lambda p: found.persona_effect(p, name)[0])
+
     columns = [
         Column("persona", spoken),
         Column("source", lambda p: about[p]["source"]),
-        *(
-            Column(
-                f"E, {found.methods[name].label}",
-                lambda p, name=name: found.persona_effect(p, name)[0],
-            )
-            for name in found.pair
-        ),
+        *map(effect_of, found.pair),
         Column("null, largest |E|", lambda p: max(map(abs, found.null(p)), default=None), ".3f"),
         Column("unsteered margin", lambda p: about[p]["unsteered_margin"], "+.3f"),
         Column(
@@ -275,11 +242,11 @@ def _personas(found: Comparison) -> Section:
         ),
     ]
     null = [
-        Column("persona", lambda row: spoken(row["persona"])),
+        PERSONA,
         Column("null", lambda row: spoken(row["kind"])),
         Column("draws", lambda row: len(row["effects"])),
-        Column("largest |E|", "largest", ".3f"),
-        Column("p", "p", ".2g"),
+        "largest |E|=largest:.3f",
+        "p:.2g",
     ]
     draws = [row for row in found.metrics["null"] if row["effects"]]
     none = "" if draws else " (none was measured)"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saesteer.report import plots
-from saesteer.report.comparison import RATIO, Comparison, average
+from saesteer.report.comparison import PERSONA, RATIO, Comparison, Method, Row, average
 from saesteer.report.features import cluster_colours, cluster_tree, feature_table, no_tree
 from saesteer.report.layout import (
     Bar,
@@ -33,6 +34,7 @@ CHOICES = {"yes_no": "Yes / No", "a_b": "A / B"}
 SIGNS = {-1: "negative", 0: "none", 1: "positive"}
 MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
 RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
+JUDGE = estimate("judge", "judge_low", "judge_high")
 OPENED = 2
 
 
@@ -75,10 +77,7 @@ def text_sections(found: Comparison) -> list[Section]:
     if not metrics["generation_summary"]:
         none = Text("No completions were written.")
         return [Section("What the model writes", items=[none])]
-    items: list[Item] = []
-    if any(_span(found, name, persona) for name in found.pair for persona in _written(found)):
-        items.append(Figure("judge", "Judge by persona", partial(_judge_figure, found)))
-    items += [_summary_table(found), _means_table(found)]
+    items: list[Item] = [*_judge_figures(found), _summary_table(found), _means_table(found)]
     if metrics["llm_judge"]:
         items.append(_llm_table(found))
     about = (
@@ -92,12 +91,7 @@ def text_sections(found: Comparison) -> list[Section]:
         choice = Choice("persona", "Persona", texts)
         sections.append(Section("Side by side", "The first questions' texts.", [choice]))
     if metrics["judges"]:
-        columns = [
-            Column("persona", lambda row: spoken(row["persona"])),
-            Column("AUC", "auc", ".3f"),
-            Column("pairs to train", "n_train"),
-            Column("pairs to test", "n_test"),
-        ]
+        columns = (PERSONA, "AUC=auc:.3f", "pairs to train=n_train", "pairs to test=n_test")
         judges = Table.of(metrics["judges"], columns)
         about = (
             "Area under the ROC curve on statements that the judge reading them had not seen; 0.5 "
@@ -107,122 +101,113 @@ def text_sections(found: Comparison) -> list[Section]:
     return sections
 
 
-def _written(found: Comparison) -> list[str]:
-    return list(dict.fromkeys(row["persona"] for row in found.metrics["generation"]))
-
-
-def _span(found: Comparison, method: str, persona: str) -> list[Estimate]:
-    """The judge's reading of texts at the negative, no and the positive strength; [] without."""
-    rows = {
-        row["sign"]: Estimate(row["judge"], row["judge_low"], row["judge_high"])
-        for row in found.metrics["generation"]
-        if (row["method"], row["persona"]) == (method, persona)
-        and row["kl_target"] in (found.at, None)
+def _judge_figures(found: Comparison) -> list[Figure]:
+    """The judge's reading at the negative, no and the positive strength, where there is one."""
+    generation, nothing = found.metrics["generation"], Estimate(None)
+    personas = list(dict.fromkeys(row["persona"] for row in generation))
+    read = {
+        (row["method"], row["persona"], row["sign"]): JUDGE(row)
+        for row in generation
+        if row["kl_target"] in (found.at, None)
     }
-    span = [rows.get(sign, Estimate(None)) for sign in SIGNS]
-    return [] if None in (span[0].value, span[2].value) else span
-
-
-def _judge_figure(found: Comparison) -> Drawing:
-    personas = _written(found)
-    dots = []
-    base: dict[str, float | None] = {}
-    for name, shift in zip(found.pair, (0.15, -0.15), strict=False):
-        nothing = [Estimate(None)] * 3
-        spans = [_span(found, name, persona) or nothing for persona in personas]
-        base |= {p: s[1].value for p, s in zip(personas, spans, strict=True) if base.get(p) is None}
-        for place, symbol in ((0, "circle-open"), (2, "circle")):
-            dots.append(
-                plots.Dots(
-                    f"{found.methods[name].label}, {SIGNS[place - 1]} strength",
-                    *zip(*(span[place] for span in spans), strict=True),
-                    colour=found.methods[name].colour,
-                    shift=shift if len(found.pair) > 1 else 0.0,
-                    symbol=symbol,
-                    start=[span[0].value for span in spans] if place else (),
-                )
-            )
-    unsteered = [base.get(persona) for persona in personas]
+    spans: dict[str, list[list[Estimate]]] = {name: [] for name in found.pair}
+    for name, persona in product(found.pair, personas):
+        span = [read.get((name, persona, sign), nothing) for sign in SIGNS]
+        whole = span[0].value is not None and span[2].value is not None
+        spans[name].append(span if whole else [nothing] * len(SIGNS))
+    if all(span[0].value is None for own in spans.values() for span in own):
+        return []
+    dots = [
+        plots.Dots(
+            f"{found.methods[name].label}, {SIGNS[place - 1]} strength",
+            *zip(*(span[place] for span in spans[name]), strict=True),
+            colour=found.methods[name].colour,
+            shift=shift if len(found.pair) > 1 else 0.0,
+            symbol=symbol,
+            start=[span[0].value for span in spans[name]] if place else (),
+        )
+        for name, shift in zip(found.pair, (0.15, -0.15), strict=False)
+        for place, symbol in ((0, "circle-open"), (2, "circle"))
+    ]
+    unsteered = [
+        next((span[1].value for span in of_one if span[1].value is not None), None)
+        for of_one in zip(*spans.values(), strict=True)
+    ]
     dots.append(plots.Dots("no steering", unsteered, colour=plots.SOFT, symbol="line-ns-open"))
-    return plots.forest(
+    draw = partial(
+        plots.forest,
         [spoken(persona) for persona in personas],
         dots,
         x_title="mean judge logit: against the persona ← → like the persona",
     )
+    return [Figure("judge", "Judge by persona", draw)]
 
 
 def _summary_table(found: Comparison) -> Table:
+    right = "personas above the base at the positive strength, below it at the negative one"
+    proxy = "fluency and relevance by proxy, 0 to 1; not a human rating"
     columns = [
         Column("method", lambda row: found.methods[row["method"]].mark),
-        Column("KL", "kl_target", "g"),
+        "KL=kl_target:g",
         Column("judge range", estimate("judge_range"), ".2f"),
         Column("ratio to baseline", RATIO, ".2f"),
-        Column(
-            "right direction",
-            "right_direction",
-            hint="personas above the base at the positive strength, below it at the negative one",
-        ),
-        Column("personas", "n_personas"),
-        Column(
-            "composite (proxy)",
-            "composite",
-            ".3f",
-            "fluency and relevance by proxy, 0 to 1; not a human rating",
-        ),
+        Column("right direction", "right_direction", hint=right),
+        "personas=n_personas",
+        Column("composite (proxy)", "composite", ".3f", proxy),
     ]
-    order = list(found.methods)
-    rows = sorted(
-        found.metrics["generation_summary"],
-        key=lambda row: (order.index(row["method"]), row["kl_target"] or 0.0),
-    )
+    rows = [
+        row
+        for _, own in found.by_method(found.metrics["generation_summary"])
+        for row in sorted(own, key=lambda row: row["kl_target"] or 0.0)
+    ]
     return Table.of(rows, columns, "Summary")
 
 
-def _by_sign(found: Comparison, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
-    """Yield each method and sign with its records and the means of their fields."""
-    for method, listed in found.by_method(rows):
-        for sign, word in SIGNS.items():
-            own = [row for row in listed if row["sign"] == sign]
-            if own:
-                yield [method.mark, word], [average(row[key] for row in own) for key in keys], own
+def _by_sign(
+    found: Comparison, records: Iterable[Row], means: Sequence[str], sums: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return means and sums of the records of each method and sign that has any."""
+    return [
+        {"method": method.mark, "steering": word}
+        | {key: average(row[key] for row in own) for key in means}
+        | {key: sum(row[key] for row in own) for key in sums}
+        for method, listed in found.by_method(records)
+        for sign, word in SIGNS.items()
+        if (own := [row for row in listed if row["sign"] == sign])
+    ]
 
 
 def _means_table(found: Comparison) -> Table:
     at = found.at
     rows = [row for row in found.metrics["generation"] if row["kl_target"] in (at, None)]
-    cells = [[*who, *means] for who, means, _ in _by_sign(found, rows, MEASURES)]
-    columns = ["method", "steering", "judge", "sentiment", "NLL", "rep-4", "distinct-2"]
-    columns += ["similarity", "composite (proxy)"]
-    return Table(
-        columns,
-        cells,
-        f"Text figures by method and sign at KL {at:g}",
-        folded=True,
-        forms=dict.fromkeys(columns[2:4], "+.2f") | {"NLL": ".2f"},
-        hints={
-            "sentiment": "VADER compound, a check that the judge is not reading sentiment alone",
-            "NLL": "of the unsteered model, nats per token",
-            "similarity": "of answer to question",
-        },
-    )
+    sentiment = "VADER compound, a check that the judge is not reading sentiment alone"
+    columns = [
+        *("method", "steering", "judge:+.2f"),
+        Column("sentiment", "sentiment", "+.2f", sentiment),
+        Column("NLL", "nll", ".2f", "of the unsteered model, nats per token"),
+        *("rep-4=rep4", "distinct-2=distinct2"),
+        Column("similarity", "similarity", hint="of answer to question"),
+        "composite (proxy)=composite",
+    ]
+    caption = f"Text figures by method and sign at KL {at:g}"
+    return Table.of(_by_sign(found, rows, MEASURES), columns, caption, folded=True)
 
 
 def _llm_table(found: Comparison) -> Table:
-    cells = [
-        [*who, *means, sum(r["n"] for r in own), sum(r["n_missing"] for r in own)]
-        for who, means, own in _by_sign(found, found.metrics["llm_judge"], RATINGS)
-    ]
-    columns = ["method", "steering", "behaviour", "instruction", "fluency", "harmonic mean"]
+    counts = ("n", "n_missing")
+    rows = _by_sign(found, found.metrics["llm_judge"], RATINGS, counts)
+    columns = (
+        *("method", "steering", "behaviour:.2f", "instruction:.2f", "fluency:.2f"),
+        *("harmonic mean=harmonic_mean:.2f", "texts=n", "missing=n_missing"),
+    )
     note = (
         "Three ratings from 0 to 2 and their harmonic mean, averaged over personas. A reply that "
         "could not be read counts as missing, never as zero."
     )
-    forms = dict.fromkeys(columns[2:], ".2f")
-    caption = "A language model as judge"
-    return Table([*columns, "texts", "missing"], cells, caption, forms=forms, note=note)
+    return Table.of(rows, columns, "A language model as judge", note=note)
 
 
-def _side_by_side(found: Comparison, records: Sequence[Mapping[str, Any]]) -> list[Item]:
+def _side_by_side(found: Comparison, records: Sequence[Row]) -> list[Item]:
     full = max([1.0, *(abs(r["judge"]) for r in records if r["judge"] is not None)])
     items: list[Item] = []
     for question in dict.fromkeys(row["question"] for row in records):
@@ -237,7 +222,7 @@ def _side_by_side(found: Comparison, records: Sequence[Mapping[str, Any]]) -> li
     return items
 
 
-def _strength(row: Mapping[str, Any]) -> str:
+def _strength(row: Row) -> str:
     if not row["sign"]:
         return "no steering"
     return f"strength {show(row['strength'], '+.2f')}" if row["strength"] else SIGNS[row["sign"]]
@@ -248,8 +233,10 @@ def side_effect_section(found: Comparison) -> Section:
     matrices = found.metrics["side_effects"]["matrix"]
     items: list[Any] = []
     if matrices:
-        columns = ["method", "on the target, mean", "on the others, mean |E|", "others / target"]
-        forms = {columns[1]: "+.3f", columns[2]: ".3f", columns[3]: ".0%"}
+        columns = (
+            *("method", "on the target, mean=target:+.3f", "on the others, mean |E|=others:.3f"),
+            "others / target=share:.0%",
+        )
         options = {
             found.methods[matrix["method"]].label: [
                 Figure(
@@ -261,20 +248,22 @@ def side_effect_section(found: Comparison) -> Section:
             ]
             for place, matrix in enumerate(matrices)
         }
-        rows = [_matrix_row(found, matrix) for matrix in matrices]
-        items += [Table(columns, rows, forms=forms), Choice("matrix", "Method", options)]
+        rows = [_matrix_means(found, matrix) for matrix in matrices]
+        items += [Table.of(rows, columns), Choice("matrix", "Method", options)]
     else:
         items.append(Text("No side effects on other personas were measured."))
     prose = found.by_method(found.metrics["side_effects"]["prose"])
     if prose:
-        columns = ["method", "negative strength", "positive strength", "worst", "personas"]
-        rows = [[method.mark, *_prose_cells(own)] for method, own in prose]
+        columns = (
+            *("method", "negative strength=-1:+.3f", "positive strength=1:+.3f", "worst:+.3f"),
+            "personas",
+        )
         note = (
             "Change of the loss against the unsteered model, nats per token, averaged over "
             "personas; above 0 is damage."
         )
-        forms = dict.fromkeys(columns[1:4], "+.3f")
-        items.append(Table(columns, rows, "Loss on held-out prose", forms=forms, note=note))
+        rows = [_prose_means(method, own) for method, own in prose]
+        items.append(Table.of(rows, columns, "Loss on held-out prose", note=note))
     else:
         items.append(Text("No loss on prose was measured."))
     return Section(
@@ -286,20 +275,17 @@ def side_effect_section(found: Comparison) -> Section:
     )
 
 
-def _matrix_row(found: Comparison, matrix: Mapping[str, Any]) -> list[Any]:
-    values = matrix["values"]
-    target = average(line[place] for place, line in enumerate(values))
-    other = average(
-        None if value is None else abs(value)
-        for i, line in enumerate(values)
-        for j, value in enumerate(line)
-        if i != j
-    )
-    share = other / target if target and other is not None else None
-    return [found.methods[matrix["method"]].mark, target, other, share]
+def _matrix_means(found: Comparison, matrix: Row) -> dict[str, Any]:
+    values = np.array(matrix["values"], dtype=object)
+    own = np.eye(len(values), dtype=bool)
+    target = average(values[own])
+    others = average(None if value is None else abs(value) for value in values[~own])
+    share = others / target if target and others is not None else None
+    mark = found.methods[matrix["method"]].mark
+    return {"method": mark, "target": target, "others": others, "share": share}
 
 
-def _matrix_figure(matrix: Mapping[str, Any]) -> Drawing:
+def _matrix_figure(matrix: Row) -> Drawing:
     names = [spoken(name) for name in matrix["personas"]]
     texts = [[show(value) for value in line] for line in matrix["values"]]
     return plots.heatmap(
@@ -314,39 +300,49 @@ def _matrix_figure(matrix: Mapping[str, Any]) -> Drawing:
     )
 
 
-def _prose_cells(own: list[Mapping[str, Any]]) -> list[Any]:
-    sides = [average(row["change"] for row in own if row["sign"] == sign) for sign in (-1, 1)]
+def _prose_means(method: Method, own: Sequence[Row]) -> dict[str, Any]:
     worst = max((row["change"] for row in own if row["change"] is not None), default=None)
-    return [*sides, worst, len({row["persona"] for row in own})]
+    return {
+        "method": method.mark,
+        **{
+            str(sign): average(row["change"] for row in own if row["sign"] == sign)
+            for sign in (-1, 1)
+        },
+        "worst": worst,
+        "personas": len({row["persona"] for row in own}),
+    }
 
 
 def choice_section(found: Comparison) -> Section:
     """The margins of Yes/No and A/B questions."""
     margins = found.metrics["choices_margins"]
     rows = [
-        [words, method.mark, *_choice_cells(own)]
+        {"question": words, "method": method.mark, **_choice_means(own)}
         for kind, words in CHOICES.items()
         for method, own in found.by_method(row for row in margins if row["kind"] == kind)
     ]
-    columns = ["question", "method", "unsteered", "negative", "positive", "shift"]
-    columns += ["accuracy, unsteered", "at chance"]
-    forms = dict.fromkeys(columns[2:6], "+.2f") | {columns[6]: ".0%"}
-    hints = {"shift": "half of positive minus negative"}
+    columns = (
+        *("question", "method", "unsteered=base:+.2f", "negative=minus:+.2f"),
+        "positive=plus:+.2f",
+        Column("shift", "shift", "+.2f", "half of positive minus negative"),
+        *("accuracy, unsteered=accuracy:.0%", "at chance"),
+    )
     none = Text("No Yes/No or A/B margins were measured.")
     return Section(
         "Secondary margins",
         "Log-probability of the matching answer less that of the other, in nats, option order "
         "averaged. Where the unsteered model is at chance it does not understand the question "
         "well, and a shift there says little.",
-        [Table(columns, rows, forms=forms, hints=hints) if rows else none],
+        [Table.of(rows, columns) if rows else none],
     )
 
 
-def _choice_cells(own: list[Mapping[str, Any]]) -> list[Any]:
-    base, minus, plus, accuracy = (
-        average(row[key] for row in own) for key in ("base", "minus", "plus", "accuracy")
-    )
-    shift = None if plus is None or minus is None else (plus - minus) / 2
+def _choice_means(own: Sequence[Row]) -> dict[str, Any]:
+    means = {key: average(row[key] for row in own) for key in ("base", "minus", "plus", "accuracy")}
+    plus, minus = means["plus"], means["minus"]
     at_chance = sum(row["at_chance"] for row in own)
-    words = f"{at_chance} of {len(own)}" if at_chance else "no"
-    return [base, minus, plus, shift, accuracy, words]
+    return {
+        **means,
+        "shift": None if plus is None or minus is None else (plus - minus) / 2,
+        "at chance": f"{at_chance} of {len(own)}" if at_chance else "no",
+    }

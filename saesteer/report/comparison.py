@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from saesteer.report import plots
-from saesteer.report.layout import Mark, Remark, Tile, estimate
+from saesteer.report.layout import Column, Mark, Remark, Tile, estimate
 from saesteer.report.wording import Estimate, between, listing, show, spoken
 
 Row = Mapping[str, Any]
@@ -24,6 +24,7 @@ KINDS = {
 }
 DASHES = {"null": "dot", "prompt": "dash"}
 EFFECT, RATIO = estimate("effect"), estimate("ratio", "ratio_low", "ratio_high")
+PERSONA = Column("persona", lambda row: spoken(row["persona"]))
 
 
 class Method(NamedTuple):
@@ -64,8 +65,9 @@ class Comparison:
         self.pair = list(dict.fromkeys((metrics["headline_method"], metrics["baseline"])))
         self.personas = {row["name"]: row for row in metrics["personas"]}
         self.summary = {(row["method"], row["kl_target"]): row for row in metrics["summary"]}
-        # The headline method's line at the headline KL target.
+        # The headline method's line at the headline KL target, and what stands there.
         self.headline = self.summary[self.pair[0], self.at]
+        self.effect, self.ratio = EFFECT(self.headline), RATIO(self.headline)
         # By name: headline, baseline, then the others as listed.
         self.methods: dict[str, Method] = {}
         place = {name: at for at, name in enumerate(self.pair)}
@@ -84,7 +86,7 @@ class Comparison:
             found[row["method"]].append(row)
         return [(self.methods[name], own) for name, own in found.items() if own]
 
-    def effects(self, method: str, *, kl_target: float, persona: str | None = None) -> list[Row]:
+    def effects(self, method: str, kl_target: float, persona: str | None = None) -> list[Row]:
         """What was measured of a method at a KL target; a prompt has none of its own."""
         return [
             row
@@ -99,7 +101,7 @@ class Comparison:
 
         It is the mean over seeds of the effect and of the ends of its interval over pairs.
         """
-        rows = self.effects(method, kl_target=self.at, persona=persona)
+        rows = self.effects(method, self.at, persona)
         there = [row for row in rows if row["effect"] is not None]
         ends = (average(row[key] for row in there) for key in ("effect", "low", "high"))
         return Estimate(*ends), [row["effect"] for row in there]
@@ -133,7 +135,7 @@ class Comparison:
         missed = []
         for method in self.methods.values():
             for target in self.kl_targets:
-                own = self.effects(method.name, kl_target=target)
+                own = self.effects(method.name, target)
                 n = sum(row["effect"] is None for row in own)
                 if n:
                     missed.append(f"{method.label} at KL {target:g} ({n} of {len(own)})")
@@ -151,52 +153,52 @@ class Comparison:
 
     def lead(self) -> str:
         """The headline's sentence."""
-        (effect, *ends), (ratio, *ratio_ends) = EFFECT(self.headline), RATIO(self.headline)
-        own = self.methods[self.pair[0]].label
-        if effect is None:
+        effect, ratio, own = self.effect, self.ratio, self.methods[self.pair[0]].label
+        if effect.value is None:
             return f"With {own}, KL {self.at:g} was not reached, so there is no effect to report."
         n = self.headline["n_personas"]
         who = "one persona" if n == 1 else f"{n} personas"
-        said = f"With {own}, held-out statements of {who} move by {show(effect)} nats per token "
-        said += f"at KL {self.at:g}{_interval(*ends)}"
-        if len(self.pair) > 1 and ratio is not None:
-            said += f", {show(ratio)} times as far as with {self.methods[self.pair[1]].label}"
-            said += _interval(*ratio_ends)
+        said = (
+            f"With {own}, held-out statements of {who} move by {show(effect.value)} nats per token "
+            f"at KL {self.at:g}{_interval(effect)}"
+        )
+        if len(self.pair) > 1 and ratio.value is not None:
+            said += f", {show(ratio.value)} times as far as with {self._other}{_interval(ratio)}"
         return f"{said}."
+
+    @property
+    def _other(self) -> str:
+        return self.methods[self.pair[-1]].label
 
     def tiles(self) -> list[Tile]:
         """Effect, ratio, null and judge."""
-        effect, ratio = EFFECT(self.headline), RATIO(self.headline)
+        effect, ratio = self.effect, self.ratio
         beyond, within = self.beyond_null()
         compared = len(beyond) + len(within)
-        judge = Tile("Judge of generated text", show(None), "nothing was generated")
-        for row in self.metrics["generation_summary"]:
-            if row["method"] != self.pair[0] or row["kl_target"] not in (self.at, None):
-                continue
-            about = f"{between(row['low'], row['high'])} in logits, negative to positive strength"
-            if row["ratio"] is not None:
-                ends = between(row["ratio_low"], row["ratio_high"])
-                about += f"; {show(row['ratio'])} times ({ends}) as far as the baseline"
-            judge = Tile("Judge of generated text", show(row["judge_range"]), about)
-        other = self.methods[self.pair[-1]].label
+        times = " times" if ratio.value is not None else ""
+        reach = f"{between(effect.low, effect.high, '.3f')} nats per token".strip()
+        against = f"{between(ratio.low, ratio.high)} against {self._other}".strip()
+        draws = f"personas, {self._draws()} draws each" if compared else "no null was measured"
+        share = f"{len(beyond)} of {compared}" if compared else show(None)
         return [
-            Tile(
-                f"Effect E at KL {self.at:g}",
-                show(effect.value, ".3f"),
-                f"{between(effect.low, effect.high, '.3f')} nats per token".strip(),
-            ),
-            Tile(
-                "Ratio to the baseline",
-                show(ratio.value) + (" times" if ratio.value is not None else ""),
-                f"{between(ratio.low, ratio.high)} against {other}".strip(),
-            ),
-            Tile(
-                "Beyond the random null",
-                f"{len(beyond)} of {compared}" if compared else show(None),
-                f"personas, {self._draws()} draws each" if compared else "no null was measured",
-            ),
-            judge,
+            Tile(f"Effect E at KL {self.at:g}", show(effect.value, ".3f"), reach),
+            Tile("Ratio to the baseline", show(ratio.value) + times, against),
+            Tile("Beyond the random null", share, draws),
+            self._judge_tile(),
         ]
+
+    def _judge_tile(self) -> Tile:
+        name, at = "Judge of generated text", (self.at, None)
+        own = [row for row in self.metrics["generation_summary"] if row["method"] == self.pair[0]]
+        row = next((row for row in reversed(own) if row["kl_target"] in at), None)
+        if row is None:
+            return Tile(name, show(None), "nothing was generated")
+        about = f"{between(row['low'], row['high'])} in logits, negative to positive strength"
+        ratio = RATIO(row)
+        if ratio.value is not None:
+            ends = between(ratio.low, ratio.high)
+            about += f"; {show(ratio.value)} times ({ends}) as far as the baseline"
+        return Tile(name, show(row["judge_range"]), about)
 
     def _draws(self) -> int:
         """Random draws that each persona was held against, at least."""
@@ -204,37 +206,36 @@ class Comparison:
 
     def remarks(self) -> list[Remark]:
         """What the headline's intervals and null do and do not show."""
-        said = [] if self.headline["effect"] is None else [self._effect_remark()]
+        said = [] if self.effect.value is None else [self._effect_remark()]
         if said and len(self.pair) > 1:
             said.append(self._ratio_remark())
         return [*said, self._null_remark()]
 
     def _effect_remark(self) -> Remark:
-        effect = EFFECT(self.headline)
-        if effect.low is None or effect.high is None:
+        low, high = self.effect.low, self.effect.high
+        if low is None or high is None:
             why = "One persona alone" if len(self.personas) == 1 else "No interval over personas"
             return Remark(f"{why}: this says nothing of other personas.", "open")
-        if effect.low > 0:
+        if low > 0:
             return Remark("The effect's interval over personas excludes 0.", "good")
-        if effect.high < 0:
+        if high < 0:
             return Remark("The effect is below 0: it moves against the intended direction.", "bad")
         return Remark("The effect's interval includes 0: this does not show that it steers.", "bad")
 
     def _ratio_remark(self) -> Remark:
-        ratio, p = RATIO(self.headline), self.headline["p_holm"]
-        other = self.methods[self.pair[1]].label
+        (value, low, high), p, other = self.ratio, self.headline["p_holm"], self._other
         test = "" if p is None else f" (Wilcoxon over personas, Holm: p = {p:.2g})"
-        if ratio.value is None:
+        if value is None:
             why = "whose own effect is near or below 0"
             return Remark(f"There is no ratio to {other}, {why}.", "open")
-        if ratio.low is None or ratio.high is None:
+        if low is None or high is None:
             return Remark(f"The ratio to {other} has no interval, so it decides nothing.", "open")
-        if ratio.low > 1 and p is not None and p > 0.05:
+        if low > 1 and p is not None and p > 0.05:
             why = "excludes 1, but the paired test does not confirm it"
             return Remark(f"The ratio's interval {why}{test}.", "open")
-        if ratio.low > 1:
+        if low > 1:
             return Remark(f"The ratio's interval excludes 1: further than {other}{test}.", "good")
-        if ratio.high < 1:
+        if high < 1:
             return Remark(f"The ratio's interval lies below 1: less far than {other}{test}.", "bad")
         why = f"includes 1: not shown to move them further than {other}"
         return Remark(f"The ratio's interval {why}{test}.", "open")
@@ -255,6 +256,6 @@ class Comparison:
         return Remark(text, "open" if beyond else "bad")
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    ends = between(low, high)
+def _interval(found: Estimate) -> str:
+    ends = between(found.low, found.high)
     return f" (95% interval {ends})" if ends else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from saesteer.report.layout import (
 )
 from saesteer.report.report import Report
 from saesteer.report.wording import show, spoken
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure as Drawing
 
 Metrics = Mapping[str, Any]
 VERDICTS: dict[str, Verdict] = {
@@ -67,34 +64,25 @@ def corrupt_report(metrics: Metrics) -> Report:
 
 def family_figures(metrics: Metrics, family: str) -> list[Figure]:
     """Return a family's losses and accuracies by task and program, the intact model at the end."""
-    record, programs = metrics["families"][family], metrics["programs"]
-    intact = next(iter(programs))
+    record, tasks = metrics["families"][family], metrics["tasks"]
+    intact = next(iter(metrics["programs"]))
     shown = [program for program in record["programs"] if program != intact] + [intact]
-    return [
-        Figure(
-            f"{score}-{family}".replace(" ", "_"),
-            f"{what}: {spoken(family)}",
-            partial(_score_map, metrics, shown, score, f"{what}: {spoken(family)}", record["axis"]),
+    scores = [metrics["programs"][program]["tasks"] for program in shown]
+    figures = []
+    for score, what in SCORES.items():
+        title = f"{what}: {spoken(family)}"
+        draw = partial(
+            plots.heatmap,
+            np.array([[record[task][score] for record in scores] for task in tasks], dtype=float),
+            [spoken(task) for task in tasks],
+            shown,
+            title=title,
+            column_title=record["axis"],
+            colours="loss" if score == "loss" else "share",
+            downwards=True,
         )
-        for score, what in SCORES.items()
-    ]
-
-
-def _score_map(
-    metrics: Metrics, programs: Sequence[str], score: str, title: str, axis: str
-) -> Drawing:
-    tasks = list(metrics["tasks"])
-    scores = [metrics["programs"][program]["tasks"] for program in programs]
-    values = np.array([[record[task][score] for record in scores] for task in tasks], dtype=float)
-    return plots.heatmap(
-        values,
-        [spoken(task) for task in tasks],
-        programs,
-        title=title,
-        column_title=axis,
-        colours="loss" if score == "loss" else "share",
-        downwards=True,
-    )
+        figures.append(Figure(f"{score}-{family}".replace(" ", "_"), title, draw))
+    return figures
 
 
 def _lead(metrics: Metrics) -> str:
@@ -130,38 +118,27 @@ def _tiles(metrics: Metrics) -> list[Tile]:
 
 def _tasks(metrics: Metrics) -> Section:
     right = metrics["first_right"]
-    columns = [
-        Column("task", lambda one: spoken(one["name"]), printed=True),
-        Column("questions", "n_questions"),
-        Column("answer tokens", "n_tokens"),
-        Column("loss", "loss", ".2f", printed=True),
-        Column("accuracy", "accuracy", ".0%", printed=True),
-        Column("of tokens", "token_accuracy", ".0%"),
-        Column("calibration", "calibration_error", ".2f", printed=True),
-    ]
-    if right:
-        layers = Column("first right with", lambda one: right[one["name"]]["layers"], printed=True)
-        columns.append(layers)
+    columns = (
+        Column("task", lambda one: spoken(one["name"])),
+        *("questions=n_questions", "answer tokens=n_tokens", "loss:.2f", "accuracy:.0%"),
+        *("of tokens=token_accuracy:.0%", "calibration=calibration_error:.2f"),
+        *([Column("first right with", lambda one: right[one["name"]]["layers"])] if right else ()),
+    )
+    printed = ["task", "loss", "accuracy", "calibration", *(["first right with"] if right else ())]
     tasks = [{"name": name, **task} for name, task in metrics["tasks"].items()]
     return Section(
         "Tasks on the intact model",
         "Loss is the mean over every answer token, in nats. An answer is right if each of its "
         "tokens is the likeliest; calibration is the expected error of the likeliest token's "
         "probability over ten bins.",
-        [Table.of(tasks, columns, most=len(tasks))],
+        [Table.of(tasks, columns, printed=printed, most=len(tasks))],
     )
 
 
 def _program_table(metrics: Metrics, programs: Sequence[str], caption: str = "") -> Table:
-    printed = not caption
-    columns = [
-        Column("program", "program", printed=printed),
-        Column("loss", "loss", ".2f", printed=printed),
-        Column("change", "loss_change", "+.2f", printed=printed),
-        Column("accuracy", "accuracy", ".0%", printed=printed),
-    ]
+    columns = ("program", "loss:.2f", "change=loss_change:+.2f", "accuracy:.0%")
     records = [{"program": name, **metrics["programs"][name]} for name in programs]
-    return Table.of(records, columns, caption, folded=bool(caption))
+    return Table.of(records, columns, caption, printed=not caption, folded=bool(caption))
 
 
 def _worst(metrics: Metrics) -> Section:
@@ -171,12 +148,8 @@ def _worst(metrics: Metrics) -> Section:
 
 
 def _observations(metrics: Metrics) -> Section:
-    columns = [
-        Column("observation", "claim", printed=True),
-        Column("here", "verdict"),
-        Column("found", "found", printed=True),
-    ]
-    table = Table.of(metrics["observations"], columns)
+    columns, printed = ("observation=claim", "here=verdict", "found"), ("observation", "found")
+    table = Table.of(metrics["observations"], columns, printed=printed)
     return Section("Observations", "Seen on GPT-2 small, and asked of this model.", [table])
 
 
@@ -184,17 +157,19 @@ def _depths(metrics: Metrics) -> list[Section]:
     right = metrics["first_right"]
     if not right:
         return []
-    ordered = sorted(right.items(), key=lambda item: item[1]["layers"] or 10**6)
-    columns = [
-        Column("task", lambda item: spoken(item[0])),
-        Column("layers", lambda item: item[1]["layers"]),
-        Column("of the depth", lambda item: item[1]["share_of_depth"], ".0%"),
-        Column("accuracy", lambda item: item[1]["accuracy"], ".0%"),
-        Column("intact", lambda item: item[1]["intact"], ".0%"),
-    ]
-    items: list[Any] = [Table.of(ordered, columns)]
-    if any(one["layers"] is not None for one in right.values()):
-        draw = partial(_depth_figure, metrics)
+    ordered = sorted(right, key=lambda task: right[task]["layers"] or 10**6)
+    rows = [{"task": spoken(task), **right[task]} for task in ordered]
+    columns = ("task", "layers", "of the depth=share_of_depth:.0%", "accuracy:.0%", "intact:.0%")
+    items: list[Any] = [Table.of(rows, columns)]
+    solved = [task for task, one in right.items() if one["layers"] is not None]
+    if solved:
+        draw = partial(
+            plots.lines,
+            [_accuracy_over_layers(metrics, task) for task in solved],
+            x_title="layers kept",
+            y_title="accuracy, share of the intact model's",
+            percent=True,
+        )
         items.insert(0, Figure("depth", "Accuracy over the layers kept", draw))
     return [
         Section(
@@ -206,20 +181,10 @@ def _depths(metrics: Metrics) -> list[Section]:
     ]
 
 
-def _depth_figure(metrics: Metrics) -> Drawing:
-    keep = metrics["families"]["keep"]["programs"]
-    series = []
-    for task, right in metrics["first_right"].items():
-        if right["layers"] is not None:
-            intact = metrics["tasks"][task]["accuracy"]
-            scores = [metrics["programs"][p]["tasks"][task]["accuracy"] for p in keep]
-            series.append(plots.Series(spoken(task), [score / intact for score in scores]))
-    return plots.lines(
-        series,
-        x_title="layers kept",
-        y_title="accuracy, share of the intact model's",
-        percent=True,
-    )
+def _accuracy_over_layers(metrics: Metrics, task: str) -> plots.Series:
+    programs, intact = metrics["programs"], metrics["tasks"][task]["accuracy"]
+    kept = [programs[name]["tasks"][task] for name in metrics["families"]["keep"]["programs"]]
+    return plots.Series(spoken(task), [scores["accuracy"] / intact for scores in kept])
 
 
 def _families(metrics: Metrics) -> list[Section]:
@@ -241,13 +206,10 @@ def _maps(metrics: Metrics) -> list[Section]:
     maps = metrics["linear_maps"]
     if not maps:
         return []
-    columns = [
-        Column("layers", "span"),
-        Column("R2 held out", "r2"),
-        Column("R2 of skipping", "r2_identity"),
-        Column("tokens fitted", "n_train"),
-        Column("tokens held out", "n_held_out"),
-    ]
+    columns = (
+        *("layers=span", "R2 held out=r2", "R2 of skipping=r2_identity"),
+        *("tokens fitted=n_train", "tokens held out=n_held_out"),
+    )
     return [
         Section(
             "The best linear guess",
@@ -261,43 +223,28 @@ def _maps(metrics: Metrics) -> list[Section]:
 def _tokens(metrics: Metrics) -> list[Section]:
     items = []
     for program in list(metrics["programs"])[1 : MOST_PROGRAMS + 1]:
-        changes = metrics["tokens"].get(program, {"lost": [], "gained": []})
-        columns = {
-            side: [Said("\n".join(_token_line(one) for one in changes[side]) or "none")]
-            for side in ("lost", "gained")
-        }
+        columns = {}
+        for side in ("lost", "gained"):
+            changes = metrics["tokens"].get(program, {side: []})[side]
+            lines = [f"{one['token']!r} {one['change']:+.2f} ({one['n']})" for one in changes]
+            columns[side] = [Said("\n".join(lines) or "none")]
         items.append(Texts(program, {"": columns}))
-    if not items:
-        return []
-    return [
-        Section(
-            "Answer tokens that lose and gain most",
-            "Mean change of the log-probability against the intact model, nats, and how often the "
-            "token is asked for. Every token of every question is in records/.",
-            items,
-        )
-    ]
-
-
-def _token_line(one: Mapping[str, Any]) -> str:
-    return f"{one['token']!r} {one['change']:+.2f} ({one['n']})"
+    about = (
+        "Mean change of the log-probability against the intact model, nats, and how often the "
+        "token is asked for. Every token of every question is in records/."
+    )
+    return [Section("Answer tokens that lose and gain most", about, items)] if items else []
 
 
 def _completions(metrics: Metrics) -> list[Section]:
-    shown = metrics["completions"]
-    items = completion_texts(shown)
+    items = completion_texts(metrics["completions"])
     about = "What the model goes on with, likeliest token by likeliest token."
     return [Section("Completions", about, items)] if items else []
 
 
-def completion_texts(shown: Sequence[Mapping[str, Any]], *, printed: bool = False) -> list[Texts]:
+def completion_texts(shown: Sequence[Metrics], *, printed: bool = False) -> list[Texts]:
     """Return completions under programs by prompt: records of prompt, program and text."""
-    prompts = dict.fromkeys(one["prompt"] for one in shown)
-    return [
-        Texts(
-            prompt,
-            {"": {one["program"]: [Said(one["text"])] for one in shown if one["prompt"] == prompt}},
-            printed=printed,
-        )
-        for prompt in prompts
-    ]
+    prompts: dict[str, dict[str, list[Said]]] = {}
+    for one in shown:
+        prompts.setdefault(one["prompt"], {})[one["program"]] = [Said(one["text"])]
+    return [Texts(prompt, {"": own}, printed=printed) for prompt, own in prompts.items()]

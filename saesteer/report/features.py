@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from saesteer.saes.neuronpedia.links import SITE, embed_url
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SIDES = ("positive", "negative")
 MOST_LEAVES, MOST_NAMED = 400, 60
 NAMED_HEIGHT, PLAIN_HEIGHT = 19, 8
 
@@ -34,26 +32,27 @@ def feature_table(
     """Return a vector's features, strongest first, with where they fire and what they stand for."""
     rows = sorted(features, key=lambda row: -abs(row["weight"] or 0.0))
     heaviest = max((abs(row["weight"] or 0.0) for row in rows), default=0.0) or 1.0
-    columns = [
-        Column("feature", "feature", printed=True),
-        Column("weight", "weight", "+.3f", printed=True),
+
+    def cluster(row: Mapping[str, Any]) -> Mark | None:
+        name = row["cluster"]
+        return None if name is None else Mark(str(name), colours[name])
+
+    fires = "share of texts of the positive and the negative side where it fires"
+    columns = (
+        *("feature", "weight:+.3f"),
         Column("size", lambda row: Bar(row["weight"], heaviest)),
-        Column("cluster", partial(_cluster, colours), printed=True),
-        Column("description", _described, printed=True),
-        Column(
-            "fires +/-",
-            lambda row: "/".join(show(row[f"firing_{side}"], ".0%") for side in SIDES),
-            hint="share of texts of the positive and the negative side where it fires",
-            printed=True,
-        ),
-        Column("score", "score", "+.2f", "how clearly it separates the sides", printed=True),
-    ]
-    return Table.of(rows, columns, links=[row.get("url") or "" for row in rows], **more)
+        Column("cluster", cluster),
+        Column("description", _described),
+        Column("fires +/-", _firing, hint=fires),
+        Column("score", "score", "+.2f", "how clearly it separates the sides"),
+    )
+    printed = ("feature", "weight", "cluster", "description", "fires +/-", "score")
+    links = [row.get("url") or "" for row in rows]
+    return Table.of(rows, columns, printed=printed, links=links, **more)
 
 
-def _cluster(colours: Mapping[int, str], row: Mapping[str, Any]) -> Mark | None:
-    cluster = row["cluster"]
-    return None if cluster is None else Mark(str(cluster), colours[cluster])
+def _firing(row: Mapping[str, Any]) -> str:
+    return "/".join(show(row[f"firing_{side}"], ".0%") for side in ("positive", "negative"))
 
 
 def _described(row: Mapping[str, Any]) -> Described:
@@ -78,8 +77,10 @@ def no_tree(record: Mapping[str, Any]) -> str:
     """Return why a cluster tree is not drawn; nothing where it can be."""
     if not record:
         return "No cluster tree was kept (a method that joins no clusters has none)."
-    if len(record["labels"]) > MOST_LEAVES:
-        n = len(record["labels"])
+    n = len(record["labels"])
+    if n < 2:
+        return "A tree needs two features; only one was clustered."
+    if n > MOST_LEAVES:
         return f"The tree of {n} features is too large to read; see the run's tables."
     return ""
 

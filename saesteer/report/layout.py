@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from saesteer.report.wording import Estimate
@@ -60,11 +61,13 @@ class Column(NamedTuple):
     value: str | Callable[[Any], Cell]
     form: str = ""
     hint: str = ""
-    printed: bool = False
 
-    def cell(self, record: Any) -> Cell:
-        """Return a record's cell."""
-        return record[self.value] if isinstance(self.value, str) else self.value(record)
+    @classmethod
+    def of(cls, words: str) -> Column:
+        """Read "name", "name=key" or "name=key:form"; a key that is not named is the name."""
+        words, _, form = words.partition(":")
+        name, _, key = words.partition("=")
+        return cls(name, key or name, form)
 
 
 def estimate(
@@ -98,17 +101,38 @@ class Table:
 
     @classmethod
     def of(
-        cls, records: Iterable[Any], columns: Sequence[Column], caption: str = "", **more: Any
+        cls,
+        records: Iterable[Any],
+        columns: Iterable[Column | str],
+        caption: str = "",
+        *,
+        printed: bool | Sequence[str] = (),
+        **more: Any,
     ) -> Table:
-        """Return a table of records, a row for each."""
+        """Return a table of records, a row for each; of a column as words see `Column.of`.
+
+        `printed` are the columns that the terminal shows, or True for all.
+        """
+        made = [Column.of(one) if isinstance(one, str) else one for one in columns]
+        names = [one.name for one in made]
         return cls(
-            [column.name for column in columns],
-            [[column.cell(record) for column in columns] for record in records],
+            names,
+            [
+                [r[one.value] if isinstance(one.value, str) else one.value(r) for one in made]
+                for r in records
+            ],
             caption,
-            forms={column.name: column.form for column in columns if column.form},
-            hints={column.name: column.hint for column in columns if column.hint},
-            printed=[column.name for column in columns if column.printed],
+            forms={one.name: one.form for one in made if one.form},
+            hints={one.name: one.hint for one in made if one.hint},
+            printed=names if printed is True else printed or (),
             **more,
+        )
+
+    def right(self, column: int) -> bool:
+        """Return whether a column stands right, as numbers do."""
+        cells = [row[column] for row in self.rows]
+        return any(
+            isinstance(cell, Real | Estimate) and not isinstance(cell, bool) for cell in cells
         )
 
     def link(self, row: int) -> str:

@@ -17,7 +17,7 @@ from saesteer.utils.text import said
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from saesteer.report.layout import Cell, Table
+    from saesteer.report.layout import Cell
     from saesteer.report.report import Report
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -43,12 +43,6 @@ def page_of(report: Report) -> str:
         )
     )
     return page.lstrip()
-
-
-def is_number(cell: Cell) -> bool:
-    """Return whether a cell stands right, as numbers do."""
-    number = isinstance(cell, Real) and not isinstance(cell, bool)
-    return number or isinstance(cell, Estimate)
 
 
 def cell_text(cell: Cell, form: str = "") -> str:
@@ -79,7 +73,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(said=said, slug=_slug, show=show, stretch=_stretch, value=_value)
-    made.globals.update(kind_of=_kind_of, text_of=cell_text, right=_right, between=between)
+    made.globals.update(kind_of=_kind_of, text_of=cell_text, between=between)
     return made
 
 
@@ -94,10 +88,6 @@ def _value(cell: Any) -> float | None:
     """Return the number that a cell is sorted by."""
     found = cell.value if isinstance(cell, Estimate | Bar) else cell
     return found if known(found) else None
-
-
-def _right(table: Table, column: int) -> bool:
-    return any(is_number(row[column]) for row in table.rows)
 
 
 def _stretch(bar: Bar) -> str:

@@ -37,13 +37,12 @@ SAID = {
     "unclear": "so few prompts cannot tell that from chance",
     "not": "it does not solve the task",
 }
-AGREEMENT = {
-    "cells": "cells",
-    "rank_correlation": "rank correlation",
-    "correlation": "correlation",
-    "overlap": "strongest in common",
-    "same_sign": "same sign",
-}
+AGREEMENT = (
+    *("cells", "rank correlation=rank_correlation", "correlation"),
+    *("strongest in common=overlap", "same sign=same_sign"),
+)
+GAPS = ("taken away=name", "circuit", "model=whole", "gap")
+NEEDED = ("head", "change without it=change", "share")
 FAITHFUL = {
     "recovered": "share recovered",
     "whole": "whole model",
@@ -51,6 +50,7 @@ FAITHFUL = {
     "nothing": "no head",
 }
 EFFECT = estimate("effect")
+CELL = Column("cell", lambda one: ".".join(str(one[k]) for k in ("layer", "head") if k in one))
 ABOUT = {
     "where": (
         "Where it lives",
@@ -203,14 +203,12 @@ def _tiles(metrics: Metrics) -> list[Tile]:
 
 def _task(answers: pd.DataFrame | None) -> Section:
     records = [] if answers is None else answers.head(2 * PROMPTS).to_dict("records")
-    columns = [
-        Column("prompt", "prompt"),
+    columns = (
+        "prompt",
         Column("answer", lambda one: shown_token(str(one["answer"]))),
-        Column("logit difference", "logit_difference", "+.2f"),
-        Column("rank", "rank"),
-        Column("probability", "probability", ".1%"),
+        *("logit difference=logit_difference:+.2f", "rank", "probability:.1%"),
         Column("most likely", _most_likely),
-    ]
+    )
     caption = f"The first {len(records)} prompts"
     return Section(
         "The task",
@@ -239,17 +237,21 @@ def _strongest(metrics: Metrics) -> Section:
             for cell in cells[:BRIEF]
             if cell["effect"]
         ]
-        component = component if method == "activation" else f"path {component}"
-        rank = metrics["agreement"].get(f"attribution-{rest}", {}).get("rank_correlation")
-        rows.append([component, mode, ", ".join(said), rank])
+        rows.append(
+            {
+                "component": component if method == "activation" else f"path {component}",
+                "mode": mode,
+                "strongest cells": ", ".join(said),
+                "rank": metrics["agreement"].get(f"attribution-{rest}", {}).get("rank_correlation"),
+            }
+        )
     unit = "shares of the gap between corrupted and clean"
     if metrics["scale"] == "change":
         unit = "in the metric's own units: there is no gap beyond chance"
-    columns = ["component", "mode", "strongest cells", "rank correlation"]
-    hints = {"rank correlation": "of attribution with patching, over all cells"}
-    table = Table(
-        columns, rows, forms={columns[3]: ".2f"}, hints=hints, printed=columns[:3], most=len(rows)
-    )
+    hint = "of attribution with patching, over all cells"
+    told = ("component", "mode", "strongest cells")
+    columns = (*told, Column("rank correlation", "rank", ".2f", hint))
+    table = Table.of(rows, columns, printed=told, most=len(rows))
     return Section("The strongest cells", f"Effects are {unit}.", [table])
 
 
@@ -282,28 +284,19 @@ def _site(metrics: Metrics) -> list[Section]:
 
 def site_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     """Return sites to steer with the evidence for each, as a suggestion's record ranks them."""
-    columns = [
-        Column("site", "site"),
-        Column("where", "place"),
-        Column("effect (95%)", EFFECT, ".2f"),
-        Column("pairs", "n"),
-        Column("headroom", "headroom", ".2f"),
-        Column("score", "score", ".2f"),
-        Column("attribution", "attribution", ".2f"),
-    ]
+    columns = (
+        *("site", "where=place", Column("effect (95%)", EFFECT, ".2f"), "pairs=n"),
+        *("headroom:.2f", "score:.2f", "attribution:.2f"),
+    )
     return Table.of(cells, columns)
 
 
 def _tables(part: str, metrics: Metrics, sae: Mapping[str, Any]) -> list[Table]:
     if part == "agreement":
         found = [{"result": name, **values} for name, values in metrics["agreement"].items()]
-        columns = [Column("result", "result"), *(Column(w, k) for k, w in AGREEMENT.items())]
-        return [Table.of(found, columns)] if found else []
+        return [Table.of(found, ("result", *AGREEMENT))] if found else []
     if part == "reading" and metrics.get("direct_heads"):
-        columns = [
-            Column("head", lambda one: f"{one['layer']}.{one['head']}"),
-            Column("logits", "share"),
-        ]
+        columns = (CELL._replace(name="head"), "logits=share")
         return [Table.of(metrics["direct_heads"], columns, "Heads that write most", folded=True)]
     return [
         _cell_table(name, cells[:CELLS], sae)
@@ -323,16 +316,16 @@ def _part_of(name: str, cell: Mapping[str, Any]) -> str:
 def _cell_table(name: str, cells: Sequence[Mapping[str, Any]], sae: Mapping[str, Any]) -> Table:
     labels = [key for key in cells[0] if key not in ("effect", "low", "high", "layer", "head")]
     columns = [Column(key, lambda cell, key=key: str(cell[key])) for key in labels]
-    effect, caption = Column("effect (95%)", EFFECT, "+.3f"), f"Strongest of {name}"
+    columns.append(Column("effect (95%)", EFFECT, "+.3f"))
+    caption = f"Strongest of {name}"
     if "cluster" in labels:
-        return Table.of(cells, [*columns, effect], caption)
+        return Table.of(cells, columns, caption)
     if "feature" in labels:
         words, place = sae.get("descriptions", {}), sae.get(PLACE_KEY)
         known = Column("what it stands for", lambda cell: words.get(str(cell["feature"])))
         links = [feature_url(place, cell["feature"]) or "" for cell in cells]
-        return Table.of(cells, [*columns, effect, known], caption, links=links)
-    cell = Column("cell", lambda one: ".".join(str(one[k]) for k in ("layer", "head") if k in one))
-    return Table.of(cells, [cell, *columns, effect], caption, folded=True)
+        return Table.of(cells, [*columns, known], caption, links=links)
+    return Table.of(cells, [CELL, *columns], caption, folded=True)
 
 
 def _circuit(metrics: Metrics, figures: Sequence[Figure]) -> list[Section]:
@@ -340,26 +333,15 @@ def _circuit(metrics: Metrics, figures: Sequence[Figure]) -> list[Section]:
     if not circuit:
         return []
     found = circuit["origin"] == "found"
-    rows: list[list[Any]] = [
-        ["heads", circuit["size"]],
-        ["chosen among", circuit.get("candidates")],
-        ["seconds", float(circuit["seconds"])],
-    ]
+    numbers: dict[str, Any] = {
+        "heads": circuit["size"],
+        "chosen among": circuit.get("candidates"),
+        "seconds": float(circuit["seconds"]),
+    }
     for name, key in (("half searched", "searched"), ("held-out half", "held_out")):
         said = name if found else "all prompts"
         if key in circuit:
-            rows += [[f"{word}, {said}", float(circuit[key][k])] for k, word in FAITHFUL.items()]
-    gaps = [
-        Column("taken away", "name"),
-        Column("circuit", "circuit"),
-        Column("model", "whole"),
-        Column("gap", "gap"),
-    ]
-    needed = [
-        Column("head", "head"),
-        Column("change without it", "change"),
-        Column("share", "share"),
-    ]
+            numbers |= {f"{word}, {said}": float(circuit[key][k]) for k, word in FAITHFUL.items()}
     about = (
         "The fewest heads that keep the task on one half of the prompts, tested on the other; "
         if found
@@ -367,9 +349,9 @@ def _circuit(metrics: Metrics, figures: Sequence[Figure]) -> list[Section]:
     )
     items = [
         *figures,
-        Table(["", "value"], rows, "Faithfulness"),
-        Table.of(circuit["completeness"], gaps, "Completeness", folded=True),
-        Table.of(circuit["minimality"], needed, "Minimality", folded=True),
+        Table(["", "value"], list(numbers.items()), "Faithfulness"),
+        Table.of(circuit["completeness"], GAPS, "Completeness", folded=True),
+        Table.of(circuit["minimality"], NEEDED, "Minimality", folded=True),
     ]
     return [
         Section(

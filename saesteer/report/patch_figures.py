@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -234,18 +235,19 @@ def lens_figures(table: pd.DataFrame) -> list[Figure]:
     title = "Logit lens: logit difference at the answer position"
     by_rank = "Logit lens: place of the right answer among all tokens (median and quartiles)"
     found = [
-        Figure("lens", title, lambda: _lens(table, title, "logit_difference")),
-        Figure("lens-rank", by_rank, lambda: _lens(table, by_rank, "rank")),
+        Figure("lens", title, partial(_lens, table, title, "logit_difference")),
+        Figure("lens-rank", by_rank, partial(_lens, table, by_rank, "rank")),
     ]
-    if table.loc[table["pair"] == table["pair"].iloc[0], "position"].nunique() > 1:
-        found.append(Figure("lens-tokens", "Logit lens at every token", lambda: _lens_map(table)))
+    first: Any = table[table["pair"] == table["pair"].iloc[0]]
+    if first["position"].nunique() > 1:
+        found.append(Figure("lens-tokens", "Logit lens at every token", partial(_lens_map, first)))
     return found
 
 
 def _lens(table: pd.DataFrame, title: str, value: str) -> Drawing:
     last: Any = table[table["position"] == table["position"].max()]
-    points = list(dict.fromkeys(zip(last["layer"], last["component"], strict=True)))
-    wide = last.pivot(index="pair", columns=["layer", "component"], values=value)[points]
+    points = _points(last)
+    wide = last.pivot(index="pair", columns=["layer", "component"], values=value)[list(points)]
     if value == "rank":
         low, middle, high = np.quantile(1 + wide.to_numpy(), [0.25, 0.5, 0.75], axis=0)
         series, y_title = "median over prompts", "place, 1 is the most likely"
@@ -254,12 +256,33 @@ def _lens(table: pd.DataFrame, title: str, value: str) -> Drawing:
         series, y_title = "mean over prompts", LOGITS
     return plots.lines(
         [Series(series, middle.tolist(), (), low.tolist(), high.tolist())],
-        [_point(layer, component) for layer, component in points],
+        list(points.values()),
         title=title,
         x_title="sub-layer: attention (mid), MLP (post)",
         y_title=y_title,
         log_y=value == "rank",
     )
+
+
+def _lens_map(prompt: Any) -> Drawing:
+    """Draw the lens of one prompt at every token."""
+    points, words = _points(prompt), prompt.drop_duplicates("position").sort_values("position")
+    wide = prompt.pivot(index=["layer", "component"], columns="position", values="logit_difference")
+    return plots.heatmap(
+        wide.loc[list(points), words["position"].tolist()].to_numpy(),
+        list(points.values()),
+        [f"{p}: {shown_token(t)}" for p, t in zip(words["position"], words["token"], strict=True)],
+        title=f"Logit lens at every token: {prompt['pair'].iloc[0]}",
+        row_title="sub-layer",
+        column_title="position",
+        unit=LOGITS,
+    )
+
+
+def _points(table: Any) -> dict[tuple[int, str], str]:
+    """Return the sub-layers of a lens by layer and component, with their names."""
+    pairs = zip(table["layer"], table["component"], strict=True)
+    return {(layer, component): _point(layer, component) for layer, component in pairs}
 
 
 def _point(layer: int, component: str) -> str:
@@ -268,33 +291,16 @@ def _point(layer: int, component: str) -> str:
     return f"{layer} {component.removeprefix('resid_')}"
 
 
-def _lens_map(table: pd.DataFrame) -> Drawing:
-    """Draw the lens of the first prompt at every token."""
-    first: Any = table[table["pair"] == table["pair"].iloc[0]]
-    points = list(dict.fromkeys(zip(first["layer"], first["component"], strict=True)))
-    words = first.drop_duplicates("position").sort_values("position")
-    wide = first.pivot(index=["layer", "component"], columns="position", values="logit_difference")
-    return plots.heatmap(
-        wide.loc[points, words["position"].tolist()].to_numpy(),
-        [_point(layer, component) for layer, component in points],
-        [f"{p}: {shown_token(t)}" for p, t in zip(words["position"], words["token"], strict=True)],
-        title=f"Logit lens at every token: {first['pair'].iloc[0]}",
-        row_title="sub-layer",
-        column_title="position",
-        unit=LOGITS,
-    )
-
-
 def direct_figures(table: pd.DataFrame) -> list[Figure]:
     """Return what every layer and every head writes into the logit difference."""
-    title = "Direct logit attribution by"
+    made = (("layer", _direct_layers), ("head", _direct_heads))
+    titles = {by: f"Direct logit attribution by {by}" for by, _ in made}
     return [
-        Figure("direct-layers", f"{title} layer", lambda: _direct_layers(table)),
-        Figure("direct-heads", f"{title} head", lambda: _direct_heads(table)),
+        Figure(f"direct-{by}s", titles[by], partial(draw, table, titles[by])) for by, draw in made
     ]
 
 
-def _direct_layers(table: pd.DataFrame) -> Drawing:
+def _direct_layers(table: pd.DataFrame, title: str) -> Drawing:
     mean: Any = table.groupby(["component", "layer"])["share"].mean()
     layers = sorted(table.loc[table["component"] == "mlp_out", "layer"].unique())
     bias = float(mean.get(("bias", -1), 0.0))
@@ -303,34 +309,26 @@ def _direct_layers(table: pd.DataFrame) -> Drawing:
         Series("MLP", (0.0, *(float(mean["mlp_out", layer]) for layer in layers), 0.0)),
         Series("embedding and bias", (float(mean["embed", -1]), *(0.0 for _ in layers), bias)),
     ]
-    return plots.bars(
-        series,
-        ["embedding", *map(str, layers), "bias"],
-        title="Direct logit attribution by layer",
-        x_title="layer",
-        y_title=LOGITS,
-    )
+    names = ["embedding", *map(str, layers), "bias"]
+    return plots.bars(series, names, title=title, x_title="layer", y_title=LOGITS)
 
 
-def _direct_heads(table: pd.DataFrame) -> Drawing:
+def _direct_heads(table: pd.DataFrame, title: str) -> Drawing:
     heads: Any = table[table["component"] == "head"]
     layers, numbers = (sorted(heads[name].unique()) for name in ("layer", "head"))
     wide = heads.pivot(index="pair", columns=["layer", "head"], values="share")
     shares = wide[[(layer, head) for layer in layers for head in numbers]]
     shape = (len(layers), len(numbers))
     mean, low, high = (part.reshape(shape) for part in _mean(shares))
-    return plots.heatmap(
-        mean,
-        [str(layer) for layer in layers],
-        [str(number) for number in numbers],
-        title="Direct logit attribution by head",
-        row_title="layer",
-        column_title="head",
-        unit=LOGITS,
-        low=low,
-        high=high,
-        n=np.full(shape, len(shares)),
-    )
+    n = np.full(shape, len(shares))
+    return _head_map(mean, layers, numbers, title=title, unit=LOGITS, low=low, high=high, n=n)
+
+
+def _head_map(
+    values: np.ndarray, layers: Iterable[int], heads: Iterable[int], **more: Any
+) -> Drawing:
+    names = [[str(number) for number in numbers] for numbers in (layers, heads)]
+    return plots.heatmap(values, *names, row_title="layer", column_title="head", **more)
 
 
 def _mean(wide: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -344,22 +342,12 @@ def circuit_map(record: Mapping[str, Any], shape: tuple[int, int], metric: str) 
     `shape` are the model's layers and heads.
     """
     title = f"The circuit: {record['size']} heads by what each is needed for"
-
-    def draw() -> Drawing:
-        values = np.full(shape, np.nan)
-        for one in record["minimality"]:
-            at = one["layer"], one["number"]
-            # A head at several positions counts by the one where it is needed most.
-            values[at] = np.fmax(values[at], one["change"])
-        return plots.heatmap(
-            values,
-            [str(layer) for layer in range(shape[0])],
-            [str(head) for head in range(shape[1])],
-            title=title,
-            row_title="layer",
-            column_title="head",
-            unit=f"change of the {metric.replace('_', ' ')} without it",
-            n=np.full(shape, record["pairs"]),
-        )
-
+    values = np.full(shape, np.nan)
+    for one in record["minimality"]:
+        at = one["layer"], one["number"]
+        # A head at several positions counts by the one where it is needed most.
+        values[at] = np.fmax(values[at], one["change"])
+    unit = f"change of the {metric.replace('_', ' ')} without it"
+    n = np.full(shape, record["pairs"])
+    draw = partial(_head_map, values, *map(range, shape), title=title, unit=unit, n=n)
     return Figure("circuit", title, draw)

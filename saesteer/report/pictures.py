@@ -56,16 +56,12 @@ def _draw(figure: Any, axes: Axes) -> None:
     for note in layout.annotations:
         axes.text(note.x, note.y, _words(note.text, 30), ha="center", va="bottom", fontsize=8)
     axes.tick_params(labelsize=7)
-    for set_label, axis in ((axes.set_xlabel, layout.xaxis), (axes.set_ylabel, layout.yaxis)):
-        set_label(_words(axis.title.text or ""), fontsize=8, color=SOFT)
     slanted = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
-    for set_ticks, axis, style in (
-        (axes.set_xticks, layout.xaxis, slanted if layout.xaxis.tickangle else {}),
-        (axes.set_yticks, layout.yaxis, {}),
-    ):
+    for drawn, axis in ((axes.xaxis, layout.xaxis), (axes.yaxis, layout.yaxis)):
+        drawn.set_label_text(_words(axis.title.text or ""), fontsize=8, color=SOFT)
         if axis.tickvals is not None:
             words = [_words(text, 30) for text in axis.ticktext or ()]
-            set_ticks(list(axis.tickvals), words, **style)
+            drawn.set_ticks(list(axis.tickvals), words, **(slanted if axis.tickangle else {}))
     if layout.xaxis.type == "log":
         axes.set_xscale("log")
         axes.minorticks_off()
@@ -73,9 +69,7 @@ def _draw(figure: Any, axes: Axes) -> None:
         axes.set_yscale("log")
     if layout.yaxis.autorange == "reversed":
         axes.invert_yaxis()
-    for set_limits, axis in ((axes.set_xlim, layout.xaxis), (axes.set_ylim, layout.yaxis)):
-        if axis.range is not None:
-            set_limits(*axis.range)
+    axes.set(xlim=layout.xaxis.range, ylim=layout.yaxis.range)
     for line, axis, ends in (
         (axes.axvline, layout.xaxis, axes.get_xlim()),
         (axes.axhline, layout.yaxis, axes.get_ylim()),

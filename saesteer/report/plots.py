@@ -102,7 +102,7 @@ def faint(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity:g})"
 
 
-def blank(height: int, title: str = "", x_title: str = "", y_title: str = "") -> Figure:
+def blank(height: int, *, title: str = "", x_title: str = "", y_title: str = "") -> Figure:
     """Return an empty figure in the page's style, as wide as its place."""
     import plotly.graph_objects as go
 
@@ -183,7 +183,7 @@ def heatmap(
     shown = np.log10(np.maximum(values, FLOOR)) if colours == "loss" else values
     limits = _limits(shown, colours)
     height = 136 + min(max((26 if downwards else 17) * len(rows), 110), 640)
-    figure = blank(height, title, column_title, row_title)
+    figure = blank(height, title=title, x_title=column_title, y_title=row_title)
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "len": 0.9}
     if unit:
         bar["title"] = {"text": plain(unit, 70), "side": "right", "font": {"size": 11.5}}
@@ -278,41 +278,34 @@ def confusions(
             showarrow=False,
             font={"size": 11},
         )
-    for update, count, ends in (
-        (figure.update_xaxes, columns, [-0.5, (columns - 1) * step + n - 0.5]),
-        (figure.update_yaxes, rows, [(rows - 1) * step + n - 0.5, -1.2]),
-    ):
-        update(
-            tickvals=[start * step + i for start in range(count) for i in range(n)],
-            ticktext=names * count,
-            tickfont={"size": 9},
-            ticks="",
-            range=ends,
-            showgrid=False,
-            zeroline=False,
-        )
-    return figure
+    axis = {"tickfont": {"size": 9}, "ticks": "", "showgrid": False, "zeroline": False}
+    places = [start * step + i for start in range(max(rows, columns)) for i in range(n)]
+    across, down = places[: n * columns], places[: n * rows]
+    figure.update_xaxes(
+        tickvals=across, ticktext=names * columns, range=[-0.5, across[-1] + 0.5], **axis
+    )
+    return figure.update_yaxes(
+        tickvals=down, ticktext=names * rows, range=[down[-1] + 0.5, -1.2], **axis
+    )
 
 
 def lines(
     series: Sequence[Series],
     labels: Sequence[str] = (),
     *,
-    title: str = "",
-    x_title: str = "",
-    y_title: str = "",
     log_x: bool = False,
     log_y: bool = False,
     percent: bool = False,
     ticks: Sequence[float] = (),
     level: tuple[str, float] | None = None,
+    **titles: str,
 ) -> Figure:
     """Draw lines with their bands; those that come later lie on top.
 
     Places along x may have `labels` in place of numbers, or be marked at `ticks` alone; `level`
     is a dotted line across, by its name and where it lies.
     """
-    figure = blank(390, title, x_title, y_title)
+    figure = blank(390, **titles)
     form = ".0%" if percent else "+.4f"
     for place, one in enumerate(series):
         colour, name = one.colour or SERIES[place % len(SERIES)], plain(one.name, 60)
@@ -373,18 +366,15 @@ def bars(
     series: Sequence[Series],
     labels: Sequence[str],
     *,
-    title: str = "",
-    x_title: str = "",
-    y_title: str = "",
     sideways: bool = False,
     percent: bool = False,
+    **titles: str,
 ) -> Figure:
     """Draw a bar for each label; those of several groups stand on each other, by their signs.
 
     Sideways they go to the right, the first label at the bottom.
     """
-    titles = (y_title, x_title) if sideways else (x_title, y_title)
-    figure = blank(80 + 34 * len(labels) if sideways else 370, title, *titles)
+    figure = blank(80 + 34 * len(labels) if sideways else 370, **titles)
     places = list(range(len(labels)))
     for number, one in enumerate(series):
         values = [value if known(value) else None for value in one.y]
@@ -407,16 +397,10 @@ def bars(
 
 
 def scatter(
-    clouds: Sequence[Series],
-    *,
-    title: str = "",
-    x_title: str = "",
-    y_title: str = "",
-    diagonal: bool = False,
-    size: float = 6,
+    clouds: Sequence[Series], *, diagonal: bool = False, size: float = 6, **titles: str
 ) -> Figure:
     """Draw points, each named on hover; `diagonal` adds the line on which both axes agree."""
-    figure = blank(400, title, x_title, y_title)
+    figure = blank(400, **titles)
     if diagonal:
         values = [v for cloud in clouds for v in (*cloud.x, *cloud.y) if known(v)]
         ends = [min(values, default=0.0), max(values, default=1.0)]
@@ -444,13 +428,13 @@ def forest(
     dots: Sequence[Dots],
     *,
     null: Sequence[Sequence[float]] = (),
-    x_title: str = "",
+    **titles: str,
 ) -> Figure:
     """Draw estimates with their intervals, a line each, the first row at the top.
 
     `null` holds what chance alone did to each row: a band with a tick for each draw.
     """
-    figure = blank(96 + 46 * len(rows), x_title=x_title)
+    figure = blank(96 + 46 * len(rows), **titles)
     heights = [len(rows) - 1 - place for place in range(len(rows))]
     bands = [(y, draws) for y, draws in zip(heights, null, strict=False) if len(draws)]
     if bands:
@@ -466,8 +450,9 @@ def forest(
         )
         _marks(
             figure,
-            [(value, y) for y, draws in bands for value in draws],
-            {"symbol": "line-ns-open", "size": 11, "color": faint(SOFT, 0.5)},
+            [value for _, draws in bands for value in draws],
+            [y for y, draws in bands for _ in draws],
+            marker={"symbol": "line-ns-open", "size": 11, "color": faint(SOFT, 0.5)},
             hovertemplate="random: %{x:.3f}<extra></extra>",
             showlegend=False,
         )
@@ -485,15 +470,12 @@ def forest(
     return _legend(figure, 2, left=10, traceorder="reversed")
 
 
-def _marks(
-    figure: Figure, points: Sequence[tuple[float, float]], marker: dict[str, Any], **more: Any
-) -> None:
-    x, y = ([point[at] for point in points] for at in (0, 1))
-    figure.add_scatter(x=x, y=y, mode="markers", marker=marker, **more)
+def _marks(figure: Figure, x: Sequence[float], y: Sequence[float], **more: Any) -> None:
+    figure.add_scatter(x=x, y=y, mode="markers", **more)
 
 
 def _draw_dots(figure: Figure, heights: Sequence[float], one: Dots) -> None:
-    name = plain(one.name, 60)
+    name, colour = plain(one.name, 60), one.colour
     there = [i for i, value in enumerate(one.values) if known(value)]
     hidden: dict[str, Any] = {"legendgroup": name, "showlegend": False}
     joined = [i for i in there if len(one.start) and known(one.start[i])]
@@ -502,34 +484,46 @@ def _draw_dots(figure: Figure, heights: Sequence[float], one: Dots) -> None:
             x=[v for i in joined for v in (one.start[i], one.values[i], None)],
             y=[v for i in joined for v in (heights[i], heights[i], None)],
             mode="lines",
-            line={"color": faint(one.colour, 0.35), "width": 5},
+            line={"color": faint(colour, 0.35), "width": 5},
             hoverinfo="skip",
             **hidden,
         )
     small = [(value, heights[i]) for i in there if one.small for value in one.small[i]]
     if small:
-        marker = {"size": 5, "color": faint(one.colour, 0.45)}
-        _marks(figure, small, marker, hovertemplate="one seed: %{x:.3f}<extra></extra>", **hidden)
+        _marks(
+            figure,
+            *zip(*small, strict=True),
+            marker={"size": 5, "color": faint(colour, 0.45)},
+            hovertemplate="one seed: %{x:.3f}<extra></extra>",
+            **hidden,
+        )
     none = [None] * len(one.values)
     values, low, high = (
         np.array([part[i] for i in there], dtype=float)
         for part in (one.values, one.low or none, one.high or none)
     )
-    error = {"type": "data", "symmetric": False, "thickness": 2, "width": 0}
-    error |= {"color": faint(one.colour, 0.6), "array": np.nan_to_num(high - values).tolist()}
-    error |= {"arrayminus": np.nan_to_num(values - low).tolist()}
     hollow = "open" in one.symbol
-    outline = {"width": 2.2, "color": one.colour} if hollow else {"width": 1.5, "color": "white"}
     _marks(
         figure,
-        [(value, heights[i]) for value, i in zip(values.tolist(), there, strict=True)],
-        {
+        values.tolist(),
+        [heights[i] for i in there],
+        marker={
             "symbol": one.symbol,
             "size": 20 if one.symbol.startswith("line") else 11,
-            "color": one.colour,
-            "line": outline,
+            "color": colour,
+            "line": {"width": 2.2 if hollow else 1.5, "color": colour if hollow else "white"},
         },
-        error_x=error if one.low else None,
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "thickness": 2,
+            "width": 0,
+            "color": faint(colour, 0.6),
+            "array": np.nan_to_num(high - values).tolist(),
+            "arrayminus": np.nan_to_num(values - low).tolist(),
+        }
+        if one.low
+        else None,
         name=name,
         legendgroup=name,
         customdata=[_said(*ends, ".3f") for ends in zip(values, low, high, strict=True)],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saesteer.report import plots
-from saesteer.report.layout import Column, Figure, Remark, Section, Table, Tile
+from saesteer.report.layout import Column, Figure, Remark, Section, Table, Tile, estimate
 from saesteer.report.report import Report
 from saesteer.report.wording import Estimate, show
 
@@ -55,10 +55,14 @@ def layer_table(metrics: Metrics) -> pd.DataFrame:
 
     rows = []
     for record in metrics["layers"]:
-        row = {"layer": record["layer"], "site": record["site"], "c": record["c"]}
+        row = {name: record[name] for name in ("layer", "site", "c")}
         for name in SCORES:
-            row |= {name: record[name]["value"]}
-            row |= {f"{name}_{end}": record[name][end] for end in ("low", "high")}
+            score = record[name]
+            row |= {
+                name: score["value"],
+                f"{name}_low": score["low"],
+                f"{name}_high": score["high"],
+            }
         if "control" in record:
             row["control_accuracy"] = record["control"]["accuracy"]["value"]
             row["control_auroc"] = record["control"]["auroc"]["value"]
@@ -113,104 +117,71 @@ def _layers(metrics: Metrics) -> list[Section]:
         return []
     best = next(record for record in records if record["layer"] == metrics["best"])
     columns = [
-        Column("layer", partial(_layer, metrics), printed=True),
-        Column("site", "site"),
-        Column("C", "c"),
-        Column("accuracy", lambda one: _estimate(one["accuracy"])),
-        Column("macro-F1", lambda one: _estimate(one["macro_f1"]), printed=True),
-        Column("AUROC", lambda one: _estimate(one["auroc"]), printed=True),
+        Column("layer", lambda one: f"*{one['layer']}" if one is best else one["layer"]),
+        *("site", "C=c"),
+        *(Column(label, _estimate(name)) for name, label in SCORES.items()),
     ]
+    printed = ["layer", "macro-F1", "AUROC"]
     if "control" in best:
         columns += [
             Column("control acc", lambda one: one["control"]["accuracy"]["value"], ".3f"),
-            Column("control AUROC", lambda one: one["control"]["auroc"]["value"], ".3f", "", True),
-            Column("selectivity", "selectivity", ".3f"),
+            Column("control AUROC", lambda one: one["control"]["auroc"]["value"], ".3f"),
+            "selectivity:.3f",
         ]
-    misses = []
+        printed.append("control AUROC")
+    missed = []
     if "checks" in best:
-        misses = best["checks"]["misses"]
-        columns.append(Column("checks", lambda one: _checks(one, "/"), printed=True))
-    missed = Table.of(
-        misses,
-        [
-            Column("text", "text", printed=True),
-            Column("is", "label", printed=True),
-            Column("read as", "predicted", printed=True),
-        ],
-        f"Plain cases that layer {metrics['best']} misses",
-    )
+        columns.append(Column("checks", lambda one: _checks(one, "/")))
+        printed.append("checks")
+        misses, words = best["checks"]["misses"], ("text", "is=label", "read as=predicted")
+        caption = f"Plain cases that layer {metrics['best']} misses"
+        missed = [Table.of(misses, words, caption, printed=True)] if misses else []
+    layers = [record["layer"] for record in records]
+    series = [
+        plots.Series(label, value, layers, low, high)
+        for name, label in SCORES.items()
+        for value, low, high in [zip(*map(_estimate(name), records), strict=True)]
+    ]
+    draw = partial(plots.lines, series, x_title="layer", y_title="score on test texts")
+    confusion = partial(confusion_figure, metrics)
     return [
         Section(
             "Layers",
             "The best layer (*) is chosen by cross-validation on the training texts; control: the "
             "same on shuffled labels. Intervals are of 95% over the test texts.",
             [
-                Figure("scores", "Scores by layer", partial(_score_figure, metrics)),
-                Table.of(records, columns, most=len(records)),
-                *([missed] if misses else []),
+                Figure("scores", "Scores by layer", draw),
+                Table.of(records, columns, printed=printed, most=len(records)),
+                *missed,
             ],
         ),
         Section(
             "Confusion",
             "Rows are the true class, columns the predicted one; colours are shares of a row.",
-            [
-                Figure(
-                    "confusion",
-                    "Confusion matrix of every layer",
-                    partial(confusion_figure, metrics),
-                )
-            ],
+            [Figure("confusion", "Confusion matrix of every layer", confusion)],
         ),
     ]
-
-
-def _layer(metrics: Metrics, record: Metrics) -> int | str:
-    return f"*{record['layer']}" if record["layer"] == metrics["best"] else record["layer"]
 
 
 def _checks(record: Metrics, of: str) -> str:
     return f"{record['checks']['right']}{of}{record['checks']['n']}"
 
 
-def _score_figure(metrics: Metrics) -> Drawing:
-    records = metrics["layers"]
-    series = []
-    for name, label in SCORES.items():
-        scores = [record[name] for record in records]
-        value, low, high = ([one[key] for one in scores] for key in ("value", "low", "high"))
-        layers = [record["layer"] for record in records]
-        series.append(plots.Series(label, value, layers, low, high))
-    return plots.lines(series, x_title="layer", y_title="score on test texts")
-
-
 def _codes(metrics: Metrics) -> list[Section]:
     if not metrics.get("sae"):
         return []
     probes = [*metrics["sparse"], {"kind": "residual", "n_features": None, **metrics["residual"]}]
+    kind = Column("probe", lambda one: SPARSE[one["kind"]])
     features = metrics["features"]
+    columns = ("feature", "F=f:.0f", "fires most on=class", "description")
+    links = [record["url"] or "" for record in features]
     return [
         Section(
             "SAE features",
             f"Probes on the codes of {metrics['sae']} at {metrics['site']}.",
             [
-                Table.of(
-                    probes,
-                    [
-                        Column("probe", lambda one: SPARSE[one["kind"]], printed=True),
-                        Column("features", "n_features", printed=True),
-                        *SCORED,
-                    ],
-                ),
-                Table.of(
-                    features,
-                    [
-                        Column("feature", "feature", printed=True),
-                        Column("F", "f", ".0f", printed=True),
-                        Column("fires most on", "class", printed=True),
-                        Column("description", "description", printed=True),
-                    ],
-                    links=[record["url"] or "" for record in features],
-                ),
+                Table.of(probes, (kind, "features=n_features", *SCORED), printed=True),
+                Table.of(features, columns, printed=True, links=links),
             ],
         )
     ]
@@ -221,14 +192,13 @@ def _judge(metrics: Metrics) -> list[Section]:
     if not judge:
         return []
     about = f"MiniLM, trained on {judge['n_train']:,} texts that no probe saw."
-    return [Section("Independent classifier", about, [Table.of([judge], SCORED)])]
+    table = Table.of([judge], SCORED, printed=True)
+    return [Section("Independent classifier", about, [table])]
 
 
-def _estimate(score: Mapping[str, Any]) -> Estimate:
-    return Estimate(score["value"], score["low"], score["high"])
+def _estimate(name: str) -> Callable[[Metrics], Estimate]:
+    """Return what takes a score with its interval out of a record."""
+    return lambda record: estimate("value")(record[name])
 
 
-SCORED = [
-    Column("accuracy", lambda one: _estimate(one["accuracy"]), printed=True),
-    Column("macro-F1", lambda one: _estimate(one["macro_f1"]), printed=True),
-]
+SCORED = [Column(SCORES[name], _estimate(name)) for name in ("accuracy", "macro_f1")]

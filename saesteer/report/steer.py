@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from saesteer.methods.registry import method_entry
 from saesteer.report import plots
 from saesteer.report.features import cluster_colours, feature_table
 from saesteer.report.layout import (
-    Column,
     Figure,
     Mark,
     Remark,
@@ -24,10 +23,8 @@ from saesteer.report.layout import (
 from saesteer.report.report import Report
 from saesteer.report.wording import Estimate, between, show
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure as Drawing
-
 Metrics = Mapping[str, Any]
+MEASURED = ("measure", "value")
 MEANING = (
     "E: how far the margin between matching and non-matching statements moves, nats per token; "
     "moved: share of the pairs that move that way; common: what moves both statements alike"
@@ -35,11 +32,10 @@ MEANING = (
 
 
 class Vector(NamedTuple):
-    """A vector that was measured, with its margins over strengths."""
+    """A vector that was measured."""
 
     colour: str
     record: Metrics
-    curve: Sequence[Metrics]
 
     @property
     def label(self) -> str:
@@ -52,27 +48,29 @@ class Vector(NamedTuple):
         found = self.record["effect"]
         return Estimate(None) if found is None else estimate("effect")(found)
 
+    @property
+    def mark(self) -> Mark:
+        """Its method with its colour."""
+        return Mark(self.label, self.colour)
+
 
 def steer_report(
     metrics: Metrics,
-    config: Mapping[str, Any],
-    features: Sequence[Mapping[str, Any]],
-    completions: Sequence[Mapping[str, Any]],
+    config: Metrics,
+    features: Sequence[Metrics],
+    completions: Sequence[Metrics],
     *,
     n_pairs: int,
     site: str,
 ) -> Report:
     """Return a run's report, of what its files hold."""
     kl_target = config["evaluation"]["kl_target"]
-    vectors = [
-        Vector(plots.HEADLINE, metrics["vector"], metrics["curve"]),
-        Vector(
-            plots.BASELINE, metrics["difference_in_means"], metrics["curve_difference_in_means"]
-        ),
-    ]
-    own = vectors[0]
+    own = Vector(plots.HEADLINE, metrics["vector"])
+    baseline = Vector(plots.BASELINE, metrics["difference_in_means"])
+    curves = [(own, metrics["curve"]), (baseline, metrics["curve_difference_in_means"])]
     # Once where the run's own method is its baseline.
-    shown = vectors[:1] if own.record["method"] == vectors[1].record["method"] else vectors
+    same = own.record["method"] == baseline.record["method"]
+    shown = [own] if same else [own, baseline]
     minus, plus = (own.record[side]["strength"] for side in ("minus", "plus"))
     generate = f'--strength {minus:.2g} --strength 0 --strength {plus:.2g} "How was your day?"'
     return Report(
@@ -93,59 +91,20 @@ def steer_report(
             Section(
                 f"Propensity on {n_pairs} held-out pairs, every vector at KL {kl_target:g} per "
                 "token on neutral text",
-                items=_effect(vectors, shown, metrics),
+                items=_effect([own, baseline], shown, metrics),
             ),
             Section(
                 "Margin by strength",
                 "The mean margin between matching and non-matching held-out statements, at "
                 "multiples of the strength that meets the KL target, each sign its own.",
-                [
-                    Figure(
-                        "margin",
-                        "Margin by strength",
-                        partial(_margin_figure, shown, metrics["unsteered_margin"]),
-                    ),
-                    _curve_table(vectors),
-                ],
+                _margins(curves, len(shown), metrics["unsteered_margin"]),
             ),
             *_texts(completions),
             _features(metrics, features, site),
-            _run(metrics),
+            _run(metrics["seconds"]),
         ],
         beside=("vector.safetensors", "features.parquet"),
         commands=[f"saesteer generate --vector {{folder}} {generate}"],
-    )
-
-
-def _margin_figure(vectors: Sequence[Vector], unsteered: float) -> Drawing:
-    series = [
-        plots.Series(
-            vector.label,
-            [row["margin"] for row in vector.curve],
-            [row["multiple"] for row in vector.curve],
-            colour=vector.colour,
-        )
-        for vector in reversed(vectors)
-    ]
-    return plots.lines(
-        series,
-        x_title="multiple of the strength at the KL target",
-        y_title="margin, nats per token",
-        level=("unsteered", unsteered),
-    )
-
-
-def _effect_figure(vectors: Sequence[Vector], draws: Sequence[float]) -> Drawing:
-    dots = []
-    for vector in vectors:
-        # A row of its own each; the other rows hold nothing.
-        own = [vector.effect if other is vector else Estimate(None) for other in vectors]
-        dots.append(plots.Dots(vector.label, *zip(*own, strict=True), colour=vector.colour))
-    return plots.forest(
-        [vector.label for vector in vectors],
-        dots,
-        null=[draws] * len(vectors),
-        x_title="effect E at equal KL, nats per token",
     )
 
 
@@ -179,7 +138,8 @@ def _remarks(own: Vector, metrics: Metrics) -> list[Remark]:
         said.append(Remark(text, "good" if null["beyond_all"] else "bad"))
     word = "monotone" if metrics["monotone"] else "NOT monotone"
     steps = "; ".join(
-        f"{show(row['strength'], '+.2f')}: {show(row['margin'], '+.3f')}" for row in own.curve
+        f"{show(row['strength'], '+.2f')}: {show(row['margin'], '+.3f')}"
+        for row in metrics["curve"]
     )
     verdict = "good" if metrics["monotone"] else "open"
     return [*said, Remark(f"Margin by strength ({word}): {steps}", verdict)]
@@ -198,21 +158,13 @@ def _tiles(vectors: Sequence[Vector], metrics: Metrics, kl_target: float) -> lis
     return [*tiles, Tile("SAE features", n_features, "that the vector is made of")]
 
 
-def _features(metrics: Metrics, features: Sequence[Mapping[str, Any]], site: str) -> Section:
+def _features(metrics: Metrics, features: Sequence[Metrics], site: str) -> Section:
     fit = metrics["fit"]
-    cosine = f"osine to the mean delta {show(fit['cosine_to_mean_delta'], '.3f')}."
     if not features:
-        title = f"A dense vector at {site}, of no SAE features"
-        return Section(
-            title,
-            items=[
-                Table(
-                    ["measure", "value"],
-                    [["cosine to the mean delta", fit["cosine_to_mean_delta"]]],
-                    printed=("measure", "value"),
-                )
-            ],
-        )
+        measured = [{"measure": "cosine to the mean delta", "value": fit["cosine_to_mean_delta"]}]
+        table = Table.of(measured, MEASURED, printed=True)
+        return Section(f"A dense vector at {site}, of no SAE features", items=[table])
+    cosine = f"osine to the mean delta {show(fit['cosine_to_mean_delta'], '.3f')}."
     note = f"C{cosine}"
     if "candidates" in fit:
         note = (
@@ -226,86 +178,119 @@ def _features(metrics: Metrics, features: Sequence[Mapping[str, Any]], site: str
         "the pairs share a cluster."
     )
     colours = cluster_colours([row["cluster"] for row in features])
-    kept = [row for row in features if row["weight"]]
-    items: list[Any] = [feature_table(kept, colours, note=note)]
+    items = [feature_table([row for row in features if row["weight"]], colours, note=note)]
     if "silhouette" in fit:
-        rows = [[int(k), value] for k, value in fit["silhouette"].items()]
-        items.append(Table(["clusters", "silhouette"], rows, "Clusters tried", folded=True))
-        rows = [[name, value] for name, value in fit["details"].items()]
-        rows.append(["mean residual norm", fit["mean_residual_norm"]])
-        items.append(Table(["measure", "value"], rows, "The fit in numbers", folded=True))
+        tried = [{"clusters": int(k), "silhouette": v} for k, v in fit["silhouette"].items()]
+        numbers = {**fit["details"], "mean residual norm": fit["mean_residual_norm"]}
+        measured = [{"measure": name, "value": value} for name, value in numbers.items()]
+        items += [
+            Table.of(tried, ("clusters", "silhouette"), "Clusters tried", folded=True),
+            Table.of(measured, MEASURED, "The fit in numbers", folded=True),
+        ]
     return Section(f"{fit['features']} features at {site}", about, items)
 
 
-def completion_texts(records: Sequence[Mapping[str, Any]]) -> list[Texts]:
+def completion_texts(records: Sequence[Metrics]) -> list[Texts]:
     """Return completions by prompt, a column for each strength."""
-    texts = []
-    for prompt in dict.fromkeys(record["prompt"] for record in records):
-        columns: dict[str, list[Said]] = {}
-        for record in records:
-            if record["prompt"] == prompt:
-                columns.setdefault(_strength(record), []).append(Said(record["text"]))
-        texts.append(Texts(prompt, {"": columns}, opened=len(texts) < 2, printed=True))
-    return texts
+    prompts: dict[str, dict[str, list[Said]]] = {}
+    for record in records:
+        columns = prompts.setdefault(record["prompt"], {})
+        columns.setdefault(_strength(record), []).append(Said(record["text"]))
+    return [
+        Texts(prompt, {"": columns}, opened=place < 2, printed=True)
+        for place, (prompt, columns) in enumerate(prompts.items())
+    ]
 
 
-def _strength(record: Mapping[str, Any]) -> str:
+def _strength(record: Metrics) -> str:
     amount = f"{record['strength']:+.3g}" if record["strength"] else "0"
     return f"strength {amount}" + ("" if record["unit"] == "norm" else f" {record['unit']}")
 
 
-def _texts(completions: Sequence[Mapping[str, Any]]) -> list[Section]:
+def _texts(completions: Sequence[Metrics]) -> list[Section]:
     about = "Completions of neutral questions at the matched strengths and without steering."
     items = completion_texts(completions)
     return [Section("What the model writes", about, items)] if items else []
 
 
 def _effect(vectors: Sequence[Vector], shown: Sequence[Vector], metrics: Metrics) -> list[Any]:
-    columns = ["vector", "strength -/+", "KL -/+", "effect E (95% over pairs)", "moved", "common"]
-    rows = [[Mark(one.label, one.colour), *_cells(one)] for one in vectors]
-    null = metrics["null"]
-    if null is not None:
+    measures = (
+        *("strength -/+=strength", "KL -/+=kl", "effect E (95% over pairs)=effect:+.3f"),
+        *("moved:.0%", "common:+.2f"),
+    )
+    rows = [{"vector": one.mark, **_cells(one)} for one in vectors]
+    if (null := metrics["null"]) is not None:
         who = Mark(f"{null['n']} random directions", plots.NULL)
-        rows.append([who, None, None, f"|E| <= {null['largest']:.3f}", None, None])
-    forms = {columns[3]: "+.3f", "moved": ".0%", "common": "+.2f"}
-    drawn = [Vector(plots.NULL, record, ()) for record in metrics["random_directions"]]
+        nothing = dict.fromkeys(("strength", "kl", "moved", "common"))
+        rows.append({"vector": who, **nothing, "effect": f"|E| <= {null['largest']:.3f}"})
+    drawn = [Vector(plots.NULL, record) for record in metrics["random_directions"]]
     draws = [one.effect.value for one in drawn if one.effect.value is not None]
-    figure = partial(_effect_figure, shown, draws)
-    items: list[Any] = [
-        Figure("effect", "Effects beside the random null", figure),
-        Table(columns, rows, forms=forms, printed=columns, note=MEANING),
+    draw = partial(
+        plots.forest,
+        [one.label for one in shown],
+        [
+            # A row of its own each; the other rows hold nothing.
+            plots.Dots(
+                one.label,
+                *zip(*(one.effect if one is row else Estimate(None) for row in shown), strict=True),
+                colour=one.colour,
+            )
+            for one in shown
+        ],
+        null=[draws] * len(shown),
+        x_title="effect E at equal KL, nats per token",
+    )
+    items = [
+        Figure("effect", "Effects beside the random null", draw),
+        Table.of(rows, ("vector", *measures), printed=True, note=MEANING),
     ]
     if drawn:
-        names = ["random direction", *columns[1:]]
-        rows = [[one.record["name"], *_cells(one)] for one in drawn]
-        items.append(Table(names, rows, "Every random direction", folded=True, forms=forms))
+        rows = [{"random direction": one.record["name"], **_cells(one)} for one in drawn]
+        columns = ("random direction", *measures)
+        items.append(Table.of(rows, columns, "Every random direction", folded=True))
     return items
 
 
-def _cells(vector: Vector) -> list[Any]:
+def _cells(vector: Vector) -> dict[str, Any]:
     minus, plus, effect = (vector.record[name] for name in ("minus", "plus", "effect"))
-    cells: list[Any] = [
-        f"{show(minus['strength'], '+.2f')} {show(plus['strength'], '+.2f')}",
-        f"{show(minus['kl'])} {show(plus['kl'])}",
+    return {
+        "strength": f"{show(minus['strength'], '+.2f')} {show(plus['strength'], '+.2f')}",
+        "kl": f"{show(minus['kl'])} {show(plus['kl'])}",
+        "effect": "KL not reached" if effect is None else vector.effect,
+        "moved": effect and effect["moved_share"],
+        "common": effect and effect["common_shift"],
+    }
+
+
+def _margins(
+    curves: Sequence[tuple[Vector, Sequence[Metrics]]], n_drawn: int, unsteered: float
+) -> list[Any]:
+    series = [
+        plots.Series(
+            vector.label,
+            [row["margin"] for row in curve],
+            [row["multiple"] for row in curve],
+            colour=vector.colour,
+        )
+        for vector, curve in curves[:n_drawn]
     ]
-    if effect is None:
-        return [*cells, "KL not reached", None, None]
-    return [*cells, vector.effect, effect["moved_share"], effect["common_shift"]]
-
-
-def _curve_table(vectors: Sequence[Vector]) -> Table:
-    columns = [
-        Column("vector", lambda row: Mark(row["vector"].label, row["vector"].colour)),
-        Column("multiple", "multiple"),
-        Column("strength", "strength", "+.3f"),
-        Column("margin", "margin", "+.3f"),
+    draw = partial(
+        plots.lines,
+        # The run's own comes last, so that it lies on top.
+        series[::-1],
+        x_title="multiple of the strength at the KL target",
+        y_title="margin, nats per token",
+        level=("unsteered", unsteered),
+    )
+    rows = [{"vector": vector.mark, **row} for vector, curve in curves for row in curve]
+    columns = ("vector", "multiple", "strength:+.3f", "margin:+.3f")
+    return [
+        Figure("margin", "Margin by strength", draw),
+        Table.of(rows, columns, "Every point", folded=True),
     ]
-    rows = [{"vector": vector, **row} for vector in vectors for row in vector.curve]
-    return Table.of(rows, columns, "Every point", folded=True)
 
 
-def _run(metrics: Metrics) -> Section:
-    seconds = metrics["seconds"]
-    rows = [[stage, value] for stage, value in seconds.items()]
+def _run(seconds: Mapping[str, float]) -> Section:
+    rows = [{"stage": stage, "seconds": value} for stage, value in seconds.items()]
     about = f"Computed in {sum(seconds.values()):.0f} s."
-    return Section("The run", about, [Table(["stage", "seconds"], rows, forms={"seconds": ".1f"})])
+    return Section("The run", about, [Table.of(rows, ("stage", "seconds:.1f"))])

@@ -34,12 +34,10 @@ def sweep_report(sweep: Record) -> Report:
     failed = [row for row in rows if row["error"]]
     sections = [_trials(sweep, rows), _parameters(sweep), _cost(sweep)]
     if failed:
-        columns = [
-            Column("trial", "number", printed=True),
-            Column("what happened", "error", printed=True),
-        ]
+        columns = ("trial=number", "what happened=error")
         note = "Correct what can be corrected, and run again with --retry-failed."
-        sections.append(Section("Failures", items=[Table.of(failed, columns, note=note)]))
+        table = Table.of(failed, columns, printed=True, note=note)
+        sections.append(Section("Failures", items=[table]))
     return Report(
         kind="sweep",
         title=str(sweep["name"]),
@@ -82,23 +80,21 @@ def _lead(sweep: Record, best: Record | None) -> str:
 
 
 def _trials(sweep: Record, rows: Sequence[Record]) -> Section:
-    metric = str(sweep["metric"])
-    extra = [name for name in ("effect", "kl") if name != metric]
-    columns = [
-        Column("trial", "number", printed=True),
-        *(
-            Column(p["short"], lambda row, name=p["name"]: row["labels"][name], printed=True)
-            for p in sweep["parameters"]
-        ),
-        Column(metric, "value", ".4f", printed=True),
-        *(
-            Column(name, lambda row, name=name: row["numbers"].get(name), printed=True)
-            for name in extra
-        ),
-        Column("seconds", "seconds"),
-        Column("attempts", "attempts"),
-        Column("state", "state", printed=True),
+    metric, parameters = str(sweep["metric"]), sweep["parameters"]
+
+    def label(parameter: Record) -> Column:
+        return Column(parameter["short"], lambda row: row["labels"][parameter["name"]])
+
+    def number(name: str) -> Column:
+        return Column(name, lambda row: row["numbers"].get(name))
+
+    told = [
+        *("trial=number", *map(label, parameters), Column(metric, "value", ".4f")),
+        *(number(name) for name in ("effect", "kl") if name != metric),
     ]
+    columns = [Column.of(one) if isinstance(one, str) else one for one in told]
+    printed = [*(column.name for column in columns), "state"]
+    table = Table.of(rows[:MOST_ROWS], [*columns, "seconds", "attempts", "state"], printed=printed)
     drawn = Figure(
         "trials",
         "Parallel coordinates of parameters and metric",
@@ -109,7 +105,7 @@ def _trials(sweep: Record, rows: Sequence[Record]) -> Section:
     note = f"{left} more trials are in table.csv. " if left > 0 else ""
     return Section(
         "Trials",
-        items=[*([drawn] if _ended(sweep) else []), Table.of(rows[:MOST_ROWS], columns)],
+        items=[*([drawn] if _ended(sweep) else []), table],
         note=note + "The best trial is the best on the same held-out pairs that ranked all of "
         "them, so its figure is optimistic: measure it anew on other pairs or another seed. Its "
         f"settings are best.yaml beside this page, for saesteer {sweep['kind']}.",
@@ -120,19 +116,21 @@ def _parameters(sweep: Record) -> Section:
     importance: dict[str, float] = sweep["importance"]
     if not importance:
         return Section("What mattered", "No importance was computed; the reason stands above.")
-    columns = ("parameter", "share")
-    table = Table(columns, list(importance.items()), forms={"share": ".1%"}, printed=columns)
+    rows = [{"parameter": name, "share": share} for name, share in importance.items()]
     names = sorted(importance, key=lambda name: importance[name])
     share = plots.Series("share", [importance[name] for name in names])
     draw = partial(
-        plots.bars, [share], names, y_title="share of the variance", sideways=True, percent=True
+        plots.bars, [share], names, x_title="share of the variance", sideways=True, percent=True
     )
     return Section(
         "What mattered",
         f"Each parameter's share of the variance of {sweep['metric']} over the trials that ended "
         "(functional ANOVA over a random forest). It says how much a parameter moved the metric "
         "within the values that were tried, and nothing of others.",
-        [Figure("importance", "Importance of each parameter", draw), table],
+        [
+            Figure("importance", "Importance of each parameter", draw),
+            Table.of(rows, ("parameter", "share:.1%"), printed=True),
+        ],
     )
 
 
@@ -140,7 +138,26 @@ def _cost(sweep: Record) -> Section:
     measured = plane(sweep)
     if not measured:
         return Section("Effect against cost", "No trial has both an effect and a KL.")
-    draw = partial(_front_figure, measured, sweep)
+    front = [number for number in sweep["pareto"] if number in measured]
+    rest = [number for number in measured if number not in front]
+    words = _words(sweep)
+
+    def cloud(name: str, numbers: Sequence[int], colour: str, *, steps: bool) -> plots.Series:
+        effects = [measured[number][1] for number in numbers]
+        costs = [measured[number][0] for number in numbers]
+        labels = [words[number] for number in numbers]
+        return plots.Series(name, effects, costs, labels=labels, colour=colour, steps=steps)
+
+    draw = partial(
+        plots.scatter,
+        [
+            cloud("other trials", rest, SOFT, steps=False),
+            cloud("not beaten", front, plots.BASELINE, steps=True),
+        ],
+        x_title="KL(steered ‖ base) measured on neutral answers, nats per token",
+        y_title="effect E, nats per token",
+        size=10,
+    )
     label = "Effect against KL with the Pareto front"
     return Section(
         "Effect against cost",
@@ -155,32 +172,6 @@ def plane(sweep: Record) -> dict[int, tuple[float, float]]:
     numbers = {t["number"]: t["numbers"] for t in _ended(sweep)}
     found = {number: (own.get("kl"), own.get("effect")) for number, own in numbers.items()}
     return {number: point for number, point in found.items() if None not in point}
-
-
-def _front_figure(measured: Mapping[int, tuple[float, float]], sweep: Record) -> Drawing:
-    front = [number for number in sweep["pareto"] if number in measured]
-    rest = [number for number in measured if number not in front]
-    words = _words(sweep)
-    clouds = [
-        plots.Series(
-            name,
-            [measured[number][1] for number in numbers],
-            [measured[number][0] for number in numbers],
-            labels=[words[number] for number in numbers],
-            colour=colour,
-            steps=name == "not beaten",
-        )
-        for numbers, name, colour in (
-            (rest, "other trials", SOFT),
-            (front, "not beaten", plots.BASELINE),
-        )
-    ]
-    return plots.scatter(
-        clouds,
-        x_title="KL(steered ‖ base) measured on neutral answers, nats per token",
-        y_title="effect E, nats per token",
-        size=10,
-    )
 
 
 def _searched(sweep: Record) -> Section:

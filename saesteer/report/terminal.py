@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from saesteer.report.layout import Section, Table, Texts
-from saesteer.report.page import cell_text, is_number
+from saesteer.report.page import cell_text
 
 if TYPE_CHECKING:
     from saesteer.report.layout import Item
@@ -73,23 +73,17 @@ def print_table(out: Console, table: Table, where: str = "the report") -> None:
     """
     shown = [list(table.columns).index(name) for name in table.printed or table.columns]
     rows = table.rows[: table.most]
-    sides = ["right" if any(is_number(row[at]) for row in table.rows) else "left" for at in shown]
-    made = grid(*((table.columns[at], side) for at, side in zip(shown, sides, strict=True)))
+    made = grid(*((table.columns[at], "right" if table.right(at) else "left") for at in shown))
     for row in rows:
         cells = (cell_text(row[at], table.forms.get(table.columns[at], "")) for at in shown)
         made.add_row(*(Text(one_line(cell)) for cell in cells))
     out.print(made)
     if len(table.rows) > len(rows):
         out.print(f"... and {len(table.rows) - len(rows)} more in {where}")
-    links = ((cell_text(row[0]), table.link(at)) for at, row in enumerate(rows))
-    print_links(out, ((one_line(name)[:LONGEST], link) for name, link in links))
-
-
-def print_links(out: Console, links: Iterable[tuple[object, str | None]]) -> None:
-    """Print the pages of features, each on a line of its own that is never broken."""
-    for feature, url in links:
-        if url:
-            out.print(f"{feature}: {url}", soft_wrap=True)
+    for at, row in enumerate(rows):
+        # On a line of its own that is never broken.
+        if link := table.link(at):
+            out.print(f"{one_line(cell_text(row[0]))[:LONGEST]}: {link}", soft_wrap=True)
 
 
 def print_texts(out: Console, texts: Texts) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saesteer.models.loading import made_on_other_weights, model_info
+from saesteer.models.loading import check_weights
 from saesteer.models.sites import Site, check_site
 from saesteer.utils.errors import MismatchError, SaeError
 
@@ -104,17 +104,14 @@ class LensSae:
 
     @property
     def d_in(self) -> int:
-        """Width of the input."""
         return int(self.sae.cfg.d_in)
 
     @property
     def d_sae(self) -> int:
-        """Number of features."""
         return int(self.sae.cfg.d_sae)
 
     @property
     def architecture(self) -> str:
-        """sae_lens's name of the architecture."""
         return self.sae.cfg.architecture()
 
     @property
@@ -124,7 +121,6 @@ class LensSae:
 
     @property
     def neuronpedia_id(self) -> str | None:
-        """Neuronpedia's model and source ids."""
         return self.sae.cfg.metadata.neuronpedia_id
 
     @property
@@ -235,14 +231,12 @@ def check_compatible(model: TransformerBridge, sae: Sae) -> None:
                 f"SAE {sae.name} {verb} {has} dimensions and {model.cfg.model_name} has {width} at "
                 f"{site}; choose an SAE trained on this model."
             )
-    if made_on_other_weights(model, sae.model_name, sae.model_fingerprint):
-        info = model_info(model)
-        raise MismatchError(
-            f"SAE {sae.name} was trained on other weights (model {sae.model_name}, fingerprint "
-            f"{str(sae.model_fingerprint)[:12]}) than this model's ({info.source.name}, "
-            f"{info.fingerprint[:12]}); load that model, or, to use the SAE with a tuned or "
-            "quantised version of it, take model_fingerprint out of its cfg.json."
-        )
+    made = f"SAE {sae.name} was trained"
+    otherwise = (
+        "to use the SAE with a tuned or quantised version of it, take model_fingerprint out of its "
+        "cfg.json"
+    )
+    check_weights(model, made, sae.model_name, sae.model_fingerprint, otherwise)
 
 
 def _check_finite(sae: SAE[Any], name: str) -> None:

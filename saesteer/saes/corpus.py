@@ -61,7 +61,6 @@ class PackedCorpus:
 
     @property
     def train_tokens(self) -> int:
-        """Number of training tokens that are kept."""
         return sum(sum(row.kept) for row in self.train)
 
 

@@ -36,19 +36,15 @@ def build_feature_table(
 ) -> pd.DataFrame:
     """Describe every feature of an SAE from one pass over text and from the logit lens.
 
-    Args:
-        model: The model.
-        sae: The SAE.
-        rows: Tokenised text; only kept tokens count and are shown.
-        n_contexts: The most contexts of a feature, each from another row.
-        context_tokens: Tokens in a context, the firing one among them.
-        progress: Where to show progress.
+    Only kept tokens count and are shown. A context has `context_tokens` tokens, the firing one
+    among them.
 
     Returns:
         One row for each feature: its number, `density` (share of tokens on which it fires),
         `max_activation` and `mean_activation` (where it fires; by size), the tokens that it
-        promotes and demotes, contexts (dictionaries of text, token and activation, each from
-        another row of text), and a `description` made from these by rule, not by a reader.
+        promotes and demotes, at most `n_contexts` contexts (dictionaries of text, token and
+        activation, each from another row of text), and a `description` made from these by rule,
+        not by a reader.
 
     Raises:
         MismatchError: The SAE's width is not the model's.

@@ -62,7 +62,6 @@ class DoctorReport:
     remark: str = ""
 
     def as_dict(self) -> dict[str, float]:
-        """Return the figures as plain numbers."""
         return {name: value for name, value in asdict(self).items() if name != "remark"}
 
 

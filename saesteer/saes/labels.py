@@ -10,24 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saesteer.saes.neuronpedia import Cache, SourceId, dashboard_url
+from saesteer.saes.neuronpedia.cache import label_cache
+from saesteer.saes.neuronpedia.replies import Feature, read_reply
 from saesteer.saes.table import FeatureCard, FeatureHit, FeatureTable, load_feature_table
-from saesteer.utils.cache import cache_folder
 from saesteer.utils.errors import OutputError, SaeError
 
 if TYPE_CHECKING:
     from saesteer.saes.adapter import LensSae, Sae
-    from saesteer.saes.neuronpedia import SourceId
     from saesteer.utils.progress import Progress
 
-CACHE_FILE = "neuronpedia.sqlite"
 FEATURE_TABLE = "features.parquet"
 # What a run's record and a vector's provenance call an SAE's place on Neuronpedia.
 PLACE_KEY = "neuronpedia_id"
-
-
-def label_cache() -> Path:
-    """Return the file where Neuronpedia's answers and imported labels are kept."""
-    return cache_folder() / CACHE_FILE
 
 
 def own_table(where: Path | tuple[str, str]) -> FeatureTable | None:
@@ -45,8 +40,6 @@ def known_descriptions(
     Imported labels of Neuronpedia, else the own table's descriptions; empty where neither is there.
     That the labels cannot be read is said to `progress`, since it costs no result; raised if None.
     """
-    from saesteer.saes.neuronpedia import Cache, SourceId
-
     known = {} if table is None else {i: table.describe(i) for i in range(len(table))}
     place = SourceId.known(sae.neuronpedia_id)
     if place is None:
@@ -67,9 +60,6 @@ def feature_card_of(sae: LensSae, index: int) -> FeatureCard:
         SaeError: The SAE has no such feature.
         OutputError: The imported labels cannot be read.
     """
-    from saesteer.saes.neuronpedia import Cache, SourceId, dashboard_url
-    from saesteer.saes.neuronpedia.replies import Feature, read_reply
-
     if not 0 <= index < sae.d_sae:
         raise SaeError(f"SAE {sae.name} has features 0 to {sae.d_sae - 1}; {index} is none.")
     table = None if sae.folder is None else own_table(sae.folder)
@@ -87,8 +77,6 @@ def feature_card_of(sae: LensSae, index: int) -> FeatureCard:
 
 def feature_url(neuronpedia_id: str | None, feature: int) -> str | None:
     """Return the address of a feature's dashboard; None where Neuronpedia does not have its SAE."""
-    from saesteer.saes.neuronpedia import SourceId, dashboard_url
-
     place = SourceId.known(neuronpedia_id)
     return None if place is None else dashboard_url(place, feature)
 
@@ -99,13 +87,8 @@ def noted_place(provenance: Mapping[str, Any]) -> str | None:
     if isinstance(own, str):
         return own
     # Vectors of different SAEs cannot be summed, so any part tells.
-    parts = provenance.get("sum_of")
-    for part in parts if isinstance(parts, list) else ():
-        inner = part.get("provenance") if isinstance(part, Mapping) else None
-        found = noted_place(inner) if isinstance(inner, Mapping) else None
-        if found is not None:
-            return found
-    return None
+    places = (noted_place(part["provenance"]) for part in provenance.get("sum_of") or ())
+    return next((place for place in places if place is not None), None)
 
 
 def search_table(table: FeatureTable, query: str, limit: int) -> list[FeatureHit]:
@@ -131,8 +114,6 @@ def search_labels(
 
     `place` and `site` are for the links.
     """
-    from saesteer.saes.neuronpedia import dashboard_url
-
     texts = list(labels.values())
     hits = _closest(labels, texts, texts, query, limit)
     return [replace(hit, url=dashboard_url(place, hit.feature, site=site)) for hit in hits]

@@ -40,7 +40,6 @@ class TokenTexts:
         return self._known[token]
 
     def span(self, tokens: Sequence[int]) -> str:
-        """Return the text of several tokens."""
         return str(self._tokenizer.decode(list(tokens)))
 
     @property

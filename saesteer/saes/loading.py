@@ -22,7 +22,6 @@ BUNDLED = "smollm2"
 
 
 def bundled_sae_folder() -> Path:
-    """Return the folder of the SAE that comes with saesteer."""
     return Path(__file__).resolve().parents[1] / "assets" / "sae-smollm2"
 
 

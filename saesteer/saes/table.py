@@ -64,7 +64,6 @@ class FeatureCard:
 
     @property
     def promotes(self) -> tuple[str, ...]:
-        """The tokens that its direction promotes most."""
         return self.top_tokens
 
     @property
@@ -73,7 +72,6 @@ class FeatureCard:
         return tuple(dict.fromkeys(context.token for context in self.contexts))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the card as JSON."""
         return asdict(self)
 
     @property

@@ -30,8 +30,6 @@ Watch = Callable[[int, dict[str, float]], None]
 
 
 class SaeTrainingConfig(Settings):
-    """What to train and on what."""
-
     site: str  # Such as "blocks.10.hook_resid_post".
     # Sites read in the same pass, so that SAEs at several can be compared.
     harvest_sites: list[str] = Field(default_factory=list)
@@ -86,13 +84,9 @@ def train_topk(
     saved SAE takes raw activations and carries `normalize_activations: none`.
 
     Args:
-        harvested: The stored activations.
-        config: The settings.
         metadata: What the SAE's users must know (model, hook, BOS, ...), kept in its cfg.json.
         folder: Checkpoints and the result `sae/`, which is returned, go here; a checkpoint there is
             resumed.
-        device: Where to train.
-        progress: Where to show progress.
         watch: Called after every step with its number, "loss" and "dead", a share of the features.
 
     Raises:
@@ -245,7 +239,6 @@ class _Training:
             tell(self.step, {"loss": loss, "dead": float(dead.float().mean())})
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
         from safetensors.torch import save_file
 
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
@@ -260,7 +253,6 @@ class _Training:
         write_atomic(path, lambda draft: save_file(kept, draft, metadata=metadata))
 
     def finish(self, folder: Path) -> Path:
-        """Write the inference SAE."""
         from safetensors import SafetensorError
 
         # sae_lens's factor multiplies the input: W_enc * f, W_dec / f, b_dec / f.

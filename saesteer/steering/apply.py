@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from saesteer.models.loading import made_on_other_weights, model_info
+from saesteer.models.compat import watching
+from saesteer.models.loading import check_weights, plain_model
 from saesteer.models.sites import Site, all_targets
 from saesteer.models.tokens import special_ids
 from saesteer.steering.clean import CleanReadings
@@ -172,7 +173,7 @@ def _edited(
                     first = next(iter(masks.values()))
                     clean = None if directions is None else CleanReadings(directions, first)
                     for one in (*masks.values(), *([] if clean is None else [clean])):
-                        stack.enter_context(one.watching(target.model))
+                        stack.enter_context(watching(target.model, one))
                     state = passes[id(target.model)] = _Pass(masks, clean)
                 stack.callback(target.hook(partial(writer.write, state)).remove)
         yield Steering(tuple(m for state in passes.values() for m in state.masks.values()))
@@ -263,17 +264,13 @@ def _numbers(edit: Edit) -> bytes:
 
 
 def _check_belongs(model: TransformerBridge, vector: SteeringVector, strict: bool) -> None:
-    info = model_info(model)
-    width = info.plain.config.get_text_config().hidden_size
+    width = plain_model(model).config.get_text_config().hidden_size
     if vector.site.between_blocks and vector.d_model != width:
         raise MismatchError(
             f"vector {vector.name!r} of model {vector.model} is {vector.d_model} wide and this "
             f"model's residual stream {width}; load the model that the vector was made on."
         )
-    made_on = vector.model_fingerprint
-    if strict and made_on and made_on_other_weights(model, vector.model, made_on):
-        raise MismatchError(
-            f"vector {vector.name!r} was made on other weights (model {vector.model}, fingerprint "
-            f"{made_on[:12]}) than this model's ({info.source.name}, {info.fingerprint[:12]}); "
-            "load that model, or pass strict=False to steer all the same."
-        )
+    if strict:
+        made = f"vector {vector.name!r} was made"
+        otherwise = "pass strict=False to steer all the same"
+        check_weights(model, made, vector.model, vector.model_fingerprint, otherwise)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saesteer.models.compat import find_cache, named_arguments, watching_generate
+from saesteer.models.compat import find_cache, named_arguments
 from saesteer.models.sites import Site
 from saesteer.steering.positions import SteeringMask
 from saesteer.utils.errors import SteeringError
@@ -26,11 +26,8 @@ class CleanReadings:
     """Runs the model once more before each pass, hooks silent, and keeps alpha at every site.
 
     The clean model reads the same tokens, generated ones included, through a cache of its own
-    beside each cache of the model's, so that no trace of an edit is left in what it says.
-
-    Args:
-        directions: For each site its unit directions, by whatever names them.
-        mask: Knows how many columns went before a pass; it watches the model already.
+    beside each cache of the model's, so that no trace of an edit is left in what it says. The
+    mask, which watches the model already, knows how many columns went before a pass.
     """
 
     def __init__(self, directions: Mapping[Site, Mapping[Any, Tensor]], mask: SteeringMask) -> None:
@@ -42,16 +39,6 @@ class CleanReadings:
         self.running = False
         self._readings: dict[Site, dict[Any, Tensor]] = {}
 
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follow a model's forward passes and its `generate`."""
-        with ExitStack() as stack:
-            before = model.register_forward_pre_hook(self._observe, with_kwargs=True)
-            stack.callback(before.remove)
-            stack.callback(model.register_forward_hook(self._conclude).remove)
-            stack.enter_context(watching_generate(model, self))
-            yield
-
     def begin(self, prompt_length: int, num_beams: int) -> None:
         """Note whether the `generate` that begins reorders the rows of its cache."""
         self._reorders = num_beams > 1
@@ -60,7 +47,8 @@ class CleanReadings:
         """Note that `generate` has ended."""
         self._reorders = False
 
-    def _observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Run the clean pass before the pass that is about to run."""
         past = self._mask.past
         inputs = dict(named_arguments(model, args, kwargs))
         tokens = inputs.get("input_ids")
@@ -90,7 +78,9 @@ class CleanReadings:
         if cache is not None and self._last is not None:
             self._beside[cache] = self._last
 
-    def _conclude(self, model: nn.Module, inputs: Any, output: Any) -> None:
+    def conclude(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
         """Keep the clean cache beside the one that the model has made."""
         made = find_cache(output) if self._makes_cache else None
         if made is not None and self._last is not None:

@@ -66,10 +66,8 @@ class Edit(ABC):
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return the hidden state with the edit made.
 
-        Args:
-            hidden: The hidden state at the site.
-            where: Positions that are changed; the others keep their very bits. All if None.
-            reading: The alpha that counts; what `hidden` reads if None.
+        Positions that are not chosen keep their very bits; all are chosen where none are given.
+        The alpha that counts is the given one, or else what the hidden state reads.
         """
         direction = self.direction.to(hidden.device)
         x = hidden.to(torch.float32)
@@ -163,11 +161,7 @@ class Add(Edit):
         return not any(self.lengths)
 
     def row_strengths(self, batch: int) -> Tensor | None:
-        """Return each row's strength by its place, -1 for none; None where one is for all rows.
-
-        Raises:
-            SteeringError: The strengths or `rows` do not fit so many rows.
-        """
+        """Return each row's strength by its place, -1 for none; None where one is for all rows."""
         count = len(self.lengths)
         if self.rows is not None:
             if max(self.rows) >= batch:

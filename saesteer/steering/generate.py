@@ -181,9 +181,9 @@ def generate(
         # The last prompt token is written to even if it is special, as where the KL is measured.
         special = ~batch.span
         special[:, -1] = False
-        context: AbstractContextManager[Any] = nullcontext()
+        steered: AbstractContextManager[Any] = nullcontext()
         if vectors:
-            context = steer(
+            steered = steer(
                 model,
                 vectors,
                 [job.strength for job in part],
@@ -192,7 +192,7 @@ def generate(
                 prompt_length=width,
                 special_mask=special,
             )
-        with context, contiguous_head(runner), torch.no_grad():
+        with steered, contiguous_head(runner), torch.no_grad():
             output = runner.generate(
                 **batch.inputs,
                 generation_config=config,
@@ -294,14 +294,10 @@ def sampling_processors(
     """Return logits processors that turn greedy choice into sampling with common random numbers.
 
     Gumbel-max: argmax(log p + g) with g standard Gumbel noise is a sample of p (Gumbel 1954). The
-    noise is a function of the seed, the row's key and the step alone, so rows with one key, such
-    as one prompt's sample at several strengths, meet the same noise wherever they stand in a
-    batch, on whatever device. Use with `do_sample=False`.
-
-    Args:
-        keys: For each row its prompt's and its sample's number.
-        temperature: Softmax temperature; 0 gives no processors, that is the likeliest token.
-        top_p: Probability of the nucleus that is sampled from.
+    noise is a function of the seed, the row's key (its prompt's and its sample's number) and the
+    step alone, so rows with one key, such as one prompt's sample at several strengths, meet the
+    same noise wherever they stand in a batch, on whatever device. Use with `do_sample=False`.
+    Temperature 0 gives no processors, that is the likeliest token.
     """
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS
 from saesteer.steering.strength import Unit, to_raw
 from saesteer.steering.vector import SteeringVector
-from saesteer.utils.errors import ModelError, OutputError, SteeringError
+from saesteer.utils.errors import ModelError, SteeringError
 from saesteer.utils.files import write_atomic
 
 ARCHITECTURE = "controlvector"
@@ -56,38 +55,26 @@ def export_gguf(
         model_hint: The architecture in GGUF's words, such as "llama"; the model's name if None.
             llama.cpp does not check it.
 
-    Raises:
-        SteeringError: A vector's site cannot be written in this format, widths differ, or the
-            package `gguf` is missing.
-        OutputError: The file cannot be written.
     """
     gguf = _gguf()
     chosen = (vectors,) if isinstance(vectors, SteeringVector) else tuple(vectors)
     if not chosen:
         raise SteeringError("there are no vectors to export; give at least one.")
     directions = _summed(chosen, strength, unit)
-    target = Path(path)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            draft = Path(folder) / "vector.gguf"
-            writer = gguf.GGUFWriter(draft, ARCHITECTURE)
-            writer.add_name(" + ".join(dict.fromkeys(v.name for v in chosen)))
-            writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint or chosen[0].model)
-            writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
-            for layer in sorted(directions):
-                writer.add_tensor(f"direction.{layer}", directions[layer])
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            content = draft.read_bytes()
-    except OSError as error:
-        raise OutputError(
-            f"{target}: its draft cannot be written to the temporary folder ({error}); free some "
-            "space there or set TMPDIR."
-        ) from error
-    write_atomic(target, content)
-    return target
+
+    def write(draft: Path) -> None:
+        writer = gguf.GGUFWriter(draft, ARCHITECTURE)
+        writer.add_name(" + ".join(dict.fromkeys(v.name for v in chosen)))
+        writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint or chosen[0].model)
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
+        for layer in sorted(directions):
+            writer.add_tensor(f"direction.{layer}", directions[layer])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return write_atomic(path, write)
 
 
 def import_gguf(
@@ -109,13 +96,6 @@ def import_gguf(
             its depth and width, where its configuration is on this machine. None for the file's
             model_hint, unchecked.
         positions: Where the vectors are to be written.
-
-    Raises:
-        SteeringError: The file is missing, cut off, of another kind or of an unknown layout, or
-            the package `gguf` is missing.
-        SiteError: A layer is past the model's last block.
-        MismatchError: The width is another than the model's.
-        ModelError: The model's name points nowhere.
     """
     gguf = _gguf()
     source = Path(path)

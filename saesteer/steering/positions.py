@@ -17,8 +17,7 @@ Why a token was not steered, and where that is decided:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,7 +25,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from saesteer.models.compat import cached_length, find_cache, named_arguments, watching_generate
+from saesteer.models.compat import cached_length, find_cache, named_arguments
 from saesteer.utils.errors import HookError, SteeringError
 
 DEFAULT_POSITIONS = "from_last_prompt_token"
@@ -43,7 +42,7 @@ def check_saved_positions(name: object) -> None:
 
 
 class SteeringMask:
-    """The positions to write to, kept up to date while `watching` a model.
+    """The positions to write to, kept up to date while it is `watching` a model.
 
     What counts as the prompt: what `generate` is given; otherwise the first forward pass, and every
     later one that starts with an empty KV cache. What a pass adds to a cache is generated. Without
@@ -100,17 +99,6 @@ class SteeringMask:
         # The prompt's last column, of all rows or [batch, 1].
         self._last: int | Tensor | None = None
         self._seen: Tensor | None = None
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follow a model's forward passes and its `generate`."""
-        with ExitStack() as stack:
-            before = model.register_forward_pre_hook(self.observe, with_kwargs=True)
-            stack.callback(before.remove)
-            after = model.register_forward_hook(self.conclude, with_kwargs=True)
-            stack.callback(after.remove)
-            stack.enter_context(watching_generate(model, self))
-            yield
 
     def begin(self, prompt_length: int, num_beams: int) -> None:
         """Note that `generate` begins with a prompt of so many columns."""

@@ -134,23 +134,19 @@ class TeacherForced:
     ) -> Iterator[Pass]:
         """Run every batch once, steered or not.
 
-        Args:
-            vector: What to steer with; nothing if None.
-            strength: How strongly.
-            unit: The strength's unit.
-            editing: Edits made instead, such as `intervene` with each row's `prompt_length`; those
-                that reach before the last prompt token need `share_prefix=False`.
-            beside: `last_states` of each row, whose logits are wanted beside the pass's own.
+        Edits may be made instead, such as `intervene` with each row's `prompt_length`; those that
+        reach before the last prompt token need `share_prefix=False`. `beside` are `last_states` of
+        each row, whose logits are wanted beside the pass's own.
         """
         model, _ = self._running(vector)
 
         def closed(block: _Block) -> Pass:
             others = None if beside is None else torch.cat([beside[i] for i in block.index])
             below = None if editing else self._below(block, vector)
-            context = (
+            changed = (
                 editing(block.prompts) if editing else self._steered(block, vector, strength, unit)
             )
-            with torch.inference_mode(), context, _selecting(model, block, others) as seen:
+            with torch.inference_mode(), changed, _selecting(model, block, others) as seen:
                 logits = self._forward(block, below, model)
             return _pass(block, logits, seen, others)
 
@@ -176,10 +172,9 @@ class TeacherForced:
     def open_passes(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
     ) -> Iterator[tuple[Pass, Float[Tensor, "row d_model"]]]:
-        """Run every batch once, steered, with a zero added to each row that gradients flow to.
+        """Run every batch once, steered, with zeros added at each row's steered positions.
 
-        Yields:
-            The pass and its zeros: what is added at the steered positions of each row.
+        Gradients flow to the zeros, which come with each pass.
         """
         if self._target is None:
             raise ValueError("open passes need a site")
@@ -286,9 +281,7 @@ def _given(blocks: Sequence[Any], output: Any) -> dict[Any, Callable[..., Any]]:
 def _selecting(model: Any, block: _Block, beside: Tensor | None = None) -> Iterator[list[Tensor]]:
     """Let the unembedding take the scored positions alone, with other states behind them.
 
-    Yields:
-        The states at those positions, once they were taken; nothing where there is no module that
-        takes them.
+    What it took is yielded; nothing where there is no module that takes them.
     """
     seen: list[Tensor] = []
     scored = block.scored

@@ -186,11 +186,7 @@ class SteeringVector:
         )
 
     def scaled(self, factor: float) -> SteeringVector:
-        """Return the natural vector times `factor`; weights and max_act go along.
-
-        Raises:
-            SteeringError: The factor is zero or not a finite number.
-        """
+        """Return the natural vector times a factor; weights and max_act go along."""
         number = check_strength(factor)
         if number == 0.0:
             raise SteeringError(

@@ -7,7 +7,8 @@ import operator
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from saesteer.tracking.runs import Run
 from saesteer.utils.errors import ConfigError
@@ -15,6 +16,7 @@ from saesteer.utils.text import did_you_mean
 from saesteer.utils.values import flatten
 
 Values = Mapping[str, Any]
+Holds = Callable[[Values], bool]
 MISSING = object()
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _COMPARISON = re.compile(
@@ -25,40 +27,42 @@ _COMPARISON = re.compile(
 )
 
 
-class Condition(NamedTuple):
-    """A condition on a run as `Run.as_dict` gives it, and the fields that some run must have."""
-
-    holds: Callable[[Values], bool]
-    fields: tuple[str, ...] = ()
-
-
-def parse_condition(text: str) -> Condition:
-    """Read a condition: `metrics.effect>0.1`, `kind=run and (tags~a or not tags exists)`.
+def filter_runs(runs: Iterable[Run], conditions: Sequence[str]) -> list[Run]:
+    """Return the runs that meet every condition, in their order.
 
     Args:
-        text: Field, operator and value; null is no value, quoted "null" the word. `exists` and
-            `missing` stand alone behind the field. `and` binds before `or`; a value that holds
-            one of these words is quoted.
+        runs: The runs.
+        conditions: Such as `metrics.effect>0.1` or `kind=run and (tags~a or not tags exists)`.
+            null is no value, quoted "null" the word; `exists` and `missing` stand alone behind the
+            field. `and` binds before `or`; a value that holds one of these words is quoted.
 
     Raises:
-        ConfigError: There is no operator, no field, or no value.
+        ConfigError: A condition has no operator, no field or no value, or a field is in no run.
     """
+    named: list[str] = []
+    parsed = [_condition(text, named) for text in conditions]
+    listed = [(run, run.as_dict()) for run in runs]
+    check_fields([values for _, values in listed], named)
+    return [run for run, values in listed if all(holds(values) for holds in parsed)]
+
+
+def _condition(text: str, named: list[str]) -> Holds:
+    """Return what tells whether a run as a mapping meets a condition; add the fields it names."""
     text = text.strip()
     for word, join in (("or", any), ("and", all)):
-        parts = [parse_condition(part) for part in _split(text, word)]
+        parts = [_condition(part, named) for part in _split(text, word)]
         if parts:
-            return _joined(parts, join)
+            return partial(_joined, parts, join)
     if text.startswith(("not ", "not(")):
-        inner = parse_condition(text[3:])
-        return Condition(lambda run: not inner.holds(run), inner.fields)
+        inner = _condition(text[3:], named)
+        return lambda run: not inner(run)
     if text.startswith("(") and text.endswith(")"):
-        return parse_condition(text[1:-1])
-    return _comparison(text)
+        return _condition(text[1:-1], named)
+    return _comparison(text, named)
 
 
-def _joined(parts: Sequence[Condition], join: Callable[[Iterable[bool]], bool]) -> Condition:
-    named = tuple(name for part in parts for name in part.fields)
-    return Condition(lambda run: join(part.holds(run) for part in parts), named)
+def _joined(parts: Sequence[Holds], join: Callable[[Iterable[bool]], bool], run: Values) -> bool:
+    return join(holds(run) for holds in parts)
 
 
 def _split(text: str, word: str) -> list[str]:
@@ -73,7 +77,7 @@ def _split(text: str, word: str) -> list[str]:
     return [text[s:e] for s, e in zip(starts, ends, strict=True)] if places else []
 
 
-def _comparison(text: str) -> Condition:
+def _comparison(text: str, named: list[str]) -> Holds:
     found = _COMPARISON.fullmatch(text)
     if found is None:
         raise ConfigError(
@@ -88,7 +92,7 @@ def _comparison(text: str) -> Condition:
     if sign in ("exists", "missing"):
         if rest:
             raise ConfigError(f"filter {text!r}: nothing may stand behind {sign}; remove it.")
-        return Condition(lambda run: (field_of(run, field) is not MISSING) == (sign == "exists"))
+        return lambda run: (field_of(run, field) is not MISSING) == (sign == "exists")
     words = rest.strip("()[] ").split(",") if found["word"] else [rest]
     values = [_value(word.strip()) for word in words if word.strip()]
     if not values:
@@ -105,26 +109,14 @@ def _comparison(text: str) -> Condition:
             return negated
         return any(compare(there, value) for value in values) != negated
 
-    return Condition(holds, (field,))
+    named.append(field)
+    return holds
 
 
 def _value(word: str) -> str | None:
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         return word[1:-1]
     return None if word in ("null", "None") else word
-
-
-def filter_runs(runs: Iterable[Run], conditions: Sequence[str]) -> list[Run]:
-    """Return the runs that meet every condition, in their order; see `parse_condition`.
-
-    Raises:
-        ConfigError: A condition cannot be read, or a field is in none of the runs.
-    """
-    parsed = [parse_condition(text) for text in conditions]
-    listed = [(run, run.as_dict()) for run in runs]
-    named = [name for condition in parsed for name in condition.fields]
-    check_fields([values for _, values in listed], named)
-    return [run for run, values in listed if all(one.holds(values) for one in parsed)]
 
 
 def sort_runs(runs: Sequence[Run], field: str, *, descending: bool = False) -> list[Run]:
@@ -136,10 +128,9 @@ def sort_runs(runs: Sequence[Run], field: str, *, descending: bool = False) -> l
     listed = [run.as_dict() for run in runs]
     check_fields(listed, [field])
     found = [(field_of(values, field), run) for values, run in zip(listed, runs, strict=True)]
-    full = [pair for pair in found if pair[0] is not MISSING and pair[0] is not None]
-    empty = [run for value, run in found if value is MISSING or value is None]
+    full = [pair for pair in found if pair[0] not in (MISSING, None)]
     full.sort(key=lambda pair: _sort_key(pair[0]), reverse=descending)
-    return [run for _, run in full] + empty
+    return [run for _, run in full] + [run for value, run in found if value in (MISSING, None)]
 
 
 def aggregate(
@@ -149,14 +140,10 @@ def aggregate(
     by: Sequence[str] = (),
     kinds: Sequence[str] = ("count", "mean", "std"),
 ) -> list[dict[str, Any]]:
-    """Return one row for each group of runs: its size, and aggregates of numbers.
+    """Return one row for each group of runs: its size, and aggregates of fields.
 
-    Args:
-        runs: The runs.
-        fields: Fields to aggregate; values that are no finite number are left out, and `count`
-            says how many remain.
-        by: Fields that make the groups; one group of all if none.
-        kinds: Some of count, mean, median, std (over n - 1), min and max.
+    Values that are no finite number are left out, and `count` says how many remain. Kinds are
+    count, mean, median, std (over n - 1), min and max.
 
     Raises:
         ConfigError: A kind is unknown, or no run has a field.

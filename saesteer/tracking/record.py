@@ -65,12 +65,7 @@ class RecordedRun:
         self._mirrored("timings", self._seconds)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record one point of one curve or several, in `log.jsonl`.
-
-        Args:
-            values: The curves' numbers by name.
-            step: Where on the horizontal axis; the order alone counts if None.
-        """
+        """Record one point of each curve in `log.jsonl`; without a step the order counts."""
         record = {**({} if step is None else {"step": int(step)}), **plain(values)}
         with self._warned():
             append_json(self.folder.path / LOG, record)
@@ -79,10 +74,7 @@ class RecordedRun:
     def curve(self, name: str, rows: Sequence[Mapping[str, Any]], x: str) -> None:
         """Record a whole curve in `curves/<name>.json`; recorded again, it replaces itself.
 
-        Args:
-            name: The curve's name.
-            rows: Its points: numbers by name.
-            x: Which of the names is the horizontal axis.
+        Its rows are numbers by name, of which `x` names the horizontal axis.
         """
         points = [plain(row) for row in rows]
         self.keep(f"curves/{name}.json", {"x": x, "points": points})
@@ -118,9 +110,7 @@ class RecordedRun:
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Record the run's metrics, over those that have the same name.
 
-        Args:
-            metrics: Numbers, words and mappings of these; NaN and infinity become null. Lists are
-                left out: they belong in a file.
+        NaN and infinity become null. Lists are left out: they belong in a file.
         """
         self._metrics = merged(self._metrics, scalars(plain(metrics)))
         self._update(metrics=self._metrics)
@@ -180,7 +170,7 @@ def recorded_run(
 
     Args:
         folder: The run's folder; made if it is not there.
-        kind: What kind of run, such as "run", "compare" or "patch".
+        kind: Such as "run", "compare" or "patch".
         name: What the user calls it.
         config: The settings, as JSON values; secrets are taken out.
         tags: Words to find it by, besides those of `wandb.tags`.

@@ -29,24 +29,23 @@ _LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _ARGUMENT = re.compile(r"^(-{0,2})([A-Za-z][\w.-]*)=(.+)$", re.DOTALL)
 
 
-def redact(value: Any, environ: Mapping[str, str] | None = None) -> Any:
+def redact(value: Any) -> Any:
     """Return a JSON value with every secret in it replaced by `***`.
 
     A secret is text under a name such as `api_key` or `password`, text that holds the value of a
     variable of the environment with such a name, a key in a well-known form, or the login in an
     address.
     """
-    return _redact(value, _secrets(os.environ if environ is None else environ))
+    return _redact(value, _secrets())
 
 
-def redact_text(text: str, environ: Mapping[str, str] | None = None) -> str:
+def redact_text(text: str) -> str:
     """Return text with every secret in it replaced by `***`; see `redact`."""
-    return _redact_text(text, _secrets(os.environ if environ is None else environ))
+    return _redact_text(text, _secrets())
 
 
-def redact_command(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> list[str]:
+def redact_command(arguments: Sequence[str]) -> list[str]:
     """Return a command's arguments without secrets: `--api-key X` and `a.api_key=X` lose theirs."""
-    secrets = _secrets(os.environ if environ is None else environ)
     kept: list[str] = []
     hide_next = False
     for argument in arguments:
@@ -56,7 +55,7 @@ def redact_command(arguments: Sequence[str], environ: Mapping[str, str] | None =
         elif found and names_a_secret(found[2]):
             argument = f"{found[1]}{found[2]}={HIDDEN}"
         hide_next = argument.startswith("--") and "=" not in argument and names_a_secret(argument)
-        kept.append(_redact_text(argument, secrets))
+        kept.append(redact_text(argument))
     return kept
 
 
@@ -68,10 +67,10 @@ def names_a_secret(name: str) -> bool:
     return bool(parts & _SECRET_WORDS or (parts & _OFTEN_SECRET and not parts & _DATA_WORDS))
 
 
-def _secrets(environ: Mapping[str, str]) -> list[str]:
+def _secrets() -> list[str]:
     found = {
         value
-        for name, value in environ.items()
+        for name, value in os.environ.items()
         if len(value) >= SHORTEST_SECRET and names_a_secret(name)
     }
     # Longest first: one may be the beginning of another.

@@ -179,11 +179,7 @@ def _guessed(folder: Path) -> dict[str, Any]:
 
 
 def add_note(folder: Path, note: Note) -> dict[str, Any]:
-    """Append a note to a run's folder, and return it as it was written, with the time.
-
-    Args:
-        folder: The run's folder.
-        note: Text, or named parts such as {"observation": ..., "hypothesis": ...}.
+    """Append a note, text or named parts, to a run's folder; return it with the time.
 
     Raises:
         DataError: The note is empty or cannot be written as JSON.
@@ -212,11 +208,9 @@ def read_notes(folder: Path) -> list[dict[str, Any]]:
 
 
 def export_runs(runs: Sequence[Run], target: Path) -> Path:
-    """Write runs to a file, one row for each; in CSV and Parquet nested fields have dots.
+    """Write runs to a file that ends in .csv, .json or .parquet, one row for each.
 
-    Args:
-        runs: The runs.
-        target: A file that ends in .csv, .json (which stays nested) or .parquet.
+    JSON stays nested; in the others nested fields have dots.
 
     Raises:
         ConfigError: The ending is another.

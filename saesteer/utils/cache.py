@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,6 @@ import numpy as np
 
 from saesteer.utils.errors import OutputError
 from saesteer.utils.files import build_folder, write_atomic
-from saesteer.utils.run_folder import RunFolder
 
 Kept = TypeVar("Kept")
 Arrays = Mapping[str, np.ndarray]
@@ -66,7 +67,6 @@ class Cache:
         return kept[key]
 
     def clear(self) -> None:
-        """Let go of everything in memory."""
         self._kept.clear()
 
     def once(self, kind: str, *parts: Any, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
@@ -75,27 +75,27 @@ class Cache:
         The file is named after their kind and all that they depend on, as `content_key` takes it;
         one that cannot be read is made again.
         """
-        from safetensors import SafetensorError
         from safetensors.numpy import load_file, save_file
 
-        if self.folder is None:
-            return dict(compute())
-        target = self.folder / f"{kind}-{content_key(*parts)}.safetensors"
-        with suppress(OSError, SafetensorError):
-            return load_file(target)
-        arrays = {name: np.ascontiguousarray(value) for name, value in compute().items()}
-        write_atomic(target, lambda draft: save_file(arrays, draft))
-        return arrays
+        name = f"{kind}-{content_key(*parts)}.safetensors"
+
+        def made() -> dict[str, dict[str, np.ndarray]]:
+            return {name: {key: np.asarray(value, order="C") for key, value in compute().items()}}
+
+        return self.files({name: name}, made, load=load_file, save=save_file)[name]
 
     def record(self, kind: str, *parts: Any, compute: Callable[[], Any]) -> Any:
         """Return a JSON value from its file, computing it first where there is none; see `once`."""
         if self.folder is None:
             return compute()
-        try:
-            return RunFolder(self.folder).once(f"{kind}-{content_key(*parts)}.json", compute)
-        except OutputError:
-            # Cut off while it was written by somebody else's hand; the cache is no result.
-            return compute()
+        name = f"{kind}-{content_key(*parts)}.json"
+        return self.files(
+            {name: name},
+            # As it will be read, so that who computes it has no other types than who finds it.
+            lambda: {name: json.loads(json.dumps(compute()))},
+            load=lambda path: json.loads(path.read_bytes()),
+            save=lambda value, draft: draft.write_text(json.dumps(value), encoding="utf-8"),
+        )[name]
 
     def files(
         self,
@@ -105,19 +105,19 @@ class Cache:
         load: Callable[[Path], Kept],
         save: Callable[[Kept, Path], object],
     ) -> Mapping[Any, Kept]:
-        """Return values from their files, computing all of them where one is not there.
+        """Return values from their files, computing all of them where one cannot be read.
 
-        `names` has each value's file's name, which stands for all that it depends on; `load` raises
-        `OutputError` where it is not there or damaged.
+        `names` has each value's file's name, which stands for all that it depends on.
         """
+        from safetensors import SafetensorError
+
         if self.folder is None:
             return compute()
-        try:
+        with suppress(OSError, ValueError, SafetensorError, OutputError):
             return {key: load(self.folder / name) for key, name in names.items()}
-        except OutputError:
-            made = compute()
+        made = compute()
         for key, value in made.items():
-            write_atomic(self.folder / names[key], lambda draft, kept=value: save(kept, draft))
+            write_atomic(self.folder / names[key], partial(save, value))
         return made
 
 

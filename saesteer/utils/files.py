@@ -9,8 +9,9 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,8 +22,6 @@ from saesteer.utils.errors import OutputError
 
 # A draft of another machine cannot be told from one under way until nobody has touched it so long.
 FOREIGN_SECONDS = 24 * 3600.0
-# Names are cut so that a draft's fits wherever the file's own does.
-_LONGEST = 40
 _DRAFT = re.compile(r"\.saesteer-draft-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}-.+", re.DOTALL)
 _UNDER_WAY: set[str] = set()
 
@@ -34,20 +33,16 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
     writes the draft that it is given. `OutputError` says what cannot be written.
     """
     target = Path(path)
-    draft = draft_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(target.parent, target.name)
-        if isinstance(content, bytes):
-            draft.write_bytes(content)
-        else:
-            content(draft)
-        os.replace(draft, target)
+        with _draft_beside(target) as draft:
+            if isinstance(content, bytes):
+                draft.write_bytes(content)
+            else:
+                content(draft)
+            os.replace(draft, target)
     except (OSError, SafetensorError) as error:
         raise unwritable(target, error) from error
-    finally:
-        _remove(draft)
-        leave(draft)
     return target
 
 
@@ -78,9 +73,14 @@ def draft_of(path: Path) -> Path:
 
     Nobody else touches it until its writer is no more, or calls `leave`.
     """
-    name = f".saesteer-draft-{_machine()}-{os.getpid()}-{token_hex(4)}-{path.name[-_LONGEST:]}"
+    name = f".saesteer-draft-{_machine()}-{os.getpid()}-{token_hex(4)}-{_end(path.name)}"
     _UNDER_WAY.add(name)
     return path.with_name(name)
+
+
+def _end(name: str) -> str:
+    # Cut so that a draft's name fits wherever the file's own does.
+    return name[-40:]
 
 
 def leave(draft: Path) -> None:
@@ -88,7 +88,16 @@ def leave(draft: Path) -> None:
     _UNDER_WAY.discard(draft.name)
 
 
-def abandoned(draft: Path) -> bool:
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in a folder: of one of its files, or of all below it."""
+    start = ".saesteer-draft-*"
+    walk = folder.rglob(start) if name is None else folder.glob(f"{start}-{escape(_end(name))}")
+    for draft in sorted(walk):
+        if _is_abandoned(draft):
+            _remove(draft)
+
+
+def _is_abandoned(draft: Path) -> bool:
     """Return whether a file is a draft that nobody writes any more."""
     named = _DRAFT.fullmatch(draft.name)
     if named is None or draft.name in _UNDER_WAY:
@@ -102,21 +111,16 @@ def abandoned(draft: Path) -> bool:
         return False
 
 
-def drafts(folder: Path, name: str | None = None) -> list[Path]:
-    """Return the drafts in a folder: of one of its files, or of any in it and below it."""
-    if name is None:
-        return sorted(folder.rglob(".saesteer-draft-*"))
-    end = f"-{name[-_LONGEST:]}"
-    with suppress(OSError):
-        return [p for p in folder.iterdir() if _DRAFT.fullmatch(p.name) and p.name.endswith(end)]
-    return []
-
-
-def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left in a folder: of one of its files, or of all below it."""
-    for draft in drafts(folder, name):
-        if abandoned(draft):
-            _remove(draft)
+@contextmanager
+def _draft_beside(path: Path) -> Iterator[Path]:
+    """Give a draft's name; what is there of it in the end is removed."""
+    remove_abandoned(path.parent, path.name)
+    draft = draft_of(path)
+    try:
+        yield draft
+    finally:
+        _remove(draft)
+        leave(draft)
 
 
 def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
@@ -127,9 +131,7 @@ def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
     if os.path.isdir(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder.parent, folder.name)
-    draft = draft_of(folder)
-    try:
+    with _draft_beside(folder) as draft:
         draft.mkdir()
         build(draft)
         try:
@@ -138,9 +140,6 @@ def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
             # Another process was faster: its folder holds the same.
             if not folder.is_dir():
                 raise
-    finally:
-        _remove(draft)
-        leave(draft)
     return folder
 
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 from saesteer.utils.errors import ConfigError, NetworkError, OutputError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 RETRIED = (408, 425, 429)
 REFUSED = (401, 403)
 _PIECE = 65_536
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,20 @@ class Patience:
     jitter: float = 0.0
     # The most bytes of a reply.
     largest: int = 64_000_000
+
+    def pause(self, failure: _Failure, attempt: int, where: str, chance: float) -> float:
+        """Return the seconds to wait after a failed attempt, counted from 1."""
+        longest = self.longest_wait
+        if failure.wait is None:
+            # The exponent is bounded, so that no power overflows.
+            wait = min(self.first_wait * 2.0 ** min(attempt - 1, 30), longest)
+            return min(wait * (1 + self.jitter * chance), longest)
+        if failure.wait > longest:
+            raise NetworkError(
+                f"{where} asks to wait {failure.wait:.0f} s ({failure}); try again then, what is "
+                "there is kept."
+            )
+        return failure.wait
 
 
 @dataclass(frozen=True)
@@ -84,13 +97,14 @@ class UnansweredError(NetworkError):
         self.unread = unread  # Attempts whose answer did not arrive, though it may have been made.
 
 
-class _Failure(NamedTuple):
-    """What may pass."""
+class _Failure(Exception):
+    """What may pass; `wait` has the seconds that the service asks to wait, if it says so."""
 
-    said: str
-    wait: float | None = None  # The seconds that the service asks to wait, if it says so.
-    answered: bool = True
-    unread: bool = False
+    def __init__(
+        self, said: str, wait: float | None = None, *, answered: bool = True, unread: bool = False
+    ) -> None:
+        super().__init__(said)
+        self.wait, self.answered, self.unread = wait, answered, unread
 
 
 def request(
@@ -115,18 +129,13 @@ def request(
     Redirects are not followed, since they could carry the key to another host.
 
     Args:
-        method: "GET" or "POST".
-        url: The address.
         payload: What is posted as JSON.
         params: The query.
-        key: Where the key is, if one is sent.
-        patience: How long and how often.
         called: What error messages call the service; its address without the path if None.
         check: Looks at every reply first: it returns why one is to be asked for again, and may
             raise.
         into: Where the body of a reply of status 200 goes, from its start; then `body` is empty.
         session: Connections that are kept open (`open_session`).
-        sleep: What waits.
         chance: Gives numbers from 0 to 1.
 
     Returns:
@@ -142,29 +151,32 @@ def request(
     where = called or f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
     secret = key_in(key.variable) if key else ""
     asked = {"method": method, "url": url, "json": payload, "params": params}
+    asked["auth"] = _signed(key, secret)
     unread = attempt = 0
     with nullcontext(session) if session is not None else open_session() as opened:
         while True:
-            outcome = _once(opened, asked, _signed(key, secret), patience, into)
-            if isinstance(outcome, HttpReply):
-                body = outcome.body.replace(secret.encode(), b"***") if secret else outcome.body
-                outcome = replace(outcome, body=body, unread=unread)
-                reason = check(outcome)
-                outcome = _Failure(reason) if reason else _judged(outcome, url, where, key)
-            if isinstance(outcome, HttpReply):
-                return outcome
             attempt += 1
-            unread += outcome.unread
+            try:
+                reply = _once(opened, asked, patience, into)
+                body = reply.body.replace(secret.encode(), b"***") if secret else reply.body
+                reply = replace(reply, body=body, unread=unread)
+                if reason := check(reply):
+                    raise _Failure(reason)
+                return _final(reply, url, where, key)
+            except _Failure as error:
+                failure = error
+            # Outside the except block, so that what is raised here carries nothing along.
+            unread += failure.unread
             most = patience.attempts
-            most = most if outcome.answered else min(most, patience.attempts_unanswered)
+            most = most if failure.answered else min(most, patience.attempts_unanswered)
             if attempt >= most:
                 raise UnansweredError(
-                    f"{where} gave no usable answer in {attempt} attempts ({outcome.said}); "
-                    "check the network and try again later, what is there is kept.",
-                    outcome.said,
+                    f"{where} gave no usable answer in {attempt} attempts ({failure}); check the "
+                    "network and try again later, what is there is kept.",
+                    str(failure),
                     unread,
                 )
-            sleep(_pause(outcome, attempt - 1, where, patience, chance))
+            sleep(patience.pause(failure, attempt, where, chance()))
 
 
 def open_session() -> Session:
@@ -180,56 +192,49 @@ def open_session() -> Session:
 
 
 def _once(
-    session: Session,
-    asked: Mapping[str, Any],
-    auth: Callable[[PreparedRequest], PreparedRequest],
-    patience: Patience,
-    into: BinaryIO | None,
-) -> HttpReply | _Failure:
+    session: Session, asked: Mapping[str, Any], patience: Patience, into: BinaryIO | None
+) -> HttpReply:
     import requests
     from urllib3.exceptions import HTTPError
 
-    failure, body, response, unread = None, None, None, True
-    limit = patience.timeout
+    response, limit = None, patience.timeout
     try:
         # `with` closes a reply half read.
         with session.request(
-            **asked, auth=auth, timeout=limit, allow_redirects=False, stream=True
+            **asked, timeout=limit, allow_redirects=False, stream=True
         ) as response:
-            if into is not None and response.status_code == 200:
-                _stream(response, into)
-                body = b""
-            else:
-                body = _read_body(response, time.monotonic() + limit, patience.largest)
-    except OutputError:
-        raise
+            file = into if response.status_code == 200 else None
+            if file is not None:
+                file.seek(0)
+                file.truncate()
+            body, deadline = bytearray(), time.monotonic() + limit
+            for piece in _pieces(response):
+                if file is not None:
+                    _write(file, piece)
+                    continue
+                body += piece
+                if len(body) > patience.largest or time.monotonic() > deadline:
+                    raise _Failure(f"no complete answer in {limit:g} s", unread=True)
+            # Read to its end, so that the connection serves the next request.
+            response.raw.release_conn()
+        return HttpReply(response.status_code, response.headers, bytes(body))
     except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
-        # Only the kind: messages can hold headers. Outside the except block, so that nothing
-        # raised later carries the request along.
-        failure = type(error).__name__
-        unread = response is not None or not isinstance(error, requests.ConnectionError)
-    if failure is not None or response is None:
-        answered = response is not None
-        kind = "a broken answer" if answered else "no answer"
-        return _Failure(f"{kind} ({failure})", answered=answered, unread=unread)
-    if body is None:
-        return _Failure(f"no complete answer in {limit:g} s", unread=True)
-    return HttpReply(response.status_code, response.headers, body)
+        # Only the kind: messages can hold headers.
+        failure, connected = type(error).__name__, not isinstance(error, requests.ConnectionError)
+    answered = response is not None
+    kind = "a broken answer" if answered else "no answer"
+    raise _Failure(f"{kind} ({failure})", answered=answered, unread=answered or connected)
 
 
-def _judged(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpReply | _Failure:
-    """Return a reply that is final, or a failure that may pass.
-
-    Raises:
-        NetworkError: The key is refused, or the service sends on.
-    """
+def _final(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpReply:
+    """Return a reply that asking again would not change."""
+    said = f"status {reply.status}{said_by_server(reply.body)}"
     if reply.status in RETRIED or reply.status >= 500:
-        wait = retry_after(reply.headers.get("Retry-After"))
-        return _Failure(f"status {reply.status}{said_by_server(reply.body)}", wait)
+        raise _Failure(said, retry_after(reply.headers.get("Retry-After")))
     if reply.status in REFUSED and key is not None:
         raise NetworkError(
-            f"{where} refuses the key (status {reply.status}{said_by_server(reply.body)}); set the "
-            f"environment variable {key.variable} to one that is valid there."
+            f"{where} refuses the key ({said}); set the environment variable {key.variable} to one "
+            "that is valid there."
         )
     if 300 <= reply.status < 400:
         host = urlsplit(urljoin(url, reply.headers.get("Location", ""))).hostname or "elsewhere"
@@ -238,22 +243,6 @@ def _judged(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpRepl
             "question are sent; if that is right, name its address in the settings."
         )
     return reply
-
-
-def _pause(
-    failure: _Failure, attempt: int, where: str, patience: Patience, chance: Callable[[], float]
-) -> float:
-    longest = patience.longest_wait
-    if failure.wait is None:
-        # The exponent is bounded, so that no power overflows.
-        wait = min(patience.first_wait * 2.0 ** min(attempt, 30), longest)
-        return min(wait * (1 + patience.jitter * chance()), longest)
-    if failure.wait > longest:
-        raise NetworkError(
-            f"{where} asks to wait {failure.wait:.0f} s ({failure.said}); try again then, what is "
-            "there is kept."
-        )
-    return failure.wait
 
 
 def is_plain_address(url: str) -> bool:
@@ -269,7 +258,7 @@ def is_plain_address(url: str) -> bool:
 
 def is_variable_name(name: str) -> bool:
     """Return whether a text can be an environment variable's name, rather than a key itself."""
-    return _NAME.fullmatch(name) is not None
+    return name.isidentifier() and name.isascii()
 
 
 def key_in(variable: str) -> str:
@@ -315,30 +304,14 @@ def _pieces(response: Response) -> Iterator[bytes]:
         yield piece
 
 
-def _read_body(response: Response, deadline: float, largest: int) -> bytes | None:
-    """Return a streamed reply's body; None where it is too long or not there in time."""
-    body = bytearray()
-    for piece in _pieces(response):
-        body += piece
-        if len(body) > largest or time.monotonic() > deadline:
-            return None
-    # Read to its end, so that the connection serves the next request.
-    response.raw.release_conn()
-    return bytes(body)
-
-
-def _stream(response: Response, file: BinaryIO) -> None:
-    file.seek(0)
-    file.truncate()
-    for piece in _pieces(response):
-        try:
-            file.write(piece)
-        except OSError as error:
-            raise OutputError(
-                f"{file.name}: what was fetched cannot be written ({error.strerror or error}); "
-                "free some space or set SAESTEER_CACHE to another folder."
-            ) from error
-    response.raw.release_conn()
+def _write(file: BinaryIO, piece: bytes) -> None:
+    try:
+        file.write(piece)
+    except OSError as error:
+        raise OutputError(
+            f"{file.name}: what was fetched cannot be written ({error.strerror or error}); "
+            "free some space or set SAESTEER_CACHE to another folder."
+        ) from error
 
 
 def parsed_json(body: bytes) -> Any:
@@ -378,6 +351,4 @@ def said_by_server(body: bytes) -> str:
         return ""
     error = parsed.get("error", parsed.get("message"))
     message = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(message, str) or not message.strip():
-        return ""
-    return f": {one_line(message)}"
+    return f": {one_line(message)}" if isinstance(message, str) and message.strip() else ""

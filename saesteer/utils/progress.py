@@ -74,11 +74,9 @@ class Progress:
         self._console = console
 
     def task(self, name: str, total: float, unit: str = "") -> Task:
-        """Return a task of `total` units."""
         return Task(self._console, name, total, unit)
 
     def say(self, text: str) -> None:
-        """Print one line."""
         if self._console is not None:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from saesteer.utils.errors import OutputError
-from saesteer.utils.files import draft_of, leave, remove_abandoned, write_atomic
+from saesteer.utils.files import remove_abandoned, write_atomic
 
 RECORDED_PACKAGES = (
     "saesteer",
@@ -39,11 +40,9 @@ class RunFolder:
         """Make the folder, and remove what runs killed while writing have left in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = draft_of(self.path / "probe")
-            probe.write_text("")
-            probe.unlink()
-            leave(probe)
-            remove_abandoned(self.path)
+            # Whether it can be written shows in writing alone.
+            with TemporaryFile(dir=self.path):
+                remove_abandoned(self.path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
@@ -53,7 +52,6 @@ class RunFolder:
         return self
 
     def has(self, name: str) -> bool:
-        """Return whether a file is there."""
         there = os.path.isfile(self.path / name)
         if there:
             self.touched.add(name)

@@ -68,7 +68,8 @@ class Settings(BaseModel):
         # YAML reads yes and on as true, and pydantic reads true as 1.
         made = handler(value)
         if _booleans(made) < _booleans(value):
-            raise ValueError("true is a yes or no; give a value of its own kind")
+            word = "false" if value is False else "true"
+            raise ValueError(f"{word} is a yes or no; give a value of its own kind")
         return made
 
 

@@ -187,7 +187,13 @@ def test_every_setting_that_takes_any_text_is_known_to_name_a_place_or_not(kind)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
 
 
-@pytest.mark.parametrize("file", [DEFAULT, *sorted(CONFIGS.glob("*.yaml"))])
+def test_the_built_in_settings_are_complete():
+    config = load_config(DEFAULT, kind=AgentConfig)
+    assert config.planner.chosen == "seeded"
+    Experiments(config, Progress()).check("corrupt", {"programs": ["skip 3"]})
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_settings_fit_every_kind_they_name(file):
     config = load_config(file, kind=AgentConfig)
     experiments = Experiments(config, Progress())

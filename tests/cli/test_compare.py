@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.compare import conftest as fixtures
+from tests.experiments import conftest as fixtures
 
 compare_data, embeds = fixtures.compare_data, fixtures.embeds
 tiny_compare, few = fixtures.tiny_compare, fixtures.few

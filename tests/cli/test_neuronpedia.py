@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.neuronpedia import player as play
+from tests.saes import player as play
 
 KEY = "sk-np+secret/key=="
 
 
 @pytest.fixture
-def player(monkeypatch, tmp_path):
+def player(monkeypatch, tmp_path, http_server):
     """The player, online, with a key and an empty cache."""
-    made = play.Player()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = play.Player(http_server)
     for name in ("SAESTEER_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NEURONPEDIA_BASE_URL", made.api)
@@ -25,8 +24,7 @@ def player(monkeypatch, tmp_path):
     monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
     monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    yield made
-    made.stop()
+    return made
 
 
 @pytest.fixture

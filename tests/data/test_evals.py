@@ -32,22 +32,6 @@ def write(folder: Path, records: list[Any], name: str = "trait.jsonl") -> Path:
     return path
 
 
-def test_matching_statements_become_the_positive_side(tmp_path: Path):
-    records = [
-        statement("I am warm to everyone I meet"),
-        statement("Strangers deserve my contempt", "No"),
-        statement("Go", "No", None),
-        statement("Hi", "Yes", None),
-    ]
-    pairs = load_pairs(write(tmp_path, records))
-    assert pairs.name == "trait"
-    assert [(pair.positive, pair.negative) for pair in pairs] == [
-        ("I am warm to everyone I meet", "Strangers deserve my contempt"),
-        ("Hi", "Go"),
-    ]
-    assert pairs.dropped == 0
-
-
 def test_equal_sides_are_paired_as_the_best_assignment_of_lengths_would(tmp_path: Path):
     # Seven texts a side, so that every one of the 5,040 assignments can be tried.
     positives = [

@@ -54,26 +54,23 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: bytes, mess
         list(read_texts(path))
 
 
-def test_a_file_that_is_cut_off_or_not_packed_is_refused(tmp_path: Path):
-    path = tmp_path / "texts.jsonl.gz"
-    whole = gzip.compress(lines_of([f"text {number}" * 50 for number in range(500)]))
-    for content in (whole[:-20], whole[: len(whole) // 2], b"plain text\n"):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=r"texts\.jsonl\.gz:\d+: the gzip file is damaged"):
-            list(read_texts(path))
-
-
-def test_what_cannot_be_read_is_refused_at_once(tmp_path: Path):
+def test_what_cannot_be_read_is_refused_at_once_and_a_damaged_file_where_it_ends(tmp_path: Path):
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(DataError, match="there is no such file"):
-        read_texts(tmp_path / "gone.txt")
-    with pytest.raises(DataError, match="this is a folder"):
-        read_texts(tmp_path / "folder.txt")
-    with pytest.raises(DataError, match=r"texts are read from \.txt, .*give the file one of these"):
-        read_texts(tmp_path / "prose.pdf")
     (tmp_path / "prose.txt").write_text("x")
+    for name, message in (
+        ("gone.txt", "there is no such file"),
+        ("folder.txt", "this is a folder"),
+        ("prose.pdf", r"texts are read from \.txt, .*give the file one of these"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_texts(tmp_path / name)
     with pytest.raises(ConfigError, match="limit is 0; give at least 1"):
         read_texts(tmp_path / "prose.txt", limit=0)
+    whole = gzip.compress(lines_of([f"text {number}" * 50 for number in range(500)]))
+    for content in (whole[: len(whole) // 2], b"plain text\n"):
+        (tmp_path / "texts.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"texts\.jsonl\.gz:\d+: the gzip file is damaged"):
+            list(read_texts(tmp_path / "texts.jsonl.gz"))
 
 
 def test_a_file_without_line_ends_does_not_fill_the_memory(

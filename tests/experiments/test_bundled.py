@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -40,19 +39,12 @@ def test_a_bundled_configuration_printed_in_full_is_the_same_experiment(tmp_path
         assert one.path.read_text(encoding="utf-8").startswith(f"# {one.about}\n")
 
 
-def names(words: list[str], kind: str) -> list[str]:
-    return [config.name for config in load_experiments(words, kind=kind)]
-
-
 def test_a_word_is_a_configuration_or_data_or_a_file(tmp_path):
     (tmp_path / "my pairs.csv").write_text("positive,negative\n")
     (tmp_path / "mine.yaml").write_text("name: other\npairs: {source: my pairs.csv}\n")
-    assert names(["agreeableness", "optimism", "my pairs.csv", "mine.yaml"], "steer") == [
-        "agreeableness",
-        "optimism",
-        "my-pairs",
-        "other",
-    ]
+    words = ["agreeableness", "optimism", "my pairs.csv", "mine.yaml"]
+    found = [config.name for config in load_experiments(words, kind="steer")]
+    assert found == ["agreeableness", "optimism", "my-pairs", "other"]
     (steer,) = load_experiments(["my pairs.csv"], kind="steer")
     assert steer.pairs.source == "my pairs.csv" and steer.sae == "smollm2"
     (probe,) = load_experiments(["sentiment_checks"], kind="probe")
@@ -99,13 +91,14 @@ def test_several_data_are_one_experiment_where_a_kind_takes_several(tmp_path):
     ],
 )
 def test_what_is_unknown_or_ambiguous_is_one_sentence(words, kind, told, tmp_path):
-    for name in ("agreeableness", "optimism") if words[0] in ("agreeableness", "optimism") else ():
-        (tmp_path / name).write_text("")
+    also_a_file = words[0] in ("agreeableness", "optimism")
+    if also_a_file:
+        (tmp_path / words[0]).write_text("")
     (tmp_path / "patch.yaml").write_text("kind: patch\nname: p\npairs: {source: capitals}\n")
     with pytest.raises(ConfigError, match=told) as error:
         load_experiments(words, kind=kind)
     assert "\n" not in str(error.value)
-    if os.path.isfile(tmp_path / words[0]) and kind == "steer" and "." not in words[0]:
+    if also_a_file:
         assert find_settings([f"./{words[0]}"], kind)
 
 

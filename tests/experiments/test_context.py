@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,8 +53,8 @@ def test_every_kind_computes_on_its_threads_and_leaves_them_as_they_were(kind, s
 
 
 @pytest.fixture
-def loads(monkeypatch) -> list[torch.dtype]:
-    """The dtypes of the models that were loaded, in order."""
+def loads(monkeypatch) -> Iterator[list[torch.dtype]]:
+    """The dtypes of the models that were loaded, in order; "auto" stands for bfloat16."""
     found: list[torch.dtype] = []
     load = context.load_model
 
@@ -61,8 +62,11 @@ def loads(monkeypatch) -> list[torch.dtype]:
         found.append(how["dtype"])
         return load(*args, **how)
 
+    context._chosen_dtype.cache_clear()
     monkeypatch.setattr(context, "load_model", listed)
-    return found
+    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: DTYPES[dtype])
+    yield found
+    context._chosen_dtype.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -71,46 +75,30 @@ def loads(monkeypatch) -> list[torch.dtype]:
     ids=["room for both", "room for one"],
 )
 def test_kinds_that_take_turns_load_a_model_as_often_as_memory_asks(
-    memory, times, small, loads, monkeypatch
+    memory, times, small, loads, tmp_path, monkeypatch
 ):
-    context._chosen_dtype.cache_clear()
-    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: DTYPES[dtype])
     monkeypatch.setattr(context, "memory_of", lambda device: memory)
     cache = Cache()
-    asked = {"corrupt": small("corrupt"), "patch": small("patch")}
-    asked["corrupt"]["model"]["dtype"] = "auto"
-    asked["patch"] |= NO_MORE
+    corrupt, patch = small("corrupt"), {**small("patch"), **NO_MORE}
+    corrupt["model"]["dtype"] = "auto"
     for program in ("skip 0", "skip 1"):
-        run("corrupt", {**asked["corrupt"], "programs": [program]}, cache=cache)
-        run("patch", {**asked["patch"], "name": program.replace(" ", "-")}, cache=cache)
-    context._chosen_dtype.cache_clear()
+        after = run("corrupt", {**corrupt, "programs": [program]}, cache=cache)
+        run("patch", {**patch, "name": program.replace(" ", "-")}, cache=cache)
     assert loads == [torch.bfloat16, torch.float32] * times
-
-
-def test_what_ran_before_changes_no_number(small, loads, tmp_path, monkeypatch):
-    context._chosen_dtype.cache_clear()
-    monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: DTYPES[dtype])
-    settings = small("corrupt")
-    settings["model"]["dtype"] = "auto"
-    cache = Cache()
-    run("patch", {**small("patch"), **NO_MORE}, cache=cache)
-    after = run("corrupt", settings, cache=cache)
-    alone = run("corrupt", {**settings, "folder": str(tmp_path / "alone")})
-    context._chosen_dtype.cache_clear()
+    # What ran before changes no number.
+    elsewhere = {**corrupt, "programs": ["skip 1"], "folder": str(tmp_path / "alone")}
+    alone = run("corrupt", elsewhere)
     assert after.metrics["dtype"] == "bfloat16"
     assert after.metrics["tasks"] == alone.metrics["tasks"]
 
 
-def test_auto_is_measured_once_in_a_process(small, monkeypatch):
-    context._chosen_dtype.cache_clear()
+def test_auto_is_measured_once_in_a_process(small, loads, monkeypatch):
     answers = iter([torch.bfloat16, torch.float32])
     monkeypatch.setattr(context, "choose_dtype", lambda dtype, _: next(answers))
-    plan = SimpleNamespace(
-        config=parse_config(small("steer"), kind=experiment_named("steer").Config, place="test")
-    )
-    plan.config.model.dtype = "auto"
+    config = parse_config(small("steer"), kind=experiment_named("steer").Config, place="test")
+    config.model.dtype = "auto"
+    plan = SimpleNamespace(config=config)
     dtypes = [Context(plan, Progress())._dtype for _ in range(2)]
-    context._chosen_dtype.cache_clear()
     assert dtypes == [torch.bfloat16, torch.bfloat16]
 
 

@@ -22,16 +22,10 @@ from saesteer.experiments.results import Results
 from saesteer.tracking import list_runs
 from saesteer.utils import files
 from saesteer.utils.errors import ConfigError, OutputError
+from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
 
-COMMANDS = {
-    "steer": ("steer",),
-    "compare": ("compare",),
-    "corrupt": ("corrupt",),
-    "patch": ("patch",),
-    "probe": ("probe",),
-    "train_sae": ("sae", "train"),
-}
+COMMANDS = {kind: ("sae", "train") if kind == "train_sae" else (kind,) for kind in KINDS}
 RECORDED = {"steer": "run", "probe": "probe-train", "train_sae": "sae-train"}
 SECRETS = {name: f"{name}-of-mine" for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")}
 EARLIER = Path(__file__).parent / "earlier"
@@ -221,18 +215,23 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
         made(kind, settings)
 
 
+def test_a_folder_that_fails_only_when_it_is_made_is_refused_too(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match=r"link cannot be written .*choose another"):
+        RunFolder(tmp_path / "link").create()
+
+
 @pytest.mark.parametrize("kind", sorted(path.name for path in EARLIER.iterdir()))
 def test_folders_of_earlier_versions_open(kind, tmp_path):
     folder = shutil.copytree(EARLIER / kind, tmp_path / kind)
     found = ss.Results.open(folder)
     assert found.metrics
-    headline = experiment_named(kind).headline
-    config = parse_config(
-        json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        kind=experiment_named(kind).Config,
-        place="config.json",
-    )
-    shown = headline(object.__new__(_with(kind, config)), found.metrics)
+    experiment = experiment_named(kind)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # It has settings, and has planned nothing.
+    bare = object.__new__(experiment)
+    bare.config = parse_config(settings, kind=experiment.Config, place="config.json")
+    shown = bare.headline(found.metrics)
     assert any(isinstance(value, float) for value in shown.values())
     (folder / "metrics.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "sae", ignore_errors=True)
@@ -240,18 +239,11 @@ def test_folders_of_earlier_versions_open(kind, tmp_path):
         ss.Results.open(folder)
 
 
-def _with(kind: str, config: Any) -> Any:
-    """A kind of experiment that has settings, and has planned nothing."""
-    return type("Bare", (experiment_named(kind),), {"config": config})
-
-
 def test_a_run_that_fails_is_recorded_as_such(small, monkeypatch):
-    from saesteer.methods import fit_context
-
     def fail(*args: Any, **how: Any):
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(fit_context, "encode_pairs", fail)
+    monkeypatch.setattr("saesteer.methods.fit_context.encode_pairs", fail)
     with pytest.raises(RuntimeError):
         made("steer", small("steer")).run()
     (found,) = list_runs(Path(small("steer")["folder"]))

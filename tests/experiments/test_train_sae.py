@@ -90,23 +90,19 @@ def test_a_configuration_becomes_a_sae_with_card_metrics_and_table(trained, sett
 
 def test_a_model_is_steered_with_an_sae_trained_here(trained, tiny_settings):
     found = run_experiment(RunConfig(**tiny_settings("gpt2", chat=False, sae=trained.sae_folder)))
-    metrics = found.metrics
+    metrics, measured = found.metrics, found.metrics["vector"]
     for side in ("plus", "minus"):
-        assert metrics["vector"][side]["reached"]
-        assert metrics["vector"][side]["kl"] == pytest.approx(0.05, rel=0.031)
+        assert measured[side]["reached"]
+        assert measured[side]["kl"] == pytest.approx(0.05, rel=0.031)
         assert metrics["difference_in_means"][side]["kl"] == pytest.approx(0.05, rel=0.031)
     assert [row["multiple"] for row in metrics["curve"]] == [-1, 0, 1]
-    assert metrics["curve"][1]["margin"] == pytest.approx(metrics["unsteered_margin"], abs=1e-5)
-    assert metrics["vector"]["effect"]["effect"] == pytest.approx(
-        (metrics["curve"][2]["margin"] - metrics["curve"][0]["margin"]) / 2, abs=1e-5
-    )
+    low, middle, high = (row["margin"] for row in metrics["curve"])
+    assert middle == pytest.approx(metrics["unsteered_margin"], abs=1e-5)
+    assert measured["effect"]["effect"] == pytest.approx((high - low) / 2, abs=1e-5)
     assert len(metrics["random_directions"]) == 2
+    strengths = {measured["minus"]["strength"], 0.0, measured["plus"]["strength"]}
+    assert {record["strength"] for record in found.completions} == strengths
     assert len(found.completions) == 2 * 3
-    assert {record["strength"] for record in found.completions} == {
-        metrics["vector"]["minus"]["strength"],
-        0.0,
-        metrics["vector"]["plus"]["strength"],
-    }
     # The vector is the sum of its weighted decoder rows.
     sae, vector = ss.load_sae(trained.sae_folder), found.vector
     rebuilt = torch.stack([f.weight * sae.decoder[f.index] for f in vector.sae_features]).sum(dim=0)

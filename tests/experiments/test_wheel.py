@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,17 +43,15 @@ def test_the_wheel_does_the_main_job_in_an_empty_folder(
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def saesteer(*words: str) -> str:
-        found = subprocess.run(
-            [sys.executable, "-m", "saesteer.cli.main", *words],
-            cwd=empty,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def python(*words: str) -> str:
+        command = [sys.executable, *words]
+        how: Any = {"cwd": empty, "env": environment, "capture_output": True, "text": True}
+        found = subprocess.run(command, check=False, **how)
         assert found.returncode == 0, found.stderr
         return found.stdout
+
+    def saesteer(*words: str) -> str:
+        return python("-m", "saesteer.cli.main", *words)
 
     listed = saesteer("configs")
     assert "agreeableness" in listed and "depth" in listed
@@ -64,13 +63,5 @@ def test_the_wheel_does_the_main_job_in_an_empty_folder(
     (folder,) = (empty / "runs").glob("agreeableness-*")
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert {path.name for path in empty.iterdir()} == {"runs"}
-    code = "import saesteer; print(saesteer.__file__)"
-    where = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=empty,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert Path(where.stdout.strip()).is_relative_to(installed)
+    where = python("-c", "import saesteer; print(saesteer.__file__)")
+    assert Path(where.strip()).is_relative_to(installed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
@@ -40,41 +39,21 @@ SITES = [
 ]
 
 
-@contextlib.contextmanager
-def counted_blocks(model):
-    """Count the blocks that run, in the plain model and in the bridge's."""
-    ran = []
-    plain = plain_model(model)
-    path = model.adapter.component_mapping["blocks"].name
-    both = (plain, model.original_model)
-    blocks = [block for inner in both for block in inner.get_submodule(path).children()]
-    handles = [b.register_forward_pre_hook(lambda *_: ran.append(1)) for b in blocks]
-    try:
-        yield ran
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def one_by_one(reference, rows, layer):
-    """The hidden states that Hugging Face gives each row alone, without padding."""
-    for row in rows:
-        with torch.no_grad():
-            out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
-        yield out.hidden_states[layer][0][list(row.kept)]
-
-
 @pytest.mark.parametrize("arch", ["gpt2", "gemma3"])
 def test_padded_batches_read_what_each_row_reads_alone(arch, tiny_model, hf_model):
-    # Rows longer than Gemma's sliding window and positions of GPT-2's table among them.
-    model = tiny_model(arch)
+    # Rows longer than Gemma's sliding window and positions of GPT-2's table among them, and a
+    # statement behind a prompt, in batches of two.
+    model, reference = tiny_model(arch), hf_model(arch)
     rows = encode_texts(model.tokenizer, TEXTS)
-    read = read_rows(model, rows, [POST, Site(2, "hook_resid_pre")])
-    wanted = list(one_by_one(hf_model(arch), rows, 2))
+    rows += encode_statements(model.tokenizer, ["I like cats"], "What do you say?")
+    read = read_rows(model, rows, [POST, Site(2, "hook_resid_pre")], max_rows=2)
     for site in read:
-        for index, values in enumerate(wanted):
-            got = read[site].text(index)
-            torch.testing.assert_close(got, values, rtol=1e-4, atol=1e-5)
+        assert read[site].n_texts == len(rows)
+        for index, row in enumerate(rows):
+            with torch.no_grad():
+                out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
+            wanted = out.hidden_states[2][0][list(row.kept)]
+            torch.testing.assert_close(read[site].text(index), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_of_any_size_and_single_sites_read_the_same(tiny_model):
@@ -82,7 +61,7 @@ def test_batches_of_any_size_and_single_sites_read_the_same(tiny_model):
     rows = encode_texts(model.tokenizer, TEXTS)
     together = read_rows(model, rows, SITES)
     assert list(together) == SITES
-    for limits in ({"max_rows": 1}, {"max_rows": 2}, {"max_tokens": 1}):
+    for limits in ({"max_rows": 2}, {"max_tokens": 1}):
         apart = read_rows(model, rows, SITES, **limits)
         for site in SITES:
             values = together[site].values, apart[site].values
@@ -94,42 +73,24 @@ def test_batches_of_any_size_and_single_sites_read_the_same(tiny_model):
         assert torch.equal(together[site].offsets, single.offsets)
 
 
-def test_texts_come_back_in_the_callers_order(tiny_model):
-    model = tiny_model("llama")
-    rows = encode_texts(model.tokenizer, TEXTS)
-    read = read_rows(model, rows, [POST], max_rows=2)[POST]
-    back = read_rows(model, rows[::-1], [POST], max_rows=2)[POST]
-    assert read.n_texts == len(TEXTS)
-    assert read.offsets[0] == 0
-    assert read.offsets.diff().tolist() == [sum(row.kept) for row in rows]
-    assert int(read.offsets[-1]) == len(read.values)
-    for index in range(len(TEXTS)):
-        other = back.text(len(TEXTS) - 1 - index)
-        torch.testing.assert_close(read.text(index), other, rtol=1e-4, atol=1e-5)
-
-
-def test_only_the_statements_tokens_are_read(tiny_model, hf_model):
-    model = tiny_model("llama")
-    rows = encode_statements(model.tokenizer, ["I like cats", "No"], "What do you say?")
-    read = read_rows(model, rows, [POST])[POST]
-    for index, values in enumerate(one_by_one(hf_model("llama"), rows, 2)):
-        assert len(values) == sum(rows[index].kept) < len(rows[index])
-        torch.testing.assert_close(read.text(index), values, rtol=1e-4, atol=1e-5)
-
-
 def test_the_pass_ends_at_the_deepest_site(tiny_model):
     model = tiny_model("gemma3")
     rows = encode_texts(model.tokenizer, ["The cat", "I like"])
-    for sites, blocks in (
+    path = model.adapter.component_mapping["blocks"].name
+    both = (plain_model(model), model.original_model)
+    blocks = [block for inner in both for block in inner.get_submodule(path).children()]
+    ran: list[int] = []
+    handles = [b.register_forward_pre_hook(lambda *_: ran.append(1)) for b in blocks]
+    for sites, count in (
         ([Site(0, "hook_resid_pre")], 1),
-        ([Site(1)], 2),
         ([Site(2, "hook_resid_pre"), Site(0)], 3),
-        ([Site(0, "hook_mlp_out")], 1),
         ([Site(1, "attn.hook_z"), Site(0)], 2),
     ):
-        with counted_blocks(model) as ran:
-            read_rows(model, rows, sites)
-        assert len(ran) == blocks, sites
+        del ran[:]
+        read_rows(model, rows, sites)
+        assert len(ran) == count, sites
+    for handle in handles:
+        handle.remove()
 
 
 def test_a_text_that_cannot_be_read_is_a_sentence_with_its_number(tiny_model):
@@ -150,16 +111,12 @@ def test_a_text_that_cannot_be_read_is_a_sentence_with_its_number(tiny_model):
 
 
 def pair_set(*pairs):
-    made = [
-        p if isinstance(p, ContrastivePair) else ContrastivePair(str(i), *p)
-        for i, p in enumerate(pairs)
-    ]
-    return PairSet("test", tuple(made), "python")
+    return PairSet("test", pairs, "python")
 
 
 PAIRS = pair_set(
-    ("I like helping people.", "I like ignoring people."),
-    ("I listen.", "I never listen to what they say about the weather today."),
+    ContrastivePair("0", "I like helping people.", "I like ignoring people."),
+    ContrastivePair("1", "I listen.", "I never listen to what they say about the weather today."),
     ContrastivePair("own", "The dog", "The cat", prompt="What ran home?"),
 )
 
@@ -205,22 +162,6 @@ def test_a_marked_span_alone_is_read(tiny_model):
     assert match.max() < 1e-3
 
 
-def test_the_chat_template_and_bos_can_be_left_out(tiny_model):
-    model = tiny_model("llama")
-    shown = {
-        (chat, bos): read_pair_activations(
-            model, PAIRS, [POST], request="Say it.", chat=chat, prepend_bos=bos
-        )[POST].positive.values
-        for chat in (True, False)
-        for bos in (True, False)
-    }
-    plain, without = shown[False, True], shown[False, False]
-    # The template opens with BOS itself; a plain text loses it.
-    torch.testing.assert_close(shown[True, True], shown[True, False])
-    assert not torch.allclose(plain, without, atol=1e-2)
-    assert len(plain) == len(without)
-
-
 def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
     tiny_model, hf_model, monkeypatch
 ):
@@ -228,7 +169,7 @@ def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
     tokenizer: Any = model.tokenizer
     template = "{% for m in messages %}{{ m.content }}: {% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    pairs = pair_set(("cats are fine", "dogs are fine"))
+    pairs = pair_set(ContrastivePair("0", "cats are fine", "dogs are fine"))
     ids = tokenizer("Say it.: cats are fine", add_special_tokens=False)["input_ids"]
     said = len(ids) - len(tokenizer("Say it.:", add_special_tokens=False)["input_ids"])
     for asked, head in ((True, [tokenizer.bos_token_id]), (None, []), (False, [])):
@@ -242,14 +183,11 @@ def test_an_saes_bos_before_a_template_without_one_is_read_at_the_same_tokens(
 def test_pooling_and_the_mean_norm_over_tokens_by_hand():
     values = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     activations = Activations(values, torch.tensor([0, 3, 4, 9]), Site(0))
-    values = activations.values.numpy()
-    texts = np.split(values, [3, 4])
+    texts = np.split(values.numpy(), [3, 4])
     np.testing.assert_allclose(pool(activations), [t.mean(0) for t in texts], rtol=1e-5)
     np.testing.assert_array_equal(pool(activations, "last"), [t[-1] for t in texts])
-
-    wanted = np.linalg.norm(activations.values.numpy(), axis=1).mean()
+    wanted = np.linalg.norm(values.numpy(), axis=1).mean()
     assert mean_norm(activations) == pytest.approx(wanted, rel=1e-6)
-
     unknown: Any = "max"
     with pytest.raises(ConfigError, match=r"pooling 'max' is unknown; use 'mean' or 'last'\."):
         pool(activations, unknown)
@@ -280,11 +218,9 @@ def test_a_missing_or_damaged_file_is_a_sentence(pairs, tmp_path):
     whole = tmp_path / "whole.safetensors"
     pairs.save(whole)
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-9])
-    (tmp_path / "empty.safetensors").write_bytes(b"")
-    (tmp_path / "text.safetensors").write_text("these are no tensors")
     (tmp_path / "folder.safetensors").mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "bare.safetensors")
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", metadata={"site": "blocks.1.x"})
-    for name in ("missing", "cut", "empty", "text", "folder", "bare", "other"):
+    for name in ("missing", "cut", "folder", "bare", "other"):
         with pytest.raises(OutputError, match=rf"{name}\.safetensors cannot be read .*delete it"):
             PairActivations.load(tmp_path / f"{name}.safetensors")

@@ -40,24 +40,21 @@ def whole(tokenizer, row):
 
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_after_a_prompt_the_statement_alone_is_kept(tokenizer, statement):
-    system = "Be brief."
-    (row,) = encode_statements(tokenizer, [statement], "Say something.", system=system)
-    prompt = chat_prompt(tokenizer, "Say something.", system)
-    assert whole(tokenizer, row) == prompt + statement
-    kept = read(tokenizer, row, True)
-    # A token that crosses the border belongs to the statement: whitespace before it at most.
-    assert kept.endswith(statement)
-    assert kept.removesuffix(statement).strip() == ""
-    assert row.kept == tuple(sorted(row.kept))
-    for prompt in ("What do you say?", "Ends in newline\n", ""):
-        (row,) = encode_statements(tokenizer, [statement], prompt, chat=False)
-        joined = prompt if not prompt or prompt[-1].isspace() else f"{prompt} "
-        assert whole(tokenizer, row) == tokenizer.bos_token + joined + statement
+    bos, asked = tokenizer.bos_token, "Say something."
+    how: Any
+    for prompt, how, before in (
+        (asked, {"system": "Be brief."}, chat_prompt(tokenizer, asked, "Be brief.")),
+        ("What do you say?", {"chat": False}, f"{bos}What do you say? "),
+        ("Ends in newline\n", {"chat": False}, f"{bos}Ends in newline\n"),
+        ("", {"chat": False}, bos),
+    ):
+        (row,) = encode_statements(tokenizer, [statement], prompt, **how)
+        assert whole(tokenizer, row) == before + statement
+        assert row.ids[0] == BOS and row.kept == tuple(sorted(row.kept)) and not row.kept[0]
+        # A token that crosses the border belongs to the statement: whitespace before it at most.
         kept = read(tokenizer, row, True)
         assert kept.endswith(statement)
         assert kept.removesuffix(statement).strip() == ""
-        assert row.ids[0] == BOS
-        assert row.kept[0] is False
 
 
 @pytest.mark.parametrize(
@@ -155,18 +152,6 @@ def test_a_chat_prompt_has_the_templates_tokens_and_where_asked_exactly_one_bos(
     assert read(templated, said, True) == "\nYes"
 
 
-def test_one_token_for_bos_eos_and_padding_does_not_confuse_the_masks(tiny_tokenizer):
-    one = "<|endoftext|>"
-    tokenizer = tiny_tokenizer(roles={"bos_token": one, "eos_token": one, "pad_token": one})
-    rows = encode_texts(tokenizer, ["I like cats and dogs", "I"])
-    assert [row.kept[0] for row in rows] == [False, False]
-    for side in ("left", "right"):
-        batch = pad_rows(rows, tokenizer.pad_token_id, side=side)
-        # By comparing with the padding token one would lose BOS.
-        assert batch.attention_mask.sum(1).tolist() == [len(row) for row in rows]
-        assert batch.span.sum(1).tolist() == [sum(row.kept) for row in rows]
-
-
 def test_markers_that_are_special_without_a_role_are_not_kept(tiny_tokenizer):
     # As Llama 3's <|start_header_id|>: special, and neither BOS nor EOS nor padding.
     tokenizer = tiny_tokenizer(roles={"eos_token": "<|endoftext|>"})
@@ -213,15 +198,16 @@ def test_what_does_not_fit_the_context_is_refused_by_number(tokenizer):
         encode_statements(tokenizer, ["I", long], max_length=20)
 
 
-def test_rows_are_padded_on_the_side_asked_for():
-    rows = [TokenRow((5, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
+def test_rows_are_padded_on_the_side_asked_for_with_any_token():
+    # Whatever the padding token is, a row may hold it.
+    rows = [TokenRow((9, 6, 7), (False, True, True)), TokenRow((8,), (True,))]
     sides: tuple[Any, ...] = (
         ("left", [9, 9, 8], [0, 0, 1], [0, 0, 1]),
         ("right", [8, 9, 9], [1, 0, 0], [1, 0, 0]),
     )
     for side, ids, attention, span in sides:
         batch = pad_rows(rows, 9, side=side)
-        assert batch.input_ids.tolist() == [[5, 6, 7], ids]
+        assert batch.input_ids.tolist() == [[9, 6, 7], ids]
         assert batch.attention_mask.tolist() == [[1, 1, 1], attention]
         assert batch.span.int().tolist() == [[0, 1, 1], span]
         assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.steering.conftest import vector_on  # noqa: F401
+from tests.steering.conftest import make_vector, vector_on  # noqa: F401
+from tests.texts import words, write_lines
+
+CLASSES = {"negative": "grim bad", "neutral": "plain even", "positive": "glad nice"}
 
 
 @pytest.fixture(scope="session")
@@ -20,19 +22,14 @@ def probe_settings(tmp_path_factory, tiny_model_folder) -> Callable[..., dict[st
     """
     data = tmp_path_factory.mktemp("texts")
     rng = np.random.default_rng(0)
-    own = {"negative": "grim bad", "neutral": "plain even", "positive": "glad nice"}
-
-    def words(n: int) -> str:
-        return " ".join("".join(rng.choice(list("abdefghiklmnoprstu"), 4)) for _ in range(n))
 
     def write(name: str, n: int) -> str:
         rows = [
-            {"text": f"{words(2)} {marks} {words(int(rng.integers(1, 4)))}", "label": label}
+            {"text": f"{words(rng, 1)} {marks} {words(rng, int(rng.integers(1, 3)))}", "label": one}
             for _ in range(n)
-            for label, marks in own.items()
+            for one, marks in CLASSES.items()
         ]
-        (data / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return str(data / name)
+        return write_lines(data / name, rows)
 
     texts, checks = write("texts.jsonl", 30), write("checks.jsonl", 4)
 
@@ -60,5 +57,4 @@ def finished_run(probe_settings):
     from saesteer.experiments.registry import run_experiment
     from saesteer.utils.settings import parse_config
 
-    config = parse_config(probe_settings(), kind=ProbeConfig, place="test")
-    return run_experiment(config)
+    return run_experiment(parse_config(probe_settings(), kind=ProbeConfig, place="test"))

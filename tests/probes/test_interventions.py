@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from saesteer.data.labelled import LabelledSet, LabelledText
 from saesteer.models import encode_texts
 from saesteer.probes import class_alpha, make_intervention
 from saesteer.probes.fitting import FitSettings
-from saesteer.probes.independent import TextClassifier, load_text_classifier, train_text_classifier
+from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.interventions import parse_layers
 from saesteer.probes.trial import (
     GenerationSettings,
@@ -21,7 +22,7 @@ from saesteer.probes.trial import (
     movement,
 )
 from saesteer.steering import Add, Flip, Set, generate
-from saesteer.utils.errors import DataError, SiteError, SteeringError
+from saesteer.utils.errors import DataError, SteeringError
 
 PROMPTS = ["The cat sat on", "I like helping people", "What do you think"]
 
@@ -77,14 +78,6 @@ def test_divergence_does_not_depend_on_the_batch(tiny_model, trial, vector_on):
     assert trial.divergence(make_intervention(vectors, schedule="0-1:set=30")) > 1e-3
 
 
-def test_a_random_direction_is_brought_to_the_same_divergence(trial, vector_on):
-    made = make_intervention([vector_on(layer=0), vector_on(layer=1)], amount=2.0)
-    kl = trial.divergence(made)
-    matched, match = trial.matched(made.randomised(3), kl)
-    assert match.reached
-    assert trial.divergence(matched) == pytest.approx(kl, rel=0.06)
-
-
 def test_a_share_that_moved_counts_only_what_moved_the_right_way():
     base = np.array([0.5, 0.5, -0.5, 0.2, np.nan])
     after = np.array([-0.1, 0.7, 0.0, 0.2, 0.3])
@@ -110,7 +103,7 @@ def test_a_record_holds_both_texts_both_readings_and_the_random_draws(trial, vec
     assert record["movement"]["letters"]["n"] == 2
     assert record["kl"] == pytest.approx(trial.divergence(made))
     assert set(record["perplexity"]) == {"base", "intervened"}
-    assert len(record["random"]) == 2
+    assert [drawn["kl"] for drawn in record["random"]] == pytest.approx([record["kl"]] * 2, rel=0.1)
     assert record["interventions"] == ["flip x3 at layer 1"]
     with pytest.raises(DataError, match="1 labels for 3 prompts"):
         trial.record(made, [None], **sides)
@@ -141,8 +134,6 @@ class FewWords:
 
 
 def test_the_independent_classifier_reads_texts_and_is_read_back(tmp_path):
-    from saesteer.data.labelled import LabelledSet, LabelledText
-
     def texts(start):
         rows = [("good fine", "positive"), ("bad poor", "negative"), ("plain", "neutral")]
         made = tuple(
@@ -152,19 +143,17 @@ def test_the_independent_classifier_reads_texts_and_is_read_back(tmp_path):
         )
         return LabelledSet("t", made, ("negative", "neutral", "positive"), "t")
 
-    embedder: object = FewWords()
-    found = train_text_classifier(
-        texts("a"), texts("b"), FitSettings(c=[1.0], resamples=10), groups=list(range(36)),
-        embedder=embedder,  # type: ignore[arg-type]
-    )  # fmt: skip
+    embedder: Any = FewWords()
+    how: Any = {"groups": list(range(36)), "embedder": embedder}
+    settings = FitSettings(c=[1.0], resamples=10)
+    found = train_text_classifier(texts("a"), texts("b"), settings, **how)
     assert found.scores["accuracy"]["value"] == 1.0
     lean = found.lean(["good", "bad", " "], "positive", "negative")
     assert lean[0] > 0.3 and lean[1] < -0.3 and np.isnan(lean[2])
-    again = load_text_classifier(found.save(tmp_path / "j.json"), embedder)  # type: ignore[arg-type]
-    assert isinstance(again, TextClassifier)
+    again = load_text_classifier(found.save(tmp_path / "j.json"), embedder)
     assert again.probabilities(["good"]) == pytest.approx(found.probabilities(["good"]), rel=1e-5)
     with pytest.raises(DataError, match="cannot be read as a text classifier"):
-        load_text_classifier(tmp_path / "none.json", embedder)  # type: ignore[arg-type]
+        load_text_classifier(tmp_path / "none.json", embedder)
 
 
 def test_vader_is_asked_about_sentiments_alone():
@@ -176,18 +165,13 @@ def test_vader_is_asked_about_sentiments_alone():
     assert swapped(["I love it"])[0] == -vader(["I love it"])[0]
 
 
-def test_amounts_and_centres_can_be_named_by_class(vector_on):
+def test_amounts_centres_and_windows_are_as_people_write_them(vector_on):
     vector = vector_on()
     (edit,) = make_intervention([vector], mode="set", amount="negative").edits
     assert isinstance(edit, Set) and edit.value == -1.0
     (edit,) = make_intervention([vector], amount="2", centre="midpoint").edits
     assert isinstance(edit, Flip) and (edit.scale, edit.centre) == (2.0, 1.0)
     assert class_alpha(vector, "neutral") == 0.5
-    with pytest.raises(SteeringError, match="does not say where its classes lie"):
-        make_intervention([vector_on(provenance={})], mode="set", amount="positive")
-
-
-def test_a_schedule_names_its_windows_and_wins_over_the_mode(vector_on):
     vectors = [vector_on(layer=0), vector_on(layer=2)]
     text = "0-15:set=negative, 16-:add=0.4"
     made = make_intervention(vectors, mode="flip", schedule=text, compound=True)
@@ -202,20 +186,15 @@ def test_a_schedule_names_its_windows_and_wins_over_the_mode(vector_on):
     first, last = made.edits[0].covers(steps), made.edits[-1].covers(steps)
     assert first.tolist() == [[True, True, True, True, False, False]]
     assert torch.equal(last, ~first)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({"mode": "set", "amount": "positiv"}, "did you mean 'positive'"),
-        ({"schedule": "0-5:flip,3-9:flip"}, "overlap at token 3"),
-        ({"schedule": "0-3:shove=1"}, "mode 'shove'.* is unknown"),
-        ({"schedule": "5-2:flip"}, "end before they begin"),
-    ],
-)
-def test_what_says_nothing_clear_is_refused(vector_on, how, message):
-    with pytest.raises(SteeringError, match=message):
-        make_intervention([vector_on()], **how)
+    with pytest.raises(SteeringError, match="does not say where its classes lie"):
+        make_intervention([vector_on(provenance={})], mode="set", amount="positive")
+    # What the command's own tests do not say.
+    for schedule, message in (
+        ("0-5:flip,3-9:flip", "overlap at token 3"),
+        ("5-2:flip", "end before they begin"),
+    ):
+        with pytest.raises(SteeringError, match=message):
+            make_intervention(vectors, schedule=schedule)
 
 
 def test_what_is_intended_follows_mode_and_label(vector_on):
@@ -255,5 +234,3 @@ def test_layers_are_written_as_people_write_them(finished_run):
     for text in ("a", "1-", "0-1-2", ""):
         with pytest.raises(SteeringError, match="not of the form"):
             parse_layers(text, probes)
-    with pytest.raises(SiteError, match="layer 9 has no probe"):
-        parse_layers("9", probes)

@@ -45,7 +45,7 @@ def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
     vectors = [probes.vector(layer, kind="means") for layer in LAYERS]
     means = {}
     for sign in (-1, 1):
-        with make_intervention(vectors, mode="add", amount=0.25 * sign).context(smollm2):
+        with make_intervention(vectors, mode="add", amount=0.25 * sign).made_on(smollm2):
             made = generate(smollm2, prompts, max_new_tokens=16, chat=False)
         scores = sentiment.vader_compound([record.text for record in made.records])
         means[sign] = float(np.nanmean(scores))

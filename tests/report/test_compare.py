@@ -29,6 +29,10 @@ def column(found: Table, name: str) -> list[Any]:
     return [row[list(found.columns).index(name)] for row in found.rows]
 
 
+def notes(report: Report) -> list[str]:
+    return [item.text for item in report.items() if isinstance(item, Text)]
+
+
 def headline(small, **changes) -> Comparison:
     row = next(r for r in small["summary"] if (r["method"], r["kl_target"]) == ("ours", 0.3))
     row.update(changes)
@@ -201,8 +205,12 @@ def test_the_strongest_feature_comes_first_and_its_texts_are_cut_at_the_token(sm
     # Of two places the one further back is meant.
     assert described.contexts[0] == ("so ", "so", " good", 2.0)
     assert described.contexts[1] == ("no", "", "", 1.0)
-    notes = [item.text for item in report.items() if isinstance(item, Text)]
-    assert "No cluster tree was kept (a method that joins no clusters has none)." in notes
+    assert "No cluster tree was kept (a method that joins no clusters has none)." in notes(report)
+    # One leaf alone is nothing that scipy could draw.
+    small["linkage"] = {"warm": {"linkage": [], "labels": [7], "clusters": [0]}}
+    report = compare_report(small)
+    assert "tree-0" not in report.figures
+    assert any("needs two features" in note for note in notes(report))
 
 
 def test_a_tree_joins_what_scipy_joined_and_colours_pure_clusters(small):
@@ -244,18 +252,25 @@ def numbers(record: Any) -> list[float]:
     return [record] if isinstance(record, float) else []
 
 
-def test_every_number_of_the_metrics_is_on_the_page():
+def test_every_number_of_the_metrics_is_on_the_page_and_rounded_as_it_is():
     metrics = made_up_metrics(n_personas=3, n_methods=4, n_features=4)
-    report = compare_report(metrics)
-    page = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", report.to_html(), flags=re.DOTALL)
+    page = compare_report(metrics).to_html()
+    page = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", page, flags=re.DOTALL)
     shown = {float(n) for n in re.findall(r'data-(?:value|low|high)="(-?[\d.e-]+)"', page)}
     drawn = re.search(r'id="figures">(.*?)</script>', page, flags=re.DOTALL)
     assert drawn is not None
     shown |= set(numbers(json.loads(drawn[1])))
-    parts = ("effects", "summary", "areas", "generation_summary", "judges", "seconds", "null")
-    for part in parts:
+    for part in ("effects", "summary", "areas", "generation_summary", "judges", "seconds", "null"):
         for number in numbers(metrics[part]):
             assert any(np.isclose(number, list(shown), rtol=1e-9, atol=1e-12)), (part, number)
+    cells = re.findall(r'<td[^>]*data-value="([^"]*)">(?:<span class="value">)?([^<]+)<', page)
+    assert len(cells) > 300
+    for value, text in cells:
+        digits = text.strip().replace("\N{MINUS SIGN}", "-")
+        scale = 100 if digits.endswith("%") else 1
+        decimals = len(digits.rstrip("%").partition(".")[2])
+        exact = pytest.approx(scale * float(value), abs=0.50001 * 10**-decimals, rel=0.05)
+        assert float(digits.rstrip("%")) == exact
 
 
 def test_a_full_comparison_stays_small_and_the_terminal_shows_every_method(capsys):

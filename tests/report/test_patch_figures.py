@@ -47,16 +47,14 @@ def test_token_labels_say_where_prompts_differ():
     assert column_labels(made, "layer") == ["0"]
 
 
-def test_columns_that_no_prompt_has_are_left_out():
-    values = np.array([[[np.nan, 0.5, 0.2]], [[np.nan, np.nan, 0.1]]])
-    figure: Any = drawn(
-        effect_map,
-        result(values, ("layer", "position"), tokens=(("", "a", "b"), ("", "", "b"))),
-        "share",
-    )
-    assert list(figure.layout.xaxis.ticktext) == ["1: a…", "2: b"]
-    one, two = figure.data[0].customdata[0]
-    assert one.endswith("1 prompt") and two.endswith("2 prompts")
+def test_columns_that_no_prompt_has_are_left_out_and_missing_cells_are_no_zeros():
+    values = np.array([[[np.nan, 0.5, 0.2]], [[np.nan, np.nan, 0.1]], [[np.inf, np.nan, 0.1]]])
+    made = result(values, ("layer", "position"), tokens=(("", "a", "b"), ("", "", "b"), ("",) * 3))
+    figure: Any = drawn(effect_map, made, "share")
+    assert list(figure.layout.xaxis.ticktext) == ["1: a…", "2: b…"]
+    one, three = figure.data[0].customdata[0]
+    assert one.endswith("1 prompt") and three.endswith("3 prompts")
+    assert list(figure.data[0].z[0]) == pytest.approx([0.5, 0.4 / 3])
 
 
 def test_heads_by_position_show_the_strongest_alone():
@@ -85,12 +83,6 @@ def test_the_strongest_cells_come_first_whatever_their_sign():
     rows = strongest_cells(result(values, ("layer", "head")), "share", 3)
     assert [(row["layer"], row["head"]) for row in rows] == [(0, 1), (1, 1), (0, 0)]
     assert rows[0]["effect"] == pytest.approx(-0.9)
-
-
-def test_missing_cells_are_no_zeros():
-    values = np.array([[[np.nan, 0.5]], [[np.nan, 0.5]], [[np.inf, 0.5]]])
-    figure: Any = drawn(effect_map, result(values, ("layer", "head")), "share")
-    assert [list(line) for line in figure.data[0].z] == [[0.5]]
 
 
 def test_the_scatter_sets_a_method_against_patching():

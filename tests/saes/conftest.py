@@ -11,6 +11,9 @@ import torch
 
 from saesteer.models.loading import plain_model, wrap_model
 from saesteer.models.tokens import TokenRow, encode_texts
+from saesteer.saes.neuronpedia import Cache, Neuronpedia, Service
+from saesteer.utils.http import Patience
+from tests.saes.player import Player
 
 D_MODEL, D_SAE, WORDS, CONTEXT, LAYERS = 32, 64, 56, 96, 3
 SITE = "blocks.1.hook_resid_post"
@@ -181,3 +184,42 @@ def read_by_hand(plain):
         return output.hidden_states[2][0][torch.tensor(row.kept)]
 
     return read
+
+
+@pytest.fixture
+def player(http_server):
+    """A server on this machine that answers as Neuronpedia's documentation says."""
+    return Player(http_server)
+
+
+@pytest.fixture
+def service_to(player):
+    """The player as a service that writes down its waits instead of waiting."""
+
+    def make(base_url=None, *, offline=False, **patience):
+        waits: list[float] = []
+        patience = {"timeout": 2.0, "attempts_unanswered": 3, **patience}
+        made = Service(
+            base_url or player.api,
+            player.bucket,
+            offline=offline,
+            patience=Patience(**patience),
+            slow_timeout=2.0,
+            sleep=waits.append,
+            chance=lambda: 0.0,
+        )
+        return made, waits
+
+    return make
+
+
+@pytest.fixture
+def client_to(service_to, tmp_path):
+    """A client of the player with a cache."""
+
+    def make(*, now=None, max_age=1000.0, **settings):
+        clock = {} if now is None else {"now": now}
+        cache = Cache(tmp_path / "cache" / "neuronpedia.sqlite", **clock)
+        return Neuronpedia(service_to(**settings)[0], cache=cache, max_age=max_age)
+
+    return make

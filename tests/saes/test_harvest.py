@@ -15,7 +15,6 @@ import torch
 
 from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
-from saesteer.models.tokens import TokenRow
 from saesteer.saes.corpus import CorpusSource, pack_corpus
 from saesteer.saes.harvest import Harvest, harvest, harvest_key
 from saesteer.saes.training import SaeTrainingConfig
@@ -90,16 +89,13 @@ def test_too_little_room_is_told_before_the_model_runs(model, rows, tmp_path, mo
 def test_the_key_changes_with_all_that_the_activations_depend_on(rows):
     base = harvest_key("model", rows, SITES, torch.float32)
     assert harvest_key("model", list(rows), SITES[::-1], torch.float32) == base
-    other = [TokenRow((*rows[0].ids, 9), (*rows[0].kept, True)), *rows[1:]]
-    keys = {
-        base,
+    others = [
         harvest_key("other", rows, SITES, torch.float32),
-        harvest_key("model", other, SITES, torch.float32),
         harvest_key("model", rows[::-1], SITES, torch.float32),
         harvest_key("model", rows, SITES[:1], torch.float32),
         harvest_key("model", rows, SITES, torch.bfloat16),
-    }
-    assert len(keys) == 6
+    ]
+    assert len({base, *others}) == 5
 
 
 BOS, EOS, USER, BOT = 0, 1, 3, 4
@@ -185,14 +181,9 @@ def test_chat_style_keeps_the_statements_alone(tokenizer, corpus_file, make_text
         pack_corpus(tokenizer, config(source, context=16))
 
 
-def test_an_empty_or_tiny_corpus_is_refused(tokenizer, corpus_file, tmp_path):
+def test_a_tiny_corpus_is_refused(tokenizer, corpus_file):
     with pytest.raises(DataError, match="too small"):
         pack_corpus(tokenizer, config(CorpusSource(path=corpus_file(["w1 w2"]))))
-    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=r"empty\.jsonl"):
-        pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "empty.jsonl"))))
-    with pytest.raises(DataError, match=r"none\.jsonl"):
-        pack_corpus(tokenizer, config(CorpusSource(path=str(tmp_path / "none.jsonl"))))
 
 
 def test_a_hub_data_set_is_streamed_no_further_than_asked_and_one_that_fails_is_a_sentence(

@@ -52,7 +52,8 @@ def test_imported_labels_come_before_the_tables_words(tmp_path):
     import_from_files(Cache(label_cache()), SourceId("a", "1-b"), [tmp_path / "labels.jsonl"])
     assert known_descriptions(sae, TABLE) == {0: "fires on 0", 1: "kind words"}
     card = feature_card_of(sae, 1)
-    assert (card.label, card.url) == ("kind words", "https://www.neuronpedia.org/a/1-b/1")
+    assert (card.label, card.url) == ("kind words", feature_url("a/1-b", 1))
+    assert card.url == "https://www.neuronpedia.org/a/1-b/1"
     assert feature_card_of(sae, 0).label == ""
     # What an SAE wrongly calls its place has no links.
     wrong: list[Any] = [None, 3, "a", "../..", "javascript:x/y"]
@@ -79,13 +80,11 @@ def test_a_damaged_cache_costs_labels_and_no_result():
     assert known_descriptions(an_sae(None), TABLE) == own
 
 
-def test_links_and_the_place_that_a_sum_of_vectors_notes():
-    assert feature_url("a/1-b", 3) == "https://www.neuronpedia.org/a/1-b/3"
+def test_the_place_that_a_sum_of_vectors_notes():
     part = {"provenance": {"neuronpedia_id": "a/1-b"}}
     assert noted_place({"sum_of": [{"provenance": {"neuronpedia_id": None}}, part]}) == "a/1-b"
-    assert noted_place({"sum_of": [{"provenance": {"sum_of": [{}, part]}}]}) == "a/1-b"
-    for wrong in ({}, {"sum_of": 3}, {"sum_of": [3, {"provenance": 3}]}, {"neuronpedia_id": 3}):
-        assert noted_place(wrong) is None
+    assert noted_place({"sum_of": [{"provenance": {"sum_of": [part]}}]}) == "a/1-b"
+    assert noted_place({}) is None and noted_place({"neuronpedia_id": None}) is None
 
 
 def test_one_feature_shows_what_is_known_of_it_and_an_sae_its_place(tmp_path):

@@ -141,39 +141,28 @@ def test_a_trained_sae_explains_what_it_has_not_seen_with_the_scale_folded_in(
     assert load_sae(train(harvested, tmp_path / "run")).fingerprint == sae.fingerprint
 
 
-@pytest.mark.parametrize("steps", [3, 21])
+@pytest.mark.parametrize("falling", [{}, {"k_start": 24, "k_steps": 60}])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    harvested, tmp_path, monkeypatch, steps
+    harvested, tmp_path, monkeypatch, falling
 ):
     monkeypatch.setattr(MODULE, "CHECKPOINT_EVERY_SHARDS", 2)
-    whole = train(harvested, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(harvested, tmp_path / "cut", progress=Breaking(steps))
-    assert (tmp_path / "cut" / "checkpoint.safetensors").is_file() == (steps > 16)
-    assert not (tmp_path / "cut" / "sae").exists()
-    resumed = train(harvested, tmp_path / "cut")
-    expected = load_file(whole / "sae_weights.safetensors")
-    found = load_file(resumed / "sae_weights.safetensors")
-    assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-
-
-def test_more_features_fire_at_first_and_k_at_the_end_also_after_a_break(
-    harvested, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(MODULE, "CHECKPOINT_EVERY_SHARDS", 1)
-    falling = {"k_start": 24, "k_steps": 60}
     whole = train(harvested, tmp_path / "whole", **falling)
-    sae = load_sae(whole)
-    x = sparse_mixtures(500, seed=77)
+    expected = load_file(whole / "sae_weights.safetensors")
+    # Before the first checkpoint, and between two.
+    for steps in (3, 21):
+        folder = tmp_path / f"cut {steps}"
+        with pytest.raises(KeyboardInterrupt):
+            train(harvested, folder, progress=Breaking(steps), **falling)
+        assert (folder / "checkpoint.safetensors").is_file() == (steps > 16)
+        assert not (folder / "sae").exists()
+        found = load_file(train(harvested, folder, **falling) / "sae_weights.safetensors")
+        assert set(found) == set(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+    # More features may fire at first, and k at the end.
+    sae, x = load_sae(whole), sparse_mixtures(500, seed=77)
     assert int((sae.encode(x) != 0).sum(dim=1).max()) <= 4
     assert explained_variance(x, sae.reconstruct(x)) > 0.5
-    with pytest.raises(KeyboardInterrupt):
-        train(harvested, tmp_path / "cut", progress=Breaking(30), **falling)
-    resumed = load_file(train(harvested, tmp_path / "cut", **falling) / "sae_weights.safetensors")
-    for name, tensor in load_file(whole / "sae_weights.safetensors").items():
-        assert torch.equal(resumed[name], tensor), name
     with pytest.raises(SaeError, match=r"fall to k over 500 steps and the training has 120"):
         train(harvested, tmp_path / "long", k_start=24, k_steps=500)
 
@@ -213,22 +202,16 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_not_continued(harves
     assert os.listdir(tmp_path / "new") == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"learning_rat": 1e-3}, "learning_rat"),
+def test_a_bad_field_is_refused_by_name():
+    both = {"path": "a.jsonl", "hub": "her/texts"}
+    for fields, told in (
         ({"corpus": []}, "corpus"),
-        ({"corpus": [{"path": "a.jsonl", "pth": "b"}]}, "pth"),
+        ({"corpus": [both]}, "exactly one of path and hub"),
         ({"corpus": [{}]}, "exactly one of path and hub"),
-        ({"corpus": [{"path": "a.jsonl", "hub": "her/texts"}]}, "exactly one of path and hub"),
-        ({"held_out": 0}, "held_out"),
-        ({"site": None}, "site"),
         ({"k": 64, "d_sae": 64}, r"k \(64\) must be smaller than d_sae \(64\)"),
-    ],
-)
-def test_a_bad_field_is_refused_by_name(fields, told):
-    with pytest.raises(ValidationError, match=told):
-        settings(**fields)
+    ):
+        with pytest.raises(ValidationError, match=told):
+            settings(**fields)
 
 
 REPORT = DoctorReport(0.8912, 63.4, 3.2, 3.3, 9.1, 0.9831, 0.951, 44.0, 0.0123, 12_345)
@@ -258,28 +241,21 @@ def test_the_card_names_site_data_tokens_settings_and_figures(card_config):
     for part in (
         "# SAE of tiny at blocks.1.hook_resid_post",
         "64 features, k = 12",
-        "- prose.jsonl.gz (plain)",
-        "- her/texts (chat)",
+        "- prose.jsonl.gz (plain)\n- her/texts (chat)",
         "1,000 distinct tokens, 2,000 seen in all (epochs: 2)",
         "3% of the documents were held out",
-        "4096 tokens a step",
         "12,345 tokens",
         "| explained variance | 0.8912 |",
-        "| L0 | 63.4 |",
-        "| cross-entropy recovered | 0.9831 |",
         "| loss clean / spliced / ablated | 3.200 / 3.300 / 9.100 |",
         "| features that never fired | 1.23% |",
     ):
         assert part in text, part
     # The card is committed, and where somebody's files lie is nobody's business.
-    assert "private" not in text
-    assert max(len(line) for line in text.splitlines()) <= 100
-    assert "falling" not in text
-    changes = {"tokens": 600, "k_start": 40, "k_steps": 70, "dead_weight": 0.5, "autocast": False}
+    assert "private" not in text and "falling" not in text
+    changes = {"tokens": 600, "k_start": 40, "k_steps": 70, "autocast": False}
     text = sae_card(card_config.model_copy(update=changes), "tiny", REPORT, 1000)
-    for part in ("600 distinct tokens", "k falling from 40 over 70 steps", "weight 0.5"):
+    for part in ("600 distinct tokens", "k falling from 40 over 70 steps", "autocast off"):
         assert part in text, part
-    assert "autocast off" in text
 
 
 def test_what_was_measured_is_what_was_saved(trained, monkeypatch):

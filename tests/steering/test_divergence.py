@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from saesteer.models import Site, encode_statements, plain_model
-from saesteer.models.tokens import pad_rows, padding_id
-from saesteer.steering import DivergenceMeter, SteeringVector, match_strength
+from saesteer.models import encode_statements, plain_model
+from saesteer.steering import DivergenceMeter, match_strength
 from saesteer.utils.errors import DataError
 from tests.by_hand import added
 
 
-@dataclass
-class _Curve:
+class Curve:
     """Stands for a meter: KL as a known function of the strength."""
 
-    function: Any
-    calls: int = 0
+    def __init__(self, function: Any) -> None:
+        self.function, self.calls = function, 0
 
     def __call__(self, vector: Any, strength: float, unit: str = "norm") -> float:
         self.calls += 1
         return self.function(abs(strength))
+
+
+def met(function: Any, **how: Any) -> Any:
+    meter: Any = Curve(function)
+    vector: Any = None
+    match = match_strength(meter, vector, 0.3, **how)
+    assert meter.calls == match.evaluations
+    return match
 
 
 @pytest.mark.parametrize(
@@ -40,90 +45,52 @@ class _Curve:
 )
 def test_the_target_is_met_whatever_the_curve(curve):
     for sign in (1, -1):
-        meter = _Curve(curve)
-        match = match_strength(meter, None, 0.3, sign=sign, largest=100.0)  # type: ignore[arg-type]
-        assert match.reached
+        match = met(curve, sign=sign, largest=100.0)
+        assert match.reached and match.evaluations <= 16
         assert math.copysign(1, match.strength) == sign
-        assert curve(abs(match.strength)) == pytest.approx(0.3, rel=0.031)
-        assert match.kl == curve(abs(match.strength))
-        assert meter.calls == match.evaluations <= 16
+        assert match.kl == curve(abs(match.strength)) == pytest.approx(0.3, rel=0.031)
 
 
 def test_a_target_that_cannot_be_met_is_said_and_not_invented():
-    match = match_strength(_Curve(lambda a: 0.01), None, 0.3, largest=4.0)  # type: ignore[arg-type]
-    assert not match.reached
-    assert match.kl == 0.01
+    match = met(lambda a: 0.01, largest=4.0)
+    assert not match.reached and match.kl == 0.01
     for value in (math.nan, math.inf, 0.0):
-        assert not match_strength(_Curve(lambda a, v=value: v), None, 0.3).reached  # type: ignore
-
+        assert not met(lambda a, v=value: v).reached
     # Few evaluations suffice where KL is quadratic.
-    meter = _Curve(lambda a: 4.2 * a**2)
-    match_strength(meter, None, 0.3, start=0.2)  # type: ignore[arg-type]
-    assert meter.calls <= 3
+    assert met(lambda a: 4.2 * a**2, start=0.2).evaluations <= 3
 
 
-def _rows(model, n=12):
-    answers = [f"the little house number {i} stands on the hill by the water" for i in range(n)]
+def rows_of(model, system=None, n=20):
+    answers = [f"the {'little ' * (i % 8)}house number {i} stands on the hill" for i in range(n)]
     questions = ["where is it?" if i % 2 else "tell me about the house" for i in range(n)]
-    return encode_statements(model.tokenizer, answers, questions)
+    return encode_statements(model.tokenizer, answers, questions, system=system)
 
 
-def _vector(model, layer=1, seed=0, length=1.0):
-    raw = torch.randn(int(model.cfg.d_model), generator=torch.Generator().manual_seed(seed))
-    return SteeringVector.from_raw(
-        raw * length,
-        site=Site(layer),
-        model="tiny",
-        model_fingerprint=model.saesteer.fingerprint,
-        residual_norm=2.0,
-    )
+def kl_by_hand(model, rows, others, change=0.0):
+    """The mean KL over tokens of some rows, changed from the last prompt token on, to others."""
 
-
-def test_divergence_equals_a_loop_over_single_rows(tiny_llama):
-    model = tiny_llama
-    rows = _rows(model)
-    vector = _vector(model)
-    measured = DivergenceMeter(model, rows)(vector, 0.7)
-    plain = plain_model(model)
-    block = plain.model.layers[1]  # type: ignore[union-attr]
-    total, count = 0.0, 0
-    for row in rows:
-        tokens = pad_rows([row], padding_id(model))
+    def log_probs(row, change):
         first = row.kept.index(True) - 1
-        with torch.no_grad():
-            base = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
-            with added(block, 0.7 * 2.0 * vector.direction, slice(first, None)):
-                steered = torch.log_softmax(plain(**tokens.inputs).logits[0, first:-1], -1)
-        total += float((steered.exp() * (steered - base)).sum())
-        count += sum(row.kept)
-    assert measured == pytest.approx(total / count, rel=1e-3)
+        block: Any = plain_model(model).model.layers[1]
+        with torch.no_grad(), added(block, change, slice(first, None)):
+            logits = plain_model(model)(torch.tensor([row.ids])).logits[0, first:-1]
+        return logits.double().log_softmax(-1)
+
+    pairs = [(log_probs(a, change), log_probs(b, 0.0)) for a, b in zip(rows, others, strict=True)]
+    total = sum(float((a.exp() * (a - b)).sum()) for a, b in pairs)
+    return total / sum(len(a) for a, _ in pairs)
 
 
-def test_no_steering_costs_nothing_and_too_little_text_is_refused(tiny_llama):
-    assert DivergenceMeter(tiny_llama, _rows(tiny_llama))(_vector(tiny_llama), 0.0) == 0.0
-    with pytest.raises(DataError, match="at least 200"):
-        DivergenceMeter(tiny_llama, _rows(tiny_llama, n=2))
-
-
-def test_what_a_system_prompt_costs_is_the_kl_row_by_row(tiny_llama):
-    answers = [f"the {'little ' * n}house number {n} stands by the water" for n in range(1, 9)]
-    answers += [f"{n} cats sat on the mat while the dog ran home" for n in range(9)]
-
-    def rows(system: str | None):
-        return encode_statements(tiny_llama.tokenizer, answers, "what?", system=system)
-
-    base, prompted = rows(None), rows("You are kind, and you always listen.")
-    model = plain_model(tiny_llama)
-
-    def log_probs(row: Any) -> torch.Tensor:
-        with torch.inference_mode():
-            logits = model(torch.tensor([row.ids])).logits[0]
-        places = [i - 1 for i, kept in enumerate(row.kept) if kept]
-        return logits[places].double().log_softmax(-1)
-
-    pairs = [(log_probs(a), log_probs(b)) for a, b in zip(base, prompted, strict=True)]
-    total = sum(float((b.exp() * (b - a)).sum()) for a, b in pairs)
-    tokens = sum(len(a) for a, _ in pairs)
-    found = DivergenceMeter(tiny_llama, base).of_prompted(prompted)
-    assert found == pytest.approx(total / tokens, rel=1e-4)
+def test_divergence_equals_a_loop_over_single_rows(llama, make_vector):
+    rows, vector = rows_of(llama), make_vector()
+    meter = DivergenceMeter(llama, rows)
+    by_hand = kl_by_hand(llama, rows, rows, 0.2 * 10.0 * vector.direction)
+    assert meter(vector, 0.2) == pytest.approx(by_hand, rel=1e-3)
+    assert meter(vector, 0.0) == 0.0
+    # And what a system prompt costs, of the same answers.
+    prompted = rows_of(llama, "You are kind, and you always listen.")
+    found = meter.of_prompted(prompted)
+    assert found == pytest.approx(kl_by_hand(llama, prompted, rows), rel=1e-3)
     assert found > 0.001
+    with pytest.raises(DataError, match="at least 200"):
+        DivergenceMeter(llama, rows_of(llama, n=2))

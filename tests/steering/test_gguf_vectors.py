@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import struct
 import sys
 
 import gguf
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from saesteer.models.loading import plain_model
-from saesteer.models.resolve import model_shape, resolve_model
 from saesteer.models.sites import Site
 from saesteer.steering import SteeringVector, export_gguf, import_gguf, steer
 from saesteer.utils.errors import MismatchError, OutputError, SiteError, SteeringError
@@ -93,18 +91,6 @@ def test_an_imported_vector_claims_nothing_and_steers_in_raw_units_only(llama, t
         pass
 
 
-def test_zero_directions_are_left_out(tmp_path):
-    file = tmp_path / "v.gguf"
-    zeros = np.zeros(3, np.float32)
-    write(file, {"direction.1": zeros, "direction.2": np.ones(3, np.float32)}, hint=None)
-    (vector,) = import_gguf(file)
-    assert vector.site.layer == 2
-    assert vector.model == "unknown"
-    write(file, {"direction.1": zeros})
-    with pytest.raises(SteeringError, match="no direction that is not zero"):
-        import_gguf(file)
-
-
 def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     for site in ("blocks.0.hook_resid_post", "blocks.3.hook_resid_pre"):
         vector = SteeringVector.from_raw([1.0], site=site, model="m")
@@ -136,6 +122,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
             {"direction.1": np.ones(3, np.float32), "direction.2": np.ones(4, np.float32)},
             "differ in width",
         ),
+        ({"direction.1": np.zeros(3, np.float32)}, "no direction that is not zero"),
         ({}, "no direction"),
     ],
 )
@@ -180,29 +167,4 @@ def test_a_vector_of_another_model_is_refused(tmp_path, make_model_folder):
     zero = {"direction.1": np.ones(32, np.float32), "direction.9": np.zeros(32, np.float32)}
     write(file, zero)
     assert [vector.site.layer for vector in import_gguf(file, model=str(model))] == [1]
-
-
-def test_a_gguf_models_shape_is_read_from_its_header(tmp_path):
-    model, file = tmp_path / "model.gguf", tmp_path / "v.gguf"
-    writer = gguf.GGUFWriter(model, "llama")
-    writer.add_block_count(2)
-    writer.add_embedding_length(8)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    assert model_shape(resolve_model(model)) == (2, 8, 0)
-    write(file, {"direction.2": np.ones(8, np.float32)})
-    with pytest.raises(SiteError, match="has blocks 0 to 1"):
-        import_gguf(file, model=str(model))
-    assert import_gguf(file, model="nobody/has-this-one")[0].site.layer == 2
-
-
-def test_counts_that_the_file_cannot_hold_are_refused_unread(tmp_path, monkeypatch):
-    content = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
-    content += struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, 2**40)
-    file = tmp_path / "v.gguf"
-    file.write_bytes(content)
-    # The package would read on for minutes.
-    monkeypatch.setattr(gguf, "GGUFReader", None)
-    with pytest.raises(SteeringError, match=r"no whole GGUF file \(it declares 1,099,511,627,776"):
-        import_gguf(file)
+    assert import_gguf(file, model="nobody/has-this-one")[0].site.layer == 1

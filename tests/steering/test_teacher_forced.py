@@ -12,21 +12,14 @@ import torch
 from saesteer.models import Site, encode_statements, plain_model
 from saesteer.models.compat import cached_length
 from saesteer.models.loading import model_info
-from saesteer.models.tokens import TokenRow, pad_rows, padding_id
+from saesteer.models.tokens import TokenRow
 from saesteer.steering import SteeringVector, TeacherForced
 from saesteer.utils.errors import DataError, MismatchError
 from tests.by_hand import added, count_hooks
-from tests.conftest import ARCHITECTURES
+from tests.hybrids import hybrid
 
 LAYERS = 3
-
-
-@pytest.fixture
-def arch() -> str:
-    """The architecture of a test that does not ask for several."""
-    return "llama"
-
-
+HYBRIDS = ("mamba", "mamba2", "lfm2", "qwen35", "falconh1", "jamba")
 REQUEST = "tell me about the house on the hill by the water please"
 ANSWERS = (
     "i like the little house",
@@ -55,31 +48,24 @@ def vector_at(model, site: Site, seed: int = 0) -> SteeringVector:
 
 
 def blocks_of(model) -> Any:
-    plain: Any = plain_model(model)
-    return plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
+    return plain_model(model).get_submodule(model.adapter.component_mapping["blocks"].name)
 
 
 def reference(model, rows, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
     """Logits at the scored positions of each row, one row at a time, no cache and no padding."""
     said = []
+    vector = vector or vector_at(model, Site(0))
+    block = blocks_of(model)[vector.site.layer]
+    module = block.mlp if vector.site.hook == "hook_mlp_out" else block
+    side = "input" if vector.site.hook == "hook_resid_pre" else "output"
     for row in rows:
         first = row.kept.index(True) - 1
-        tokens = pad_rows([row], padding_id(model))
-        change = torch.zeros(int(model.cfg.d_model))
-        module, side = blocks_of(model)[0], "output"
-        if vector is not None:
-            change = strength * vector.residual_norm * vector.direction
-            module = module_at(model, vector.site)
-            side = "input" if vector.site.hook == "hook_resid_pre" else "output"
+        # The unit "norm" of these vectors is 1.
+        change = strength * vector.direction
         with torch.no_grad(), added(module, change, slice(first, None), side):
-            logits = plain_model(model)(**tokens.inputs, use_cache=False).logits[0]
+            logits = plain_model(model)(torch.tensor([row.ids]), use_cache=False).logits[0]
         said.append(logits[first:-1])
     return said
-
-
-def module_at(model, site: Site):
-    block = blocks_of(model)[site.layer]
-    return block.mlp if site.hook == "hook_mlp_out" else block
 
 
 def said_by(rows: TeacherForced, vector=None, strength: float = 0.0) -> list[torch.Tensor]:
@@ -99,9 +85,9 @@ def in_order(rows: TeacherForced, passes) -> list[torch.Tensor]:
     return [out[place] for place in range(rows.n_rows)]
 
 
-def assert_same(got, wanted, atol: float = 1e-5) -> None:
+def assert_same(got, wanted, tolerance: float = 1e-5) -> None:
     for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=atol)
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 def distance(got, wanted) -> float:
@@ -128,7 +114,6 @@ def counted(model):
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["prefix", "no prefix"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_starting_at_the_site_changes_no_logit(tiny_model, arch, shared):
     model = tiny_model(arch)
     rows = rows_of(model, shared=shared)
@@ -139,12 +124,27 @@ def test_starting_at_the_site_changes_no_logit(tiny_model, arch, shared):
         opened = TeacherForced(model, rows, site=site, max_tokens=40)
         assert_same(said_open(opened, vector, 2.0), reference(model, rows, vector, 2.0))
         assert_same(said_by(opened), reference(model, rows))
-        for strength in (1.5, 0.0, -1.5, 1.5):
-            got, wanted = said_by(short, vector, strength), said_by(whole, vector, strength)
-            assert_same(got, wanted)
-            assert_same(got, reference(model, rows, vector, strength))
+        for strength in (1.5, 0.0, -1.5):
+            wanted = reference(model, rows, vector, strength)
+            for got in (said_by(short, vector, strength), said_by(whole, vector, strength)):
+                assert_same(got, wanted)
             assert_same(said_open(short, vector, strength), wanted)
         assert distance(wanted, said_by(short)) > 1e-2
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_models_that_keep_states_beside_keys_are_scored_as_in_single_passes(name, tiny_tokenizer):
+    model = hybrid(name, tiny_tokenizer)
+    rows = rows_of(model)
+    for site in (Site(0), Site(2), Site(1, "hook_resid_pre"), Site(3)):
+        passes, vector = (
+            TeacherForced(model, rows, site=site, max_tokens=60),
+            vector_at(model, site),
+        )
+        for strength in (0.0, 2.0):
+            assert_same(
+                said_by(passes, vector, strength), reference(model, rows, vector, strength), 1e-3
+            )
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_long_prefix_behind_a_short_sliding_window_is_kept_whole(tiny_model):
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_an_exception_under_steering_leaves_the_model_as_it_was(tiny_model, arch, opened):
-    model = tiny_model(arch)
+def test_an_exception_under_steering_leaves_the_model_as_it_was(tiny_llama, opened):
+    model = tiny_llama
     rows, vector = rows_of(model), vector_at(model, Site(1))
     passes = TeacherForced(model, rows, site=Site(1))
     wanted, hooks = said_by(passes), count_hooks(model)
@@ -238,8 +238,8 @@ def test_a_forward_that_others_put_on_a_block_stays_on_it(tiny_llama):
         del block.forward
 
 
-def test_what_was_kept_in_inference_mode_serves_gradients_later(tiny_model, arch):
-    model = tiny_model(arch)
+def test_what_was_kept_in_inference_mode_serves_gradients_later(tiny_llama):
+    model = tiny_llama
     with torch.inference_mode():
         passes = TeacherForced(model, rows_of(model), site=Site(0))
         said_by(passes)
@@ -263,24 +263,17 @@ def test_rows_of_many_batches_come_back_in_order_with_the_answers_tokens(tiny_ll
             assert part.after[part.row == i].tolist() == said
 
 
-def test_the_unembedding_takes_the_scored_tokens_alone_and_few_at_a_time(
-    tiny_model, arch, monkeypatch
-):
-    model = tiny_model(arch)
+def test_the_unembedding_takes_the_scored_tokens_alone_and_few_at_a_time(tiny_llama, monkeypatch):
+    model = tiny_llama
     rows, vector = rows_of(model), vector_at(model, Site(1))
     most = max(sum(row.kept) for row in rows)
     monkeypatch.setattr(
         "saesteer.steering.teacher_forced.MOST_LOGITS", most * int(model.cfg.d_vocab)
     )
     passes = TeacherForced(model, rows, site=Site(1))
-    widths = []
-    handle = (
-        plain_model(model)
-        .get_output_embeddings()
-        .register_forward_hook(  # type: ignore[union-attr]
-            lambda module, inputs, output: widths.append(output.shape[:-1].numel())
-        )
-    )
+    widths: list[int] = []
+    head: Any = plain_model(model).get_output_embeddings()
+    handle = head.register_forward_hook(lambda _m, _i, out: widths.append(out.shape[:-1].numel()))
     got, opened = said_by(passes, vector, 1.5), said_open(passes, vector, 1.5)
     handle.remove()
     assert sum(widths) == 2 * sum(sum(row.kept) for row in rows)
@@ -290,8 +283,8 @@ def test_the_unembedding_takes_the_scored_tokens_alone_and_few_at_a_time(
 
 
 @pytest.mark.parametrize("found", [True, False], ids=["module", "no module"])
-def test_unsteered_logits_stand_beside_steered_ones(tiny_model, arch, found, monkeypatch):
-    model = tiny_model(arch)
+def test_unsteered_logits_stand_beside_steered_ones(tiny_llama, found, monkeypatch):
+    model = tiny_llama
     rows, vector = rows_of(model), vector_at(model, Site(1))
     passes = TeacherForced(model, rows, site=Site(1), max_tokens=40)
     if not found:

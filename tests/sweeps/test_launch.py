@@ -25,7 +25,7 @@ from saesteer.sweeps.sweep_file import read_sweep
 from saesteer.sweeps.worker import Worker
 from saesteer.tracking import list_runs
 from saesteer.utils.errors import ConfigError, SaesteerError
-from tests.compare import conftest as fixtures
+from tests.experiments import conftest as fixtures
 
 TWO = {"selection.n_features": {"values": [8, 16]}}
 SAESTEER = (sys.executable, "-m", "saesteer.cli.main")

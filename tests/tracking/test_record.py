@@ -16,6 +16,7 @@ from saesteer.tracking.liveness import present_status, process_record
 from saesteer.tracking.redaction import redact, redact_command
 from saesteer.utils.errors import OutputError, SteeringError
 from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.settings import TrackingSettings
 
 
 def record(folder: RunFolder) -> dict:
@@ -23,7 +24,11 @@ def record(folder: RunFolder) -> dict:
 
 
 def test_a_run_is_running_inside_and_finished_after(folder, root):
-    with recorded_run(folder, kind="run", name="kind", config={"seed": 3}, tags=["b", "a"]) as run:
+    # Tracking is no setting of the run.
+    config, tracking = {"seed": 3, "tracking": {}}, TrackingSettings(wandb="off", tags=["a"])
+    with recorded_run(
+        folder, kind="run", name="kind", config=config, tags=["b"], wandb=tracking
+    ) as run:
         inside = record(folder)
         assert (inside["status"], inside["pid"], inside["ended"]) == ("running", os.getpid(), None)
         assert find_run(root, run.id).status == "running"
@@ -166,12 +171,12 @@ def test_secrets_are_nowhere(folder, root, monkeypatch):
     assert record(folder)["error"] == "the key *** was refused."
     command = ["run", "--api-key", "abc", "--seed", "3", "--token=x", "pad_token=y"]
     hidden = ["run", "--api-key", "***", "--seed", "3", "--token=***", "pad_token=y"]
-    assert redact_command(command, {}) == hidden
-    assert redact("Authorization: Bearer abcdefgh12", {}) == "Authorization: ***"
+    assert redact_command(command) == hidden
+    assert redact("Authorization: Bearer abcdefgh12") == "Authorization: ***"
     secret = dict.fromkeys(("key", "apiKey", "HF_TOKEN", "new_password", "x.secret"), "a")
-    assert set(redact(secret, {}).values()) == {"***"}
+    assert set(redact(secret).values()) == {"***"}
     plain = {"token": 12, "key": "", "tokens": "a", "text_key": "b", "TOKENIZERS_PARALLELISM": "c"}
-    assert redact(plain, {}) == plain
+    assert redact(plain) == plain
 
 
 def test_a_folder_or_record_that_cannot_be_used_is_refused_before_any_work(folder, tmp_path):
@@ -188,21 +193,6 @@ def test_a_folder_or_record_that_cannot_be_used_is_refused_before_any_work(folde
         with pytest.raises(OutputError, match=r"run\.json .*delete it"):
             begin(folder)
         assert (folder.path / "run.json").read_text() == text
-
-
-def test_tracking_is_no_setting_of_the_run(folder):
-    from saesteer.experiments.steer.config import RunConfig
-    from saesteer.utils.settings import TrackingSettings
-
-    plain = RunConfig(name="k", pairs={"source": "x"})  # type: ignore[arg-type]
-    told = plain.model_copy(update={"tracking": TrackingSettings(wandb="offline", tags=["t"])})
-    assert plain.digest() == told.digest()
-    config = told.model_dump(mode="json")
-    off = TrackingSettings(wandb="off", tags=["t"], group="g")
-    with recorded_run(folder, kind="run", name="kind", config=config, wandb=off):
-        pass
-    assert "tracking" not in record(folder)["config"]
-    assert (record(folder)["tags"], record(folder)["group"]) == (["t"], "g")
 
 
 def test_a_full_disk_costs_lines_and_no_result(folder, monkeypatch, said):

@@ -112,9 +112,8 @@ def test_notes_are_text_or_named_parts(three, root):
     first, second = find_run(root, "one").notes
     assert first["text"] == "first" and first["time"]
     assert second["observation"] == "E rises" and second["effect"] is None
-    for empty in ("", "  ", {}, {"observation": ""}):
-        with pytest.raises(DataError, match="note is empty"):
-            add_note(root / "one", empty)
+    with pytest.raises(DataError, match="note is empty"):
+        add_note(root / "one", {"observation": ""})
     with pytest.raises(DataError, match="cannot be written as JSON"):
         add_note(root / "one", {"x": object()})
 
@@ -139,17 +138,6 @@ def test_runs_from_before_recording_are_listed_too(root):
     assert runs["begun-0123456789"].status == "stopped"
 
 
-def test_a_thousand_runs_are_listed(root):
-    for number in range(1000):
-        place = root / f"run-{number}" / "evaluation"
-        place.mkdir(parents=True)
-        record: dict[str, Any] = {"id": f"{number:08x}", "kind": "run", "name": "n"}
-        record["status"] = "finished"
-        record["config"] = {f"group{n}": dict.fromkeys("abcdefgh", n) for n in range(8)}
-        (place.parent / "run.json").write_text(json.dumps(record))
-    assert len(list_runs(root)) == 1000
-
-
 def test_exports_hold_what_was_recorded(three, root, tmp_path):
     for name, seed in (("one", "first"), ("two", 2)):
         record = json.loads((root / name / "run.json").read_text())
@@ -162,13 +150,9 @@ def test_exports_hold_what_was_recorded(three, root, tmp_path):
     # A Parquet column has one kind.
     assert frame["config.seed"].dropna().to_dict() == {"one": "first", "two": "2"}
     assert json.loads(frame["config.list"]["one"]) == [1, {"a": 2}]
-    table = pd.read_csv(export_runs(runs, tmp_path / "runs.csv"), dtype={"id": str})
-    assert list(table["id"]) == [run.id for run in runs]
     whole = json.loads(export_runs(runs, tmp_path / "runs.json").read_text())
     assert [run["config"] for run in whole] == [run.config for run in runs]
     export_runs([], tmp_path / "none.csv")
-    with pytest.raises(ConfigError, match="does not end in"):
-        export_runs(runs, tmp_path / "runs.xlsx")
 
 
 def a_run(number: int, effect: Any = 0.0, **more: Any) -> Run:
@@ -233,25 +217,18 @@ def test_a_condition_keeps_the_runs_that_meet_it():
     assert filter_runs(dotted, ["config.a.c.d=3", "config.a.b=null", "config.a.z missing"])
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("status", "has no operator"),
-        ("=finished", "names no field"),
-        ("status in", "names no value"),
-        ("status exists now", "nothing may stand behind exists"),
-        (
-            "model.name=gpt2",
-            r"no run has a field 'model.name' \(did you mean 'config.model.name'\?",
-        ),
-        ("status=failed or (kind=run and efect>1)", "no run has a field 'efect'"),
-        ("notes~salt and pepper", "'pepper' has no operator.*quote a value"),
-        ("()", "has no operator"),
-    ],
-)
-def test_a_condition_that_cannot_be_read_is_one_sentence(text, told):
-    with pytest.raises(ConfigError, match=told):
-        filter_runs(RUNS, [text])
+def test_a_condition_that_cannot_be_read_is_one_sentence():
+    for text, told in {
+        "=finished": "names no field",
+        "status in": "names no value",
+        "status exists now": "nothing may stand behind exists",
+        "model.name=gpt2": r"no run has a field 'model.name' \(did you mean 'config.model.name'\?",
+        "status=failed or (kind=run and efect>1)": "no run has a field 'efect'",
+        "notes~salt and pepper": "'pepper' has no operator.*quote a value",
+        "()": "has no operator",
+    }.items():
+        with pytest.raises(ConfigError, match=told):
+            filter_runs(RUNS, [text])
 
 
 def test_aggregates_are_those_of_numpy_by_group():
@@ -262,19 +239,17 @@ def test_aggregates_are_those_of_numpy_by_group():
     assert [row["config.model.name"] for row in rows] == ["gpt2", "smollm2"]
     for row, odd in zip(rows, (0, 1), strict=True):
         values = np.array([r.metrics["effect"] for r in runs if int(r.id, 16) % 2 == odd])
-        assert row["runs"] == row["count metrics.effect"] == len(values)
-        expected = {"mean": values.mean(), "median": np.median(values), "std": values.std(ddof=1)}
-        expected |= {"min": values.min(), "max": values.max()}
-        for kind, value in expected.items():
-            assert row[f"{kind} metrics.effect"] == pytest.approx(value, abs=1e-12), kind
-    # What is no number is left out and counted.
-    (row,) = aggregate(RUNS, ["metrics.effect"], kinds=("count", "mean", "std"))
-    assert (row["runs"], row["count metrics.effect"]) == (5, 3)
-    assert row["mean metrics.effect"] == pytest.approx((0.1 + 0.3 - 0.5) / 3)
+        computed = [values.mean(), np.median(values), values.std(ddof=1), values.min()]
+        assert list(row.values())[1:] == pytest.approx(
+            [len(values), len(values), *computed, values.max()], abs=1e-12
+        )
+    # What is no number is left out and counted; of too few there is nothing.
+    (row,) = aggregate(RUNS, ["metrics.effect"], kinds=("count", "mean"))
+    assert list(row.values()) == [5, 3, pytest.approx((0.1 + 0.3 - 0.5) / 3)]
     (row,) = aggregate(RUNS[2:4], ["metrics.effect"], kinds=("count", "mean", "std", "min"))
     assert list(row.values()) == [2, 0, None, None, None]
     (row,) = aggregate(RUNS[:1], ["metrics.effect"], kinds=("mean", "std"))
-    assert row["std metrics.effect"] is None
+    assert list(row.values()) == [1, 0.1, None]
     assert aggregate([], ["metrics.effect"]) == []
 
 
@@ -289,13 +264,14 @@ def test_the_table_is_markdown_that_any_reader_takes():
     assert markdown_table([]) == ""
 
 
-def test_runs_are_sorted_and_their_settings_stand_side_by_side():
-    # Those that lack the field are last.
+def test_runs_are_sorted_and_those_that_lack_the_field_are_last():
     assert [r.name for r in sort_runs(RUNS, "metrics.effect")] == ["n5", "n1", "n2", "n3", "n4"]
     down = sort_runs(RUNS, "metrics.effect", descending=True)
     assert [r.name for r in down] == ["n2", "n1", "n5", "n3", "n4"]
-    one, other = a_run(1, 0.5).config, {"seed": 1}
-    assert side_by_side([one, a_run(3).config], differing=True) == {"seed": [1, 3]}
+
+
+def test_settings_stand_side_by_side_where_they_differ():
+    one = a_run(1, 0.5).config
     differing = {"model.name": ["smollm2", MISSING], "site": [None, MISSING]}
-    assert side_by_side([one, other], differing=True) == differing
-    assert side_by_side([one, other])["seed"] == [1, 1]
+    assert side_by_side([one, {"seed": 1}], differing=True) == differing
+    assert side_by_side([one, {"seed": 1}])["seed"] == [1, 1]

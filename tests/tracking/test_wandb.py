@@ -46,10 +46,8 @@ def work(
     import plotly.graph_objects as go
 
     config = {"seed": 3, "model": {"name": "tiny"}, "llm": {"api_key": KEY}, "tracking": {}}
-    with recorded_run(
-        folder, kind="run", name="kindly", config=config, tags=["mine"], wandb=tracking,
-        group="sweep-1", progress=said,
-    ) as run:  # fmt: skip
+    named = {"kind": "run", "name": "kindly", "tags": ["mine"], "group": "sweep-1"}
+    with recorded_run(folder, **named, config=config, wandb=tracking, progress=said) as run:
         with run.stage("reading"):
             time.sleep(0.01)
         run.log({"loss": 1.5}, step=10)
@@ -141,9 +139,8 @@ def test_a_trial_of_an_agent_keeps_the_agents_id_and_parameters(folder, tmp_path
     with recorded_run(folder, kind="run", name="k", config={"seed": 9}) as run:
         run.summary({"effect": 0.5})
     found = OfflineRun(folder.path)
-    assert found.run.run_id == "trial456" and found.run.run_group == "sweep123"
-    assert found.run.sweep_id == "sweep123"
-    assert found.config["seed"] == 9
+    assert (found.run.run_id, found.run.run_group) == ("trial456", "sweep123")
+    assert (found.run.sweep_id, found.config["seed"]) == ("sweep123", 9)
     assert folder.read_json("run.json")["group"] == "sweep123"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -40,6 +41,17 @@ class Counted:
 
 def write(text):
     return lambda draft: (draft / "weights").write_text(text)
+
+
+def test_a_json_value_is_the_same_whether_made_or_found(cache):
+    made = []
+    for _ in range(2):
+        found = cache.record("r", 1, compute=lambda: made.append(1) or {1: (0.1, None)})
+        assert found == {"1": [0.1, None]}
+    (file,) = cache.folder.iterdir()
+    file.write_text("{")
+    assert Cache(cache.folder).record("r", 1, compute=lambda: 3) == json.loads(file.read_text())
+    assert made == [1]
 
 
 def test_equal_inputs_are_computed_once_whoever_asks_and_again_where_damaged(cache):

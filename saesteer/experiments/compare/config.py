@@ -167,12 +167,12 @@ class CompareConfig(ExperimentConfig):
         listed = {
             "headline": [self.headline],
             "baseline": [self.baseline],
-            "repeated": self.repeated or [],
-            "writing.methods": self.writing.methods or [],
-            "side_effects.methods": self.side_effects.methods or [],
+            "repeated": self.repeated,
+            "writing.methods": self.writing.methods,
+            "side_effects.methods": self.side_effects.methods,
         }
         for field, wanted in listed.items():
-            for name in wanted:
+            for name in wanted or ():
                 if name not in names:
                     raise ValueError(f"{field} {name!r} is not one of the methods")
         for kl_target in self.writing.kl_targets:
@@ -189,17 +189,21 @@ class CompareConfig(ExperimentConfig):
         """Headline and baseline."""
         return tuple(dict.fromkeys((self.headline, self.baseline)))
 
+    def method(self, name: str) -> MethodSettings:
+        """The method of a name."""
+        return next(method for method in self.methods if method.name == name)
+
     def seeds_of(self, method: str) -> list[int]:
-        """Return the seeds under which a method is measured."""
+        """The seeds under which a method is measured."""
         again = self.pair if self.repeated is None else self.repeated
         return self.seeds if method in again else self.seeds[:1]
 
     def methods_under(self, seed: int) -> list[MethodSettings]:
-        """Return the methods measured under a seed."""
+        """The methods measured under a seed."""
         return [method for method in self.methods if seed in self.seeds_of(method.name)]
 
     def persona_digest(self, persona: PersonaSettings, **inputs: str) -> str:
-        """Return a hash of all that one persona's results depend on, whoever else is compared."""
+        """A hash of all that one persona's results depend on, whoever else is compared."""
         whole = ("name", "personas", "headline", "baseline", "llm_judge")
         left_out = {**self.uncounted(), "writing": {"shown"}, **dict.fromkeys(whole, True)}
         record = self.model_dump(mode="json", exclude=left_out)

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from saesteer.evaluation.written import Completion, Writer, WritingSettings
-from saesteer.experiments.base import Stage
+from saesteer.experiments.base import Stage, write_table
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.experiments.compare.plan import DONE, ComparePlan, PersonaPlan, plan_compare
@@ -68,7 +68,6 @@ class Compare(SteeringExperiment[Results]):
         return [persona for persona in self.plan.personas if not persona.done]
 
     def check(self) -> None:
-        """Check every persona against the model."""
         # Elsewhere that is done there.
         if self.elsewhere is not None or not self._pending:
             return
@@ -86,14 +85,8 @@ class Compare(SteeringExperiment[Results]):
                 raise type(error)(f"persona {persona.name}: {error}") from error
 
     def stages(self) -> list[Stage]:
-        """The one step, to which each persona that is not done belongs."""
-        return [Stage("personas", self._personas, done=not self._pending)]
-
-    def _personas(self) -> None:
-        if self.elsewhere is None:
-            self.measure()
-        else:
-            self.elsewhere(self.plan)
+        measure = self.measure if self.elsewhere is None else partial(self.elsewhere, self.plan)
+        return [Stage("personas", measure, done=not self._pending)]
 
     def measure(self) -> None:
         """Measure every persona of the plan that is not done yet."""
@@ -112,10 +105,10 @@ class Compare(SteeringExperiment[Results]):
                 self._measure(PersonaRun(self, persona), task, parent)
 
     def _measure(self, run: PersonaRun, task: Task, parent: str | None) -> None:
-        config = self.config
+        config, folder = self.config, run.folder
         settings = config.model_dump(mode="json", exclude={"personas"})
         with recorded_run(
-            run.folder,
+            folder,
             kind="persona",
             name=run.persona.name,
             config={**settings, "persona": run.persona.settings.model_dump(mode="json")},
@@ -125,13 +118,13 @@ class Compare(SteeringExperiment[Results]):
             wandb=TrackingSettings(wandb="off"),
             progress=self.progress,
         ) as recorded:
-            if "weights" not in run.folder.read_json("run.json"):
-                write_record(run.folder, {"weights": self.weights_key})
+            if "weights" not in folder.read_json("run.json"):
+                write_record(folder, {"weights": self.weights_key})
             run.run(task)
             seconds = {stage: round(value, 1) for stage, value in run.seconds.items()}
-            files = [file for file in run.folder.path.rglob("*.*") if file.is_file()]
-            names = sorted(file.relative_to(run.folder.path).as_posix() for file in files)
-            run.folder.write_json(DONE, {"seconds": seconds, "files": names})
+            files = [file for file in folder.path.rglob("*.*") if file.is_file()]
+            names = sorted(file.relative_to(folder.path).as_posix() for file in files)
+            folder.write_json(DONE, {"seconds": seconds, "files": names})
             recorded.timings(run.seconds)
             methods = {"effect": config.headline, "effect_baseline": config.baseline}
             effects = {label: run.matched(name)[1]["effect"] for label, name in methods.items()}
@@ -175,27 +168,21 @@ class Compare(SteeringExperiment[Results]):
         return made
 
     def finish(self) -> dict[str, Any]:
-        """Write the tables and return the metrics, from the personas' folders."""
         import pandas as pd
 
         self.progress.say("Summing up")
         metrics = finite(metrics_of(self))
         write_record(self.folder, {"weights": self.weights_key})
         for name in TABLES:
-            frame = pd.json_normalize(metrics[name])
-            self.folder.write(
-                f"tables/{name}.csv", lambda draft, f=frame: f.to_csv(draft, index=False)
-            )
+            write_table(self.folder, f"tables/{name}.csv", pd.json_normalize(metrics[name]))
         return metrics
 
     def report(self, results: Results) -> Report:
-        """Return the report."""
         from saesteer.report.compare import compare_report
 
         return compare_report(results.metrics)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The headline method's effect, and every method's at the headline KL target."""
         kl_target = metrics.get("headline_kl_target")
         rows = [row for row in metrics.get("summary", ()) if row.get("kl_target") == kl_target]
         by_method = {str(row.get("method")): row for row in rows}
@@ -210,25 +197,21 @@ class Compare(SteeringExperiment[Results]):
         }
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show tables and the change over strengths elsewhere too."""
         from saesteer.report.compare import strength_changes
 
         metrics = results.metrics
         for name in ("summary", "effects", "generation_summary", "null"):
             record.table(name, metrics[name])
-        record.table("features", _by_persona(metrics["features"]))
-        record.table("completions", _by_persona(metrics["completions"]))
+        for name in ("features", "completions"):
+            rows = [
+                {"persona": persona, **{k: v for k, v in row.items() if not isinstance(v, list)}}
+                for persona, listed in metrics[name].items()
+                for row in listed
+            ]
+            record.table(name, rows)
         record.curve("change", strength_changes(metrics), x="multiple")
         for persona, file in metrics["vectors"].items():
             record.artifact(f"vector-{persona}", file, "vector")
-
-
-def _by_persona(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [
-        {"persona": persona, **{k: v for k, v in row.items() if not isinstance(v, list)}}
-        for persona, rows in listed.items()
-        for row in rows
-    ]
 
 
 def measure_in_processes(plan: ComparePlan, n_workers: int, progress: Progress) -> None:

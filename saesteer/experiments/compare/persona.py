@@ -6,17 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property, partial
+from math import nan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from saesteer.data import PairSet
-from saesteer.evaluation import PropensityMeter, statement_log_likelihoods
+from saesteer.evaluation import (
+    EffectMeter,
+    PropensityMeter,
+    VectorResult,
+    effect_of,
+    statement_log_likelihoods,
+)
 from saesteer.evaluation.choices import ChoiceMeter
 from saesteer.evaluation.judge import BehaviourJudge, train_judge
 from saesteer.evaluation.written import WrittenEvaluation, summarise
 from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.plan import PersonaPlan
-from saesteer.experiments.compare.seed import Record, SeedRun
-from saesteer.experiments.pairs_run import kept
+from saesteer.experiments.pairs_run import PairsRun, kept
 from saesteer.methods import AttributedSAE, ClusteredSAE, RandomDirection, RandomFeatures
 from saesteer.methods.clustered_sae import chosen_clusters
 from saesteer.methods.features import vector_features
@@ -24,17 +32,134 @@ from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.placement import trim_memory
 from saesteer.saes.labels import feature_url
 from saesteer.steering import SteeringVector
+from saesteer.steering.divergence import StrengthMatch
 from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.utils.errors import DataError, SteeringError
 from saesteer.utils.progress import Task
 from saesteer.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from saesteer.experiments.compare.experiment import Compare
 
+Record = dict[str, Any]
 SIDES = ((1, "plus"), (-1, "minus"))
 NULLS = {"random_direction": RandomDirection, "random_features": RandomFeatures}
 # Texts that are shown of each feature.
 CONTEXTS = 5
+# What a method says of pairs that give it nothing to fit.
+NOT_FITTED = (DataError, SteeringError)
+
+
+class SeedRun(PairsRun):
+    """One persona under one seed: fit every method, choose on validation, measure on test once."""
+
+    def __init__(self, experiment: Compare, persona: PersonaPlan, seed: int) -> None:
+        self.persona, self.split = persona, persona.splits[seed]
+        parts = (self.split.train, self.split.validation, self.split.test)
+        folder = RunFolder(persona.folder / f"seed-{seed}")
+        super().__init__(experiment, *parts, name=persona.name, seed=seed, folder=folder)
+
+    @cached_property
+    def _propensity(self) -> PropensityMeter:
+        return self.experiment.propensity(self.held_out)
+
+    def unsteered(self) -> np.ndarray:
+        """The test pairs' log-likelihoods without steering, positive and negative sides."""
+        found = self.folder.once(
+            "unsteered.json", lambda: {"sides": self._propensity.log_likelihoods().tolist()}
+        )
+        return np.array(found["sides"])
+
+    @cached_property
+    def test(self) -> EffectMeter:
+        """The meter on test pairs."""
+        return EffectMeter(self.experiment.divergence, self._propensity, self.unsteered())
+
+    @cached_property
+    def _validation_meter(self) -> EffectMeter:
+        meter = self.experiment.propensity(self.validation)
+        return EffectMeter(self.experiment.divergence, meter)
+
+    def vector(self, method: MethodSettings) -> SteeringVector:
+        """A method's vector, its settings chosen on validation pairs."""
+        name = f"vectors/{method.name}.safetensors"
+        if not self.folder.has(name):
+            made = self.context.fit(method.name, self.chosen(method)["settings"])
+            self.folder.write(name, made.vector_.save)
+        return SteeringVector.load(self.folder.path / name)
+
+    @kept(lambda method: f"chosen/{method.name}.json")
+    def chosen(self, method: MethodSettings) -> Record:
+        """A method's settings; of several in its grid those that move validation pairs most."""
+        options = [{**method.settings, **point} for point in method.grid] or [method.settings]
+        if len(options) == 1:
+            return {"settings": options[0], "tried": []}
+        tried, headline = [], self.config.evaluation.headline_kl_target
+        for option in options:
+            try:
+                vector = self.context.fit(method.name, option).vector_
+            except NOT_FITTED as error:
+                tried.append({"settings": option, "effect": None, "error": str(error)})
+                continue
+            effect = self._validation_meter.measure(vector, headline).effect
+            tried.append({"settings": option, "effect": effect and effect.effect})
+        effects = [-np.inf if t["effect"] is None else t["effect"] for t in tried]
+        return {"settings": options[int(np.argmax(effects))], "tried": tried}
+
+    @kept(lambda method: f"effects/{method.name}.json")
+    def effects(self, method: MethodSettings) -> Record:
+        """A method's results at every KL target, with its curve at the headline one."""
+        if method_entry(method.name).kind == "prompt":
+            return {"kl_targets": [self._prompted(method)], "curve": None}
+        settings = self.config.evaluation
+        # Other KL targets and the curve are for the first seed: further seeds repeat the headline.
+        first = self.seed == self.config.seeds[0]
+        kl_targets = settings.kl_targets if first else [settings.headline_kl_target]
+        try:
+            vector = self.vector(method)
+        except NOT_FITTED as error:
+            # These pairs give this method nothing to fit, which is a result: the others go on.
+            self.experiment.progress.say(f"{self.persona.name}, {method.name}: {error}")
+            missing = [_not_fitted(method.name, kl_target, error) for kl_target in kl_targets]
+            return {"kl_targets": missing, "curve": None, "error": str(error)}
+        records, start, curve = [], 0.15, None
+        for kl_target in kl_targets:
+            result = self.measure(vector, kl_target, start)
+            records.append({"kl_target": kl_target, **result})
+            # KL grows about as the square of the strength.
+            start = result["plus"]["strength"] * 1.7
+            if first and kl_target == settings.headline_kl_target and result["effect"] is not None:
+                curve = self.curve(vector, result)
+        return {"kl_targets": records, "curve": curve}
+
+    def prompts(self, method: MethodSettings) -> Any:
+        """The two system prompts of a prompt method, fitted."""
+        described = self.persona.settings.model_dump(
+            include={"description", "opposite"}, exclude_none=True
+        )
+        build: Any = build_method(method.name, {"seed": self.seed, **described, **method.settings})
+        return build.fit(None, self.train)
+
+    def _prompted(self, method: MethodSettings) -> Record:
+        """Measure system prompts by the same yardsticks, at the cost that they happen to have."""
+        prompts, experiment = self.prompts(method), self.experiment
+        sides: list[np.ndarray] = []
+        costs: list[StrengthMatch] = []
+        for system in (prompts.positive_, prompts.negative_):
+            meter = experiment.propensity(self.held_out, system=system)
+            sides.append(meter.log_likelihoods())
+            answers = experiment.answer_rows(experiment.plan.answers, system=system)
+            cost = experiment.divergence.of_prompted(answers)
+            costs.append(StrengthMatch(nan, cost, nan, reached=True, evaluations=1))
+        effect, (plus, minus) = effect_of(self.unsteered(), *sides), costs
+        result = VectorResult(self.persona.name, method.name, plus, minus, effect)
+        return {"kl_target": None, **result.as_dict()}
+
+
+def _not_fitted(method: str, kl_target: float, error: Exception) -> Record:
+    missed = StrengthMatch(nan, nan, kl_target, reached=False, evaluations=0)
+    result = VectorResult("", method, missed, missed, None)
+    return {"kl_target": kl_target, **result.as_dict(), "error": str(error)}
 
 
 class PersonaRun:
@@ -47,11 +172,8 @@ class PersonaRun:
         self.folder = RunFolder(persona.folder)
         self.seconds: dict[str, float] = {}
         self.seeds = {seed: SeedRun(experiment, persona, seed) for seed in self.config.seeds}
-
-    @property
-    def first(self) -> SeedRun:
-        """The first seed, under which everything is measured."""
-        return self.seeds[self.config.seeds[0]]
+        # Under the first seed everything is measured.
+        self.first = self.seeds[self.config.seeds[0]]
 
     def systems(self) -> list[str]:
         """The system prompts of prompt methods."""
@@ -90,13 +212,10 @@ class PersonaRun:
     ) -> tuple[SteeringVector | None, Record]:
         """A method's vector, None where it could not be fitted, with its result at a KL target."""
         kl_target = kl_target or self.config.evaluation.headline_kl_target
-        method = self._method(name)
+        method = self.config.method(name)
         found = self.first.effects(method)
         result = next(r for r in found["kl_targets"] if r["kl_target"] in (kl_target, None))
         return (None if "error" in found else self.first.vector(method)), result
-
-    def _method(self, name: str) -> MethodSettings:
-        return next(method for method in self.config.methods if method.name == name)
 
     def null(self, kind: str) -> Iterator[Record]:
         """Yield what random draws of a kind do at the headline KL target."""
@@ -121,13 +240,14 @@ class PersonaRun:
     def to_write(self) -> list[tuple[str, float | None]]:
         """The methods whose texts are written, with the KL target; a prompt has none."""
         settings = self.config.writing
+        if not self.experiment.plan.questions:
+            return []
         return [
             (name, kl_target)
             for name in settings.methods or self.config.pair
             for kl_target in (
                 [None] if method_entry(name).kind == "prompt" else settings.kl_targets
             )
-            if self.experiment.plan.questions
         ]
 
     @kept(lambda: "judge.json")
@@ -140,7 +260,7 @@ class PersonaRun:
         """What is written with a method's vector, or under its system prompts."""
         strengths: dict[int, float | None] = {1: None, -1: None}
         if kl_target is None:
-            prompts = self.first.prompts(self._method(name))
+            prompts = self.first.prompts(self.config.method(name))
             records = self._writing.prompted(prompts.positive_, prompts.negative_)
         else:
             vector, found = self.matched(name, kl_target)
@@ -168,15 +288,10 @@ class PersonaRun:
         """The margins of Yes/No and A/B questions about the first test pairs."""
         limit = self.config.side_effects.choices
         pairs = self._first_pairs(limit)
-        rows = []
+        rows, experiment = [], self.experiment
         for kind in ("yes_no", "a_b") if limit else ():
-            meter = ChoiceMeter(
-                self.experiment.model,
-                pairs,
-                kind=kind,
-                chat=self.config.reading.chat,
-                site=self.experiment.site,
-            )
+            how = {"chat": self.config.reading.chat, "site": experiment.site}
+            meter = ChoiceMeter(experiment.model, pairs, kind=kind, **how)
             base = {
                 "kind": kind,
                 "persona": self.persona.name,
@@ -257,8 +372,8 @@ class PersonaRun:
         vector, _ = self.matched(name)
         if vector is None:
             return {"features": [], "tree": {}}
-        experiment = self.experiment
-        rows = vector_features(vector, self.first.context.codes)
+        experiment, context = self.experiment, self.first.context
+        rows = vector_features(vector, context.codes)
         for row in rows:
             known = None if experiment.table is None else experiment.table.row(row["feature"])
             row["contexts"] = [
@@ -266,17 +381,14 @@ class PersonaRun:
                 for c in (known.contexts[:CONTEXTS] if known else ())
             ]
             row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
-        return {"features": rows, "tree": self._tree(self._method(name))}
-
-    def _tree(self, method: MethodSettings) -> Record:
-        built = build_method(method.name, self.first.chosen(method)["settings"])
-        if not isinstance(built, AttributedSAE | ClusteredSAE):
-            return {}
-        if isinstance(built, AttributedSAE) and built.candidates == "any":
-            return {}
-        _, clusters = chosen_clusters(self.first.context, built.selection, built.clustering)
-        return {
-            "linkage": clusters.linkage.tolist(),
-            "labels": clusters.indices.tolist(),
-            "clusters": clusters.labels.tolist(),
-        }
+        built = build_method(name, self.first.chosen(self.config.method(name))["settings"])
+        tree: Record = {}
+        match built:
+            case ClusteredSAE() | AttributedSAE(candidates="clustered"):
+                _, clusters = chosen_clusters(context, built.selection, built.clustering)
+                tree = {
+                    "linkage": clusters.linkage.tolist(),
+                    "labels": clusters.indices.tolist(),
+                    "clusters": clusters.labels.tolist(),
+                }
+        return {"features": rows, "tree": tree}

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from saesteer.data import PairSet, datasets_folder, read_texts, split_pairs
+from saesteer.data import PairSet, Split, datasets_folder, read_texts, split_pairs
 from saesteer.data.splits import near_duplicate_cause
+from saesteer.experiments.base import holds_listed
 from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
-from saesteer.experiments.config import check_writable, source_digest
-from saesteer.experiments.steering import Plan, check_has_strength, shared_parts
+from saesteer.experiments.config import check_writable, weights_digest
+from saesteer.experiments.steering import SteeringPlan, check_has_strength, shared_parts
 from saesteer.methods.registry import build_method
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.run_folder import RunFolder
@@ -18,15 +19,16 @@ from saesteer.utils.settings import short_hash
 
 DONE = "done.json"
 FEWEST = {"train": 4, "validation": 2, "test": 2, "judge": 10}
+TEXTS = ("answers", "training_answers", "questions", "training_questions")
 
 
 @dataclass(frozen=True)
-class PersonaSplit:
-    """Disjoint parts of a persona's pairs; no statement nor its near-duplicate stands in two."""
+class PersonaSplit(Split):
+    """Disjoint parts of a persona's pairs; no statement nor its near-duplicate stands in two.
 
-    train: PairSet  # fits vectors
-    validation: PairSet  # chooses settings
-    test: PairSet  # opened once, for the effects
+    Vectors are fitted to train, settings chosen by validation, and test is opened once.
+    """
+
     judge: PairSet  # trains the behaviour judge; the same under every seed
 
 
@@ -49,20 +51,18 @@ class PersonaPlan:
     def done(self) -> bool:
         """Whether its folder holds everything."""
         folder = RunFolder(self.folder)
-        record = folder.read_json(DONE) if folder.has(DONE) else None
-        files = record.get("files") if isinstance(record, dict) else None
-        return files is not None and all(map(folder.has, files))
+        return folder.has(DONE) and holds_listed(folder, DONE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparePlan(Plan):
+class ComparePlan(SteeringPlan):
     """A checked comparison."""
 
     personas: tuple[PersonaPlan, ...]
     prose: tuple[str, ...]  # plain texts for the loss
 
     def only(self, names: Sequence[str]) -> ComparePlan:
-        """Return the plan with some of its personas."""
+        """The plan with some of its personas."""
         known = {persona.name: persona for persona in self.personas}
         for name in names:
             if name not in known:
@@ -87,10 +87,9 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     source, limit = config.side_effects.prose, config.side_effects.n_prose
     file = datasets_folder() / "prose.jsonl" if source == "prose" else Path(source)
     prose = tuple(read_texts(file, limit=limit)) if limit else ()
-    texts = ("answers", "training_answers", "questions", "training_questions")
     common = {
-        **source_digest(parts["model"], parts["sae"], config.sae),
-        **{name: str(parts[name]) for name in texts},
+        **weights_digest(parts["model"], parts["sae"]),
+        **{name: str(parts[name]) for name in TEXTS},
         "prose": str(prose),
     }
     personas = tuple(_persona_plan(config, settings, common) for settings in config.personas)
@@ -137,13 +136,7 @@ def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSpl
     judge_share = sizes.judge / (rest + sizes.judge)
     apart = split_pairs(pairs, validation=0.0, test=judge_share, seed=0, **how)
     shares = {"validation": sizes.validation / rest, "test": sizes.test / rest}
-    parts = split_pairs(apart.train, seed=seed, **shares, **how)
-    divided = {
-        "train": parts.train,
-        "validation": parts.validation,
-        "test": parts.test,
-        "judge": apart.test,
-    }
+    divided = vars(split_pairs(apart.train, seed=seed, **shares, **how)) | {"judge": apart.test}
     kept = {
         name: part.subset(range(len(part))[: getattr(sizes, name)])
         for name, part in divided.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from saesteer.evaluation.statistics import (
 )
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.persona import NULLS, PersonaRun
-from saesteer.experiments.compare.plan import DONE
+from saesteer.experiments.compare.plan import DONE, ComparePlan
 from saesteer.methods.registry import method_entry
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ Moved = list[np.ndarray] | None
 
 
 def metrics_of(experiment: Compare) -> Row:
-    """Return `metrics.json` from the personas' folders."""
+    """`metrics.json` from the personas' folders."""
     config = experiment.config
     runs = [PersonaRun(experiment, persona) for persona in experiment.plan.personas]
     by_name = {run.persona.name: run for run in runs}
-    grid = Grid(config, runs)
+    grid = Grid.of(config, by_name)
     named = {name: run.features(config.headline) for name, run in by_name.items()}
     entries = [method_entry(method.name) for method in config.methods]
+    searched = [method for method in config.methods if method.grid]
     file = f"vectors/{config.headline}.safetensors"
     fitted = {name: run.first.folder for name, run in by_name.items() if run.first.folder.has(file)}
     return {
@@ -64,89 +65,99 @@ def metrics_of(experiment: Compare) -> Row:
         "choices_margins": [row for run in runs for row in run.choices()],
         "side_effects": {
             "prose": [row for run in runs for row in run.prose()],
-            "matrix": _shifts(grid),
+            "matrix": _shifts(config, by_name),
         },
         "features": {name: found["features"] for name, found in named.items()},
         "linkage": {name: found["tree"] for name, found in named.items()},
-        "completions": {run.persona.name: _shown(grid, run) for run in runs},
+        "completions": {name: _shown(grid, name, experiment.plan.questions) for name in by_name},
         "vectors": {name: str(folder.path / file) for name, folder in fitted.items()},
-        "chosen": {name: _chosen(run) for name, run in by_name.items()},
+        # What validation pairs chose.
+        "chosen": {
+            name: {method.name: run.first.chosen(method)["settings"] for method in searched}
+            for name, run in by_name.items()
+        },
         "config": config.model_dump(mode="json"),
-        "llm_judge": _llm_rows(grid),
+        "llm_judge": _llm_rows(grid, experiment.plan),
         "seconds": _seconds(runs),
     }
 
 
+@dataclass(frozen=True)
 class Grid:
     """The records of all personas, read once."""
 
-    def __init__(self, config: CompareConfig, runs: Sequence[PersonaRun]) -> None:
-        self.config = config
-        self.runs = runs
-        self.names = [run.persona.name for run in runs]
-        self.headline = config.evaluation.headline_kl_target
-        self.effects = {
-            (run.persona.name, method.name, seed): run.seeds[seed].effects(method)
-            for run in runs
+    config: CompareConfig
+    names: list[str]  # the personas'
+    effects: dict[tuple[str, str, int], Row]  # by persona, method and seed
+    nulls: dict[tuple[str, str], list[float]]  # by persona and kind, where the target was reached
+    written: dict[str, list[Row]]  # by persona, one for each method and KL target, sorted
+
+    @classmethod
+    def of(cls, config: CompareConfig, by_name: Mapping[str, PersonaRun]) -> Grid:
+        """What the personas' folders hold."""
+        effects = {
+            (name, method.name, seed): run.seeds[seed].effects(method)
+            for name, run in by_name.items()
             for seed in config.seeds
             for method in config.methods_under(seed)
         }
-        self.nulls = {
-            (run.persona.name, kind): [
-                draw["effect"]["effect"] for draw in run.null(kind) if draw["effect"] is not None
-            ]
-            for run in runs
+        nulls = {
+            (name, kind): [draw["effect"]["effect"] for draw in run.null(kind) if draw["effect"]]
+            for name, run in by_name.items()
             for kind in NULLS
         }
-
-    @cached_property
-    def written(self) -> dict[str, list[Row]]:
-        """Each persona's written records, one for each method and KL target, sorted."""
-        return {
-            run.persona.name: sorted(
+        written = {
+            name: sorted(
                 (run.written(*wanted) for wanted in run.to_write()),
                 key=lambda record: (record["method"], f"{record['kl_target'] or 0:g}"),
             )
-            for run in self.runs
+            for name, run in by_name.items()
         }
+        return cls(config, list(by_name), effects, nulls, written)
+
+    @property
+    def headline(self) -> float:
+        """The headline KL target."""
+        return self.config.evaluation.headline_kl_target
 
     def moved(self, method: str, kl_target: float, seeds: Sequence[int]) -> list[Moved]:
-        """Return each persona's moved margins, a row for each seed.
+        """Each persona's moved margins, a row for each seed.
 
         A persona where the KL target was missed under any of the seeds counts as not measured.
         """
-        return [self._moved(name, method, kl_target, seeds) for name in self.names]
-
-    def _moved(self, name: str, method: str, kl_target: float, seeds: Sequence[int]) -> Moved:
-        rows = []
-        for seed in seeds:
-            found = self.effects[(name, method, seed)]["kl_targets"]
-            record = next((r for r in found if r["kl_target"] in (kl_target, None)), None)
-            if record is None or record["effect"] is None:
-                return None
-            rows.append((np.array(record["effect"]["up"]) - record["effect"]["down"]) / 2)
-        return rows
+        found: list[Moved] = []
+        for name in self.names:
+            effects = [
+                record["effect"]
+                for seed in seeds
+                for record in self.effects[name, method, seed]["kl_targets"]
+                if record["kl_target"] in (kl_target, None)
+            ]
+            known = len(effects) == len(seeds) and None not in effects
+            rows = [(np.array(e["up"]) - e["down"]) / 2 for e in effects] if known else None
+            found.append(rows)
+        return found
 
     def first_effects(self, method: str) -> list[float | None]:
-        """Return each persona's effect at the headline KL target under the first seed.
+        """Each persona's effect at the headline KL target under the first seed.
 
         Random draws are measured under that seed alone. A mean over seeds spreads less than they
         do, so it is not what they are held against.
         """
-        return [_mean(v) for v in self.moved(method, self.headline, self.config.seeds[:1])]
+        return _means(self.moved(method, self.headline, self.config.seeds[:1]))
 
     def seeds_at(self, method: str, kl_target: float) -> list[int]:
-        """Return the seeds under which a method was measured at a KL target."""
+        """The seeds under which a method was measured at a KL target."""
         seeds = self.config.seeds_of(method)
         return seeds if kl_target == self.headline else seeds[:1]
 
 
-def _mean(values: Moved) -> float | None:
-    return None if values is None else float(np.mean([row.mean() for row in values]))
+def _means(moved: Sequence[Moved]) -> list[float | None]:
+    return [None if v is None else float(np.mean([row.mean() for row in v])) for v in moved]
 
 
 def summary_rows(grid: Grid) -> list[Row]:
-    """Return every method at every KL target: macro-mean, ratio to the baseline, test, null."""
+    """Every method at every KL target: macro-mean, ratio to the baseline, test, null."""
     rows = []
     for kl_target in grid.config.evaluation.kl_targets:
         at_target = [_summary_row(grid, m.name, kl_target) for m in grid.config.methods]
@@ -163,7 +174,7 @@ def _summary_row(grid: Grid, method: str, kl_target: float) -> Row:
         both = [seed for seed in seeds if seed in grid.seeds_at(baseline, kl_target)]
         sides = [grid.moved(name, kl_target, both) for name in (method, baseline)]
         ratio = paired_ratio(*sides)
-        p = wilcoxon_over_personas(*([_mean(v) for v in side] for side in sides))
+        p = wilcoxon_over_personas(*map(_means, sides))
     if kl_target == grid.headline and any(grid.nulls.values()):
         beyond = sum(
             first > max((abs(e) for kind in NULLS for e in grid.nulls[name, kind]), default=np.inf)
@@ -186,18 +197,16 @@ def _named(found: Estimate, name: str, prefix: str = "") -> Row:
 
 
 def effect_rows(grid: Grid) -> list[Row]:
-    """Return every measured effect, without the pairs' own values."""
+    """Every measured effect, without the pairs' own values."""
     rows = []
     for (persona, method, seed), found in grid.effects.items():
-        curve = found["curve"] or {}
         for record in found["kl_targets"]:
-            effect, at_headline = record["effect"], record["kl_target"] == grid.headline
+            effect = record["effect"] or {}
+            curve = (found["curve"] or {}) if record["kl_target"] == grid.headline else {}
             figures = ("effect", "low", "high", "moved_share", "common_shift")
-            row = {name: effect and effect[name] for name in figures}
-            row |= {
-                side: {key: record[side][key] for key in ("strength", "kl", "reached")}
-                for side in ("plus", "minus")
-            }
+            row: Row = {name: effect.get(name) for name in figures}
+            for side in ("plus", "minus"):
+                row[side] = {key: record[side][key] for key in ("strength", "kl", "reached")}
             if "error" in record:
                 row["error"] = record["error"]
             row |= {
@@ -205,16 +214,16 @@ def effect_rows(grid: Grid) -> list[Row]:
                 "persona": persona,
                 "method": method,
                 "seed": seed,
-                "n_pairs": effect and len(effect["up"]),
-                "slope": curve.get("slope") if at_headline else None,
-                "anti_steerable": curve.get("anti_steerable") if at_headline else None,
+                "n_pairs": len(effect["up"]) if effect else None,
+                "slope": curve.get("slope"),
+                "anti_steerable": curve.get("anti_steerable"),
             }
             rows.append(row)
     return rows
 
 
 def curve_rows(grid: Grid) -> list[Row]:
-    """Return the mean margin at multiples of the matched strengths."""
+    """The mean margin at multiples of the matched strengths."""
     return [
         {"persona": persona, "method": method, "seed": seed, **point}
         for (persona, method, seed), found in grid.effects.items()
@@ -224,23 +233,20 @@ def curve_rows(grid: Grid) -> list[Row]:
 
 
 def area_rows(grid: Grid) -> list[Row]:
-    """Return each method's area under E against log KL, where every KL target was reached."""
+    """Each method's area under E against log KL, where every KL target was reached."""
     kl_targets, first = grid.config.evaluation.kl_targets, grid.config.seeds[:1]
-    if len(kl_targets) < 2:
-        return []
     rows = []
-    for method in grid.config.methods:
-        if method_entry(method.name).kind == "prompt":
-            continue
-        areas = area_values({kl: grid.moved(method.name, kl, first) for kl in kl_targets})
-        found = hierarchical_bootstrap(areas)
-        row = {"method": method.name, **_named(found, "area"), "n_personas": found.n_personas}
-        rows.append(row)
+    for method in grid.config.methods if len(kl_targets) > 1 else ():
+        if method_entry(method.name).kind != "prompt":
+            areas = area_values({kl: grid.moved(method.name, kl, first) for kl in kl_targets})
+            found = hierarchical_bootstrap(areas)
+            row = {"method": method.name, **_named(found, "area"), "n_personas": found.n_personas}
+            rows.append(row)
     return rows
 
 
 def null_rows(grid: Grid) -> list[Row]:
-    """Return the null of each persona, with the headline method's permutation p against it."""
+    """The null of each persona, with the headline method's permutation p against it."""
     own = dict(zip(grid.names, grid.first_effects(grid.config.headline), strict=True))
     return [
         {
@@ -257,55 +263,51 @@ def null_rows(grid: Grid) -> list[Row]:
 
 
 def generation(grid: Grid) -> dict[str, list[Row]]:
-    """Return `generation` and `generation_summary`."""
+    """`generation` and `generation_summary`."""
     lines: list[Row] = []
     found: dict[tuple[str, float | None], dict[str, Row]] = {}
     for name, records in grid.written.items():
         for record in records:
-            fields = {key: record[key] for key in ("method", "kl_target")}
-            found.setdefault((record["method"], record["kl_target"]), {})[name] = record
-            lines += [{"persona": name, **fields, **s} for s in record["summary"]["signs"]]
-    summary = [
-        _generation_row(grid, *key, by_name, found.get((grid.config.baseline, key[1]), {}))
-        for key, by_name in found.items()
-    ]
+            at = {key: record[key] for key in ("method", "kl_target")}
+            found.setdefault((at["method"], at["kl_target"]), {})[name] = record
+            lines += [{"persona": name, **at, **s} for s in record["summary"]["signs"]]
+    read = {
+        at: [_by_question(by_name.get(name)) for name in grid.names]
+        for at, by_name in found.items()
+    }
+    summary = []
+    for (method, kl_target), by_name in found.items():
+        own = read[method, kl_target]
+        nothing = [_by_question(None)] * len(own)
+        against = read.get((grid.config.baseline, kl_target), nothing)
+        # A question whose answer is empty under one of the two has no partner under the other.
+        both = [
+            pd.concat(two, axis=1, join="inner", keys=[0, 1])
+            for two in zip(own, against, strict=True)
+        ]
+        estimate = hierarchical_bootstrap([_values(changes) for changes in own])
+        ratio = paired_ratio(*([_values(two[side]) for two in both] for side in (0, 1)))
+        known = {
+            name: [s for one in by_name.values() if (s := one["summary"][name]) is not None]
+            for name in ("right_direction", "composite")
+        }
+        right, quality = known.values()
+        summary.append(
+            {
+                "method": method,
+                "kl_target": kl_target,
+                **_named(estimate, "judge_range"),
+                **_named(ratio, "ratio", "ratio_"),
+                "right_direction": sum(right) if right else None,
+                "n_personas": estimate.n_personas,
+                "composite": float(np.mean(quality)) if quality else None,
+            }
+        )
     return {"generation": lines, "generation_summary": summary}
 
 
-def _generation_row(
-    grid: Grid,
-    method: str,
-    kl_target: float | None,
-    found: Mapping[str, Row],
-    baseline: Mapping[str, Row],
-) -> Row:
-    own, paired, against = [], [], []
-    for name in grid.names:
-        first, second = _by_question(found.get(name)), _by_question(baseline.get(name))
-        # A question whose answer is empty under one of the two has no partner under the other.
-        shared = first.index.intersection(second.index)
-        own.append(_values(first, first.index))
-        paired.append(_values(first, shared))
-        against.append(_values(second, shared))
-    estimate, ratio = hierarchical_bootstrap(own), paired_ratio(paired, against)
-    summaries = [record["summary"] for record in found.values()]
-    right, quality = (
-        [value for s in summaries if (value := s[name]) is not None]
-        for name in ("right_direction", "composite")
-    )
-    return {
-        "method": method,
-        "kl_target": kl_target,
-        **_named(estimate, "judge_range"),
-        **_named(ratio, "ratio", "ratio_"),
-        "right_direction": sum(right) if right else None,
-        "n_personas": estimate.n_personas,
-        "composite": float(np.mean(quality)) if quality else None,
-    }
-
-
 def _by_question(record: Row | None) -> pd.Series:
-    """Return each question's mean judge reading, positive minus negative, where there are both."""
+    """Each question's mean judge reading, positive minus negative, where there are both."""
     read = pd.DataFrame(record["records"] if record else (), columns=["question", "sign", "judge"])
     read = read.astype({"judge": float})
     means = read.pivot_table("judge", "question", "sign").reindex(columns=[1, -1])
@@ -313,88 +315,77 @@ def _by_question(record: Row | None) -> pd.Series:
     return change.dropna()
 
 
-def _values(by_question: pd.Series, questions: pd.Index) -> np.ndarray | None:
-    return by_question.loc[questions].to_numpy() if len(questions) else None
+def _values(by_question: Any) -> np.ndarray | None:
+    return by_question.to_numpy() if len(by_question) else None
 
 
 def _at_headline(grid: Grid, persona: str) -> list[Row]:
     return [r for r in grid.written[persona] if r["kl_target"] in (grid.headline, None)]
 
 
-def _shown(grid: Grid, run: PersonaRun) -> list[Row]:
-    """Return the texts that the page shows: the first sample of the first questions."""
+def _shown(grid: Grid, persona: str, questions: Sequence[str]) -> list[Row]:
+    """The texts that the page shows: the first sample of the first questions."""
     return [
         {
-            "question": run.experiment.plan.questions[entry["question"]],
+            "question": questions[entry["question"]],
             "method": record["method"],
             "strength": record["strengths"].get(str(entry["sign"])) or 0.0,
             "sign": entry["sign"],
             "text": entry["text"],
             "judge": entry["judge"],
         }
-        for record in _at_headline(grid, run.persona.name)
+        for record in _at_headline(grid, persona)
         for entry in record["records"]
         if not entry["sample"] and entry["question"] < grid.config.writing.shown
     ]
 
 
-def _llm_rows(grid: Grid) -> list[Row]:
+def _llm_rows(grid: Grid, plan: ComparePlan) -> list[Row]:
     """Rate the completions at the headline KL target; nothing is asked where no judge is set."""
     settings = grid.config.llm_judge
     if settings is None:
         return []
-    plan = grid.runs[0].experiment.plan
     judge = LlmJudge(
         Endpoint(**settings.model_dump(exclude={"workers"})),
         cache=plan.cache / "llm-ratings.jsonl",
         workers=settings.workers,
     )
     rows = []
-    for run in grid.runs:
-        name = run.persona.name
-        behaviour = run.persona.settings.description or name.replace("-", " ")
-        for record in _at_headline(grid, name):
+    for persona in plan.personas:
+        behaviour = persona.settings.description or persona.name.replace("-", " ")
+        for record in _at_headline(grid, persona.name):
             for sign in (1, 0, -1):
                 chosen = [entry for entry in record["records"] if entry["sign"] == sign]
                 questions = [plan.questions[entry["question"]] for entry in chosen]
                 found = judge.rate(behaviour, questions, [entry["text"] for entry in chosen])
-                fields = {"persona": name, "method": record["method"], "sign": sign}
+                fields = {"persona": persona.name, "method": record["method"], "sign": sign}
                 rows.append({**fields, **mean_ratings(found)})
     return rows
 
 
-def _shifts(grid: Grid) -> list[Row]:
-    """Return what each persona's vector does to the others, for each method looked at."""
-    runs, matrix = grid.runs, []
-    if grid.config.side_effects.pairs and len(runs) > 1:
+def _shifts(config: CompareConfig, by_name: Mapping[str, PersonaRun]) -> list[Row]:
+    """What each persona's vector does to the others, for each method looked at."""
+    runs, matrix = list(by_name.values()), []
+    if config.side_effects.pairs and len(runs) > 1:
         for method in runs[0].looked_at():
             values = [[run.shift_on(other, method) for other in runs] for run in runs]
-            matrix.append({"method": method, "personas": grid.names, "values": values})
+            matrix.append({"method": method, "personas": list(by_name), "values": values})
     return matrix
 
 
 def _persona_row(run: PersonaRun) -> Row:
-    split, (positive, negative) = run.first.split, run.first.unsteered()
+    (positive, negative), sizes = run.first.unsteered(), vars(run.first.split)
     return {
         "name": run.persona.name,
         "source": run.persona.pairs.source,
         "own": run.persona.own,
-        "n_train": len(split.train),
-        "n_validation": len(split.validation),
-        "n_test": len(split.test),
-        "n_judge": len(split.judge),
+        **{f"n_{part}": len(pairs) for part, pairs in sizes.items()},
         "unsteered_margin": float((positive - negative).mean()),
     }
 
 
-def _chosen(run: PersonaRun) -> Row:
-    """Return the settings that validation pairs chose."""
-    searched = [method for method in run.config.methods if method.grid]
-    return {m.name: run.first.chosen(m)["settings"] for m in searched}
-
-
 def _seconds(runs: Sequence[PersonaRun]) -> dict[str, float]:
-    """Return what each stage took over all personas; a resumed one counts its last stretch."""
+    """What each stage took over all personas; a resumed one counts its last stretch."""
     total: dict[str, float] = {}
     for run in runs:
         for stage, seconds in run.folder.read_json(DONE)["seconds"].items():

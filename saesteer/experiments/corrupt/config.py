@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -21,9 +21,14 @@ from saesteer.corruption.program import (
     parse_program,
 )
 from saesteer.corruption.tasks import Task, load_tasks
-from saesteer.experiments.config import ExperimentConfig, check_writable
-from saesteer.models.resolve import ModelShape, ModelSource, model_shape, resolve_model
-from saesteer.utils.cache import content_digest
+from saesteer.experiments.config import (
+    ExperimentConfig,
+    Plan,
+    run_folder,
+    sources,
+    weights_digest,
+)
+from saesteer.models.resolve import ModelShape, model_shape
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.settings import Settings, Source
 
@@ -40,62 +45,45 @@ ProgramText = Annotated[str | list[int], AfterValidator(_readable)]
 
 
 class TaskSettings(Settings):
-    """The tasks; see `load_tasks` and `task_rows`.
+    """The tasks; see `load_tasks` and `task_rows`."""
 
-    Attributes:
-        source: "bundled" for all that come with saesteer, names of some of them, JSON files, or
-            folders of such.
-        shots: Examples before each question.
-        max_questions: The most questions of each task; all if null.
-    """
-
+    # "bundled" for all that come with saesteer, names of some of them, JSON files, or folders.
     source: list[Source] = Field(default=["bundled"], min_length=1)
+    # Examples before each question.
     shots: int = Field(default=4, ge=0, le=64)
+    # Of each task; all if null.
     max_questions: int | None = Field(default=24, ge=1)
 
 
 class FamilySettings(Settings):
-    """A family of programs; see `make_family`.
+    """A family of programs; see `make_family`."""
 
-    Attributes:
-        kind: What is done at every layer in turn, or for "keep" at every depth.
-        width: Layers changed at once.
-        count: How many permutations.
-    """
-
+    # What is done at every layer in turn, or for "keep" at every depth.
     kind: FamilyKind
+    # Layers changed at once.
     width: int = Field(default=1, ge=1)
+    # How many permutations.
     count: int = Field(default=5, ge=1, le=1000)
 
 
 class ReferenceSettings(Settings):
-    """The texts that linear maps are fitted on and means are measured over.
+    """The texts that linear maps are fitted on and means are measured over."""
 
-    Attributes:
-        source: "bundled", or a .txt or .jsonl file (also .gz) as `read_texts` takes it.
-        max_texts: The most texts.
-        held_out: Share of them on which R2 is measured.
-    """
-
+    # "bundled", or a .txt or .jsonl file (also .gz) as `read_texts` takes it.
     source: Source = "bundled"
     max_texts: int = Field(default=1000, ge=10)
+    # The share of them on which R2 is measured.
     held_out: float = Field(default=0.2, gt=0, lt=1)
 
 
 class ShownSettings(Settings):
-    """The completions shown side by side.
+    """The completions shown side by side."""
 
-    Attributes:
-        prompts: What is completed, as plain text.
-        family: Whose programs complete it.
-        every: Only every n-th program of it, and always the last.
-        programs: Programs that complete it in place of a family.
-        max_new_tokens: The most tokens.
-    """
-
+    # What is completed, as plain text.
     prompts: list[str] = Field(
         default=["The capital of France is", "Once upon a time, there was a", "2 + 2 ="]
     )
+    # Whose programs complete it, every n-th of them and always the last; or programs in its place.
     family: FamilyKind = "keep"
     every: int = Field(default=1, ge=1)
     programs: list[ProgramText] = Field(default=[], max_length=1000)
@@ -110,44 +98,37 @@ class ShownSettings(Settings):
 
 
 class CorruptConfig(ExperimentConfig):
-    """Everything a corruption run depends on.
-
-    Attributes:
-        programs: Single programs: expressions such as "skip 4-6", or lists of layers.
-        reference: Read only where a program needs it.
-        completions: Completions shown; none if null.
-        top_tokens: How many tokens that gain and lose most are kept for each task and program.
-        right_share: A task has come right at the first depth whose accuracy is this share of the
-            intact model's.
-        min_accuracy: The intact model's accuracy from which a task counts as solved.
-        max_tokens: The most tokens in a batch.
-        seed: Seeds the draw of few-shot examples and of held-out texts.
-    """
+    """Everything a corruption run depends on."""
 
     kind: ClassVar[str] = "corrupt"
 
     tasks: TaskSettings = TaskSettings()
     families: list[FamilySettings] = Field(default=[])
+    # Single ones: expressions such as "skip 4-6", or lists of layers.
     programs: list[ProgramText] = Field(default=[], max_length=10_000)
+    # Read only where a program needs it.
     reference: ReferenceSettings = ReferenceSettings()
+    # None are shown if null.
     completions: ShownSettings | None = ShownSettings()
+    # How many tokens that gain and lose most are kept for each task and program.
     top_tokens: int = Field(default=5, ge=0, le=1000)
+    # A task has come right at the first depth whose accuracy is this share of the intact model's.
     right_share: float = Field(default=0.8, gt=0, le=1)
+    # The intact model's accuracy from which a task counts as solved.
     min_accuracy: float = Field(default=0.2, gt=0, le=1)
+    # Of a batch.
     max_tokens: int = Field(default=4096, ge=1)
+    # Seeds the draw of few-shot examples and of held-out texts.
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
-class CorruptPlan(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class CorruptPlan(Plan):
     """A checked corruption run."""
 
-    config: CorruptConfig
     tasks: tuple[Task, ...]
-    model: ModelSource
     # The model's layers and heads, where they can be told without loading it.
     shape: ModelShape | None
-    # The same settings and tasks give the same one.
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -175,7 +156,7 @@ class Programs:
 def plan_corruption(config: CorruptConfig) -> CorruptPlan:
     """Read the tasks and check every program; nothing is loaded or written."""
     tasks = load_tasks(config.tasks.source)
-    model = resolve_model(config.model.name)
+    model, _ = sources(config)
     shape = model_shape(model)
     if shape is not None:
         expand(config, shape.n_layers, shape.n_heads)
@@ -187,15 +168,12 @@ def plan_corruption(config: CorruptConfig) -> CorruptPlan:
         raise ConfigError(
             f"reference.source {config.reference.source!r} is not there; give a file, or bundled."
         )
-    weights = model.sha256 or ("" if model.kind == "hub" else content_digest(Path(model.location)))
-    digest = config.digest(tasks=str(tasks), model=weights)
-    folder = Path(config.folder) / f"{config.name}-{digest}"
-    check_writable(folder)
-    return CorruptPlan(config, tasks, model, shape, folder)
+    folder = run_folder(config, tasks=str(tasks), **weights_digest(model))
+    return CorruptPlan(config=config, tasks=tasks, model=model, shape=shape, folder=folder)
 
 
 def expand(config: CorruptConfig, n_layers: int, n_heads: int) -> Programs:
-    """Return a run's programs for a model of so many layers and heads."""
+    """A run's programs for a model of so many layers and heads."""
 
     def parsed(texts: Sequence[str | list[int]]) -> tuple[Program, ...]:
         return tuple(parse_program(text, n_layers, n_heads=n_heads) for text in texts)

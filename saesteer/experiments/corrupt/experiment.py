@@ -23,7 +23,7 @@ from saesteer.corruption.fitted import (
 from saesteer.corruption.measure import complete_prompts, prompt_rows, score_task
 from saesteer.corruption.program import LinearSpan
 from saesteer.corruption.tasks import TaskRows, task_rows
-from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.base import Experiment, Stage, write_png, write_table
 from saesteer.experiments.corrupt.config import (
     CorruptConfig,
     CorruptPlan,
@@ -37,7 +37,7 @@ from saesteer.experiments.corrupt.metrics import (
     task_summary,
     token_changes,
 )
-from saesteer.experiments.results import Results
+from saesteer.experiments.results import METRICS, Results
 from saesteer.models.tokens import TokenRow
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun
@@ -46,7 +46,7 @@ from saesteer.utils.run_folder import finite
 
 COMPLETIONS = "completions.json"
 MAPS, MEANS = "linear_maps.safetensors", "means.safetensors"
-TABLE = "tables/scores.parquet"
+TABLES = ("tables/scores.csv", "tables/scores.parquet")
 
 
 class Corrupt(Experiment[Results]):
@@ -55,14 +55,9 @@ class Corrupt(Experiment[Results]):
     Config = CorruptConfig
     about = "layers skipped, repeated or permuted; task losses"
     plan: CorruptPlan
-
-    @staticmethod
-    def make_plan(config: CorruptConfig) -> CorruptPlan:
-        """Read the tasks and check every program."""
-        return plan_corruption(config)
+    make_plan = staticmethod(plan_corruption)
 
     def stages(self) -> list[Stage]:
-        """Return the steps: what programs are fitted on, the tasks, the completions."""
         return [
             Stage("reference", self._prepare),
             Stage("tasks", self._score),
@@ -70,7 +65,6 @@ class Corrupt(Experiment[Results]):
         ]
 
     def finish(self) -> dict[str, Any]:
-        """Write the tables and return the metrics."""
         dtype = str(self.model.cfg.dtype).removeprefix("torch.")
         fits = [one.scores() for one in self.maps.values()]
         tasks = [self.folder.read_json(f"tasks/{task.name}.json") for task in self.plan.tasks]
@@ -81,49 +75,37 @@ class Corrupt(Experiment[Results]):
         metrics["tokens"] = token_changes(pd.concat([pd.read_parquet(file) for file in files]))
         done = self.folder.has(COMPLETIONS)
         metrics["completions"] = self.folder.read_json(COMPLETIONS) if done else []
-        table = loss_table(finite(metrics))
-        self.folder.write("tables/scores.csv", lambda draft: table.to_csv(draft, index=False))
-        self.folder.write(TABLE, lambda draft: table.to_parquet(draft, index=False))
-        return finite(metrics)
+        metrics = finite(metrics)
+        for name in TABLES:
+            write_table(self.folder, name, loss_table(metrics))
+        return metrics
 
     def report(self, results: Results) -> Report:
-        """Return the report."""
         from saesteer.report.corrupt import corrupt_report
 
         return corrupt_report(results.metrics)
 
     def write_report(self) -> None:
-        """Write the page, and each family's heatmaps as PNG."""
         from saesteer.report.corrupt import family_figures
-        from saesteer.report.pictures import save_png
 
         super().write_report()
-        metrics = self.folder.read_json("metrics.json")
+        metrics = self.folder.read_json(METRICS)
         for family in metrics["families"]:
             drawn = [figure.draw() for figure in family_figures(metrics, family)]
-            self.folder.write(
-                f"figures/{family.replace(' ', '_')}.png",
-                lambda draft, drawn=drawn: save_png(drawn, draft),
-            )
+            write_png(self.folder, f"figures/{family.replace(' ', '_')}.png", drawn)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the intact model's scores, and where families cost most."""
-        found: dict[str, Any] = {
-            "accuracy": metrics["intact"]["accuracy"],
-            "loss": metrics["intact"]["loss"],
-            "calibration_error": metrics["intact"]["calibration_error"],
-            "programs": len(metrics["programs"]),
-        }
+        scores = ("accuracy", "loss", "calibration_error")
+        found: dict[str, Any] = {name: metrics["intact"][name] for name in scores}
+        found["programs"] = len(metrics["programs"])
         for name, family in metrics["families"].items():
             found[f"worst_{name}".replace(" ", "_")] = family["worst"]
-        for task, right in metrics["first_right"].items():
-            if right["layers"] is not None:
-                found.setdefault("first_right", {})[task] = right["layers"]
-        return found
+        right = {task: one["layers"] for task, one in metrics["first_right"].items()}
+        known = {task: layers for task, layers in right.items() if layers is not None}
+        return {**found, "first_right": known} if known else found
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the table elsewhere too."""
-        record.table("scores", pd.read_parquet(self.folder.path / TABLE))
+        record.table("scores", pd.read_parquet(self.folder.path / TABLES[1]))
 
     @cached_property
     def programs(self) -> Programs:
@@ -147,7 +129,6 @@ class Corrupt(Experiment[Results]):
         }
 
     def check(self) -> None:
-        """Check all that later stages would stumble on."""
         check_programs(self.model, self.programs.all)
         assert self.rows
         if self.programs.spans or self.programs.need_means:

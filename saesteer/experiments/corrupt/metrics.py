@@ -31,7 +31,7 @@ ADDITION = ("addition", "addition_digits", "addition_steps")
 
 
 def task_summary(scores: TaskScores) -> Record:
-    """Return a task's figures under every program, as plain values."""
+    """A task's figures under every program, as plain values."""
     figures = {
         "loss": scores.loss(),
         "accuracy": scores.accuracy(),
@@ -44,9 +44,8 @@ def task_summary(scores: TaskScores) -> Record:
     programs: dict[str, Record] = {}
     for i, name in enumerate(scores.programs):
         programs[name] = {figure: float(values[i]) for figure, values in figures.items()}
-        for side in ("gained", "lost"):
-            changes = getattr(scores, side)[i]
-            programs[name][side] = [[token, round(change, 6)] for token, change in changes]
+        for side, changed in (("gained", scores.gained), ("lost", scores.lost)):
+            programs[name][side] = [[token, round(change, 6)] for token, change in changed[i]]
     return {
         "task": scores.task,
         "n_questions": int(scores.question.max()) + 1,
@@ -63,15 +62,24 @@ def run_metrics(
     maps: Sequence[Record],
     dtype: str,
 ) -> Record:
-    """Return what `metrics.json` holds, but for tokens and completions.
+    """What `metrics.json` holds, but for tokens and completions.
 
-    Args:
-        tasks: From `task_summary`.
-        maps: The linear maps' fits.
-        dtype: What the model ran in.
+    `tasks` are from `task_summary`, `maps` the linear maps' fits, `dtype` what the model ran in.
     """
     first = str(programs.all[0])
-    counts = ("n_questions", "n_tokens")
+    scored = {str(program): _program(tasks, str(program), first) for program in programs.all}
+    losses = {name: record["loss"] for name, record in scored.items()}
+    families: Record = {}
+    for family in programs.families:
+        names = [str(program) for program in family.programs]
+        families[family.name] = {
+            "axis": family.axis,
+            "programs": names,
+            "loss": [losses[name] for name in names],
+            "worst": max(names, key=lambda name: losses[name]),
+            "mildest": min(names, key=lambda name: losses[name]),
+        }
+    kept = (*SCORES, "n_questions", "n_tokens")
     metrics: Record = {
         "name": config.name,
         "model": config.model.name,
@@ -79,44 +87,50 @@ def run_metrics(
         "dtype": dtype,
         "shots": config.tasks.shots,
         "seed": config.seed,
-        "intact": _overall(tasks, first),
+        "intact": {name: scored[first][name] for name in SCORES},
         "tasks": {
-            task["task"]: _scores(task["programs"][first]) | {name: task[name] for name in counts}
+            task["task"]: {name: (task["programs"][first] | task)[name] for name in kept}
             for task in tasks
         },
-        "programs": {
-            str(program): _program(tasks, str(program), first) for program in programs.all
-        },
+        "programs": scored,
+        "families": families,
     }
-    losses = {name: record["loss"] for name, record in metrics["programs"].items()}
-    metrics["families"] = {}
-    for family in programs.families:
-        names = [str(program) for program in family.programs]
-        metrics["families"][family.name] = {
-            "axis": family.axis,
-            "programs": names,
-            "loss": [losses[name] for name in names],
-            "worst": max(names, key=lambda name: losses[name]),
-            "mildest": min(names, key=lambda name: losses[name]),
-        }
     metrics["first_right"] = first_right(metrics, config.right_share, config.min_accuracy)
     metrics["linear_maps"] = list(maps)
     metrics["observations"] = observe(metrics, tasks)
     return metrics
 
 
-def first_right(metrics: Mapping[str, Any], share: float, solved: float) -> Record:
-    """Return for each task at how many layers it first comes right; empty without "keep".
+def _program(tasks: Sequence[Record], program: str, first: str) -> Record:
+    """A program's scores on each task, and their means, in which each task weighs the same."""
+    pairs = {task["task"]: (task["programs"][program], task["programs"][first]) for task in tasks}
+    overall, intact = (
+        {name: fmean(both[side][name] for both in pairs.values()) for name in SCORES}
+        for side in (0, 1)
+    )
+    return {
+        **overall,
+        "loss_change": overall["loss"] - intact["loss"],
+        "accuracy_change": overall["accuracy"] - intact["accuracy"],
+        "tasks": {
+            task: {
+                **{name: own[name] for name in SCORES},
+                "loss_change": own["loss"] - without["loss"],
+            }
+            for task, (own, without) in pairs.items()
+        },
+    }
 
-    Args:
-        share: The share of the intact model's accuracy that counts as right.
-        solved: The accuracy below which the intact model has not solved the task.
+
+def first_right(metrics: Mapping[str, Any], share: float, solved: float) -> Record:
+    """For each task at how many layers it first comes right; empty without the family keep.
+
+    `share` of the intact model's accuracy counts as right; below `solved` that model has not
+    solved the task.
     """
     keep = metrics["families"].get("keep")
-    if keep is None:
-        return {}
     found: Record = {}
-    for task, intact in metrics["tasks"].items():
+    for task, intact in metrics["tasks"].items() if keep else ():
         accuracies = [metrics["programs"][p]["tasks"][task]["accuracy"] for p in keep["programs"]]
         wanted = share * intact["accuracy"]
         layers = None
@@ -132,24 +146,17 @@ def first_right(metrics: Mapping[str, Any], share: float, solved: float) -> Reco
 
 
 def token_changes(records: pd.DataFrame) -> Record:
-    """Return for each program the answer tokens that gained and lost most.
+    """For each program the answer tokens that gained and lost most.
 
-    Args:
-        records: `TaskScores.records` of all tasks. A token counts where it is asked for three
-            times or more; its change is the mean over these, in nats.
+    `records` are `TaskScores.records` of all tasks. A token counts where it is asked for three
+    times or more; its change is the mean over these, in nats.
     """
-    import pandas as pd
-
     grouped = records.groupby(["program", "token"], sort=False)["difference"]
-    table = grouped.agg(["mean", "size"]).reset_index()
-    kept = pd.DataFrame(table[table["size"] >= FEWEST_TOKENS])
-    table = kept.sort_values("mean", kind="stable")
+    table: Any = grouped.agg(change="mean", n="size").reset_index()
+    table = table[table["n"] >= FEWEST_TOKENS].sort_values("change", kind="stable")
     found: Record = {}
     for program, own in table.groupby("program", sort=False):
-        rows = [
-            {"token": token, "change": float(mean), "n": int(n)}
-            for token, mean, n in zip(own["token"], own["mean"], own["size"], strict=True)
-        ]
+        rows = own[["token", "change", "n"]].to_dict("records")
         found[str(program)] = {
             "lost": [row for row in rows[:MOST_TOKENS] if row["change"] < 0],
             "gained": [row for row in rows[::-1][:MOST_TOKENS] if row["change"] > 0],
@@ -158,7 +165,7 @@ def token_changes(records: pd.DataFrame) -> Record:
 
 
 def loss_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """Return one row per program and task with every score."""
+    """One row per program and task with every score."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -168,46 +175,33 @@ def loss_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     )
 
 
-def _scores(record: Mapping[str, Any]) -> Record:
-    return {name: record[name] for name in SCORES}
-
-
-def _overall(tasks: Sequence[Record], program: str) -> Record:
-    """Return the mean over tasks, each weighing the same."""
-    own = [task["programs"][program] for task in tasks]
-    return {name: fmean(record[name] for record in own) for name in SCORES}
-
-
-def _program(tasks: Sequence[Record], program: str, first: str) -> Record:
-    overall, intact = _overall(tasks, program), _overall(tasks, first)
-    each = {}
-    for task in tasks:
-        own = task["programs"][program]
-        change = own["loss"] - task["programs"][first]["loss"]
-        each[task["task"]] = {**_scores(own), "loss_change": change}
-    return {
-        **overall,
-        "loss_change": overall["loss"] - intact["loss"],
-        "accuracy_change": overall["accuracy"] - intact["accuracy"],
-        "tasks": each,
-    }
-
-
 def observe(metrics: Mapping[str, Any], tasks: Sequence[Record]) -> list[Record]:
-    """Return each observation with what was found, and whether it holds."""
-    return [
-        _nothing_kept(metrics, tasks),
-        _first_layer(metrics),
-        _grammar(metrics),
-        _addition(metrics),
-    ]
+    """Each observation with what was found, and whether it holds."""
+    found = {
+        "Keeping no layer repeats the last token or ignores the prompt.": _nothing_kept(
+            metrics, tasks
+        ),
+        "The first layer is indispensable: without it nothing works.": _first_layer(metrics),
+        "Grammar and format come right late, at two thirds to five sixths of the depth.": _grammar(
+            metrics
+        ),
+        "Addition comes right only in the last layer.": _addition(metrics),
+    }
+    return [{"claim": claim, **one} for claim, one in found.items()]
+
+
+def _said(verdict: str, found: str, **figures: Any) -> Record:
+    return {"verdict": verdict, "found": found, "figures": figures}
+
+
+def _verdict(holds: bool, partly: bool) -> str:
+    return "holds" if holds else "in part" if partly else "does not hold"
 
 
 def _nothing_kept(metrics: Mapping[str, Any], tasks: Sequence[Record]) -> Record:
-    claim = "Keeping no layer repeats the last token or ignores the prompt."
     name = next((p for p in ("keep 0", "[]") if p in metrics["programs"]), None)
     if name is None:
-        return _said(claim, "not tested", "No program keeps no layer; add the family keep.")
+        return _said("not tested", "No program keeps no layer; add the family keep.")
     own = [task["programs"][name] for task in tasks]
     repeated, unmoved = (fmean(r[key] for r in own) for key in ("repeated", "unmoved"))
     verdict = _verdict(max(repeated, unmoved) > ALIKE, repeated + unmoved > ALIKE)
@@ -217,69 +211,58 @@ def _nothing_kept(metrics: Mapping[str, Any], tasks: Sequence[Record]) -> Record
         f"the likeliest first answer token is the same for {unmoved:.0%} of a task's questions; "
         f"accuracy is {accuracy:.0%}."
     )
-    return _said(claim, verdict, found, repeated=repeated, unmoved=unmoved, accuracy=accuracy)
+    return _said(verdict, found, repeated=repeated, unmoved=unmoved, accuracy=accuracy)
 
 
 def _first_layer(metrics: Mapping[str, Any]) -> Record:
-    claim = "The first layer is indispensable: without it nothing works."
     skip = metrics["families"].get("skip")
     if skip is None:
-        return _said(claim, "not tested", "No layer is skipped alone; add the family skip.")
+        return _said("not tested", "No layer is skipped alone; add the family skip.")
     changes = {p: metrics["programs"][p]["loss_change"] for p in skip["programs"]}
     ranked = sorted(changes, key=lambda p: -changes[p])
     first = skip["programs"][0]
-    rank = ranked.index(first) + 1
+    rank, change = ranked.index(first) + 1, changes[first]
     intact, left = metrics["intact"]["accuracy"], metrics["programs"][first]["accuracy"]
     broken = left <= BROKEN * intact
-    verdict = _verdict(rank == 1 and broken, rank == 1 or broken)
     others = ", ".join(f"{p} {changes[p]:+.2f}" for p in ranked[:4] if p != first)
     found = (
-        f"Without layer 0 the loss rises by {changes[first]:.2f} nats per token, rank {rank} of "
+        f"Without layer 0 the loss rises by {change:.2f} nats per token, rank {rank} of "
         f"{len(ranked)} (next to it {others or 'nothing'}), and accuracy falls from {intact:.0%} "
         f"to {left:.0%}."
     )
-    return _said(
-        claim, verdict, found, rank=rank, loss_change=changes[first], worst=ranked[0], accuracy=left
-    )
+    verdict = _verdict(rank == 1 and broken, rank == 1 or broken)
+    return _said(verdict, found, rank=rank, loss_change=change, worst=ranked[0], accuracy=left)
 
 
 def _grammar(metrics: Mapping[str, Any]) -> Record:
-    claim = "Grammar and format come right late, at two thirds to five sixths of the depth."
     found = _depths(metrics, GRAMMAR)
     if not found:
-        return _said(claim, "not tested", _why(metrics, GRAMMAR))
+        return _said("not tested", _why(metrics, GRAMMAR))
     depths = found.values()
     verdict = _verdict(all(LATE <= d <= LATEST for d in depths), any(d >= LATE for d in depths))
-    said = _list(metrics, found)
-    if max(depths) > LATEST:
-        said += " Late, and later than there."
-    return _said(claim, verdict, said, **found)
+    later = " Late, and later than there." if max(depths) > LATEST else ""
+    return _said(verdict, _list(metrics, found) + later, **found)
 
 
 def _addition(metrics: Mapping[str, Any]) -> Record:
-    claim = "Addition comes right only in the last layer."
     found = _depths(metrics, ADDITION)
     if not found:
-        return _said(claim, "not tested", _why(metrics, ADDITION))
+        return _said("not tested", _why(metrics, ADDITION))
     last = [depth == 1 for depth in found.values()]
-    verdict = _verdict(all(last), any(last))
-    others = _depths(metrics, [t for t in metrics["first_right"] if t not in ADDITION])
+    others = _depths(metrics, [task for task in metrics["first_right"] if task not in ADDITION])
     latest = max(found.values())
     later = [task for task, depth in others.items() if depth > latest]
     alike = [task for task, depth in others.items() if depth == latest]
     said = _list(metrics, found)
     said += f" Later than all of them: {', '.join(later)}." if later else " No task comes later."
     said += f" As late as the latest of them: {', '.join(alike)}." if alike else ""
-    return _said(claim, verdict, said, **found)
+    return _said(_verdict(all(last), any(last)), said, **found)
 
 
 def _depths(metrics: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
     right = metrics["first_right"]
-    return {
-        task: right[task]["share_of_depth"]
-        for task in tasks
-        if task in right and right[task]["share_of_depth"] is not None
-    }
+    known = {task: right[task]["share_of_depth"] for task in tasks if task in right}
+    return {task: depth for task, depth in known.items() if depth is not None}
 
 
 def _list(metrics: Mapping[str, Any], depths: Mapping[str, float]) -> str:
@@ -295,11 +278,3 @@ def _why(metrics: Mapping[str, Any], tasks: Sequence[str]) -> str:
     if not here:
         return f"None of the tasks {', '.join(tasks)} was run."
     return f"The intact model does not solve {', '.join(here)}."
-
-
-def _verdict(holds: bool, partly: bool) -> str:
-    return "holds" if holds else "in part" if partly else "does not hold"
-
-
-def _said(claim: str, verdict: str, found: str, **figures: Any) -> Record:
-    return {"claim": claim, "verdict": verdict, "found": found, "figures": figures}

@@ -12,64 +12,62 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.experiments.base import Experiment, Stage
-from saesteer.experiments.config import check_writable, source_digest
+from saesteer.experiments.base import Experiment, Stage, write_png
+from saesteer.experiments.config import Plan, run_folder, sources, weights_digest
 from saesteer.experiments.patch import stages
-from saesteer.experiments.patch.circuit import check_circuit, run_circuit
 from saesteer.experiments.patch.figures import all_figures
 from saesteer.experiments.patch.results import (
     ANSWERS,
     ATTENTION,
     LEFT_OUT,
-    PAIRS,
     PatchResults,
     metrics_of,
 )
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
-from saesteer.models.resolve import ModelSource, check_shape, resolve_model
+from saesteer.models.resolve import check_shape
 from saesteer.patching.answers import task_answers
 from saesteer.patching.batch import PairBatch, encode_pairs
+from saesteer.patching.circuits import Circuit, Node, published_ioi_circuit
 from saesteer.patching.ioi import IoiSet, eight_ioi_pairs, generate_ioi
 from saesteer.patching.metrics import Metric, metric_named
 from saesteer.patching.pairs import PromptPair, load_prompt_pairs
 from saesteer.patching.paths import chosen_receivers
-from saesteer.patching.summary import token_groups
-from saesteer.patching.target import check_heads
+from saesteer.patching.target import check_features, check_heads
 from saesteer.report import Report
 from saesteer.report.patch import patch_report
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
-from saesteer.saes.loading import check_planned, load_sae, resolve_sae
+from saesteer.saes.loading import load_sae
 from saesteer.steering import SteeringVector
 from saesteer.utils.cache import content_digest
-from saesteer.utils.errors import DataError, HookError, SaesteerError, SiteError
+from saesteer.utils.errors import (
+    ConfigError,
+    DataError,
+    HookError,
+    MismatchError,
+    SaesteerError,
+    SiteError,
+)
 from saesteer.utils.run_folder import finite
 
 if TYPE_CHECKING:
     from saesteer.saes.adapter import LensSae
 
+# Pairs of which a circuit can be searched on one half and tested on the other.
+FEWEST = 4
 
-@dataclass(frozen=True)
-class PatchPlan:
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPlan(Plan):
     """A checked patching run."""
 
-    config: PatchConfig
     # None where they are made for the model's tokenizer.
     pairs: tuple[PromptPair, ...] | None
-    model: ModelSource
-    # The SAE's folder, or its release and id.
-    sae: Path | tuple[str, str] | None
-    # The same settings and pairs give the same one.
-    folder: Path
 
 
 def plan_patch(config: PatchConfig) -> PatchPlan:
-    """Read the pairs and check every name in the settings; nothing is loaded or written.
-
-    Raises:
-        SaesteerError: Something does not fit, said in one sentence.
-    """
+    """Read the pairs and check every name in the settings; nothing is loaded or written."""
     pairs = None
     if config.pairs.source is not None:
         pairs = load_prompt_pairs(config.pairs.source)
@@ -77,30 +75,14 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
         if most is not None and len(pairs) > most:
             chosen = np.random.default_rng(config.seed).choice(len(pairs), most, replace=False)
             pairs = tuple(pairs[i] for i in sorted(chosen.tolist()))
-    model = resolve_model(config.model.name)
-    sae = None if config.sae is None else resolve_sae(config.sae)
-    if sae is not None and config.sae is not None:
-        check_planned(model, sae, config.sae)
-    inputs = {"pairs": str(pairs), **source_digest(model, sae, config.sae or "")}
+    model, sae = sources(config, config.sae)
+    inputs = {"pairs": str(pairs), **weights_digest(model, sae)}
     if config.features.vector is not None:
-        vector = Path(config.features.vector)
-        read = SteeringVector.load(vector)
+        read = SteeringVector.load(Path(config.features.vector))
         check_shape(model, read.site, read.d_model, f"vector {read.name!r}")
-        inputs["vector"] = content_digest(vector)
-    folder = Path(config.folder) / f"{config.name}-{config.digest(**inputs)}"
-    check_writable(folder)
-    return PatchPlan(config, pairs, model, sae, folder)
-
-
-def _named(pairs: tuple[PromptPair, ...]) -> tuple[PromptPair, ...]:
-    """Return the pairs with a name each of its own: with their number where it is needed."""
-    counts = Counter(pair.name for pair in pairs)
-    return tuple(
-        pair
-        if pair.name and counts[pair.name] == 1
-        else replace(pair, name=f"{pair.name or 'pair'} {number}")
-        for number, pair in enumerate(pairs, start=1)
-    )
+        inputs["vector"] = content_digest(Path(config.features.vector))
+    folder = run_folder(config, **inputs)
+    return PatchPlan(config=config, pairs=pairs, model=model, sae=sae, folder=folder)
 
 
 class Patch(Experiment[Results]):
@@ -109,7 +91,7 @@ class Patch(Experiment[Results]):
     Config = PatchConfig
     Results = PatchResults
     about = "activation and attribution patching: where it lives"
-
+    plan: PatchPlan
     make_plan = staticmethod(plan_patch)
 
     @cached_property
@@ -159,8 +141,34 @@ class Patch(Experiment[Results]):
         check_compatible(self.model, sae)
         return sae
 
+    @cached_property
+    def vector_clusters(self) -> dict[int | str, list[int]] | None:
+        """The features of the steering vector that the settings name, by cluster."""
+        name, sae = self.config.features.vector, self.patched_sae
+        if name is None or sae is None:
+            return None
+        vector = SteeringVector.load(Path(name))
+        clusters: dict[int | str, list[int]] = {}
+        for feature in vector.sae_features:
+            if feature.weight:
+                cluster = "alone" if feature.cluster is None else feature.cluster
+                clusters.setdefault(cluster, []).append(feature.index)
+        if not clusters:
+            raise ConfigError(
+                f"features.vector {name} is made of no SAE features; give one that saesteer run "
+                "or compare made from an SAE."
+            )
+        if vector.sae_fingerprint not in (None, sae.fingerprint):
+            raise MismatchError(
+                f"features.vector {name} is made of features of SAE {vector.sae}, and sae is "
+                f"{self.config.sae}; name the vector's own SAE."
+            )
+        for features in clusters.values():
+            check_features(sae, features, "features.vector")
+        return clusters
+
     def sae_record(self, features: Sequence[int]) -> dict[str, Any]:
-        """Return what a report says of the SAE: its name and site, and what features stand for."""
+        """What a report says of the SAE: its name and site, and what features stand for."""
         sae = self.patched_sae
         assert sae is not None
         table = None if self.plan.sae is None else own_table(self.plan.sae)
@@ -172,6 +180,16 @@ class Patch(Experiment[Results]):
             "descriptions": {str(i): known[i] for i in features if known.get(i)},
         }
 
+    @property
+    def given_circuit(self) -> Circuit | None:
+        """The circuit that the settings name; None where one is to be found."""
+        settings = self.config.circuit
+        if settings is None or settings.heads is None:
+            return None
+        if settings.heads == "published":
+            return published_ioi_circuit()
+        return Circuit.of(map(Node.parse, settings.heads))
+
     @contextmanager
     def leaving_out(self, what: str, *besides: type[SaesteerError]) -> Iterator[None]:
         """Go on without a part of the run that the model's architecture cannot give."""
@@ -180,46 +198,38 @@ class Patch(Experiment[Results]):
         except (HookError, SiteError, *besides) as error:
             said = f"{what} left out: {error}"
             before = self.folder.read_json(LEFT_OUT) if self.folder.has(LEFT_OUT) else []
-            self.folder.write_json(LEFT_OUT, [*before, said])
+            # A run that goes on comes here again.
+            self.folder.write_json(LEFT_OUT, list(dict.fromkeys([*before, said])))
             self.progress.say(f"  {said}")
 
-    def write_pairs(self) -> None:
-        """Write the prompts with their tokens, so that nothing else is needed to read results."""
-        if self.folder.has(PAIRS):
-            return
-        batch = self.batch
-        places = {mode: token_groups(batch, mode) for mode in ("denoising", "noising")}
-        rows = [
-            {
-                "name": pair.name,
-                "clean": pair.clean,
-                "corrupted": pair.corrupted,
-                "answer": batch.answers[row][0],
-                "wrong": batch.answers[row][1],
-                "roles": pair.roles,
-                "clean_tokens": batch.clean_words[row],
-                "corrupted_tokens": batch.corrupted_words[row],
-                "places": {mode: named[row] for mode, named in places.items()},
-            }
-            for row, pair in enumerate(batch.pairs)
-        ]
-        self.folder.write_json(PAIRS, rows)
-
     def check(self) -> None:
-        """Check against the model, before anything is patched, what the settings name."""
         config = self.config
         if config.attention is not None and config.attention.heads is not None:
             check_heads(self.model, config.attention.chosen)
         for group in [] if config.path is None else config.path.groups:
             chosen_receivers(self.model, group)
         assert len(self.batch) > 0
-        _ = self.patched_sae
-        stages.check_vector(self)
-        check_circuit(self)
+        _ = self.patched_sae, self.vector_clusters
+        if config.circuit is not None:
+            self._check_circuit(set(config.circuit.roles or ()))
+
+    def _check_circuit(self, roles: set[str]) -> None:
+        circuit = self.given_circuit
+        if circuit is not None:
+            check_heads(self.model, [(node.layer, node.head) for node in circuit.nodes])
+            roles = {node.role for node in circuit.nodes if node.role is not None}
+        elif len(self.batch) < FEWEST:
+            raise DataError(
+                "a circuit is searched on one half of the pairs and tested on the other, and there "
+                f"are {len(self.batch)}; give at least {FEWEST}."
+            )
+        for role in sorted(roles):
+            for pair in range(len(self.batch)):
+                self.batch.role_column(pair, role)
 
     def stages(self) -> list[Stage]:
-        """Return the steps, from the prompts to the circuit."""
         steps = {
+            "pairs": stages.run_pairs,
             "answers": stages.run_answers,
             "reading": stages.run_reading,
             "attribution": stages.run_attribution,
@@ -227,26 +237,21 @@ class Patch(Experiment[Results]):
             "features": stages.run_features,
             "paths": stages.run_paths,
             "attention": stages.run_attention,
-            "circuit": run_circuit,
+            "circuit": stages.run_circuit,
         }
-        rest = [Stage(name, partial(step, self)) for name, step in steps.items()]
-        return [Stage("pairs", self.write_pairs), *rest]
+        return [Stage(name, partial(step, self)) for name, step in steps.items()]
 
     def finish(self) -> dict[str, Any]:
-        """Return the metrics."""
         return finite(metrics_of(PatchResults(self.folder)))
 
     def report(self, results: PatchResults) -> Report:
-        """Return the report."""
         return report_of(results)
 
     def write_report(self) -> None:
-        """Write the page, and every figure as PNG."""
         self.progress.say("Writing figures and report")
         write_figures(PatchResults(self.folder))
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return how the model does on the task, the site and the circuit."""
         best = (metrics.get("suggestion") or {}).get("best") or {}
         circuit = metrics.get("circuit") or {}
         names = ("accuracy", "logit_difference_clean", "logit_difference_corrupted")
@@ -258,8 +263,19 @@ class Patch(Experiment[Results]):
         }
 
 
+def _named(pairs: tuple[PromptPair, ...]) -> tuple[PromptPair, ...]:
+    """The pairs with a name each of its own: with their number where it is needed."""
+    counts = Counter(pair.name for pair in pairs)
+    return tuple(
+        pair
+        if pair.name and counts[pair.name] == 1
+        else replace(pair, name=f"{pair.name or 'pair'} {number}")
+        for number, pair in enumerate(pairs, start=1)
+    )
+
+
 def report_of(results: PatchResults) -> Report:
-    """Return the report of a finished run."""
+    """The report of a finished run."""
     attention = ATTENTION if results.folder.has(ATTENTION) else None
     answers, sae = results.table(ANSWERS), results.sae_record
     return patch_report(results.metrics, all_figures(results), answers, sae, attention=attention)
@@ -267,11 +283,7 @@ def report_of(results: PatchResults) -> Report:
 
 def write_figures(results: PatchResults) -> None:
     """Write the page, and every figure as PNG."""
-    from saesteer.report.pictures import save_png
-
     report = report_of(results)
     for name, figure in report.figures.items():
-        results.folder.write(
-            f"figures/{name}.png", lambda draft, figure=figure: save_png([figure], draft)
-        )
+        write_png(results.folder, f"figures/{name}.png", [figure])
     report.write(results.report)

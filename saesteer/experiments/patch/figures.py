@@ -20,11 +20,10 @@ HEAD_DIMS = ("layer", "head")
 
 
 def all_figures(run: PatchResults) -> dict[str, list[Figure]]:
-    """Return every figure of a run by the part of the report that it belongs to."""
-    lens, direct, circuit = run.table(LENS), run.table(DIRECT), run.circuit
+    """Every figure of a run by the part of the report that it belongs to."""
+    lens, direct = run.table(LENS), run.table(DIRECT)
     reading = [] if lens is None else made.lens_figures(lens)
     reading += [] if direct is None else made.direct_figures(direct)
-    shape = None if circuit is None else _shape(run, circuit)
     return {
         "where": list(_where(run)),
         "heads": list(_heads(run)),
@@ -32,28 +31,24 @@ def all_figures(run: PatchResults) -> dict[str, list[Figure]]:
         "reading": reading,
         "paths": list(_paths(run)),
         "features": list(_features(run)),
-        "circuit": [made.circuit_map(circuit, shape, run.config.metric)]
-        if circuit and shape
-        else [],
+        "circuit": list(_circuit(run)),
     }
 
 
 def _where(run: PatchResults) -> Iterator[Figure]:
-    """Return what shows in which layer and at which words: profiles and maps."""
+    """What shows in which layer and at which words: profiles and maps."""
     seed = run.config.seed
     found = {
         job: result
         for job, result in run.results.items()
         if "position" in result.dims[1:2] and job.method == "activation"
     }
-    placed = {job: run.placed(job) for job in found}
-    for job, result in placed.items():
+    maps = []
+    for job in found:
+        result = run.placed(job)
         if job.component in SUGGESTED:
             yield made.profile(f"profile-{job.name}", result, run.scale)
-    maps = [
-        made.effect_map(f"places-{job.name}", result, run.scale, seed=seed)
-        for job, result in placed.items()
-    ]
+        maps.append(made.effect_map(f"places-{job.name}", result, run.scale, seed=seed))
     for job, result in found.items():
         # Where all prompts are equally long a column is the same place in all.
         if len({sum(word != "" for word in row) for row in result.tokens}) == 1:
@@ -68,7 +63,7 @@ def _where(run: PatchResults) -> Iterator[Figure]:
 
 
 def _heads(run: PatchResults) -> Iterator[Figure]:
-    """Return the maps of heads: the exact one, or the estimate where it is alone."""
+    """The maps of heads: the exact one, or the estimate where it is alone."""
     for job, result in run.results.items():
         estimate = job.method == "attribution" and job.exact not in run.results
         if result.dims[:2] == HEAD_DIMS and (job.method == "activation" or estimate):
@@ -77,25 +72,19 @@ def _heads(run: PatchResults) -> Iterator[Figure]:
 
 
 def _paths(run: PatchResults) -> Iterator[Figure]:
-    """Return the maps of paths from every head or MLP."""
     for job, result in run.results.items():
         if job.method == "path":
-            sender, receivers = job.component.split(TO)
+            sender, names = job.component.split(TO)
+            heads = [name.rsplit(".", 1) for name in names.split("+") if name != "final"]
+            receivers = listing([f"the {made.NAMES[kind]} of head {head}" for head, kind in heads])
             who = "head" if sender == "z" else "MLP"
-            title = f"From every {who} to {_receivers(receivers)}, {job.mode}"
+            title = f"From every {who} to {receivers or 'the final residual stream'}, {job.mode}"
             draw = made.effect_map if result.dims == HEAD_DIMS else made.effect_bars
             yield draw(job.name, result, run.scale, title=title, seed=run.config.seed)
 
 
-def _receivers(names: str) -> str:
-    if names == "final":
-        return "the final residual stream"
-    heads = [name.rsplit(".", 1) for name in names.split("+")]
-    return listing([f"the {made.NAMES[kind]} of head {head}" for head, kind in heads])
-
-
 def _agreement(run: PatchResults) -> Iterator[Figure]:
-    """Return the scatters of attribution against activation patching, one for each component."""
+    """The scatters of attribution against activation patching, one for each component."""
     found: dict[str, tuple[list[Agreement], PatchResult]] = {}
     for job, one in run.agreements.items():
         cells = job.name.partition("-")[2]
@@ -105,7 +94,7 @@ def _agreement(run: PatchResults) -> Iterator[Figure]:
 
 
 def _features(run: PatchResults) -> Iterator[Figure]:
-    """Return the bars of an SAE's features and clusters, strongest first."""
+    """The bars of an SAE's features and clusters, strongest first."""
     for job, result in run.results.items():
         if job.method == "activation" and result.dims in (("feature",), ("cluster",)):
             dim = result.dims[0]
@@ -115,10 +104,15 @@ def _features(run: PatchResults) -> Iterator[Figure]:
             yield made.effect_bars(job.name, result, run.scale, **more)
 
 
-def _shape(run: PatchResults, circuit: dict) -> tuple[int, int]:
-    for result in run.results.values():
-        if result.dims[:2] == HEAD_DIMS and result.component == "z":
-            return len(result.coords["layer"]), len(result.coords["head"])
-    heads = circuit["minimality"]
-    layers, numbers = (max((one[key] for one in heads), default=0) for key in ("layer", "number"))
-    return layers + 1, numbers + 1
+def _circuit(run: PatchResults) -> Iterator[Figure]:
+    if run.circuit is None:
+        return
+    heads = run.circuit["minimality"]
+    last = [max((one[key] for one in heads), default=0) for key in ("layer", "number")]
+    shapes = [
+        (len(result.coords["layer"]), len(result.coords["head"]))
+        for result in run.results.values()
+        if result.dims[:2] == HEAD_DIMS and result.component == "z"
+    ]
+    shape = shapes[0] if shapes else (last[0] + 1, last[1] + 1)
+    yield made.circuit_map(run.circuit, shape, run.config.metric)

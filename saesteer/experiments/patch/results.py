@@ -34,9 +34,14 @@ if TYPE_CHECKING:
 PAIRS, TASK, SAE, CIRCUIT = "pairs.json", "task.json", "sae.json", "circuit.json"
 LEFT_OUT, ATTENTION, CELLS = "left_out.json", "attention.html", "cells"
 ANSWERS, LENS, DIRECT = "answers", "lens", "direct"
-CLUSTERS, TO = "sae_clusters", "-to-"
+SAE_FEATURES, CLUSTERS, TO = "sae", "sae_clusters", "-to-"
 MOST, RESAMPLES = 10, 2000
 HARDLY, MOSTLY = 0.5, 0.8
+
+
+def table_file(name: str) -> str:
+    """A table's file in a run's folder."""
+    return f"tables/{name}.parquet"
 
 
 class Job(NamedTuple):
@@ -67,7 +72,7 @@ class Job(NamedTuple):
 
 
 def jobs(config: PatchConfig) -> Iterator[Job]:
-    """Return every result of a run, in the order in which they are shown."""
+    """Every result of a run, in the order in which they are shown."""
     wanted = [(name, False) for name in config.components]
     wanted += [(name, True) for name in config.by_position]
     methods = [] if config.attribution is None else config.attribution.methods
@@ -81,8 +86,8 @@ def jobs(config: PatchConfig) -> Iterator[Job]:
                 for sender in config.path.senders:
                     yield Job("path", f"{sender}{TO}{'+'.join(group)}", mode)
     for mode in config.modes if config.sae is not None else ():
-        yield Job("attribution", "sae", mode)
-        yield Job("activation", "sae", mode)
+        yield Job("attribution", SAE_FEATURES, mode)
+        yield Job("activation", SAE_FEATURES, mode)
         if config.features.vector is not None:
             yield Job("activation", CLUSTERS, mode)
 
@@ -110,11 +115,12 @@ class PatchResults(Results):
     @cached_property
     def first(self) -> PatchResult:
         """Any result: all have the same metric on the unpatched prompts."""
-        for result in self.results.values():
-            return result
-        raise OutputError(
-            f"{self.folder.path} holds no patch result yet; run the same command again to go on."
-        )
+        if not self.results:
+            raise OutputError(
+                f"{self.folder.path} holds no patch result yet; run the same command again to go "
+                "on."
+            )
+        return next(iter(self.results.values()))
 
     @cached_property
     def scale(self) -> Scale:
@@ -126,7 +132,7 @@ class PatchResults(Results):
         return "share" if gap else "change"
 
     def placed(self, job: Job) -> PatchResult:
-        """Return a result with positions by place."""
+        """A result with positions by place."""
         return by_place(self.results[job], [row["places"][job.mode] for row in self.pairs])
 
     @cached_property
@@ -155,10 +161,8 @@ class PatchResults(Results):
     @property
     def residual(self) -> Job | None:
         """The result that a site is suggested from."""
-        for job in self.results:
-            if job.method == "activation" and job.component in SUGGESTED:
-                return job
-        return None
+        exact = (job for job in self.results if job.method == "activation")
+        return next((job for job in exact if job.component in SUGGESTED), None)
 
     def suggestion(self, sae_site: Site | None = None) -> Suggestion:
         """Name the site to steer, from what is there."""
@@ -182,23 +186,19 @@ class PatchResults(Results):
         ]
         if sae_site is None and self.sae_record:
             sae_site = Site.parse(self.sae_record["site"])
-        return suggest_site(
-            self.placed(job),
-            rough[-1] if rough else None,
-            sae_site=sae_site,
-            seed=self.config.seed,
-        )
+        best, seed = rough[-1] if rough else None, self.config.seed
+        return suggest_site(self.placed(job), best, sae_site=sae_site, seed=seed)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """Return one of the run's tables; None where it is not there."""
+        """One of the run's tables; None where it is not there."""
         import pandas as pd
 
-        path = self.folder.path / "tables" / f"{name}.parquet"
+        path = self.folder.path / table_file(name)
         return pd.read_parquet(path) if path.is_file() else None
 
 
 def metrics_of(run: PatchResults) -> dict[str, Any]:
-    """Return everything a report says in numbers: `metrics.json`."""
+    """Everything a report says in numbers: `metrics.json`."""
     config, seed = run.config, run.config.seed
     names = [row["name"] for row in run.pairs]
     task = run.folder.read_json(TASK)
@@ -231,7 +231,7 @@ def metrics_of(run: PatchResults) -> dict[str, Any]:
 
 
 def verdict(task: dict[str, Any]) -> str:
-    """Return whether the model solves the task: "solved", "partly", "unclear" or "not".
+    """Whether the model solves the task: "solved", "partly", "unclear" or "not".
 
     It is unclear where the interval of its accuracy holds one half: two answers, chosen by a coin.
     """
@@ -243,7 +243,7 @@ def verdict(task: dict[str, Any]) -> str:
 
 
 def interval(values: np.ndarray, names: Sequence[str], seed: int) -> dict[str, float | None]:
-    """Return the "value" of a mean over pairs with its 95% interval, "low" and "high"."""
+    """The "value" of a mean over pairs with its 95% interval, "low" and "high"."""
     samples = sample_means(values.astype(float), names)
     samples = samples[np.isfinite(samples)]
     if len(samples) < 2:
@@ -253,7 +253,7 @@ def interval(values: np.ndarray, names: Sequence[str], seed: int) -> dict[str, f
 
 
 def strongest_rows(table: pd.DataFrame, most: int) -> list[dict[str, Any]]:
-    """Return the heads that write most into the logit difference: layer, head, share."""
+    """The heads that write most into the logit difference: layer, head, share."""
     rows: Any = table[table["component"] == "head"]
     heads = rows.groupby(["layer", "head"])["share"].mean()
     order = np.argsort(-np.abs(heads.to_numpy()), kind="stable")[:most]

@@ -12,26 +12,24 @@ from pydantic import Field
 
 from saesteer.data.labelled import LabelledSet, check_trainable, read_labelled
 from saesteer.data.splits import LabelledSplit, split_labelled
-from saesteer.experiments.config import ExperimentConfig, check_writable, source_digest
-from saesteer.models.resolve import ModelSource, resolve_model
+from saesteer.experiments.config import (
+    ExperimentConfig,
+    Plan,
+    check_writable,
+    run_folder,
+    sources,
+    weights_digest,
+)
 from saesteer.probes.fitting import FitSettings
 from saesteer.probes.reading import INDEX, ReadSettings, check_spans
 from saesteer.probes.sparse import SparseSettings
-from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.files import portable_name
 from saesteer.utils.settings import Settings, Source, short_hash
 
 
 class TextSettings(Settings):
-    """The labelled texts; see `read_labelled` and `split_labelled`.
-
-    Attributes:
-        max_texts: Keep a seeded random choice of at most this many texts.
-        test: Texts that probes are scored on: a share below 1, or a count.
-        judge: Texts set aside for the independent classifier: a share below 1, or a count.
-        near_duplicate: Texts this alike stay in one part; null to go by declared groups alone.
-    """
+    """The labelled texts; see `read_labelled` and `split_labelled`."""
 
     source: Source = "sentiment"
     format: Literal["auto", "labelled", "valence", "tweets"] = "auto"
@@ -42,20 +40,18 @@ class TextSettings(Settings):
     drop_other: bool = False
     skip_blank: bool = False
     threshold: float = Field(default=0.5, gt=0, le=4)
+    # Keep a seeded random choice of at most this many texts.
     max_texts: int | None = Field(default=None, ge=10)
+    # Texts that probes are scored on, and those set aside for the independent classifier: a share
+    # below 1, or a count.
     test: int | float = Field(default=0.2, gt=0)
     judge: int | float = Field(default=0.15, ge=0)
+    # Texts this alike stay in one part; null to go by declared groups alone.
     near_duplicate: float | None = Field(default=0.5, gt=0, le=1)
 
 
 class ProbeConfig(ExperimentConfig):
-    """Everything a probe run depends on.
-
-    Attributes:
-        checks: A labelled set of plain cases that every layer is scored on; none if null.
-        seed: Seeds the split, the folds, the shuffled labels and the resamples.
-        folder: Where runs are kept; activations are kept in its `activations`.
-    """
+    """Everything a probe run depends on; activations are kept in the folder's `activations`."""
 
     kind: ClassVar[str] = "probe-train"
 
@@ -63,20 +59,21 @@ class ProbeConfig(ExperimentConfig):
     reading: ReadSettings = ReadSettings()
     fit: FitSettings = FitSettings()
     sparse: SparseSettings = SparseSettings()
+    # A labelled set of plain cases that every layer is scored on; none if null.
     checks: Source | None = None
+    # Seeds the split, the folds, the shuffled labels and the resamples.
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     def reading_digest(self, **inputs: str) -> str:
-        """Return a short hash of what the activations alone depend on."""
+        """A short hash of what the activations alone depend on."""
         model = self.model.model_dump(mode="json", exclude={"threads"})
         return short_hash([model, self.reading.model_dump(mode="json"), inputs])
 
 
-@dataclass(frozen=True)
-class ProbePlan:
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan(Plan):
     """A checked probe run."""
 
-    config: ProbeConfig
     # All texts that are read; those of the classes that probes are fitted on; and their places.
     texts: LabelledSet
     used: LabelledSet
@@ -84,9 +81,6 @@ class ProbePlan:
     # Parts of `used`.
     split: LabelledSplit
     checks: LabelledSet | None
-    model: ModelSource
-    # The same settings and texts give the same one.
-    folder: Path
     # Where activations of the texts and of the plain cases go, shared by runs that read alike.
     store: Path
     checks_store: Path
@@ -112,32 +106,26 @@ def plan_probes(config: ProbeConfig) -> ProbePlan:
         near_duplicate=config.data.near_duplicate,
     )
     checks = None if config.checks is None else _checks(config.checks, used)
-    model = resolve_model(config.model.name)
-    weights = source_digest(model)
-    if config.reading.sae is not None:
-        sae = resolve_sae(config.reading.sae)
-        check_planned(model, sae, config.reading.sae)
-        weights = source_digest(model, sae, config.reading.sae)
     shown = "" if checks is None else checks.digest
-    root = Path(config.folder)
-    kept = root / "activations"
-    digest = config.digest(texts=texts.digest, checks=shown, **weights)
-    folder = root / f"{config.name}-{digest}"
+    model, sae = sources(config, config.reading.sae)
+    weights = weights_digest(model, sae)
+    kept = Path(config.folder) / "activations"
     store, checks_store = (
         kept / f"{portable_name(name)}-{config.reading_digest(texts=of, **weights)}"
         for name, of in ((texts.name, texts.digest), ("checks", shown))
     )
-    for place in (folder, kept):
-        check_writable(place)
+    folder = run_folder(config, texts=texts.digest, checks=shown, **weights)
+    check_writable(kept)
     return ProbePlan(
         config=config,
+        model=model,
+        sae=sae,
+        folder=folder,
         texts=texts,
         used=used,
         places=places,
         split=split,
         checks=checks,
-        model=model,
-        folder=folder,
         store=store,
         checks_store=checks_store,
     )

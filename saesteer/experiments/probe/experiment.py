@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,27 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from saesteer.data.labelled import LabelledSet
-from saesteer.experiments.base import Experiment, Stage
+from saesteer.experiments.base import Experiment, Stage, write_png
 from saesteer.experiments.probe.config import ProbeConfig, ProbePlan, plan_probes
-from saesteer.experiments.results import Results
+from saesteer.experiments.results import METRICS, Results
 from saesteer.models import Site, model_info
 from saesteer.models.tokens import TokenRow
-from saesteer.probes.fitting import Parts, control_labels
+from saesteer.probes import sparse
+from saesteer.probes.fitting import Parts
 from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.probe import FILE_NAME, LinearProbe, ProbeSet
 from saesteer.probes.reading import (
     INDEX,
     LayerStore,
-    TextCodes,
     encode_labelled,
     probe_sites,
-    read_codes,
     read_layers,
 )
 from saesteer.probes.readout import check_record
-from saesteer.probes.sparse import (
-    all_codes_probe,
-    code_vector,
-    feature_records,
-    features_needed,
-    k_sparse_probes,
-    l1_probes,
-    widened,
-)
 from saesteer.report import Report
 from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.saes.labels import known_descriptions, own_table
-from saesteer.saes.loading import load_sae, resolve_sae
+from saesteer.saes.loading import load_sae
 from saesteer.tracking import RecordedRun
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import ModelError
@@ -70,26 +59,19 @@ class TrainProbes(Experiment[ProbeResults]):
     Results = ProbeResults
     about = "a linear probe on every layer"
     plan: ProbePlan
-
-    @staticmethod
-    def make_plan(config: ProbeConfig) -> ProbePlan:
-        """Read the texts and check every setting."""
-        return plan_probes(config)
+    make_plan = staticmethod(plan_probes)
 
     def stages(self) -> list[Stage]:
-        """Return the steps: the probes, and the classifier that they are held against."""
         return [Stage("probes", self._probes), Stage("judge", self._judge)]
 
     def _probes(self) -> None:
-        if self.plan.config.reading.sae is None:
-            found, scores = self._on_layers()
-        else:
-            found, scores = self._on_codes(load_sae(self.plan.config.reading.sae))
+        name = self.config.reading.sae
+        found, scores = self._on_layers() if name is None else self._on_codes(load_sae(name))
         self.folder.write(FILE_NAME, found.save)
         self.folder.write_json(SCORES, scores)
 
     def _on_layers(self) -> tuple[ProbeSet, dict[str, Any]]:
-        plan = self.plan
+        plan, folder = self.plan, self.folder
         store = self._store(plan.texts, plan.store)
         checks = None if plan.checks is None else self._store(plan.checks, plan.checks_store)
         fingerprint = store.metadata["model_fingerprint"]
@@ -102,14 +84,13 @@ class TrainProbes(Experiment[ProbeResults]):
         probes: list[LinearProbe] = []
         with self.progress.task("probes", len(store.sites), "layers") as task:
             for site in store.sites:
-                name = f"layers/{site}"
-                if not (self.folder.has(f"{name}.json") and self.folder.has(f"{name}.safetensors")):
-                    probe, record = self._fit_layer(store, checks, site)
-                    one = self._probe_set([probe], fingerprint, site.layer)
-                    one.save(self.folder.path / f"{name}.safetensors")
-                    self.folder.write_json(f"{name}.json", record)
-                records.append(self.folder.read_json(f"{name}.json"))
-                probes += ProbeSet.load(self.folder.path / f"{name}.safetensors").probes
+                record, kept = f"layers/{site}.json", f"layers/{site}.safetensors"
+                if not (folder.has(record) and folder.has(kept)):
+                    probe, scores = self._fit_layer(store, checks, site)
+                    self._probe_set([probe], fingerprint, site.layer).save(folder.path / kept)
+                    folder.write_json(record, scores)
+                records.append(folder.read_json(record))
+                probes += ProbeSet.load(folder.path / kept).probes
                 task.advance(1, f"layer {site.layer}")
         best = min(records, key=lambda record: min(record["cv_loss"].values(), default=0.0))
         found = self._probe_set(probes, fingerprint, int(best["layer"]))
@@ -118,7 +99,7 @@ class TrainProbes(Experiment[ProbeResults]):
     def _store(self, texts: LabelledSet, folder: Path) -> LayerStore:
         if (folder / INDEX).is_file():
             return LayerStore(folder)
-        reading = self.plan.config.reading
+        reading = self.config.reading
         sites = probe_sites(int(self.model.cfg.n_layers), reading)
         self.progress.say(f"Reading {len(texts):,} texts at {len(sites)} layers in one pass")
         return read_layers(
@@ -126,8 +107,7 @@ class TrainProbes(Experiment[ProbeResults]):
             self._rows(texts),
             sites,
             folder,
-            positions=reading.positions,
-            storage=reading.storage,
+            reading,
             metadata={
                 "model_fingerprint": model_info(self.model).fingerprint,
                 "dtype": str(self.model.cfg.dtype).removeprefix("torch."),
@@ -137,21 +117,14 @@ class TrainProbes(Experiment[ProbeResults]):
         )
 
     def _rows(self, texts: LabelledSet, prepend_bos: bool | None = None) -> list[TokenRow]:
-        reading = self.plan.config.reading
         how: Any = {"prepend_bos": prepend_bos, "max_length": self.context}
-        return encode_labelled(self.tokenizer, texts.texts, reading, **how)
+        return encode_labelled(self.tokenizer, texts.texts, self.config.reading, **how)
 
     @cached_property
     def _parts(self) -> Parts:
-        plan, split = self.plan, self.plan.split
-        return Parts(
-            plan.used.labels,
-            split.groups,
-            split.train,
-            split.test,
-            plan.config.fit,
-            plan.config.seed,
-        )
+        split, config = self.plan.split, self.config
+        labels = self.plan.used.labels
+        return Parts(labels, split.groups, split.train, split.test, config.fit, config.seed)
 
     def _fit_layer(
         self, store: LayerStore, checks: LayerStore | None, site: Site
@@ -159,16 +132,7 @@ class TrainProbes(Experiment[ProbeResults]):
         started = time.perf_counter()
         plan, parts = self.plan, self._parts
         x = store.site(site)[plan.places]
-        probe = LinearProbe.fit(
-            site,
-            plan.used.classes,
-            x[parts.train],
-            parts.labels[parts.train],
-            parts.groups[parts.train],
-            parts.settings,
-            residual_norm=store.residual_norm(site),
-            seed=parts.seed,
-        )
+        probe = LinearProbe.fit(site, plan.used.classes, x, parts, store.residual_norm(site))
         scores = parts.score(probe, x[parts.test])
         record: dict[str, Any] = {
             "site": str(site),
@@ -179,7 +143,7 @@ class TrainProbes(Experiment[ProbeResults]):
             **scores,
         }
         if parts.settings.control:
-            shuffled = replace(parts, labels=control_labels(parts.labels, parts.seed))
+            shuffled = parts.shuffled()
             control = shuffled.score(shuffled.fit(x, c=probe.c), x[parts.test])
             gap = scores["accuracy"]["value"] - control["accuracy"]["value"]
             record |= {"control": control, "selectivity": gap}
@@ -193,77 +157,75 @@ class TrainProbes(Experiment[ProbeResults]):
     def _probe_set(
         self, probes: list[LinearProbe], fingerprint: str, best: int, sae: str | None = None
     ) -> ProbeSet:
-        config, reading = self.plan.config, self.plan.config.reading
+        config, reading = self.config, self.config.reading
         return ProbeSet(
             tuple(probes),
             config.model.name,
             fingerprint,
             reading.positions,
             best,
-            reading.before,
-            reading.after,
-            sae,
-            config.name,
+            before=reading.before,
+            after=reading.after,
+            sae=sae,
+            name=config.name,
         )
 
     def _on_codes(self, sae: Sae) -> tuple[ProbeSet, dict[str, Any]]:
         """Fit k-sparse, L1 and full probes on an SAE's codes, beside one on the residual stream."""
-        plan = self.plan
-        name = str(plan.config.reading.sae)
-        words = known_descriptions(sae, own_table(resolve_sae(name)), self.progress)
+        plan, config, settings = self.plan, self.config, self.config.sparse
+        table = None if plan.sae is None else own_table(plan.sae)
+        words = known_descriptions(sae, table, self.progress)
         check_compatible(self.model, sae)
         found = self._codes(sae)
         fingerprint = model_info(self.model).fingerprint
         self._write_inputs(fingerprint)
-        parts, sparse = self._parts, plan.config.sparse
+        parts, classes, norm = self._parts, plan.used.classes, found.residual_norm
         codes, residual = csr_matrix(found.codes[plan.places]), found.residual[plan.places]
         self.progress.say(f"Fitting sparse probes on {len(parts.train):,} texts")
         reference = parts.score(parts.fit(residual), residual[parts.test])
-        strongest = k_sparse_probes(codes, parts, sparse.k)
-        l1 = l1_probes(codes, parts, sparse.l1_c)
-        whole = all_codes_probe(codes, parts, ALL_CODES_C)
-        norm, classes = found.residual_norm, plan.used.classes
+        strongest = sparse.k_sparse_probes(codes, parts, settings.k)
+        l1 = [sparse.all_codes_probe(codes, parts, c, l1=True) for c in settings.l1_c]
+        whole = sparse.all_codes_probe(codes, parts, ALL_CODES_C)
         for one in strongest:
-            if not np.any(one.last_direction):
-                continue
-            vector = code_vector(
-                one,
-                sae,
-                words,
-                model=plan.config.model.name,
-                model_fingerprint=fingerprint,
-                residual_norm=norm,
-                read_positions=plan.config.reading.positions,
-                name=f"{plan.config.name} {classes[0]} to {classes[-1]}",
-            )
-            vector.save(self.folder.path / f"sparse/k-{len(one.features)}.safetensors")
-        probe = widened(whole, codes, parts, sae, classes, norm)
+            if np.any(one.last_direction):
+                vector = sparse.code_vector(
+                    one,
+                    sae,
+                    words,
+                    model=config.model.name,
+                    model_fingerprint=fingerprint,
+                    residual_norm=norm,
+                    read_positions=config.reading.positions,
+                    name=f"{config.name} {classes[0]} to {classes[-1]}",
+                )
+                vector.save(self.folder.path / f"sparse/k-{len(one.features)}.safetensors")
+        probe = sparse.widened(whole, codes, parts, sae, classes, norm)
+        most = len(strongest[-1].features)
         return self._probe_set([probe], fingerprint, sae.site.layer, sae.name), {
-            "sae": name,
+            "sae": str(config.reading.sae),
             "site": str(sae.site),
             "best": sae.site.layer,
             "layers": [],
             "residual": reference,
             "sparse": [one.as_dict() for one in [*strongest, *l1, whole]],
-            "needed": features_needed(strongest, reference["macro_f1"]["value"] or 0.0),
-            "features": feature_records(
-                codes, parts, sae, classes, words, len(strongest[-1].features)
-            ),
+            "needed": sparse.features_needed(strongest, reference["macro_f1"]["value"] or 0.0),
+            "features": sparse.feature_records(codes, parts, sae, classes, words, most),
             "model_fingerprint": fingerprint,
         }
 
-    def _codes(self, sae: Sae) -> TextCodes:
+    def _codes(self, sae: Sae) -> sparse.TextCodes:
         rows = self._rows(self.plan.texts, sae.prepend_bos)
-        positions = self.plan.config.reading.positions
+        pooling = self.config.reading.pooling
 
         def compute() -> dict[str, np.ndarray]:
             self.progress.say(f"Encoding {len(rows):,} texts with SAE {sae.name} at {sae.site}")
-            how: Any = {"positions": positions, "progress": self.progress}
-            return read_codes(self.model, rows, sae, **how).arrays()
+            return sparse.read_codes(self.model, rows, sae, pooling, progress=self.progress)
 
         cache, store = Cache(self.plan.store.parent), self.plan.store.name
         # A name such as release:id says nothing of the weights behind it.
-        return TextCodes.of_arrays(cache.once("codes", store, sae.fingerprint, compute=compute))
+        return sparse.TextCodes.of_arrays(
+            cache.once("codes", store, sae.fingerprint, compute=compute)
+        )
 
     def _write_inputs(self, fingerprint: str, **more: str) -> None:
         plan = self.plan
@@ -276,7 +238,7 @@ class TrainProbes(Experiment[ProbeResults]):
 
     def _judge(self) -> None:
         """Train and keep the independent classifier, unless its package is not installed."""
-        plan, split = self.plan, self.plan.split
+        used, split, config = self.plan.used, self.plan.split, self.config
         if not len(split.judge):
             return
         self.progress.say(
@@ -284,11 +246,11 @@ class TrainProbes(Experiment[ProbeResults]):
         )
         try:
             judge = train_text_classifier(
-                plan.used.subset(split.judge.tolist()),
-                plan.used.subset(split.test.tolist()),
-                plan.config.fit,
+                used.subset(split.judge.tolist()),
+                used.subset(split.test.tolist()),
+                config.fit,
                 groups=split.groups[split.judge].tolist(),
-                seed=plan.config.seed,
+                seed=config.seed,
             )
         except ModelError as error:
             self.progress.say(f"  left out: {error}")
@@ -296,19 +258,18 @@ class TrainProbes(Experiment[ProbeResults]):
             judge.save(self.folder.path / JUDGE)
 
     def finish(self) -> dict[str, Any]:
-        """Return the metrics."""
-        plan, split, used = self.plan, self.plan.split, self.plan.used
+        config, plan, split, used = self.config, self.plan, self.plan.split, self.plan.used
         test = np.bincount(used.labels[split.test], minlength=len(used.classes))
         judge = None
         if self.folder.has(JUDGE):
             kept = load_text_classifier(self.folder.path / JUDGE)
             judge = {"n_train": kept.n_train, **kept.scores}
         return {
-            "name": plan.config.name,
-            "model": plan.config.model.name,
+            "name": config.name,
+            "model": config.model.name,
             "source": plan.texts.source,
             "classes": list(used.classes),
-            "positions": plan.config.reading.positions,
+            "positions": config.reading.positions,
             "n_train": len(split.train),
             "n_test": len(split.test),
             "n_judge": len(split.judge),
@@ -319,32 +280,26 @@ class TrainProbes(Experiment[ProbeResults]):
         }
 
     def report(self, results: Results) -> Report:
-        """Return the report."""
         from saesteer.report.probe import probe_report
 
         return probe_report(results.metrics)
 
     def write_report(self) -> None:
-        """Write the page, the table of layers, and the confusion matrices as PNG."""
-        from saesteer.report.pictures import save_png
         from saesteer.report.probe import confusion_figure, layer_table
 
         super().write_report()
-        metrics = self.folder.read_json("metrics.json")
+        metrics = self.folder.read_json(METRICS)
         if metrics["layers"]:
-            drawn = confusion_figure(metrics)
             self.folder.write("layers.csv", layer_table(metrics).to_csv)
-            self.folder.write("confusion.png", lambda draft: save_png([drawn], draft))
+            write_png(self.folder, "confusion.png", [confusion_figure(metrics)])
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the best layer's scores, and how many texts there were."""
         best = next((r for r in _rows(metrics) if r["layer"] == metrics["best"]), {})
         counts = {name: metrics[name] for name in ("n_train", "n_test", "n_judge", "n_checks")}
         found = {"best_layer": metrics["best"], **best, **counts}
         return found | ({"features_needed": metrics["needed"]} if "needed" in metrics else {})
 
     def tell(self, record: RecordedRun, results: Results) -> None:
-        """Show the scores by layer and the features elsewhere too."""
         layers = _rows(results.metrics)
         if layers:
             record.curve("layers", layers, x="layer")

@@ -6,28 +6,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from saesteer.data import PairSet, Split, split_pairs
 from saesteer.data.splits import split_record
 from saesteer.evaluation import VectorResult, against_null, is_monotone
 from saesteer.experiments.base import Stage
-from saesteer.experiments.config import check_writable, source_digest
+from saesteer.experiments.config import run_folder, weights_digest
 from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.results import Results, number_at
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steering import (
-    Plan,
     SteeringExperiment,
+    SteeringPlan,
     check_has_strength,
     shared_parts,
 )
 from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
 from saesteer.methods.registry import build_method, method_entry
-from saesteer.models import Site, model_info
-from saesteer.models.reading import PairActivations
+from saesteer.models import model_info
 from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate
@@ -40,15 +38,8 @@ BASELINE = "difference_in_means"
 STAGES = ("activations", "features", "evaluation", "completions")
 # As many as a comparison's defaults leave of the bundled ones, so that both write the same.
 OWN_QUESTIONS = 28
-FEATURE_COLUMNS = [
-    "feature",
-    "weight",
-    "score",
-    "cluster",
-    "firing_positive",
-    "firing_negative",
-    "description",
-]
+FEATURE_COLUMNS = ["feature", "weight", "score", "cluster"]
+FEATURE_COLUMNS += ["firing_positive", "firing_negative", "description"]
 # The numbers of the headline, and where they stand in `metrics.json`.
 HEADLINE = {
     "effect": "vector.effect.effect",
@@ -69,8 +60,8 @@ HEADLINE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteerPlan(Plan):
-    """A checked run; the same settings and pairs give the same folder."""
+class SteerPlan(SteeringPlan):
+    """A checked run."""
 
     pairs: PairSet
     split: Split
@@ -107,22 +98,20 @@ def plan_run(config: RunConfig) -> SteerPlan:
             "more pairs or change pairs.test and pairs.validation."
         )
     parts = shared_parts(config, "completions", [config.method.name])
-    fitted = {}
+    inputs = {
+        "pairs": pairs.digest,
+        **{name: str(parts[name]) for name in ("answers", "questions")},
+    }
     if parts["training_answers"]:
         parts["training_questions"] = parts["training_questions"][-OWN_QUESTIONS:]
-        fitted["training"] = str((parts["training_answers"], parts["training_questions"]))
-    digest = config.digest(
-        pairs=pairs.digest,
-        answers=str(parts["answers"]),
-        questions=str(parts["questions"]),
-        **fitted,
-        **source_digest(parts["model"], parts["sae"], config.sae),
-    )
-    folder = Path(config.folder) / f"{config.name}-{digest}"
-    check_writable(folder)
-    held_out = split.test.subset(range(len(split.test))[: config.evaluation.max_pairs])
+        inputs["training"] = str((parts["training_answers"], parts["training_questions"]))
     return SteerPlan(
-        config=config, pairs=pairs, split=split, held_out=held_out, folder=folder, **parts
+        config=config,
+        pairs=pairs,
+        split=split,
+        held_out=split.test.subset(range(len(split.test))[: config.evaluation.max_pairs]),
+        folder=run_folder(config, **inputs, **weights_digest(parts["model"], parts["sae"])),
+        **parts,
     )
 
 
@@ -130,7 +119,7 @@ class SteerResults(Results):
     """What a run found."""
 
     def check(self) -> None:
-        """Read what a caller may ask for."""
+        """Read what a caller may ask for, so that a damaged file is told at once."""
         super().check()
         _ = self.vector, self.features, self.completions
 
@@ -168,54 +157,44 @@ class Steer(SteeringExperiment[SteerResults]):
     make_plan = staticmethod(plan_run)
 
     def check(self) -> None:
-        """Check, before anything is computed or written, all that later stages would stumble on."""
         self.check_shared([self.config.method.name], judged=False)
         for pairs in self.plan.parts.values():
             self.check_pairs(pairs)
 
     def stages(self) -> list[Stage]:
-        """The steps: read, fit, measure, write."""
         steps = (self._activations, self._features, self._evaluation, self._completions)
         return [Stage(*named) for named in zip(STAGES, steps, strict=True)]
 
     def begin(self) -> None:
-        """Write the split."""
         plan = self.plan
         parts = {**plan.parts, "test": plan.split.test}
         self.folder.write_json("split.json", split_record(plan.pairs, parts))
         write_record(self.folder, {"pairs_sha256": plan.pairs.digest})
 
+    @property
+    def _fingerprints(self) -> dict[str, str]:
+        return {"model": model_info(self.model).fingerprint, "sae": self.sae.fingerprint}
+
     def _activations(self) -> None:
-        sae = self.sae
-        write_record(
-            self.folder,
-            {
-                "model_fingerprint": model_info(self.model).fingerprint,
-                "sae_fingerprint": sae.fingerprint,
-                PLACE_KEY: sae.neuronpedia_id,
-                "dtype": str(self.model.cfg.dtype),
-            },
-        )
-        self.progress.say(f"Reading activations at {sae.site}")
+        weights = {f"{what}_fingerprint": found for what, found in self._fingerprints.items()}
+        dtype = str(self.model.cfg.dtype)
+        write_record(self.folder, {**weights, PLACE_KEY: self.sae.neuronpedia_id, "dtype": dtype})
+        self.progress.say(f"Reading activations at {self.sae.site}")
         for name in ("train", "validation"):
-            for site, activations in self.read_sides(self.plan.parts[name]).items():
-                self.folder.write(
-                    f"activations/{name}.{site}.safetensors",
-                    lambda draft, kept=activations: kept.save(draft),
-                )
+            for site, read in self.read_sides(self.plan.parts[name]).items():
+                self.folder.write(f"activations/{name}.{site}.safetensors", read.save)
 
     @cached_property
     def _pairs_run(self) -> PairsRun:
         begun = self.folder.read_json("run.json")
-        weights = {"model": model_info(self.model).fingerprint, "sae": self.sae.fingerprint}
-        for what, fingerprint in weights.items():
+        for what, fingerprint in self._fingerprints.items():
             if begun.get(f"{what}_fingerprint", fingerprint) != fingerprint:
                 raise MismatchError(
                     f"run folder {self.folder.path} was begun with other weights of the {what}; "
                     "delete the folder to begin anew, or put those weights back."
                 )
         name, seed = self.config.name, self.config.seed
-        return SteerRun(self, **self.plan.parts, name=name, seed=seed, folder=self.folder)
+        return PairsRun(self, **self.plan.parts, name=name, seed=seed, folder=self.folder)
 
     def _features(self) -> None:
         import pandas as pd
@@ -242,38 +221,44 @@ class Steer(SteeringExperiment[SteerResults]):
         self.folder.write_json("fit.json", finite(record))
         self.folder.write(VECTOR, vector.save)
 
-    def _evaluation(self) -> None:
-        run, kl_target = self._pairs_run, self.config.evaluation.kl_target
-        (main, baseline, *null), vector = (
-            result_names(self.config),
-            SteerResults(self.folder).vector,
-        )
-        pairs = f"{len(self.plan.held_out)} held-out pairs"
-        self.progress.say(f"Scoring {pairs} at KL {kl_target} per token")
-        means = DifferenceInMeans().fit_in(run.context).vector_
-        with self.progress.task("vectors", total=2 + len(null), unit="vectors") as task:
-            for name, measured in ((main, vector), (baseline, means)):
-                self.folder.once(name, partial(run.measure, measured, kl_target))
-                if self.watch is not None and name == main:
-                    self.watch({"vector": self.folder.read_json(name)})
-                task.advance(1, measured.name)
-            for _ in run.draws(RandomDirection, null, kl_target):
-                task.advance(1, "random direction")
-        curves = self._curve_names
-        for name, measured, curve in zip((main, baseline), (vector, means), curves, strict=True):
-            compute = partial(run.curve, measured, self.folder.read_json(name))
-            self.folder.once(curve, lambda c=compute: c()["points"])
-        unsteered = run.test.unsteered
-        margin = float((unsteered[0] - unsteered[1]).mean())
-        self.folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
+    @property
+    def _result_names(self) -> list[str]:
+        """The files of the vectors' results: the run's own, its baseline, the random ones."""
+        null = ["random_direction"] * self.config.evaluation.random_directions
+        methods = [self.config.method.name, BASELINE, *null]
+        return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
 
     @property
     def _curve_names(self) -> list[str]:
         return [f"evaluation/curve-{method}.json" for method in (self.config.method.name, BASELINE)]
 
+    def _evaluation(self) -> None:
+        run, kl_target = self._pairs_run, self.config.evaluation.kl_target
+        main, baseline, *null = self._result_names
+        pairs = f"{len(self.plan.held_out)} held-out pairs"
+        self.progress.say(f"Scoring {pairs} at KL {kl_target} per token")
+        vectors = {
+            main: SteerResults(self.folder).vector,
+            baseline: DifferenceInMeans().fit_in(run.context).vector_,
+        }
+        with self.progress.task("vectors", total=2 + len(null), unit="vectors") as task:
+            for name, vector in vectors.items():
+                found = self.folder.once(name, partial(run.measure, vector, kl_target))
+                if self.watch is not None and name == main:
+                    self.watch({"vector": found})
+                task.advance(1, vector.name)
+            for _ in run.draws(RandomDirection, null, kl_target):
+                task.advance(1, "random direction")
+        for (name, vector), curve in zip(vectors.items(), self._curve_names, strict=True):
+            compute = partial(run.curve, vector, self.folder.read_json(name))
+            self.folder.once(curve, lambda c=compute: c()["points"])
+        positive, negative = run.test.unsteered
+        margin = float((positive - negative).mean())
+        self.folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
+
     def _completions(self) -> None:
         config = self.config.completions
-        main = self._result(result_names(self.config)[0])
+        main = self._result(self._result_names[0])
         records: list[dict[str, Any]] = []
         if self.plan.questions:
             self.progress.say("Generating completions")
@@ -300,8 +285,7 @@ class Steer(SteeringExperiment[SteerResults]):
             ) from error
 
     def finish(self) -> dict[str, Any]:
-        """Return the metrics, from the files of the stages."""
-        main, means, *null = map(self._result, result_names(self.config))
+        main, means, *null = map(self._result, self._result_names)
         read = self.folder.read_json
         curve, baseline = map(read, self._curve_names)
         against = against_null(main, null)
@@ -319,7 +303,6 @@ class Steer(SteeringExperiment[SteerResults]):
         }
 
     def report(self, results: SteerResults) -> Report:
-        """The effect beside baseline and null, the features, the texts."""
         from saesteer.report.steer import steer_report
 
         return steer_report(
@@ -332,7 +315,6 @@ class Steer(SteeringExperiment[SteerResults]):
         )
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The effect with its interval, what it cost, and the null."""
         sides = [number_at(metrics, f"vector.{side}.kl") for side in ("plus", "minus")]
         known = [side for side in sides if side is not None]
         return {
@@ -342,41 +324,26 @@ class Steer(SteeringExperiment[SteerResults]):
         }
 
     def tell(self, record: RecordedRun, results: SteerResults) -> None:
-        """Show the margin by strength, features and completions elsewhere too."""
         record.curve("margin", results.metrics["curve"], x="strength")
         record.table("features", results.features)
         record.table("completions", results.completions)
         record.artifact("vector", self.folder.path / VECTOR, "vector")
 
 
-class SteerRun(PairsRun):
-    """A run's pairs, whose activations lie in its folder."""
-
-    def activations(self, part: str, site: Site) -> PairActivations:
-        """What the first stage has read."""
-        return PairActivations.load(self.folder.path / f"activations/{part}.{site}.safetensors")
-
-
-def result_names(config: RunConfig) -> list[str]:
-    """The files of the vectors' results: the run's own, its baseline, the random ones."""
-    null = ["random_direction"] * config.evaluation.random_directions
-    methods = [config.method.name, BASELINE, *null]
-    return [f"evaluation/{number:02d}-{method}.json" for number, method in enumerate(methods)]
-
-
 def _stages_of(fit: ClusteredSAE) -> dict[str, Any]:
+    selection, clusters, weights = fit.selection_, fit.clusters_, fit.weights_
     return {
-        "candidates": fit.selection_.n_candidates,
-        "selected": len(fit.selection_),
-        "clusters": int(fit.clusters_.labels.max()) + 1,
-        "clusters_kept": len(fit.clusters_.kept),
-        "cluster_note": fit.clusters_.note,
-        "silhouette": {str(k): float(v) for k, v in fit.clusters_.silhouette.items()},
-        "linkage": fit.clusters_.linkage.tolist(),
-        "regression": fit.weights_.method,
-        "r2": fit.weights_.r2,
-        "r2_mean": fit.weights_.r2_mean,
-        "cosine_to_mean_delta": fit.weights_.cosine,
-        "mean_residual_norm": float(fit.weights_.residual_norms.mean()),
-        "details": {key: float(value) for key, value in fit.weights_.details.items()},
+        "candidates": selection.n_candidates,
+        "selected": len(selection),
+        "clusters": int(clusters.labels.max()) + 1,
+        "clusters_kept": len(clusters.kept),
+        "cluster_note": clusters.note,
+        "silhouette": {str(k): float(v) for k, v in clusters.silhouette.items()},
+        "linkage": clusters.linkage.tolist(),
+        "regression": weights.method,
+        "r2": weights.r2,
+        "r2_mean": weights.r2_mean,
+        "cosine_to_mean_delta": weights.cosine,
+        "mean_residual_norm": float(weights.residual_norms.mean()),
+        "details": {key: float(value) for key, value in weights.details.items()},
     }

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from saesteer.data.texts import numbered_lines
 from saesteer.saes.neuronpedia.cache import BulkLine, Cache
 from saesteer.saes.neuronpedia.links import SourceId
-from saesteer.saes.neuronpedia.replies import FeatureFacts, named_faults
+from saesteer.saes.neuronpedia.replies import Explanation, FeatureFacts, named_faults
 from saesteer.saes.neuronpedia.service import Service
 from saesteer.utils.errors import DataError, NetworkError, OutputError
 from saesteer.utils.http import parsed_json
 from saesteer.utils.progress import Progress
 
-# Explanations come with embeddings of some thousand characters.
-LONGEST_LINE = 16_000_000
 _FACTS = tuple(str(field.alias) for field in FeatureFacts.model_fields.values())
 _VERSION = "v1"
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -33,8 +30,6 @@ _MOST_PAGES = 1000
 
 
 class Imported(NamedTuple):
-    """What an import did."""
-
     files: int  # Files that were imported.
     skipped: int  # Files that had been imported before.
     lines: int
@@ -48,6 +43,12 @@ class _Bulk(NamedTuple):
     digest: str
     size: int
     opened: Callable[[], Path]
+
+
+class _Line(Explanation, FeatureFacts):
+    # Explained or with facts; null is no text.
+    description: str = ""
+    index: int = Field(ge=0, lt=10**9)
 
 
 def import_from_bucket(
@@ -68,7 +69,7 @@ def import_from_bucket(
         OutputError: The cache cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="neuronpedia-") as folder:
-        draft = Path(folder) / "bulk.jsonl.gz"
+        draft = Path(folder) / "bulk"
 
         def fetched(key: str) -> Path:
             with draft.open("w+b") as file:
@@ -151,22 +152,25 @@ def _read_listing(body: bytes, where: str) -> tuple[list[tuple[str, str, int]], 
     """Return a listing's entries, and what asks for the next page, "" at the end."""
     from xml.etree import ElementTree
 
-    def fields(element: Any) -> dict[str, str]:
-        return {child.tag.rpartition("}")[2]: child.text or "" for child in element}
-
     try:
         root = ElementTree.fromstring(body)
         if not root.tag.endswith("ListBucketResult"):
             raise ValueError(root.tag)
-        listed = [fields(entry) for entry in root if entry.tag.endswith("Contents")]
-        found = [(one["Key"], one.get("ETag", ""), int(one.get("Size") or 0)) for one in listed]
-    except (ElementTree.ParseError, KeyError, ValueError):
+        found = [
+            (
+                entry.findtext("{*}Key", ""),
+                entry.findtext("{*}ETag", ""),
+                int(entry.findtext("{*}Size") or 0),
+            )
+            for entry in root.iterfind("{*}Contents")
+        ]
+    except (ElementTree.ParseError, ValueError):
         raise NetworkError(
             f"{where} answers with something else than a bucket's listing; check the address "
             "(NEURONPEDIA_BUCKET_URL)."
         ) from None
-    top = fields(root)
-    return found, top.get("NextContinuationToken", "") if top.get("IsTruncated") == "true" else ""
+    is_cut = root.findtext("{*}IsTruncated") == "true"
+    return found, root.findtext("{*}NextContinuationToken", "") if is_cut else ""
 
 
 def _natural(path: Path) -> tuple[object, ...]:
@@ -183,29 +187,12 @@ def _digest(path: Path) -> str:
 
 
 def _read_lines(path: Path, name: str, source: SourceId) -> Iterator[BulkLine]:
-    """Read a bulk file, called `name` in errors, line by line; gzip is told by its content."""
-    number = 0
-    try:
-        with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    raise DataError(
-                        f"{name}:{number}: the line is longer than {LONGEST_LINE:,} bytes; this is "
-                        "no file of labels."
-                    )
-                if line.strip():
-                    yield _line(line, name, number, source)
-    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
-        raise DataError(
-            f"{name}:{number + 1}: the file is cut off or damaged here ({error}); fetch it again."
-        ) from error
+    for number, line in numbered_lines(path, called=name):
+        if line.strip():
+            yield _read_line(line, f"{name}:{number}", number, source)
 
 
-def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
-    where = f"{name}:{number}"
+def _read_line(line: bytes, where: str, number: int, source: SourceId) -> BulkLine:
     found = parsed_json(line)
     if not isinstance(found, dict):
         raise DataError(f"{where}: the line is no JSON object; fetch the file again.")
@@ -215,23 +202,16 @@ def _line(line: bytes, name: str, number: int, source: SourceId) -> BulkLine:
             f"{where}: the line is of {place[:80]} and not of {source}; import the files of one "
             "SAE under its own name."
         )
-    index = str(found.get("index", ""))
-    if not (index.isascii() and index.isdigit() and len(index) < 10):
-        raise DataError(f"{where}: index is {index[:40]!r}; it must be a whole number from 0.")
-    if "description" in found:
-        text, *rest = (found.get(k) for k in ("description", "explanationModelName", "typeName"))
-        if not isinstance(text, str):
-            raise DataError(f"{where}: description is {str(text)[:40]!r}; it must be text.")
-        explainer, kind = (value if isinstance(value, str) else None for value in rest)
-        return BulkLine(number, int(index), (text.strip(), explainer, kind), {})
     facts = {key: found[key] for key in _FACTS if found.get(key) is not None}
-    if not facts:
+    if "description" not in found and not facts:
         raise DataError(
             f"{where}: the line has neither a description nor {_FACTS[0]}; only files of "
             "explanations and of features can be imported."
         )
     try:
-        FeatureFacts.model_validate(facts)
+        read = _Line.model_validate(found)
     except ValidationError as error:
         raise DataError(f"{where}: the line {named_faults(error)}; fetch the file again.") from None
-    return BulkLine(number, int(index), None, facts)
+    if "description" in found:
+        return BulkLine(number, read.index, (read.description.strip(), read.explainer, read.kind))
+    return BulkLine(number, read.index, facts=facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from saesteer.utils.cache import cache_folder
 from saesteer.utils.errors import OutputError
 from saesteer.utils.text import one_line
 
@@ -33,19 +33,19 @@ _TABLES = (
 )
 
 
+def label_cache() -> Path:
+    """Return the file where Neuronpedia's answers and imported labels are kept."""
+    return cache_folder() / "neuronpedia.sqlite"
+
+
 class BulkLine(NamedTuple):
     """One line of a bulk file: a label or, where that is None, what else is known of a feature."""
 
     number: int  # Its number in the file, from 1.
     feature: int
-    label: tuple[str, str | None, str | None] | None  # The explanation, its explainer, its kind.
-    facts: dict[str, Any]  # In the API's own form.
-
-
-def content_key(*stated: Any) -> str:
-    """Return the SHA-256 of what was asked; equal questions have equal keys."""
-    text = json.dumps(stated, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    # The explanation, its explainer, its kind.
+    label: tuple[str, str | None, str | None] | None = None
+    facts: Mapping[str, Any] = {}  # In the API's own form.
 
 
 class Cache:
@@ -74,7 +74,7 @@ class Cache:
         # One value, since a statement takes a limited number of them.
         wanted = "SELECT value FROM json_each(?)"
         query = f"SELECT key, body FROM replies WHERE key IN ({wanted}) AND fetched >= ?"
-        rows = self._read(query, [json.dumps(list(keys)), oldest])
+        rows = self._read(query, json.dumps(list(keys)), oldest)
         return {key: self._unpacked(body) for key, body in rows}
 
     def put(self, values: Mapping[str, Any]) -> None:
@@ -92,30 +92,30 @@ class Cache:
             "SELECT feature, description FROM explanations WHERE source = ? AND description != '' "
             "ORDER BY feature, place DESC"
         )
-        return dict(self._read(query, [source]))
+        return dict(self._read(query, source))
 
     def files(self, source: str) -> dict[str, str]:
         """Return the digest of each file that is imported of an SAE, by its name."""
-        return dict(self._read("SELECT name, digest FROM files WHERE source = ?", [source]))
+        return dict(self._read("SELECT name, digest FROM files WHERE source = ?", source))
 
     def feature(self, source: str, index: int) -> dict[str, Any] | None:
         """Return what imported files say of one feature, in the API's own form, if anything."""
         where = "WHERE source = ? AND feature = ?"
         listed = self._read(
-            f"SELECT description, explainer, kind FROM explanations {where} ORDER BY place",
-            [source, index],
+            "SELECT description, explainer AS explanationModelName, kind AS typeName "
+            f"FROM explanations {where} ORDER BY place",
+            *(source, index),
         )
-        known = self._read(f"SELECT body FROM facts {where}", [source, index])
-        if not listed and not known:
+        known = self._read(f"SELECT body FROM facts {where}", source, index)
+        if not (listed or known):
             return None
         model, _, layer = source.partition("/")
-        names = ("description", "explanationModelName", "typeName")
         return {
-            **(self._unpacked(known[0][0]) if known else {}),
+            **(self._unpacked(known[0]["body"]) if known else {}),
             "modelId": model,
             "layer": layer,
             "index": str(index),
-            "explanations": [dict(zip(names, row, strict=True)) for row in listed],
+            "explanations": [dict(row) for row in listed],
             "activations": [],
         }
 
@@ -148,62 +148,66 @@ class Cache:
             )
         return count
 
-    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+    def _read(self, query: str, *values: Any) -> list[Any]:
         if not self.path.is_file():
             return []
-        with self._said(), closing(self._opened()) as connection:
+        with self._opened() as connection:
             return connection.execute(query, values).fetchall()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Open one transaction, which is rolled back if the block raises; writers wait in line."""
-        with self._said(), closing(self._opened()) as connection:
+        with self._opened() as connection:
             connection.execute("BEGIN IMMEDIATE")
             # What is not committed when it is closed is rolled back.
             yield connection
             connection.execute("COMMIT")
 
     @contextmanager
-    def _said(self) -> Iterator[None]:
+    def _opened(self) -> Iterator[sqlite3.Connection]:
         try:
-            yield
+            with closing(self._connected()) as connection:
+                connection.row_factory = sqlite3.Row
+                if not self._is_shared():
+                    self._prepare(connection)
+                yield connection
+                return
         except (sqlite3.Error, OSError) as error:
             said = one_line(error, 120)
-        else:
-            return
         raise OutputError(
             f"Neuronpedia's cache {self.path} cannot be used ({said}); free some space, delete the "
             "file, or set SAESTEER_CACHE to another folder."
         )
 
-    def _opened(self) -> sqlite3.Connection:
-        if self.path.is_file() and not _can_write(self.path):
-            # Such as labels that somebody shares. Without a journal beside them nobody writes them,
-            # and one cannot be made.
+    def _is_shared(self) -> bool:
+        """Whether the file can only be read, such as labels that somebody shares."""
+        places = (self.path, self.path.parent)
+        return self.path.is_file() and not all(os.access(place, os.W_OK) for place in places)
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._is_shared():
+            # Without a journal beside them nobody writes them, and one cannot be made.
             journal = self.path.with_name(f"{self.path.name}-wal")
             how = "mode=ro" if journal.is_file() else "mode=ro&immutable=1"
             return sqlite3.connect(f"file:{quote(str(self.path))}?{how}", uri=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # The driver's own transactions start late, at the first write.
-        connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-        try:
-            # Readers and a writer do not wait for each other; what is lost with the power is only
-            # asked again.
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, VERSION):
-                raise OSError(f"it is of version {found} and this saesteer keeps {VERSION}")
-            if found == 0:
-                connection.execute("BEGIN IMMEDIATE")
-                for table in _TABLES:
-                    connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-                connection.execute(f"PRAGMA user_version={VERSION}")
-                connection.execute("COMMIT")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return sqlite3.connect(self.path, timeout=60, isolation_level=None)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        # Readers and a writer do not wait for each other; what is lost with the power is only
+        # asked again.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, VERSION):
+            raise OSError(f"it is of version {found} and this saesteer keeps {VERSION}")
+        if found == 0:
+            connection.execute("BEGIN IMMEDIATE")
+            for table in _TABLES:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            connection.execute(f"PRAGMA user_version={VERSION}")
+            connection.execute("COMMIT")
 
     def _unpacked(self, body: bytes) -> Any:
         try:
@@ -216,7 +220,3 @@ class Cache:
 
 def _packed(value: Any) -> bytes:
     return zlib.compress(json.dumps(value).encode())
-
-
-def _can_write(path: Path) -> bool:
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)

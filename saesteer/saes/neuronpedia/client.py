@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from saesteer.saes.neuronpedia import replies
-from saesteer.saes.neuronpedia.cache import Cache, content_key
+from saesteer.saes.neuronpedia.cache import Cache, label_cache
 from saesteer.saes.neuronpedia.links import SourceId, dashboard_url
 from saesteer.saes.neuronpedia.replies import Model, read_reply
 from saesteer.saes.neuronpedia.service import KEY_VARIABLE, Service
@@ -39,13 +41,12 @@ class Neuronpedia:
 
     Args:
         service: Where and how; as the environment says if None.
-        cache: Where answers are kept; nothing is kept if None.
+        cache: Where answers are kept; in the user's cache if None.
         max_age: The oldest cached answer to take while the service answers, seconds. Offline, or
             where the service cannot be reached, an older one is taken as well.
 
     Example:
-        >>> client = Neuronpedia(cache=Cache("neuronpedia.sqlite"))  # doctest: +SKIP
-        >>> client.feature("gpt2-small/6-res-jb", 650).description  # doctest: +SKIP
+        >>> Neuronpedia().feature("gpt2-small/6-res-jb", 650).description  # doctest: +SKIP
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Neuronpedia:
         max_age: float = 30 * DAY,
     ) -> None:
         self.service = service or Service()
-        self.cache = cache
+        self.cache = cache or Cache(label_cache())
         self.max_age = max_age
 
     def feature(self, source: str | SourceId, index: int) -> replies.Feature | None:
@@ -69,7 +70,7 @@ class Neuronpedia:
         try:
             return self._look_up(replies.Feature, "GET", path)
         except NetworkError:
-            found = self._imported(of, index)
+            found = self.cache.feature(str(of), index)
             if found is None:
                 raise
             return read_reply(replies.Feature, found, path)
@@ -96,7 +97,7 @@ class Neuronpedia:
         Imported labels come first, then cached ones, then, with `ask`, those of the service.
         """
         of = SourceId.parse(source)
-        known = {} if self.cache is None else self.cache.labels(str(of))
+        known = self.cache.labels(str(of))
         lacking = [i for i in indices if i not in known]
         for i, one in self._many(of, lacking, ask=ask and not self.service.offline).items():
             if one is not None:
@@ -203,8 +204,7 @@ class Neuronpedia:
         if not name.strip() or not features:
             raise ConfigError("a list on Neuronpedia needs a name and at least one feature.")
         rows = [
-            {"modelId": of.model, "layer": of.source, "index": _index(i), "description": words}
-            for i, words in features.items()
+            {**of.place, "index": _index(i), "description": words} for i, words in features.items()
         ]
         body = {"name": name, "description": description, "features": rows}
         body |= {"testText": text} if text else {}
@@ -220,10 +220,8 @@ class Neuronpedia:
         """Let Neuronpedia complete a text, or answer a chat, with and without steering.
 
         Args:
-            source: Model and source.
             prompt: A text, or a chat's messages with role and content.
             strengths: How much of each feature's unit decoder row is added, by number: L2 length.
-            settings: How it generates.
 
         Raises:
             SteeringError: A strength is out of Neuronpedia's range, or the prompt is empty.
@@ -250,7 +248,6 @@ class Neuronpedia:
             model: Neuronpedia's name of the model.
             layer: The block whose input it is added to, from 0.
             values: The vector, as wide as the model.
-            label: What to call it.
             strength: How much of it is added by default, -100 to 100.
 
         Raises:
@@ -275,8 +272,9 @@ class Neuronpedia:
         return self._made(replies.UploadedVector, "/vector/new", body, "a vector")
 
     def _hit(self, of: SourceId, index: int, label: str, similarity: float | None) -> FeatureHit:
-        link = dashboard_url(of, index, site=self.service.site)
-        return FeatureHit(index, label, similarity, link)
+        return FeatureHit(
+            index, label, similarity, dashboard_url(of, index, site=self.service.site)
+        )
 
     def _look_up(
         self, kind: type[Model], method: str, path: str, body: Any = None, *, slow: bool = False
@@ -289,10 +287,10 @@ class Neuronpedia:
                 fresh = {key: self.service.json(method, path, body, slow=slow)}
             except NetworkError:
                 # An old answer is better than none.
-                kept = {} if self.cache is None else self.cache.get([key])
+                kept = self.cache.get([key])
                 if not kept:
                     raise
-        answer = {**kept, **fresh}[key]
+        answer = (fresh or kept)[key]
         found = None if answer is None else read_reply(kind, answer, path)
         self._keep(fresh)
         return found
@@ -335,7 +333,7 @@ class Neuronpedia:
             try:
                 answers = self._asked(of, some, texts)
             except NetworkError:
-                answers = {i: self._imported(of, i) for i in some}
+                answers = {i: self.cache.feature(str(of), i) for i in some}
                 if None in answers.values():
                     raise
             else:
@@ -344,10 +342,7 @@ class Neuronpedia:
         return {i: found[i] for i in keys if i in found}
 
     def _asked(self, of: SourceId, some: Sequence[int], texts: int) -> dict[int, Any]:
-        body = [
-            {"modelId": of.model, "layer": of.source, "index": i, "maxActsToReturn": texts}
-            for i in some
-        ]
+        body = [{**of.place, "index": i, "maxActsToReturn": texts} for i in some]
         answer = self.service.json("POST", _FEATURES, body)
         if not isinstance(answer, list):
             raise NetworkError(
@@ -362,24 +357,18 @@ class Neuronpedia:
                 by_index[found.index] = one
         return by_index
 
-    def _key(self, method: str, path: str, body: Any) -> str:
-        return content_key(self.service.base_url, method, path, body)
+    def _key(self, *asked: Any) -> str:
+        text = json.dumps([self.service.base_url, *asked], sort_keys=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def _kept(self, keys: Sequence[str]) -> dict[str, Any]:
         """Return the answers that are cached and not too old."""
-        if self.cache is None:
-            return {}
         return self.cache.get(keys, None if self.service.offline else self.max_age)
 
     def _keep(self, answers: Mapping[str, Any]) -> None:
         # An answer is worth more than its copy.
-        if self.cache is not None:
-            with suppress(OutputError):
-                self.cache.put(answers)
-
-    def _imported(self, of: SourceId, index: int) -> Any:
-        """Return what imported bulk files say of a feature; None if nothing."""
-        return None if self.cache is None else self.cache.feature(str(of), index)
+        with suppress(OutputError):
+            self.cache.put(answers)
 
 
 def _index(index: int) -> int:

@@ -18,8 +18,6 @@ _ID = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class SourceId:
-    """Which SAE is meant."""
-
     model: str  # Neuronpedia's name of the model, such as "gpt2-small".
     source: str  # Its name of the SAE, such as "6-res-jb".
 
@@ -50,6 +48,11 @@ class SourceId:
     def source_set(self) -> str:
         """The set of SAEs that the source belongs to: its name without the layer."""
         return self.source.partition("-")[2] or self.source
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Model and SAE as the service calls them in what it is asked."""
+        return {"modelId": self.model, "layer": self.source}
 
     def __str__(self) -> str:
         return f"{self.model}/{self.source}"
@@ -87,7 +90,7 @@ def quick_list(
     kept = shown[:MOST_IN_QUICK_LIST]
     # The page wants indices as text. What a query may hold unquoted is left so, for servers take
     # addresses of limited length.
-    entries = [{"modelId": where.model, "layer": where.source, "index": str(i)} for i in kept]
+    entries = [{**where.place, "index": str(i)} for i in kept]
     listed = json.dumps(entries, separators=(",", ":"))
     query = urlencode({"name": name, "features": listed}, quote_via=quote, safe=",:")
     return QuickList(f"{site}/quick-list/?{query}", len(kept), len(shown) - len(kept))

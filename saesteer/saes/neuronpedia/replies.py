@@ -39,8 +39,6 @@ class FeatureFacts(_Reply):
 
 
 class Explanation(_Reply):
-    """What a feature stands for, in words."""
-
     description: str
     explainer: str | None = Field(None, alias="explanationModelName")
     kind: str | None = Field(None, alias="typeName")  # Such as "oai_token-act-pair".
@@ -76,7 +74,6 @@ class Explained(_Reply):
 
     @property
     def description(self) -> str:
-        """The best explanation; "" without one."""
         return "" if self.best is None else self.best.description.strip()
 
 
@@ -134,7 +131,6 @@ class TextHit(Place):
 
     @property
     def description(self) -> str:
-        """The best explanation; "" without one."""
         return "" if self.neuron is None else self.neuron.description
 
 
@@ -185,8 +181,6 @@ class Steered(_Reply):
 
 
 class FeatureList(_Reply):
-    """A list of features that was made, and its page."""
-
     url: str
 
 

@@ -7,8 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
 
 from saesteer.utils.errors import ConfigError, NetworkError
 from saesteer.utils.http import (
@@ -22,9 +21,6 @@ from saesteer.utils.http import (
     said_by_server,
 )
 
-if TYPE_CHECKING:
-    from requests import Session
-
 BASE_URL = "https://www.neuronpedia.org/api"
 BUCKET_URL = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
 KEY_VARIABLE = "NEURONPEDIA_API_KEY"
@@ -35,10 +31,8 @@ _OFFLINE_VARIABLES = ("SAESTEER_OFFLINE", "HF_HUB_OFFLINE")
 
 def is_offline() -> bool:
     """Return whether the environment asks to leave the network alone."""
-    return any(
-        os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
-        for name in _OFFLINE_VARIABLES
-    )
+    said = (os.environ.get(name, "").strip().lower() for name in _OFFLINE_VARIABLES)
+    return any(word in ("1", "true", "yes", "on") for word in said)
 
 
 class Service:
@@ -76,11 +70,9 @@ class Service:
         self.base_url = _address(base_url, "NEURONPEDIA_BASE_URL", BASE_URL)
         self.bucket_url = _address(bucket_url, "NEURONPEDIA_BUCKET_URL", BUCKET_URL)
         self.offline = is_offline() if offline is None else offline
-        self.patience = patience
         self.slow_timeout = slow_timeout
         self.remaining: int | None = None  # Requests left in this hour, as it said last.
-        self._waiting: dict[str, Any] = {"sleep": sleep, "chance": chance}
-        self._session: Session | None = None
+        self._rest: dict[str, Any] = {"patience": patience, "sleep": sleep, "chance": chance}
 
     @property
     def site(self) -> str:
@@ -97,30 +89,22 @@ class Service:
             NetworkError: It is offline, away, busy for too long, or refuses.
             ConfigError: The key cannot be sent.
         """
-        patience = replace(self.patience, timeout=self.slow_timeout) if slow else self.patience
+        patience = self._rest["patience"]
         reply = self._sent(
             method,
-            f"{self.base_url}{path}",
             self.base_url,
-            patience=patience,
+            path,
+            patience=replace(patience, timeout=self.slow_timeout) if slow else patience,
             key=Key(KEY_VARIABLE, "x-api-key", ""),
             payload=payload,
             check=self._unusable,
+            missing=True,
         )
-        if reply.status == 404 and not _is_page(reply):
-            return None
-        _refuse(reply, self.base_url, path)
-        return reply.json
+        return None if reply.status == 404 else reply.json
 
     def listing(self, params: Mapping[str, str]) -> bytes:
-        """Get a listing of the bucket, without a key.
-
-        Raises:
-            NetworkError: It is offline, away, or refuses.
-        """
-        reply = self._sent("GET", f"{self.bucket_url}/", self.bucket_url, params=params)
-        _refuse(reply, self.bucket_url, "/")
-        return reply.body
+        """Get a listing of the bucket, without a key; raises `NetworkError` as `json` does."""
+        return self._sent("GET", self.bucket_url, "/", params=params).body
 
     def fetch(self, path: str, file: BinaryIO) -> None:
         """Get a file of the bucket, without a key, into an open file.
@@ -129,20 +113,27 @@ class Service:
             NetworkError: It is offline, away, or refuses.
             OutputError: The file cannot be written.
         """
-        url = f"{self.bucket_url}/{path}"
-        reply = self._sent("GET", url, self.bucket_url, into=file)
-        _refuse(reply, self.bucket_url, urlsplit(url).path)
+        self._sent("GET", self.bucket_url, f"/{path}", into=file)
 
-    def _sent(self, method: str, url: str, where: str, **rest: Any) -> HttpReply:
+    def _sent(
+        self, method: str, where: str, path: str, *, missing: bool = False, **rest: Any
+    ) -> HttpReply:
+        """Return a reply that is no refusal; with `missing`, status 404 is an answer as well."""
         if self.offline:
             raise NetworkError(
                 f"{where} is not asked, because SAESTEER_OFFLINE, HF_HUB_OFFLINE or a setting "
                 "switches the network off; unset it, or import what is needed while online."
             )
-        if self._session is None:
-            self._session = open_session()
-        rest = {"patience": self.patience, "session": self._session, **self._waiting, **rest}
-        return request(method, url, called=where, **rest)
+        if "session" not in self._rest:
+            self._rest["session"] = open_session()
+        reply = request(method, f"{where}{path}", called=where, **{**self._rest, **rest})
+        if reply.status < 300 or (missing and reply.status == 404 and not _is_page(reply)):
+            return reply
+        way_out = "check the address, and the names of model and source"
+        if reply.status in REFUSED:
+            way_out = f"set the environment variable {KEY_VARIABLE} to a key that is valid there"
+        said = f"status {reply.status}{said_by_server(reply.body)}"
+        raise NetworkError(f"{where} refuses {path} ({said}); {way_out}.")
 
     def _unusable(self, reply: HttpReply) -> str | None:
         """Note how many requests are left; return why an answer is to be asked for again."""
@@ -173,16 +164,6 @@ def _address(given: str | None, variable: str, usual: str) -> str:
             f"as {usual}, without user, password or query."
         )
     return found
-
-
-def _refuse(reply: HttpReply, where: str, path: str) -> None:
-    if reply.status < 300:
-        return
-    way_out = "check the address, and the names of model and source"
-    if reply.status in REFUSED:
-        way_out = f"set the environment variable {KEY_VARIABLE} to a key that is valid there"
-    said = f"status {reply.status}{said_by_server(reply.body)}"
-    raise NetworkError(f"{where} refuses {path} ({said}); {way_out}.")
 
 
 def _is_page(reply: HttpReply) -> bool:

@@ -68,11 +68,10 @@ def steer_payload(
             f"the largest feature's strength is {largest:.0f} and Neuronpedia takes at most "
             f"{MOST_STRENGTH * MOST_MULTIPLIER:.0f}; lower the strength."
         )
-    place = {"modelId": source.model, "layer": source.source}
     return {
         "modelId": source.model,
         "features": [
-            {**place, "index": int(index), "strength": float(value) / multiplier}
+            {**source.place, "index": int(index), "strength": float(value) / multiplier}
             for index, value in strengths.items()
         ],
         "temperature": settings.temperature,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from saesteer.data import PairSet, read_pairs
 from saesteer.experiments.compare import plan
 from saesteer.experiments.compare.config import CompareConfig, SplitSettings
 from saesteer.experiments.compare.plan import plan_compare, split_persona
-from saesteer.methods.registry import METHODS, build_method
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.experiments.registry import run_experiment
+from saesteer.methods.registry import build_method
+from saesteer.utils.errors import ConfigError, DataError, ModelError, SaesteerError
 from saesteer.utils.settings import parse_config
 
 
@@ -27,17 +27,16 @@ def folders(settings: dict[str, Any]) -> dict[str, str]:
     return {persona.name: persona.folder.name for persona in planned(settings).personas}
 
 
-def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading, compare_data):
+def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading):
     settings = tiny_compare(writing={"n_questions": 2}, objective={"own_words": 0.5})
     found = planned(settings)
     assert [persona.name for persona in found.personas] == ["kindly", "boldly"]
     assert [p.pairs.name for p in found.personas] == ["kindly", "boldly"]
     assert not any(persona.own or persona.done for persona in found.personas)
-    assert (len(found.answers), len(found.training_answers)) == (6, 8)
+    assert (len(found.answers), len(found.training_answers), len(found.prose)) == (6, 8, 4)
     assert not set(found.answers) & set(found.training_answers)
     assert found.questions == ("Why?", "Who are you?")
     assert found.training_questions == ("What now?", "How so?")
-    assert len(found.prose) == 4
     assert not list(Path(settings["folder"]).iterdir())
 
 
@@ -51,25 +50,22 @@ def test_a_persona_keeps_its_folder_whoever_else_is_compared(tiny_compare, compa
     assert len(set(names)) == 3
 
 
-def test_another_division_of_the_same_pairs_gives_another_folder(tiny_compare, monkeypatch):
-    settings = tiny_compare()
-    before = folders(settings)
-    divide = plan.split_pairs
+def test_another_division_or_other_weights_give_another_folder(
+    tiny_compare, mirror_sae, monkeypatch
+):
+    settings, divide = tiny_compare(sae=str(mirror_sae())), plan.split_pairs
+    before = set(folders(settings).values())
 
     def other(pairs: PairSet, *, seed: int, **how: Any) -> Any:
         return divide(pairs, seed=seed + 100, **how)
 
-    monkeypatch.setattr(plan, "split_pairs", other)
-    assert not set(folders(settings).values()) & set(before.values())
-
-
-def test_other_weights_under_the_same_path_are_another_comparison(tiny_compare, mirror_sae):
-    sae = mirror_sae()
-    settings = tiny_compare(sae=str(sae))
-    before = folders(settings)
-    record = json.loads((sae / "cfg.json").read_text(encoding="utf-8"))
-    (sae / "cfg.json").write_text(json.dumps({**record, "apply_b_dec_to_input": False}))
-    assert not set(folders(settings).values()) & set(before.values())
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "split_pairs", other)
+        assert not set(folders(settings).values()) & before
+    cfg = Path(settings["sae"]) / "cfg.json"
+    record = json.loads(cfg.read_text(encoding="utf-8"))
+    cfg.write_text(json.dumps({**record, "apply_b_dec_to_input": False}))
+    assert not set(folders(settings).values()) & before
 
 
 def test_a_part_of_a_comparison_does_not_pass_for_the_whole(tiny_compare):
@@ -86,16 +82,12 @@ def test_a_part_of_a_comparison_does_not_pass_for_the_whole(tiny_compare):
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
     tiny_compare, no_loading, monkeypatch
 ):
-    settings, allowed = tiny_compare(), os.access
+    settings = tiny_compare()
     for place in ("personas", "compare-cache"):
         locked = Path(settings["folder"]) / place
         locked.mkdir()
-
-        def access(path, mode, locked=locked, **rest):
-            return Path(path) != locked and allowed(path, mode, **rest)
-
         with monkeypatch.context() as patch:
-            patch.setattr("os.access", access)
+            patch.setattr("os.access", lambda path, mode, p=locked: Path(path) != p)
             with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose"):
                 planned(settings)
 
@@ -109,39 +101,27 @@ def pairs(compare_data) -> PairSet:
     return read_pairs(compare_data["kindly"])
 
 
-def texts(part: PairSet) -> list[str]:
-    return [*part.positives, *part.negatives]
-
-
 def test_the_parts_are_as_large_as_asked_and_only_the_judges_are_the_same_under_every_seed(pairs):
     splits = [split_persona(pairs, SIZES, seed) for seed in range(5)]
-    judge = splits[0].judge.positives
     for split in splits:
-        assert [len(getattr(split, part)) for part in PARTS] == [16, 6, 8, 12]
-        shown = [text for part in PARTS for text in texts(getattr(split, part))]
+        parts = [getattr(split, part) for part in PARTS]
+        assert [len(part) for part in parts] == [16, 6, 8, 12]
+        shown = [text for part in parts for text in (*part.positives, *part.negatives)]
         assert len(set(shown)) == len(shown)
-        assert split.judge.positives == judge
+        assert split.judge.positives == splits[0].judge.positives
     assert len({split.train.positives for split in splits}) == 5
     assert len({split.test.positives for split in splits}) == 5
 
 
-def test_a_smaller_set_is_shared_out_in_the_same_proportions(pairs):
+def test_a_smaller_set_is_shared_out_in_the_same_proportions_or_refused(pairs):
     wide = SplitSettings(train=160, validation=60, test=80, judge=120)
     split = split_persona(pairs, wide, seed=0)
     sizes = [len(getattr(split, part)) for part in PARTS]
     assert sum(sizes) == 60
     np.testing.assert_allclose(sizes, np.array([160, 60, 80, 120]) / 420 * 60, atol=1.0)
-
-
-def test_a_set_that_is_too_small_is_refused_with_its_file_and_the_way_out(pairs):
-    few = pairs.subset(range(30))
-    with pytest.raises(DataError) as error:
-        split_persona(few, SIZES, seed=0)
-    told = str(error.value)
-    assert told.startswith(pairs.source)
-    assert "30 pairs" in told
-    assert "give more pairs" in told
-    assert "\n" not in told
+    with pytest.raises(DataError, match=r"kindly.jsonl: its 30 pairs .*; give more pairs") as told:
+        split_persona(pairs.subset(range(30)), SIZES, seed=0)
+    assert "\n" not in str(told.value)
 
 
 PLAIN: dict[str, Any] = {
@@ -160,8 +140,7 @@ def test_names_alone_are_personas_and_methods():
     assert [persona.label for persona in config.personas] == ["agreeableness", "optimism"]
     assert [method.settings for method in config.methods] == [{}, {}, {}]
     assert config.pair == ("attributed_sae", "difference_in_means")
-    assert config.seeds_of("system_prompt") == [0]
-    assert config.seeds_of("attributed_sae") == [0, 1, 2]
+    assert (config.seeds_of("system_prompt"), config.seeds_of("attributed_sae")) == ([0], [0, 1, 2])
     assert [m.name for m in config.methods_under(1)] == ["attributed_sae", "difference_in_means"]
 
 
@@ -169,26 +148,15 @@ def test_names_alone_are_personas_and_methods():
     ("name", "settings", "text"),
     [
         ("clusterd_sae", {}, "method 'clusterd_sae' is unknown (did you mean 'clustered_sae'?)"),
-        (
-            "pca",
-            {"varient": "x"},
-            "method pca: varient is not a known setting (did you mean 'variant'?)",
-        ),
+        ("pca", {"varient": "x"}, "method pca: varient is not a known setting (did you mean 'vari"),
         ("attributed_tied", {"signs": "free"}, "signs is not a known setting"),
-        ("attributed_sae", {"n_features": 2.5}, "method attributed_sae: n_features: "),
-        (
-            "attributed_sae",
-            {"n_features": 0},
-            "n_features: input should be greater than or equal to 1",
-        ),
-        ("pca", {"n": 3}, "method pca: n is not a known setting"),
+        ("attributed_sae", {"n_features": 0}, "n_features: input should be greater than or equal"),
         ("natural_gradient", {"ridge": float("nan")}, "ridge: input should be a finite number"),
         (
             "attributed_sae",
             {"selection": {"n_featurs": 3}},
             "method attributed_sae: selection: n_featurs is not a known setting (did you mean",
         ),
-        ("clustered_sae", {"clustering": {"method": "kmeans"}}, "clustering: method: 'kmeans'"),
         ("clustered_sae", {"regression": {"method": "rige"}}, "did you mean 'ridge'"),
     ],
     ids=str,
@@ -199,27 +167,14 @@ def test_a_method_or_setting_that_is_not_known_is_one_sentence(name, settings, t
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
-def test_every_method_is_made_without_settings_and_keeps_those_it_is_given():
-    for name in METHODS:
-        assert build_method(name, {}) is not None
-    settings = {"n_features": 3, "selection": {"max_firing": 1.0}}
-    made: Any = build_method("attributed_tied", settings)
-    assert (made.n_features, made.signs, made.selection) == (3, "tied", {"max_firing": 1.0})
-
-
-FIXED = {
-    "repeated": ["attributed_sae", "difference_in_means"],
-    "writing": {"methods": ["attributed_sae", "difference_in_means"]},
-    "side_effects": {"methods": ["attributed_sae", "difference_in_means"]},
-}
-
-
+PAIR = ["attributed_sae", "difference_in_means"]
+FIXED = {"repeated": PAIR, "writing": {"methods": PAIR}, "side_effects": {"methods": PAIR}}
 # What changes nothing for a persona: who else is compared, who is the headline, where it is kept.
 SAME: list[dict[str, Any]] = [
     {"personas": ["optimism", "agreeableness", "risk-taking"]},
     {"name": "other", "folder": "elsewhere", "model": {"threads": 1}},
     {"headline": "difference_in_means", "baseline": "attributed_sae"},
-    {"writing": {**FIXED["writing"], "shown": 1}, "llm_judge": {"model": "judge"}},
+    {"writing": {"methods": PAIR, "shown": 1}, "llm_judge": {"model": "judge"}},
 ]
 OTHER: list[dict[str, Any]] = [
     {"seeds": [0, 1]},
@@ -245,3 +200,87 @@ def test_a_personas_hash_knows_what_its_numbers_depend_on_and_nothing_else():
     assert parse().persona_digest(persona, pairs="q") != digest
     described = persona.model_copy(update={"description": "a kind person"})
     assert parse().persona_digest(described, pairs="p") != digest
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Return a function that compares and returns the sentence of its refusal."""
+
+    def computed(*args: Any, **kwargs: Any):
+        raise AssertionError("nothing may be computed")
+
+    monkeypatch.setattr("saesteer.experiments.compare.persona.PersonaRun.run", computed)
+
+    def call(settings: dict[str, Any], kind: type[SaesteerError]) -> str:
+        with pytest.raises(kind) as error:
+            run_experiment(CompareConfig(**settings))
+        assert "\n" not in str(error.value)
+        # Refused before anything is computed; the list of runs may be there.
+        assert not [place for place in Path(settings["folder"]).iterdir() if place.is_dir()]
+        return str(error.value)
+
+    return call
+
+
+def test_a_system_prompt_that_no_template_takes_is_refused(few, refused, monkeypatch):
+    def with_prompt(settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "methods": [*settings["methods"], "system_prompt"]}
+
+    told = refused(with_prompt(few("gpt2", chat=False)), ModelError)
+    assert told.startswith("methods: system_prompt needs a chat template")
+    assert told.endswith("leave the method out.")
+    assert "or reading.chat is false" in refused(
+        with_prompt(few(reading={"chat": False})), ModelError
+    )
+
+    def refuses(tokenizer: Any, question: str, system: str | None = None) -> str:
+        if system:
+            raise ModelError("this model's chat template refuses the prompt (no); leave it out.")
+        return question
+
+    monkeypatch.setattr("saesteer.experiments.steering.chat_prompt", refuses)
+    told = refused(with_prompt(few()), ModelError)
+    assert told.startswith("methods: system_prompt: this model's chat")
+
+
+def test_texts_that_do_not_fit_are_named_with_their_persona_or_setting(
+    few, refused, compare_data, tmp_path
+):
+    file = tmp_path / "kindly.jsonl"
+
+    def with_pair(**pair: str) -> list[str]:
+        text = Path(compare_data["kindly"]).read_text(encoding="utf-8")
+        file.write_text(f"{text}\n{json.dumps(pair)}", encoding="utf-8")
+        return [compare_data["boldly"], str(file)]
+
+    long = with_pair(positive="xyzq " * 60, negative="short one")
+    told = refused(few(personas=long), DataError)
+    assert told.startswith(f"persona kindly: pair 'kindly-0061' of {file}, positive side, ")
+    assert "more than the model's context of 192" in told
+    # Each side fits, but not both as the options of one question.
+    long = with_pair(positive="xyzq " * 20, negative="qzyx " * 20)
+    told = refused(few(personas=long[1:]), DataError)
+    assert told.startswith(f"persona kindly: question on pair 'kindly-0061' of {file} ")
+    assert told.endswith("shorten its sides.")
+    told = refused(few(objective={"neutral_answers": 1}), DataError)
+    assert "the 1 answers that train have" in told
+    assert "give more with objective.neutral_answers" in told
+    prose = tmp_path / "prose.jsonl"
+    prose.write_text(json.dumps({"text": "xyzq " * 90}))
+    told = refused(few(side_effects={"prose": str(prose)}), DataError)
+    assert told.startswith(f"prose text 1 of {prose} ('xyzq xyzq ")
+    assert "side_effects.prose" in told
+
+
+def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(
+    tiny_compare, refused, no_loading, monkeypatch
+):
+    def gone() -> Path:
+        raise ModelError("the sentence embeddings need the wheel, which is not installed.")
+
+    monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)
+    for n_questions, own_words in ((2, 0.0), (0, 0.5)):
+        settings = tiny_compare(
+            writing={"n_questions": n_questions}, objective={"own_words": own_words}
+        )
+        assert "which is not installed" in refused(settings, ModelError)

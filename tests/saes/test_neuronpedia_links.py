@@ -26,8 +26,7 @@ from saesteer.saes.neuronpedia.replies import Feature
 from saesteer.saes.neuronpedia.steering import steer_payload
 from saesteer.saes.table import FeatureTable
 from saesteer.utils.errors import SteeringError
-
-from .player import PLACE, feature
+from tests.saes.player import PLACE, feature
 
 
 def test_a_source_has_its_addresses_and_its_set():

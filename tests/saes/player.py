@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -59,16 +59,15 @@ def feature(index: int, *, n_texts: int = 5) -> dict[str, Any]:
     }
 
 
-def label_line(index: int, description: str | None = None, **rest: Any) -> str:
+def label_line(index: int, description: str = "", **rest: Any) -> str:
     """A line of a bulk file of explanations."""
-    words = f"label of {index}" if description is None else description
     return json.dumps(
         {
             "id": f"id{index}",
             "modelId": MODEL,
             "layer": SOURCE,
             "index": str(index),
-            "description": words,
+            "description": description or f"label of {index}",
             "explanationModelName": "gpt-4o-mini",
             "typeName": "oai_token-act-pair",
             "embedding": [0.5, 0.25],
@@ -77,40 +76,34 @@ def label_line(index: int, description: str | None = None, **rest: Any) -> str:
     )
 
 
-class Player:
-    """Answers as documented; `faults` come first, one a request, "" for none.
+def drip() -> Iterator[bytes]:
+    """An answer that never ends."""
+    yield b'{"modelId": "gpt2'
+    while True:
+        time.sleep(0.05)
+        yield b" "
 
-    A fault is an answer, or "hang", "drip" (never ends), "cut" (shorter than it says).
+
+class Player:
+    """Answers as documented, on a server that `http_server` starts.
+
+    `faults` come first, one a request, "" for none: an answer, or "hang", "drip" (never ends),
+    "cut" (shorter than it says).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, http_server: Callable[..., Any]) -> None:
         self.faults: list[Answer | str] = []
         self.calls: list[tuple[str, str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.connections: set[int] = set()
         self.objects: dict[str, bytes] = {}
         self.page = 1000
-        self.release = threading.Event()
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                outer.handle(self, "GET")
-
-            def do_POST(self) -> None:
-                outer.handle(self, "POST")
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.root = f"http://127.0.0.1:{self._server.server_port}"
+        self.server = http_server(self.answer)
+        self.root: str = self.server.url
         self.api, self.bucket = f"{self.root}/api", f"{self.root}/bucket"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def headers(self) -> list[dict[str, str]]:
+        """The headers of every request."""
+        return [asked.headers for asked in self.server.asked]
 
     @property
     def paths(self) -> list[str]:
@@ -122,36 +115,16 @@ class Player:
         body = gzip.compress("\n".join(lines).encode())
         self.objects[f"v1/{PLACE}/{kind}/{name}.jsonl.gz"] = body
 
-    def handle(self, request: BaseHTTPRequestHandler, method: str) -> None:
-        length = int(request.headers.get("Content-Length") or 0)
-        payload = json.loads(request.rfile.read(length)) if length else None
-        with self._lock:
-            self.calls.append((method, request.path, payload))
-            self.headers.append(dict(request.headers))
-            self.connections.add(request.client_address[1])
-            fault = self.faults.pop(0) if self.faults else ""
+    def answer(self, asked: Any) -> Any:
+        """What the server gives back."""
+        payload = asked.json() if asked.body else None
+        self.calls.append((asked.method, asked.path, payload))
+        fault = self.faults.pop(0) if self.faults else ""
+        cut = (200, b'{"modelId": "gpt2', {"Content-Length": "500", "Connection": "close"})
+        broken = {"hang": None, "drip": (200, drip()), "cut": cut}
         if isinstance(fault, str) and fault:
-            self._misbehave(request, fault)
-            return
-        parts = urlsplit(request.path)
-        status, body, headers = fault or self._answer(method, parts, payload)
-        request.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            request.send_header(name, value)
-        request.end_headers()
-        request.wfile.write(body)
-
-    def _misbehave(self, request: BaseHTTPRequestHandler, fault: str) -> None:
-        request.close_connection = True
-        if fault == "hang":
-            self.release.wait(5)
-            return
-        head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        head += "Content-Length: 500\r\n" if fault == "cut" else ""
-        request.wfile.write(f"{head}\r\n".encode())
-        request.wfile.write(b'{"modelId": "gpt2')
-        while fault == "drip" and not self.release.wait(0.05):
-            request.wfile.write(b" ")
+            return broken[fault]
+        return fault or self._answer(asked.method, urlsplit(asked.path), payload)
 
     def _answer(self, method: str, parts: Any, payload: Any) -> Answer:
         path = unquote(parts.path)
@@ -260,8 +233,3 @@ class Player:
             f"{listed}</ListBucketResult>".encode(),
             {"Content-Type": "application/xml"},
         )
-
-    def stop(self) -> None:
-        self.release.set()
-        self._server.shutdown()
-        self._server.server_close()

@@ -11,8 +11,7 @@ import pytest
 
 from saesteer.saes.neuronpedia import Cache, SteerSettings
 from saesteer.utils.errors import ConfigError, NetworkError, OutputError, SteeringError
-
-from .player import MODEL, PLACE, SOURCE, as_json, feature
+from tests.saes.player import MODEL, PLACE, SOURCE, as_json, feature
 
 KEY = "sk-np+secret/key=="
 
@@ -43,10 +42,8 @@ def test_a_feature_with_explanations_activations_and_logits(player, client_to):
     ("change", "said"),
     [
         ({"index": ..., "modelId": ...}, "lacks modelId, index"),
-        ({"index": "three"}, "another kind of index"),
         ({"maxActApprox": float("nan")}, "another kind of maxActApprox"),
         ({"activations": [{"tokens": 3, "values": []}]}, r"another kind of activations\.0\.tokens"),
-        ({"explanations": [{"typeName": "x"}]}, r"lacks explanations\.0\.description"),
         (3, "another kind of an object"),
     ],
 )
@@ -168,8 +165,7 @@ def test_lists_and_vectors_need_a_key_and_are_never_cached(player, client_to, mo
 
 def test_labels_come_from_imported_files_first_and_then_from_the_service(player, client_to):
     from saesteer.saes.neuronpedia import SourceId, import_from_bucket
-
-    from .player import label_line
+    from tests.saes.player import label_line
 
     client = client_to()
     player.put("batch-0", [label_line(3, "imported words")])
@@ -257,10 +253,9 @@ def test_a_file_that_cannot_be_used_is_a_sentence_that_says_what_to_do(tmp_path)
     # Reading makes no file.
     assert (Cache(path).get(["a"]), Cache(path).labels(PLACE)) == ({}, {})
     assert Cache(path).feature(PLACE, 3) is None and not path.exists()
-    for content in (b"no database at all" * 100, b"SQLite format 3\x00" + b"\xff" * 99):
-        path.write_bytes(content)
-        with pytest.raises(OutputError, match=r"cannot be used .*delete the file"):
-            Cache(path).get(["a"])
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(OutputError, match=r"cannot be used .*delete the file.*SAESTEER_CACHE"):
+        Cache(path).get(["a"])
     with pytest.raises(OutputError, match="SAESTEER_CACHE"):
         Cache(path / "cache.sqlite").put({"a": 1})
     path.unlink()
