@@ -38,6 +38,15 @@ def bundled_pair_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (folder / "pairs").glob("*.jsonl")))
 
 
+def bundled_answer_names() -> tuple[str, ...]:
+    """Name the personas with bundled answers of known sides; empty where none is installed."""
+    try:
+        folder = datasets_folder()
+    except DataError:
+        return ()
+    return tuple(sorted(path.stem for path in (folder / "answers").glob("*.jsonl")))
+
+
 def find_file(source: str | Path, bundled: Sequence[str], folder: str = "") -> tuple[Path, str]:
     """Tell a bundled name from a path; returns the file and what to call the source.
 

@@ -7,12 +7,19 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from saesteer.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Description(NamedTuple):
+    """Either side of a trait in a line that completes "You are ...", such as "a kind person"."""
+
+    positive: str
+    negative: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class PairSet:
     # Whether the sides of a pair were joined by length and not by meaning, so that other pairs of
     # the same texts are as good.
     joined: bool = False
+    describe: Description | None = None  # What the two sides are, where the source says it.
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -20,8 +20,8 @@ from saesteer.data.evals import (
     parse_choice,
     parse_statement,
 )
-from saesteer.data.pairs import ContrastivePair, PairSet
-from saesteer.data.records import SYNTAXES, Record, read_records
+from saesteer.data.pairs import ContrastivePair, Description, PairSet
+from saesteer.data.records import SYNTAXES, Record, RecordFile, read_records
 from saesteer.data.schema import Field, Schema
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.text import did_you_mean, shorten, spoken_list
@@ -47,6 +47,17 @@ PAIR = Schema(
 )
 
 
+_DESCRIBE = Schema(
+    (
+        Field(
+            "describe",
+            kind="record",
+            of=Schema((Field("positive", required=True), Field("negative", required=True))),
+        ),
+    )
+)
+
+
 def load_pairs(
     source: str | Path,
     *,
@@ -59,6 +70,9 @@ def load_pairs(
     seed: int = 0,
 ) -> PairSet:
     """Read contrastive pairs and check every one of them.
+
+    Before the pairs of a JSON or JSONL file may stand what their sides are, `{"describe":
+    {"positive": "a kind person", "negative": "a cruel person"}}`, in words that complete "You are".
 
     Args:
         source: Path of a JSON file (a list of records, or `{"pairs": [...]}`), or of a JSONL, CSV
@@ -92,7 +106,7 @@ def load_pairs(
             "make pairs of Python values with pairs_from"
         )
     path, label = find_file(source, bundled_pair_names(), "pairs")
-    file = read_records(path, format if format in SYNTAXES else None)
+    file, described = _take_description(read_records(path, format if format in SYNTAXES else None))
     name = name or path.stem
     keyed = (positive_key, negative_key) != ("positive", "negative")
     layout = "keyed" if keyed else _layout(file.records, format)
@@ -101,7 +115,7 @@ def load_pairs(
             file, lambda said, place: parse_statement(said, place, floor=min_label_confidence)
         )
         pairs = pair_statements(statements, name=name, source=label, place=str(path), seed=seed)
-        return _at_most(pairs, max_pairs, seed)
+        return _at_most(replace(pairs, describe=described), max_pairs, seed)
     if min_label_confidence > 0:
         raise ConfigError(
             f"min_label_confidence is {min_label_confidence} but {path} is no persona file "
@@ -122,7 +136,17 @@ def load_pairs(
         placed = schema.read_file(file, lambda said, place: _pair(_unlabelled(said), place))
     else:
         placed = PAIR.read_file(file, _pair)
-    return _at_most(PairSet(name, _with_ids(placed, name), label), max_pairs, seed)
+    pairs = PairSet(name, _with_ids(placed, name), label, describe=described)
+    return _at_most(pairs, max_pairs, seed)
+
+
+def _take_description(file: RecordFile) -> tuple[RecordFile, Description | None]:
+    """Divide a file into its pairs and the record before them that says what their sides are."""
+    first, *rest = file.records
+    if not (isinstance(first.value, Mapping) and "describe" in first.value):
+        return file, None
+    said = _DESCRIBE.read(first)["describe"]
+    return replace(file, records=rest), Description(said["positive"], said["negative"])
 
 
 # Its name in earlier versions.

@@ -183,10 +183,14 @@ def _read_json(path: Path, text: str, *, strict: bool, lines: bool) -> list[Reco
                 f"{path}: the field 'pairs' is {shorten(whole['pairs'])}, not a list; "
                 "write it as [{...}, {...}]"
             )
-        start = [at for key, at, _ in _walk(text, start) if key == "pairs"][-1]
+        placed = {key: (at, value) for key, at, value in _walk(text, start)}
+        start = placed["pairs"][0]
     elif not isinstance(whole, list):
         return [_record(f"{path}:{text.count(chr(10), 0, start) + 1}", whole)]
     records, line, counted = [], 1, 0
+    if isinstance(whole, dict) and "describe" in whole:
+        # As a file of JSON lines has it: before the pairs.
+        records.append(_record(f"{path}: describe", {"describe": whole["describe"]}))
     for number, (_, at, value) in enumerate(_walk(text, start), start=1):
         line += text.count("\n", counted, at)
         counted = at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from saesteer.utils.text import shorten
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 MAX_BYTES = 64 * 1024 * 1024
-QUESTIONS_NAME = "neutral_questions"
+QUESTIONS = ("neutral_questions", "open_questions")
 ANSWERS_NAME = "neutral_answers"
 _QUESTION = Schema((Field("question", required=True), Field("id", kind="name")))
 _ANSWER = Schema(
@@ -50,7 +50,7 @@ def read_answers(source: str | Path) -> tuple[Answer, ...]:
     Raises:
         DataError: The source cannot be used; the sentence names file, line and field.
     """
-    file = read_records(_path(source, ANSWERS_NAME))
+    file = read_records(_path(source, (ANSWERS_NAME,)))
     return tuple(_ANSWER.read_file(file, lambda said, _: Answer(said["question"], said["answer"])))
 
 
@@ -60,13 +60,13 @@ def read_questions(source: str | Path) -> tuple[str, ...]:
     Args:
         source: Path of a JSONL, CSV or Parquet file with the fields question and (optional) id, of
             a JSON list of such records or of strings, or of a plain text file with one question a
-            line; or "neutral_questions", the bundled ones.
+            line; or "neutral_questions" or "open_questions", the bundled ones.
 
     Raises:
         DataError: The source cannot be used, or a question stands there twice; the sentence names
             file, line and field.
     """
-    path = _path(source, QUESTIONS_NAME)
+    path = _path(source, QUESTIONS)
     if path.suffix.lower() in SYNTAX_OF_SUFFIX or read_text(path).lstrip()[0] in "[{":
         file = read_records(path)
     else:
@@ -85,8 +85,8 @@ def read_questions(source: str | Path) -> tuple[str, ...]:
     return tuple(question for _, question in placed)
 
 
-def _path(source: str | Path, bundled: str) -> Path:
-    return datasets_folder() / f"{bundled}.jsonl" if source == bundled else Path(source)
+def _path(source: str | Path, bundled: Sequence[str]) -> Path:
+    return datasets_folder() / f"{source}.jsonl" if source in bundled else Path(source)
 
 
 def read_texts(path: str | Path, *, limit: int | None = None) -> Iterator[str]:

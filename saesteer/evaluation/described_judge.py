@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from saesteer.data.pairs import Description
 from saesteer.evaluation.effect import statement_log_likelihoods
 from saesteer.evaluation.judge import Judge, Readings
 from saesteer.models import encode_statements, model_info
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.models.tokens import TokenRow
-
-
-class Description(NamedTuple):
-    """Either side of a persona in a line, such as "a warm person who forgives easily"."""
-
-    positive: str
-    negative: str
 
 
 class DescribedJudge(Judge):
@@ -39,11 +33,6 @@ class DescribedJudge(Judge):
         model: The model that judges: the steered one, unsteered, or any other.
         description: Either side in a line; nothing else is needed, so it serves a persona that
             nobody has written answers for.
-
-    Example:
-        >>> kind = ss.DescribedJudge(model, ("a kind, gentle person", "a cruel, harsh person"))
-        >>> kind.read(["I hate you.", ""], ["Do you like me?"] * 2).shape
-        (2,)
     """
 
     kind = "generative"

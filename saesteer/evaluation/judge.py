@@ -98,7 +98,7 @@ class Judge(ABC):
 
 
 class AdmittedJudge:
-    """A judge with the evidence that it can be believed, and with a unit.
+    """A judge with the evidence for and against it, and with a unit.
 
     Readings are in units of the distance between the answers of known sides: 1 is as far as the
     means of answers written as the persona and of answers written as its opposite lie apart, and 0
@@ -106,19 +106,21 @@ class AdmittedJudge:
 
     Args:
         judge: What reads.
-        answers: Answers of known sides, each with its question as `prompt`.
+        answers: Texts of known sides: answers, each with its question as `prompt`.
+        proven: Whether they are such answers. By statements, which are all that there is of a
+            persona that nobody has written answers for, no judge is admitted.
 
     Raises:
         DataError: There are too few answers, or the judge reads both sides alike.
     """
 
-    def __init__(self, judge: Judge, answers: PairSet) -> None:
+    def __init__(self, judge: Judge, answers: PairSet, *, proven: bool = True) -> None:
         if len(answers) < FEWEST_PAIRS:
             raise DataError(
                 f"answers {answers.name!r} are {len(answers)} a side, and at least {FEWEST_PAIRS} "
                 "are needed to admit a judge; write more of them."
             )
-        self.judge, self.n_answers = judge, len(answers)
+        self.judge, self.n_answers, self.proven = judge, len(answers), proven
         positive, negative = judge.read_unseen(answers)
         by_question: dict[str, list[int]] = {}
         for place, pair in enumerate(answers):
@@ -138,6 +140,8 @@ class AdmittedJudge:
     @property
     def verdict(self) -> str:
         """Whether figures of it may be claimed: "admitted", "doubtful" or "not admitted"."""
+        if not self.proven:
+            return "not admitted"
         auc = self.separation.auc
         if auc >= ADMITTED:
             return "admitted"
@@ -155,7 +159,8 @@ class AdmittedJudge:
             "judge": self.name,
             "kind": self.judge.kind,
             **self.separation._asdict(),
-            "n_answers": self.n_answers,
+            "n": self.n_answers,
+            "on": "answers" if self.proven else "statements",
             "verdict": self.verdict,
         }
 

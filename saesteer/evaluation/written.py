@@ -179,7 +179,7 @@ class WrittenEvaluation:
     def __init__(
         self, writer: Writer, judges: Sequence[AdmittedJudge], headline: Collection[str]
     ) -> None:
-        self._writer, self._judges, self._headline = writer, tuple(judges), frozenset(headline)
+        self._writer, self._judges, self.headline = writer, tuple(judges), frozenset(headline)
         self.unsteered: tuple[Completion, ...] = self._judged(writer.unsteered)
 
     def steered(
@@ -213,7 +213,7 @@ class WrittenEvaluation:
         texts = [completion.text for completion in completions]
         asked = [self._writer.questions[completion.question] for completion in completions]
         read = {judge.name: judge.read(texts, asked) for judge in self._judges}
-        believed = [readings for name, readings in read.items() if name in self._headline]
+        believed = [readings for name, readings in read.items() if name in self.headline]
         means = np.mean(believed, axis=0) if believed else np.full(len(texts), np.nan)
         composites = composite_proxy(
             _column(completions, "nll"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,7 @@ from saesteer.utils.errors import (
     ModelError,
     SteeringError,
 )
+from saesteer.utils.text import spoken_list
 
 # Characters only roughly foretell tokens, so more than the one longest text is looked at.
 LONGEST = 32
@@ -69,11 +71,12 @@ def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str,
     """
     cost, settings = config.evaluation, getattr(config, writing)
     site = None if config.site is None else Site.parse(config.site)
-    answers, questions = read_answers(cost.neutral), read_questions(settings.questions)
+    answers = read_answers(cost.neutral)
+    questions = [read_questions(source) for source in settings.questions]
     left, asked = (), ()
     if "objective" in _needs(methods):
         left = answers[cost.neutral_answers :][: config.objective.neutral_answers]
-        asked = questions[settings.n_questions :]
+        asked = tuple(chain.from_iterable(own[settings.n_questions :] for own in questions))
         if not left:
             raise DataError(
                 f"evaluation.neutral {cost.neutral}: all its {len(answers)} answers measure the "
@@ -82,7 +85,7 @@ def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str,
             )
         if config.objective.self_generated > 0 and not asked:
             raise DataError(
-                f"{writing}.questions {settings.questions}: all its {len(questions)} questions are "
+                f"{writing}.questions {spoken_list(settings.questions)}: all the questions are "
                 "written to, and none is left for self-generated texts; give more, lower "
                 f"{writing}.n_questions, or set objective.self_generated to 0."
             )
@@ -94,7 +97,7 @@ def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str,
         "sae": sae,
         "answers": answers[: cost.neutral_answers],
         "training_answers": left,
-        "questions": questions[: settings.n_questions],
+        "questions": tuple(chain.from_iterable(own[: settings.n_questions] for own in questions)),
         "training_questions": asked,
     }
 

@@ -35,28 +35,32 @@ class MethodEntry(NamedTuple):
     # What is costly to compute for it besides activations and codes: objective or answers.
     needs: frozenset[str] = frozenset()
     fixed: Mapping[str, Any] = {}
+    # The kind of judge whose readings it is fitted to, if it is fitted to any.
+    learns_from: str | None = None
 
 
 _OBJECTIVE = frozenset({"objective"})
+# The texts that the model writes itself are rated by a judge of embeddings.
+_LEARNS: Any = {"needs": _OBJECTIVE, "learns_from": "embedding"}
 _LISTED = [
     MethodEntry(
-        "attributed_sae", "SAE features, attribution weights", "sae", m.AttributedSAE, _OBJECTIVE
+        "attributed_sae", "SAE features, attribution weights", "sae", m.AttributedSAE, **_LEARNS
     ),
     MethodEntry(
         "attributed_tied",
         "SAE features, attribution, signs tied",
         "sae",
         m.AttributedSAE,
-        _OBJECTIVE,
-        {"signs": "tied"},
+        fixed={"signs": "tied"},
+        **_LEARNS,
     ),
     MethodEntry(
         "attributed_any",
         "any SAE feature, attribution",
         "sae",
         m.AttributedSAE,
-        _OBJECTIVE,
-        {"candidates": "any"},
+        fixed={"candidates": "any"},
+        **_LEARNS,
     ),
     MethodEntry("clustered_sae", "SAE features, delta regression", "sae", m.ClusteredSAE),
     MethodEntry("mean_decoded_delta", "decoded mean SAE delta", "sae", m.MeanDecodedDelta),
@@ -67,7 +71,7 @@ _LISTED = [
         "Fisher-preconditioned gradient",
         "dense",
         m.NaturalGradient,
-        _OBJECTIVE,
+        **_LEARNS,
     ),
     MethodEntry("caa_answers", "CAA on answer letters", "dense", m.CAA, frozenset({"answers"})),
     MethodEntry("pca", "PCA of the differences", "dense", m.PCA),

@@ -36,6 +36,11 @@ MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "com
 RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
 JUDGE = estimate("judge", "judge_low", "judge_high")
 OPENED = 2
+NO_JUDGE = (
+    "No admitted judge: nothing is claimed about what the model writes. Give answers of known sides "
+    "(personas: answers) and a description of both sides (description and opposite), and see the "
+    "judges below."
+)
 
 
 def feature_section(found: Comparison, *, embeds: bool) -> Section:
@@ -77,27 +82,39 @@ def text_sections(found: Comparison) -> list[Section]:
     if not metrics["generation_summary"]:
         none = Text("No completions were written.")
         return [Section("What the model writes", items=[none])]
-    items: list[Item] = [*_judge_figures(found), _summary_table(found), _means_table(found)]
+    items: list[Item] = []
+    # A folder of an earlier version has judges that nothing admitted.
+    judges = [row for row in metrics["judges"] if "verdict" in row]
+    if not any(row["headline"] for row in judges):
+        items.append(Text(NO_JUDGE))
+    items += [*_judge_figures(found), _summary_table(found), _by_judge_table(found)]
+    items.append(_means_table(found))
     if metrics["llm_judge"]:
         items.append(_llm_table(found))
     about = (
-        "Completions of neutral questions at the matched strengths, read by a behaviour judge that "
-        "was trained on statements which no other step sees. Its logit is above 0 for text like "
-        "the persona."
+        "Answers to questions about the speaker and to neutral ones at the matched strengths, read "
+        "by judges that sort answers whose side is known. A reading of 1 is as far as the means of "
+        "such answers of the two sides lie apart, and 0 is half way between them."
     )
     sections = [Section("What the model writes", about, items)]
     texts = {spoken(p): _side_by_side(found, rows) for p, rows in metrics["completions"].items()}
     if any(texts.values()):
         choice = Choice("persona", "Persona", texts)
-        sections.append(Section("Side by side", "The first questions' texts.", [choice]))
-    if metrics["judges"]:
-        columns = (PERSONA, "AUC=auc:.3f", "pairs to train=n_train", "pairs to test=n_test")
-        judges = Table.of(metrics["judges"], columns)
-        about = (
-            "Area under the ROC curve on statements that the judge reading them had not seen; 0.5 "
-            "is chance."
+        sections.append(Section("Side by side", "Questions drawn by chance, uncut.", [choice]))
+    if judges:
+        columns = (
+            *(PERSONA, "judge", "kind"),
+            Column("AUC", estimate("auc", "low", "high"), ".3f"),
+            *("texts a side=n", "on", "verdict"),
+            Column("counts", lambda row: "yes" if row["headline"] else "shown only"),
         )
-        sections.append(Section("The judges themselves", about, [judges]))
+        about = (
+            "How well each judge sorts answers to questions that it never saw, whose side is known: "
+            "the area under the ROC curve, 0.5 being chance. From 0.85 a judge is admitted, from "
+            "0.75 it is doubtful, and what is said of texts rests on those two alone; a judge of "
+            "the kind that the headline method learned from is only shown where another one counts."
+        )
+        sections.append(Section("The judges themselves", about, [Table.of(judges, columns)]))
     return sections
 
 
@@ -138,7 +155,7 @@ def _judge_figures(found: Comparison) -> list[Figure]:
         plots.forest,
         [spoken(persona) for persona in personas],
         dots,
-        x_title="mean judge logit: against the persona ← → like the persona",
+        x_title="mean reading: against the persona ← → like the persona",
     )
     return [Figure("judge", "Judge by persona", draw)]
 
@@ -161,6 +178,19 @@ def _summary_table(found: Comparison) -> Table:
         for row in sorted(own, key=lambda row: row["kl_target"] or 0.0)
     ]
     return Table.of(rows, columns, "Summary")
+
+
+def _by_judge_table(found: Comparison) -> Table:
+    columns = [
+        Column("method", lambda row: found.methods[row["method"]].mark),
+        *("KL=kl_target:g", "judge"),
+        Column("range", estimate("judge_range"), ".2f"),
+        Column("ratio to baseline", RATIO, ".2f"),
+    ]
+    rows = [
+        row for _, own in found.by_method(found.metrics.get("generation_judges", ())) for row in own
+    ]
+    return Table.of(rows, columns, "Each judge by itself", folded=True)
 
 
 def _by_sign(

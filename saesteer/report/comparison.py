@@ -188,12 +188,15 @@ class Comparison:
         ]
 
     def _judge_tile(self) -> Tile:
-        name, at = "Judge of generated text", (self.at, None)
+        name, at = "Generated text, read by judges", (self.at, None)
         own = [row for row in self.metrics["generation_summary"] if row["method"] == self.pair[0]]
         row = next((row for row in reversed(own) if row["kl_target"] in at), None)
         if row is None:
             return Tile(name, show(None), "nothing was generated")
-        about = f"{between(row['low'], row['high'])} in logits, negative to positive strength"
+        if row["judge_range"] is None:
+            return Tile(name, show(None), "no admitted judge")
+        ends = between(row["low"], row["high"])
+        about = f"{ends} of the distance between answers of known sides"
         ratio = RATIO(row)
         if ratio.value is not None:
             ends = between(ratio.low, ratio.high)

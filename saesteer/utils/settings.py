@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -28,6 +29,12 @@ from saesteer.utils.text import nearest, one_line
 # Marks settings that name something to read or write, or to fetch.
 _PLACE = "place"
 Source = Annotated[str, _PLACE]
+# Several of them, or one by itself.
+Sources = Annotated[
+    list[Source],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
 # Old words and today's; the old ones are read for one release.
 _RENAMED = {
     "budget": "kl_target",

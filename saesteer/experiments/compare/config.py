@@ -7,20 +7,38 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from saesteer.data.pairs import Description
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.steer.config import MeasureSettings, MethodChoice, PairSource
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
-from saesteer.utils.settings import Settings, Source, short_hash
+from saesteer.utils.settings import Settings, Source, Sources, short_hash
 
 
 class PersonaSettings(PairSource):
     """One persona: a set of contrastive pairs, called by its file's name if it has none."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
-    # Completes "You are ..." for the system prompt; training statements are quoted if null.
+    # Completes "You are ..." for the system prompt and for the judge that goes by a description;
+    # what the pairs' file says under `describe` if null, and with neither the prompt quotes
+    # training statements.
     description: str | None = None
     # The same for the negative side.
     opposite: str | None = None
+    # Answers of known sides, which admit and train judges: a file of pairs whose prompts are the
+    # questions, or the name of a bundled set; the one that is called like bundled pairs if null.
+    answers: PairSource | None = None
+
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _source_alone(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @property
+    def described(self) -> Description | None:
+        """Either side in words, where both are."""
+        if self.description and self.opposite:
+            return Description(self.description, self.opposite)
+        return None
 
     @property
     def label(self) -> str:
@@ -81,13 +99,18 @@ class WritingChoices(Settings):
 
     # Headline and baseline if null.
     methods: list[str] | None = None
-    kl_targets: list[float] = Field(default=[0.1, 0.3])
-    # The first are written to, the last ones are for self-generated texts to train on.
-    questions: Source = "neutral_questions"
-    n_questions: int = Field(default=32, ge=0)
+    kl_targets: list[float] = Field(default=[0.3])
+    # Of each the first are written to, the last ones are for self-generated texts to train on: does
+    # the persona come through when asked, and unasked?
+    questions: Sources = Field(default=["open_questions", "neutral_questions"])
+    # Of each.
+    n_questions: int = Field(default=30, ge=0)
     n_samples: int = Field(default=4, ge=1)
+    # The model that judges by the description of the two sides; the steered one, unsteered, if
+    # null.
+    judge_model: str | None = None
     max_new_tokens: int = Field(default=40, ge=1)
-    shown: int = Field(default=6, ge=0, description="questions whose completions the page shows")
+    shown: int = Field(default=10, ge=0, description="questions whose completions the page shows")
 
 
 class SideEffectSettings(Settings):

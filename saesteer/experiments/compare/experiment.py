@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saesteer.evaluation.written import Completion, Writer, WritingSettings
 from saesteer.experiments.base import Stage, write_table
@@ -20,6 +20,7 @@ from saesteer.experiments.context import cpu_threads
 from saesteer.experiments.results import CONFIG, Results, number_at
 from saesteer.experiments.steering import SteeringExperiment
 from saesteer.methods.registry import method_entry
+from saesteer.models import load_model
 from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run, run_id
@@ -28,6 +29,9 @@ from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress, Task
 from saesteer.utils.run_folder import RunFolder, finite, write_record
 from saesteer.utils.settings import TrackingSettings
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 TABLES = ("summary", "effects", "generation", "generation_summary", "null", "areas")
 PROSE_START = 16
@@ -147,6 +151,15 @@ class Compare(SteeringExperiment[Results]):
             for row in rows
             if any(row.kept[PROSE_START:])
         ]
+
+    @cached_property
+    def judge_model(self) -> TransformerBridge:
+        """The model that judges by descriptions: the steered one unless another is named."""
+        name = self.config.writing.judge_model
+        if name is None:
+            return self.model
+        self.progress.say(f"Loading judge {name} ...")
+        return load_model(name, progress=self.progress)
 
     @cached_property
     def writer(self) -> Writer:

@@ -20,7 +20,8 @@ from saesteer.evaluation import (
     statement_log_likelihoods,
 )
 from saesteer.evaluation.choices import ChoiceMeter
-from saesteer.evaluation.judge import BehaviourJudge, train_judge
+from saesteer.evaluation.described_judge import DescribedJudge
+from saesteer.evaluation.judge import AdmittedJudge, EmbeddingJudge, Judge
 from saesteer.evaluation.written import WrittenEvaluation, summarise
 from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.plan import PersonaPlan
@@ -134,9 +135,12 @@ class SeedRun(PairsRun):
 
     def prompts(self, method: MethodSettings) -> Any:
         """The two system prompts of a prompt method, fitted."""
-        described = self.persona.settings.model_dump(
-            include={"description", "opposite"}, exclude_none=True
-        )
+        settings, words = self.persona.settings, self.persona.described
+        described: dict[str, Any] = {}
+        if words is not None:
+            described = {"description": words.positive, "opposite": words.negative}
+        elif settings.description:
+            described = {"description": settings.description}
         build: Any = build_method(method.name, {"seed": self.seed, **described, **method.settings})
         return build.fit(None, self.train)
 
@@ -228,14 +232,34 @@ class PersonaRun:
         return [f"null/{kind}-{draw:02d}.json" for draw in range(counts[kind])]
 
     @cached_property
-    def _judge(self) -> BehaviourJudge:
-        """The judge that scores, trained on pairs that no other step sees."""
+    def _judges(self) -> list[AdmittedJudge]:
+        """The persona's judges, with how well they read answers of known sides.
+
+        They are trained on pairs that no other step sees, and on such answers.
+        """
+        statements, answers = self.first.split.judge, self.persona.answers
+        places = range(len(statements))
+        trained, known = statements, answers
+        if answers is None:
+            trained, known = statements.subset(places[::2]), statements.subset(places[1::2])
         embedder = self.experiment.embedder
-        return train_judge(self.persona.name, self.first.split.judge, embedder=embedder)
+        made: list[Judge] = [EmbeddingJudge(trained, answers, embedder=embedder)]
+        if self.persona.described is not None:
+            made.append(DescribedJudge(self.experiment.judge_model, self.persona.described))
+        return [AdmittedJudge(judge, known, proven=answers is not None) for judge in made]
 
     @cached_property
     def _writing(self) -> WrittenEvaluation:
-        return WrittenEvaluation(self.experiment.writer, self._judge)
+        """Writes, and reads with every judge; claims rest on the admitted ones.
+
+        A judge of the kind that the headline method learned from is left out of the claim if
+        another one is admitted: what is optimised finds the flaws of what measures it.
+        """
+        admitted = [judge for judge in self._judges if judge.verdict != "not admitted"]
+        learned = method_entry(self.config.headline).learns_from
+        others = [judge for judge in admitted if judge.judge.kind != learned]
+        names = [judge.name for judge in others or admitted]
+        return WrittenEvaluation(self.experiment.writer, self._judges, names)
 
     def to_write(self) -> list[tuple[str, float | None]]:
         """The methods whose texts are written, with the KL target; a prompt has none."""
@@ -250,10 +274,14 @@ class PersonaRun:
             )
         ]
 
-    @kept(lambda: "judge.json")
-    def judge(self) -> Record:
-        """How well the judge reads statements that it has not seen."""
-        return self._judge.summary()
+    @kept(lambda: "judges.json")
+    def judges(self) -> list[Record]:
+        """How well each judge reads answers that it has not seen, and whether claims rest on it."""
+        persona, headline = self.persona.name, self._writing.headline
+        return [
+            {"persona": persona, **judge.summary(), "headline": judge.name in headline}
+            for judge in self._judges
+        ]
 
     @kept(lambda name, kl: f"written/{name}{'' if kl is None else f'-{kl:g}'}.json")
     def written(self, name: str, kl_target: float | None) -> Record:
@@ -269,7 +297,7 @@ class PersonaRun:
                 reached = [(sign, found[side]) for sign, side in SIDES if found[side]["reached"]]
                 strengths |= {sign: match["strength"] for sign, match in reached}
                 records = self._writing.steered(vector, strengths[1], strengths[-1])
-        self.judge()
+        self.judges()
         return {
             "method": name,
             "kl_target": kl_target,

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saesteer.data import PairSet, Split, datasets_folder, read_texts, split_pairs
+from saesteer.data.bundled import bundled_answer_names, bundled_pair_names
+from saesteer.data.pairs import Description
 from saesteer.data.splits import near_duplicate_cause
 from saesteer.experiments.base import holds_listed
 from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
 from saesteer.experiments.config import check_writable, weights_digest
+from saesteer.experiments.steer.config import PairSource
 from saesteer.experiments.steering import SteeringPlan, check_has_strength, shared_parts
 from saesteer.methods.registry import build_method
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
@@ -38,6 +41,8 @@ class PersonaPlan:
 
     settings: PersonaSettings
     pairs: PairSet
+    answers: PairSet | None  # of known sides, where somebody has written some
+    described: Description | None  # either side in words
     splits: dict[int, PersonaSplit]  # by seed
     folder: Path  # settings, pairs and their split give the same one, whoever else is compared
     own: bool  # whether it is one of the bundled sets
@@ -112,15 +117,40 @@ def _persona_plan(
     try:
         # The name that vectors and reports carry.
         pairs = replace(settings.read(), name=settings.label)
+        answers = _read_answers(settings)
         splits = {seed: split_persona(pairs, config.splits, seed) for seed in config.seeds}
     except SaesteerError as error:
         raise type(error)(f"persona {settings.label}: {error}") from error
     # The parts themselves: another way to divide the same pairs gives other numbers.
     parts = [getattr(split, part).digest for split in splits.values() for part in FEWEST]
-    digest = config.persona_digest(settings, pairs=pairs.digest, parts=short_hash(parts), **common)
+    described = settings.described or pairs.describe
+    inputs = {**common, "answers": "" if answers is None else answers.digest}
+    inputs |= {"described": str(described), "parts": short_hash(parts)}
+    digest = config.persona_digest(settings, pairs=pairs.digest, **inputs)
     folder = Path(config.folder) / "personas" / f"{settings.label}-{digest}"
     own = not Path(settings.source).exists()
-    return PersonaPlan(settings, pairs, splits, folder, own)
+    return PersonaPlan(settings, pairs, answers, described, splits, folder, own)
+
+
+def _read_answers(settings: PersonaSettings) -> PairSet | None:
+    """The persona's answers of known sides; the bundled ones if the pairs are bundled."""
+    bundled = bundled_answer_names()
+    if settings.answers is not None:
+        source = settings.answers
+    elif settings.source in bundled and settings.source in bundled_pair_names():
+        source = PairSource(source=settings.source)
+    else:
+        return None
+    if source.source in bundled:
+        path = str(datasets_folder() / "answers" / f"{source.source}.jsonl")
+        source = source.model_copy(update={"source": path})
+    answers = source.read()
+    for pair in answers:
+        if pair.prompt is None:
+            raise DataError(
+                f"{answers.source}: answer {pair.id!r} has no question; give it as its prompt."
+            )
+    return answers
 
 
 def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSplit:

@@ -61,7 +61,8 @@ def metrics_of(experiment: Compare) -> Row:
         "areas": area_rows(grid),
         "null": null_rows(grid),
         **generation(grid),
-        "judges": [run.judge() for run in runs if run.to_write()],
+        "generation_judges": judge_rows(grid),
+        "judges": [row for run in runs if run.to_write() for row in run.judges()],
         "choices_margins": [row for run in runs for row in run.choices()],
         "side_effects": {
             "prose": [row for run in runs for row in run.prose()],
@@ -145,6 +146,11 @@ class Grid:
         do, so it is not what they are held against.
         """
         return _means(self.moved(method, self.headline, self.config.seeds[:1]))
+
+    def record(self, persona: str, method: str, kl_target: float | None) -> Row | None:
+        """What was written with a method at a KL target."""
+        found = (r for r in self.written[persona] if r["method"] == method)
+        return next((r for r in found if r["kl_target"] == kl_target), None)
 
     def seeds_at(self, method: str, kl_target: float) -> list[int]:
         """The seeds under which a method was measured at a KL target."""
@@ -280,13 +286,8 @@ def generation(grid: Grid) -> dict[str, list[Row]]:
         own = read[method, kl_target]
         nothing = [_by_question(None)] * len(own)
         against = read.get((grid.config.baseline, kl_target), nothing)
-        # A question whose answer is empty under one of the two has no partner under the other.
-        both = [
-            pd.concat(two, axis=1, join="inner", keys=[0, 1])
-            for two in zip(own, against, strict=True)
-        ]
         estimate = hierarchical_bootstrap([_values(changes) for changes in own])
-        ratio = paired_ratio(*([_values(two[side]) for two in both] for side in (0, 1)))
+        ratio = _paired(own, against)
         known = {
             name: [s for one in by_name.values() if (s := one["summary"][name]) is not None]
             for name in ("right_direction", "composite")
@@ -306,10 +307,52 @@ def generation(grid: Grid) -> dict[str, list[Row]]:
     return {"generation": lines, "generation_summary": summary}
 
 
-def _by_question(record: Row | None) -> pd.Series:
-    """Each question's mean judge reading, positive minus negative, where there are both."""
-    read = pd.DataFrame(record["records"] if record else (), columns=["question", "sign", "judge"])
-    read = read.astype({"judge": float})
+def judge_rows(grid: Grid) -> list[Row]:
+    """Each judge by itself: range and ratio to the baseline, over the personas that have it."""
+    records = [record for own in grid.written.values() for record in own]
+    names = dict.fromkeys(j for r in records for entry in r["records"] for j in entry["readings"])
+    rows = []
+    for method, kl_target in dict.fromkeys((r["method"], r["kl_target"]) for r in records):
+        for judge in names:
+            own, against = (
+                [_by_question(grid.record(name, one, kl_target), judge) for name in grid.names]
+                for one in (method, grid.config.baseline)
+            )
+            rows.append(
+                {
+                    "method": method,
+                    "kl_target": kl_target,
+                    "judge": judge,
+                    **_named(hierarchical_bootstrap(list(map(_values, own))), "judge_range"),
+                    **_named(_paired(own, against), "ratio", "ratio_"),
+                }
+            )
+    return rows
+
+
+def _paired(own: Sequence[pd.Series], against: Sequence[pd.Series]) -> Estimate:
+    """The ratio of two methods' ranges over the questions that both have readings of."""
+    # A question whose answer is empty under one of the two has no partner under the other.
+    both = [
+        pd.concat(two, axis=1, join="inner", keys=[0, 1]) for two in zip(own, against, strict=True)
+    ]
+    return paired_ratio(*([_values(two[side]) for two in both] for side in (0, 1)))
+
+
+def _by_question(record: Row | None, judge: str | None = None) -> pd.Series:
+    """Each question's mean reading, positive minus negative, where there are both.
+
+    Of one judge; of the mean of those that claims rest on if None.
+    """
+    rows = [
+        (
+            entry["question"],
+            entry["sign"],
+            entry["readings"].get(judge) if judge else entry["judge"],
+        )
+        for entry in (record["records"] if record else ())
+    ]
+    read = pd.DataFrame(rows, columns=["question", "sign", "judge"]).astype({"judge": float})
     means = read.pivot_table("judge", "question", "sign").reindex(columns=[1, -1])
     change: Any = means[1] - means[-1]
     return change.dropna()
@@ -324,7 +367,8 @@ def _at_headline(grid: Grid, persona: str) -> list[Row]:
 
 
 def _shown(grid: Grid, persona: str, questions: Sequence[str]) -> list[Row]:
-    """The texts that the page shows: the first sample of the first questions."""
+    """The texts that the page shows: the first sample of questions drawn by chance."""
+    drawn = np.random.default_rng(0).permutation(len(questions))[: grid.config.writing.shown]
     return [
         {
             "question": questions[entry["question"]],
@@ -336,7 +380,7 @@ def _shown(grid: Grid, persona: str, questions: Sequence[str]) -> list[Row]:
         }
         for record in _at_headline(grid, persona)
         for entry in record["records"]
-        if not entry["sample"] and entry["question"] < grid.config.writing.shown
+        if not entry["sample"] and entry["question"] in drawn
     ]
 
 

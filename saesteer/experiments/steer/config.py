@@ -10,7 +10,7 @@ from saesteer.data import PairSet, read_pairs
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.methods.features import ClusteringSettings, RegressionSettings, SelectionSettings
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
-from saesteer.utils.settings import Settings, Source
+from saesteer.utils.settings import Settings, Source, Sources
 
 CLUSTERED = "clustered_sae"
 CLUSTERED_GROUPS = ("selection", "clustering", "regression")
@@ -79,7 +79,7 @@ class EvaluationSettings(MeasureSettings):
 class CompletionSettings(Settings):
     """The completions shown side by side."""
 
-    questions: Source = "neutral_questions"
+    questions: Sources = Field(default=["open_questions"])
     n_questions: int = Field(default=3, ge=0)
     max_new_tokens: int = Field(default=48, ge=1)
     temperature: float = Field(default=0.0, ge=0)
