@@ -208,7 +208,8 @@ class EmbeddingJudge(Judge):
                 f"least {FEWEST_PAIRS}; give it more pairs."
             )
         self.embedder = embedder or SentenceEmbedder()
-        self.name, self._answers = self.embedder.name, answers
+        self.name = self.embedder.name
+        self._tested_on = statements if answers is None else answers
         pairs = [*statements, *(answers or ())]
         texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
         known = self.embedder.embed(texts).astype(np.float64)
@@ -249,8 +250,8 @@ class EmbeddingJudge(Judge):
         return readings
 
     def read_unseen(self, answers: PairSet) -> tuple[Readings, Readings]:
-        """Return the readings of answers in the folds that did not train on them."""
-        return self._unseen if answers is self._answers else super().read_unseen(answers)
+        """Return the readings of texts in the folds that did not train on them."""
+        return self._unseen if answers is self._tested_on else super().read_unseen(answers)
 
 
 def _pair_groups(texts: Sequence[str], alike: Sequence[str | None]) -> Int[np.ndarray, " text"]:

@@ -37,7 +37,7 @@ HINTS = {
     "area": "under E against log KL, over the log range, nats per token",
     "p": "paired Wilcoxon over personas against the baseline, Holm's",
     "null": "personas where E exceeds every random draw at the same KL",
-    "judge": "how far admitted judges read the texts of the two signs apart; 1 is as far as answers "
+    "judge": "how far admitted judges read the texts of both signs apart; 1 is as far as answers "
     "written as the persona and as its opposite",
     "anti-steerable": "share of pairs that move against the strength",
     "common shift": "what moved both sides alike, nats per token",

@@ -37,9 +37,9 @@ RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
 JUDGE = estimate("judge", "judge_low", "judge_high")
 OPENED = 2
 NO_JUDGE = (
-    "No admitted judge: nothing is claimed about what the model writes. Give answers of known sides "
-    "(personas: answers) and a description of both sides (description and opposite), and see the "
-    "judges below."
+    "No admitted judge: nothing is claimed about what the model writes. Give answers of known "
+    "sides (personas: answers) and a description of both sides (description and opposite), and "
+    "see the judges below."
 )
 
 
@@ -109,8 +109,8 @@ def text_sections(found: Comparison) -> list[Section]:
             Column("counts", lambda row: "yes" if row["headline"] else "shown only"),
         )
         about = (
-            "How well each judge sorts answers to questions that it never saw, whose side is known: "
-            "the area under the ROC curve, 0.5 being chance. From 0.85 a judge is admitted, from "
+            "How well each judge sorts answers of known sides to questions that it never saw: the "
+            "area under the ROC curve, 0.5 being chance. From 0.85 a judge is admitted, from "
             "0.75 it is doubtful, and what is said of texts rests on those two alone; a judge of "
             "the kind that the headline method learned from is only shown where another one counts."
         )

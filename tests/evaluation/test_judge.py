@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from saesteer.data import pairs_from
-from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.described_judge import DescribedJudge
+from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import (
     STRENGTHS,
     AdmittedJudge,
@@ -150,7 +150,7 @@ def test_a_judge_is_admitted_by_its_auc_on_answers_and_reads_in_their_distance()
 
     rng = np.random.default_rng(0)
     for shift, verdict in ((3.0, "admitted"), (1.5, "doubtful"), (0.1, "not admitted")):
-        sides = np.round(rng.normal(size=(60, 2)) + [shift, 0], 6)
+        sides = np.round(rng.normal([shift, 0], 1.0, (60, 2)), 6)
         told = AdmittedJudge(Told(), _answers(sides))
         auc = roc_auc_score(np.repeat([1, 0], 60), sides.T.ravel())
         assert told.separation.auc == pytest.approx(auc)

@@ -174,6 +174,10 @@ def compare_data(tmp_path_factory) -> dict[str, str]:
     records |= {
         "answers": [{"question": f"What {i}?", "answer": words(rng, 10)} for i in range(16)],
         "questions": [{"question": text} for text in questions],
+        "kindly_answers": [
+            {"prompt": f"Where {i}?", "positive": f"sun {plus}", "negative": f"mud {minus}"}
+            for i, (plus, minus) in enumerate((words(rng, 3), words(rng, 3)) for _ in range(12))
+        ],
         "prose": [{"text": words(rng, 12)} for _ in range(4)],
     }
     return {name: write_lines(data / f"{name}.jsonl", lines) for name, lines in records.items()}
@@ -196,7 +200,16 @@ def tiny_compare(
             "model": {"name": str(tiny_model_folder(arch, chat)), "device": "cpu"}
             | {"dtype": "float32"},
             "sae": str(default_sae()),
-            "personas": [compare_data[name] for name in PERSONAS],
+            # Judges are admitted for the first alone.
+            "personas": [
+                {
+                    "source": compare_data["kindly"],
+                    "answers": compare_data["kindly_answers"],
+                    "description": "a sunny person",
+                    "opposite": "a muddy person",
+                },
+                *(compare_data[name] for name in PERSONAS[1:]),
+            ],
             "splits": {"train": 16, "validation": 6, "test": 8, "judge": 12},
             "methods": list(METHODS),
             "seeds": [0, 1],

@@ -27,7 +27,7 @@ from saesteer.utils.files import draft_of, leave
 from saesteer.utils.progress import Progress
 from tests.report.made_up import made_up_metrics
 
-WRITTEN = ("generation", "generation_summary", "judges")
+WRITTEN = ("generation", "generation_summary", "generation_judges", "judges")
 PAIR = ("attributed_sae", "difference_in_means")
 
 
@@ -160,12 +160,23 @@ def test_what_else_moved(compared):
     }
 
 
-def test_what_is_written_is_judged_by_a_judge_of_its_own(compared, needs_embeddings):
+def test_what_is_written_is_claimed_where_a_judge_is_admitted(compared, needs_embeddings):
     metrics = compared.metrics
-    assert [(row["persona"], row["n_train"]) for row in metrics["judges"]] == [
-        ("kindly", 12),
-        ("boldly", 12),
+    rows = [(row["persona"], row["kind"], row["on"], row["n"]) for row in metrics["judges"]]
+    assert rows == [
+        ("kindly", "embedding", "answers", 12),
+        ("kindly", "generative", "answers", 12),
+        # Nobody has written answers of this one.
+        ("boldly", "embedding", "statements", 12),
     ]
+    assert [row["verdict"] == "not admitted" for row in metrics["judges"]] == [
+        row["on"] == "statements" or row["auc"] < 0.75 for row in metrics["judges"]
+    ]
+    claimed = {row["persona"] for row in metrics["judges"] if row["headline"]}
+    assert claimed == {row["persona"] for row in metrics["generation"] if row["judge"] is not None}
+    assert "boldly" not in claimed
+    names = {row["judge"] for row in metrics["judges"]}
+    assert {row["judge"] for row in metrics["generation_judges"]} == names
     shown = metrics["completions"]["kindly"]
     assert {row["question"] for row in shown} == {"Why?", "Who are you?"}
     assert {row["sign"] for row in shown} == {-1, 0, 1}
@@ -185,7 +196,7 @@ def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared,
 # The last two are not there without embeddings.
 LOST = """
 seed-0/effects/difference_in_means.json prose.json shifts/* null/random_features-00.json features/*
-choices.json seed-0/unsteered.json judge.json written/attributed_sae-0.05.json
+choices.json seed-0/unsteered.json judges.json written/attributed_sae-0.05.json
 """
 
 

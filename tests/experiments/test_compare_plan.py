@@ -43,7 +43,8 @@ def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading):
 def test_a_persona_keeps_its_folder_whoever_else_is_compared(tiny_compare, compare_data):
     both = folders(tiny_compare())
     alone = tiny_compare(personas=[compare_data["boldly"]])
-    three = tiny_compare(personas=[compare_data[n] for n in ("calmly", "boldly", "kindly")])
+    kindly, boldly = tiny_compare()["personas"]
+    three = tiny_compare(personas=[compare_data["calmly"], boldly, kindly])
     assert folders(alone)["boldly"] == both["boldly"]
     assert {name: folders(three)[name] for name in both} == both
     names = [planned(s).folder.name for s in (tiny_compare(), alone, three)]

@@ -18,6 +18,7 @@ from saesteer.experiments.compare.summary import (
     curve_rows,
     effect_rows,
     generation,
+    judge_rows,
     null_rows,
     summary_rows,
 )
@@ -215,6 +216,7 @@ def written(method: str, readings: Mapping[tuple[int, int], float | None], compo
     """A written record: readings of (question, sign)."""
     records = [
         {"question": question, "sign": sign, "sample": 0, "judge": judge, "text": "x"}
+        | {"readings": {"one": judge}}
         for (question, sign), judge in readings.items()
     ]
     summary = {"signs": [], "right_direction": True, "composite": composite}
@@ -237,3 +239,6 @@ def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio():
     assert own["ratio"] == pytest.approx(2.0)
     assert (own["composite"], base["composite"]) == (0.0, None)
     assert own["right_direction"] == 2
+    alone, _ = judge_rows(grid)
+    assert (alone["judge"], alone["judge_range"]) == ("one", own["judge_range"])
+    assert alone["ratio"] == pytest.approx(2.0)

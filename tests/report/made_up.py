@@ -91,11 +91,15 @@ def made_up_metrics(
         row |= {"sentiment": 0.4, "nll": 1.6, "rep4": 0.02, "distinct2": 0.9, "similarity": 0.45}
         return row | {"composite": 0.66}
 
-    def written_summary(method: str, kl_target: float) -> dict[str, Any]:
+    def written_summary(method: str, kl_target: float, **judge: str) -> dict[str, Any]:
         mean = means[method]
         row = around("judge_range", 3.4 * mean, 0.4, method=method, kl_target=kl_target)
         row |= {"ratio": mean / 0.38, "ratio_low": mean / 0.5, "ratio_high": mean / 0.3}
-        return row | {"n_personas": len(names), "right_direction": len(names), "composite": 0.7}
+        return (
+            row | judge
+            if judge
+            else row | {"n_personas": len(names), "right_direction": len(names), "composite": 0.7}
+        )
 
     def feature(place: int, index: int) -> dict[str, Any]:
         topic, weight = TOPICS[place % len(TOPICS)], (-1) ** place * rng.exponential(0.4)
@@ -159,7 +163,7 @@ def made_up_metrics(
             for name, (kind, judge) in product(names, JUDGES)
         ],
         "generation_judges": [
-            written_summary(*of) | {"judge": judge}
+            written_summary(*of, judge=judge)
             for *of, (_, judge) in product(means, (0.1, 0.3), JUDGES)
         ],
         "choices_margins": [

@@ -238,12 +238,9 @@ class PersonaRun:
         They are trained on pairs that no other step sees, and on such answers.
         """
         statements, answers = self.first.split.judge, self.persona.answers
-        places = range(len(statements))
-        trained, known = statements, answers
-        if answers is None:
-            trained, known = statements.subset(places[::2]), statements.subset(places[1::2])
+        known = statements if answers is None else answers
         embedder = self.experiment.embedder
-        made: list[Judge] = [EmbeddingJudge(trained, answers, embedder=embedder)]
+        made: list[Judge] = [EmbeddingJudge(statements, answers, embedder=embedder)]
         if self.persona.described is not None:
             made.append(DescribedJudge(self.experiment.judge_model, self.persona.described))
         return [AdmittedJudge(judge, known, proven=answers is not None) for judge in made]
