@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from saesteer.sweeps.study import create_study
 from saesteer.sweeps.sweep import Sweep
 from saesteer.sweeps.sweep_file import read_sweep
 
@@ -70,3 +71,19 @@ def made_up(monkeypatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(Sweep, "measure", measure)
     return seen
+
+
+TWO = {"selection.n_features": {"values": [8, 16]}}
+FOUR = {**TWO, "selection.criterion": {"values": ["mean_difference", "auroc"]}}
+
+
+def started(sweep, place=None):
+    """A study of the sweep with all its trials waiting."""
+    study = create_study(sweep, place)
+    study.enqueue(sweep.trials())
+    return study
+
+
+def results(study):
+    """What a study's trials found."""
+    return {row.key: (row.values, row.value, row.numbers) for row in study.rows()}

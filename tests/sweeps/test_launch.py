@@ -1,8 +1,7 @@
-"""Workers as processes, as Slurm jobs and as tasks of a Ray cluster."""
+"""Workers as processes: what is killed, dies or stops loses nothing."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -17,29 +16,19 @@ import pytest
 
 from saesteer.experiments.registry import experiment_named
 from saesteer.experiments.results import numbers_of
-from saesteer.sweeps.launch import Launch, slurm_options
+from saesteer.sweeps.launch import Launch
 from saesteer.sweeps.results import sweep_record, write_results
 from saesteer.sweeps.storage import plain_url
 from saesteer.sweeps.study import create_study, open_study
 from saesteer.sweeps.sweep_file import read_sweep
 from saesteer.sweeps.worker import Worker
 from saesteer.tracking import list_runs
-from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.errors import SaesteerError
 from tests.experiments import conftest as fixtures
+from tests.sweeps.conftest import FOUR, TWO, results, started
 
-TWO = {"selection.n_features": {"values": [8, 16]}}
 SAESTEER = (sys.executable, "-m", "saesteer.cli.main")
-FOUR = {**TWO, "selection.criterion": {"values": ["mean_difference", "auroc"]}}
-
-
-def started(sweep, place=None):
-    study = create_study(sweep, place)
-    study.enqueue(sweep.trials())
-    return study
-
-
-def results(study):
-    return {row.key: (row.values, row.value, row.numbers) for row in study.rows()}
+compare_data, embeds, tiny_compare = fixtures.compare_data, fixtures.embeds, fixtures.tiny_compare
 
 
 @pytest.mark.slow
@@ -117,93 +106,6 @@ def test_a_databases_password_is_in_no_command_line(sweep_of, tmp_path):
         assert plain_url(plain) == plain
 
 
-@pytest.fixture
-def submitit():
-    if importlib.util.find_spec("submitit") is None:
-        pytest.skip("submitit is not here: pip install 'saesteer[slurm]'")
-    import submitit
-
-    return submitit
-
-
-SCRIPT = """\
-#SBATCH --array=0-2%3
-#SBATCH --cpus-per-task=4
-#SBATCH --gpus-per-node=1
-#SBATCH --job-name=saesteer
-#SBATCH --nodes=1
-#SBATCH --open-mode=append
-#SBATCH --output={logs}/%A_%a/%A_%a_0_log.out
-#SBATCH --partition=gpu
-#SBATCH --signal=USR2@90
-#SBATCH --time=90
-#SBATCH --wckey=submitit
-"""
-
-
-def test_the_script_for_slurm_asks_for_what_was_said(sweep_of, tmp_path, submitit, monkeypatch):
-    tools, logs = tmp_path / "bin", tmp_path / "logs"
-    tools.mkdir()
-    # What stands in for Slurm keeps the script that it is given.
-    for name, body in {
-        "sbatch": f"cp $1 {tmp_path}/script.sh; echo job 42",
-        "srun": "exit 1",
-    }.items():
-        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    options = slurm_options(["partition=gpu", "gpus_per_node=1", "timeout_min=90"])
-    with pytest.raises(ConfigError, match="not of the form key=value"):
-        slurm_options(["gpu"])
-    launch = Launch(started(sweep_of()), 3, logs, threads=4)
-    jobs = launch.submit(options)
-    assert [job.job_id for job in jobs] == ["42_0", "42_1", "42_2"]
-    script = (tmp_path / "script.sh").read_text()
-    asked = sorted(line for line in script.splitlines() if line.startswith("#SBATCH"))
-    assert asked == SCRIPT.format(logs=logs).splitlines()
-    assert "submitit.core._submit" in script.splitlines()[-1]
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SaesteerError, match="Slurm did not take the workers"):
-        launch.submit({})
-
-
-@pytest.mark.slow
-def test_submitits_local_executor_runs_a_sweep(sweep_of, tmp_path, submitit):
-    study = started(sweep_of(parameters=TWO))
-    launch = Launch(study, 1, tmp_path / "logs", threads=1)
-    launch.wait(launch.submit({"timeout_min": 5}, cluster="local"), seconds=0.2)
-    assert [row.state for row in study.rows()] == ["done"] * 2
-
-
-@pytest.mark.slow
-def test_a_ray_cluster_of_two_nodes_runs_a_sweep_on_both(sweep_of, tmp_path, monkeypatch):
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not here: pip install 'saesteer[ray]'")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray.cluster_utils import Cluster
-
-    one: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 100 * 2**20}
-    one["include_dashboard"] = False
-    try:
-        cluster = Cluster(initialize_head=True, head_node_args=one)
-        cluster.add_node(**one)
-        cluster.wait_for_nodes(timeout=120)
-    except (OSError, RuntimeError, TimeoutError, ConnectionError) as error:
-        pytest.skip(f"no Ray cluster starts on this machine: {error}")
-    try:
-        study = started(sweep_of(parameters=TWO))
-        reports = Launch(study, 5, tmp_path, threads=1).ray(cluster.address)
-        assert not ray.is_initialized()
-    finally:
-        cluster.shutdown()
-    assert [row.state for row in study.rows()] == ["done"] * 2, [r.error for r in study.rows()]
-    # Two GPUs, so no more than two workers, one on each node.
-    assert len(reports) == 2
-    assert len({report["node"] for report in reports}) == 2
-
-
-compare_data, embeds, tiny_compare = fixtures.compare_data, fixtures.embeds, fixtures.tiny_compare
 SMALL = {
     "writing": {"n_questions": 0},
     "random": {"directions": 0, "features": 0},
