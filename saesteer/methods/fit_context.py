@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from saesteer.data import read_answers, read_questions
+from saesteer.data.texts import QUESTIONS
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import EmbeddingJudge
 from saesteer.methods.answer_letters import answer_pairs
@@ -49,8 +50,8 @@ SCORED_FEATURES = 64
 GRADIENT_TOKENS = 512
 # The first neutral answers measure what vectors cost; only the others train.
 MEASURING_ANSWERS = 6
-# As many of the last neutral questions as a comparison's defaults leave to train with.
-TRAINING_QUESTIONS = 28
+# As many of the last open and neutral questions as a comparison's defaults leave to train with.
+TRAINING_QUESTIONS = 30
 
 
 class FitContext:
@@ -267,8 +268,9 @@ class FitContext:
 
     @cached_property
     def questions(self) -> Sequence[str]:
-        """Neutral questions that the model answers for the self-generated contrast."""
-        return read_questions("neutral_questions")[-TRAINING_QUESTIONS:]
+        """Questions that the model answers for the self-generated contrast."""
+        bundled = map(read_questions, QUESTIONS)
+        return [question for own in bundled for question in own[-TRAINING_QUESTIONS:]]
 
     @cached_property
     def embedder(self) -> SentenceEmbedder:
