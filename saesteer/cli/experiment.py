@@ -31,6 +31,13 @@ _OPTIONS: dict[str, Any] = {
         list[str] | None,
         typer.Option(help="Pairs to compare on, in place of the file's: a bundled name or a file."),
     ],
+    "describe": Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="POSITIVE NEGATIVE",
+            help='Each side in a line, such as "a kind person" "a cruel person".',
+        ),
+    ],
     "only": Annotated[list[str] | None, typer.Option(help="Only these of the personas, by name.")],
     "workers": Annotated[
         int | None, typer.Option(min=1, help="Processes that share the personas; one if left out.")
@@ -60,6 +67,7 @@ _TAKES: dict[str, dict[str, list[str]]] = {
             "writing.kl_targets=[{}]",
         ],
         "persona": ["personas={}"],
+        "describe": ["describe={}"],
         "only": [],
         "workers": [],
         "measure_only": [],

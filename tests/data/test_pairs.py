@@ -25,6 +25,7 @@ from saesteer.data import (
     read_answers,
     read_questions,
 )
+from saesteer.data.bundled import bundled_answer_names
 from saesteer.utils.errors import ConfigError, DataError
 
 
@@ -276,3 +277,37 @@ def test_an_installed_package_reads_its_own_copy_and_no_stranger(
     assert load_pairs("warmth").source == "bundled:warmth"
     with pytest.raises(DataError, match="warmth: this is a folder"):
         load_pairs(Path("warmth"))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_before_the_pairs_may_stand_what_their_sides_are(tmp_path, whole):
+    pairs = [{"positive": f"yes {n}", "negative": f"no {n}"} for n in range(2)]
+    said = {"describe": {"positive": "a glad person", "negative": "a grim person"}}
+    lines = "\n".join(map(json.dumps, [said, *pairs]))
+    file = tmp_path / ("sides.json" if whole else "sides.jsonl")
+    file.write_text(json.dumps({**said, "pairs": pairs}) if whole else lines)
+    found = load_pairs(file)
+    assert found.describe == ("a glad person", "a grim person")
+    assert found.positives == ("yes 0", "yes 1")
+    # It is no part of what the pairs are.
+    file.write_text(json.dumps(pairs) if whole else lines.partition("\n")[2])
+    assert (load_pairs(file).digest, load_pairs(file).describe) == (found.digest, None)
+    half = {"describe": {"positive": "a glad person"}}
+    file.write_text("\n".join(map(json.dumps, [half, *pairs])))
+    with pytest.raises(DataError, match="'negative' is missing"):
+        load_pairs(file)
+
+
+def test_answers_of_known_sides_are_matched_and_ask_the_bundled_questions():
+    questions = {
+        q for name in ("open_questions", "neutral_questions") for q in read_questions(name)
+    }
+    for name in bundled_answer_names():
+        answers = load_pairs(datasets_folder() / "answers" / f"{name}.jsonl")
+        assert len(answers) == 60
+        assert {pair.prompt for pair in answers} <= questions
+        for pair in answers:
+            long, short = (len(text.split()) for text in (pair.positive, pair.negative))
+            assert abs(long - short) <= max(2, 0.2 * max(long, short)), pair.id
+            for mark in "!?":
+                assert (mark in pair.positive) == (mark in pair.negative), pair.id

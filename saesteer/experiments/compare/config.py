@@ -151,6 +151,8 @@ class CompareConfig(ExperimentConfig):
     sae: Source = "smollm2"
     site: str | None = None
     personas: list[PersonaSettings] = Field(min_length=1)
+    # Either side of the one persona in words; of several each says its own.
+    describe: Description | None = None
     splits: SplitSettings = SplitSettings()
     reading: ReadingSettings = ReadingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -182,6 +184,15 @@ class CompareConfig(ExperimentConfig):
     def _different_personas(cls, values: list[PersonaSettings]) -> list[PersonaSettings]:
         _no_twins([persona.label for persona in values], "personas", "give each a name of its own")
         return values
+
+    @model_validator(mode="after")
+    def _describes_one(self) -> CompareConfig:
+        if self.describe is not None and len(self.personas) > 1:
+            raise ValueError(
+                f"describe is of one persona and there are {len(self.personas)}; give each a "
+                "description and an opposite"
+            )
+        return self
 
     @model_validator(mode="after")
     def _methods_agree(self) -> CompareConfig:
@@ -227,7 +238,7 @@ class CompareConfig(ExperimentConfig):
 
     def persona_digest(self, persona: PersonaSettings, **inputs: str) -> str:
         """A hash of all that one persona's results depend on, whoever else is compared."""
-        whole = ("name", "personas", "headline", "baseline", "llm_judge")
+        whole = ("name", "personas", "describe", "headline", "baseline", "llm_judge")
         left_out = {**self.uncounted(), "writing": {"shown"}, **dict.fromkeys(whole, True)}
         record = self.model_dump(mode="json", exclude=left_out)
         # What depends on headline and baseline is settled here, so that their names need not count.

@@ -123,7 +123,7 @@ def _persona_plan(
         raise type(error)(f"persona {settings.label}: {error}") from error
     # The parts themselves: another way to divide the same pairs gives other numbers.
     parts = [getattr(split, part).digest for split in splits.values() for part in FEWEST]
-    described = settings.described or pairs.describe
+    described = settings.described or config.describe or pairs.describe
     inputs = {**common, "answers": "" if answers is None else answers.digest}
     inputs |= {"described": str(described), "parts": short_hash(parts)}
     digest = config.persona_digest(settings, pairs=pairs.digest, **inputs)
