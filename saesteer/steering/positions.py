@@ -9,10 +9,14 @@ Why a token was not steered, and where that is decided:
 
 - it stands before the chosen positions (a vector's own `positions`, or those given): `_chosen`;
 - it is padding: `_real_columns`, from the attention mask;
-- it is special: `_not_special`. `generate` leaves out special tokens before the prompt's last one,
-  `intervene` all of them, `steer` none unless given a `special_mask`;
-- its row is not to be steered, or its strength is 0: `Add` in `edits.py`;
-- the edit is for the first or the last generated tokens alone: `_where` in `apply.py`.
+- it is special: `_not_special`. `generate.py` leaves out special tokens before the prompt's last
+  one, `intervene` all of them, `steer` none unless given a `special_mask`;
+- its row is not to be steered, or its strength is 0: `Add` in `edits.py`; where all strengths are
+  0 nothing is written at all: `apply.py`;
+- the edit has a first or a last generated token and it lies outside: `Edit.covers` in `edits.py`;
+- it is the last one that was generated, which no pass reads any more.
+
+A likelihood is measured with a mask made beforehand: `steered` in `teacher_forced.py`.
 """
 
 from __future__ import annotations

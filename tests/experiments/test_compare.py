@@ -22,7 +22,7 @@ from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.results import Results
 from saesteer.steering import SteeringVector
 from saesteer.tracking import list_runs
-from saesteer.utils.errors import OutputError, SaesteerError
+from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
 from saesteer.utils.files import draft_of, leave
 from saesteer.utils.progress import Progress
 from tests.report.made_up import made_up_metrics
@@ -301,6 +301,18 @@ def test_one_persona_alone_and_a_headline_kl_target_that_nothing_reaches(
     assert own["low"] is own["high"] is own["ratio_low"] is None
     assert metrics["side_effects"]["matrix"] == []
     check_files(result)
+
+
+def test_weights_that_changed_in_the_middle_of_a_comparison_are_told(copied):
+    settings, folder = copied
+    kindly = next(folder.glob("personas/kindly-*"))
+    (kindly / "done.json").unlink()
+    record = json.loads((kindly / "run.json").read_text(encoding="utf-8"))
+    weights = ["0" * 64, *record["weights"][1:]]
+    (kindly / "run.json").write_text(json.dumps({**record, "weights": weights}))
+    next(folder.rglob("metrics.json")).unlink()
+    with pytest.raises(MismatchError, match=r"kindly-.* begun with other weights .*; delete"):
+        run(settings)
 
 
 @pytest.mark.slow

@@ -38,7 +38,10 @@ WIDTH, PAIRS = 16, 20
 SITE = Site(1)
 # A mirror's features fire on every text.
 LOOSE = {"max_firing": 1.0}
-FROM_PAIRS: dict[str, Method] = {
+# Every method that settings files know, in settings that suit so few pairs where its own do not.
+FROM_PAIRS: dict[str, Any] = {
+    name: build_method(name, {}) for name, entry in METHODS.items() if entry.kind != "prompt"
+} | {
     "attributed_sae": AttributedSAE(selection=LOOSE),
     "attributed_tied": AttributedSAE(n_features=5, rounds=0, signs="tied", selection=LOOSE),
     "attributed_any": AttributedSAE(n_features=8, rounds=3, candidates="any"),

@@ -25,7 +25,7 @@ from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run, run_id
 from saesteer.utils.cache import content_key
-from saesteer.utils.errors import SaesteerError
+from saesteer.utils.errors import MismatchError, SaesteerError
 from saesteer.utils.progress import Progress, Task
 from saesteer.utils.run_folder import RunFolder, finite, write_record
 from saesteer.utils.settings import TrackingSettings
@@ -122,8 +122,13 @@ class Compare(SteeringExperiment[Results]):
             wandb=TrackingSettings(wandb="off"),
             progress=self.progress,
         ) as recorded:
-            if "weights" not in folder.read_json("run.json"):
-                write_record(folder, {"weights": self.weights_key})
+            weights = list(self.weights_key)
+            if folder.read_json("run.json").get("weights", weights) != weights:
+                raise MismatchError(
+                    f"persona folder {folder.path} was begun with other weights of the model or "
+                    "the SAE; delete the folder to begin anew, or put those weights back."
+                )
+            write_record(folder, {"weights": weights})
             run.run(task)
             seconds = {stage: round(value, 1) for stage, value in run.seconds.items()}
             files = [file for file in folder.path.rglob("*.*") if file.is_file()]
