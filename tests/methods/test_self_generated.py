@@ -49,7 +49,8 @@ def test_the_highest_is_paired_with_the_lowest_and_so_on(asked):
         "low": ["a b c 1", "a b c 2"],
     }
     assert asked[0]["strengths"] == [0.3, -0.2]
-    assert asked[0]["temperature"] == 1.0
+    # As users decode.
+    assert (asked[0]["temperature"], asked[0]["top_p"]) == (0.7, 0.9)
 
 
 def test_short_texts_are_not_even_rated_and_equal_ratings_or_lone_completions_give_no_pair(asked):
