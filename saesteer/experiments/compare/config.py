@@ -108,7 +108,7 @@ class WritingChoices(Settings):
     n_samples: int = Field(default=4, ge=1)
     # The model that judges by the description of the two sides; the steered one, unsteered, if
     # null.
-    judge_model: str | None = None
+    judge_model: Source | None = None
     max_new_tokens: int = Field(default=40, ge=1)
     shown: int = Field(default=10, ge=0, description="questions whose completions the page shows")
 
