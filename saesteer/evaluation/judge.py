@@ -233,7 +233,7 @@ class EmbeddingJudge(Judge):
         ).fit(known, labels, groups=groups)
         self._fitted: Any = search.best_estimator_
         self.c: float = self._fitted[-1].C
-        unseen = cross_val_predict(
+        unseen: Any = cross_val_predict(
             self._fitted, known, labels, groups=groups, cv=scoring, method="decision_function"
         )
         tested = np.tile(np.arange(len(pairs)) >= (len(statements) if answers else 0), 2)

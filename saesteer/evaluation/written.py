@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from saesteer.steering import SteeringVector, Unit
 
 SIGNS = (1, -1, 0)
+# How far the texts of both signs lie apart.
+APART = ("judge_range", "low", "high", "auc", "auc_low", "auc_high")
 MEASURES = ("sentiment", "nll", "rep4", "distinct2", "similarity")
 
 
@@ -268,7 +270,9 @@ def summarise(
             }
         )
     plus, minus, base = (signs.get(sign, {}).get("judge") for sign in SIGNS)
-    unknown = plus is None or minus is None or base is None
+    right = None
+    if plus is not None and minus is not None and base is not None:
+        right = plus > base > minus
     names = dict.fromkeys(name for record in records for name in record.readings)
     return {
         "signs": rows,
@@ -277,7 +281,7 @@ def summarise(
             {"judge": name, **_read(records, lambda r, n=name: r.readings.get(n), **draws)[1]}
             for name in names
         ],
-        "right_direction": None if unknown else plus > base > minus,
+        "right_direction": right,
         "composite": _mean([r for r in records if r.sign], "composite_proxy"),
     }
 
@@ -314,15 +318,12 @@ def _read(
         low, high = _interval(spread[sign])
         mean = float(values.mean()) if len(values) else None
         signs[sign] = {"judge": mean, "judge_low": low, "judge_high": high}
-    apart = dict.fromkeys(("judge_range", "low", "high", "auc", "auc_low", "auc_high"))
-    ends = [signs.get(sign, {}).get("judge") for sign in (1, -1)]
-    if None not in ends:
+    apart: dict[str, float | None] = dict.fromkeys(APART)
+    plus, minus = (signs.get(sign, {}).get("judge") for sign in (1, -1))
+    if plus is not None and minus is not None:
         area = separation(table[1], table[-1], resamples=min(resamples, 2000), seed=seed)
-        apart = {
-            "judge_range": ends[0] - ends[1],
-            **dict(zip(("low", "high"), _interval(spread[1] - spread[-1]), strict=True)),
-            **dict(zip(("auc", "auc_low", "auc_high"), area, strict=True)),
-        }
+        found = (plus - minus, *_interval(spread[1] - spread[-1]), *area)
+        apart = dict(zip(APART, found, strict=True))
     return signs, apart
 
 

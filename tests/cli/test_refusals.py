@@ -235,8 +235,9 @@ def places(request) -> Any:
             return value("tiny_model_folder")("llama")
         if word == "sae":
             return value("mirror_sae")()
-        found = value(fixtures[word])
-        return found() if callable(found) else found
+        found: Any = value(fixtures[word])
+        made: Any = found() if callable(found) else found
+        return made
 
     return place
 

@@ -150,10 +150,11 @@ def _run(model, arch, ids, answers, names):
 def test_features_and_clusters_add_up(tiny_llama, mirror_sae):
     batch = encode_pairs(tiny_llama, UNEQUAL)
     sae = load_sae(mirror_sae())
-    groups = {"low": range(20), "high": [40, 41, 41]}
+    groups: Any = {"low": range(20), "high": [40, 41, 41]}
+    chosen: list[dict[str, Any]] = [{"features": range(64)}, {}, {"clusters": groups}]
     every, alive, clusters = (
-        patch(tiny_llama, batch, "sae", DIFFERENCE, method="attribution", sae=sae, **chosen)
-        for chosen in ({"features": range(64)}, {}, {"clusters": groups})
+        patch(tiny_llama, batch, "sae", DIFFERENCE, method="attribution", sae=sae, **how)
+        for how in chosen
     )
     layer = patch(tiny_llama, batch, "resid_post", DIFFERENCE, method="attribution", layers=[1])
     effect = every.values - every.corrupted[:, None]
@@ -301,7 +302,8 @@ def test_agreement_is_whole_for_the_same_numbers_and_else_what_it_is_called():
     other = values + np.random.default_rng(1).normal(size=values.shape)
     found = agreement(_result(other, "attribution"), _result(values), top_k=3)
     ours, theirs = found.approximate, found.actual
-    assert found.rank_correlation == pytest.approx(spearmanr(ours, theirs).statistic)
+    rank: Any = spearmanr(ours, theirs)
+    assert found.rank_correlation == pytest.approx(rank.statistic)
     assert found.correlation == pytest.approx(np.corrcoef(ours, theirs)[0, 1])
     top = [set(np.argsort(-np.abs(x))[:3]) for x in (ours, theirs)]
     assert found.overlap == pytest.approx(len(top[0] & top[1]) / 3)

@@ -6,6 +6,7 @@ Every cell of the residual stream is compared with a loop over Hugging Face's ow
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def tiny(tiny_tokenizer):
     return lambda name: hybrid(name, tiny_tokenizer)
 
 
-def _score(plain, ids, answers, block=None, change=None):
+def _score(plain, ids, answers, block=None, change: Any = None):
     with torch.no_grad(), changed(block, change) if block is not None else nullcontext():
         logits = plain(input_ids=ids[None], use_cache=False).logits[0, -1]
     return float(logits[answers[0]] - logits[answers[1]])

@@ -163,8 +163,8 @@ def made_up_metrics(
             for name, (kind, judge) in product(names, JUDGES)
         ],
         "generation_judges": [
-            written_summary(*of, judge=judge)
-            for *of, (_, judge) in product(means, (0.1, 0.3), JUDGES)
+            written_summary(method, kl_target, judge=judge)
+            for method, kl_target, (_, judge) in product(means, (0.1, 0.3), JUDGES)
         ],
         "choices_margins": [
             {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}
