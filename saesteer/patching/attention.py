@@ -58,7 +58,8 @@ def attention_views(
     check_heads(model, heads)
     check_bridge_alike(model, "the attention")
     sites = {layer: site_of("pattern", layer) for layer in sorted({at for at, _ in heads})}
-    absent = [site for site in sites.values() if str(site) not in model.hook_dict]
+    hooks = model.hook_dict
+    absent = [site for site in sites.values() if str(site) not in hooks]
     if absent:
         raise SiteError(
             f"site {absent[0]}: {model.cfg.model_name} has no attention pattern there; choose "

@@ -227,8 +227,9 @@ def check_there(model: TransformerBridge, component: str, layers: Sequence[int])
     """Refuse a component that is not in all of these layers, or not what its name says."""
     if component in RESIDUAL:
         return
-    blocks = plain_blocks(model)
-    having = [i for i in range(len(blocks)) if str(site_of(component, i)) in model.hook_dict]
+    # The bridge gathers its hooks anew each time it is asked for them.
+    hooks, blocks = model.hook_dict, plain_blocks(model)
+    having = [i for i in range(len(blocks)) if str(site_of(component, i)) in hooks]
     lacking = [layer for layer in layers if layer not in having]
     if lacking and having:
         raise SiteError(
@@ -288,13 +289,14 @@ def find_target(model: TransformerBridge, component: str, layer: int) -> HookTar
         return HookTarget(plain, block, "input" if component == "resid_pre" else "output", site)
     if component == "pattern":
         return None
-    if str(site) not in model.hook_dict:
+    hook = model.hook_dict.get(str(site))
+    if hook is None:
         raise SiteError(
             f"component {component!r}: layer {layer} of {model.cfg.model_name} has no such part; "
             "choose resid_pre, resid_post or another one that it has."
         )
     # A hook point goes by its module's name, such as blocks.0.ln1_post.hook_out.
-    *names, end = str(model.hook_dict[str(site)].name).split(".")[2:]
+    *names, end = str(hook.name).split(".")[2:]
     path = _plain_path(model, names, layer)
     if path and end in ("hook_in", "hook_out"):
         side = "input" if end == "hook_in" else "output"
