@@ -200,6 +200,7 @@ choices.json seed-0/unsteered.json judges.json written/attributed_sae-0.05.json
 """
 
 
+@pytest.mark.slow
 def test_what_is_lost_damaged_or_cut_off_is_made_again_with_the_same_numbers(
     compared, copied, monkeypatch
 ):

@@ -28,6 +28,7 @@ def test_its_shape_and_its_logits(smollm2):
     assert smollm2.tokenizer.decode(logits[0, -1].argmax()).strip() == "Paris"
 
 
+@pytest.mark.slow
 def test_the_bundled_sae_was_trained_on_it(smollm2, bundled_gguf):
     sae = load_sae("smollm2")
     assert sae.model_fingerprint == model_info(smollm2).fingerprint

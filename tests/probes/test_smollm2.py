@@ -31,12 +31,14 @@ def probes(bundled_gguf, tmp_path_factory) -> ProbeSet:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_plain_cases_are_read_rightly(smollm2, probes):
     result = run_checks(smollm2, probes, read_labelled("sentiment_checks"))
     assert result["right"] / result["n"] >= 0.9
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_setting_the_reading_moves_vader_both_ways(smollm2, probes):
     sentiment = pytest.importorskip("saesteer.evaluation.text_quality")
     pytest.importorskip("vaderSentiment")
