@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from saesteer.data.near_duplicates import near_duplicate_groups
 from saesteer.data.pairs import PairSet
 from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.evaluation.statistics import percentiles
+from saesteer.evaluation.statistics import percentiles, resample_counts
 from saesteer.utils.errors import DataError
 
 FOLDS = 5
@@ -64,7 +64,7 @@ def separation(
         return wins / np.prod([weights @ count for count in counts], axis=0)
 
     n = len(above)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    drawn = resample_counts(np.arange(n), resamples, np.random.default_rng(seed))
     with np.errstate(invalid="ignore"):
         spread = area(drawn.astype(float))
     low, high = percentiles(spread[np.isfinite(spread)])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from saesteer.utils.errors import DataError
 
@@ -135,6 +135,14 @@ def resampled_means(
         counts = np.bincount(picked.ravel(), minlength=some * n_items).reshape(some, n_items)
         means[start : start + some] = counts @ rows.T / n_items
     return means
+
+
+def resample_counts(
+    groups: Int[np.ndarray, " item"], n: int, rng: np.random.Generator
+) -> Int[np.ndarray, "n item"]:
+    """Return how often each item counts in n resamples of groups, which are drawn whole."""
+    n_groups = int(groups.max()) + 1
+    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n)[:, groups]
 
 
 def percentiles(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saesteer.evaluation.statistics import LEVEL
+from saesteer.evaluation.statistics import LEVEL, resample_counts
 from saesteer.patching.batch import REVERSED, Mode, PairBatch, direction_of
 from saesteer.patching.result import PatchResult
 from saesteer.utils.errors import ConfigError
@@ -67,7 +67,8 @@ def mean_interval(
     mean = values.mean(axis=0)
     if len(values) < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    drawn = _draws(np.arange(len(values)), RESAMPLES, seed) @ values / len(values)
+    rng = np.random.default_rng(seed)
+    drawn = resample_counts(np.arange(len(values)), RESAMPLES, rng) @ values / len(values)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return mean, low, high
 
@@ -116,7 +117,7 @@ def effects(
     low = high = np.full(value.shape, np.nan)
     drawn_with = draws_of(result.pairs)
     if resamples and drawn_with.max(initial=0) > 0:
-        counts = _draws(drawn_with, resamples, seed)
+        counts = resample_counts(drawn_with, resamples, np.random.default_rng(seed)).astype(float)
         member = drawn_with == np.arange(drawn_with.max() + 1)[:, None]
         samples = ((member.astype(float) @ there) > 0).sum(axis=0)
         low, high = np.full((2, value.size), np.nan)
@@ -145,15 +146,6 @@ def strongest_cells(
         ends = {"effect": float(value[at]), "low": float(low[at]), "high": float(high[at])}
         rows.append({**labels, **ends})
     return rows
-
-
-def _draws(
-    drawn_with: Int[np.ndarray, " pair"], resamples: int, seed: int
-) -> Float[np.ndarray, "resample pair"]:
-    """Return how often each pair is drawn in each resample; pairs of one number together."""
-    rng = np.random.default_rng(seed)
-    n = int(drawn_with.max()) + 1
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)[:, drawn_with].astype(float)
 
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:

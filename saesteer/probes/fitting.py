@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
-from saesteer.evaluation.statistics import percentiles
+from saesteer.evaluation.statistics import percentiles, resample_counts
 from saesteer.utils.errors import DataError, MismatchError
 from saesteer.utils.settings import Settings
 
@@ -250,19 +250,10 @@ def score(
     own = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     # The texts themselves first, then their resamples.
     weights = np.ones((1 + resamples, len(labels)), dtype=np.float32)
-    weights[1:] = _draws(own, resamples, seed)
+    weights[1:] = resample_counts(own, resamples, np.random.default_rng([seed, 2]))
     figures = _figures(weights, labels, cells, probabilities)
     intervals = {name: _interval(values) for name, values in figures.items()}
     return {**intervals, "confusion": confusion.tolist()}
-
-
-def _draws(groups: np.ndarray, resamples: int, seed: int) -> Float[np.ndarray, "resample text"]:
-    rng = np.random.default_rng([seed, 2])
-    n = int(groups.max()) + 1
-    counts = np.zeros((resamples, n), dtype=np.float32)
-    for row in counts:
-        row += np.bincount(rng.integers(0, n, n), minlength=n)
-    return counts[:, groups]
 
 
 def _figures(
