@@ -1,8 +1,9 @@
-"""Made-up words, no two texts alike, and files of records."""
+"""Made-up words, no two texts alike, files of records, and whether a text gives a key away."""
 
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,13 @@ def write_lines(file: Path, records: Sequence[Any]) -> str:
     """Write records as JSON lines and return the file's path as settings name it."""
     file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     return str(file)
+
+
+def leaks(error: BaseException | None, key: str) -> bool:
+    """Whether a key shows in a traceback, or in any exception that hangs on this one."""
+    while error is not None:
+        shown = "".join(traceback.TracebackException.from_exception(error).format())
+        if key in shown or key in repr(vars(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -29,22 +29,18 @@ def datasets_folder() -> Path:
     )
 
 
+def bundled_names(folder: str) -> tuple[str, ...]:
+    """Name the sets in a folder of the bundled data, in alphabetical order; none if not there."""
+    try:
+        files = (datasets_folder() / folder).glob("*.json*")
+    except DataError:
+        return ()
+    return tuple(sorted(path.stem for path in files))
+
+
 def bundled_pair_names() -> tuple[str, ...]:
     """Name the bundled pair sets, in alphabetical order; empty where none is installed."""
-    try:
-        folder = datasets_folder()
-    except DataError:
-        return ()
-    return tuple(sorted(path.stem for path in (folder / "pairs").glob("*.jsonl")))
-
-
-def bundled_answer_names() -> tuple[str, ...]:
-    """Name the personas with bundled answers of known sides; empty where none is installed."""
-    try:
-        folder = datasets_folder()
-    except DataError:
-        return ()
-    return tuple(sorted(path.stem for path in (folder / "answers").glob("*.jsonl")))
+    return bundled_names("pairs")
 
 
 def find_file(source: str | Path, bundled: Sequence[str], folder: str = "") -> tuple[Path, str]:

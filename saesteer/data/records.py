@@ -183,8 +183,7 @@ def _read_json(path: Path, text: str, *, strict: bool, lines: bool) -> list[Reco
                 f"{path}: the field 'pairs' is {shorten(whole['pairs'])}, not a list; "
                 "write it as [{...}, {...}]"
             )
-        placed = {key: (at, value) for key, at, value in _walk(text, start)}
-        start = placed["pairs"][0]
+        start = {key: at for key, at, _ in _walk(text, start)}["pairs"]
     elif not isinstance(whole, list):
         return [_record(f"{path}:{text.count(chr(10), 0, start) + 1}", whole)]
     records, line, counted = [], 1, 0

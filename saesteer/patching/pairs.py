@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from saesteer.data.bundled import datasets_folder
+from saesteer.data.bundled import bundled_names, datasets_folder
 from saesteer.data.checks import check_text, collect, is_blank
 from saesteer.data.records import Record, read_records
 from saesteer.data.schema import Field, Schema
@@ -119,11 +119,7 @@ def _is_position(value: object) -> bool:
 
 def bundled_prompt_sets() -> tuple[str, ...]:
     """Name the bundled sets of prompt pairs; empty where none is installed."""
-    try:
-        folder = datasets_folder()
-    except DataError:
-        return ()
-    return tuple(sorted(path.stem for path in (folder / "patching").glob("*.json")))
+    return bundled_names("patching")
 
 
 def load_prompt_pairs(

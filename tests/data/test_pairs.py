@@ -25,7 +25,7 @@ from saesteer.data import (
     read_answers,
     read_questions,
 )
-from saesteer.data.bundled import bundled_answer_names
+from saesteer.data.bundled import bundled_names
 from saesteer.utils.errors import ConfigError, DataError
 
 
@@ -302,7 +302,7 @@ def test_answers_of_known_sides_are_matched_and_ask_the_bundled_questions():
     questions = {
         q for name in ("open_questions", "neutral_questions") for q in read_questions(name)
     }
-    for name in bundled_answer_names():
+    for name in bundled_names("answers"):
         answers = load_pairs(datasets_folder() / "answers" / f"{name}.jsonl")
         assert len(answers) == 60
         assert {pair.prompt for pair in answers} <= questions

@@ -14,6 +14,7 @@ from scipy.stats import hmean
 from saesteer.evaluation.llm_client import Endpoint
 from saesteer.evaluation.llm_judge import LlmJudge, LlmRating, mean_ratings, parse_rating
 from saesteer.utils.errors import ConfigError, NetworkError, OutputError
+from tests.texts import leaks
 
 KEY = "sk-very+secret/key=="
 QUESTIONS, TEXTS = ["How are you?", "What now?"], ["I am glad.", "Go away."]
@@ -182,16 +183,6 @@ def test_without_a_key_none_is_sent_and_with_one_it_is(server, judge_at, monkeyp
     assert server.signed[-1] == f"Bearer {KEY}"
 
 
-def _leaks(error: BaseException | None) -> bool:
-    """Whether the key shows in a traceback, or in any exception that hangs on this one."""
-    while error is not None:
-        shown = "".join(traceback.TracebackException.from_exception(error).format())
-        if KEY in shown or KEY in repr(vars(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 @pytest.mark.parametrize("status", [307, 401, 404])
 def test_a_refusal_says_why_and_shows_no_key(server, judge_at, monkeypatch, capfd, status):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -202,7 +193,7 @@ def test_a_refusal_says_why_and_shows_no_key(server, judge_at, monkeypatch, capf
         judge_at()[0].rate("a", ["Why?"], ["Because."])
     words = {307: "sends on to 127.0.0.1", 401: "OPENAI_API_KEY"}
     assert words.get(status, "no model for key ***") in str(caught.value)
-    assert not _leaks(caught.value)
+    assert not leaks(caught.value, KEY)
     assert KEY not in "".join(capfd.readouterr())
     assert len(server.calls) == 1
 
@@ -237,7 +228,7 @@ def test_a_key_that_is_echoed_or_cannot_be_sent_shows_nowhere(
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY} two")
     with pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
         judge_at()[0].rate("a", ["Who?"], ["Because."])
-    assert not _leaks(caught.value)
+    assert not leaks(caught.value, KEY)
     assert len(server.calls) == 3
     wrong: list[tuple[Any, str]] = [
         ({"model": " "}, "model is empty"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import time
-import traceback
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from saesteer.saes.neuronpedia import Service
 from saesteer.utils.errors import ConfigError, NetworkError
 from tests.saes.player import BUSY, PLACE, as_json
+from tests.texts import leaks
 
 KEY = "sk-np+secret/key=="
 PATH = f"/feature/{PLACE}/3"
@@ -89,16 +89,6 @@ def test_the_key_goes_to_the_api_alone_and_no_password_goes_anywhere(
     assert len(player.calls) == 4
 
 
-def _leaks(error: BaseException | None) -> bool:
-    """Whether the key shows in a traceback, or in any exception that hangs on this one."""
-    while error is not None:
-        shown = "".join(traceback.TracebackException.from_exception(error).format())
-        if KEY in shown or KEY in repr(vars(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def test_no_failure_shows_the_key(player, service_to, monkeypatch):
     monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
     message = {"message": f"no\nluck for {KEY}"}
@@ -107,13 +97,13 @@ def test_no_failure_shows_the_key(player, service_to, monkeypatch):
         player.faults = [answer]
         with pytest.raises(NetworkError) as caught:
             service_to()[0].json("GET", PATH)
-        assert not _leaks(caught.value)
+        assert not leaks(caught.value, KEY)
         assert ("NEURONPEDIA_API_KEY" in str(caught.value)) == (answer[0] == 401)
     # Nobody is there.
     service, waits = service_to(base_url="http://127.0.0.1:9/api", attempts=9)
     with pytest.raises(NetworkError, match=r"no answer \(ConnectionError\).*kept") as caught:
         service.json("GET", PATH)
-    assert waits == [1.0, 2.0] and not _leaks(caught.value)
+    assert waits == [1.0, 2.0] and not leaks(caught.value, KEY)
     wrong: list[Any] = [{"base_url": f"https://me:{KEY}@host/api"}, {"bucket_url": "ftp://x"}]
     for settings in wrong:
         with pytest.raises(ConfigError) as refused:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saesteer.data import PairSet, Split, datasets_folder, read_texts, split_pairs
-from saesteer.data.bundled import bundled_answer_names, bundled_pair_names
+from saesteer.data.bundled import bundled_names, bundled_pair_names, find_file
 from saesteer.data.pairs import Description
 from saesteer.data.splits import near_duplicate_cause
 from saesteer.experiments.base import holds_listed
@@ -134,17 +134,14 @@ def _persona_plan(
 
 def _read_answers(settings: PersonaSettings) -> PairSet | None:
     """The persona's answers of known sides; the bundled ones if the pairs are bundled."""
-    bundled = bundled_answer_names()
-    if settings.answers is not None:
-        source = settings.answers
-    elif settings.source in bundled and settings.source in bundled_pair_names():
+    bundled = bundled_names("answers")
+    source = settings.answers
+    if source is None:
+        if settings.source not in bundled or settings.source not in bundled_pair_names():
+            return None
         source = PairSource(source=settings.source)
-    else:
-        return None
-    if source.source in bundled:
-        path = str(datasets_folder() / "answers" / f"{source.source}.jsonl")
-        source = source.model_copy(update={"source": path})
-    answers = source.read()
+    path, _ = find_file(source.source, bundled, "answers")
+    answers = source.model_copy(update={"source": str(path)}).read()
     for pair in answers:
         if pair.prompt is None:
             raise DataError(
