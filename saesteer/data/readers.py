@@ -47,17 +47,6 @@ PAIR = Schema(
 )
 
 
-_DESCRIBE = Schema(
-    (
-        Field(
-            "describe",
-            kind="record",
-            of=Schema((Field("positive", required=True), Field("negative", required=True))),
-        ),
-    )
-)
-
-
 def load_pairs(
     source: str | Path,
     *,
@@ -106,7 +95,8 @@ def load_pairs(
             "make pairs of Python values with pairs_from"
         )
     path, label = find_file(source, bundled_pair_names(), "pairs")
-    file, described = _take_description(read_records(path, format if format in SYNTAXES else None))
+    whole = read_records(path, format if format in SYNTAXES else None)
+    file, described = _take_description(whole, positive_key, negative_key)
     name = name or path.stem
     keyed = (positive_key, negative_key) != ("positive", "negative")
     layout = "keyed" if keyed else _layout(file.records, format)
@@ -140,13 +130,20 @@ def load_pairs(
     return _at_most(pairs, max_pairs, seed)
 
 
-def _take_description(file: RecordFile) -> tuple[RecordFile, Description | None]:
+def _take_description(
+    file: RecordFile, positive_key: str, negative_key: str
+) -> tuple[RecordFile, Description | None]:
     """Divide a file into its pairs and the record before them that says what their sides are."""
     first, *rest = file.records
     if not (isinstance(first.value, Mapping) and "describe" in first.value):
         return file, None
-    said = _DESCRIBE.read(first)["describe"]
-    return replace(file, records=rest), Description(said["positive"], said["negative"])
+    if not rest:
+        raise DataError(f"{first.place}: no pair follows what the sides are; give at least one")
+    # Sides that are taken the other way round are described the other way round.
+    keys = (("positive", positive_key), ("negative", negative_key))
+    sides = tuple(Field(side, keys=(key, side), required=True) for side, key in keys)
+    said = Schema((Field("describe", kind="record", of=Schema(sides)),)).read(first)["describe"]
+    return replace(file, records=rest), Description(**said)
 
 
 # Its name in earlier versions.

@@ -289,12 +289,19 @@ def test_before_the_pairs_may_stand_what_their_sides_are(tmp_path, whole):
     found = load_pairs(file)
     assert found.describe == ("a glad person", "a grim person")
     assert found.positives == ("yes 0", "yes 1")
+    # Taken the other way round, the sides are described the other way round.
+    turned = load_pairs(file, positive_key="negative", negative_key="positive")
+    assert turned.describe == ("a grim person", "a glad person")
+    assert turned.positives == found.negatives
     # It is no part of what the pairs are.
     file.write_text(json.dumps(pairs) if whole else lines.partition("\n")[2])
     assert (load_pairs(file).digest, load_pairs(file).describe) == (found.digest, None)
     half = {"describe": {"positive": "a glad person"}}
     file.write_text("\n".join(map(json.dumps, [half, *pairs])))
     with pytest.raises(DataError, match="'negative' is missing"):
+        load_pairs(file)
+    file.write_text(json.dumps(said))
+    with pytest.raises(DataError, match="no pair follows"):
         load_pairs(file)
 
 
