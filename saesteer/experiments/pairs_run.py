@@ -57,7 +57,7 @@ class PairsFit(FitContext):
         self.model_name = config.model.name
         self.table = experiment.table
         self.questions = experiment.plan.training_questions
-        self.embedder = experiment.embedder
+        self.described = run.described
         if experiment.plan.training_answers:
             self.cost = experiment.training_cost
         self._run = run
@@ -96,6 +96,7 @@ class PairsRun:
         self.experiment, self.config = experiment, experiment.config
         self.train, self.validation, self.held_out = train, validation, test
         self.name, self.seed, self.folder = name, seed, folder
+        self.described = train.describe
 
     @cached_property
     def read(self) -> dict[str, Mapping[Site, PairActivations]]:

@@ -55,7 +55,7 @@ class SteeringPlan(Plan):
     answers: tuple[Answer, ...]  # neutral ones, which the cost is measured on
     training_answers: tuple[Answer, ...]  # other ones, for objective and Fisher metric
     questions: tuple[str, ...]  # which are answered
-    training_questions: tuple[str, ...]  # other ones, for self-generated texts
+    training_questions: tuple[str, ...]  # other ones, which the model answers to be fitted on
 
     @property
     def cache(self) -> Path:
@@ -83,11 +83,11 @@ def shared_parts(config: Any, writing: str, methods: Iterable[str]) -> dict[str,
                 "cost, and none is left to train with; give more, or lower "
                 "evaluation.neutral_answers."
             )
-        if config.objective.self_generated > 0 and not asked:
+        if config.objective.prompted > 0 and not asked:
             raise DataError(
                 f"{writing}.questions {spoken_list(settings.questions)}: all the questions are "
-                "written to, and none is left for self-generated texts; give more, lower "
-                f"{writing}.n_questions, or set objective.self_generated to 0."
+                "written to, and none is left to train with; give more, lower "
+                f"{writing}.n_questions, or set objective.prompted to 0."
             )
     model, sae = sources(config, config.sae)
     if site is not None:
@@ -285,7 +285,7 @@ class SteeringExperiment(Experiment[Found]):
     def check_shared(self, methods: Sequence[str], *, judged: bool) -> None:
         """Check that parts belong together and that what all pairs share fits."""
         needs = _needs(methods)
-        if judged or ("objective" in needs and self.config.objective.self_generated > 0):
+        if judged:
             # Before the model, which takes longer to load.
             self.embedder.embed(["A sentence."])
         assert self.sae is not None

@@ -11,49 +11,48 @@ from jaxtyping import Float
 from pydantic import Field
 
 from saesteer.methods.base import Method
-from saesteer.methods.clustered_sae import chosen_clusters
+from saesteer.methods.clustered_sae import chosen, chosen_clusters, clusters_of
 from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
 from saesteer.methods.fit_context import FitContext
+from saesteer.methods.objective import Linearisation
 from saesteer.steering import SteeringVector
-from saesteer.utils.errors import ConfigError
 
 N_CANDIDATES = 512
 
 
 @dataclass(repr=False, eq=False)
 class AttributedSAE(Method):
-    """Pick few clustered features whose decoder rows fit what moves the model, at least cost.
+    """Pick few features whose decoder rows fit what moves the model's words, at least cost.
 
     The target is not the activation delta but t = F^-1 g: g is the gradient of the training
-    contrasts' margin with respect to a vector added at the site, F the Fisher metric of the
-    model's own next-token distribution. Among vectors of equal second-order KL, t gains most
-    (natural gradient, Amari 1998). Orthogonal matching pursuit in the metric F picks decoder rows
-    d_j of candidate features and their weights w,
+    contrasts' margins with respect to a vector added at the site (what the model, asked to be
+    either side, would rather say as the one than as the other; and the statements' likelihood), F
+    the Fisher metric of the model's own next-token distribution. Among vectors of equal
+    second-order KL, t gains most (natural gradient, Amari 1998). Orthogonal matching pursuit in
+    the metric F picks decoder rows d_j of candidate features and their weights w,
 
         min_w |t - sum_j w_j d_j|_F,    |w|_0 <= n_features,
 
     and v = sum_j w_j d_j. Because steering is strong, g is averaged over no steering and steering
-    both ways at the KL target, first along difference in means and then along the round's own
-    vector.
+    both ways at the KL target, along what the rounds before have found.
 
     Attributes:
         n_features: The most features.
-        rounds: How often to linearise around a vector: the first time around difference in means,
-            then around the last fit.
+        rounds: How often to linearise around the fit of the round before.
         ridge: Added to the Fisher metric's diagonal, in units of its mean.
         signs: "free", or "tied": a weight has the sign of its feature's own difference.
-        candidates: "clustered", or "any" feature of the SAE, which is an ablation: most of those
-            never fire on the pairs, so they are basis vectors and no explanation.
-        selection: Keyword arguments of `select_features`; 512 candidates unless it says otherwise,
-            because the fewer are offered the less of the target can be fitted.
+        candidates: Which features may be picked: "firing", all that fire on the pairs as
+            `selection` says, and the picked ones are clustered; "clustered", the 512 that differ
+            most between the sides and lie in clusters that tell them apart.
+        selection: Keyword arguments of `select_features`.
         clustering: Keyword arguments of `cluster_features`.
-        selection_: The candidates; None where any feature is allowed.
-        clusters_: Their clusters; None where any feature is allowed.
+        selection_: The features that were clustered.
+        clusters_: Their clusters.
         weights_: The fit of the last round.
         rounds_: For each round the training effects of the vector that it started from.
 
     Example:
-        >>> quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, kl_target=0.05)
+        >>> quick = ss.ObjectiveSettings(prompted=0, fisher_samples=2, kl_target=0.05)
         >>> method = ss.AttributedSAE(n_features=4, selection={"max_firing": 1.0})
         >>> vector = method.fit(model, train, sae=sae, objective=quick).vector_
         >>> len(method.features_)
@@ -64,54 +63,51 @@ class AttributedSAE(Method):
     rounds: Annotated[int, Field(ge=0)] = 1
     ridge: Annotated[float, Field(ge=0)] = 1.0
     signs: Literal["free", "tied"] = "free"
-    candidates: Literal["clustered", "any"] = "clustered"
+    candidates: Literal["firing", "clustered"] = "firing"
     selection: dict[str, Any] = field(default_factory=dict)
     clustering: dict[str, Any] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Check the settings."""
-        super().check()
-        if self.signs == "tied" and self.candidates == "any":
-            raise ConfigError("AttributedSAE: features that never fire have no sign to tie to.")
 
     @property
     def name(self) -> str:
         """What settings files call the method."""
-        if self.signs == "tied":
-            return "attributed_tied"
-        return "attributed_sae" if self.candidates == "clustered" else "attributed_any"
+        return "attributed_tied" if self.signs == "tied" else "attributed_sae"
 
     def _vector(self, given: FitContext) -> SteeringVector:
         indices, signs = self._candidates(given)
         rows = given.sae.decoder[indices].numpy().astype(np.float64)
-        objective, around = given.objective, given.mean_delta
+        objective = given.objective
         metric = objective.metric.damped(self.ridge)
-        linear = [objective.at_zero]
-        for number in range(max(self.rounds, 1)):
-            if number < self.rounds:
-                linear.append(objective.around(around))
+        linear: list[Linearisation] = []
+        for number in range(self.rounds + 1):
+            around = self.weights_.direction_raw if number else None
+            linear.append(objective.at_zero if around is None else objective.around(around))
             gain = np.mean([one.gain for one in linear], axis=0)
             target = objective.metric.solve(gain, self.ridge)
             self.weights_: FeatureWeights = self._fit(target, metric, rows, indices, signs)
-            around = self.weights_.direction_raw
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
+        if self.candidates == "firing":
+            self.selection_, self.clusters_ = clusters_of(
+                given, self.selection_, self.weights_.indices, self.clustering
+            )
         return given.decoded(
             self.weights_.by_feature,
             self.name,
             {**self.get_params(), "kl_target": objective.kl_target},
-            clusters=None if self.clusters_ is None else self.clusters_.label_of,
+            clusters=self.clusters_.label_of,
         )
 
     def _candidates(self, given: FitContext) -> tuple[np.ndarray, np.ndarray]:
         """Return the features to pick from, and the sign of each one's own difference."""
-        self.selection_: FeatureSelection | None = None
-        self.clusters_: FeatureClusters | None = None
-        if self.candidates == "any":
-            indices = np.flatnonzero(given.sae.decoder.numpy().any(axis=1))
-            return indices, np.ones(len(indices))
-        selection = {"n_features": N_CANDIDATES, **self.selection}
-        self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
-        return self.clusters_.kept_indices, self.clusters_.kept_signs
+        self.selection_: FeatureSelection
+        self.clusters_: FeatureClusters
+        if self.candidates == "clustered":
+            selection = {"n_features": N_CANDIDATES, **self.selection}
+            self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
+            return self.clusters_.kept_indices, self.clusters_.kept_signs
+        self.selection_ = chosen(given, {"n_features": given.sae.d_sae, **self.selection})
+        indices = self.selection_.indices
+        written = given.sae.decoder[indices].any(dim=1).numpy()
+        return indices[written], self.selection_.signs[written]
 
     def _fit(
         self,

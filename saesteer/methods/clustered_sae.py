@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from saesteer.methods.base import Method
 from saesteer.methods.features import (
@@ -65,6 +66,12 @@ class ClusteredSAE(Method):
         return given.decoded(weights, self.name, self.get_params(), clusters=clusters)
 
 
+def chosen(given: FitContext, selection: Mapping[str, Any]) -> FeatureSelection:
+    """Choose candidate features; settings are keyword arguments of `select_features`."""
+    density = given.density if selection.get("max_density") is not None else None
+    return select_features(given.codes, **{"density": density, **selection})
+
+
 def chosen_clusters(
     given: FitContext, selection: Mapping[str, Any], clustering: Mapping[str, Any]
 ) -> tuple[FeatureSelection, FeatureClusters]:
@@ -72,13 +79,30 @@ def chosen_clusters(
 
     Settings are keyword arguments of `select_features` and `cluster_features`.
     """
-    density = given.density if selection.get("max_density") is not None else None
-    selected = select_features(given.codes, **{"density": density, **selection})
-    clusters = cluster_features(
+    selected = chosen(given, selection)
+    return selected, _clustered(given, selected, clustering)
+
+
+def clusters_of(
+    given: FitContext,
+    selection: FeatureSelection,
+    picked: Int[np.ndarray, " feature"],
+    clustering: Mapping[str, Any],
+) -> tuple[FeatureSelection, FeatureClusters]:
+    """Cluster those of the candidates that were picked, and keep every cluster."""
+    own = np.isin(selection.indices, picked)
+    fields = ("indices", "scores", "firing_positive", "firing_negative")
+    kept = replace(selection, **{name: getattr(selection, name)[own] for name in fields})
+    return kept, _clustered(given, kept, {**clustering, "min_separation": 0.0})
+
+
+def _clustered(
+    given: FitContext, selected: FeatureSelection, clustering: Mapping[str, Any]
+) -> FeatureClusters:
+    return cluster_features(
         given.codes,
         selected,
         given.sae.decoder.numpy(),
         held_out=given.validation_codes,
         **clustering,
     )
-    return selected, clusters

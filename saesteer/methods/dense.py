@@ -196,25 +196,28 @@ class NaturalGradient(Method):
     """The target of attributed SAE regression itself, t = F^-1 g, in no feature's terms.
 
     Attributes:
-        rounds: Whether to linearise around difference in means too (1) or at zero alone (0).
+        rounds: How often to linearise around the target of the round before.
         ridge: Added to the Fisher metric's diagonal, in units of its mean; 0 or more.
 
     Example:
-        >>> quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, kl_target=0.05)
+        >>> quick = ss.ObjectiveSettings(prompted=0, fisher_samples=2, kl_target=0.05)
         >>> method = ss.NaturalGradient().fit(model, train, site=sae.site, objective=quick)
         >>> method.vector_.method
         'natural_gradient'
     """
 
     _name = "natural_gradient"
-    rounds: Annotated[int, Field(ge=0, le=1)] = 1
+    rounds: Annotated[int, Field(ge=0)] = 1
     ridge: Annotated[float, Field(ge=0)] = 1.0
 
     def _vector(self, given: FitContext) -> SteeringVector:
-        objective, around = given.objective, given.mean_delta
-        linear = [objective.at_zero, *(objective.around(around) for _ in range(self.rounds))]
-        raw = objective.metric.solve(np.mean([one.gain for one in linear], axis=0), self.ridge)
+        objective, gains = given.objective, [given.objective.at_zero.gain]
+        for _ in range(self.rounds):
+            gains.append(objective.around(self._target(given, gains)).gain)
+        return given.vector(self._target(given, gains), self.name, self.get_params())
+
+    def _target(self, given: FitContext, gains: list[Vector]) -> Vector:
+        raw = given.objective.metric.solve(np.mean(gains, axis=0), self.ridge)
         length = np.linalg.norm(raw)
         # Nothing to gain has no direction, which the vector then says.
-        raw *= np.linalg.norm(around) / length if length else 0.0
-        return given.vector(raw, self.name, self.get_params())
+        return raw * (np.linalg.norm(given.mean_delta) / length if length else 0.0)

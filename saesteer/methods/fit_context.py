@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,6 @@ from torch import Generator, Tensor
 
 from saesteer.data import read_answers, read_questions
 from saesteer.data.texts import QUESTIONS
-from saesteer.evaluation.embeddings import SentenceEmbedder
-from saesteer.evaluation.judge import EmbeddingJudge
 from saesteer.methods.answer_letters import answer_pairs
 from saesteer.methods.features import (
     encode_pairs,
@@ -21,15 +19,16 @@ from saesteer.methods.features import (
     select_features,
     vector_of_features,
 )
-from saesteer.methods.objective import Contrast, SteeringObjective, TrainingCost
-from saesteer.methods.self_generated import self_generated
+from saesteer.methods.objective import Contrast, Statements, SteeringObjective, TrainingCost
+from saesteer.methods.prompted import prompted
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
+from saesteer.methods.system_prompt import SystemPrompt
 from saesteer.models import Site, encode_statements, model_info
 from saesteer.models.placement import trim_memory
 from saesteer.models.reading import PairActivations, pool, read_pair_activations
 from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
-from saesteer.steering.divergence import match_strength
+from saesteer.steering.generate import generate
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.cache import Cache, content_key
 from saesteer.utils.errors import ConfigError, DataError, MismatchError
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.data import PairSet
+    from saesteer.data.pairs import Description
     from saesteer.methods.features import PairCodes
     from saesteer.models.tokens import TokenRow
     from saesteer.saes.adapter import Sae
@@ -268,35 +268,53 @@ class FitContext:
 
     @cached_property
     def questions(self) -> Sequence[str]:
-        """Questions that the model answers for the self-generated contrast."""
+        """Questions that the model answers to be asked how it would say it as either side."""
         bundled = map(read_questions, QUESTIONS)
         return [question for own in bundled for question in own[-TRAINING_QUESTIONS:]]
 
     @cached_property
-    def embedder(self) -> SentenceEmbedder:
-        """What embeds sentences for the judge of the self-generated contrast."""
-        return SentenceEmbedder()
+    def described(self) -> Description | None:
+        """Either side in words, where somebody has found some."""
+        return self.pairs.describe
+
+    @cached_property
+    def prompts(self) -> list[tuple[str, str]]:
+        """Pairs of system prompts that ask for either side: in words, and by training statements.
+
+        What stands in one alone, such as the style of the statements quoted, counts half.
+        """
+        words, seeds = self.described, (self.seed, self.seed + 1)
+        made = [SystemPrompt(seed=seed) for seed in seeds]
+        if words is not None:
+            made[1] = SystemPrompt(description=words.positive, opposite=words.negative)
+        fitted = [one.fit(self.model, self.pairs) for one in made]
+        return [(one.positive_, one.negative_) for one in fitted]
 
     @cached_property
     def objective(self) -> SteeringObjective:
-        """What attribution raises: training statements, and what the model writes itself."""
+        """What attribution raises: training statements, and what the prompted model would say."""
         settings, cost = self._settings, self.cost
-        rows, weights = [("statements", self._statement_rows())], [1.0]
-        if settings.self_generated > 0 and (written := self._self_generated_rows()):
-            rows.append(("self-generated", written))
-            weights.append(settings.self_generated)
-        self.progress.say("Gradients of " + " and ".join(name for name, _ in rows))
-        texts = [(name, [(row.ids, row.kept) for row in own]) for name, own in rows]
+        contrasts: list[Contrast] = []
+        # What tells the contrasts from others, for what is kept of them.
+        made_of: list[Any] = []
+        if settings.statements > 0:
+            own = self._statement_rows()
+            # Gradients keep what every block above the site computed of a batch.
+            rows = TeacherForced(self.model, own, site=self.site, max_tokens=GRADIENT_TOKENS)
+            contrasts.append(Statements(rows, settings.statements))
+            made_of.append([(row.ids, row.kept) for row in own])
+        if settings.prompted > 0 and (written := self._written):
+            self.progress.say("What the model would rather say as either side")
+            by_question = {
+                "chat": self._reading.chat,
+                "weight": settings.prompted,
+                "site": self.site,
+            }
+            contrasts.append(prompted(self.model, written, self.prompts, **by_question))
+            made_of.append([sorted(written.items()), self.prompts, self._reading.chat])
+        self.progress.say("Gradients of " + " and ".join(one.name for one in contrasts))
         return SteeringObjective(
-            [
-                # Gradients keep what every block above the site computed of a batch.
-                Contrast(
-                    name,
-                    TeacherForced(self.model, own, site=self.site, max_tokens=GRADIENT_TOKENS),
-                    weight,
-                )
-                for (name, own), weight in zip(rows, weights, strict=True)
-            ],
+            contrasts,
             cost.divergence,
             cost.metric,
             lambda raw: self.vector(raw, "linearised"),
@@ -306,9 +324,30 @@ class FitContext:
                 # The unit of strength, which decides where the search for it ends.
                 self.activations.residual_norm,
                 [(row.ids, row.kept) for row in cost.rows],
-                *texts,
+                *made_of,
             ),
         )
+
+    @cached_property
+    def _written(self) -> dict[str, str]:
+        """What the model itself answers to the questions."""
+        kept = self._folder
+        return self._write() if kept is None else kept.once("own-answers.json", self._write)
+
+    def _write(self) -> dict[str, str]:
+        self.progress.say(f"Answers to {len(self.questions)} questions")
+        found = generate(
+            self.model,
+            self.questions,
+            max_new_tokens=self._max_new_tokens,
+            chat="auto" if self._reading.chat is None else self._reading.chat,
+            temperature=0.7,
+            top_p=0.9,
+            seed=self.seed,
+            max_batch_rows=64,
+        )
+        trim_memory()
+        return {record.prompt: record.text for record in found.records if record.text.strip()}
 
     def _encoded(
         self, texts: Sequence[str], prompts: Sequence[str], what: str | Sequence[str]
@@ -329,37 +368,6 @@ class FitContext:
         return self._encoded(
             [*pairs.positives, *pairs.negatives], [*prompts, *prompts], pairs.side_names
         )
-
-    def _self_generated_rows(self) -> list[TokenRow]:
-        kept = self._folder
-        found = self._write() if kept is None else kept.once("self-generated.json", self._write)
-        texts, questions = [*found["high"], *found["low"]], found["questions"]
-        return self._encoded(texts, [*questions, *questions], "text by the model") if texts else []
-
-    def _write(self) -> dict[str, list[str]]:
-        # Trained on the pairs that the vectors are fitted on, never on the judge's own.
-        try:
-            judge = EmbeddingJudge(self.pairs, embedder=self.embedder)
-        except DataError:
-            # Too few pairs to rate anything by: statements alone are raised.
-            return {"questions": [], "high": [], "low": []}
-        settings, meter = self._settings, self.cost.divergence
-        vector = self.vector(self.deltas.mean(dim=0), "difference_in_means")
-        matched = partial(match_strength, meter, vector, settings.kl_target, tolerance=0.1)
-        found = self_generated(
-            self.model,
-            self.questions,
-            vector,
-            [matched(sign=sign).strength for sign in (1, -1)],
-            judge.read,
-            n_samples=settings.self_generated_samples,
-            n_pairs=settings.self_generated_pairs,
-            max_new_tokens=self._max_new_tokens,
-            chat=self._reading.chat,
-            seed=self.seed,
-        )
-        trim_memory()
-        return found
 
     def vector(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -152,17 +152,45 @@ def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[list[int], Tensor, Tensor]:
     return part.index, gradient.float().cpu(), means.cpu()
 
 
-class Contrast(NamedTuple):
-    """Texts whose likelihood steering should raise, against as many it should lower."""
-
-    name: str
-    rows: TeacherForced  # the texts to raise, then those to lower in the same order
-    weight: float = 1.0  # how much it counts; contrasts are brought to one scale first
+class Contrast(Protocol):
+    """What steering should make likelier, against what less likely."""
 
     @property
-    def n_pairs(self) -> int:
-        """Number of texts to raise, and of texts to lower."""
-        return self.rows.n_rows // 2
+    def name(self) -> str:
+        """What records call it."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """How much it counts; contrasts are brought to one scale first."""
+        ...
+
+    def margin(
+        self, vector: SteeringVector | None = None, strength: float = 0.0
+    ) -> tuple[Float[np.ndarray, " d_model"], float]:
+        """Return the gradient of the margin in nats per token at a strength, and the margin."""
+        ...
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The mean log-probability of texts, less that of others: m(u) of `SteeringObjective`."""
+
+    rows: TeacherForced  # the texts to raise, then those to lower in the same order
+    weight: float = 1.0
+    name: str = "statements"
+
+    def margin(
+        self, vector: SteeringVector | None = None, strength: float = 0.0
+    ) -> tuple[Float[np.ndarray, " d_model"], float]:
+        """Return the gradient of the margin, and the margin."""
+        gradients, values = row_gradients(self.rows, vector, strength)
+        n = self.rows.n_rows // 2
+        gain = (gradients[:n] - gradients[n:]).mean(dim=0).double().numpy()
+        # The same texts on both sides leave rounding, which the scale would blow up to full size.
+        if np.linalg.norm(gain) <= NO_DIFFERENCE * float(gradients.norm(dim=1).mean()):
+            gain = np.zeros_like(gain)
+        return gain, float((values[:n] - values[n:]).mean())
 
 
 class Linearisation(NamedTuple):
@@ -223,7 +251,7 @@ class SteeringObjective:
 
     @cached_property
     def _zero_gains(self) -> Arrays:
-        return self._keep(np.zeros(0), lambda: {c.name: _zero_gain(c) for c in self.contrasts})
+        return self._keep(np.zeros(0), lambda: {c.name: c.margin()[0] for c in self.contrasts})
 
     def _weighed(self, gains: Arrays) -> Float[np.ndarray, " d_model"]:
         return np.sum([self._scales[name] * gain for name, gain in gains.items()], axis=0)
@@ -245,26 +273,11 @@ class SteeringObjective:
         )
         found: Arrays = {"strengths": np.array([plus.strength, minus.strength])}
         for contrast in self.contrasts:
-            up, high = row_gradients(contrast.rows, vector, plus.strength)
-            down, low = row_gradients(contrast.rows, vector, minus.strength)
-            n = contrast.n_pairs
-            found[f"gain.{contrast.name}"] = _margin_gradient(contrast, (up + down) / 2)
-            moved = ((high[:n] - high[n:]) - (low[:n] - low[n:])).mean() / 2
-            found[f"effect.{contrast.name}"] = np.array([float(moved)])
+            up, high = contrast.margin(vector, plus.strength)
+            down, low = contrast.margin(vector, minus.strength)
+            found[f"gain.{contrast.name}"] = (up + down) / 2
+            found[f"effect.{contrast.name}"] = np.array([(high - low) / 2])
         return found
-
-
-def _zero_gain(contrast: Contrast) -> Float[np.ndarray, " d_model"]:
-    gradients, _ = row_gradients(contrast.rows)
-    gain = _margin_gradient(contrast, gradients)
-    # The same texts on both sides leave rounding, which the scale would blow up to full size.
-    typical = float(gradients.norm(dim=1).mean())
-    return gain if np.linalg.norm(gain) > NO_DIFFERENCE * typical else np.zeros_like(gain)
-
-
-def _margin_gradient(contrast: Contrast, gradients: Any) -> Float[np.ndarray, " d_model"]:
-    n = contrast.n_pairs
-    return (gradients[:n] - gradients[n:]).mean(dim=0).double().numpy()
 
 
 class TrainingCost:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from saesteer import methods as m
-from saesteer.methods.base import parameters_of
+from saesteer.methods.estimator import parameters_of
 from saesteer.methods.features import (
     CRITERIA,
     ClusteringSettings,
@@ -40,26 +40,16 @@ class MethodEntry(NamedTuple):
 
 
 _OBJECTIVE = frozenset({"objective"})
-# The texts that the model writes itself are rated by a judge of embeddings.
-_LEARNS: Any = {"needs": _OBJECTIVE, "learns_from": "embedding"}
+# What the model would rather say as either side is what a judge by description reads.
+_LEARNS: Any = {"needs": _OBJECTIVE, "learns_from": "generative"}
 _LISTED = [
-    MethodEntry(
-        "attributed_sae", "SAE features, attribution weights", "sae", m.AttributedSAE, **_LEARNS
-    ),
+    MethodEntry("attributed_sae", "SAE features, attribution", "sae", m.AttributedSAE, **_LEARNS),
     MethodEntry(
         "attributed_tied",
         "SAE features, attribution, signs tied",
         "sae",
         m.AttributedSAE,
-        fixed={"signs": "tied"},
-        **_LEARNS,
-    ),
-    MethodEntry(
-        "attributed_any",
-        "any SAE feature, attribution",
-        "sae",
-        m.AttributedSAE,
-        fixed={"candidates": "any"},
+        fixed={"signs": "tied", "candidates": "clustered"},
         **_LEARNS,
     ),
     MethodEntry("clustered_sae", "SAE features, delta regression", "sae", m.ClusteredSAE),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from saesteer.utils.settings import Settings
 
@@ -35,14 +35,12 @@ class ObjectiveSettings(Settings):
         neutral_answers: Neutral answers for cost and Fisher metric; those that the evaluation
             uses are left out.
         fisher_samples: Draws for each of them.
-        self_generated: Weight of the contrast between completions that the model itself writes
-            under steering, rated high and low by a judge trained on training statements; 0 for
-            none.
-        self_generated_samples: Completions for each question and sign that this contrast draws on.
-        self_generated_pairs: Pairs of a high and a low completion for each question.
+        statements: Weight of the training statements' own likelihood; 0 leaves them out.
+        prompted: Weight of what the model would rather say as one side than as the other when it
+            is asked to be either; 0 leaves it out.
 
     Example:
-        >>> ss.ObjectiveSettings(self_generated=0, fisher_samples=2).kl_target
+        >>> ss.ObjectiveSettings(prompted=0, fisher_samples=2).kl_target
         0.3
     """
 
@@ -58,6 +56,11 @@ class ObjectiveSettings(Settings):
     kl_target: float = Field(default=0.3, gt=0)
     neutral_answers: int = Field(default=34, ge=1)
     fisher_samples: int = Field(default=12, ge=1)
-    self_generated: float = Field(default=0.5, ge=0)
-    self_generated_samples: int = Field(default=2, ge=1)
-    self_generated_pairs: int = Field(default=2, ge=1)
+    statements: float = Field(default=0.5, ge=0)
+    prompted: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _raises_something(self) -> ObjectiveSettings:
+        if self.statements + self.prompted == 0:
+            raise ValueError("statements and prompted are both 0, so there is nothing to raise")
+        return self

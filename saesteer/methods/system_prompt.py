@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from saesteer.data.pairs import PairSet
-from saesteer.methods.base import Estimator
+from saesteer.methods.estimator import Estimator
 from saesteer.utils.errors import ConfigError, DataError
 
 

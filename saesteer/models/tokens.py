@@ -86,6 +86,15 @@ def chat_prompt(
     return ChatPrompt(text)
 
 
+def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a place for a system prompt; Gemma's has none."""
+    try:
+        chat_prompt(tokenizer, "Why?", "You are kind.")
+    except ModelError:
+        return False
+    return True
+
+
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],

@@ -36,6 +36,8 @@ SHORTEST_SHARED_PREFIX = 8
 MOST_LOGITS = 2**25
 MOST_LOGITS_BESIDE_A_CPU = 2**28
 
+# Of each row the states that logits are wanted of.
+Beside = Sequence[Float[Tensor, "*states token width"]]
 # From each row's number of prompt tokens to the `with` block that its batch runs in.
 Editing = Callable[[Int[Tensor, " row"]], AbstractContextManager[Any]]
 
@@ -51,7 +53,7 @@ class Pass(NamedTuple):
     after: Int[Tensor, " token"]
     row: Int[Tensor, " token"]
     # What the model says after the states given as `beside`.
-    beside: Float[Tensor, "token vocab"] | None = None
+    beside: Float[Tensor, "*states token vocab"] | None = None
 
 
 class _Block(NamedTuple):
@@ -130,18 +132,18 @@ class TeacherForced:
         unit: Unit = "norm",
         *,
         editing: Editing | None = None,
-        beside: Sequence[Float[Tensor, "token width"]] | None = None,
+        beside: Beside | None = None,
     ) -> Iterator[Pass]:
         """Run every batch once, steered or not.
 
         Edits may be made instead, such as `intervene` with each row's `prompt_length`; those that
         reach before the last prompt token need `share_prefix=False`. `beside` are `last_states` of
-        each row, whose logits are wanted beside the pass's own.
+        each row, or several of them stacked, whose logits are wanted beside the pass's own.
         """
         model, _ = self._running(vector)
 
         def closed(block: _Block) -> Pass:
-            others = None if beside is None else torch.cat([beside[i] for i in block.index])
+            others = _others(beside, block)
             below = None if editing else self._below(block, vector)
             changed = (
                 editing(block.prompts) if editing else self._steered(block, vector, strength, unit)
@@ -170,11 +172,16 @@ class TeacherForced:
         return [rows[place] for place in range(self.n_rows)]
 
     def open_passes(
-        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+        self,
+        vector: SteeringVector | None = None,
+        strength: float = 0.0,
+        unit: Unit = "norm",
+        *,
+        beside: Beside | None = None,
     ) -> Iterator[tuple[Pass, Float[Tensor, "row d_model"]]]:
         """Run every batch once, steered, with zeros added at each row's steered positions.
 
-        Gradients flow to the zeros, which come with each pass.
+        Gradients flow to the zeros, which come with each pass; `beside` is as in `passes`.
         """
         if self._target is None:
             raise ValueError("open passes need a site")
@@ -190,10 +197,11 @@ class TeacherForced:
                 return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
 
             steered = self._steered(block, vector, strength, unit)
+            others = _others(beside, block)
             with torch.enable_grad(), hooked([(target, add)]), steered:
-                with _selecting(model, block) as seen:
+                with _selecting(model, block, others) as seen:
                     logits = self._forward(block, below, model)
-            return _pass(block, logits, seen), offset
+            return _pass(block, logits, seen, others), offset
 
         try:
             yield from map(opened, self._blocks)
@@ -290,7 +298,7 @@ def _selecting(model: Any, block: _Block, beside: Tensor | None = None) -> Itera
         if not args or args[0].shape[:-1] != scored.shape:
             return None
         seen.append(args[0][scored.to(args[0].device)])
-        others = [] if beside is None else [beside.to(seen[0])]
+        others = [] if beside is None else beside.to(seen[0]).reshape(-1, *beside.shape[-2:])
         return (torch.stack([*seen, *others]), *args[1:])
 
     head = model.get_output_embeddings()
@@ -305,9 +313,13 @@ def _selecting(model: Any, block: _Block, beside: Tensor | None = None) -> Itera
 def _pass(block: _Block, logits: Tensor, seen: list[Tensor], beside: Tensor | None = None) -> Pass:
     scored = block.scored
     said = logits[0] if seen else logits[scored]
-    other = logits[1] if seen and beside is not None else beside
+    other = logits[1:].reshape(*beside.shape[:-1], -1) if seen and beside is not None else beside
     after = torch.roll(block.ids, -1, dims=1)[scored]
     return Pass(block.index, said, after, torch.nonzero(scored)[:, 0], other)
+
+
+def _others(beside: Beside | None, block: _Block) -> Tensor | None:
+    return None if beside is None else torch.cat([beside[i] for i in block.index], dim=-2)
 
 
 def _few_scored(rows: Sequence[TokenRow], index: Sequence[int], most: int) -> Iterator[list[int]]:

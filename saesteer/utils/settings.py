@@ -40,9 +40,6 @@ _RENAMED = {
     "budget": "kl_target",
     "budgets": "kl_targets",
     "headline_budget": "headline_kl_target",
-    "own_words": "self_generated",
-    "own_samples": "self_generated_samples",
-    "own_pairs": "self_generated_pairs",
 }
 _POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 

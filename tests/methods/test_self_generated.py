@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from saesteer.methods.self_generated import self_generated
 
 from saesteer.methods import self_generated as module
-from saesteer.methods.self_generated import self_generated
 from saesteer.models import Site
 from saesteer.steering import SteeringVector
 

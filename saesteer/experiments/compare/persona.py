@@ -27,8 +27,7 @@ from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.plan import PersonaPlan
 from saesteer.experiments.pairs_run import PairsRun, kept
 from saesteer.methods import AttributedSAE, ClusteredSAE, RandomDirection, RandomFeatures
-from saesteer.methods.clustered_sae import chosen_clusters
-from saesteer.methods.features import vector_features
+from saesteer.methods.features import FeatureClusters, vector_features
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.placement import trim_memory
 from saesteer.saes.labels import feature_url
@@ -59,6 +58,7 @@ class SeedRun(PairsRun):
         parts = (self.split.train, self.split.validation, self.split.test)
         folder = RunFolder(persona.folder / f"seed-{seed}")
         super().__init__(experiment, *parts, name=persona.name, seed=seed, folder=folder)
+        self.described = persona.described
 
     @cached_property
     def _propensity(self) -> PropensityMeter:
@@ -86,6 +86,8 @@ class SeedRun(PairsRun):
         name = f"vectors/{method.name}.safetensors"
         if not self.folder.has(name):
             made = self.context.fit(method.name, self.chosen(method)["settings"])
+            if isinstance(made, AttributedSAE | ClusteredSAE):
+                self.folder.write_json(_tree_file(method.name), _tree_of(made.clusters_))
             self.folder.write(name, made.vector_.save)
         return SteeringVector.load(self.folder.path / name)
 
@@ -406,14 +408,17 @@ class PersonaRun:
                 for c in (known.contexts[:CONTEXTS] if known else ())
             ]
             row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
-        built = build_method(name, self.first.chosen(self.config.method(name))["settings"])
-        tree: Record = {}
-        match built:
-            case ClusteredSAE() | AttributedSAE(candidates="clustered"):
-                _, clusters = chosen_clusters(context, built.selection, built.clustering)
-                tree = {
-                    "linkage": clusters.linkage.tolist(),
-                    "labels": clusters.indices.tolist(),
-                    "clusters": clusters.labels.tolist(),
-                }
-        return {"features": rows, "tree": tree}
+        kept, file = self.first.folder, _tree_file(name)
+        return {"features": rows, "tree": kept.read_json(file) if kept.has(file) else {}}
+
+
+def _tree_file(method: str) -> str:
+    return f"trees/{method}.json"
+
+
+def _tree_of(clusters: FeatureClusters) -> Record:
+    return {
+        "linkage": clusters.linkage.tolist(),
+        "labels": clusters.indices.tolist(),
+        "clusters": clusters.labels.tolist(),
+    }

@@ -1,0 +1,137 @@
+"""What a model would rather say as one side of a persona than as the other, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template, takes_system
+from saesteer.steering.teacher_forced import TeacherForced
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saesteer.models import Site
+    from saesteer.steering import SteeringVector
+
+# The logits of a pass stand beside those behind every prompt.
+PASS_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """How much likelier a model's own next words are as the persona than as its opposite.
+
+    With p the distribution of the next token of an answer under an added vector u, and p_k+ and
+    p_k- the model's own, unsteered, behind the k-th pair of system prompts,
+
+        m(u) = mean over tokens of the answers of sum_y p(y; u) r(y),
+        r(y) = mean over k of [log p_k+(y) - log p_k-(y)]
+
+    The sum runs over the whole vocabulary, so that m and its gradient hold no noise of sampling:
+    it is policy gradient on the reward log p+ - log p- of the next token, taken exactly. Of all
+    distributions at one KL divergence from p those of the form p (p+ / p-)^beta have the largest m
+    (contrastive decoding, as in DExperts, Liu et al. 2021, arXiv 2105.03023): what the prompts
+    differ in is driven further than either prompt alone drives it.
+    """
+
+    rows: TeacherForced  # answers of the model's own, behind no system prompt
+    # For each row and prompt, positive before negative, what the unembedding takes.
+    states: Sequence[Float[Tensor, "prompt token width"]]
+    weight: float = 1.0
+    name: str = "prompted"
+
+    def margin(
+        self, vector: SteeringVector | None = None, strength: float = 0.0
+    ) -> tuple[Float[np.ndarray, " d_model"], float]:
+        """Return the gradient of the margin, and the margin."""
+        gradient, total = None, 0.0
+        # By a map, so that no name holds one pass's logits while the next one runs.
+        opened = self.rows.open_passes(vector, strength, beside=self.states)
+        for own, margin in map(_of_pass, opened):
+            gradient = own if gradient is None else gradient + own
+            total += margin
+        assert gradient is not None
+        return gradient / self.rows.n_scored, total / self.rows.n_scored
+
+
+def _of_pass(opened: tuple[object, Tensor]) -> tuple[np.ndarray, float]:
+    (_, logits, _, _, beside), offset = opened  # type: ignore[misc]
+    with torch.no_grad():
+        others = torch.log_softmax(beside.float(), dim=-1)
+        reward = (others[::2] - others[1::2]).mean(dim=0)
+        push = torch.softmax(logits.float(), dim=-1)
+        mean = (push * reward).sum(dim=-1, keepdim=True)
+        # The gradient of sum_y p(y) r(y) with respect to the logits is p (r - mean of r).
+        push.mul_(reward.sub_(mean))
+    (gradient,) = torch.autograd.grad(logits, offset, push.to(logits.dtype))
+    return gradient.double().sum(dim=0).cpu().numpy(), float(mean.sum())
+
+
+def prompted(
+    model: TransformerBridge,
+    answers: Mapping[str, str],
+    prompts: Sequence[tuple[str, str]],
+    *,
+    site: Site,
+    chat: bool | None = None,
+    weight: float = 1.0,
+) -> Prompted:
+    """Return the contrast between pairs of system prompts, the positive side first.
+
+    A system prompt stands before the question where there is no template that takes it.
+
+    Args:
+        answers: The model's own answers, by question.
+        site: Where vectors are added.
+
+    Raises:
+        DataError: An answer does not fit the model's context behind a prompt.
+    """
+    tokenizer, longest = model.tokenizer, int(model.cfg.n_ctx)
+    assert tokenizer is not None
+    use_chat = has_chat_template(tokenizer) if chat is None else chat
+    as_system = use_chat and takes_system(tokenizer)
+
+    def encoded(system: str | None) -> list[TokenRow]:
+        asked = list(answers)
+        if system is not None and not as_system:
+            asked, system = [f"{system}\n\n{question}" for question in asked], None
+        return encode_statements(
+            tokenizer,
+            list(answers.values()),
+            asked,
+            chat=use_chat,
+            system=system,
+            max_length=longest,
+            what="text by the model",
+        )
+
+    own = encoded(None)
+    states = [
+        TeacherForced(model, _behind(encoded(system), own), max_tokens=2048).last_states()
+        for pair in prompts
+        for system in pair
+    ]
+    return Prompted(
+        TeacherForced(model, own, site=site, max_tokens=PASS_TOKENS),
+        [torch.stack(of_row) for of_row in zip(*states, strict=True)],
+        weight=weight,
+    )
+
+
+def _behind(rows: Sequence[TokenRow], own: Sequence[TokenRow]) -> list[TokenRow]:
+    """Return rows with the very tokens of `own` as the answer, however theirs were divided."""
+    made = []
+    for row, mine in zip(rows, own, strict=True):
+        before = row.ids[: row.kept.index(True)]
+        first = mine.kept.index(True)
+        kept = (False,) * len(before) + mine.kept[first:]
+        made.append(replace(row, ids=before + mine.ids[first:], kept=kept))
+    return made
