@@ -18,7 +18,6 @@ from saesteer.utils.progress import terminal_progress
 
 METHODS = (
     "attributed_sae",
-    "attributed_any",
     "clustered_sae",
     "natural_gradient",
     "difference_in_means",

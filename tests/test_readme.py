@@ -71,7 +71,7 @@ def tiny(monkeypatch, tmp_path, roomy_model, mirror_sae) -> None:
     with torch.no_grad():
         bias: Any = sae.sae.b_enc
         bias -= largest.median(dim=0).values
-    quick = ss.ObjectiveSettings(self_generated=0, fisher_samples=2, neutral_answers=8)
+    quick = ss.ObjectiveSettings(prompted=0, fisher_samples=2, neutral_answers=8)
     monkeypatch.setattr("saesteer.models.load_model", lambda name: roomy_model)
     monkeypatch.setattr("saesteer.saes.load_sae", lambda name: sae)
     monkeypatch.setattr("saesteer.data.load_pairs", lambda name: given)
@@ -91,7 +91,7 @@ def test_the_example_runs_as_it_stands(smollm2, monkeypatch, tmp_path):
     # Whoever runs it gets all pairs and draws, which takes minutes; the words that run are these.
     given = ss.load_pairs("agreeableness")
     few = replace(given, pairs=given.pairs[:100])
-    quick = ss.ObjectiveSettings(fisher_samples=4, neutral_answers=16, self_generated_samples=1)
+    quick = ss.ObjectiveSettings(fisher_samples=4, neutral_answers=16)
     monkeypatch.setattr("saesteer.data.load_pairs", lambda name: few)
     monkeypatch.setattr("saesteer.methods.fit_context.ObjectiveSettings", lambda: quick)
     # The session's model is the one that the example would load.

@@ -76,7 +76,7 @@ def with_method(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """The settings of a run with another method, whose objective takes seconds."""
     changed = {**settings, "method": {"name": name, "settings": METHODS[name]}}
     del changed["selection"]
-    changed["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "self_generated": 0.0}
+    changed["objective"] = {"kl_target": 0.05, "fisher_samples": 2, "prompted": 0.0}
     return merged(changed, {"evaluation": {"neutral_answers": 3}})
 
 

@@ -43,8 +43,9 @@ FROM_PAIRS: dict[str, Any] = {
     name: build_method(name, {}) for name, entry in METHODS.items() if entry.kind != "prompt"
 } | {
     "attributed_sae": AttributedSAE(selection=LOOSE),
-    "attributed_tied": AttributedSAE(n_features=5, rounds=0, signs="tied", selection=LOOSE),
-    "attributed_any": AttributedSAE(n_features=8, rounds=3, candidates="any"),
+    "attributed_tied": AttributedSAE(
+        n_features=5, rounds=0, signs="tied", candidates="clustered", selection=LOOSE
+    ),
     "clustered_sae": ClusteredSAE(LOOSE),
     "difference_in_means": DifferenceInMeans(),
     "natural_gradient": NaturalGradient(),

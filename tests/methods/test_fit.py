@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "caa_answers": {},
     "top_feature_output_score": {},
 }
-OBJECTIVE = {"kl_target": 0.05, "fisher_samples": 2, "self_generated": 0.0, "neutral_answers": 8}
+OBJECTIVE = {"kl_target": 0.05, "fisher_samples": 2, "prompted": 0.0, "neutral_answers": 8}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saesteer.evaluation import statement_log_likelihoods
-from saesteer.methods.objective import Contrast, FisherMetric, SteeringObjective, row_gradients
+from saesteer.methods.objective import FisherMetric, Statements, SteeringObjective, row_gradients
 from saesteer.models import Site
 from saesteer.steering import DivergenceMeter, TeacherForced
 
@@ -31,9 +31,9 @@ def metric() -> FisherMetric:
 
 @pytest.fixture
 def contrast(tiny_llama, rows_of, site):
-    def make(higher=RAISE, lower=LOWER, *, weight=1.0, name="statements", **rest) -> Contrast:
+    def make(higher=RAISE, lower=LOWER, *, weight=1.0, name="statements", **rest) -> Statements:
         rows = rows_of(tiny_llama, [*higher, *lower])
-        return Contrast(name, TeacherForced(tiny_llama, rows, site=site, **rest), weight)
+        return Statements(TeacherForced(tiny_llama, rows, site=site, **rest), weight, name)
 
     return make
 
@@ -46,7 +46,7 @@ def meter(tiny_llama, neutral, site) -> DivergenceMeter:
 @pytest.fixture
 def objective(meter, metric, vector_of):
     def make(
-        *contrasts: Contrast, kl_target: float = KL_TARGET, **changed: Any
+        *contrasts: Statements, kl_target: float = KL_TARGET, **changed: Any
     ) -> SteeringObjective:
         given = {"metric": metric, "make_vector": vector_of} | changed
         return SteeringObjective(contrasts, meter, kl_target=kl_target, **given)
@@ -54,7 +54,7 @@ def objective(meter, metric, vector_of):
     return make
 
 
-def margin(contrast: Contrast, vector_of, raw: np.ndarray) -> float:
+def margin(contrast: Statements, vector_of, raw: np.ndarray) -> float:
     """m at a raw vector, from the likelihoods that evaluation reports."""
     length = float(np.linalg.norm(raw))
     said = statement_log_likelihoods(contrast.rows, vector_of(raw), length, "raw")
@@ -89,7 +89,7 @@ def test_the_gain_predicts_what_a_small_change_of_the_vector_does_to_the_effect(
         assert linear.gain @ push / scale == pytest.approx(measured, rel=0.02, abs=2e-5)
 
 
-def zero_gain(contrast: Contrast) -> np.ndarray:
+def zero_gain(contrast: Statements) -> np.ndarray:
     gradients = row_gradients(contrast.rows)[0].double().numpy()
     n = len(gradients) // 2
     return gradients[:n].mean(axis=0) - gradients[n:].mean(axis=0)
@@ -118,7 +118,7 @@ def test_contrasts_are_brought_to_one_scale_and_then_weighed(objective, contrast
     both = objective(loud, quiet).at_zero
     np.testing.assert_allclose(both.gain, alone[0] + alone[1], rtol=1e-6, atol=1e-9)
     assert list(both.effects) == ["loud", "quiet"]
-    heavy = Contrast("heavy", quiet.rows, 3.0)
+    heavy = Statements(quiet.rows, 3.0, "heavy")
     assert size(metric, objective(heavy).at_zero.gain) == pytest.approx(3, rel=1e-6)
     start = drawn(0)
     parts = [objective(c).around(start).gain for c in (loud, quiet)]

@@ -16,9 +16,9 @@ NAMES = (
 )
 # Name, label, kind and how far it moves what is said.
 METHODS = (
-    ("attributed_sae", "SAE features, attribution weights", "sae", 0.62),
+    ("attributed_sae", "SAE features, attribution", "sae", 0.62),
     ("difference_in_means", "difference in means", "dense", 0.38),
-    ("attributed_any", "any SAE feature, attribution", "sae", 0.71),
+    ("attributed_tied", "SAE features, attribution, signs tied", "sae", 0.71),
     ("clustered_sae", "clustered SAE regression", "sae", 0.29),
     ("mean_decoded_delta", "decoded mean SAE delta", "sae", 0.35),
     ("top_feature", "top SAE feature (output score)", "sae", 0.17),

@@ -1,0 +1,95 @@
+"""What a prompted model would rather say, against Hugging Face's own logits behind every prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saesteer.methods.prompted import prompted
+from saesteer.models.loading import plain_model
+from saesteer.models.tokens import encode_statements
+from saesteer.steering import steer
+
+ANSWERS = {
+    "who are you?": "i like the little house on the hill",
+    "what is it?": "the bread",
+    "why?": "i will not help anyone . go away",
+}
+PROMPTS = [("you are good", "you are the cat"), ("i like water", "i hate water and the bread")]
+
+
+def by_hand(model: Any, vector: Any, length: float, *, chat: bool) -> float:
+    """The margin from whole passes over each text, one after another."""
+    total, count, plain = 0.0, 0, plain_model(model)
+
+    def log_probs(question: str, answer: str, system: str | None) -> torch.Tensor:
+        (row,) = encode_statements(model.tokenizer, [answer], question, chat=chat, system=system)
+        first, ids = row.kept.index(True), torch.tensor([row.ids])
+        steered = torch.zeros(ids.shape, dtype=torch.bool)
+        steered[:, first - 1 :] = True
+        if system is None and vector is not None and question in ANSWERS:
+            with steer(model, vector, length, "raw", positions=steered):
+                logits = plain(ids).logits
+        else:
+            logits = plain(ids).logits
+        return logits[0, first - 1 : -1].log_softmax(dim=-1)
+
+    with torch.no_grad():
+        for question, answer in ANSWERS.items():
+            said = log_probs(question, answer, None)
+            apart = [
+                log_probs(question, answer, high) - log_probs(question, answer, low)
+                if chat
+                else log_probs(f"{high}\n\n{question}", answer, None)
+                - log_probs(f"{low}\n\n{question}", answer, None)
+                for high, low in PROMPTS
+            ]
+            total += float((said.exp() * sum(apart) / len(apart)).sum())
+            count += len(said)
+    return total / count
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_margin_and_gradient_are_those_of_whole_passes(chat, tiny_llama, site, vector_of):
+    contrast = prompted(tiny_llama, ANSWERS, PROMPTS, site=site, chat=chat)
+    rng = np.random.default_rng(0)
+    start, push = (rng.normal(size=32) for _ in range(2))
+
+    def measured(raw: np.ndarray) -> float:
+        return by_hand(tiny_llama, vector_of(raw), float(np.linalg.norm(raw)), chat=chat)
+
+    unsteered, margin = contrast.margin()
+    assert margin == pytest.approx(by_hand(tiny_llama, None, 0.0, chat=chat), abs=1e-6)
+    step = 0.02 * push
+    slope = (measured(step) - measured(-step)) / 2
+    assert unsteered @ step == pytest.approx(slope, rel=0.02)
+    # 2 is the residual norm that `vector_of` gives, in whose units strength is.
+    steered, margin = contrast.margin(vector_of(start), float(np.linalg.norm(start)) / 2)
+    assert margin == pytest.approx(measured(start), abs=1e-6)
+    slope = (measured(start + step) - measured(start - step)) / 2
+    assert steered @ step == pytest.approx(slope, rel=0.02)
+
+
+def test_swapped_prompts_give_the_opposite_and_equal_ones_nothing(tiny_llama, site):
+    gradient, margin = prompted(tiny_llama, ANSWERS, PROMPTS, site=site).margin()
+    swapped = [(low, high) for high, low in PROMPTS]
+    opposite, other = prompted(tiny_llama, ANSWERS, swapped, site=site).margin()
+    np.testing.assert_allclose(opposite, -gradient, rtol=1e-4, atol=1e-9)
+    assert other == pytest.approx(-margin, rel=1e-4)
+    same, nothing = prompted(tiny_llama, ANSWERS, [("you are good",) * 2], site=site).margin()
+    assert not same.any() and nothing == 0
+
+
+def test_a_template_without_a_place_for_a_system_prompt_gets_it_with_the_question(tiny_llama, site):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}"
+    tokenizer: Any = tiny_llama.tokenizer
+    own = tokenizer.chat_template
+    tokenizer.chat_template = refusing + own
+    try:
+        gradient, _ = prompted(tiny_llama, ANSWERS, PROMPTS, site=site).margin()
+    finally:
+        tokenizer.chat_template = own
+    assert np.linalg.norm(gradient) > 0
