@@ -71,7 +71,7 @@ class FitContext:
         objective: What attribution raises.
         max_new_tokens: Length of what the model writes itself to be fitted on.
         cache: Where codes are kept that fits of several runs share.
-        folder: Where the self-generated texts are kept.
+        folder: Where the answers that the model itself writes are kept.
         progress: Where to show progress.
 
     Raises:

@@ -56,7 +56,7 @@ class ObjectiveSettings(Settings):
     kl_target: float = Field(default=0.3, gt=0)
     neutral_answers: int = Field(default=34, ge=1)
     fisher_samples: int = Field(default=12, ge=1)
-    statements: float = Field(default=0.5, ge=0)
+    statements: float = Field(default=1.0, ge=0)
     prompted: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def small_in(tiny_settings, small_data) -> Callable[[str, Path], dict[str, Any]]
             "methods": ["difference_in_means", "pca"],
             "headline": "pca",
             "seeds": [0],
-            "objective": {"own_words": 0},
+            "objective": {"prompted": 0},
             "evaluation": {"kl_targets": [0.05], "headline_kl_target": 0.05}
             | {"multiples": [-1, 0, 1], "neutral": small_data["answers"], "neutral_answers": 3},
             "random": {"directions": 1, "features": 0},
@@ -214,7 +214,7 @@ def tiny_compare(
             "methods": list(METHODS),
             "seeds": [0, 1],
             "objective": {"kl_target": 0.05, "neutral_answers": 8, "fisher_samples": 2}
-            | {"own_words": 0.5 if embeds else 0.0, "own_samples": 2, "own_pairs": 1},
+            | {"prompted": 1.0 if embeds else 0.0},
             "evaluation": {"kl_targets": [0.02, 0.05], "headline_kl_target": 0.05}
             | {"multiples": [-1, 0, 1, 1.5], "neutral": compare_data["answers"]},
             "random": {"directions": 1, "features": 1},
@@ -239,7 +239,7 @@ def few(tiny_compare) -> Callable[..., dict[str, Any]]:
             chat=chat,
             methods=[METHODS[0], "difference_in_means"],
             seeds=[0],
-            objective={"own_words": 0.0},
+            objective={"prompted": 0.0},
             random={"directions": 1, "features": 1},
             evaluation={"kl_targets": [0.05], "multiples": [-1, 1]},
             writing={"n_questions": 0},

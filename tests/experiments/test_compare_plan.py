@@ -28,7 +28,7 @@ def folders(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def test_planning_reads_everything_and_writes_nothing(tiny_compare, no_loading):
-    settings = tiny_compare(writing={"n_questions": 2}, objective={"own_words": 0.5})
+    settings = tiny_compare(writing={"n_questions": 2}, objective={"prompted": 0.5})
     found = planned(settings)
     assert [persona.name for persona in found.personas] == ["kindly", "boldly"]
     assert [p.pairs.name for p in found.personas] == ["kindly", "boldly"]
@@ -182,7 +182,7 @@ OTHER: list[dict[str, Any]] = [
     {"sae": "elsewhere"},
     {"model": {"dtype": "float32"}},
     {"splits": {"train": 100}},
-    {"objective": {"own_words": 0.0}},
+    {"objective": {"prompted": 0.0}},
     {"methods": [{"name": "attributed_sae", "settings": {"rounds": 2}}, "difference_in_means"]},
     {"headline": "difference_in_means", "baseline": "difference_in_means"},
     {"writing": {"n_samples": 2}},
@@ -280,8 +280,5 @@ def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded
         raise ModelError("the sentence embeddings need the wheel, which is not installed.")
 
     monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)
-    for n_questions, own_words in ((2, 0.0), (0, 0.5)):
-        settings = tiny_compare(
-            writing={"n_questions": n_questions}, objective={"own_words": own_words}
-        )
-        assert "which is not installed" in refused(settings, ModelError)
+    settings = tiny_compare(writing={"n_questions": 2})
+    assert "which is not installed" in refused(settings, ModelError)

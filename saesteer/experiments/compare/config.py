@@ -100,7 +100,7 @@ class WritingChoices(Settings):
     # Headline and baseline if null.
     methods: list[str] | None = None
     kl_targets: list[float] = Field(default=[0.3])
-    # Of each the first are written to, the last ones are for self-generated texts to train on: does
+    # Of each the first are written to, the last ones are answered to be trained on: does
     # the persona come through when asked, and unasked?
     questions: Sources = Field(default=["open_questions", "neutral_questions"])
     # Of each.
