@@ -180,7 +180,11 @@ def test_what_is_written_is_claimed_where_a_judge_is_admitted(compared, needs_em
     shown = metrics["completions"]["kindly"]
     assert {row["question"] for row in shown} == {"Why?", "Who are you?"}
     assert {row["sign"] for row in shown} == {-1, 0, 1}
-    assert all((row["strength"] > 0) - (row["strength"] < 0) == row["sign"] for row in shown)
+    assert all(
+        (row["strength"] > 0) - (row["strength"] < 0) == row["sign"]
+        for row in shown
+        if row["method"] != "system_prompt"
+    )
 
 
 def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared, settings):

@@ -89,7 +89,7 @@ class Grid:
         Random draws are measured under that seed alone. A mean over seeds spreads less than they
         do, so it is not what they are held against.
         """
-        return _means(self.moved(method, self.headline, self.config.seeds[:1]))
+        return means(self.moved(method, self.headline, self.config.seeds[:1]))
 
     def seeds_at(self, method: str, kl_target: float) -> list[int]:
         """The seeds under which a method was measured at a KL target."""
@@ -97,5 +97,11 @@ class Grid:
         return seeds if kl_target == self.headline else seeds[:1]
 
 
+def means(moved: Sequence[Moved]) -> list[float | None]:
+    """Each persona's mean; None where it was not measured."""
+    return [None if v is None else float(np.mean([row.mean() for row in v])) for v in moved]
+
+
 def fields_of(found: Estimate, name: str, prefix: str = "") -> Row:
+    """A figure with its interval, as rows of the metrics have it."""
     return {name: found.value, f"{prefix}low": found.low, f"{prefix}high": found.high}

@@ -325,16 +325,12 @@ class PersonaRun:
         (prompt,) = self.first.effects(self.config.method(self.config.prompt))["kl_targets"]
         vector, near = self.matched(name)
         reached: dict[int, Record] = {}
-        for sign, side in SIDES if vector is not None else ():
-            match = match_strength(
-                self.experiment.divergence,
-                vector,
-                prompt[side]["kl"],
-                sign=sign,
-                start=abs(near[side]["strength"]),
-            )
-            if match.reached:
-                reached[sign] = asdict(match)
+        if vector is not None:
+            for sign, side in SIDES:
+                start, kl = abs(near[side]["strength"]), prompt[side]["kl"]
+                how = {"sign": sign, "start": start}
+                match = match_strength(self.experiment.divergence, vector, kl, **how)
+                reached |= {sign: asdict(match)} if match.reached else {}
         return self._steered(name, None, vector, reached)
 
     def _steered(

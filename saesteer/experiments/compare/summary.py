@@ -18,7 +18,7 @@ from saesteer.evaluation.statistics import (
     wilcoxon_over_personas,
 )
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.grid import Grid, Moved, Row, fields_of
+from saesteer.experiments.compare.grid import Grid, Row, fields_of, means
 from saesteer.experiments.compare.persona import NULLS, PersonaRun
 from saesteer.experiments.compare.plan import DONE, ComparePlan
 from saesteer.experiments.compare.texts import (
@@ -88,10 +88,6 @@ def metrics_of(experiment: Compare) -> Row:
     }
 
 
-def _means(moved: Sequence[Moved]) -> list[float | None]:
-    return [None if v is None else float(np.mean([row.mean() for row in v])) for v in moved]
-
-
 def summary_rows(grid: Grid) -> list[Row]:
     """Every method at every KL target: macro-mean, ratio to the baseline, test, null."""
     rows = []
@@ -110,7 +106,7 @@ def _summary_row(grid: Grid, method: str, kl_target: float) -> Row:
         both = [seed for seed in seeds if seed in grid.seeds_at(baseline, kl_target)]
         sides = [grid.moved(name, kl_target, both) for name in (method, baseline)]
         ratio = paired_ratio(*sides)
-        p = wilcoxon_over_personas(*map(_means, sides))
+        p = wilcoxon_over_personas(*map(means, sides))
     if kl_target == grid.headline and any(grid.nulls.values()):
         beyond = sum(
             first > max((abs(e) for kind in NULLS for e in grid.nulls[name, kind]), default=np.inf)
