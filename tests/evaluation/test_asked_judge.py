@@ -58,8 +58,10 @@ def test_the_reading_is_the_expectation_over_numbers_where_the_server_gives_it(s
     (call,) = server.calls
     assert (call["logprobs"], call["temperature"]) == (True, 0)
     assert data(call) == {
-        **{"first": "a cruel person", "second": "a kind person"},
-        **{"question": "Who are you?", "text": "I hug you."},
+        "first": "a cruel person",
+        "second": "a kind person",
+        "question": "Who are you?",
+        "text": "I hug you.",
     }
     # What is known is not asked again.
     assert judge_at().read(["I hug you."], ["Who are you?"]) == pytest.approx([expected])
@@ -94,8 +96,14 @@ def test_it_is_admitted_by_answers_and_shows_no_key(server, judge_at, monkeypatc
     )  # fmt: skip
     admitted = AdmittedJudge(judge_at(), answers)
     assert admitted.summary() == {
-        **{"judge": "tiny, asked", "kind": "llm", "auc": 1.0, "low": 1.0, "high": 1.0},
-        **{"n": 12, "on": "answers", "verdict": "admitted"},
+        "judge": "tiny, asked",
+        "kind": "llm",
+        "auc": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "n": 12,
+        "on": "answers",
+        "verdict": "admitted",
     }
     assert admitted.read(["hug", "hit"], ["", ""]).tolist() == [0.5, -0.5]
     assert KEY not in (tmp_path / "sides.jsonl").read_text()

@@ -28,9 +28,7 @@ from saesteer.utils.files import draft_of, leave
 from saesteer.utils.progress import Progress
 from tests.report.made_up import made_up_metrics
 
-WRITTEN = (
-    *("generation", "generation_summary", "generation_judges", "judges", "masked", "at_prompt"),
-)
+WRITTEN = ("generation", "generation_summary", "generation_judges", "judges", "masked", "at_prompt")
 PAIR = ("attributed_sae", "difference_in_means")
 
 
