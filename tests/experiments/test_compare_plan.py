@@ -186,6 +186,9 @@ OTHER: list[dict[str, Any]] = [
     {"methods": [{"name": "attributed_sae", "settings": {"rounds": 2}}, "difference_in_means"]},
     {"headline": "difference_in_means", "baseline": "difference_in_means"},
     {"writing": {"n_samples": 2}},
+    {"writing": {"embedders": ["wordllama"]}},
+    {"writing": {"judge_endpoint": {"model": "judge"}}},
+    {"methods": [*PAIR, "system_prompt"]},
     {"reading": {"positions": "last"}},
 ]
 

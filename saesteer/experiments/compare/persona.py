@@ -282,9 +282,9 @@ class PersonaRun:
         settings = self.config.writing
         if not self.experiment.plan.questions:
             return []
-        names = list(settings.methods or self.config.pair)
-        if self.config.at_prompt and self.config.prompt not in names:
-            names.append(self.config.prompt)
+        names, prompt = list(settings.methods or self.config.pair), self.config.prompt
+        if prompt is not None and self.config.at_prompt and prompt not in names:
+            names.append(prompt)
         return [
             (name, kl_target)
             for name in names
