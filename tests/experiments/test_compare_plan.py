@@ -188,7 +188,7 @@ OTHER: list[dict[str, Any]] = [
     {"writing": {"n_samples": 2}},
     {"writing": {"embedders": ["wordllama"]}},
     {"writing": {"judge_endpoint": {"model": "judge"}}},
-    {"methods": [*PAIR, "system_prompt"]},
+    {"writing": {"at_prompt": []}},
     {"reading": {"positions": "last"}},
 ]
 

@@ -173,7 +173,8 @@ def made_up_metrics(
             for method, judge in product(means, (None, "smollm2"))
         ],
         "at_prompt": [
-            written_summary(method, 0.3, judge=judge)
+            around("judge_range", 2.0, 0.4, method=method, judge=judge)
+            | {"ratio": 0.8, "ratio_low": 0.6, "ratio_high": 1.0}
             | {"kl_plus": 0.8, "kl_minus": 0.6, "composite": 0.5}
             for method, judge in product(pair, (None, "smollm2"))
         ],

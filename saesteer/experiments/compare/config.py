@@ -274,7 +274,7 @@ class CompareConfig(ExperimentConfig):
         # What depends on headline and baseline is settled here, so that their names need not count.
         record["repeated"] = {m.name: self.seeds_of(m.name) for m in self.methods}
         record["writing"]["methods"] = self.writing.methods or list(self.pair)
-        record["writing"]["at_prompt"] = self.at_prompt
+        record["writing"]["at_prompt"] = sorted(self.at_prompt)
         # Folders from before there were these go on where they are not used.
         for later in ("judge_endpoint", "embedders", "at_prompt"):
             if not record["writing"][later]:
