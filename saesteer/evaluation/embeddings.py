@@ -71,8 +71,8 @@ class SentenceEmbedder:
 class WordLlama(SentenceEmbedder):
     """Embeds texts as the mean of their tokens' rows in wordllama's table, of unit L2 norm.
 
-    Token embeddings of language models, distilled (github.com/dleemiller/WordLlama). Equal to that
-    package, which looks for the tokenizer that lies in it on the hub; so its two files are read.
+    Token embeddings of language models, distilled (github.com/dleemiller/WordLlama). The package
+    looks on the hub for the tokenizer that lies in it, so its two files are read without it.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ def _load(folder: str) -> tuple[Any, Any, int]:
         raise ModelError(
             f"{folder}: the sentence embedding model cannot be read ({reason}); {_REMEDY}"
         ) from error
-    if not pooling["pooling_mode_mean_tokens"]:
+    if not pooling.get("pooling_mode_mean_tokens"):
         raise ModelError(
             f"{folder}: the sentence embedding model does not take the mean over tokens, and "
             "others are not supported; give one that does."
