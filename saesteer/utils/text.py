@@ -21,7 +21,11 @@ def shorten(value: object, limit: int = 40) -> str:
     """Quote a value for a message, cut to `limit` characters and kept on one line."""
     if isinstance(value, str):
         return repr(value if len(value) <= limit else f"{value[:limit]}...")
-    text = repr(value)
+    try:
+        text = repr(value)
+    # Nested without end, or a number of too many digits.
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
