@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, SaeError
+from saesteer.utils.redaction import check_no_secret
 from saesteer.utils.settings import Settings, Source, TrackingSettings, short_hash
 
 # An SAE's folder, or its release and id.
@@ -37,7 +38,9 @@ class ExperimentConfig(Settings):
 
     kind: ClassVar[str]
     # What the run is called; part of its folder's name.
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    name: Annotated[str, AfterValidator(check_no_secret)] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80
+    )
     model: ModelSettings = ModelSettings()
     # Where runs are kept.
     folder: Source = "runs"

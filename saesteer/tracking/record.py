@@ -14,12 +14,12 @@ from secrets import token_hex
 from typing import Any
 
 from saesteer.tracking.liveness import Heartbeat, process_record
-from saesteer.tracking.redaction import redact, redact_command, redact_text
 from saesteer.tracking.runs import RECORD, Note, add_note
 from saesteer.tracking.wandb import WandbMirror, start_mirror
 from saesteer.utils.errors import OutputError, SaesteerError
 from saesteer.utils.files import append_json
 from saesteer.utils.progress import Progress
+from saesteer.utils.redaction import redact, redact_command, redact_text
 from saesteer.utils.run_folder import RunFolder, environment_record, write_record
 from saesteer.utils.settings import TrackingSettings
 from saesteer.utils.text import one_line

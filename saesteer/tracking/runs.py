@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from saesteer.tracking.liveness import present_status
-from saesteer.tracking.redaction import redact
 from saesteer.utils.errors import ConfigError, DataError, OutputError
 from saesteer.utils.files import append_json
+from saesteer.utils.redaction import redact
 from saesteer.utils.run_folder import RunFolder, finite
 from saesteer.utils.text import did_you_mean
 from saesteer.utils.values import flatten, scalars
