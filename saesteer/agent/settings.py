@@ -134,7 +134,9 @@ class SearchSettings(Settings):
 class AgentConfig(Settings):
     """Everything an agent depends on."""
 
-    name: Annotated[str, AfterValidator(check_no_secret)] = Field(default="agent", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    name: Annotated[str, AfterValidator(check_no_secret)] = Field(
+        default="agent", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60
+    )
     goal: str = Field(min_length=1, max_length=2000)
     # Base settings by kind of experiment, or a file of them; no other kind can be run.
     experiments: dict[Kind, dict[str, Any] | str] = Field(min_length=1)
