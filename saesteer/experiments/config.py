@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -95,7 +96,7 @@ def run_folder(config: ExperimentConfig, **inputs: str) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Check, writing nothing, that a folder can be made and written."""
+    """Check, leaving nothing behind, that a folder can be made and written."""
     place = below = folder
     # os.path, because a name that can be no path is then only not there.
     while not os.path.exists(place) and place != place.parent:
@@ -109,7 +110,12 @@ def check_writable(folder: Path) -> None:
         reason = f"{str(folder)[:100]!r} cannot be used ({getattr(error, 'strerror', '') or error})"
     if not reason and not place.is_dir():
         reason = f"{folder}: {place} is a file"
-    if not reason and not os.access(place, os.W_OK):
-        reason = f"{folder} cannot be written"
+    if not reason:
+        try:
+            # Without a name where the system can; permissions alone tell nothing of /proc.
+            with TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            reason = f"{folder} cannot be written ({error.strerror})"
     if reason:
         raise ConfigError(f"folder {reason}; choose another with --set folder=...")

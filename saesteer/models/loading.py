@@ -23,7 +23,7 @@ from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
 from saesteer.models.resolve import BUNDLED, ModelSource, check_size, resolve_model
 from saesteer.utils.errors import MismatchError, ModelError, NetworkError
-from saesteer.utils.text import one_line
+from saesteer.utils.text import library_said, one_line
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -303,7 +303,7 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
             "(--set model.trust_remote_code=true)."
         )
     return ModelError(
-        f"model {location!r} cannot be loaded ({text[:200]}); check the name, the files and, for a "
+        f"model {location!r} cannot be loaded ({library_said(error)}); check the name, the files and, for a "
         "gated model, HF_TOKEN."
     )
 

@@ -13,7 +13,7 @@ from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
 from saesteer.utils.errors import NetworkError, SaeError
 from saesteer.utils.limits import check_declared, read_json
-from saesteer.utils.text import one_line
+from saesteer.utils.text import library_said
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -210,7 +210,7 @@ def _check_registered(release: str, sae_id: str) -> None:
 
 
 def _load_error(name: str, on_disk: bool, error: Exception) -> SaeError | NetworkError:
-    text = one_line(error).rstrip(".")
+    text = library_said(error).rstrip(".")
     if isinstance(error, KeyError):
         text = f"unknown or missing: {text}"
     if on_disk:

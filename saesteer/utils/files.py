@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from saesteer.utils.errors import OutputError
 from saesteer.utils.redaction import redact_file, redact_text
+from saesteer.utils.text import spoken_bytes
 
 # A draft of another machine cannot be told from one under way until nobody has touched it so long.
 FOREIGN_SECONDS = 24 * 3600.0
@@ -72,6 +73,28 @@ def unwritable(path: Path, error: Exception) -> OutputError:
         f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); free some space "
         "or choose another place, and run the same command again."
     )
+
+
+def check_room(folder: Path, needed: int, what: str, there: str) -> None:
+    """Make a folder, and refuse where its disk cannot hold so many bytes.
+
+    Files of the pattern `there` are counted as written already.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob(there):
+            # Another process may be renaming it.
+            with suppress(FileNotFoundError):
+                needed -= file.stat().st_size
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if needed > free:
+        raise OutputError(
+            f"{folder} has room for {spoken_bytes(free)} and {what} need {spoken_bytes(needed)} "
+            "more; free some space, choose another place or take less, and run the same command "
+            "again."
+        )
 
 
 def draft_of(path: Path) -> Path:

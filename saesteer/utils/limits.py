@@ -115,6 +115,11 @@ def parse_yaml(text: str, loader: Any) -> Any:
         return yaml.load(text, loader)
     except RecursionError:
         raise yaml.YAMLError(_TOO_DEEP) from None
+    except yaml.scanner.ScannerError as error:
+        # libyaml's own limit, which it does not name.
+        if "nesting depth" not in str(error):
+            raise
+        raise yaml.YAMLError(_TOO_DEEP) from None
     # Such as the 31st of February.
     except (ValueError, OverflowError, TypeError) as error:
         raise yaml.YAMLError(str(error)) from None
