@@ -303,8 +303,8 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
             "(--set model.trust_remote_code=true)."
         )
     return ModelError(
-        f"model {location!r} cannot be loaded ({library_said(error)}); check the name, the files and, for a "
-        "gated model, HF_TOKEN."
+        f"model {location!r} cannot be loaded ({library_said(error)}); check the name, the files "
+        "and, for a gated model, HF_TOKEN."
     )
 
 
