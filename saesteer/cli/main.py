@@ -119,7 +119,7 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}", err=True)
-    logging.getLogger("saesteer").addHandler(_Said())
+    logging.getLogger("saesteer").handlers = [_Said()]
     for name in ("transformers", "transformer_lens", "sae_lens"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -168,7 +168,11 @@ def _read_parquet(path: Path) -> RecordFile:
             names = tuple(file.schema_arrow.names)
             _check_columns(path, names)
             for batch in file.iter_batches(batch_size=256):
-                size += batch.nbytes
+                # A dictionary's word is short however often it stands there.
+                size += sum(
+                    (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c).nbytes
+                    for c in batch.columns
+                )
                 check_bytes(size, RECORDS_BYTES)
                 rows += batch.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
