@@ -20,7 +20,7 @@ from saesteer.models.reading import Activations, Pooling, mean_norm, pool, read_
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import DataError, OutputError, SiteError
-from saesteer.utils.files import write_atomic
+from saesteer.utils.files import check_room, write_atomic
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import Settings, Source
 

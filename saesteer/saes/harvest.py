@@ -17,7 +17,7 @@ from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
 from saesteer.utils.errors import OutputError
-from saesteer.utils.files import build_folder, remove_abandoned
+from saesteer.utils.files import build_folder, check_room, remove_abandoned
 from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
