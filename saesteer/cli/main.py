@@ -108,7 +108,7 @@ class _Said(logging.Handler):
     """Prints what is logged as everything else is printed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage(), err=True)
+        say(f"warning: {record.getMessage()}", err=True)
 
 
 def _quiet_libraries() -> None:
