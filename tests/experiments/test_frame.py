@@ -206,8 +206,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(context, "load_model", refuse)
     settings = small(kind)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match=r"cannot be written; choose another with --set folder="):
+
+    def closed(dir: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("saesteer.experiments.config.TemporaryFile", closed)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\); choose"):
         made(kind, settings)
     monkeypatch.undo()
     Path(settings["folder"]).write_text("in the way")
