@@ -186,6 +186,7 @@ def open_session() -> Session:
     from http.cookiejar import DefaultCookiePolicy
 
     import requests
+    from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -195,7 +196,7 @@ def open_session() -> Session:
         "https": _watched(HTTPSConnectionPool, HTTPSConnection),
     }
 
-    class Adapter(requests.adapters.HTTPAdapter):
+    class Adapter(HTTPAdapter):
         def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
             super().init_poolmanager(*arguments, **named)
             self.poolmanager.pool_classes_by_scheme = pools

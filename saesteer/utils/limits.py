@@ -115,7 +115,7 @@ def parse_yaml(text: str, loader: Any) -> Any:
         return yaml.load(text, loader)
     except RecursionError:
         raise yaml.YAMLError(_TOO_DEEP) from None
-    except yaml.scanner.ScannerError as error:
+    except yaml.MarkedYAMLError as error:
         # libyaml's own limit, which it does not name.
         if "nesting depth" not in str(error):
             raise

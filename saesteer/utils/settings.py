@@ -183,7 +183,9 @@ def load_yaml(text: str) -> Any:
     """Read YAML in which 1e-3 is a number, as in JSON and YAML 1.2, and no word."""
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):
         pass
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("+-.0123456789"))
