@@ -532,8 +532,9 @@ def refused(run_cli) -> Callable[..., str]:
         assert "Traceback" not in answer.err
         last = answer.err.splitlines()[-1]
         assert last.startswith("error: ")
-        # Before it stand at most the lines that say what is being loaded.
-        assert all(" ..." in line for line in answer.err.splitlines()[:-1])
+        # Before it stand at most the lines that say what is being loaded, and warnings.
+        before = answer.err.splitlines()[:-1]
+        assert all(" ..." in line or line.startswith("warning: ") for line in before)
         return last.removeprefix("error: ")
 
     return call

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from saesteer.evaluation.llm_client import Endpoint
+from saesteer.utils.redaction import check_no_secret
 from saesteer.utils.settings import Settings, TrackingSettings, short_hash
 
 DEFAULT = Path(__file__).parent / "default.yaml"
@@ -133,7 +134,9 @@ class SearchSettings(Settings):
 class AgentConfig(Settings):
     """Everything an agent depends on."""
 
-    name: str = Field(default="agent", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    name: Annotated[str, AfterValidator(check_no_secret)] = Field(
+        default="agent", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60
+    )
     goal: str = Field(min_length=1, max_length=2000)
     # Base settings by kind of experiment, or a file of them; no other kind can be run.
     experiments: dict[Kind, dict[str, Any] | str] = Field(min_length=1)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from saesteer.utils.terminal import say
+
 
 def configs_command(
     name: Annotated[
@@ -29,8 +31,8 @@ def configs_command(
         known = nearest(name, {one.name for one in bundled_configs()})
         raise ConfigError(f"no bundled configuration is called {name!r}{known}.")
     if found.kind in OTHERS:
-        typer.echo(found.path.read_text(encoding="utf-8"), nl=False)
+        say(found.path.read_text(encoding="utf-8"), end="")
         return
     from saesteer.experiments.registry import full_yaml, load_experiment
 
-    typer.echo(full_yaml(load_experiment(f"{found.kind}/{found.name}")), nl=False)
+    say(full_yaml(load_experiment(f"{found.kind}/{found.name}")), end="")

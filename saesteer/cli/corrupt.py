@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from saesteer.cli.experiment import DefaultGroup, experiment_command
 from saesteer.cli.options import AsJson, MaxNewTokens, check_not_blank
+from saesteer.utils.terminal import say_json
 
 if TYPE_CHECKING:
     from saesteer.corruption.llm_tasks import Caps
@@ -68,7 +68,7 @@ def complete_command(
         bridge, programs, prompts, max_new_tokens=max_new_tokens, progress=progress
     )
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        say_json(found)
     else:
         show_completions(found)
 
@@ -124,7 +124,7 @@ def tasks_command(
     else:
         tasks = list(load_tasks(source or ["bundled"]))
     if as_json:
-        typer.echo(json.dumps([task.model_dump() for task in tasks], indent=2, ensure_ascii=False))
+        say_json([task.model_dump() for task in tasks])
     else:
         show_tasks(tasks, write)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from saesteer.cli.options import AsJson
+from saesteer.utils.terminal import say_json
 
 
 def doctor_command(
@@ -50,6 +50,6 @@ def doctor_command(
         report = doctor(bridge, loaded, rows, progress=progress)
         recorded.summary(report.as_dict())
     if as_json:
-        typer.echo(json.dumps(finite(asdict(report)), indent=2))
+        say_json(finite(asdict(report)))
     else:
         sae_report(report, sae, model, str(loaded.site)).print(console())

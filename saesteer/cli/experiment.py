@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from saesteer.cli.options import AsJson, DryRun, Model, Overrides, SuggestSite
+from saesteer.utils.terminal import say, say_json
 
 if TYPE_CHECKING:
     from saesteer.experiments.base import Experiment
@@ -168,7 +169,7 @@ def _run(
     # All of them are read before the first one is run.
     configs = load_experiments(sources, overrides, kind=kind)
     if print_config:
-        typer.echo("---\n".join(full_yaml(config) for config in configs), nl=False)
+        say("---\n".join(full_yaml(config) for config in configs), end="")
         return
     found = []
     for config in configs:
@@ -189,7 +190,7 @@ def _run(
             if not as_json:
                 _show_found(experiment, results, suggest=bool(options.get("suggest_site")))
     if as_json:
-        typer.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        say_json(found[0] if len(found) == 1 else found)
 
 
 def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saesteer.utils.errors import ConfigError, OutputError
+from saesteer.utils.terminal import say
 
 if TYPE_CHECKING:
     from saesteer.cli.feature_source import FeatureSource
@@ -105,9 +106,9 @@ def _print_quick_list(
     shown = [int(row["feature"]) for row in rows]
     made = quick_list(where.there, shown, name, site=where.client.service.site)
     # The link alone on standard output, for scripts.
-    typer.echo(made.url)
+    say(made.url)
     if made.n_left_out:
-        typer.echo(
+        say(
             f"shows the {made.n_shown} features with the largest weights; {made.n_left_out} more "
             "do not fit in one list.",
             err=True,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from saesteer.cli.options import MaxNewTokens, Seed, Temperature, check_not_blank, check_samples
+from saesteer.utils.terminal import say
 
 
 def generate_command(
@@ -80,11 +80,10 @@ def generate_command(
         recorded.keep("completions.json", result.to_dicts())
         recorded.summary({"completions": len(result.to_dicts())})
     if single:
-        typer.echo()
+        say()
         return
     show_completions(result.to_dicts())
 
 
 def _print_piece(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
+    say(piece, end="")

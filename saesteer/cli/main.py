@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from saesteer.cli import (
 )
 from saesteer.cli.experiment import experiment_command
 from saesteer.utils.errors import SaesteerError
+from saesteer.utils.terminal import say
 
 
 class _Stopped(Exception):
@@ -85,7 +87,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from saesteer import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -102,6 +104,13 @@ def _root(
     pass
 
 
+class _Said(logging.Handler):
+    """Prints what is logged as everything else is printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}", err=True)
+
+
 def _quiet_libraries() -> None:
     """Silence libraries' own bars and notices, which would drown ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -109,6 +118,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}", err=True)
+    logging.getLogger("saesteer").handlers = [_Said()]
     for name in ("transformers", "transformer_lens", "sae_lens"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -119,11 +130,15 @@ def main() -> None:
     try:
         app(prog_name="saesteer")
     except SaesteerError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(2)
     except (_Stopped, KeyboardInterrupt):
-        typer.echo("\nstopped; run the same command again to go on where it stopped.", err=True)
+        say("\nstopped; run the same command again to go on where it stopped.", err=True)
         sys.exit(130)
+    except Exception:
+        # A fault of ours; what it quotes may be anybody's.
+        say(traceback.format_exc(), err=True, end="")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.terminal import say, say_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +39,7 @@ def feature_command(
 
     cards = FeatureSource(sae, source).cards(features, texts)
     if as_json:
-        typer.echo(json.dumps([card.as_dict() for card in cards], indent=2))
+        say_json([card.as_dict() for card in cards])
     else:
         show_cards(cards)
 
@@ -69,7 +69,7 @@ def search_command(
     where = FeatureSource(sae, source)
     hits, note = where.search(words, limit)
     if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2))
+        say_json([asdict(hit) for hit in hits])
     else:
         show_hits(hits, words, note)
     if save is None:
@@ -83,7 +83,7 @@ def search_command(
     path = vector.save(save)
     amount = "--strength 0.2" if vector.residual_norm else "--strength 1 --unit max_act"
     amount = amount if vector.residual_norm or vector.max_act else "--strength 10 --unit raw"
-    typer.echo(
+    say(
         f"\nwrote {path}: features {', '.join(map(str, chosen))} at their largest activations\n"
         f'Next: saesteer generate --vector {path} {amount} "How was your day?"',
         err=as_json,
@@ -118,10 +118,10 @@ def steer_command(
     if local:
         completions["Here"] = steer_here(added, prompt, settings, chat=chat, model=model)
     for title, found in completions.items():
-        typer.echo(f"\n{title}")
+        say(f"\n{title}")
         show_completions(found)
     for note in notes:
-        typer.echo(f"\n{note}")
+        say(f"\n{note}")
 
 
 @app.command("import")
@@ -148,7 +148,7 @@ def import_command(
         kinds = ("explanations", "features") if features else ("explanations",)
         service = where.client.service
         done = import_from_bucket(cache, service, where.there, kinds=kinds, progress=progress)
-    typer.echo(
+    say(
         f"{done.labels:,} features of {where.there} have a label now: {done.lines:,} lines of "
         f"{done.files} files imported, {done.skipped} files were in already ({cache.path})"
     )
@@ -198,7 +198,7 @@ def upload_command(
     from saesteer.cli.neuronpedia_steer import Amount, upload
 
     made = upload(Amount.read(vector, strength, unit), label, model_id)
-    typer.echo(f"{made.url}\nsteer there with {made.vector.source}, number {made.vector.index}")
+    say(f"{made.url}\nsteer there with {made.vector.source}, number {made.vector.index}")
 
 
 @app.command("list")
@@ -215,4 +215,4 @@ def list_command(
     made = SteeringVector.load(vector)
     where = FeatureSource(made.sae or "", source or noted_place(made.provenance))
     words = {f.index: f"weight {f.weight:+.3g}" for f in made.sae_features}
-    typer.echo(where.client.new_list(where.there, words, name, description="made by saesteer").url)
+    say(where.client.new_list(where.there, words, name, description="made by saesteer").url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from saesteer.cli.experiment import DefaultGroup, experiment_command
 from saesteer.cli.options import AsJson, SuggestSite, check_not_blank
+from saesteer.utils.terminal import say, say_json
 
 app = typer.Typer(
     cls=DefaultGroup,
@@ -66,11 +66,11 @@ def lens_command(
     if html is not None:
         write_atomic(html, lens_page(readings, model).encode("utf-8", "replace"))
     if as_json:
-        typer.echo(json.dumps([reading.record() for reading in readings], indent=2))
+        say_json([reading.record() for reading in readings])
         return
     show_lens(readings, every=every)
     if html is not None:
-        typer.echo(f"wrote {html}")
+        say(f"wrote {html}")
 
 
 @app.command("show")
@@ -104,10 +104,10 @@ def show_command(
     if suggest_site or sae is not None:
         suggestion = results.suggestion(site)
         if as_json:
-            typer.echo(json.dumps(suggestion.record(), indent=2))
+            say_json(suggestion.record())
         else:
             show_suggestion(suggestion, results.metrics["verdict"])
     elif as_json:
-        typer.echo(json.dumps(results.metrics, indent=2))
+        say_json(results.metrics)
     else:
         report_of(results).print(console(), results.folder.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from saesteer.cli.options import (
     check_not_blank,
     check_samples,
 )
+from saesteer.utils.terminal import say, say_json
 
 if TYPE_CHECKING:
     from saesteer.probes import ProbeSet
@@ -93,7 +93,7 @@ def read_command(
             recorded.keep("texts.json", texts)
             if html is not None:
                 write_atomic(html, reading_page(readings, probes.name).encode())
-                typer.echo(f"wrote {html}")
+                say(f"wrote {html}")
         if cases is not None:
             found = run_checks(bridge, probes, cases, chosen[0] if layers else None)
             show_checks(found)
@@ -205,10 +205,10 @@ def intervene_command(
         recorded.artifact("record", path)
         recorded.summary({key: record[key] for key in ("kl", "perplexity", "movement")})
     if as_json:
-        typer.echo(json.dumps(record, indent=2))
+        say_json(record)
     else:
         show_trial(record)
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _spread(probes: ProbeSet) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from saesteer.report import Table, Texts
 from saesteer.report.layout import Said
 from saesteer.report.terminal import console, heading, print_table, print_texts, show_plan
 from saesteer.report.wording import Estimate, show
+from saesteer.utils.terminal import Console
 
 if TYPE_CHECKING:
     from saesteer.experiments.probe.config import ProbePlan

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saesteer.cli.options import AsJson
+from saesteer.utils.terminal import say, say_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,7 @@ def list_command(
     """List the runs, the latest first."""
     found = _selected(root, None, sort, desc)
     if not found:
-        typer.echo(f"No run is recorded in {root}; saesteer run records one, or give --root.")
+        say(f"No run is recorded in {root}; saesteer run records one, or give --root.")
         return
     _show(found, column, limit, as_json)
 
@@ -87,11 +88,11 @@ def filter_command(
     if by or of:
         kinds = [kind.strip() for kind in with_.split(",") if kind.strip()]
         rows = aggregate(found, of or (), by=by or (), kinds=kinds)
-        typer.echo(json.dumps(rows, indent=2) if as_json else markdown_table(rows))
+        say(json.dumps(rows, indent=2) if as_json else markdown_table(rows))
     elif found or as_json:
         _show(found, column, limit, as_json)
     else:
-        typer.echo("No run meets these conditions.")
+        say("No run meets these conditions.")
 
 
 @app.command("show")
@@ -148,7 +149,7 @@ def export_command(
 
     found = _selected(root, conditions)
     export_runs(found, target)
-    typer.echo(f"wrote {len(found)} runs to {target}")
+    say(f"wrote {len(found)} runs to {target}")
 
 
 @app.command("note")
@@ -158,7 +159,7 @@ def note_command(run: Name, text: str, root: Root = Path("runs")) -> None:
 
     found = find_run(root, run)
     add_note(found.folder, text)
-    typer.echo(f"noted in {found.folder}")
+    say(f"noted in {found.folder}")
 
 
 @app.command("rebuild", hidden=True)
@@ -166,7 +167,7 @@ def rebuild_command(
     roots: Annotated[list[Path] | None, typer.Argument()] = None, root: Root = Path("runs")
 ) -> None:
     """Say that there is nothing to rebuild any more."""
-    typer.echo("There is no list to rebuild: runs are listed from their folders each time.")
+    say("There is no list to rebuild: runs are listed from their folders each time.")
 
 
 def _selected(
@@ -180,7 +181,7 @@ def _selected(
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    say_json(value)
 
 
 def _show(runs: list[Run], columns: Sequence[str] | None, limit: int, as_json: bool) -> None:

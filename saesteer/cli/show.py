@@ -10,10 +10,9 @@ from saesteer.report.steer import completion_texts
 from saesteer.report.terminal import console, print_texts, show_plan
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from saesteer.experiments.compare.plan import ComparePlan
     from saesteer.experiments.steer.experiment import Steer
+    from saesteer.utils.terminal import Console
 
 
 def show_completions(records: Sequence[Mapping[str, Any]], out: Console | None = None) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from saesteer.utils.terminal import say
+
 app = typer.Typer(no_args_is_help=True, help="Show, combine, export and import vectors.")
 Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
 
@@ -62,7 +64,7 @@ def export_command(
 
     baked = None if strength is None else parse(strength)
     export_gguf(SteeringVector.load(source), target, strength=baked, unit=check_unit(unit))
-    typer.echo(f"wrote {target}; try: llama-cli -m MODEL.gguf --control-vector {target}")
+    say(f"wrote {target}; try: llama-cli -m MODEL.gguf --control-vector {target}")
 
 
 @app.command("import")
@@ -76,9 +78,9 @@ def import_command(
     from saesteer.steering import import_gguf
 
     for vector in import_gguf(source, model=model):
-        typer.echo(f"wrote {vector.save(target / f'{vector.site}.safetensors')}")
+        say(f"wrote {vector.save(target / f'{vector.site}.safetensors')}")
     if model_shape(resolve_model(model)) is None:
-        typer.echo(
+        say(
             f"model {model} is not on this machine, so its depth and width were not compared with "
             "the vector's; steering will refuse what does not fit."
         )
@@ -108,4 +110,4 @@ def combine_command(
             ) from None
         scaled.append(SteeringVector.load(chosen[0]).scaled(chosen[1]))
     combined = reduce(lambda a, b: a + b, scaled)
-    typer.echo(f"wrote {combined.save(target)}")
+    say(f"wrote {combined.save(target)}")

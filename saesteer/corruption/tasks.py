@@ -15,6 +15,7 @@ from saesteer.data.bundled import datasets_folder
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.limits import read_json
 from saesteer.utils.settings import Settings, parse_config
 
 if TYPE_CHECKING:
@@ -92,12 +93,10 @@ def parse_task(record: Any, place: str) -> Task:
 def read_task(path: Path) -> Task:
     """Read a task's JSON file."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path}: more than {MOST_BYTES // 2**20} MiB; split the task.")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, MOST_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = str(error).split(";")[0][:100]
         raise DataError(f"{path}: not valid JSON ({reason}); mend it.") from None
     return parse_task(record, str(path))

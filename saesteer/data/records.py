@@ -6,12 +6,19 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saesteer.utils.errors import DataError
+from saesteer.utils.limits import (
+    RECORDS_BYTES,
+    check_bytes,
+    check_depth,
+    check_fields,
+    read_bytes,
+)
 from saesteer.utils.text import one_line, shorten
 
 SYNTAXES = ("json", "jsonl", "csv", "parquet")
@@ -59,17 +66,25 @@ class _Object(dict[str, Any]):
         super().__init__(items)
         self.repeated: str | None = None
         if len(self) < len(items):
-            names = [name for name, _ in items]
-            self.repeated = next(name for name in names if names.count(name) > 1)
+            self.repeated = first_repeated(name for name, _ in items)
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that stood before; None where every name stands once."""
+    seen: set[str] = set()
+    # add() returns None, so that what is new is remembered and passed over.
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 def read_text(path: Path, *, fallback: str | None = None) -> str:
     """Read a whole UTF-8 text file, with or without a byte order mark, or one in `fallback`."""
     check_is_file(path)
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, RECORDS_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error}); divide the file") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,15 +160,34 @@ def _read_parquet(path: Path) -> RecordFile:
     import pyarrow.parquet as pq
 
     check_is_file(path)
+    rows: list[dict[str, Any]] = []
+    size = 0
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        # A few rows at a time: a small file may stand for endless ones.
+        with pq.ParquetFile(path) as file:
+            names = tuple(file.schema_arrow.names)
+            _check_columns(path, names)
+            for batch in file.iter_batches(batch_size=256):
+                # A dictionary's word is short however often it stands there.
+                size += sum(
+                    (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c).nbytes
+                    for c in batch.columns
+                )
+                check_bytes(size, RECORDS_BYTES)
+                rows += batch.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{path}: cannot be read as Parquet ({one_line(error)}); write the file again"
         ) from None
-    rows = enumerate(table.to_pylist(), start=1)
-    records = [Record(f"{path}: record {number}", row) for number, row in rows]
-    return RecordFile(path, records, tuple(table.column_names))
+    records = [Record(f"{path}: record {number}", row) for number, row in enumerate(rows, start=1)]
+    return RecordFile(path, records, names)
+
+
+def _check_columns(path: Path, names: tuple[str, ...]) -> None:
+    try:
+        check_fields(names, "columns")
+    except ValueError as error:
+        raise DataError(f"{path}:1: the table cannot be read ({error}); mend it") from None
 
 
 def _fault(error: ValueError | RecursionError) -> str:
@@ -234,8 +268,16 @@ def json_line(place: str, line: str) -> Record:
 
 
 def _record(place: str, value: Any) -> Record:
-    twice = value.repeated if isinstance(value, _Object) else None
-    fault = None if twice is None else f"the field '{twice}' is given twice; remove one of them"
+    if not isinstance(value, _Object):
+        return Record(place, value)
+    fault = None
+    if value.repeated is not None:
+        fault = f"the field {shorten(value.repeated)} is given twice; remove one of them"
+    try:
+        check_fields(value, "fields")
+        check_depth(value)
+    except ValueError as error:
+        return Record(place, problem=f"the record cannot be read ({error}); mend it")
     return Record(place, value, fault)
 
 
@@ -250,11 +292,12 @@ def _read_csv(path: Path, text: str) -> RecordFile:
                 continue
             if header is None:
                 header = tuple(cell.strip() for cell in row)
-                twice = next((cell for cell in header if header.count(cell) > 1), None)
+                twice = first_repeated(header)
                 if twice is not None:
                     raise DataError(
-                        f"{place}: the column '{twice}' is given twice; remove one of them"
+                        f"{place}: the column {shorten(twice)} is given twice; remove one of them"
                     )
+                _check_columns(path, header)
             elif len(row) == len(header):
                 records.append(Record(place, dict(zip(header, row, strict=True))))
             else:

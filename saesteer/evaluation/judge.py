@@ -242,11 +242,11 @@ class EmbeddingJudge(Judge):
 
     def read(self, texts: Sequence[str], questions: Sequence[str] = ()) -> Readings:
         """Return the log-odds that each text is of the positive side; NaN for a blank text."""
-        readings = np.full(len(texts), np.nan)
-        rows = [row for row, text in enumerate(texts) if text.strip()]
-        if rows:
-            embedded = self.embedder.embed([texts[row] for row in rows]).astype(np.float64)
-            readings[rows] = self._fitted.decision_function(embedded)
+        if not texts:
+            return np.zeros(0)
+        # Blank ones too: the texts are then those that the writer embeds.
+        readings = self._fitted.decision_function(self.embedder.embed(texts).astype(np.float64))
+        readings[[not text.strip() for text in texts]] = np.nan
         return readings
 
     def read_unseen(self, answers: PairSet) -> tuple[Readings, Readings]:

@@ -149,12 +149,19 @@ class ChatClient:
             body.pop("temperature", None)
         if "max_tokens" in self._refused and "max_tokens" in body:
             body["max_completion_tokens"] = body.pop("max_tokens")
+        if "logprobs" in self._refused:
+            body.pop("logprobs", None)
+            body.pop("top_logprobs", None)
         return body
 
 
 def _misfit(said: str, payload: dict[str, Any]) -> str | None:
-    """Return the parameter that is refused, of those that reasoning models do not take."""
-    words = {"max_tokens": "max_completion_tokens", "temperature": "temperature"}
+    """Return the parameter that is refused, of those that not every model takes."""
+    words = {
+        "max_tokens": "max_completion_tokens",
+        "temperature": "temperature",
+        "logprobs": "logprobs",
+    }
     return next((name for name, word in words.items() if name in payload and word in said), None)
 
 

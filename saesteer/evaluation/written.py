@@ -211,6 +211,12 @@ class WrittenEvaluation:
         how = {sign: {"system": system} for sign, system in given.items() if system is not None}
         return self.unsteered + (self._judged(self._writer.write(how)) if how else ())
 
+    def masked(
+        self, completions: Sequence[Completion], mask: Callable[[str], str]
+    ) -> tuple[Completion, ...]:
+        """Return the steered completions as a mask leaves them, read again."""
+        return self._judged([replace(c, text=mask(c.text)) for c in completions if c.sign])
+
     def _judged(self, completions: Sequence[Completion]) -> tuple[Completion, ...]:
         texts = [completion.text for completion in completions]
         asked = [self._writer.questions[completion.question] for completion in completions]

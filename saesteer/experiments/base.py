@@ -18,6 +18,7 @@ from saesteer.tracking.wandb import wandb_mode
 from saesteer.utils.cache import Cache
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
+from saesteer.utils.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,8 +121,12 @@ class Experiment(Context, Generic[Found]):
             finished = self.finished
             if finished:
                 results.check()
-                if not results.report.is_file():
-                    self.write_report()
+                try:
+                    self.headline(results.metrics)
+                    if not results.report.is_file():
+                        self.write_report()
+                except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+                    raise results.damaged(f"{type(error).__name__}: {one_line(error)}") from error
                 asked = self.config.tracking
                 mirrored = wandb_mode(asked, os.environ) is not None
                 if not (mirrored or asked.tags or asked.group is not None):

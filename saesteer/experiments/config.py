@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from tempfile import TemporaryFile
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, SaeError
+from saesteer.utils.redaction import check_no_secret
 from saesteer.utils.settings import Settings, Source, TrackingSettings, short_hash
 
 # An SAE's folder, or its release and id.
@@ -37,7 +39,9 @@ class ExperimentConfig(Settings):
 
     kind: ClassVar[str]
     # What the run is called; part of its folder's name.
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    name: Annotated[str, AfterValidator(check_no_secret)] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80
+    )
     model: ModelSettings = ModelSettings()
     # Where runs are kept.
     folder: Source = "runs"
@@ -92,7 +96,7 @@ def run_folder(config: ExperimentConfig, **inputs: str) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Check, writing nothing, that a folder can be made and written."""
+    """Check, leaving nothing behind, that a folder can be made and written."""
     place = below = folder
     # os.path, because a name that can be no path is then only not there.
     while not os.path.exists(place) and place != place.parent:
@@ -106,7 +110,12 @@ def check_writable(folder: Path) -> None:
         reason = f"{str(folder)[:100]!r} cannot be used ({getattr(error, 'strerror', '') or error})"
     if not reason and not place.is_dir():
         reason = f"{folder}: {place} is a file"
-    if not reason and not os.access(place, os.W_OK):
-        reason = f"{folder} cannot be written"
+    if not reason:
+        try:
+            # Without a name where the system can; permissions alone tell nothing of /proc.
+            with TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            reason = f"{folder} cannot be written ({error.strerror})"
     if reason:
         raise ConfigError(f"folder {reason}; choose another with --set folder=...")

@@ -65,7 +65,17 @@ class Results:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json`."""
-        return in_present_words(self.folder.read_json(METRICS))
+        found = in_present_words(self.folder.read_json(METRICS))
+        if not isinstance(found, dict):
+            raise self.damaged("it is no object")
+        return found
+
+    def damaged(self, reason: object) -> OutputError:
+        """What to say of a `metrics.json` that holds something else than was written."""
+        return OutputError(
+            f"{self.folder.path / METRICS} is damaged ({reason}); delete it, and run the same "
+            "command again."
+        )
 
     @property
     def report(self) -> Path:

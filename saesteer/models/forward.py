@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from saesteer.utils.errors import ModelError
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
@@ -20,6 +22,17 @@ if TYPE_CHECKING:
 def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
     """Return every token's place counted from its row's first real token; 0 at padding."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Refuse NaN and infinity where what a model computes is first seen."""
+    if not bool(torch.isfinite(values).all()):
+        dtype = str(values.dtype).removeprefix("torch.")
+        ways = "dtype bfloat16 or float32" if values.dtype == torch.float16 else "dtype float32"
+        raise ModelError(
+            f"{what} hold NaN or infinity in {dtype}; load the model with {ways}, or use a weaker "
+            "strength where it is steered."
+        )
 
 
 def all_logits(

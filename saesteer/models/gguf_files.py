@@ -23,6 +23,8 @@ _LONGEST_NAME = 65_535
 _MOST_DIMENSIONS = 8
 # Far above what any model has; a tensor's name and shape take many times its bytes in memory.
 _MOST_ENTRIES = 100_000
+# A tokenizer's words.
+_MOST_WORDS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ class _Reader:
         # The shortest tensor and the shortest entry there can be, in bytes.
         n_tensors, n_entries = self._count(24, "tensors"), self._count(13, "entries")
         if max(n_tensors, n_entries) > _MOST_ENTRIES:
-            raise ValueError(f"it declares {n_tensors:,} tensors and {n_entries:,} entries")
+            raise ValueError(
+                f"it declares {n_tensors:,} tensors and {n_entries:,} entries and may have "
+                f"{_MOST_ENTRIES:,}"
+            )
         metadata: dict[str, Any] = {}
         for _ in range(n_entries):
             key, kind = self._string(_LONGEST_NAME), self._number("I")
@@ -109,7 +114,10 @@ class _Reader:
     def _skip_array(self, key: str) -> None:
         kind = self._number("I")
         if kind == _STRING:
-            for _ in range(self._count(8, f"elements of {key[:60]!r}")):
+            count = self._count(8, f"elements of {key[:60]!r}")
+            if count > _MOST_WORDS:
+                raise ValueError(f"it declares {count:,} words and may have {_MOST_WORDS:,}")
+            for _ in range(count):
                 self._skip(self._number("Q"))
         elif kind in _SCALARS:
             size = struct.calcsize(_SCALARS[kind])

@@ -21,9 +21,9 @@ from saesteer.models.compat import (
 )
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
-from saesteer.models.resolve import BUNDLED, ModelSource, resolve_model
+from saesteer.models.resolve import BUNDLED, ModelSource, check_size, resolve_model
 from saesteer.utils.errors import MismatchError, ModelError, NetworkError
-from saesteer.utils.text import one_line
+from saesteer.utils.text import library_said, one_line
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -80,6 +80,7 @@ def load_model(
     if device is not None and device_map is not None:
         raise ModelError("device and device_map exclude each other; give one of the two.")
     source = resolve_model(name)
+    check_size(source)
     place = choose_device(device) if device_map is None else None
     chosen = choose_dtype(dtype, place or choose_device())
     location = source.location
@@ -299,11 +300,11 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
     if "trust_remote_code" in text:
         return ModelError(
             f"model {location!r} needs code of its own; read it, then pass trust_remote_code=True "
-            "(--trust-remote-code)."
+            "(--set model.trust_remote_code=true)."
         )
     return ModelError(
-        f"model {location!r} cannot be loaded ({text[:200]}); check the name, the files and, for a "
-        "gated model, HF_TOKEN."
+        f"model {location!r} cannot be loaded ({library_said(error)}); check the name, the files "
+        "and, for a gated model, HF_TOKEN."
     )
 
 

@@ -56,12 +56,22 @@ def choose_dtype(
             raise ModelError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}.")
         return DTYPES[dtype]
     device = device or torch.device("cpu")
+    # Never float16 by itself, whose largest number many a residual stream exceeds.
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type == "mps":
-        return torch.float16
+        return torch.bfloat16 if _takes_bfloat16(device) else torch.float32
     ratio = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
     return torch.bfloat16 if ratio > 1.2 else torch.float32
+
+
+def _takes_bfloat16(device: torch.device) -> bool:
+    # Metal knows bfloat16 from macOS 14 on.
+    try:
+        torch.ones(1, dtype=torch.bfloat16, device=device).sum().item()
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def memory_of(device: torch.device) -> int:

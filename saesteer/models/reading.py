@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saesteer.models.forward import check_finite
 from saesteer.models.hooks import keeping
 from saesteer.models.loading import context_length
 from saesteer.models.sites import Site, resolve_target
@@ -232,6 +233,7 @@ def read_rows(
                     "use hook_resid_post, hook_mlp_out or attn.hook_z."
                 )
             kept = hidden[tokens.span.to(hidden.device)].cpu()
+            check_finite(kept, f"the activations at {site} (layer {site.layer})")
             if site not in stores:
                 stores[site] = kept.new_empty((int(offsets[-1]), kept.shape[1]))
             stores[site][where] = kept

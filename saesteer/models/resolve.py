@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 from saesteer.models.gguf_files import gguf_header
 from saesteer.models.hooks import Site
 from saesteer.utils.errors import MismatchError, ModelError, SiteError
+from saesteer.utils.limits import check_declared, read_json
+from saesteer.utils.text import one_line
 
 BUNDLED = "smollm2"
 BUNDLED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -81,6 +83,7 @@ def model_shape(source: ModelSource) -> ModelShape | None:
     Read from config.json (in the folder, or in the Hub's local cache) or a GGUF file's header;
     None where that is not there or does not say.
     """
+    check_size(source)
     if source.kind == "gguf":
         header = gguf_header(Path(source.location))
         names = ("block_count", "embedding_length", "attention.head_count")
@@ -88,6 +91,35 @@ def model_shape(source: ModelSource) -> ModelShape | None:
     else:
         n_layers, d_model, n_heads = _configured(source.location)
     return ModelShape(n_layers, d_model, n_heads or 0) if n_layers and d_model else None
+
+
+def check_size(source: ModelSource) -> None:
+    """Refuse a configuration that declares what no model has, before anything is built of it."""
+    try:
+        if source.kind == "gguf":
+            for key, value in gguf_header(Path(source.location)).metadata.items():
+                # "llama.block_count" counts blocks.
+                check_declared(key.replace("block_count", "layers").rpartition(".")[2], value)
+            return
+        path = Path(source.location) / "config.json"
+        if source.kind == "hub":
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(source.location, "config.json")
+            if not isinstance(found, str):
+                return
+            path = Path(found)
+        check_declared("config.json", read_json(path))
+    except ValueError as error:
+        raise ModelError(
+            f"the configuration of model {source.name!r} cannot be used ({one_line(error)}); "
+            "correct it, or fetch the model again."
+        ) from error
+    except OSError as error:
+        raise ModelError(
+            f"the configuration of model {source.name!r} cannot be read ({error.strerror}); check "
+            "the file."
+        ) from error
 
 
 def _configured(location: str) -> tuple[int | None, ...]:

@@ -19,6 +19,7 @@ from saesteer.probes.fitting import FittedProbe, Parts
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, MismatchError, SiteError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.limits import check_header, parse_json
 from saesteer.utils.text import did_you_mean, one_line, spoken_list
 
 if TYPE_CHECKING:
@@ -206,11 +207,12 @@ class ProbeSet:
                 "train."
             )
         try:
+            check_header(source)
             with safe_open(source, framework="numpy") as file:
                 metadata = dict(file.metadata() or {})
                 if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
                     raise ValueError(f"it is no {FORMAT} file of version {VERSION}")
-                header = json.loads(metadata["probes"])
+                header = parse_json(metadata["probes"])
                 classes = tuple(header.pop("classes"))
                 probes = [
                     LinearProbe(

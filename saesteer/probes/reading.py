@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from errno import ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +20,7 @@ from saesteer.models.reading import Activations, Pooling, mean_norm, pool, read_
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.utils.errors import DataError, OutputError, SiteError
-from saesteer.utils.files import unwritable, write_atomic
+from saesteer.utils.files import check_room, write_atomic
 from saesteer.utils.progress import Progress
 from saesteer.utils.settings import Settings, Source
 
@@ -186,7 +184,7 @@ def read_layers(
     """
     first = read_rows(model, rows[:1], sites)
     per_token = sum(int(found.values.shape[1]) for found in first.values())
-    _check_room(folder, 2 * per_token * len(rows))
+    check_room(folder, 2 * per_token * len(rows), "activations", "texts-*.safetensors")
     chunks = [chunk.tolist() for chunk in length_chunks(rows, per_token)]
     norms = {str(site): [0.0, 0] for site in sites}
     with (progress or Progress()).task("texts", len(rows), "texts") as task:
@@ -247,16 +245,6 @@ def _write_chunk(
             )
     metadata = {"chunk": json.dumps({"rows": rows, "norms": norms})}
     write_atomic(path, lambda draft: save_file(tensors, draft, metadata=metadata))
-
-
-def _check_room(folder: Path, size: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sum(file.stat().st_size for file in folder.glob("texts-*.safetensors"))
-        if shutil.disk_usage(folder).free < size - there:
-            raise OSError(ENOSPC, f"no room for {size:,} bytes of activations")
-    except OSError as error:
-        raise unwritable(folder, error) from error
 
 
 def length_chunks(rows: Sequence[TokenRow], per_token: int) -> Iterator[np.ndarray]:

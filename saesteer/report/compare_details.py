@@ -34,6 +34,7 @@ CHOICES = {"yes_no": "Yes / No", "a_b": "A / B"}
 SIGNS = {-1: "negative", 0: "none", 1: "positive"}
 MEASURES = ("judge", "sentiment", "nll", "rep4", "distinct2", "similarity", "composite")
 RATINGS = ("behaviour", "instruction", "fluency", "harmonic_mean")
+MASKED_RATIO = ("masked_ratio", "masked_ratio_low", "masked_ratio_high")
 JUDGE = estimate("judge", "judge_low", "judge_high")
 OPENED = 2
 NO_JUDGE = (
@@ -88,6 +89,11 @@ def text_sections(found: Comparison) -> list[Section]:
     if not any(row["headline"] for row in judges):
         items.append(Text(NO_JUDGE))
     items += [*_judge_figures(found), _summary_table(found), _by_judge_table(found)]
+    # Neither is there of earlier versions.
+    if metrics.get("masked"):
+        items.append(_masked_table(found))
+    if metrics.get("at_prompt"):
+        items.append(_prompt_table(found))
     items.append(_means_table(found))
     if metrics["llm_judge"]:
         items.append(_llm_table(found))
@@ -191,6 +197,41 @@ def _by_judge_table(found: Comparison) -> Table:
         row for _, own in found.by_method(found.metrics.get("generation_judges", ())) for row in own
     ]
     return Table.of(rows, columns, "Each judge by itself", folded=True)
+
+
+def _masked_table(found: Comparison) -> Table:
+    columns = [
+        Column("method", lambda row: found.methods[row["method"]].mark),
+        Column("judge", _read_by),
+        Column("range", estimate("judge_range"), ".2f"),
+        Column("masked", estimate("masked_judge_range", "masked_low", "masked_high"), ".2f"),
+        Column("ratio to baseline", RATIO, ".2f"),
+        Column("masked ratio", estimate(*MASKED_RATIO), ".2f"),
+    ]
+    note = (
+        'Masked are what the speaker says to be ("I\'m a kind ...", "As an AI ..."), the words '
+        "of the descriptions, and the 30 words of a side that tell the training statements apart."
+    )
+    rows = [row for _, own in found.by_method(found.metrics["masked"]) for row in own]
+    return Table.of(rows, columns, "Without slogans and the persona's own words", note=note)
+
+
+def _prompt_table(found: Comparison) -> Table:
+    columns = [
+        Column("method", lambda row: found.methods[row["method"]].mark),
+        Column("judge", _read_by),
+        *("KL -=kl_minus:.2f", "KL +=kl_plus:.2f"),
+        Column("range", estimate("judge_range"), ".2f"),
+        Column("ratio to the prompt", RATIO, ".2f"),
+        "composite (proxy)=composite",
+    ]
+    note = "Each side has the KL that the prompt of that side costs, on average over personas."
+    rows = [row for _, own in found.by_method(found.metrics["at_prompt"]) for row in own]
+    return Table.of(rows, columns, "At the prompt's own KL", note=note)
+
+
+def _read_by(row: Row) -> str:
+    return row["judge"] or "those that count"
 
 
 def _by_sign(

@@ -13,7 +13,8 @@ from saesteer.report.layout import Choice, Figure, Item, Remark, Section, Tile
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Drawing
-    from rich.console import Console
+
+    from saesteer.utils.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
 from saesteer.report.layout import Section, Table, Texts
 from saesteer.report.page import cell_text
+from saesteer.utils.terminal import Console
 
 if TYPE_CHECKING:
     from saesteer.report.layout import Item

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from saesteer.models.reading import read_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import TokenRow
 from saesteer.utils.errors import OutputError
-from saesteer.utils.files import build_folder, remove_abandoned
+from saesteer.utils.files import build_folder, check_room, remove_abandoned
 from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -66,7 +65,8 @@ def harvest(
         shards.append((block, sum(sum(row.kept) for row in block)))
         tokens += shards[-1][1]
     itemsize = plain_model(model).dtype.itemsize
-    _check_room(folder, tokens * int(model.cfg.d_model) * itemsize * len(sites))
+    needed = tokens * int(model.cfg.d_model) * itemsize * len(sites)
+    check_room(folder, needed, "activations", "**/*.safetensors")
     remove_abandoned(folder)
     read_at = [Site.parse(site) for site in sites]
     task = (progress or Progress()).task("reading activations", total=tokens, unit="tokens")
@@ -107,19 +107,3 @@ def _write_shard(
             f"activations cannot be written to {target.parent} ({reason}); "
             "choose another folder or free some space."
         ) from error
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise OutputError(
-            f"the folder {folder} cannot be written ({error.strerror}); choose another."
-        ) from error
-    if needed - there > free:
-        raise OutputError(
-            f"{folder} needs {needed / 1e9:.1f} GB for activations and {free / 1e9:.1f} GB are "
-            "free; set tokens lower or choose another folder."
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import warnings
 from pathlib import Path
@@ -13,7 +12,8 @@ from saesteer.models.resolve import ModelSource, check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
 from saesteer.utils.errors import NetworkError, SaeError
-from saesteer.utils.text import one_line
+from saesteer.utils.limits import check_declared, read_json
+from saesteer.utils.text import library_said
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -101,7 +101,9 @@ def neuronpedia_id_of(name: str | os.PathLike[str]) -> str | None:
 
 def _config(sae: Path | tuple[str, str]) -> dict[str, Any]:
     if isinstance(sae, Path):
-        return json.loads((sae / "cfg.json").read_text(encoding="utf-8"))
+        config = read_json(sae / "cfg.json")
+        check_declared("cfg.json", config)
+        return config
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
     return load_sae_config_from_huggingface(*sae)
@@ -208,7 +210,7 @@ def _check_registered(release: str, sae_id: str) -> None:
 
 
 def _load_error(name: str, on_disk: bool, error: Exception) -> SaeError | NetworkError:
-    text = one_line(error).rstrip(".")
+    text = library_said(error).rstrip(".")
     if isinstance(error, KeyError):
         text = f"unknown or missing: {text}"
     if on_disk:

@@ -46,7 +46,7 @@ class Edit(ABC):
                 f"tokens {self.first} to {self.last} end before they begin; turn them round."
             )
         for name in ("scale", "centre", "value"):
-            check_strength(getattr(self, name, 0.0))
+            check_strength(getattr(self, name, 0.0), name)
         exact = self.vector.direction.detach().cpu().to(torch.float64)
         object.__setattr__(self, "direction", (exact / exact.norm()).to(torch.float32))
 

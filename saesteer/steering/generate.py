@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saesteer.models.compat import contiguous_head
-from saesteer.models.forward import greedy_settings
+from saesteer.models.forward import check_finite, greedy_settings
 from saesteer.models.loading import context_length, plain_model
 from saesteer.models.sites import resolve_target
 from saesteer.models.tokens import (
@@ -196,7 +196,9 @@ def generate(
             output = runner.generate(
                 **batch.inputs,
                 generation_config=config,
-                logits_processor=sampling_processors(keys, temperature, top_p, seed),
+                logits_processor=_checked(
+                    runner.dtype, sampling_processors(keys, temperature, top_p, seed)
+                ),
                 streamer=streamer,
             )
         for job, tokens in zip(part, output[:, width:].tolist(), strict=True):
@@ -286,6 +288,18 @@ def _streamer(tokenizer: Any, on_token: Callable[[str], None]) -> Any:
                 on_token(text)
 
     return CallbackStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _checked(dtype: torch.dtype, processors: LogitsProcessorList) -> LogitsProcessorList:
+    """Return processors behind a check of the model's own scores, which are in `dtype`."""
+
+    def check(_ids: Tensor, scores: Float[Tensor, "batch vocab"]) -> Tensor:
+        # Minus infinity bars a token; anything else would end as an empty or a made-up text.
+        check_finite(scores.clamp_min(-1e4).to(dtype), "the scores of the next token")
+        return scores
+
+    processors.insert(0, check)
+    return processors
 
 
 def sampling_processors(

@@ -16,13 +16,13 @@ Unit = Literal["norm", "raw", "max_act"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
-def check_strength(value: object) -> float:
-    """Return a strength as a float; refuse what is not a finite number."""
+def check_strength(value: object, name: str = "strength") -> float:
+    """Return a strength, or a length of that name, as a float; refuse what is not finite."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise SteeringError(f"strength {value!r} is not a number; give a number such as 0.2.")
+        raise SteeringError(f"{name} {value!r} is not a number; give a number such as 0.2.")
     number = float(value)
     if not math.isfinite(number):
-        raise SteeringError(f"strength {number} is not finite; give a number such as 0.2.")
+        raise SteeringError(f"{name} {number} is not finite; give a number such as 0.2.")
     return number
 
 

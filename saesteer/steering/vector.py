@@ -21,6 +21,7 @@ from saesteer.steering.positions import DEFAULT_POSITIONS, check_saved_positions
 from saesteer.steering.strength import Unit, check_strength
 from saesteer.utils.errors import SaesteerError, SteeringError
 from saesteer.utils.files import write_atomic
+from saesteer.utils.limits import check_header
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +103,7 @@ class SteeringVector:
         check_saved_positions(self.positions)
         for name in ("norm", "residual_norm", "max_act"):
             length = getattr(self, name)
-            if (name == "norm" or length is not None) and check_strength(length) <= 0.0:
+            if (name == "norm" or length is not None) and check_strength(length, name) <= 0.0:
                 raise SteeringError(
                     f"{name} is {float(length)}; it is a length, so give a positive number."
                 )
@@ -316,15 +317,17 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
             "folder that holds one."
         )
     try:
+        check_header(source)
         with safe_open(source, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
+            ours = metadata.get("format") == FORMAT and "direction" in file.keys()  # noqa: SIM118
+            direction = file.get_tensor("direction") if ours else None
     except (SafetensorError, OSError, ValueError) as error:
         raise SteeringError(
             f"{source}: cannot be read as safetensors ({error}); the file is cut off or of another "
             "kind, so copy or make it again."
         ) from error
-    if metadata.get("format") != FORMAT or "direction" not in tensors:
+    if direction is None:
         raise SteeringError(
             f"{source}: this safetensors file is not a saesteer steering vector; give the "
             f"{FILE_NAME} of a run, or make one with saesteer run."
@@ -338,7 +341,7 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
     try:
         header = _Header.model_validate_json(metadata.get("vector", ""))
         own = {name: getattr(header, name) for name in _Header.model_fields if name != "features"}
-        return SteeringVector(tensors["direction"], sae_features=header.features, **own)
+        return SteeringVector(direction, sae_features=header.features, **own)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "metadata"

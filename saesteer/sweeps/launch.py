@@ -84,6 +84,8 @@ class Launch:
         restarts = self.workers * MOST_RESTARTS
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
         say = self.progress.say
+        if others := self.study.at_work():
+            say(f"workers of an earlier call go on (process {', '.join(others)}); they share these")
         say(f"{self.workers} workers with {threads} threads each; logs in {self.logs}")
         with ExitStack() as stack:
             running = [self._start(slot, threads, stack) for slot in range(self.workers)]

@@ -184,6 +184,12 @@ class SweepStudy:
         running = [attempt for attempt in self.attempts() if attempt.state.name == "RUNNING"]
         return sum(self._lose(attempt) for attempt in running if self._is_gone(attempt))
 
+    def at_work(self) -> list[str]:
+        """Return the processes that run trials now, such as "4711 on node-3"."""
+        running = [attempt for attempt in self.attempts() if attempt.state.name == "RUNNING"]
+        beats = [a.user_attrs.get(PROCESS) or {} for a in running if not self._is_gone(a)]
+        return sorted({f"{beat.get('pid')} on {beat.get('host')}" for beat in beats})
+
     def _is_gone(self, attempt: FrozenTrial, now: float | None = None) -> bool:
         """Return whether an attempt's worker is gone.
 

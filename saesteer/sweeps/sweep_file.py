@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from saesteer.experiments.registry import experiment_named
 from saesteer.sweeps.overrides import merged
 from saesteer.sweeps.parameters import BELLS, read_parameters
 from saesteer.sweeps.sweep import EarlyTerminate, Sweep
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.redaction import check_no_secret
 from saesteer.utils.settings import Settings, parse_config, read_word, read_yaml
 
 # What a command's first word may be; "run" or "train" may stand behind it.
@@ -46,7 +47,7 @@ class SweepFile(Settings):
     metric: Metric | None = None
     early_terminate: EarlyTerminate | None = None
     run_cap: int | None = Field(default=None, ge=1)
-    name: str | None = None
+    name: Annotated[str, AfterValidator(check_no_secret)] | None = None
     # W&B's own affairs, which a local sweep has no use for.
     description: str | None = None
     project: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -14,10 +13,11 @@ from saesteer.sweeps.storage import is_url
 from saesteer.sweeps.study import Attempt, SweepStudy, open_study
 from saesteer.sweeps.sweep import Numbers
 from saesteer.tracking.liveness import Heartbeat
-from saesteer.tracking.redaction import redact_text
 from saesteer.utils.cache import Cache
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.progress import Progress, terminal_progress
+from saesteer.utils.redaction import redact_text
+from saesteer.utils.terminal import say
 from saesteer.utils.text import one_line
 
 POLL_SECONDS = 0.5
@@ -138,7 +138,7 @@ class Worker:
         except SaesteerError as error:
             self._failed(attempt, str(error), outcome())
         except Exception as error:
-            print(redact_text(traceback.format_exc()), file=sys.stderr)
+            say(traceback.format_exc(), err=True)
             # Whatever was half loaded, or filled the memory, is not taken to the next trial.
             self._cache.clear()
             self._failed(attempt, f"{type(error).__name__}: {one_line(error, 500)}", outcome())

@@ -14,12 +14,12 @@ from secrets import token_hex
 from typing import Any
 
 from saesteer.tracking.liveness import Heartbeat, process_record
-from saesteer.tracking.redaction import redact, redact_command, redact_text
-from saesteer.tracking.runs import RECORD, Note, add_note
+from saesteer.tracking.runs import RECORD, Note, add_note, check_record
 from saesteer.tracking.wandb import WandbMirror, start_mirror
 from saesteer.utils.errors import OutputError, SaesteerError
 from saesteer.utils.files import append_json
 from saesteer.utils.progress import Progress
+from saesteer.utils.redaction import redact, redact_command, redact_text
 from saesteer.utils.run_folder import RunFolder, environment_record, write_record
 from saesteer.utils.settings import TrackingSettings
 from saesteer.utils.text import one_line
@@ -257,13 +257,7 @@ def _earlier_record(folder: RunFolder) -> dict[str, Any]:
     if not folder.has(RECORD):
         folder.create()
         return {}
-    earlier = folder.read_json(RECORD)
-    if not isinstance(earlier, dict):
-        raise OutputError(
-            f"{folder.path / RECORD} holds no record of a run; delete it, and run the same command "
-            "again."
-        )
-    return earlier
+    return check_record(folder.path / RECORD, folder.read_json(RECORD))
 
 
 def _warner(progress: Progress | None) -> Callable[[str], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +14,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from saesteer.tracking.liveness import present_status
-from saesteer.tracking.redaction import redact
 from saesteer.utils.errors import ConfigError, DataError, OutputError
 from saesteer.utils.files import append_json
+from saesteer.utils.limits import parse_json
+from saesteer.utils.redaction import redact
 from saesteer.utils.run_folder import RunFolder, finite
 from saesteer.utils.text import did_you_mean
 from saesteer.utils.values import flatten, scalars
 
 RECORD, NOTES = "run.json", "notes.jsonl"
 Note = str | Mapping[str, Any]
+_log = logging.getLogger("saesteer")
 ENDINGS = (".csv", ".json", ".parquet")
 # Folders of a run that hold many files and no runs.
 _NO_RUNS = {
@@ -69,18 +74,63 @@ class Run:
         return {**values, "folder": str(self.folder)}
 
 
+class _Recorded(BaseModel):
+    """What stands in a record that can be used, whichever version wrote it."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    id: str | None = None
+    kind: str | None = None
+    name: str | None = None
+    status: str | None = None
+    stage: str | None = None
+    started: str | None = None
+    ended: str | None = None
+    config: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    seconds: dict[str, float] | None = None
+    wall_seconds: float | None = None
+    tags: list[str] | None = None
+    group: str | None = None
+    parent: str | None = None
+    error: str | None = None
+    git_commit: str | None = None
+    versions: dict[str, str] | None = None
+    artifacts: dict[str, str] | None = None
+    wandb: dict[str, Any] | None = None
+
+
+def check_record(file: Path, record: Any) -> dict[str, Any]:
+    """Return a run's record; `OutputError` says what of it is of another type than was written."""
+    try:
+        _Recorded.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the record"
+        said = str(first["msg"])
+        raise OutputError(
+            f"{file} holds no record of a run ({field}: {said[:1].lower()}{said[1:]}); correct or "
+            "delete it, and run the same command again."
+        ) from None
+    return record
+
+
 def list_runs(root: str | Path) -> list[Run]:
     """Return every run below a folder, the latest start first.
 
-    A copy of a run's folder is a run of its own.
+    A copy of a run's folder is a run of its own. A folder whose record is damaged, or that cannot
+    be read, is named in a warning and left out.
     """
     found: dict[str, Run] = {}
     for folder in _folders(Path(root)):
-        run = read_run(folder)
-        if run is not None and run.id in found:
+        try:
+            run = read_run(folder)
+        except OutputError as error:
+            _log.warning(f"left out of the list: {error}")
+            continue
+        if run.id in found:
             run = replace(run, id=_place_id(folder))
-        if run is not None:
-            found[run.id] = run
+        found[run.id] = run
     return sorted(found.values(), key=_start, reverse=True)
 
 
@@ -89,11 +139,11 @@ def find_run(root: str | Path, name: str | Path) -> Run:
 
     Raises:
         DataError: There is none, or there are several; the nearest are named.
+        OutputError: The folder's record is damaged.
     """
-    with suppress(OSError, ValueError):
-        own = read_run(Path(name)) if str(name) else None
-        if own is not None:
-            return own
+    # os.path, because a name that can be no path is then only not there.
+    if str(name) and os.path.isfile(Path(name) / RECORD):
+        return read_run(Path(name))
     name, runs = str(name), list_runs(root)
     exact = [run for run in runs if name in (run.id, run.folder.name, str(run.folder))]
     found = exact or [run for run in runs if name and run.id.startswith(name.lower())]
@@ -106,21 +156,19 @@ def find_run(root: str | Path, name: str | Path) -> Run:
     raise DataError(f"there is no run {name!r}{near}; see saesteer runs list.")
 
 
-def read_run(folder: Path) -> Run | None:
-    """Return the run that a folder holds; None if it holds none, or its record is damaged.
+def read_run(folder: Path) -> Run:
+    """Return the run that a folder holds; `OutputError` says that its record is damaged.
 
     A folder written before runs were recorded counts too: its kind is told by its files.
     """
     file = folder / RECORD
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        last_beat = file.stat().st_mtime
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict):
-        return None
+    record = check_record(file, RunFolder(folder).read_json(RECORD))
     if "kind" not in record:
-        record |= _guessed(folder)
+        record = check_record(file, record | _guessed(folder))
+    try:
+        last_beat = file.stat().st_mtime
+    except OSError:
+        last_beat = 0.0
     status = present_status(record, last_beat)
     own = {
         one.name: record.pop(_RECORDED_AS.get(one.name, one.name), None)
@@ -133,11 +181,16 @@ def read_run(folder: Path) -> Run | None:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(root):
+    for place, folders, files in os.walk(root, onerror=_say_unread):
         left_out = _NO_RUNS if RECORD in files else ()
         folders[:] = sorted(f for f in folders if f not in left_out and not f.startswith("."))
         if RECORD in files:
             yield Path(place)
+
+
+def _say_unread(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        _log.warning(f"left out of the list: {error.filename} cannot be read ({error.strerror}).")
 
 
 def _place_id(folder: Path) -> str:
@@ -165,7 +218,9 @@ def _guessed(folder: Path) -> dict[str, Any]:
         config = files.read_json("config.json")
     with suppress(OutputError):
         metrics = files.read_json("metrics.json")
-    seconds = metrics.get("seconds") or {}
+    config, metrics = (found if isinstance(found, dict) else {} for found in (config, metrics))
+    seconds = metrics.get("seconds")
+    seconds = seconds if isinstance(seconds, dict) else {}
     return {
         "kind": next((kind for file, kind in kinds.items() if (folder / file).exists()), "unknown"),
         "name": config.get("name"),
@@ -174,7 +229,7 @@ def _guessed(folder: Path) -> dict[str, Any]:
         "config": {key: value for key, value in config.items() if key != "tracking"},
         "metrics": scalars(metrics),
         "seconds": seconds,
-        "wall_seconds": sum(seconds.values()) or None,
+        "wall_seconds": sum(v for v in seconds.values() if isinstance(v, int | float)) or None,
     }
 
 
@@ -203,8 +258,8 @@ def read_notes(folder: Path) -> list[dict[str, Any]]:
         text = (folder / NOTES).read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines():
             with suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+                found.append(parse_json(line))
+    return [note for note in found if isinstance(note, dict)]
 
 
 def export_runs(runs: Sequence[Run], target: Path) -> Path:

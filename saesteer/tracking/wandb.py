@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from saesteer.tracking.redaction import redact
+from saesteer.utils.redaction import redact
 from saesteer.utils.settings import TrackingSettings
 from saesteer.utils.text import one_line
 

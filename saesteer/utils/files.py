@@ -19,18 +19,23 @@ from typing import Any
 from safetensors import SafetensorError
 
 from saesteer.utils.errors import OutputError
+from saesteer.utils.redaction import redact_file, redact_text
+from saesteer.utils.text import spoken_bytes
 
 # A draft of another machine cannot be told from one under way until nobody has touched it so long.
 FOREIGN_SECONDS = 24 * 3600.0
 _DRAFT = re.compile(r"\.saesteer-draft-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}-.+", re.DOTALL)
 _UNDER_WAY: set[str] = set()
+# What is read as text, and so can show a key.
+_TEXTS = (".json", ".jsonl", ".csv", ".html", ".md", ".txt", ".yaml", ".yml")
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path], Any]) -> Path:
     """Write a file whole or not at all, making its folder.
 
-    What killed processes left of the same file is removed. The content is bytes, or a function that
-    writes the draft that it is given. `OutputError` says what cannot be written.
+    What killed processes left of the same file is removed, and so are known keys in a text. The
+    content is bytes, or a function that writes the draft that it is given. `OutputError` says what
+    cannot be written.
     """
     target = Path(path)
     try:
@@ -40,6 +45,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
                 draft.write_bytes(content)
             else:
                 content(draft)
+            if target.suffix.lower() in _TEXTS and draft.is_file():
+                redact_file(draft)
             os.replace(draft, target)
     except (OSError, SafetensorError) as error:
         raise unwritable(target, error) from error
@@ -51,7 +58,7 @@ def append_json(path: Path, record: Any) -> None:
 
     Written at once to a file opened for appending, lines of two processes do not mix.
     """
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    line = redact_text(json.dumps(record, ensure_ascii=False, allow_nan=False)) + "\n"
     try:
         with path.open("ab", buffering=0) as stream:
             stream.write(line.encode("utf-8", "replace"))
@@ -66,6 +73,28 @@ def unwritable(path: Path, error: Exception) -> OutputError:
         f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); free some space "
         "or choose another place, and run the same command again."
     )
+
+
+def check_room(folder: Path, needed: int, what: str, there: str) -> None:
+    """Make a folder, and refuse where its disk cannot hold so many bytes.
+
+    Files of the pattern `there` are counted as written already.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob(there):
+            # Another process may be renaming it.
+            with suppress(FileNotFoundError):
+                needed -= file.stat().st_size
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if needed > free:
+        raise OutputError(
+            f"{folder} has room for {spoken_bytes(free)} and {what} need {spoken_bytes(needed)} "
+            "more; free some space, choose another place or take less, and run the same command "
+            "again."
+        )
 
 
 def draft_of(path: Path) -> Path:

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import re
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -184,8 +186,29 @@ def open_session() -> Session:
     from http.cookiejar import DefaultCookiePolicy
 
     import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
     session = requests.Session()
+    pools = {
+        "http": _watched(HTTPConnectionPool, HTTPConnection),
+        "https": _watched(HTTPSConnectionPool, HTTPSConnection),
+    }
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
+            super().init_poolmanager(*arguments, **named)
+            self.poolmanager.pool_classes_by_scheme = pools
+
+        def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
+            manager = super().proxy_manager_for(proxy, **named)
+            if not proxy.lower().startswith("socks"):
+                manager.pool_classes_by_scheme = pools
+            return manager
+
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers["User-Agent"] = "saesteer"
     return session
@@ -198,32 +221,120 @@ def _once(
     from urllib3.exceptions import HTTPError
 
     response, limit = None, patience.timeout
-    try:
-        # `with` closes a reply half read.
-        with session.request(
-            **asked, timeout=limit, allow_redirects=False, stream=True
-        ) as response:
-            file = into if response.status_code == 200 else None
-            if file is not None:
-                file.seek(0)
-                file.truncate()
-            body, deadline = bytearray(), time.monotonic() + limit
-            for piece in _pieces(response):
+    with _deadline(limit) as deadline:
+        try:
+            # `with` closes a reply half read.
+            with session.request(
+                **asked, timeout=limit, allow_redirects=False, stream=True
+            ) as response:
+                file = into if response.status_code == 200 else None
                 if file is not None:
-                    _write(file, piece)
-                    continue
-                body += piece
-                if len(body) > patience.largest or time.monotonic() > deadline:
-                    raise _Failure(f"no complete answer in {limit:g} s", unread=True)
-            # Read to its end, so that the connection serves the next request.
-            response.raw.release_conn()
-        return HttpReply(response.status_code, response.headers, bytes(body))
-    except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
-        # Only the kind: messages can hold headers.
-        failure, connected = type(error).__name__, not isinstance(error, requests.ConnectionError)
+                    deadline.cancel()
+                    file.seek(0)
+                    file.truncate()
+                body = bytearray()
+                for piece in _pieces(response):
+                    if file is not None:
+                        _write(file, piece)
+                        continue
+                    body += piece
+                    if len(body) > patience.largest:
+                        most = f"an answer of more than {patience.largest:,} bytes"
+                        raise _Failure(most, unread=True)
+                if deadline.passed:
+                    raise _Failure(deadline.said, unread=True)
+                # Read to its end, so that the connection serves the next request.
+                response.raw.release_conn()
+            return HttpReply(response.status_code, response.headers, bytes(body))
+        except (requests.RequestException, HTTPError, OSError, UnicodeError) as error:
+            # Only the kind: messages can hold headers.
+            failure = type(error).__name__
+            connected = not isinstance(error, requests.ConnectionError)
     answered = response is not None
+    if deadline.passed:
+        raise _Failure(deadline.said, answered=answered, unread=True)
     kind = "a broken answer" if answered else "no answer"
     raise _Failure(f"{kind} ({failure})", answered=answered, unread=answered or connected)
+
+
+class _Deadline:
+    """Ends an exchange of this thread by closing its connection, whatever it is waiting for.
+
+    A socket's own timeout starts anew with every byte, so a server that drips its headers, or a
+    TLS handshake, would not be bounded by it.
+    """
+
+    under_way = threading.local()
+
+    def __init__(self, seconds: float) -> None:
+        self.passed, self.said = False, f"no complete answer in {seconds:g} s"
+        self._twins: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def watch(self, twin: socket.socket) -> None:
+        """Close this connection too; one that comes too late is closed at once."""
+        with self._lock:
+            self._twins.append(twin)
+        if self.passed:
+            self._cut()
+
+    def end(self) -> None:
+        """Let go of what was watched."""
+        self.cancel()
+        with self._lock:
+            for twin in self._twins:
+                twin.close()
+            self._twins.clear()
+
+    def cancel(self) -> None:
+        """Let what is under way take its time."""
+        self._timer.cancel()
+
+    def _cut(self) -> None:
+        self.passed = True
+        with self._lock:
+            for twin in self._twins:
+                with suppress(OSError):
+                    twin.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[_Deadline]:
+    found = _Deadline(seconds)
+    _Deadline.under_way.one = found
+    found._timer.start()
+    try:
+        yield found
+    finally:
+        found.end()
+        _Deadline.under_way.one = None
+
+
+def _watched(pool: Any, connection: Any) -> Any:
+    """Return one of urllib3's pools with connections that the deadline under way knows of."""
+
+    class Watched(connection):
+        def _new_conn(self) -> socket.socket:
+            opened = super()._new_conn()
+            _watch(opened)
+            return opened
+
+        def request(self, *arguments: Any, **named: Any) -> None:
+            # One that is kept open from an earlier exchange.
+            if self.sock is not None:
+                _watch(self.sock)
+            super().request(*arguments, **named)
+
+    return type("Pool", (pool,), {"ConnectionCls": Watched})
+
+
+def _watch(opened: socket.socket) -> None:
+    deadline = getattr(_Deadline.under_way, "one", None)
+    if deadline is not None:
+        # A twin, since TLS takes the socket itself over and a reply may outlive its connection.
+        deadline.watch(socket.socket(fileno=os.dup(opened.fileno())))
 
 
 def _final(reply: HttpReply, url: str, where: str, key: Key | None) -> HttpReply:

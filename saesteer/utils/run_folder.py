@@ -16,6 +16,7 @@ from typing import Any
 
 from saesteer.utils.errors import OutputError
 from saesteer.utils.files import remove_abandoned, write_atomic
+from saesteer.utils.limits import read_json
 
 RECORDED_PACKAGES = (
     "saesteer",
@@ -75,7 +76,7 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """Read a JSON file; `OutputError` says that it is missing or damaged."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return read_json(self.path / name)
         except (OSError, ValueError) as error:
             raise OutputError(
                 f"{self.path / name} is damaged or missing ({error}); delete it if it is there, "

@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 from saesteer.utils.errors import ConfigError
-from saesteer.utils.text import nearest, one_line
+from saesteer.utils.limits import SETTINGS_BYTES, parse_yaml, read_bytes
+from saesteer.utils.text import nearest, one_line, shorten
 
 # Marks settings that name something to read or write, or to fetch.
 _PLACE = "place"
@@ -179,11 +180,13 @@ def load_yaml(text: str) -> Any:
     """Read YAML in which 1e-3 is a number, as in JSON and YAML 1.2, and no word."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):
         pass
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("+-.0123456789"))
-    return yaml.load(text, Loader)
+    return parse_yaml(text, Loader)
 
 
 def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
@@ -192,10 +195,10 @@ def read_yaml(path: str | Path, *, empty: str) -> dict[str, Any]:
 
     file = Path(path)
     try:
-        data = load_yaml(file.read_text(encoding="utf-8"))
+        data = load_yaml(read_bytes(file, SETTINGS_BYTES).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file} is not YAML ({one_line(error, 160)}); correct it.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no {empty}.")
@@ -236,11 +239,13 @@ def read_word(word: str) -> tuple[str, Any]:
     name, equals, text = word.partition("=")
     name = name.strip()
     if not equals or name.startswith("-") or not all(name.split(".")):
-        raise ConfigError(f"--set {word!r} is not of the form a.b=c; write it so.")
+        raise ConfigError(f"--set {shorten(word, 80)} is not of the form a.b=c; write it so.")
     try:
         return name, load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {word!r} is not YAML ({one_line(error, 160)}).") from error
+        raise ConfigError(
+            f"--set {shorten(word, 80)} is not YAML ({one_line(error, 160)}); correct it."
+        ) from error
 
 
 def put(data: dict[str, Any], name: str, value: Any) -> None:

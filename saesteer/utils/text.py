@@ -17,17 +17,40 @@ def one_line(text: object, limit: int | None = 200) -> str:
     return " ".join(str(text).split())[:limit]
 
 
+def library_said(error: object, limit: int = 200) -> str:
+    """Return a library's error on one line, without torch's advice to load code unsafely."""
+    text = one_line(error, None)
+    if re.search("weights[ _]only", text, re.IGNORECASE):
+        return (
+            "its weights are pickled and hold more than tensors, which could run code; only "
+            "safetensors, or pickled tensors alone, are read"
+        )
+    return text[:limit]
+
+
 def shorten(value: object, limit: int = 40) -> str:
     """Quote a value for a message, cut to `limit` characters and kept on one line."""
     if isinstance(value, str):
         return repr(value if len(value) <= limit else f"{value[:limit]}...")
-    text = repr(value)
+    try:
+        text = repr(value)
+    # Nested without end, or a number of too many digits.
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def spoken_list(words: Sequence[str]) -> str:
     """Join words as in a sentence: "a, b and c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def spoken_bytes(count: int) -> str:
+    """Say a number of bytes in the largest unit of which there is one: "12.3 kB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

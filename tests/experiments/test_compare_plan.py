@@ -186,6 +186,9 @@ OTHER: list[dict[str, Any]] = [
     {"methods": [{"name": "attributed_sae", "settings": {"rounds": 2}}, "difference_in_means"]},
     {"headline": "difference_in_means", "baseline": "difference_in_means"},
     {"writing": {"n_samples": 2}},
+    {"writing": {"embedders": ["wordllama"]}},
+    {"writing": {"judge_endpoint": {"model": "judge"}}},
+    {"writing": {"at_prompt": []}},
     {"reading": {"positions": "last"}},
 ]
 
@@ -276,7 +279,7 @@ def test_texts_that_do_not_fit_are_named_with_their_persona_or_setting(
 def test_embeddings_that_are_not_installed_are_missed_before_the_model_is_loaded(
     tiny_compare, refused, no_loading, monkeypatch
 ):
-    def gone() -> Path:
+    def gone(*_: str) -> Path:
         raise ModelError("the sentence embeddings need the wheel, which is not installed.")
 
     monkeypatch.setattr("saesteer.evaluation.embeddings._wheel_folder", gone)

@@ -192,10 +192,12 @@ def test_a_full_disk_and_a_damaged_file_are_one_sentence_and_the_run_goes_on_aft
     # A comparison's stage is done where its personas' own folders say so.
     for file in [folder / "metrics.json", *([] if kind == "compare" else marked[:1])]:
         content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2])
-        with pytest.raises(OutputError, match=rf"{file.name} is damaged .*delete it") as told:
-            made(kind, settings).run()
-        assert "\n" not in str(told.value)
+        others = [b"[1]"] if file.name == "metrics.json" else []
+        for damaged in (content[: len(content) // 2], *others):
+            file.write_bytes(damaged)
+            with pytest.raises(OutputError, match=rf"{file.name} is damaged .*delete it") as told:
+                made(kind, settings).run()
+            assert "\n" not in str(told.value)
         file.write_bytes(content)
     assert made(kind, settings).run().metrics
 
@@ -206,8 +208,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(context, "load_model", refuse)
     settings = small(kind)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match=r"cannot be written; choose another with --set folder="):
+
+    def closed(dir: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("saesteer.experiments.config.TemporaryFile", closed)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\); choose"):
         made(kind, settings)
     monkeypatch.undo()
     Path(settings["folder"]).write_text("in the way")

@@ -11,17 +11,16 @@ from scipy.stats import wilcoxon
 
 from saesteer.evaluation.statistics import hierarchical_bootstrap, paired_ratio, permutation_p
 from saesteer.experiments.compare.config import CompareConfig
+from saesteer.experiments.compare.grid import Grid
 from saesteer.experiments.compare.persona import NULLS
 from saesteer.experiments.compare.summary import (
-    Grid,
     area_rows,
     curve_rows,
     effect_rows,
-    generation,
-    judge_rows,
     null_rows,
     summary_rows,
 )
+from saesteer.experiments.compare.texts import generation, judge_rows, masked_rows, prompt_rows
 
 NAMES = [f"p{i}" for i in range(6)]
 KL_TARGETS = [0.1, 0.3]
@@ -242,3 +241,30 @@ def test_an_empty_answer_is_missing_on_both_sides_of_the_ratio():
     alone, _ = judge_rows(grid)
     assert (alone["judge"], alone["judge_range"]) == ("one", own["judge_range"])
     assert alone["ratio"] == pytest.approx(2.0)
+
+
+def test_ranges_masked_and_at_the_prompts_kl_are_held_against_their_own():
+    full = {(q, s): s * (1.0 + q) for q in range(4) for s in (1, -1)}
+    names, pair = NAMES[:2], ("attributed_sae", "difference_in_means")
+
+    def times(factor: float, method: str, kl_target: float | None = None) -> dict[str, Any]:
+        own = {key: factor * value for key, value in full.items()}
+        return {**written(method, own, 0.5), "kl_target": kl_target}
+
+    kept, masked, at_prompt = (
+        {name: [times(f, m, kl) for f, m in zip(factors, pair, strict=True)] for name in names}
+        for factors, kl in (((2, 1), 0.3), ((1.5, 1), 0.3), ((3, 2), None))
+    )
+    for name in names:
+        kept[name].append(times(4, "system_prompt"))
+    cost = {"kl_targets": [{"plus": {"kl": 0.8}, "minus": {"kl": 0.6}}]}
+    effects = {(name, "system_prompt", 0): cost for name in names}
+    grid = Grid(CONFIG, names, effects, {}, kept, masked, at_prompt)
+    for judge in (None, "one"):
+        own, _ = (row for row in masked_rows(grid) if row["judge"] == judge)
+        assert (own["ratio"], own["masked_ratio"]) == pytest.approx((2.0, 1.5))
+        assert own["masked_judge_range"] == pytest.approx(1.5 * 5)
+        rows = [row for row in prompt_rows(grid) if row["judge"] == judge]
+        found = {row["method"]: row["ratio"] for row in rows}
+        assert found == pytest.approx({"system_prompt": 1.0, pair[0]: 0.75, pair[1]: 0.5})
+        assert (rows[1]["kl_plus"], rows[1]["kl_minus"]) == pytest.approx((0.8, 0.6))

@@ -131,6 +131,29 @@ def test_a_config_that_is_no_language_models_is_a_sentence(tiny_model_folder, tm
     assert len(str(caught.value)) < 600
 
 
+def test_a_config_that_declares_what_no_model_has_is_refused_before_it_is_built(
+    tiny_model_folder, tmp_path
+):
+    folder = copied(tiny_model_folder("llama"), tmp_path / "deep")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(ModelError, match=r"num_hidden_layers is 1,000,000,000 and may be 10,000"):
+        load_model(folder, device="cpu", dtype="float32")
+
+
+def test_weights_that_hold_code_are_refused_without_advice_to_run_it(tiny_model_folder, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return print, ("this code ran",)
+
+    folder = copied(tiny_model_folder("llama"), tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Code()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="which could run code; only safetensors") as caught:
+        load_model(folder, device="cpu", dtype="float32")
+    assert "weights_only" not in str(caught.value)
+
+
 def test_a_model_with_its_own_code_asks_before_it_runs_it(tiny_model_folder, tmp_path):
     folder = copied(tiny_model_folder("llama"), tmp_path / "own")
     config = json.loads((folder / "config.json").read_text())
@@ -207,6 +230,11 @@ def test_the_device_is_the_fastest_there_is_and_half_precision_only_where_faster
         times = {torch.float32: 1.0, torch.bfloat16: half_seconds}
         monkeypatch.setattr(placement, "_matmul_seconds", times.__getitem__)
         assert choose_dtype("auto", torch.device("cpu")) == wanted
+    for known, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda known=known: known)
+        monkeypatch.setattr(placement, "_takes_bfloat16", lambda _, known=known: known)
+        for device in ("cuda", "mps"):
+            assert choose_dtype("auto", torch.device(device)) == wanted
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == choose_device(None) == torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

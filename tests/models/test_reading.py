@@ -11,6 +11,7 @@ import torch
 
 from saesteer.data import ContrastivePair, PairSet
 from saesteer.models import Site, encode_statements, encode_texts, plain_model
+from saesteer.models.loading import load_model
 from saesteer.models.reading import (
     Activations,
     PairActivations,
@@ -20,7 +21,8 @@ from saesteer.models.reading import (
     read_rows,
 )
 from saesteer.models.tokens import TokenRow
-from saesteer.utils.errors import ConfigError, DataError, OutputError, SiteError
+from saesteer.steering import generate
+from saesteer.utils.errors import ConfigError, DataError, ModelError, OutputError, SiteError
 
 TEXTS = [
     "The cat",
@@ -128,6 +130,21 @@ def by_hand(model, reference, statement, prompt, layer=2):
         out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
     length = len(model.tokenizer(statement, add_special_tokens=False)["input_ids"])
     return out.hidden_states[layer][0, -length:]
+
+
+def test_what_is_not_finite_is_an_error_that_names_site_layer_and_dtype(tiny_model_folder):
+    model = load_model(tiny_model_folder("llama"), device="cpu", dtype="float16")
+    rows = encode_texts(model.tokenizer, TEXTS[:2])
+    plain: Any = plain_model(model)
+    handle = plain.model.layers[1].register_forward_hook(lambda _m, _i, out: out * 1e6)
+    try:
+        with pytest.raises(ModelError, match=r"blocks\.1\.hook_resid_post \(layer 1\).* float16; "):
+            read_rows(model, rows, [POST])
+        with pytest.raises(ModelError, match=r"next token hold NaN .* dtype bfloat16 or float32"):
+            generate(model, TEXTS[0], max_new_tokens=2, chat=False)
+        assert bool(read_rows(model, rows, [Site(0)])[Site(0)].values.isfinite().all())
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

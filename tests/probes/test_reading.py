@@ -171,5 +171,5 @@ def test_what_does_not_fit_a_dtype_or_the_disk_and_a_damaged_store_are_said(
     with pytest.raises(OutputError, match=r"holds no activations .* run the same command again"):
         store.site(Site(0))
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(100))
-    with pytest.raises(OutputError, match=r"cannot be written .*no room for 256 bytes"):
+    with pytest.raises(OutputError, match=r"room for 100 bytes and .* need 256 bytes"):
         read_layers(llama, rows, [Site(0)], tmp_path / "full", PLAIN)

@@ -91,7 +91,7 @@ def made_up_metrics(
         row |= {"sentiment": 0.4, "nll": 1.6, "rep4": 0.02, "distinct2": 0.9, "similarity": 0.45}
         return row | {"composite": 0.66}
 
-    def written_summary(method: str, kl_target: float, **judge: str) -> dict[str, Any]:
+    def written_summary(method: str, kl_target: float, **judge: str | None) -> dict[str, Any]:
         mean = means[method]
         row = around("judge_range", 3.4 * mean, 0.4, method=method, kl_target=kl_target)
         row |= {"ratio": mean / 0.38, "ratio_low": mean / 0.5, "ratio_high": mean / 0.3}
@@ -165,6 +165,18 @@ def made_up_metrics(
         "generation_judges": [
             written_summary(method, kl_target, judge=judge)
             for method, kl_target, (_, judge) in product(means, (0.1, 0.3), JUDGES)
+        ],
+        "masked": [
+            written_summary(method, 0.3, judge=judge)
+            | {"masked_judge_range": means[method], "masked_low": 0.1, "masked_high": 3.0}
+            | {"masked_ratio": 1.1, "masked_ratio_low": 0.9, "masked_ratio_high": 1.3}
+            for method, judge in product(means, (None, "smollm2"))
+        ],
+        "at_prompt": [
+            around("judge_range", 2.0, 0.4, method=method, judge=judge)
+            | {"ratio": 0.8, "ratio_low": 0.6, "ratio_high": 1.0}
+            | {"kl_plus": 0.8, "kl_minus": 0.6, "composite": 0.5}
+            for method, judge in product(pair, (None, "smollm2"))
         ],
         "choices_margins": [
             {"persona": name, "method": method, "kind": kind, "base": 0.1, "accuracy": 0.6}

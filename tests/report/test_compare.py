@@ -168,6 +168,19 @@ def test_a_language_model_judges_ratings_are_averaged_without_those_that_are_mis
     assert row[1:] == ["positive", 1.5, 2.0, 1.0, None, 8, 1]
 
 
+def test_masked_ranges_and_those_at_the_prompts_kl_stand_beside_the_others():
+    metrics = made_up_metrics(n_personas=2, n_methods=2, n_features=3)
+    report = compare_report(metrics)
+    masked, prompted = (table(report, name) for name in ("masked", "ratio to the prompt"))
+    assert [value.value for value in column(masked, "masked")] == [
+        row["masked_judge_range"] for row in metrics["masked"]
+    ]
+    assert column(prompted, "judge") == ["those that count", "smollm2"] * 2
+    # A folder of an earlier version has neither.
+    del metrics["masked"], metrics["at_prompt"]
+    assert compare_report(metrics).sections
+
+
 def test_texts_run_from_the_most_negative_strength_to_the_most_positive():
     metrics = made_up_metrics(n_personas=1, n_methods=3, n_features=3)
     texts = next(item for item in compare_report(metrics).items() if isinstance(item, Texts))

@@ -82,7 +82,7 @@ def test_too_little_room_is_told_before_the_model_runs(model, rows, tmp_path, mo
     needed = tokens * 32 * 4 * len(SITES)
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, needed - 1))
-    with pytest.raises(OutputError, match=r"needs .* GB for activations.*set tokens lower"):
+    with pytest.raises(OutputError, match=r"room for .* kB and activations need .* kB more"):
         harvest(model, rows, SITES, tmp_path / "again")
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from saesteer.tracking import find_run, list_runs, recorded_run, run_id
 from saesteer.tracking.liveness import present_status, process_record
-from saesteer.tracking.redaction import redact, redact_command
 from saesteer.utils.errors import OutputError, SteeringError
+from saesteer.utils.redaction import redact, redact_command
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import TrackingSettings
 

@@ -23,7 +23,7 @@ from saesteer.tracking.queries import (
     sort_runs,
 )
 from saesteer.tracking.runs import export_runs
-from saesteer.utils.errors import ConfigError, DataError
+from saesteer.utils.errors import ConfigError, DataError, OutputError
 from saesteer.utils.run_folder import RunFolder
 
 
@@ -136,6 +136,38 @@ def test_runs_from_before_recording_are_listed_too(root):
     assert tiny.config == {"name": "tiny", "seed": 1}
     assert tiny.metrics == {"vector": {"effect": {"effect": 0.5}}, "seconds": {"a": 1.5}}
     assert runs["begun-0123456789"].status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", '{"kind": "run", "tags": 5}'),
+        ("run.json", '{"kind": "run", "seconds": {"a": null}}'),
+        ("run.json", '{"kind": "run", "wandb": [1]}'),
+        ("run.json", '{"kind": {"a": 1}}'),
+        ("run.json", "[]"),
+        ("run.json", "\xff"),
+        ("run.json", "[" * 20_000),
+        ("run.json", '{"config": ' + '{"a":' * 200 + "1" + "}" * 201),
+    ],
+)
+def test_a_damaged_folder_is_named_and_left_out_and_the_list_stands(
+    three, root, name, content, caplog
+):
+    (root / "two" / name).write_bytes(content.encode("latin-1"))
+    assert [run.name for run in list_runs(root)] == ["six", "one"]
+    (said,) = {record.getMessage() for record in caplog.records}
+    assert said.startswith("left out of the list: ") and str(root / "two" / name) in said
+    for use in (lambda: find_run(root, root / "two"), lambda: make(root, "two")):
+        with pytest.raises(OutputError, match=r"two.run\.json .*delete it"):
+            use()
+
+
+def test_an_older_folder_whose_metrics_were_edited_is_listed_without_them(three, root):
+    (root / "two" / "run.json").write_text("{}")
+    for metrics in ("[1]", '{"seconds": null}', '{"seconds": {"a": "b"}}', "5"):
+        (root / "two" / "metrics.json").write_text(metrics)
+        assert len(list_runs(root)) in (2, 3)
 
 
 def test_exports_hold_what_was_recorded(three, root, tmp_path):

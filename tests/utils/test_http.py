@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from contextlib import suppress
+
 import pytest
 
 from saesteer.utils.errors import ConfigError, NetworkError
@@ -51,7 +56,7 @@ def test_a_busy_service_is_asked_again_with_the_key_after_the_wait_it_names(serv
         ((429, {"Retry-After": "999"}, b""), NetworkError, "asks to wait 999 s"),
         ((401, {}, b""), NetworkError, "refuses the key .*environment variable SOME_KEY"),
         ((302, {"Location": "http://other/"}, b""), NetworkError, "sends on to other"),
-        ((200, {}, b"x" * 2000), UnansweredError, "no complete answer"),
+        ((200, {}, b"x" * 2000), UnansweredError, "more than 1,000 bytes"),
     ],
 )
 def test_what_does_not_answer_is_said_without_the_key(server, monkeypatch, answer, kind, message):
@@ -66,6 +71,41 @@ def test_what_does_not_answer_is_said_without_the_key(server, monkeypatch, answe
     with pytest.raises(ConfigError, match="SOME_KEY") as refused:
         key_in("SOME_KEY")
     assert "k3y" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "drip",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"X-More: 1\r\n" * 90,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 90,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 900,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + b"x" * 900,
+    ],
+)
+def test_a_server_that_drips_is_left_when_the_time_for_the_whole_exchange_is_up(drip):
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65_536)
+            for at in range(0, len(drip), 10):
+                connection.sendall(drip[at : at + 10])
+                stopped.wait(0.1)
+
+    stopped = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(UnansweredError, match=r"no complete answer in 0.5 s") as caught:
+            request(
+                "GET",
+                f"http://127.0.0.1:{listener.getsockname()[1]}",
+                patience=Patience(timeout=0.5, attempts=1),
+            )
+        assert time.monotonic() - start < 3
+        assert caught.value.unread == 1
+        stopped.set()
+        thread.join()
 
 
 def test_what_is_read_of_headers_addresses_and_bodies():

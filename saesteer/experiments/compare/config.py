@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.data.pairs import Description
+from saesteer.evaluation.llm_client import Endpoint
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.steer.config import MeasureSettings, MethodChoice, PairSource
+from saesteer.methods.registry import method_entry
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.utils.settings import Settings, Source, Sources, short_hash
 
@@ -94,6 +96,24 @@ class RandomSettings(Settings):
     features: int = Field(default=20, ge=0)
 
 
+class LlmJudgeSettings(Settings):
+    """A judge behind an OpenAI-compatible endpoint; see `Endpoint` for what the settings mean."""
+
+    model: str
+    base_url: Source = "https://api.openai.com/v1"
+    # The name of the environment variable that holds the key; never the key itself.
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = Field(default=60.0, gt=0)
+    attempts: int = Field(default=5, ge=1)
+    # Questions under way at once.
+    workers: int = Field(default=4, ge=1)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Whom to ask."""
+        return Endpoint(**self.model_dump(exclude={"workers"}))
+
+
 class WritingChoices(Settings):
     """What the steered model writes."""
 
@@ -109,6 +129,13 @@ class WritingChoices(Settings):
     # The model that judges by the description of the two sides; the steered one, unsteered, if
     # null.
     judge_model: Source | None = None
+    # One behind an OpenAI-compatible endpoint that judges by it too; every text goes there.
+    judge_endpoint: LlmJudgeSettings | None = None
+    # Judges beside MiniLM's: wordllama, or the folder of a model for sentence-transformers.
+    embedders: list[Source] = Field(default=[])
+    # Methods that are written with once more, at the KL that a prompt among the methods costs, each
+    # side at its own; headline and baseline if null, none if empty.
+    at_prompt: list[str] | None = None
     max_new_tokens: int = Field(default=40, ge=1)
     shown: int = Field(default=10, ge=0, description="questions whose completions the page shows")
 
@@ -125,22 +152,6 @@ class SideEffectSettings(Settings):
     n_prose: int = Field(default=30, ge=0)
     # Held-out pairs for the Yes/No and A/B margins.
     choices: int = Field(default=16, ge=0)
-
-
-class LlmJudgeSettings(Settings):
-    """An optional judge behind an OpenAI-compatible endpoint; see `saesteer.evaluation.Endpoint`.
-
-    It rates the completions at the headline KL target for the persona's description, or its name.
-    """
-
-    model: str
-    base_url: Source = "https://api.openai.com/v1"
-    # The name of the environment variable that holds the key; never the key itself.
-    key_variable: str = "OPENAI_API_KEY"
-    timeout: float = Field(default=60.0, gt=0)
-    attempts: int = Field(default=5, ge=1)
-    # Questions under way at once.
-    workers: int = Field(default=4, ge=1)
 
 
 class CompareConfig(ExperimentConfig):
@@ -169,6 +180,7 @@ class CompareConfig(ExperimentConfig):
     random: RandomSettings = RandomSettings()
     writing: WritingChoices = WritingChoices()
     side_effects: SideEffectSettings = SideEffectSettings()
+    # Rates the completions at the headline KL target for the persona's description, or its name.
     llm_judge: LlmJudgeSettings | None = None
 
     @field_validator("personas", "methods", mode="before")
@@ -203,6 +215,7 @@ class CompareConfig(ExperimentConfig):
             "baseline": [self.baseline],
             "repeated": self.repeated,
             "writing.methods": self.writing.methods,
+            "writing.at_prompt": self.writing.at_prompt,
             "side_effects.methods": self.side_effects.methods,
         }
         for field, wanted in listed.items():
@@ -223,6 +236,20 @@ class CompareConfig(ExperimentConfig):
         """Headline and baseline."""
         return tuple(dict.fromkeys((self.headline, self.baseline)))
 
+    @property
+    def prompt(self) -> str | None:
+        """The first method that is a prompt."""
+        prompts = (m.name for m in self.methods if method_entry(m.name).kind == "prompt")
+        return next(prompts, None)
+
+    @property
+    def at_prompt(self) -> list[str]:
+        """The methods that are written with at the prompt's own KL."""
+        if self.prompt is None or not self.writing.n_questions:
+            return []
+        chosen = self.writing.at_prompt
+        return list(self.pair if chosen is None else chosen)
+
     def method(self, name: str) -> MethodSettings:
         """The method of a name."""
         return next(method for method in self.methods if method.name == name)
@@ -239,11 +266,19 @@ class CompareConfig(ExperimentConfig):
     def persona_digest(self, persona: PersonaSettings, **inputs: str) -> str:
         """A hash of all that one persona's results depend on, whoever else is compared."""
         whole = ("name", "personas", "describe", "headline", "baseline", "llm_judge")
-        left_out = {**self.uncounted(), "writing": {"shown"}, **dict.fromkeys(whole, True)}
+        # How an endpoint is asked changes no reading.
+        asking = {"key_variable", "timeout", "attempts", "workers"}
+        writing = {"shown": True, "judge_endpoint": asking}
+        left_out = {**self.uncounted(), "writing": writing, **dict.fromkeys(whole, True)}
         record = self.model_dump(mode="json", exclude=left_out)
         # What depends on headline and baseline is settled here, so that their names need not count.
         record["repeated"] = {m.name: self.seeds_of(m.name) for m in self.methods}
         record["writing"]["methods"] = self.writing.methods or list(self.pair)
+        record["writing"]["at_prompt"] = sorted(self.at_prompt)
+        # Folders from before there were these go on where they are not used.
+        for later in ("judge_endpoint", "embedders", "at_prompt"):
+            if not record["writing"][later]:
+                del record["writing"][later]
         record["side_effects"]["methods"] = self.side_effects.methods or list(self.pair)
         return short_hash([record, persona.model_dump(mode="json"), inputs])
 

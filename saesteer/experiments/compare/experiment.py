@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from saesteer.evaluation.embeddings import SentenceEmbedder, sentence_embedder
 from saesteer.evaluation.written import Completion, Writer, WritingSettings
 from saesteer.experiments.base import Stage, write_table
 from saesteer.experiments.compare.config import CompareConfig
@@ -77,6 +78,8 @@ class Compare(SteeringExperiment[Results]):
             return
         methods = [method.name for method in self.config.methods]
         self.check_shared(methods, judged=bool(self.plan.questions))
+        for embedder in self.embedders if self.plan.questions else ():
+            embedder.embed(["A sentence."])
         assert self.prose_rows is not None
         needs = {need for method in methods for need in method_entry(method).needs}
         asked = "answers" in needs or bool(self.config.side_effects.choices)
@@ -156,6 +159,11 @@ class Compare(SteeringExperiment[Results]):
             for row in rows
             if any(row.kept[PROSE_START:])
         ]
+
+    @cached_property
+    def embedders(self) -> list[SentenceEmbedder]:
+        """What embeds sentences for judges, a judge each."""
+        return [self.embedder, *map(sentence_embedder, self.config.writing.embedders)]
 
     @cached_property
     def judge_model(self) -> TransformerBridge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from math import nan
@@ -19,10 +19,12 @@ from saesteer.evaluation import (
     effect_of,
     statement_log_likelihoods,
 )
+from saesteer.evaluation.asked_judge import AskedJudge
 from saesteer.evaluation.choices import ChoiceMeter
 from saesteer.evaluation.described_judge import DescribedJudge
 from saesteer.evaluation.judge import AdmittedJudge, EmbeddingJudge, Judge
-from saesteer.evaluation.written import WrittenEvaluation, summarise
+from saesteer.evaluation.masking import masking, persona_words
+from saesteer.evaluation.written import Completion, WrittenEvaluation, summarise
 from saesteer.experiments.compare.config import MethodSettings
 from saesteer.experiments.compare.plan import PersonaPlan
 from saesteer.experiments.pairs_run import PairsRun, kept
@@ -32,7 +34,7 @@ from saesteer.methods.registry import build_method, method_entry
 from saesteer.models.placement import trim_memory
 from saesteer.saes.labels import feature_url
 from saesteer.steering import SteeringVector
-from saesteer.steering.divergence import StrengthMatch
+from saesteer.steering.divergence import StrengthMatch, match_strength
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.errors import DataError, SteeringError
 from saesteer.utils.progress import Task
@@ -168,6 +170,10 @@ def _not_fitted(method: str, kl_target: float, error: Exception) -> Record:
     return {"kl_target": kl_target, **result.as_dict(), "error": str(error)}
 
 
+def _file(name: str, kl_target: float | None) -> str:
+    return f"{name}{'' if kl_target is None else f'-{kl_target:g}'}.json"
+
+
 class PersonaRun:
     """All that a comparison measures on one persona; a result that is there is not made again."""
 
@@ -198,6 +204,10 @@ class PersonaRun:
                 yield "null", "null", partial(next, draws)
         for name, kl_target in self.to_write():
             yield "texts", "texts", partial(self.written, name, kl_target)
+        for name in self.config.at_prompt if self.experiment.plan.questions else ():
+            yield "texts", "texts at the prompt's KL", partial(self.at_prompt, name)
+        for name, kl_target in self.to_mask():
+            yield "masked texts", "masked texts", partial(self.masked, name, kl_target)
         yield "side effects", "answers", self.choices
         yield "side effects", "prose", self.prose
 
@@ -241,10 +251,16 @@ class PersonaRun:
         """
         statements, answers = self.first.split.judge, self.persona.answers
         known = statements if answers is None else answers
-        embedder = self.experiment.embedder
-        made: list[Judge] = [EmbeddingJudge(statements, answers, embedder=embedder)]
-        if self.persona.described is not None:
-            made.append(DescribedJudge(self.experiment.judge_model, self.persona.described))
+        made: list[Judge] = [
+            EmbeddingJudge(statements, answers, embedder=embedder)
+            for embedder in self.experiment.embedders
+        ]
+        described, asked = self.persona.described, self.config.writing.judge_endpoint
+        if described is not None:
+            made.append(DescribedJudge(self.experiment.judge_model, described))
+        if described is not None and asked is not None:
+            cache = self.experiment.plan.cache / "llm-sides.jsonl"
+            made.append(AskedJudge(asked.endpoint, described, cache=cache, workers=asked.workers))
         return [AdmittedJudge(judge, known, proven=answers is not None) for judge in made]
 
     @cached_property
@@ -261,13 +277,19 @@ class PersonaRun:
         return WrittenEvaluation(self.experiment.writer, self._judges, names)
 
     def to_write(self) -> list[tuple[str, float | None]]:
-        """The methods whose texts are written, with the KL target; a prompt has none."""
+        """The methods whose texts are written, with the KL target; a prompt has none.
+
+        A prompt whose KL others are given is written under too.
+        """
         settings = self.config.writing
         if not self.experiment.plan.questions:
             return []
+        names, prompt = list(settings.methods or self.config.pair), self.config.prompt
+        if prompt is not None and self.config.at_prompt and prompt not in names:
+            names.append(prompt)
         return [
             (name, kl_target)
-            for name in settings.methods or self.config.pair
+            for name in names
             for kl_target in (
                 [None] if method_entry(name).kind == "prompt" else settings.kl_targets
             )
@@ -282,28 +304,73 @@ class PersonaRun:
             for judge in self._judges
         ]
 
-    @kept(lambda name, kl: f"written/{name}{'' if kl is None else f'-{kl:g}'}.json")
+    def to_mask(self) -> list[tuple[str, float | None]]:
+        """Of what is written, what is read again with slogans and the persona's words masked."""
+        headline = self.config.evaluation.headline_kl_target
+        return [(name, kl) for name, kl in self.to_write() if kl in (headline, None)]
+
+    @kept(lambda name, kl: f"written/{_file(name, kl)}")
     def written(self, name: str, kl_target: float | None) -> Record:
         """What is written with a method's vector, or under its system prompts."""
-        strengths: dict[int, float | None] = {1: None, -1: None}
         if kl_target is None:
             prompts = self.first.prompts(self.config.method(name))
             records = self._writing.prompted(prompts.positive_, prompts.negative_)
-        else:
-            vector, found = self.matched(name, kl_target)
-            records = self._writing.unsteered
-            if vector is not None:
-                reached = [(sign, found[side]) for sign, side in SIDES if found[side]["reached"]]
-                strengths |= {sign: match["strength"] for sign, match in reached}
-                records = self._writing.steered(vector, strengths[1], strengths[-1])
+            return self._record(name, None, {}, records)
+        vector, found = self.matched(name, kl_target)
+        reached = {sign: found[side] for sign, side in SIDES if found[side]["reached"]}
+        return self._steered(name, kl_target, vector, reached)
+
+    @kept(lambda name: f"at-prompt/{_file(name, None)}")
+    def at_prompt(self, name: str) -> Record:
+        """What is written with a method's vector at the KL that the prompt costs, side by side."""
+        assert self.config.prompt is not None
+        (prompt,) = self.first.effects(self.config.method(self.config.prompt))["kl_targets"]
+        vector, near = self.matched(name)
+        reached: dict[int, Record] = {}
+        if vector is not None:
+            for sign, side in SIDES:
+                start, kl = abs(near[side]["strength"]), prompt[side]["kl"]
+                how = {"sign": sign, "start": start}
+                match = match_strength(self.experiment.divergence, vector, kl, **how)
+                reached |= {sign: asdict(match)} if match.reached else {}
+        return self._steered(name, None, vector, reached)
+
+    def _steered(
+        self,
+        name: str,
+        kl_target: float | None,
+        vector: SteeringVector | None,
+        reached: Mapping[int, Record],
+    ) -> Record:
+        strengths = {sign: match["strength"] for sign, match in reached.items()}
+        records = self._writing.unsteered
+        if vector is not None:
+            records = self._writing.steered(vector, strengths.get(1), strengths.get(-1))
+        return self._record(name, kl_target, strengths, records)
+
+    def _record(
+        self,
+        name: str,
+        kl_target: float | None,
+        strengths: Mapping[int, float],
+        records: Sequence[Completion],
+    ) -> Record:
         self.judges()
         return {
             "method": name,
             "kl_target": kl_target,
-            "strengths": {str(sign): strength for sign, strength in strengths.items()},
+            "strengths": {str(sign): strengths.get(sign) for sign, _ in SIDES},
             "summary": summarise(records),
             "records": [asdict(record) for record in records],
         }
+
+    @kept(lambda name, kl: f"masked/{_file(name, kl)}")
+    def masked(self, name: str, kl_target: float | None) -> Record:
+        """What judges read of the same texts without slogans and the persona's own words."""
+        written = [Completion(**fields) for fields in self.written(name, kl_target)["records"]]
+        words = persona_words(self.first.split.train, self.persona.described)
+        records = self._writing.masked(written, masking(words))
+        return {"words": words, **self._record(name, kl_target, {}, records)}
 
     def looked_at(self) -> list[str]:
         """The methods whose side effects are measured."""

@@ -86,6 +86,8 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
             build_method(method.name, {**method.settings, **point})
     check_has_strength("headline", config.headline)
     check_has_strength("baseline", config.baseline)
+    for method in config.writing.at_prompt or ():
+        check_has_strength("writing.at_prompt", method)
     if config.writing.n_questions and not config.writing.kl_targets:
         raise ConfigError("writing.kl_targets is empty; name a KL target, or set n_questions to 0.")
     parts = shared_parts(config, "writing", [method.name for method in config.methods])

@@ -1,10 +1,13 @@
-"""Secrets taken out of what is recorded."""
+"""Secrets taken out of whatever is written or shown."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
@@ -22,10 +25,12 @@ _DATA_WORDS = {
     "last", "next", "new", "per", "target",
 }  # fmt: skip
 _KNOWN_FORMS = re.compile(
-    r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}"
-    r"|wandb_v1_[A-Za-z0-9_]{16,}|AKIA[A-Z0-9]{16}|(?i:bearer) +[A-Za-z0-9._~+/-]{8,}=*)"
+    r"\b(?:sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}"
+    r"|wandb_v1_[A-Za-z0-9_]{16,}|AKIA[A-Z0-9]{16}"
+    # With a digit in it, which "bearer certificates" has not.
+    r"|(?i:bearer) +(?=[A-Za-z._~+/-]*[0-9])[A-Za-z0-9._~+/-]{8,}=*)"
 )
-_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+_LOGIN_IN_URL = re.compile(r"(?<=://)[^/\s:@\"'<>]*:[^/\s@\"'<>]+(?=@)")
 _ARGUMENT = re.compile(r"^(-{0,2})([A-Za-z][\w.-]*)=(.+)$", re.DOTALL)
 
 
@@ -42,6 +47,21 @@ def redact(value: Any) -> Any:
 def redact_text(text: str) -> str:
     """Return text with every secret in it replaced by `***`; see `redact`."""
     return _redact_text(text, _secrets())
+
+
+def redact_file(path: Path) -> None:
+    """Take every secret out of a file of text; any other bytes stay as they are."""
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    kept = redact_text(text)
+    if kept != text:
+        path.write_bytes(kept.encode("utf-8", "surrogateescape"))
+
+
+def check_no_secret(name: str) -> str:
+    """Return a name of a folder; one that holds a secret is a ValueError."""
+    if redact_text(name) != name:
+        raise ValueError("it holds a key, which would stand in a folder's name; choose another")
+    return name
 
 
 def redact_command(arguments: Sequence[str]) -> list[str]:
@@ -73,6 +93,8 @@ def _secrets() -> list[str]:
         for name, value in os.environ.items()
         if len(value) >= SHORTEST_SECRET and names_a_secret(name)
     }
+    # As JSON and pages write them.
+    found |= {form for one in found for form in (json.dumps(one)[1:-1], escape(one))}
     # Longest first: one may be the beginning of another.
     return sorted(found, key=len, reverse=True)
 
@@ -92,5 +114,9 @@ def _redact(value: Any, secrets: Sequence[str]) -> Any:
 
 def _redact_text(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
-        text = text.replace(secret, HIDDEN)
+        if secret.isdigit():
+            # Not within a number.
+            text = re.sub(rf"(?<![\d.]){secret}(?![\d.])", HIDDEN, text)
+        else:
+            text = text.replace(secret, HIDDEN)
     return _LOGIN_IN_URL.sub(HIDDEN, _KNOWN_FORMS.sub(HIDDEN, text))
