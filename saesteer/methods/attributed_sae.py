@@ -86,8 +86,9 @@ class AttributedSAE(Method):
             self.weights_: FeatureWeights = self._fit(target, metric, rows, indices, signs)
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
         if self.candidates == "firing":
+            picked = self.weights_.indices[self.weights_.weights != 0]
             self.selection_, self.clusters_ = clusters_of(
-                given, self.selection_, self.weights_.indices, self.clustering
+                given, self.selection_, picked, self.clustering
             )
         return given.decoded(
             self.weights_.by_feature,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,10 @@ class ObjectiveSettings(Settings):
         >>> ss.ObjectiveSettings(prompted=0, fisher_samples=2).kl_target
         0.3
     """
+
+    gone: ClassVar[frozenset[str]] = frozenset(
+        {"own_samples", "own_pairs", "self_generated_samples", "self_generated_pairs"}
+    )
 
     requests: list[str] = Field(
         default=[

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -41,6 +41,8 @@ _RENAMED = {
     "budget": "kl_target",
     "budgets": "kl_targets",
     "headline_budget": "headline_kl_target",
+    "own_words": "prompted",
+    "self_generated": "prompted",
 }
 _POWER = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$")
 
@@ -49,6 +51,8 @@ class Settings(BaseModel):
     """Base of every settings class: unknown fields are errors, numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    # Settings of the release before that nothing corresponds to; they are left out for one release.
+    gone: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +69,9 @@ class Settings(BaseModel):
                 f"the setting {old} is called {new} now; the old name is read for one release."
             )
             found[new] = found.pop(old)
+        for old in cls.gone & found.keys():
+            _say_once(f"the setting {old} is no more, and is left out.")
+            del found[old]
         return found
 
     @field_validator("*", mode="wrap")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,14 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
     for place in ("personas", "compare-cache"):
         locked = Path(settings["folder"]) / place
         locked.mkdir()
+
+        def full(dir: Path, locked: Path = locked) -> Any:
+            if dir == locked:
+                raise OSError(30, "Read-only file system")
+            return TemporaryFile(dir=dir)
+
         with monkeypatch.context() as patch:
-            patch.setattr("os.access", lambda path, mode, p=locked: Path(path) != p)
+            patch.setattr("saesteer.experiments.config.TemporaryFile", full)
             with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose"):
                 planned(settings)
 

@@ -140,6 +140,8 @@ def test_only_candidates_that_fire_are_used_and_no_more_than_asked(made):
         assert set(chosen) <= set(fit.clusters_.kept_indices.tolist()) <= set(range(30))
         cluster = dict(zip(fit.clusters_.indices.tolist(), fit.clusters_.labels, strict=True))
         assert all(f.cluster == cluster[f.index] for f in fit.vector_.sae_features)
+        # What was offered is not clustered where it is the picked ones that are.
+        assert len(fit.clusters_.indices) == (len(chosen) if how["selection"] is LOOSE else 20)
 
 
 def test_tied_weights_have_their_features_own_sign_and_fit_best_of_all_that_do(made):

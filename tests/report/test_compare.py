@@ -184,7 +184,7 @@ def test_masked_ranges_and_those_at_the_prompts_kl_stand_beside_the_others():
 def test_texts_run_from_the_most_negative_strength_to_the_most_positive():
     metrics = made_up_metrics(n_personas=1, n_methods=3, n_features=3)
     texts = next(item for item in compare_report(metrics).items() if isinstance(item, Texts))
-    columns = texts.rows["SAE features, attribution weights"]
+    columns = texts.rows["SAE features, attribution"]
     assert list(columns) == [
         f"strength {show(s, '+.2f')}" if s else "no steering"
         for s in (-0.31, -0.16, 0.0, 0.14, 0.28)
