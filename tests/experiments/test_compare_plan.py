@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
 
         with monkeypatch.context() as patch:
             patch.setattr("saesteer.experiments.config.TemporaryFile", full)
-            with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written; choose"):
+            with pytest.raises(ConfigError, match=rf"folder .*{place}.* cannot be written \(Read"):
                 planned(settings)
 
 

@@ -126,8 +126,10 @@ class WritingChoices(Settings):
     # Of each.
     n_questions: int = Field(default=30, ge=0)
     n_samples: int = Field(default=4, ge=1)
-    # The model that judges by the description of the two sides; the steered one, unsteered, if
-    # null.
+    # Whether a model judges by the description of the two sides, where there is one: it reads
+    # every text some eight times, which takes longer than to write it.
+    described: bool = True
+    # Which one; the steered one, unsteered, if null.
     judge_model: Source | None = None
     # One behind an OpenAI-compatible endpoint that judges by it too; every text goes there.
     judge_endpoint: LlmJudgeSettings | None = None

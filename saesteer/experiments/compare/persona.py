@@ -256,7 +256,7 @@ class PersonaRun:
             for embedder in self.experiment.embedders
         ]
         described, asked = self.persona.described, self.config.writing.judge_endpoint
-        if described is not None:
+        if described is not None and self.config.writing.described:
             made.append(DescribedJudge(self.experiment.judge_model, described))
         if described is not None and asked is not None:
             cache = self.experiment.plan.cache / "llm-sides.jsonl"
