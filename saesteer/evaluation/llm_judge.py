@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saesteer.evaluation.llm_client import ChatClient, Endpoint
+from saesteer.evaluation.llm_client import ChatClient, Endpoint, data_block
 from saesteer.utils.errors import NetworkError, OutputError
 
 # Failures in a row after which the server counts as gone.
@@ -157,10 +157,7 @@ class LlmJudge:
             "instruction": {"request": question, "text": text},
             "fluency": {"text": text},
         }[aspect]
-        data = json.dumps(fields, ensure_ascii=False)
-        # A text cannot close a marker that hangs on its own hash.
-        marker = hashlib.sha256(json.dumps(fields).encode("ascii")).hexdigest()[:16]
-        content = f"{_QUESTIONS[aspect]}\n\n<data {marker}>\n{data}\n</data {marker}>"
+        content = f"{_QUESTIONS[aspect]}\n\n{data_block(fields)}"
         return self._client.payload(
             [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
         )

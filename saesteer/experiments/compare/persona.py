@@ -401,10 +401,7 @@ class PersonaRun:
         rows = vector_features(vector, context.codes)
         for row in rows:
             known = None if experiment.table is None else experiment.table.row(row["feature"])
-            row["contexts"] = [
-                {"text": c.text, "token": c.token, "activation": c.activation}
-                for c in (known.contexts[:CONTEXTS] if known else ())
-            ]
+            row["contexts"] = [asdict(c) for c in (known.contexts[:CONTEXTS] if known else ())]
             row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
         built = build_method(name, self.first.chosen(self.config.method(name))["settings"])
         tree: Record = {}
