@@ -1,4 +1,4 @@
-"""What features stand for in the words of a language model behind any OpenAI-compatible endpoint."""
+"""What features stand for in a language model's words, over any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 

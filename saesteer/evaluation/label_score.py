@@ -17,6 +17,7 @@ from saesteer.models.reading import read_rows
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.adapter import Sae, check_compatible
 from saesteer.saes.lens import TokenTexts
+from saesteer.saes.words import is_text
 from saesteer.utils.errors import DataError
 from saesteer.utils.progress import Progress
 
@@ -52,7 +53,7 @@ class FeaturePeaks(NamedTuple):
         rows: Sequence[TokenRow],
         progress: Progress | None = None,
     ) -> FeaturePeaks:
-        """Cut rows into texts of 32 kept tokens, where a row's last one is as long, and read them.
+        """Cut rows into texts of 32 kept tokens, what is left of a row out, and read them.
 
         Raises:
             MismatchError: The SAE's width is not the model's.
@@ -78,40 +79,40 @@ class FeaturePeaks(NamedTuple):
             raise DataError(f"no text has {TEXT_TOKENS} tokens; give longer ones.")
         return cls(texts, np.concatenate(peaks))
 
+    def draw(
+        self,
+        features: Sequence[int] | None = None,
+        *,
+        number: int = 60,
+        strongly: bool = False,
+        seed: int = 0,
+    ) -> list[LabelTest]:
+        """Draw features by chance, and for each five texts that fire it and five that do not.
 
-def draw_tests(
-    read: FeaturePeaks,
-    *,
-    features: Sequence[int] | None = None,
-    n_features: int = 60,
-    least: float = 0.0,
-    seed: int = 0,
-) -> list[LabelTest]:
-    """Draw features by chance, and for each five texts that fire it and five that do not.
-
-    Args:
-        features: To be tested in place of drawn ones; those that cannot be are left out.
-        n_features: How many are drawn, of those that fire on five texts and not on five others.
-        least: The share of a feature's largest activation here from which on a text fires it; any
-            activation does if 0.
-        seed: Seeds the features and, for each feature by itself, its texts.
-    """
-    order = np.random.default_rng(seed).permutation(read.peaks.shape[1])
-    tests: list[LabelTest] = []
-    for feature in map(int, order if features is None else features):
-        if features is None and len(tests) == n_features:
-            break
-        peaks = read.peaks[:, feature]
-        fires = (peaks > 0) & (peaks >= least * peaks.max())
-        found = [np.flatnonzero(fires), np.flatnonzero(peaks == 0)]
-        if min(map(len, found)) < N_EACH:
-            continue
-        choose = np.random.default_rng([seed, feature])
-        firing, silent = (choose.choice(places, N_EACH, replace=False) for places in found)
-        tests.append(
-            LabelTest(feature, [read.texts[i] for i in firing], [read.texts[i] for i in silent])
-        )
-    return tests
+        Args:
+            features: To be tested in place of drawn ones; those that cannot be are left out.
+            number: How many are drawn, of those that fire on five texts and not on five others.
+            strongly: Whether a text must reach half of a feature's largest activation here to fire
+                it; any activation does otherwise.
+            seed: Seeds the features and, for each feature by itself, its texts.
+        """
+        order = np.random.default_rng(seed).permutation(self.peaks.shape[1])
+        tests: list[LabelTest] = []
+        for feature in map(int, order if features is None else features):
+            if features is None and len(tests) == number:
+                break
+            peaks = self.peaks[:, feature]
+            least = STRONGLY * peaks.max() if strongly else 0
+            found = (np.flatnonzero((peaks > 0) & (peaks >= least)), np.flatnonzero(peaks == 0))
+            if min(map(len, found)) < N_EACH:
+                continue
+            choose = np.random.default_rng([seed, feature])
+            firing, silent = (
+                [self.texts[at] for at in choose.choice(places, N_EACH, replace=False)]
+                for places in found
+            )
+            tests.append(LabelTest(feature, firing, silent))
+        return tests
 
 
 def label_aucs(
@@ -139,3 +140,26 @@ def label_aucs(
         is_firing = [True] * len(firing) + [False] * len(silent)
         aucs.append(float(roc_auc_score(is_firing, vectors[1:] @ vectors[0])))
     return np.array(aucs)
+
+
+def score_labels(
+    labels: Mapping[int, str],
+    tests: Sequence[LabelTest],
+    strong: Sequence[LabelTest],
+    embed: Callable[[Sequence[str]], Float[np.ndarray, "text width"]],
+) -> dict[str, float | int | None]:
+    """Return mean AUCs with their standard errors, and the share of labels that are no text.
+
+    Args:
+        tests: Of texts that fire a feature at all.
+        strong: Of texts that fire it strongly.
+    """
+    found: dict[str, float | int | None] = {"features": len(tests)}
+    for prefix, some in (("", tests), ("strong_", strong)):
+        aucs = label_aucs(some, labels, embed)
+        found[f"{prefix}auc"] = float(aucs.mean()) if len(aucs) else None
+        several = len(aucs) > 1
+        found[f"{prefix}error"] = float(aucs.std(ddof=1)) / len(aucs) ** 0.5 if several else None
+    broken = [not is_text(label) for label in labels.values()]
+    found["broken"] = sum(broken) / len(broken) if broken else None
+    return found

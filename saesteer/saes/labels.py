@@ -26,19 +26,32 @@ FEATURE_TABLE = "features.parquet"
 PLACE_KEY = "neuronpedia_id"
 
 
-def own_table(where: Path | tuple[str, str]) -> FeatureTable | None:
-    """Return the feature table of an SAE that `resolve_sae` found; None where there is none."""
+def own_table(where: Path | tuple[str, str], *, explained: bool = True) -> FeatureTable | None:
+    """Return the feature table of an SAE that `resolve_sae` found; None where there is none.
+
+    Labels that a language model wrote (`saesteer sae label`) stand in it in place of its own,
+    unless not `explained`.
+    """
     if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
         return None
     table = load_feature_table(where / FEATURE_TABLE)
-    # A damaged cache costs phrases and no result; who asks for labels alone is told of it.
-    with suppress(OutputError):
-        told = Cache(label_cache()).explanations(str(explained_place(where)))
-        table = table.explained(told)
+    if explained:
+        # A damaged cache costs these and no result.
+        with suppress(OutputError):
+            table = table.explained(explanations_of(where))
     return table
 
 
-def explained_place(where: Path) -> SourceId:
+def explanations_of(where: Path) -> dict[int, tuple[str, str]]:
+    """Return the labels that language models wrote for an SAE's folder, and which, by feature.
+
+    Raises:
+        OutputError: The cache cannot be read.
+    """
+    return Cache(label_cache()).explanations(str(_explained_place(where)))
+
+
+def _explained_place(where: Path) -> SourceId:
     """Return what the explanations of an SAE's folder are kept under: a name for its weights."""
     weights = where / "sae_weights.safetensors"
     return SourceId("local", content_digest(weights if weights.is_file() else where)[:16])
@@ -51,7 +64,7 @@ def keep_explanation(where: Path, feature: int, phrase: str, by: str) -> None:
         OutputError: The cache cannot be written.
     """
     line = BulkLine(1, feature, (phrase, by, None))
-    place = str(explained_place(where))
+    place = str(_explained_place(where))
     Cache(label_cache()).store_file(place, f"explained/{feature}", "", [line])
 
 

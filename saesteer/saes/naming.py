@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -97,5 +96,5 @@ def _phrase(word: str, strong: _Strong, counts: WordCounts) -> str:
 def _related(one: str, other: str) -> bool:
     """Whether two words are forms of one, as far as their first letters tell."""
     shorter = min(len(one), len(other))
-    alike = len(os.path.commonprefix([one, other]))
-    return one == other or (shorter >= 4 and alike >= max(4, shorter - 2))
+    stem = max(4, shorter - 2)
+    return one == other or (shorter >= 4 and one[:stem] == other[:stem])

@@ -15,23 +15,43 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 MOST_BYTES = 4
 LINE_BREAK = "⏎"
 # Words with what joins their parts (co-op, o'clock), line breaks, and runs of one other sign.
-_UNITS = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|\n\s*|(?:([^\w\s]|_)\1*)")
+_UNITS = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|\n\s*|([^\w\s]|_)\1*")
 _LONE_WORDS = frozenset("aioAIO")
+# Signs with their names.
 _NAMES = {
-    **{".": "full stop", ",": "comma", ";": "semicolon", ":": "colon", "?": "question mark"},
-    **{"!": "exclamation mark", "-": "hyphen", "--": "dash", "—": "dash", "–": "dash"},
-    **{"(": "opening bracket", ")": "closing bracket", '"': "quotation mark", "'": "apostrophe"},
-    **{"“": "opening quotation mark", "”": "closing quotation mark", "…": "dots", "...": "dots"},
-    **{"$": "dollar sign", "%": "per cent sign", "&": "ampersand", "/": "slash", "*": "asterisk"},
-    "\n": "line break",
-}
+    sign: name
+    for name, signs in {
+        "full stop": ".",
+        "comma": ",",
+        "semicolon": ";",
+        "colon": ":",
+        "question mark": "?",
+        "exclamation mark": "!",
+        "hyphen": "-",
+        "dash": "-- \u2013 \u2014",
+        "dots": "... \u2026",
+        "opening bracket": "( [",
+        "closing bracket": ") ]",
+        "quotation mark": '" \u201c \u201d ``',
+        "apostrophe": "' \u2018 \u2019",
+        "slash": "/",
+        "ampersand": "&",
+        "dollar sign": "$",
+        "per cent sign": "%",
+    }.items()
+    for sign in signs.split()
+} | {"\n": "line break"}
 _SIGN_NAMES = frozenset(_NAMES.values())
+
+
+def words_of(text: str) -> list[str]:
+    """Return a text's words and numbers."""
+    return [unit for unit in (m.group() for m in _UNITS.finditer(text)) if unit[0].isalnum()]
 
 
 def is_text(text: str) -> bool:
     """Whether a text is of whole words and signs: nothing broken, no lone letter."""
-    units = [match.group() for match in _UNITS.finditer(text)]
-    words = [unit for unit in units if unit[0].isalnum()]
+    words = words_of(text)
     whole = all(len(word) > 1 or word in _LONE_WORDS for word in words)
     return bool(words) and whole and text.isprintable() and BROKEN not in text
 
