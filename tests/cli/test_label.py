@@ -47,7 +47,7 @@ def sae(tiny_model_folder, tmp_path, text, monkeypatch):
 
 
 def test_labels_are_tested_and_those_of_a_language_model_shown_everywhere(
-    saesteer, sae, text, tiny_model_folder, http_server, no_network
+    saesteer, sae, text, tiny_model_folder, http_server
 ):
     from saesteer.saes.loading import load_sae
 

@@ -50,8 +50,12 @@ def test_a_label_is_worth_the_auc_of_its_similarity(read):
     assert label_aucs(tests, {0: "text 39", 3: ""}, embed).tolist() == [0, 0.5]
     found = score_labels({0: "text 0", 3: "text 0"}, tests, [], embed)
     assert found == {
-        **{"features": 2, "auc": 0.5, "error": 0.5},
-        **{"strong_auc": None, "strong_error": None, "broken": 0.0},
+        "features": 2,
+        "auc": 0.5,
+        "error": 0.5,
+        "strong_auc": None,
+        "strong_error": None,
+        "broken": 0.0,
     }
 
 
