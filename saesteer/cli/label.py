@@ -71,6 +71,9 @@ def label_command(
             f"SAE {sae} has no table of features of its own; give the folder of one that saesteer "
             "sae train made, or import labels with saesteer neuronpedia import."
         )
+    for index in feature or ():
+        # One that is not there is refused before anything is loaded.
+        table.describe(index)
     asked = Endpoint(llm, base_url, key_variable, called="the labelling model") if llm else None
     embed, progress = SentenceEmbedder().embed, terminal_progress()
     settings: dict[str, Any] = {"model": model, "sae": sae, "text": [str(file) for file in files]}

@@ -70,7 +70,7 @@ class FeaturePeaks(NamedTuple):
                     n = len(ids) // TEXT_TOKENS
                     size = sae.encode(read.text(index)).abs()[: n * TEXT_TOKENS]
                     # Half the memory, and nobody asks for a fourth digit.
-                    most = size.reshape(n, TEXT_TOKENS, -1).amax(dim=1).to(torch.float16)
+                    most = size.reshape(n, TEXT_TOKENS, sae.d_sae).amax(dim=1).to(torch.float16)
                     peaks.append(most.cpu().numpy())
                     for at in range(0, n * TEXT_TOKENS, TEXT_TOKENS):
                         texts.append(shown.span(ids[at : at + TEXT_TOKENS]).strip())

@@ -80,5 +80,6 @@ def test_what_cannot_be_labelled_is_refused(refused, sae, text, tiny_model_folde
     command = ["sae", "label", sae, "--model", tiny_model_folder("llama")]
     (tmp_path / "short.txt").write_text("Too short.")
     assert "no text has 32 tokens" in refused(*command, "--text", tmp_path / "short.txt")
+    assert "has 0 to 63" in refused(*command, "--text", text, "--feature", 64)
     (sae / "features.parquet").unlink()
     assert "has no table of features of its own" in refused(*command, "--text", text)
