@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from saesteer.saes.words import RowWords, WordCounts, is_name, is_text
+from saesteer.saes.words import SIGN_NAMES, RowWords, WordCounts, is_name, is_text
 
 # Of the places where a feature fires those count that reach this share of its strongest.
 STRONG = 0.5
@@ -86,7 +86,8 @@ def _phrase(word: str, strong: _Strong, counts: WordCounts) -> str:
         before = [(row, unit - 1) for row, unit in own if unit > 0]
         seen = Counter(row.unit(unit).casefold() for row, unit in before)
         led, times = seen.most_common(1)[0] if seen else ("", 0)
-        if times < max(FEWEST, len(own) / 2) or not (is_text(led) and is_text(word)):
+        # Signs part phrases.
+        if times < max(FEWEST, len(own) / 2) or not is_text(led) or {led, word} & SIGN_NAMES:
             break
         own = [(row, unit) for row, unit in before if row.unit(unit).casefold() == led]
         phrase.insert(0, counts.form(led))

@@ -41,7 +41,7 @@ _NAMES = {
     }.items()
     for sign in signs.split()
 } | {"\n": "line break"}
-_SIGN_NAMES = frozenset(_NAMES.values())
+SIGN_NAMES = frozenset(_NAMES.values())
 
 
 def words_of(text: str) -> list[str]:
@@ -58,7 +58,7 @@ def is_text(text: str) -> bool:
 
 def is_name(unit: str) -> bool:
     """Whether a unit can stand in a label: a whole word, or a sign's name."""
-    return unit in _SIGN_NAMES or is_text(unit)
+    return unit in SIGN_NAMES or is_text(unit)
 
 
 @dataclass(frozen=True)
