@@ -19,6 +19,7 @@ from saesteer.cli import (
     doctor,
     features,
     generate,
+    label,
     neuronpedia,
     patch,
     probe,
@@ -50,9 +51,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Steer language models with sparse-autoencoder features, with evidence that it works.",
 )
-sae_app = typer.Typer(no_args_is_help=True, help="Train sparse autoencoders.")
-# With a callback it stays a group, though it has one command.
-sae_app.callback()(lambda: None)
+sae_app = typer.Typer(no_args_is_help=True, help="Train sparse autoencoders, test their labels.")
+sae_app.command("label")(label.label_command)
 sae_app.command("train")(
     experiment_command(
         "train_sae", "Train an SAE, going on where an earlier run of the same settings stopped."

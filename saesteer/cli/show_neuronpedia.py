@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,15 +32,17 @@ def show_cards(cards: Sequence[FeatureCard]) -> None:
         density = "unknown" if card.density is None else f"{card.density:.3%} of tokens"
         peak = "none" if card.max_activation is None else f"{card.max_activation:.3g}"
         out.print(f"fires on {density}, at most {peak}")
-        for verb, tokens in (("promotes", card.top_tokens), ("demotes", card.bottom_tokens)):
+        known = (
+            *(("fires most on", card.words), ("promotes", card.top_tokens)),
+            ("demotes", card.bottom_tokens),
+        )
+        for verb, tokens in known:
             if tokens:
                 out.print(f"{verb} {', '.join(map(_quoted, tokens[:TOKENS_SHOWN]))}")
         made = grid(("activation", "right"), "where it fires")
         for context in card.contexts:
-            text = Text(one_line(context.text))
-            token = one_line(context.token)
-            if token:
-                text.highlight_words([token], style="bold reverse")
+            before, token, after = (re.sub(r"\s+", " ", part) for part in context.parts)
+            text = Text.assemble(before, (token, "bold reverse"), after)
             made.add_row(f"{context.activation:.2f}", text)
         if card.contexts:
             out.print(made)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -153,6 +155,16 @@ class ChatClient:
             body.pop("logprobs", None)
             body.pop("top_logprobs", None)
         return body
+
+
+def data_block(fields: Mapping[str, Any]) -> str:
+    """Return what a question is about as JSON between marker lines, which it cannot close itself.
+
+    The markers hang on the content's own hash.
+    """
+    data = json.dumps(fields, ensure_ascii=False)
+    marker = hashlib.sha256(json.dumps(fields).encode("ascii")).hexdigest()[:16]
+    return f"<data {marker}>\n{data}\n</data {marker}>"
 
 
 def _misfit(said: str, payload: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from saesteer.evaluation.llm_client import ChatClient, Endpoint, Reply
+from saesteer.evaluation.llm_client import ChatClient, Endpoint, Reply, data_block
 from saesteer.utils.errors import NetworkError, OutputError
 
 # Failures in a row after which the server counts as gone.
@@ -116,10 +116,7 @@ class Rater:
             self._known.add(key, rating)
 
     def _payload(self, system: str, question: str, fields: Mapping[str, str]) -> dict[str, Any]:
-        data = json.dumps(fields, ensure_ascii=False)
-        # A text cannot close a marker that hangs on its own hash.
-        marker = hashlib.sha256(json.dumps(fields).encode("ascii")).hexdigest()[:16]
-        content = f"{question}\n\n<data {marker}>\n{data}\n</data {marker}>"
+        content = f"{question}\n\n{data_block(fields)}"
         return self._client.payload(
             [{"role": "system", "content": system}, {"role": "user", "content": content}]
         )

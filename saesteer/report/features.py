@@ -12,6 +12,7 @@ from saesteer.report import plots
 from saesteer.report.layout import Bar, Column, Context, Described, Mark, Table
 from saesteer.report.wording import show
 from saesteer.saes.neuronpedia.links import SITE, embed_url
+from saesteer.saes.table import FeatureContext
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -64,13 +65,7 @@ def _described(row: Mapping[str, Any]) -> Described:
 
 
 def _context(row: Mapping[str, Any]) -> Context:
-    text, token = row["text"], row["token"]
-    places = [at for at in range(len(text)) if token and text.startswith(token, at)]
-    if not places:
-        return Context(text, "", "", row["activation"])
-    # A context holds more before its token than after it, so of several the later one is meant.
-    at = min(places, key=lambda place: abs(place - 0.7 * len(text)))
-    return Context(text[:at], token, text[at + len(token) :], row["activation"])
+    return Context(*FeatureContext(**row).parts, row["activation"])
 
 
 def no_tree(record: Mapping[str, Any]) -> str:

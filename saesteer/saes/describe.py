@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from torch import Tensor
 from saesteer.models.reading import Activations, read_rows
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.adapter import Sae, check_compatible
-from saesteer.saes.lens import TokenTexts, extreme_tokens
+from saesteer.saes.lens import TokenTexts, extreme_words
+from saesteer.saes.naming import Place, name_feature
+from saesteer.saes.words import RowWords, WordCounts, token_words
 from saesteer.utils.errors import DataError
 from saesteer.utils.progress import Progress
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 256
 N_TOP = 8
 N_BOTTOM = 5
+# Places that a label is made from, each of another row.
+N_PLACES = 40
 
 
 def build_feature_table(
@@ -31,20 +35,20 @@ def build_feature_table(
     rows: Sequence[TokenRow],
     *,
     n_contexts: int = 5,
-    context_tokens: int = 12,
+    context_words: tuple[int, int] = (8, 4),
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Describe every feature of an SAE from one pass over text and from the logit lens.
 
-    Only kept tokens count and are shown. A context has `context_tokens` tokens, the firing one
-    among them.
+    Only kept tokens count and are shown, as whole words. A context is the word of a firing token
+    with `context_words` before and after it.
 
     Returns:
         One row for each feature: its number, `density` (share of tokens on which it fires),
-        `max_activation` and `mean_activation` (where it fires; by size), the tokens that it
-        promotes and demotes, at most `n_contexts` contexts (dictionaries of text, token and
-        activation, each from another row of text), and a `description` made from these by rule,
-        not by a reader.
+        `max_activation` and `mean_activation` (where it fires; by size), the words that it
+        promotes and demotes, at most `n_contexts` contexts (dictionaries of text, token, activation
+        and where the token stands, each from another row), the `words` on which it fires most in
+        proportion to chance, and a `description` made from these by rule, not by a reader.
 
     Raises:
         MismatchError: The SAE's width is not the model's.
@@ -56,7 +60,7 @@ def build_feature_table(
     check_compatible(model, sae)
     if not rows:
         raise DataError("the feature table needs text; give at least one row.")
-    seen = _Seen(sae, n_contexts)
+    seen = _Seen(sae, max(N_PLACES, n_contexts))
     task = (progress or Progress()).task("describing features", total=len(rows), unit="rows")
     with task:
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -64,8 +68,12 @@ def build_feature_table(
             seen.add(read_rows(model, block, [sae.site])[sae.site], start)
             task.advance(len(block))
     texts = TokenTexts(model.tokenizer)
-    top, bottom = extreme_tokens(model, sae, texts, n_top=N_TOP, n_bottom=N_BOTTOM)
-    contexts = [seen.contexts(i, rows, texts, context_tokens) for i in range(sae.d_sae)]
+    row_words = [RowWords.of(row, texts) for row in rows]
+    counts = WordCounts(row_words)
+    names = token_words(zip(rows, row_words, strict=True), texts, counts)
+    top, bottom = extreme_words(model, sae, names, n_top=N_TOP, n_bottom=N_BOTTOM)
+    places = [seen.places(index) for index in range(sae.d_sae)]
+    named = [name_feature(found, row_words, counts) for found in places]
     return pd.DataFrame(
         {
             "feature": np.arange(sae.d_sae),
@@ -74,8 +82,11 @@ def build_feature_table(
             "mean_activation": (seen.total / seen.fired.clamp_min(1)).numpy(),
             "top_tokens": top,
             "bottom_tokens": bottom,
-            "contexts": contexts,
-            "description": [_description(c, t) for c, t in zip(contexts, top, strict=True)],
+            "contexts": [
+                _contexts(found, row_words, n_contexts, *context_words) for found in places
+            ],
+            "words": [words for _, words in named],
+            "description": [label for label, _ in named],
         }
     )
 
@@ -83,15 +94,15 @@ def build_feature_table(
 class _Seen:
     """What has been seen so far of each feature; its strongest rows, strongest first."""
 
-    def __init__(self, sae: Sae, n_contexts: int) -> None:
+    def __init__(self, sae: Sae, n_places: int) -> None:
         self.sae = sae
         self.tokens = 0
         self.fired = torch.zeros(sae.d_sae, dtype=torch.float64)
         self.total = torch.zeros(sae.d_sae, dtype=torch.float64)
         self.maximum = torch.zeros(sae.d_sae)
-        nowhere = torch.full((n_contexts, sae.d_sae), -1)
+        nowhere = torch.full((n_places, sae.d_sae), -1)
         # Of the strongest rows the size of the largest activation, its value, its row and token.
-        self.strongest = [torch.zeros((n_contexts, sae.d_sae)) for _ in range(2)] + [nowhere] * 2
+        self.strongest = [torch.zeros((n_places, sae.d_sae)) for _ in range(2)] + [nowhere] * 2
 
     def add(self, read: Activations, start: int) -> None:
         """Take in a block of rows, the first of which is row `start`."""
@@ -114,46 +125,22 @@ class _Seen:
         order = both[0].argsort(dim=0, descending=True, stable=True)[: len(self.strongest[0])]
         self.strongest = [values.gather(0, order) for values in both]
 
-    def contexts(
-        self, feature: int, rows: Sequence[TokenRow], texts: TokenTexts, width: int
-    ) -> list[dict[str, Any]]:
-        """Return the strongest places of a feature as texts of at most `width` tokens."""
-        found = []
+    def places(self, feature: int) -> list[Place]:
+        """Return the strongest places of a feature, each of another row."""
         columns = (values[:, feature].tolist() for values in self.strongest)
-        for size, value, row_number, token in zip(*columns, strict=True):
-            if size <= 0:
-                break
-            row = rows[row_number]
-            place = int(np.flatnonzero(row.kept)[token])
-            first, last = _window(row, place, width)
-            found.append(
-                {
-                    "text": texts.span(row.ids[first:last]),
-                    "token": texts.one(row.ids[place]),
-                    "activation": value,
-                }
-            )
-        return found
+        found = zip(*columns, strict=True)
+        return [Place(value, row, token) for size, value, row, token in found if size > 0]
 
 
-def _window(row: TokenRow, place: int, width: int) -> tuple[int, int]:
-    """Return where a context starts and ends: kept tokens only, more before than after."""
-    lowest, highest = place, place + 1
-    while lowest > 0 and row.kept[lowest - 1]:
-        lowest -= 1
-    while highest < len(row) and row.kept[highest]:
-        highest += 1
-    first = max(lowest, place - (width - 1) * 2 // 3)
-    last = min(highest, first + max(1, width))
-    return max(lowest, min(first, last - max(1, width))), last
-
-
-def _description(contexts: Sequence[dict[str, Any]], top: Sequence[str]) -> str:
-    tokens = dict.fromkeys(context["token"].strip() or context["token"] for context in contexts)
-    fires = f"fires on {_quoted(tokens, 3)}" if tokens else "never fired on the table's text"
-    return f"{fires}; promotes {_quoted(top, 3)}" if top else fires
-
-
-def _quoted(tokens: Iterable[str], most: int) -> str:
-    marks = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
-    return ", ".join(f'"{token.translate(marks)}"' for token in list(tokens)[:most])
+def _contexts(
+    places: Sequence[Place], rows: Sequence[RowWords], most: int, before: int, after: int
+) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for activation, row, token in places:
+        head, word, tail = rows[row].around(token, before, after)
+        text = f"{head}{word}{tail}"
+        if word and len(found) < most:
+            known = {"text": text, "token": word, "activation": activation, "at": len(head)}
+            # What stands in the text more than once is shown once.
+            found.setdefault(text, known)
+    return list(found.values())

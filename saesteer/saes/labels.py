@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saesteer.saes.neuronpedia import Cache, SourceId, dashboard_url
-from saesteer.saes.neuronpedia.cache import label_cache
+from saesteer.saes.neuronpedia.cache import BulkLine, label_cache
 from saesteer.saes.neuronpedia.replies import Feature, read_reply
 from saesteer.saes.table import FeatureCard, FeatureHit, FeatureTable, load_feature_table
+from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import OutputError, SaeError
 
 if TYPE_CHECKING:
@@ -25,11 +26,46 @@ FEATURE_TABLE = "features.parquet"
 PLACE_KEY = "neuronpedia_id"
 
 
-def own_table(where: Path | tuple[str, str]) -> FeatureTable | None:
-    """Return the feature table of an SAE that `resolve_sae` found; None where there is none."""
+def own_table(where: Path | tuple[str, str], *, explained: bool = True) -> FeatureTable | None:
+    """Return the feature table of an SAE that `resolve_sae` found; None where there is none.
+
+    Labels that a language model wrote (`saesteer sae label`) stand in it in place of its own,
+    unless not `explained`.
+    """
     if not isinstance(where, Path) or not (where / FEATURE_TABLE).is_file():
         return None
-    return load_feature_table(where / FEATURE_TABLE)
+    table = load_feature_table(where / FEATURE_TABLE)
+    if explained:
+        # A damaged cache costs these and no result.
+        with suppress(OutputError):
+            table = table.explained(explanations_of(where))
+    return table
+
+
+def explanations_of(where: Path) -> dict[int, tuple[str, str]]:
+    """Return the labels that language models wrote for an SAE's folder, and which, by feature.
+
+    Raises:
+        OutputError: The cache cannot be read.
+    """
+    return Cache(label_cache()).explanations(str(_explained_place(where)))
+
+
+def _explained_place(where: Path) -> SourceId:
+    """Return what the explanations of an SAE's folder are kept under: a name for its weights."""
+    weights = where / "sae_weights.safetensors"
+    return SourceId("local", content_digest(weights if weights.is_file() else where)[:16])
+
+
+def keep_explanation(where: Path, feature: int, phrase: str, by: str) -> None:
+    """Keep what a feature stands for in somebody's words, in place of earlier such words.
+
+    Raises:
+        OutputError: The cache cannot be written.
+    """
+    line = BulkLine(1, feature, (phrase, by, None))
+    place = str(_explained_place(where))
+    Cache(label_cache()).store_file(place, f"explained/{feature}", "", [line])
 
 
 def known_descriptions(

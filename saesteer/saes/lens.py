@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,11 +33,14 @@ class TokenTexts:
     def one(self, token: int) -> str:
         """Return one token's text, a leading space included."""
         if token not in self._known:
-            whole = self._tokenizer.decode([*self._anchor, token])
-            joined = whole.startswith(self._head)
-            alone = whole[len(self._head) :] if joined else self._tokenizer.decode([token])
-            self._known[token] = alone
+            self._known[token] = self.inside([token])
         return self._known[token]
+
+    def inside(self, tokens: Sequence[int]) -> str:
+        """Return some tokens' text, a leading space included."""
+        whole = self._tokenizer.decode([*self._anchor, *tokens])
+        joined = whole.startswith(self._head)
+        return whole[len(self._head) :] if joined else self.span(tokens)
 
     def span(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens)))
@@ -48,31 +51,38 @@ class TokenTexts:
         return max(self._tokenizer.get_vocab().values()) + 1
 
 
-def extreme_tokens(
-    model: TransformerBridge, sae: Sae, texts: TokenTexts, *, n_top: int, n_bottom: int
+def extreme_words(
+    model: TransformerBridge, sae: Sae, names: Mapping[int, str], *, n_top: int, n_bottom: int
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the tokens that each feature promotes and demotes most, by logit lens.
+    """Return the words that each feature promotes and demotes most, by logit lens.
 
     A decoder row goes through the linear part of the final norm and the unembedding
-    (nostalgebraist 2020, "interpreting GPT: the logit lens").
+    (nostalgebraist 2020, "interpreting GPT: the logit lens"). A token's logit counts in standard
+    deviations from its mean over all features, since some tokens are promoted by nearly all.
+
+    Args:
+        names: What tokens stand for; others do not count. Of equal names the most extreme does.
 
     Returns:
-        For each feature the promoted and the demoted tokens, most extreme first; empty lists if
+        For each feature the promoted and the demoted words, most extreme first; empty lists if
         the SAE does not write into the residual stream, where the lens says nothing.
     """
-    if sae.write_site.hook not in RESIDUAL_HOOKS:
+    if sae.write_site.hook not in RESIDUAL_HOOKS or not names:
         return [[] for _ in range(sae.d_sae)], [[] for _ in range(sae.d_sae)]
-    directions = token_directions(model)
-    n_top, n_bottom = min(n_top, len(directions)), min(n_bottom, len(directions))
+    tokens = sorted(names)
+    directions = token_directions(model)[tokens]
+    decoder = sae.decoder
+    spread, mean = torch.cov(decoder.T, correction=0), decoder.mean(dim=0)
+    deviation = ((directions @ spread) * directions).sum(dim=1).clamp_min(1e-12).sqrt()
     top: list[list[str]] = []
     bottom: list[list[str]] = []
-    for rows in sae.decoder.split(FEATURES_AT_ONCE):
-        logits = rows @ directions.T
-        for most, into in (
-            (logits.topk(n_top), top),
-            (logits.topk(n_bottom, largest=False), bottom),
-        ):
-            into.extend([texts.one(token) for token in tokens] for tokens in most.indices.tolist())
+    for rows in decoder.split(FEATURES_AT_ONCE):
+        logits = (rows - mean) @ directions.T / deviation
+        for sign, n, into in ((1, n_top, top), (-1, n_bottom, bottom)):
+            # Twice as many, since several tokens may stand for one word.
+            best = (sign * logits).topk(min(2 * n, len(tokens))).indices.tolist()
+            words = (dict.fromkeys(names[tokens[at]] for at in row) for row in best)
+            into.extend(list(found)[:n] for found in words)
     return top, bottom
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-DESCRIPTIONS_BY = "automatic: firing tokens and logit lens, read by nobody"
+DESCRIPTIONS_BY = "automatic: words and places of firing, read by nobody"
 LOCAL = "the local table"
+# Columns that tables of earlier versions lack.
+_LATER = ("words",)
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,31 @@ class FeatureHit:
 class FeatureContext:
     """One place in the text where a feature fires."""
 
-    text: str  # The firing token with some tokens around it.
+    text: str  # The firing token with some tokens around it; whole words from our own tables.
     token: str
     activation: float
+    at: int | None = None  # Where in the text the token stands, if known.
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """The text before the token, the token, and the text after it."""
+        at = self.at
+        if at is None:
+            places = [
+                place
+                for place in range(len(self.text))
+                if self.token and self.text.startswith(self.token, place)
+            ]
+            if not places:
+                return self.text, "", ""
+            # More stands before the token than after it, so of several the later one is meant.
+            at = min(places, key=lambda place: abs(place - 0.7 * len(self.text)))
+        return self.text[:at], self.token, self.text[at + len(self.token) :]
+
+    def marked(self, opening: str = "[", closing: str = "]") -> str:
+        """Return the text with the token in brackets, or between other marks."""
+        before, token, after = self.parts
+        return f"{before}{opening}{token}{closing}{after}" if token else before
 
 
 @dataclass(frozen=True)
@@ -53,9 +78,11 @@ class FeatureCard:
     # On text, if known; by size, for SAEs with negative activations.
     max_activation: float | None = None
     density: float | None = None  # Share of tokens on which it fires, if known.
-    top_tokens: tuple[str, ...] = ()  # What its decoder row promotes most, by logit lens.
+    # What its decoder row promotes most, by logit lens; whole words from our own tables.
+    top_tokens: tuple[str, ...] = ()
     bottom_tokens: tuple[str, ...] = ()
     contexts: tuple[FeatureContext, ...] = ()  # The strongest first.
+    words: tuple[str, ...] = ()  # On which it fires most in proportion to chance, if known.
 
     @property
     def label(self) -> str:
@@ -68,8 +95,8 @@ class FeatureCard:
 
     @property
     def fires_on(self) -> tuple[str, ...]:
-        """The tokens on which it fires most strongly, each once."""
-        return tuple(dict.fromkeys(context.token for context in self.contexts))
+        """The words on which it fires most, else the tokens of its contexts, each once."""
+        return self.words or tuple(dict.fromkeys(context.token for context in self.contexts))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,10 +124,15 @@ class FeatureCard:
         import pandas as pd
 
         places = "".join(
-            f"<li>{escape(f'{place.activation:.2f}  {place.text}')}</li>" for place in self.contexts
+            f"<li>{place.activation:.2f}  {_emphasised(place)}</li>" for place in self.contexts
         )
         with pd.option_context("display.max_colwidth", None):
             return f"{self.table.to_html(render_links=True)}<ul>{places}</ul>"
+
+
+def _emphasised(context: FeatureContext) -> str:
+    before, token, after = map(escape, context.parts)
+    return f"{before}<b>{token}</b>{after}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +141,8 @@ class FeatureTable:
 
     frame: pd.DataFrame  # As `build_feature_table` gives it.
     source: str  # The file it came from.
+    # Whose words descriptions are that the table's maker did not write.
+    explained_by: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -139,19 +173,28 @@ class FeatureTable:
         """
         fields = self.frame.iloc[self._checked(index)]
         contexts = [
-            FeatureContext(str(c["text"]), str(c["token"]), float(c["activation"]))
+            FeatureContext(str(c["text"]), str(c["token"]), float(c["activation"]), c.get("at"))
             for c in fields["contexts"][:n_contexts]
         ]
         return FeatureCard(
             feature=int(fields["feature"]),
             description=str(fields["description"]),
-            by=LOCAL,
+            by=self.explained_by.get(int(fields["feature"]), LOCAL),
             max_activation=float(fields["max_activation"]),
             density=float(fields["density"]),
             top_tokens=tuple(map(str, fields["top_tokens"])),
             bottom_tokens=tuple(map(str, fields["bottom_tokens"])),
             contexts=tuple(contexts),
+            words=tuple(map(str, fields["words"])),
         )
+
+    def explained(self, known: Mapping[int, tuple[str, str]]) -> FeatureTable:
+        """Return the table with other words for some features: phrase and who says so."""
+        descriptions = self.frame["description"].to_list()
+        for feature, (phrase, _) in known.items():
+            descriptions[self._checked(feature)] = phrase
+        frame = self.frame.assign(description=descriptions)
+        return FeatureTable(frame, self.source, {i: by for i, (_, by) in known.items()})
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -196,6 +239,9 @@ def load_feature_table(path: str | os.PathLike[str]) -> FeatureTable:
             "it again."
         ) from error
     columns = _schema().names
+    for name in _LATER:
+        if name not in frame.columns:
+            frame[name] = [[] for _ in range(len(frame))]
     missing = [name for name in columns if name not in frame.columns]
     if missing or not np.array_equal(frame["feature"], np.arange(len(frame))):
         fault = f"has no column {missing[0]}" if missing else "does not list every feature in order"
@@ -207,7 +253,10 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     context = pa.struct(
-        [("text", pa.string()), ("token", pa.string()), ("activation", pa.float32())]
+        [
+            *(("text", pa.string()), ("token", pa.string())),
+            *(("activation", pa.float32()), ("at", pa.int32())),
+        ]
     )
     return pa.schema(
         [
@@ -218,6 +267,7 @@ def _schema() -> pa.Schema:
             ("top_tokens", pa.list_(pa.string())),
             ("bottom_tokens", pa.list_(pa.string())),
             ("contexts", pa.list_(context)),
+            ("words", pa.list_(pa.string())),
             ("description", pa.string()),
         ]
     )

@@ -247,7 +247,7 @@ def test_a_doubtful_fit_is_said_before_the_run(tiny_settings, mirror_sae):
 def test_a_feature_table_of_another_sae_is_refused(tiny_settings, mirror_sae):
     sae = mirror_sae()
     row = {"density": 0.1, "max_activation": 1.0, "mean_activation": 0.5, "description": "a word"}
-    row |= {"top_tokens": [], "bottom_tokens": [], "contexts": []}
+    row |= {"top_tokens": [], "bottom_tokens": [], "contexts": [], "words": []}
     table = pd.DataFrame([{"feature": index, **row} for index in range(5)])
     save_feature_table(table, sae / "features.parquet")
     with pytest.raises(MismatchError, match=r"lists 5 features and the SAE beside it has 64"):

@@ -17,6 +17,7 @@ from saesteer.saes.labels import (
 )
 from saesteer.saes.loading import load_sae, neuronpedia_id_of
 from saesteer.saes.neuronpedia import Cache, SourceId, import_from_files
+from saesteer.saes.words import is_text
 from saesteer.utils.errors import OutputError, SaeError
 from saesteer.utils.progress import Progress
 
@@ -90,9 +91,11 @@ def test_the_place_that_a_sum_of_vectors_notes():
 def test_one_feature_shows_what_is_known_of_it_and_an_sae_its_place(tmp_path):
     sae = load_sae("smollm2")
     card = sae.feature(1234)
-    assert card.label.startswith("fires on ")
+    assert is_text(card.label) and card.words[0] in card.label
     assert 0 < (card.density or 0) < 1 and (card.max_activation or 0) > 0 and card.url is None
-    assert len(card.promotes) == 8
+    assert len(card.promotes) == 8 and all(map(is_text, card.promotes))
+    word = card.contexts[0].parts[1]
+    assert f"[{word}]" in card.contexts[0].marked() and f"<b>{word}</b>" in card._repr_html_()
     assert "promotes" in card.table.index and card.promotes[0] in card._repr_html_()
     with pytest.raises(SaeError, match="features 0 to 8191; 8192 is none"):
         sae.feature(8192)

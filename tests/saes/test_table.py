@@ -13,7 +13,7 @@ from torch import nn
 
 from saesteer.models.tokens import TokenRow
 from saesteer.saes.describe import build_feature_table
-from saesteer.saes.lens import TokenTexts, extreme_tokens, norm_gain
+from saesteer.saes.lens import TokenTexts, extreme_words, norm_gain
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import (
     LOCAL,
@@ -55,13 +55,28 @@ def test_density_and_activations_equal_numpy_by_hand_also_in_blocks(
     means = every.sum(axis=0) / np.maximum(fires.sum(axis=0), 1)
     np.testing.assert_allclose(table["mean_activation"], means, rtol=1e-4, atol=1e-6)
     assert 0.05 < table["density"].mean() < 0.2
-    for _, row in table.iterrows():
-        firing = list(dict.fromkeys(c["token"].strip() for c in row["contexts"]))[:3]
-        quoted = ", ".join(f'"{token}"' for token in firing)
-        head = f"fires on {quoted}" if firing else "never fired on the table's text"
-        promoted = ", ".join(f'"{token}"' for token in row["top_tokens"][:3])
-        assert row["description"] == f"{head}; promotes {promoted}"
-        assert (len(row["top_tokens"]), len(row["bottom_tokens"])) == (8, 5)
+    assert {*map(len, table["top_tokens"])} == {8} and {*map(len, table["bottom_tokens"])} == {5}
+
+
+def test_words_are_those_it_fires_on_in_proportion_to_chance(table, codes, rows, tokenizer):
+    said = [tokenizer.decode([i]) for row in rows for i in np.array(row.ids)[list(row.kept)]]
+    for feature, row in table.iterrows():
+        peaks = [(codes_[:, feature].max(), codes_[:, feature].argmax()) for codes_ in codes]
+        tops = sorted(((p, i, at) for i, (p, at) in enumerate(peaks) if p > 0), key=lambda t: -t[0])
+        strong = [t for t in tops[:40] if t[0] >= 0.5 * tops[0][0]] if tops else []
+        mass: dict[str, float] = {}
+        for peak, index, at in strong:
+            word = tokenizer.decode([np.array(rows[index].ids)[list(rows[index].kept)][at]])
+            mass[word] = mass.get(word, 0) + peak
+        total = sum(mass.values())
+        gain = {
+            w: m / total * np.log(m / total / ((said.count(w) + 0.5) / len(said)))
+            for w, m in mass.items()
+        }
+        best = sorted(gain, key=lambda w: -gain[w])
+        wanted = [w for w in best if gain[w] > 0 and (mass[w] / total >= 0.04 or w == best[0])]
+        assert row["words"] == wanted[:4]
+        assert all(word in row["description"] for word in row["words"])
 
 
 def test_contexts_are_the_strongest_of_different_rows(table, codes, rows, tokenizer):
@@ -74,7 +89,9 @@ def test_contexts_are_the_strongest_of_different_rows(table, codes, rows, tokeni
             place = np.flatnonzero(rows[index].kept)[codes[index][:, feature].argmax()]
             assert context["activation"] == pytest.approx(peaks[index, feature], rel=1e-4)
             assert context["token"].strip() == tokenizer.decode([rows[index].ids[place]])
-            assert context["token"].strip() in context["text"].split()
+            at = context["at"]
+            assert context["text"][at:].startswith(context["token"])
+            assert context["token"] in context["text"].split()
 
 
 def test_features_that_fire_negatively_count_by_size_and_dead_ones_are_called_so(
@@ -95,7 +112,7 @@ def test_features_that_fire_negatively_count_by_size_and_dead_ones_are_called_so
     dead = table.iloc[7]
     assert dead["density"] == dead["max_activation"] == dead["mean_activation"] == 0
     assert dead["contexts"] == []
-    assert dead["description"].startswith("never fired on the table's text; promotes ")
+    assert dead["description"] == "never fired on the table's text"
 
 
 def test_no_text_and_a_foreign_sae_are_refused(model, sae, make_sae, rows):
@@ -117,11 +134,12 @@ def test_a_saved_table_reads_back_the_same(table, tmp_path):
     np.testing.assert_allclose(loaded.max_activation, table["max_activation"])
     row, source = loaded.row(5), table.iloc[5]
     assert row.feature == 5
+    assert row.fires_on == row.words == tuple(source["words"])
     assert row.top_tokens == tuple(source["top_tokens"])
     assert row.bottom_tokens == tuple(source["bottom_tokens"])
     assert row.description == loaded.describe(5) == source["description"]
     assert row.contexts == tuple(
-        FeatureContext(c["text"], c["token"], pytest.approx(c["activation"]))  # type: ignore[arg-type]
+        FeatureContext(c["text"], c["token"], pytest.approx(c["activation"]), c["at"])  # type: ignore[arg-type]
         for c in source["contexts"]
     )
     assert (row.by, row.url) == (LOCAL, None)
@@ -136,6 +154,14 @@ def test_a_saved_table_reads_back_the_same(table, tmp_path):
         with pytest.raises(SaeError, match=r"features\.parquet cannot be read .*again") as caught:
             load_feature_table(path)
         assert "\n" not in str(caught.value)
+    # One of an earlier version knows less.
+    earlier = [{k: v for k, v in c.items() if k != "at"} for c in table["contexts"][5]]
+    older = table.drop(columns=["words"])
+    older["contexts"] = [earlier] * len(older)
+    older.to_parquet(path)
+    row = load_feature_table(path).row(5)
+    assert (row.words, row.contexts[0].at) == ((), None)
+    assert row.fires_on == tuple(dict.fromkeys(c["token"] for c in earlier))
     table.drop(columns=["density"]).to_parquet(path)
     with pytest.raises(SaeError, match="has no column density"):
         load_feature_table(path)
@@ -174,23 +200,23 @@ def test_gain_of_every_kind_of_norm(gain):
         assert centred is centres
 
 
-def test_promoted_tokens_equal_the_lens_by_hand(model, plain, make_sae, tokenizer, monkeypatch):
+def test_promoted_words_equal_the_lens_by_hand(model, plain, make_sae):
     sae = load_sae(make_sae())
-    top, bottom = extreme_tokens(model, sae, TokenTexts(tokenizer), n_top=8, n_bottom=5)
-    rows = sae.decoder * plain.model.norm.weight
-    logits = rows @ plain.lm_head.weight.T
-    order = logits.argsort(dim=1, descending=True)
+    logits = (sae.decoder * plain.model.norm.weight) @ plain.lm_head.weight.T
+    chance = (logits - logits.mean(dim=0)) / logits.std(dim=0, correction=0)
+    # Two tokens of one name count once, and those without a name do not.
+    names = {token: f"name {token // 2}" for token in range(8, 40)}
+    top, bottom = extreme_words(model, sae, names, n_top=8, n_bottom=5)
     for feature in range(64):
-        wanted = [tokenizer.decode([token]) for token in order[feature].tolist()]
-        assert [text.strip() for text in top[feature]] == wanted[:8]
-        assert [text.strip() for text in bottom[feature]] == wanted[::-1][:5]
-    # Ids that are no tokens are left out.
-    monkeypatch.setattr(TokenTexts, "n_ids", 6)
-    top, bottom = extreme_tokens(model, sae, TokenTexts(tokenizer), n_top=8, n_bottom=5)
-    assert {(len(one), len(other)) for one, other in zip(top, bottom, strict=True)} == {(6, 5)}
+        order = chance[feature].argsort(descending=True).tolist()
+        wanted = list(dict.fromkeys(names[token] for token in order if token in names))
+        assert top[feature] == wanted[:8]
+        order.reverse()
+        wanted = list(dict.fromkeys(names[token] for token in order if token in names))
+        assert bottom[feature] == wanted[:5]
     # A site beside the residual stream promotes nothing.
     beside = load_sae(make_sae(metadata={"hook_name": "blocks.1.attn.hook_z"}))
-    found = extreme_tokens(model, beside, TokenTexts(tokenizer), n_top=8, n_bottom=5)
+    found = extreme_words(model, beside, names, n_top=8, n_bottom=5)
     assert found == ([[]] * 64, [[]] * 64)
 
 

@@ -470,10 +470,7 @@ class PersonaRun:
         rows = vector_features(vector, context.codes)
         for row in rows:
             known = None if experiment.table is None else experiment.table.row(row["feature"])
-            row["contexts"] = [
-                {"text": c.text, "token": c.token, "activation": c.activation}
-                for c in (known.contexts[:CONTEXTS] if known else ())
-            ]
+            row["contexts"] = [asdict(c) for c in (known.contexts[:CONTEXTS] if known else ())]
             row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
         kept, file = self.first.folder, _tree_file(name)
         return {"features": rows, "tree": kept.read_json(file) if kept.has(file) else {}}

@@ -87,12 +87,16 @@ class Cache:
 
     def labels(self, source: str) -> dict[int, str]:
         """Return all imported labels of an SAE, by feature."""
+        return {feature: words for feature, (words, _) in self.explanations(source).items()}
+
+    def explanations(self, source: str) -> dict[int, tuple[str, str]]:
+        """Return all labels of an SAE with who they are by, by feature."""
         # Of several explanations the first stays, which comes last here.
         query = (
-            "SELECT feature, description FROM explanations WHERE source = ? AND description != '' "
-            "ORDER BY feature, place DESC"
+            "SELECT feature, description, COALESCE(explainer, '') AS explainer FROM explanations "
+            "WHERE source = ? AND description != '' ORDER BY feature, place DESC"
         )
-        return dict(self._read(query, source))
+        return {feature: (words, by) for feature, words, by in self._read(query, source)}
 
     def files(self, source: str) -> dict[str, str]:
         """Return the digest of each file that is imported of an SAE, by its name."""
