@@ -252,30 +252,50 @@ def test_a_baked_model_that_was_changed_is_found_out(tiny_gguf, tmp_path, cache)
         compare_with_hook(folder, ["The cat"])
 
 
+def unpacked(source: Path, target: Path) -> Path:
+    """Write a GGUF file with its weights in float32: packed, llama.cpp rounds activations too."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize
+
+    reader, writer = GGUFReader(source), GGUFWriter(target, "llama")
+    for key, field in reader.fields.items():
+        if key != "general.architecture" and not key.startswith("GGUF."):
+            inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_llama_cpp_writes_what_transformers_writes_under_the_hook(bundled_gguf, tmp_path):
-    xllamacpp = pytest.importorskip(
-        "xllamacpp", reason="llama.cpp is not here: pip install xllamacpp"
-    )
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
     model = load_model("smollm2", device="cpu", dtype="float32")
     vector = vector_at(12, width=576, residual_norm=60.0)
-    folder = bake_gguf("smollm2", vector, 0.3, tmp_path / "baked")
+    source = unpacked(bundled_gguf, tmp_path / "unpacked.gguf")
+    folder = bake_gguf(source, vector, 0.3, tmp_path / "baked")
     settings = xllamacpp.CommonParams()
-    settings.model.path = str(folder / bundled_gguf.name)
+    settings.model.path = str(folder / source.name)
     settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 512, 1, 0, False
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(settings)
     tokenizer: Any = model.tokenizer
     unsteered = []
     for question in ("How was your day?", "Tell me about the sea."):
         chat = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        asked = {"prompt": ids, "max_tokens": 24, "temperature": 0, "logprobs": 1}
+        asked = {"prompt": ids, "max_tokens": 32, "temperature": 0, "logprobs": 1}
         answer = server.handle_completions(asked)
         told = [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+        assert len(told) == 32
         prompt = torch.tensor([ids])
         with steer(model, vector, 0.3, positions="all"):
-            assert told == greedy(plain_model(model), prompt, 24)
-        unsteered.append(told == greedy(plain_model(model), prompt, 24))
-    assert not all(unsteered)
+            assert told == greedy(plain_model(model), prompt, 32)
+        unsteered.append(told == greedy(plain_model(model), prompt, 32))
+    assert not any(unsteered)
