@@ -52,13 +52,18 @@ def with_output_biases(
 
     Raises:
         ModelError: No bias of this architecture does the same as the addition; or the model lies
-            on several devices.
+            on several devices, or its weights are packed.
     """
     plain: Any = plain_model(model)
     if hasattr(plain, "hf_device_map"):
         raise ModelError(
             f"model {model_info(model).source.name!r} lies where its device_map says; load it "
             "without one, on device 'cpu' say."
+        )
+    if getattr(plain.config, "quantization_config", None):
+        raise ModelError(
+            f"model {model_info(model).source.name!r} holds packed weights; bake the model that it "
+            "was packed from, and pack that."
         )
     projection, kind, config = _biased(plain)
     with torch.device("meta"):
