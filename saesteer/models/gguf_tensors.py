@@ -20,6 +20,7 @@ from saesteer.utils.files import write_atomic
 # Behind the four letters and the version, in all of version 2 and 3.
 _N_TENSORS_AT = 8
 _ALIGNMENT = "general.alignment"
+_WIDEST_ALIGNMENT = 2**16
 
 
 def add_tensors(
@@ -32,9 +33,8 @@ def add_tensors(
         OutputError: The copy cannot be written.
     """
     header = gguf_header(source)
-    _check(source, header, tensors)
     order, alignment = header.order, header.metadata.get(_ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1:
+    if not isinstance(alignment, int) or not 1 <= alignment <= _WIDEST_ALIGNMENT:
         raise ModelError(f"{source} has {_ALIGNMENT} {alignment!r}; fetch or write it again.")
 
     def padding(size: int) -> bytes:
@@ -42,6 +42,7 @@ def add_tensors(
 
     start = header.length + len(padding(header.length))
     end = source.stat().st_size - start
+    _check(source, header, end, tensors)
     at, infos, data = end + len(padding(end)), b"", b""
     for name, values in tensors.items():
         coded = name.encode()
@@ -66,7 +67,7 @@ def add_tensors(
     return write_atomic(target, write)
 
 
-def _check(source: Path, header: GgufHeader, tensors: Mapping[str, np.ndarray]) -> None:
+def _check(source: Path, header: GgufHeader, end: int, tensors: Mapping[str, np.ndarray]) -> None:
     if header.metadata.get("split.count", 1) != 1:
         raise ModelError(
             f"{source} is one part of several; join them first, with llama-gguf-split --merge."
@@ -78,9 +79,8 @@ def _check(source: Path, header: GgufHeader, tensors: Mapping[str, np.ndarray]) 
             "added."
         )
     # Else what is added would lie where the last of its own data belongs.
-    size = source.stat().st_size - header.length
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
     for name, (kind, offset) in header.places.items():
         block, n_bytes = sizes.get(kind, (1, 0))
-        if offset + prod(header.tensors[name]) // block * n_bytes > size:
+        if offset + prod(header.tensors[name]) // block * n_bytes > end:
             raise ModelError(f"{source} ends before its tensor {name}; fetch or write it again.")
