@@ -15,8 +15,13 @@ def vector(tiny_model_folder, tmp_path, monkeypatch):
     """The file of a vector of the tiny Llama."""
     monkeypatch.setenv("SAESTEER_CACHE", str(tmp_path / "cache"))
     raw = torch.randn(32, generator=torch.Generator().manual_seed(0))
-    fields = {"site": "blocks.1.hook_resid_post", "model": str(tiny_model_folder("llama"))}
-    made = SteeringVector.from_raw(raw, **fields, residual_norm=5.0, name="kind")
+    made = SteeringVector.from_raw(
+        raw,
+        site="blocks.1.hook_resid_post",
+        model=str(tiny_model_folder("llama")),
+        residual_norm=5.0,
+        name="kind",
+    )
     return made.save(tmp_path / "kind.safetensors")
 
 

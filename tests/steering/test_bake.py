@@ -30,11 +30,10 @@ BLOCKS = {
 }
 
 
-def vector_at(layer: int, seed: int = 0, width: int = 32, hook: str = "hook_resid_post", **fields):
+def vector_at(layer: int, seed: int = 0, width: int = 32, hook: str = "hook_resid_post", **more):
     raw = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-    return SteeringVector.from_raw(
-        raw, site=f"blocks.{layer}.{hook}", model="tiny", **({"residual_norm": 5.0} | fields)
-    )
+    fields: dict[str, Any] = {"residual_norm": 5.0} | more
+    return SteeringVector.from_raw(raw, site=f"blocks.{layer}.{hook}", model="tiny", **fields)
 
 
 @contextmanager
@@ -88,9 +87,11 @@ def test_a_folder_loaded_by_hugging_face_alone_says_what_the_hook_says(
     assert float((got - hooked).abs().max()) <= 1e-6 * largest
     assert greedy(baked, ids[:1, :8], 64) == wanted
     # Beyond the rounding of each sum to float32 nothing is left.
-    with torch.no_grad(), by_hand(blocks.double(), additions):
-        exact = original.double()(ids).logits
-    assert float((baked.double()(ids).logits - exact).abs().max()) <= 1e-6
+    with torch.no_grad():
+        with by_hand(blocks.double(), additions):
+            exact = original.double()(ids).logits
+        got = baked.double()(ids).logits
+    assert float((got - exact).abs().max()) <= 1e-6
 
 
 def test_padded_rows_and_saesteers_own_hook_agree_too(tiny_llama, tmp_path, random_ids):
