@@ -238,8 +238,9 @@ def compare_with_hook(
     baked = root / record["file"] if record["format"] == "gguf" else root
     progress.say(f"Loading {baked} and model {record['model']} ...")
     served: Any = plain_model(load_model(baked, dtype=dtype, progress=progress))
-    model = load_model(record["model"], dtype=dtype, progress=progress)
-    plain: Any = plain_model(model)
+    # Rounded as the baked weights were, where they were.
+    model = load_model(record["model"], dtype=record.get("dtype", dtype), progress=progress)
+    plain: Any = plain_model(model).to(served.dtype)
     assert model.tokenizer is not None
     limit = min(context, context_length(model) or context)
     rows = [
@@ -249,13 +250,12 @@ def compare_with_hook(
     ]
     if not rows:
         raise DataError("the texts hold no token to compare logits at; give longer ones.")
-    # The user's file may hold the vector's model in another quantisation.
-    strict = record["format"] == "hf"
 
     def both() -> Iterator[tuple[Tensor, Tensor]]:
         with progress.task("texts", total=len(rows), unit="texts") as task:
             for row in rows:
-                with everywhere(model, additions, strict=strict):
+                # A GGUF file may hold the vector's model in another quantisation.
+                with everywhere(model, additions, strict=False):
                     hooked = _logits(plain, row)
                 yield hooked, _logits(served, row)
                 task.advance(1)
