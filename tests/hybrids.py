@@ -65,12 +65,17 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Mamba2",
         _BARE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
     ),
+    "mistral": ("Mistral", _SHAPE | {"sliding_window": None}),
+    "nemotron": ("Nemotron", _SHAPE),
     "olmo2": ("Olmo2", _SHAPE),
     "opt": ("OPT", _HEADS | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     "opt-post-norm": (
         "OPT",
         _HEADS | {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     ),
+    "phi": ("Phi", _HEADS | {"intermediate_size": 64}),
+    "qwen2": ("Qwen2", _SHAPE),
+    "qwen3": ("Qwen3", _SHAPE | {"head_dim": 8}),
     "qwen3-moe": (
         "Qwen3Moe",
         _SHAPE
@@ -84,6 +89,8 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
     ),
     "recurrentgemma": ("RecurrentGemma", _SHAPE | {"lru_width": 32, "attention_window_size": 8}),
+    "smollm3": ("SmolLM3", _SHAPE | {"pad_token_id": 0}),
+    "starcoder2": ("Starcoder2", _SHAPE),
 }
 
 

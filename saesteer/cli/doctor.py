@@ -13,6 +13,10 @@ from saesteer.utils.terminal import say_json
 
 
 def doctor_command(
+    baked: Annotated[
+        Path | None,
+        typer.Argument(help="A folder of saesteer vector bake; a model and an SAE if left out."),
+    ] = None,
     model: Annotated[str, typer.Option(help="The model.")] = "smollm2",
     sae: Annotated[str, typer.Option(help="smollm2, a folder, or release:id.")] = "smollm2",
     text: Annotated[
@@ -23,7 +27,12 @@ def doctor_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure on text whether a model and an SAE belong together."""
+    """Measure on text whether a model and an SAE belong together, or a baked model is the hook's.
+
+    Logits are compared in float32 unless another dtype is named.
+
+    saesteer doctor kind-model
+    """
     from saesteer.data import datasets_folder, read_texts
     from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model
@@ -36,6 +45,9 @@ def doctor_command(
     from saesteer.utils.run_folder import finite
 
     texts = list(read_texts(text or datasets_folder() / "prose.jsonl", limit=limit))
+    if baked is not None:
+        _baked(baked, texts, context, "float32" if dtype == "auto" else dtype, as_json)
+        return
     source = resolve_model(model)
     check_planned(source, resolve_sae(sae), sae)
     progress = terminal_progress()
@@ -53,3 +65,34 @@ def doctor_command(
         say_json(finite(asdict(report)))
     else:
         sae_report(report, sae, model, str(loaded.site)).print(console())
+
+
+def _baked(folder: Path, texts: list[str], context: int, dtype: str, as_json: bool) -> None:
+    from saesteer.experiments.recorded import recorded_look
+    from saesteer.report.terminal import console, print_fields
+    from saesteer.steering.bake import compare_with_hook
+    from saesteer.utils.progress import terminal_progress
+
+    settings = {"baked": str(folder), "texts": texts, "context": context, "dtype": dtype}
+    progress = terminal_progress()
+    with recorded_look("doctor", settings, name=folder.name, progress=progress) as recorded:
+        found = compare_with_hook(folder, texts, context=context, dtype=dtype, progress=progress)
+        measured = ("n_tokens", "difference", "spread", "same_choice")
+        recorded.summary({name: found[name] for name in measured})
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    vectors = [
+        f"{one['name']} at {one['site']}, strength {one['strength']:.4g} ({one['unit']})"
+        for one in found["vectors"]
+    ]
+    fields = {
+        "baked": found["baked"],
+        "model": f"{found['model']}, steered at every position by the hook",
+        "vectors": "; ".join(vectors),
+        "tokens": f"{found['n_tokens']:,}",
+        "largest difference": f"{found['difference']:.2g} of a logit; they spread by "
+        f"{found['spread']:.2g}",
+        "same likeliest token": f"{found['same_choice']:.2%}",
+    }
+    print_fields(console(), fields)

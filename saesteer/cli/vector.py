@@ -1,4 +1,4 @@
-"""`saesteer vector`: show, combine, export and import vectors."""
+"""`saesteer vector`: show, combine, bake, export and import vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from saesteer.utils.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Show, combine, export and import vectors.")
+app = typer.Typer(no_args_is_help=True, help="Show, combine, bake, export and import vectors.")
 Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
 
 
@@ -47,6 +47,78 @@ def show_command(
     links = [feature_url(place, row["index"]) or "" for row in rows]
     out.print()
     print_table(out, Table.of(rows, columns, links=links, most=top), where="the vector")
+
+
+@app.command("bake")
+def bake_command(
+    sources: Annotated[
+        list[Path], typer.Argument(help="A run's folder or a vector.safetensors, or several.")
+    ],
+    target: Annotated[Path, typer.Argument(help="A new folder for the model.")],
+    strength: Annotated[
+        list[str] | None,
+        typer.Option(help="A strength for all vectors, or one for each, in their order."),
+    ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(help="In place of a strength: what it is to cost, nats per token."),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+    model: Annotated[
+        str | None, typer.Option(help="The model; the one of the vector if left out.")
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(help="Bake into a copy of this .gguf file, its weights as they are."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the model's own if left out.")
+    ] = None,
+) -> None:
+    """Write a model that is always steered, which every engine serves as it is.
+
+    Every position is steered, the prompt's too, and KL is measured so.
+
+    saesteer vector bake runs/kind kind-model --strength 0.2
+
+    saesteer vector bake runs/kind kind-gguf --kl 0.3 --gguf SmolLM2.Q4_1.gguf
+    """
+    from saesteer.steering import SteeringVector, parse, to_raw
+    from saesteer.steering.bake import bake, bake_gguf, check_free, strength_at_kl
+    from saesteer.steering.strength import check_unit
+    from saesteer.utils.errors import SteeringError
+    from saesteer.utils.progress import terminal_progress
+
+    if (kl is None) == (not strength):
+        raise SteeringError("a model is baked at one strength; give --strength 0.2 or --kl 0.3.")
+    if kl is not None and not 0 < kl < float("inf"):
+        raise SteeringError(f"--kl {kl} is no cost; give a number above 0, such as 0.3.")
+    strengths, known = [parse(text) for text in strength or []], check_unit(unit)
+    vectors = [SteeringVector.load(source) for source in sources]
+    for vector in vectors:
+        to_raw(1.0, known, vector)
+    check_free(target)
+    from saesteer.models import load_model
+    from saesteer.models.resolve import check_shape, resolve_model, stored_dtype
+
+    name, bridge, progress = model or vectors[0].model, None, terminal_progress()
+    if kl is not None or gguf is None:
+        source = resolve_model(name)
+        for vector in vectors:
+            check_shape(source, vector.site, vector.d_model, f"vector {vector.name!r}")
+        progress.say(f"Loading model {name} ...")
+        bridge = load_model(name, dtype=dtype or stored_dtype(source), progress=progress)
+    cost = None
+    if kl is not None and bridge is not None:
+        progress.say(f"Looking for the strength that costs KL {kl:g} ...")
+        match = strength_at_kl(bridge, vectors, kl, known)
+        strengths, cost = [match.strength], match.kl
+    if gguf is not None:
+        bake_gguf(gguf, vectors, strengths, target, known, kl=cost)
+    elif bridge is not None:
+        bake(bridge, vectors, strengths, target, known, kl=cost)
+    said = ", ".join(f"{value:.4g}" for value in strengths)
+    typer.echo(f"wrote {target} at strength {said} ({known}); try: saesteer doctor {target}")
 
 
 @app.command("export")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from saesteer.utils.text import one_line
 # Of the GGUF specification: what a value's type number stands for, as struct writes it.
 _SCALARS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MLP_BIAS = re.compile(r"blk\.\d+\.ffn_(down|gate|up)\.bias")
 _LONGEST_NAME = 65_535
 _MOST_DIMENSIONS = 8
 # Far above what any model has; a tensor's name and shape take many times its bytes in memory.
@@ -35,6 +37,11 @@ class GgufHeader:
     metadata: dict[str, str | int | float | bool]
     # The shape of every tensor by name, the fastest dimension first, as GGUF has it.
     tensors: dict[str, tuple[int, ...]]
+    # Of every tensor its type's number, and where its data lies behind the header.
+    places: dict[str, tuple[int, int]]
+    # The byte order as struct writes it, and how many bytes the header has, padding left out.
+    order: str
+    length: int
 
     @property
     def architecture(self) -> str:
@@ -101,15 +108,18 @@ class _Reader:
                 self._skip_array(key)
             else:
                 metadata[key] = self._value(kind, key)
-        return GgufHeader(metadata, dict(self._tensor() for _ in range(n_tensors)))
+        shapes, places = {}, {}
+        for _ in range(n_tensors):
+            name, shape, place = self._tensor()
+            shapes[name], places[name] = shape, place
+        return GgufHeader(metadata, shapes, places, self._order, self._at)
 
-    def _tensor(self) -> tuple[str, tuple[int, ...]]:
+    def _tensor(self) -> tuple[str, tuple[int, ...], tuple[int, int]]:
         name, dimensions = self._string(_LONGEST_NAME), self._number("I")
         if dimensions > _MOST_DIMENSIONS:
             raise ValueError(f"tensor {name[:60]!r} declares {dimensions} dimensions")
         shape = tuple(self._number("Q") for _ in range(dimensions))
-        self._take(12)
-        return name, shape
+        return name, shape, (self._number("I"), self._number("Q"))
 
     def _skip_array(self, key: str) -> None:
         kind = self._number("I")
@@ -158,16 +168,21 @@ class _Reader:
         self._at += length
 
 
+def gguf_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def converted_gguf(path: Path, sha256: str | None = None, progress: Progress | None = None) -> Path:
     """Return a folder with the GGUF file's weights dequantised to float32 safetensors.
 
     The folder lives in the cache under the file's SHA-256, so each file is converted once.
     """
-    try:
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    digest = gguf_digest(path)
     if sha256 is not None and digest != sha256:
         raise ModelError(
             f"{path} has SHA-256 {digest[:16]}... where {sha256[:16]}... is expected; "
@@ -182,6 +197,10 @@ def _convert(path: Path, digest: str, folder: Path, progress: Progress) -> None:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    # transformers reads no bias of a Llama's MLP unless it is told of them, and says nothing.
+    header = gguf_header(path)
+    biased = [name for name in header.tensors if _MLP_BIAS.fullmatch(name)]
+    told = {"mlp_bias": True} if biased and header.architecture == "llama" else {}
     try:
         # Without dequantize=True transformers 5 keeps the weights packed and cannot save them.
         with quiet(), counting_tensors(progress, path.name):
@@ -190,6 +209,7 @@ def _convert(path: Path, digest: str, folder: Path, progress: Progress) -> None:
                 gguf_file=path.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
+                **told,
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:

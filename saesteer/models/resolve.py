@@ -137,6 +137,20 @@ def _configured(location: str) -> tuple[int | None, ...]:
         return None, None, None
 
 
+def stored_dtype(source: ModelSource) -> str:
+    """Return the dtype that a model's weights are kept in; float32 where that is not said."""
+    from transformers import AutoConfig
+
+    if source.kind == "gguf":
+        return "float32"
+    try:
+        config: Any = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+    except Exception:
+        # Loading says in its own messages what is wrong.
+        return "float32"
+    return str(config.get_text_config().dtype or "float32").removeprefix("torch.")
+
+
 def check_shape(source: ModelSource, site: Site, width: int | None, what: str) -> None:
     """Refuse, before a model is loaded or converted, what cannot belong to it."""
     shape = model_shape(source)

@@ -64,7 +64,7 @@ def test_another_digest_and_what_is_no_gguf_are_sentences_that_leave_nothing(
 
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"GGUF junk")
-    with pytest.raises(ModelError, match=r"broken\.gguf cannot be read as a GGUF") as caught:
+    with pytest.raises(ModelError, match=r"broken\.gguf is no whole GGUF file") as caught:
         load_model(file, device="cpu", dtype="float32")
     assert "\n" not in str(caught.value)
     assert os.listdir(cache / "models") == []
