@@ -100,7 +100,7 @@ def test_a_template_without_a_place_for_a_system_prompt_gets_it_with_the_questio
 
 
 def test_sides_are_asked_for_in_words_where_there_are_some_and_by_statements(tiny_llama, site):
-    pairs = tuple(ContrastivePair(str(i), f"i like {i}", f"i hate {i}") for i in range(8))
+    pairs = tuple(ContrastivePair(str(i), f"i like {i}", f"i hate {i}") for i in range(40))
     plain = PairSet("likes", pairs, "python")
     given = FitContext(tiny_llama, plain, site=site)
     quotes, others = given.prompts
