@@ -80,7 +80,7 @@ def _baked(folder: Path, texts: list[str], context: int, dtype: str, as_json: bo
         measured = ("n_tokens", "difference", "spread", "same_choice")
         recorded.summary({name: found[name] for name in measured})
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say_json(found)
         return
     vectors = [
         f"{one['name']} at {one['site']}, strength {one['strength']:.4g} ({one['unit']})"

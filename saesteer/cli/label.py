@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saesteer.cli.options import AsJson, Seed
+from saesteer.utils.terminal import say_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +93,7 @@ def label_command(
         recorded.summary(measured)
     if as_json:
         both = {by: {**found[by], "labels": known} for by, known in labels.items()}
-        typer.echo(json.dumps(both, indent=2, ensure_ascii=False))
+        say_json(both)
     else:
         _show(labels, found)
 

@@ -118,7 +118,7 @@ def bake_command(
     elif bridge is not None:
         bake(bridge, vectors, strengths, target, known, kl=cost)
     said = ", ".join(f"{value:.4g}" for value in strengths)
-    typer.echo(f"wrote {target} at strength {said} ({known}); try: saesteer doctor {target}")
+    say(f"wrote {target} at strength {said} ({known}); try: saesteer doctor {target}")
 
 
 @app.command("export")

@@ -157,7 +157,17 @@ NO_PLACES = {
     *("name", "site", "device", "project", "entity", "group", "tags", "format", "headline"),
     *("positive_key", "negative_key", "text_key", "label_key", "group_key", "classes", "roles"),
     *("request", "requests", "system", "before", "after", "prompts", "description", "opposite"),
-    *("criterion", "method", "methods", "baseline", "repeated", "hook", "heads", "receivers"),
+    *(
+        "criterion",
+        "method",
+        "methods",
+        "baseline",
+        "repeated",
+        "at_prompt",
+        "hook",
+        "heads",
+        "receivers",
+    ),
     *("programs", "model", "key_variable", "device_map", "families"),
     # Those of methods, none of which reads a file.
     *("settings", "grid"),

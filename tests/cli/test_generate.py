@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from saesteer.utils.terminal import cleaned
+
 
 def generate(*arguments: object) -> list[object]:
     return ["generate", *arguments, "--dtype", "float32", "--max-new-tokens", "6"]
@@ -45,7 +47,7 @@ def test_one_row_streams_what_the_table_would_hold(saesteer, finished, monkeypat
     given = ["Why?", "--vector", finished, "--strength", "-0.2", "--dtype", "float32"]
     answer = saesteer("generate", *given, "--max-new-tokens", "60")
     assert answer.code == 0
-    assert answer.out == "".join(pieces) + "\n"
+    assert answer.out == "".join(map(cleaned, pieces)) + "\n"
     assert len(pieces) > 1
 
 

@@ -48,7 +48,7 @@ def test_features_of_the_bundled_sae_come_from_its_own_table(saesteer, refused, 
     assert cards[0]["by"] == "the local table" and cards[0]["url"] is None
     assert cards[0]["contexts"] and cards[0]["top_tokens"] and cards[0]["description"]
     shown = saesteer("neuronpedia", "feature", 7774).out
-    assert f"feature 7774: {cards[0]['words'][0]}" in shown and "promotes" in shown
+    assert f"feature 7774: {cards[0]['description'][:40]}" in shown and "promotes" in shown
     # What needs Neuronpedia says so.
     assert "is not on Neuronpedia" in refused("neuronpedia", "text", "be kind")
     assert "is not on Neuronpedia" in refused("neuronpedia", "similar", 3)
