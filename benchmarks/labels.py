@@ -39,10 +39,8 @@ def main() -> None:
     assert sae.folder is not None and model.tokenizer is not None
     held_out = pack_corpus(model.tokenizer, config).held_out
     read = FeaturePeaks.read(model, sae, held_out, terminal_progress())
-    draws = [
-        read.draw(number=options.features, seed=options.seed, strongly=strongly)
-        for strongly in (False, True)
-    ]
+    how = {"number": options.features, "seed": options.seed}
+    draws, strong = read.draw(**how), read.draw(**how, strongly=True)
     # What stands alone in the corpus is a word; the table's pieces that never do are parts of one.
     files = [source.path for source in config.corpus if source.path is not None]
     known = {w.casefold() for file in files for text in read_texts(file) for w in words_of(text)}
@@ -50,7 +48,7 @@ def main() -> None:
     for path in filter(None, (options.before, sae.folder / FEATURE_TABLE)):
         table = load_feature_table(path)
         labels = {index: table.describe(index) for index in range(len(table))}
-        found = score_labels(labels, *draws, embed)
+        found = score_labels(labels, draws, strong, embed)
         broken = sum(
             not is_text(label) or any(w.casefold() not in known for w in words_of(label))
             for label in labels.values()

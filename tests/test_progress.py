@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
 from saesteer.utils import progress as module
 from saesteer.utils.progress import Progress, terminal_progress
+from saesteer.utils.terminal import Console
 
 
 class Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,10 +63,10 @@ _Strong = Sequence[tuple[float, RowWords, int]]
 
 
 def _words(strong: _Strong, counts: WordCounts) -> list[str]:
-    masses: Counter[str] = Counter()
+    masses: dict[str, float] = defaultdict(float)
     for size, row, token in strong:
         masses[row.unit(row.unit_of[token]).casefold()] += size
-    total = masses.total()
+    total = sum(masses.values())
     shares = {word: mass / total for word, mass in masses.items() if is_name(word)}
     gains = {w: share * math.log(share / counts.share(w)) for w, share in shares.items()}
     kept: list[str] = []

@@ -6,6 +6,7 @@ import csv
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,7 +84,8 @@ def _parquet(folder: Path) -> bytes:
 def test_a_small_file_that_stands_for_endless_work_is_refused_by_its_limit(
     tmp_path, name, content, message
 ):
-    path = write(tmp_path, name, content(tmp_path) if callable(content) else content)
+    made: Any = content(tmp_path) if callable(content) else content
+    path = write(tmp_path, name, made)
     start = time.process_time()
     with pytest.raises(DataError, match=message) as caught:
         load_pairs(path)

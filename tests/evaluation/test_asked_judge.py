@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def data(payload):
 def spread(number, chances):
     """A number as the reply, with the log-probabilities of numbers in its place."""
     top = [{"token": token, "logprob": math.log(p)} for token, p in chances.items()]
+    body: Any
     status, body, headers = said(f"<think>3 or so</think> {number}")
     tokens = [{"token": t, "logprob": -0.1, "top_logprobs": []} for t in ("3", " or")]
     tokens.append({"token": f" {number}", "logprob": -0.1, "top_logprobs": top})
@@ -81,6 +83,7 @@ def test_a_server_without_log_probabilities_is_believed_by_its_number(server, ju
     # It is asked for them once.
     assert sum("logprobs" in call for call in server.calls) == 1
     # What stands there in another shape is no log-probability.
+    body: Any
     status, body, headers = said("5")
     body["choices"][0]["logprobs"] = {"content": [{"token": "5", "top_logprobs": None}]}
     server.answer = lambda n, payload: (status, body, headers)

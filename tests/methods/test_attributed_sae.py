@@ -129,11 +129,12 @@ def test_only_candidates_that_fire_are_used_and_no_more_than_asked(made):
     decoder, gain, matrix = unlike(60)
     given = made(decoder, StubObjective(gain, matrix), silent=30)
     few = {**LOOSE, "n_features": 20}
-    for how in (
+    ways: list[dict[str, Any]] = [
         {"selection": LOOSE},
         {"candidates": "clustered", "selection": few, "clustering": ALL_KEPT},
         {"candidates": "clustered", "selection": few, "clustering": ALL_KEPT, "signs": "tied"},
-    ):
+    ]
+    for how in ways:
         fit = AttributedSAE(3, **how).fit_in(given)
         chosen = weights_of(fit.vector_)
         assert 0 < len(chosen) <= 3
@@ -148,7 +149,7 @@ def test_tied_weights_have_their_features_own_sign_and_fit_best_of_all_that_do(m
     decoder, gain, matrix = unlike(40)
     given = made(decoder, StubObjective(gain, matrix))
     strict = {"min_separation": 0.6}
-    stages = {"candidates": "clustered", "selection": LOOSE, "clustering": strict}
+    stages: Any = {"candidates": "clustered", "selection": LOOSE, "clustering": strict}
     fit = AttributedSAE(6, signs="tied", **stages).fit_in(given)
     assert 0 < len(fit.clusters_.kept_indices) < len(fit.clusters_.indices)
     own = np.sign(given.codes.mean_delta)

@@ -83,7 +83,9 @@ def test_swapped_prompts_give_the_opposite_and_equal_ones_nothing(tiny_llama, si
     opposite, other = prompted(tiny_llama, ANSWERS, swapped, site=site).margin()
     np.testing.assert_allclose(opposite, -gradient, rtol=1e-4, atol=1e-9)
     assert other == pytest.approx(-margin, rel=1e-4)
-    same, nothing = prompted(tiny_llama, ANSWERS, [("you are good",) * 2], site=site).margin()
+    same, nothing = prompted(
+        tiny_llama, ANSWERS, [("you are good", "you are good")], site=site
+    ).margin()
     assert not same.any() and nothing == 0
 
 

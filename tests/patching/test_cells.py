@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from saesteer.models import load_model, plain_model
 from saesteer.patching import PatchResult, encode_pairs, load_prompt_pairs, patch, patcher
@@ -22,6 +21,7 @@ from saesteer.patching.patcher import activation_patching, unpatched
 from saesteer.patching.target import BY_COLUMN, BY_HEAD
 from saesteer.utils.errors import ConfigError, ModelError, SiteError
 from saesteer.utils.progress import Progress
+from saesteer.utils.terminal import Console
 from tests.by_hand import count_hooks
 from tests.hybrids import hybrid
 from tests.patching.engine_prompts import (

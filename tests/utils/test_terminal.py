@@ -32,7 +32,8 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys):
     shown = capsys.readouterr().out
     assert json.loads(shown) == [HOSTILE]
     assert re.search(OBEYED, shown) is None
-    out = Console(file=io.StringIO(), force_terminal=True, width=60, color_system="standard")
+    file = io.StringIO()
+    out = Console(file=file, force_terminal=True, width=60, color_system="standard")
     table = Table(HOSTILE)
     table.add_row(Text(HOSTILE, style="red"))
     out.print(table)
@@ -40,8 +41,8 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys):
     with Progress(out).task(HOSTILE, 1) as task:
         task.advance(note=HOSTILE)
     # rich's own colours and cursor stay.
-    rest = re.sub(r"\x1b\[[0-9;]*[mK]|\x1b\[1A|\x1b\[\?25[lh]|\r", "", out.file.getvalue())
-    assert "\x1b[31m" in out.file.getvalue()
+    rest = re.sub(r"\x1b\[[0-9;]*[mK]|\x1b\[1A|\x1b\[\?25[lh]|\r", "", file.getvalue())
+    assert "\x1b[31m" in file.getvalue()
     assert re.search(OBEYED, rest) is None
 
 
