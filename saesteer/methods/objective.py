@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saesteer.models import model_info
 from saesteer.steering.divergence import DivergenceMeter, match_strength
 from saesteer.steering.teacher_forced import Pass, TeacherForced
 from saesteer.utils.cache import Cache, content_key
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 # Of hundreds of pairs without anything in common a few hundredths remain.
 NO_DIFFERENCE = 1e-3
+# Metrics that come with the package: that of the bundled model at the bundled SAE's site, on the
+# bundled answers in float32, takes minutes on two cores (`scripts/bundle_metric.py`).
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "metrics"
 # How many tokens of neutral text the cost at a strength is measured on.
 COST_TOKENS = 400
 
@@ -309,22 +314,37 @@ class TrainingCost:
         enough = 1 + int(np.searchsorted(tokens, COST_TOKENS))
         return DivergenceMeter(self._model, self.rows[:enough], site=self._site)
 
+    @property
+    def _said(self) -> list[Any]:
+        return [(row.ids, row.kept) for row in self.rows]
+
+    @property
+    def bundled_metric(self) -> Path:
+        """The file of this metric that comes with the package, if one does."""
+        fingerprint = model_info(self._model).fingerprint
+        key = content_key(fingerprint, str(self._site), self._fisher_samples, self._said)
+        return BUNDLED / f"fisher-{key}.safetensors"
+
     @cached_property
     def metric(self) -> FisherMetric:
         """The Fisher metric of the site, computed once per model, site and text."""
 
         def compute() -> Arrays:
+            from safetensors.numpy import load_file
+
+            if self.bundled_metric.is_file():
+                return load_file(self.bundled_metric)
             texts = TeacherForced(self._model, self.rows, site=self._site, max_tokens=1024)
             found = fisher_metric(texts, n_samples=self._fisher_samples)
             return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
 
-        parts = (*self._key, self._fisher_samples, [(row.ids, row.kept) for row in self.rows])
+        parts = (*self._key, self._fisher_samples, self._said)
         kept = self._arrays.keep(
             "fisher",
             content_key(*parts),
             lambda: self._arrays.once("fisher", *parts, compute=compute),
         )
-        return FisherMetric(kept["matrix"], *map(int, kept["counts"]))
+        return FisherMetric(kept["matrix"].astype(np.float64), *map(int, kept["counts"]))
 
     def keep(self, *parts: Any) -> Keep:
         """Return a function that keeps linearisations of one objective by content."""

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from saesteer.data import load_pairs
+from saesteer.methods import FitContext
 from saesteer.methods.objective import FisherMetric, fisher_metric
 from saesteer.models import encode_texts
+from saesteer.saes import load_sae
 from saesteer.steering import DivergenceMeter, TeacherForced
 from saesteer.utils.errors import ConfigError
 
@@ -119,3 +122,18 @@ def test_a_metric_without_inverse_asks_for_a_ridge():
     assert np.isfinite(thin.solve(np.ones(6), 0.1)).all()
     with pytest.raises(ConfigError, match=r"has no inverse"):
         FisherMetric(np.full((6, 6), np.nan), 2, 1).solve(np.ones(6))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("anew", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_bundled_metric_is_that_of_the_bundled_model(anew, smollm2, monkeypatch, tmp_path):
+    given = FitContext(smollm2, load_pairs("agreeableness"), sae=load_sae("smollm2"))
+    # Other answers or another site have another name.
+    assert given.cost.bundled_metric.is_file()
+    bundled = given.cost.metric
+    if anew:
+        monkeypatch.setattr("saesteer.methods.objective.BUNDLED", tmp_path)
+        found = FitContext(smollm2, given.pairs, sae=given.sae).cost.metric
+        assert (found.n_samples, found.n_tokens) == (bundled.n_samples, bundled.n_tokens)
+        scale = np.abs(bundled.matrix).max()
+        np.testing.assert_allclose(found.matrix, bundled.matrix, atol=1e-3 * scale)
