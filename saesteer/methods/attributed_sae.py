@@ -18,6 +18,8 @@ from saesteer.methods.objective import Linearisation
 from saesteer.steering import SteeringVector
 
 N_CANDIDATES = 512
+# Of wider SAEs the features that differ most between the sides: each is a row of d_model in memory.
+MOST_FIRING = 8192
 
 
 @dataclass(repr=False, eq=False)
@@ -42,7 +44,7 @@ class AttributedSAE(Method):
         ridge: Added to the Fisher metric's diagonal, in units of its mean.
         signs: "free", or "tied": a weight has the sign of its feature's own difference.
         candidates: Which features may be picked: "firing", all that fire on the pairs as
-            `selection` says, and the picked ones are clustered; "clustered", the 512 that differ
+            `selection` says (at most 8192), and the picked ones are clustered; "clustered", the 512 that differ
             most between the sides and lie in clusters that tell them apart.
         selection: Keyword arguments of `select_features`.
         clustering: Keyword arguments of `cluster_features`.
@@ -105,7 +107,7 @@ class AttributedSAE(Method):
             selection = {"n_features": N_CANDIDATES, **self.selection}
             self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
             return self.clusters_.kept_indices, self.clusters_.kept_signs
-        self.selection_ = chosen(given, {"n_features": given.sae.d_sae, **self.selection})
+        self.selection_ = chosen(given, {"n_features": MOST_FIRING, **self.selection})
         indices = self.selection_.indices
         written = given.sae.decoder[indices].any(dim=1).numpy()
         return indices[written], self.selection_.signs[written]
