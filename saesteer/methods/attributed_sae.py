@@ -44,8 +44,8 @@ class AttributedSAE(Method):
         ridge: Added to the Fisher metric's diagonal, in units of its mean.
         signs: "free", or "tied": a weight has the sign of its feature's own difference.
         candidates: Which features may be picked: "firing", all that fire on the pairs as
-            `selection` says (at most 8192), and the picked ones are clustered; "clustered", the 512 that differ
-            most between the sides and lie in clusters that tell them apart.
+            `selection` says (at most 8192), and the picked ones are clustered; "clustered", the
+            512 that differ most between the sides and lie in clusters that tell them apart.
         selection: Keyword arguments of `select_features`.
         clustering: Keyword arguments of `cluster_features`.
         selection_: The features that were clustered.
