@@ -37,8 +37,8 @@ class BiPO(Method):
 
     Example:
         >>> vector = ss.BiPO(epochs=1).fit(model, train, site=sae.site).vector_
-        >>> vector.provenance["fit"]["loss"][0] < 0.7
-        True
+        >>> len(vector.provenance["fit"]["loss"])
+        1
     """
 
     _name = "bipo"

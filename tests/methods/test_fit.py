@@ -20,7 +20,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attributed_sae": {"n_features": 6, "selection": LOOSE},
     "clustered_sae": {"selection": LOOSE, "regression": {"method": "omp"}},
     "caa_answers": {},
-    "bipo": {"epochs": 1},
     "top_feature_output_score": {},
 }
 OBJECTIVE = {"kl_target": 0.05, "fisher_samples": 2, "prompted": 0.0, "neutral_answers": 8}
