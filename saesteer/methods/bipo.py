@@ -1,4 +1,4 @@
-"""A dense vector trained by preference on the pairs: what needs no features and no cost either."""
+"""A dense vector trained by preference on the pairs."""
 
 from __future__ import annotations
 
