@@ -13,6 +13,7 @@ from saesteer.experiments.results import Results as Results
 from saesteer.methods import CAA as CAA
 from saesteer.methods import PCA as PCA
 from saesteer.methods import AttributedSAE as AttributedSAE
+from saesteer.methods import BiPO as BiPO
 from saesteer.methods import ClusteredSAE as ClusteredSAE
 from saesteer.methods import DifferenceInMeans as DifferenceInMeans
 from saesteer.methods import FitContext as FitContext

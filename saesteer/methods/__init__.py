@@ -3,6 +3,7 @@
 from saesteer.methods.answer_letters import answer_pairs
 from saesteer.methods.attributed_sae import AttributedSAE
 from saesteer.methods.base import Method
+from saesteer.methods.bipo import BiPO
 from saesteer.methods.clustered_sae import ClusteredSAE
 from saesteer.methods.dense import (
     CAA,
@@ -21,6 +22,7 @@ __all__ = [
     "CAA",
     "PCA",
     "AttributedSAE",
+    "BiPO",
     "ClusteredSAE",
     "DifferenceInMeans",
     "FitContext",

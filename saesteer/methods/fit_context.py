@@ -300,11 +300,9 @@ class FitContext:
         # What tells the contrasts from others, for what is kept of them.
         made_of: list[Any] = []
         if settings.statements > 0:
-            own = self._statement_rows()
-            # Gradients keep what every block above the site computed of a batch.
-            rows = TeacherForced(self.model, own, site=self.site, max_tokens=GRADIENT_TOKENS)
+            rows = self.statements(range(len(self.pairs)))
             contrasts.append(Statements(rows, settings.statements))
-            made_of.append([(row.ids, row.kept) for row in own])
+            made_of.append([(row.ids, row.kept) for row in self._statement_rows])
         if settings.prompted > 0 and (written := self._written):
             self.progress.say("What the model would rather say as either side")
             by_question = {
@@ -364,6 +362,17 @@ class FitContext:
             what=what,
         )
 
+    def statements(self, pairs: Sequence[int]) -> TeacherForced:
+        """Return training statements to take gradients of: the pairs' positive, then negative ones.
+
+        They answer the objective's requests in turn.
+        """
+        n = len(self.pairs)
+        rows = [self._statement_rows[side * n + place] for side in (0, 1) for place in pairs]
+        # Gradients keep what every block above the site computed of a batch.
+        return TeacherForced(self.model, rows, site=self.site, max_tokens=GRADIENT_TOKENS)
+
+    @cached_property
     def _statement_rows(self) -> list[TokenRow]:
         pairs, requests = self.pairs, self._settings.requests
         prompts = [p.prompt or requests[i % len(requests)] for i, p in enumerate(pairs)]

@@ -63,6 +63,7 @@ _LISTED = [
         m.NaturalGradient,
         **_LEARNS,
     ),
+    MethodEntry("bipo", "BiPO", "dense", m.BiPO),
     MethodEntry("caa_answers", "CAA on answer letters", "dense", m.CAA, frozenset({"answers"})),
     MethodEntry("pca", "PCA of the differences", "dense", m.PCA),
     MethodEntry("logistic_probe", "logistic probe", "dense", m.LogisticProbe),

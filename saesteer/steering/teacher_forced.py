@@ -111,7 +111,9 @@ class TeacherForced:
         self._lower = _lower_blocks(model, self._target)
         self._lower_output: dict[int, Any] = {}
         self.n_rows = len(rows)
-        self.n_scored = sum(sum(row.kept[1:]) for row in rows)
+        # How many tokens of each row are scored, and of all.
+        self.scored = [sum(row.kept[1:]) for row in rows]
+        self.n_scored = sum(self.scored)
         device = input_device(self._model)
         shared = _shared_prefix(rows) if share_prefix else 0
         # Whatever mode the caller is in, gradients may pass by what is kept here.

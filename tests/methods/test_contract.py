@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from saesteer.methods import (
     CAA,
     PCA,
     AttributedSAE,
+    BiPO,
     ClusteredSAE,
     DifferenceInMeans,
     FitContext,
@@ -30,8 +32,9 @@ from saesteer.methods import (
 from saesteer.methods.objective import FisherMetric, Linearisation
 from saesteer.methods.registry import METHODS, build_method
 from saesteer.models import Site
-from saesteer.models.reading import Activations, PairActivations
+from saesteer.models.reading import Activations, PairActivations, pool
 from saesteer.saes import load_sae
+from saesteer.steering.teacher_forced import Pass
 from saesteer.utils.errors import SaesteerError
 
 WIDTH, PAIRS = 16, 20
@@ -49,6 +52,7 @@ FROM_PAIRS: dict[str, Any] = {
     "clustered_sae": ClusteredSAE(LOOSE),
     "difference_in_means": DifferenceInMeans(),
     "natural_gradient": NaturalGradient(),
+    "bipo": BiPO(epochs=2),
     "caa_answers": CAA(),
     "pca": PCA("pca_center"),
     "logistic_probe": LogisticProbe(),
@@ -75,6 +79,24 @@ class AlongTheDelta:
 
     def around(self, raw: np.ndarray) -> Linearisation:
         return self.at_zero
+
+
+class LikelierAlong:
+    """Stands for statements of a token each, likelier the further steering goes along their text's
+    activation."""
+
+    def __init__(self, activations: PairActivations, pairs: list[int]) -> None:
+        sides = (activations.positive, activations.negative)
+        self.means = torch.cat([pool(side, "mean")[pairs] for side in sides])
+        self.n_rows, self.scored = len(self.means), [1] * len(self.means)
+
+    def open_passes(self, vector: Any, strength: float, unit: str) -> Any:
+        offset = torch.zeros_like(self.means, requires_grad=True)
+        added = offset if vector is None else offset + strength * vector.direction
+        likelier = (self.means * added).sum(dim=1)
+        rows = torch.arange(self.n_rows)
+        logits = torch.stack([likelier, torch.zeros(self.n_rows)], dim=1)
+        yield Pass(rows.tolist(), logits, torch.zeros_like(rows), rows), offset
 
 
 def read(pairs: int, seed: int = 0) -> PairActivations:
@@ -108,6 +130,7 @@ def fit_on(given_of, sae):
             "answers": answers or read(activations.positive.n_texts, seed=1),
             "output_scores": np.linspace(0.1, 0.9, 2 * WIDTH),
             "objective": AlongTheDelta(activations),
+            "statements": partial(LikelierAlong, activations),
         }
         return given_of(activations, sae, **{**given, **parts})
 
