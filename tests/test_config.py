@@ -41,12 +41,13 @@ def test_what_a_file_leaves_out_has_its_default(load):
         {"name": "mine", "pairs": {"source": "agreeableness"}}
     )
     assert config.model.name == "smollm2"
-    assert config.evaluation.random_directions == 20
+    assert config.method.name == "attributed_sae"
+    assert config.evaluation.random_directions == 5
 
 
 def test_overrides_win_over_the_file_and_the_last_one_wins(load):
     config = load(
-        BASE + "selection: {n_features: 5}\n",
+        BASE + "method: clustered_sae\nselection: {n_features: 5}\n",
         "selection.n_features=32",
         "seed=3",
         "seed=4",
@@ -114,8 +115,11 @@ def test_the_digest_depends_on_what_the_numbers_depend_on():
     ]
     for changes in different:
         assert digest(**changes) != base, changes
-    nothing = {"tracking": {"tags": ["a"]}, "objective": {"kl_target": 0.2}}
-    assert digest(folder="elsewhere", model={"threads": 2}, **nothing) == base
+    nothing = {"tracking": {"tags": ["a"]}, "folder": "elsewhere", "model": {"threads": 2}}
+    assert digest(**nothing) == base
+    # The objective of a method that has none.
+    clustered = {"method": "clustered_sae", "objective": {"kl_target": 0.2}}
+    assert digest(**clustered) == digest(method="clustered_sae") != base
 
 
 def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:
@@ -149,7 +153,7 @@ def test_yes_is_no_number_in_a_methods_settings():
 def test_a_power_of_ten_is_a_number_wherever_it_stands(load):
     for word in ("1e-3", "1.0e-3", "'1e-3'"):
         text = BASE + f"evaluation: {{kl_target: {word}, multiples: [{word}, 1e0]}}"
-        config = load(text, f"selection.min_abs_score={word}")
+        config = load(text, "method=clustered_sae", f"selection.min_abs_score={word}")
         assert config.evaluation.kl_target == 0.001
         assert config.evaluation.multiples == [0.001, 1.0]
         assert config.selection.min_abs_score == 0.001

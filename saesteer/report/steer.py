@@ -243,11 +243,12 @@ def _said_of_texts(texts: Metrics | None, completions: Sequence[Metrics]) -> lis
     if own["judge_range"] is None or gain is None:
         return [Remark("KL was not reached both ways, so no texts are compared.", "open")]
     word, verdict = _verdict(gain["low"], gain["high"])
+    ends = between(gain["low"], gain["high"], "+.2f")
     text = (
         f"What it writes either way lies {_apart(own)} of the distance between answers of known "
         f"sides apart, AUC {show(own['auc'])}; difference in means: {_apart(means)}, "
-        f"{show(gain['mean'], '+.2f')} between them ({between(gain['low'], gain['high'], '+.2f')}): "
-        f"{word}. The judge, {judge['verdict']}, {proof}."
+        f"{show(gain['mean'], '+.2f')} between them ({ends}): {word}. The judge, "
+        f"{judge['verdict']}, {proof}."
     )
     return [Remark(text, verdict)]
 
