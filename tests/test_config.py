@@ -47,7 +47,7 @@ def test_what_a_file_leaves_out_has_its_default(load):
 
 def test_overrides_win_over_the_file_and_the_last_one_wins(load):
     config = load(
-        BASE + "method: clustered_sae\nselection: {n_features: 5}\n",
+        BASE + "selection: {n_features: 5}\n",
         "selection.n_features=32",
         "seed=3",
         "seed=4",
@@ -58,6 +58,8 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(load):
         "regression.ridge_alpha=1e-3",
     )
     assert config.selection.n_features == 32
+    # As in files from when this method was the default.
+    assert config.method.name == "clustered_sae"
     assert config.seed == 4
     assert config.evaluation.multiples == [-1.0, 0.0, 1.0]
     assert config.pairs.max_pairs is None
@@ -153,7 +155,7 @@ def test_yes_is_no_number_in_a_methods_settings():
 def test_a_power_of_ten_is_a_number_wherever_it_stands(load):
     for word in ("1e-3", "1.0e-3", "'1e-3'"):
         text = BASE + f"evaluation: {{kl_target: {word}, multiples: [{word}, 1e0]}}"
-        config = load(text, "method=clustered_sae", f"selection.min_abs_score={word}")
+        config = load(text, f"selection.min_abs_score={word}")
         assert config.evaluation.kl_target == 0.001
         assert config.evaluation.multiples == [0.001, 1.0]
         assert config.selection.min_abs_score == 0.001

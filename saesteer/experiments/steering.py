@@ -264,6 +264,7 @@ class SteeringExperiment(Experiment[Found]):
             fisher_samples=self.config.objective.fisher_samples,
             arrays=Cache(self.plan.cache),
             key=self.weights_key,
+            progress=self.progress,
         )
 
     @cached_property

@@ -344,7 +344,7 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(settings, monkeypat
 
     site = "blocks.2.hook_resid_post"
     refused(r"blocks\.2\.hook_resid_post is not where SAE .* lives", site=site)
-    refused("selection belongs to method clustered_sae; add method=clustered_sae", method="pca")
+    refused("selection belongs to method clustered_sae", method="pca")
     refused("selection belongs to method", method="pca", selection={"n_features": 64})
     own = {"name": "clustered_sae", "settings": {"selection": LOOSE}}
     refused(r"method\.settings: those of clustered_sae stand beside it", method=own)

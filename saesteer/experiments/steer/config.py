@@ -133,7 +133,7 @@ class RunConfig(ExperimentConfig):
     pairs: PairSettings
     reading: ReadingSettings = ReadingSettings()
     method: MethodChoice = MethodChoice(name=DEFAULT)
-    # The settings of method clustered_sae, and of no other.
+    # The settings of method clustered_sae, which one of them asks for where no method is named.
     selection: SelectionSettings = SelectionSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     regression: RegressionSettings = RegressionSettings()
@@ -143,6 +143,12 @@ class RunConfig(ExperimentConfig):
     completions: CompletionSettings = CompletionSettings()
     # Seeds the split, the random directions and the sampling.
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_settings(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and any(values.get(name) for name in CLUSTERED_GROUPS)
+        return {"method": CLUSTERED, **values} if given else values
 
     @field_validator("method", mode="before")
     @classmethod
@@ -166,8 +172,8 @@ class RunConfig(ExperimentConfig):
             given = group.model_fields_set
             if group != type(group)() or 0 < len(given) < len(type(group).model_fields):
                 raise ValueError(
-                    f"{name} belongs to method {CLUSTERED}; add method={CLUSTERED}, or give "
-                    f"{self.method.name}'s own under method.settings"
+                    f"{name} belongs to method {CLUSTERED}; give {self.method.name}'s own under "
+                    "method.settings"
                 )
         return self
 
