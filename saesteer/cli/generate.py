@@ -73,8 +73,6 @@ def generate_command(
     source = resolve_model(name)
     if steering is not None:
         check_shape(source, steering.site, steering.d_model, f"vector {steering.name!r}")
-    if kl and steering is None:
-        raise SteeringError("--kl needs a vector; give --vector RUN.")
     single = len(prompts) == len(strengths) == samples == 1
     sampling = {
         "max_new_tokens": max_new_tokens,

@@ -226,9 +226,9 @@ def _texts(completions: Sequence[Metrics]) -> list[Section]:
 
 def _said_of_texts(texts: Metrics | None, completions: Sequence[Metrics]) -> list[Remark]:
     """Return what the judge lets one say of what the model writes."""
-    if not completions:
-        return []
     if texts is None:
+        if not completions:
+            return []
         text = (
             "No judge reads what is written, because these pairs have no answers of known sides "
             "(pairs.answers), so nothing is claimed of it."
