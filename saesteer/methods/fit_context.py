@@ -50,6 +50,8 @@ SCORED_FEATURES = 64
 GRADIENT_TOKENS = 512
 # The first neutral answers measure what vectors cost; only the others train.
 MEASURING_ANSWERS = 6
+# Of the model's own answers, which are read behind every prompt and differentiated.
+ANSWER_TOKENS = 32
 # As many of the last open and neutral questions as a comparison's defaults leave to train with.
 TRAINING_QUESTIONS = 30
 
@@ -341,7 +343,7 @@ class FitContext:
         found = generate(
             self.model,
             self.questions,
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=min(self._max_new_tokens, ANSWER_TOKENS),
             chat="auto" if self._reading.chat is None else self._reading.chat,
             temperature=0.7,
             top_p=0.9,

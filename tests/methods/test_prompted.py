@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from saesteer.data import ContrastivePair, PairSet
+from saesteer.data.pairs import Description
+from saesteer.methods import FitContext
 from saesteer.methods.prompted import prompted
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_statements
@@ -93,3 +97,17 @@ def test_a_template_without_a_place_for_a_system_prompt_gets_it_with_the_questio
     finally:
         tokenizer.chat_template = own
     assert np.linalg.norm(gradient) > 0
+
+
+def test_sides_are_asked_for_in_words_where_there_are_some_and_by_statements(tiny_llama, site):
+    pairs = tuple(ContrastivePair(str(i), f"i like {i}", f"i hate {i}") for i in range(40))
+    plain = PairSet("likes", pairs, "python")
+    given = FitContext(tiny_llama, plain, site=site)
+    quotes, others = given.prompts
+    assert quotes != others
+    assert all("i like" in high and "i hate" in low for high, low in given.prompts)
+    words = replace(plain, describe=Description("one who likes", "one who hates"))
+    assert FitContext(tiny_llama, words, site=site).prompts == [
+        quotes,
+        ("You are one who likes.", "You are one who hates."),
+    ]
