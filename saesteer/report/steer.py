@@ -271,10 +271,10 @@ def _judged(vectors: Sequence[Vector], texts: Metrics | None) -> list[Section]:
         return []
     columns = (
         Column("vector", lambda row: row[0].mark),
-        Column("signs apart (95% over questions)", lambda row: estimate("judge_range")(row[1])),
-        Column("AUC", lambda row: estimate("auc", "auc_low", "auc_high")(row[1])),
+        Column("apart (95%)", lambda row: estimate("judge_range")(row[1]), ".2f"),
+        Column("AUC (95%)", lambda row: estimate("auc", "auc_low", "auc_high")(row[1]), ".2f"),
         *(
-            Column(name, partial(_reading, sign=sign))
+            Column(name, partial(_reading, sign=sign), "+.2f")
             for name, sign in (("towards", 1), ("plain", 0), ("away", -1))
         ),
     )
@@ -282,8 +282,8 @@ def _judged(vectors: Sequence[Vector], texts: Metrics | None) -> list[Section]:
     (judge,) = texts["judges"]
     note = (
         f"Read by {judge['judge']}, {judge['verdict']} (AUC {show(judge['auc'])} on answers of "
-        "known sides). Apart: 1 is as far as such answers lie; AUC: the chance that a text "
-        "towards reads higher than one away."
+        "known sides); intervals are over questions. Apart: 1 is as far as such answers lie; AUC: "
+        "the chance that a text towards reads higher than one away."
     )
     table = Table.of(rows, columns, printed=True, note=note)
     title = f"Judged text: {texts['n_questions']} questions at the same KL"
