@@ -291,7 +291,8 @@ def tiny_settings(tmp_path_factory, tiny_model_folder, mirror_sae) -> Callable[.
     """Return a function that gives a run's settings: seconds on a tiny model.
 
     `tiny_settings("llama", chat=True, sae=None)`; the SAE is a mirror if None. 24 pairs of made-up
-    words, two random directions; its `folder` is a new one each time.
+    words, the quickest method of features, two random directions; its `folder` is a new one each
+    time.
     """
     import numpy as np
 
@@ -319,6 +320,7 @@ def tiny_settings(tmp_path_factory, tiny_model_folder, mirror_sae) -> Callable[.
             | {"device": "cpu"},
             "sae": str(sae or default_sae()),
             "pairs": {"source": files["pairs"]},
+            "method": "clustered_sae",
             "selection": {"max_firing": 1.0},
             "evaluation": {"kl_target": 0.05, "random_directions": 2, "multiples": [-1, 0, 1]}
             | {"neutral": files["neutral"]},

@@ -41,7 +41,8 @@ def test_what_a_file_leaves_out_has_its_default(load):
         {"name": "mine", "pairs": {"source": "agreeableness"}}
     )
     assert config.model.name == "smollm2"
-    assert config.evaluation.random_directions == 20
+    assert config.method.name == "attributed_sae"
+    assert config.evaluation.random_directions == 5
 
 
 def test_overrides_win_over_the_file_and_the_last_one_wins(load):
@@ -57,6 +58,8 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(load):
         "regression.ridge_alpha=1e-3",
     )
     assert config.selection.n_features == 32
+    # As in files from when this method was the default.
+    assert config.method.name == "clustered_sae"
     assert config.seed == 4
     assert config.evaluation.multiples == [-1.0, 0.0, 1.0]
     assert config.pairs.max_pairs is None
@@ -114,8 +117,11 @@ def test_the_digest_depends_on_what_the_numbers_depend_on():
     ]
     for changes in different:
         assert digest(**changes) != base, changes
-    nothing = {"tracking": {"tags": ["a"]}, "objective": {"kl_target": 0.2}}
-    assert digest(folder="elsewhere", model={"threads": 2}, **nothing) == base
+    nothing = {"tracking": {"tags": ["a"]}, "folder": "elsewhere", "model": {"threads": 2}}
+    assert digest(**nothing) == base
+    # The objective of a method that has none.
+    clustered = {"method": "clustered_sae", "objective": {"kl_target": 0.2}}
+    assert digest(**clustered) == digest(method="clustered_sae") != base
 
 
 def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:

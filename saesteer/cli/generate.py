@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from saesteer.cli.options import MaxNewTokens, Seed, Temperature, check_not_blank, check_samples
+from saesteer.cli.options import (
+    Kl,
+    MaxNewTokens,
+    Seed,
+    Temperature,
+    check_not_blank,
+    check_samples,
+    check_strength_or_kl,
+)
 from saesteer.utils.terminal import say
 
 
@@ -19,6 +27,7 @@ def generate_command(
     strength: Annotated[
         list[str] | None, typer.Option(help="A strength; give several to compare.")
     ] = None,
+    kl: Kl = None,
     unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
     model: Annotated[
         str | None, typer.Option(help="The model; the one of the vector if left out.")
@@ -31,14 +40,21 @@ def generate_command(
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
-    """Generate with a vector at several strengths side by side; one row streams."""
+    """Generate with a vector at several strengths side by side; one row streams.
+
+    saesteer generate --vector runs/kind --kl -0.3 --kl 0 --kl 0.3 "How was your day?"
+    """
     from saesteer.cli.show import show_completions
     from saesteer.steering import SteeringVector, parse, to_raw
+    from saesteer.steering.divergence import strengths_at_kl
     from saesteer.steering.strength import check_unit
     from saesteer.utils.errors import SteeringError
     from saesteer.utils.progress import terminal_progress
 
+    check_strength_or_kl(strength, kl)
+    # What costs the KL targets is known once the model is.
     strengths = [parse(text) for text in strength or (["0.2"] if vector else ["0"])]
+    strengths = list(kl) if kl else strengths
     known = check_unit(unit)
     steering = SteeringVector.load(vector) if vector is not None else None
     if steering is None and any(strengths):
@@ -67,12 +83,18 @@ def generate_command(
         "n_samples": samples,
     }
     settings = {"model": name, "dtype": dtype, "vector": vector and str(vector), "unit": unit}
-    settings |= {"strengths": strengths, "prompts": prompts, **sampling}
+    settings |= {"kl" if kl else "strengths": strengths, "prompts": prompts, **sampling}
     called = steering.name if steering else "unsteered"
     progress = terminal_progress()
     with recorded_look("generate", settings, name=called, progress=progress) as recorded:
         progress.say(f"Loading model {name} ...")
         bridge = load_model(name, dtype=dtype, progress=progress)
+        if kl and steering is not None:
+            progress.say("Looking for the strengths that cost as much ...")
+            matches = strengths_at_kl(bridge, steering, kl, known)
+            strengths = [match.strength for match in matches]
+            for match in matches:
+                progress.say(f"strength {match.strength:+.3g} ({known}) costs KL {match.kl:.3g}")
         on_token = _print_piece if single else None
         result = generate(
             bridge, prompts, steering, strengths, known, on_token=on_token, **sampling

@@ -21,9 +21,25 @@ Model = Annotated[str | None, typer.Option("--model", help="The model.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds the sampling.")]
+Kl = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="In place of a strength: what it is to cost, nats per token; -0.3 the other way."
+    ),
+]
 SuggestSite = Annotated[
     bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
 ]
+
+
+def check_strength_or_kl(strength: object, kl: object) -> None:
+    """Refuse a strength together with what it is to cost.
+
+    Raises:
+        SteeringError: There are both.
+    """
+    if strength and kl:
+        raise SteeringError("--strength and --kl both say how much; give one of them.")
 
 
 def check_not_blank(texts: Sequence[str], what: str = "a prompt") -> None:

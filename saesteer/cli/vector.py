@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saesteer.utils.terminal import say
+
+if TYPE_CHECKING:
+    from saesteer.steering import SteeringVector, Unit
 
 app = typer.Typer(no_args_is_help=True, help="Show, combine, bake, export and import vectors.")
 Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
@@ -91,8 +94,8 @@ def bake_command(
 
     if (kl is None) == (not strength):
         raise SteeringError("a model is baked at one strength; give --strength 0.2 or --kl 0.3.")
-    if kl is not None and not 0 < kl < float("inf"):
-        raise SteeringError(f"--kl {kl} is no cost; give a number above 0, such as 0.3.")
+    if kl is not None:
+        _check_cost(kl)
     strengths, known = [parse(text) for text in strength or []], check_unit(unit)
     vectors = [SteeringVector.load(source) for source in sources]
     for vector in vectors:
@@ -121,6 +124,31 @@ def bake_command(
     say(f"wrote {target} at strength {said} ({known}); try: saesteer doctor {target}")
 
 
+def _check_cost(kl: float) -> None:
+    from saesteer.utils.errors import SteeringError
+
+    if not 0 < kl < float("inf"):
+        raise SteeringError(f"--kl {kl} is no cost; give a number above 0, such as 0.3.")
+
+
+def _costing(vector: SteeringVector, kl: float, unit: Unit, model: str | None) -> float:
+    """Return the strength that costs as much where every position is steered, and say it."""
+    from saesteer.models import load_model
+    from saesteer.models.resolve import check_shape, resolve_model
+    from saesteer.steering import to_raw
+    from saesteer.steering.bake import strength_at_kl
+    from saesteer.utils.progress import terminal_progress
+
+    _check_cost(kl)
+    to_raw(1.0, unit, vector)
+    name, progress = model or vector.model, terminal_progress()
+    check_shape(resolve_model(name), vector.site, vector.d_model, f"vector {vector.name!r}")
+    progress.say(f"Loading model {name} ...")
+    match = strength_at_kl(load_model(name, progress=progress), vector, kl, unit)
+    progress.say(f"strength {match.strength:+.3g} ({unit}) costs KL {match.kl:.3g}")
+    return match.strength
+
+
 @app.command("export")
 def export_command(
     source: Source,
@@ -128,14 +156,26 @@ def export_command(
     strength: Annotated[
         str | None, typer.Option(help="Bake this strength in; the natural vector if left out.")
     ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(help="In place of a strength: what it is to cost, nats per token."),
+    ] = None,
     unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+    model: Annotated[
+        str | None, typer.Option(help="What --kl is measured on; the vector's if left out.")
+    ] = None,
 ) -> None:
-    """Write a control vector for llama.cpp and repeng."""
+    """Write a control vector for llama.cpp and repeng, which add it at every position."""
+    from saesteer.cli.options import check_strength_or_kl
     from saesteer.steering import SteeringVector, export_gguf, parse
     from saesteer.steering.strength import check_unit
 
+    check_strength_or_kl(strength, kl)
+    vector, known = SteeringVector.load(source), check_unit(unit)
     baked = None if strength is None else parse(strength)
-    export_gguf(SteeringVector.load(source), target, strength=baked, unit=check_unit(unit))
+    if kl is not None:
+        baked = _costing(vector, kl, known, model)
+    export_gguf(vector, target, strength=baked, unit=known)
     say(f"wrote {target}; try: llama-cli -m MODEL.gguf --control-vector {target}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from saesteer.evaluation.text_quality import (
 from saesteer.steering import generate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
     from saesteer.steering import SteeringVector, Unit
@@ -290,6 +291,28 @@ def summarise(
         "right_direction": right,
         "composite": _mean([r for r in records if r.sign], "composite_proxy"),
     }
+
+
+def by_question(records: Iterable[Mapping[str, Any]], judge: str | None = None) -> pd.Series:
+    """Return each question's mean reading, positive minus negative, where there are both.
+
+    Records are completions as JSON has them; readings are of one judge, or if None the mean of
+    those that figures rest on.
+    """
+    import pandas as pd
+
+    rows = [
+        (
+            record["question"],
+            record["sign"],
+            record["readings"].get(judge) if judge else record["judge"],
+        )
+        for record in records
+    ]
+    read = pd.DataFrame(rows, columns=["question", "sign", "judge"]).astype({"judge": float})
+    means = read.pivot_table("judge", "question", "sign").reindex(columns=[1, -1])
+    change: Any = means[1] - means[-1]
+    return change.dropna()
 
 
 def _read(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from saesteer.data.texts import ANSWERS_NAME, Answer
 from saesteer.evaluation import PropensityMeter
 from saesteer.evaluation.choices import answer_cue, choice_question
 from saesteer.evaluation.embeddings import SentenceEmbedder
+from saesteer.evaluation.written import Completion, Writer, WritingSettings
 from saesteer.experiments.base import Experiment, Found
 from saesteer.experiments.config import Plan, sources
 from saesteer.methods.objective import TrainingCost
@@ -42,6 +44,7 @@ from saesteer.utils.errors import (
     ModelError,
     SteeringError,
 )
+from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.text import spoken_list
 
 # Characters only roughly foretell tokens, so more than the one longest text is looked at.
@@ -183,6 +186,25 @@ class SteeringExperiment(Experiment[Found]):
         """What embeds sentences for judges."""
         return SentenceEmbedder()
 
+    @property
+    @abstractmethod
+    def sampling(self) -> WritingSettings:
+        """How completions are sampled."""
+
+    @cached_property
+    def writer(self) -> Writer:
+        """Writes; what the unsteered model writes is kept for whoever asks it the same."""
+        questions, settings = self.plan.questions, self.sampling
+        make = partial(Writer, self.model, questions, settings, embedder=self.embedder)
+        key = content_key(*self.weights_key[:2], questions, repr(settings), self.embedder.name)
+        name, kept = f"unsteered-{key}.json", RunFolder(self.plan.cache)
+        if kept.has(name):
+            return make(unsteered=[Completion(**fields) for fields in kept.read_json(name)])
+        self.progress.say(f"Unsteered answers to {len(questions)} questions")
+        made = make()
+        kept.write_json(name, [asdict(completion) for completion in made.unsteered])
+        return made
+
     def answer_rows(
         self,
         answers: Sequence[Answer],
@@ -242,6 +264,7 @@ class SteeringExperiment(Experiment[Found]):
             fisher_samples=self.config.objective.fisher_samples,
             arrays=Cache(self.plan.cache),
             key=self.weights_key,
+            progress=self.progress,
         )
 
     @cached_property

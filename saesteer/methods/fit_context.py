@@ -266,6 +266,7 @@ class FitContext:
             self.site,
             fisher_samples=self._settings.fisher_samples,
             key=(self.model_fingerprint, str(self.model.cfg.dtype), str(self.site)),
+            progress=self.progress,
         )
 
     @cached_property
@@ -318,6 +319,7 @@ class FitContext:
             cost.divergence,
             cost.metric,
             lambda raw: self.vector(raw, "linearised"),
+            progress=self.progress,
             kl_target=settings.kl_target,
             keep=cost.keep(
                 settings.kl_target,

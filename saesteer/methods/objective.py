@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from saesteer.steering.divergence import DivergenceMeter, match_strength
 from saesteer.steering.teacher_forced import Pass, TeacherForced
 from saesteer.utils.cache import Cache, content_key
 from saesteer.utils.errors import ConfigError
+from saesteer.utils.progress import Progress, Task
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -77,7 +78,13 @@ class FisherMetric:
         return np.linalg.solve(self.damped(ridge), gain)
 
 
-def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) -> FisherMetric:
+def fisher_metric(
+    rows: TeacherForced,
+    *,
+    n_samples: int = 24,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> FisherMetric:
     """Estimate the Fisher metric from answers that the model itself samples, token by token.
 
     At each position t of a text a token y_t is drawn from the model's own distribution; the
@@ -87,16 +94,18 @@ def fisher_metric(rows: TeacherForced, *, n_samples: int = 24, seed: int = 0) ->
     works efficiently in learning").
     """
     generator = torch.Generator().manual_seed(seed)
-    # By a map, so that no name holds one pass's logits while the next one runs.
-    parts = map(partial(_squares, n_samples, generator), rows.open_passes())
-    squares, counts = zip(*parts, strict=True)
+    total = n_samples * rows.n_passes
+    with (progress or Progress()).task("Fisher metric", total=total, unit="draws") as task:
+        # By a map, so that no name holds one pass's logits while the next one runs.
+        parts = map(partial(_squares, n_samples, generator, task), rows.open_passes())
+        squares, counts = zip(*parts, strict=True)
     n_tokens = sum(counts)
     matrix = (torch.stack(squares).sum(dim=0) / (n_tokens * n_samples)).numpy()
     return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens)
 
 
 def _squares(
-    n_samples: int, generator: torch.Generator, opened: tuple[Pass, Tensor]
+    n_samples: int, generator: torch.Generator, task: Task, opened: tuple[Pass, Tensor]
 ) -> tuple[Tensor, int]:
     """Return the sum of h h' over the draws for one batch, and its tokens."""
     (_, logits, *_), offset = opened
@@ -114,6 +123,7 @@ def _squares(
         push.scatter_(1, sampled, before)
         rows_of_h = gradient.double().cpu()
         total += rows_of_h.T @ rows_of_h
+        task.advance()
     return total, len(logits)
 
 
@@ -233,6 +243,7 @@ class SteeringObjective:
         *,
         kl_target: float = 0.3,
         keep: Keep = lambda at, compute: compute(),
+        progress: Progress | None = None,
     ) -> None:
         self.contrasts = tuple(contrasts)
         self.divergence = divergence
@@ -240,6 +251,7 @@ class SteeringObjective:
         self.kl_target = kl_target
         self._make_vector = make_vector
         self._keep = keep
+        self._progress = progress or Progress()
 
     @cached_property
     def at_zero(self) -> Linearisation:
@@ -256,7 +268,15 @@ class SteeringObjective:
 
     @cached_property
     def _zero_gains(self) -> Arrays:
-        return self._keep(np.zeros(0), lambda: {c.name: c.margin()[0] for c in self.contrasts})
+        return self._keep(np.zeros(0), lambda: {c.name: c.margin()[0] for c in self._each()})
+
+    def _each(self) -> Iterator[Contrast]:
+        """Yield the contrasts, and say how far it is."""
+        total = len(self.contrasts)
+        with self._progress.task("gradients", total=total, unit="contrasts") as task:
+            for contrast in self.contrasts:
+                yield contrast
+                task.advance(1, contrast.name)
 
     def _weighed(self, gains: Arrays) -> Float[np.ndarray, " d_model"]:
         return np.sum([self._scales[name] * gain for name, gain in gains.items()], axis=0)
@@ -277,7 +297,7 @@ class SteeringObjective:
             self.divergence, vector, self.kl_target, sign=-1, start=plus.strength, tolerance=0.1
         )
         found: Arrays = {"strengths": np.array([plus.strength, minus.strength])}
-        for contrast in self.contrasts:
+        for contrast in self._each():
             up, high = contrast.margin(vector, plus.strength)
             down, low = contrast.margin(vector, minus.strength)
             found[f"gain.{contrast.name}"] = (up + down) / 2
@@ -301,11 +321,13 @@ class TrainingCost:
         fisher_samples: int,
         arrays: Cache = _IN_MEMORY,
         key: tuple[str, ...] = (),
+        progress: Progress | None = None,
     ) -> None:
         self.rows = rows
         self._model, self._site = model, site
         self._fisher_samples = fisher_samples
         self._arrays, self._key = arrays, key
+        self._progress = progress
 
     @cached_property
     def divergence(self) -> DivergenceMeter:
@@ -335,7 +357,8 @@ class TrainingCost:
             if self.bundled_metric.is_file():
                 return load_file(self.bundled_metric)
             texts = TeacherForced(self._model, self.rows, site=self._site, max_tokens=1024)
-            found = fisher_metric(texts, n_samples=self._fisher_samples)
+            how = {"n_samples": self._fisher_samples, "progress": self._progress}
+            found = fisher_metric(texts, **how)
             return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
 
         parts = (*self._key, self._fisher_samples, self._said)

@@ -10,6 +10,7 @@ from saesteer.methods.registry import method_entry
 from saesteer.report import plots
 from saesteer.report.features import cluster_colours, feature_table
 from saesteer.report.layout import (
+    Column,
     Figure,
     Mark,
     Remark,
@@ -18,6 +19,7 @@ from saesteer.report.layout import (
     Table,
     Texts,
     Tile,
+    Verdict,
     estimate,
 )
 from saesteer.report.report import Report
@@ -72,6 +74,8 @@ def steer_report(
     same = own.record["method"] == baseline.record["method"]
     shown = [own] if same else [own, baseline]
     minus, plus = (own.record[side]["strength"] for side in ("minus", "plus"))
+    # Runs of earlier versions have neither.
+    texts, strengths = metrics.get("texts"), metrics.get("strengths")
     generate = f'--strength {minus:.2g} --strength 0 --strength {plus:.2g} "How was your day?"'
     return Report(
         kind="steering",
@@ -85,7 +89,7 @@ def steer_report(
             "pairs": config["pairs"]["source"],
             "seed": config["seed"],
         },
-        remarks=_remarks(own, metrics),
+        remarks=[*_remarks(own, metrics), *_said_of_texts(texts, completions)],
         tiles=_tiles(shown, metrics, kl_target),
         sections=[
             Section(
@@ -99,8 +103,10 @@ def steer_report(
                 "multiples of the strength that meets the KL target, each sign its own.",
                 _margins(curves, len(shown), metrics["unsteered_margin"]),
             ),
+            *_judged(shown, texts),
             *_texts(completions),
             _features(metrics, features, site),
+            *_strengths(strengths, kl_target),
             _run(metrics["seconds"]),
         ],
         beside=("vector.safetensors", "features.parquet"),
@@ -151,11 +157,16 @@ def _tiles(vectors: Sequence[Vector], metrics: Metrics, kl_target: float) -> lis
         value, low, high = vector.effect
         about = f"{between(low, high, '.3f')} nats per token at KL {kl_target:g}, {vector.label}"
         tiles.append(Tile(name, show(value, ".3f"), about))
+    texts = metrics.get("texts")
+    if texts is not None and texts["vector"]["judge_range"] is not None:
+        own = texts["vector"]
+        about = f"{between(own['low'], own['high'])} of the distance between answers of known sides"
+        tiles.append(Tile("Texts apart", show(own["judge_range"]), about))
     if (null := metrics["null"]) is not None:
         about = f"largest |E| of {null['reached']} random directions that met the KL target"
         tiles.append(Tile("Random null", show(null["largest"], ".3f"), about))
     n_features = str(metrics["fit"]["features"])
-    return [*tiles, Tile("SAE features", n_features, "that the vector is made of")]
+    return [*tiles, Tile("SAE features", n_features, "that the vector is made of")][:4]
 
 
 def _features(metrics: Metrics, features: Sequence[Metrics], site: str) -> Section:
@@ -211,6 +222,90 @@ def _texts(completions: Sequence[Metrics]) -> list[Section]:
     about = "Completions of neutral questions at the matched strengths and without steering."
     items = completion_texts(completions)
     return [Section("What the model writes", about, items)] if items else []
+
+
+def _said_of_texts(texts: Metrics | None, completions: Sequence[Metrics]) -> list[Remark]:
+    """Return what the judge lets one say of what the model writes."""
+    if texts is None:
+        if not completions:
+            return []
+        text = (
+            "No judge reads what is written, because these pairs have no answers of known sides "
+            "(pairs.answers), so nothing is claimed of it."
+        )
+        return [Remark(text, "open")]
+    (judge,) = texts["judges"]
+    proof = f"sorts such answers with AUC {show(judge['auc'])}"
+    if judge["verdict"] == "not admitted":
+        text = f"The judge of texts {proof} and is not admitted, so nothing is claimed of them."
+        return [Remark(text, "open")]
+    own, means, gain = (texts[name] for name in ("vector", "difference_in_means", "gain"))
+    if own["judge_range"] is None or gain is None:
+        return [Remark("KL was not reached both ways, so no texts are compared.", "open")]
+    word, verdict = _verdict(gain["low"], gain["high"])
+    ends = between(gain["low"], gain["high"], "+.2f")
+    text = (
+        f"What it writes either way lies {_apart(own)} of the distance between answers of known "
+        f"sides apart, AUC {show(own['auc'])}; difference in means: {_apart(means)}, "
+        f"{show(gain['mean'], '+.2f')} between them ({ends}): {word}. The judge, "
+        f"{judge['verdict']}, {proof}."
+    )
+    return [Remark(text, verdict)]
+
+
+def _apart(summary: Metrics) -> str:
+    """Return how far the signs lie apart, with its interval."""
+    ends = between(summary["low"], summary["high"])
+    return f"{show(summary['judge_range'])} ({ends})" if ends else show(summary["judge_range"])
+
+
+def _verdict(low: float, high: float) -> tuple[str, Verdict]:
+    if low > 0:
+        return "more than difference in means", "good"
+    return ("less than difference in means", "bad") if high < 0 else ("no clear difference", "open")
+
+
+def _judged(vectors: Sequence[Vector], texts: Metrics | None) -> list[Section]:
+    """Return how far the judge reads the signs of each vector apart."""
+    if texts is None:
+        return []
+    columns = (
+        Column("vector", lambda row: row[0].mark),
+        Column("apart (95%)", lambda row: estimate("judge_range")(row[1]), ".2f"),
+        Column("AUC (95%)", lambda row: estimate("auc", "auc_low", "auc_high")(row[1]), ".2f"),
+        *(
+            Column(name, partial(_reading, sign=sign), "+.2f")
+            for name, sign in (("towards", 1), ("plain", 0), ("away", -1))
+        ),
+    )
+    rows = list(zip(vectors, (texts["vector"], texts["difference_in_means"]), strict=False))
+    (judge,) = texts["judges"]
+    note = (
+        f"Read by {judge['judge']}, {judge['verdict']} (AUC {show(judge['auc'])} on answers of "
+        "known sides); intervals are over questions. Apart: 1 is as far as such answers lie; AUC: "
+        "the chance that a text towards reads higher than one away."
+    )
+    table = Table.of(rows, columns, printed=True, note=note)
+    title = f"Judged text: {texts['n_questions']} questions at the same KL"
+    return [Section(title, items=[table])]
+
+
+def _reading(row: tuple[Vector, Metrics], sign: int) -> float | None:
+    return next((one["judge"] for one in row[1]["signs"] if one["sign"] == sign), None)
+
+
+def _strengths(strengths: Sequence[Metrics] | None, kl_target: float) -> list[Section]:
+    """Return the strength to use, in all units."""
+    if strengths is None:
+        return []
+    columns = ("way", "norm:+.3f", "raw:+.2f", "max_act:+.3f", "KL=kl:.3f")
+    rows = [{**row, "kl": row["kl"] if row["reached"] else None} for row in strengths]
+    note = (
+        "norm: times the mean residual norm; raw: the length itself; max_act: times the length "
+        "with every feature at its measured maximum (--unit)"
+    )
+    table = Table.of(rows, columns, printed=True, note=note)
+    return [Section(f"The strength for KL {kl_target:g} per token", items=[table])]
 
 
 def _effect(vectors: Sequence[Vector], shown: Sequence[Vector], metrics: Metrics) -> list[Any]:

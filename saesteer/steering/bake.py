@@ -20,7 +20,6 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from saesteer.data.texts import ANSWERS_NAME, read_answers
 from saesteer.models.biases import with_output_biases
 from saesteer.models.blocks import ROUGH, TOLERANCE
 from saesteer.models.compat import quiet
@@ -34,9 +33,15 @@ from saesteer.models.resolve import (
     check_shape,
     resolve_model,
 )
-from saesteer.models.tokens import TokenRow, encode_statements, encode_texts, input_device
+from saesteer.models.tokens import TokenRow, encode_texts, input_device
 from saesteer.steering.apply import steer
-from saesteer.steering.divergence import StrengthMatch, divergence, match_kl
+from saesteer.steering.divergence import (
+    StrengthMatch,
+    check_reached,
+    divergence,
+    match_kl,
+    neutral_rows,
+)
 from saesteer.steering.strength import Unit, check_strengths, to_raw
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.steering.vector import SteeringVector, load_vector
@@ -53,8 +58,6 @@ NOTES = "steering"
 RECORD = "bake.json"
 # The only one of llama.cpp's that reads a bias where the model had none.
 GGUF_ARCHITECTURE = "llama"
-# As many of the bundled neutral answers as runs measure the divergence on.
-NEUTRAL_ANSWERS = 6
 # Of the logits' standard deviation, where a bias is kept in half precision: to 1/256 of itself.
 ROUNDED = 0.02
 _TRIED = "The quick brown fox jumps over the lazy dog, and then it has a rest in the shade."
@@ -172,17 +175,8 @@ def strength_at_kl(
         SteeringError: No strength costs as much.
     """
     chosen = _several(vectors)
-    answers = read_answers(ANSWERS_NAME)[:NEUTRAL_ANSWERS]
-    assert model.tokenizer is not None
-    rows = encode_statements(
-        model.tokenizer,
-        [answer.answer for answer in answers],
-        [answer.question for answer in answers],
-        max_length=context_length(model),
-        what=f"a neutral answer of {ANSWERS_NAME}",
-    )
     # What stands before the answers is steered, so nothing of it is shared.
-    forced = TeacherForced(model, rows, max_tokens=1024, share_prefix=False)
+    forced = TeacherForced(model, neutral_rows(model), max_tokens=1024, share_prefix=False)
     base = forced.last_states()
 
     def kl_at(strength: float) -> float:
@@ -190,11 +184,7 @@ def strength_at_kl(
         return divergence(forced, base, editing=lambda _: everywhere(model, additions))
 
     match = match_kl(kl_at, kl_target)
-    if not match.reached:
-        raise SteeringError(
-            f"no strength costs KL {kl_target:g}: the nearest is {match.kl:.3g} at "
-            f"{match.strength:.3g} ({unit}); give another --kl, or a --strength."
-        )
+    check_reached(match, unit)
     return match
 
 

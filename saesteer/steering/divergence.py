@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saesteer.models.tokens import TokenRow
+from saesteer.data.texts import ANSWERS_NAME, read_answers
+from saesteer.models.loading import context_length
+from saesteer.models.tokens import TokenRow, encode_statements
+from saesteer.steering.strength import check_unit, to_raw
 from saesteer.steering.teacher_forced import TeacherForced
-from saesteer.utils.errors import DataError
+from saesteer.utils.errors import DataError, SteeringError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from saesteer.steering import SteeringVector, Unit
 
 FEWEST_TOKENS = 200
+# As many of the bundled neutral answers as runs measure the divergence on.
+NEUTRAL_ANSWERS = 6
 
 
 class DivergenceMeter:
@@ -136,6 +141,75 @@ def match_strength(
         largest=largest,
         tolerance=tolerance,
     )
+
+
+def neutral_rows(model: TransformerBridge) -> list[TokenRow]:
+    """Return the bundled neutral answers that runs measure the divergence on, as tokens."""
+    answers = read_answers(ANSWERS_NAME)[:NEUTRAL_ANSWERS]
+    assert model.tokenizer is not None
+    return encode_statements(
+        model.tokenizer,
+        [answer.answer for answer in answers],
+        [answer.question for answer in answers],
+        max_length=context_length(model),
+        what=f"a neutral answer of {ANSWERS_NAME}",
+    )
+
+
+def strengths_at_kl(
+    model: TransformerBridge,
+    vector: SteeringVector,
+    kl_targets: Sequence[float],
+    unit: Unit = "norm",
+) -> list[StrengthMatch]:
+    """Find the strengths at which a vector costs divergences on the bundled neutral answers.
+
+    Args:
+        model: What is steered.
+        vector: What to steer with.
+        kl_targets: Nats per token; a negative one is the cost of steering the other way, and 0 is
+            no steering.
+        unit: Of the strengths.
+
+    Raises:
+        SteeringError: A target is no finite number, no strength costs as much, or the vector does
+            not carry the unit's measure.
+    """
+    for target in kl_targets:
+        if not math.isfinite(target):
+            raise SteeringError(f"KL {target} is not finite; give a number such as 0.3 or -0.3.")
+    one = to_raw(1.0, check_unit(unit), vector)
+    # Searched for in the unit that first guess and limit are made for.
+    size = vector.residual_norm or vector.norm
+    meter, start, found = DivergenceMeter(model, neutral_rows(model), site=vector.site), 0.2, []
+    for target in kl_targets:
+        if not target:
+            found.append(StrengthMatch(0.0, 0.0, 0.0, True, 0))
+            continue
+        match = match_kl(
+            lambda times: meter(vector, times * size, "raw"),
+            abs(target),
+            sign=1 if target > 0 else -1,
+            start=start,
+        )
+        match = replace(match, strength=match.strength * size / one)
+        check_reached(match, unit)
+        start = abs(match.strength) * one / size
+        found.append(match)
+    return found
+
+
+def check_reached(match: StrengthMatch, unit: Unit) -> None:
+    """Refuse a match that missed its target.
+
+    Raises:
+        SteeringError: It did.
+    """
+    if not match.reached:
+        raise SteeringError(
+            f"no strength costs KL {match.kl_target:g}: the nearest is {match.kl:.3g} at "
+            f"{match.strength:.3g} ({unit}); give another --kl, or a --strength."
+        )
 
 
 def match_kl(

@@ -126,6 +126,7 @@ class TeacherForced:
                 for index in length_sorted_batches(rows, max_tokens=max_tokens)
                 for part in _few_scored(rows, index, most // int(model.cfg.d_vocab))
             ]
+        self.n_passes = len(self._blocks)
 
     def passes(
         self,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from saesteer.utils.terminal import cleaned
 
 
@@ -28,6 +32,27 @@ def test_four_strengths_stand_below_each_other(saesteer, finished):
     heads = [line for line in lines if line.startswith("strength")]
     assert heads == [f"strength {s} raw" for s in ("-9", "-0.2", "+0.2", "+0.001")] * 2
     assert [line for line in lines if line.startswith("“")] == ["“Why?”", "“Who?”"]
+
+
+def test_a_kl_stands_for_the_strength_that_a_run_found(saesteer, refused, finished, monkeypatch):
+    from saesteer.data import read_answers
+
+    measured = json.loads((finished / "config.json").read_text())["evaluation"]["neutral"]
+    monkeypatch.setattr(
+        "saesteer.steering.divergence.read_answers", lambda name: read_answers(measured)
+    )
+    targets = ["--kl", "-0.05", "--kl", "0", "--kl", "0.05"]
+    answer = saesteer(*generate("Why?", "--vector", finished, *targets))
+    assert answer.code == 0
+    said = [line.split() for line in answer.err.splitlines() if " costs KL " in line]
+    found = json.loads((finished / "metrics.json").read_text())["vector"]
+    wanted = [found["minus"]["strength"], 0.0, found["plus"]["strength"]]
+    assert [float(words[1]) for words in said] == pytest.approx(wanted, rel=0.05)
+    assert [float(words[-1]) for words in said] == pytest.approx([0.05, 0.0, 0.05], rel=0.04)
+    head = next(line for line in answer.out.splitlines() if "strength" in line).split()
+    assert head[1::2] == [said[0][1], "0", said[2][1]]
+    told = refused("generate", "Why?", "--vector", finished, "--kl", "0.05", "--strength", "1")
+    assert told == "--strength and --kl both say how much; give one of them."
 
 
 def test_samples_depend_on_the_seed(saesteer, finished):

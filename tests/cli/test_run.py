@@ -27,6 +27,8 @@ def test_a_run_prints_features_completions_shift_and_the_next_step(
         "held-out pairs, every vector at KL 0.05 per token",
         "2 random directions at the same KL",
         "Margin by strength",
+        "No judge reads what is written",
+        "The strength for KL 0.05 per token",
         f"saesteer generate --vector {finished}",
     ):
         assert text in answer.out, text

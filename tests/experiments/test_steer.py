@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from saesteer.evaluation.statistics import item_interval
+from saesteer.evaluation.written import Writer
 from saesteer.experiments import context, pairs_run, steering
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.experiment import Compare
@@ -146,6 +147,56 @@ def test_a_run_works_for_any_method(name, settings, capsys):
     features_command(result.folder.path)
     assert ("made of no SAE features" in capsys.readouterr().out) == (not features)
     assert run_experiment(config).metrics == result.metrics
+
+
+@pytest.mark.usefixtures("needs_embeddings")
+def test_the_default_is_judged_beside_its_baseline_and_a_cut_costs_what_is_missing(
+    settings, compare_data, monkeypatch, capsys
+):
+    for own in ("method", "selection"):
+        del settings[own]
+    changes = {
+        "pairs": {"source": compare_data["kindly"], "answers": compare_data["kindly_answers"]},
+        "method": {"settings": METHODS["attributed_sae"]},
+        "objective": {"kl_target": 0.05, "fisher_samples": 2, "prompted": 0.0},
+        "evaluation": {"neutral_answers": 3, "random_directions": 0},
+        "completions": {"n_questions": 2, "shown": 1},
+    }
+    config = RunConfig(**merged(settings, changes))
+    result, names = run_experiment(config), ("attributed_sae", "difference_in_means")
+    metrics, folder = result.metrics, result.folder.path
+    files = [folder / f"written/{name}.json" for name in names]
+    assert result.vector.method == names[0]
+    # By hand: readings of the positive sign less those of the negative one, question by question.
+    read = [{(r["question"], r["sign"]): r for r in strict_json(file)["records"]} for file in files]
+    apart = np.array([[own[q, 1]["judge"] - own[q, -1]["judge"] for q in (0, 1)] for own in read])
+    texts = metrics["texts"]
+    found = [texts[name]["judge_range"] for name in ("vector", "difference_in_means")]
+    assert found == pytest.approx(list(apart.mean(axis=1)))
+    assert texts["gain"]["mean"] == pytest.approx((apart[0] - apart[1]).mean())
+    assert [(judge["n"], judge["verdict"]) for judge in texts["judges"]] == [(12, "admitted")]
+    # Shown is what was read, at the strengths of the KL target and plain.
+    main = metrics["vector"]
+    steps = [main["minus"]["strength"], 0.0, main["plus"]["strength"]]
+    assert [row["strength"] for row in result.completions] == steps
+    assert [row["text"] for row in result.completions] == [
+        read[0][0, sign]["text"] for sign in (-1, 0, 1)
+    ]
+    towards = metrics["strengths"][0]
+    assert towards["raw"] == pytest.approx(steps[2] * result.vector.residual_norm)
+    said = printed(config, result, capsys)
+    for text in ("Judged text: 2 questions", "The strength for KL 0.05", "AUC"):
+        assert text in said
+    # The same again once one file is lost, which alone is made anew.
+    files[1].unlink()
+    calls, write = [], Writer.write_steered
+    monkeypatch.setattr(
+        Writer, "write_steered", lambda *given: calls.append(given) or write(*given)
+    )
+    again = dict(run_experiment(config).metrics)
+    assert len(calls) == 1
+    again["seconds"] = metrics["seconds"]
+    assert again == metrics
 
 
 def test_it_is_the_vector_that_a_comparison_fits_to_the_same_pairs(settings, few, tmp_path):
@@ -316,8 +367,9 @@ def test_a_plan_keeps_limits_and_other_data_have_another_folder(settings, no_loa
     assert [pair.id for pair in plan.held_out] == [pair.id for pair in plan.split.test][:3]
     assert (len(plan.answers), len(plan.questions)) == (4, 1)
     first = plan_run(RunConfig(**settings)).folder
-    # A method given by name alone is the default.
-    assert plan_run(RunConfig(**{**settings, "method": "clustered_sae"})).folder == first
+    # A method's name alone is the method without settings of its own.
+    named = {"name": "clustered_sae", "settings": {}}
+    assert plan_run(RunConfig(**{**settings, "method": named})).folder == first
     lines = Path(settings["pairs"]["source"]).read_text(encoding="utf-8")
     source = tmp_path / "pairs.jsonl"
     source.write_text(lines.replace("glad", "kind", 1), encoding="utf-8")

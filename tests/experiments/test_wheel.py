@@ -55,7 +55,8 @@ def test_the_wheel_does_the_main_job_in_an_empty_folder(
 
     listed = saesteer("configs")
     assert "agreeableness" in listed and "depth" in listed
-    small = ["pairs.max_pairs=40", "selection.max_firing=1.0", "completions.n_questions=1"]
+    small = ["pairs.max_pairs=40", "completions.n_questions=1"]
+    small += ["method.settings={selection: {max_firing: 1.0}}"]
     small += ["evaluation.random_directions=2", "evaluation.neutral_answers=2"]
     given = ["--model", str(model), "--sae", str(mirror_sae()), "model.dtype=float32"]
     metrics = json.loads(saesteer("steer", "agreeableness", "--json", *given, *small))

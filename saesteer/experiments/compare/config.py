@@ -10,13 +10,13 @@ from pydantic import Field, field_validator, model_validator
 from saesteer.data.pairs import Description
 from saesteer.evaluation.llm_client import Endpoint
 from saesteer.experiments.config import ExperimentConfig
-from saesteer.experiments.steer.config import MeasureSettings, MethodChoice, PairSource
+from saesteer.experiments.steer.config import AnsweredSource, MeasureSettings, MethodChoice
 from saesteer.methods.registry import method_entry
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.utils.settings import Settings, Source, Sources, short_hash
 
 
-class PersonaSettings(PairSource):
+class PersonaSettings(AnsweredSource):
     """One persona: a set of contrastive pairs, called by its file's name if it has none."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
@@ -26,14 +26,6 @@ class PersonaSettings(PairSource):
     description: str | None = None
     # The same for the negative side.
     opposite: str | None = None
-    # Answers of known sides, which admit and train judges: a file of pairs whose prompts are the
-    # questions, or the name of a bundled set; the one that is called like bundled pairs if null.
-    answers: PairSource | None = None
-
-    @field_validator("answers", mode="before")
-    @classmethod
-    def _source_alone(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
 
     @property
     def described(self) -> Description | None:

@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from saesteer.evaluation.embeddings import SentenceEmbedder, sentence_embedder
-from saesteer.evaluation.written import Completion, Writer, WritingSettings
+from saesteer.evaluation.written import WritingSettings
 from saesteer.experiments.base import Stage, write_table
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.persona import PersonaRun
@@ -25,7 +24,6 @@ from saesteer.models import load_model
 from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run, run_id
-from saesteer.utils.cache import content_key
 from saesteer.utils.errors import MismatchError, SaesteerError
 from saesteer.utils.progress import Progress, Task
 from saesteer.utils.run_folder import RunFolder, finite, write_record
@@ -174,24 +172,15 @@ class Compare(SteeringExperiment[Results]):
         self.progress.say(f"Loading judge {name} ...")
         return load_model(name, progress=self.progress)
 
-    @cached_property
-    def writer(self) -> Writer:
-        """Writes; what the unsteered model writes is kept for every persona and comparison."""
-        config, questions = self.config.writing, self.plan.questions
-        settings = WritingSettings(
+    @property
+    def sampling(self) -> WritingSettings:
+        """How completions are sampled."""
+        config = self.config.writing
+        return WritingSettings(
             n_samples=config.n_samples,
             max_new_tokens=config.max_new_tokens,
             chat=self.config.reading.chat,
         )
-        make = partial(Writer, self.model, questions, settings, embedder=self.embedder)
-        key = content_key(*self.weights_key[:2], questions, repr(settings), self.embedder.name)
-        name, kept = f"unsteered-{key}.json", RunFolder(self.plan.cache)
-        if kept.has(name):
-            return make(unsteered=[Completion(**fields) for fields in kept.read_json(name)])
-        self.progress.say(f"Unsteered answers to {len(questions)} questions")
-        made = make()
-        kept.write_json(name, [asdict(completion) for completion in made.unsteered])
-        return made
 
     def finish(self) -> dict[str, Any]:
         import pandas as pd

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saesteer.data import PairSet, Split, datasets_folder, read_texts, split_pairs
-from saesteer.data.bundled import bundled_names, bundled_pair_names, find_file
 from saesteer.data.pairs import Description
 from saesteer.data.splits import near_duplicate_cause
 from saesteer.experiments.base import holds_listed
 from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
 from saesteer.experiments.config import check_writable, weights_digest
-from saesteer.experiments.steer.config import PairSource
 from saesteer.experiments.steering import SteeringPlan, check_has_strength, shared_parts
 from saesteer.methods.registry import build_method
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
@@ -119,7 +117,7 @@ def _persona_plan(
     try:
         # The name that vectors and reports carry.
         pairs = replace(settings.read(), name=settings.label)
-        answers = _read_answers(settings)
+        answers = settings.read_answers()
         splits = {seed: split_persona(pairs, config.splits, seed) for seed in config.seeds}
     except SaesteerError as error:
         raise type(error)(f"persona {settings.label}: {error}") from error
@@ -132,24 +130,6 @@ def _persona_plan(
     folder = Path(config.folder) / "personas" / f"{settings.label}-{digest}"
     own = not Path(settings.source).exists()
     return PersonaPlan(settings, pairs, answers, described, splits, folder, own)
-
-
-def _read_answers(settings: PersonaSettings) -> PairSet | None:
-    """The persona's answers of known sides; the bundled ones if the pairs are bundled."""
-    bundled = bundled_names("answers")
-    source = settings.answers
-    if source is None:
-        if settings.source not in bundled or settings.source not in bundled_pair_names():
-            return None
-        source = PairSource(source=settings.source)
-    path, _ = find_file(source.source, bundled, "answers")
-    answers = source.model_copy(update={"source": str(path)}).read()
-    for pair in answers:
-        if pair.prompt is None:
-            raise DataError(
-                f"{answers.source}: answer {pair.id!r} has no question; give it as its prompt."
-            )
-    return answers
 
 
 def split_persona(pairs: PairSet, sizes: SplitSettings, seed: int) -> PersonaSplit:

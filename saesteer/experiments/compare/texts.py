@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from saesteer.evaluation.statistics import Estimate, hierarchical_bootstrap, paired_ratio
+from saesteer.evaluation.written import by_question
 from saesteer.experiments.compare.grid import Grid, Row, fields_of
 
 SIDES = ("plus", "minus")
@@ -155,22 +156,7 @@ def _paired(own: Sequence[pd.Series], against: Sequence[pd.Series]) -> Estimate:
 
 
 def _by_question(record: Row | None, judge: str | None = None) -> pd.Series:
-    """Each question's mean reading, positive minus negative, where there are both.
-
-    Of one judge; of the mean of those that claims rest on if None.
-    """
-    rows = [
-        (
-            entry["question"],
-            entry["sign"],
-            entry["readings"].get(judge) if judge else entry["judge"],
-        )
-        for entry in (record["records"] if record else ())
-    ]
-    read = pd.DataFrame(rows, columns=["question", "sign", "judge"]).astype({"judge": float})
-    means = read.pivot_table("judge", "question", "sign").reindex(columns=[1, -1])
-    change: Any = means[1] - means[-1]
-    return change.dropna()
+    return by_question(record["records"] if record else (), judge)
 
 
 def _values(by_question: Any) -> np.ndarray | None:

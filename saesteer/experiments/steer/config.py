@@ -7,11 +7,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.data import PairSet, read_pairs
+from saesteer.data.bundled import bundled_names, bundled_pair_names, find_file
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.methods.features import ClusteringSettings, RegressionSettings, SelectionSettings
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
+from saesteer.utils.errors import DataError
 from saesteer.utils.settings import Settings, Source, Sources
 
+DEFAULT = "attributed_sae"
 CLUSTERED = "clustered_sae"
 CLUSTERED_GROUPS = ("selection", "clustering", "regression")
 
@@ -31,7 +34,36 @@ class PairSource(Settings):
         return read_pairs(self.source, **how, **more)
 
 
-class PairSettings(PairSource):
+class AnsweredSource(PairSource):
+    """Contrastive pairs, with answers of known sides where somebody has written some."""
+
+    # Answers of known sides, which admit and train judges: a file of pairs whose prompts are the
+    # questions, or the name of a bundled set; the one that is called like bundled pairs if null.
+    answers: PairSource | None = None
+
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _source_alone(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    def read_answers(self) -> PairSet | None:
+        """The answers of known sides; the bundled ones if the pairs are bundled."""
+        bundled, source = bundled_names("answers"), self.answers
+        if source is None:
+            if self.source not in bundled or self.source not in bundled_pair_names():
+                return None
+            source = PairSource(source=self.source)
+        path, _ = find_file(source.source, bundled, "answers")
+        answers = source.model_copy(update={"source": str(path)}).read()
+        for pair in answers:
+            if pair.prompt is None:
+                raise DataError(
+                    f"{answers.source}: answer {pair.id!r} has no question; give it as its prompt."
+                )
+        return answers
+
+
+class PairSettings(AnsweredSource):
     """The contrastive pairs and how they are divided; see `saesteer.split_pairs`."""
 
     max_pairs: int | None = Field(default=None, ge=3)
@@ -71,18 +103,21 @@ class EvaluationSettings(MeasureSettings):
 
     # KL(steered || base) on neutral text, nats per token, that every vector is given.
     kl_target: float = Field(default=0.3, gt=0)
-    random_directions: int = Field(default=20, ge=0)
+    # Five show what any push of the cost does; 19 are the fewest that can give p = 0.05.
+    random_directions: int = Field(default=5, ge=0)
     # The most held-out pairs to score.
     max_pairs: int | None = Field(default=None, ge=1)
 
 
 class CompletionSettings(Settings):
-    """The completions shown side by side."""
+    """What the steered model writes, as a comparison lets it write."""
 
     questions: Sources = Field(default=["open_questions"])
-    n_questions: int = Field(default=3, ge=0)
+    # The first of each; only those that are shown where there is no judge to read the others.
+    n_questions: int = Field(default=30, ge=0)
+    shown: int = Field(default=6, ge=0, description="questions whose completions are shown")
     max_new_tokens: int = Field(default=48, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.7, ge=0)
     chat: bool | Literal["auto"] = "auto"
 
 
@@ -97,8 +132,8 @@ class RunConfig(ExperimentConfig):
     site: str | None = None
     pairs: PairSettings
     reading: ReadingSettings = ReadingSettings()
-    # The default's own settings are `selection`, `clustering` and `regression`.
-    method: MethodChoice = MethodChoice(name=CLUSTERED)
+    method: MethodChoice = MethodChoice(name=DEFAULT)
+    # The settings of method clustered_sae, which one of them asks for where no method is named.
     selection: SelectionSettings = SelectionSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     regression: RegressionSettings = RegressionSettings()
@@ -109,9 +144,17 @@ class RunConfig(ExperimentConfig):
     # Seeds the split, the random directions and the sampling.
     seed: int = Field(default=0, ge=0, lt=2**32)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_settings(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and any(values.get(name) for name in CLUSTERED_GROUPS)
+        return {"method": CLUSTERED, **values} if given else values
+
     @field_validator("method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {"name": DEFAULT, **value}
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -143,6 +186,6 @@ class RunConfig(ExperimentConfig):
 
     def uncounted(self) -> dict[str, Any]:
         """Return what changes no number, and so counts in no digest."""
-        # The default's folders are those from before a method could be chosen.
-        default = {"method": True, "objective": True} if self.method.name == CLUSTERED else {}
-        return {**super().uncounted(), **default}
+        # Folders from before a method could be chosen are this one's.
+        alone = {"method": True, "objective": True} if self.method.name == CLUSTERED else {}
+        return {**super().uncounted(), **alone}

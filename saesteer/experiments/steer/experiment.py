@@ -11,6 +11,14 @@ from typing import Any
 from saesteer.data import PairSet, Split, split_pairs
 from saesteer.data.splits import split_record
 from saesteer.evaluation import VectorResult, against_null, is_monotone
+from saesteer.evaluation.judge import FEWEST_PAIRS, AdmittedJudge, EmbeddingJudge
+from saesteer.evaluation.statistics import item_interval
+from saesteer.evaluation.written import (
+    WritingSettings,
+    WrittenEvaluation,
+    by_question,
+    summarise,
+)
 from saesteer.experiments.base import Stage
 from saesteer.experiments.config import run_folder, weights_digest
 from saesteer.experiments.pairs_run import PairsRun
@@ -24,11 +32,13 @@ from saesteer.experiments.steering import (
 )
 from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
+from saesteer.methods.fit_context import TRAINING_QUESTIONS
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.models import model_info
 from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
-from saesteer.steering import SteeringVector, generate
+from saesteer.steering import SteeringVector, generate, to_raw
+from saesteer.steering.strength import UNITS
 from saesteer.tracking import RecordedRun
 from saesteer.utils.errors import ConfigError, DataError, MismatchError, OutputError, SteeringError
 from saesteer.utils.run_folder import finite, write_record
@@ -36,8 +46,7 @@ from saesteer.utils.run_folder import finite, write_record
 VECTOR = "vector.safetensors"
 BASELINE = "difference_in_means"
 STAGES = ("activations", "features", "evaluation", "completions")
-# As many as a comparison's defaults leave of the bundled ones, so that both write the same.
-OWN_QUESTIONS = 28
+JUDGES = "judges.json"
 FEATURE_COLUMNS = ["feature", "weight", "score", "cluster"]
 FEATURE_COLUMNS += ["firing_positive", "firing_negative", "description"]
 # The numbers of the headline, and where they stand in `metrics.json`.
@@ -56,6 +65,9 @@ HEADLINE = {
     "cosine": "fit.cosine_to_mean_delta",
     "features": "fit.features",
     "unsteered_margin": "unsteered_margin",
+    "text_range": "texts.vector.judge_range",
+    "text_auc": "texts.vector.auc",
+    "text_range_difference_in_means": "texts.difference_in_means.judge_range",
 }
 
 
@@ -66,6 +78,7 @@ class SteerPlan(SteeringPlan):
     pairs: PairSet
     split: Split
     held_out: PairSet  # the test pairs that are scored
+    known: PairSet | None  # answers of known sides, by which a judge of texts is admitted
 
     @property
     def parts(self) -> dict[str, PairSet]:
@@ -98,18 +111,25 @@ def plan_run(config: RunConfig) -> SteerPlan:
             "more pairs or change pairs.test and pairs.validation."
         )
     parts = shared_parts(config, "completions", [config.method.name])
+    known = settings.read_answers() if parts["questions"] else None
+    if known is None or len(split.test) < FEWEST_PAIRS:
+        # Nothing reads more than is shown.
+        known, parts["questions"] = None, parts["questions"][: config.completions.shown]
     inputs = {
         "pairs": pairs.digest,
         **{name: str(parts[name]) for name in ("answers", "questions")},
+        **({} if known is None else {"known": known.digest}),
     }
     if parts["training_answers"]:
-        parts["training_questions"] = parts["training_questions"][-OWN_QUESTIONS:]
+        # As many as the defaults leave, so that the vector is the same where less is written.
+        parts["training_questions"] = parts["training_questions"][-TRAINING_QUESTIONS:]
         inputs["training"] = str((parts["training_answers"], parts["training_questions"]))
     return SteerPlan(
         config=config,
         pairs=pairs,
         split=split,
         held_out=split.test.subset(range(len(split.test))[: config.evaluation.max_pairs]),
+        known=known,
         folder=run_folder(config, **inputs, **weights_digest(parts["model"], parts["sae"])),
         **parts,
     )
@@ -157,7 +177,7 @@ class Steer(SteeringExperiment[SteerResults]):
     make_plan = staticmethod(plan_run)
 
     def check(self) -> None:
-        self.check_shared([self.config.method.name], judged=False)
+        self.check_shared([self.config.method.name], judged=self.plan.known is not None)
         for pairs in self.plan.parts.values():
             self.check_pairs(pairs)
 
@@ -180,9 +200,13 @@ class Steer(SteeringExperiment[SteerResults]):
         dtype = str(self.model.cfg.dtype)
         write_record(self.folder, {**weights, PLACE_KEY: self.sae.neuronpedia_id, "dtype": dtype})
         self.progress.say(f"Reading activations at {self.sae.site}")
-        for name in ("train", "validation"):
-            for site, read in self.read_sides(self.plan.parts[name]).items():
-                self.folder.write(f"activations/{name}.{site}.safetensors", read.save)
+        parts = {name: self.plan.parts[name] for name in ("train", "validation")}
+        n_pairs = sum(map(len, parts.values()))
+        with self.progress.task("activations", total=n_pairs, unit="pairs") as task:
+            for name, pairs in parts.items():
+                for site, read in self.read_sides(pairs).items():
+                    self.folder.write(f"activations/{name}.{site}.safetensors", read.save)
+                task.advance(len(pairs), name)
 
     @cached_property
     def _pairs_run(self) -> PairsRun:
@@ -237,10 +261,7 @@ class Steer(SteeringExperiment[SteerResults]):
         main, baseline, *null = self._result_names
         pairs = f"{len(self.plan.held_out)} held-out pairs"
         self.progress.say(f"Scoring {pairs} at KL {kl_target} per token")
-        vectors = {
-            main: SteerResults(self.folder).vector,
-            baseline: DifferenceInMeans().fit_in(run.context).vector_,
-        }
+        vectors = dict(zip((main, baseline), self._vectors, strict=True))
         with self.progress.task("vectors", total=2 + len(null), unit="vectors") as task:
             for name, vector in vectors.items():
                 found = self.folder.once(name, partial(run.measure, vector, kl_target))
@@ -256,23 +277,94 @@ class Steer(SteeringExperiment[SteerResults]):
         margin = float((positive - negative).mean())
         self.folder.write_json("evaluation/unsteered.json", finite({"margin": margin}))
 
-    def _completions(self) -> None:
+    @cached_property
+    def _vectors(self) -> tuple[SteeringVector, SteeringVector]:
+        """The run's own vector and its baseline."""
+        baseline = DifferenceInMeans().fit_in(self._pairs_run.context).vector_
+        return SteerResults(self.folder).vector, baseline
+
+    @property
+    def sampling(self) -> WritingSettings:
+        """How completions are sampled."""
         config = self.config.completions
-        main = self._result(self._result_names[0])
+        return WritingSettings(
+            n_samples=1,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=self.config.seed,
+            chat=None if config.chat == "auto" else config.chat,
+        )
+
+    def _completions(self) -> None:
         records: list[dict[str, Any]] = []
-        if self.plan.questions:
+        if self.plan.known is not None:
+            records = self._judged()
+        elif self.plan.questions:
             self.progress.say("Generating completions")
+            main, settings = self._result(self._result_names[0]), self.sampling
             records = generate(
                 self.model,
                 self.plan.questions,
                 SteerResults(self.folder).vector,
                 (main.minus.strength, 0.0, main.plus.strength),
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                chat=config.chat,
-                seed=self.config.seed,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                chat=self.config.completions.chat,
+                seed=settings.seed,
+                max_batch_rows=settings.max_batch_rows,
             ).to_dicts()
         self.folder.write_json("completions.json", records)
+
+    def _judged(self) -> list[dict[str, Any]]:
+        """Write with the run's own vector and its baseline and read it; return what is shown."""
+        questions, names = self.plan.questions, self._written_names
+        self.progress.say(f"Generating completions of {len(questions)} questions, for a judge")
+        with self.progress.task("texts", total=2 + len(names), unit="steps") as task:
+            self.folder.once(JUDGES, lambda: [finite(self._judge.summary())])
+            task.advance(1, "judge")
+            judges = [self._judge.name] if self._judge.verdict != "not admitted" else []
+            writing = WrittenEvaluation(self.writer, [self._judge], judges)
+            task.advance(1, "unsteered")
+            for file, result, vector in zip(names, self._result_names, self._vectors, strict=False):
+                self.folder.once(file, partial(self._written, writing, vector, result))
+                task.advance(1, vector.method)
+        main, own = self._result(self._result_names[0]), self.folder.read_json(names[0])
+        strengths = {-1: main.minus.strength, 0: 0.0, 1: main.plus.strength}
+        return [
+            {
+                "prompt": questions[record["question"]],
+                "strength": strengths[record["sign"]],
+                "unit": "norm",
+                "sample": record["sample"],
+                "text": record["text"],
+                "judge": record["judge"],
+            }
+            for record in sorted(own["records"], key=lambda r: (r["question"], r["sign"]))
+            if record["question"] < self.config.completions.shown
+        ]
+
+    @cached_property
+    def _judge(self) -> AdmittedJudge:
+        """What reads texts: trained on answers of known sides and on pairs that train no vector."""
+        known = self.plan.known
+        assert known is not None
+        judge = EmbeddingJudge(self.plan.split.test, known, embedder=self.embedder)
+        return AdmittedJudge(judge, known)
+
+    @property
+    def _written_names(self) -> list[str]:
+        methods = dict.fromkeys((self.config.method.name, BASELINE))
+        return [f"written/{method}.json" for method in methods]
+
+    def _written(
+        self, writing: WrittenEvaluation, vector: SteeringVector, result: str
+    ) -> dict[str, Any]:
+        match = self._result(result)
+        reached = [m.strength if m.reached else None for m in (match.plus, match.minus)]
+        records = writing.steered(vector, *reached)
+        found = {"summary": summarise(records), "records": [asdict(record) for record in records]}
+        return finite(found)
 
     def _result(self, name: str) -> VectorResult:
         record = self.folder.read_json(name)
@@ -298,8 +390,38 @@ class Steer(SteeringExperiment[SteerResults]):
             "null": None if against is None else asdict(against),
             "curve": curve,
             "curve_difference_in_means": baseline,
+            "strengths": self._strengths(main),
+            "texts": self._texts(),
             "monotone": all(row["margin"] is not None for row in curve) and is_monotone(curve),
             "seconds": {stage: read(f"stages/{stage}.json")["seconds"] for stage in STAGES},
+        }
+
+    def _strengths(self, main: VectorResult) -> list[dict[str, Any]]:
+        """The matched strengths in every unit that the vector has a measure for."""
+        vector = SteerResults(self.folder).vector
+        measures = {"norm": vector.residual_norm, "raw": 1.0, "max_act": vector.max_act}
+        rows = []
+        for way, match in (("towards", main.plus), ("away", main.minus)):
+            raw = to_raw(match.strength, "norm", vector)
+            units = {unit: raw / size if (size := measures[unit]) else None for unit in UNITS}
+            rows.append({"way": way, **units, "kl": match.kl, "reached": match.reached})
+        return finite(rows)
+
+    def _texts(self) -> dict[str, Any] | None:
+        """How far the judge reads both signs apart, next to the baseline; None without a judge."""
+        if self.plan.known is None:
+            return None
+        own, *others = (self.folder.read_json(name) for name in self._written_names)
+        means = others[0] if others else own
+        # The same questions with the same noise, one by one.
+        more = (by_question(own["records"]) - by_question(means["records"])).dropna().to_numpy()
+        gain = item_interval(more)._asdict() if len(more) else None
+        return {
+            "n_questions": len(self.plan.questions),
+            "judges": self.folder.read_json(JUDGES),
+            "vector": own["summary"],
+            "difference_in_means": means["summary"],
+            "gain": gain,
         }
 
     def report(self, results: SteerResults) -> Report:
