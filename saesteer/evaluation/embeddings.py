@@ -87,11 +87,12 @@ class WordLlama(SentenceEmbedder):
         tokenizer, table = _load_wordllama(
             *(str(_wheel_folder(WORDLLAMA, file)) for file in WORDLLAMA_FILES)
         )
-        coded = tokenizer.encode_batch([_encodable(t) for t in texts], add_special_tokens=False)
         rows = np.zeros((len(texts), table.shape[1]), dtype=np.float32)
-        for row, code in zip(rows, coded, strict=True):
-            if code.ids:
-                mean = table[code.ids].mean(axis=0)
+        for row, text in zip(rows, texts, strict=True):
+            # The file asks for padding, whose tokens would count.
+            ids = tokenizer.encode(_encodable(text), add_special_tokens=False, padding=False)
+            if ids:
+                mean = table[ids].mean(axis=0)
                 row[:] = mean / np.linalg.norm(mean)
         return rows
 
@@ -175,10 +176,10 @@ def _load(folder: str) -> tuple[Any, Any, int]:
 @lru_cache(maxsize=1)
 def _load_wordllama(tokenizer: str, weights: str) -> tuple[Any, Float[np.ndarray, "token 256"]]:
     from safetensors.numpy import load_file
-    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     try:
-        read = Tokenizer.from_file(tokenizer)
+        read = PreTrainedTokenizerFast(tokenizer_file=tokenizer)
         table = load_file(weights)["embedding.weight"].astype(np.float32)
     # A tokenizer that cannot be read is a bare Exception.
     except Exception as error:
@@ -187,7 +188,4 @@ def _load_wordllama(tokenizer: str, weights: str) -> tuple[Any, Float[np.ndarray
             f"{weights}: wordllama's files cannot be read ({reason}); install it again: "
             f"{INSTALL} --force-reinstall {WORDLLAMA}"
         ) from error
-    # The file asks for padding, whose tokens would count.
-    read.no_padding()
-    read.no_truncation()
     return read, table

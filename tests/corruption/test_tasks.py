@@ -113,7 +113,7 @@ def test_a_file_that_is_no_task_and_a_source_that_is_not_there_are_sentences(tmp
         (b"{", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[1]", "a task is an object"),
-        (b" " * (4 * 2**20 + 1), "more than 4 MiB"),
+        (b" " * (4 * 2**20 + 1), "4,194,305 bytes or more"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):

@@ -48,7 +48,7 @@ def test_a_label_is_worth_the_auc_of_its_similarity(read):
     tests = read.draw([0, 3])
     assert label_aucs(tests, {0: "text 0", 3: "text 39"}, embed).tolist() == [1, 1]
     assert label_aucs(tests, {0: "text 39", 3: ""}, embed).tolist() == [0, 0.5]
-    found = score_labels({0: "text 0", 3: "text 0"}, tests, [], embed)
+    found = score_labels({0: "text 00", 3: "text 00"}, tests, [], embed)
     assert found == {
         "features": 2,
         "auc": 0.5,
