@@ -199,6 +199,7 @@ class _Handlers:
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._model = threading.Lock()
+        self._writing = False
 
     def routes(self) -> list[Route]:
         files = [Route(path, _file(*found)) for path, found in FILES.items()]
@@ -221,6 +222,13 @@ class _Handlers:
         picture = Route("/favicon.ico", lambda _: Response(status_code=204))
         return [*files, picture, Route("/api/about", self.about), *posts]
 
+    def _turn(self) -> bool:
+        """Wait for the model; False where an answer is being written, which can take long."""
+        while not self._model.acquire(timeout=PATIENCE):
+            if self._writing:
+                return False
+        return True
+
     async def about(self, _: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._bench.about))
 
@@ -237,19 +245,19 @@ class _Handlers:
             if isinstance(asked, Response):
                 return asked
 
-            def work() -> Response:
-                if model and not self._model.acquire(timeout=PATIENCE):
-                    return _refusal(BUSY, 409)
-                try:
-                    found = answer(self._bench, asked)
-                    return found if isinstance(found, Response) else JSONResponse(found)
-                except SaesteerError as error:
-                    return _refusal(str(error), 400)
-                finally:
-                    if model:
-                        self._model.release()
-
-            return await run_in_threadpool(work)
+            if model and not await run_in_threadpool(self._turn):
+                return _refusal(BUSY, 409)
+            try:
+                if await request.is_disconnected():
+                    # The slider has moved on, say.
+                    return Response(status_code=204)
+                found = await run_in_threadpool(answer, self._bench, asked)
+                return found if isinstance(found, Response) else JSONResponse(found)
+            except SaesteerError as error:
+                return _refusal(str(error), 400)
+            finally:
+                if model:
+                    self._model.release()
 
         return handler
 
@@ -257,8 +265,9 @@ class _Handlers:
         asked = await _form(request, _Write)
         if isinstance(asked, Response):
             return asked
-        if not await run_in_threadpool(self._model.acquire, timeout=PATIENCE):
+        if not await run_in_threadpool(self._turn):
             return _refusal(BUSY, 409)
+        self._writing = True
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         loop, gone = asyncio.get_running_loop(), threading.Event()
 
@@ -273,7 +282,8 @@ class _Handlers:
                 given = asked.model_dump(exclude={"mix"})
                 write = self._bench.write
                 answers = write(
-                    mix=asked.chosen, on_piece=lambda row, text: tell({"row": row, "text": text}),
+                    mix=asked.chosen,
+                    on_piece=lambda row, text: tell({"row": row, "text": text}),
                     **given,
                 )
                 last = {"answers": answers}
@@ -286,6 +296,7 @@ class _Handlers:
                 say(traceback.format_exc(), err=True, end="")
                 last = {"error": "the app failed at this; the terminal says how."}
             finally:
+                self._writing = False
                 self._model.release()
             if last and not gone.is_set():
                 tell(last)

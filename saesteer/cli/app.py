@@ -75,7 +75,7 @@ def app_command(
 def _sae(
     named: str | None, vector: SteeringVector | None, model: str, progress: Progress
 ) -> LensSae | None:
-    """Return the SAE that is asked for, else the vector's or the bundled model's, if it is there."""
+    """Return the SAE that is asked for, else the vector's or the bundled model's, if there."""
     from saesteer.saes import load_sae
 
     of_vector = vector.sae if vector is not None else ("smollm2" if model == "smollm2" else None)
@@ -90,9 +90,7 @@ def _sae(
         return None
 
 
-def _fitted(
-    model: TransformerBridge, sae: LensSae | None, progress: Progress
-) -> SteeringVector:
+def _fitted(model: TransformerBridge, sae: LensSae | None, progress: Progress) -> SteeringVector:
     from dataclasses import replace
 
     from saesteer.data import load_pairs

@@ -9,12 +9,20 @@ import pytest
 import torch
 
 from saesteer.app.workbench import Workbench
+from saesteer.data.texts import Answer
 from saesteer.methods.features import vector_of_features
 from saesteer.saes import load_sae
 from saesteer.saes.table import save_feature_table
 from saesteer.steering import SteeringVector
 
 WEIGHTS = {3: 6.0, 40: 4.0}
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch):
+    # The bundled neutral answers do not fit the tiny model's context.
+    answers = [Answer(f"What {i}?", "I like helping people. " * 8) for i in range(6)]
+    monkeypatch.setattr("saesteer.app.workbench.read_answers", lambda _: answers)
 
 
 @pytest.fixture(scope="session")

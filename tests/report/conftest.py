@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+
 @pytest.fixture
 def small() -> dict[str, Any]:
     """Return metrics of two personas and three methods with numbers to check by hand."""

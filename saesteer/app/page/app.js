@@ -19,15 +19,16 @@ let turns = [];
 let writing = null;
 let measuring = null;
 let waiting = 0;
+// The unit that the strength on the page is in, while another one is being chosen.
+let unitBefore = "norm";
 
 // The server.
 
 async function ask(what, body, signal) {
-  const reply = await fetch(`api/${what}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
+  const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+  const reply = await fetch(`api/${what}`, sent).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the app does not answer; start saesteer app again.");
   });
   if (!reply.ok) throw new Error((await reply.json()).error);
   return reply;
@@ -37,8 +38,7 @@ const asked = async (what, body, signal) => (await ask(what, body, signal)).json
 
 function complain(error) {
   if (error && error.name === "AbortError") return;
-  const lost = error instanceof TypeError;
-  const said = lost ? "the app does not answer; start saesteer app again." : String(error ? error.message : "");
+  const said = error ? error.message : "";
   $("error").textContent = said ? said[0].toUpperCase() + said.slice(1) : "";
   $("error").hidden = !said;
 }
@@ -94,9 +94,11 @@ function row(one, name, extra) {
     slider.value = one.weight;
     changed();
   });
-  const cells = [made("td"), made("td", name), made("td", "", "weight"), made("td", extra.cluster), made("td")];
+  const cells = [made("td"), made("td", name), made("td"), made("td", extra.cluster, "cluster"), made("td")];
+  const weight = made("div", "", "weight");
+  weight.append(slider, number);
   cells[0].append(on);
-  cells[2].append(slider, number);
+  cells[2].append(weight);
   cells[4].append(described(extra));
   line.append(...cells);
   return line;
@@ -139,7 +141,7 @@ function add(one) {
   else features.push({ ...one, weight: typicalWeight(), on: true, cluster: null });
   showMix();
   changed();
-  tell(`Feature ${one.index} is in the mix.`);
+  tell("added", `Feature ${one.index} is in the mix.`);
 }
 
 // As much as the largest there is, or a tenth of the residual norm, so that it is heard.
@@ -179,6 +181,7 @@ function showStrength(value) {
   $("strength").max = most;
   $("strength").value = value;
   $("amount").value = short(value);
+  unitBefore = $("unit").value;
   showUnits();
 }
 
@@ -193,11 +196,12 @@ function showUnits() {
 }
 
 function showMeasures(found) {
+  const length = strength() * (measures[$("unit").value] || NaN);
   measures = found;
   for (const option of $("unit").options) option.disabled = measures[option.value] == null;
   if (measures[$("unit").value] == null) {
     $("unit").value = measures.norm == null ? "raw" : "norm";
-    showStrength(strength());
+    showStrength(Number.isNaN(length) ? strength() : length / measures[$("unit").value]);
   }
   showUnits();
 }
@@ -257,7 +261,7 @@ async function write() {
     column.append(title, said);
     return { column, said };
   });
-  $("answers").style.setProperty("--columns", innerWidth > 760 ? columns.length : 1);
+  $("answers").style.setProperty("--columns", columns.length);
   $("answers").replaceChildren(...columns.map((each) => each.column));
   $("answers").setAttribute("aria-busy", "true");
   $("go").disabled = true;
@@ -387,15 +391,26 @@ function state() {
   return found;
 }
 
+function opened(text, unpack) {
+  try {
+    restore(unpack(text));
+  } catch {
+    asItCame();
+    throw new Error("that is no state of this page; open a file or a link that it made.");
+  }
+}
+
 function restore(given) {
-  if (!given || typeof given !== "object") throw new Error("that is no state of this page; open one that it saved.");
   for (const name of DIALS) if (name in given) $(name).value = String(given[name]);
   for (const name of ["chat", "opposite"]) if (name in given) $(name).checked = Boolean(given[name]);
   if (Array.isArray(given.features)) {
     const known = new Map(about.features.map((one) => [one.index, one]));
     features = given.features
       .filter((one) => Number.isInteger(one.index) && Number.isFinite(one.weight))
-      .map((one) => ({ fires: [], promotes: [], ...known.get(one.index), ...one }));
+      .map(({ index, weight, on, cluster, label }) => ({
+        ...known.get(index),
+        ...{ index, weight, on: Boolean(on), cluster, label: String(label || "") },
+      }));
   }
   if (given.rest) rest = { weight: Number(given.rest.weight), on: Boolean(given.rest.on) };
   if (Array.isArray(given.turns)) {
@@ -418,8 +433,8 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-function tell(text) {
-  $("told").textContent = text;
+function tell(where, text) {
+  $(where).textContent = text;
 }
 
 // Beginning.
@@ -447,7 +462,7 @@ function begin(found) {
     : "Tokens coloured by their projection on the vector.";
   asItCame();
   if (location.hash.startsWith("#state=")) {
-    trying(async () => restore(unpacked(location.hash.slice(7))));
+    trying(async () => opened(location.hash.slice(7), unpacked));
   }
   showMeasures(about.measures);
   showStrength(strength());
@@ -483,12 +498,10 @@ $("amount").addEventListener("change", () => {
   showStrength(strength());
   changed();
 });
-let unitBefore = $("unit").value;
 $("unit").addEventListener("change", () => {
   // The same length, in the unit that is chosen now.
   const length = strength() * measures[unitBefore];
-  unitBefore = $("unit").value;
-  showStrength(length / measures[unitBefore]);
+  showStrength(length / measures[$("unit").value]);
 });
 for (const button of document.querySelectorAll("[data-kl]")) button.addEventListener("click", () => toKl(button));
 $("find").addEventListener("submit", (event) => {
@@ -515,9 +528,9 @@ $("link").addEventListener("click", () =>
     history.replaceState(null, "", `#state=${packed()}`);
     try {
       await navigator.clipboard.writeText(location.href);
-      tell("The link is copied.");
+      tell("told", "The link is copied.");
     } catch {
-      tell("The link is in the address bar.");
+      tell("told", "The link is in the address bar.");
     }
   }),
 );
@@ -528,7 +541,7 @@ $("open").addEventListener("change", () =>
   trying(async () => {
     const file = $("open").files[0];
     if (!file) return;
-    restore(JSON.parse(await file.text()));
+    opened(await file.text(), JSON.parse);
     $("open").value = "";
     changed();
   }),
