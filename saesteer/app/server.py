@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -185,8 +186,6 @@ def listen(port: int) -> socket.socket:
 
 def serve(bench: Workbench, listening: socket.socket) -> None:
     """Serve the page until Ctrl-C."""
-    import uvicorn
-
     made = make_server(bench, listening.getsockname()[1])
     # What streams when the server is stopped is cut off.
     config = uvicorn.Config(made, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")

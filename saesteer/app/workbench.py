@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from saesteer.steering import SteeringVector, Unit, generate, match_strength
 from saesteer.steering.apply import check_belongs
 from saesteer.steering.divergence import DivergenceMeter
 from saesteer.utils.errors import MismatchError, SaeError, SteeringError
+from saesteer.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -79,7 +80,7 @@ class Workbench:
     @cached_property
     def labels(self) -> Mapping[int, str]:
         """What is known offline of what features stand for."""
-        return {} if self.sae is None else known_descriptions(self.sae, self.table)
+        return {} if self.sae is None else known_descriptions(self.sae, self.table, Progress())
 
     @cached_property
     def rest(self) -> SteeringVector | None:
@@ -141,7 +142,7 @@ class Workbench:
             model_fingerprint=own.model_fingerprint,
         )
 
-    def described(self, indices: Sequence[int] | Mapping[int, Any]) -> dict[int, str]:
+    def described(self, indices: Iterable[int]) -> dict[int, str]:
         """Return the labels of features, "" where none is known."""
         own = {f.index: f.description for f in self.vector.sae_features if f.description}
         return {index: self.labels.get(index) or own.get(index, "") for index in indices}
@@ -149,7 +150,9 @@ class Workbench:
     def about(self) -> dict[str, Any]:
         """Return what the page shows before anything is asked."""
         vector, tokenizer = self.vector, self.model.tokenizer
-        described = self.described(_weights(vector))
+        # Without their SAE there is nothing to weigh.
+        features = () if self.sae is None else vector.sae_features
+        described = self.described([f.index for f in features])
         return {
             "model": model_info(self.model).source.name,
             "context": context_length(self.model),
@@ -162,7 +165,7 @@ class Workbench:
             "features": [
                 {"index": f.index, "weight": f.weight, "cluster": f.cluster}
                 | {"label": described[f.index], **self._facts(f.index)}
-                for f in vector.sae_features
+                for f in features
             ],
         }
 
