@@ -175,6 +175,8 @@ def listen(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((ADDRESS, port))
+        # From now on a browser waits until the page is served, instead of being refused.
+        found.listen()
     except (OSError, OverflowError) as error:
         found.close()
         raise ConfigError(

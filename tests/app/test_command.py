@@ -29,6 +29,5 @@ def test_it_refuses_before_loading(refused, bench, tiny_model_folder, tmp_path):
     assert "one of them" in refused("app", tmp_path, "--vector", file)
     assert "no such steering vector" in refused("app", tmp_path / "nothing")
     with listen(0) as taken:
-        taken.listen()
         port, model = taken.getsockname()[1], tiny_model_folder("llama")
         assert "--port 0" in refused("app", file.parent, "--model", model, "--port", port)

@@ -185,6 +185,5 @@ def test_the_app_listens_on_the_loopback_address_alone():
     with listen(0) as found:
         address, port = found.getsockname()
         assert address == "127.0.0.1"
-        found.listen()
         with pytest.raises(ConfigError, match="--port 0"):
             listen(port)
