@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -26,6 +27,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+# Chromium runs as root in CI, without a GPU, and must not look for updates.
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+)
 ARCHITECTURES = ("gpt2", "llama", "gemma3", "qwen3")
 CONTEXT = 192
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -540,6 +554,28 @@ def refused(run_cli) -> Callable[..., str]:
         return last.removeprefix("error: ")
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Any]:
+    """Return Debian's Chromium, driven by ChromeDriver; skips where either is missing."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium here; apt-get install -y chromium chromium-driver")
+    pytest.importorskip("selenium", reason="no selenium here; pip install selenium")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # The driver's path is given, so that selenium does not go looking for one on the network.
+    opened = Chrome(options=options, service=Service(driver))
+    opened.set_page_load_timeout(60)
+    yield opened
+    opened.quit()
 
 
 @pytest.fixture

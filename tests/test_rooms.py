@@ -13,7 +13,7 @@ import saesteer
 FLOORS = (
     *("utils", "data", "models", "saes", "steering", "evaluation", "methods", "probes"),
     *("patching", "corruption", "tracking", "report", "experiments", "sweeps", "agent"),
-    *("cli", "app"),
+    *("app", "cli"),
 )
 PACKAGE = Path(saesteer.__file__).parent
 

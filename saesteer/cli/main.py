@@ -27,6 +27,7 @@ from saesteer.cli import (
     sweep,
     vector,
 )
+from saesteer.cli.app import app_command
 from saesteer.cli.experiment import experiment_command
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.terminal import say
@@ -69,6 +70,7 @@ app.command("compare")(
 )
 app.command("generate")(generate.generate_command)
 app.command("doctor")(doctor.doctor_command)
+app.command("app")(app_command)
 app.command("features")(features.features_command)
 app.command("configs")(configs.configs_command)
 app.command("agent")(agent.agent_command)

@@ -62,9 +62,14 @@ class ChatPrompt(str):
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, question: str, system: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    system: str | None = None,
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> ChatPrompt:
     """Return the text that asks `question` and opens the assistant's turn.
+
+    `earlier` are the questions and answers before it.
 
     Through `encode_texts` it becomes the tokens of `apply_chat_template(tokenize=True)`.
     """
@@ -75,6 +80,9 @@ def chat_prompt(
     from jinja2 import TemplateError
 
     messages = [{"role": "system", "content": system}] if system else []
+    for asked, answer in earlier:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answer})
     messages.append({"role": "user", "content": question})
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -153,7 +153,7 @@ def _edited(
     # One mask for each kind of positions, however many sites read it.
     kinds: dict[str, str | Tensor] = {}
     for edit in edits:
-        _check_belongs(model, edit.vector, strict)
+        check_belongs(model, edit.vector, strict)
         where = edit.vector.positions if positions is None else positions
         kind = where if isinstance(where, str) else "a mask"
         kinds[kind] = where
@@ -263,7 +263,8 @@ def _numbers(edit: Edit) -> bytes:
     return edit.direction.numpy().tobytes()
 
 
-def _check_belongs(model: TransformerBridge, vector: SteeringVector, strict: bool) -> None:
+def check_belongs(model: TransformerBridge, vector: SteeringVector, strict: bool = True) -> None:
+    """Refuse a vector that is not of this model's width, or (strict) not of its weights."""
     width = plain_model(model).config.get_text_config().hidden_size
     if vector.site.between_blocks and vector.d_model != width:
         raise MismatchError(

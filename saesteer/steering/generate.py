@@ -110,6 +110,7 @@ def generate(
     positions: str | None = None,
     max_batch_rows: int = 32,
     on_token: Callable[[str], None] | None = None,
+    on_piece: Callable[[int, str], None] | None = None,
 ) -> GenerationResult:
     """Complete every prompt at every strength, all of them rows of one batch.
 
@@ -132,6 +133,8 @@ def generate(
         positions: Where to write; the vector's own positions if None.
         max_batch_rows: The most rows in a batch; more rows are run batch after batch.
         on_token: Called with each new piece of text; for one row alone.
+        on_piece: Called with a completion's number, in the result's order, and each new piece of
+            its text. What it raises ends the generation.
 
     Raises:
         SteeringError: A setting is out of range, a prompt is empty or does not fit the model's
@@ -170,7 +173,9 @@ def generate(
     pad = tokenizer.pad_token_id
     pad = pad if pad is not None else min(ends, default=0)
     config = greedy_settings(max_new_tokens, ends=sorted(ends) or None, pad=pad)
-    streamer = None if on_token is None else _streamer(tokenizer, on_token)
+    if on_token is not None:
+        told = on_token
+        on_piece = lambda _, piece: told(piece)  # noqa: E731
     records: list[GenerationRecord] = []
     for first in range(0, len(jobs), max_batch_rows):
         part = jobs[first : first + max_batch_rows]
@@ -192,6 +197,9 @@ def generate(
                 prompt_length=width,
                 special_mask=special,
             )
+        streamer = None
+        if on_piece is not None:
+            streamer = _PieceStreamer(tokenizer, ends, on_piece, range(first, first + len(part)))
         with steered, contiguous_head(runner), torch.no_grad():
             output = runner.generate(
                 **batch.inputs,
@@ -279,15 +287,48 @@ def _end_ids(runner: Any, tokenizer: Any) -> set[int]:
     return found
 
 
-def _streamer(tokenizer: Any, on_token: Callable[[str], None]) -> Any:
-    from transformers import TextStreamer
+class _PieceStreamer:
+    """Hands on the text of every row as it grows, by the methods that transformers calls."""
 
-    class CallbackStreamer(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if text:
-                on_token(text)
+    def __init__(
+        self,
+        tokenizer: Any,
+        ends: set[int],
+        on_piece: Callable[[int, str], None],
+        numbers: Sequence[int],
+    ) -> None:
+        self._tokenizer, self._ends, self._on_piece = tokenizer, ends, on_piece
+        self._numbers = numbers
+        self._ids: list[list[int]] = [[] for _ in numbers]
+        self._sent = [""] * len(numbers)
+        self._ended = [False] * len(numbers)
+        self._prompted = False
 
-    return CallbackStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def put(self, value: Tensor) -> None:
+        if not self._prompted:
+            # The first call brings the prompts.
+            self._prompted = True
+            return
+        for row, token in enumerate(value.reshape(-1).tolist()):
+            self._ended[row] = self._ended[row] or token in self._ends
+            if not self._ended[row]:
+                self._ids[row].append(token)
+                self._send(row)
+
+    def end(self) -> None:
+        for row in range(len(self._ids)):
+            self._send(row, whole=True)
+
+    def _send(self, row: int, whole: bool = False) -> None:
+        text, sent = self._decoded(row), self._sent[row]
+        # A character of which bytes are missing decodes to U+FFFD until they come, and a tokenizer
+        # that tidies spaces may shorten what went before: both wait.
+        if text.startswith(sent) and len(text) > len(sent) and (whole or text[-1] != "\ufffd"):
+            self._sent[row] = text
+            self._on_piece(self._numbers[row], text[len(sent) :])
+
+    def _decoded(self, row: int) -> str:
+        return self._tokenizer.decode(self._ids[row], skip_special_tokens=True)
 
 
 def _checked(dtype: torch.dtype, processors: LogitsProcessorList) -> LogitsProcessorList:

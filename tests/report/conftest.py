@@ -1,26 +1,10 @@
-"""Metrics to check by hand, and a real browser."""
+"""Metrics to check by hand."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-# Chromium runs as root in CI, without a GPU, and must not look for updates.
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,900",
-)
 
 
 @pytest.fixture
@@ -90,25 +74,3 @@ def small() -> dict[str, Any]:
         **{name: [] for name in ("curves", "areas", "generation", "generation_summary")},
         **{name: [] for name in ("judges", "llm_judge", "choices_margins")},
     }
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    """Return Debian's Chromium, driven by ChromeDriver; skips where either is missing."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium here; apt-get install -y chromium chromium-driver")
-    pytest.importorskip("selenium", reason="no selenium here; pip install selenium")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # The driver's path is given, so that selenium does not go looking for one on the network.
-    opened = Chrome(options=options, service=Service(driver))
-    opened.set_page_load_timeout(60)
-    yield opened
-    opened.quit()

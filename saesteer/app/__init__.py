@@ -1,0 +1,1 @@
+"""A page on this machine on which one steers by hand."""

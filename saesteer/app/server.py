@@ -1,0 +1,347 @@
+"""The page's server: who may ask, what may be asked, and text as it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import tempfile
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from saesteer.report.page import TEMPLATE
+from saesteer.utils.errors import ConfigError, SaesteerError
+from saesteer.utils.terminal import say
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from saesteer.app.workbench import Workbench
+
+ADDRESS = "127.0.0.1"
+MOST_BYTES = 256 * 1024
+# A generation that is told to stop does so at its next token; for so long another waits for it.
+PATIENCE = 2.0
+BUSY = "the model is busy with another page's answer; wait until it ends, or stop it there."
+PAGE = Path(__file__).parent / "page"
+FILES = {
+    "/": (PAGE / "app.html", "text/html"),
+    "/report.css": (TEMPLATE / "style.css", "text/css"),
+    "/app.css": (PAGE / "app.css", "text/css"),
+    "/app.js": (PAGE / "app.js", "text/javascript"),
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Mix(_Asked):
+    rest: float = 1.0
+    features: dict[int, float] = Field(default_factory=dict, max_length=4096)
+
+
+class _Mixed(_Asked):
+    mix: _Mix | None = None
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        return None if self.mix is None else self.mix.model_dump()
+
+
+class _Strength(_Mixed):
+    unit: Literal["norm", "raw", "max_act"] = "norm"
+
+
+class _Write(_Strength):
+    prompt: str
+    strengths: list[float] = Field(min_length=1, max_length=3)
+    chat: bool = True
+    earlier: list[tuple[str, str]] = Field(default_factory=list, max_length=64)
+    system: str | None = None
+    temperature: float = Field(default=0.0, ge=0, le=10)
+    max_new_tokens: int = Field(default=64, ge=1, le=2048)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class _Cost(_Strength):
+    strength: float
+
+
+class _StrengthAt(_Strength):
+    kl: float = Field(gt=0, le=20)
+    sign: Literal[-1, 1] = 1
+
+
+class _Search(_Asked):
+    words: str = Field(min_length=1, max_length=200)
+
+
+class _Read(_Asked):
+    text: str = Field(min_length=1)
+    feature: int | None = Field(default=None, ge=0)
+
+
+class _Save(_Mixed):
+    pass
+
+
+class _Stopped(Exception):
+    """Nobody listens any more."""
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; says when they are over, or whoever asked has gone away."""
+
+    def __init__(self, events: AsyncIterator[str], over: threading.Event) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over.set()
+
+
+class Guard:
+    """Answers nobody but this machine's own page, and puts the page's policy on every answer.
+
+    A page of another origin, or one whose name was made to point here, is refused with 403.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._hosts = {f"{name}:{port}" for name in (ADDRESS, "localhost")}
+        self._origins = {f"http://{host}" for host in self._hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = [(name.lower().encode(), own.encode()) for name, own in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *policy]}
+            await send(message)
+
+        headers = Request(scope).headers
+        origins = headers.getlist("origin")
+        if headers.getlist("host") not in [[host] for host in self._hosts]:
+            said = "the app answers at its own address on this machine alone."
+            await _refusal(said, 403)(scope, receive, send_with_policy)
+        elif any(origin not in self._origins for origin in origins):
+            said = "another page may not use the app; open it at its own address."
+            await _refusal(said, 403)(scope, receive, send_with_policy)
+        else:
+            await self._app(scope, receive, send_with_policy)
+
+
+def make_server(bench: Workbench, port: int) -> Guard:
+    """Return the page's server as an ASGI application that answers at this port alone."""
+    return Guard(Starlette(routes=_Handlers(bench).routes()), port)
+
+
+def listen(port: int) -> socket.socket:
+    """Return a socket that listens on the loopback address alone; port 0 is any free one.
+
+    Raises:
+        ConfigError: The port is taken, or none of this user's.
+    """
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((ADDRESS, port))
+        # From now on a browser waits until the page is served, instead of being refused.
+        found.listen()
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise ConfigError(
+            f"port {port} cannot be listened at ({error}); give another, such as --port 8123, or "
+            "--port 0 for any that is free."
+        ) from error
+    return found
+
+
+def serve(bench: Workbench, listening: socket.socket) -> None:
+    """Serve the page until Ctrl-C."""
+    made = make_server(bench, listening.getsockname()[1])
+    # What streams when the server is stopped is cut off.
+    config = uvicorn.Config(made, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+class _Handlers:
+    """What may be asked of a workbench; its model does one thing at a time."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._model = threading.Lock()
+        self._writing = False
+
+    def routes(self) -> list[Route]:
+        files = [Route(path, _file(*found)) for path, found in FILES.items()]
+        asked: dict[str, Callable[[Request], Any]] = {
+            "write": self.write,
+            "cost": self._answering(
+                _Cost, lambda bench, a: bench.cost(a.chosen, a.strength, a.unit)
+            ),
+            "strength": self._answering(
+                _StrengthAt, lambda bench, a: bench.strength_at(a.chosen, a.kl, a.sign, a.unit)
+            ),
+            "search": self._answering(
+                _Search, lambda bench, a: {"features": bench.search(a.words)}, model=False
+            ),
+            "read": self._answering(_Read, lambda bench, a: bench.read(a.text, a.feature)),
+            "save": self._answering(_Save, _saved, model=False),
+        }
+        posts = [Route(f"/api/{name}", call, methods=["POST"]) for name, call in asked.items()]
+        # Browsers ask for a picture of their own accord.
+        picture = Route("/favicon.ico", lambda _: Response(status_code=204))
+        return [*files, picture, Route("/api/about", self.about), *posts]
+
+    def _turn(self) -> bool:
+        """Wait for the model; False where an answer is being written, which can take long."""
+        while not self._model.acquire(timeout=PATIENCE):
+            if self._writing:
+                return False
+        return True
+
+    async def about(self, _: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self._bench.about))
+
+    def _answering(
+        self,
+        form: type[_Asked],
+        answer: Callable[[Workbench, Any], Any],
+        model: bool = True,
+    ) -> Callable[[Request], Any]:
+        """Return a handler that answers a form at once, after its turn where it needs the model."""
+
+        async def handler(request: Request) -> Response:
+            asked = await _form(request, form)
+            if isinstance(asked, Response):
+                return asked
+
+            if model and not await run_in_threadpool(self._turn):
+                return _refusal(BUSY, 409)
+            try:
+                if await request.is_disconnected():
+                    # The slider has moved on, say.
+                    return Response(status_code=204)
+                found = await run_in_threadpool(answer, self._bench, asked)
+                return found if isinstance(found, Response) else JSONResponse(found)
+            except SaesteerError as error:
+                return _refusal(str(error), 400)
+            finally:
+                if model:
+                    self._model.release()
+
+        return handler
+
+    async def write(self, request: Request) -> Response:
+        asked = await _form(request, _Write)
+        if isinstance(asked, Response):
+            return asked
+        if not await run_in_threadpool(self._turn):
+            return _refusal(BUSY, 409)
+        self._writing = True
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+
+        def tell(event: dict[str, Any]) -> None:
+            if gone.is_set():
+                raise _Stopped
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def work() -> None:
+            last: dict[str, Any] = {}
+            try:
+                given = asked.model_dump(exclude={"mix"})
+                write = self._bench.write
+                answers = write(
+                    mix=asked.chosen,
+                    on_piece=lambda row, text: tell({"row": row, "text": text}),
+                    **given,
+                )
+                last = {"answers": answers}
+            except _Stopped:
+                pass
+            except SaesteerError as error:
+                last = {"error": str(error)}
+            except Exception:
+                # A fault of ours; the page says that there was one, the terminal which.
+                say(traceback.format_exc(), err=True, end="")
+                last = {"error": "the app failed at this; the terminal says how."}
+            finally:
+                self._writing = False
+                self._model.release()
+            if last and not gone.is_set():
+                tell(last)
+
+        async def stream() -> AsyncIterator[str]:
+            event: dict[str, Any] = {"row": 0}
+            while "row" in event:
+                event = await events.get()
+                yield f"data: {json.dumps(event)}\n\n"
+
+        threading.Thread(target=work, daemon=True).start()
+        return _Stream(stream(), gone)
+
+
+def _file(path: Path, kind: str) -> Callable[[Request], Any]:
+    async def handler(_: Request) -> Response:
+        return Response(path.read_bytes(), media_type=kind)
+
+    return handler
+
+
+def _saved(bench: Workbench, asked: _Save) -> Response:
+    with tempfile.TemporaryDirectory() as folder:
+        content = bench.mixed(asked.chosen).save(Path(folder)).read_bytes()
+    return Response(content, media_type="application/octet-stream")
+
+
+def _refusal(sentence: str, status: int) -> JSONResponse:
+    return JSONResponse({"error": sentence}, status_code=status)
+
+
+async def _form(request: Request, form: type[_Asked]) -> Any:
+    """Return what a request asks, or the refusal of it."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        return _refusal("the app takes JSON alone (Content-Type: application/json).", 415)
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BYTES:
+            return _refusal(f"that is more than {MOST_BYTES // 1024} KiB; shorten it.", 413)
+    try:
+        return form.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the request"
+        return _refusal(f"{place}: {first['msg']}; change it and ask again.", 422)

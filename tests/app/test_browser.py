@@ -1,0 +1,177 @@
+"""The page in a real browser: the slider, the stream, the features, the reading, small windows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from saesteer.app.server import listen, make_server
+
+
+@pytest.fixture(scope="module")
+def page(browser, bench) -> Iterator[Any]:
+    """Return a function that runs a script on the page, which is open and ready."""
+    with listen(0) as listening:
+        port = listening.getsockname()[1]
+        made = make_server(bench, port)
+        server = uvicorn.Server(uvicorn.Config(made, log_level="warning", lifespan="off"))
+        serving = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        serving.start()
+        browser.switch_to.new_window("tab")
+        browser.get_log("browser")
+        browser.get(f"http://127.0.0.1:{port}/")
+        until(lambda: browser.execute_script("return document.documentElement.dataset.ready"))
+        yield browser.execute_script
+        browser.get("about:blank")
+        server.should_exit = True
+        serving.join(20)
+
+
+def until(holds: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to hold in time"
+        time.sleep(0.05)
+
+
+def value(page, name: str) -> str:
+    return page(f"return document.getElementById('{name}').value")
+
+
+def texts(page) -> list[str]:
+    return page("return [...document.querySelectorAll('#answers .said')].map(e => e.textContent)")
+
+
+def set_dial(page, name: str, to: object, event: str = "change") -> None:
+    page(
+        "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+        "e.dispatchEvent(new Event(arguments[2], {bubbles: true}))",
+        name,
+        str(to),
+        event,
+    )
+
+
+def click(page, selector: str) -> None:
+    page("document.querySelector(arguments[0]).click()", selector)
+
+
+def write(page) -> list[str]:
+    click(page, "#go")
+    until(lambda: page("return document.getElementById('go').disabled === false"))
+    return texts(page)
+
+
+@pytest.fixture
+def quick(page):
+    for name, to in {"length": 8, "temperature": 0, "prompt": "The cat sat"}.items():
+        set_dial(page, name, to)
+    page("document.getElementById('chat').checked = false")
+    return page
+
+
+def test_the_slider_changes_the_steered_text_and_its_cost_alone(quick, bench):
+    set_dial(quick, "strength", 0, "input")
+    until(lambda: value(quick, "kl") == "0")
+    plain, same = write(quick)
+    assert plain and plain == same
+    set_dial(quick, "strength", 3.0, "input")
+    # Past its end the slider stops, at one residual norm.
+    assert float(value(quick, "amount")) == 1.0
+    set_dial(quick, "amount", 3.0)
+    until(lambda: value(quick, "kl") not in ("0", "…"))
+    cost = bench.cost(None, 3.0, "norm")["kl"]
+    assert float(value(quick, "kl")) == pytest.approx(cost, rel=0.01)
+    again, steered = write(quick)
+    assert again == plain != steered
+    set_dial(quick, "unit", "raw")
+    assert float(value(quick, "amount")) == pytest.approx(30.0)
+    set_dial(quick, "unit", "norm")
+    assert float(value(quick, "amount")) == pytest.approx(3.0)
+
+
+def test_a_feature_switched_off_changes_the_vector_and_one_that_is_found_is_added(quick, bench):
+    set_dial(quick, "amount", 3.0)
+    before = write(quick)
+    click(quick, "#mix input[type=checkbox]")
+    after = write(quick)
+    assert after[0] == before[0] and after[1] != before[1]
+    set_dial(quick, "words", "rain")
+    click(quick, "#find button")
+    until(lambda: quick("return document.querySelectorAll('#found button').length"))
+    found = quick("return document.querySelector('#found li').textContent")
+    assert "rain <b>and</b> weather" in found
+    click(quick, "#found button")
+    shown = quick("return [...document.querySelectorAll('#mix tbody tr')].map(e => e.textContent)")
+    assert len(shown) == 3 and "<b>" in shown[2]
+    click(quick, "#reset")
+    assert write(quick) == before
+
+
+def test_the_first_token_stands_before_the_last_and_stop_frees_the_model(quick, bench, monkeypatch):
+    more, ended = threading.Event(), threading.Event()
+
+    def slowly(*_: Any, on_piece: Any, **__: Any) -> list[dict[str, Any]]:
+        try:
+            on_piece(0, "<img src=x onerror=alert(1)>")
+            more.wait(60)
+            while True:
+                on_piece(1, "x")
+                time.sleep(0.02)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(bench, "write", slowly)
+    click(quick, "#go")
+    until(lambda: texts(quick) == ["<img src=x onerror=alert(1)>", ""])
+    assert quick("return document.querySelectorAll('#answers img').length") == 0
+    more.set()
+    until(lambda: "x" in texts(quick)[1])
+    click(quick, "#stop")
+    until(ended.is_set)
+    monkeypatch.undo()
+    assert quick("return document.getElementById('error').hidden")
+
+
+def test_a_token_shows_its_value_on_hover_and_lists_its_features(quick, bench):
+    set_dial(quick, "text", "The cat sat on the mat")
+    set_dial(quick, "by", "3")
+    click(quick, "#reading button")
+    until(lambda: quick("return document.querySelectorAll('.token').length"))
+    read = bench.read("The cat sat on the mat", 3)["tokens"]
+    titles = quick("return [...document.querySelectorAll('.token')].map(e => Number(e.title))")
+    assert titles == pytest.approx([token["value"] for token in read], rel=0.01, abs=1e-3)
+    quick("document.querySelector('.token').dispatchEvent(new Event('mouseenter'))")
+    assert "“" + read[0]["text"] in quick("return document.getElementById('value').textContent")
+    click(quick, ".token")
+    listed = quick("return document.querySelector('#firing li strong').textContent")
+    assert int(listed) == read[0]["features"][0][0]
+
+
+def test_a_link_brings_the_state_back(quick, browser):
+    set_dial(quick, "prompt", "Grüße, <b>you</b>")
+    set_dial(quick, "amount", 0.7)
+    click(quick, "#mix input[type=checkbox]")
+    click(quick, "#link")
+    until(lambda: "#state=" in browser.current_url)
+    link = browser.current_url
+    browser.get("about:blank")
+    browser.get(link)
+    until(lambda: quick("return document.documentElement.dataset.ready"))
+    assert value(quick, "prompt") == "Grüße, <b>you</b>"
+    assert float(value(quick, "amount")) == 0.7
+    assert quick("return document.querySelector('#mix input[type=checkbox]').checked") is False
+
+
+def test_it_fits_a_small_window_and_the_console_stays_silent(quick, browser):
+    size = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
+    for width in (1280, 768, 400):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, **size})
+        assert quick("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_log("browser") == []
