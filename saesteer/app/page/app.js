@@ -248,6 +248,9 @@ async function toKl(button) {
 async function write() {
   if (writing) return;
   clearTimeout(waiting);
+  // What is being measured would wait for the answer and be refused; it is measured afterwards.
+  if (measuring) measuring.abort();
+  measuring = null;
   const own = (writing = new AbortController());
   const prompt = $("prompt").value;
   const value = strength();
