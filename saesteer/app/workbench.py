@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saesteer.data.texts import ANSWERS_NAME, read_answers
 from saesteer.methods.features import vector_of_features
 from saesteer.models import chat_prompt
 from saesteer.models.loading import context_length, model_info
 from saesteer.models.reading import read_rows
-from saesteer.models.tokens import encode_statements, encode_texts, has_chat_template
+from saesteer.models.tokens import encode_texts, has_chat_template
 from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import known_descriptions, own_table, search_table
 from saesteer.steering import SteeringVector, Unit, generate, match_strength
 from saesteer.steering.apply import check_belongs
-from saesteer.steering.divergence import DivergenceMeter
+from saesteer.steering.divergence import DivergenceMeter, neutral_rows
 from saesteer.utils.errors import MismatchError, SaeError, SteeringError
 from saesteer.utils.progress import Progress
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from saesteer.saes.adapter import LensSae
     from saesteer.saes.table import FeatureTable
 
-NEUTRAL_ANSWERS = 6
 # At temperature 1 over the whole vocabulary a small model's text is hardly readable.
 TOP_P = 0.9
 # Of the features that fire on a token so many are listed.
@@ -223,15 +221,7 @@ class Workbench:
 
     @cached_property
     def _meter(self) -> DivergenceMeter:
-        answers = read_answers(ANSWERS_NAME)[:NEUTRAL_ANSWERS]
-        rows = encode_statements(
-            self.model.tokenizer,
-            [answer.answer for answer in answers],
-            [answer.question for answer in answers],
-            max_length=context_length(self.model),
-            what=f"a neutral answer of {ANSWERS_NAME}",
-        )
-        return DivergenceMeter(self.model, rows, site=self.vector.site)
+        return DivergenceMeter(self.model, neutral_rows(self.model), site=self.vector.site)
 
     def cost(self, mix: Mix | None, strength: float, unit: Unit) -> dict[str, Any]:
         """Return KL(steered || base) at a strength, in nats per token on the neutral answers."""

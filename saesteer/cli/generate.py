@@ -12,6 +12,7 @@ from saesteer.cli.options import (
     MaxNewTokens,
     Seed,
     Temperature,
+    UnitName,
     check_not_blank,
     check_samples,
     check_strength_or_kl,
@@ -28,7 +29,7 @@ def generate_command(
         list[str] | None, typer.Option(help="A strength; give several to compare.")
     ] = None,
     kl: Kl = None,
-    unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+    unit: UnitName = "norm",
     model: Annotated[
         str | None, typer.Option(help="The model; the one of the vector if left out.")
     ] = None,

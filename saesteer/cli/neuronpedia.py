@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from saesteer.cli.options import UnitName
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.terminal import say, say_json
 
@@ -22,7 +23,6 @@ Source = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Vector = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
-Unit = Annotated[str, typer.Option(help="norm, raw or max_act.")]
 
 
 @app.command("feature")
@@ -95,7 +95,7 @@ def steer_command(
     vector: Vector,
     prompt: Annotated[str, typer.Option(help="What is completed.")],
     strength: Annotated[str, typer.Option(help="How much is added, there and here.")] = "0.2",
-    unit: Unit = "norm",
+    unit: UnitName = "norm",
     source: Source = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer as a chat.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=256, help="Most tokens.")] = 48,
@@ -188,7 +188,7 @@ def similar_command(
 def upload_command(
     vector: Vector,
     strength: Annotated[str, typer.Option(help="The strength that is offered there.")] = "0.2",
-    unit: Unit = "norm",
+    unit: UnitName = "norm",
     label: Annotated[str | None, typer.Option(help="Its name there.")] = None,
     model_id: Annotated[
         str | None, typer.Option(help="Neuronpedia's name of the model; the SAE's if left out.")

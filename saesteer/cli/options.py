@@ -21,6 +21,7 @@ Model = Annotated[str | None, typer.Option("--model", help="The model.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 for the likeliest token.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds the sampling.")]
+UnitName = Annotated[str, typer.Option(help="norm, raw or max_act.")]
 Kl = Annotated[
     list[float] | None,
     typer.Option(

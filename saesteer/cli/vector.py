@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saesteer.cli.options import UnitName
 from saesteer.utils.terminal import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformer_lens.model_bridge import TransformerBridge
+
     from saesteer.steering import SteeringVector, Unit
+    from saesteer.utils.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Show, combine, bake, export and import vectors.")
 Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
+Cost = Annotated[
+    float | None,
+    typer.Option(help="In place of a strength: what it is to cost, nats per token."),
+]
 
 
 @app.command("show")
@@ -62,11 +72,8 @@ def bake_command(
         list[str] | None,
         typer.Option(help="A strength for all vectors, or one for each, in their order."),
     ] = None,
-    kl: Annotated[
-        float | None,
-        typer.Option(help="In place of a strength: what it is to cost, nats per token."),
-    ] = None,
-    unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+    kl: Cost = None,
+    unit: UnitName = "norm",
     model: Annotated[
         str | None, typer.Option(help="The model; the one of the vector if left out.")
     ] = None,
@@ -101,16 +108,11 @@ def bake_command(
     for vector in vectors:
         to_raw(1.0, known, vector)
     check_free(target)
-    from saesteer.models import load_model
-    from saesteer.models.resolve import check_shape, resolve_model, stored_dtype
+    from saesteer.models.resolve import resolve_model, stored_dtype
 
     name, bridge, progress = model or vectors[0].model, None, terminal_progress()
     if kl is not None or gguf is None:
-        source = resolve_model(name)
-        for vector in vectors:
-            check_shape(source, vector.site, vector.d_model, f"vector {vector.name!r}")
-        progress.say(f"Loading model {name} ...")
-        bridge = load_model(name, dtype=dtype or stored_dtype(source), progress=progress)
+        bridge = _loaded(name, vectors, dtype or stored_dtype(resolve_model(name)), progress)
     cost = None
     if kl is not None and bridge is not None:
         progress.say(f"Looking for the strength that costs KL {kl:g} ...")
@@ -124,6 +126,19 @@ def bake_command(
     say(f"wrote {target} at strength {said} ({known}); try: saesteer doctor {target}")
 
 
+def _loaded(
+    name: str, vectors: Sequence[SteeringVector], dtype: Any, progress: Progress
+) -> TransformerBridge:
+    """Load a model that the vectors fit, which is checked before."""
+    from saesteer.models import load_model
+    from saesteer.models.resolve import check_shape, resolve_model
+
+    for vector in vectors:
+        check_shape(resolve_model(name), vector.site, vector.d_model, f"vector {vector.name!r}")
+    progress.say(f"Loading model {name} ...")
+    return load_model(name, dtype=dtype, progress=progress)
+
+
 def _check_cost(kl: float) -> None:
     from saesteer.utils.errors import SteeringError
 
@@ -133,18 +148,15 @@ def _check_cost(kl: float) -> None:
 
 def _costing(vector: SteeringVector, kl: float, unit: Unit, model: str | None) -> float:
     """Return the strength that costs as much where every position is steered, and say it."""
-    from saesteer.models import load_model
-    from saesteer.models.resolve import check_shape, resolve_model
     from saesteer.steering import to_raw
     from saesteer.steering.bake import strength_at_kl
     from saesteer.utils.progress import terminal_progress
 
     _check_cost(kl)
     to_raw(1.0, unit, vector)
-    name, progress = model or vector.model, terminal_progress()
-    check_shape(resolve_model(name), vector.site, vector.d_model, f"vector {vector.name!r}")
-    progress.say(f"Loading model {name} ...")
-    match = strength_at_kl(load_model(name, progress=progress), vector, kl, unit)
+    progress = terminal_progress()
+    bridge = _loaded(model or vector.model, [vector], None, progress)
+    match = strength_at_kl(bridge, vector, kl, unit)
     progress.say(f"strength {match.strength:+.3g} ({unit}) costs KL {match.kl:.3g}")
     return match.strength
 
@@ -156,11 +168,8 @@ def export_command(
     strength: Annotated[
         str | None, typer.Option(help="Bake this strength in; the natural vector if left out.")
     ] = None,
-    kl: Annotated[
-        float | None,
-        typer.Option(help="In place of a strength: what it is to cost, nats per token."),
-    ] = None,
-    unit: Annotated[str, typer.Option(help="norm, raw or max_act.")] = "norm",
+    kl: Cost = None,
+    unit: UnitName = "norm",
     model: Annotated[
         str | None, typer.Option(help="What --kl is measured on; the vector's if left out.")
     ] = None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saesteer.evaluation.llm_client import ChatClient, Endpoint, data_block
+from saesteer.evaluation.llm_ratings import without_thoughts
 from saesteer.utils.errors import NetworkError
 from saesteer.utils.progress import Progress
 from saesteer.utils.text import one_line
@@ -72,8 +72,7 @@ def read_phrase(reply: str) -> str:
 
     What a reasoning model thinks aloud before it is forgiven, as are quotation marks around it.
     """
-    said = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL).strip()
-    phrase = said.strip("\"'`“” ").rstrip(".")
+    phrase = without_thoughts(reply).strip().strip("\"'`“” ").rstrip(".")
     fits = "\n" not in phrase and phrase.isprintable() and len(phrase) <= LONGEST
     return one_line(phrase) if fits else ""
 

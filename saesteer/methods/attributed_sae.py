@@ -14,7 +14,7 @@ from saesteer.methods.base import Method
 from saesteer.methods.clustered_sae import chosen, chosen_clusters, clusters_of
 from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
 from saesteer.methods.fit_context import FitContext
-from saesteer.methods.objective import Linearisation
+from saesteer.methods.objective import linearised
 from saesteer.steering import SteeringVector
 
 N_CANDIDATES = 512
@@ -79,13 +79,15 @@ class AttributedSAE(Method):
         rows = given.sae.decoder[indices].numpy().astype(np.float64)
         objective = given.objective
         metric = objective.metric.damped(self.ridge)
-        linear: list[Linearisation] = []
-        for number in range(self.rounds + 1):
-            around = self.weights_.direction_raw if number else None
-            linear.append(objective.at_zero if around is None else objective.around(around))
-            gain = np.mean([one.gain for one in linear], axis=0)
+
+        self.weights_: FeatureWeights
+
+        def fit(gain: np.ndarray) -> np.ndarray:
             target = objective.metric.solve(gain, self.ridge)
-            self.weights_: FeatureWeights = self._fit(target, metric, rows, indices, signs)
+            self.weights_ = self._fit(target, metric, rows, indices, signs)
+            return self.weights_.direction_raw
+
+        _, linear = linearised(objective, self.rounds, fit)
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
         if self.candidates == "firing":
             picked = self.weights_.indices[self.weights_.weights != 0]

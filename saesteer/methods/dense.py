@@ -12,9 +12,9 @@ from pydantic import Field, PositiveFloat
 
 from saesteer.methods.base import Method
 from saesteer.methods.fit_context import FitContext
+from saesteer.methods.objective import Vector, linearised
 from saesteer.steering import SteeringVector
 
-Vector = Float[np.ndarray, " d_model"]
 Sides = Float[np.ndarray, "pair d_model"]
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # The probe's penalty where there is but one pair to choose it on.
@@ -211,13 +211,13 @@ class NaturalGradient(Method):
     ridge: Annotated[float, Field(ge=0)] = 1.0
 
     def _vector(self, given: FitContext) -> SteeringVector:
-        objective, gains = given.objective, [given.objective.at_zero.gain]
-        for _ in range(self.rounds):
-            gains.append(objective.around(self._target(given, gains)).gain)
-        return given.vector(self._target(given, gains), self.name, self.get_params())
+        objective, size = given.objective, np.linalg.norm(given.mean_delta)
 
-    def _target(self, given: FitContext, gains: list[Vector]) -> Vector:
-        raw = given.objective.metric.solve(np.mean(gains, axis=0), self.ridge)
-        length = np.linalg.norm(raw)
-        # Nothing to gain has no direction, which the vector then says.
-        return raw * (np.linalg.norm(given.mean_delta) / length if length else 0.0)
+        def target(gain: Vector) -> Vector:
+            raw = objective.metric.solve(gain, self.ridge)
+            length = np.linalg.norm(raw)
+            # Nothing to gain has no direction, which the vector then says.
+            return raw * (size / length if length else 0.0)
+
+        raw, _ = linearised(objective, self.rounds, target)
+        return given.vector(raw, self.name, self.get_params())

@@ -28,6 +28,7 @@ from saesteer.models.placement import trim_memory
 from saesteer.models.reading import PairActivations, pool, read_pair_activations
 from saesteer.saes.labels import known_descriptions, own_table
 from saesteer.steering import SteeringVector
+from saesteer.steering.divergence import NEUTRAL_ANSWERS
 from saesteer.steering.generate import generate
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.cache import Cache, content_key
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 # How many features get an output score: all that `TopFeature` may choose from.
 SCORED_FEATURES = 64
 GRADIENT_TOKENS = 512
-# The first neutral answers measure what vectors cost; only the others train.
-MEASURING_ANSWERS = 6
 # Of the model's own answers, which are read behind every prompt and differentiated.
 ANSWER_TOKENS = 32
 # As many of the last open and neutral questions as a comparison's defaults leave to train with.
@@ -257,7 +256,8 @@ class FitContext:
     @cached_property
     def cost(self) -> TrainingCost:
         """What steering costs on neutral answers that train."""
-        answers = read_answers("neutral_answers")[MEASURING_ANSWERS:]
+        # The first ones measure what vectors cost.
+        answers = read_answers("neutral_answers")[NEUTRAL_ANSWERS:]
         answers = answers[: self._settings.neutral_answers]
         texts, questions = [a.answer for a in answers], [a.question for a in answers]
         return TrainingCost(

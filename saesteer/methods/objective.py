@@ -37,7 +37,8 @@ COST_TOKENS = 400
 
 Arrays = dict[str, np.ndarray]
 Keep = Callable[[np.ndarray, Callable[[], Arrays]], Arrays]
-MakeVector = Callable[[Float[np.ndarray, " d_model"]], "SteeringVector"]
+Vector = Float[np.ndarray, " d_model"]
+MakeVector = Callable[[Vector], "SteeringVector"]
 
 # Metrics of fits that name no folder to keep them in.
 _IN_MEMORY = Cache()
@@ -303,6 +304,22 @@ class SteeringObjective:
             found[f"gain.{contrast.name}"] = (up + down) / 2
             found[f"effect.{contrast.name}"] = np.array([(high - low) / 2])
         return found
+
+
+def linearised(
+    objective: SteeringObjective, rounds: int, fit: Callable[[Vector], Vector]
+) -> tuple[Vector, list[Linearisation]]:
+    """Fit to the gain at zero, then `rounds` times to the mean gain there and around each last fit.
+
+    Returns:
+        The last fit's raw vector, and every linearisation.
+    """
+    linear = [objective.at_zero]
+    raw = fit(linear[0].gain)
+    for _ in range(rounds):
+        linear.append(objective.around(raw))
+        raw = fit(np.mean([one.gain for one in linear], axis=0))
+    return raw, linear
 
 
 class TrainingCost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template, takes_system
-from saesteer.steering.teacher_forced import TeacherForced
+from saesteer.steering.teacher_forced import Pass, TeacherForced
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -61,10 +61,12 @@ class Prompted:
         return gradient / self.rows.n_scored, total / self.rows.n_scored
 
 
-def _of_pass(opened: tuple[object, Tensor]) -> tuple[np.ndarray, float]:
-    (_, logits, _, _, beside), offset = opened  # type: ignore[misc]
+def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[np.ndarray, float]:
+    part, offset = opened
+    assert part.beside is not None
+    logits = part.logits
     with torch.no_grad():
-        others = torch.log_softmax(beside.float(), dim=-1)
+        others = torch.log_softmax(part.beside.float(), dim=-1)
         reward = (others[::2] - others[1::2]).mean(dim=0)
         push = torch.softmax(logits.float(), dim=-1)
         mean = (push * reward).sum(dim=-1, keepdim=True)
@@ -133,5 +135,5 @@ def _behind(rows: Sequence[TokenRow], own: Sequence[TokenRow]) -> list[TokenRow]
         before = row.ids[: row.kept.index(True)]
         first = mine.kept.index(True)
         kept = (False,) * len(before) + mine.kept[first:]
-        made.append(replace(row, ids=before + mine.ids[first:], kept=kept))
+        made.append(TokenRow(before + mine.ids[first:], kept))
     return made

@@ -22,7 +22,7 @@ WEIGHTS = {3: 6.0, 40: 4.0}
 def _short_answers(monkeypatch):
     # The bundled neutral answers do not fit the tiny model's context.
     answers = [Answer(f"What {i}?", "I like helping people. " * 8) for i in range(6)]
-    monkeypatch.setattr("saesteer.app.workbench.read_answers", lambda _: answers)
+    monkeypatch.setattr("saesteer.steering.divergence.read_answers", lambda _: answers)
 
 
 @pytest.fixture(scope="session")

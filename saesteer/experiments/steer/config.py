@@ -11,6 +11,7 @@ from saesteer.data.bundled import bundled_names, bundled_pair_names, find_file
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.methods.features import ClusteringSettings, RegressionSettings, SelectionSettings
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
+from saesteer.steering.divergence import NEUTRAL_ANSWERS
 from saesteer.utils.errors import DataError
 from saesteer.utils.settings import Settings, Source, Sources
 
@@ -88,7 +89,7 @@ class MeasureSettings(Settings):
     request: str = "What would you say?"
     # Answers that KL is measured on: a file with question and answer, or the bundled set.
     neutral: Source = "neutral_answers"
-    neutral_answers: int = Field(default=6, ge=1)
+    neutral_answers: int = Field(default=NEUTRAL_ANSWERS, ge=1)
 
     @field_validator("multiples")
     @classmethod
