@@ -114,12 +114,20 @@ class Writer:
         return self._measured(found)
 
     def write_steered(
-        self, vector: Any, strengths: dict[int, float], unit: Unit
+        self, vector: Any, strengths: dict[int, float], unit: Unit, repeat: int = 0
     ) -> tuple[Completion, ...]:
-        """Write at each sign's strength, all in one batch: they share the noise."""
-        texts = self._generate(vector=vector, strength=tuple(strengths.values()), unit=unit)
+        """Write at each sign's strength, all in one batch: they share the noise.
+
+        Every repeat has noise of its own and continues the samples' numbers.
+        """
+        seed = self._settings.seed + repeat
+        texts = self._generate(
+            vector=vector, strength=tuple(strengths.values()), unit=unit, seed=seed
+        )
         n, signs = len(strengths), list(strengths)
-        return self._measured([(i // n, signs[i % n], text) for i, text in enumerate(texts)])
+        made = self._measured([(i // n, signs[i % n], text) for i, text in enumerate(texts)])
+        before = repeat * self._settings.n_samples
+        return tuple(replace(one, sample=before + one.sample) for one in made)
 
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
         """Return embeddings; NaN, which carries "missing" through every measure, for blank ones."""
@@ -129,18 +137,16 @@ class Writer:
 
     def _generate(self, **how: Any) -> list[str]:
         settings = self._settings
-        result = generate(
-            self._model,
-            self.questions,
-            max_new_tokens=settings.max_new_tokens,
-            chat="auto" if settings.chat is None else settings.chat,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            n_samples=settings.n_samples,
-            max_batch_rows=settings.max_batch_rows,
-            **how,
-        )
+        given: dict[str, Any] = {
+            "max_new_tokens": settings.max_new_tokens,
+            "chat": "auto" if settings.chat is None else settings.chat,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "seed": settings.seed,
+            "n_samples": settings.n_samples,
+            "max_batch_rows": settings.max_batch_rows,
+        }
+        result = generate(self._model, self.questions, **given | how)
         return [record.text for record in result.records]
 
     def _measured(self, found: Sequence[tuple[int, int, str]]) -> tuple[Completion, ...]:
@@ -191,15 +197,20 @@ class WrittenEvaluation:
         plus: float | None,
         minus: float | None,
         unit: Unit = "norm",
+        *,
+        repeat: int = 0,
     ) -> tuple[Completion, ...]:
         """Return the unsteered records and what is written at a vector's matched strengths.
 
         None leaves a sign out, as where the KL target was not reached; `minus` is itself signed.
+        A further `repeat` has other noise and further samples' numbers.
         """
         strengths = {s: x for s, x in ((1, plus), (-1, minus)) if x is not None}
         if not strengths:
             return self.unsteered
-        return self.unsteered + self._judged(self._writer.write_steered(vector, strengths, unit))
+        return self.unsteered + self._judged(
+            self._writer.write_steered(vector, strengths, unit, repeat)
+        )
 
     def prompted(self, positive: str | None, negative: str | None) -> tuple[Completion, ...]:
         """Return the unsteered records and what is written under two persona system prompts.

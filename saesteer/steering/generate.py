@@ -87,6 +87,10 @@ class GenerationResult:
             return self.table.to_html(index=False)
 
 
+# Of the likeliest tokens, in which the end of a nucleus is looked for first.
+NUCLEUS_TOKENS = 512
+
+
 class _Job(NamedTuple):
     prompt: int
     sample: int
@@ -354,15 +358,39 @@ def sampling_processors(
     same noise wherever they stand in a batch, on whatever device. Use with `do_sample=False`.
     Temperature 0 gives no processors, that is the likeliest token.
     """
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
     processors: list[Any] = []
     if temperature > 0.0:
         processors.append(TemperatureLogitsWarper(float(temperature)))
         if top_p < 1.0:
-            processors.append(TopPLogitsWarper(top_p))
+            processors.append(_nucleus(top_p))
         processors.append(_CommonNoise(keys, seed))
     return LogitsProcessorList(processors)
+
+
+def _nucleus(top_p: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return transformers' `TopPLogitsWarper`, which sorts the vocabulary only where it has to.
+
+    The few likeliest tokens are mostly enough to find where the nucleus ends, in a tenth of the
+    time; of tokens that tie there all are kept.
+    """
+    from transformers import TopPLogitsWarper
+
+    exact = TopPLogitsWarper(top_p)
+
+    def warp(ids: Tensor, scores: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        top = scores.topk(min(NUCLEUS_TOKENS, scores.shape[-1])).values
+        mass = (top - scores.logsumexp(dim=-1, keepdim=True)).exp().cumsum(dim=-1)
+        last = (mass < top_p).sum(dim=-1, keepdim=True).clamp_max(mass.shape[-1] - 1)
+        kept = scores.masked_fill(scores < top.gather(1, last), -float("inf"))
+        # The nucleus is larger, or its end so near that rounding decides on a token.
+        unsure = (mass[:, -1] <= top_p) | ((mass - top_p).abs().amin(dim=-1) < 1e-6)
+        if unsure.any():
+            kept[unsure] = exact(ids, scores[unsure])
+        return kept
+
+    return warp
 
 
 class _CommonNoise:

@@ -199,6 +199,9 @@ def test_texts_are_read_masked_too_and_written_at_the_prompts_own_kl(
 
     written, masked = (stored(f"{kind}/{PAIR[0]}-0.05.json") for kind in ("written", "masked"))
     signed = [entry for entry in written["records"] if entry["sign"]]
+    # Each of two seeds adds its sample of either question, both ways.
+    assert {entry["sample"] for entry in signed} == {0, 1}
+    assert len(signed) == 2 * 2 * 2
     mask = masking(masked["words"])
     assert [e["text"] for e in masked["records"]] == [mask(e["text"]) for e in signed]
     rows = {(row["method"], row["judge"]): row for row in metrics["masked"]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from saesteer.models import chat_prompt
 from saesteer.models.loading import plain_model
@@ -183,6 +184,13 @@ def test_choices_follow_the_softmax_at_the_temperature():
     expected = torch.softmax(logits / 0.7, -1)
     # 20,000 draws: three standard errors are at most 0.011.
     torch.testing.assert_close(counts / 20_000, expected, atol=0.011, rtol=0)
+
+    # The nucleus is transformers' own, many tokens or few, whose end is far or near.
+    rows = torch.randn(8, 3000, generator=torch.Generator().manual_seed(0))
+    rows *= torch.tensor([0.1, 0.5, 1, 2, 4, 8, 16, 0.0])[:, None]
+    processors = sampling_processors([(i, 0) for i in range(8)], 1.0, 0.9, seed=0)
+    warper: Any = TopPLogitsWarper(0.9)
+    assert processors[1](ids[:8], rows).equal(warper(ids[:8], rows))
 
     # The nucleus is cut before the noise.
     processors = sampling_processors([(0, 0)], 1.0, 0.6, seed=0)

@@ -117,6 +117,7 @@ class WritingChoices(Settings):
     questions: Sources = Field(default=["open_questions", "neutral_questions"])
     # Of each.
     n_questions: int = Field(default=30, ge=0)
+    # Under each seed that a method is fitted with.
     n_samples: int = Field(default=4, ge=1)
     # Whether a model judges by the description of the two sides, where there is one: it reads
     # every text some eight times, which takes longer than to write it.
@@ -253,6 +254,11 @@ class CompareConfig(ExperimentConfig):
         again = self.pair if self.repeated is None else self.repeated
         return self.seeds if method in again else self.seeds[:1]
 
+    def seeds_at(self, method: str, kl_target: float) -> list[int]:
+        """The seeds under which a method is measured at a KL target."""
+        seeds = self.seeds_of(method)
+        return seeds if kl_target == self.evaluation.headline_kl_target else seeds[:1]
+
     def methods_under(self, seed: int) -> list[MethodSettings]:
         """The methods measured under a seed."""
         return [method for method in self.methods if seed in self.seeds_of(method.name)]
@@ -273,6 +279,8 @@ class CompareConfig(ExperimentConfig):
         for later in ("judge_endpoint", "embedders", "at_prompt"):
             if not record["writing"][later]:
                 del record["writing"][later]
+        if len(self.seeds) > 1:
+            record["writing"]["seeds"] = "repeated"  # and not the first alone, as once
         record["side_effects"]["methods"] = self.side_effects.methods or list(self.pair)
         return short_hash([record, persona.model_dump(mode="json"), inputs])
 

@@ -91,11 +91,6 @@ class Grid:
         """
         return means(self.moved(method, self.headline, self.config.seeds[:1]))
 
-    def seeds_at(self, method: str, kl_target: float) -> list[int]:
-        """The seeds under which a method was measured at a KL target."""
-        seeds = self.config.seeds_of(method)
-        return seeds if kl_target == self.headline else seeds[:1]
-
 
 def means(moved: Sequence[Moved]) -> list[float | None]:
     """Each persona's mean; None where it was not measured."""

@@ -137,6 +137,18 @@ class SeedRun(PairsRun):
                 curve = self.curve(vector, result)
         return {"kl_targets": records, "curve": curve}
 
+    def matched(
+        self, method: MethodSettings, kl_target: float | None = None
+    ) -> tuple[SteeringVector | None, Record]:
+        """A method's vector, None where it could not be fitted, with its result at a KL target.
+
+        The headline one if None; prompts have a KL of their own.
+        """
+        kl_target = kl_target or self.config.evaluation.headline_kl_target
+        found = self.effects(method)
+        result = next(r for r in found["kl_targets"] if r["kl_target"] in (kl_target, None))
+        return (None if "error" in found else self.vector(method)), result
+
     def prompts(self, method: MethodSettings) -> Any:
         """The two system prompts of a prompt method, fitted."""
         settings, words = self.persona.settings, self.persona.described
@@ -223,15 +235,9 @@ class PersonaRun:
                 trim_memory()
             task.advance(1, f"{self.persona.name} {label}")
 
-    def matched(
-        self, name: str, kl_target: float | None = None
-    ) -> tuple[SteeringVector | None, Record]:
-        """A method's vector, None where it could not be fitted, with its result at a KL target."""
-        kl_target = kl_target or self.config.evaluation.headline_kl_target
-        method = self.config.method(name)
-        found = self.first.effects(method)
-        result = next(r for r in found["kl_targets"] if r["kl_target"] in (kl_target, None))
-        return (None if "error" in found else self.first.vector(method)), result
+    def matched(self, name: str) -> tuple[SteeringVector | None, Record]:
+        """A method's vector under the first seed, with its result at the headline KL target."""
+        return self.first.matched(self.config.method(name))
 
     def null(self, kind: str) -> Iterator[Record]:
         """Yield what random draws of a kind do at the headline KL target."""
@@ -311,41 +317,57 @@ class PersonaRun:
 
     @kept(lambda name, kl: f"written/{_file(name, kl)}")
     def written(self, name: str, kl_target: float | None) -> Record:
-        """What is written with a method's vector, or under its system prompts."""
+        """What is written with a method's vectors, or under its system prompts.
+
+        Every seed under which the method is measured adds samples of its own.
+        """
         if kl_target is None:
             prompts = self.first.prompts(self.config.method(name))
             records = self._writing.prompted(prompts.positive_, prompts.negative_)
             return self._record(name, None, {}, records)
-        vector, found = self.matched(name, kl_target)
-        reached = {sign: found[side] for sign, side in SIDES if found[side]["reached"]}
-        return self._steered(name, kl_target, vector, reached)
+
+        def reached(run: SeedRun) -> tuple[SteeringVector | None, dict[int, Record]]:
+            vector, found = run.matched(self.config.method(name), kl_target)
+            return vector, {sign: found[side] for sign, side in SIDES if found[side]["reached"]}
+
+        return self._steered(name, kl_target, self.config.seeds_at(name, kl_target), reached)
 
     @kept(lambda name: f"at-prompt/{_file(name, None)}")
     def at_prompt(self, name: str) -> Record:
-        """What is written with a method's vector at the KL that the prompt costs, side by side."""
+        """What is written with a method's vectors at the KL that the prompt costs, side by side.
+
+        Under those seeds that the prompt is measured under.
+        """
         assert self.config.prompt is not None
         (prompt,) = self.first.effects(self.config.method(self.config.prompt))["kl_targets"]
-        vector, near = self.matched(name)
-        reached: dict[int, Record] = {}
-        if vector is not None:
-            for sign, side in SIDES:
+
+        def reached(run: SeedRun) -> tuple[SteeringVector | None, dict[int, Record]]:
+            vector, near = run.matched(self.config.method(name))
+            found: dict[int, Record] = {}
+            for sign, side in SIDES if vector is not None else ():
                 start, kl = abs(near[side]["strength"]), prompt[side]["kl"]
                 how = {"sign": sign, "start": start}
                 match = match_strength(self.experiment.divergence, vector, kl, **how)
-                reached |= {sign: asdict(match)} if match.reached else {}
-        return self._steered(name, None, vector, reached)
+                found |= {sign: asdict(match)} if match.reached else {}
+            return vector, found
+
+        return self._steered(name, None, self.config.seeds_of(self.config.prompt), reached)
 
     def _steered(
         self,
         name: str,
         kl_target: float | None,
-        vector: SteeringVector | None,
-        reached: Mapping[int, Record],
+        seeds: Sequence[int],
+        reached: Callable[[SeedRun], tuple[SteeringVector | None, dict[int, Record]]],
     ) -> Record:
-        strengths = {sign: match["strength"] for sign, match in reached.items()}
-        records = self._writing.unsteered
-        if vector is not None:
-            records = self._writing.steered(vector, strengths.get(1), strengths.get(-1))
+        records, strengths = list(self._writing.unsteered), dict[int, float]()
+        for repeat, seed in enumerate(seeds):
+            vector, matches = reached(self.seeds[seed])
+            at = {sign: match["strength"] for sign, match in matches.items()}
+            strengths = strengths or at
+            if vector is not None:
+                found = self._writing.steered(vector, at.get(1), at.get(-1), repeat=repeat)
+                records += [record for record in found if record.sign]
         return self._record(name, kl_target, strengths, records)
 
     def _record(

@@ -99,11 +99,11 @@ def summary_rows(grid: Grid) -> list[Row]:
 
 
 def _summary_row(grid: Grid, method: str, kl_target: float) -> Row:
-    baseline, seeds = grid.config.baseline, grid.seeds_at(method, kl_target)
+    baseline, seeds = grid.config.baseline, grid.config.seeds_at(method, kl_target)
     own = grid.moved(method, kl_target, seeds)
     effect, ratio, p, beyond = hierarchical_bootstrap(own), Estimate(1.0, 1.0, 1.0, 0), None, None
     if method != baseline:
-        both = [seed for seed in seeds if seed in grid.seeds_at(baseline, kl_target)]
+        both = [seed for seed in seeds if seed in grid.config.seeds_at(baseline, kl_target)]
         sides = [grid.moved(name, kl_target, both) for name in (method, baseline)]
         ratio = paired_ratio(*sides)
         p = wilcoxon_over_personas(*map(means, sides))
