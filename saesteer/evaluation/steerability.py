@@ -28,8 +28,8 @@ def column(multiplier: float) -> str:
     return f"at {multiplier:g}"
 
 
-def steerability(samples: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Summarise the slopes of each dataset's samples.
+def steerability(samples: Mapping[str, Any]) -> dict[str, Any]:
+    """Summarise the slopes of each dataset's samples, a data frame each with `sample` and `slope`.
 
     Where a sample was asked with several prompts its slopes are averaged; the share of
     anti-steerable samples, those whose slope is below 0, counts every prompt.

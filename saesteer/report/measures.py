@@ -96,9 +96,10 @@ def _slopes_figure(
     colours = {"in": (plots.HEADLINE, 0.15), "out": (plots.BASELINE, -0.15)}
     dots = []
     for distribution, (colour, shift) in colours.items():
-        rows = [own[name, distribution] for name in names]
-        parts = ([row[key] for row in rows] for key in ("slope", "low", "high"))
-        dots.append(plots.Dots(DISTRIBUTIONS[distribution], *parts, colour=colour, shift=shift))
+        found = [SLOPE(own[name, distribution]) for name in names]
+        value, low, high = zip(*found, strict=True)
+        said = DISTRIBUTIONS[distribution]
+        dots.append(plots.Dots(said, value, low, high, colour=colour, shift=shift))
     title = "slope of the logit difference, nats for a multiplier of 1"
     return plots.forest([labels[name] for name in names], dots, x_title=title)
 
@@ -129,8 +130,8 @@ def axbench_report(metrics: Metrics) -> Report:
     note = f"Of the largest reading over a text's tokens; intervals are over concepts. {DOCS}"
     figures = []
     if there:
-        parts = ([row[key] for row in there] for key in ("auroc", "auroc_low", "auroc_high"))
-        dots = [plots.Dots("AUROC", *parts)]
+        value, low, high = zip(*map(AUROC, there), strict=True)
+        dots = [plots.Dots("AUROC", value, low, high)]
         names = [labels[row["method"]] for row in there]
         draw = partial(plots.forest, names, dots, x_title="AUROC of the largest reading")
         figures = [Figure("detection", "AUROC by method", draw)]

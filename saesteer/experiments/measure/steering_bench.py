@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field, field_validator
@@ -230,8 +231,9 @@ class SteeringBench(Measure):
     def finish(self) -> dict[str, Any]:
         import pandas as pd
 
-        config, found = self.config, {}
-        not_fitted, costs = [], []
+        config, found = self.config, dict[tuple[str, str], pd.DataFrame]()
+        not_fitted: list[dict[str, str]] = []
+        costs: dict[str, list[float]] = {}
         for one in self.plan.sets:
             for method in (choice.name for choice in config.methods):
                 file = f"datasets/{one.name}/{method}"
@@ -239,9 +241,8 @@ class SteeringBench(Measure):
                 if "not_fitted" in record:
                     not_fitted.append({"dataset": one.name, "method": method, **record})
                     continue
-                costs.append({"method": method, "kl": record["kl"]})
+                costs.setdefault(method, []).append(record["kl"])
                 found[one.name, method] = pd.read_csv(self.folder.path / f"{file}.csv")
-        kl = pd.DataFrame(costs, columns=["method", "kl"]).groupby("method")["kl"].mean()
         summary, by_dataset = [], []
         for method in (choice.name for choice in config.methods):
             for distribution in (IN, OUT):
@@ -252,7 +253,7 @@ class SteeringBench(Measure):
                     and len(part := table[(table["condition"] == IN) == (distribution == IN)])
                 }
                 at = {"method": method, "distribution": distribution}
-                cost = float(kl[method]) if method in kl.index else None
+                cost = fmean(costs[method]) if method in costs else None
                 summary.append({**at, **steerability(own), "kl": cost})
                 by_dataset += [
                     {"dataset": name, **at, **steerability({name: part})}
