@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 SLOPE = estimate("slope")
 AUROC, AUROC_HARD = (estimate(n, f"{n}_low", f"{n}_high") for n in ("auroc", "auroc_hard"))
 DISTRIBUTIONS = {"in": "in distribution", "out": "out of distribution"}
+ANTI = "share of samples with a slope below 0"
 DOCS = "What is comparable with published figures, and what is not, says docs/measures.md."
 
 
@@ -29,20 +30,21 @@ def steering_bench_report(metrics: Metrics) -> Report:
     names = [name for name in labels if own[name, "in"]["slope"] is not None]
     best = max(names, key=lambda name: own[name, "in"]["slope"], default=None)
     n = len(metrics["datasets"])
-    lead = f"No method could be fitted to the {n} datasets."
+    over = "one dataset" if n == 1 else f"{n} datasets"
+    lead = f"No method could be fitted to {over}."
     if best is not None:
         row = own[best, "in"]
         lead = (
-            f"Over {n} datasets {labels[best]} has the largest slope: {show(row['slope'])} nats of "
+            f"Over {over} {labels[best]} has the largest slope: {show(row['slope'])} nats of "
             f"the letters' logit difference for a multiplier of 1; {row['anti_steerable']:.0%} of "
             "samples move against the strength."
         )
     columns = [
         Column("method", lambda name: labels[name]),
-        Column("slope", lambda name: SLOPE(own[name, "in"]), hint="nats for a multiplier of 1"),
-        Column("anti-steerable", lambda name: own[name, "in"]["anti_steerable"], ".0%"),
-        Column("slope, other prompts", lambda name: SLOPE(own[name, "out"])),
-        Column("anti-st., other", lambda name: own[name, "out"]["anti_steerable"], ".0%"),
+        Column("slope", lambda name: SLOPE(own[name, "in"]), ".2f", "nats for a multiplier of 1"),
+        Column("anti", lambda name: own[name, "in"]["anti_steerable"], ".0%", ANTI),
+        Column("other prompts", lambda name: SLOPE(own[name, "out"]), ".2f", "slope there"),
+        Column("anti there", lambda name: own[name, "out"]["anti_steerable"], ".0%", ANTI),
         Column("KL", lambda name: own[name, "in"]["kl"], ".2f", "at multipliers -1 and 1"),
     ]
     by_dataset = [
@@ -55,7 +57,7 @@ def steering_bench_report(metrics: Metrics) -> Report:
     note = (
         "Every vector has the length of the difference in means, so that a multiplier is the same "
         "push for all; KL says what it costs on neutral answers. Other prompts ask for the persona "
-        f"or its opposite. {DOCS}"
+        f"or its opposite; anti is the share of samples that move against the strength. {DOCS}"
     )
     figures = []
     if names:

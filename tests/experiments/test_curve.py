@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import saesteer as ss
 from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.registry import run_experiment
 from saesteer.methods.objective import Statements
+from saesteer.methods.registry import build_method
+from saesteer.utils.errors import ConfigError
 from tests.experiments.conftest import LOOSE
 
 
@@ -31,3 +35,10 @@ def test_numbers_of_features_share_the_first_gradients_and_make_a_curve(few, mon
     assert "How many features" in results.report.read_text(encoding="utf-8")
     (vector,) = results.metrics["vectors"].values()
     assert len(ss.load_vector(vector).sae_features) == 4
+
+
+def test_a_number_behind_the_method_is_its_features():
+    assert build_method("attributed_sae_8", {"rounds": 0}).get_params()["n_features"] == 8
+    for name, settings in (("attributed_sae_0", {}), ("attributed_sae_8", {"n_features": 4})):
+        with pytest.raises(ConfigError, match=r"'attributed_sae_0' is unknown|n_features is not a"):
+            build_method(name, settings)

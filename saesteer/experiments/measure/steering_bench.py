@@ -17,7 +17,13 @@ from saesteer.data.texts import ANSWERS_NAME
 from saesteer.evaluation.choices import AnswerMeter, answer_cue
 from saesteer.evaluation.steerability import column, steerability, with_slopes
 from saesteer.experiments.base import Stage, write_table
-from saesteer.experiments.config import Plan, run_folder, sources, weights_digest
+from saesteer.experiments.config import (
+    Plan,
+    PreciseModelSettings,
+    run_folder,
+    sources,
+    weights_digest,
+)
 from saesteer.experiments.measure.fits import Measure, MeasureConfig, fitted
 from saesteer.experiments.results import Results
 from saesteer.experiments.steer.config import MethodChoice
@@ -48,6 +54,7 @@ class SteeringBenchConfig(MeasureConfig):
 
     kind: ClassVar[str] = "steering_bench"
 
+    model: PreciseModelSettings = PreciseModelSettings()
     methods: list[MethodChoice] = Field(
         default=[MethodChoice(name=name) for name in METHODS], min_length=1
     )
