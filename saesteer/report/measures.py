@@ -75,7 +75,7 @@ def steering_bench_report(metrics: Metrics) -> Report:
             Section("Steerability", "Least-squares slopes.", [*figures, table]),
             Section("Dataset by dataset", "Intervals are over samples.", [every]),
         ],
-        beside=("tables", "datasets"),
+        beside=("tables", "samples"),
         commands=["saesteer compare agreeableness"],
     )
 

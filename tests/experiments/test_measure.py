@@ -40,7 +40,7 @@ def test_steering_bench_is_its_own_formula_on_letters_of_a_plain_loop(small, tin
         reading=ReadingSettings(positions="last"),
     )
     vector, multipliers = means.vector_, results.metrics["multipliers"]
-    table = pd.read_csv(results.folder.path / "datasets/kindly/difference_in_means.csv")
+    table = pd.read_csv(results.folder.path / "samples/kindly/difference_in_means.csv")
     persona, opposite = "You are kind.", "You are not kind."
     conditions: dict[str, tuple[str, str | None]] = {
         "in": ("", None),

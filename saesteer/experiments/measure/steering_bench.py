@@ -185,7 +185,7 @@ class SteeringBench(Measure):
         with self.progress.task(one.name, total=len(names), unit="methods") as task:
             for choice in self.config.methods:
                 self.folder.once(
-                    f"datasets/{one.name}/{choice.name}.json",
+                    f"samples/{one.name}/{choice.name}.json",
                     partial(self._steered, one, choice, given, meters),
                 )
                 task.advance(1, choice.name)
@@ -209,7 +209,7 @@ class SteeringBench(Measure):
             ids = [pair.id for pair in one.test]
             tables.append(pd.DataFrame({"condition": condition, "sample": ids, **at}))
         table = with_slopes(pd.concat(tables), self.config.multipliers)
-        write_table(self.folder, f"datasets/{one.name}/{choice.name}.csv", table)
+        write_table(self.folder, f"samples/{one.name}/{choice.name}.csv", table)
         return {"length": length, "kl": self._cost(vector, length)}
 
     def _cost(self, vector: SteeringVector, length: float) -> float:
@@ -243,7 +243,7 @@ class SteeringBench(Measure):
         costs: dict[str, list[float]] = {}
         for one in self.plan.sets:
             for method in (choice.name for choice in config.methods):
-                file = f"datasets/{one.name}/{method}"
+                file = f"samples/{one.name}/{method}"
                 record = self.folder.read_json(f"{file}.json")
                 if "not_fitted" in record:
                     not_fitted.append({"dataset": one.name, "method": method, **record})
