@@ -112,10 +112,11 @@ def axbench_report(metrics: Metrics) -> Report:
     there = [row for row in rows if row["auroc"] is not None]
     best = max(there, key=lambda row: row["auroc"], default=None)
     n = len(metrics["concepts"])
-    lead = f"No method could be fitted to the {n} concepts."
+    of = "the one concept" if n == 1 else f"{n} concepts"
+    lead = f"No method could be fitted to {of}."
     if best is not None:
         lead = (
-            f"Of {n} concepts {labels[best['method']]} tells texts with from texts without at a "
+            f"Of {of} {labels[best['method']]} tells texts with it from texts without best, at a "
             f"mean AUROC of {show(best['auroc'], '.3f')}."
         )
     columns = [

@@ -35,6 +35,8 @@ METHODS = (
     *("attributed_sae", "clustered_sae", "top_feature_auroc"),
     *("difference_in_means", "logistic_probe"),
 )
+# A feature's largest activation in a text tells what it fires for, not what it is silent for.
+SETTINGS = {"top_feature_auroc": {"side": "positive"}}
 AUROCS = {"auroc": NEGATIVE, "auroc_hard": HARD}
 
 
@@ -44,7 +46,8 @@ class AxBenchConfig(MeasureConfig):
     kind: ClassVar[str] = "axbench"
 
     methods: list[MethodChoice] = Field(
-        default=[MethodChoice(name=name) for name in METHODS], min_length=1
+        default=[MethodChoice(name=name, settings=SETTINGS.get(name, {})) for name in METHODS],
+        min_length=1,
     )
     # The first of them; all if null.
     n_concepts: int | None = Field(default=None, ge=1)
