@@ -592,5 +592,5 @@ def no_loading(monkeypatch) -> None:
 
     monkeypatch.setattr("saesteer.models.load_model", refuse)
     monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
-    for place in ("context.load_model", "steering.load_sae"):
+    for place in ("context.load_model", "steering.load_sae", "measure.fits.load_sae"):
         monkeypatch.setattr(f"saesteer.experiments.{place}", refuse)

@@ -83,6 +83,8 @@ _TAKES: dict[str, dict[str, list[str]]] = {
         "circuit": [],
     },
     "probe": {"model": _MODEL, "sae": ["reading.sae={}"]},
+    "steering_bench": {"model": _MODEL, "sae": _SAE},
+    "axbench": {"model": _MODEL, "sae": _SAE},
     "train_sae": {"model": _MODEL},
 }
 
@@ -243,6 +245,10 @@ def _show_plan(kind: str, experiment: Any) -> None:
         from saesteer.cli.patch_show import show_patch_plan
 
         show_patch_plan(experiment.plan)
+    elif kind in ("steering_bench", "axbench"):
+        from saesteer.cli.show import show_measure_plan
+
+        show_measure_plan(experiment)
     elif kind == "probe":
         from saesteer.cli.probe_show import show_probe_plan
 

@@ -59,6 +59,17 @@ sae_app.command("train")(
         "train_sae", "Train an SAE, going on where an earlier run of the same settings stopped."
     )
 )
+measure_app = typer.Typer(
+    no_args_is_help=True, help="Measure every method on public data that you have downloaded."
+)
+measure_app.command("steering-bench")(
+    experiment_command(
+        "steering_bench", "How answer letters follow the strength, in and out of distribution."
+    )
+)
+measure_app.command("axbench")(
+    experiment_command("axbench", "How well a vector's largest reading in a text tells a concept.")
+)
 STEER = "From contrastive pairs to a steered model, with evidence on held-out pairs."
 app.command("steer")(experiment_command("steer", STEER))
 app.command("run")(experiment_command("steer", f"{STEER} The older name of steer."))
@@ -82,6 +93,7 @@ app.add_typer(corrupt.app, name="corrupt")
 app.add_typer(neuronpedia.app, name="neuronpedia")
 app.add_typer(runs.app, name="runs")
 app.add_typer(sae_app, name="sae")
+app.add_typer(measure_app, name="measure")
 app.add_typer(vector.app, name="vector")
 
 

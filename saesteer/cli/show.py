@@ -76,3 +76,18 @@ def show_compare_plan(plan: ComparePlan) -> None:
         plan.folder,
         [Table(["persona", "train", "validation", "test", "done"], rows, most=len(rows))],
     )
+
+
+def show_measure_plan(experiment: Any) -> None:
+    """Print what a public measure would do."""
+    config, pending = experiment.config, experiment.pending()
+    show_plan(
+        {
+            "name": config.name,
+            "data": config.source,
+            "model": f"{experiment.plan.model.name} with SAE {config.sae}",
+            "methods": ", ".join(method.name for method in config.methods),
+            "parts": f"{len(experiment.stages())}, of which {len(pending)} are to do",
+        },
+        experiment.folder.path,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +73,81 @@ def accuracy_of(margins: Float[np.ndarray, " pair"]) -> ChoiceAccuracy:
     return ChoiceAccuracy(share, float(interval.low), float(interval.high))
 
 
-class ChoiceMeter:
+class AnswerMeter:
+    """How much likelier one answer to a question is than another, with and without steering.
+
+    Args:
+        model: A model from `load_model`.
+        questions: What is asked.
+        first: The answer to each, as the assistant's first words.
+        second: The other answer to each.
+        chat: Whether to use the chat template; where there is one if None.
+        system: A system prompt for the template.
+        site: Where vectors will be added; others work but share less.
+        what: What errors call the questions.
+
+    Raises:
+        DataError: There are no questions, or one does not fit the model's context.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        questions: Sequence[str],
+        first: Sequence[str],
+        second: Sequence[str],
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+        site: Site | None = None,
+        what: str | Sequence[str] = "question",
+    ) -> None:
+        assert model.tokenizer is not None
+        cue = answer_cue(model.tokenizer, chat)
+        asked = [f"{question}{cue}" for question in questions]
+        one, other = (
+            encode_statements(
+                model.tokenizer,
+                answers,
+                asked,
+                chat=chat,
+                system=system,
+                max_length=int(model.cfg.n_ctx),
+                what=what,
+                remedy="shorten its sides",
+            )
+            for answers in (first, second)
+        )
+        self._other = _last_ids(one, other)
+        rows = one if self._other is not None else [*one, *other]
+        self._lengths = np.array([sum(row.kept) for row in rows])
+        self._rows = TeacherForced(model, rows, site=site)
+
+    def differences(
+        self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
+    ) -> Float[np.ndarray, " question"]:
+        """Return the log-probability of each first answer less that of the second, in nats."""
+        if self._other is not None:
+            return self._at_last_token(self._other, vector, strength, unit)
+        flat = self._lengths * statement_log_likelihoods(self._rows, vector, strength, unit)
+        half = len(flat) // 2
+        return flat[:half] - flat[half:]
+
+    def _at_last_token(
+        self, other: Sequence[int], vector: SteeringVector | None, strength: float, unit: Unit
+    ) -> Float[np.ndarray, " question"]:
+        """Return the difference of two answers that part at their last token, from one pass."""
+        out = np.zeros(self._rows.n_rows)
+        for index, logits, after, row, _ in self._rows.passes(vector, strength, unit):
+            # A row's last token stands before the next row's first.
+            last = torch.bincount(row).cumsum(0) - 1
+            for place, says, token in zip(index, logits[last], after[last].tolist(), strict=True):
+                two = says[[token, other[place]]].double()
+                out[place] = float(two[0] - two[1])
+        return out
+
+
+class ChoiceMeter(AnswerMeter):
     """Margins of answers to questions about held-out pairs, with and without steering.
 
     A margin is the log-probability of the matching answer less that of the other, in nats, as the
@@ -114,41 +188,20 @@ class ChoiceMeter:
         system: str | None = None,
         site: Site | None = None,
     ) -> None:
-        assert model.tokenizer is not None
         if not len(pairs):
             raise DataError(f"pairs {pairs.name!r} are empty; give at least one held-out pair.")
         self.n_pairs = len(pairs)
-        heads = _yes_no(pairs, question) if kind == "yes_no" else _a_b(pairs, question)
-        cue = answer_cue(model.tokenizer, chat)
-        asked = [f"{head}{cue}" for head in heads]
+        asked = _yes_no(pairs, question) if kind == "yes_no" else _a_b(pairs, question)
         answers = ("Yes", "No") if kind == "yes_no" else tuple(f"({x}" for x in LETTERS)
-        first, second = (
-            encode_statements(
-                model.tokenizer,
-                [answer] * len(asked),
-                asked,
-                chat=chat,
-                system=system,
-                max_length=int(model.cfg.n_ctx),
-                what=pairs.question_names * 2,
-                remedy="shorten its sides",
-            )
-            for answer in answers
-        )
-        self._other = _last_ids(first, second)
-        rows = first if self._other is not None else [*first, *second]
-        self._lengths = np.array([sum(row.kept) for row in rows])
-        self._rows = TeacherForced(model, rows, site=site)
+        first, second = ([answer] * len(asked) for answer in answers)
+        how: Any = {"chat": chat, "system": system, "site": site}
+        super().__init__(model, asked, first, second, what=pairs.question_names * 2, **how)
 
     def margins(
         self, vector: SteeringVector | None = None, strength: float = 0.0, unit: Unit = "norm"
     ) -> Float[np.ndarray, " pair"]:
         """Return each pair's margin at a strength, in nats."""
-        if self._other is None:
-            flat = self._lengths * statement_log_likelihoods(self._rows, vector, strength, unit)
-            difference = flat[: 2 * self.n_pairs] - flat[2 * self.n_pairs :]
-        else:
-            difference = self._at_last_token(self._other, vector, strength, unit)
+        difference = self.differences(vector, strength, unit)
         # In the first question of a pair the first answer matches, in the second the other one.
         positive, negative = difference.reshape(2, self.n_pairs)
         return (positive - negative) / 2
@@ -162,19 +215,6 @@ class ChoiceMeter:
     def accuracy(self) -> ChoiceAccuracy:
         """The unsteered model's accuracy."""
         return accuracy_of(self.unsteered)
-
-    def _at_last_token(
-        self, other: Sequence[int], vector: SteeringVector | None, strength: float, unit: Unit
-    ) -> Float[np.ndarray, " question"]:
-        """Return the difference of two answers that part at their last token, from one pass."""
-        out = np.zeros(self._rows.n_rows)
-        for index, logits, after, row, _ in self._rows.passes(vector, strength, unit):
-            # A row's last token stands before the next row's first.
-            last = torch.bincount(row).cumsum(0) - 1
-            for place, says, token in zip(index, logits[last], after[last].tolist(), strict=True):
-                two = says[[token, other[place]]].double()
-                out[place] = float(two[0] - two[1])
-        return out
 
 
 def _yes_no(pairs: PairSet, question: str | None) -> list[str]:

@@ -34,6 +34,16 @@ class ModelSettings(Settings):
     )
 
 
+class PreciseModelSettings(ModelSettings):
+    """The language model; float32 unless said otherwise.
+
+    A patch, or a vector, may change a logit difference by hundredths, which is below the step
+    between two neighbouring logits of a half-precision model.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+
+
 class ExperimentConfig(Settings):
     """Everything an experiment depends on."""
 

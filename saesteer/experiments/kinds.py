@@ -39,6 +39,8 @@ KINDS = {
         "patch.experiment:Patch", "patching", "pairs.source", bundled=_PROMPTS, base="capitals"
     ),
     "probe": Kind("probe.experiment:TrainProbes", "probes", "data.source", bundled=_SETS),
+    "steering_bench": Kind("measure.steering_bench:SteeringBench", "steering_bench", "source"),
+    "axbench": Kind("measure.axbench:AxBench", "axbench", "source"),
     "train_sae": Kind("train_sae:TrainSae", "sae", "corpus", several=True, base="smollm2"),
 }
 # What records and settings files call them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -104,6 +104,8 @@ class TopFeature(Method):
             2025, arXiv 2505.20063).
         n_candidates: For "output_score", how many features, best by |standardised_difference|
             among those that have a score, to choose from.
+        side: "positive" for features of the positive side alone: one of the negative side tells a
+            text of the positive side by its silence, which its largest activation does not show.
         scores_: `[d_sae]` the criterion's scores, positive for a feature of the positive side.
 
     Example:
@@ -114,6 +116,7 @@ class TopFeature(Method):
 
     criterion: Annotated[str, AfterValidator(_known_criterion)] = "standardised_difference"
     n_candidates: Annotated[int, Field(ge=1)] = 32
+    side: Literal["either", "positive"] = "either"
 
     @property
     def name(self) -> str:
@@ -123,12 +126,15 @@ class TopFeature(Method):
     def _vector(self, given: FitContext) -> SteeringVector:
         codes, by_output = given.codes, self.criterion == OUTPUT_SCORE
         ranked = CRITERIA["standardised_difference" if by_output else self.criterion](codes)
-        separation = np.nan_to_num(ranked)
+        separation = self.scores_ = np.nan_to_num(ranked)
+        if self.side == "positive":
+            separation = np.maximum(separation, 0.0)
+            if not separation.any():
+                raise DataError("no feature fires more on the positive side; leave side out.")
         if by_output:
             self.scores_ = given.output_scores
             index = self._best_by_output(separation, self.scores_)
         else:
-            self.scores_ = separation
             index = int(np.argmax(np.abs(separation)))
         # A feature that fires more often need not fire more strongly on average.
         size = abs(float(codes.mean_delta[index])) or 1.0

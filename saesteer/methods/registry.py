@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -80,14 +81,25 @@ _LISTED = [
     ),
 ]
 METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in _LISTED}
+_NUMBERED = re.compile(r"attributed_sae_([1-9]\d{0,4})")
+
+
+def n_features_named(name: str) -> int | None:
+    """Return the number of features in a name such as "attributed_sae_8"; None without one."""
+    found = _NUMBERED.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def method_entry(name: str) -> MethodEntry:
-    """Return a method by name.
+    """Return a method by name; "attributed_sae_8" is attributed_sae with 8 features.
 
     Raises:
         ConfigError: There is none; the nearest is named.
     """
+    n = n_features_named(name)
+    if n is not None:
+        label = f"{n} SAE feature{'s' if n > 1 else ''}, attribution"
+        return METHODS["attributed_sae"]._replace(name=name, label=label, fixed={"n_features": n})
     if name not in METHODS:
         raise ConfigError(f"method {name!r} is unknown{nearest(name, METHODS)}; correct it.")
     return METHODS[name]

@@ -15,6 +15,7 @@ from saesteer.report.compare_details import (
     text_sections,
 )
 from saesteer.report.comparison import EFFECT, PERSONA, RATIO, Comparison, Method, average
+from saesteer.report.feature_curve import curve_remarks, curve_section
 from saesteer.report.layout import Bar, Column, Figure, Section, Table, Text, estimate
 from saesteer.report.report import Report
 from saesteer.report.wording import listing, spoken
@@ -67,10 +68,11 @@ def compare_report(metrics: Metrics) -> Report:
             "seeds": ", ".join(map(str, metrics["seeds"])),
             "KL targets": ", ".join(f"{target:g}" for target in found.kl_targets),
         },
-        remarks=found.remarks(),
+        remarks=[*found.remarks(), *curve_remarks(found)],
         tiles=found.tiles(),
         sections=[
             _methods(found),
+            *curve_section(found),
             *_effects(found),
             _personas(found),
             feature_section(found, embeds=embeds),

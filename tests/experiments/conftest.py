@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.benches import write_axbench, write_bench
 from tests.texts import words, write_lines
 
 
@@ -29,7 +30,9 @@ def small_data(tmp_path_factory) -> dict[str, str]:
         "corpus": [{"text": words(rng, 20)} for _ in range(30)],
         "answers": [{"question": f"What {i}?", "answer": words(rng, 14)} for i in range(6)],
     }
-    return {name: write_lines(data / f"{name}.jsonl", lines) for name, lines in records.items()}
+    files = {name: write_lines(data / f"{name}.jsonl", lines) for name, lines in records.items()}
+    benches = {"steering_bench": write_bench, "axbench": write_axbench}
+    return files | {name: str(write(data / name)) for name, write in benches.items()}
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +75,24 @@ def small_in(tiny_settings, small_data) -> Callable[[str, Path], dict[str, Any]]
             "random": {"directions": 1, "features": 0},
             "writing": {"n_questions": 0, "kl_targets": [0.05]},
             "side_effects": {"choices": 0, "n_prose": 0, "pairs": 0},
+        },
+        "steering_bench": {
+            **shared,
+            "sae": base["sae"],
+            "source": small_data["steering_bench"],
+            "methods": ["difference_in_means", "pca"],
+            "multipliers": [-1, 0, 2],
+            "neutral": small_data["answers"],
+            "neutral_answers": 3,
+        },
+        "axbench": {
+            **shared,
+            "sae": base["sae"],
+            "source": small_data["axbench"],
+            "methods": [
+                "difference_in_means",
+                "top_feature_mean_difference",
+            ],
         },
         "train_sae": {
             **shared,

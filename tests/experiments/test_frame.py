@@ -25,7 +25,12 @@ from saesteer.utils.errors import ConfigError, OutputError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
 
-COMMANDS = {kind: ("sae", "train") if kind == "train_sae" else (kind,) for kind in KINDS}
+COMMANDS = {
+    **{kind: (kind,) for kind in KINDS},
+    "train_sae": ("sae", "train"),
+    "steering_bench": ("measure", "steering-bench"),
+    "axbench": ("measure", "axbench"),
+}
 RECORDED = {"steer": "run", "probe": "probe-train", "train_sae": "sae-train"}
 SECRETS = {name: f"{name}-of-mine" for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")}
 EARLIER = Path(__file__).parent / "earlier"

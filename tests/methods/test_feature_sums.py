@@ -121,6 +121,16 @@ def test_every_criterion_chooses_its_own_first_feature(given):
     torch.testing.assert_close(vector.raw, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_of_the_positive_side_alone_the_best_that_fires_there(given, given_codes, sae):
+    codes = given.codes
+    turned = given_codes(codes.negative.toarray(), codes.positive.toarray(), sae)
+    for side, index, sign in (("either", STRONG, -1), ("positive", NEGATIVE, 1)):
+        fitted = TopFeature("mean_difference", side=side).fit_in(turned)
+        (feature,) = fitted.vector_.sae_features
+        assert (feature.index, np.sign(feature.weight)) == (index, sign)
+        np.testing.assert_allclose(fitted.scores_, CRITERIA["mean_difference"](turned.codes))
+
+
 def chosen(given: FitContext, n_candidates: int = 32, **scores: float):
     output = np.full(2 * WIDTH, np.nan)
     places = {"steady": STEADY, "strong": STRONG, "negative": NEGATIVE, "silent": SILENT}

@@ -298,3 +298,23 @@ def test_a_full_comparison_stays_small_and_the_terminal_shows_every_method(capsy
     for row in metrics["summary"]:
         if row["kl_target"] == 0.3:
             assert f"{row['effect']:.3f}".replace("-", "\N{MINUS SIGN}") in out
+
+
+def test_the_curve_says_how_many_features_reach_the_baseline(small):
+    ratios = {1: 0.95, 2: 0.4, 8: 0.92, 32: 1.1}
+    names = {n: f"attributed_sae_{n}" for n in ratios}
+    model = next(r for r in small["summary"] if (r["method"], r["kl_target"]) == ("ours", 0.3))
+    small["methods"] += [{"name": m, "label": f"{n}", "kind": "sae"} for n, m in names.items()]
+    small["summary"] += [
+        {**model, "method": names[n], "ratio": ratio, "kl_target": target}
+        for n, ratio in ratios.items()
+        for target in small["kl_targets"]
+    ]
+    report = compare_report(small)
+    said = [remark.text for remark in report.remarks]
+    # That one feature did as well says nothing while two do not.
+    assert "90% of the effect of difference in means takes 8 features or more." in said
+    assert column(table(report, "features"), "features") == [1, 2, 8, 32, "difference in means"]
+    drawn = report.figures["features-effect"].data
+    assert [list(line.x) for line in drawn if line.mode == "lines+markers"] == [[1, 2, 8, 32]]
+    assert "features-effect" not in compare_report(made_up_metrics(2, 2)).figures

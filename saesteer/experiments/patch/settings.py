@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from saesteer.experiments.config import ExperimentConfig, ModelSettings
+from saesteer.experiments.config import ExperimentConfig, PreciseModelSettings
 from saesteer.utils.settings import Settings, Source
 
 # fmt: off
@@ -59,16 +59,6 @@ def _receivers(groups: list[str | list[str]]) -> list[str | list[str]]:
 
 
 Once = AfterValidator(_each_once)
-
-
-class PatchModelSettings(ModelSettings):
-    """The language model; float32 unless said otherwise.
-
-    A patch changes a logit difference by hundredths, which is below the step between two
-    neighbouring logits of a half-precision model.
-    """
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
 
 
 class IoiSettings(Settings):
@@ -189,7 +179,7 @@ class PatchConfig(ExperimentConfig):
 
     kind: ClassVar[str] = "patch"
 
-    model: PatchModelSettings = PatchModelSettings()
+    model: PreciseModelSettings = PreciseModelSettings()
     # An SAE whose features are patched at its site: the bundled "smollm2", a folder, or
     # "release:id".
     sae: Source | None = None

@@ -1,0 +1,1 @@
+"""Public measures on a user's own download of their data."""
