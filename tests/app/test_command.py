@@ -10,7 +10,7 @@ from saesteer.models.loading import model_info
 
 def test_it_opens_the_page_on_a_vector(run_cli, bench, tiny_model_folder, tmp_path, monkeypatch):
     served = []
-    monkeypatch.setattr("saesteer.app.server.serve", lambda made, _: served.append(made))
+    monkeypatch.setattr("saesteer.app.server.serve", lambda made, *_: served.append(made))
     file = bench.vector.save(tmp_path / "mixed.safetensors")
     answer = run_cli(
         *("app", "--vector", file, "--model", tiny_model_folder("llama"), "--port", 0),
@@ -26,7 +26,6 @@ def test_it_opens_the_page_on_a_vector(run_cli, bench, tiny_model_folder, tmp_pa
 @pytest.mark.usefixtures("no_loading")
 def test_it_refuses_before_loading(refused, bench, tiny_model_folder, tmp_path):
     file = bench.vector.save(tmp_path)
-    assert "one of them" in refused("app", tmp_path, "--vector", file)
     assert "no such steering vector" in refused("app", tmp_path / "nothing")
     with listen(0) as taken:
         port, model = taken.getsockname()[1], tiny_model_folder("llama")
