@@ -7,6 +7,8 @@ import * as state from "./state.js";
 import * as strength from "./strength.js";
 import * as write from "./write.js";
 
+const FIRST_KL = 0.5;
+
 function begin(about) {
   $("name").textContent = about.vector.name;
   const facts = { Model: about.model, Method: about.vector.method, Site: about.vector.site, SAE: about.sae || "none" };
@@ -31,16 +33,17 @@ function begin(about) {
     ? "Tokens coloured by how strongly a feature fires on them, or by their projection on the vector. Choose a token to list the features that fire there."
     : "Tokens coloured by their projection on the vector.";
   mix.open(about);
-  if (location.hash.startsWith("#state=")) {
-    trying(async () => state.opened(location.hash.slice(7), state.unpacked));
-  }
+  const handed = location.hash.startsWith("#state=");
+  if (handed) trying(async () => state.opened(location.hash.slice(7), state.unpacked));
   strength.showMeasures(about.measures);
   strength.showStrength(strength.strength());
   for (const part of [strength, write, read, picture]) part.listen();
   mix.listen(download);
   state.listen();
   document.documentElement.dataset.ready = "yes";
-  strength.measure();
+  // So that a first answer differs; where no strength costs that much, as it stands.
+  if (handed) strength.measure();
+  else strength.toKl(FIRST_KL).then((found) => found || strength.measure());
 }
 
 // The token has become a cookie; it need not stand in the address.

@@ -37,7 +37,7 @@ function draw({ prompt, columns }) {
   const pen = canvas.getContext("2d");
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-  const fonts = { head: `600 26px ${FONT}`, small: `15px ${FONT}`, title: `600 15px ${FONT}`, said: `18px ${FONT}` };
+  const fonts = { head: `600 26px ${FONT}`, small: `15px ${FONT}`, title: `600 16px ${FONT}`, said: `18px ${FONT}` };
   const parts = (font, text, width) => {
     pen.font = fonts[font];
     return lines(pen, text, width);
@@ -46,11 +46,12 @@ function draw({ prompt, columns }) {
   const boxes = columns.map((each) => ({
     kind: each.kind,
     title: parts("title", each.title, wide - 2 * PADDING),
+    note: parts("small", each.note, wide - 2 * PADDING),
     said: parts("said", each.said, wide - 2 * PADDING),
   }));
   const asked = parts("head", prompt, WIDTH - 2 * EDGE);
   const facts = `${about.model} at ${about.vector.site}, steered by ${about.vector.name} (${about.vector.method})`;
-  const high = Math.max(...boxes.map((box) => 22 * box.title.length + 27 * box.said.length)) + 2 * PADDING + 10;
+  const high = Math.max(...boxes.map((box) => 22 * (box.title.length + box.note.length) + 27 * box.said.length)) + 2 * PADDING + 10;
   const height = EDGE + 34 * asked.length + 44 + high + EDGE;
   const scale = 2;
   canvas.width = WIDTH * scale;
@@ -73,8 +74,9 @@ function draw({ prompt, columns }) {
     pen.fillRect(x, y, wide, high);
     pen.fillStyle = colour({ plain: "middle", steered: "blue", opposite: "orange" }[box.kind] || "fill");
     pen.fillRect(x, y, wide, 4);
-    const below = put("title", "soft", box.title, x + PADDING, y + PADDING, 22);
-    put("said", "ink", box.said, x + PADDING, below + 8, 27);
+    let below = put("title", "ink", box.title, x + PADDING, y + PADDING, 22);
+    below = put("small", "soft", box.note, x + PADDING, below, 22);
+    put("said", "ink", box.said, x + PADDING, below + 10, 27);
   });
   return canvas;
 }

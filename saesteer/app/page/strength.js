@@ -13,6 +13,7 @@ const UNITS = [
 export let measures = { norm: null, raw: 1, max_act: null };
 let measuring = null;
 let waiting = 0;
+let searching = null;
 // The unit that the strength on the page is in, while another one is being chosen.
 let unitBefore = "norm";
 
@@ -81,10 +82,19 @@ export async function measure() {
   if (!busy()) await measured("cost", { strength: strength() });
 }
 
-async function toKl(kl) {
+async function searched(kl) {
   const found = await measured("strength", { kl: strength() < 0 ? -kl : kl });
   if (found) showStrength(found.strength);
+  return found;
 }
+
+export function toKl(kl) {
+  searching = searched(kl).finally(() => (searching = null));
+  return searching;
+}
+
+// Whoever asks for a KL and writes at once means the strength that is being looked for.
+export const settled = async () => searching;
 
 export function listen() {
   $("strength").addEventListener("input", () => {

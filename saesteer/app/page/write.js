@@ -2,7 +2,7 @@
 import { $, button, made, short, signed, trying } from "./dom.js";
 import { about, mix } from "./mix.js";
 import { ask, asked, events } from "./server.js";
-import { measure, stopMeasuring, strength, unit } from "./strength.js";
+import { measure, settled, stopMeasuring, strength, unit } from "./strength.js";
 
 // Questions and answers before this one.
 export let turns = [];
@@ -20,10 +20,11 @@ export function setTurns(given) {
 // Write something while nothing else is written; `work` gets the signal that stops it.
 async function alone(work) {
   if (writing) return;
-  stopMeasuring();
   writing = new AbortController();
   $("go").disabled = $("compare").disabled = true;
   for (const one of document.querySelectorAll(".stop")) one.disabled = false;
+  await settled();
+  stopMeasuring();
   await trying(() => work(writing.signal));
   $("go").disabled = $("compare").disabled = false;
   for (const one of document.querySelectorAll(".stop")) one.disabled = true;
@@ -38,15 +39,18 @@ function asking() {
   return { prompt: $("prompt").value, chat, earlier: chat ? turns.map((turn) => [turn.asked, turn.said]) : [] };
 }
 
-// Columns are {vector, strength, title, kind}; see what `api/write` takes.
+// Columns are {vector, strength, title, note, kind}; see what `api/write` takes.
 async function writeColumns(place, columns, inUnit, signal) {
   const prompted = asking();
-  const shown = columns.map(({ title, kind }) => {
+  const shown = columns.map(({ title, note, kind }) => {
     const column = made("div", "", `column ${kind}`);
+    const head = made("h5", title);
+    head.append(made("small", note));
     const said = made("p", "", "said");
     said.dir = "auto";
-    column.append(made("h5", title), said);
-    return { column, said };
+    const weighed = made("div", "", "weighed");
+    column.append(head, said, weighed);
+    return { column, said, weighed };
   });
   $(place).style.setProperty("--columns", columns.length);
   $(place).replaceChildren(...shown.map((each) => each.column));
@@ -86,15 +90,16 @@ async function writeColumns(place, columns, inUnit, signal) {
 }
 
 export function write() {
-  const value = strength();
-  const inUnit = $("unit").selectedOptions[0].textContent;
-  const columns = ($("opposite").checked ? [0, value, -value] : [0, value]).map((each, at) => ({
-    vector: 0,
-    strength: each,
-    title: at ? `steered, ${signed(each)} ${inUnit}` : "plain",
-    kind: ["plain", "steered", "opposite"][at],
-  }));
   return alone(async (signal) => {
+    const value = strength();
+    const inUnit = $("unit").selectedOptions[0].textContent;
+    const columns = ($("opposite").checked ? [0, value, -value] : [0, value]).map((each, at) => ({
+      vector: 0,
+      strength: each,
+      title: ["plain", "steered", "steered the other way"][at],
+      note: at ? `${signed(each)} ${inUnit}` : "strength 0",
+      kind: ["plain", "steered", "opposite"][at],
+    }));
     weigh("answers", await writeColumns("answers", columns, unit(), signal), signal);
   });
 }
@@ -105,13 +110,13 @@ export function compare() {
   const kl = Number($("at-kl").value) * Number($("side").value);
   const names = [about.vector.name, ...about.others];
   return alone(async (signal) => {
-    const columns = [{ vector: 0, strength: 0, title: "plain", kind: "plain" }];
+    const columns = [{ vector: 0, strength: 0, title: "plain", note: "strength 0", kind: "plain" }];
     for (const [vector, name] of names.entries()) {
       $("compared-told").textContent = `looking for the strength of ${name} …`;
       const found = await asked("strength", { kl, vector, mix: mix(), unit: inUnit }, signal);
       const words = inUnit === "norm" ? "× residual norm" : "L2 length";
-      const title = `${name}, ${signed(found.strength)} ${words}, KL ${short(found.kl)}`;
-      columns.push({ vector, strength: found.strength, title, kind: vector ? "other" : "steered" });
+      const note = `${signed(found.strength)} ${words}, KL ${short(found.kl)}`;
+      columns.push({ vector, strength: found.strength, title: name, note, kind: vector ? "other" : "steered" });
     }
     weigh("compared", await writeColumns("compared", columns, inUnit, signal), signal);
   });
@@ -122,7 +127,7 @@ async function weigh(place, shown, signal) {
   const { prompt, chat, earlier, columns } = written[place];
   const texts = columns.map((each) => each.said);
   const own = written[place];
-  const say = (lines, at) => own === written[place] && shown[at].column.append(lines);
+  const say = (line, at) => own === written[place] && shown[at].weighed.append(line);
   const fluent = asked("fluency", { prompt, chat, earlier, texts }, signal).then(({ answers }) =>
     answers.forEach((answer, at) => {
       const repeated = answer.repeated == null ? "–" : `${Math.round(100 * answer.repeated)}%`;
