@@ -1,4 +1,4 @@
-"""The page of `saesteer app` over HTTP against `ss.generate`, with the same rows: speed and wait."""
+"""The page of `saesteer app` over HTTP against `ss.generate`, the same rows: speed and wait."""
 
 from __future__ import annotations
 

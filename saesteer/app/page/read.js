@@ -13,7 +13,8 @@ async function read() {
   const most = probe ? 1 : Math.max(...found.tokens.map((token) => Math.abs(token.value)), 1e-9);
   $("firing").replaceChildren();
   const classes = probe ? about.probe.classes : [];
-  $("value").textContent = probe
+  $("value").textContent = "";
+  $("legend").textContent = probe
     ? `1 is ${classes.at(-1)} and −1 is ${classes[0]}; choose a token to list its features`
     : `the largest value is ${short(most)}; choose a token to list its features`;
   const buttons = found.tokens.map((token) => {
