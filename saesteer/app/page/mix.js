@@ -139,7 +139,7 @@ export function hit(one, note) {
   const line = made("li");
   const place = described(one);
   place.prepend(made("strong", `${one.index} `));
-  if (one.url && one.url.startsWith("https://")) {
+  if (one.url) {
     const link = made("a", "Neuronpedia");
     Object.assign(link, { href: one.url, target: "_blank", rel: "noopener noreferrer" });
     place.append(" ", link);

@@ -150,7 +150,7 @@ async function judge(place, shown, question, texts, say, signal) {
   readings.forEach((reading, at) => {
     if (reading == null) return;
     const line = made("p", "", "judge");
-    line.title = "1 and −1 are answers of the two known sides";
+    line.title = "1 and −1 are as answers of the persona and of its opposite read";
     const track = made("span", "", "track");
     const bar = made("i");
     const share = Math.min(1, Math.abs(reading));
