@@ -303,7 +303,12 @@ class _Handlers:
             event: dict[str, Any] = {"row": 0}
             while "row" in event:
                 event = await events.get()
-                yield f"data: {json.dumps(event)}\n\n"
+                lines = [event]
+                # What the columns got at one step goes out together.
+                while not events.empty():
+                    event = events.get_nowait()
+                    lines.append(event)
+                yield "".join(f"data: {json.dumps(line)}\n\n" for line in lines)
 
         threading.Thread(target=work, daemon=True).start()
         return _Stream(stream(), gone)
