@@ -7,31 +7,40 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import uvicorn
 
+from saesteer.app.guard import address_of
 from saesteer.app.server import listen, make_server
+
+
+@contextmanager
+def served(bench, token: str | None = None) -> Iterator[str]:
+    """Serve the page and give its address."""
+    with listen(0) as listening:
+        port = listening.getsockname()[1]
+        made = make_server(bench, port, token=token)
+        server = uvicorn.Server(uvicorn.Config(made, log_level="warning", lifespan="off"))
+        serving = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        serving.start()
+        yield address_of("127.0.0.1", port, token)
+        server.should_exit = True
+        serving.join(20)
 
 
 @pytest.fixture(scope="module")
 def page(browser, bench) -> Iterator[Any]:
     """Return a function that runs a script on the page, which is open and ready."""
-    with listen(0) as listening:
-        port = listening.getsockname()[1]
-        made = make_server(bench, port)
-        server = uvicorn.Server(uvicorn.Config(made, log_level="warning", lifespan="off"))
-        serving = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        serving.start()
+    with served(bench) as address:
         browser.switch_to.new_window("tab")
         browser.get_log("browser")
-        browser.get(f"http://127.0.0.1:{port}/")
+        browser.get(address)
         until(lambda: browser.execute_script("return document.documentElement.dataset.ready"))
         yield browser.execute_script
         browser.get("about:blank")
-        server.should_exit = True
-        serving.join(20)
 
 
 selenium = pytest.importorskip("selenium.webdriver", reason="no selenium here")
@@ -232,6 +241,22 @@ def test_the_report_is_one_click_away_and_may_ask_nothing(quick, browser):
     assert quick("return window.origin") == "null"
     browser.close()
     browser.switch_to.window(page)
+
+
+def test_a_token_opens_the_page_and_leaves_the_address(quick, browser, bench):
+    before = browser.current_url
+    with served(bench, token="a-token-for-this-test") as address:
+        browser.get(address)
+        until(lambda: quick("return document.documentElement.dataset.ready"))
+        assert browser.current_url == address.partition("?")[0]
+        browser.refresh()
+        until(lambda: quick("return document.documentElement.dataset.ready"))
+        assert quick("return document.cookie") == ""
+        browser.delete_all_cookies()
+        browser.refresh()
+        assert "its terminal showed" in quick("return document.body.textContent")
+    browser.get(before)
+    until(lambda: quick("return document.documentElement.dataset.ready"))
 
 
 def test_the_answers_are_drawn_as_a_picture(quick, browser, tmp_path):
