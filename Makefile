@@ -91,6 +91,7 @@ bench: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/corruption.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweeps.py --both-cores
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/labels.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/app.py
 
 docs: $(READY)
 	$(BIN)/python scripts/docs.py

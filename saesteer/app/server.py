@@ -1,4 +1,4 @@
-"""The page's server: who may ask, what may be asked, and text as it is written."""
+"""The page's server: what may be asked, and text as it is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,16 +20,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from saesteer.app.guard import ADDRESS, Guard, refusal
 from saesteer.report.page import TEMPLATE
 from saesteer.utils.errors import ConfigError, SaesteerError
 from saesteer.utils.terminal import say
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from saesteer.app.workbench import Workbench
 
-ADDRESS = "127.0.0.1"
 MOST_BYTES = 256 * 1024
 # A generation that is told to stop does so at its next token; for so long another waits for it.
 PATIENCE = 2.0
@@ -39,17 +39,11 @@ FILES = {
     "/": (PAGE / "app.html", "text/html"),
     "/report.css": (TEMPLATE / "style.css", "text/css"),
     "/app.css": (PAGE / "app.css", "text/css"),
-    "/app.js": (PAGE / "app.js", "text/javascript"),
+    **{f"/{script.name}": (script, "text/javascript") for script in sorted(PAGE.glob("*.js"))},
 }
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+# A run's report has scripts and styles inside it, and may be somebody else's: it is shown as a page
+# of no origin, which can ask the app for nothing.
+REPORT_POLICY = "sandbox allow-scripts allow-popups; frame-ancestors 'none'"
 
 
 class _Asked(BaseModel):
@@ -73,24 +67,41 @@ class _Strength(_Mixed):
     unit: Literal["norm", "raw", "max_act"] = "norm"
 
 
-class _Write(_Strength):
+class _Prompt(_Asked):
     prompt: str
-    strengths: list[float] = Field(min_length=1, max_length=3)
     chat: bool = True
     earlier: list[tuple[str, str]] = Field(default_factory=list, max_length=64)
     system: str | None = None
+
+
+# The number of a vector: 0 is the mix, others follow.
+_Number = Annotated[int, Field(ge=0)]
+
+
+class _Write(_Strength, _Prompt):
+    columns: list[tuple[_Number, float]] = Field(min_length=1, max_length=8)
     temperature: float = Field(default=0.0, ge=0, le=10)
     max_new_tokens: int = Field(default=64, ge=1, le=2048)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
+class _Fluency(_Prompt):
+    texts: list[str] = Field(min_length=1, max_length=8)
+
+
+class _Judge(_Asked):
+    question: str
+    texts: list[str] = Field(min_length=1, max_length=8)
+
+
 class _Cost(_Strength):
     strength: float
+    vector: _Number = 0
 
 
 class _StrengthAt(_Strength):
-    kl: float = Field(gt=0, le=20)
-    sign: Literal[-1, 1] = 1
+    kl: float = Field(ge=-20, le=20)
+    vector: _Number = 0
 
 
 class _Search(_Asked):
@@ -100,6 +111,7 @@ class _Search(_Asked):
 class _Read(_Asked):
     text: str = Field(min_length=1)
     feature: int | None = Field(default=None, ge=0)
+    probe: bool = False
 
 
 class _Save(_Mixed):
@@ -124,71 +136,42 @@ class _Stream(StreamingResponse):
             self._over.set()
 
 
-class Guard:
-    """Answers nobody but this machine's own page, and puts the page's policy on every answer.
-
-    A page of another origin, or one whose name was made to point here, is refused with 403.
-    """
-
-    def __init__(self, app: ASGIApp, port: int) -> None:
-        self._app = app
-        self._hosts = {f"{name}:{port}" for name in (ADDRESS, "localhost")}
-        self._origins = {f"http://{host}" for host in self._hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
-
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                policy = [(name.lower().encode(), own.encode()) for name, own in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *policy]}
-            await send(message)
-
-        headers = Request(scope).headers
-        origins = headers.getlist("origin")
-        if headers.getlist("host") not in [[host] for host in self._hosts]:
-            said = "the app answers at its own address on this machine alone."
-            await _refusal(said, 403)(scope, receive, send_with_policy)
-        elif any(origin not in self._origins for origin in origins):
-            said = "another page may not use the app; open it at its own address."
-            await _refusal(said, 403)(scope, receive, send_with_policy)
-        else:
-            await self._app(scope, receive, send_with_policy)
+def make_server(
+    bench: Workbench, port: int, host: str = ADDRESS, token: str | None = None
+) -> Guard:
+    """Return the page's server as an ASGI application that answers at this address alone."""
+    return Guard(Starlette(routes=_Handlers(bench).routes()), host, port, token)
 
 
-def make_server(bench: Workbench, port: int) -> Guard:
-    """Return the page's server as an ASGI application that answers at this port alone."""
-    return Guard(Starlette(routes=_Handlers(bench).routes()), port)
-
-
-def listen(port: int) -> socket.socket:
-    """Return a socket that listens on the loopback address alone; port 0 is any free one.
+def listen(port: int, host: str = ADDRESS) -> socket.socket:
+    """Return a socket that listens at an address; port 0 is any free one.
 
     Raises:
-        ConfigError: The port is taken, or none of this user's.
+        ConfigError: The port is taken or none of this user's, or the address another machine's.
     """
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found = None
     try:
-        found.bind((ADDRESS, port))
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(place)
         # From now on a browser waits until the page is served, instead of being refused.
         found.listen()
-    except (OSError, OverflowError) as error:
-        found.close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        if found is not None:
+            found.close()
         raise ConfigError(
-            f"port {port} cannot be listened at ({error}); give another, such as --port 8123, or "
-            "--port 0 for any that is free."
+            f"port {port} of {host} cannot be listened at ({error}); give another, such as --port "
+            "8123, or --port 0 for any that is free."
         ) from error
     return found
 
 
-def serve(bench: Workbench, listening: socket.socket) -> None:
+def serve(
+    bench: Workbench, listening: socket.socket, host: str = ADDRESS, token: str | None = None
+) -> None:
     """Serve the page until Ctrl-C."""
-    made = make_server(bench, listening.getsockname()[1])
+    made = make_server(bench, listening.getsockname()[1], host, token)
     # What streams when the server is stopped is cut off.
     config = uvicorn.Config(made, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
     uvicorn.Server(config).run(sockets=[listening])
@@ -207,21 +190,28 @@ class _Handlers:
         asked: dict[str, Callable[[Request], Any]] = {
             "write": self.write,
             "cost": self._answering(
-                _Cost, lambda bench, a: bench.cost(a.chosen, a.strength, a.unit)
+                _Cost, lambda bench, a: bench.cost(a.chosen, a.strength, a.unit, a.vector)
             ),
             "strength": self._answering(
-                _StrengthAt, lambda bench, a: bench.strength_at(a.chosen, a.kl, a.sign, a.unit)
+                _StrengthAt, lambda bench, a: bench.strength_at(a.chosen, a.kl, a.unit, a.vector)
             ),
-            "search": self._answering(
-                _Search, lambda bench, a: {"features": bench.search(a.words)}, model=False
+            "search": self._answering(_Search, lambda bench, a: bench.search(a.words), model=False),
+            "read": self._answering(
+                _Read, lambda bench, a: bench.read(a.text, a.feature, probe=a.probe)
             ),
-            "read": self._answering(_Read, lambda bench, a: bench.read(a.text, a.feature)),
+            "fluency": self._answering(
+                _Fluency, lambda bench, a: {"answers": bench.fluency(**a.model_dump())}
+            ),
+            "judge": self._answering(
+                _Judge, lambda bench, a: bench.evidence.read(a.question, a.texts), model=False
+            ),
             "save": self._answering(_Save, _saved, model=False),
         }
         posts = [Route(f"/api/{name}", call, methods=["POST"]) for name, call in asked.items()]
         # Browsers ask for a picture of their own accord.
         picture = Route("/favicon.ico", lambda _: Response(status_code=204))
-        return [*files, picture, Route("/api/about", self.about), *posts]
+        report = Route("/report", self.report)
+        return [*files, picture, report, Route("/api/about", self.about), *posts]
 
     def _turn(self) -> bool:
         """Wait for the model; False where an answer is being written, which can take long."""
@@ -232,6 +222,13 @@ class _Handlers:
 
     async def about(self, _: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._bench.about))
+
+    async def report(self, _: Request) -> Response:
+        file = self._bench.evidence.report
+        if file is None or not file.is_file():
+            return refusal("there is no run whose report to show; start the app with a run.", 404)
+        policy = {"Content-Security-Policy": REPORT_POLICY}
+        return Response(file.read_bytes(), media_type="text/html", headers=policy)
 
     def _answering(
         self,
@@ -247,7 +244,7 @@ class _Handlers:
                 return asked
 
             if model and not await run_in_threadpool(self._turn):
-                return _refusal(BUSY, 409)
+                return refusal(BUSY, 409)
             try:
                 if await request.is_disconnected():
                     # The slider has moved on, say.
@@ -255,7 +252,7 @@ class _Handlers:
                 found = await run_in_threadpool(answer, self._bench, asked)
                 return found if isinstance(found, Response) else JSONResponse(found)
             except SaesteerError as error:
-                return _refusal(str(error), 400)
+                return refusal(str(error), 400)
             finally:
                 if model:
                     self._model.release()
@@ -267,7 +264,7 @@ class _Handlers:
         if isinstance(asked, Response):
             return asked
         if not await run_in_threadpool(self._turn):
-            return _refusal(BUSY, 409)
+            return refusal(BUSY, 409)
         self._writing = True
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         loop, gone = asyncio.get_running_loop(), threading.Event()
@@ -306,7 +303,12 @@ class _Handlers:
             event: dict[str, Any] = {"row": 0}
             while "row" in event:
                 event = await events.get()
-                yield f"data: {json.dumps(event)}\n\n"
+                lines = [event]
+                # What the columns got at one step goes out together.
+                while not events.empty():
+                    event = events.get_nowait()
+                    lines.append(event)
+                yield "".join(f"data: {json.dumps(line)}\n\n" for line in lines)
 
         threading.Thread(target=work, daemon=True).start()
         return _Stream(stream(), gone)
@@ -325,23 +327,19 @@ def _saved(bench: Workbench, asked: _Save) -> Response:
     return Response(content, media_type="application/octet-stream")
 
 
-def _refusal(sentence: str, status: int) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status_code=status)
-
-
 async def _form(request: Request, form: type[_Asked]) -> Any:
     """Return what a request asks, or the refusal of it."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        return _refusal("the app takes JSON alone (Content-Type: application/json).", 415)
+        return refusal("the app takes JSON alone (Content-Type: application/json).", 415)
     body = b""
     async for piece in request.stream():
         body += piece
         if len(body) > MOST_BYTES:
-            return _refusal(f"that is more than {MOST_BYTES // 1024} KiB; shorten it.", 413)
+            return refusal(f"that is more than {MOST_BYTES // 1024} KiB; shorten it.", 413)
     try:
         return form.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the request"
-        return _refusal(f"{place}: {first['msg']}; change it and ask again.", 422)
+        return refusal(f"{place}: {first['msg']}; change it and ask again.", 422)

@@ -7,24 +7,32 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from saesteer.app.evidence import Evidence
+from saesteer.evaluation.text_quality import completion_nll, repeated_share
 from saesteer.methods.features import vector_of_features
 from saesteer.models import chat_prompt
 from saesteer.models.loading import context_length, model_info
 from saesteer.models.reading import read_rows
 from saesteer.models.tokens import encode_texts, has_chat_template
+from saesteer.probes.readout import read_texts_with
 from saesteer.saes.adapter import check_compatible
-from saesteer.saes.labels import known_descriptions, own_table, search_table
-from saesteer.steering import SteeringVector, Unit, generate, match_strength
+from saesteer.saes.labels import known_descriptions, own_table
+from saesteer.saes.sources import search_features
+from saesteer.steering import SteeringVector, Unit, generate
 from saesteer.steering.apply import check_belongs
-from saesteer.steering.divergence import DivergenceMeter, neutral_rows
+from saesteer.steering.divergence import DivergenceMeter, neutral_rows, strength_at_kl
 from saesteer.utils.errors import MismatchError, SaeError, SteeringError
 from saesteer.utils.progress import Progress
+from saesteer.utils.run_folder import finite
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from saesteer.probes import ProbeSet
+    from saesteer.probes.readout import TokenReading
     from saesteer.saes.adapter import LensSae
     from saesteer.saes.table import FeatureTable
 
@@ -45,15 +53,33 @@ class Workbench:
     decoder rows and of what it holds beside its own features (all of it, if it is dense). None is
     the vector as it came.
 
+    Args:
+        others: Vectors to compare it with, by what they are called on the page. Where a method
+            below takes the number of a vector, 0 is the mix and they follow from 1 on.
+        probes: What a text's tokens are read with, too.
+        evidence: What a run knows of what is written.
+
     Raises:
-        MismatchError: Model, vector and SAE do not belong together.
+        MismatchError: Model, vectors, SAE and probes do not belong together.
     """
 
     def __init__(
-        self, model: TransformerBridge, vector: SteeringVector, sae: LensSae | None = None
+        self,
+        model: TransformerBridge,
+        vector: SteeringVector,
+        sae: LensSae | None = None,
+        *,
+        others: Mapping[str, SteeringVector] | None = None,
+        probes: ProbeSet | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
-        check_belongs(model, vector)
-        self.model, self.vector, self.sae = model, vector, sae
+        self.others = dict(others or {})
+        for one in (vector, *self.others.values()):
+            check_belongs(model, one)
+        if probes is not None:
+            probes.check_belongs(model)
+        self.model, self.vector, self.sae, self.probes = model, vector, sae, probes
+        self.evidence = evidence or Evidence()
         self._costs: dict[tuple[Any, ...], float] = {}
         if sae is None:
             return
@@ -88,14 +114,7 @@ class Workbench:
         left = self.vector.raw - self._of_features(_weights(self.vector)).raw
         if float(left.norm()) <= ROUNDING * self.vector.norm:
             return None
-        return replace(
-            SteeringVector.from_raw(left, site=self.vector.site, model=self.vector.model),
-            residual_norm=self.vector.residual_norm,
-            positions=self.vector.positions,
-            model_fingerprint=self.vector.model_fingerprint,
-            method=self.vector.method,
-            name=f"rest of {self.vector.name}",
-        )
+        return like(self.vector, left, name=f"rest of {self.vector.name}")
 
     def mixed(self, mix: Mix | None) -> SteeringVector:
         """Return the vector of a mix.
@@ -119,6 +138,13 @@ class Workbench:
         if not parts:
             raise SteeringError("every feature is switched off; switch one on, or add one.")
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _chosen(self, mix: Mix | None, number: int) -> SteeringVector:
+        if not number:
+            return self.mixed(mix)
+        if number > len(self.others):
+            raise SteeringError(f"there is no vector {number} to compare with; reload the page.")
+        return list(self.others.values())[number - 1]
 
     def _of_features(self, weights: Mapping[int, float]) -> SteeringVector:
         assert self.sae is not None
@@ -157,7 +183,11 @@ class Workbench:
             "chat": has_chat_template(tokenizer) if tokenizer is not None else False,
             "vector": {"name": vector.name, "method": vector.method, "site": str(vector.site)},
             "sae": None if self.sae is None else self.sae.name,
-            "search": self.table is not None,
+            "others": list(self.others),
+            "report": self.evidence.report is not None,
+            "judged": self.evidence.judged,
+            "probe": None if self.probes is None else self._probe_facts(self.probes),
+            "search": self.sae is not None,
             "rest": self.rest is not None,
             "measures": measures(vector),
             "features": [
@@ -173,24 +203,38 @@ class Workbench:
         card = self.table.row(index)
         return {"fires": list(card.fires_on[:6]), "promotes": list(card.promotes[:6])}
 
-    def search(self, words: str, limit: int = 12) -> list[dict[str, Any]]:
-        """Return the features closest to some words, by the SAE's own table.
+    def _probe_facts(self, probes: ProbeSet) -> dict[str, Any]:
+        return {"name": probes.name, "layer": probes.best, "classes": list(probes.classes)}
+
+    def search(self, words: str, limit: int = 12) -> dict[str, Any]:
+        """Return the features found for some words, and by what; see `search_features`.
 
         Raises:
-            SaeError: There is no such table.
+            SaeError: There is nothing to search.
         """
-        if self.table is None:
-            raise SaeError("there is no feature table to search; start the app with --sae smollm2.")
-        hits = search_table(self.table, words, limit)
-        return [
-            {"index": hit.feature, "label": hit.description, **self._facts(hit.feature)}
-            for hit in hits
-        ]
+        if self.sae is None:
+            raise SaeError("there is no SAE whose features to search; start the app with --sae.")
+        hits, how = search_features(self.sae, self.table, words, limit)
+        return {
+            "how": how,
+            "features": [
+                {"index": hit.feature, "label": hit.description, "url": hit.url}
+                | self._facts(hit.feature)
+                for hit in hits
+            ],
+        }
+
+    def _prompt(
+        self, prompt: str, chat: bool, earlier: Sequence[tuple[str, str]], system: str | None
+    ) -> str:
+        if not (chat and prompt.strip()):
+            return prompt
+        return chat_prompt(self.model.tokenizer, prompt, system, earlier)
 
     def write(
         self,
         prompt: str,
-        strengths: Sequence[float],
+        columns: Sequence[tuple[int, float]],
         unit: Unit,
         mix: Mix | None,
         on_piece: Callable[[int, str], None],
@@ -200,18 +244,21 @@ class Workbench:
         system: str | None = None,
         **sampling: Any,
     ) -> list[dict[str, Any]]:
-        """Answer a prompt at several strengths as one batch; see `generate`."""
-        if chat and prompt.strip():
-            prompt = chat_prompt(self.model.tokenizer, prompt, system, earlier)
+        """Answer a prompt in columns, each a vector's number and its strength, as one batch.
+
+        See `generate` for the rest.
+        """
         result = generate(
             self.model,
-            prompt,
-            self.mixed(mix),
-            strengths,
+            self._prompt(prompt, chat, earlier, system),
+            # A plain column has no use for the mix, in which everything may be switched off.
+            [self._chosen(mix, number) if by else self.vector for number, by in columns],
+            [strength for _, strength in columns],
             unit,
             chat=False,
             top_p=TOP_P,
             on_piece=on_piece,
+            side_by_side=True,
             **sampling,
         )
         return [
@@ -219,64 +266,77 @@ class Workbench:
             for record in result.records
         ]
 
+    def fluency(
+        self,
+        prompt: str,
+        texts: Sequence[str],
+        *,
+        chat: bool,
+        earlier: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return each answer's perplexity under the plain model and its share of repeated 4-grams.
+
+        None is missing: an answer is empty, or too short.
+        """
+        asked = self._prompt(prompt, chat, earlier, system)
+        nll = completion_nll(self.model, [asked] * len(texts), texts, chat=False)
+        return [
+            finite({"perplexity": float(np.exp(one)), "repeated": repeated_share(text)})
+            for one, text in zip(nll, texts, strict=True)
+        ]
+
     @cached_property
     def _meter(self) -> DivergenceMeter:
         return DivergenceMeter(self.model, neutral_rows(self.model), site=self.vector.site)
 
-    def cost(self, mix: Mix | None, strength: float, unit: Unit) -> dict[str, Any]:
+    def cost(self, mix: Mix | None, strength: float, unit: Unit, vector: int = 0) -> dict[str, Any]:
         """Return KL(steered || base) at a strength, in nats per token on the neutral answers."""
-        vector = self.mixed(mix)
+        chosen = self._chosen(mix, vector)
+        kl = self._cost(chosen, strength, unit)
+        return {"kl": kl, "strength": strength, "measures": measures(chosen)}
+
+    def _cost(self, vector: SteeringVector, strength: float, unit: Unit) -> float:
         key = (vector.direction.numpy().tobytes(), strength, unit, vector.norm, vector.max_act)
         if key not in self._costs:
             self._costs[key] = self._meter(vector, strength, unit)
-        return {"kl": self._costs[key], "strength": strength, "measures": measures(vector)}
+        return self._costs[key]
 
-    def strength_at(self, mix: Mix | None, kl: float, sign: int, unit: Unit) -> dict[str, Any]:
-        """Return the strength that costs a KL.
+    def strength_at(
+        self, mix: Mix | None, kl: float, unit: Unit, vector: int = 0
+    ) -> dict[str, Any]:
+        """Return the strength that costs a KL; see `strength_at_kl`."""
+        chosen = self._chosen(mix, vector)
+        found = strength_at_kl(lambda s: self._cost(chosen, s, unit), chosen, kl, unit)
+        return {"kl": found.kl, "strength": found.strength, "measures": measures(chosen)}
+
+    def read(self, text: str, feature: int | None, *, probe: bool = False) -> dict[str, Any]:
+        """Return a text's tokens, each with a value and the features that fire most.
+
+        The value is the probe's P(last class) - P(first class), a feature's activation, or without
+        either the activation's projection on the vector.
 
         Raises:
-            SteeringError: No strength does.
-        """
-        vector = self.mixed(mix)
-        known = measures(vector)
-        per = known[unit]
-        if per is None:
-            raise SteeringError(f"unit {unit!r} is not known for this vector; use another.")
-        # 0.2 and 8 residual norms, in whatever unit.
-        length = known["norm"] or vector.norm
-        found = match_strength(
-            self._meter,
-            vector,
-            kl,
-            sign=sign,
-            unit=unit,
-            start=0.2 * length / per,
-            largest=8.0 * length / per,
-        )
-        if not found.reached:
-            raise SteeringError(
-                f"no strength costs KL {kl:g}: the nearest is {found.kl:.3g} at "
-                f"{found.strength:.3g} ({unit}); ask for another."
-            )
-        return {"kl": found.kl, "strength": found.strength, "measures": known}
-
-    def read(self, text: str, feature: int | None) -> dict[str, Any]:
-        """Return a text's tokens, each with a feature's activation and the features that fire most.
-
-        Without a feature, or an SAE, the value is the activation's projection on the vector.
+            SaeError: There is no such feature.
+            MismatchError: There is no probe, or it cannot read this model.
         """
         site = self.vector.site if self.sae is None else self.sae.site
         bos = None if self.sae is None else self.sae.prepend_bos
-        rows = encode_texts(
-            self.model.tokenizer, [text], prepend_bos=bos, max_length=context_length(self.model)
-        )
         tokenizer: Any = self.model.tokenizer
+        rows = encode_texts(
+            tokenizer, [text], prepend_bos=bos, max_length=context_length(self.model)
+        )
         ids = [i for i, kept in zip(rows[0].ids, rows[0].kept, strict=True) if kept]
         pieces = [tokenizer.decode([i]) for i in ids]
-        sites = list(dict.fromkeys((site, self.vector.site)))
-        found = read_rows(self.model, rows, sites)
+        found = read_rows(self.model, rows, list(dict.fromkeys((site, self.vector.site))))
         codes = None if self.sae is None else self.sae.encode(found[site].values.float())
-        if feature is None:
+        firing = [[] for _ in ids] if codes is None else [_strongest(row) for row in codes]
+        if probe:
+            read = self._read_with_probe(text)
+            # Words before the text, which some probes were trained with, may part it otherwise.
+            firing = firing if list(read.tokens) == pieces else [[] for _ in read.tokens]
+            pieces, values = read.tokens, read.lean()[0]
+        elif feature is None:
             values = found[self.vector.site].values.float() @ self.vector.direction
         elif codes is None or self.sae is None:
             raise SaeError("there is no SAE to read features with; start the app with --sae.")
@@ -286,7 +346,6 @@ class Workbench:
             )
         else:
             values = codes[:, feature]
-        firing = [[] for _ in ids] if codes is None else [_strongest(row) for row in codes]
         named = sorted({index for row in firing for index, _ in row})
         return {
             "tokens": [
@@ -295,6 +354,17 @@ class Workbench:
             ],
             "labels": {str(index): label for index, label in self.described(named).items()},
         }
+
+    def _read_with_probe(self, text: str) -> TokenReading:
+        if self.probes is None:
+            raise MismatchError("there is no probe to read with; start the app with --probe RUN.")
+        return read_texts_with(self.model, self.probes, [text], [self.probes.best])[0]
+
+
+def like(vector: SteeringVector, raw: torch.Tensor, **named: Any) -> SteeringVector:
+    """Return a vector of other numbers, and of no features, in a vector's place."""
+    kept = ("site", "model", "model_fingerprint", "residual_norm", "positions", "method")
+    return SteeringVector.from_raw(raw, **{name: getattr(vector, name) for name in kept} | named)
 
 
 def measures(vector: SteeringVector) -> dict[str, float | None]:

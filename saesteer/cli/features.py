@@ -11,7 +11,7 @@ from saesteer.utils.errors import ConfigError, OutputError
 from saesteer.utils.terminal import say
 
 if TYPE_CHECKING:
-    from saesteer.cli.feature_source import FeatureSource
+    from saesteer.saes.sources import FeatureSource
 
 
 def features_command(
@@ -30,9 +30,9 @@ def features_command(
     ] = None,
 ) -> None:
     """Show the features of a run's vector, with links to Neuronpedia where it has the SAE."""
-    from saesteer.cli.feature_source import known_source
     from saesteer.report.features import cluster_colours, feature_table
     from saesteer.report.terminal import console, print_table
+    from saesteer.saes.sources import known_source
 
     rows, sae, name, noted = _read(folder)
     where = known_source(sae, source, noted)

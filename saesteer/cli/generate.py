@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def generate_command(
     """
     from saesteer.cli.show import show_completions
     from saesteer.steering import SteeringVector, parse, to_raw
-    from saesteer.steering.divergence import strengths_at_kl
+    from saesteer.steering.divergence import DivergenceMeter, neutral_rows, strength_at_kl
     from saesteer.steering.strength import check_unit
     from saesteer.utils.errors import SteeringError
     from saesteer.utils.progress import terminal_progress
@@ -92,7 +93,9 @@ def generate_command(
         bridge = load_model(name, dtype=dtype, progress=progress)
         if kl and steering is not None:
             progress.say("Looking for the strengths that cost as much ...")
-            matches = strengths_at_kl(bridge, steering, kl, known)
+            meter = DivergenceMeter(bridge, neutral_rows(bridge), site=steering.site)
+            kl_at = partial(meter, steering, unit=known)
+            matches = [strength_at_kl(kl_at, steering, target, known) for target in kl]
             strengths = [match.strength for match in matches]
             for match in matches:
                 progress.say(f"strength {match.strength:+.3g} ({known}) costs KL {match.kl:.3g}")

@@ -34,8 +34,8 @@ def feature_command(
     as_json: AsJson = False,
 ) -> None:
     """Show what features stand for, where they fire and which tokens they promote."""
-    from saesteer.cli.feature_source import FeatureSource
     from saesteer.cli.show_neuronpedia import show_cards
+    from saesteer.saes.sources import FeatureSource
 
     cards = FeatureSource(sae, source).cards(features, texts)
     if as_json:
@@ -63,8 +63,8 @@ def search_command(
     as_json: AsJson = False,
 ) -> None:
     """From words to features, and with --save to a steering vector."""
-    from saesteer.cli.feature_source import FeatureSource
     from saesteer.cli.show_neuronpedia import show_hits
+    from saesteer.saes.sources import FeatureSource
 
     where = FeatureSource(sae, source)
     hits, note = where.search(words, limit)
@@ -136,9 +136,9 @@ def import_command(
     ] = False,
 ) -> None:
     """Import an SAE's labels for offline use; run again to go on where it stopped."""
-    from saesteer.cli.feature_source import FeatureSource
     from saesteer.saes.labels import label_cache
     from saesteer.saes.neuronpedia import Cache, import_from_bucket, import_from_files
+    from saesteer.saes.sources import FeatureSource
     from saesteer.utils.progress import terminal_progress
 
     where, cache, progress = FeatureSource("", source), Cache(label_cache()), terminal_progress()
@@ -162,8 +162,8 @@ def text_command(
     limit: Annotated[int, typer.Option(min=1, max=100, help="The most features.")] = 10,
 ) -> None:
     """Show the features that fire most on a text."""
-    from saesteer.cli.feature_source import FeatureSource
     from saesteer.cli.show_neuronpedia import show_firing
+    from saesteer.saes.sources import FeatureSource
 
     where = FeatureSource(sae, source)
     found = where.client.firing_on(where.there, text, limit=limit)
@@ -177,8 +177,8 @@ def similar_command(
     source: Source = None,
 ) -> None:
     """Show the features whose decoder rows are closest to a feature's."""
-    from saesteer.cli.feature_source import FeatureSource
     from saesteer.cli.show_neuronpedia import show_hits
+    from saesteer.saes.sources import FeatureSource
 
     where = FeatureSource(sae, source)
     show_hits(where.client.similar(where.there, feature), f"feature {feature}", "")
@@ -208,8 +208,8 @@ def list_command(
     source: Source = None,
 ) -> None:
     """Make a lasting list of a vector's features in your account; needs NEURONPEDIA_API_KEY."""
-    from saesteer.cli.feature_source import FeatureSource
     from saesteer.saes.labels import noted_place
+    from saesteer.saes.sources import FeatureSource
     from saesteer.steering import SteeringVector
 
     made = SteeringVector.load(vector)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saesteer.cli.feature_source import FeatureSource, known_source, patient_client
 from saesteer.saes.labels import PLACE_KEY, noted_place
 from saesteer.saes.loading import load_sae
 from saesteer.saes.neuronpedia import SteerSettings, feature_strengths
 from saesteer.saes.neuronpedia.steering import MOST_UPLOADED_STRENGTH
+from saesteer.saes.sources import FeatureSource, known_source, patient_client
 from saesteer.steering import SteeringVector, generate, parse, to_raw
 from saesteer.steering.strength import check_unit
 from saesteer.utils.errors import MismatchError, SteeringError

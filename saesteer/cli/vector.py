@@ -94,7 +94,8 @@ def bake_command(
     saesteer vector bake runs/kind kind-gguf --kl 0.3 --gguf SmolLM2.Q4_1.gguf
     """
     from saesteer.steering import SteeringVector, parse, to_raw
-    from saesteer.steering.bake import bake, bake_gguf, check_free, strength_at_kl
+    from saesteer.steering.bake import bake, bake_gguf, check_free, kl_everywhere
+    from saesteer.steering.divergence import strength_at_kl
     from saesteer.steering.strength import check_unit
     from saesteer.utils.errors import SteeringError
     from saesteer.utils.progress import terminal_progress
@@ -116,7 +117,7 @@ def bake_command(
     cost = None
     if kl is not None and bridge is not None:
         progress.say(f"Looking for the strength that costs KL {kl:g} ...")
-        match = strength_at_kl(bridge, vectors, kl, known)
+        match = strength_at_kl(kl_everywhere(bridge, vectors, known), vectors[0], kl, known)
         strengths, cost = [match.strength], match.kl
     if gguf is not None:
         bake_gguf(gguf, vectors, strengths, target, known, kl=cost)
@@ -149,14 +150,15 @@ def _check_cost(kl: float) -> None:
 def _costing(vector: SteeringVector, kl: float, unit: Unit, model: str | None) -> float:
     """Return the strength that costs as much where every position is steered, and say it."""
     from saesteer.steering import to_raw
-    from saesteer.steering.bake import strength_at_kl
+    from saesteer.steering.bake import kl_everywhere
+    from saesteer.steering.divergence import strength_at_kl
     from saesteer.utils.progress import terminal_progress
 
     _check_cost(kl)
     to_raw(1.0, unit, vector)
     progress = terminal_progress()
     bridge = _loaded(model or vector.model, [vector], None, progress)
-    match = strength_at_kl(bridge, vector, kl, unit)
+    match = strength_at_kl(kl_everywhere(bridge, vector, unit), vector, kl, unit)
     progress.say(f"strength {match.strength:+.3g} ({unit}) costs KL {match.kl:.3g}")
     return match.strength
 

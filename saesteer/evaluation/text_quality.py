@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saesteer.evaluation.effect import statement_log_likelihoods
-from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template
+from saesteer.models.tokens import ChatPrompt, TokenRow, encode_statements, has_chat_template
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.utils.errors import DataError, ModelError
 
@@ -141,7 +141,7 @@ def composite_proxy(
 
 def _row(model: TransformerBridge, question: str, text: str, use_chat: bool) -> TokenRow | None:
     # A plain prompt is joined to its answer by a space, which the completion may bring itself.
-    said = text if use_chat else text.lstrip(" ")
+    said = text if use_chat or isinstance(question, ChatPrompt) else text.lstrip(" ")
     try:
         (row,) = encode_statements(model.tokenizer, [said], question, chat=use_chat)
     except DataError:

@@ -192,7 +192,7 @@ def encode_statements(
         prefix = prompt or ""
         if use_chat and prompt is not None:
             prefix = chat_prompt(tokenizer, prompt, system)
-        elif prefix and not prefix[-1].isspace():
+        elif prefix and not isinstance(prefix, ChatPrompt) and not prefix[-1].isspace():
             # A plain prompt and its answer are words of one text.
             prefix += " "
         start = 0 if part is None else statement.find(part)

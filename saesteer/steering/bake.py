@@ -35,13 +35,7 @@ from saesteer.models.resolve import (
 )
 from saesteer.models.tokens import TokenRow, encode_texts, input_device
 from saesteer.steering.apply import steer
-from saesteer.steering.divergence import (
-    StrengthMatch,
-    check_reached,
-    divergence,
-    match_kl,
-    neutral_rows,
-)
+from saesteer.steering.divergence import divergence, neutral_rows
 from saesteer.steering.strength import Unit, check_strengths, to_raw
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.steering.vector import SteeringVector, load_vector
@@ -83,7 +77,7 @@ def bake(
         vectors: One vector or several, at `hook_resid_post` or, from block 1 on, `hook_resid_pre`.
         strength: One for every vector, or one for each.
         folder: A new one.
-        kl: What the strength was measured to cost (`strength_at_kl`), for the card.
+        kl: What the strength was measured to cost (`kl_everywhere`), for the card.
 
     Raises:
         SteeringError: A vector's site or a strength cannot be baked.
@@ -160,19 +154,15 @@ def bake_gguf(
     return _write(target, write, model, additions, unit, facts)
 
 
-def strength_at_kl(
+def kl_everywhere(
     model: TransformerBridge,
     vectors: SteeringVector | Sequence[SteeringVector],
-    kl_target: float,
     unit: Unit = "norm",
-) -> StrengthMatch:
-    """Find the strength at which vectors that are added at every position cost a divergence.
+) -> Callable[[float], float]:
+    """Return what vectors cost that are added at every position: nats per token at a strength.
 
     It is measured on the bundled neutral answers, as in runs, but with their prompts steered too,
     as they are in a baked model; a run's own strength at the same KL is another one.
-
-    Raises:
-        SteeringError: No strength costs as much.
     """
     chosen = _several(vectors)
     # What stands before the answers is steered, so nothing of it is shared.
@@ -183,9 +173,7 @@ def strength_at_kl(
         additions = _additions(chosen, strength, unit)
         return divergence(forced, base, editing=lambda _: everywhere(model, additions))
 
-    match = match_kl(kl_at, kl_target)
-    check_reached(match, unit)
-    return match
+    return kl_at
 
 
 @contextmanager

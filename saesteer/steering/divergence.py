@@ -156,60 +156,40 @@ def neutral_rows(model: TransformerBridge) -> list[TokenRow]:
     )
 
 
-def strengths_at_kl(
-    model: TransformerBridge,
+def strength_at_kl(
+    kl_at: Callable[[float], float],
     vector: SteeringVector,
-    kl_targets: Sequence[float],
+    kl_target: float,
     unit: Unit = "norm",
-) -> list[StrengthMatch]:
-    """Find the strengths at which a vector costs divergences on the bundled neutral answers.
+) -> StrengthMatch:
+    """Find the strength that costs a divergence, or refuse.
 
     Args:
-        model: What is steered.
-        vector: What to steer with.
-        kl_targets: Nats per token; a negative one is the cost of steering the other way, and 0 is
+        kl_at: What the divergence is at a strength of that unit, nats per token.
+        vector: What is steered with; its measures tell where to begin and where to end.
+        kl_target: Nats per token; a negative one is the cost of steering the other way, and 0 is
             no steering.
-        unit: Of the strengths.
+        unit: Of the strength.
 
     Raises:
-        SteeringError: A target is no finite number, no strength costs as much, or the vector does
+        SteeringError: The target is no finite number, no strength costs as much, or the vector does
             not carry the unit's measure.
     """
-    for target in kl_targets:
-        if not math.isfinite(target):
-            raise SteeringError(f"KL {target} is not finite; give a number such as 0.3 or -0.3.")
-    one = to_raw(1.0, check_unit(unit), vector)
-    # Searched for in the unit that first guess and limit are made for.
-    size = vector.residual_norm or vector.norm
-    meter, start, found = DivergenceMeter(model, neutral_rows(model), site=vector.site), 0.2, []
-    for target in kl_targets:
-        if not target:
-            found.append(StrengthMatch(0.0, 0.0, 0.0, True, 0))
-            continue
-        match = match_kl(
-            lambda times: meter(vector, times * size, "raw"),
-            abs(target),
-            sign=1 if target > 0 else -1,
-            start=start,
-        )
-        match = replace(match, strength=match.strength * size / one)
-        check_reached(match, unit)
-        start = abs(match.strength) * one / size
-        found.append(match)
-    return found
-
-
-def check_reached(match: StrengthMatch, unit: Unit) -> None:
-    """Refuse a match that missed its target.
-
-    Raises:
-        SteeringError: It did.
-    """
+    if not math.isfinite(kl_target):
+        raise SteeringError(f"KL {kl_target} is not finite; give a number such as 0.3 or -0.3.")
+    # `match_kl` begins at 0.2 and ends at 8 residual norms, in whatever unit.
+    norm = (vector.residual_norm or vector.norm) / to_raw(1.0, check_unit(unit), vector)
+    if not kl_target:
+        return StrengthMatch(0.0, 0.0, 0.0, True, 0)
+    sign = 1 if kl_target > 0 else -1
+    match = match_kl(lambda times: kl_at(times * norm), abs(kl_target), sign=sign)
+    match = replace(match, strength=match.strength * norm)
     if not match.reached:
         raise SteeringError(
             f"no strength costs KL {match.kl_target:g}: the nearest is {match.kl:.3g} at "
-            f"{match.strength:.3g} ({unit}); give another --kl, or a --strength."
+            f"{match.strength:.3g} ({unit}); ask for another KL, or give a strength."
         )
+    return match
 
 
 def match_kl(

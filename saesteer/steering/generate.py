@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -95,6 +95,8 @@ class _Job(NamedTuple):
     prompt: int
     sample: int
     strength: float
+    # Which vector it is steered with; all of them if None.
+    vector: int | None = None
 
 
 def generate(
@@ -113,6 +115,7 @@ def generate(
     n_samples: int = 1,
     positions: str | None = None,
     max_batch_rows: int = 32,
+    side_by_side: bool = False,
     on_token: Callable[[str], None] | None = None,
     on_piece: Callable[[int, str], None] | None = None,
 ) -> GenerationResult:
@@ -136,6 +139,8 @@ def generate(
         n_samples: Completions for each prompt and strength; more than 1 needs a temperature.
         positions: Where to write; the vector's own positions if None.
         max_batch_rows: The most rows in a batch; more rows are run batch after batch.
+        side_by_side: Steer each completion with one vector instead of all of them: the first at
+            the first strength, the second at the second.
         on_token: Called with each new piece of text; for one row alone.
         on_piece: Called with a completion's number, in the result's order, and each new piece of
             its text. What it raises ends the generation.
@@ -164,8 +169,18 @@ def generate(
     for one in vectors:
         for number in strengths:
             to_raw(number, unit, one)
+    if side_by_side and len(vectors) != len(strengths):
+        raise SteeringError(
+            f"side by side each vector has a strength, and there are {len(vectors)} vectors and "
+            f"{len(strengths)} strengths; give one for each."
+        )
     rows = _encode(model, texts, chat, system, max_new_tokens)
-    jobs = [_Job(p, s, x) for p in range(len(texts)) for s in range(n_samples) for x in strengths]
+    jobs = [
+        _Job(p, s, x, number if side_by_side else None)
+        for p in range(len(texts))
+        for s in range(n_samples)
+        for number, x in enumerate(strengths)
+    ]
     if on_token is not None and len(jobs) > 1:
         raise SteeringError(
             f"streaming shows one completion and {len(jobs)} were asked for; give one prompt, one "
@@ -190,21 +205,13 @@ def generate(
         # The last prompt token is written to even if it is special, as where the KL is measured.
         special = ~batch.span
         special[:, -1] = False
-        steered: AbstractContextManager[Any] = nullcontext()
-        if vectors:
-            steered = steer(
-                model,
-                vectors,
-                [job.strength for job in part],
-                unit,
-                positions=positions,
-                prompt_length=width,
-                special_mask=special,
-            )
+        how = {"positions": positions, "prompt_length": width, "special_mask": special}
         streamer = None
         if on_piece is not None:
             streamer = _PieceStreamer(tokenizer, ends, on_piece, range(first, first + len(part)))
-        with steered, contiguous_head(runner), torch.no_grad():
+        with ExitStack() as steered, contiguous_head(runner), torch.no_grad():
+            for chosen, amounts in _steered(vectors, part, side_by_side):
+                steered.enter_context(steer(model, chosen, amounts, unit, **how))
             output = runner.generate(
                 **batch.inputs,
                 generation_config=config,
@@ -222,6 +229,18 @@ def generate(
                 GenerationRecord(prompt, job.strength, unit, job.sample, text, stop, finished)
             )
     return GenerationResult(tuple(records))
+
+
+def _steered(
+    vectors: Sequence[SteeringVector], jobs: Sequence[_Job], side_by_side: bool
+) -> list[tuple[Sequence[SteeringVector], list[float]]]:
+    """Return vectors that are added together, with the strength of each row."""
+    if not side_by_side:
+        return [(vectors, [job.strength for job in jobs])] if vectors else []
+    return [
+        ([vector], [job.strength if job.vector == number else 0.0 for job in jobs])
+        for number, vector in enumerate(vectors)
+    ]
 
 
 def _encode(

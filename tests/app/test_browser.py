@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import uvicorn
 
+from saesteer.app.guard import address_of
 from saesteer.app.server import listen, make_server
+
+
+@contextmanager
+def served(bench, token: str | None = None) -> Iterator[str]:
+    """Serve the page and give its address."""
+    with listen(0) as listening:
+        port = listening.getsockname()[1]
+        made = make_server(bench, port, token=token)
+        server = uvicorn.Server(uvicorn.Config(made, log_level="warning", lifespan="off"))
+        serving = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        serving.start()
+        yield address_of("127.0.0.1", port, token)
+        server.should_exit = True
+        serving.join(20)
 
 
 @pytest.fixture(scope="module")
 def page(browser, bench) -> Iterator[Any]:
     """Return a function that runs a script on the page, which is open and ready."""
-    with listen(0) as listening:
-        port = listening.getsockname()[1]
-        made = make_server(bench, port)
-        server = uvicorn.Server(uvicorn.Config(made, log_level="warning", lifespan="off"))
-        serving = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        serving.start()
+    with served(bench) as address:
         browser.switch_to.new_window("tab")
         browser.get_log("browser")
-        browser.get(f"http://127.0.0.1:{port}/")
+        browser.get(address)
         until(lambda: browser.execute_script("return document.documentElement.dataset.ready"))
         yield browser.execute_script
         browser.get("about:blank")
-        server.should_exit = True
-        serving.join(20)
+
+
+selenium = pytest.importorskip("selenium.webdriver", reason="no selenium here")
+ActionChains, Keys = selenium.ActionChains, selenium.Keys
 
 
 def until(holds: Callable[[], Any], seconds: float = 120) -> None:
@@ -63,8 +78,28 @@ def click(page, selector: str) -> None:
 
 def write(page) -> list[str]:
     click(page, "#go")
-    until(lambda: page("return document.getElementById('go').disabled === false"))
+    until(lambda: page(SETTLED))
     return texts(page)
+
+
+SETTLED = "return document.getElementById('go').disabled === false"
+# The colour of an element's text, and the ground that it stands on.
+COLOURS = """
+let e = document.querySelector(arguments[0]);
+const ink = getComputedStyle(e).color;
+while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement;
+return [ink, getComputedStyle(e).backgroundColor];
+"""
+
+
+def contrast(colours: list[str]) -> float:
+    """The contrast of two opaque colours, by the formula of WCAG 2.1."""
+    lights = []
+    for colour in colours:
+        shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
 
 
 @pytest.fixture
@@ -113,7 +148,9 @@ def test_a_feature_switched_off_changes_the_vector_and_one_that_is_found_is_adde
     assert write(quick) == before
 
 
-def test_the_first_token_stands_before_the_last_and_stop_frees_the_model(quick, bench, monkeypatch):
+def test_the_first_token_stands_before_the_last_and_the_model_is_freed(
+    quick, browser, bench, monkeypatch
+):
     more, ended = threading.Event(), threading.Event()
 
     def slowly(*_: Any, on_piece: Any, **__: Any) -> list[dict[str, Any]]:
@@ -136,9 +173,21 @@ def test_the_first_token_stands_before_the_last_and_stop_frees_the_model(quick, 
     until(ended.is_set)
     monkeypatch.undo()
     assert quick("return document.getElementById('error').hidden")
+    # A tab that is closed frees it too.
+    ended.clear()
+    monkeypatch.setattr(bench, "write", slowly)
+    address = browser.current_url
+    browser.switch_to.new_window("tab")
+    browser.get(address)
+    until(lambda: quick("return document.documentElement.dataset.ready"))
+    click(quick, "#go")
+    until(lambda: "x" in (texts(quick) or ["", ""])[1])
+    browser.close()
+    browser.switch_to.window(browser.window_handles[-1])
+    until(ended.is_set)
 
 
-def test_a_token_shows_its_value_on_hover_and_lists_its_features(quick, bench):
+def test_a_token_shows_its_value_on_hover_and_lists_its_features(quick, browser, bench):
     set_dial(quick, "text", "The cat sat on the mat")
     set_dial(quick, "by", "3")
     click(quick, "#reading button")
@@ -146,11 +195,119 @@ def test_a_token_shows_its_value_on_hover_and_lists_its_features(quick, bench):
     read = bench.read("The cat sat on the mat", 3)["tokens"]
     titles = quick("return [...document.querySelectorAll('.token')].map(e => Number(e.title))")
     assert titles == pytest.approx([token["value"] for token in read], rel=0.01, abs=1e-3)
-    quick("document.querySelector('.token').dispatchEvent(new Event('mouseenter'))")
+    first = browser.find_element("css selector", ".token")
+    ActionChains(browser).move_to_element(first).perform()
     assert "“" + read[0]["text"] in quick("return document.getElementById('value').textContent")
     click(quick, ".token")
     listed = quick("return document.querySelector('#firing li strong').textContent")
     assert int(listed) == read[0]["features"][0][0]
+    set_dial(quick, "by", "probe")
+    click(quick, "#reading button")
+    until(lambda: "glad" in quick("return document.getElementById('legend').textContent"))
+    titles = quick("return [...document.querySelectorAll('.token')].map(e => Number(e.title))")
+    by_probe = [
+        token["value"] for token in bench.read("The cat sat on the mat", None, probe=True)["tokens"]
+    ]
+    assert titles == pytest.approx(by_probe, rel=0.01, abs=1e-3)
+
+
+def test_vectors_are_compared_and_every_answer_is_weighed(quick, bench, others):
+    set_dial(quick, "at-kl", 0.05)
+    click(quick, "#compare")
+    heads = "return [...document.querySelectorAll('#compared h5')].map(e => e.textContent)"
+    until(lambda: quick(SETTLED) and len(quick(heads)) == 4)
+    shown = quick(heads)
+    for head, name in zip(shown, ["plain", "mixed", *others], strict=True):
+        assert head.startswith(name)
+    assert all("KL 0.05" in head or "KL 0.04" in head for head in shown[1:])
+    said = quick("return [...document.querySelectorAll('#compared .said')].map(e => e.textContent)")
+    assert len(set(said)) == 4
+    weighed = "return [...document.querySelectorAll('#compared .weighed')].map(e => e.textContent)"
+    until(lambda: all("perplexity" in text and "judge" in text for text in quick(weighed)))
+    reading = [text.count("e") / len(text) for text in said]
+    for text, value in zip(quick(weighed), reading, strict=True):
+        assert f"{value:.2f}".rstrip("0").rstrip(".") in text
+    perplexity = bench.fluency("The cat sat", said, chat=False)[0]["perplexity"]
+    assert f"perplexity {perplexity:.3g}"[:14] in quick(weighed)[0]
+    assert "AUC 0.90" in quick("return document.getElementById('compared-told').textContent")
+
+
+def test_the_report_is_one_click_away_and_may_ask_nothing(quick, browser):
+    page = browser.current_window_handle
+    click(quick, "#to-report")
+    until(lambda: len(browser.window_handles) > 2 or browser.window_handles[-1] != page)
+    browser.switch_to.window(browser.window_handles[-1])
+    until(lambda: "What was found" in quick("return document.body.textContent"))
+    assert quick("return window.origin") == "null"
+    browser.close()
+    browser.switch_to.window(page)
+
+
+def test_a_token_opens_the_page_and_leaves_the_address(quick, browser, bench):
+    before = browser.current_url
+    with served(bench, token="a-token-for-this-test") as address:
+        browser.get(address)
+        until(lambda: quick("return document.documentElement.dataset.ready"))
+        assert browser.current_url == address.partition("?")[0]
+        browser.refresh()
+        until(lambda: quick("return document.documentElement.dataset.ready"))
+        assert quick("return document.cookie") == ""
+        browser.delete_all_cookies()
+        browser.refresh()
+        assert "its terminal showed" in quick("return document.body.textContent")
+    browser.get(before)
+    until(lambda: quick("return document.documentElement.dataset.ready"))
+
+
+def test_the_answers_are_drawn_as_a_picture(quick, browser, tmp_path):
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    write(quick)
+    click(quick, "[data-picture=answers]")
+    file = tmp_path / "saesteer.png"
+    until(file.is_file)
+    data = file.read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and width == 2400 and height > 300
+    # With nothing but ground and cards on it, it would be a tenth of that.
+    assert len(data) > 20_000
+
+
+def test_the_keyboard_alone_reaches_everything(quick, browser):
+    wanted = quick(
+        "return [...document.querySelectorAll('a[href], button, input, select, textarea')]"
+        ".filter(e => !e.disabled && e.getClientRects().length).length"
+    )
+    quick("document.activeElement.blur(); window.reached = new Set(); window.scrollTo(0, 0)")
+    for _ in range(2 * wanted):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        if quick("window.reached.add(document.activeElement); return window.reached.size") > wanted:
+            break
+    missed = quick(
+        "return [...document.querySelectorAll('a[href], button, input, select, textarea')]"
+        ".filter(e => !e.disabled && e.getClientRects().length && !window.reached.has(e))"
+        ".map(e => e.id || e.textContent)"
+    )
+    assert missed == []
+    slider = browser.find_element("id", "strength")
+    before = float(value(quick, "amount"))
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert float(value(quick, "amount")) < before
+    browser.find_element("id", "prompt").send_keys(Keys.ENTER)
+    until(lambda: len(texts(quick)) == 2 and quick(SETTLED))
+    assert all(texts(quick))
+
+
+def test_text_stands_out_in_light_and_dark(quick, browser):
+    write(quick)
+    for scheme in ("light", "dark"):
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        for selector in ("h2", ".said", ".strip h5 small", ".small", "#go", "input", ".about"):
+            ratio = contrast(quick(COLOURS, selector))
+            assert ratio >= 4.5, f"{selector} in {scheme}: {ratio:.2f}"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_a_link_brings_the_state_back(quick, browser):

@@ -16,7 +16,7 @@ from saesteer.utils.errors import ConfigError
 
 PORT = 8123
 OWN = f"http://127.0.0.1:{PORT}"
-ASK = {"prompt": "Hello there", "strengths": [0, 2.0], "chat": False, "max_new_tokens": 6}
+ASK = {"prompt": "Hello there", "columns": [[0, 0], [0, 2.0]], "chat": False, "max_new_tokens": 6}
 
 
 @pytest.fixture
@@ -41,9 +41,18 @@ def test_the_page_loads_nothing_but_its_own_files(client):
         assert reply.headers["x-content-type-options"] == "nosniff"
     # Inline scripts and styles, which the policy would not run; and markup made of text.
     assert "<style" not in page.text and "style=" not in page.text and "onclick" not in page.text
-    script = client.get("/app.js").text
+    script = "".join(client.get(path).text for path in FILES if path.endswith(".js"))
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert way not in script
+
+
+def test_the_runs_report_is_a_page_of_no_origin(client, bench, make_bench):
+    page = client.get("/report")
+    assert "What was found" in page.text
+    policy = page.headers.get_list("content-security-policy")
+    assert len(policy) == 1 and "sandbox" in policy[0] and "same-origin" not in policy[0]
+    without = TestClient(make_server(make_bench(), PORT), base_url=OWN)
+    assert without.get("/report").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,13 @@ def test_both_columns_stream_from_one_batch_and_end_with_the_whole_answers(clien
     found = events(client.post("/api/write", json=ASK))
     answers = found.pop()["answers"]
     expected = bench.write(
-        "Hello there", [0, 2.0], "norm", None, lambda *_: None, chat=False, max_new_tokens=6
+        "Hello there",
+        [(0, 0), (0, 2.0)],
+        "norm",
+        None,
+        lambda *_: None,
+        chat=False,
+        max_new_tokens=6,
     )
     assert answers == expected
     for row, answer in enumerate(answers):
@@ -179,6 +194,33 @@ def test_a_closed_tab_frees_the_model_for_a_second_one_that_had_to_wait(bench, m
     first.join(20)
     assert sent[0]["status"] == 200
     assert second.post("/api/read", json={"text": "a"}).status_code == 200
+
+
+def test_beyond_this_machine_a_token_is_needed(bench):
+    host, token = "192.0.2.7", "a-token-for-this-test"
+    own = f"http://{host}:{PORT}"
+    app = make_server(bench, PORT, host, token)
+    stranger = TestClient(app, base_url=own)
+    for path in ("/", "/?token=a-token-for-this-tesT", "/app.js?token=" + token, "/api/about"):
+        assert stranger.get(path).status_code == 401
+    stranger.cookies.set(f"saesteer-{PORT}", "another")
+    reply = stranger.post("/api/write", json=ASK)
+    assert reply.status_code == 401 and "set-cookie" not in reply.headers
+
+    guest = TestClient(app, base_url=own)
+    page = guest.get("/", params={"token": token})
+    assert page.status_code == 200
+    cookie = page.headers["set-cookie"]
+    assert "SameSite=Strict" in cookie and "HttpOnly" in cookie
+    # From now on the page's own requests bring the cookie; who may ask is looked at all the same.
+    assert guest.post("/api/read", json={"text": "a"}).status_code == 200
+    for headers in ({"Origin": "http://evil.example"}, {"Host": f"evil.example:{PORT}"}):
+        assert guest.post("/api/read", json={"text": "a"}, headers=headers).status_code == 403
+
+    everywhere = TestClient(make_server(bench, PORT, "0.0.0.0", token), base_url=own)
+    assert everywhere.get("/", params={"token": token}).status_code == 200
+    rebound = {"Host": f"evil.example:{PORT}"}
+    assert everywhere.get("/", params={"token": token}, headers=rebound).status_code == 403
 
 
 def test_the_app_listens_on_the_loopback_address_alone():

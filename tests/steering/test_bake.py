@@ -14,7 +14,8 @@ import torch
 
 from saesteer.models import load_model, plain_model
 from saesteer.steering import SteeringVector, steer
-from saesteer.steering.bake import bake, bake_gguf, compare_with_hook, strength_at_kl
+from saesteer.steering.bake import bake, bake_gguf, compare_with_hook, kl_everywhere
+from saesteer.steering.divergence import strength_at_kl
 from saesteer.utils.errors import MismatchError, ModelError, OutputError, SiteError, SteeringError
 from tests.hybrids import hybrid, random_model
 
@@ -171,7 +172,7 @@ def test_the_strength_at_a_kl_is_that_of_every_position(roomy_model):
     from saesteer.data import read_answers
     from saesteer.models import encode_statements
 
-    match = strength_at_kl(roomy_model, vector_at(1), 0.2)
+    match = strength_at_kl(kl_everywhere(roomy_model, vector_at(1)), vector_at(1), 0.2)
     assert match.kl == pytest.approx(0.2, rel=0.03)
     answers = read_answers("neutral_answers")[:6]
     texts = [[one.answer for one in answers], [one.question for one in answers]]

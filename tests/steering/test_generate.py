@@ -61,6 +61,20 @@ def test_all_prompts_and_strengths_are_as_if_each_ran_alone(llama, make_vector):
         assert generate(*arguments, **sampled, max_batch_rows=rows) == whole
 
 
+def test_side_by_side_each_vector_writes_its_own_text_with_the_same_noise(llama, make_vector):
+    vectors = [make_vector(), make_vector(1), -make_vector()]
+    sampled = {**SETTINGS, "temperature": 0.8, "n_samples": 2}
+    strengths = [0.0, 6.0, 4.0]
+    result = generate(llama, PROMPTS, vectors, strengths, side_by_side=True, **sampled)
+    for number, (vector, strength) in enumerate(zip(vectors, strengths, strict=True)):
+        alone = generate(llama, PROMPTS, vector, strength, **sampled)
+        assert said(result)[number::3] == said(alone)
+    split = {"side_by_side": True, "max_batch_rows": 2, **sampled}
+    assert generate(llama, PROMPTS, vectors, strengths, **split) == result
+    with pytest.raises(SteeringError, match="3 vectors and 2 strengths"):
+        generate(llama, PROMPTS, vectors, [1.0, 2.0], side_by_side=True, **SETTINGS)
+
+
 def test_half_precision_and_a_site_inside_a_block_generate(bf16_llama, llama, make_vector):
     inside = make_vector(site="blocks.1.hook_mlp_out")
     for model, vector, strength in ((bf16_llama, make_vector(), 6.0), (llama, inside, 2.0)):

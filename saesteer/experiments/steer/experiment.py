@@ -11,6 +11,7 @@ from typing import Any
 from saesteer.data import PairSet, Split, split_pairs
 from saesteer.data.splits import split_record
 from saesteer.evaluation import VectorResult, against_null, is_monotone
+from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.judge import FEWEST_PAIRS, AdmittedJudge, EmbeddingJudge
 from saesteer.evaluation.statistics import item_interval
 from saesteer.evaluation.written import (
@@ -133,6 +134,13 @@ def plan_run(config: RunConfig) -> SteerPlan:
         folder=run_folder(config, **inputs, **weights_digest(parts["model"], parts["sae"])),
         **parts,
     )
+
+
+def judge_of(
+    statements: PairSet, known: PairSet, embedder: SentenceEmbedder | None = None
+) -> AdmittedJudge:
+    """What reads texts: trained on answers of known sides and on pairs that train no vector."""
+    return AdmittedJudge(EmbeddingJudge(statements, known, embedder=embedder), known)
 
 
 class SteerResults(Results):
@@ -346,11 +354,9 @@ class Steer(SteeringExperiment[SteerResults]):
 
     @cached_property
     def _judge(self) -> AdmittedJudge:
-        """What reads texts: trained on answers of known sides and on pairs that train no vector."""
-        known = self.plan.known
-        assert known is not None
-        judge = EmbeddingJudge(self.plan.split.test, known, embedder=self.embedder)
-        return AdmittedJudge(judge, known)
+        """What reads texts."""
+        assert self.plan.known is not None
+        return judge_of(self.plan.split.test, self.plan.known, self.embedder)
 
     @property
     def _written_names(self) -> list[str]:

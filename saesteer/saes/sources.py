@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,13 @@ from saesteer.saes.labels import (
 )
 from saesteer.saes.loading import neuronpedia_id_of, resolve_sae
 from saesteer.saes.neuronpedia import Cache, Neuronpedia, Service, SourceId
+from saesteer.saes.neuronpedia.links import SITE
+from saesteer.saes.neuronpedia.service import KEY_VARIABLE
 from saesteer.utils.errors import ConfigError, NetworkError, SaeError, SaesteerError
 from saesteer.utils.progress import terminal_progress
 
 if TYPE_CHECKING:
+    from saesteer.saes.adapter import LensSae
     from saesteer.saes.table import FeatureCard, FeatureHit, FeatureTable
 
 WORTH_SAYING = 5.0
@@ -117,6 +122,33 @@ class FeatureSource:
         if left is not None and left <= FEW_LEFT:
             said = f"Neuronpedia takes {left} more requests of this kind this hour."
             terminal_progress().say(said)
+
+
+def search_features(
+    sae: LensSae, table: FeatureTable | None, words: str, limit: int
+) -> tuple[list[FeatureHit], str]:
+    """Return the features of a loaded SAE found for some words, and what is to be said of that.
+
+    Neuronpedia is asked where it has the SAE and there is a key; else its imported labels answer
+    where there are some, else the SAE's own table.
+
+    Raises:
+        SaeError: There is none of them.
+    """
+    place = SourceId.known(sae.neuronpedia_id)
+    labels = {} if place is None else Cache(label_cache()).labels(str(place))
+    if place is not None and os.environ.get(KEY_VARIABLE, "").strip():
+        with suppress(NetworkError):
+            return FeatureSource(sae.name, str(place)).search(words, limit)
+    if place is not None and labels:
+        note = f"by the words of {len(labels):,} labels of Neuronpedia"
+        return search_labels(labels, words, limit, place=place, site=SITE), note
+    if table is None:
+        raise SaeError(
+            f"SAE {sae.name} has no feature table to search; import its labels with saesteer "
+            f"neuronpedia import, or set {KEY_VARIABLE}."
+        )
+    return search_table(table, words, limit), "by the tokens and texts of the SAE's own table"
 
 
 def known_source(
