@@ -146,14 +146,15 @@ def main(wanted: list[str]) -> None:
     for path in sorted(SCRIPTS.glob("*.py")):
         if wanted and path.stem not in wanted:
             continue
-        script, start = path.read_text(encoding="utf-8"), time.monotonic()
+        script, start, used = path.read_text(encoding="utf-8"), time.monotonic(), sum(os.times()[:4])
         with tempfile.TemporaryDirectory() as folder:
             ran = run(script, Path(folder))
         for old in images.glob(f"{path.stem}-*.png"):
             old.unlink()
         text = page(path.stem, script, ran, images)
         (PAGES / f"{path.stem}.md").write_text(text, encoding="utf-8")
-        print(f"{path.stem}: {time.monotonic() - start:.0f} s")
+        wall, processor = time.monotonic() - start, sum(os.times()[:4]) - used
+        print(f"{path.stem}: {wall:.0f} s, of which {processor:.0f} s on a processor", flush=True)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ pd.DataFrame([{"clean": p.clean, "corrupted": p.corrupted} for p in pairs])
 
 # %%
 model = ss.load_model("smollm2", dtype="float32")
-exact = ss.patch(model, pairs, "resid_pre", layers=range(0, 30, 3))
+layers = range(0, 30, 6)
+exact = ss.patch(model, pairs, "resid_pre", layers=layers)
 pd.DataFrame({"clean": exact.clean, "corrupted": exact.corrupted}, index=list(exact.pairs))
 
 # %% [markdown]
@@ -79,42 +80,58 @@ draw(exact, 0, "Activation patching: one run for every cell");
 
 # %% [markdown]
 # The words that differ have no column, so the lower layers look empty: there, the answer hangs on
-# tokens that nothing can be copied to. What moves later to the common words behind them is seen.
+# tokens that nothing can be copied to. It shows once it has moved to the words behind them.
 #
 # ## The cheap estimate
 # Attribution patching estimates every cell from one backward pass: what an activation differs by, times
-# the gradient. Integrated gradients average the gradient over five points on the way.
+# the gradient in the run that is patched. Integrated gradients average the gradient over points on a
+# line between the two runs, and there are two such lines. The default, `inputs`, moves the model's
+# input; `activations` moves the patched activation itself, layer by layer, and costs more.
 
 # %%
 estimates = {
-    method: ss.patch(model, pairs, "resid_pre", method=method, layers=range(0, 30, 3))
-    for method in ("attribution", "integrated_gradients")
+    "attribution": ss.patch(model, pairs, "resid_pre", method="attribution", layers=layers),
+    "inputs": ss.patch(
+        model, pairs, "resid_pre", method="integrated_gradients", line="inputs", layers=layers
+    ),
+    "activations": ss.patch(
+        model, pairs, "resid_pre", method="integrated_gradients", line="activations", steps=3,
+        layers=layers,
+    ),
 }
-draw(estimates["attribution"], 0, "Attribution patching: one backward pass");
+apart = np.nanmax(np.abs(estimates["inputs"].change - estimates["attribution"].change))
+print(f"integrated gradients along the inputs against attribution: {apart:.4f} logits apart at most")
 
 # %% [markdown]
-# ## How far it can be trusted
+# They are the same numbers, and that is no accident. The words that differ have no counterpart, so they
+# stay as they are; all other words are equal in both prompts, so the input has nowhere to move. On
+# prompts like these, integrated gradients along the inputs are attribution under another name. A second
+# estimate that agrees with the first says something only if it could have disagreed.
+#
+# ## How far they can be trusted
 # On the dotted line the estimate is exact.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
 known = ~np.isnan(exact.change)
-for one, (method, found) in zip(axes, estimates.items(), strict=True):
-    x, y = exact.change[known], found.change[known]
+for one, name in zip(axes, ("attribution", "activations"), strict=True):
+    x, y = exact.change[known], estimates[name].change[known]
     one.scatter(x, y, s=12, alpha=0.6)
     one.axline((0, 0), slope=1, linestyle=":", color="black")
-    one.set(title=f"{method}: r = {np.corrcoef(x, y)[0, 1]:.2f}", xlabel="patched (logits)")
+    one.set(title=f"{name}: off by {np.abs(y - x).max():.2f} at most", xlabel="patched (logits)")
 axes[0].set_ylabel("estimated (logits)");
 
 # %% [markdown]
+# A correlation would hide this: most cells do nothing and are estimated so. Look at the cells that
+# matter, at the upper right.
+#
 # ## Sub-layers, over all pairs
-# The table of a result is the mean over the pairs that have a cell. Summed over positions it says which
-# layers do the work, whatever the lengths.
+# Summed over positions an estimate says which layers do the work, whatever the lengths.
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.5))
 for component in ("attn_out", "mlp_out"):
-    found = ss.patch(model, pairs, component, method="integrated_gradients")
+    found = ss.patch(model, pairs, component, method="attribution")
     by_layer = np.nansum(found.change, axis=2).mean(axis=0)
     axes.plot(found.coords["layer"], by_layer, marker="o", markersize=3, label=component)
 axes.axhline(0, color="black", linewidth=0.8)
@@ -129,6 +146,6 @@ axes.legend();
 # - `MINE`: a file of your own. Look at the logit differences first; on short-term against long-term
 #   goals, for one, SmolLM2 always says the same answer, and then there is nothing to explain.
 # - An `alignment` in a record, `[[clean position, corrupted position], ...]`: let "Kingdom" stand for
-#   "France". What appears in the lower layers?
+#   "France". What appears in the lower layers, and do the two lines still agree?
 # - `mode="noising"`: what is necessary, and not what is sufficient.
 # - `ss.patch(model, pairs, "z", method="attribution")`: which heads would you patch for sure?

@@ -15,71 +15,42 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import saesteer as ss
 
-model = ss.load_model("smollm2")
-
 # %% [markdown]
-# ## Texts
-# Forty short texts of either side, written here by rule so that nothing but the mood tells the side:
-# each situation occurs with both. A frame of your own with a column of texts and one of labels does as
-# well; `saesteer probe my_texts.csv` is the same on the command line. What the probe is tested on are
-# situations that it never saw.
+# ## A probe on some layers
+# `sentiment` is a bundled configuration: short texts in three balanced classes, in which nothing but the
+# reaction tells the class. One pass reads all layers. `ss.run` is what `saesteer probe sentiment` calls;
+# the settings after it make it smaller than the command's own.
 
 # %%
-situations = [
-    "the soup", "my new flat", "the film last night", "our trip to the coast", "the concert",
-    "this dictionary", "the hotel", "her speech", "the train ride", "my first day at work",
-    "the garden", "his birthday party", "the lecture", "our team", "the museum", "the camera",
-    "this chair", "the weather", "the service", "the last chapter",
-]
-glad = ["I loved {}.", "What a joy {} was!", "I could not be happier with {}.", "{} was wonderful."]
-grim = ["I hated {}.", "What a waste {} was!", "I could not be angrier with {}.", "{} was dreadful."]
-rows = [
-    {"text": frame.format(thing).capitalize(), "label": label, "thing": thing}
-    for label, frames in (("positive", glad), ("negative", grim))
-    for frame in frames
-    for thing in situations
-]
-texts = pd.DataFrame(rows)
-test = texts["thing"].isin(situations[-6:])
-train, held_out = texts[~test], texts[test]
-texts.sample(5, random_state=0)[["text", "label"]]
-
-# %% [markdown]
-# ## A probe on every third layer
-# One pass reads all layers. The layer that is best in cross-validation is chosen by the training texts
-# alone. The *control* is the same probe on shuffled labels: what it reaches is chance plus leakage.
-
-# %%
-layers = range(0, model.cfg.n_layers, 3)
-probe = ss.Probe(layers=layers).fit(model, list(train["text"]), list(train["label"]))
-shuffled = train["label"].sample(frac=1, random_state=0)
-control = ss.Probe(layers=layers).fit(model, list(train["text"]), list(shuffled))
-for name, one in (("probe", probe), ("control", control)):
-    right = one.predict(list(held_out["text"])) == held_out["label"].to_numpy()
-    print(f"{name}: layer {one.best_layer_}, {right.mean():.0%} of {len(right)} held-out texts")
+found = ss.run(
+    "sentiment",
+    overrides=["data.max_texts=800", "reading.layers=[0, 3, 6, 9, 11, 12, 13, 14, 15, 18, 21, 24, 27]"],
+)
+layers = pd.read_csv(found.folder.path / "layers.csv")
+layers[["layer", "macro_f1", "auroc", "control_auroc"]]
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.5))
-axes.plot(probe.scores_["layer"], probe.scores_["cv_loss"], marker="o", label="probe")
-axes.plot(control.scores_["layer"], control.scores_["cv_loss"], marker="o", label="control")
-axes.axhline(np.log(2), color="black", linewidth=0.8, linestyle=":", label="a coin")
-axes.set(xlabel="layer", ylabel="log loss in cross-validation")
+axes.plot(layers["layer"], layers["auroc"], marker="o", label="probe")
+axes.plot(layers["layer"], layers["control_auroc"], marker="o", label="control")
+axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", label="a coin")
+axes.set(xlabel="layer", ylabel="AUROC on held-out texts")
 axes.legend();
 
 # %% [markdown]
-# These texts are easy, as made-up texts are: words such as "loved" stand in them. Figures that mean
-# something are those of `saesteer probe sentiment` and of human-rated texts, on the page about probes.
-# Here it is the direction that we are after.
+# The *control* is the same probe on shuffled labels. It has to stay at a coin's level; where it does not,
+# texts leak from training to test.
 #
 # ## Read token by token
-# The reading of a token is its residual stream's projection on the probe's direction.
+# The reading of a token is its residual stream's projection on the probe's direction. The first token is
+# left out: models park a very long vector there.
 
 # %%
-vector = probe.vector_
+model = ss.load_model("smollm2")
+vector = found.probes.vector(14)
 text = "I loved the first half of the film, but the ending was dreadful."
 _, cache = model.run_with_cache(text, names_filter=str(vector.site))
 stream = next(iter(cache.values()))[0].float()
@@ -93,66 +64,51 @@ axes.set_ylabel("reading");
 
 # %% [markdown]
 # ## Intervene
-# With reading alpha, an edit writes x + (alpha' - alpha) v and leaves all that is orthogonal to v:
-# `Flip` mirrors the reading, `Ablate` takes it away, `Set` fixes it, `Add` is steering. Flipped is the
-# reading on several layers at once; the edit is worked out from the untouched model, so that flips do
-# not undo each other.
+# With reading alpha, an edit writes x + (alpha' - alpha) v and leaves all that is orthogonal to v alone:
+# `Flip` mirrors the reading, `Ablate` takes it away, `Set` fixes it, `Add` is steering. On several layers
+# the edit is worked out from the untouched model's reading, so that flips do not undo each other.
 
 # %%
-def directions(fitted, among=(9, 12, 15, 18)):
-    return [fitted.probes_.vector(layer) for layer in among]
+prompts = ["The hotel was fantastic and", "The film was terrible and", "I regret this trip, because"]
+directions = [found.probes.vector(layer) for layer in (11, 12, 13, 14)]
 
 
-def write(edits=()):
+def write(*edits):
     if not edits:
-        return list(ss.generate(model, prompts, chat=False, max_new_tokens=24).table["text"])
+        return list(ss.generate(model, prompts, chat=False, max_new_tokens=20).table["text"])
     with ss.intervene(model, edits, positions="all"):
         return write()
 
 
-ends = ("really enjoyed it, because", "regret it, because")
-prompts = [f"My review of the {thing}: I {end}" for thing in ("hotel", "film", "food", "phone") for end in ends]
-plain, flipped = write(), write([ss.Flip(one, 1.5) for one in directions(probe)])
-pd.DataFrame({"prompt": prompts, "plain": plain, "flipped": flipped}).head(4)
+pd.DataFrame(
+    {
+        "prompt": prompts,
+        "plain": write(),
+        "flipped": write(*(ss.Flip(one) for one in directions)),
+        "ablated": write(*(ss.Ablate(one) for one in directions)),
+    }
+)
 
 # %% [markdown]
 # ## Ask somebody else
-# The probe would find its own flip convincing. VADER, a lexicon, has seen neither probe nor model. The
-# same edits along the control's directions, which were fitted to shuffled labels, show what meddling
-# alone does.
+# Three texts persuade nobody, and the probe would find its own flip convincing. So the command asks two
+# others, a lexicon (VADER) and a classifier on sentence embeddings that learnt from texts no probe saw,
+# whether each text moved away from its prompt's side. Random directions, scaled until they cost the same
+# KL, say how many texts any push of that size moves.
 
-# %%
-vader = SentimentIntensityAnalyzer()
-
-
-def mood(written):
-    return np.array([vader.polarity_scores(one)["compound"] for one in written])
-
-
-meddled = write([ss.Flip(one, 1.5) for one in directions(control)])
-ablated = write([ss.Ablate(one) for one in directions(probe)])
-side = np.where(["enjoyed" in prompt for prompt in prompts], 1, -1)
-away = {
-    "plain": side * mood(plain),
-    "flip, shuffled labels": side * mood(meddled),
-    "ablate": side * mood(ablated),
-    "flip": side * mood(flipped),
-}
-pd.DataFrame({name: {"mood on the prompt's own side": values.mean()} for name, values in away.items()})
-
-# %%
-figure, axes = plt.subplots(figsize=(7, 3.5))
-axes.boxplot(list(away.values()), tick_labels=list(away))
-axes.axhline(0, color="black", linewidth=0.8)
-axes.set_ylabel("VADER, on the prompt's side");
+# %% language="bash"
+# saesteer probe intervene runs/sentiment-* --prompts sentiment_prompts --group tune \
+#     --max-new-tokens 16 --layers 11-14 --random 2 | tail -n 24
 
 # %% [markdown]
-# Eight prompts make a picture, not a finding. `saesteer probe intervene RUN --random 5` scales random
-# directions until they cost the same KL and gives the share that moved with its interval.
+# Compare the shares of the flip with those of the random directions, intervals and all: about half of the
+# texts move by chance alone, because at this KL most texts change a little. Sixteen prompts give wide
+# intervals; figures for thirty-two, with more random directions, stand on the page about probes.
 #
 # ## Something to change
 # - The layers in `directions`: one layer alone, all late ones. Where does flipping stop to work?
 # - `ss.Flip(one, 3)`: further than the mirror. What does the text look like then?
-# - `ss.Add(probe.vector_, [-0.3, 0.3])` in place of the flips, or `ss.generate(model, prompts,
-#   probe.vector_, [-0.3, 0, 0.3])`: a probe's direction steers like any other vector.
-# - Your own texts and labels; three classes work too.
+# - `ss.generate(model, prompts, vector, [-0.3, 0, 0.3], chat=False)`: a probe's direction steers like any
+#   other vector.
+# - Your own texts and labels, from a table: `ss.Probe(layers=[12, 14]).fit(model, texts, labels)` gives
+#   `.scores_`, `.predict(...)` and `.vector_`; `saesteer probe my_texts.csv` does all of the above.
