@@ -46,7 +46,12 @@ def commands_page() -> str:
 
     from saesteer.cli.main import app
 
-    environment = {"COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
+    environment = {
+        "COLUMNS": str(WIDTH),
+        "TERMINAL_WIDTH": str(WIDTH),
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
     os.environ.update(environment)
     parts = ["# Commands", "What `--help` prints, for every command."]
     for name, _ in leaves(get_command(app), "saesteer"):
@@ -80,7 +85,9 @@ def reference_page(room: str) -> str:
         parts.append(methods_table())
     for name, there in saesteer._NAMES.items():
         if there[0].split(".")[1] == room:
-            parts.append(f"::: {there[0]}.{there[1]}" if name != there[1] else f"::: saesteer.{name}")
+            parts.append(
+                f"::: {there[0]}.{there[1]}" if name != there[1] else f"::: saesteer.{name}"
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,11 +109,13 @@ def figures_page() -> str:
     sections = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n?)*)", readme, re.MULTILINE))
     lost = [name for name in FIGURES if name not in sections]
     if lost:
-        raise SystemExit(f"README.md has no section {lost[0]!r}; change FIGURES in {Path(__file__).name}")
+        raise SystemExit(
+            f"README.md has no section {lost[0]!r}; change FIGURES in {Path(__file__).name}"
+        )
     parts = ["# Figures, and how they were measured"]
     parts.append(
-        "Every figure stands beside the command that repeats it. Those of single parts stand on their"
-        " pages: [the bundled SAE](docs/sae.md), [probes](docs/probes.md#figures),"
+        "Every figure stands beside the command that repeats it. Those of single parts stand on"
+        " their pages: [the bundled SAE](docs/sae.md), [probes](docs/probes.md#figures),"
         " [layer programs](docs/corruption.md#smollm2-what-holds-of-what-was-seen-on-gpt-2-small),"
         " [the parts of the method](docs/method.md), [benchmarks](benchmarks/README.md)."
     )
@@ -124,7 +133,7 @@ def moved(text: str, path: Path) -> str:
             return match[0]
         inside = file.relative_to(ROOT).as_posix()
         if inside == "README.md":
-            return "](index.md)"
+            return "](figures.md)"
         return f"]({ELSEWHERE.get(inside, inside.removeprefix('docs/'))}{anchor})"
 
     return re.sub(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", link, text)

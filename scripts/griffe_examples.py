@@ -1,4 +1,4 @@
-"""For the site's reference: sections called Example hold doctests, which griffe knows as Examples."""
+"""For the site's reference: griffe shows doctests as code in sections called Examples alone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Run the tutorials and write each with its output to docs/tutorials: scripts/tutorials.py [NAME ...]
+"""Run the tutorials and write each with its output to docs/tutorials; names choose some of them.
 
 A tutorial is a script in jupytext's percent format, which Jupyter opens as a notebook. Pages and
-pictures are committed, so that a site is built without a model; a page names the script that made it
-by its SHA-256, and a test says when the two have parted.
+pictures are committed, so that a site is built without a model; a page names the script that made
+it by its SHA-256, and a test says when the two have parted.
 """
 
 from __future__ import annotations
@@ -83,11 +83,14 @@ def _python(source: str, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             shown = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
     if printed.getvalue().strip():
         yield "text", printed.getvalue()
-    if source.endswith(";"):
+    if type(shown).__module__.startswith("matplotlib"):
+        # The picture says it all.
         shown = None
     if hasattr(shown, "to_html"):
         # Cells are escaped: a model's words never become markup.
-        yield "html", shown.to_html(border=0, float_format="{:.3g}".format)
+        table = shown.to_html(border=0, float_format="{:.3g}".format)
+        # The site's own styles are for tables without a class.
+        yield "html", re.sub(r' class="dataframe"| style="text-align: right;"', "", table)
     elif shown is not None:
         yield "text", str(shown)
     for number in pyplot.get_fignums():
@@ -102,8 +105,7 @@ def _bash(source: str) -> str:
     done = subprocess.run(
         ["bash", "-e", "-c", source],
         env={**os.environ, "PATH": beside, "COLUMNS": "100", "NO_COLOR": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode:
@@ -118,7 +120,9 @@ def digest(script: str) -> str:
 
 def page(name: str, script: str, ran: list[Cell], images: Path) -> str:
     """Return a tutorial's page, and write its pictures."""
-    parts = [f"<!-- Made by scripts/tutorials.py; tutorials/{name}.py has SHA-256 {digest(script)} -->"]
+    parts = [
+        f"<!-- Made by scripts/tutorials.py; tutorials/{name}.py has SHA-256 {digest(script)} -->"
+    ]
     number = 0
     for cell in ran:
         if cell.kind == "markdown":
@@ -146,7 +150,11 @@ def main(wanted: list[str]) -> None:
     for path in sorted(SCRIPTS.glob("*.py")):
         if wanted and path.stem not in wanted:
             continue
-        script, start, used = path.read_text(encoding="utf-8"), time.monotonic(), sum(os.times()[:4])
+        script, start, used = (
+            path.read_text(encoding="utf-8"),
+            time.monotonic(),
+            sum(os.times()[:4]),
+        )
         with tempfile.TemporaryDirectory() as folder:
             ran = run(script, Path(folder))
         for old in images.glob(f"{path.stem}-*.png"):

@@ -7,9 +7,9 @@
 # %% [markdown]
 # # Layers removed, tasks, and the agent
 #
-# What a layer is for shows when it is missing. This runs a model without some of its layers, on tasks
-# that come with saesteer and on one of your own, and then lets the agent look for the layer that
-# matters most and check its own claim.
+# What a layer is for shows when it is missing. This runs a model without some of its layers, on
+# tasks that come with saesteer and on one of your own, and then lets the agent look for the layer
+# that matters most and check its own claim.
 
 # %%
 import json
@@ -22,13 +22,23 @@ import saesteer as ss
 
 # %% [markdown]
 # ## A task of your own
-# A task is a JSON file of prompts with answers. Before each question stand a few of the other examples.
+# A task is a JSON file of prompts with answers. Before each question stand a few of the other
+# examples.
 
 # %%
 plurals = [
-    ("cat", "cats"), ("child", "children"), ("dog", "dogs"), ("mouse", "mice"), ("book", "books"),
-    ("man", "men"), ("tree", "trees"), ("foot", "feet"), ("house", "houses"), ("woman", "women"),
-    ("car", "cars"), ("tooth", "teeth"),
+    ("cat", "cats"),
+    ("child", "children"),
+    ("dog", "dogs"),
+    ("mouse", "mice"),
+    ("book", "books"),
+    ("man", "men"),
+    ("tree", "trees"),
+    ("foot", "feet"),
+    ("house", "houses"),
+    ("woman", "women"),
+    ("car", "cars"),
+    ("tooth", "teeth"),
 ]
 task = {
     "name": "plurals",
@@ -43,8 +53,8 @@ Path("plurals.json").write_text(json.dumps(task, indent=1))
 
 # %% [markdown]
 # ## Without each layer
-# `depth` is a bundled configuration: keep the first k layers, and skip each one. All programs share
-# one walk through the model.
+# `depth` is a bundled configuration: keep the first k layers, and skip each one. All programs
+# share one walk through the model.
 
 # %%
 found = ss.run(
@@ -70,12 +80,13 @@ picture = axes.imshow(lost.clip(upper=4), cmap="Reds", vmin=0, aspect="auto")
 axes.set_yticks(range(len(lost)), lost.index)
 axes.set_xticks(range(0, 30, 2), range(0, 30, 2))
 axes.set(xlabel="layer left out", title="What the answers lose (nats per token, 4 and more alike)")
-figure.colorbar(picture);
+figure.colorbar(picture)
 
 # %% [markdown]
-# One layer is indispensable for everything, most can go, and some serve one task and not another. That
-# a task suffers without a layer does not say that the layer does the task: the layers above may only be
-# unable to read what reaches them. So look at the other end too, at how few layers are enough.
+# One layer is indispensable for everything, most can go, and some serve one task and not another.
+# That a task suffers without a layer does not say that the layer does the task: the layers above
+# may only be unable to read what reaches them. So look at the other end too, at how few layers
+# are enough.
 
 # %%
 keeps = scores[scores["program"].str.startswith("keep")].copy()
@@ -84,14 +95,14 @@ figure, axes = plt.subplots(figsize=(7, 3.5))
 for task_name, rows in keeps.groupby("task"):
     axes.plot(rows["kept"], rows["accuracy"], marker="o", markersize=3, label=task_name)
 axes.set(xlabel="layers kept, from the first", ylabel="accuracy on 10 questions")
-axes.legend();
+axes.legend()
 
 # %% [markdown]
 # ## Let the agent look
-# The agent plans experiments, runs them within a budget that the program keeps, and holds every claim
-# against the runs that it names. Without a language model's endpoint it searches by halving: all layers
-# on few questions, the worst of them again on more. What it may vary is said in a file; here the tasks
-# are set for it, our own among them.
+# The agent plans experiments, runs them within a budget that the program keeps, and holds every
+# claim against the runs that it names. Without a language model's endpoint it searches by
+# halving: all layers on few questions, the worst of them again on more. What it may vary is said
+# in a file; here the tasks are set for it, our own among them.
 
 # %% language="bash"
 # saesteer agent --goal "Which layer's removal costs most?" --budget 5 \
@@ -99,8 +110,9 @@ axes.legend();
 #     --set experiments.corrupt.tasks.max_questions=6
 
 # %% [markdown]
-# *Supported* means that the claim's number stands in the experiment that it names. It does not mean that
-# the experiment answers the question: that is for you to judge. Every experiment is a run of its own.
+# *Supported* means that the claim's number stands in the experiment that it names. It does not
+# mean that the experiment answers the question: that is for you to judge. Every experiment is a
+# run of its own.
 
 # %% language="bash"
 # saesteer runs filter kind=corrupt --sort seconds
@@ -109,10 +121,10 @@ axes.legend();
 # ## Something to change
 # - The task: twelve prompts and answers of your own in `plurals`. Which layer does it need that
 #   `agreement` does not?
-# - `families: [{kind: zero_mlp}]` in a file of settings (`saesteer configs depth` prints one to start
-#   from): is it the layer's MLP or its attention?
+# - `families: [{kind: zero_mlp}]` in a file of settings (`saesteer configs depth` prints one to
+#   start from): is it the layer's MLP or its attention?
 # - `saesteer corrupt linear`: how much of a layer is a linear map?
-# - `--set search.parameters.programs="skip {layer}, skip 4"`: which layer costs most once layer 4 is
-#   gone already?
-# - A language model as the planner: `saesteer agent configs/agent/planned.yaml --base-url URL --model
-#   NAME`.
+# - `--set search.parameters.programs="skip {layer}, skip 4"`: which layer costs most once layer 4
+#   is gone already?
+# - A language model as the planner: `saesteer agent configs/agent/planned.yaml --base-url URL
+#   --model NAME`.

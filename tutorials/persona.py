@@ -17,9 +17,10 @@ import saesteer as ss
 
 # %% [markdown]
 # ## Pairs
-# A pair is two texts that differ in the trait. These come with saesteer; `ss.load_pairs("mine.csv")`
-# reads your own, from a table with the columns `positive` and `negative`. The split keeps statements
-# that are worded nearly alike on one side of the line, so that what is tested is new.
+# A pair is two texts that differ in the trait. These come with saesteer;
+# `ss.load_pairs("mine.csv")` reads your own, from a table with the columns `positive` and
+# `negative`. The split keeps statements that are worded nearly alike on one side of the line, so
+# that what is tested is new.
 
 # %%
 pairs = ss.load_pairs("agreeableness", max_pairs=120)
@@ -29,11 +30,11 @@ train.table[["positive", "negative"]].head(4)
 
 # %% [markdown]
 # ## A vector made of features
-# The SAE turns the residual stream at its site into features that fire on few texts. `ClusteredSAE`
-# picks those that fire on one side more than on the other, keeps the clusters that tell the sides
-# apart on the training pairs, and fits weights so that their sum comes near the difference between
-# the sides. It takes seconds; `AttributedSAE`, which `saesteer steer` uses, steers further and takes
-# minutes.
+# The SAE turns the residual stream at its site into features that fire on few texts.
+# `ClusteredSAE` picks those that fire on one side more than on the other, keeps the clusters that
+# tell the sides apart on the training pairs, and fits weights so that their sum comes near the
+# difference between the sides. It takes seconds; `AttributedSAE`, which `saesteer steer` uses, is
+# fitted to what moves the model's words, and takes minutes.
 
 # %%
 model, sae = ss.load_model("smollm2"), ss.load_sae("smollm2")
@@ -48,11 +49,11 @@ figure, axes = plt.subplots(figsize=(8, 5))
 axes.barh([text[:60] for text in strongest["label"]], strongest["weight"], color=colours)
 axes.axvline(0, color="black", linewidth=0.8)
 axes.set_xlabel("weight in the vector")
-axes.set_title("The 16 strongest of its features");
+axes.set_title("The 16 strongest of its features")
 
 # %% [markdown]
-# A label is a guess made from the places where a feature fires. Look at the places themselves before
-# you believe it:
+# A label is a guess made from the places where a feature fires. Look at the places themselves
+# before you believe it:
 
 # %%
 first = sae.feature(int(vector.features["index"][0]))
@@ -61,8 +62,8 @@ for context in first.contexts:
 
 # %% [markdown]
 # ## Read what it does
-# Strength is in units of the mean residual norm at the site; 0 is the model as it is. All rows are one
-# batch, so the three columns differ by the steering alone.
+# Strength is in units of the mean residual norm at the site; 0 is the model as it is. All rows
+# are one batch, so the three columns differ by the steering alone.
 
 # %%
 questions = ["How was your day?", "A colleague made a mistake. What do you say to them?"]
@@ -70,13 +71,14 @@ written = ss.generate(model, questions, vector, strength=[-0.3, 0, 0.3], max_new
 written.table[["prompt", "strength", "text"]]
 
 # %% [markdown]
-# Three answers persuade nobody. A small model's text shifts in tone whatever one adds to it, and an
-# eye that knows what it looks for finds it.
+# Three answers persuade nobody. A small model's text shifts in tone whatever one adds to it, and
+# an eye that knows what it looks for finds it.
 #
 # ## Measure it
-# The *margin* of a held-out pair is how much likelier its positive statement is than its negative one,
-# in nats per token, when the model is to say it. If the vector is the persona's, the margin rises with
-# strength and falls the other way. What it costs is the KL divergence on neutral answers.
+# The *margin* of a held-out pair is how much likelier its positive statement is than its negative
+# one, in nats per token, when the model is to say it. If the vector is the persona's, the margin
+# rises with strength and falls the other way. What it costs is the KL divergence on neutral
+# answers.
 
 # %%
 means = ss.DifferenceInMeans().fit(model, train, site=sae.site).vector_
@@ -89,7 +91,7 @@ for one in (vector, means, chance[0]):
     axes.plot(strengths, margins, marker="o", label=one.method)
 axes.set(xlabel="strength (residual norms)", ylabel="mean margin (nats per token)")
 axes.set_title(f"{len(test)} held-out pairs")
-axes.legend();
+axes.legend()
 
 # %% [markdown]
 # ## At equal cost
@@ -99,7 +101,7 @@ axes.legend();
 
 # %%
 table = ss.evaluate(model, test, [vector, means, *chance], kl_target=0.3)
-table
+table.round(3)
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 2.6))
@@ -108,14 +110,14 @@ axes.errorbar(table["effect"], table.index, xerr=[low, high], fmt="o", capsize=3
 axes.axvline(0, color="black", linewidth=0.8)
 axes.set_yticks(table.index, table["method"])
 axes.invert_yaxis()
-axes.set_xlabel("E at 0.3 nats of KL per token");
+axes.set_xlabel("E at 0.3 nats of KL per token")
 
 # %% [markdown]
-# Read it so: the vector worked if its interval lies clear of zero *and* of what random directions do
-# at the same KL. Two draws show the idea; for a p-value take twenty, as
-# `saesteer steer agreeableness evaluation.random_directions=20` does. The interval is over the pairs
-# of this one persona and says nothing of others. A dense difference in means may well do as much or
-# more: what features add is that you can read what the vector is made of, and change it.
+# Read it so: the vector worked if its interval lies clear of zero *and* of what random directions
+# do at the same KL. Two draws show the idea; for a p-value take twenty, as `saesteer steer
+# agreeableness evaluation.random_directions=20` does. The interval is over the pairs of this one
+# persona and says nothing of others. A dense difference in means may well do as much or more:
+# what features add is that you can read what the vector is made of, and change it.
 #
 # ## Keep it
 
@@ -128,7 +130,8 @@ vector.save("kind.safetensors")
 # %% [markdown]
 # ## Something to change
 # - Another persona: `"optimism"`, `"risk-taking"`, or a table of your own in `load_pairs`.
-# - `ss.AttributedSAE(n_features=32)` in place of `ClusteredSAE`: minutes instead of seconds. Does E grow?
+# - `ss.AttributedSAE(n_features=32)` in place of `ClusteredSAE`: minutes instead of seconds. Does
+#   E grow?
 # - `ss.ClusteredSAE(selection={"n_features": 8})`: how few features still do something?
 # - `kl_target=0.1`: does the order of the methods hold when the push is weaker?
 # - `saesteer app --vector kind.safetensors` opens a page to move the strength by hand.

@@ -7,9 +7,9 @@
 # %% [markdown]
 # # Probes and interventions
 #
-# A linear probe asks what the residual stream says of a text. An intervention asks whether the model
-# uses it. The first without the second is a correlation, the second without somebody else to judge it
-# is the probe grading its own work.
+# A linear probe asks what the residual stream says of a text. An intervention asks whether the
+# model uses it. The first without the second is a correlation, the second without somebody else
+# to judge it is the probe grading its own work.
 
 # %%
 import matplotlib.pyplot as plt
@@ -20,14 +20,17 @@ import saesteer as ss
 
 # %% [markdown]
 # ## A probe on some layers
-# `sentiment` is a bundled configuration: short texts in three balanced classes, in which nothing but the
-# reaction tells the class. One pass reads all layers. `ss.run` is what `saesteer probe sentiment` calls;
-# the settings after it make it smaller than the command's own.
+# `sentiment` is a bundled configuration: short texts in three balanced classes, in which nothing
+# but the reaction tells the class. One pass reads all layers. `ss.run` is what `saesteer probe
+# sentiment` calls; the settings after it make it smaller than the command's own.
 
 # %%
 found = ss.run(
-    "sentiment",
-    overrides=["data.max_texts=800", "reading.layers=[0, 3, 6, 9, 11, 12, 13, 14, 15, 18, 21, 24, 27]"],
+    "probe/sentiment",
+    overrides=[
+        "data.max_texts=800",
+        "reading.layers=[0, 3, 6, 9, 11, 12, 13, 14, 15, 18, 21, 24, 27]",
+    ],
 )
 layers = pd.read_csv(found.folder.path / "layers.csv")
 layers[["layer", "macro_f1", "auroc", "control_auroc"]]
@@ -38,15 +41,15 @@ axes.plot(layers["layer"], layers["auroc"], marker="o", label="probe")
 axes.plot(layers["layer"], layers["control_auroc"], marker="o", label="control")
 axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", label="a coin")
 axes.set(xlabel="layer", ylabel="AUROC on held-out texts")
-axes.legend();
+axes.legend()
 
 # %% [markdown]
-# The *control* is the same probe on shuffled labels. It has to stay at a coin's level; where it does not,
-# texts leak from training to test.
+# The *control* is the same probe on shuffled labels. It has to stay at a coin's level; where it
+# does not, texts leak from training to test.
 #
 # ## Read token by token
-# The reading of a token is its residual stream's projection on the probe's direction. The first token is
-# left out: models park a very long vector there.
+# The reading of a token is its residual stream's projection on the probe's direction. The first
+# token is left out: models park a very long vector there.
 
 # %%
 model = ss.load_model("smollm2")
@@ -60,16 +63,21 @@ figure, axes = plt.subplots(figsize=(9, 3))
 axes.bar(range(len(words)), readings, color=np.where(readings > 0, "tab:blue", "tab:red"))
 axes.set_xticks(range(len(words)), words, rotation=60)
 axes.axhline(0, color="black", linewidth=0.8)
-axes.set_ylabel("reading");
+axes.set_ylabel("reading")
 
 # %% [markdown]
 # ## Intervene
-# With reading alpha, an edit writes x + (alpha' - alpha) v and leaves all that is orthogonal to v alone:
-# `Flip` mirrors the reading, `Ablate` takes it away, `Set` fixes it, `Add` is steering. On several layers
-# the edit is worked out from the untouched model's reading, so that flips do not undo each other.
+# With reading alpha, an edit writes x + (alpha' - alpha) v and leaves all that is orthogonal to v
+# alone: `Flip` mirrors the reading, `Ablate` takes it away, `Set` fixes it, `Add` is steering. On
+# several layers the edit is worked out from the untouched model's reading, so that flips do not
+# undo each other.
 
 # %%
-prompts = ["The hotel was fantastic and", "The film was terrible and", "I regret this trip, because"]
+prompts = [
+    "The hotel was fantastic and",
+    "The film was terrible and",
+    "I regret this trip, because",
+]
 directions = [found.probes.vector(layer) for layer in (11, 12, 13, 14)]
 
 
@@ -91,24 +99,25 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Ask somebody else
-# Three texts persuade nobody, and the probe would find its own flip convincing. So the command asks two
-# others, a lexicon (VADER) and a classifier on sentence embeddings that learnt from texts no probe saw,
-# whether each text moved away from its prompt's side. Random directions, scaled until they cost the same
-# KL, say how many texts any push of that size moves.
+# Three texts persuade nobody, and the probe would find its own flip convincing. So the command
+# asks two others, a lexicon (VADER) and a classifier on sentence embeddings that learnt from
+# texts no probe saw, whether each text moved away from its prompt's side. Random directions,
+# scaled until they cost the same KL, say how many texts any push of that size moves.
 
 # %% language="bash"
-# saesteer probe intervene runs/sentiment-* --prompts sentiment_prompts --group tune \
+# saesteer probe intervene runs/sentiment-* --prompts sentiment_prompts --group score \
 #     --max-new-tokens 16 --layers 11-14 --random 2 | tail -n 24
 
 # %% [markdown]
-# Compare the shares of the flip with those of the random directions, intervals and all: about half of the
-# texts move by chance alone, because at this KL most texts change a little. Sixteen prompts give wide
-# intervals; figures for thirty-two, with more random directions, stand on the page about probes.
+# Compare the shares of the flip with those of the random directions, intervals and all: about
+# half of the texts move by chance alone, because at this KL most texts change a little. Thirty-two
+# prompts still give wide intervals; the page about probes has more random directions.
 #
 # ## Something to change
 # - The layers in `directions`: one layer alone, all late ones. Where does flipping stop to work?
 # - `ss.Flip(one, 3)`: further than the mirror. What does the text look like then?
-# - `ss.generate(model, prompts, vector, [-0.3, 0, 0.3], chat=False)`: a probe's direction steers like any
-#   other vector.
-# - Your own texts and labels, from a table: `ss.Probe(layers=[12, 14]).fit(model, texts, labels)` gives
-#   `.scores_`, `.predict(...)` and `.vector_`; `saesteer probe my_texts.csv` does all of the above.
+# - `ss.generate(model, prompts, vector, [-0.3, 0, 0.3], chat=False)`: a probe's direction steers
+#   like any other vector.
+# - Your own texts and labels, from a table: `ss.Probe(layers=[12, 14]).fit(model, texts, labels)`
+#   gives `.scores_`, `.predict(...)` and `.vector_`; `saesteer probe my_texts.csv` does all of
+#   the above.
