@@ -146,4 +146,4 @@ def test_the_python_of_a_page_runs(page, smollm2, monkeypatch, tmp_path) -> None
         "texts": [*pairs.positives, *pairs.negatives],
         "labels": ["kind"] * len(pairs) + ["unkind"] * len(pairs),
     }
-    exec(compile(to_run(page), str(page), "exec"), names)
+    exec(compile(to_run(page), f"<{page.name}>", "exec"), names)
