@@ -8,7 +8,7 @@ Nothing is fetched; a warning, such as a link that leads nowhere, is an error.
 from __future__ import annotations
 
 import ast
-import os
+import importlib
 import re
 import shutil
 import subprocess
@@ -17,6 +17,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import saesteer
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files outside docs/ that are pages of the site.
@@ -27,7 +29,8 @@ ELSEWHERE = {
 }
 # The README's sections that hold figures.
 FIGURES = ("Does it steer?", "Where does it live?", "Measured", "Tested releases")
-WIDTH = 100
+# Columns of the commands' help, which a page shows without scrolling.
+WIDTH = 84
 
 
 def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -46,16 +49,10 @@ def commands_page() -> str:
 
     from saesteer.cli.main import app
 
-    environment = {
-        "COLUMNS": str(WIDTH),
-        "TERMINAL_WIDTH": str(WIDTH),
-        "NO_COLOR": "1",
-        "TERM": "dumb",
-    }
-    os.environ.update(environment)
+    runner = CliRunner(env={"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"})
     parts = ["# Commands", "What `--help` prints, for every command."]
     for name, _ in leaves(get_command(app), "saesteer"):
-        asked = CliRunner().invoke(app, [*name.split()[1:], "--help"], prog_name="saesteer")
+        asked = runner.invoke(app, [*name.split()[1:], "--help"], prog_name="saesteer")
         if asked.exit_code:
             raise SystemExit(f"{name} --help failed: {asked.output}")
         lines = "\n".join(line.rstrip() for line in asked.output.strip("\n").splitlines())
@@ -69,24 +66,24 @@ def public_names() -> dict[str, list[str]]:
     found = defaultdict(list)
     for node in stub.body:
         if isinstance(node, ast.ImportFrom):
-            found[str(node.module).split(".")[1]] += [alias.name for alias in node.names]
+            found[str(node.module).split(".")[1]] += [str(alias.asname) for alias in node.names]
     return dict(found)
 
 
-def reference_page(room: str) -> str:
+def reference_page(room: str, names: list[str]) -> str:
     """Return the page of a room's public names, filled from their docstrings."""
-    import importlib
-
-    import saesteer
-
-    module = importlib.import_module(f"saesteer.{room}")
-    parts = [f"# {room.capitalize()}", (module.__doc__ or "").strip()]
+    about = importlib.import_module(f"saesteer.{room}").__doc__ or ""
+    parts = [f"# {room.capitalize()}", about.strip()]
     if room == "methods":
         parts.append(methods_table())
-    for name, there in saesteer._NAMES.items():
-        if there[0].split(".")[1] == room:
+    for name in names:
+        thing = getattr(saesteer, name)
+        if thing.__name__ == name:
+            parts.append(f"::: saesteer.{name}")
+        else:  # Its docstring stands under the name that it has at home.
+            parts.append(f"## {name} {{ #saesteer.{name} }}")
             parts.append(
-                f"::: {there[0]}.{there[1]}" if name != there[1] else f"::: saesteer.{name}"
+                f"::: {thing.__module__}.{thing.__name__}\n    options: {{heading_level: 3}}"
             )
     return "\n\n".join(parts) + "\n"
 
@@ -153,8 +150,9 @@ def assemble(folder: Path) -> None:
     (pages / "figures.md").write_text(figures_page(), encoding="utf-8")
     (pages / "commands.md").write_text(commands_page(), encoding="utf-8")
     (pages / "reference").mkdir()
-    for room in public_names():
-        (pages / "reference" / f"{room}.md").write_text(reference_page(room), encoding="utf-8")
+    for room, names in public_names().items():
+        text = reference_page(room, names)
+        (pages / "reference" / f"{room}.md").write_text(text, encoding="utf-8")
     settings = (ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8")
     settings = settings.replace('"ROOT', f'"{ROOT}')
     (folder / "zensical.toml").write_text(settings, encoding="utf-8")

@@ -75,7 +75,8 @@ def run(script: str, folder: Path) -> list[Cell]:
 def _python(source: str, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     from matplotlib import pyplot
 
-    tree, shown, printed = ast.parse(source), None, io.StringIO()
+    tree, printed = ast.parse(source), io.StringIO()
+    shown: Any = None
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, "<cell>", "exec"), names)

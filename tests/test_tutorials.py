@@ -46,7 +46,9 @@ def test_there_are_five_with_a_page_each() -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_page_is_of_the_script_as_it_stands(path) -> None:
     page = text(PAGES / f"{path.stem}.md")
-    assert tutorials.digest(text(path)) in page.splitlines()[0], f"run scripts/tutorials.py {path.stem}"
+    assert tutorials.digest(text(path)) in page.splitlines()[0], (
+        f"run scripts/tutorials.py {path.stem}"
+    )
     pictures = re.findall(r"\]\((images/.+?)\)", page)
     assert pictures and all((PAGES / picture).is_file() for picture in pictures)
 
