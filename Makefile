@@ -19,7 +19,7 @@ LIBRARIES := tests/models tests/steering tests/probes tests/saes tests/patching/
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-newest test-oldest pins format lint type bench docs clean
+.PHONY: help setup demo test test-newest test-oldest pins format lint type bench docs tutorials clean
 
 help:
 	@echo "make demo    set up and run the main job on the bundled model, SAE and pairs"
@@ -27,7 +27,8 @@ help:
 	@echo "make test-newest test-oldest    the tests that touch other libraries, on the newest and"
 	@echo "                                the oldest releases that pyproject.toml allows"
 	@echo "make pins    write constraints/newest.txt from what test-newest has installed"
-	@echo "make format lint type bench docs    what they say"
+	@echo "make docs    the documentation, into site/"
+	@echo "make format lint type bench tutorials    what they say"
 
 setup: $(READY)
 
@@ -94,7 +95,11 @@ bench: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/app.py
 
 docs: $(READY)
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/build_docs.py
+
+# Runs the tutorials and writes their pages, which `make docs` takes as they are.
+tutorials: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python scripts/tutorials.py
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest site build dist .pytest_cache .ruff_cache

@@ -1,18 +1,25 @@
-"""What README and docs name is there: commands with their options, imports, files and links."""
+"""What README and docs name is there, and their Python runs."""
 
 from __future__ import annotations
 
 import ast
 import re
 import shlex
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    ROOT / "benchmarks/README.md",
+]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 PLACES = re.compile(
     r"(?:configs|datasets|docs|scripts|benchmarks|tests|saesteer|constraints)/[\w./-]*\w"
@@ -102,3 +109,41 @@ def test_every_file_and_link_is_there() -> None:
         places = [folder / link for link in links] + [ROOT / p for p in PLACES.findall(whole)]
         missing += [f"{page} names {place}" for place in places if not place.exists()]
     assert not missing, "\n".join(missing)
+
+
+def to_run(page: Path) -> str:
+    """The Python of a page, but for blocks marked as not executed, with a reason."""
+    block = re.compile(r"(<!-- not executed: .+ -->\n)?```python\n(.*?)```", re.DOTALL)
+    whole = page.read_text(encoding="utf-8")
+    return "\n".join(code for marked, code in block.findall(whole) if not marked)
+
+
+RUN = [page for page in sorted((ROOT / "docs").glob("*.md")) if to_run(page)]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page, smollm2, monkeypatch, tmp_path) -> None:
+    import saesteer as ss
+    from saesteer.patching.pairs import load_prompt_pairs
+
+    # A few pairs and one model, in place of all and a new one each time.
+    pairs = ss.load_pairs("agreeableness", max_pairs=40)
+    for place in ("saesteer.patching", "saesteer.patching.patcher"):
+        monkeypatch.setattr(
+            f"{place}.load_prompt_pairs", lambda given: load_prompt_pairs(given)[:2]
+        )
+    monkeypatch.setattr("saesteer.models.load_model", lambda *_, **__: smollm2)
+    monkeypatch.chdir(tmp_path)
+    table = pairs.table[["positive", "negative"]]
+    table.to_csv("my_pairs.csv", index=False)
+    table.set_axis(["kind", "unkind"], axis=1).to_csv("my_columns.csv", index=False)
+    names = {
+        "ss": ss,
+        "model": smollm2,
+        "train": replace(pairs, pairs=pairs.pairs[:12]),
+        "texts": [*pairs.positives, *pairs.negatives],
+        "labels": ["kind"] * len(pairs) + ["unkind"] * len(pairs),
+    }
+    exec(compile(to_run(page), f"<{page.name}>", "exec"), names)

@@ -161,7 +161,10 @@ def encode_statements(
         chat: Whether prompts go through the chat template; where there is one and a prompt is
             given, if None.
         system: A system prompt for the template.
-        prepend_bos, max_length, what, remedy: See `encode_texts`.
+        prepend_bos: Whether a row must start with BOS; as the model was trained if None.
+        max_length: The model's context; a longer row is an error.
+        what: What the statements are called in the error, for all or for each.
+        remedy: What the user can do about a statement that is too long.
 
     Raises:
         DataError: A row has more tokens than `max_length`, a statement has no token or not its
