@@ -1,0 +1,1 @@
+"""Engines: what writes completions for `saesteer.generate`, one call for all of them."""
