@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saesteer.models.compat import quiet
+from saesteer.models.compat import objects_left_alone, quiet
 from saesteer.models.forward import greedy_settings
 from saesteer.models.hooks import hooked
 from saesteer.models.loading import plain_model
@@ -79,16 +79,12 @@ class PagedEngine:
                 requests.on_piece(number, completion.text)
         return [made[number] for number in range(len(requests.rows))]
 
-    def _written(
-        self, plain: Any, requests: Requests, rows: Sequence[Request]
-    ) -> list[Completion]:
+    def _written(self, plain: Any, requests: Requests, rows: Sequence[Request]) -> list[Completion]:
         from transformers import ContinuousBatchingConfig
 
         tokenizer: Any = self._model.tokenizer
         ends, new = end_ids(plain, tokenizer), requests.max_new_tokens
-        settings: Any = greedy_settings(
-            new, ends=sorted(ends) or None, pad=pad_id(tokenizer, ends)
-        )
+        settings: Any = greedy_settings(new, ends=sorted(ends) or None, pad=pad_id(tokenizer, ends))
         if requests.temperature:
             settings.update(
                 do_sample=True, temperature=requests.temperature, top_p=requests.top_p, top_k=0
@@ -111,8 +107,8 @@ class PagedEngine:
             auto_switch_to_flash=False,
         )
         # It draws from torch's own generator.
-        with torch.random.fork_rng(enabled=bool(requests.temperature)), quiet():
-            torch.manual_seed(key_seed(requests.seed)) if requests.temperature else None
+        with torch.random.fork_rng(), quiet(), objects_left_alone():
+            torch.manual_seed(key_seed(requests.seed))
             try:
                 # Its thread takes over the caller's mode.
                 with torch.inference_mode():
