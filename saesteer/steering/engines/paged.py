@@ -82,6 +82,11 @@ class PagedEngine:
     def _written(self, plain: Any, requests: Requests, rows: Sequence[Request]) -> list[Completion]:
         from transformers import ContinuousBatchingConfig
 
+        if "auto_switch_to_flash" not in ContinuousBatchingConfig.__dataclass_fields__:
+            raise ModelError(
+                "the engine paged needs a newer transformers (5.24 was tried); upgrade it, or use "
+                "the engine transformers."
+            )
         tokenizer: Any = self._model.tokenizer
         ends, new = end_ids(plain, tokenizer), requests.max_new_tokens
         settings: Any = greedy_settings(new, ends=sorted(ends) or None, pad=pad_id(tokenizer, ends))
