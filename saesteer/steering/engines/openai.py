@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.models.loading import model_info, plain_model
-from saesteer.models.tokens import TokenRow, input_device
+from saesteer.models.tokens import TokenRow, input_device, special_ids
 from saesteer.steering.apply import check_belongs, steer
 from saesteer.steering.engines.base import EVERYWHERE, Completion, Request, Requests, end_ids
 from saesteer.steering.engines.local import key_seed
@@ -47,7 +47,8 @@ _TRIED_PROMPTS, _TRIED_TOKENS, _DOUBLINGS = 3, 32, 6
 
 class _Told(NamedTuple):
     completion: Completion
-    tokens: tuple[int, ...]  # where they were asked for
+    tokens: tuple[int, ...] | None  # where they were asked for
+    n_tokens: int  # the one that ended it counted too
 
 
 class OpenAIEngine:
@@ -72,6 +73,8 @@ class OpenAIEngine:
         self._where = f"the server at {self._address}"
         self._served = settings.served_model
         self._sleep = sleep
+        # What may end a text there: llama.cpp takes more tokens for ends than the model's own.
+        self._ends = special_ids(model.tokenizer) | end_ids(plain_model(model), model.tokenizer)
         # Set when it was away: what came back may be another one.
         self._away = threading.Event()
         self._proven: set[tuple[Any, ...]] = set()
@@ -221,18 +224,18 @@ class OpenAIEngine:
             text, finished = choice["text"], choice["finish_reason"] == "stop"
             if not isinstance(text, str) or choice["finish_reason"] not in ("stop", "length"):
                 raise TypeError
-            tokens = _tokens(choice)
-            if tokens is None:
-                tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
             counted = (answer.get("usage") or {}).get("completion_tokens")
+            if counted is None:
+                counted = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + finished  # type: ignore[misc, index]
             # The token that ended it is counted there.
-            n_tokens = len(tokens) if counted is None else int(counted) - finished
+            n_tokens = int(counted) - finished
+            tokens = _tokens(choice)
         except (TypeError, KeyError, IndexError, AttributeError, ValueError):
             raise NetworkError(
                 f"{self._where} gives no completion in its answer; check that it speaks OpenAI's "
                 "API for completions."
             ) from None
-        return _Told(Completion(text, max(n_tokens, 0), finished), tokens)
+        return _Told(Completion(text, max(n_tokens, 0), finished), tokens, int(counted))
 
     def _prove(self, requests: Requests) -> None:
         """Have the server show that it serves this model, steered as asked.
@@ -279,31 +282,39 @@ class OpenAIEngine:
         payload = self._payload(tried, Request(row, strength))
         # Servers say tokens' ids in one of these ways.
         told = self._ask(payload | {"logprobs": 1, "return_token_ids": True})
-        ends = sorted(end_ids(plain_model(self._model), self._model.tokenizer))
-        tokens = list(told.tokens)
-        if told.completion.finished and not (tokens and tokens[-1] in ends):
-            tokens.append(-1)
-        return (
-            self._gap(tried, row, tokens, ends, strength),
-            self._gap(tried, row, tokens, ends, 0.0),
-        )
+        tokens = self._likeliest(told)
+        return self._gap(tried, row, tokens, strength), self._gap(tried, row, tokens, 0.0)
 
-    def _gap(
-        self,
-        tried: Requests,
-        row: TokenRow,
-        tokens: Sequence[int],
-        ends: Sequence[int],
-        strength: float,
-    ) -> float:
-        logits = self._logits(tried, row, [t for t in tokens if t >= 0], strength)
-        logits = logits[: len(tokens)]
-        chosen = [
-            row_logits[ends].max() if token < 0 else row_logits[token]
-            for token, row_logits in zip(tokens, logits, strict=True)
-        ]
-        if not chosen:
+    def _likeliest(self, told: _Told) -> list[int]:
+        """Return the tokens that a server wrote, as far as they are known; -1 for an end."""
+        tokenizer: Any = self._model.tokenizer
+        # A text may hold the mark for bytes that are no character, of which tokens are not known.
+        text = told.completion.text.split("\ufffd")[0]
+        whole = text == told.completion.text
+        if told.tokens is None:
+            listed = tokenizer(text, add_special_tokens=False)["input_ids"]
+            known = list(listed if whole else listed[:-1])
+        else:
+            # llama.cpp leaves tokens out that are no whole character.
+            known = []
+            for token in told.tokens:
+                if token in self._ends or len(known) == told.n_tokens:
+                    break
+                if not text.startswith(tokenizer.decode([*known, token], skip_special_tokens=True)):
+                    whole = False
+                    break
+                known.append(token)
+        return [*known, -1] if whole and told.completion.finished else known
+
+    def _gap(self, tried: Requests, row: TokenRow, tokens: Sequence[int], strength: float) -> float:
+        if not tokens:
             return 0.0
+        ends = sorted(self._ends)
+        logits = self._logits(tried, row, [t for t in tokens if t >= 0], strength)[: len(tokens)]
+        chosen = [
+            own[ends].max() if token < 0 else own[token]
+            for token, own in zip(tokens, logits, strict=True)
+        ]
         return float(((logits.amax(-1) - torch.stack(chosen)) / logits.std(-1)).max())
 
     def _logits(
@@ -314,8 +325,9 @@ class OpenAIEngine:
         ids = torch.tensor([[*row.ids, *tokens]], device=input_device(plain))
         steered: Any = nullcontext()
         where = tried.positions
-        # Of "generated" there is nothing to write to where nothing was.
-        if strength and tokens:
+        later = {tried.where(vector) for vector in tried.vectors} == {"generated"}
+        # Of these there may be none.
+        if strength and (tokens or not later):
             steered = steer(
                 self._model,
                 tried.vectors,

@@ -36,6 +36,11 @@ class EngineSettings(Settings):
     # Requests under way at once.
     workers: int = Field(default=8, ge=1)
 
+    @property
+    def written_by(self) -> str:
+        """What texts depend on: not how a server is asked, nor where it is."""
+        return f"{self.name}, {self.steering}, {self.served_model}"
+
     @model_validator(mode="before")
     @classmethod
     def _name_alone(cls, data: Any) -> Any:
