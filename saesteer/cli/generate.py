@@ -64,7 +64,7 @@ def generate_command(
     from saesteer.cli.show import show_completions
     from saesteer.steering import SteeringVector, parse, to_raw
     from saesteer.steering.divergence import strengths_at_kl
-    from saesteer.steering.engines.settings import EngineSettings, make_engine
+    from saesteer.steering.engines import EngineSettings, make_engine
     from saesteer.steering.strength import check_unit
     from saesteer.utils.errors import SteeringError
     from saesteer.utils.progress import terminal_progress

@@ -23,7 +23,7 @@ from saesteer.evaluation.text_quality import (
     vader_compound,
 )
 from saesteer.steering import generate
-from saesteer.steering.engines.settings import EngineSettings, make_engine
+from saesteer.steering.engines import EngineSettings, make_engine
 
 if TYPE_CHECKING:
     import pandas as pd

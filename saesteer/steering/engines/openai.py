@@ -264,7 +264,12 @@ class OpenAIEngine:
         for _ in range(1 if baked else _DOUBLINGS):
             seen = [self._gaps(tried, one.row, strength) for one in tried.rows]
             steered, plain = (torch.cat(gaps) for gaps in zip(*seen, strict=True))
-            worst = float(steered.max()) if len(steered) else 0.0
+            if not len(steered):
+                raise SteeringError(
+                    f"{self._where} writes nothing to these prompts by which its model could be "
+                    "known; add other prompts."
+                )
+            worst = float(steered.max())
             # What steering makes of the same tokens.
             unmoved = bool(strength) and float(plain.sum()) * TELLING < float(steered.sum())
             if worst > SAME or unmoved:
@@ -312,9 +317,11 @@ class OpenAIEngine:
                 known.append(token)
         return [*known, -1] if whole and told.completion.finished else known
 
-    def _gap(self, tried: Requests, row: TokenRow, tokens: Sequence[int], strength: float) -> float:
+    def _gap(
+        self, tried: Requests, row: TokenRow, tokens: Sequence[int], strength: float
+    ) -> Float[Tensor, " token"]:
         if not tokens:
-            return 0.0
+            return torch.zeros(0)
         ends = sorted(self._ends)
         logits = self._logits(tried, row, [t for t in tokens if t >= 0], strength)[: len(tokens)]
         chosen = [

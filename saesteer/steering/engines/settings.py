@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from saesteer.steering.engines.base import Engine
-from saesteer.steering.engines.local import TransformersEngine
 from saesteer.utils.http import is_plain_address, is_variable_name
 from saesteer.utils.settings import Settings, Source
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
 
 
 class EngineSettings(Settings):
@@ -65,23 +60,3 @@ class EngineSettings(Settings):
                 "give the key itself"
             )
         return self
-
-
-def make_engine(
-    settings: EngineSettings | None, model: TransformerBridge, max_batch_rows: int = 32
-) -> Engine:
-    """Return the engine that settings name; transformers if None.
-
-    Args:
-        model: The model that is steered, which checks what a server says.
-        max_batch_rows: The most completions that this machine writes at once.
-    """
-    if settings is None or settings.name == "transformers":
-        return TransformersEngine(model, max_batch_rows)
-    if settings.name == "paged":
-        from saesteer.steering.engines.paged import PagedEngine
-
-        return PagedEngine(model, max_batch_rows)
-    from saesteer.steering.engines.openai import OpenAIEngine
-
-    return OpenAIEngine(model, settings)
