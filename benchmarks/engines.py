@@ -32,8 +32,8 @@ def main() -> None:
     """Print completions a second of each, and how many texts are the first one's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layer", type=int, default=12)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
