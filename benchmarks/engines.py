@@ -95,11 +95,12 @@ def main() -> None:
 
 
 def _served(file: Path, options: argparse.Namespace) -> Any:
-    settings = xllamacpp.CommonParams()
+    llama_cpp: Any = xllamacpp
+    settings = llama_cpp.CommonParams()
     settings.model.path, settings.port = str(file), 0
     settings.n_parallel, settings.n_ctx, settings.n_gpu_layers = 8, 8 * 512, 0
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = options.threads
-    return xllamacpp.Server(settings)
+    return llama_cpp.Server(settings)
 
 
 if __name__ == "__main__":

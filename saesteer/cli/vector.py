@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -191,7 +191,7 @@ def export_command(
     from saesteer.steering import SteeringVector, export_gguf, parse
     from saesteer.steering.bake import check_free
     from saesteer.steering.strength import check_unit
-    from saesteer.steering.vllm_vectors import LIVE_FORMATS, REQUESTS, export_live
+    from saesteer.steering.vllm_vectors import LIVE_FORMATS, REQUESTS, LiveFormat, export_live
     from saesteer.utils.errors import SteeringError
 
     check_strength_or_kl(strength, kl)
@@ -207,10 +207,9 @@ def export_command(
         check_free(target)
     if kl is not None:
         strengths = [_costing(vector, kl, known, model)]
-    live = next((one for one in LIVE_FORMATS if one == kind), None)
-    if live is not None:
-        export_live(vector, target, live, strengths or [0.2], known)
-        loading = f"HOTWIRE_VECTORS={target} " if live == "hotwire" else ""
+    if kind != "gguf":
+        export_live(vector, target, cast(LiveFormat, kind), strengths or [0.2], known)
+        loading = f"HOTWIRE_VECTORS={target} " if kind == "hotwire" else ""
         say(f"wrote {target}; requests are in {target / REQUESTS}")
         say(f"try: {loading}vllm serve {vector.model}")
         return
