@@ -86,6 +86,7 @@ type: $(READY)
 bench: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/reading.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/generation.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 $(BIN)/python benchmarks/engines.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/probes.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/compare.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patching.py

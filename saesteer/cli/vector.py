@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -166,27 +166,56 @@ def _costing(vector: SteeringVector, kl: float, unit: Unit, model: str | None) -
 @app.command("export")
 def export_command(
     source: Source,
-    target: Annotated[Path, typer.Argument(help="The .gguf file to write.")],
+    target: Annotated[Path, typer.Argument(help="The .gguf file to write; for vLLM a new folder.")],
     strength: Annotated[
-        str | None, typer.Option(help="Bake this strength in; the natural vector if left out.")
+        list[str] | None,
+        typer.Option(
+            help="Bake this strength in; the natural vector if left out. For vLLM: of the requests."
+        ),
     ] = None,
     kl: Cost = None,
     unit: UnitName = "norm",
     model: Annotated[
         str | None, typer.Option(help="What --kl is measured on; the vector's if left out.")
     ] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="gguf, or for vLLM: vllm-lens or hotwire.")
+    ] = "gguf",
 ) -> None:
-    """Write a control vector for llama.cpp and repeng, which add it at every position."""
+    """Write a vector for an engine that adds it at every position.
+
+    A control vector for llama.cpp and repeng, or what a package for vLLM takes, with the bodies of
+    requests at several strengths.
+
+    saesteer vector export runs/kind kind-vllm --format vllm-lens --strength -0.2 --strength 0.2
+    """
     from saesteer.cli.options import check_strength_or_kl
     from saesteer.steering import SteeringVector, export_gguf, parse
+    from saesteer.steering.bake import check_free
     from saesteer.steering.strength import check_unit
+    from saesteer.steering.vllm_vectors import LIVE_FORMATS, REQUESTS, LiveFormat, export_live
+    from saesteer.utils.errors import SteeringError
 
     check_strength_or_kl(strength, kl)
+    if kind != "gguf" and kind not in LIVE_FORMATS:
+        raise SteeringError(
+            f"format {kind!r} is unknown; use one of gguf, {', '.join(LIVE_FORMATS)}."
+        )
+    if kind == "gguf" and len(strength or ()) > 1:
+        raise SteeringError("a control vector holds one strength; give one, or export again.")
     vector, known = SteeringVector.load(source), check_unit(unit)
-    baked = None if strength is None else parse(strength)
+    strengths = [parse(text) for text in strength or ()]
+    if kind != "gguf":
+        check_free(target)
     if kl is not None:
-        baked = _costing(vector, kl, known, model)
-    export_gguf(vector, target, strength=baked, unit=known)
+        strengths = [_costing(vector, kl, known, model)]
+    if kind != "gguf":
+        export_live(vector, target, cast(LiveFormat, kind), strengths or [0.2], known)
+        loading = f"HOTWIRE_VECTORS={target} " if kind == "hotwire" else ""
+        say(f"wrote {target}; requests are in {target / REQUESTS}")
+        say(f"try: {loading}vllm serve {vector.model}")
+        return
+    export_gguf(vector, target, strength=strengths[0] if strengths else None, unit=known)
     say(f"wrote {target}; try: llama-cli -m MODEL.gguf --control-vector {target}")
 
 

@@ -23,6 +23,7 @@ from saesteer.evaluation.text_quality import (
     vader_compound,
 )
 from saesteer.steering import generate
+from saesteer.steering.engines import EngineSettings, make_engine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,14 @@ class WritingSettings:
     seed: int = 0
     chat: bool | None = None
     max_batch_rows: int = 64  # in bfloat16 it changes the sampled texts, so keep it
+    # Left out of the text that tells settings apart where it is the usual one, transformers.
+    engine: EngineSettings | None = None
+
+    @property
+    def key(self) -> str:
+        """What completions depend on, as text."""
+        told = repr(replace(self, engine=None)).replace(", engine=None", "")
+        return told if self.engine is None else f"{told}, {self.engine.written_by}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class Writer:
         self.embedder = embedder or SentenceEmbedder()
         self._model = model
         self._settings = settings or WritingSettings()
+        self._engine = make_engine(self._settings.engine, model, self._settings.max_batch_rows)
         if unsteered is None:
             unsteered = self.write({0: {}})
         self.unsteered = tuple(unsteered)
@@ -145,6 +155,7 @@ class Writer:
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             "max_batch_rows": settings.max_batch_rows,
+            "engine": self._engine,
         }
         result = generate(self._model, self.questions, **given | how)
         return [record.text for record in result.records]

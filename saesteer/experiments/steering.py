@@ -196,7 +196,7 @@ class SteeringExperiment(Experiment[Found]):
         """Writes; what the unsteered model writes is kept for whoever asks it the same."""
         questions, settings = self.plan.questions, self.sampling
         make = partial(Writer, self.model, questions, settings, embedder=self.embedder)
-        key = content_key(*self.weights_key[:2], questions, repr(settings), self.embedder.name)
+        key = content_key(*self.weights_key[:2], questions, settings.key, self.embedder.name)
         name, kept = f"unsteered-{key}.json", RunFolder(self.plan.cache)
         if kept.has(name):
             return make(unsteered=[Completion(**fields) for fields in kept.read_json(name)])

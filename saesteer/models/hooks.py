@@ -51,6 +51,12 @@ class Site:
         """Whether it is what enters or leaves a block, which needs no bridge."""
         return self.hook in ("hook_resid_pre", "hook_resid_post")
 
+    @property
+    def block_behind(self) -> int | None:
+        """The block whose output it is, as `hook_resid_pre` is the one before's; None if none's."""
+        layer = self.layer - (self.hook == "hook_resid_pre")
+        return layer if self.between_blocks and layer >= 0 else None
+
     @classmethod
     def parse(cls, text: str | Site) -> Site:
         """Return the site named by text such as "blocks.10.hook_resid_post"."""

@@ -279,13 +279,12 @@ def _biases(additions: Sequence[Addition]) -> dict[int, Float[Tensor, " d_model"
 
 
 def _layer(vector: SteeringVector) -> int:
-    site = vector.site
-    layer = site.layer - (site.hook == "hook_resid_pre")
-    if not site.between_blocks or layer < 0:
+    layer = vector.site.block_behind
+    if layer is None:
         raise SteeringError(
-            f"vector {vector.name!r} is at {site}, which no block's MLP writes to alone; bake "
-            "vectors at hook_resid_post, or at hook_resid_pre of block 1 or later, or steer with "
-            "the hook (saesteer generate)."
+            f"vector {vector.name!r} is at {vector.site}, which no block's MLP writes to alone; "
+            "bake vectors at hook_resid_post, or at hook_resid_pre of block 1 or later, or steer "
+            "with the hook (saesteer generate)."
         )
     return layer
 

@@ -93,3 +93,15 @@ def test_what_only_the_model_can_tell_is_one_sentence_too(refused, finished, tin
     )
     base = tiny_model_folder("gpt2", False)
     assert "chat template" in refused("generate", "Why?", "--model", base, "--system", "Be kind.")
+
+
+def test_another_engine_writes_the_same(saesteer, refused, finished):
+    asked = ["Why?", "Who are you?", "--vector", finished, "--strength", "0", "--strength", "0.2"]
+    paged = saesteer(*generate(*asked, "--engine", "paged"))
+    assert paged.code == 0, paged
+    assert paged.out == saesteer(*generate(*asked)).out
+    told = refused("generate", "Why?", "--engine", "openai")
+    assert told.startswith("--engine: the engine openai needs a server, such as http://127.0.0.1")
+    server = ["--engine", "openai", "--server", "http://127.0.0.1:9/v1", "--strength", "0.2"]
+    told = refused("generate", "Why?", "--vector", finished, *server)
+    assert "use positions everywhere" in told

@@ -69,3 +69,15 @@ def test_vectors_of_different_sites_are_not_added(refused, vector, finished, tmp
     other = replace(vector, site=Site(0)).save(tmp_path / "other.safetensors")
     told = refused("vector", "combine", tmp_path / "sum.safetensors", finished, other)
     assert "different sites" in told
+
+
+def test_export_for_vllm_says_where_requests_are(saesteer, refused, finished, tmp_path):
+    folder, strengths = tmp_path / "live", ["--strength", "-0.2", "--strength", "0.2"]
+    answer = saesteer("vector", "export", finished, folder, "--format", "hotwire", *strengths)
+    assert answer.code == 0
+    assert f"HOTWIRE_VECTORS={folder} vllm serve " in answer.out
+    assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".pt"]
+    told = refused("vector", "export", finished, tmp_path / "a.gguf", *strengths)
+    assert "holds one strength" in told
+    told = refused("vector", "export", finished, tmp_path / "b", "--format", "sglang")
+    assert "use one of gguf, vllm-lens, hotwire" in told

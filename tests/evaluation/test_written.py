@@ -31,6 +31,7 @@ from saesteer.evaluation.written import (
 )
 from saesteer.models import Site
 from saesteer.steering import SteeringVector, generate
+from saesteer.steering.engines.settings import EngineSettings
 
 QUESTIONS = ("Why is the sky blue?", "Who are you?", "What did you eat today?")
 SETTINGS = WritingSettings(n_samples=2, max_new_tokens=6, seed=3)
@@ -127,6 +128,19 @@ def test_every_measure_is_that_of_the_completion_alone(tiny_llama, evaluation, j
     distinct2 = distinct_share(record.text)
     assert record.distinct2 == (None if np.isnan(distinct2) else distinct2)
     assert 0 <= record.composite_proxy <= 1
+
+
+def test_the_engine_that_settings_name_writes(tiny_llama, vector):
+    greedy = replace(SETTINGS, n_samples=1, temperature=0.0)
+    paged = replace(greedy, engine=EngineSettings(name="paged"))
+    assert greedy.key in paged.key and greedy.key != paged.key
+    made = [
+        Writer(tiny_llama, QUESTIONS, how, embedder=LetterEmbedder()).write_steered(
+            vector, {1: 1.5, -1: -2.0}, "norm"
+        )
+        for how in (greedy, paged)
+    ]
+    assert [c.text for c in made[0]] == [c.text for c in made[1]]
 
 
 def test_a_system_prompt_is_written_under_but_not_measured_under(tiny_llama, evaluation):

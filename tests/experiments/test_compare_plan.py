@@ -196,6 +196,7 @@ OTHER: list[dict[str, Any]] = [
     {"writing": {"embedders": ["wordllama"]}},
     {"writing": {"judge_endpoint": {"model": "judge"}}},
     {"writing": {"at_prompt": []}},
+    {"writing": {"engine": "paged"}},
     {"reading": {"positions": "last"}},
 ]
 

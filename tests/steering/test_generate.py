@@ -14,7 +14,7 @@ from saesteer.models import chat_prompt
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_texts, pad_rows, padding_id
 from saesteer.steering import GenerationResult, generate
-from saesteer.steering.generate import sampling_processors
+from saesteer.steering.engines.local import sampling_processors
 from saesteer.utils.errors import ModelError, SteeringError
 
 PROMPTS = ["The cat sat on the mat", "I like"]

@@ -13,6 +13,7 @@ from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.steer.config import AnsweredSource, MeasureSettings, MethodChoice
 from saesteer.methods.registry import method_entry
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
+from saesteer.steering.engines.settings import EngineSettings
 from saesteer.utils.settings import Settings, Source, Sources, short_hash
 
 
@@ -132,7 +133,19 @@ class WritingChoices(Settings):
     # side at its own; headline and baseline if null, none if empty.
     at_prompt: list[str] | None = None
     max_new_tokens: int = Field(default=40, ge=1)
+    # What writes; transformers if null.
+    engine: EngineSettings | None = None
     shown: int = Field(default=10, ge=0, description="questions whose completions the page shows")
+
+    @field_validator("engine")
+    @classmethod
+    def _steers_by_vectors(cls, value: EngineSettings | None) -> EngineSettings | None:
+        if value is not None and value.name == "openai" and value.steering != "vllm-lens":
+            raise ValueError(
+                f"a server with steering {value.steering!r} holds vectors that were there before, "
+                "and a comparison fits its own; use steering vllm-lens, or the engine paged"
+            )
+        return value
 
 
 class SideEffectSettings(Settings):
@@ -268,7 +281,8 @@ class CompareConfig(ExperimentConfig):
         whole = ("name", "personas", "describe", "headline", "baseline", "llm_judge")
         # How an endpoint is asked changes no reading.
         asking = {"key_variable", "timeout", "attempts", "workers"}
-        writing = {"shown": True, "judge_endpoint": asking}
+        served = {"server", "key_variable", "timeout", "attempts", "workers"}
+        writing = {"shown": True, "judge_endpoint": asking, "engine": served}
         left_out = {**self.uncounted(), "writing": writing, **dict.fromkeys(whole, True)}
         record = self.model_dump(mode="json", exclude=left_out)
         # What depends on headline and baseline is settled here, so that their names need not count.
@@ -276,7 +290,7 @@ class CompareConfig(ExperimentConfig):
         record["writing"]["methods"] = self.writing.methods or list(self.pair)
         record["writing"]["at_prompt"] = sorted(self.at_prompt)
         # Folders from before there were these go on where they are not used.
-        for later in ("judge_endpoint", "embedders", "at_prompt"):
+        for later in ("judge_endpoint", "embedders", "at_prompt", "engine"):
             if not record["writing"][later]:
                 del record["writing"][later]
         if len(self.seeds) > 1:

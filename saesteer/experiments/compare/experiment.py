@@ -180,6 +180,7 @@ class Compare(SteeringExperiment[Results]):
             n_samples=config.n_samples,
             max_new_tokens=config.max_new_tokens,
             chat=self.config.reading.chat,
+            engine=config.engine,
         )
 
     def finish(self) -> dict[str, Any]:
