@@ -1,0 +1,27 @@
+"""A little of what `make torture` does much of, so that neither it nor its promises rot."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.torture.files import try_files
+from tests.torture.kills import try_kills
+
+# How many are tried of each part, here; scripts/torture.py says how many there.
+PARTS = {"kills": (try_kills, 3), "files": (try_files, 12)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_promised_holds(part, world):
+    attempt, few = PARTS[part]
+    counts = json.loads(os.environ.get("TORTURE_COUNTS", "{}"))
+    tallies = attempt(world, counts.get(part, few))
+    if place := os.environ.get("TORTURE_FOUND"):
+        Path(place, f"{part}.json").write_text(json.dumps([asdict(one) for one in tallies]))
+    assert [fault for tally in tallies for fault in tally.faults] == []
