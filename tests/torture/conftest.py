@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-
 import pytest
 
 from tests.experiments import conftest as experiments
@@ -14,9 +12,9 @@ small_data, small_in = experiments.small_data, experiments.small_in
 
 
 @pytest.fixture(scope="module")
-def world(small_in, tiny_model_folder, mirror_sae, tiny_gguf, tmp_path_factory) -> Iterator[World]:
+def world(small_in, tiny_model_folder, mirror_sae, tiny_gguf, tmp_path_factory) -> World:
     """Tiny models, data and settings."""
-    made = World(
+    return World(
         root=tmp_path_factory.mktemp("torture"),
         seed=int(os.environ.get("TORTURE_SEED", "0")),
         small=small_in,
@@ -24,8 +22,3 @@ def world(small_in, tiny_model_folder, mirror_sae, tiny_gguf, tmp_path_factory) 
         sae=mirror_sae(),
         gguf=tiny_gguf,
     )
-    # Whatever user a process becomes, it can read what it is given.
-    for folder in (made.root.parent, *made.root.parents):
-        if os.stat(folder).st_uid == os.getuid() and "pytest" in folder.name:
-            folder.chmod(0o755)
-    yield made

@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture.disk import try_disk
 from tests.torture.files import try_files
 from tests.torture.kills import try_kills
+from tests.torture.long_use import try_long_use
+from tests.torture.servers import try_servers
+from tests.torture.together import try_together
 
 # How many are tried of each part, here; scripts/torture.py says how many there.
-PARTS = {"kills": (try_kills, 3), "files": (try_files, 12)}
+PARTS = {
+    "kills": (try_kills, 3),
+    "disk": (try_disk, 4),
+    "files": (try_files, 12),
+    "servers": (try_servers, 3),
+    "together": (try_together, 2),
+    "long": (try_long_use, 8),
+}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
