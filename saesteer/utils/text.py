@@ -55,9 +55,7 @@ def spoken_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-def near_names(
-    word: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6
-) -> list[str]:
+def near_names(word: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
     """Return the known names closest to a word, closest first.
 
     Comparing takes the square of their lengths, so what is too long for a name is near to none.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.torture.processes import NOBODY, Child
-from tests.torture.world import COMMANDS, Tally, World, drafts, numbers
+from tests.torture.world import COMMANDS, Tally, World, drafts, numbers, unlike
 
 KINDS = [what for what in COMMANDS if what != "sweep"]
 SMALLEST = 8
@@ -131,8 +131,8 @@ def _goes_on(world: World, what: str, words: list[str], place: Path) -> str | No
     found = world.run(words, place)
     if found.code != 0:
         return f"code {found.code} when it goes on: {found.said}"
-    if numbers(place / "runs") != world.whole(what).numbers:
-        return "other numbers"
+    if other := unlike(numbers(place / "runs"), world.whole(what).numbers):
+        return other
     left = list(drafts(place / "runs"))
     return f"{left[0].name} is left behind" if left else None
 

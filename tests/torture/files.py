@@ -54,7 +54,9 @@ def pairs(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any
 
 
 def texts(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
-    records = [{"text": f"{made_up(rng, 4)} {'ab'[n % 2]}", "label": "ab"[n % 2]} for n in range(40)]
+    records = [
+        {"text": f"{made_up(rng, 4)} {'ab'[n % 2]}", "label": "ab"[n % 2]} for n in range(40)
+    ]
     file = _written(place, records, rng)
     settings = _settings(world, place, "probe")
     return ["probe", settings, "--set", f"data.source={file}", "--dry-run"], file

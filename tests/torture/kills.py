@@ -10,7 +10,7 @@ import numpy as np
 
 from saesteer.utils.files import is_running
 from tests.torture.processes import Child
-from tests.torture.world import COMMANDS, Tally, World, drafts, numbers
+from tests.torture.world import COMMANDS, Tally, World, drafts, numbers, unlike
 
 # Of twelve tries one is a sweep for each way to kill it; its workers take long to start.
 VICTIMS = ("parent", "worker", "both")
@@ -66,8 +66,8 @@ def _killed(world: World, what: str, victim: str, rng: np.random.Generator) -> s
         return f"code {found.code} when it goes on: {found.said}"
     if fault := _redone(marks, _marks(runs)):
         return fault
-    if numbers(runs) != whole.numbers:
-        return "other numbers"
+    if other := unlike(numbers(runs), whole.numbers):
+        return other
     if left := [str(path.relative_to(place)) for path in drafts(runs, world.root / "cache")]:
         return f"{left[0]} is left behind"
     return _left_at_work(place)

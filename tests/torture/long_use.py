@@ -45,9 +45,7 @@ def try_long_use(world: World, count: int) -> list[Tally]:
     """Run so many in one process; see `Tally`."""
     place, kinds = world.place(), [KINDS[n % len(KINDS)] for n in range(count)]
     # A seed of its own makes each a run of its own.
-    settings = [
-        {**world.small(kind, place / "runs"), "seed": n} for n, kind in enumerate(kinds)
-    ]
+    settings = [{**world.small(kind, place / "runs"), "seed": n} for n, kind in enumerate(kinds)]
     child = Child(use, place, (settings, kinds, str(place)), env=world.env)
     outcome = child.end(60.0 + 30.0 * count)
     tally = Tally("runs in one process", tried=count, seconds=outcome.seconds)

@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def _status(status: str, headers: bytes = b"", body: bytes = b'{"error": "no"}')
     )  # fmt: skip
 
 
+@cache
 def _bomb() -> bytes:
     return gzip.compress(b'{"a": "' + b"a" * 300_000_000 + b'"}', 9)
 

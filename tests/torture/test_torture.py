@@ -35,4 +35,5 @@ def test_what_is_promised_holds(part, world):
     tallies = attempt(world, counts.get(part, few))
     if place := os.environ.get("TORTURE_FOUND"):
         Path(place, f"{part}.json").write_text(json.dumps([asdict(one) for one in tallies]))
-    assert [fault for tally in tallies for fault in tally.faults] == []
+    faults = [fault for tally in tallies for fault in tally.faults]
+    assert not faults, "\n".join(faults)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.torture.processes import Child
-from tests.torture.world import COMMANDS, Tally, World, drafts, numbers
+from tests.torture.world import COMMANDS, Tally, World, drafts, numbers, unlike
 
 SHARED = ("one folder", "one store", "one study", "one record")
 
@@ -30,7 +30,9 @@ def try_together(world: World, count: int) -> list[Tally]:
         ends = [child.end(300.0) for child in children]
         fault = next((f"process {n}: {bad}" for n, end in enumerate(ends)
                       if (bad := end.fault() or (end.said if end.code else None))), None)  # fmt: skip
-        tallies[shared].add(f"{number}, {many} of {what}", fault or _wrong(world, what, place, shared))
+        tallies[shared].add(
+            f"{number}, {many} of {what}", fault or _wrong(world, what, place, shared)
+        )
     return [tally for tally in tallies.values() if tally.tried]
 
 
@@ -50,8 +52,8 @@ def _wrong(world: World, what: str, place: Path, shared: str) -> str | None:
     if shared == "one store":
         # The first has the settings of the whole one.
         found = {name: value for name, value in found.items() if name in whole}
-    if found != whole:
-        return "other numbers"
+    if other := unlike(found, whole):
+        return other
     for record in runs.rglob("run.json"):
         if json.loads(record.read_text(encoding="utf-8")).get("status") != "finished":
             return f"{record.parent.name} is recorded as unfinished"

@@ -169,6 +169,18 @@ def numbers(runs: Path) -> dict[str, Any]:
     }
 
 
+def unlike(found: Any, whole: Any, at: str = "") -> str | None:
+    """Where two sets of numbers differ first; None where they do not."""
+    if isinstance(found, dict) and isinstance(whole, dict):
+        for name in [*whole, *(found.keys() - whole.keys())]:
+            if name not in found or name not in whole:
+                return f"{at}/{name} is {'missing' if name in whole else 'too many'}"
+            if there := unlike(found[name], whole[name], f"{at}/{name}"):
+                return there
+        return None
+    return None if found == whole else f"{at} is {found!r:.200} and not {whole!r:.200}"
+
+
 def drafts(*folders: Path) -> Iterator[Path]:
     """What killed processes left behind."""
     for folder in folders:
