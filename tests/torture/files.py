@@ -18,7 +18,8 @@ from tests.torture.world import KEY, Tally, World
 SECONDS, MEGABYTES = 5.0, 500.0
 ROOT = Path(__file__).parents[2]
 # The samples: what lies in a place before it is spoiled, and the command that reads it.
-Sample = Callable[[World, Path, np.random.Generator], tuple[list[Any], Path]]
+Read = tuple[list[Any], Path]
+Sample = Callable[[World, Path, np.random.Generator], Read]
 
 
 def _settings(world: World, place: Path, kind: str) -> str:
@@ -43,7 +44,7 @@ def _written(place: Path, records: list[dict[str, Any]], rng: np.random.Generato
     return file
 
 
-def pairs(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def pairs(world: World, place: Path, rng: np.random.Generator) -> Read:
     records = [
         {"positive": f"glad {made_up(rng, 3)}", "negative": f"grim {made_up(rng, 3)}"}
         for _ in range(24)
@@ -53,7 +54,7 @@ def pairs(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any
     return ["steer", settings, "--set", f"pairs.source={file}", "--dry-run"], file
 
 
-def texts(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def texts(world: World, place: Path, rng: np.random.Generator) -> Read:
     records = [
         {"text": f"{made_up(rng, 4)} {'ab'[n % 2]}", "label": "ab"[n % 2]} for n in range(40)
     ]
@@ -62,7 +63,7 @@ def texts(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any
     return ["probe", settings, "--set", f"data.source={file}", "--dry-run"], file
 
 
-def prompts(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def prompts(world: World, place: Path, rng: np.random.Generator) -> Read:
     sides = {"clean": ("The cat sat on the", " m"), "corrupted": ("The dog ran on the", " h")}
     pair = {side: {"question": q, "answer": a} for side, (q, a) in sides.items()}
     file = place / "data.jsonl"
@@ -71,13 +72,13 @@ def prompts(world: World, place: Path, rng: np.random.Generator) -> tuple[list[A
     return ["patch", settings, "--set", f"pairs.source={file}", "--dry-run"], file
 
 
-def tasks(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def tasks(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = Path(shutil.copy(ROOT / "datasets/tasks/capitals.json", place / "data.json"))
     settings = _settings(world, place, "corrupt")
     return ["corrupt", settings, "--set", f"tasks.source=[{file}]", "--dry-run"], file
 
 
-def corpora(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def corpora(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = place / f"data.{('jsonl', 'txt')[int(rng.integers(2))]}"
     lines = [made_up(rng, 20) for _ in range(30)]
     file.write_text("\n".join(json.dumps({"text": line}) for line in lines)
@@ -86,7 +87,7 @@ def corpora(world: World, place: Path, rng: np.random.Generator) -> tuple[list[A
     return ["sae", "train", settings, "--set", f"corpus=[{{path: {file}}}]", "--dry-run"], file
 
 
-def settings(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def settings(world: World, place: Path, rng: np.random.Generator) -> Read:
     import yaml
 
     kinds = {"steer": ["steer"], "probe": ["probe"], "patch": ["patch"], "compare": ["compare"]}
@@ -98,19 +99,19 @@ def settings(world: World, place: Path, rng: np.random.Generator) -> tuple[list[
     return [*kinds[kind], file, "--dry-run"], file
 
 
-def sweeps(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def sweeps(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = place / "data.yaml"
     file.write_text(json.dumps(world.settings("sweep", place / "runs"), indent=1))
     return ["sweep", file, "--dry-run"], file
 
 
-def agents(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def agents(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = place / "data.yaml"
     file.write_text(json.dumps(world.settings("agent", place / "runs"), indent=1))
     return ["agent", file, "--dry-run"], file
 
 
-def overrides(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def overrides(world: World, place: Path, rng: np.random.Generator) -> Read:
     options = ("seed=3", "selection={min_firing: 0.7, n_features: 8}", "pairs.source=x.jsonl",
                'name="tiny"', "evaluation.multiples=[-1, 0, 1]", "model.name=gpt2")  # fmt: skip
     word, how = spoiled_text(options[int(rng.integers(len(options)))], rng)
@@ -118,7 +119,7 @@ def overrides(world: World, place: Path, rng: np.random.Generator) -> tuple[list
     return ["steer", _settings(world, place, "steer"), f"--set={word}", "--dry-run"], Path()
 
 
-def vectors(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def vectors(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = Path(shutil.copy(_steered(world) / "vector.safetensors", place))
     how = [["vector", "show", file], ["generate", "Hi", "--vector", file, "--max-new-tokens", 1],
            ["vector", "export", file, place / "v.gguf"],
@@ -126,14 +127,17 @@ def vectors(world: World, place: Path, rng: np.random.Generator) -> tuple[list[A
     return how[int(rng.integers(len(how)))], file
 
 
-def control_vectors(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
-    made = _once(world, "gguf", lambda kept: world.run(
-        ["vector", "export", _steered(world), kept / "v.gguf", "--strength", "1"], kept))  # fmt: skip
+def control_vectors(world: World, place: Path, rng: np.random.Generator) -> Read:
+    def export(kept: Path) -> Any:
+        words = ["vector", "export", str(_steered(world)), str(kept / "v.gguf"), "--strength", "1"]
+        return world.run(words, kept)
+
+    made = _once(world, "gguf", export)
     file = Path(shutil.copy(made / "v.gguf", place))
     return ["vector", "import", file, world.model, place / "v.safetensors"], file
 
 
-def models(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def models(world: World, place: Path, rng: np.random.Generator) -> Read:
     asked = ["--max-new-tokens", 1]
     if rng.random() < 0.4:
         file = Path(shutil.copy(world.gguf, place))
@@ -142,7 +146,7 @@ def models(world: World, place: Path, rng: np.random.Generator) -> tuple[list[An
     return ["generate", "Hi", "--model", folder, *asked], _one_of(folder, rng)
 
 
-def saes(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def saes(world: World, place: Path, rng: np.random.Generator) -> Read:
     folder = Path(shutil.copytree(world.sae, place / "sae"))
     file = _one_of(folder, rng)
     if rng.random() < 0.5:
@@ -151,7 +155,7 @@ def saes(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any]
     return ["steer", _settings(world, place, "steer"), "--set", f"sae={folder}", "--dry-run"], file
 
 
-def run_folders(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def run_folders(world: World, place: Path, rng: np.random.Generator) -> Read:
     kind = ("steer", "probe", "patch", "corrupt")[int(rng.integers(4))]
     finished = _finished(world, kind)
     runs = Path(shutil.copytree(finished.parent, place / "runs"))
@@ -162,13 +166,13 @@ def run_folders(world: World, place: Path, rng: np.random.Generator) -> tuple[li
     return ways[int(rng.integers(len(ways)))], _one_of(folder, rng)
 
 
-def caches(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def caches(world: World, place: Path, rng: np.random.Generator) -> Read:
     sort = int(rng.integers(3))
     if sort == 0:
         # What a probe has read; everything else of it is made again.
         finished = _finished(world, "probe")
         runs = Path(shutil.copytree(finished.parent, place / "runs"))
-        stores = [path for path in runs.rglob("texts-*.safetensors")]
+        stores = list(runs.rglob("texts-*.safetensors"))
         stores += list(runs.rglob("index.json"))
         for mark in (runs / finished.name).rglob("stages/*.json"):
             mark.unlink()
@@ -187,7 +191,7 @@ def caches(world: World, place: Path, rng: np.random.Generator) -> tuple[list[An
     return asked, _one_of(place / "cache", rng)
 
 
-def labels(world: World, place: Path, rng: np.random.Generator) -> tuple[list[Any], Path]:
+def labels(world: World, place: Path, rng: np.random.Generator) -> Read:
     import gzip
 
     file = place / f"batch-0.jsonl{('', '.gz')[int(rng.integers(2))]}"

@@ -28,11 +28,10 @@ def try_together(world: World, count: int) -> list[Tally]:
             # From the same moment on, or from somewhere within the other's work.
             time.sleep(float(rng.choice([0.0, rng.random() * world.whole(what).seconds])))
         ends = [child.end(300.0) for child in children]
-        fault = next((f"process {n}: {bad}" for n, end in enumerate(ends)
-                      if (bad := end.fault() or (end.said if end.code else None))), None)  # fmt: skip
-        tallies[shared].add(
-            f"{number}, {many} of {what}", fault or _wrong(world, what, place, shared)
-        )
+        faults = [end.fault() or (end.said if end.code else None) for end in ends]
+        fault = next((bad for bad in faults if bad), None)
+        fault = fault or _wrong(world, what, place, shared)
+        tallies[shared].add(f"{number}, {many} of {what}", fault)
     return [tally for tally in tallies.values() if tally.tried]
 
 
