@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from saesteer.utils.errors import OutputError
+from saesteer.utils.errors import OutputError, UnwritableError
 from saesteer.utils.files import remove_abandoned, write_atomic
 from saesteer.utils.limits import read_json
 
@@ -46,7 +46,7 @@ class RunFolder:
                 remove_abandoned(self.path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise OutputError(
+            raise UnwritableError(
                 f"the run folder {self.path} cannot be written ({reason}); choose another with "
                 "--set folder=..."
             ) from error

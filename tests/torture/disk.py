@@ -27,13 +27,17 @@ def try_disk(world: World, count: int) -> list[Tally]:
     ways: tuple[Callable[..., str | None], ...] = (
         _full, _read_only, _full, _forbidden, _full, _gone, _full, _homeless, _full, _full,
     )  # fmt: skip
+    plans = [
+        (ways[n % len(ways)], KINDS[(n + n // len(ways)) % len(KINDS)]) for n in range(count)
+    ]
     tallies = {way: Tally(SORTS[way]) for way in SORTS}
-    for what in KINDS:
+    for what in sorted({what for _, what in plans}):
         world.whole(what)
 
     def one(number: int) -> None:
-        way, what = ways[number % len(ways)], KINDS[(number + number // len(ways)) % len(KINDS)]
-        tallies[way].add(f"{number}, {what}", way(world, what, world.rng("disk", number)))
+        way, what = plans[number]
+        fault = way(world, what, world.rng("disk", number))
+        tallies[way].add(f"{number}, {what}", fault)
 
     world.each(one, range(count))
     return [tally for tally in tallies.values() if tally.tried]

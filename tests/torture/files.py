@@ -223,9 +223,6 @@ FORMATS: dict[str, Sample] = {
 def try_files(world: World, count: int) -> list[Tally]:
     """Read so many spoiled files; see `Tally`."""
     tallies = {sort: Tally(sort) for sort in FORMATS}
-    # Made before several tries ask for them.
-    for kind in ("steer", "probe", "patch", "corrupt"):
-        _finished(world, kind)
 
     def one(number: int) -> None:
         sort = list(FORMATS)[number % len(FORMATS)]
