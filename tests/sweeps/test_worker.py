@@ -244,9 +244,7 @@ def test_half_a_line_left_by_a_crash_is_taken_away_and_damage_inside_is_one_sent
         open_study(str(journal.parent))
 
 
-def test_a_full_disk_ends_the_worker_and_fails_no_trial(
-    sweep_of, made_up, monkeypatch, full_disk
-):
+def test_a_full_disk_ends_the_worker_and_fails_no_trial(sweep_of, made_up, monkeypatch, full_disk):
     study = started(sweep_of(parameters=TWO))
     journal = study.sweep.folder / JOURNAL
     run, room = Sweep.measure, {"left": 1}
