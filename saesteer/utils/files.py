@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from saesteer.utils.errors import OutputError, UnwritableError
+from saesteer.utils.errors import UnwritableError
 from saesteer.utils.redaction import redact_file, redact_text
 from saesteer.utils.text import spoken_bytes
 

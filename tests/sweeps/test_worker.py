@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_worker_and_fails_no_trial(sweep_of, made_up, monke
     assert sorted(row.state for row in study.rows()) == ["done", "waiting"]
     # The study itself has no room.
     for size in (0, 20):
-        with full_disk(journal, size), pytest.raises(UnwritableError, match="journal.log cannot"):
+        with full_disk(journal, size), pytest.raises(UnwritableError, match=r"journal\.log cannot"):
             Worker(study).work()
     room["left"] = 9
     assert Worker(started(sweep_of(parameters=TWO))).work().done == 1

@@ -26,7 +26,7 @@ def try_together(world: World, count: int) -> list[Tally]:
         for n, one in enumerate(words):
             children.append(Child(one, place / str(n), env=world.env))
             # From the same moment on, or from somewhere within the other's work.
-            time.sleep(float(rng.choice([0.0, rng.random() * world.whole(what).seconds])))
+            time.sleep(float(rng.choice([0.0, rng.random() * world.whole(what).seconds / 2])))
         ends = [child.end(300.0) for child in children]
         faults = [end.fault() or (end.said if end.code else None) for end in ends]
         fault = next((bad for bad in faults if bad), None)
