@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,11 @@ def tasks(world: World, place: Path, rng: np.random.Generator) -> Read:
 def corpora(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = place / f"data.{('jsonl', 'txt')[int(rng.integers(2))]}"
     lines = [made_up(rng, 20) for _ in range(30)]
-    file.write_text("\n".join(json.dumps({"text": line}) for line in lines)
-                    if file.suffix == ".jsonl" else "\n\n".join(lines))  # fmt: skip
+    file.write_text(
+        "\n".join(json.dumps({"text": line}) for line in lines)
+        if file.suffix == ".jsonl"
+        else "\n\n".join(lines)
+    )
     settings = _settings(world, place, "train_sae")
     return ["sae", "train", settings, "--set", f"corpus=[{{path: {file}}}]", "--dry-run"], file
 
@@ -112,8 +115,14 @@ def agents(world: World, place: Path, rng: np.random.Generator) -> Read:
 
 
 def overrides(world: World, place: Path, rng: np.random.Generator) -> Read:
-    options = ("seed=3", "selection={min_firing: 0.7, n_features: 8}", "pairs.source=x.jsonl",
-               'name="tiny"', "evaluation.multiples=[-1, 0, 1]", "model.name=gpt2")  # fmt: skip
+    options = (
+        "seed=3",
+        "selection={min_firing: 0.7, n_features: 8}",
+        "pairs.source=x.jsonl",
+        'name="tiny"',
+        "evaluation.multiples=[-1, 0, 1]",
+        "model.name=gpt2",
+    )
     word, how = spoiled_text(options[int(rng.integers(len(options)))], rng)
     (place / "how").write_text(how)
     return ["steer", _settings(world, place, "steer"), f"--set={word}", "--dry-run"], Path()
@@ -121,18 +130,18 @@ def overrides(world: World, place: Path, rng: np.random.Generator) -> Read:
 
 def vectors(world: World, place: Path, rng: np.random.Generator) -> Read:
     file = Path(shutil.copy(_steered(world) / "vector.safetensors", place))
-    how = [["vector", "show", file], ["generate", "Hi", "--vector", file, "--max-new-tokens", 1],
-           ["vector", "export", file, place / "v.gguf"],
-           ["vector", "combine", place / "out.safetensors", file]]  # fmt: skip
+    how = [
+        ["vector", "show", file],
+        ["generate", "Hi", "--vector", file, "--max-new-tokens", 1],
+        ["vector", "export", file, place / "v.gguf"],
+        ["vector", "combine", place / "out.safetensors", file],
+    ]
     return how[int(rng.integers(len(how)))], file
 
 
 def control_vectors(world: World, place: Path, rng: np.random.Generator) -> Read:
-    def export(kept: Path) -> Any:
-        words = ["vector", "export", str(_steered(world)), str(kept / "v.gguf"), "--strength", "1"]
-        return world.run(words, kept)
-
-    made = _once(world, "gguf", export)
+    asked = ["vector", "export", _steered(world)]
+    made = _once(world, "gguf", lambda kept: [*asked, kept / "v.gguf", "--strength", 1])
     file = Path(shutil.copy(made / "v.gguf", place))
     return ["vector", "import", file, world.model, place / "v.safetensors"], file
 
@@ -179,13 +188,11 @@ def caches(world: World, place: Path, rng: np.random.Generator) -> Read:
         (runs / finished.name / "metrics.json").unlink()
         return ["probe", _settings(world, place, "probe")], stores[int(rng.integers(len(stores)))]
     if sort == 1:
-        kept = _once(world, "gguf-cache", lambda kept: world.run(
-            ["generate", "Hi", "--model", world.gguf, "--max-new-tokens", "1"], kept,
-            env={"SAESTEER_CACHE": str(kept / "cache")}))  # fmt: skip
-        shutil.copytree(kept / "cache", place / "cache")
         asked = ["generate", "Hi", "--model", world.gguf, "--max-new-tokens", 1]
+        kept = _once(world, "gguf-cache", lambda _: asked)
+        shutil.copytree(kept / "cache", place / "cache")
         return asked, _one_of(place / "cache", rng)
-    kept = _once(world, "labels", lambda kept: _import_labels(world, kept))
+    kept = _once(world, "labels", _import_labels)
     shutil.copytree(kept / "cache", place / "cache")
     asked = ["neuronpedia", "feature", "3", "--source", "gpt2-small/6-res-jb"]
     return asked, _one_of(place / "cache", rng)
@@ -230,7 +237,7 @@ def try_files(world: World, count: int) -> list[Tally]:
         words, file = FORMATS[sort](world, place, rng)
         how = (place / "how").read_text() if sort == "--set" else spoil(file, rng)
         env = {**world.env, "SAESTEER_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1"}
-        outcome = Child([str(word) for word in words], place, env=env).end(30.0)
+        outcome = Child(words, place, env=env).end()
         fault = outcome.fault(longest=SECONDS, megabytes=MEGABYTES)
         if KEY in outcome.out + outcome.err:
             fault = "it shows a key"
@@ -247,20 +254,21 @@ def _one_of(folder: Path, rng: np.random.Generator) -> Path:
     return files[int(rng.integers(len(files)))]
 
 
-def _once(world: World, name: str, make: Callable[[Path], Any]) -> Path:
-    """A folder that is filled once."""
+def _once(world: World, name: str, words: Callable[[Path], Sequence[Any]]) -> Path:
+    """A folder that a command has filled once, with a cache of its own."""
     with world.lock:
         kept = world.root / f"kept-{name}"
         if not kept.is_dir():
             kept.mkdir()
-            found = make(kept)
+            env = {"SAESTEER_CACHE": str(kept / "cache")}
+            found = world.run(words(kept), kept, env=env)
             assert found.code == 0, found
     return kept
 
 
 def _finished(world: World, kind: str) -> Path:
     """A finished run's folder, below a folder of runs of its own."""
-    kept = _once(world, kind, lambda kept: world.run(world.command(kind, kept), kept))
+    kept = _once(world, kind, lambda kept: world.command(kind, kept))
     return next(file.parent for file in (kept / "runs").glob("*/metrics.json"))
 
 
@@ -274,8 +282,7 @@ def _label_lines() -> str:
     return "\n".join(map(json.dumps, lines))
 
 
-def _import_labels(world: World, kept: Path) -> Any:
+def _import_labels(kept: Path) -> list[Any]:
     file = kept / "batch-0.jsonl"
     file.write_text(_label_lines())
-    words = ["neuronpedia", "import", "gpt2-small/6-res-jb", str(file)]
-    return world.run(words, kept, env={"SAESTEER_CACHE": str(kept / "cache")})
+    return ["neuronpedia", "import", "gpt2-small/6-res-jb", file]

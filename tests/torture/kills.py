@@ -106,8 +106,11 @@ def _left_at_work(place: Path, most: float = 30.0) -> str | None:
     """Whether a process of a try is still there, given some time to end."""
     last = time.monotonic() + most
     while True:
-        left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-                if _speaks_of(pid, str(place)) and is_running(pid)]  # fmt: skip
+        left = [
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if _speaks_of(pid, str(place)) and is_running(pid)
+        ]
         if not left or time.monotonic() > last:
             return f"process {left[0]} is left at work" if left else None
         time.sleep(0.2)

@@ -81,7 +81,7 @@ class Child:
         uid: Whose process it becomes; it can still read everything.
     """
 
-    call: Callable[..., Any] | Sequence[str]
+    call: Callable[..., Any] | Sequence[str | Path]
     place: Path
     arguments: tuple[Any, ...] = ()
     env: Mapping[str, str | None] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Child:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def end(self, most: float = 120.0) -> Outcome:
+    def end(self, most: float = 300.0) -> Outcome:
         """Wait for its end; after so many seconds it is killed."""
         code = self._wait(most)
         if code is None:

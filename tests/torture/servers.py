@@ -56,9 +56,11 @@ def _silent(connection: socket.socket, asked: bytes, over: threading.Event) -> N
 
 def _status(status: str, headers: bytes = b"", body: bytes = b'{"error": "no"}') -> Behaviour:
     return _says(
-        f"HTTP/1.1 {status}\r\n".encode() + headers + b"Content-Length: %d\r\n\r\n" % len(body)
+        f"HTTP/1.1 {status}\r\n".encode()
+        + headers
+        + b"Content-Length: %d\r\n\r\n" % len(body)
         + body
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -125,8 +127,13 @@ def ask_neuronpedia(url: str) -> None:
     from saesteer.utils.http import Patience
     from saesteer.utils.terminal import say
 
-    patience = Patience(timeout=TIMEOUT, attempts=ATTEMPTS, attempts_unanswered=ATTEMPTS,
-                        first_wait=0.1, longest_wait=1.0)  # fmt: skip
+    patience = Patience(
+        timeout=TIMEOUT,
+        attempts=ATTEMPTS,
+        attempts_unanswered=ATTEMPTS,
+        first_wait=0.1,
+        longest_wait=1.0,
+    )
     service = Service(url, offline=False, patience=patience, slow_timeout=TIMEOUT)
     asked: list[Callable[[], Any]] = [
         lambda: Neuronpedia(service).feature("gpt2-small/6-res-jb", 3),
@@ -146,8 +153,9 @@ def ask_judge(url: str) -> None:
     from saesteer.utils.errors import SaesteerError
     from saesteer.utils.terminal import say
 
-    endpoint = Endpoint("m", base_url=url, timeout=TIMEOUT, attempts=ATTEMPTS, first_wait=0.1,
-                        longest_wait=1.0)  # fmt: skip
+    endpoint = Endpoint(
+        "m", base_url=url, timeout=TIMEOUT, attempts=ATTEMPTS, first_wait=0.1, longest_wait=1.0
+    )
     try:
         say(LlmJudge(endpoint, cache=Path("ratings.jsonl")).rate("kind", ["Why?"], ["Because."]))
     except SaesteerError as error:
@@ -172,7 +180,7 @@ def try_servers(world: World, count: int) -> list[Tally]:
             else:
                 call = ask_judge if client == "judge" else ask_neuronpedia
                 child = Child(call, place, (url,), env=env)
-            outcome = child.end(60.0)
+            outcome = child.end()
         fault = outcome.fault(megabytes=MEGABYTES)
         if fault is None and outcome.seconds > MOST:
             fault = f"it took {outcome.seconds:.1f} s"
@@ -187,8 +195,14 @@ def try_servers(world: World, count: int) -> list[Tally]:
 def _agent(world: World, place: Path, url: str) -> list[str]:
     """An agent that asks this planner, refuses what it says a few times, and ends."""
     told = world.settings("agent", place / "runs")
-    told["planner"] = {"kind": "llm", "model": "m", "base_url": url, "timeout": TIMEOUT,
-                       "attempts": ATTEMPTS, "first_wait": 0.1}  # fmt: skip
+    told["planner"] = {
+        "kind": "llm",
+        "model": "m",
+        "base_url": url,
+        "timeout": TIMEOUT,
+        "attempts": ATTEMPTS,
+        "first_wait": 0.1,
+    }
     told["budget"] = {"seconds": 8, "refusals": 2, "experiments": 1}
     file = place / "agent.yaml"
     file.write_text(json.dumps(told))

@@ -134,7 +134,9 @@ class World:
         file.write_text(json.dumps(self.settings(what, place / "runs")))
         return [*COMMANDS[what], str(file)]
 
-    def run(self, words: Sequence[str], place: Path, most: float = 240.0, **how: Any) -> Outcome:
+    def run(
+        self, words: Sequence[str | Path], place: Path, most: float = 240.0, **how: Any
+    ) -> Outcome:
         """Run a command to its end."""
         env = {**self.env, **how.pop("env", {})}
         return Child(words, place, env=env, **how).end(most)
