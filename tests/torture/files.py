@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.texts import words as made_up
-from tests.torture.mutate import spoil, spoiled_text
+from tests.torture.mutate import NO_FILES, put_no_file, spoil, spoiled_text
 from tests.torture.processes import Child
 from tests.torture.world import KEY, Tally, World
 
@@ -235,7 +235,14 @@ def try_files(world: World, count: int) -> list[Tally]:
         sort = list(FORMATS)[number % len(FORMATS)]
         rng, place = world.rng("files", number), world.place()
         words, file = FORMATS[sort](world, place, rng)
-        how = (place / "how").read_text() if sort == "--set" else spoil(file, rng)
+        turn = number // len(FORMATS)
+        if sort == "--set":
+            how = (place / "how").read_text()
+        elif turn % 5 == 1 and turn // 5 < len(NO_FILES):
+            # There are few of these, so all of them are tried.
+            how = put_no_file(file, NO_FILES[turn // 5])
+        else:
+            how = spoil(file, rng)
         env = {**world.env, "SAESTEER_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1"}
         outcome = Child(words, place, env=env).end()
         fault = outcome.fault(longest=SECONDS, megabytes=MEGABYTES)

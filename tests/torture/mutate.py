@@ -154,10 +154,6 @@ NO_FILES = ("folder", "pipe", "endless", "loop", "gone", "dangling")
 
 def spoil(file: Path, rng: np.random.Generator) -> str:
     """Spoil a file where it lies, and return how."""
-    if rng.random() < 0.05:
-        how = NO_FILES[int(rng.integers(len(NO_FILES)))]
-        _no_file(file, how)
-        return how
     chosen = [MUTATORS[int(rng.integers(len(MUTATORS)))] for _ in range(int(rng.choice([1, 1, 2])))]
     data = file.read_bytes()
     for mutate in chosen:
@@ -173,7 +169,8 @@ def spoiled_text(text: str, rng: np.random.Generator) -> tuple[str, str]:
     return found.decode("utf-8", "surrogateescape"), mutate.__name__
 
 
-def _no_file(file: Path, how: str) -> None:
+def put_no_file(file: Path, how: str) -> str:
+    """Put something else in a file's place, and return what."""
     file.unlink()
     if how == "folder":
         file.mkdir()
@@ -181,3 +178,4 @@ def _no_file(file: Path, how: str) -> None:
         os.mkfifo(file)
     elif how != "gone":
         file.symlink_to({"endless": "/dev/zero", "loop": file.name}.get(how, "nowhere"))
+    return how

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 
 import pytest
@@ -77,3 +79,17 @@ def test_a_name_of_a_million_letters_is_refused_at_once(tmp_path):
     assert time.process_time() - start < 1
     for error in (caught, misspelt):
         assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_a_pipe_that_nobody_writes_into_is_empty_and_one_that_is_written_is_read(tmp_path):
+    pipe = tmp_path / "f.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="holds no settings"):
+        read_yaml(pipe, empty="settings")
+    # Held open, so that what is written waits to be read.
+    with open(pipe, "r+b", buffering=0) as held:
+        held.write(b"{a: 1}")
+        writer = threading.Timer(0.3, held.close)
+        writer.start()
+        assert read_yaml(pipe, empty="settings") == {"a": 1}
+        writer.join()
