@@ -248,7 +248,7 @@ def try_files(world: World, count: int) -> list[Tally]:
         fault = outcome.fault(longest=SECONDS, megabytes=MEGABYTES)
         if KEY in outcome.out + outcome.err:
             fault = "it shows a key"
-        tallies[sort].add(f"{number}, {file.name}: {how}", fault, outcome)
+        tallies[sort].add(f"{number}, {file.name}: {how}", fault, outcome, outcome.cpu)
         if fault is None:
             shutil.rmtree(place, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.torture.processes import Child
 from tests.torture.world import COMMANDS, Tally, World, drafts, numbers, unlike
 
-SHARED = ("one folder", "one store", "one study", "one record")
+SHARED = ("one folder", "one store", "one study")
 
 
 def try_together(world: World, count: int) -> list[Tally]:

@@ -42,13 +42,19 @@ class Tally:
     seconds: float = 0.0
     megabytes: float = 0.0
 
-    def add(self, name: str, fault: str | None, outcome: Outcome | None = None) -> None:
-        """Count one."""
+    def add(
+        self,
+        name: str,
+        fault: str | None,
+        outcome: Outcome | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Count one; its seconds are those of a clock if None."""
         self.tried += 1
         if fault is not None:
             self.faults.append(f"{self.sort}, {name}: {fault}")
         if outcome is not None:
-            self.seconds = max(self.seconds, outcome.seconds)
+            self.seconds = max(self.seconds, outcome.seconds if seconds is None else seconds)
             self.megabytes = max(self.megabytes, outcome.megabytes or 0.0)
 
 
