@@ -19,11 +19,13 @@ LIBRARIES := tests/models tests/steering tests/probes tests/saes tests/patching/
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-newest test-oldest pins format lint type bench docs tutorials clean
+.PHONY: help setup demo test torture test-newest test-oldest pins format lint type bench docs \
+	tutorials clean
 
 help:
 	@echo "make demo    set up and run the main job on the bundled model, SAE and pairs"
 	@echo "make test    set up and run every test"
+	@echo "make torture kills, full disks, spoiled files, bad servers: half an hour, writes docs/trust.md"
 	@echo "make test-newest test-oldest    the tests that touch other libraries, on the newest and"
 	@echo "                                the oldest releases that pyproject.toml allows"
 	@echo "make pins    write constraints/newest.txt from what test-newest has installed"
@@ -62,6 +64,10 @@ demo: $(READY)
 # Two processes of one thread each: sums, and with them last digits, depend on the threads.
 test: $(READY) $(BROWSER)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What each part takes alone: $(BIN)/python scripts/torture.py --only kills --count 10
+torture: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/torture.py
 
 test-newest: $(NEWEST)
 	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest $(LIBRARIES)

@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -495,6 +496,23 @@ def http_server(monkeypatch) -> Iterator[Callable[[Callable[[Asked], Any]], Http
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def full_disk() -> Callable[[Path, int], Any]:
+    """Return a function under which no file can grow beyond another's size and so many bytes."""
+    resource = pytest.importorskip("resource", reason="limits of files are POSIX's")
+
+    @contextmanager
+    def full(file: Path, room: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + room, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 class Answer(NamedTuple):

@@ -30,7 +30,13 @@ from saesteer.experiments.results import CONFIG, METRICS, RECORD
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run
 from saesteer.tracking.liveness import present_status
-from saesteer.utils.errors import ConfigError, DataError, OutputError, SaesteerError
+from saesteer.utils.errors import (
+    ConfigError,
+    DataError,
+    OutputError,
+    SaesteerError,
+    UnwritableError,
+)
 from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder, finite
 from saesteer.utils.text import one_line
@@ -220,8 +226,11 @@ class _Session:
             found = {"status": "finished", "folder": folder, "headline": finite(numbers)}
         except OutOfTime:
             found = {"status": "stopped", "error": _NO_TIME}
+        except UnwritableError:
+            # The next one would fare no better; once there is room it goes on with this one.
+            raise
         except Exception as error:
-            # Whatever an experiment stumbles on, the agent goes on and is told.
+            # Whatever else an experiment stumbles on, the agent goes on and is told.
             kind = "" if isinstance(error, SaesteerError) else f"{type(error).__name__}: "
             found["error"] = kind + one_line(error, 300)
         self.tell("experiment_ended", name=name, **found)

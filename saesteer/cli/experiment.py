@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 
 from saesteer.cli.options import AsJson, DryRun, Model, Overrides, SuggestSite
 from saesteer.utils.terminal import say, say_json
+from saesteer.utils.text import near_names
 
 if TYPE_CHECKING:
     from saesteer.experiments.base import Experiment
@@ -95,7 +95,7 @@ class DefaultGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Name the command that was left out, unless the first word is a misspelt one."""
         if args and args[0] not in (*self.commands, "--help"):
-            near = get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            near = near_names(args[0], self.commands, cutoff=0.7)
             if not near or re.search(r"[./]", args[0]):
                 args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)

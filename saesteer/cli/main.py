@@ -31,6 +31,9 @@ from saesteer.cli.app import app_command
 from saesteer.cli.experiment import experiment_command
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.terminal import say
+from saesteer.utils.text import one_line
+
+LONGEST_ERROR = 2000
 
 
 class _Stopped(Exception):
@@ -144,7 +147,8 @@ def main() -> None:
     try:
         app(prog_name="saesteer")
     except SaesteerError as error:
-        say(f"error: {error}", err=True)
+        # A sentence, also where it quotes names with line breaks.
+        say(f"error: {one_line(error, LONGEST_ERROR)}", err=True)
         sys.exit(2)
     except (_Stopped, KeyboardInterrupt):
         say("\nstopped; run the same command again to go on where it stopped.", err=True)

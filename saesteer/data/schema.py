@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from saesteer.data.checks import MAX_CHARACTERS, check_text, collect, is_blank
 from saesteer.data.records import Record, RecordFile
 from saesteer.utils.errors import DataError
-from saesteer.utils.text import did_you_mean, shorten, spoken_list
+from saesteer.utils.text import did_you_mean, near_names, shorten, spoken_list
 
 Result = TypeVar("Result")
 
@@ -149,5 +148,5 @@ class Schema:
 
 def near_field(key: str, fields: Iterable[object]) -> str:
     """Return a hint in brackets when there is a field whose name is close to a missing one."""
-    close = difflib.get_close_matches(key, map(str, fields), n=1, cutoff=0.7)
+    close = near_names(key, map(str, fields), cutoff=0.7)
     return f" (the record has '{close[0]}')" if close else ""

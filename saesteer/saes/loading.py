@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
 from saesteer.utils.errors import NetworkError, SaeError
 from saesteer.utils.limits import check_declared, read_json
-from saesteer.utils.text import library_said
+from saesteer.utils.text import library_said, near_names
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -200,12 +199,12 @@ def _check_registered(release: str, sae_id: str) -> None:
     if release not in directory:
         if "/" in release:
             return
-        near = difflib.get_close_matches(release, directory, n=3)
+        near = near_names(release, directory, most=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see sae_lens's list of releases."
         raise SaeError(f"sae_lens has no release {release!r}; {hint}")
     ids = directory[release].saes_map
     if sae_id not in ids:
-        near = difflib.get_close_matches(sae_id, ids, n=3) or list(ids)[:3]
+        near = near_names(sae_id, ids, most=3) or list(ids)[:3]
         raise SaeError(f"release {release} has no SAE {sae_id!r}; try {', '.join(near)}.")
 
 

@@ -259,6 +259,8 @@ def _one_gpu(slot: int) -> dict[str, str]:
 
 
 def _connect_ray(ray: Any, address: str | None) -> None:
+    # A cluster that is begun here would report on itself.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(
             address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR"

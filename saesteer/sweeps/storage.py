@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesteer.utils.errors import NetworkError, OutputError
+from saesteer.utils.errors import NetworkError, OutputError, UnwritableError
+from saesteer.utils.files import unwritable
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -69,14 +70,24 @@ def _journal(folder: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+    class Backend(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                # What follows must begin on a line of its own.
+                with suppress(OSError):
+                    _end_last_line(file, lock)
+                raise unwritable(file, error) from error
+
     file = folder / JOURNAL
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
         _end_last_line(file, lock)
-        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+        return JournalStorage(Backend(str(file), lock_obj=lock))
     except OSError as error:
-        raise OutputError(
+        raise UnwritableError(
             f"the study's folder {folder} cannot be written ({error.strerror}); choose another "
             "with --set folder=..."
         ) from error

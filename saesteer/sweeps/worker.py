@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from saesteer.sweeps.study import Attempt, SweepStudy, open_study
 from saesteer.sweeps.sweep import Numbers
 from saesteer.tracking.liveness import Heartbeat
 from saesteer.utils.cache import Cache
-from saesteer.utils.errors import SaesteerError
+from saesteer.utils.errors import SaesteerError, UnwritableError
 from saesteer.utils.progress import Progress, terminal_progress
 from saesteer.utils.redaction import redact_text
 from saesteer.utils.terminal import say
@@ -135,6 +136,12 @@ class Worker:
         except StoppedEarly:
             self.study.finish(attempt, known[sweep.metric], outcome(numbers=known), early=True)
             self.done += 1
+        except UnwritableError:
+            # The next one would fare no better; where not even this can be written, a worker that
+            # is gone has its trial taken back.
+            with suppress(UnwritableError):
+                self.study.give_back(attempt)
+            raise
         except SaesteerError as error:
             self._failed(attempt, str(error), outcome())
         except Exception as error:

@@ -206,7 +206,8 @@ def recorded_run(
     }
     record = {**earlier, **redact(now), "command": redact_command(sys.argv)}
     run = RecordedRun(folder, record, warn)
-    run._update(**record)
+    # What cannot be begun is said at once; what of its record cannot be written later only warns.
+    write_record(folder, record)
     run._mirror = start_mirror(settings, record, folder.path, warn)
     if run._mirror is not None:
         run._update(wandb=run._mirror.record())

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saesteer.utils.errors import OutputError
+from saesteer.utils.errors import OutputError, UnwritableError
 from saesteer.utils.files import build_folder, write_atomic
 
 Kept = TypeVar("Kept")
@@ -179,7 +179,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     try:
         return build_folder(folder, build)
     except OSError as error:
-        raise OutputError(
+        raise UnwritableError(
             f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); free "
             "some space or set SAESTEER_CACHE to another folder."
         ) from error

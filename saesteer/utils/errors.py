@@ -47,6 +47,10 @@ class OutputError(SaesteerError):
     """A result cannot be written or a run folder cannot be used."""
 
 
+class UnwritableError(OutputError):
+    """The disk is full, read-only or forbidden, which no other settings would change."""
+
+
 class NetworkError(SaesteerError):
     """Something has to be fetched and the network, or the service, is not there."""
 

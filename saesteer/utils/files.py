@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from saesteer.utils.errors import OutputError
+from saesteer.utils.errors import UnwritableError
 from saesteer.utils.redaction import redact_file, redact_text
 from saesteer.utils.text import spoken_bytes
 
@@ -58,18 +59,23 @@ def append_json(path: Path, record: Any) -> None:
 
     Written at once to a file opened for appending, lines of two processes do not mix.
     """
-    line = redact_text(json.dumps(record, ensure_ascii=False, allow_nan=False)) + "\n"
+    text = redact_text(json.dumps(record, ensure_ascii=False, allow_nan=False)) + "\n"
+    line = text.encode("utf-8", "replace")
     try:
         with path.open("ab", buffering=0) as stream:
-            stream.write(line.encode("utf-8", "replace"))
+            written = stream.write(line)
+            if written < len(line):
+                # A disk that is full takes what still fits; what follows must begin a line.
+                stream.truncate(stream.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(stream.fileno())
     except OSError as error:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: Exception) -> OutputError:
+def unwritable(path: Path, error: Exception) -> UnwritableError:
     """Return what to say of a file that cannot be written."""
-    return OutputError(
+    return UnwritableError(
         f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); free some space "
         "or choose another place, and run the same command again."
     )
@@ -90,7 +96,7 @@ def check_room(folder: Path, needed: int, what: str, there: str) -> None:
     except OSError as error:
         raise unwritable(folder, error) from error
     if needed > free:
-        raise OutputError(
+        raise UnwritableError(
             f"{folder} has room for {spoken_bytes(free)} and {what} need {spoken_bytes(needed)} "
             "more; free some space, choose another place or take less, and run the same command "
             "again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ _DECLARED = {
     r"heads?|experts?": 100_000,
     r"size|dim|embd|inner|width|model|ffn|ff|d|length": 100_000_000,
 }
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0)
 _TOO_DEEP = f"it is nested more than {DEPTH} deep"
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoObB_:]*(\.[0-9_]*)?")
 
@@ -71,7 +73,9 @@ def parse_json(text: str) -> Any:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """Read a whole file; one that is too large, or has no end, is a ValueError."""
-    with path.open("rb") as stream:
+    # A pipe into which nobody writes is empty then, and does not wait for somebody.
+    with open(path, "rb", opener=lambda name, how: os.open(name, how | NOT_WAITING)) as stream:
+        os.set_blocking(stream.fileno(), True)
         found = stream.read(most + 1)
     # What a device or a pipe would give has no size.
     check_bytes(max(len(found), path.stat().st_size), most)

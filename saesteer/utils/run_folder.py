@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from saesteer.utils.errors import OutputError
+from saesteer.utils.errors import OutputError, UnwritableError
 from saesteer.utils.files import remove_abandoned, write_atomic
 from saesteer.utils.limits import read_json
 
+# More than the record of a run takes.
+RECORD_BYTES = 65_536
 RECORDED_PACKAGES = (
     "saesteer",
     "torch",
@@ -41,12 +44,14 @@ class RunFolder:
         """Make the folder, and remove what runs killed while writing have left in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Whether it can be written shows in writing alone.
-            with TemporaryFile(dir=self.path):
-                remove_abandoned(self.path)
+            remove_abandoned(self.path)
+            # Whether it can be written, and has room for a record, shows in writing alone.
+            with TemporaryFile(dir=self.path, buffering=0) as file:
+                if file.write(bytes(RECORD_BYTES)) < RECORD_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise OutputError(
+            raise UnwritableError(
                 f"the run folder {self.path} cannot be written ({reason}); choose another with "
                 "--set folder=..."
             ) from error

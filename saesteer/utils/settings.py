@@ -220,7 +220,8 @@ def parse_config(data: dict[str, Any], *, kind: type[Model], place: str) -> Mode
         problems = error.errors()
         # A misspelt field is also a missing one; the misspelling says more.
         first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        field = ".".join(str(part) for part in first["loc"])
+        # Whatever somebody has called it.
+        field = one_line(".".join(str(part) for part in first["loc"]))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         if first["type"] == "extra_forbidden":
             raise ConfigError(

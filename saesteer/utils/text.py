@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+LONGEST_NAME = 200
+
 
 def said(text: object) -> str:
     """Return text without the characters that HTML does not allow."""
@@ -53,10 +55,21 @@ def spoken_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def near_names(word: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the known names closest to a word, closest first.
+
+    Comparing takes the square of their lengths, so what is too long for a name is near to none.
+    """
+    if len(word) > LONGEST_NAME:
+        return []
+    short = [name for name in known if len(name) <= LONGEST_NAME]
+    return difflib.get_close_matches(word, short, n=most, cutoff=cutoff)
+
+
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return a hint in brackets with the closest known word, or nothing when none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.strip().lower(), list(by_lower), n=1, cutoff=cutoff)
+    close = near_names(word.strip().lower(), by_lower, cutoff=cutoff)
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
 
 

@@ -11,6 +11,7 @@ import pytest
 from saesteer.agent import run_agent
 from saesteer.evaluation.llm_client import ChatClient
 from saesteer.utils.errors import ConfigError, NetworkError
+from saesteer.utils.progress import terminal_progress
 
 KEY = "sk-very-secret"
 FINISH = {"answer": "Layer 7.", "would_refute": "Another layer.", "claims": []}
@@ -213,6 +214,28 @@ def test_a_key_that_is_wrong_or_misplaced_is_one_sentence_without_the_key(
     with pytest.raises(NetworkError) as refused:
         run_agent(asked(player))
     assert "TEST_PLANNER_KEY" in str(refused.value) and KEY not in str(refused.value)
+
+
+def test_a_key_that_an_endpoint_echoes_stands_nowhere_after_a_whole_run(
+    plant, play, asked, monkeypatch, capfd
+):
+    monkeypatch.setenv("TEST_OTHER_KEY", "another-of-mine")
+    said_back = f"I saw Bearer {KEY} and another-of-mine"
+    note = {"observation": said_back, "hypothesis": KEY, "evidence": ["E1"]}
+    player = play(
+        said({"content": said_back}),
+        experiment(3),
+        call(KEY, {}),
+        call("write_note", note),
+        call("finish", {**FINISH, "answer": said_back}),
+    )
+    result = run_agent(asked(player), terminal_progress())
+    assert result.state.turns == 5 and len(result.state.notes) == 1
+    shown = capfd.readouterr()
+    texts = [file.read_text() for file in result.folder.path.rglob("*.*")] + [*shown]
+    assert len(texts) > 5
+    for text in texts:
+        assert KEY not in text and "another-of-mine" not in text
 
 
 def test_answers_that_never_arrived_are_counted_and_fit_the_budget(plant, play, asked):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from saesteer.agent.planners import Answer
 from saesteer.agent.seeded import SeededPlanner, halving_cost
 from saesteer.agent.state import Journal
 from saesteer.tracking.runs import read_notes
-from saesteer.utils.errors import ConfigError, OutputError
+from saesteer.utils.errors import ConfigError, OutputError, UnwritableError
+from saesteer.utils.files import unwritable
 
 FINISH = {"answer": "Layer 7.", "would_refute": "Another layer."}
 
@@ -196,6 +198,22 @@ def test_a_killed_agent_goes_on_with_the_experiment_that_was_cut_off(
     assert calls == [1, 2] and [config.layers for config in runs] == [[1], [2]]
     names = [(e["name"], e["status"]) for e in result.metrics["experiments"]]
     assert names == [("E1", "finished"), ("E2", "finished")]
+
+
+def test_a_full_disk_ends_the_agent_which_then_goes_on_with_the_same_experiment(
+    plant, settings, runs, monkeypatch
+):
+    def full(*_: Any) -> None:
+        raise unwritable(Path("metrics.json"), OSError(28, "No space left on device"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "run_experiment", full)
+        with pytest.raises(UnwritableError, match="No space left"):
+            run_agent(settings(), planner=Script(experiment(6)))
+    result = run_agent(settings(), planner=Script(("finish", FINISH)))
+    (found,) = result.state.experiments
+    assert (found.name, found.status, found.error) == ("E1", "finished", None)
+    assert [config.layers for config in runs] == [[6]]
 
 
 def test_a_journal_that_was_cut_off_is_read_up_to_there_and_a_damaged_one_named(plant, settings):

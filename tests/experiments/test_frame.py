@@ -24,6 +24,7 @@ from saesteer.utils import files
 from saesteer.utils.errors import ConfigError, OutputError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import parse_config
+from tests.experiments.conftest import timeless
 
 COMMANDS = {
     **{kind: (kind,) for kind in KINDS},
@@ -60,13 +61,6 @@ def made(kind: str, settings: dict[str, Any]) -> Experiment:
 
 def refuse(*args: Any, **how: Any) -> None:
     raise AssertionError("this must not be called")
-
-
-def timeless(value: Any) -> Any:
-    """Metrics without what the clock said."""
-    if isinstance(value, dict):
-        return {key: timeless(inner) for key, inner in value.items() if key != "seconds"}
-    return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 def stored(found: Results) -> Any:

@@ -32,6 +32,19 @@ def installed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_the_package_and_what_it_reads_alone(installed):
+    own = installed / "saesteer"
+    names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
+    # pip writes the command beside it.
+    assert names <= {"saesteer", "bin", "Scripts"}
+    inside = [file.relative_to(own) for file in own.rglob("*") if file.is_file()]
+    read = {"_configs", "_datasets", "assets", "app", "report"}
+    others = {str(file) for file in inside if file.suffix != ".py" and file.parts[0] not in read}
+    assert others == {"__init__.pyi", "agent/default.yaml", "corruption/rule_words.json"}
+    assert sum(file.stat().st_size for file in own.rglob("*") if file.is_file()) < 30_000_000
+
+
+@pytest.mark.slow
 def test_the_wheel_does_the_main_job_in_an_empty_folder(
     installed, tiny_model_folder, mirror_sae, tmp_path
 ):

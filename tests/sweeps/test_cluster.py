@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from saesteer.sweeps.launch import Launch, slurm_options
+from saesteer.sweeps.launch import Launch, _connect_ray, slurm_options
 from saesteer.utils.errors import ConfigError, SaesteerError
 from tests.sweeps.conftest import TWO, started
 
@@ -69,6 +70,16 @@ def test_submitits_local_executor_runs_a_sweep(sweep_of, tmp_path, submitit):
     launch = Launch(study, 1, tmp_path / "logs", threads=1)
     launch.wait(launch.submit({"timeout_min": 5}, cluster="local"), seconds=0.2)
     assert [row.state for row in study.rows()] == ["done"] * 2
+
+
+def test_a_cluster_that_is_begun_here_does_not_report_on_itself(monkeypatch):
+    # So that what is set is taken back.
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    seen: list[str | None] = []
+    ray = SimpleNamespace(init=lambda **_: seen.append(os.environ.get("RAY_USAGE_STATS_ENABLED")))
+    _connect_ray(ray, None)
+    assert seen == ["0"]
 
 
 @pytest.mark.slow

@@ -58,8 +58,10 @@ def test_kill_9_of_a_worker_and_its_parent_loses_nothing_and_does_nothing_twice(
     parent.kill()
     parent.wait(30)
     # The worker that is still there and new ones share what is left.
-    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert parent.wait(300) == 0
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0
+    others = "workers of an earlier call go on (process "
+    assert f"{others}{workers[1]} on " in again.stdout + again.stderr
     rows = open_study(str(sweep.folder)).rows()
     assert [row.state for row in rows] == ["done"] * 4, [row.error for row in rows]
     assert sorted(row.attempts for row in rows) == [1, 1, 1, 2]

@@ -14,7 +14,9 @@ from saesteer.sweeps.study import MOST_LOSSES, PROCESS, create_study, open_study
 from saesteer.sweeps.sweep import Sweep
 from saesteer.sweeps.worker import Worker
 from saesteer.tracking.liveness import process_record
-from saesteer.utils.errors import DataError, OutputError
+from saesteer.utils.errors import DataError, OutputError, UnwritableError
+from saesteer.utils.files import unwritable
+from tests.sweeps.conftest import TWO
 
 
 @pytest.fixture(params=["folder", "database"])
@@ -240,6 +242,30 @@ def test_half_a_line_left_by_a_crash_is_taken_away_and_damage_inside_is_one_sent
     journal.write_bytes(b"".join([first, b"\x00\xff no JSON\n", *rest]))
     with pytest.raises(OutputError, match=rf"{JOURNAL} is damaged .*delete the line"):
         open_study(str(journal.parent))
+
+
+def test_a_full_disk_ends_the_worker_and_fails_no_trial(sweep_of, made_up, monkeypatch, full_disk):
+    study = started(sweep_of(parameters=TWO))
+    journal = study.sweep.folder / JOURNAL
+    run, room = Sweep.measure, {"left": 1}
+
+    def measure(self: Sweep, values: dict[str, Any], **rest: Any) -> Any:
+        room["left"] -= 1
+        if room["left"] < 0:
+            raise unwritable(Path("metrics.json"), OSError(28, "No space left on device"))
+        return run(self, values, **rest)
+
+    monkeypatch.setattr(Sweep, "measure", measure)
+    with pytest.raises(UnwritableError, match="No space left"):
+        Worker(study).work()
+    assert sorted(row.state for row in study.rows()) == ["done", "waiting"]
+    # The study itself has no room.
+    for size in (0, 20):
+        with full_disk(journal, size), pytest.raises(UnwritableError, match=r"journal\.log cannot"):
+            Worker(study).work()
+    room["left"] = 9
+    assert Worker(started(sweep_of(parameters=TWO))).work().done == 1
+    assert [row.state for row in study.rows()] == ["done", "done"]
 
 
 def test_ctrl_c_puts_the_running_trial_back(sweep_of, made_up, monkeypatch):

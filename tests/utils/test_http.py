@@ -73,6 +73,28 @@ def test_what_does_not_answer_is_said_without_the_key(server, monkeypatch, answe
     assert "k3y" not in str(refused.value)
 
 
+def test_a_tls_handshake_that_drips_is_left_when_the_time_is_up():
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            # The head of a record of 16 kB, which then never fills.
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            while not stopped.wait(0.1):
+                connection.sendall(b"\x02")
+
+    stopped = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(UnansweredError, match=r"no complete answer in 0.5 s"):
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            request("GET", url, patience=Patience(timeout=0.5, attempts=1))
+        assert time.monotonic() - start < 3
+        stopped.set()
+        thread.join()
+
+
 @pytest.mark.parametrize(
     "drip",
     [

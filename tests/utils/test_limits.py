@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 import time
 
 import pytest
 
+from saesteer.data import load_pairs
 from saesteer.sweeps.sweep_file import read_sweep
-from saesteer.utils.errors import ConfigError
+from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.limits import check_declared, read_json
-from saesteer.utils.settings import read_word, read_yaml
+from saesteer.utils.settings import TrackingSettings, parse_config, read_word, read_yaml
 
 # 600 bytes for 10**10 values.
 BOMB = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
@@ -62,3 +66,30 @@ def test_json_and_what_a_configuration_declares_have_limits_too(tmp_path):
     for name in ("n_layer", "num_hidden_layers", "vocab_size", "d_model", "d_sae"):
         with pytest.raises(ValueError, match=f"{name} is 1,000,000,000 and may be"):
             check_declared("config", {"text_config": {name: 10**9}})
+
+
+def test_a_name_of_a_million_letters_is_refused_at_once(tmp_path):
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps([{"positiv" + "e" * 1_000_000: "a", "negative": "b"}]))
+    start = time.process_time()
+    with pytest.raises(DataError, match="unknown field") as caught:
+        load_pairs(file)
+    with pytest.raises(ConfigError, match="is not a known setting") as misspelt:
+        parse_config({"s\ned" * 200_000: 1}, kind=TrackingSettings, place="here")
+    assert time.process_time() - start < 1
+    for error in (caught, misspelt):
+        assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_a_pipe_that_nobody_writes_into_is_empty_and_one_that_is_written_is_read(tmp_path):
+    pipe = tmp_path / "f.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="holds no settings"):
+        read_yaml(pipe, empty="settings")
+    # Held open, so that what is written waits to be read.
+    with open(pipe, "r+b", buffering=0) as held:
+        held.write(b"{a: 1}")
+        writer = threading.Timer(0.3, held.close)
+        writer.start()
+        assert read_yaml(pipe, empty="settings") == {"a": 1}
+        writer.join()

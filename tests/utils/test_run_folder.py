@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from saesteer.utils import files, run_folder
-from saesteer.utils.errors import OutputError
-from saesteer.utils.files import draft_of, portable_name, write_atomic
+from saesteer.utils.errors import OutputError, UnwritableError
+from saesteer.utils.files import append_json, draft_of, portable_name, write_atomic
 from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record
 
 
@@ -123,6 +124,16 @@ def test_what_is_written_is_there_whole_and_alone(tmp_path):
     # Writers of one file do not meet.
     write_atomic(path, lambda draft: draft.write_bytes(b"first") and write_atomic(path, b"second"))
     assert path.read_bytes() == b"first"
+
+
+def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path, full_disk):
+    file = tmp_path / "a.jsonl"
+    append_json(file, {"n": 1})
+    for room in (0, 5):
+        with full_disk(file, room), pytest.raises(UnwritableError, match="cannot be written"):
+            append_json(file, {"n": "a long one"})
+    append_json(file, {"n": 2})
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [{"n": 1}, {"n": 2}]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError(28, "No space")])
