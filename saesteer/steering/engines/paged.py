@@ -184,7 +184,10 @@ class _Packing:
         first = places[starts] == 0
         self.begun += int(first.sum())
         if bool((~first & ~self._single).any()):
-            raise HookError("a prompt was cut up")
+            raise HookError(
+                "continuous batching read a prompt in several passes, so it cannot be told what "
+                "was steered; use the engine transformers."
+            )
 
     def mask(self, where: str) -> Tensor | None:
         """Return the tokens to write to, [1, token, 1]; None for all."""
