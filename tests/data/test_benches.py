@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -68,7 +69,7 @@ def test_concepts_of_axbench_are_held_against_texts_of_their_genre(tmp_path):
     train = pd.read_parquet(folder / "generate/train_data.parquet")
     evaluated = pd.read_parquet(folder / "inference/latent_eval_data.parquet")
 
-    def texts(rows: pd.DataFrame) -> tuple[str, ...]:
+    def texts(rows: Any) -> tuple[str, ...]:
         return tuple(rows["input"] + "\n" + rows["output"])
 
     concepts = read_axbench(folder)

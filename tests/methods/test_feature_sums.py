@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -124,7 +126,8 @@ def test_every_criterion_chooses_its_own_first_feature(given):
 def test_of_the_positive_side_alone_the_best_that_fires_there(given, given_codes, sae):
     codes = given.codes
     turned = given_codes(codes.negative.toarray(), codes.positive.toarray(), sae)
-    for side, index, sign in (("either", STRONG, -1), ("positive", NEGATIVE, 1)):
+    cases: Any = (("either", STRONG, -1), ("positive", NEGATIVE, 1))
+    for side, index, sign in cases:
         fitted = TopFeature("mean_difference", side=side).fit_in(turned)
         (feature,) = fitted.vector_.sae_features
         assert (feature.index, np.sign(feature.weight)) == (index, sign)

@@ -315,6 +315,6 @@ def test_the_curve_says_how_many_features_reach_the_baseline(small):
     # That one feature did as well says nothing while two do not.
     assert "90% of the effect of difference in means takes 8 features or more." in said
     assert column(table(report, "features"), "features") == [1, 2, 8, 32, "difference in means"]
-    drawn = report.figures["features-effect"].data
+    drawn: Any = report.figures["features-effect"].data
     assert [list(line.x) for line in drawn if line.mode == "lines+markers"] == [[1, 2, 8, 32]]
     assert "features-effect" not in compare_report(made_up_metrics(2, 2)).figures

@@ -344,7 +344,9 @@ class PersonaRun:
         def reached(run: SeedRun) -> tuple[SteeringVector | None, dict[int, Record]]:
             vector, near = run.matched(self.config.method(name))
             found: dict[int, Record] = {}
-            for sign, side in SIDES if vector is not None else ():
+            if vector is None:
+                return None, found
+            for sign, side in SIDES:
                 start, kl = abs(near[side]["strength"]), prompt[side]["kl"]
                 how = {"sign": sign, "start": start}
                 match = match_strength(self.experiment.divergence, vector, kl, **how)

@@ -367,8 +367,8 @@ class Steer(SteeringExperiment[SteerResults]):
         self, writing: WrittenEvaluation, vector: SteeringVector, result: str
     ) -> dict[str, Any]:
         match = self._result(result)
-        reached = [m.strength if m.reached else None for m in (match.plus, match.minus)]
-        records = writing.steered(vector, *reached)
+        plus, minus = (m.strength if m.reached else None for m in (match.plus, match.minus))
+        records = writing.steered(vector, plus, minus)
         found = {"summary": summarise(records), "records": [asdict(record) for record in records]}
         return finite(found)
 

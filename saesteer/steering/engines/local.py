@@ -201,7 +201,7 @@ def _nucleus(top_p: float) -> Callable[[Tensor, Tensor], Tensor]:
     """
     from transformers import TopPLogitsWarper
 
-    exact = TopPLogitsWarper(top_p)
+    exact: Any = TopPLogitsWarper(top_p)
 
     def warp(ids: Tensor, scores: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         top = scores.topk(min(NUCLEUS_TOKENS, scores.shape[-1])).values
