@@ -112,7 +112,8 @@ class Measured:
                 took, result = worker.ask(**task)
                 seconds[name].append(took)
                 results.setdefault(name, result)
-        print(f"  {what}: " + ", ".join(f"{n} {spread(s)} s" for n, s in seconds.items()))
+        print(f"  {what}")
+        print(*(f"    {name}: {spread(took)} s" for name, took in seconds.items()), sep="\n")
 
     def ratio(self, what: str, name: str) -> tuple[float, float, float]:
         """Return how many times as fast saesteer is: the rounds' median, least and largest."""
@@ -238,7 +239,7 @@ def differing(what: str, rows: list[list[int]], wanted: list[list[int]]) -> list
 
 
 def verdicts(measured: Measured, size: Size) -> list[str]:
-    """Return what was wanted, and how it went."""
+    """Return how saesteer did, beside what was wanted."""
     said = []
     what = FIT.format(size.pairs)
     fastest = measured.fastest(what, (HAND, *PEERS))
@@ -250,8 +251,8 @@ def verdicts(measured: Measured, size: Size) -> list[str]:
     for what, name, wanted in said:
         median, low, high = measured.ratio(what, name)
         sentences.append(
-            f"{what}: saesteer {median:.2f} times as fast as {name} ({low:.2f} to {high:.2f}; "
-            f"wanted {wanted})"
+            f"{what}: {median:.2f} times ({low:.2f} to {high:.2f}) as fast as {name}; "
+            f"wanted {wanted}"
         )
     return sentences
 
@@ -303,6 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
     out = options.out or options.environments / "peers.md"
+    out.parent.mkdir(parents=True, exist_ok=True)
     python = {"": sys.executable}
     for name in ("steering-vectors", "repeng"):
         python[name] = str(options.environments / name / "bin" / "python")
@@ -334,7 +336,7 @@ def main() -> None:
         f"tokens a row; seconds ({options.clock}), median of the rounds with their range.\n"
     )
     out.write_text(f"{head}\n{text}\n\n{notes}\n", encoding="utf-8")
-    print(f"\n{text}\n\n{notes}\n\nThe table is in {out}; benchmarks/README.md is where it goes.")
+    print(f"\n{notes}\n\nThe whole table is in {out}; it goes into benchmarks/README.md.")
     if wrong:
         raise SystemExit("results do not agree; see the last lines above.")
 
