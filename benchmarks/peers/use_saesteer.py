@@ -38,7 +38,8 @@ def generate(
 ) -> list[list[int]]:
     inputs = model.tokenizer(prompts, padding=True, return_tensors="pt")
     with ss.steer(model, vector, strength * vector.norm, "raw"):
-        return ss.plain_model(model).generate(**inputs, **exactly(tokens)).tolist()
+        bare: Any = ss.plain_model(model)
+        return bare.generate(**inputs, **exactly(tokens)).tolist()
 
 
 def strengths(
@@ -46,7 +47,8 @@ def strengths(
 ) -> list[list[int]]:
     inputs = model.tokenizer([prompt] * len(strengths), return_tensors="pt")
     with ss.steer(model, vector, [x * vector.norm for x in strengths], "raw"):
-        return ss.plain_model(model).generate(**inputs, **exactly(tokens)).tolist()
+        bare: Any = ss.plain_model(model)
+        return bare.generate(**inputs, **exactly(tokens)).tolist()
 
 
 def export(model: Any, vector: Any, path: str) -> None:
