@@ -8,6 +8,7 @@ BROWSER := .venv/.browser
 # Newest means today's, so that environment is made anew each day.
 NEWEST := .venv-newest/.ready-$(shell date +%F)
 OLDEST := .venv-oldest/.ready
+PEERS := .venv-peers/.ready
 PINS := constraints/newest.txt
 FLOORS := constraints/oldest.txt
 # The tests that touch other libraries: loading, sites, steering, generation, probes, SAEs and
@@ -19,8 +20,8 @@ LIBRARIES := tests/models tests/steering tests/probes tests/saes tests/patching/
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test torture test-newest test-oldest pins format lint type bench docs \
-	tutorials clean
+.PHONY: help setup demo test torture test-newest test-oldest pins format lint type bench \
+	bench-peers docs tutorials clean
 
 help:
 	@echo "make demo    set up and run the main job on the bundled model, SAE and pairs"
@@ -30,6 +31,7 @@ help:
 	@echo "                                the oldest releases that pyproject.toml allows"
 	@echo "make pins    write constraints/newest.txt from what test-newest has installed"
 	@echo "make docs    the documentation, into site/"
+	@echo "make bench-peers    saesteer beside other libraries, each as its own bounds want it"
 	@echo "make format lint type bench tutorials    what they say"
 
 setup: $(READY)
@@ -46,6 +48,10 @@ $(NEWEST): pyproject.toml scripts/setup
 $(OLDEST): pyproject.toml $(FLOORS) scripts/setup
 	@rm -rf .venv-oldest
 	@scripts/setup $(PYTHON) .venv-oldest -c $(FLOORS)
+	@touch $@
+
+$(PEERS): $(READY) scripts/setup-peers
+	@scripts/setup-peers .venv .venv-peers
 	@touch $@
 
 # A browser to look at the report with, where this machine's packages can be had without asking; its
@@ -101,6 +107,9 @@ bench: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/labels.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/app.py
 
+bench-peers: $(PEERS)
+	$(BIN)/python benchmarks/peers/run.py
+
 docs: $(READY)
 	$(BIN)/python scripts/build_docs.py
 
@@ -109,4 +118,4 @@ tutorials: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python scripts/tutorials.py
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest site build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest .venv-peers site build dist .pytest_cache .ruff_cache

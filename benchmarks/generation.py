@@ -3,14 +3,65 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from pairing import paired_ratio
 
 from saesteer.data import read_questions
 from saesteer.models import Site, chat_prompt, encode_texts, load_model, model_info, plain_model
-from saesteer.models.tokens import pad_rows, padding_id
+from saesteer.models.tokens import TokenBatch, pad_rows, padding_id
 from saesteer.steering import SteeringVector, steer
+
+
+def a_vector(model: Any, layer: int) -> SteeringVector:
+    """Return a direction drawn at random, for a strength in units of 100."""
+    return SteeringVector.from_raw(
+        torch.randn(int(model.cfg.d_model), generator=torch.Generator().manual_seed(0)),
+        site=Site(layer),
+        model="random",
+        model_fingerprint=model_info(model).fingerprint,
+        residual_norm=100.0,
+    )
+
+
+def prompt_batch(model: Any, rows: int) -> TokenBatch:
+    """Return so many neutral questions as chat prompts on the model's device."""
+    questions = [*read_questions("neutral_questions"), *read_questions("open_questions")]
+    asked = [questions[i % len(questions)] for i in range(rows)]
+    prompts = [chat_prompt(model.tokenizer, question) for question in asked]
+    device = plain_model(model).device
+    return pad_rows(encode_texts(model.tokenizer, prompts), padding_id(model), device)
+
+
+def write(model: Any, tokens: TokenBatch, length: int) -> torch.Tensor:
+    """Return the ids of prompts and exactly `length` likeliest tokens."""
+    bare: Any = plain_model(model)
+    with torch.inference_mode():
+        return bare.generate(
+            **tokens.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False
+        )
+
+
+def against_plain(
+    model: Any, vector: SteeringVector, rows: int, length: int, rounds: int
+) -> list[str]:
+    """Time steered generation against unsteered; return what to print."""
+    tokens = prompt_batch(model, rows)
+
+    def steered() -> None:
+        with steer(model, vector, 0.1):
+            write(model, tokens, length)
+
+    ratio = paired_ratio(steered, lambda: write(model, tokens, length), rounds)
+    bare = plain_model(model)
+    return [
+        f"generation, {rows} rows, {length} new tokens, {bare.device}, "
+        f"{str(bare.dtype).removeprefix('torch.')}",
+        f"  steered      {rows * length / ratio.candidate:9.1f} tokens/s",
+        f"  Hugging Face {rows * length / ratio.reference:9.1f} tokens/s",
+        f"  ratio {ratio.median:.3f} (rounds {ratio.low:.3f} to {ratio.high:.3f}); wanted >= 0.95",
+    ]
 
 
 def main() -> None:
@@ -25,39 +76,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
-    bare = plain_model(model)
-    vector = SteeringVector.from_raw(
-        torch.randn(int(model.cfg.d_model), generator=torch.Generator().manual_seed(0)),
-        site=Site(options.layer),
-        model=options.model,
-        model_fingerprint=model_info(model).fingerprint,
-        residual_norm=100.0,
-    )
-    questions = read_questions("neutral_questions")
+    vector = a_vector(model, options.layer)
+    print(f"{options.threads} threads")
     for rows in options.rows:
-        prompts = [chat_prompt(model.tokenizer, question) for question in questions[:rows]]
-        tokens = pad_rows(encode_texts(model.tokenizer, prompts), padding_id(model), bare.device)
-        length = options.new_tokens
-
-        def plain(tokens=tokens, length=length) -> None:
-            with torch.inference_mode():
-                bare.generate(  # type: ignore[operator]
-                    **tokens.inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False
-                )
-
-        def steered(plain=plain) -> None:
-            with steer(model, vector, 0.1):
-                plain()
-
-        ratio = paired_ratio(steered, plain, options.rounds)
-        print(
-            f"generation, {rows} rows, {length} new tokens, {options.threads} threads, "
-            f"{str(bare.dtype).removeprefix('torch.')}"
-        )
-        print(f"  steered      {rows * length / ratio.candidate:9.1f} tokens/s")
-        print(f"  Hugging Face {rows * length / ratio.reference:9.1f} tokens/s")
-        low, high = ratio.low, ratio.high
-        print(f"  ratio {ratio.median:.3f} (rounds {low:.3f} to {high:.3f}); wanted >= 0.95")
+        lines = against_plain(model, vector, rows, options.new_tokens, options.rounds)
+        print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -49,6 +51,14 @@ def paired_ratio(
 
 
 def _seconds(function: Callable[[], object]) -> float:
+    _finish()
     start = time.perf_counter()
     function()
+    _finish()
     return time.perf_counter() - start
+
+
+def _finish() -> None:
+    # A GPU is still at work when a call comes back.
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

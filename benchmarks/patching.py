@@ -66,7 +66,7 @@ def lens_function(
             values = patching.generic_activation_patch(
                 model, batch.corrupted, cache, metric, setter, component, index_df=cells
             )
-        return values.float().numpy().reshape(len(layers), count)
+        return values.float().cpu().numpy().reshape(len(layers), count)
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from typing import Any
 
 import torch
 from pairing import paired_ratio
@@ -18,6 +19,39 @@ class _Stop(Exception):
     pass
 
 
+def text_rows(model: Any, count: int, length: int) -> list[TokenRow]:
+    """Return the first tokens of so many bundled texts."""
+    texts = list(read_texts(datasets_folder() / "prose.jsonl", limit=count))
+    rows = encode_texts(model.tokenizer, texts)
+    return [TokenRow(row.ids[:length], row.kept[:length]) for row in rows]
+
+
+def against_bare(model: Any, rows: list[TokenRow], site: Site, rounds: int) -> list[str]:
+    """Time reading against a bare pass to the same block; return what to print."""
+    bare = plain_model(model)
+    batch = pad_rows(rows, padding_id(model), bare.device, side="right")
+    block = resolve_target(model, site).module
+
+    def stop(*_: object) -> None:
+        raise _Stop
+
+    def reference() -> None:
+        handle = block.register_forward_hook(stop)
+        with torch.inference_mode(), contextlib.suppress(_Stop):
+            bare(**batch.inputs, use_cache=False)
+        handle.remove()
+
+    ratio = paired_ratio(lambda: read_rows(model, rows, [site]), reference, rounds)
+    tokens = int(batch.attention_mask.sum())
+    return [
+        f"reading {site}, {tokens} tokens in {len(rows)} rows, {bare.device}, "
+        f"{str(bare.dtype).removeprefix('torch.')}",
+        f"  saesteer     {tokens / ratio.candidate:9.0f} tokens/s",
+        f"  Hugging Face {tokens / ratio.reference:9.0f} tokens/s",
+        f"  ratio {ratio.median:.3f} (rounds {ratio.low:.3f} to {ratio.high:.3f}); wanted >= 0.80",
+    ]
+
+
 def main() -> None:
     """Print tokens per second of both and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -30,35 +64,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
-    texts = list(read_texts(datasets_folder() / "prose.jsonl", limit=options.rows))
-    rows = [
-        TokenRow(row.ids[: options.length], row.kept[: options.length])
-        for row in encode_texts(model.tokenizer, texts)
-    ]
-    bare = plain_model(model)
-    batch = pad_rows(rows, padding_id(model), bare.device, side="right")
-    block = resolve_target(model, Site(options.layer)).module
-
-    def stop(*_: object) -> None:
-        raise _Stop
-
-    def reference() -> None:
-        handle = block.register_forward_hook(stop)
-        with torch.inference_mode(), contextlib.suppress(_Stop):
-            bare(**batch.inputs, use_cache=False)
-        handle.remove()
-
-    site = Site(options.layer)
-    ratio = paired_ratio(lambda: read_rows(model, rows, [site]), reference, options.rounds)
-    tokens = int(batch.attention_mask.sum())
-    print(
-        f"reading {site}, {tokens} tokens in {len(rows)} rows, {options.threads} threads, "
-        f"{str(bare.dtype).removeprefix('torch.')}"
-    )
-    print(f"  saesteer     {tokens / ratio.candidate:9.0f} tokens/s")
-    print(f"  Hugging Face {tokens / ratio.reference:9.0f} tokens/s")
-    low, high = ratio.low, ratio.high
-    print(f"  ratio {ratio.median:.3f} (rounds {low:.3f} to {high:.3f}); wanted >= 0.80")
+    rows = text_rows(model, options.rows, options.length)
+    print(f"{options.threads} threads")
+    print(*against_bare(model, rows, Site(options.layer), options.rounds), sep="\n")
 
 
 if __name__ == "__main__":
