@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,12 @@ class TrainProbes(Experiment[ProbeResults]):
         )
         records: list[dict[str, Any]] = []
         probes: list[LinearProbe] = []
+        self.share_out()
         with self.progress.task("probes", len(store.sites), "layers") as task:
             for site in store.sites:
-                record, kept = f"layers/{site}.json", f"layers/{site}.safetensors"
+                record, kept = _layer_files(site)
                 if not (folder.has(record) and folder.has(kept)):
-                    probe, scores = self._fit_layer(store, checks, site)
-                    self._probe_set([probe], fingerprint, site.layer).save(folder.path / kept)
-                    folder.write_json(record, scores)
+                    self._write_layer(store, checks, site)
                 records.append(folder.read_json(record))
                 probes += ProbeSet.load(folder.path / kept).probes
                 task.advance(1, f"layer {site.layer}")
@@ -125,6 +124,27 @@ class TrainProbes(Experiment[ProbeResults]):
         split, config = self.plan.split, self.config
         labels = self.plan.used.labels
         return Parts(labels, split.groups, split.train, split.test, config.fit, config.seed)
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        # One pass reads all layers, and its chunks of texts are kept; then each is fitted alone.
+        plan = self.plan
+        stores = [plan.store] if plan.checks is None else [plan.store, plan.checks_store]
+        if plan.sae is not None or not all((place / INDEX).is_file() for place in stores):
+            return {}
+        store, *checks = map(LayerStore, stores)
+        of = checks[0] if checks else None
+        return {
+            str(site): partial(self._write_layer, store, of, site)
+            for site in store.sites
+            if not all(map(self.folder.has, _layer_files(site)))
+        }
+
+    def _write_layer(self, store: LayerStore, checks: LayerStore | None, site: Site) -> None:
+        probe, scores = self._fit_layer(store, checks, site)
+        record, kept = _layer_files(site)
+        made = self._probe_set([probe], store.metadata["model_fingerprint"], site.layer)
+        made.save(self.folder.path / kept)
+        self.folder.write_json(record, scores)
 
     def _fit_layer(
         self, store: LayerStore, checks: LayerStore | None, site: Site
@@ -308,6 +328,10 @@ class TrainProbes(Experiment[ProbeResults]):
             if results.metrics.get(name):
                 record.table(name, results.metrics[name])
         record.artifact("probes", self.folder.path / FILE_NAME, "probes")
+
+
+def _layer_files(site: Site) -> tuple[str, str]:
+    return f"layers/{site}.json", f"layers/{site}.safetensors"
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
