@@ -77,7 +77,8 @@ def test_a_comparison_prints_the_table_and_where_everything_is(
     monkeypatch.setattr(steering, "load_sae", refuse)
     again = saesteer("compare", file, "--only", "kindly")
     assert (again.code, again.out, again.err) == (0, answer.out, "")
-    assert saesteer("compare", file, "--only", "kindly", "--measure-only").out == ""
+    part = saesteer("part", "compare", metrics.parent, "--name", "kindly")
+    assert (part.code, part.out, part.err) == (0, "", "")
     dry = saesteer("compare", file, "--dry-run").out
     done = {line.split()[0]: line.split()[-1] for line in dry.splitlines() if line.strip()}
     assert (done["kindly"], done["boldly"]) == ("yes", "no")

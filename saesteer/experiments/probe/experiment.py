@@ -22,11 +22,14 @@ from saesteer.probes.fitting import Parts
 from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.probe import FILE_NAME, LinearProbe, ProbeSet
 from saesteer.probes.reading import (
+    CHUNK_ROWS,
     INDEX,
     LayerStore,
     encode_labelled,
     probe_sites,
     read_layers,
+    read_share,
+    share_file,
 )
 from saesteer.probes.readout import check_record
 from saesteer.report import Report
@@ -41,6 +44,8 @@ from saesteer.utils.run_folder import environment_record, write_record
 SCORES = "scores.json"
 JUDGE = "judge.json"
 ALL_CODES_C = 1.0
+# Each process that reads a share loads the model.
+MOST_SHARES = 16
 
 
 class ProbeResults(Results):
@@ -98,15 +103,9 @@ class TrainProbes(Experiment[ProbeResults]):
     def _store(self, texts: LabelledSet, folder: Path) -> LayerStore:
         if (folder / INDEX).is_file():
             return LayerStore(folder)
-        reading = self.config.reading
-        sites = probe_sites(int(self.model.cfg.n_layers), reading)
-        self.progress.say(f"Reading {len(texts):,} texts at {len(sites)} layers in one pass")
+        self.share_out()
         return read_layers(
-            self.model,
-            self._rows(texts),
-            sites,
-            folder,
-            reading,
+            *self._reading_of(texts, folder),
             metadata={
                 "model_fingerprint": model_info(self.model).fingerprint,
                 "dtype": str(self.model.cfg.dtype).removeprefix("torch."),
@@ -114,6 +113,12 @@ class TrainProbes(Experiment[ProbeResults]):
             },
             progress=self.progress,
         )
+
+    def _reading_of(self, texts: LabelledSet, folder: Path) -> tuple[Any, ...]:
+        reading = self.config.reading
+        sites = probe_sites(int(self.model.cfg.n_layers), reading)
+        self.progress.say(f"Reading {len(texts):,} texts at {len(sites)} layers in one pass")
+        return self.model, self._rows(texts), sites, folder, reading
 
     def _rows(self, texts: LabelledSet, prepend_bos: bool | None = None) -> list[TokenRow]:
         how: Any = {"prepend_bos": prepend_bos, "max_length": self.context}
@@ -126,18 +131,32 @@ class TrainProbes(Experiment[ProbeResults]):
         return Parts(labels, split.groups, split.train, split.test, config.fit, config.seed)
 
     def parts(self) -> dict[str, Callable[[], object]]:
-        # One pass reads all layers, and its chunks of texts are kept; then each is fitted alone.
+        # Shares of the texts, which are read at all layers; then the layers, each fitted alone.
         plan = self.plan
-        stores = [plan.store] if plan.checks is None else [plan.store, plan.checks_store]
-        if plan.sae is not None or not all((place / INDEX).is_file() for place in stores):
+        if plan.sae is not None:
             return {}
-        store, *checks = map(LayerStore, stores)
-        of = checks[0] if checks else None
+        stores = {plan.store: plan.texts}
+        stores |= {} if plan.checks is None else {plan.checks_store: plan.checks}
+        unread = {place: texts for place, texts in stores.items() if not (place / INDEX).is_file()}
+        if not unread:
+            store, *checks = map(LayerStore, stores)
+            of = checks[0] if checks else None
+            return {
+                str(site): partial(self._write_layer, store, of, site)
+                for site in store.sites
+                if not all(map(self.folder.has, _layer_files(site)))
+            }
         return {
-            str(site): partial(self._write_layer, store, of, site)
-            for site in store.sites
-            if not all(map(self.folder.has, _layer_files(site)))
+            f"{place.name} {share[0] + 1} of {share[1]}": partial(
+                self._read_share, texts, place, share
+            )
+            for place, texts in unread.items()
+            for share in _shares(len(texts))
+            if not share_file(place, share).is_file()
         }
+
+    def _read_share(self, texts: LabelledSet, folder: Path, share: tuple[int, int]) -> None:
+        read_share(*self._reading_of(texts, folder), share=share)
 
     def _write_layer(self, store: LayerStore, checks: LayerStore | None, site: Site) -> None:
         probe, scores = self._fit_layer(store, checks, site)
@@ -328,6 +347,12 @@ class TrainProbes(Experiment[ProbeResults]):
             if results.metrics.get(name):
                 record.table(name, results.metrics[name])
         record.artifact("probes", self.folder.path / FILE_NAME, "probes")
+
+
+def _shares(n_texts: int) -> list[tuple[int, int]]:
+    """The shares in which so many texts are read; none where there is nothing to share."""
+    of = min(MOST_SHARES, -(-n_texts // CHUNK_ROWS))
+    return [(number, of) for number in range(of)] if of > 1 else []
 
 
 def _layer_files(site: Site) -> tuple[str, str]:
