@@ -2,9 +2,9 @@
 
     python benchmarks/tokens.py [SETTINGS] [KEY=VALUE ...]
 
-The counts depend on texts, methods and seeds and hardly on the model, so a stand-in of three
-narrow blocks with the bundled model's tokenizer takes its place, with an SAE after its first: a third
-of the way up, as the bundled one. A token through every block counts as one. What is written is an
+The counts depend on texts, methods and seeds and hardly on the model, so a stand-in of three narrow
+blocks with the bundled model's tokenizer takes its place, with an SAE after its first: a third of
+the way up, as the bundled one. A token through every block counts as one. What is written is an
 upper bound, for the stand-in seldom ends an answer. docs/runs.md turns the counts into hours.
 """
 

@@ -99,8 +99,6 @@ def begun(few, compare_data, small, tmp_path) -> Callable[..., Any]:
             personas = [compare_data[name] for name in PERSONAS]
             settings = few(methods=["difference_in_means", "pca"], headline="pca")
             settings |= {"personas": personas}
-        if kind == "patch":
-            settings |= {"components": ["z", "resid_pre"], "modes": ["denoising", "noising"]}
         if kind == "probe":
             # More than a chunk of texts is read by more than one process.
             lines = [
@@ -129,11 +127,7 @@ def comparable(results: Results) -> dict[str, Any]:
 
 PARTS = {
     "compare": set(PERSONAS),
-    "patch": {
-        *("attribution-all-denoising", "attribution-all-noising"),
-        *(f"activation-{c}-{m}" for c in ("z", "resid_pre") for m in ("denoising", "noising")),
-        *(f"path-z-to-logits-{m}" for m in ("denoising", "noising")),
-    },
+    "patch": {"attribution-all-denoising", "activation-z-denoising", "path-z-to-logits-denoising"},
     "probe": {
         *(f"blocks.{layer}.hook_resid_post" for layer in range(3)),
         *("texts 1 of 2", "texts 2 of 2"),
