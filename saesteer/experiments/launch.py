@@ -284,6 +284,9 @@ def make_elsewhere(
     dtype = str(experiment.dtype).removeprefix("torch.")
     command += [str(experiment.folder.path.absolute()), "--dtype", dtype, "--name"]
     names = list(experiment.parts())
+    if launcher == "local" and len(names) == 1:
+        # A stage makes it as well, without another process.
+        return
 
     def made(name: str) -> bool:
         return name not in experiment.parts()

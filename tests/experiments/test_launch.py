@@ -127,7 +127,7 @@ def comparable(results: Results) -> dict[str, Any]:
 
 PARTS = {
     "compare": set(PERSONAS),
-    "patch": {"attribution-all-denoising", "activation-z-denoising", "path-z-to-logits-denoising"},
+    "patch": {"attribution-all-denoising", "activation-z-denoising", "path-z-to-final-denoising"},
     "probe": {
         *(f"blocks.{layer}.hook_resid_post" for layer in range(3)),
         *("texts 1 of 2", "texts 2 of 2"),

@@ -103,7 +103,10 @@ class Compare(SteeringExperiment[Results]):
         self._measure([persona])
 
     def _personas(self) -> None:
-        self.share_out()
+        if self.elsewhere is not None:
+            self.share_out()
+            # What is not made there is made here, which nobody has checked.
+            self._check(self._pending)
         self._measure(self._pending)
 
     def _measure(self, personas: Sequence[PersonaPlan]) -> None:
