@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from saesteer.experiments.kinds import kind_name
 from saesteer.utils.errors import ConfigError, SaesteerError
 from saesteer.utils.files import portable_name
 from saesteer.utils.progress import Progress
@@ -279,7 +280,8 @@ def make_elsewhere(
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Have an experiment's parts made, a task each: all at once if `workers` is None."""
-    command = [sys.executable, "-m", "saesteer.cli.main", "part", experiment.config.kind]
+    kind = kind_name(experiment.config.kind)
+    command = [sys.executable, "-m", "saesteer.cli.main", "part", kind]
     # What "auto" stands for is settled once: each machine would measure it anew.
     dtype = str(experiment.dtype).removeprefix("torch.")
     command += [str(experiment.folder.path.absolute()), "--dtype", dtype, "--name"]
