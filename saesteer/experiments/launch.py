@@ -173,6 +173,7 @@ class Launch:
         """
         try:
             import ray
+            from ray.exceptions import RayError
         except ImportError as error:
             raise SaesteerError("--launcher ray needs ray; pip install 'saesteer[ray]'.") from error
         begun = not ray.is_initialized()
@@ -206,7 +207,7 @@ class Launch:
                     return None
                 try:
                     found, node = ray.get(reference)
-                except ray.exceptions.RayError:
+                except RayError:
                     return LOST
                 places.append(node)
                 return found
@@ -231,6 +232,8 @@ class Launch:
         waiting, running = deque(self.tasks), dict[int, tuple[Task, Any]]()
         restarts, failed, ended = Counter[str](), list[Task](), 0
         while waiting or running:
+            while waiting and waiting[0].done():
+                waiting.popleft()
             free = [slot for slot in range(workers) if slot not in running][: len(waiting)]
             batch = {slot: waiting.popleft() for slot in free}
             for (slot, task), handle in zip(batch.items(), start(batch), strict=True):
@@ -294,8 +297,8 @@ def make_elsewhere(
         return name not in experiment.parts()
 
     tasks = [Task(name, [*command, name], partial(made, name)) for name in names]
-    logs, how = experiment.folder.path / "logs", {"threads": threads}
-    launch = Launch(tasks, workers or len(tasks), logs, **how, progress=experiment.progress)
+    workers, logs = workers or len(tasks), experiment.folder.path / "logs"
+    launch = Launch(tasks, workers, logs, threads=threads, progress=experiment.progress)
     launch.run(launcher, options)
 
 

