@@ -77,6 +77,8 @@ def test_a_ray_cluster_of_two_nodes_runs_a_sweep_on_both(sweep_of, tmp_path, mon
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not here: pip install 'saesteer[ray]'")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers are nicer than everything else, which on a busy machine takes minutes.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     import ray
     from ray.cluster_utils import Cluster
 
