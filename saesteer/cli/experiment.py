@@ -6,13 +6,24 @@ import inspect
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from saesteer.cli.options import AsJson, DryRun, Model, Overrides, SuggestSite
+from saesteer.cli.options import (
+    AsJson,
+    DryRun,
+    Launcher,
+    Model,
+    Overrides,
+    SlurmOptions,
+    SuggestSite,
+    Threads,
+)
 from saesteer.utils.terminal import say, say_json
 from saesteer.utils.text import near_names
 
@@ -41,9 +52,12 @@ _OPTIONS: dict[str, Any] = {
     ],
     "only": Annotated[list[str] | None, typer.Option(help="Only these of the personas, by name.")],
     "workers": Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the personas; one if left out.")
+        int | None,
+        typer.Option(min=1, help="How many processes, jobs or tasks share the work at once."),
     ],
-    "measure_only": Annotated[bool | None, typer.Option("--measure-only", hidden=True)],
+    "launcher": Annotated[Launcher | None, typer.Option(help="Where they run: here if left out.")],
+    "threads": Threads,
+    "slurm": SlurmOptions,
     "suggest_site": SuggestSite,
     "n": Annotated[int | None, typer.Option("--n", min=2, help="How many pairs of prompts.")],
     "seed": Annotated[int | None, typer.Option(min=0, help="Seeds names, places and objects.")],
@@ -56,7 +70,8 @@ _OPTIONS: dict[str, Any] = {
 }
 # The options of each command, with the settings that they stand for, as --set takes them.
 _MODEL, _SAE = ["model.name={}"], ["sae={}"]
-_PATCH: dict[str, list[str]] = {"model": _MODEL, "sae": _SAE, "suggest_site": []}
+_SHARED: dict[str, list[str]] = {"workers": [], "launcher": [], "threads": [], "slurm": []}
+_PATCH: dict[str, list[str]] = {"model": _MODEL, "sae": _SAE, "suggest_site": [], **_SHARED}
 _TAKES: dict[str, dict[str, list[str]]] = {
     "steer": {"model": _MODEL, "sae": _SAE, "kl": ["evaluation.kl_target={}"]},
     "compare": {
@@ -70,8 +85,7 @@ _TAKES: dict[str, dict[str, list[str]]] = {
         "persona": ["personas={}"],
         "describe": ["describe={}"],
         "only": [],
-        "workers": [],
-        "measure_only": [],
+        **_SHARED,
     },
     "corrupt": {"model": _MODEL},
     "patch": _PATCH,
@@ -82,7 +96,7 @@ _TAKES: dict[str, dict[str, list[str]]] = {
         "eight": ["pairs.ioi.eight={}"],
         "circuit": [],
     },
-    "probe": {"model": _MODEL, "sae": ["reading.sae={}"]},
+    "probe": {"model": _MODEL, "sae": ["reading.sae={}"], **_SHARED},
     "steering_bench": {"model": _MODEL, "sae": _SAE},
     "axbench": {"model": _MODEL, "sae": _SAE},
     "train_sae": {"model": _MODEL},
@@ -182,11 +196,8 @@ def _run(
             found.append(_planned(experiment))
             if not as_json:
                 _show_plan(kind, experiment)
-        elif options.get("measure_only"):
-            experiment.check()
-            experiment.measure()
         else:
-            _share_out(experiment, options.get("workers"))
+            _share_out(experiment, **{option: options.get(option) for option in _SHARED})
             results = experiment.run()
             found.append(results.metrics)
             if not as_json:
@@ -212,11 +223,54 @@ def _shortcuts(command: str, options: dict[str, Any]) -> list[str]:
     return found
 
 
-def _share_out(experiment: Any, workers: int | None) -> None:
-    if workers is not None and workers > 1 and len(experiment.plan.personas) > 1:
-        from saesteer.experiments.compare.experiment import measure_in_processes
+def _share_out(
+    experiment: Experiment[Any],
+    *,
+    workers: int | None,
+    launcher: Launcher | None,
+    threads: int | None,
+    slurm: list[str] | None,
+) -> None:
+    if launcher in (None, Launcher.local) and (workers or 1) == 1:
+        return
+    from saesteer.experiments.launch import make_elsewhere, slurm_options
 
-        experiment.elsewhere = lambda plan: measure_in_processes(plan, workers, experiment.progress)
+    where, settings = launcher or Launcher.local, slurm_options(slurm or ())
+    how: Any = {"threads": threads, "options": settings}
+    experiment.elsewhere = lambda given: make_elsewhere(given, where, workers, **how)
+
+
+def part_command(
+    kind: Annotated[str, typer.Argument(help="The kind of experiment.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of its run, with its settings.")],
+    name: Annotated[str, typer.Option(help="Which of its parts.")],
+    dtype: Annotated[str | None, typer.Option(help="What model.dtype auto stands for.")] = None,
+) -> None:
+    """Make one part of an experiment that shares them out; --workers calls this."""
+    from saesteer.experiments.registry import experiment_named, load_experiments
+    from saesteer.experiments.results import CONFIG
+    from saesteer.tracking.liveness import Heartbeat
+    from saesteer.utils.errors import MismatchError
+    from saesteer.utils.progress import terminal_progress
+
+    (config,) = load_experiments([str(folder / CONFIG)], kind=kind)
+    experiment = experiment_named(kind)(config, terminal_progress())
+    if experiment.folder.path.absolute() != folder.absolute():
+        raise MismatchError(
+            f"the settings of {folder} lead to {experiment.folder.path} here, so data, model or "
+            "version differ from those of the machine that began it; put the same in place."
+        )
+    experiment.settled_dtype = dtype
+    giver = os.getppid()
+
+    def stop_alone() -> None:
+        # Whoever gave this part out is gone, and with it who would wait: another will be given it.
+        if os.getppid() != giver:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Heartbeat(stop_alone, 1.0):
+        experiment.make(name)
 
 
 def _planned(experiment: Experiment) -> dict[str, Any]:

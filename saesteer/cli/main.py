@@ -28,7 +28,7 @@ from saesteer.cli import (
     vector,
 )
 from saesteer.cli.app import app_command
-from saesteer.cli.experiment import experiment_command
+from saesteer.cli.experiment import experiment_command, part_command
 from saesteer.utils.errors import SaesteerError
 from saesteer.utils.terminal import say
 from saesteer.utils.text import one_line
@@ -90,6 +90,7 @@ app.command("configs")(configs.configs_command)
 app.command("agent")(agent.agent_command)
 app.command("sweep")(sweep.sweep_command)
 app.command("worker")(sweep.worker_command)
+app.command("part", hidden=True)(part_command)
 app.add_typer(patch.app, name="patch")
 app.add_typer(probe.app, name="probe")
 app.add_typer(corrupt.app, name="corrupt")

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from saesteer.utils.errors import DataError, SteeringError
 
+
+class Launcher(StrEnum):
+    """Where work runs."""
+
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of each; a fair share if left out.")
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A parameter of submitit, such as partition=gpu."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="A setting that wins over the file's."),

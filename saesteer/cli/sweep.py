@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saesteer.cli.options import DryRun, Overrides
+from saesteer.cli.options import DryRun, Launcher, Overrides, SlurmOptions, Threads
 
 if TYPE_CHECKING:
-    from saesteer.sweeps.launch import Launch
     from saesteer.sweeps.study import SweepStudy
     from saesteer.sweeps.sweep import Sweep, Trial
     from saesteer.utils.progress import Progress
 
 STUDY_URL = "SAESTEER_STUDY_URL"
-
-
-class Launcher(StrEnum):
-    """Where workers run."""
-
-    local = "local"
-    slurm = "slurm"
-    ray = "ray"
 
 
 def sweep_command(
@@ -35,9 +25,7 @@ def sweep_command(
     ],
     workers: Annotated[int, typer.Option(min=1, help="How many processes, jobs or tasks.")] = 1,
     launcher: Annotated[Launcher, typer.Option(help="Where they run.")] = Launcher.local,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each; a fair share if left out.")
-    ] = None,
+    threads: Threads = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="The most trials, in place of the file's run_cap.")
     ] = None,
@@ -54,10 +42,7 @@ def sweep_command(
             help="A database's URL, where workers see no common folder.",
         ),
     ] = None,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A parameter of submitit, such as partition=gpu."),
-    ] = None,
+    slurm: SlurmOptions = None,
     lease: Annotated[
         float,
         typer.Option(min=1, help="Seconds of silence after which another machine counts as gone."),
@@ -65,7 +50,8 @@ def sweep_command(
     dry_run: DryRun = False,
 ) -> None:
     """Run a sweep file, in W&B's own layout, and sum up what it found."""
-    from saesteer.sweeps.launch import Launch, slurm_options
+    from saesteer.experiments.launch import slurm_options
+    from saesteer.sweeps.launch import launch_workers
     from saesteer.sweeps.study import create_study
     from saesteer.sweeps.sweep_file import read_sweep
     from saesteer.utils.progress import terminal_progress
@@ -86,8 +72,18 @@ def sweep_command(
     study.enqueue(trials)
     if retry_failed:
         progress.say(f"{study.retry_failed()} failed trials are tried again")
-    launch = Launch(study, workers, sweep.folder / "logs", threads=threads, progress=progress)
-    _run(study, launch, launcher, options, progress)
+
+    def work(parent: str | None) -> None:
+        if launcher is Launcher.local and workers == 1:
+            _work_here(study, threads, parent, progress)
+            return
+        if launcher is Launcher.local and (others := study.at_work()):
+            earlier = f"workers of an earlier call go on (process {', '.join(others)})"
+            progress.say(f"{earlier}; they share these")
+        how: Any = {"threads": threads, "parent": parent, "progress": progress}
+        launch_workers(study, workers, sweep.folder / "logs", **how).run(launcher, options)
+
+    _run(study, work, progress)
 
 
 def worker_command(
@@ -121,13 +117,7 @@ def worker_command(
     terminal_progress().say(done + taken)
 
 
-def _run(
-    study: SweepStudy,
-    launch: Launch,
-    launcher: Launcher,
-    options: dict[str, Any],
-    progress: Progress,
-) -> None:
+def _run(study: SweepStudy, work: Callable[[str | None], None], progress: Progress) -> None:
     """Run the trials that are left, and sum up whatever there is, also after Ctrl-C."""
     from saesteer.report.sweep import sweep_report
     from saesteer.report.terminal import console
@@ -146,11 +136,9 @@ def _run(
         wandb=TrackingSettings.model_validate(sweep.base.get("tracking") or {}),
         progress=progress,
     ) as recorded:
-        launch.parent = recorded.id
         try:
             if study.is_open() or study.may_ask():
-                _work(launch, launcher, options)
-                launch.tell()
+                work(recorded.id)
         finally:
             record = sweep_record(sweep, study.rows())
             write_results(sweep, record)
@@ -158,24 +146,16 @@ def _run(
     sweep_report(record).print(console(), sweep.folder)
 
 
-def _work(launch: Launch, launcher: Launcher, options: dict[str, Any]) -> None:
+def _work_here(
+    study: SweepStudy, threads: int | None, parent: str | None, progress: Progress
+) -> None:
     import torch
 
     from saesteer.sweeps.worker import Worker
 
-    if launcher is Launcher.ray:
-        launch.ray()
-    elif launcher is Launcher.slurm:
-        jobs = launch.submit(options)
-        names = ", ".join(job.job_id for job in jobs)
-        launch.progress.say(f"Slurm jobs {names}; logs in {launch.logs}")
-        launch.wait(jobs)
-    elif launch.workers > 1:
-        launch.local()
-    else:
-        if launch.threads is not None:
-            torch.set_num_threads(launch.threads)
-        Worker(launch.study, launch.progress, parent=launch.parent).work()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    Worker(study, progress, parent=parent).work()
 
 
 def _show_plan(sweep: Sweep, trials: Sequence[Trial]) -> None:

@@ -58,6 +58,8 @@ class Experiment(Context, Generic[Found]):
     numbers: ClassVar[Sequence[str]] = ()
     # The record of the run under way, for stages that have a curve to tell.
     recorded: RecordedRun
+    # Has the parts made in other processes; stages make them here if None.
+    elsewhere: Callable[[Experiment[Any]], None] | None = None
 
     def __init__(
         self, config: Any, progress: Progress | None = None, cache: Cache | None = None
@@ -83,6 +85,22 @@ class Experiment(Context, Generic[Found]):
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
         """The steps, in order."""
+
+    def parts(self) -> Mapping[str, Callable[[], object]]:
+        """What is not there yet and any process can make by itself, by name: files all of them."""
+        return {}
+
+    def make(self, name: str) -> None:
+        """Make one of the parts, unless it is there."""
+        with cpu_threads(self.config.model.threads):
+            part = self.parts().get(name)
+            if part is not None:
+                part()
+
+    def share_out(self) -> None:
+        """Have the parts made elsewhere, if anybody is to; stages make here what is left."""
+        if self.elsewhere is not None and self.parts():
+            self.elsewhere(self)
 
     @abstractmethod
     def finish(self) -> dict[str, Any]:

@@ -47,6 +47,9 @@ class Context:
     of this process have loaded already.
     """
 
+    # What dtype "auto" stands for where another process has settled it; measured if None.
+    settled_dtype: str | None = None
+
     def __init__(self, plan: Any, progress: Progress, cache: Cache | None = None) -> None:
         self.plan: Any = plan
         self.progress = progress
@@ -62,7 +65,7 @@ class Context:
             return load_model(
                 settings.name,
                 device=self._device,
-                dtype=self._dtype,
+                dtype=self.dtype,
                 device_map=settings.device_map,
                 trust_remote_code=settings.trust_remote_code,
                 progress=self.progress,
@@ -77,9 +80,11 @@ class Context:
         return None if mapped else choose_device(settings.device)
 
     @cached_property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
         device = self._device or choose_device()
-        return _chosen_dtype(self.plan.config.model.dtype, device, torch.get_num_threads())
+        asked = self.settled_dtype or self.plan.config.model.dtype
+        return _chosen_dtype(asked, device, torch.get_num_threads())
 
     @property
     def _model_key(self) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ class Context:
         settings = self.plan.config.model.model_dump_json(exclude=left_out)
         # What "auto" stands for, and where it was found, with the hash of a file: other weights
         # under one name are another.
-        return (settings, str(self._device), str(self._dtype), str(self.plan.model))
+        return (settings, str(self._device), str(self.dtype), str(self.plan.model))
 
     def _has_room_beside(self, others: Sequence[TransformerBridge]) -> bool:
         """Whether models may stay in memory while this one is loaded."""
@@ -96,7 +101,7 @@ class Context:
         if self._device is None or any(info.source != self.plan.model for info in infos):
             return False
         numbers = sum(weight.numel() for weight in infos[0].plain.parameters())
-        each = [self._dtype.itemsize, *(info.plain.dtype.itemsize for info in infos)]
+        each = [self.dtype.itemsize, *(info.plain.dtype.itemsize for info in infos)]
         return numbers * sum(each) <= MEMORY_SHARE * memory_of(self._device)
 
     @property

@@ -182,24 +182,11 @@ def read_layers(
 
     The folder's name stands for all that the files depend on; the metadata is kept beside them.
     """
-    first = read_rows(model, rows[:1], sites)
-    per_token = sum(int(found.values.shape[1]) for found in first.values())
-    check_room(folder, 2 * per_token * len(rows), "activations", "texts-*.safetensors")
-    chunks = [chunk.tolist() for chunk in length_chunks(rows, per_token)]
+    chunks = _chunks(model, rows, sites, folder)
     norms = {str(site): [0.0, 0] for site in sites}
     with (progress or Progress()).task("texts", len(rows), "texts") as task:
         for number, chunk in enumerate(chunks):
-            path = _chunk_file(folder, number)
-            own = _chunk_norms(path, chunk)
-            if own is None:
-                read = read_rows(model, [rows[i] for i in chunk], sites, max_tokens=2048)
-                # Token norms need no more than a sample.
-                measured = read if number % NORM_EVERY == 0 else {}
-                own = {
-                    str(site): (mean_norm(found) * len(found.values), len(found.values))
-                    for site, found in measured.items()
-                }
-                _write_chunk(path, chunk, read, own, settings)
+            own = _read_chunk(model, rows, sites, folder, settings, number, chunk)
             for name, (total, count) in own.items():
                 norms[name] = [norms[name][0] + total, norms[name][1] + count]
             task.advance(len(chunk))
@@ -210,6 +197,60 @@ def read_layers(
     }
     write_atomic(folder / INDEX, json.dumps(index).encode())
     return LayerStore(folder)
+
+
+def read_share(
+    model: TransformerBridge,
+    rows: Sequence[TokenRow],
+    sites: Sequence[Site],
+    folder: Path,
+    settings: ReadSettings,
+    share: tuple[int, int],
+) -> None:
+    """Read the k-th of n shares of the chunks, for `read_layers` to find, and say so in a file."""
+    number, of = share
+    chunks = _chunks(model, rows, sites, folder)
+    for place in range(number, len(chunks), of):
+        _read_chunk(model, rows, sites, folder, settings, place, chunks[place])
+    write_atomic(share_file(folder, share), json.dumps({"chunks": len(chunks)}).encode())
+
+
+def share_file(folder: Path, share: tuple[int, int]) -> Path:
+    """The file that says that a share of the chunks is there."""
+    return folder / f"share-{share[0] + 1}-of-{share[1]}.json"
+
+
+def _chunks(
+    model: TransformerBridge, rows: Sequence[TokenRow], sites: Sequence[Site], folder: Path
+) -> list[list[int]]:
+    first = read_rows(model, rows[:1], sites)
+    per_token = sum(int(found.values.shape[1]) for found in first.values())
+    check_room(folder, 2 * per_token * len(rows), "activations", "texts-*.safetensors")
+    return [chunk.tolist() for chunk in length_chunks(rows, per_token)]
+
+
+def _read_chunk(
+    model: TransformerBridge,
+    rows: Sequence[TokenRow],
+    sites: Sequence[Site],
+    folder: Path,
+    settings: ReadSettings,
+    number: int,
+    chunk: list[int],
+) -> dict[str, tuple[float, int]]:
+    """Return a chunk's token norms, reading and writing it first where it is not there."""
+    path = _chunk_file(folder, number)
+    own = _chunk_norms(path, chunk)
+    if own is None:
+        read = read_rows(model, [rows[i] for i in chunk], sites, max_tokens=2048)
+        # Token norms need no more than a sample.
+        measured = read if number % NORM_EVERY == 0 else {}
+        own = {
+            str(site): (mean_norm(found) * len(found.values), len(found.values))
+            for site, found in measured.items()
+        }
+        _write_chunk(path, chunk, read, own, settings)
+    return own
 
 
 def _chunk_file(folder: Path, number: int) -> Path:

@@ -77,7 +77,8 @@ def test_a_comparison_prints_the_table_and_where_everything_is(
     monkeypatch.setattr(steering, "load_sae", refuse)
     again = saesteer("compare", file, "--only", "kindly")
     assert (again.code, again.out, again.err) == (0, answer.out, "")
-    assert saesteer("compare", file, "--only", "kindly", "--measure-only").out == ""
+    part = saesteer("part", "compare", metrics.parent, "--name", "kindly")
+    assert (part.code, part.out, part.err) == (0, "", "")
     dry = saesteer("compare", file, "--dry-run").out
     done = {line.split()[0]: line.split()[-1] for line in dry.splitlines() if line.strip()}
     assert (done["kindly"], done["boldly"]) == ("yes", "no")
@@ -98,3 +99,28 @@ def test_a_comparison_names_features_by_imported_labels_and_embeds_their_pages(
     assert row["url"] == f"https://www.neuronpedia.org/gpt2-small/6-res-jb/{row['feature']}"
     page = (metrics.parent / "report.html").read_text()
     assert f'data-embed="{row["url"]}?embed=true"' in page and row["description"] in page
+
+
+def test_what_is_shared_out_goes_to_the_launcher_that_was_named(
+    saesteer, few, write, no_loading, monkeypatch
+):
+    from saesteer.experiments import launch
+    from saesteer.utils.errors import SaesteerError
+
+    asked: list[Any] = []
+
+    def refuse(experiment: Any, launcher: str, workers: int | None, **how: Any) -> None:
+        asked.append((list(experiment.parts()), launcher, workers, how))
+        raise SaesteerError("2 of 2 tasks failed; correct that.")
+
+    monkeypatch.setattr(launch, "make_elsewhere", refuse)
+    file = write(few())
+    slurm = ("--launcher", "slurm", "--slurm", "partition=gpu", "--threads", 3)
+    for words in (("--workers", 2), slurm):
+        answer = saesteer("compare", file, *words)
+        assert (answer.code, "2 of 2 tasks failed" in answer.err) == (2, True)
+    names = ["kindly", "boldly"]
+    assert asked == [
+        (names, "local", 2, {"threads": None, "options": {}}),
+        (names, "slurm", None, {"threads": 3, "options": {"partition": "gpu"}}),
+    ]

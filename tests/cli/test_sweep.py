@@ -63,7 +63,7 @@ def test_a_sweep_loads_and_reads_once_and_ends_with_its_table_and_the_best_setti
 def test_a_worker_joins_by_folder_or_url(saesteer, sweep_file, made_up, tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path / 'x.db'}"
     # Nobody is at work yet: the queue is filled by a sweep that is stopped at once.
-    monkeypatch.setattr("saesteer.cli.sweep._work", lambda *rest: None)
+    monkeypatch.setattr("saesteer.cli.sweep._work_here", lambda *rest: None)
     for place in ([], ["--storage", url]):
         assert saesteer("sweep", sweep_file(), *place).code == 0
     (study,) = (tmp_path / "runs" / "sweeps").iterdir()

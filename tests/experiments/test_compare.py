@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,7 +13,7 @@ import pytest
 
 from saesteer.evaluation.masking import masking
 from saesteer.experiments.compare.config import CompareConfig
-from saesteer.experiments.compare.experiment import TABLES, Compare, measure_in_processes
+from saesteer.experiments.compare.experiment import TABLES, Compare
 from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.experiments.compare.plan import plan_compare
 from saesteer.experiments.pairs_run import PairsRun
@@ -23,9 +21,8 @@ from saesteer.experiments.registry import run_experiment
 from saesteer.experiments.results import Results
 from saesteer.steering import SteeringVector
 from saesteer.tracking import list_runs
-from saesteer.utils.errors import MismatchError, OutputError, SaesteerError
+from saesteer.utils.errors import MismatchError, OutputError
 from saesteer.utils.files import draft_of, leave
-from saesteer.utils.progress import Progress
 from tests.report.made_up import made_up_metrics
 
 WRITTEN = ("generation", "generation_summary", "generation_judges", "judges", "masked", "at_prompt")
@@ -356,51 +353,3 @@ def test_weights_that_changed_in_the_middle_of_a_comparison_are_told(copied):
     next(folder.rglob("metrics.json")).unlink()
     with pytest.raises(MismatchError, match=r"kindly-.* begun with other weights .*; delete"):
         run(settings)
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(few, tmp_path):
-    def close(found: Any, wanted: Any) -> bool:
-        # The workers run on fewer threads than this process, which add in another order.
-        if isinstance(wanted, dict):
-            return found.keys() == wanted.keys() and all(close(found[k], wanted[k]) for k in wanted)
-        if isinstance(wanted, list):
-            return len(found) == len(wanted) and all(map(close, found, wanted))
-        return found == (
-            pytest.approx(wanted, rel=1e-3, abs=1e-4) if isinstance(wanted, float) else wanted
-        )
-
-    settings = few(methods=["difference_in_means", "pca"], headline="pca", random={"features": 0})
-    other = Compare(CompareConfig(**{**settings, "folder": str(tmp_path / "runs of two")}))
-    other.elsewhere = lambda plan: measure_in_processes(plan, 2, Progress())
-    assert close(numbers(other.run().metrics), numbers(run(settings).metrics))
-
-
-def test_every_persona_goes_to_one_process_and_failures_are_one_sentence(few, monkeypatch):
-    started: list[Any] = []
-
-    def popen(command: list[str], env: dict[str, str]) -> Any:
-        code = 2 if "boldly" in command else 0
-        process = SimpleNamespace(command=command, env=env, wait=lambda: code, poll=lambda: code)
-        started.append(process)
-        return process
-
-    def named(process: Any) -> list[str]:
-        words = process.command
-        return [words[i + 1] for i, word in enumerate(words) if word == "--only"]
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    plan = plan_compare(CompareConfig(**few()))
-    with pytest.raises(SaesteerError, match=r"^1 of 2 workers failed, see above; correct that"):
-        measure_in_processes(plan, 2, Progress())
-    assert [named(process) for process in started] == [["kindly"], ["boldly"]]
-    for process in started:
-        assert process.command[-1] == "--measure-only"
-        assert str(plan.folder / "config.json") in process.command
-        assert int(process.env["OMP_NUM_THREADS"]) >= 1
-    # What is done is not given out again.
-    boldly = plan.personas[1].folder
-    boldly.mkdir(parents=True)
-    (boldly / "done.json").write_text(json.dumps({"files": [], "seconds": {}}))
-    measure_in_processes(plan, 4, Progress())
-    assert [named(process) for process in started[2:]] == [["kindly"]]

@@ -52,6 +52,24 @@ def test_every_kind_computes_on_its_threads_and_leaves_them_as_they_were(kind, s
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_loads_its_model_in_the_dtype_and_where_the_settings_say(
+    kind, small, monkeypatch
+):
+    seen = []
+
+    def load(name: str, **how: Any):
+        seen.append((how["dtype"], how["device"], how["device_map"]))
+        raise Stopped
+
+    monkeypatch.setattr(context, "load_model", load)
+    settings = small(kind)
+    settings["model"] |= {"dtype": "bfloat16", "device": "auto", "device_map": "auto"}
+    with pytest.raises(Stopped):
+        run(kind, settings)
+    assert seen == [(torch.bfloat16, None, "auto")]
+
+
 @pytest.fixture
 def loads(monkeypatch) -> Iterator[list[torch.dtype]]:
     """The dtypes of the models that were loaded, in order; "auto" stands for bfloat16."""
@@ -98,7 +116,7 @@ def test_auto_is_measured_once_in_a_process(small, loads, monkeypatch):
     config = parse_config(small("steer"), kind=experiment_named("steer").Config, place="test")
     config.model.dtype = "auto"
     plan = SimpleNamespace(config=config)
-    dtypes = [Context(plan, Progress())._dtype for _ in range(2)]
+    dtypes = [Context(plan, Progress()).dtype for _ in range(2)]
     assert dtypes == [torch.bfloat16, torch.bfloat16]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from saesteer.experiments.registry import experiment_named
 from saesteer.experiments.results import numbers_of
-from saesteer.sweeps.launch import Launch
+from saesteer.sweeps.launch import launch_workers
 from saesteer.sweeps.results import sweep_record, write_results
 from saesteer.sweeps.storage import plain_url
 from saesteer.sweeps.study import create_study, open_study
@@ -34,13 +34,13 @@ compare_data, embeds, tiny_compare = fixtures.compare_data, fixtures.embeds, fix
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds_to_the_last_bit(sweep_of, tmp_path):
     study = started(sweep_of(parameters=TWO))
-    Launch(study, 2, tmp_path / "logs", threads=1).local()
+    launch_workers(study, 2, tmp_path / "logs", threads=1).local()
     rows = study.rows()
     assert [row.state for row in rows] == ["done"] * 2, [row.error for row in rows]
     assert len(list((tmp_path / "logs").iterdir())) == 2
     alone = started(sweep_of({"overrides": [f"folder={tmp_path / 'alone'}"]}, parameters=TWO))
     # A process too, because sums depend on how many threads share them.
-    Launch(alone, 1, tmp_path / "log", threads=1).local()
+    launch_workers(alone, 1, tmp_path / "log", threads=1).local()
     assert [row.state for row in alone.rows()] == ["done"] * 2
     assert results(study) == results(alone)
 
@@ -87,21 +87,21 @@ def test_a_worker_that_dies_is_replaced_and_one_that_keeps_dying_is_told(
     sweep_of, tmp_path, monkeypatch
 ):
     study = started(sweep_of())
-    monkeypatch.setattr(Launch, "command", lambda self: [sys.executable, "-c", "exit(3)"])
-    monkeypatch.setattr("saesteer.sweeps.launch.POLL_SECONDS", 0.02)
-    with pytest.raises(SaesteerError, match=r"1 of 1 workers ended before their time; see .*logs"):
-        Launch(study, 1, tmp_path / "logs").local()
+    dies = [sys.executable, "-c", "exit(3)"]
+    monkeypatch.setattr("saesteer.experiments.launch.POLL_SECONDS", 0.02)
+    launch = launch_workers(study, 1, tmp_path / "logs")
+    launch.tasks = [task._replace(command=dies) for task in launch.tasks]
+    with pytest.raises(SaesteerError, match=r"1 of 1 tasks failed \(worker-0\); see .*logs"):
+        launch.local()
     assert {row.state for row in study.rows()} == {"waiting"}
 
 
 def test_a_databases_password_is_in_no_command_line(sweep_of, tmp_path):
     study = started(sweep_of(), f"sqlite:///{tmp_path / 'x.db'}")
     study.where = "postgresql://me:hunter2@host/sweeps"
-    launch = Launch(study, 1, tmp_path)
-    assert "hunter2" not in " ".join(launch.command())
-    environment = launch.environment(4)
-    assert environment["SAESTEER_STUDY_URL"] == study.where
-    assert environment["OMP_NUM_THREADS"] == "4"
+    launch = launch_workers(study, 1, tmp_path)
+    assert "hunter2" not in " ".join(launch.tasks[0].command)
+    assert launch.environment == {"SAESTEER_STUDY_URL": study.where}
     # Nor is it shown.
     assert plain_url("postgresql://me:pa@ss@host/db") == "postgresql://me:***@host/db"
     for plain in ("mysql+pymysql://me@host/db", "sqlite:///study.db"):

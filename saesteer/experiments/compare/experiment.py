@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -16,22 +15,23 @@ from saesteer.experiments.compare.config import CompareConfig
 from saesteer.experiments.compare.persona import PersonaRun
 from saesteer.experiments.compare.plan import DONE, ComparePlan, PersonaPlan, plan_compare
 from saesteer.experiments.compare.summary import metrics_of
-from saesteer.experiments.context import cpu_threads
-from saesteer.experiments.results import CONFIG, Results, number_at
+from saesteer.experiments.results import RECORD, Results, number_at
 from saesteer.experiments.steering import SteeringExperiment
 from saesteer.methods.registry import method_entry
 from saesteer.models import load_model
 from saesteer.models.tokens import TokenRow, encode_texts
 from saesteer.report import Report
 from saesteer.tracking import RecordedRun, recorded_run, run_id
+from saesteer.tracking.liveness import present_status, process_record
 from saesteer.utils.errors import MismatchError, SaesteerError
-from saesteer.utils.progress import Progress, Task
+from saesteer.utils.progress import Task
 from saesteer.utils.run_folder import RunFolder, finite, write_record
 from saesteer.utils.settings import TrackingSettings
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+POLL_SECONDS = 2.0
 TABLES = ("summary", "effects", "generation", "generation_summary", "null", "areas")
 PROSE_START = 16
 # The numbers of the headline, and what rows of the summary call them.
@@ -53,12 +53,11 @@ class Compare(SteeringExperiment[Results]):
     writing_group = "writing"
     plan: ComparePlan
     make_plan = staticmethod(plan_compare)
-    # Measures the personas, such as in other processes; here if None.
-    elsewhere: Callable[[ComparePlan], None] | None = None
 
     def only(self, names: Sequence[str]) -> None:
         """Compare on some of the personas; a part is a comparison of its own."""
         self.plan = self.plan.only(names)
+        self.config = self.plan.config
         self.folder = RunFolder(self.plan.folder)
 
     @property
@@ -72,7 +71,11 @@ class Compare(SteeringExperiment[Results]):
 
     def check(self) -> None:
         # Elsewhere that is done there.
-        if self.elsewhere is not None or not self._pending:
+        if self.elsewhere is None:
+            self._check(self._pending)
+
+    def _check(self, personas: Sequence[PersonaPlan]) -> None:
+        if not personas:
             return
         methods = [method.name for method in self.config.methods]
         self.check_shared(methods, judged=bool(self.plan.questions))
@@ -81,7 +84,7 @@ class Compare(SteeringExperiment[Results]):
         assert self.prose_rows is not None
         needs = {need for method in methods for need in method_entry(method).needs}
         asked = "answers" in needs or bool(self.config.side_effects.choices)
-        for persona in self._pending:
+        for persona in personas:
             try:
                 systems = PersonaRun(self, persona).systems()
                 self.check_pairs(persona.pairs, systems, asked=asked)
@@ -90,26 +93,45 @@ class Compare(SteeringExperiment[Results]):
                 raise type(error)(f"persona {persona.name}: {error}") from error
 
     def stages(self) -> list[Stage]:
-        measure = self.measure if self.elsewhere is None else partial(self.elsewhere, self.plan)
-        return [Stage("personas", measure, done=not self._pending)]
+        return [Stage("personas", self._personas, done=not self._pending)]
 
-    def measure(self) -> None:
-        """Measure every persona of the plan that is not done yet."""
-        pending = self._pending
+    def parts(self) -> dict[str, Callable[[], object]]:
+        return {persona.name: partial(self._alone, persona) for persona in self._pending}
+
+    def _alone(self, persona: PersonaPlan) -> None:
+        self._check([persona])
+        self._measure([persona])
+
+    def _personas(self) -> None:
+        if self.elsewhere is not None:
+            self.share_out()
+            # What is not made there is made here, which nobody has checked.
+            self._check(self._pending)
+        self._measure(self._pending)
+
+    def _measure(self, personas: Sequence[PersonaPlan]) -> None:
         parent = run_id(self.folder)
-        steps = sum(1 for persona in pending for _ in PersonaRun(self, persona).steps())
-        for persona in pending:
+        steps = sum(1 for persona in personas for _ in PersonaRun(self, persona).steps())
+        for persona in personas:
             RunFolder(persona.folder).create()
-        with (
-            # A worker measures its share without the rest of the comparison.
-            cpu_threads(self.config.model.threads),
-            self.progress.task("comparing", total=steps, unit="steps") as task,
-        ):
-            for persona in pending:
+        with self.progress.task("comparing", total=steps, unit="steps") as task:
+            for persona in personas:
+                self._wait_for_others(persona)
+                if persona.done:
+                    continue
                 # Each lets go of what it has read before the next one begins.
-                self._measure(PersonaRun(self, persona), task, parent)
+                self._measure_one(PersonaRun(self, persona), task, parent)
 
-    def _measure(self, run: PersonaRun, task: Task, parent: str | None) -> None:
+    def _wait_for_others(self, persona: PersonaPlan) -> None:
+        """Wait while another process has a persona: it finishes it, or what it leaves is there."""
+        told = False
+        while _is_in_hand(RunFolder(persona.folder)):
+            if not told:
+                told = True
+                self.progress.say(f"{persona.name} is measured by another process; waiting for it")
+            time.sleep(POLL_SECONDS)
+
+    def _measure_one(self, run: PersonaRun, task: Task, parent: str | None) -> None:
         config, folder = self.config, run.folder
         settings = config.model_dump(mode="json", exclude={"personas"})
         with recorded_run(
@@ -170,7 +192,8 @@ class Compare(SteeringExperiment[Results]):
         if name is None:
             return self.model
         self.progress.say(f"Loading judge {name} ...")
-        return load_model(name, progress=self.progress)
+        place: Any = {"device": self._device, "device_map": self.config.model.device_map}
+        return load_model(name, dtype=self.dtype, progress=self.progress, **place)
 
     @property
     def sampling(self) -> WritingSettings:
@@ -230,31 +253,11 @@ class Compare(SteeringExperiment[Results]):
             record.artifact(f"vector-{persona}", file, "vector")
 
 
-def measure_in_processes(plan: ComparePlan, n_workers: int, progress: Progress) -> None:
-    """Measure personas in worker processes, which share nothing but the plan's folder.
-
-    A worker that is killed costs its persona's running record; the same command goes on.
-    """
-    pending = [persona.name for persona in plan.personas if not persona.done]
-    shares = [pending[start::n_workers] for start in range(n_workers)]
-    workers = []
-    threads = str(max(1, (os.cpu_count() or 1) // n_workers))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    try:
-        for share in filter(None, shares):
-            command = [sys.executable, "-m", "saesteer.cli.main", "compare"]
-            command.append(str(plan.folder / CONFIG))
-            for name in share:
-                command += ["--only", name]
-            workers.append(subprocess.Popen([*command, "--measure-only"], env=environment))
-        progress.say(f"{len(workers)} workers with {threads} threads each; {len(pending)} personas")
-        codes = [worker.wait() for worker in workers]
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()
-    if any(codes):
-        raise SaesteerError(
-            f"{sum(map(bool, codes))} of {len(codes)} workers failed, see above; correct that and "
-            "run the same command again to go on."
-        )
+def _is_in_hand(folder: RunFolder) -> bool:
+    """Whether a process that is not this one is at work in a folder, as far as can be seen."""
+    if not folder.has(RECORD):
+        return False
+    record, own = folder.read_json(RECORD), process_record()
+    if not isinstance(record, dict) or all(record.get(key) == own[key] for key in own):
+        return False
+    return present_status(record, os.stat(folder.path / RECORD).st_mtime) == "running"

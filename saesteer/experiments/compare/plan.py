@@ -74,7 +74,9 @@ class ComparePlan(SteeringPlan):
                 )
         chosen = tuple(known[name] for name in dict.fromkeys(names))
         # A part is a comparison of its own, and must not pass for the whole one.
-        return replace(self, personas=chosen, folder=_folder(self.config, chosen))
+        settings = [persona.settings for persona in chosen]
+        config = self.config.model_copy(update={"personas": settings})
+        return replace(self, config=config, personas=chosen, folder=_folder(config, chosen))
 
 
 def plan_compare(config: CompareConfig) -> ComparePlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -46,6 +46,7 @@ from saesteer.utils.errors import (
     DataError,
     HookError,
     MismatchError,
+    ModelError,
     SaesteerError,
     SiteError,
 )
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 # Pairs of which a circuit can be searched on one half and tested on the other.
 FEWEST = 4
+# The stages whose results are parts.
+SHARED = ("attribution", "activation", "paths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +242,22 @@ class Patch(Experiment[Results]):
             "attention": stages.run_attention,
             "circuit": stages.run_circuit,
         }
-        return [Stage(name, partial(step, self)) for name, step in steps.items()]
+        found = [Stage(name, partial(step, self)) for name, step in steps.items()]
+        if self.elsewhere is not None:
+            # What cannot be had stays a part for ever; the stages that leave it out are then done.
+            done = all(self._is_done(stage) for stage in found if stage.name in SHARED)
+            found.insert(list(steps).index(SHARED[0]), Stage("elsewhere", self.share_out, done))
+        return found
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        return {name: partial(self._try, make) for name, make in stages.parts(self).items()}
+
+    def _try(self, make: Callable[[], object]) -> None:
+        try:
+            make()
+        except (HookError, SiteError, ModelError) as error:
+            # The run itself comes here again, and says what it leaves out.
+            self.progress.say(f"  left to the run itself: {error}")
 
     def finish(self) -> dict[str, Any]:
         return finite(metrics_of(PatchResults(self.folder)))

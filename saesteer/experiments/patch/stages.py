@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +112,28 @@ def _missing(run: Patch, *methods: str, sae: bool = False) -> list[Job]:
     ]
 
 
-def run_attribution(run: Patch) -> None:
-    """Attribute every component, all that share a method, mode and grain in one go."""
+def parts(run: Patch) -> dict[str, Callable[[], None]]:
+    """What is not there yet and needs nothing else of the run, by name."""
+    found: dict[str, Callable[[], None]] = {}
+    for wanted in _attributed(run):
+        found[wanted[0]._replace(component="all").name] = partial(_attribute, run, wanted)
+    for job in _missing(run, "activation"):
+        found[job.name] = partial(_activate, run, job)
+    for job in _missing(run, "path"):
+        found[job.name] = partial(_patch_paths, run, job)
+    return found
+
+
+def _attributed(run: Patch) -> Iterator[list[Job]]:
+    """Yield the attributions that are missing; those of one method, mode and grain go together."""
     missing = _missing(run, "attribution", "integrated_gradients")
     for _, alike in groupby(missing, lambda job: (job.mode, job.method, job.by_position)):
-        wanted = list(alike)
+        yield list(alike)
+
+
+def run_attribution(run: Patch) -> None:
+    """Attribute every component, all that share a method, mode and grain in one go."""
+    for wanted in _attributed(run):
         try:
             _attribute(run, wanted)
         except (HookError, SiteError):
@@ -152,9 +170,13 @@ def _attribute(run: Patch, wanted: Sequence[Job], **which: Any) -> None:
 def run_activation(run: Patch) -> None:
     """Patch every component's activations."""
     for job in _missing(run, "activation"):
-        grain = ", by position too" if job.by_position else ""
         with run.leaving_out(f"activation patching of {job.component}"):
-            _patch(run, job, f"{job.component}{grain}", by_position=job.by_position)
+            _activate(run, job)
+
+
+def _activate(run: Patch, job: Job) -> None:
+    grain = ", by position too" if job.by_position else ""
+    _patch(run, job, f"{job.component}{grain}", by_position=job.by_position)
 
 
 def _patch(run: Patch, job: Job, what: str, component: str = "", **which: Any) -> None:
@@ -162,7 +184,7 @@ def _patch(run: Patch, job: Job, what: str, component: str = "", **which: Any) -
         return
     run.progress.say(f"Activation patching ({job.mode}): {what}")
     # Chunks of what is being made, so that a run that is cut off goes on inside a component.
-    parts = run.folder.path / names.CELLS / "parts"
+    store = run.folder.path / names.CELLS / "parts" / job.name
     found = activation_patching(
         run.model,
         run.batch,
@@ -171,11 +193,11 @@ def _patch(run: Patch, job: Job, what: str, component: str = "", **which: Any) -
         mode=job.mode,
         memory_gb=run.config.memory_gb,
         progress=run.progress,
-        store=parts,
+        store=store,
         **which,
     )
     _keep(run, job, found)
-    shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(store, ignore_errors=True)
 
 
 def run_features(run: Patch) -> None:
@@ -213,22 +235,31 @@ def _strongest_features(result: PatchResult, most: int) -> list[int]:
 def run_paths(run: Patch) -> None:
     """Patch the paths from every sender to the chosen receivers."""
     for job in _missing(run, "path"):
-        sender, receivers = job.component.split(names.TO)
-        said = "head" if sender == "z" else "MLP"
-        run.progress.say(f"Path patching ({job.mode}): from every {said} to {receivers}")
-        with run.leaving_out(f"path patching from every {said}", ModelError):
-            found = path_patching(
-                run.model,
-                run.batch,
-                sender,
-                receivers.split("+"),
-                run.metric,
-                mode=job.mode,
-                mlps=run.config.path.mlps,
-                memory_gb=run.config.memory_gb,
-                progress=run.progress,
-            )
-            _keep(run, job, found)
+        sender, _ = _ends(job)
+        with run.leaving_out(f"path patching from every {sender}", ModelError):
+            _patch_paths(run, job)
+
+
+def _ends(job: Job) -> tuple[str, str]:
+    sender, receivers = job.component.split(names.TO)
+    return "head" if sender == "z" else "MLP", receivers
+
+
+def _patch_paths(run: Patch, job: Job) -> None:
+    said, receivers = _ends(job)
+    run.progress.say(f"Path patching ({job.mode}): from every {said} to {receivers}")
+    found = path_patching(
+        run.model,
+        run.batch,
+        job.component.split(names.TO)[0],
+        receivers.split("+"),
+        run.metric,
+        mode=job.mode,
+        mlps=run.config.path.mlps,
+        memory_gb=run.config.memory_gb,
+        progress=run.progress,
+    )
+    _keep(run, job, found)
 
 
 def run_attention(run: Patch) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from saesteer.probes.fitting import Parts
 from saesteer.probes.independent import load_text_classifier, train_text_classifier
 from saesteer.probes.probe import FILE_NAME, LinearProbe, ProbeSet
 from saesteer.probes.reading import (
+    CHUNK_ROWS,
     INDEX,
     LayerStore,
     encode_labelled,
     probe_sites,
     read_layers,
+    read_share,
+    share_file,
 )
 from saesteer.probes.readout import check_record
 from saesteer.report import Report
@@ -41,6 +44,8 @@ from saesteer.utils.run_folder import environment_record, write_record
 SCORES = "scores.json"
 JUDGE = "judge.json"
 ALL_CODES_C = 1.0
+# Each process that reads a share loads the model.
+MOST_SHARES = 16
 
 
 class ProbeResults(Results):
@@ -82,13 +87,12 @@ class TrainProbes(Experiment[ProbeResults]):
         )
         records: list[dict[str, Any]] = []
         probes: list[LinearProbe] = []
+        self.share_out()
         with self.progress.task("probes", len(store.sites), "layers") as task:
             for site in store.sites:
-                record, kept = f"layers/{site}.json", f"layers/{site}.safetensors"
+                record, kept = _layer_files(site)
                 if not (folder.has(record) and folder.has(kept)):
-                    probe, scores = self._fit_layer(store, checks, site)
-                    self._probe_set([probe], fingerprint, site.layer).save(folder.path / kept)
-                    folder.write_json(record, scores)
+                    self._write_layer(store, checks, site)
                 records.append(folder.read_json(record))
                 probes += ProbeSet.load(folder.path / kept).probes
                 task.advance(1, f"layer {site.layer}")
@@ -99,15 +103,9 @@ class TrainProbes(Experiment[ProbeResults]):
     def _store(self, texts: LabelledSet, folder: Path) -> LayerStore:
         if (folder / INDEX).is_file():
             return LayerStore(folder)
-        reading = self.config.reading
-        sites = probe_sites(int(self.model.cfg.n_layers), reading)
-        self.progress.say(f"Reading {len(texts):,} texts at {len(sites)} layers in one pass")
+        self.share_out()
         return read_layers(
-            self.model,
-            self._rows(texts),
-            sites,
-            folder,
-            reading,
+            *self._reading_of(texts, folder),
             metadata={
                 "model_fingerprint": model_info(self.model).fingerprint,
                 "dtype": str(self.model.cfg.dtype).removeprefix("torch."),
@@ -115,6 +113,12 @@ class TrainProbes(Experiment[ProbeResults]):
             },
             progress=self.progress,
         )
+
+    def _reading_of(self, texts: LabelledSet, folder: Path) -> tuple[Any, ...]:
+        reading = self.config.reading
+        sites = probe_sites(int(self.model.cfg.n_layers), reading)
+        self.progress.say(f"Reading {len(texts):,} texts at {len(sites)} layers in one pass")
+        return self.model, self._rows(texts), sites, folder, reading
 
     def _rows(self, texts: LabelledSet, prepend_bos: bool | None = None) -> list[TokenRow]:
         how: Any = {"prepend_bos": prepend_bos, "max_length": self.context}
@@ -125,6 +129,41 @@ class TrainProbes(Experiment[ProbeResults]):
         split, config = self.plan.split, self.config
         labels = self.plan.used.labels
         return Parts(labels, split.groups, split.train, split.test, config.fit, config.seed)
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        # Shares of the texts, which are read at all layers; then the layers, each fitted alone.
+        plan = self.plan
+        if plan.sae is not None:
+            return {}
+        stores = {plan.store: plan.texts}
+        stores |= {} if plan.checks is None else {plan.checks_store: plan.checks}
+        unread = {place: texts for place, texts in stores.items() if not (place / INDEX).is_file()}
+        if not unread:
+            store, *checks = map(LayerStore, stores)
+            of = checks[0] if checks else None
+            return {
+                str(site): partial(self._write_layer, store, of, site)
+                for site in store.sites
+                if not all(map(self.folder.has, _layer_files(site)))
+            }
+        return {
+            f"{place.name} {share[0] + 1} of {share[1]}": partial(
+                self._read_share, texts, place, share
+            )
+            for place, texts in unread.items()
+            for share in _shares(len(texts))
+            if not share_file(place, share).is_file()
+        }
+
+    def _read_share(self, texts: LabelledSet, folder: Path, share: tuple[int, int]) -> None:
+        read_share(*self._reading_of(texts, folder), share=share)
+
+    def _write_layer(self, store: LayerStore, checks: LayerStore | None, site: Site) -> None:
+        probe, scores = self._fit_layer(store, checks, site)
+        record, kept = _layer_files(site)
+        made = self._probe_set([probe], store.metadata["model_fingerprint"], site.layer)
+        made.save(self.folder.path / kept)
+        self.folder.write_json(record, scores)
 
     def _fit_layer(
         self, store: LayerStore, checks: LayerStore | None, site: Site
@@ -308,6 +347,16 @@ class TrainProbes(Experiment[ProbeResults]):
             if results.metrics.get(name):
                 record.table(name, results.metrics[name])
         record.artifact("probes", self.folder.path / FILE_NAME, "probes")
+
+
+def _shares(n_texts: int) -> list[tuple[int, int]]:
+    """The shares in which so many texts are read; none where there is nothing to share."""
+    of = min(MOST_SHARES, -(-n_texts // CHUNK_ROWS))
+    return [(number, of) for number in range(of)] if of > 1 else []
+
+
+def _layer_files(site: Site) -> tuple[str, str]:
+    return f"layers/{site}.json", f"layers/{site}.safetensors"
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
