@@ -65,7 +65,7 @@ $(BROWSER): $(READY)
 	@touch $@
 
 demo: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/saesteer steer agreeableness
+	HF_HUB_OFFLINE=1 $(BIN)/saesteer steer optimism
 
 # Two processes of one thread each: sums, and with them last digits, depend on the threads.
 test: $(READY) $(BROWSER)
