@@ -168,7 +168,7 @@ NO_PLACES = {
         "heads",
         "receivers",
     ),
-    *("programs", "model", "key_variable", "device_map", "families"),
+    *("programs", "model", "served_model", "key_variable", "device_map", "families"),
     # Those of methods, none of which reads a file.
     *("settings", "grid"),
 }
