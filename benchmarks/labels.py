@@ -20,7 +20,7 @@ from saesteer.saes.corpus import pack_corpus
 from saesteer.saes.labels import FEATURE_TABLE
 from saesteer.saes.loading import load_sae
 from saesteer.saes.table import load_feature_table
-from saesteer.saes.words import is_text, words_of
+from saesteer.saes.words import SIGN_NAMES, is_text, words_of
 from saesteer.utils.progress import terminal_progress
 from saesteer.utils.settings import load_config
 
@@ -43,7 +43,8 @@ def main() -> None:
     draws, strong = read.draw(**how), read.draw(**how, strongly=True)
     # What stands alone in the corpus is a word; the table's pieces that never do are parts of one.
     files = [source.path for source in config.corpus if source.path is not None]
-    known = {w.casefold() for file in files for text in read_texts(file) for w in words_of(text)}
+    texts = [text for file in files for text in read_texts(file)]
+    known = {w.casefold() for text in (*texts, *SIGN_NAMES) for w in words_of(text)}
     embed = SentenceEmbedder().embed
     for path in filter(None, (options.before, sae.folder / FEATURE_TABLE)):
         table = load_feature_table(path)
