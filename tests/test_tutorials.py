@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import sys
 from pathlib import Path
@@ -99,14 +98,11 @@ def test_what_a_cell_shows_is_caught_and_markup_stays_text(tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("bundled_gguf")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_it_runs_within_three_minutes(path, tmp_path, monkeypatch) -> None:
+def test_it_runs_and_draws(path, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("SAESTEER_RUNS", raising=False)
     monkeypatch.delenv("PROMPT_PAIRS", raising=False)
-    start = sum(os.times()[:4])
     made = tutorials.run(text(path), tmp_path)
     assert any(kind == "image" for cell in made for kind, _ in cell.outputs)
-    # Of a processor's time: a busy machine's clock says nothing of the tutorial.
-    assert sum(os.times()[:4]) - start < 180
 
 
 @pytest.mark.real
