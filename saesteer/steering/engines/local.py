@@ -163,8 +163,9 @@ def _checked(dtype: torch.dtype, processors: LogitsProcessorList) -> LogitsProce
     """Return processors behind a check of the model's own scores, which are in `dtype`."""
 
     def check(_ids: Tensor, scores: Float[Tensor, "batch vocab"]) -> Tensor:
-        # Minus infinity bars a token; anything else would end as an empty or a made-up text.
-        check_finite(scores.clamp_min(-1e4).to(dtype), "the scores of the next token")
+        # Minus infinity bars a token; anything else would end as an empty or a made-up text, and
+        # a row's largest score shows it.
+        check_finite(scores.amax(dim=-1).to(dtype), "the scores of the next token")
         return scores
 
     processors.insert(0, check)
