@@ -32,7 +32,7 @@ def show_corrupt_plan(plan: CorruptPlan) -> None:
     show_plan(
         {
             "name": config.name,
-            "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
+            "model": str(plan.model),
             "questions": f"{', '.join(counts)}, {config.tasks.shots} examples before each",
             "programs": programs,
         },

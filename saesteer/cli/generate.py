@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,11 @@ from saesteer.cli.options import (
     check_strength_or_kl,
 )
 from saesteer.utils.terminal import say
+
+if TYPE_CHECKING:
+    from saesteer.steering import SteeringVector
+    from saesteer.steering.strength import Unit
+    from saesteer.utils.progress import Progress
 
 
 def generate_command(
@@ -119,6 +124,8 @@ def generate_command(
     called = loaded.name if loaded else "unsteered"
     progress = terminal_progress()
     with recorded_look("generate", settings, name=called, progress=progress) as recorded:
+        if loaded is not None and not kl:
+            _warn_of_strength(max(strengths, key=abs), known, loaded, progress)
         progress.say(f"Loading model {name} ...")
         bridge = load_model(name, dtype=dtype, progress=progress)
         if kl and loaded is not None:
@@ -137,6 +144,20 @@ def generate_command(
         say()
         return
     show_completions(result.to_dicts())
+
+
+def _warn_of_strength(
+    strength: float, unit: Unit, vector: SteeringVector, progress: Progress
+) -> None:
+    from saesteer.steering import to_raw
+
+    length = abs(to_raw(strength, unit, vector))
+    if vector.residual_norm and length > vector.residual_norm:
+        progress.say(
+            f"strength {strength:+g} adds {length / vector.residual_norm:.3g} times the length of "
+            "the residual stream itself, at\nwhich text falls apart; --kl 0.3 finds a strength by "
+            "its cost."
+        )
 
 
 def _print_piece(piece: str) -> None:

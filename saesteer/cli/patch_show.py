@@ -32,7 +32,7 @@ def show_patch_plan(plan: PatchPlan) -> None:
     show_plan(
         {
             "pairs": pairs + (", each both ways" if config.pairs.both_ways else ""),
-            "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
+            "model": str(plan.model),
             "SAE": config.sae or "none",
             "metric": f"{config.metric}, {' and '.join(config.modes)}",
             "components": ", ".join(config.components),

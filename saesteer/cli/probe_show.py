@@ -32,7 +32,7 @@ def show_probe_plan(plan: ProbePlan) -> None:
             "classes": ", ".join(plan.used.classes),
             "split": f"{len(split.train):,} to train, {len(split.test):,} to test, "
             f"{len(split.judge):,} for the independent classifier",
-            "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
+            "model": str(plan.model),
             "reading": f"{config.reading.positions} of {config.reading.sae or config.reading.hook}",
             "checks": "none" if plan.checks is None else f"{len(plan.checks)} plain cases",
         },

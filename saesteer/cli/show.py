@@ -31,7 +31,7 @@ def show_steer_plan(experiment: Steer) -> None:
         {
             "pairs": f"{len(plan.pairs)} of {plan.pairs.source}: {len(split.train)} to train, "
             f"{len(split.validation)} to validate, {len(split.test)} to test",
-            "model": f"{plan.model.name} ({plan.model.kind}: {plan.model.location})",
+            "model": str(plan.model),
             "SAE": plan.sae if not isinstance(plan.sae, tuple) else ":".join(plan.sae),
             "method": _method_line(config),
             "evaluation": f"{len(plan.held_out)} held-out pairs at KL {evaluation.kl_target}, "

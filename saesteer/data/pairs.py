@@ -132,6 +132,9 @@ class PairSet:
         given = [c for c in _COLUMNS if c in _ALWAYS or any(row[c] is not None for row in rows)]
         return pd.DataFrame(rows, columns=given).set_index("id")
 
+    def __repr__(self) -> str:
+        return f"PairSet({self.name!r}, {len(self)} pairs from {self.source})"
+
     def _repr_html_(self) -> str:
         left_out = f", {self.dropped} left out" if self.dropped else ""
         title = escape(f"{self.name}: {len(self)} pairs from {self.source}{left_out}")

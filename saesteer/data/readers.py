@@ -43,7 +43,8 @@ PAIR = Schema(
         Field("positive_span"),
         Field("negative_span"),
     ),
-    hint="; or name your own two sides with positive_key and negative_key",
+    hint="; or name your own two sides with positive_key and negative_key (of a command: "
+    "pairs.positive_key=COLUMN pairs.negative_key=COLUMN)",
 )
 
 

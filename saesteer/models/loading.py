@@ -21,7 +21,7 @@ from saesteer.models.compat import (
 )
 from saesteer.models.gguf_files import converted_gguf
 from saesteer.models.placement import choose_device, choose_dtype
-from saesteer.models.resolve import BUNDLED, ModelSource, check_size, resolve_model
+from saesteer.models.resolve import BUNDLED, ModelSource, check_size, near_bundled, resolve_model
 from saesteer.utils.errors import MismatchError, ModelError, NetworkError
 from saesteer.utils.text import library_said, one_line
 
@@ -295,7 +295,8 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
     if not os.path.isdir(location) and any(word.lower() in text.lower() for word in offline):
         return NetworkError(
             f"model {location!r} is not in the local cache and the Hugging Face Hub cannot be "
-            "reached; connect once, or use 'smollm2', a local folder or a .gguf file."
+            f"reached{near_bundled(location)}; connect once, or use 'smollm2', a local folder or a "
+            ".gguf file."
         )
     if "trust_remote_code" in text:
         return ModelError(
@@ -303,8 +304,8 @@ def _load_error(location: str, error: Exception) -> ModelError | NetworkError:
             "(--set model.trust_remote_code=true)."
         )
     return ModelError(
-        f"model {location!r} cannot be loaded ({library_said(error)}); check the name, the files "
-        "and, for a gated model, HF_TOKEN."
+        f"model {location!r} cannot be loaded ({library_said(error)}){near_bundled(location)}; "
+        "check the name, the files and, for a gated model, HF_TOKEN."
     )
 
 

@@ -13,7 +13,7 @@ from saesteer.models.gguf_files import gguf_header
 from saesteer.models.hooks import Site
 from saesteer.utils.errors import MismatchError, ModelError, SiteError
 from saesteer.utils.limits import check_declared, read_json
-from saesteer.utils.text import one_line
+from saesteer.utils.text import did_you_mean, one_line
 
 BUNDLED = "smollm2"
 BUNDLED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -35,6 +35,12 @@ class ModelSource:
     location: str
     # The digest that a GGUF file must have, if it is known.
     sha256: str | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.kind}: {self.location}"
+        if self.kind == "hub" and not _is_cached(self.location):
+            where += f", not in the local cache{near_bundled(self.name)}"
+        return f"{self.name} ({where})"
 
 
 def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
@@ -66,6 +72,17 @@ def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
             f"as 'gpt2' or '{BUNDLED_HUB}'; correct the name or path."
         )
     return ModelSource(text, "hub", text)
+
+
+def near_bundled(name: str) -> str:
+    """Return a hint in brackets where a name is nearly the bundled model's, else nothing."""
+    return did_you_mean(name, [BUNDLED], cutoff=0.8)
+
+
+def _is_cached(location: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(location, "config.json"), str)
 
 
 class ModelShape(NamedTuple):

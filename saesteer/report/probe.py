@@ -31,8 +31,8 @@ SPARSE = {
 def probe_report(metrics: Metrics) -> Report:
     """Return a run's report."""
     sparse = bool(metrics.get("sae"))
-    read, where = 'saesteer probe read {folder} "I am feeling happy today"', "sparse"
-    commands = [read, 'saesteer probe intervene {folder} "What a day! I feel"']
+    read, where = 'saesteer probe read {folder} "A text of your own"', "sparse"
+    commands = [read, 'saesteer probe intervene {folder} "Today I"']
     return Report(
         kind="probes",
         title=str(metrics["name"]),
@@ -136,6 +136,7 @@ def _layers(metrics: Metrics) -> list[Section]:
         misses, words = best["checks"]["misses"], ("text", "is=label", "read as=predicted")
         caption = f"Plain cases that layer {metrics['best']} misses"
         missed = [Table.of(misses, words, caption, printed=True)] if misses else []
+    note = "best layer (*) by cross-validation; control: the same on shuffled labels"
     layers = [record["layer"] for record in records]
     series = [
         plots.Series(label, value, layers, low, high)
@@ -151,7 +152,7 @@ def _layers(metrics: Metrics) -> list[Section]:
             "same on shuffled labels. Intervals are of 95% over the test texts.",
             [
                 Figure("scores", "Scores by layer", draw),
-                Table.of(records, columns, printed=printed, most=len(records)),
+                Table.of(records, columns, printed=printed, most=len(records), note=note),
                 *missed,
             ],
         ),

@@ -89,7 +89,7 @@ def steer_report(
             "pairs": config["pairs"]["source"],
             "seed": config["seed"],
         },
-        remarks=[*_remarks(own, metrics), *_said_of_texts(texts, completions)],
+        remarks=[*_remarks(own, baseline, metrics), *_said_of_texts(texts, completions)],
         tiles=_tiles(shown, metrics, kl_target),
         sections=[
             Section(
@@ -110,7 +110,7 @@ def steer_report(
             _run(metrics["seconds"]),
         ],
         beside=("vector.safetensors", "features.parquet"),
-        commands=[f"saesteer generate --vector {{folder}} {generate}"],
+        commands=[f"saesteer generate --vector {{folder}} {generate}", "saesteer app {folder}"],
     )
 
 
@@ -126,7 +126,7 @@ def _lead(own: Vector, kl_target: float, n_pairs: int) -> str:
     )
 
 
-def _remarks(own: Vector, metrics: Metrics) -> list[Remark]:
+def _remarks(own: Vector, baseline: Vector, metrics: Metrics) -> list[Remark]:
     said, null, low = [], metrics["null"], own.effect.low
     if low is not None:
         word = (
@@ -142,6 +142,12 @@ def _remarks(own: Vector, metrics: Metrics) -> list[Remark]:
             f"(p = {null['p_value']:.3f})."
         )
         said.append(Remark(text, "good" if null["beyond_all"] else "bad"))
+    ours, other = own.effect.value, baseline.effect.value
+    same = own.label == baseline.label
+    if not same and ours is not None and other is not None and ours <= other:
+        moved = f"moves it by {show(other, '.3f')} at the same KL, no less than {own.label}."
+        text = f"{baseline.label} {moved}"
+        said.append(Remark(f"{text[0].upper()}{text[1:]}", "open"))
     word = "monotone" if metrics["monotone"] else "NOT monotone"
     steps = "; ".join(
         f"{show(row['strength'], '+.2f')}: {show(row['margin'], '+.3f')}"

@@ -63,6 +63,9 @@ class GenerationResult:
         rows = [(record.prompt, record.strength, record.text) for record in self.records]
         return pd.DataFrame(rows, columns=["prompt", "strength", "text"])
 
+    def __repr__(self) -> str:
+        return self.table.to_string(max_colwidth=60)
+
     def _repr_html_(self) -> str:
         import pandas as pd
 

@@ -275,9 +275,21 @@ def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
         if isinstance(part, int):
             continue
         annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
-        options = [annotation, *get_args(annotation)]
-        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not inner:
+        inner = _model_in(annotation)
+        if inner is None:
             return ""
-        kind = inner[0]
-    return nearest(str(location[-1]), kind.model_fields)
+        kind = inner
+    name = str(location[-1])
+    # Settings are given in full: a field's bare name is one of its group's.
+    inside = [
+        f"{group}.{name}"
+        for group, field in kind.model_fields.items()
+        if (inner := _model_in(field.annotation)) and name in inner.model_fields
+    ]
+    return f" (did you mean '{inside[0]}'?)" if inside else nearest(name, kind.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+    return inner[0] if inner else None

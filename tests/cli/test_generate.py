@@ -55,6 +55,13 @@ def test_a_kl_stands_for_the_strength_that_a_run_found(saesteer, refused, finish
     assert told == "--strength and --kl both say how much; give one of them."
 
 
+def test_a_strength_beyond_the_residual_stream_is_warned_of(saesteer, finished):
+    for strength, warned in (("0.2", 0), ("-5", 1)):
+        answer = saesteer(*generate("Why?", "--vector", finished, "--strength", strength))
+        assert answer.code == 0
+        assert answer.err.count("adds 5 times the length of the residual stream") == warned
+
+
 def test_samples_depend_on_the_seed(saesteer, finished):
     arguments = ["Why?", "--vector", finished, "--strength", "0", "--strength", "0.1"]
     sampled = [*arguments, "--samples", "3", "--temperature", "1.5", "--seed"]

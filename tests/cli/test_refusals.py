@@ -18,6 +18,8 @@ REFUSALS: dict[str, list[tuple[str, str]]] = {
         ("--set 'seed=[1'", "--set 'seed=[1' is not YAML"),
         ("--set name.x=3", "setting name.x: name is a single value and has no fields"),
         ("--set sead=1", "sead is not a known setting (did you mean 'seed'?)"),
+        ("--set positive_key=kind", "(did you mean 'pairs.positive_key'?)"),
+        ("--set evaluation.kl_target=300", "kl_target: input should be less than or equal to 20"),
         ("--set seed=yes", "seed: true is a yes or no"),
         ("--set model=gpt2", "model: needs fields of its own"),
         ("--set name=../elsewhere", "name: string should match pattern"),

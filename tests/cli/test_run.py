@@ -30,6 +30,7 @@ def test_a_run_prints_features_completions_shift_and_the_next_step(
         "No judge reads what is written",
         "The strength for KL 0.05 per token",
         f"saesteer generate --vector {finished}",
+        f"saesteer app {finished}",
     ):
         assert text in answer.out, text
     assert long_lines(answer.out, str(finished)) == []
@@ -43,6 +44,10 @@ def test_a_run_prints_features_completions_shift_and_the_next_step(
     assert " to " in lines[head + 2]
     assert "|E| <=" in lines[head + 4]
     assert lines[head + 5].startswith("E: ")
+    # Where the baseline does as much, the run says so.
+    measured = json.loads((finished / "metrics.json").read_text())
+    own, other = (measured[v]["effect"]["effect"] for v in ("vector", "difference_in_means"))
+    assert ("at the same KL, no less than" in " ".join(answer.out.split())) == (own <= other)
     # The same command again prints the same.
     assert saesteer("run", config).out == answer.out
     assert saesteer("run", config, "--dry-run").out.count("(done)") == 4

@@ -117,7 +117,7 @@ GOOD = {"positive": "good", "negative": "bad"}
         ),
         (
             {"good": "x", "bad": "y"},
-            r"unknown field 'good'; .*name your own two sides with positive_key and negative_key",
+            r"unknown field 'good'; .*name your own two sides with positive_key .*pairs.pos",
         ),
         ({"positive": "same  text", "negative": "same text"}, r"both sides are 'same  text'; give"),
         ({"positive": "caf\u00e9", "negative": "cafe\u0301"}, r"both sides are"),

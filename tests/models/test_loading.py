@@ -16,6 +16,7 @@ from saesteer.models import (
     model_info,
     placement,
     plain_model,
+    resolve_model,
     wrap_model,
 )
 from saesteer.models.placement import choose_device, choose_dtype
@@ -94,6 +95,12 @@ def test_a_model_too_large_or_not_there_is_a_sentence(tiny_model_folder, monkeyp
     name = "google/gemma-2-2b-not-cached"
     with pytest.raises(NetworkError, match=rf"^model '{name}' is not in the local cache.*smollm2"):
         load_model(name, device="cpu", dtype="float32")
+
+    with pytest.raises(NetworkError, match=r"cannot be reached \(did you mean 'smollm2'\?\)"):
+        load_model("smolm2", device="cpu", dtype="float32")
+
+    hint = "not in the local cache (did you mean 'smollm2'?))"
+    assert str(resolve_model("smolm2")) == f"smolm2 (hub: smolm2, {hint}"
 
     def full(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -228,6 +228,8 @@ def test_the_result_is_a_table_and_json(llama, make_vector):
     rows = result.to_dicts()
     assert json.loads(json.dumps(rows)) == rows
     assert set(rows[0]) >= {"prompt", "strength", "unit", "sample", "text", "n_tokens"}
+    assert repr(result).split("\n")[0].split() == ["prompt", "strength", "text"]
+    assert len(repr(result).split("\n")) == 1 + len(result)
     shown = GenerationResult((replace(result.records[0], text="<b>" + "long " * 40),))._repr_html_()
     assert "&lt;b&gt;" in shown and shown.count("long") == 40
 

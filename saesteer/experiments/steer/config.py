@@ -103,7 +103,7 @@ class EvaluationSettings(MeasureSettings):
     """How the shift is measured."""
 
     # KL(steered || base) on neutral text, nats per token, that every vector is given.
-    kl_target: float = Field(default=0.3, gt=0)
+    kl_target: float = Field(default=0.3, gt=0, le=20)
     # Five show what any push of the cost does; 19 are the fewest that can give p = 0.05.
     random_directions: int = Field(default=5, ge=0)
     # The most held-out pairs to score.
