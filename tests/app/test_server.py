@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -194,6 +195,18 @@ def test_a_closed_tab_frees_the_model_for_a_second_one_that_had_to_wait(bench, m
     first.join(20)
     assert sent[0]["status"] == 200
     assert second.post("/api/read", json={"text": "a"}).status_code == 200
+
+
+def test_however_many_ask_at_once_everybody_is_answered(bench):
+    # More than there are threads to wait for the model in.
+    transport = httpx.ASGITransport(app=make_server(bench, PORT))
+
+    async def ask_all():
+        async with httpx.AsyncClient(transport=transport, base_url=OWN) as browser:
+            asked = [browser.post("/api/read", json={"text": f"a {i}"}) for i in range(60)]
+            return await asyncio.wait_for(asyncio.gather(*asked), 60)
+
+    assert {reply.status_code for reply in asyncio.run(ask_all())} == {200}
 
 
 def test_beyond_this_machine_a_token_is_needed(bench):
