@@ -68,6 +68,11 @@ def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
     return ModelSource(text, "hub", text)
 
 
+def known_outside(name: str) -> str:
+    """Return what other programs call a model: of the bundled one, its Hub id."""
+    return BUNDLED_HUB if name == BUNDLED else name
+
+
 class ModelShape(NamedTuple):
     """A model's number of blocks, width of its residual stream and number of heads in a block."""
 
