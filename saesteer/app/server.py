@@ -257,8 +257,8 @@ class _Handlers:
                         return Response(status_code=204)
                     found = answer(self._bench, asked)
                     return found if isinstance(found, Response) else JSONResponse(found)
-                except SaesteerError as error:
-                    return refusal(str(error), 400)
+                except Exception as error:
+                    return refusal(_told(error), 400 if isinstance(error, SaesteerError) else 500)
                 finally:
                     if model:
                         self._model.release()
@@ -295,12 +295,8 @@ class _Handlers:
                 last = {"answers": answers}
             except _Stopped:
                 pass
-            except SaesteerError as error:
-                last = {"error": str(error)}
-            except Exception:
-                # A fault of ours; the page says that there was one, the terminal which.
-                say(traceback.format_exc(), err=True, end="")
-                last = {"error": "the app failed at this; the terminal says how."}
+            except Exception as error:
+                last = {"error": _told(error)}
             finally:
                 self._writing = False
                 self._model.release()
@@ -320,6 +316,14 @@ class _Handlers:
 
         threading.Thread(target=work, daemon=True).start()
         return _Stream(stream(), gone)
+
+
+def _told(error: Exception) -> str:
+    """Return what the page says of an error; which fault of ours it was says the terminal."""
+    if isinstance(error, SaesteerError):
+        return str(error)
+    say(traceback.format_exc(), err=True, end="")
+    return "the app failed at this; the terminal says how."
 
 
 def _file(path: Path, kind: str) -> Callable[[Request], Any]:
