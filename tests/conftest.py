@@ -610,5 +610,5 @@ def no_loading(monkeypatch) -> None:
 
     monkeypatch.setattr("saesteer.models.load_model", refuse)
     monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
-    for place in ("context.load_model", "steering.load_sae", "measure.fits.load_sae"):
+    for place in ("context.load_model", "context.load_sae", "steering.load_sae"):
         monkeypatch.setattr(f"saesteer.experiments.{place}", refuse)

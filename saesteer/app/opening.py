@@ -45,11 +45,11 @@ def open_vectors(
     if run is not None:
         file = run / f"activations/train.{first.site}.safetensors"
         if file.is_file():
-            deltas = PairActivations.load(file).deltas
-            raw = deltas.double().mean(dim=0)
-            others[MEANS] = like(first, raw, name=MEANS, method="difference_in_means")
+            raw = PairActivations.load(file).deltas.double().mean(dim=0)
+            means = like(first, raw, name=MEANS, method="difference_in_means")
+            others[_free(MEANS, others)] = means
     evidence = Evidence() if run is None else Evidence.of_run(run)
-    others |= _random(first)
+    others[_free(RANDOM, others)] = _random(first)
     return Workbench(model, first, sae, others=others, probes=probes, evidence=evidence)
 
 
@@ -69,15 +69,14 @@ def open_bundled(
     left = pairs.subset(range(taken, len(pairs)))
     answers = AnsweredSource(source=PAIRS).read_answers()
     evidence = Evidence() if answers is None else Evidence(sides=lambda: (left, answers))
-    return Workbench(
-        model, first, sae, others=others | _random(first), probes=probes, evidence=evidence
-    )
+    others[RANDOM] = _random(first)
+    return Workbench(model, first, sae, others=others, probes=probes, evidence=evidence)
 
 
-def _random(vector: SteeringVector) -> dict[str, SteeringVector]:
+def _random(vector: SteeringVector) -> SteeringVector:
     drawn = torch.randn(vector.d_model, generator=torch.Generator().manual_seed(0))
     raw = drawn * (vector.norm / drawn.norm())
-    return {RANDOM: like(vector, raw, name=RANDOM, method="random_direction")}
+    return like(vector, raw, name=RANDOM, method="random_direction")
 
 
 def _free(name: str, taken: dict[str, SteeringVector]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import uvicorn
+from anyio import from_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from saesteer.app.workbench import Workbench
 
 MOST_BYTES = 256 * 1024
+# Answers side by side: the plain one, and one for each vector that the page was opened with.
+MOST_COLUMNS = 32
 # A generation that is told to stop does so at its next token; for so long another waits for it.
 PATIENCE = 2.0
 BUSY = "the model is busy with another page's answer; wait until it ends, or stop it there."
@@ -79,19 +82,19 @@ _Number = Annotated[int, Field(ge=0)]
 
 
 class _Write(_Strength, _Prompt):
-    columns: list[tuple[_Number, float]] = Field(min_length=1, max_length=8)
+    columns: list[tuple[_Number, float]] = Field(min_length=1, max_length=MOST_COLUMNS)
     temperature: float = Field(default=0.0, ge=0, le=10)
     max_new_tokens: int = Field(default=64, ge=1, le=2048)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class _Fluency(_Prompt):
-    texts: list[str] = Field(min_length=1, max_length=8)
+    texts: list[str] = Field(min_length=1, max_length=MOST_COLUMNS)
 
 
 class _Judge(_Asked):
     question: str
-    texts: list[str] = Field(min_length=1, max_length=8)
+    texts: list[str] = Field(min_length=1, max_length=MOST_COLUMNS)
 
 
 class _Cost(_Strength):
@@ -243,19 +246,24 @@ class _Handlers:
             if isinstance(asked, Response):
                 return asked
 
-            if model and not await run_in_threadpool(self._turn):
-                return refusal(BUSY, 409)
-            try:
-                if await request.is_disconnected():
-                    # The slider has moved on, say.
-                    return Response(status_code=204)
-                found = await run_in_threadpool(answer, self._bench, asked)
-                return found if isinstance(found, Response) else JSONResponse(found)
-            except SaesteerError as error:
-                return refusal(str(error), 400)
-            finally:
-                if model:
-                    self._model.release()
+            def answered() -> Response:
+                # Waited for where it is used: a thread that waits must not keep the one whose
+                # turn it is from getting a thread.
+                if model and not self._turn():
+                    return refusal(BUSY, 409)
+                try:
+                    if from_thread.run(request.is_disconnected):
+                        # The slider has moved on, say.
+                        return Response(status_code=204)
+                    found = answer(self._bench, asked)
+                    return found if isinstance(found, Response) else JSONResponse(found)
+                except Exception as error:
+                    return refusal(_told(error), 400 if isinstance(error, SaesteerError) else 500)
+                finally:
+                    if model:
+                        self._model.release()
+
+            return await run_in_threadpool(answered)
 
         return handler
 
@@ -287,12 +295,8 @@ class _Handlers:
                 last = {"answers": answers}
             except _Stopped:
                 pass
-            except SaesteerError as error:
-                last = {"error": str(error)}
-            except Exception:
-                # A fault of ours; the page says that there was one, the terminal which.
-                say(traceback.format_exc(), err=True, end="")
-                last = {"error": "the app failed at this; the terminal says how."}
+            except Exception as error:
+                last = {"error": _told(error)}
             finally:
                 self._writing = False
                 self._model.release()
@@ -312,6 +316,14 @@ class _Handlers:
 
         threading.Thread(target=work, daemon=True).start()
         return _Stream(stream(), gone)
+
+
+def _told(error: Exception) -> str:
+    """Return what the page says of an error; which fault of ours it was says the terminal."""
+    if isinstance(error, SaesteerError):
+        return str(error)
+    say(traceback.format_exc(), err=True, end="")
+    return "the app failed at this; the terminal says how."
 
 
 def _file(path: Path, kind: str) -> Callable[[Request], Any]:

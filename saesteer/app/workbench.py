@@ -291,10 +291,13 @@ class Workbench:
         return DivergenceMeter(self.model, neutral_rows(self.model), site=self.vector.site)
 
     def cost(self, mix: Mix | None, strength: float, unit: Unit, vector: int = 0) -> dict[str, Any]:
-        """Return KL(steered || base) at a strength, in nats per token on the neutral answers."""
+        """Return KL(steered || base) at a strength, in nats per token on the neutral answers.
+
+        It is None where the strength is more than numbers can hold.
+        """
         chosen = self._chosen(mix, vector)
         kl = self._cost(chosen, strength, unit)
-        return {"kl": kl, "strength": strength, "measures": measures(chosen)}
+        return finite({"kl": kl, "strength": strength, "measures": measures(chosen)})
 
     def _cost(self, vector: SteeringVector, strength: float, unit: Unit) -> float:
         key = (vector.direction.numpy().tobytes(), strength, unit, vector.norm, vector.max_act)

@@ -85,7 +85,8 @@ def show_measure_plan(experiment: Any) -> None:
         {
             "name": config.name,
             "data": config.source,
-            "model": f"{experiment.plan.model.name} with SAE {config.sae}",
+            "model": experiment.plan.model.name,
+            "SAE": config.sae or "none",
             "methods": ", ".join(method.name for method in config.methods),
             "parts": f"{len(experiment.stages())}, of which {len(pending)} are to do",
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -190,6 +190,7 @@ def export_command(
     saesteer vector export runs/kind kind-vllm --format vllm-lens --strength -0.2 --strength 0.2
     """
     from saesteer.cli.options import check_strength_or_kl
+    from saesteer.models.resolve import known_outside
     from saesteer.steering import SteeringVector, export_gguf, parse
     from saesteer.steering.bake import check_free
     from saesteer.steering.strength import check_unit
@@ -209,11 +210,13 @@ def export_command(
         check_free(target)
     if kl is not None:
         strengths = [_costing(vector, kl, known, model)]
+        # Requests write where that was measured.
+        vector = replace(vector, positions="all")
     if kind != "gguf":
         export_live(vector, target, cast(LiveFormat, kind), strengths or [0.2], known)
         loading = f"HOTWIRE_VECTORS={target} " if kind == "hotwire" else ""
         say(f"wrote {target}; requests are in {target / REQUESTS}")
-        say(f"try: {loading}vllm serve {vector.model}")
+        say(f"try: {loading}vllm serve {known_outside(vector.model)}")
         return
     export_gguf(vector, target, strength=strengths[0] if strengths else None, unit=known)
     say(f"wrote {target}; try: llama-cli -m MODEL.gguf --control-vector {target}")

@@ -11,6 +11,8 @@ import torch
 
 from saesteer.models import load_model, model_info
 from saesteer.models.placement import choose_device, choose_dtype, memory_of
+from saesteer.saes.adapter import LensSae, check_compatible
+from saesteer.saes.loading import load_sae
 from saesteer.utils.cache import Cache
 from saesteer.utils.progress import Progress
 
@@ -103,6 +105,15 @@ class Context:
         numbers = sum(weight.numel() for weight in infos[0].plain.parameters())
         each = [self.dtype.itemsize, *(info.plain.dtype.itemsize for info in infos)]
         return numbers * sum(each) <= MEMORY_SHARE * memory_of(self._device)
+
+    def loaded_sae(self, name: str | None) -> LensSae | None:
+        """Return an SAE, checked against the model; None for no name."""
+        if name is None:
+            return None
+        self.progress.say(f"Loading SAE {name} ...")
+        sae = load_sae(name)
+        check_compatible(self.model, sae)
+        return sae
 
     @property
     def tokenizer(self) -> Any:

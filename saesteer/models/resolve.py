@@ -85,6 +85,11 @@ def _is_cached(location: str) -> bool:
     return isinstance(try_to_load_from_cache(location, "config.json"), str)
 
 
+def known_outside(name: str) -> str:
+    """Return what other programs call a model: of the bundled one, its Hub id."""
+    return BUNDLED_HUB if name == BUNDLED else name
+
+
 class ModelShape(NamedTuple):
     """A model's number of blocks, width of its residual stream and number of heads in a block."""
 

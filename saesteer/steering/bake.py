@@ -28,9 +28,9 @@ from saesteer.models.gguf_tensors import add_tensors
 from saesteer.models.loading import context_length, load_model, model_info, plain_model
 from saesteer.models.resolve import (
     BUNDLED,
-    BUNDLED_HUB,
     ModelSource,
     check_shape,
+    known_outside,
     resolve_model,
 )
 from saesteer.models.tokens import TokenRow, encode_texts, input_device
@@ -397,8 +397,8 @@ def _card(target: Path, model: ModelSource, record: Mapping[str, Any]) -> str:
         f"{v['length']:.4g} | block {v['layer']} |"
         for v in record["vectors"]
     )
-    hub = BUNDLED_HUB if model.name == BUNDLED else model.name if model.kind == "hub" else None
-    base = f"base_model: {hub}\n" if hub else ""
+    name = known_outside(model.name)
+    base = f"base_model: {name}\n" if name != model.name or model.kind == "hub" else ""
     own = " or ".join(sorted({v["positions"] for v in record["vectors"]}))
     if record["format"] == "gguf":
         file = record["file"]

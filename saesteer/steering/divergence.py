@@ -143,16 +143,18 @@ def match_strength(
     )
 
 
-def neutral_rows(model: TransformerBridge) -> list[TokenRow]:
-    """Return the bundled neutral answers that runs measure the divergence on, as tokens."""
-    answers = read_answers(ANSWERS_NAME)[:NEUTRAL_ANSWERS]
+def neutral_rows(
+    model: TransformerBridge, source: str = ANSWERS_NAME, n_answers: int = NEUTRAL_ANSWERS
+) -> list[TokenRow]:
+    """Return neutral answers as tokens: the bundled ones that runs measure the divergence on."""
+    answers = read_answers(source)[:n_answers]
     assert model.tokenizer is not None
     return encode_statements(
         model.tokenizer,
         [answer.answer for answer in answers],
         [answer.question for answer in answers],
         max_length=context_length(model),
-        what=f"a neutral answer of {ANSWERS_NAME}",
+        what=f"a neutral answer of {source}",
     )
 
 

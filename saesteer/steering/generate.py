@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
+COLDEST = 1e-6
+
 
 @dataclass(frozen=True)
 class GenerationRecord:
@@ -245,6 +247,9 @@ def _check_settings(
             raise SteeringError(f"{name} is {value!r}; give a whole number of at least 1.")
     if not isinstance(temperature, Real) or not 0.0 <= temperature < float("inf"):
         raise SteeringError(f"temperature is {temperature!r}; give 0 or more, such as 0.7.")
+    if 0.0 < temperature < COLDEST:
+        # Scores divided by less are no numbers any more.
+        raise SteeringError(f"temperature is {temperature!r}; give 0 for the likeliest token.")
     if not isinstance(top_p, Real) or not 0.0 < top_p <= 1.0:
         raise SteeringError(f"top_p is {top_p!r}; give a number above 0 and at most 1.")
     if counts["n_samples"] > 1 and temperature == 0.0:

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saesteer.models.resolve import known_outside
 from saesteer.steering.bake import Addition, check_free
 from saesteer.steering.strength import Unit, check_strengths, to_raw
 from saesteer.steering.vector import SteeringVector
@@ -94,8 +95,9 @@ def export_live(
 
     `requests.json` lists for each strength the body to post to `/v1/chat/completions`. Beside it
     lies for hotwire `NAME.pt`, a plain tensor as `torch.save` writes it, which is what hotwire
-    loads; for vllm-lens `NAME.json`, what its `SteeringVector.model_validate` takes. Requests write
-    to every position, except that hotwire's leave the prompt alone unless the vector is for all.
+    loads; for vllm-lens `NAME.vector.json`, what its `SteeringVector.model_validate` takes.
+    Requests write to every position, except that hotwire's leave the prompt alone unless the vector
+    is for all.
 
     Raises:
         SteeringError: A strength cannot be used, or the vector is not at a block's output; before
@@ -111,7 +113,7 @@ def export_live(
         return hotwire_fields([(vector, length)], decode_only=vector.positions != "all")
 
     asked = {
-        "model": vector.model,
+        "model": known_outside(vector.model),
         "messages": [{"role": "user", "content": _ASKED}],
         "temperature": 0,
         "max_tokens": 64,
@@ -128,7 +130,7 @@ def export_live(
             torch.save(_unit(vector).clone(), draft / f"{name}.pt")
         else:
             own = {"activations": _tensor(_unit(vector)[None]), "layer_indices": [block]}
-            (draft / f"{name}.json").write_text(json.dumps(own), encoding="utf-8")
+            (draft / f"{name}.vector.json").write_text(json.dumps(own), encoding="utf-8")
         text = json.dumps(bodies, indent=2, ensure_ascii=False)
         (draft / REQUESTS).write_text(text + "\n", encoding="utf-8")
 

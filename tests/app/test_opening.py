@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,12 +45,13 @@ def judged_run(tiny_settings, tmp_path_factory):
 def test_a_run_is_compared_with_the_difference_in_means_of_its_own_pairs(judged_run, tiny_model):
     run, model = judged_run, tiny_model("llama")
     sae = load_sae(run.vector.sae)
-    bench = open_vectors(model, sae, [run.vector, run.vector], run.folder.path)
-    assert list(bench.others) == [run.vector.name, MEANS, RANDOM]
+    given = [run.vector, run.vector, replace(run.vector, name=RANDOM)]
+    bench = open_vectors(model, sae, given, run.folder.path)
+    assert list(bench.others) == [run.vector.name, RANDOM, MEANS, f"{RANDOM} 2"]
     train = plan_run(load_experiment(run.folder.path / "config.json")).split.train
     means = DifferenceInMeans().fit(model, train, site=sae.site).vector_
     torch.testing.assert_close(bench.others[MEANS].raw, means.raw, rtol=1e-4, atol=1e-5)
-    random = bench.others[RANDOM]
+    random = bench.others[f"{RANDOM} 2"]
     assert random.norm == pytest.approx(run.vector.norm)
     assert abs(float(random.direction @ run.vector.direction)) < 0.6
 

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -123,8 +124,19 @@ def test_what_cannot_be_done_is_a_sentence(client):
     off = {"mix": {"rest": 1, "features": {}}, "strength": 1.0}
     reply = client.post("/api/cost", json=off)
     assert reply.status_code == 400 and "switched off" in reply.json()["error"]
+    assert client.post("/api/cost", json={"strength": 1e300}).json()["kl"] is None
     # The model is free again.
     assert client.post("/api/cost", json={"strength": 0.0}).json()["kl"] == 0.0
+
+
+def test_a_fault_of_ours_is_a_sentence_and_the_terminal_says_which(
+    client, bench, monkeypatch, capsys
+):
+    monkeypatch.setattr(type(bench), "read", lambda *_, **__: 1 / 0)
+    for _ in range(2):
+        reply = client.post("/api/read", json={"text": "a"})
+        assert reply.status_code == 500 and "the terminal says how" in reply.json()["error"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_feature_is_found_and_the_mix_saved_as_a_vector(client, bench, tmp_path):
@@ -194,6 +206,18 @@ def test_a_closed_tab_frees_the_model_for_a_second_one_that_had_to_wait(bench, m
     first.join(20)
     assert sent[0]["status"] == 200
     assert second.post("/api/read", json={"text": "a"}).status_code == 200
+
+
+def test_however_many_ask_at_once_everybody_is_answered(bench):
+    # More than there are threads to wait for the model in.
+    transport = httpx2.ASGITransport(app=make_server(bench, PORT))
+
+    async def ask_all():
+        async with httpx2.AsyncClient(transport=transport, base_url=OWN) as browser:
+            asked = [browser.post("/api/read", json={"text": f"a {i}"}) for i in range(60)]
+            return await asyncio.wait_for(asyncio.gather(*asked), 60)
+
+    assert {reply.status_code for reply in asyncio.run(ask_all())} == {200}
 
 
 def test_beyond_this_machine_a_token_is_needed(bench):

@@ -71,12 +71,23 @@ def test_vectors_of_different_sites_are_not_added(refused, vector, finished, tmp
     assert "different sites" in told
 
 
-def test_export_for_vllm_says_where_requests_are(saesteer, refused, finished, tmp_path):
+def test_export_for_vllm_says_where_requests_are(
+    saesteer, refused, finished, tmp_path, monkeypatch
+):
     folder, strengths = tmp_path / "live", ["--strength", "-0.2", "--strength", "0.2"]
     answer = saesteer("vector", "export", finished, folder, "--format", "hotwire", *strengths)
     assert answer.code == 0
     assert f"HOTWIRE_VECTORS={folder} vllm serve " in answer.out
     assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".pt"]
+    monkeypatch.setattr("saesteer.cli.vector._costing", lambda *_: 0.3)
+    at_kl = tmp_path / "at_kl"
+    assert (
+        saesteer("vector", "export", finished, at_kl, "--format", "hotwire", "--kl", "0.5").code
+        == 0
+    )
+    # A KL is measured with the prompt steered too.
+    assert "decode_only" in (folder / "requests.json").read_text()
+    assert "decode_only" not in (at_kl / "requests.json").read_text()
     told = refused("vector", "export", finished, tmp_path / "a.gguf", *strengths)
     assert "holds one strength" in told
     told = refused("vector", "export", finished, tmp_path / "b", "--format", "sglang")

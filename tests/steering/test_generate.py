@@ -245,6 +245,7 @@ def test_the_result_is_a_table_and_json(llama, make_vector):
         ({"n_samples": 2}, "temperature"),
         ({"max_batch_rows": 0}, "max_batch_rows"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-300}, "give 0"),
         ({"top_p": 0.0}, "top_p"),
         ({"strength": (0.0, 0.2)}, "no vector"),
         ({"unit": "metres"}, "unit"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,10 +34,12 @@ def test_hotwire_finds_a_tensor_and_requests_name_it(make_vector, tmp_path):
 
 
 def test_vllm_lens_is_given_the_vector_itself(make_vector, tmp_path):
-    vector = make_vector()
+    # The name that is hardest to keep apart, and a model that vLLM knows by another name.
+    vector = replace(make_vector(name="requests"), model="smollm2")
     folder = export_live(vector, tmp_path / "new", "vllm-lens", 0.2)
-    alone = json.loads((folder / "v0.json").read_text())
+    alone = json.loads((folder / "requests.vector.json").read_text())
     body = json.loads((folder / "requests.json").read_text())[0]["body"]
+    assert body["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     (asked,) = json.loads(body["vllm_xargs"]["apply_steering_vectors"])
     assert (asked["scale"], asked["norm_match"], asked["position_indices"]) == (2.0, False, None)
     for one in (alone, asked):

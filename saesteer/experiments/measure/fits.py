@@ -17,8 +17,7 @@ from saesteer.methods.fit_context import FitContext
 from saesteer.methods.registry import build_method, method_entry
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.models.sites import Site
-from saesteer.saes.adapter import LensSae, check_compatible
-from saesteer.saes.loading import load_sae
+from saesteer.saes.adapter import LensSae
 from saesteer.steering import SteeringVector
 from saesteer.utils.errors import DataError, SteeringError
 from saesteer.utils.settings import Source
@@ -85,13 +84,7 @@ class Measure(Experiment[Results]):
     @cached_property
     def sae(self) -> LensSae | None:
         """The SAE, checked against the model."""
-        name = self.config.sae
-        if name is None:
-            return None
-        self.progress.say(f"Loading SAE {name} ...")
-        sae = load_sae(name)
-        check_compatible(self.model, sae)
-        return sae
+        return self.loaded_sae(self.config.sae)
 
     @property
     def site(self) -> Site:

@@ -30,10 +30,10 @@ from saesteer.experiments.steer.config import MethodChoice
 from saesteer.methods.settings import ReadingSettings
 from saesteer.models.resolve import check_shape
 from saesteer.models.sites import Site
-from saesteer.models.tokens import encode_statements, takes_system
+from saesteer.models.tokens import takes_system
 from saesteer.report import Report
 from saesteer.steering import SteeringVector
-from saesteer.steering.divergence import NEUTRAL_ANSWERS, DivergenceMeter
+from saesteer.steering.divergence import NEUTRAL_ANSWERS, DivergenceMeter, neutral_rows
 from saesteer.utils.errors import ConfigError, DataError
 from saesteer.utils.files import portable_name
 from saesteer.utils.settings import Source
@@ -162,14 +162,8 @@ class SteeringBench(Measure):
     @cached_property
     def divergence(self) -> DivergenceMeter:
         """What strengths cost, on neutral answers."""
-        answers = read_answers(self.config.neutral)[: self.config.neutral_answers]
-        rows = encode_statements(
-            self.tokenizer,
-            [answer.answer for answer in answers],
-            [answer.question for answer in answers],
-            max_length=int(self.model.cfg.n_ctx),
-            what=f"a neutral answer of {self.config.neutral}",
-        )
+        config = self.config
+        rows = neutral_rows(self.model, config.neutral, config.neutral_answers)
         return DivergenceMeter(self.model, rows, site=self.site)
 
     def _measure(self, one: BenchSet) -> None:

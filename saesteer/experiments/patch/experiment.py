@@ -36,9 +36,7 @@ from saesteer.patching.paths import chosen_receivers
 from saesteer.patching.target import check_features, check_heads
 from saesteer.report import Report
 from saesteer.report.patch import patch_report
-from saesteer.saes.adapter import check_compatible
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
-from saesteer.saes.loading import load_sae
 from saesteer.steering import SteeringVector
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import (
@@ -136,13 +134,7 @@ class Patch(Experiment[Results]):
     @cached_property
     def patched_sae(self) -> LensSae | None:
         """The SAE whose features are patched, checked against the model; None without one."""
-        name = self.config.sae
-        if name is None:
-            return None
-        self.progress.say(f"Loading SAE {name} ...")
-        sae = load_sae(name)
-        check_compatible(self.model, sae)
-        return sae
+        return self.loaded_sae(self.config.sae)
 
     @cached_property
     def vector_clusters(self) -> dict[int | str, list[int]] | None:

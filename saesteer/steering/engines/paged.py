@@ -94,14 +94,15 @@ class PagedEngine:
             settings.update(
                 do_sample=True, temperature=requests.temperature, top_p=requests.top_p, top_k=0
             )
-        widest = max(len(request.row) for request in rows)
-        together = min(len(rows), self._max_requests)
+        # Of those that can be under way at once.
+        widths = sorted(len(request.row) for request in rows)[-self._max_requests :]
+        together = len(widths)
         batching = ContinuousBatchingConfig(
             page_size=_PAGE,
             # Twice what is needed: a request that is put off would be read again from its start.
-            num_blocks=2 * together * math.ceil((widest + new) / _PAGE) + 8,
-            # All prompts fit into one pass, so that none is cut up.
-            max_batch_tokens=sum(len(request.row) for request in rows) + len(rows),
+            num_blocks=2 * together * math.ceil((widths[-1] + new) / _PAGE) + 8,
+            # Their prompts fit into one pass, so that none is cut up; a mask of its square is kept.
+            max_batch_tokens=sum(widths) + together,
             max_requests_per_batch=together,
             # What was steered for one request must not be read by another.
             allow_block_sharing=False,
