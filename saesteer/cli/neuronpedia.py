@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from saesteer.cli.options import UnitName
+from saesteer.cli.options import Cost, UnitName
 from saesteer.utils.errors import ConfigError
 from saesteer.utils.terminal import say, say_json
 
@@ -94,7 +94,10 @@ def search_command(
 def steer_command(
     vector: Vector,
     prompt: Annotated[str, typer.Option(help="What is completed.")],
-    strength: Annotated[str, typer.Option(help="How much is added, there and here.")] = "0.2",
+    strength: Annotated[
+        str | None, typer.Option(help="How much is added, there and here; 0.2 if left out.")
+    ] = None,
+    kl: Cost = None,
     unit: UnitName = "norm",
     source: Source = None,
     chat: Annotated[bool, typer.Option("--chat", help="Answer as a chat.")] = False,
@@ -112,7 +115,7 @@ def steer_command(
     from saesteer.saes.neuronpedia import SteerSettings
 
     settings = SteerSettings(n_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    added = Amount.read(vector, strength, unit)
+    added = Amount.read(vector, strength, kl, unit, model)
     place, records, notes = steer_there(added, prompt, settings, source=source, chat=chat)
     completions = {f"Neuronpedia ({place})": records}
     if local:
@@ -187,7 +190,10 @@ def similar_command(
 @app.command("upload")
 def upload_command(
     vector: Vector,
-    strength: Annotated[str, typer.Option(help="The strength that is offered there.")] = "0.2",
+    strength: Annotated[
+        str | None, typer.Option(help="The strength that is offered there; 0.2 if left out.")
+    ] = None,
+    kl: Cost = None,
     unit: UnitName = "norm",
     label: Annotated[str | None, typer.Option(help="Its name there.")] = None,
     model_id: Annotated[
@@ -197,7 +203,7 @@ def upload_command(
     """Upload a vector of the residual stream to your account; needs NEURONPEDIA_API_KEY."""
     from saesteer.cli.neuronpedia_steer import Amount, upload
 
-    made = upload(Amount.read(vector, strength, unit), label, model_id)
+    made = upload(Amount.read(vector, strength, kl, unit), label, model_id)
     say(f"{made.url}\nsteer there with {made.vector.source}, number {made.vector.index}")
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saesteer.cli.options import check_strength_or_kl
+from saesteer.cli.vector import costing
 from saesteer.saes.labels import PLACE_KEY, noted_place
 from saesteer.saes.loading import load_sae
 from saesteer.saes.neuronpedia import SteerSettings, feature_strengths
@@ -37,9 +39,13 @@ class Amount:
     raw: float  # The strength as an L2 length.
 
     @classmethod
-    def read(cls, path: Path, strength: str, unit: str) -> Amount:
-        """Read a vector's file and a strength as the user writes it."""
-        vector, value, known = SteeringVector.load(path), parse(strength), check_unit(unit)
+    def read(
+        cls, path: Path, strength: str | None, kl: float | None, unit: str, model: str | None = None
+    ) -> Amount:
+        """Read a vector's file, and a strength as the user writes it or what it is to cost."""
+        check_strength_or_kl(strength, kl)
+        vector, known = SteeringVector.load(path), check_unit(unit)
+        value = parse(strength or "0.2") if kl is None else costing(vector, kl, known, model)
         return cls(vector, value, known, to_raw(value, known, vector))
 
 

@@ -45,6 +45,10 @@ Kl = Annotated[
         help="In place of a strength: what it is to cost, nats per token; -0.3 the other way."
     ),
 ]
+Cost = Annotated[
+    float | None,
+    typer.Option(help="In place of a strength: what it is to cost, nats per token."),
+]
 SuggestSite = Annotated[
     bool, typer.Option("--suggest-site", help="Name the layer and positions to steer, and why.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from saesteer.cli.options import UnitName
+from saesteer.cli.options import Cost, UnitName
 from saesteer.utils.terminal import say
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Show, combine, bake, export and import vectors.")
 Source = Annotated[Path, typer.Argument(help="A run's folder or a vector.safetensors.")]
-Cost = Annotated[
-    float | None,
-    typer.Option(help="In place of a strength: what it is to cost, nats per token."),
-]
 
 
 @app.command("show")
@@ -147,8 +143,12 @@ def _check_cost(kl: float) -> None:
         raise SteeringError(f"--kl {kl} is no cost; give a number above 0, such as 0.3.")
 
 
-def _costing(vector: SteeringVector, kl: float, unit: Unit, model: str | None) -> float:
-    """Return the strength that costs as much where every position is steered, and say it."""
+def costing(vector: SteeringVector, kl: float, unit: Unit, model: str | None) -> float:
+    """Return the strength that costs as much where every position is steered, and say it.
+
+    Raises:
+        SteeringError: It is no cost, or no strength costs as much.
+    """
     from saesteer.steering import to_raw
     from saesteer.steering.bake import kl_everywhere
     from saesteer.steering.divergence import strength_at_kl
@@ -209,7 +209,7 @@ def export_command(
     if kind != "gguf":
         check_free(target)
     if kl is not None:
-        strengths = [_costing(vector, kl, known, model)]
+        strengths = [costing(vector, kl, known, model)]
         # Requests write where that was measured.
         vector = replace(vector, positions="all")
     if kind != "gguf":

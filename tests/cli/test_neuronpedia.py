@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from saesteer.data.texts import Answer
 from tests.saes import player as play
 
 KEY = "sk-np+secret/key=="
@@ -100,7 +102,7 @@ def test_features_of_a_known_sae_are_looked_up_once(saesteer, player, known_sae)
     assert player.paths == ["/api/feature/gpt2-small/6-res-jb/3"]
 
 
-def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
+def test_steering_there_and_here_adds_the_same(saesteer, player, vector, monkeypatch):
     from saesteer.steering import SteeringVector
 
     made = SteeringVector.load(vector)
@@ -127,6 +129,18 @@ def test_steering_there_and_here_adds_the_same(saesteer, player, vector):
     )
     assert "Here" not in again.out
     assert player.paths == ["/api/steer"]
+    # What it is to cost stands for a strength, on answers that fit the tiny model's context.
+    player.calls.clear()
+    answers = [Answer(f"What {i}?", "I like helping people. " * 8) for i in range(6)]
+    monkeypatch.setattr("saesteer.steering.divergence.read_answers", lambda _: answers)
+    answer = saesteer(
+        *("neuronpedia", "steer", vector, "--prompt", "I like", "--kl", "0.01"),
+        *("--unit", "raw", "--max-new-tokens", 4, "--no-local"),
+    )
+    assert answer.code == 0, answer
+    (said,) = re.findall(r"strength \+(\S+) \(raw\) costs KL 0\.01", answer.out + answer.err)
+    strengths = {one["index"]: one["strength"] for one in player.calls[-1][2]["features"]}
+    assert strengths[3] == pytest.approx(float(said) * 12.5 / length, rel=0.01)
     # A chat is steered as a chat.
     player.calls.clear()
     answer = saesteer(

@@ -79,7 +79,7 @@ def test_export_for_vllm_says_where_requests_are(
     assert answer.code == 0
     assert f"HOTWIRE_VECTORS={folder} vllm serve " in answer.out
     assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".pt"]
-    monkeypatch.setattr("saesteer.cli.vector._costing", lambda *_: 0.3)
+    monkeypatch.setattr("saesteer.cli.vector.costing", lambda *_: 0.3)
     at_kl = tmp_path / "at_kl"
     assert (
         saesteer("vector", "export", finished, at_kl, "--format", "hotwire", "--kl", "0.5").code
