@@ -612,3 +612,15 @@ def no_loading(monkeypatch) -> None:
     monkeypatch.setattr("saesteer.saes.loading.load_sae", refuse)
     for place in ("context.load_model", "context.load_sae", "steering.load_sae"):
         monkeypatch.setattr(f"saesteer.experiments.{place}", refuse)
+
+
+@pytest.fixture
+def slurm_script(tmp_path, monkeypatch) -> Path:
+    """Where what stands in for Slurm keeps the script that it is given."""
+    tools, script = tmp_path / "bin", tmp_path / "script.sh"
+    tools.mkdir()
+    for name, body in {"sbatch": f"cp $1 {script}; echo job 42", "srun": "exit 1"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return script

@@ -1,4 +1,4 @@
-"""Made-up words, no two texts alike, files of records, and whether a text gives a key away."""
+"""Made-up words, no two texts alike, files of records, what is said, and whether a key shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from saesteer.utils.progress import Progress
+
 LETTERS = list("abdefghiklmnoprstu")
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def words(rng: np.random.Generator, n: int) -> str:

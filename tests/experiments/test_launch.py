@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -19,22 +18,10 @@ from saesteer.experiments.launch import Launch, Task, make_elsewhere
 from saesteer.experiments.results import Results
 from saesteer.tracking import list_runs
 from saesteer.utils.errors import SaesteerError
-from saesteer.utils.progress import Progress
 from saesteer.utils.settings import parse_config
-from tests.texts import write_lines
+from tests.texts import Said, write_lines
 
 PERSONAS = ("kindly", "boldly", "calmly")
-
-
-class Said(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -158,18 +145,8 @@ def test_two_processes_find_what_one_finds_to_the_last_bit(kind, begun, monkeypa
     assert again.run().metrics == results.metrics
 
 
-def test_slurm_is_given_an_array_of_one_job_a_persona(begun, tmp_path, monkeypatch):
+def test_slurm_is_given_an_array_of_one_job_a_persona(begun, slurm_script, monkeypatch):
     submitit = pytest.importorskip("submitit")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    # What stands in for Slurm keeps the script that it is given.
-    for name, body in {
-        "sbatch": f"cp $1 {tmp_path}/script.sh; echo job 42",
-        "srun": "exit 1",
-    }.items():
-        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     handed = []
 
     def work(self: Launch, start: Any, *rest: Any) -> None:
@@ -178,7 +155,7 @@ def test_slurm_is_given_an_array_of_one_job_a_persona(begun, tmp_path, monkeypat
     monkeypatch.setattr(Launch, "_work", work)
     compare = begun("compare")
     make_elsewhere(compare, "slurm", 2, threads=3, options={"partition": "gpu"})
-    script = (tmp_path / "script.sh").read_text().splitlines()
+    script = slurm_script.read_text().splitlines()
     for line in ("--array=0-2%2", "--cpus-per-task=3", "--partition=gpu"):
         assert f"#SBATCH {line}" in script
     assert [job.job_id for job in handed] == ["42_0", "42_1", "42_2"]

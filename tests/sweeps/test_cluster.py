@@ -39,24 +39,17 @@ SCRIPT = """\
 """
 
 
-def test_the_script_for_slurm_asks_for_what_was_said(sweep_of, tmp_path, submitit, monkeypatch):
-    tools, logs = tmp_path / "bin", tmp_path / "logs"
-    tools.mkdir()
-    # What stands in for Slurm keeps the script that it is given.
-    for name, body in {
-        "sbatch": f"cp $1 {tmp_path}/script.sh; echo job 42",
-        "srun": "exit 1",
-    }.items():
-        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+def test_the_script_for_slurm_asks_for_what_was_said(
+    sweep_of, tmp_path, submitit, slurm_script, monkeypatch
+):
+    logs = tmp_path / "logs"
     options = slurm_options(["partition=gpu", "gpus_per_node=1", "timeout_min=90"])
     with pytest.raises(ConfigError, match="not of the form key=value"):
         slurm_options(["gpu"])
     launch = launch_workers(started(sweep_of()), 3, logs, threads=4)
     jobs = launch.submit(launch.tasks, options)
     assert [job.job_id for job in jobs] == ["42_0", "42_1", "42_2"]
-    script = (tmp_path / "script.sh").read_text()
+    script = slurm_script.read_text()
     asked = sorted(line for line in script.splitlines() if line.startswith("#SBATCH"))
     assert asked == SCRIPT.format(logs=logs).splitlines()
     assert "submitit.core._submit" in script.splitlines()[-1]

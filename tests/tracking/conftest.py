@@ -7,19 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from saesteer.utils.progress import Progress
 from saesteer.utils.run_folder import RunFolder
-
-
-class Said(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+from tests.texts import Said
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from saesteer.evaluation.detection import (
     largest_readings,
 )
 from saesteer.evaluation.statistics import item_interval
-from saesteer.experiments.base import Stage, write_table
+from saesteer.experiments.base import Stage
 from saesteer.experiments.config import Plan, run_folder, sources, weights_digest
 from saesteer.experiments.measure.fits import Measure, MeasureConfig, fitted
 from saesteer.experiments.results import Results
@@ -123,8 +123,6 @@ class AxBench(Measure):
         raise AssertionError("a vector without features asked for them")
 
     def finish(self) -> dict[str, Any]:
-        import pandas as pd
-
         config, rows, not_fitted = self.config, [], []
         for at, concept in enumerate(self.plan.concepts):
             for method in (choice.name for choice in config.methods):
@@ -140,23 +138,13 @@ class AxBench(Measure):
                 }
                 rows.append({**place, **aurocs, "n_features": len(found["features"]) or None})
         summary = [_summary(method.name, rows) for method in config.methods]
-        for name, table in (("summary", summary), ("by_concept", rows)):
-            write_table(self.folder, f"tables/{name}.csv", pd.DataFrame(table))
-        return {
-            "name": config.name,
-            "model": config.model.name,
-            "sae": config.sae,
-            "site": str(self.site),
-            "methods": config.entries,
-            "concepts": [
-                {"name": one.name, "n_train": len(one.pairs)}
-                | {kind: one.categories.count(kind) for kind in ("positive", NEGATIVE, HARD)}
-                for one in self.plan.concepts
-            ],
-            "summary": summary,
-            "by_concept": rows,
-            "not_fitted": not_fitted,
-        }
+        concepts = [
+            {"name": one.name, "n_train": len(one.pairs)}
+            | {kind: one.categories.count(kind) for kind in ("positive", NEGATIVE, HARD)}
+            for one in self.plan.concepts
+        ]
+        tables = {"summary": summary, "by_concept": rows}
+        return self.metrics_of(tables, concepts=concepts, not_fitted=not_fitted)
 
     def report(self, results: Results) -> Report:
         from saesteer.report.measures import axbench_report

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from saesteer.data import PairSet
-from saesteer.experiments.base import Experiment
+from saesteer.experiments.base import Experiment, write_table
 from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.results import Results
 from saesteer.experiments.steer.config import MethodChoice
@@ -111,6 +112,23 @@ class Measure(Experiment[Results]):
         elif "cost" in vars(self._first):
             given.cost = self._first.cost
         return given
+
+    def metrics_of(self, tables: Mapping[str, list[dict[str, Any]]], **own: Any) -> dict[str, Any]:
+        """Write the tables, and return `metrics.json` with them and a measure's own fields."""
+        import pandas as pd
+
+        config = self.config
+        for name, rows in tables.items():
+            write_table(self.folder, f"tables/{name}.csv", pd.DataFrame(rows))
+        return {
+            "name": config.name,
+            "model": config.model.name,
+            "sae": config.sae,
+            "site": str(self.site),
+            "methods": config.entries,
+            **own,
+            **tables,
+        }
 
 
 def fitted(choice: MethodChoice, given: FitContext) -> SteeringVector | str:

@@ -260,25 +260,17 @@ class SteeringBench(Measure):
                     {"dataset": name, **at, **steerability({name: part})}
                     for name, part in own.items()
                 ]
-        for name, rows in (("summary", summary), ("by_dataset", by_dataset)):
-            write_table(self.folder, f"tables/{name}.csv", pd.DataFrame(rows))
-        return {
-            "name": config.name,
-            "model": config.model.name,
-            "sae": config.sae,
-            "site": str(self.site),
-            "multipliers": config.multipliers,
-            "methods": config.entries,
-            "datasets": [
+        return self.metrics_of(
+            {"summary": summary, "by_dataset": by_dataset},
+            multipliers=config.multipliers,
+            datasets=[
                 {"name": s.name, "n_train": len(s.train), "n_test": len(s.test)}
                 | {"prompts": list(s.prompts or ())}
                 for s in self.plan.sets
             ],
-            "summary": summary,
-            "by_dataset": by_dataset,
-            "not_fitted": not_fitted,
-            "left_out": dict(self.plan.left_out),
-        }
+            not_fitted=not_fitted,
+            left_out=dict(self.plan.left_out),
+        )
 
     def report(self, results: Results) -> Report:
         from saesteer.report.measures import steering_bench_report
