@@ -130,6 +130,23 @@ def test_the_slider_changes_the_steered_text_and_its_cost_alone(quick, bench):
     assert float(value(quick, "amount")) == pytest.approx(3.0)
 
 
+def test_a_strength_set_by_hand_outlives_the_search_for_another(quick, bench, monkeypatch):
+    looked, found = threading.Event(), threading.Event()
+
+    def strength_at(*_: Any, **__: Any) -> dict[str, Any]:
+        looked.set()
+        found.wait(60)
+        return {"strength": 0.7, "kl": 0.5, "measures": {"norm": 10.0, "raw": 1.0, "max_act": None}}
+
+    monkeypatch.setattr(bench, "strength_at", strength_at)
+    click(quick, "[data-kl]")
+    until(looked.is_set)
+    set_dial(quick, "strength", 0, "input")
+    found.set()
+    until(lambda: value(quick, "kl") == "0")
+    assert float(value(quick, "amount")) == 0
+
+
 def test_a_feature_switched_off_changes_the_vector_and_one_that_is_found_is_added(quick, bench):
     set_dial(quick, "amount", 3.0)
     before = write(quick)

@@ -50,11 +50,12 @@ export function showMeasures(found) {
   showUnits();
 }
 
-// What the mix or the strength was changed to is measured once nothing moves any more.
+// What the mix or the strength was changed to is measured once nothing moves any more; a search that
+// still runs would put its strength in place of the one set by hand.
 export function changed() {
+  stopMeasuring();
   showUnits();
   $("kl").value = "…";
-  clearTimeout(waiting);
   waiting = setTimeout(measure, 350);
 }
 
