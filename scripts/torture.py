@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "trust.md"
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
-# What is tried of each part, as a whole; of servers, each is asked by three clients.
+# What is tried of each part, as a whole; each server is asked by four clients.
 COUNTS = {"kills": 100, "disk": 60, "files": 500, "servers": 50, "together": 16, "long": 200}
 TITLES = {
     "kills": "kills at random moments",

@@ -162,21 +162,46 @@ def ask_judge(url: str) -> None:
         say(error)
 
 
+def ask_engine(url: str, place: str) -> None:
+    """Have a prompt continued, by a server that names its model and by one that is told it."""
+    from saesteer.models.loading import load_model
+    from saesteer.models.tokens import TokenRow
+    from saesteer.steering.engines.base import Request, Requests
+    from saesteer.steering.engines.openai import OpenAIEngine
+    from saesteer.steering.engines.settings import EngineSettings
+    from saesteer.utils.errors import SaesteerError
+    from saesteer.utils.terminal import say
+
+    model = load_model(place)
+    asked = Requests([Request(TokenRow((1, 2, 3), (True,) * 3))], max_new_tokens=4)
+    for name in (None, "m"):
+        settings = EngineSettings(
+            name="openai", server=url, served_model=name, timeout=TIMEOUT, attempts=ATTEMPTS
+        )
+        try:
+            say(OpenAIEngine(model, settings).generate(asked))
+        except SaesteerError as error:
+            say(error)
+
+
 def try_servers(world: World, count: int) -> list[Tally]:
     """Ask so many misbehaving servers, each by every client; see `Tally`."""
-    tallies = {client: Tally(client) for client in ("Neuronpedia", "judge", "planner")}
+    clients = ("Neuronpedia", "judge", "planner", "engine")
+    tallies = {client: Tally(client) for client in clients}
     names = list(BEHAVIOURS)
     start = int(world.rng("servers", 0).integers(len(names)))
 
     def one(number: int) -> None:
-        name = names[(start + number // 3) % len(names)]
-        client = list(tallies)[number % 3]
+        name = names[(start + number // len(clients)) % len(names)]
+        client = clients[number % len(clients)]
         secure = name == "no TLS"
         place = world.place()
         with _served(BEHAVIOURS[name], "https" if secure else "http") as url:
             env = {**world.env, "SAESTEER_CACHE": str(place / "cache")}
             if client == "planner":
                 child = Child(_agent(world, place, url), place, env=env)
+            elif client == "engine":
+                child = Child(ask_engine, place, (url, str(world.model)), env=env)
             else:
                 call = ask_judge if client == "judge" else ask_neuronpedia
                 child = Child(call, place, (url,), env=env)
@@ -188,7 +213,7 @@ def try_servers(world: World, count: int) -> list[Tally]:
             fault = f"a key stands in {found}"
         tallies[client].add(name, fault, outcome)
 
-    world.each(one, range(3 * min(count, len(names))))
+    world.each(one, range(len(clients) * min(count, len(names))))
     return list(tallies.values())
 
 
