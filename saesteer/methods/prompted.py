@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saesteer.models.loading import plain_model
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template, takes_system
 from saesteer.steering.teacher_forced import Pass, TeacherForced
 
@@ -32,9 +33,10 @@ class Prompted:
     p_k- the model's own, unsteered, behind the k-th pair of system prompts,
 
         m(u) = mean over tokens of the answers of sum_y p(y; u) r(y),
-        r(y) = mean over k of [log p_k+(y) - log p_k-(y)]
+        r(y) = mean over k of [log p_k+(y) - log p_k-(y)],
 
-    The sum runs over the whole vocabulary, so that m and its gradient hold no noise of sampling:
+    but for what no u changes: log p's constants are left out, so that r is a difference of logits,
+    and where the unembedding is linear that of one difference of states. The sum runs over the whole vocabulary, so that m and its gradient hold no noise of sampling:
     it is policy gradient on the reward log p+ - log p- of the next token, taken exactly. Of all
     distributions at one KL divergence from p those of the form p (p+ / p-)^beta have the largest m
     (contrastive decoding, as in DExperts, Liu et al. 2021, arXiv 2105.03023): what the prompts
@@ -42,8 +44,9 @@ class Prompted:
     """
 
     rows: TeacherForced  # answers of the model's own, behind no system prompt
-    # For each row and prompt, positive before negative, what the unembedding takes.
-    states: Sequence[Float[Tensor, "prompt token width"]]
+    # For each row and prompt, positive before negative, what the unembedding takes; where that is
+    # linear, the positive ones' mean less the negative ones'.
+    states: Sequence[Float[Tensor, "*prompt token width"]]
     weight: float = 1.0
     name: str = "prompted"
 
@@ -66,8 +69,9 @@ def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[np.ndarray, float]:
     assert part.beside is not None
     logits = part.logits
     with torch.no_grad():
-        others = torch.log_softmax(part.beside.float(), dim=-1)
-        reward = (others[::2] - others[1::2]).mean(dim=0)
+        reward = part.beside.float()
+        if reward.dim() > logits.dim():
+            reward = _apart(reward)
         push = torch.softmax(logits.float(), dim=-1)
         mean = (push * reward).sum(dim=-1, keepdim=True)
         # The gradient of sum_y p(y) r(y) with respect to the logits is p (r - mean of r).
@@ -121,11 +125,26 @@ def prompted(
         for pair in prompts
         for system in pair
     ]
+    by_row = [torch.stack(of_row) for of_row in zip(*states, strict=True)]
+    if _is_linear(model, own[0]):
+        by_row = [_apart(of_row) for of_row in by_row]
     return Prompted(
-        TeacherForced(model, own, site=site, max_tokens=PASS_TOKENS),
-        [torch.stack(of_row) for of_row in zip(*states, strict=True)],
-        weight=weight,
+        TeacherForced(model, own, site=site, max_tokens=PASS_TOKENS), by_row, weight=weight
     )
+
+
+def _is_linear(model: TransformerBridge, row: TokenRow) -> bool:
+    """Whether logits are a matrix times what the unembedding takes: no bias, no cap behind it."""
+    head, rows = plain_model(model).get_output_embeddings(), TeacherForced(model, [row])
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        return False
+    (states,), (said,) = rows.last_states(), rows.passes()
+    with torch.no_grad():
+        return torch.allclose(head(states), said.logits, rtol=1e-3, atol=1e-3)
+
+
+def _apart(prompts: Float[Tensor, "prompt token x"]) -> Float[Tensor, "token x"]:
+    return (prompts[::2] - prompts[1::2]).mean(dim=0)
 
 
 def _behind(rows: Sequence[TokenRow], own: Sequence[TokenRow]) -> list[TokenRow]:

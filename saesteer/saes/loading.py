@@ -18,31 +18,34 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 BUNDLED = "smollm2"
-
-
-def bundled_sae_folder() -> Path:
-    return Path(__file__).resolve().parents[1] / "assets" / "sae-smollm2"
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+# The bundled SAEs by what stands behind the name's colon; the first one is meant without.
+_BUNDLED = {
+    f"blocks.{layer}.hook_resid_post": _ASSETS / folder
+    for layer, folder in ((10, "sae-smollm2"), (15, "sae-smollm2-15"), (20, "sae-smollm2-20"))
+}
 
 
 def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
     """Return the folder, or the release and id, that a name points to; nothing is loaded.
 
     Args:
-        name: "smollm2" (the bundled SAE), a folder, or "release:id" of sae_lens's registry or of
-            a Hub repository, such as "gpt2-small-res-jb:blocks.6.hook_resid_pre".
+        name: "smollm2" (the bundled SAE; "smollm2:blocks.20.hook_resid_post" is that of another
+            site), a folder, or "release:id" of sae_lens's registry or of a Hub repository, such as
+            "gpt2-small-res-jb:blocks.6.hook_resid_pre".
 
     Raises:
         SaeError: The folder, release or id does not exist, with the nearest names.
     """
     text = os.fspath(name).strip()
-    if text == BUNDLED:
-        return bundled_sae_folder()
+    release, colon, sae_id = text.partition(":")
+    if release == BUNDLED:
+        return _bundled(sae_id if colon else next(iter(_BUNDLED)))
     folder = _existing_folder(text)
     if folder is not None:
         if not (folder / "cfg.json").is_file():
             raise SaeError(f"{text} holds no cfg.json; give a folder written by sae.save_model.")
         return folder
-    release, colon, sae_id = text.partition(":")
     if not (release and colon and sae_id) or text[0] in "./~":
         raise SaeError(
             f"SAE {text!r} is neither an existing folder nor of the form 'release:id' such as "
@@ -50,6 +53,15 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
         )
     _check_registered(release, sae_id)
     return release, sae_id
+
+
+def _bundled(site: str) -> Path:
+    if site not in _BUNDLED:
+        raise SaeError(
+            f"no SAE of {BUNDLED} at {site!r} is bundled; those at {', '.join(_BUNDLED)} are, and "
+            "saesteer sae train makes one of any site."
+        )
+    return _BUNDLED[site]
 
 
 def check_planned(model: ModelSource, sae: Path | tuple[str, str], name: str) -> None:
@@ -126,7 +138,7 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
     where = resolve_sae(name)
     if isinstance(where, Path) and not where.is_dir():
         raise SaeError(
-            f"the bundled SAE {BUNDLED!r} is not at {where}; install saesteer again, whole."
+            f"the bundled SAE {os.fspath(name)!r} is not at {where}; install saesteer again, whole."
         )
     from sae_lens import SAE
 

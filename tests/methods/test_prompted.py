@@ -56,23 +56,46 @@ def by_hand(model: Any, vector: Any, length: float, *, chat: bool) -> float:
     return total / count
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_margin_and_gradient_are_those_of_whole_passes(chat, tiny_llama, site, vector_of):
-    contrast = prompted(tiny_llama, ANSWERS, PROMPTS, site=site, chat=chat)
+@pytest.fixture
+def model(request, tiny_llama):
+    """A tiny model as it is, with a bias in its unembedding, or with a cap on its logits."""
+    plain = plain_model(tiny_llama)
+    if request.param == "bias":
+        bias = torch.randn(plain.lm_head.out_features, generator=torch.Generator().manual_seed(0))
+        plain.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+        request.addfinalizer(lambda: setattr(plain.lm_head, "bias", None))
+    if request.param == "cap":
+
+        def cap(module: Any, args: Any, output: Any) -> Any:
+            output.logits = 0.5 * torch.tanh(output.logits / 0.5)
+            return output
+
+        handle = plain.register_forward_hook(cap)
+        request.addfinalizer(handle.remove)
+    return tiny_llama
+
+
+@pytest.mark.parametrize(
+    "model, chat",
+    [("plain", True), ("plain", False), ("bias", False), ("cap", False)],
+    indirect=["model"],
+)
+def test_margin_and_gradient_are_those_of_whole_passes(chat, model, site, vector_of):
+    contrast = prompted(model, ANSWERS, PROMPTS, site=site, chat=chat)
     rng = np.random.default_rng(0)
     start, push = (rng.normal(size=32) for _ in range(2))
 
     def measured(raw: np.ndarray) -> float:
-        return by_hand(tiny_llama, vector_of(raw), float(np.linalg.norm(raw)), chat=chat)
+        return by_hand(model, vector_of(raw), float(np.linalg.norm(raw)), chat=chat)
 
-    unsteered, margin = contrast.margin()
-    assert margin == pytest.approx(by_hand(tiny_llama, None, 0.0, chat=chat), abs=1e-6)
+    unsteered, before = contrast.margin()
     step = 0.02 * push
     slope = (measured(step) - measured(-step)) / 2
     assert unsteered @ step == pytest.approx(slope, rel=0.02)
     # 2 is the residual norm that `vector_of` gives, in whose units strength is.
     steered, margin = contrast.margin(vector_of(start), float(np.linalg.norm(start)) / 2)
-    assert margin == pytest.approx(measured(start), abs=1e-6)
+    gained = measured(start) - by_hand(model, None, 0.0, chat=chat)
+    assert margin - before == pytest.approx(gained, abs=1e-5)
     slope = (measured(start + step) - measured(start - step)) / 2
     assert steered @ step == pytest.approx(slope, rel=0.02)
 
