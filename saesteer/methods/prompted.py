@@ -36,11 +36,12 @@ class Prompted:
         r(y) = mean over k of [log p_k+(y) - log p_k-(y)],
 
     but for what no u changes: log p's constants are left out, so that r is a difference of logits,
-    and where the unembedding is linear that of one difference of states. The sum runs over the whole vocabulary, so that m and its gradient hold no noise of sampling:
-    it is policy gradient on the reward log p+ - log p- of the next token, taken exactly. Of all
-    distributions at one KL divergence from p those of the form p (p+ / p-)^beta have the largest m
-    (contrastive decoding, as in DExperts, Liu et al. 2021, arXiv 2105.03023): what the prompts
-    differ in is driven further than either prompt alone drives it.
+    and where the unembedding is linear that of one difference of states. The sum runs over the
+    whole vocabulary, so that m and its gradient hold no noise of sampling: it is policy gradient on
+    the reward log p+ - log p- of the next token, taken exactly. Of all distributions at one KL
+    divergence from p those of the form p (p+ / p-)^beta have the largest m (contrastive decoding,
+    as in DExperts, Liu et al. 2021, arXiv 2105.03023): what the prompts differ in is driven further
+    than either prompt alone drives it.
     """
 
     rows: TeacherForced  # answers of the model's own, behind no system prompt

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BUNDLED = "smollm2"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 # The bundled SAEs by what stands behind the name's colon; the first one is meant without.
-_BUNDLED = {
+BUNDLED_SAES = {
     f"blocks.{layer}.hook_resid_post": _ASSETS / folder
     for layer, folder in ((10, "sae-smollm2"), (15, "sae-smollm2-15"), (20, "sae-smollm2-20"))
 }
@@ -40,7 +40,7 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
     text = os.fspath(name).strip()
     release, colon, sae_id = text.partition(":")
     if release == BUNDLED:
-        return _bundled(sae_id if colon else next(iter(_BUNDLED)))
+        return _bundled(sae_id if colon else next(iter(BUNDLED_SAES)))
     folder = _existing_folder(text)
     if folder is not None:
         if not (folder / "cfg.json").is_file():
@@ -56,12 +56,12 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
 
 
 def _bundled(site: str) -> Path:
-    if site not in _BUNDLED:
+    if site not in BUNDLED_SAES:
         raise SaeError(
-            f"no SAE of {BUNDLED} at {site!r} is bundled; those at {', '.join(_BUNDLED)} are, and "
-            "saesteer sae train makes one of any site."
+            f"no SAE of {BUNDLED} at {site!r} is bundled; those at {', '.join(BUNDLED_SAES)} are, "
+            "and saesteer sae train makes one of any site."
         )
-    return _BUNDLED[site]
+    return BUNDLED_SAES[site]
 
 
 def check_planned(model: ModelSource, sae: Path | tuple[str, str], name: str) -> None:

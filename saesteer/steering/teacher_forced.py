@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, find_cache, repeated_cache
+from saesteer.models.compat import cache_argument, repeated_cache
 from saesteer.models.hooks import HookTarget, hooked, standing_in
 from saesteer.models.loading import block_name, plain_model
 from saesteer.models.placement import trim_memory
@@ -23,6 +23,7 @@ from saesteer.models.tokens import (
     padding_id,
 )
 from saesteer.steering.apply import steer
+from saesteer.steering.prefix import prefix_cache, shared_prefix
 from saesteer.steering.strength import Unit
 from saesteer.utils.errors import DataError
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from saesteer.steering.vector import SteeringVector
 
-SHORTEST_SHARED_PREFIX = 8
 # Logits of one pass, 134 MB in float32: gradients and log-probabilities hold several such arrays.
 MOST_LOGITS = 2**25
 MOST_LOGITS_BESIDE_A_CPU = 2**28
@@ -115,10 +115,11 @@ class TeacherForced:
         self.scored = [sum(row.kept[1:]) for row in rows]
         self.n_scored = sum(self.scored)
         device = input_device(self._model)
-        shared = _shared_prefix(rows) if share_prefix else 0
+        limit = min(_first_kept(row) for row in rows) - 1
+        shared = shared_prefix(rows, limit) if share_prefix else 0
         # Whatever mode the caller is in, gradients may pass by what is kept here.
         with torch.inference_mode(False), torch.no_grad():
-            self._cache = self._prefix_cache(rows[0].ids[:shared], device)
+            self._cache = prefix_cache(self._model, rows[0].ids[:shared], device)
             shared = 0 if self._cache is None else shared
             most = MOST_LOGITS if device.type == "cpu" else MOST_LOGITS_BESIDE_A_CPU
             self._blocks = [
@@ -262,14 +263,6 @@ class TeacherForced:
         with nullcontext() if below is None else standing_in(_given(self._lower, below)):
             return model(input_ids=block.ids, attention_mask=block.attention, **cache).logits
 
-    def _prefix_cache(self, prefix: Sequence[int], device: torch.device) -> Any:
-        """Return the cache of what rows share; None where nothing is, or it cannot be repeated."""
-        if not prefix or not cache_argument(self._model, None):
-            return None
-        output = self._model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
-        cache = find_cache(output)
-        return None if cache is None or repeated_cache(cache, 2) is None else cache
-
 
 def _lower_blocks(model: TransformerBridge, target: HookTarget | None) -> list[Any]:
     """Return the blocks whose output no steering at the target can change."""
@@ -348,16 +341,6 @@ def _check_rows(rows: Sequence[TokenRow]) -> None:
                 f"text {number} has no token that follows another one, so nothing of it can be "
                 "scored; give it a prompt or leave it out."
             )
-
-
-def _shared_prefix(rows: Sequence[TokenRow]) -> int:
-    """Return how many first tokens all rows share, before anybody's last prompt token."""
-    limit = min(_first_kept(row) for row in rows) - 1
-    first = rows[0].ids
-    shared = 0
-    while shared < limit and all(row.ids[shared] == first[shared] for row in rows):
-        shared += 1
-    return shared if shared >= SHORTEST_SHARED_PREFIX else 0
 
 
 def _first_kept(row: TokenRow) -> int:

@@ -353,7 +353,9 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(settings, monkeypat
     refused("has no strength to match", method="system_prompt")
     pca = {"name": "pca", "settings": {"n": 3}}
     refused("method pca: n is not a known setting", method=pca)
-    monkeypatch.setattr("saesteer.saes.loading.bundled_sae_folder", lambda: tmp_path / "assets")
+    monkeypatch.setattr(
+        "saesteer.saes.loading.BUNDLED_SAES", {"blocks.10.hook_resid_post": tmp_path / "assets"}
+    )
     refused(r"SAE 'smollm2' is not at .*assets; install saesteer again", sae="smollm2")
     assert list(Path(settings["folder"]).iterdir()) == []
 

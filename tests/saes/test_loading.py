@@ -64,9 +64,12 @@ def test_what_is_neither_folder_nor_release_is_refused_with_both_forms(monkeypat
         resolve_sae("gpt2-smal-res-jb:blocks.6.hook_resid_pre")
     with pytest.raises(SaeError, match="list of releases"):
         resolve_sae("qqqqqqqqqqqqqq:x")
-    monkeypatch.setattr("saesteer.saes.loading.bundled_sae_folder", lambda: tmp_path / "none")
+    bundled = {"blocks.10.hook_resid_post": tmp_path / "none"}
+    monkeypatch.setattr("saesteer.saes.loading.BUNDLED_SAES", bundled)
     with pytest.raises(SaeError, match=r"smollm2.*install saesteer again"):
         load_sae("smollm2")
+    with pytest.raises(SaeError, match=r"'blocks.11.hook_resid_post' is bundled.*sae train"):
+        load_sae("smollm2:blocks.11.hook_resid_post")
 
 
 def test_a_damaged_folder_is_refused_by_name(make_sae):

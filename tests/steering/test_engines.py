@@ -243,7 +243,8 @@ def test_packed_requests_are_steered_where_their_own_tokens_are(
 ):
     model = tiny_model(arch)
     vectors = [make_vector(arch=arch), make_vector(1, "blocks.2.hook_resid_pre", arch)]
-    how: dict[str, Any] = {"max_new_tokens": 8, "positions": where}
+    # The eighth token is a tie for one of them.
+    how: dict[str, Any] = {"max_new_tokens": 7, "positions": where}
     asked = (model, PROMPTS, vectors, (0.0, 0.5, -0.5))
     wanted = generate(*asked, **how)
     assert generate(*asked, **how, engine=PagedEngine(model, 4)) == wanted

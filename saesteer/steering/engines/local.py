@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import contiguous_head
+from saesteer.models.compat import cache_argument, contiguous_head, repeated_cache
 from saesteer.models.forward import check_finite, greedy_settings
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import resolve_target
-from saesteer.models.tokens import input_device, pad_rows, padding_id
+from saesteer.models.tokens import TokenBatch, TokenRow, input_device, pad_rows, padding_id
 from saesteer.steering.apply import steer
 from saesteer.steering.engines.base import (
     EVERYWHERE,
@@ -26,12 +27,16 @@ from saesteer.steering.engines.base import (
     end_ids,
     pad_id,
 )
+from saesteer.steering.positions import DEFAULT_POSITIONS
+from saesteer.steering.prefix import prefix_cache, shared_prefix
 from saesteer.steering.vector import SteeringVector
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import LogitsProcessorList, PreTrainedModel
 
+# Where what stands before a prompt's last token is as without steering.
+_LATE = {DEFAULT_POSITIONS, "generated"}
 # Of the likeliest tokens, in which the end of a nucleus is looked for first.
 NUCLEUS_TOKENS = 512
 
@@ -63,7 +68,7 @@ class TransformersEngine:
         for first in range(0, len(requests.rows), self._max_rows):
             part = requests.rows[first : first + self._max_rows]
             own = [request.row for request in part]
-            batch = pad_rows(own, padding_id(model), input_device(runner))
+            batch, prefix = _batch(runner, own, padding_id(model), share=_is_late(requests))
             width = batch.input_ids.shape[1]
             # The last prompt token is written to even if it is special: there KL is measured too.
             special = ~batch.span
@@ -88,12 +93,57 @@ class TransformersEngine:
                     steered.enter_context(steer(model, chosen, amounts, requests.unit, **how))
                 output = runner.generate(
                     **batch.inputs,
+                    **prefix,
                     generation_config=config,
                     logits_processor=_checked(runner.dtype, sampling),
                     streamer=streamer,
                 )
             made += [completed(tokenizer, tokens, ends) for tokens in output[:, width:].tolist()]
         return made
+
+
+def _is_late(requests: Requests) -> bool:
+    """Whether nothing is written before a prompt's last token."""
+    places = {requests.where(vector) for vector in requests.vectors}
+    return not any(one.strength for one in requests.rows) or places <= _LATE
+
+
+def _batch(
+    runner: Any, rows: Sequence[TokenRow], pad: int, *, share: bool
+) -> tuple[TokenBatch, dict[str, Any]]:
+    """Return rows to generate from, with the cache of what they share as `generate` takes it.
+
+    Padding stands behind what they share.
+    """
+    device = input_device(runner)
+    shared = shared_prefix(rows, min(map(len, rows)) - 1) if share and len(rows) > 1 else 0
+    cache = None
+    if shared and _counts_by_position(runner):
+        with torch.no_grad():
+            cache = prefix_cache(runner, rows[0].ids[:shared], device)
+    if cache is None:
+        return pad_rows(rows, pad, device), {}
+    parts = [
+        pad_rows([TokenRow(row.ids[part], row.kept[part]) for row in rows], pad, device)
+        for part in (slice(shared), slice(shared, None))
+    ]
+    both = TokenBatch(
+        torch.cat([part.input_ids for part in parts], dim=1),
+        torch.cat([part.attention_mask for part in parts], dim=1),
+        torch.cat([part.span for part in parts], dim=1),
+    )
+    return both, cache_argument(runner, repeated_cache(cache, len(rows)))
+
+
+def _counts_by_position(runner: Any) -> bool:
+    """Whether attention goes by the positions that it is told, and not by columns.
+
+    Padding between two tokens would put them further apart: in a window, a chunk or an ALiBi bias
+    that counts columns.
+    """
+    config = runner.config.get_text_config()
+    bounds = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return not any(bounds) and "position_ids" in inspect.signature(runner.forward).parameters
 
 
 def _together(
