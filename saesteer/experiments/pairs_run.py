@@ -15,6 +15,7 @@ from saesteer.methods.registry import build_method
 from saesteer.models import Site
 from saesteer.models.reading import PairActivations
 from saesteer.steering import SteeringVector
+from saesteer.steering.engines import make_engine
 from saesteer.utils.cache import ON_A_MODEL
 from saesteer.utils.run_folder import RunFolder, finite
 
@@ -40,6 +41,7 @@ class PairsFit(FitContext):
 
     def __init__(self, run: PairsRun) -> None:
         experiment, config = run.experiment, run.experiment.config
+        sampling = experiment.sampling
         super().__init__(
             experiment.model,
             run.train,
@@ -50,6 +52,7 @@ class PairsFit(FitContext):
             reading=config.reading,
             objective=config.objective,
             max_new_tokens=experiment.writing.max_new_tokens,
+            engine=make_engine(sampling.engine, experiment.model, sampling.max_batch_rows),
             cache=experiment.cache,
             folder=run.folder,
             progress=experiment.progress,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from saesteer.models.tokens import TokenRow
     from saesteer.saes.adapter import Sae
     from saesteer.saes.table import FeatureTable
+    from saesteer.steering.engines import Engine
     from saesteer.utils.run_folder import RunFolder
 
 # How many features get an output score: all that `TopFeature` may choose from.
@@ -71,6 +72,7 @@ class FitContext:
         reading: Where activations are read.
         objective: What attribution raises.
         max_new_tokens: Length of what the model writes itself to be fitted on.
+        engine: What writes that; transformers, with this model, if None.
         cache: Where codes are kept that fits of several runs share.
         folder: Where the answers that the model itself writes are kept.
         progress: Where to show progress.
@@ -98,6 +100,7 @@ class FitContext:
         reading: ReadingSettings | None = None,
         objective: ObjectiveSettings | None = None,
         max_new_tokens: int = 48,
+        engine: Engine | None = None,
         cache: Cache | None = None,
         folder: RunFolder | None = None,
         progress: Progress | None = None,
@@ -110,7 +113,7 @@ class FitContext:
         self._sae = sae
         self._reading = reading or ReadingSettings()
         self._settings = objective or ObjectiveSettings()
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._engine = max_new_tokens, engine
         self._cache = cache or Cache()
         self._folder = folder
 
@@ -347,6 +350,7 @@ class FitContext:
             top_p=0.9,
             seed=self.seed,
             max_batch_rows=64,
+            engine=self._engine,
         )
         trim_memory()
         return {record.prompt: record.text for record in found.records if record.text.strip()}

@@ -12,10 +12,13 @@ import torch
 from saesteer.data import ContrastivePair, PairSet
 from saesteer.data.pairs import Description
 from saesteer.methods import FitContext
+from saesteer.methods.objective import TrainingCost
 from saesteer.methods.prompted import prompted
 from saesteer.models.loading import plain_model
 from saesteer.models.tokens import encode_statements
 from saesteer.steering import steer
+from saesteer.steering.engines.base import Completion
+from saesteer.utils.run_folder import RunFolder
 
 ANSWERS = {
     "who are you?": "i like the little house on the hill",
@@ -136,3 +139,19 @@ def test_sides_are_asked_for_in_words_where_there_are_some_and_by_statements(tin
         quotes,
         ("You are one who likes.", "You are one who hates."),
     ]
+
+
+def test_another_engine_may_write_what_is_learned_from(tiny_llama, site, tmp_path):
+    class Parrot:
+        def generate(self, requests: Any) -> list[Completion]:
+            return [Completion("the bread and the water", 5, True) for _ in requests.rows]
+
+    pairs = PairSet("likes", (ContrastivePair("1", "i like it", "i hate it"),), "python")
+    folder = RunFolder(tmp_path)
+    given = FitContext(tiny_llama, pairs, site=site, engine=Parrot(), folder=folder)
+    given.questions = ["who are you?", "why?"]
+    neutral = encode_statements(tiny_llama.tokenizer, ["i like the bread and the water"] * 40)
+    given.cost = TrainingCost(tiny_llama, neutral, site, fisher_samples=1)
+    assert given.objective.at_zero.gain.shape == (32,)
+    said = dict.fromkeys(given.questions, "the bread and the water")
+    assert folder.read_json("own-answers.json") == said
