@@ -42,6 +42,8 @@ HEADLINE = {
     "ratio": "ratio",
     "beyond_null": "beyond_null",
 }
+# Those of the same method's texts, and what rows of the summary of texts call them.
+TEXT = {"text": "judge_range", "text_low": "low", "text_high": "high", "text_ratio": "ratio"}
 
 
 class Compare(SteeringExperiment[Results]):
@@ -49,7 +51,7 @@ class Compare(SteeringExperiment[Results]):
 
     Config = CompareConfig
     about = "steering methods compared at equal cost"
-    numbers = (*HEADLINE, "kl_target", "kl")
+    numbers = (*HEADLINE, *TEXT, "kl_target", "kl")
     writing_group = "writing"
     plan: ComparePlan
     make_plan = staticmethod(plan_compare)
@@ -222,13 +224,18 @@ class Compare(SteeringExperiment[Results]):
         return compare_report(results.metrics)
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        kl_target = metrics.get("headline_kl_target")
-        rows = [row for row in metrics.get("summary", ()) if row.get("kl_target") == kl_target]
-        by_method = {str(row.get("method")): row for row in rows}
-        own = by_method.get(str(metrics.get("headline_method")), {})
+        kl_target, method = metrics.get("headline_kl_target"), str(metrics.get("headline_method"))
+
+        def at_target(table: str) -> dict[str, Mapping[str, Any]]:
+            rows = [row for row in metrics.get(table, ()) if row.get("kl_target") == kl_target]
+            return {str(row.get("method")): row for row in rows}
+
+        by_method, texts = at_target("summary"), at_target("generation_summary")
+        own, said = by_method.get(method, {}), texts.get(method, {})
         found = {name: number_at(own, field) for name, field in HEADLINE.items()}
         return {
             **found,
+            **{name: number_at(said, field) for name, field in TEXT.items()},
             "kl_target": kl_target,
             # Every vector is given the KL target itself, to within 3%.
             "kl": kl_target if found["effect"] else None,
