@@ -56,13 +56,6 @@ def joint(given: FitContext, also: Sequence[Sae | Site | str]) -> Joint:
     return given.joint[key]
 
 
-def settled(place: Sae | Site | str) -> Sae | Site:
-    """Return the SAE or site that is named."""
-    if not isinstance(place, str):
-        return place
-    return Site.parse(place) if names_site(place) else load_sae(place)
-
-
 def names_site(place: str) -> bool:
     """Whether it is a site's name, such as "blocks.15.hook_resid_post", and no SAE's."""
     return place.startswith("blocks.")
@@ -73,10 +66,13 @@ def _name(place: Sae | Site | str) -> str:
 
 
 def _beside(given: FitContext, place: Sae | Site | str) -> FitContext:
-    found = settled(place)
+    found = place
+    if isinstance(place, str):
+        found = Site.parse(place) if names_site(place) else load_sae(place)
     if isinstance(found, Site):
         return given.beside(site=found)
     check_compatible(given.model, found)
+    given.progress.say(f"And at {found.write_site}, SAE {found.name}")
     return given.beside(sae=found)
 
 

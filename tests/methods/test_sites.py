@@ -7,15 +7,20 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from saesteer.cli.main import app
 from saesteer.data import pairs_from
+from saesteer.experiments.registry import run_experiment
+from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.experiment import plan_run
 from saesteer.methods import AttributedSAE, FitContext, NaturalGradient, ObjectiveSettings
 from saesteer.methods.objective import FisherMetric, fisher_metric, row_gradients
 from saesteer.methods.sites import at_sites, joint
 from saesteer.models import Site, plain_model
 from saesteer.saes import load_sae
 from saesteer.steering import TeacherForced
-from saesteer.utils.errors import MismatchError, SteeringError
+from saesteer.utils.errors import MismatchError, SaeError, SiteError, SteeringError
 from tests.by_hand import added
 
 SITES = (Site(0), Site(2))
@@ -166,3 +171,34 @@ def test_what_cannot_be_fitted_together_is_a_sentence(given, saes):
     nothing = np.concatenate([np.zeros(32), np.ones(32)])
     with pytest.raises(SteeringError, match=r"nothing was fitted at blocks\.1\."):
         at_sites(contexts, nothing, lambda one, part: one.vector(part, "mine"))
+
+
+def test_a_run_takes_a_further_sae_by_its_folder(tiny_settings, roomy_folder, mirror_sae):
+    settings = tiny_settings("llama")
+    del settings["selection"], settings["method"], settings["evaluation"]["neutral"]
+    settings["model"]["name"] = str(roomy_folder)
+    settings["objective"] = QUICK.model_dump()
+    also = str(mirror_sae(site="blocks.2.hook_resid_post"))
+
+    def config(*further: str) -> RunConfig:
+        own = {"n_features": 6, "selection": ANY, "also": list(further)}
+        return RunConfig(**settings, method={"name": "attributed_sae", "settings": own})
+
+    results = run_experiment(config(also))
+    vector = results.vector
+    assert [str(part.site) for part in vector.parts] == ["blocks.2.hook_resid_post"]
+    counts = [len(piece.sae_features) for piece in vector.pieces]
+    assert all(counts) and results.metrics["fit"]["features"] == sum(counts) == 6
+    page = (results.folder.path / "report.html").read_text()
+    assert "6 features at blocks.1.hook_resid_post with parts at blocks.2.hook_resid_post" in page
+    assert f"{counts[1]} more are of its parts" in page
+    assert results.vector.provenance["settings"]["also"] == [also]
+
+    shown = CliRunner().invoke(app, ["vector", "show", str(results.folder.path)]).output
+    assert all(f"At {piece.site}, norm {piece.norm:.4g}" in shown for piece in vector.pieces)
+
+    with pytest.raises(SaeError, match="nowhere"):
+        plan_run(config("nowhere"))
+    with pytest.raises(SiteError, match="blocks 0 to 2"):
+        site = {"name": "natural_gradient", "settings": {"also": ["blocks.7.hook_resid_post"]}}
+        plan_run(RunConfig(**settings, method=site))
