@@ -113,7 +113,7 @@ class AttributedSAE(Method):
 
         raw, linear = linearised(objective, self.rounds, fit)
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
-        also = [getattr(one, "name", one) for one in self.also]
+        also = tuple(getattr(one, "name", one) for one in self.also)
         settings = {**self.get_params(), "also": also, "kl_target": objective.kl_target}
         self.selection_: FeatureSelection
         self.clusters_: FeatureClusters

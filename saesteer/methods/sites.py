@@ -66,11 +66,9 @@ def _name(place: Sae | Site | str) -> str:
 
 
 def _beside(given: FitContext, place: Sae | Site | str) -> FitContext:
-    found = place
-    if isinstance(place, str):
-        found = Site.parse(place) if names_site(place) else load_sae(place)
-    if isinstance(found, Site):
-        return given.beside(site=found)
+    if isinstance(place, Site) or (isinstance(place, str) and names_site(place)):
+        return given.beside(site=Site.parse(place))
+    found = load_sae(place) if isinstance(place, str) else place
     check_compatible(given.model, found)
     given.progress.say(f"And at {found.write_site}, SAE {found.name}")
     return given.beside(sae=found)

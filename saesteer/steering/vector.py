@@ -182,7 +182,7 @@ class SteeringVector:
 
     @property
     def features(self) -> pd.DataFrame:
-        """The vector's SAE features: index, weight, cluster, label, url; no row without an SAE."""
+        """The SAE features of its own site: index, weight, cluster, label, url; none without an SAE."""
         import pandas as pd
 
         from saesteer.saes.labels import feature_url, noted_place

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from saesteer.cli.main import app
 from saesteer.data import pairs_from
 from saesteer.experiments.registry import run_experiment
-from saesteer.experiments.steer.config import RunConfig
+from saesteer.experiments.steer.config import MethodChoice, RunConfig
 from saesteer.experiments.steer.experiment import plan_run
 from saesteer.methods import AttributedSAE, FitContext, NaturalGradient, ObjectiveSettings
 from saesteer.methods.objective import FisherMetric, fisher_metric, row_gradients
@@ -182,7 +182,7 @@ def test_a_run_takes_a_further_sae_by_its_folder(tiny_settings, roomy_folder, mi
 
     def config(*further: str) -> RunConfig:
         own = {"n_features": 6, "selection": ANY, "also": list(further)}
-        return RunConfig(**settings, method={"name": "attributed_sae", "settings": own})
+        return RunConfig(**settings, method=MethodChoice(name="attributed_sae", settings=own))
 
     results = run_experiment(config(also))
     vector = results.vector
@@ -200,5 +200,6 @@ def test_a_run_takes_a_further_sae_by_its_folder(tiny_settings, roomy_folder, mi
     with pytest.raises(SaeError, match="nowhere"):
         plan_run(config("nowhere"))
     with pytest.raises(SiteError, match="blocks 0 to 2"):
-        site = {"name": "natural_gradient", "settings": {"also": ["blocks.7.hook_resid_post"]}}
-        plan_run(RunConfig(**settings, method=site))
+        further = {"also": ["blocks.7.hook_resid_post"]}
+        method = MethodChoice(name="natural_gradient", settings=further)
+        plan_run(RunConfig(**settings, method=method))
