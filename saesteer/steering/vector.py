@@ -182,7 +182,7 @@ class SteeringVector:
 
     @property
     def features(self) -> pd.DataFrame:
-        """The SAE features at its own site: index, weight, cluster, label, url; none without one."""
+        """SAE features at its own site: index, weight, cluster, label, url; no row without one."""
         import pandas as pd
 
         from saesteer.saes.labels import feature_url, noted_place
