@@ -130,6 +130,11 @@ class Workbench:
         share = float(mix["rest"])
         if share == 1.0 and weights == _weights(self.vector):
             return self.vector
+        if self.vector.parts:
+            raise SteeringError(
+                f"vector {self.vector.name!r} is at {self.vector.place}, and a mix is of one site; "
+                "leave its features as they are."
+            )
         if weights and self.sae is None:
             raise SaeError("there is no SAE to take features from; start the app with --sae.")
         parts = [self._of_features(weights)] if weights else []
@@ -181,7 +186,7 @@ class Workbench:
             "model": model_info(self.model).source.name,
             "context": context_length(self.model),
             "chat": has_chat_template(tokenizer) if tokenizer is not None else False,
-            "vector": {"name": vector.name, "method": vector.method, "site": str(vector.site)},
+            "vector": {"name": vector.name, "method": vector.method, "site": vector.place},
             "sae": None if self.sae is None else self.sae.name,
             "others": list(self.others),
             "report": self.evidence.report is not None,
@@ -300,7 +305,8 @@ class Workbench:
         return finite({"kl": kl, "strength": strength, "measures": measures(chosen)})
 
     def _cost(self, vector: SteeringVector, strength: float, unit: Unit) -> float:
-        key = (vector.direction.numpy().tobytes(), strength, unit, vector.norm, vector.max_act)
+        directions = [(piece.direction.numpy().tobytes(), piece.norm) for piece in vector.pieces]
+        key = (*directions, strength, unit, vector.max_act)
         if key not in self._costs:
             self._costs[key] = self._meter(vector, strength, unit)
         return self._costs[key]

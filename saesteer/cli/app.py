@@ -47,9 +47,9 @@ def app_command(
         ) from error
     from saesteer.app.opening import open_bundled, open_sae, open_vectors
     from saesteer.models import load_model, resolve_model
-    from saesteer.models.resolve import check_shape
     from saesteer.probes import ProbeSet
     from saesteer.steering import SteeringVector
+    from saesteer.steering.apply import check_shape_of
 
     vectors = [SteeringVector.load(file) for file in [*([run] if run else []), *(vector or [])]]
     probes = None if probe is None else ProbeSet.load(probe)
@@ -57,7 +57,7 @@ def app_command(
     name = model or (first.model if first else probes.model if probes else "smollm2")
     source = resolve_model(name)
     for one in vectors:
-        check_shape(source, one.site, one.d_model, f"vector {one.name!r}")
+        check_shape_of(one, source)
     progress = terminal_progress()
     with listen(port, host) as listening:
         progress.say(f"Loading model {name} ...")

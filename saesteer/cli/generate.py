@@ -101,13 +101,13 @@ def generate_command(
     check_samples(samples, temperature)
     from saesteer.experiments.recorded import recorded_look
     from saesteer.models import load_model, resolve_model
-    from saesteer.models.resolve import check_shape
     from saesteer.steering import generate
+    from saesteer.steering.apply import check_shape_of
 
     name = model or (loaded.model if loaded else "smollm2")
     source = resolve_model(name)
     if loaded is not None:
-        check_shape(source, loaded.site, loaded.d_model, f"vector {loaded.name!r}")
+        check_shape_of(loaded, source)
     single = len(prompts) == len(strengths) == samples == 1
     sampling = {
         "max_new_tokens": max_new_tokens,

@@ -45,6 +45,11 @@ class Amount:
         """Read a vector's file, and a strength as the user writes it or what it is to cost."""
         check_strength_or_kl(strength, kl)
         vector, known = SteeringVector.load(path), check_unit(unit)
+        if vector.parts:
+            raise MismatchError(
+                f"vector {vector.name!r} is at {vector.place} and Neuronpedia steers at one site; "
+                "use saesteer generate."
+            )
         value = parse(strength or "0.2") if kl is None else costing(vector, kl, known, model)
         return cls(vector, value, known, to_raw(value, known, vector))
 

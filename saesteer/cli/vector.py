@@ -38,24 +38,27 @@ def show_command(
     lengths = {"residual norm": vector.residual_norm, "length at max_act": vector.max_act}
     fields = {
         "name": f"{vector.name} ({vector.method})",
-        "site": vector.site,
+        "site": vector.place,
         "model": f"{vector.model}, {vector.d_model} wide",
         "SAE": vector.sae or "none",
         "norm": f"{vector.norm:.4g}",
         **{name: "unknown" if value is None else f"{value:.4g}" for name, value in lengths.items()},
         "read at": vector.read_positions,
         "written at": vector.positions,
-        "features": len(vector.sae_features),
+        "features": sum(len(piece.sae_features) for piece in vector.pieces),
     }
     print_fields(out, fields)
-    if not vector.sae_features:
-        return
-    place = noted_place(vector.provenance)
-    columns = ("feature=index", "weight:+.3f", "cluster", "description")
-    rows = [asdict(feature) for feature in vector.sae_features]
-    links = [feature_url(place, row["index"]) or "" for row in rows]
-    out.print()
-    print_table(out, Table.of(rows, columns, links=links, most=top), where="the vector")
+    for piece in vector.pieces:
+        if vector.parts:
+            sae = f", features of SAE {piece.sae}" if piece.sae_features else ""
+            out.print(f"\nAt {piece.site}, norm {piece.norm:.4g}{sae}:", highlight=False)
+        if piece.sae_features:
+            place = noted_place(piece.provenance)
+            columns = ("feature=index", "weight:+.3f", "cluster", "description")
+            rows = [asdict(feature) for feature in piece.sae_features]
+            links = [feature_url(place, row["index"]) or "" for row in rows]
+            out.print()
+            print_table(out, Table.of(rows, columns, links=links, most=top), where="the vector")
 
 
 @app.command("bake")
@@ -128,10 +131,11 @@ def _loaded(
 ) -> TransformerBridge:
     """Load a model that the vectors fit, which is checked before."""
     from saesteer.models import load_model
-    from saesteer.models.resolve import check_shape, resolve_model
+    from saesteer.models.resolve import resolve_model
+    from saesteer.steering.apply import check_shape_of
 
     for vector in vectors:
-        check_shape(resolve_model(name), vector.site, vector.d_model, f"vector {vector.name!r}")
+        check_shape_of(vector, resolve_model(name))
     progress.say(f"Loading model {name} ...")
     return load_model(name, dtype=dtype, progress=progress)
 

@@ -176,5 +176,9 @@ class PairsRun:
 
 
 def _identity(vector: SteeringVector) -> tuple[Any, ...]:
-    norm = vector.residual_norm
-    return (vector.name, vector.method, vector.positions, norm, vector.raw.float().cpu().numpy())
+    norm, (raw, *others) = (
+        vector.residual_norm,
+        [p.raw.float().cpu().numpy() for p in vector.pieces],
+    )
+    parts = zip([str(part.site) for part in vector.parts], others, strict=True)
+    return (vector.name, vector.method, vector.positions, norm, raw, *parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -15,11 +16,16 @@ from saesteer.methods.clustered_sae import chosen, chosen_clusters, clusters_of
 from saesteer.methods.features import FeatureClusters, FeatureSelection, FeatureWeights, fit_weights
 from saesteer.methods.fit_context import FitContext
 from saesteer.methods.objective import linearised
+from saesteer.methods.sites import at_sites, joint
+from saesteer.saes.adapter import Sae
 from saesteer.steering import SteeringVector
 
 N_CANDIDATES = 512
 # Of wider SAEs the features that differ most between the sides: each is a row of d_model in memory.
 MOST_FIRING = 8192
+
+# From the picked features to those that were clustered, and their clusters.
+Clustered = Callable[[np.ndarray], tuple[FeatureSelection, FeatureClusters]]
 
 
 @dataclass(repr=False, eq=False)
@@ -38,6 +44,11 @@ class AttributedSAE(Method):
     and v = sum_j w_j d_j. Because steering is strong, g is averaged over no steering and steering
     both ways at the KL target, along what the rounds before have found.
 
+    With SAEs at further sites (`also`), g and F are those of what is added at all sites at once,
+    side by side, and a decoder row of one site is zero at the others: `n_features` are picked from
+    all SAEs together, and the vector, at the first SAE's site, has a part at each other site where
+    any was.
+
     Attributes:
         n_features: The most features.
         rounds: How often to linearise around the fit of the round before.
@@ -48,9 +59,11 @@ class AttributedSAE(Method):
             512 that differ most between the sides and lie in clusters that tell them apart.
         selection: Keyword arguments of `select_features`.
         clustering: Keyword arguments of `cluster_features`.
-        selection_: The features that were clustered.
+        also: SAEs at further sites, or their names or folders.
+        selection_: The first SAE's features that were clustered.
         clusters_: Their clusters.
-        weights_: The fit of the last round.
+        weights_: The fit of the last round; the features of a further SAE are counted on from those
+            of the SAE before.
         rounds_: For each round the training effects of the vector that it started from.
 
     Example:
@@ -68,6 +81,7 @@ class AttributedSAE(Method):
     candidates: Literal["firing", "clustered"] = "firing"
     selection: dict[str, Any] = field(default_factory=dict)
     clustering: dict[str, Any] = field(default_factory=dict)
+    also: tuple[str | Sae, ...] = ()
 
     @property
     def name(self) -> str:
@@ -75,44 +89,63 @@ class AttributedSAE(Method):
         return "attributed_tied" if self.signs == "tied" else "attributed_sae"
 
     def _vector(self, given: FitContext) -> SteeringVector:
-        indices, signs = self._candidates(given)
-        rows = given.sae.decoder[indices].numpy().astype(np.float64)
-        objective = given.objective
+        from scipy.linalg import block_diag
+
+        contexts, objective = joint(given, self.also)
+        indices, signs, clustered = zip(*map(self._offered, contexts), strict=True)
+        # Where each SAE's features begin, and the last one's end, in the count of all.
+        bounds = np.cumsum([0, *(one.sae.d_sae for one in contexts)]).tolist()
+        numbers = np.concatenate([start + own for start, own in zip(bounds, indices, strict=False)])
+        rows = np.asarray(
+            block_diag(
+                *(one.sae.decoder[own].numpy() for one, own in zip(contexts, indices, strict=True))
+            ),
+            dtype=np.float64,
+        )
         metric = objective.metric.damped(self.ridge)
 
         self.weights_: FeatureWeights
 
         def fit(gain: np.ndarray) -> np.ndarray:
             target = objective.metric.solve(gain, self.ridge)
-            self.weights_ = self._fit(target, metric, rows, indices, signs)
+            self.weights_ = self._fit(target, metric, rows, numbers, np.concatenate(signs))
             return self.weights_.direction_raw
 
-        _, linear = linearised(objective, self.rounds, fit)
+        raw, linear = linearised(objective, self.rounds, fit)
         self.rounds_: tuple[dict[str, float], ...] = tuple(one.effects for one in linear[1:])
-        if self.candidates == "firing":
-            picked = self.weights_.indices[self.weights_.weights != 0]
-            self.selection_, self.clusters_ = clusters_of(
-                given, self.selection_, picked, self.clustering
-            )
-        return given.decoded(
-            self.weights_.by_feature,
-            self.name,
-            {**self.get_params(), "kl_target": objective.kl_target},
-            clusters=self.clusters_.label_of,
-        )
-
-    def _candidates(self, given: FitContext) -> tuple[np.ndarray, np.ndarray]:
-        """Return the features to pick from, and the sign of each one's own difference."""
+        also = tuple(getattr(one, "name", one) for one in self.also)
+        settings = {**self.get_params(), "also": also, "kl_target": objective.kl_target}
         self.selection_: FeatureSelection
         self.clusters_: FeatureClusters
+
+        def decoded(one: FitContext, _: np.ndarray) -> SteeringVector:
+            at = contexts.index(one)
+            start, end = bounds[at : at + 2]
+            weights = self.weights_.by_feature.items()
+            weights = {i - start: weight for i, weight in weights if weight and start <= i < end}
+            selection, clusters = clustered[at](np.array(list(weights)))
+            if one is given:
+                self.selection_, self.clusters_ = selection, clusters
+            return one.decoded(weights, self.name, settings, clusters=clusters.label_of)
+
+        return at_sites(contexts, raw, decoded)
+
+    def _offered(self, given: FitContext) -> tuple[np.ndarray, np.ndarray, Clustered]:
+        """Return an SAE's features to pick from, and the sign of each one's own difference.
+
+        And what clusters those that are picked.
+        """
         if self.candidates == "clustered":
             selection = {"n_features": N_CANDIDATES, **self.selection}
-            self.selection_, self.clusters_ = chosen_clusters(given, selection, self.clustering)
-            return self.clusters_.kept_indices, self.clusters_.kept_signs
-        self.selection_ = chosen(given, {"n_features": MOST_FIRING, **self.selection})
-        indices = self.selection_.indices
-        written = given.sae.decoder[indices].any(dim=1).numpy()
-        return indices[written], self.selection_.signs[written]
+            found = chosen_clusters(given, selection, self.clustering)
+            return found[1].kept_indices, found[1].kept_signs, lambda picked: found
+        selected = chosen(given, {"n_features": MOST_FIRING, **self.selection})
+        written = given.sae.decoder[selected.indices].any(dim=1).numpy()
+        return (
+            selected.indices[written],
+            selected.signs[written],
+            lambda picked: clusters_of(given, selected, picked, self.clustering),
+        )
 
     def _fit(
         self,

@@ -27,8 +27,8 @@ class Method(Estimator):
 
     Attributes:
         vector_: The vector, which points to the positive side.
-        features_: `[feature]` the SAE features that it is made of, strongest first; empty for a
-            dense direction.
+        features_: `[feature]` the SAE features that it is made of at its own site, strongest first;
+            empty for a dense direction.
 
     Example:
         >>> fitted = ss.PCA(variant="pca_center").fit(model, train, site=sae.site)

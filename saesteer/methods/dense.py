@@ -8,14 +8,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 
 from saesteer.methods.base import Method
 from saesteer.methods.fit_context import FitContext
 from saesteer.methods.objective import Vector, linearised
+from saesteer.methods.sites import at_sites, joint
+from saesteer.models import Site
 from saesteer.steering import SteeringVector
 
 Sides = Float[np.ndarray, "pair d_model"]
+# A site's name, checked.
+SiteName = Annotated[str, AfterValidator(lambda name: str(Site.parse(name)))]
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # The probe's penalty where there is but one pair to choose it on.
 WITHOUT_CHOICE = 1e-2
@@ -198,6 +202,8 @@ class NaturalGradient(Method):
     Attributes:
         rounds: How often to linearise around the target of the round before.
         ridge: Added to the Fisher metric's diagonal, in units of its mean; 0 or more.
+        also: Further sites, such as "blocks.20.hook_resid_post": t is of all of them at once, and
+            the vector has a part at each.
 
     Example:
         >>> quick = ss.ObjectiveSettings(prompted=0, fisher_samples=2, kl_target=0.05)
@@ -209,15 +215,19 @@ class NaturalGradient(Method):
     _name = "natural_gradient"
     rounds: Annotated[int, Field(ge=0)] = 1
     ridge: Annotated[float, Field(ge=0)] = 1.0
+    also: tuple[SiteName, ...] = ()
 
     def _vector(self, given: FitContext) -> SteeringVector:
-        objective, size = given.objective, np.linalg.norm(given.mean_delta)
+        contexts, objective = joint(given, self.also)
+        delta = given.mean_delta
+        size = np.linalg.norm(delta)
 
         def target(gain: Vector) -> Vector:
             raw = objective.metric.solve(gain, self.ridge)
-            length = np.linalg.norm(raw)
+            length = np.linalg.norm(raw[: len(delta)])
             # Nothing to gain has no direction, which the vector then says.
             return raw * (size / length if length else 0.0)
 
         raw, _ = linearised(objective, self.rounds, target)
-        return given.vector(raw, self.name, self.get_params())
+        settings = self.get_params()
+        return at_sites(contexts, raw, lambda one, part: one.vector(part, self.name, settings))

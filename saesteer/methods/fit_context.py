@@ -19,7 +19,13 @@ from saesteer.methods.features import (
     select_features,
     vector_of_features,
 )
-from saesteer.methods.objective import Contrast, Statements, SteeringObjective, TrainingCost
+from saesteer.methods.objective import (
+    Contrast,
+    MakeVector,
+    Statements,
+    SteeringObjective,
+    TrainingCost,
+)
 from saesteer.methods.prompted import prompted
 from saesteer.methods.settings import ObjectiveSettings, ReadingSettings
 from saesteer.methods.system_prompt import SystemPrompt
@@ -116,6 +122,8 @@ class FitContext:
         self._max_new_tokens, self._engine = max_new_tokens, engine
         self._cache = cache or Cache()
         self._folder = folder
+        # What fits at several sites were given, by what they name beside this one.
+        self.joint: dict[tuple[Any, ...], Any] = {}
 
     @property
     def sae(self) -> Sae:
@@ -299,12 +307,16 @@ class FitContext:
     @cached_property
     def objective(self) -> SteeringObjective:
         """What attribution raises: training statements, and what the prompted model would say."""
-        settings, cost = self._settings, self.cost
+        return self.objective_at([self.site], lambda raw: self.vector(raw, "linearised"))
+
+    def objective_at(self, sites: Sequence[Site], make_vector: MakeVector) -> SteeringObjective:
+        """Return the objective of what is added at several sites at once, this one first."""
+        settings, cost = self._settings, self.cost.beside(sites[1:])
         contrasts: list[Contrast] = []
         # What tells the contrasts from others, for what is kept of them.
         made_of: list[Any] = []
         if settings.statements > 0:
-            rows = self.statements(range(len(self.pairs)))
+            rows = self.statements(range(len(self.pairs)), sites)
             contrasts.append(Statements(rows, settings.statements))
             made_of.append([(row.ids, row.kept) for row in self._statement_rows])
         if settings.prompted > 0 and (written := self._written):
@@ -312,7 +324,7 @@ class FitContext:
             by_question = {
                 "chat": self._reading.chat,
                 "weight": settings.prompted,
-                "site": self.site,
+                "site": sites,
             }
             contrasts.append(prompted(self.model, written, self.prompts, **by_question))
             made_of.append([sorted(written.items()), self.prompts, self._reading.chat])
@@ -321,7 +333,7 @@ class FitContext:
             contrasts,
             cost.divergence,
             cost.metric,
-            lambda raw: self.vector(raw, "linearised"),
+            make_vector,
             progress=self.progress,
             kl_target=settings.kl_target,
             keep=cost.keep(
@@ -368,15 +380,34 @@ class FitContext:
             what=what,
         )
 
-    def statements(self, pairs: Sequence[int]) -> TeacherForced:
+    def beside(self, sae: Sae | None = None, site: Site | None = None) -> FitContext:
+        """Return what the same pairs are at another site, whose SAE may be given."""
+        made = FitContext(
+            self.model,
+            self.pairs,
+            sae=sae,
+            site=site,
+            validation=self.validation,
+            name=self.name,
+            seed=self.seed,
+            reading=self._reading,
+            progress=self.progress,
+        )
+        made.model_name = self.model_name
+        return made
+
+    def statements(
+        self, pairs: Sequence[int], sites: Sequence[Site] | None = None
+    ) -> TeacherForced:
         """Return training statements to take gradients of: the pairs' positive, then negative ones.
 
-        They answer the objective's requests in turn.
+        They answer the objective's requests in turn. Gradients are at the site, or at several.
         """
+        where = sites or self.site
         n = len(self.pairs)
         rows = [self._statement_rows[side * n + place] for side in (0, 1) for place in pairs]
         # Gradients keep what every block above the site computed of a batch.
-        return TeacherForced(self.model, rows, site=self.site, max_tokens=GRADIENT_TOKENS)
+        return TeacherForced(self.model, rows, site=where, max_tokens=GRADIENT_TOKENS)
 
     @cached_property
     def _statement_rows(self) -> list[TokenRow]:

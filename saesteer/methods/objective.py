@@ -37,6 +37,7 @@ COST_TOKENS = 400
 
 Arrays = dict[str, np.ndarray]
 Keep = Callable[[np.ndarray, Callable[[], Arrays]], Arrays]
+# Of several sites d_model numbers for each, side by side.
 Vector = Float[np.ndarray, " d_model"]
 MakeVector = Callable[[Vector], "SteeringVector"]
 
@@ -46,32 +47,44 @@ _IN_MEMORY = Cache()
 
 @dataclass(frozen=True, eq=False)
 class FisherMetric:
-    """The second-order cost of a vector added at a site, KL(u) ~ u' F u / 2 per token."""
+    """The second-order cost of a vector added at a site, KL(u) ~ u' F u / 2 per token.
 
-    matrix: Float[np.ndarray, "d_model d_model"]  # F, nats per token and squared unit of residual
+    At several sites u is what is added at each, side by side, and d the width of all of them.
+    """
+
+    matrix: Float[np.ndarray, "d d"]  # F, nats per token and squared unit of residual
     n_samples: int  # sampled gradients that it was estimated from
     n_tokens: int  # of text that they were sampled on
+    n_sites: int = 1
 
     @cached_property
-    def mean_diagonal(self) -> float:
-        """Mean of the diagonal: the cost of a random direction of length 1, times two."""
-        return float(np.trace(self.matrix) / len(self.matrix))
+    def mean_diagonals(self) -> list[float]:
+        """Each site's mean of the diagonal: a random direction of length 1 costs half as much."""
+        width = len(self.matrix) // self.n_sites
+        starts = range(0, len(self.matrix), width)
+        blocks = (self.matrix[i : i + width, i : i + width] for i in starts)
+        return [float(np.trace(block) / width) for block in blocks]
 
-    def damped(self, ridge: float = 1.0) -> Float[np.ndarray, "d_model d_model"]:
-        """Return F plus `ridge` times its mean diagonal on the diagonal."""
-        return self.matrix + ridge * self.mean_diagonal * np.eye(len(self.matrix))
+    def damped(self, ridge: float = 1.0) -> Float[np.ndarray, "d d"]:
+        """Return F plus, on each site's diagonal, `ridge` times the mean of that diagonal.
 
-    def solve(
-        self, gain: Float[np.ndarray, " d_model"], ridge: float = 1.0
-    ) -> Float[np.ndarray, " d_model"]:
+        Site by site, because lengths at different sites do not compare: the residual stream grows
+        from block to block and a unit of it counts for less. With one mean for all, the site where
+        a unit costs least would be damped most, in its own terms, and a fit would shun it; so a
+        fit is the same in whatever unit each site is measured.
+        """
+        width = len(self.matrix) // self.n_sites
+        return self.matrix + ridge * np.diag(np.repeat(self.mean_diagonals, width))
+
+    def solve(self, gain: Float[np.ndarray, " d"], ridge: float = 1.0) -> Float[np.ndarray, " d"]:
         """Return the natural gradient: `gain` multiplied by the inverse of the damped F.
 
         Raises:
             ConfigError: F has no inverse, which a ridge would give it.
         """
-        # With a ridge r the condition number is at most about d_model / r.
+        # With a ridge r the condition number is at most about d / r.
         full = ridge > 1e-9 or np.linalg.matrix_rank(self.matrix, hermitian=True) == len(gain)
-        if not (self.mean_diagonal > 0 and full):
+        if not (all(mean > 0 for mean in self.mean_diagonals) and full):
             raise ConfigError(
                 f"ridge: with {ridge:g} the Fisher metric of {self.n_samples} samples has no "
                 "inverse; give a ridge above 0, such as 1, or more samples of neutral text."
@@ -89,10 +102,10 @@ def fisher_metric(
     """Estimate the Fisher metric from answers that the model itself samples, token by token.
 
     At each position t of a text a token y_t is drawn from the model's own distribution; the
-    gradient h of sum_t log p(y_t) with respect to a constant vector added at the site has
-    E[h h'] = sum_t F_t, because the y_t are independent given the text and each score has mean
-    zero. F is the mean of h h' over samples and texts, per token (Amari 1998, "Natural gradient
-    works efficiently in learning").
+    gradient h of sum_t log p(y_t) with respect to a constant vector added at the site (of several
+    sites: to the vectors of all, side by side) has E[h h'] = sum_t F_t, because the y_t are
+    independent given the text and each score has mean zero. F is the mean of h h' over samples and
+    texts, per token (Amari 1998, "Natural gradient works efficiently in learning").
     """
     generator = torch.Generator().manual_seed(seed)
     total = n_samples * rows.n_passes
@@ -102,7 +115,7 @@ def fisher_metric(
         squares, counts = zip(*parts, strict=True)
     n_tokens = sum(counts)
     matrix = (torch.stack(squares).sum(dim=0) / (n_tokens * n_samples)).numpy()
-    return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens)
+    return FisherMetric(matrix, n_samples * rows.n_rows, n_tokens, rows.n_sites)
 
 
 def _squares(
@@ -323,25 +336,24 @@ def linearised(
 
 
 class TrainingCost:
-    """What steering at a site costs on neutral answers that no evaluation uses.
+    """What steering at a site, or at several, costs on neutral answers that no evaluation uses.
 
     Metric and linearisations are kept in `arrays` under `key`, which tells the model's weights and
-    the site from others.
+    the sites from others.
     """
 
     def __init__(
         self,
         model: TransformerBridge,
         rows: Sequence[TokenRow],
-        site: Site,
-        *,
+        *sites: Site,
         fisher_samples: int,
         arrays: Cache = _IN_MEMORY,
         key: tuple[str, ...] = (),
         progress: Progress | None = None,
     ) -> None:
         self.rows = rows
-        self._model, self._site = model, site
+        self._model, self._sites = model, sites
         self._fisher_samples = fisher_samples
         self._arrays, self._key = arrays, key
         self._progress = progress
@@ -351,7 +363,22 @@ class TrainingCost:
         """The KL at a strength, on the first answers alone."""
         tokens = np.cumsum([sum(row.kept) for row in self.rows])
         enough = 1 + int(np.searchsorted(tokens, COST_TOKENS))
-        return DivergenceMeter(self._model, self.rows[:enough], site=self._site)
+        return DivergenceMeter(self._model, self.rows[:enough], site=self._sites)
+
+    def beside(self, others: Sequence[Site]) -> TrainingCost:
+        """Return what steering here and at other sites at once costs."""
+        if not others:
+            return self
+        return TrainingCost(
+            self._model,
+            self.rows,
+            *self._sites,
+            *others,
+            fisher_samples=self._fisher_samples,
+            arrays=self._arrays,
+            key=(*self._key, *map(str, others)),
+            progress=self._progress,
+        )
 
     @property
     def _said(self) -> list[Any]:
@@ -361,7 +388,8 @@ class TrainingCost:
     def bundled_metric(self) -> Path:
         """The file of this metric that comes with the package, if one does."""
         fingerprint = model_info(self._model).fingerprint
-        key = content_key(fingerprint, str(self._site), self._fisher_samples, self._said)
+        sites = " ".join(map(str, self._sites))
+        key = content_key(fingerprint, sites, self._fisher_samples, self._said)
         return BUNDLED / f"fisher-{key}.safetensors"
 
     @cached_property
@@ -373,7 +401,7 @@ class TrainingCost:
 
             if self.bundled_metric.is_file():
                 return load_file(self.bundled_metric)
-            texts = TeacherForced(self._model, self.rows, site=self._site, max_tokens=1024)
+            texts = TeacherForced(self._model, self.rows, site=self._sites, max_tokens=1024)
             how = {"n_samples": self._fisher_samples, "progress": self._progress}
             found = fisher_metric(texts, **how)
             return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}
@@ -384,7 +412,9 @@ class TrainingCost:
             content_key(*parts),
             lambda: self._arrays.once("fisher", *parts, compute=compute),
         )
-        return FisherMetric(kept["matrix"].astype(np.float64), *map(int, kept["counts"]))
+        n_samples, n_tokens = map(int, kept["counts"])
+        matrix = kept["matrix"].astype(np.float64)
+        return FisherMetric(matrix, n_samples, n_tokens, len(self._sites))
 
     def keep(self, *parts: Any) -> Keep:
         """Return a function that keeps linearisations of one objective by content."""

@@ -86,7 +86,7 @@ def prompted(
     answers: Mapping[str, str],
     prompts: Sequence[tuple[str, str]],
     *,
-    site: Site,
+    site: Site | Sequence[Site],
     chat: bool | None = None,
     weight: float = 1.0,
 ) -> Prompted:
@@ -96,7 +96,7 @@ def prompted(
 
     Args:
         answers: The model's own answers, by question.
-        site: Where vectors are added.
+        site: Where vectors are added, or several sites.
 
     Raises:
         DataError: An answer does not fit the model's context behind a prompt.

@@ -63,7 +63,10 @@ def feature_section(found: Comparison, *, embeds: bool) -> Section:
             "Joined from the right by how alike the features fire. Dots are features with a "
             "weight: green adds, purple takes away, area is size.",
         )
-        options[spoken(persona)] = [feature_table(shown, colours), Text(why) if why else tree]
+        items = [feature_table(shown, colours), Text(why) if why else tree]
+        if at := rows[0].get("place"):
+            items.insert(0, Text(f"The vector is at {at}; shown are the features of the first."))
+        options[spoken(persona)] = items
     shows = (
         ", and the button beside it shows that page here, for which your browser then asks "
         "Neuronpedia"

@@ -194,6 +194,8 @@ def _features(metrics: Metrics, features: Sequence[Metrics], site: str) -> Secti
         "The SAE features of the vector with the weight each adds. Features that fire together on "
         "the pairs share a cluster."
     )
+    if (elsewhere := fit["features"] - len([row for row in features if row["weight"]])) > 0:
+        about += f" {elsewhere} more are of its parts; saesteer vector show lists them."
     colours = cluster_colours([row["cluster"] for row in features])
     items = [feature_table([row for row in features if row["weight"]], colours, note=note)]
     if "silhouette" in fit:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from saesteer.models.compat import watching
 from saesteer.models.loading import check_weights, plain_model
+from saesteer.models.resolve import ModelSource, check_shape
 from saesteer.models.sites import Site, all_targets
 from saesteer.models.tokens import special_ids
 from saesteer.steering.clean import CleanReadings
 from saesteer.steering.edits import Add, Edit
 from saesteer.steering.positions import SteeringMask
-from saesteer.steering.strength import Unit
+from saesteer.steering.strength import Unit, check_strengths, per_site
 from saesteer.utils.errors import HookError, MismatchError, SteeringError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def steer(
     however the block is left. The block gives a handle whose `new_prompt()` starts afresh.
 
     Args:
-        vectors: One vector, or several at once, at one site or at several.
+        vectors: One vector, or several at once, at one site or at several; each with its parts.
         strength: For every vector the same, as in `Add`; nest blocks for different ones.
         unit: See `to_raw`.
         positions: Where to write: see `SteeringMask`; each vector's own `positions` if None.
@@ -87,9 +88,23 @@ def steer(
     chosen = tuple(vectors) if isinstance(vectors, Sequence) else (vectors,)
     if not chosen:
         raise SteeringError("there are no vectors to steer with; give at least one.")
-    edits = [Add(vector, strength, unit, rows) for vector in chosen]
+    edits = [edit for vector in chosen for edit in _adds(vector, strength, unit, rows)]
     masking = {"prompt_length": prompt_length, "special_mask": special_mask}
     return _edited(model, edits, "compound", positions, masking, strict)
+
+
+def _adds(
+    vector: SteeringVector,
+    strength: float | Sequence[float],
+    unit: Unit,
+    rows: Sequence[int] | None,
+) -> list[Add]:
+    """Return what adds a vector, one edit for each of its sites."""
+    each = [per_site(vector, one, unit) for one in check_strengths(strength)]
+    return [
+        Add(of_site[0][0], [length for _, length in of_site], "raw", rows)
+        for of_site in zip(*each, strict=True)
+    ]
 
 
 def intervene(
@@ -263,14 +278,21 @@ def _numbers(edit: Edit) -> bytes:
     return edit.direction.numpy().tobytes()
 
 
+def check_shape_of(vector: SteeringVector, source: ModelSource) -> None:
+    """Refuse, before a model is loaded, a vector that has no place in it; see `check_shape`."""
+    for piece in vector.pieces:
+        check_shape(source, piece.site, piece.d_model, f"vector {piece.name!r}")
+
+
 def check_belongs(model: TransformerBridge, vector: SteeringVector, strict: bool = True) -> None:
     """Refuse a vector that is not of this model's width, or (strict) not of its weights."""
     width = plain_model(model).config.get_text_config().hidden_size
-    if vector.site.between_blocks and vector.d_model != width:
-        raise MismatchError(
-            f"vector {vector.name!r} of model {vector.model} is {vector.d_model} wide and this "
-            f"model's residual stream {width}; load the model that the vector was made on."
-        )
+    for piece in vector.pieces:
+        if piece.site.between_blocks and piece.d_model != width:
+            raise MismatchError(
+                f"vector {piece.name!r} of model {piece.model} is {piece.d_model} wide and this "
+                f"model's residual stream {width}; load the model that the vector was made on."
+            )
     if strict:
         made = f"vector {vector.name!r} was made"
         otherwise = "pass strict=False to steer all the same"

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,19 @@ from saesteer.models.loading import context_length, load_model, model_info, plai
 from saesteer.models.resolve import (
     BUNDLED,
     ModelSource,
-    check_shape,
     known_outside,
     resolve_model,
 )
 from saesteer.models.tokens import TokenRow, encode_texts, input_device
-from saesteer.steering.apply import steer
+from saesteer.steering.apply import check_shape_of, steer
 from saesteer.steering.divergence import divergence, neutral_rows
-from saesteer.steering.strength import Unit, check_strengths, to_raw
+from saesteer.steering.strength import Addition, Unit, check_strengths, per_site, to_raw
 from saesteer.steering.teacher_forced import TeacherForced
 from saesteer.steering.vector import SteeringVector, load_vector
 from saesteer.utils.errors import DataError, MismatchError, ModelError, OutputError, SteeringError
 from saesteer.utils.files import build_folder, unwritable
 from saesteer.utils.progress import Progress
+from saesteer.utils.text import spoken_list
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,9 +56,6 @@ GGUF_ARCHITECTURE = "llama"
 # Of the logits' standard deviation, where a bias is kept in half precision: to 1/256 of itself.
 ROUNDED = 0.02
 _TRIED = "The quick brown fox jumps over the lazy dog, and then it has a rest in the shade."
-
-# A vector, and the signed L2 length that is added of it.
-Addition = tuple[SteeringVector, float]
 
 
 def bake(
@@ -141,7 +139,7 @@ def bake_gguf(
             "every architecture from block 1 on."
         )
     for vector, _ in additions:
-        check_shape(model, vector.site, vector.d_model, f"vector {vector.name!r}")
+        check_shape_of(vector, model)
     tensors = {
         f"blk.{layer}.ffn_down.bias": bias.numpy()
         for layer, bias in sorted(_biases(additions).items())
@@ -271,9 +269,9 @@ def _additions(
 def _biases(additions: Sequence[Addition]) -> dict[int, Float[Tensor, " d_model"]]:
     """Return what is added behind each block, by the block's number, in float32."""
     sums: dict[int, Tensor] = {}
-    for vector, length in additions:
-        layer = _layer(vector)
-        exact = vector.direction.detach().cpu().to(torch.float64)
+    for piece, length in chain.from_iterable(per_site(v, raw, "raw") for v, raw in additions):
+        layer = _layer(piece)
+        exact = piece.direction.detach().cpu().to(torch.float64)
         sums[layer] = sums.get(layer, 0) + exact / exact.norm() * length
     return {layer: total.to(torch.float32) for layer, total in sums.items()}
 
@@ -348,8 +346,9 @@ def _write(
             "file": name,
             "name": vector.name,
             "method": vector.method,
-            "site": str(vector.site),
+            "site": vector.place,
             "layer": _layer(vector),
+            "parts": [_layer(part) for part in vector.parts],
             "strength": length / one,
             "unit": unit,
             "length": length,
@@ -391,10 +390,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _blocks_of(vector: Mapping[str, Any]) -> str:
+    return spoken_list([f"block {layer}" for layer in (vector["layer"], *vector["parts"])])
+
+
 def _card(target: Path, model: ModelSource, record: Mapping[str, Any]) -> str:
     rows = "\n".join(
         f"| {v['name']} | {v['method']} | {v['site']} | {v['strength']:.4g} ({v['unit']}) | "
-        f"{v['length']:.4g} | block {v['layer']} |"
+        f"{v['length']:.4g} | {_blocks_of(v)} |"
         for v in record["vectors"]
     )
     name = known_outside(model.name)

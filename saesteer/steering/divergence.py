@@ -35,7 +35,7 @@ class DivergenceMeter:
 
     Args:
         rows: Neutral prompts with answers; divergence is measured on the answers' tokens.
-        site: Where passes will be steered; elsewhere they take longer.
+        site: Where passes will be steered, or several sites; elsewhere they take longer.
 
     Raises:
         DataError: There are fewer than 200 tokens, too few to measure on.
@@ -51,7 +51,7 @@ class DivergenceMeter:
         model: TransformerBridge,
         rows: Sequence[TokenRow],
         *,
-        site: Site | None = None,
+        site: Site | Sequence[Site] | None = None,
     ) -> None:
         # Nothing stands before a row's first token to predict it from.
         self.n_tokens = sum(sum(row.kept[1:]) for row in rows)

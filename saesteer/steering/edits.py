@@ -45,6 +45,11 @@ class Edit(ABC):
             raise SteeringError(
                 f"tokens {self.first} to {self.last} end before they begin; turn them round."
             )
+        if self.vector.parts:
+            raise SteeringError(
+                f"an edit changes one site, and vector {self.vector.name!r} is at "
+                f"{self.vector.place}; add it with steer, or edit along one of its pieces."
+            )
         for name in ("scale", "centre", "value"):
             check_strength(getattr(self, name, 0.0), name)
         exact = self.vector.direction.detach().cpu().to(torch.float64)

@@ -29,7 +29,7 @@ from saesteer.models.gguf_files import gguf_header
 from saesteer.models.resolve import check_shape, resolve_model
 from saesteer.models.sites import Site
 from saesteer.steering.positions import DEFAULT_POSITIONS
-from saesteer.steering.strength import Unit, to_raw
+from saesteer.steering.strength import Addition, Unit, per_site, to_raw
 from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import ModelError, SteeringError
 from saesteer.utils.files import write_atomic
@@ -49,7 +49,8 @@ def export_gguf(
     """Write vectors as one llama.cpp control vector; vectors of one layer are added up.
 
     Args:
-        vectors: One vector, or one or more for each layer, all at `hook_resid_post` sites.
+        vectors: One vector, or one or more for each layer, with their parts, all at
+            `hook_resid_post` sites.
         path: The .gguf file.
         strength: What llama.cpp's factor 1.0 is to stand for; None for the natural vector.
         model_hint: The architecture in GGUF's words, such as "llama"; the model's name if None.
@@ -155,7 +156,11 @@ def _summed(
 ) -> dict[int, Float[np.ndarray, " d_model"]]:
     directions: dict[int, np.ndarray] = {}
     width = vectors[0].d_model
-    for vector in vectors:
+    pieces: list[Addition] = []
+    for whole in vectors:
+        length = whole.norm if strength is None else to_raw(strength, unit, whole)
+        pieces += per_site(whole, length, "raw")
+    for vector, length in pieces:
         site = vector.site
         if site.hook != "hook_resid_post" or site.layer < 1:
             raise SteeringError(
@@ -167,7 +172,6 @@ def _summed(
                 f"vector {vector.name!r} is {vector.d_model} wide and {vectors[0].name!r} {width}; "
                 "export vectors of one model."
             )
-        length = vector.norm if strength is None else to_raw(strength, unit, vector)
         part = vector.direction.detach().cpu().double().numpy() * length
         directions[site.layer] = directions.get(site.layer, np.zeros(width)) + part
     return {layer: d.astype(np.float32) for layer, d in directions.items()}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Unit = Literal["norm", "raw", "max_act"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
+# A vector of one site, and the signed L2 length that is added of it.
+Addition = tuple["SteeringVector", float]
+
 
 def check_strength(value: object, name: str = "strength") -> float:
     """Return a strength, or a length of that name, as a float; refuse what is not finite."""
@@ -91,3 +94,16 @@ def to_raw(strength: float, unit: Unit, vector: SteeringVector) -> float:
             f"unit {ways}, or set it with dataclasses.replace(vector, {field}=...)."
         )
     return number * measure
+
+
+def per_site(vector: SteeringVector, strength: float, unit: Unit) -> list[Addition]:
+    """Return what a strength adds of a vector: its own piece, then its parts, each with its length.
+
+    A part is added at the same multiple of its natural length as the vector itself.
+
+    Raises:
+        SteeringError: As in `to_raw`.
+    """
+    own, *parts = vector.pieces
+    length = to_raw(strength, unit, vector)
+    return [(own, length), *((part, length / vector.norm * part.norm) for part in parts)]

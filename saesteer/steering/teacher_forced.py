@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -83,11 +84,11 @@ class TeacherForced:
     What every steered pass shares is computed once. Rows that share their beginning (a common
     request in the chat template) share its keys and values: steering starts at the last prompt
     token, so everything before it is the same under every vector and strength. And the blocks
-    below the steered site see nothing of the steering, so passes start at that site.
+    below the steered sites see nothing of the steering, so passes start at the first of them.
 
     Args:
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
-        site: Where passes will be steered; steering elsewhere works but shares less.
+        site: Where passes will be steered, or several sites; steering below works but shares less.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
         share_prefix: Whether rows may share what stands before every row's last prompt token.
 
@@ -100,17 +101,17 @@ class TeacherForced:
         model: TransformerBridge,
         rows: Sequence[TokenRow],
         *,
-        site: Site | None = None,
+        site: Site | Sequence[Site] | None = None,
         max_tokens: int = 4096,
         share_prefix: bool = True,
     ) -> None:
         _check_rows(rows)
         self._bridge = model
-        self._target = None if site is None else resolve_target(model, site)
-        self._model: Any = plain_model(model) if self._target is None else self._target.model
-        self._lower = _lower_blocks(model, self._target)
+        self._sites = (site,) if isinstance(site, Site) else tuple(site or ())
+        self._model: Any = self._running_at(self._sites)
+        self._lower = _lower_blocks(model, self._targets(self._model))
         self._lower_output: dict[int, Any] = {}
-        self.n_rows = len(rows)
+        self.n_rows, self.n_sites = len(rows), len(self._sites)
         # How many tokens of each row are scored, and of all.
         self.scored = [sum(row.kept[1:]) for row in rows]
         self.n_scored = sum(self.scored)
@@ -144,7 +145,7 @@ class TeacherForced:
         reach before the last prompt token need `share_prefix=False`. `beside` are `last_states` of
         each row, or several of them stacked, whose logits are wanted beside the pass's own.
         """
-        model, _ = self._running(vector)
+        model = self._running(vector)
 
         def closed(block: _Block) -> Pass:
             others = _others(beside, block)
@@ -182,27 +183,31 @@ class TeacherForced:
         unit: Unit = "norm",
         *,
         beside: Beside | None = None,
-    ) -> Iterator[tuple[Pass, Float[Tensor, "row d_model"]]]:
+    ) -> Iterator[tuple[Pass, Float[Tensor, "row sites*d_model"]]]:
         """Run every batch once, steered, with zeros added at each row's steered positions.
 
-        Gradients flow to the zeros, which come with each pass; `beside` is as in `passes`.
+        Gradients flow to the zeros, which come with each pass: d_model for each of the sites, side
+        by side. `beside` is as in `passes`.
         """
-        if self._target is None:
+        if not self._sites:
             raise ValueError("open passes need a site")
-        model, target = self._running(vector)
+        model, width = self._running(vector), int(self._bridge.cfg.d_model)
+        targets = self._targets(model)
 
         def opened(block: _Block) -> tuple[Pass, Tensor]:
-            size = (len(block.index), int(self._bridge.cfg.d_model))
+            size = (len(block.index), len(targets) * width)
             offset = torch.zeros(size, device=block.ids.device, requires_grad=True)
             where = block.steered[:, -block.ids.shape[1] :, None]
             below = self._below(block, vector)
 
-            def add(hidden: Tensor) -> Tensor:
-                return torch.where(where, hidden + offset[:, None].to(hidden.dtype), hidden)
+            def add(own: Tensor, hidden: Tensor) -> Tensor:
+                return torch.where(where, hidden + own[:, None].to(hidden.dtype), hidden)
 
+            blocks = offset.split(width, dim=1)
+            adding = [(t, partial(add, own)) for t, own in zip(targets, blocks, strict=True)]
             steered = self._steered(block, vector, strength, unit)
             others = _others(beside, block)
-            with torch.enable_grad(), hooked([(target, add)]), steered:
+            with torch.enable_grad(), hooked(adding), steered:
                 with _selecting(model, block, others) as seen:
                     logits = self._forward(block, below, model)
             return _pass(block, logits, seen, others), offset
@@ -220,25 +225,36 @@ class TeacherForced:
             return nullcontext()
         return steer(self._bridge, vector, strength, unit, positions=block.steered)
 
-    def _running(self, vector: SteeringVector | None) -> tuple[Any, Any]:
-        """Return the model to run and the site's place in it, such that the vector's fires too."""
-        if vector is not None and self._elsewhere(vector):
-            plain = plain_model(self._bridge)
-            other = resolve_target(self._bridge, vector.site).model
-            if self._model is plain and other is not plain:
-                site = None if self._target is None else self._target.site
-                return other, site and resolve_target(self._bridge, site, bridged=True)
-        return self._model, self._target
+    def _running(self, vector: SteeringVector | None) -> Any:
+        """Return the model to run, such that the sites fire and the vector's too."""
+        others = () if vector is None else (piece.site for piece in vector.pieces)
+        return self._running_at((*self._sites, *others))
 
-    def _elsewhere(self, vector: SteeringVector | None) -> bool:
-        return vector is not None and (self._target is None or vector.site != self._target.site)
+    def _running_at(self, sites: Iterable[Site]) -> Any:
+        plain = plain_model(self._bridge)
+        models = (resolve_target(self._bridge, site).model for site in dict.fromkeys(sites))
+        return next((model for model in models if model is not plain), plain)
+
+    def _targets(self, model: Any) -> list[HookTarget]:
+        """Return the sites' places in one of the models."""
+        inside = model is not plain_model(self._bridge)
+        return [
+            resolve_target(self._bridge, site, bridged=inside and site.between_blocks)
+            for site in self._sites
+        ]
+
+    def _reaches_below(self, vector: SteeringVector) -> bool:
+        """Whether a vector may change what the blocks below the sites give."""
+        others = [part.site for part in vector.parts if part.site not in self._sites]
+        below = any(site.layer < len(self._lower) for site in others)
+        return below or vector.site not in self._sites
 
     def _below(self, block: _Block, vector: SteeringVector | None) -> Any:
         """Return what the last block below the site gives, as the block gives it; None if unused.
 
         To be called before any hook is on: the block's output may be the very site.
         """
-        if not self._lower or self._elsewhere(vector):
+        if not self._lower or (vector is not None and self._reaches_below(vector)):
             return None
         place = block.index[0]
         if place not in self._lower_output:
@@ -264,12 +280,13 @@ class TeacherForced:
             return model(input_ids=block.ids, attention_mask=block.attention, **cache).logits
 
 
-def _lower_blocks(model: TransformerBridge, target: HookTarget | None) -> list[Any]:
-    """Return the blocks whose output no steering at the target can change."""
-    if target is None or target.model is not plain_model(model):
+def _lower_blocks(model: TransformerBridge, targets: Sequence[HookTarget]) -> list[Any]:
+    """Return the blocks whose output no steering at the targets can change."""
+    plain = plain_model(model)
+    if not targets or targets[0].model is not plain:
         return []
-    count = target.site.layer + (target.site.hook == "hook_resid_post")
-    return [target.model.get_submodule(block_name(model, layer)) for layer in range(count)]
+    count = min(t.site.layer + (t.site.hook == "hook_resid_post") for t in targets)
+    return [plain.get_submodule(block_name(model, layer)) for layer in range(count)]
 
 
 def _given(blocks: Sequence[Any], output: Any) -> dict[Any, Callable[..., Any]]:

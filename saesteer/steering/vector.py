@@ -22,6 +22,7 @@ from saesteer.steering.strength import Unit, check_strength
 from saesteer.utils.errors import SaesteerError, SteeringError
 from saesteer.utils.files import write_atomic
 from saesteer.utils.limits import check_header
+from saesteer.utils.text import spoken_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ class SteeredFeature:
 class SteeringVector:
     """A unit direction at a site, how long it naturally is, and where it came from.
 
-    Adding and scaling work on the natural vector, `norm * direction`.
+    Adding and scaling work on the natural vector, `norm * direction`, and on its parts alike.
 
     Example:
         >>> raw = np.arange(32.0)
@@ -76,7 +77,10 @@ class SteeringVector:
     residual_norm: float | None = None
     # L2 length of the vector with every feature at its measured maximum activation.
     max_act: float | None = None
-    # What the vector is made of; `features` shows it as a table.
+    # Vectors at other sites that are always added with this one, at the same multiple of their own
+    # `norm`: units of strength are this vector's. They are written to the positions of this one.
+    parts: tuple[SteeringVector, ...] = ()
+    # What the vector is made of at its own site; `features` shows it as a table.
     sae_features: tuple[SteeredFeature, ...] = ()
     # Which positions are written to: "from_last_prompt_token", "all" or "generated"; and which the
     # activations were read at.
@@ -101,6 +105,7 @@ class SteeringVector:
         object.__setattr__(self, "site", Site.parse(self.site))
         object.__setattr__(self, "sae_features", tuple(self.sae_features))
         check_saved_positions(self.positions)
+        object.__setattr__(self, "parts", _checked_parts(self))
         for name in ("norm", "residual_norm", "max_act"):
             length = getattr(self, name)
             if (name == "norm" or length is not None) and check_strength(length, name) <= 0.0:
@@ -160,13 +165,24 @@ class SteeringVector:
         return self.direction * self.norm
 
     @property
+    def pieces(self) -> tuple[SteeringVector, ...]:
+        """The vector of each site by itself: its own first, then its parts."""
+        return (replace(self, parts=()), *self.parts) if self.parts else (self,)
+
+    @property
+    def place(self) -> str:
+        """Its site in words, and its parts'."""
+        others = [str(part.site) for part in self.parts]
+        return f"{self.site} with parts at {spoken_list(others)}" if others else str(self.site)
+
+    @property
     def d_model(self) -> int:
         """The vector's width."""
         return self.direction.shape[0]
 
     @property
     def features(self) -> pd.DataFrame:
-        """The vector's SAE features: index, weight, cluster, label, url; no row without an SAE."""
+        """SAE features at its own site: index, weight, cluster, label, url; no row without one."""
         import pandas as pd
 
         from saesteer.saes.labels import feature_url, noted_place
@@ -182,7 +198,7 @@ class SteeringVector:
 
     def __repr__(self) -> str:
         return (
-            f"SteeringVector({self.name!r}, site={self.site}, method={self.method!r}, "
+            f"SteeringVector({self.name!r}, site={self.place}, method={self.method!r}, "
             f"norm={self.norm:.4g}, features={len(self.sae_features)}, model={self.model!r})"
         )
 
@@ -199,6 +215,7 @@ class SteeringVector:
             norm=self.norm * abs(number),
             max_act=None if self.max_act is None else self.max_act * abs(number),
             sae_features=tuple(replace(f, weight=f.weight * number) for f in self.sae_features),
+            parts=tuple(part.scaled(number) for part in self.parts),
         )
 
     def __mul__(self, factor: float) -> SteeringVector:
@@ -212,7 +229,8 @@ class SteeringVector:
     def __add__(self, other: SteeringVector) -> SteeringVector:
         """Add two natural vectors of one site and model; the features' weights are summed.
 
-        The sum's `max_act` is unknown: the two maxima need not be reached together.
+        So are parts of one site; the others stay as they are. The sum's `max_act` is unknown: the
+        two maxima need not be reached together.
         """
         if not isinstance(other, SteeringVector):
             return NotImplemented
@@ -223,6 +241,7 @@ class SteeringVector:
             site=self.site,
             model=self.model,
             residual_norm=sum(known) / len(known) if known else None,
+            parts=_sum_parts(self.parts, other.parts),
             features=_sum_features(self.sae_features, other.sae_features),
             positions=self.positions,
             read_positions=_joined(self.read_positions, other.read_positions),
@@ -254,20 +273,29 @@ class SteeringVector:
         if target.is_dir() or target.suffix != ".safetensors":
             target = target / FILE_NAME
         metadata = {"format": FORMAT, "version": str(VERSION), "vector": self._header()}
-        direction = self.direction.detach().cpu().contiguous()
-        return write_atomic(target, save({"direction": direction}, metadata=metadata))
+        tensors = {
+            _tensor_name(number): piece.direction.detach().cpu().contiguous()
+            for number, piece in enumerate(self.pieces)
+        }
+        return write_atomic(target, save(tensors, metadata=metadata))
 
     def _header(self) -> str:
-        header = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
-        header["features"] = [asdict(feature) for feature in header.pop("sae_features")]
-        header |= {"site": str(self.site), "provenance": dict(self.provenance)}
         try:
-            return json.dumps(header, allow_nan=False, ensure_ascii=False)
+            return json.dumps(self._facts(), allow_nan=False, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise SteeringError(
                 f"vector {self.name!r} cannot be written as JSON ({error}); keep only text, finite "
                 "numbers, lists and dicts with text keys in its provenance."
             ) from error
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a file says of it beside its direction."""
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
+        facts["features"] = [asdict(feature) for feature in facts.pop("sae_features")]
+        parts = [part._facts() for part in facts.pop("parts")]
+        facts |= {"site": str(self.site), "provenance": dict(self.provenance)}
+        # A vector of one site is the file that it always was.
+        return facts | ({"parts": parts} if parts else {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVector:
@@ -320,14 +348,15 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
         check_header(source)
         with safe_open(source, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            ours = metadata.get("format") == FORMAT and "direction" in file.keys()  # noqa: SIM118
-            direction = file.get_tensor("direction") if ours else None
+            names = list(file.keys())
+            ours = metadata.get("format") == FORMAT and _tensor_name(0) in names
+            directions = {name: file.get_tensor(name) for name in names} if ours else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise SteeringError(
             f"{source}: cannot be read as safetensors ({error}); the file is cut off or of another "
             "kind, so copy or make it again."
         ) from error
-    if direction is None:
+    if not directions:
         raise SteeringError(
             f"{source}: this safetensors file is not a saesteer steering vector; give the "
             f"{FILE_NAME} of a run, or make one with saesteer run."
@@ -340,8 +369,16 @@ def load_vector(path: str | os.PathLike[str]) -> SteeringVector:
         )
     try:
         header = _Header.model_validate_json(metadata.get("vector", ""))
-        own = {name: getattr(header, name) for name in _Header.model_fields if name != "features"}
-        return SteeringVector(direction, sae_features=header.features, **own)
+        if len(directions) != 1 + len(header.parts):
+            raise SteeringError(
+                f"it names {len(header.parts)} parts and holds {len(directions)} directions; copy "
+                "or make the file again."
+            )
+        parts = [
+            part.vector(directions[_tensor_name(number)])
+            for number, part in enumerate(header.parts, start=1)
+        ]
+        return header.vector(directions[_tensor_name(0)], tuple(parts))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "metadata"
@@ -371,6 +408,37 @@ class _Header(BaseModel):
     method: str
     name: str
     provenance: dict[str, JsonValue]
+    parts: tuple[_Header, ...] = ()
+
+    def vector(self, direction: Tensor, parts: tuple[SteeringVector, ...] = ()) -> SteeringVector:
+        """Return the vector that is said so much of."""
+        apart = ("features", "parts")
+        own = {name: getattr(self, name) for name in _Header.model_fields if name not in apart}
+        return SteeringVector(direction, sae_features=self.features, parts=parts, **own)
+
+
+def _tensor_name(piece: int) -> str:
+    return f"direction.{piece}" if piece else "direction"
+
+
+def _checked_parts(vector: SteeringVector) -> tuple[SteeringVector, ...]:
+    sites = {vector.site}
+    for part in vector.parts:
+        what = f"part {part.name!r} of vector {vector.name!r}"
+        if part.parts:
+            raise SteeringError(f"{what} has parts of its own; give them all to the vector.")
+        if part.site in sites:
+            raise SteeringError(
+                f"{what} is at {part.site}, where there is another; add the two up first."
+            )
+        if not _same(vector, part, "model"):
+            raise SteeringError(
+                f"{what} belongs to model {part.model} and not to {vector.model}; give parts of "
+                "one model."
+            )
+        sites.add(part.site)
+    where = vector.positions
+    return tuple(p if p.positions == where else replace(p, positions=where) for p in vector.parts)
 
 
 def _as_vector(value: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -433,6 +501,21 @@ def _sum_features(
             description=first.description or feature.description,
         )
     return tuple(f for f in merged.values() if f.weight != 0.0)
+
+
+def _sum_parts(
+    left: tuple[SteeringVector, ...], right: tuple[SteeringVector, ...]
+) -> tuple[SteeringVector, ...]:
+    sums: dict[Site, SteeringVector | None] = {part.site: part for part in left}
+    for part in right:
+        first = sums.get(part.site)
+        if first is None:
+            sums[part.site] = part
+        else:
+            # What cancels out is no part any more.
+            cancels = torch.equal(first.raw, -part.raw)
+            sums[part.site] = None if cancels else first + part
+    return tuple(part for part in sums.values() if part is not None)
 
 
 def _joined(left: str, right: str) -> str:

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.models.resolve import known_outside
-from saesteer.steering.bake import Addition, check_free
-from saesteer.steering.strength import Unit, check_strengths, to_raw
+from saesteer.steering.bake import check_free
+from saesteer.steering.strength import Addition, Unit, check_strengths, per_site
 from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import SteeringError
 from saesteer.utils.files import build_folder, portable_name, unwritable
@@ -36,9 +36,13 @@ REQUESTS = "requests.json"
 _ASKED = "How was your day?"
 
 
-def hotwire_name(vector: SteeringVector) -> str:
-    """Return what a vector is called in hotwire's folder."""
-    return portable_name(vector.name)
+def hotwire_names(vectors: Sequence[SteeringVector]) -> list[str]:
+    """Return what vectors are called in hotwire's folder; of one name, by their block too."""
+    names: list[str] = []
+    for vector in vectors:
+        name = portable_name(vector.name)
+        names.append(f"{name}-block-{_block(vector)}" if name in names else name)
+    return names
 
 
 def lens_fields(additions: Sequence[Addition], positions: range | None = None) -> dict[str, Any]:
@@ -71,10 +75,11 @@ def hotwire_fields(additions: Sequence[Addition], *, decode_only: bool = False) 
     Raises:
         SteeringError: Two vectors are at one block, of which hotwire adds the last alone.
     """
+    names = hotwire_names([vector for vector, _ in additions])
     entries = [
-        {"id": hotwire_name(vector), "layer": _block(vector), "scale": length}
+        {"id": name, "layer": _block(vector), "scale": length}
         | ({"decode_only": True} if decode_only else {})
-        for vector, length in additions
+        for name, (vector, length) in zip(names, additions, strict=True)
     ]
     if len({entry["layer"] for entry in entries}) < len(entries):
         raise SteeringError(
@@ -105,12 +110,12 @@ def export_live(
         OutputError: The folder is there already or cannot be written.
     """
     target = check_free(folder)
-    chosen = [(x, to_raw(x, unit, vector)) for x in check_strengths(strengths)]
+    chosen = [(x, per_site(vector, x, unit)) for x in check_strengths(strengths)]
 
-    def fields(length: float) -> dict[str, Any]:
+    def fields(additions: Sequence[Addition]) -> dict[str, Any]:
         if kind == "vllm-lens":
-            return lens_fields([(vector, length)])
-        return hotwire_fields([(vector, length)], decode_only=vector.positions != "all")
+            return lens_fields(additions)
+        return hotwire_fields(additions, decode_only=vector.positions != "all")
 
     asked = {
         "model": known_outside(vector.model),
@@ -119,18 +124,20 @@ def export_live(
         "max_tokens": 64,
     }
     bodies = [
-        {"strength": x, "unit": unit, "body": asked | (fields(length) if x else {})}
-        for x, length in chosen
+        {"strength": x, "unit": unit, "body": asked | (fields(additions) if x else {})}
+        for x, additions in chosen
     ]
-    name = hotwire_name(vector)
-    block = _block(vector)
+    names = hotwire_names(vector.pieces)
+    blocks = [_block(piece) for piece in vector.pieces]
 
     def build(draft: Path) -> None:
         if kind == "hotwire":
-            torch.save(_unit(vector).clone(), draft / f"{name}.pt")
+            for name, piece in zip(names, vector.pieces, strict=True):
+                torch.save(_unit(piece).clone(), draft / f"{name}.pt")
         else:
-            own = {"activations": _tensor(_unit(vector)[None]), "layer_indices": [block]}
-            (draft / f"{name}.vector.json").write_text(json.dumps(own), encoding="utf-8")
+            layers = [length * _unit(piece) for piece, length in per_site(vector, 1.0, "raw")]
+            own = {"activations": _tensor(torch.stack(layers)), "layer_indices": blocks}
+            (draft / f"{names[0]}.vector.json").write_text(json.dumps(own), encoding="utf-8")
         text = json.dumps(bodies, indent=2, ensure_ascii=False)
         (draft / REQUESTS).write_text(text + "\n", encoding="utf-8")
 

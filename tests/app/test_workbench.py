@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from saesteer.models import chat_prompt, plain_model
+from saesteer.models import Site, chat_prompt, plain_model
 from saesteer.models.reading import read_rows
 from saesteer.models.tokens import encode_texts
 from saesteer.saes.neuronpedia import Cache
@@ -45,6 +46,16 @@ def test_features_are_added_to_a_dense_vector(make_bench, tiny_sae):
     torch.testing.assert_close(both.raw, 0.5 * whole + 2 * tiny_sae.decoder[5])
     with pytest.raises(SaeError, match="--sae"):
         make_bench(dense=True, sae=None).mixed(mix({5: 2.0}))
+
+
+def test_a_vector_with_parts_steers_whole_and_is_not_mixed(make_bench):
+    bench = make_bench()
+    part = replace(bench.vector, site=Site(2))
+    bench.vector = replace(bench.vector, parts=(part,))
+    assert bench.about()["vector"]["site"] == bench.vector.place
+    assert bench.mixed(mix({3: 6.0, 40: 4.0})) is bench.vector
+    with pytest.raises(SteeringError, match="a mix is of one site"):
+        bench.mixed(mix({3: 0.0, 40: 4.0}))
 
 
 def test_answers_stream_as_generate_gives_them(bench):

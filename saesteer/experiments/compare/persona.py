@@ -496,6 +496,8 @@ class PersonaRun:
             known = None if experiment.table is None else experiment.table.row(row["feature"])
             row["contexts"] = [asdict(c) for c in (known.contexts[:CONTEXTS] if known else ())]
             row["url"] = feature_url(experiment.sae.neuronpedia_id, row["feature"])
+            if vector.parts:
+                row["place"] = vector.place
         kept, file = self.first.folder, _tree_file(name)
         return {"features": rows, "tree": kept.read_json(file) if kept.has(file) else {}}
 

@@ -11,9 +11,8 @@ from saesteer.data.pairs import Description
 from saesteer.data.splits import near_duplicate_cause
 from saesteer.experiments.base import holds_listed
 from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
-from saesteer.experiments.config import check_writable, weights_digest
+from saesteer.experiments.config import check_also, check_writable, weights_digest
 from saesteer.experiments.steering import SteeringPlan, check_has_strength, shared_parts
-from saesteer.methods.registry import build_method
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import short_hash
@@ -81,9 +80,12 @@ class ComparePlan(SteeringPlan):
 
 def plan_compare(config: CompareConfig) -> ComparePlan:
     """Read the data and check every name in the settings; nothing is loaded or written."""
-    for method in config.methods:
-        for point in [{}, *method.grid]:
-            build_method(method.name, {**method.settings, **point})
+    points = [
+        (method.name, {**method.settings, **point})
+        for method in config.methods
+        for point in [{}, *method.grid]
+    ]
+    also = check_also(config, points)
     check_has_strength("headline", config.headline)
     check_has_strength("baseline", config.baseline)
     for method in config.writing.at_prompt or ():
@@ -98,6 +100,7 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
         **weights_digest(parts["model"], parts["sae"]),
         **{name: str(parts[name]) for name in TEXTS},
         "prose": str(prose),
+        **also,
     }
     personas = tuple(_persona_plan(config, settings, common) for settings in config.personas)
     folder = _folder(config, personas)

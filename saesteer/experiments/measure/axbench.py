@@ -30,6 +30,7 @@ from saesteer.models.resolve import check_shape
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_texts
 from saesteer.report import Report
+from saesteer.utils.errors import ConfigError
 
 METHODS = (
     *("attributed_sae", "clustered_sae", "top_feature_auroc"),
@@ -65,6 +66,11 @@ class AxBenchPlan(Plan):
 def plan_axbench(config: AxBenchConfig) -> AxBenchPlan:
     """Read the concepts and check every name in the settings; nothing is loaded or written."""
     config.check_methods()
+    for method in config.methods:
+        if method.settings.get("also"):
+            raise ConfigError(
+                f"method {method.name}: also: texts are read at one site alone; leave it out."
+            )
     concepts = read_axbench(config.source)[: config.n_concepts]
     model, sae = sources(config, config.sae)
     if config.site is not None:

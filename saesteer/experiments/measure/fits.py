@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from saesteer.data import PairSet
 from saesteer.experiments.base import Experiment, write_table
-from saesteer.experiments.config import ExperimentConfig
+from saesteer.experiments.config import ExperimentConfig, check_also
 from saesteer.experiments.results import Results
 from saesteer.experiments.steer.config import MethodChoice
 from saesteer.methods.base import Method
@@ -64,10 +64,9 @@ class MeasureConfig(ExperimentConfig):
             )
         return self
 
-    def check_methods(self) -> None:
-        """Check every method's own settings."""
-        for method in self.methods:
-            build_method(method.name, method.settings)
+    def check_methods(self) -> dict[str, str]:
+        """Check every method's own settings; see `check_also`."""
+        return check_also(self, [(method.name, method.settings) for method in self.methods])
 
     @property
     def entries(self) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ class SteeringBenchPlan(Plan):
 
 def plan_steering_bench(config: SteeringBenchConfig) -> SteeringBenchPlan:
     """Read and divide the datasets and check every name in the settings; nothing is loaded."""
-    config.check_methods()
+    also = config.check_methods()
     found = read_steering_bench(config.source)
     known = {one.name: one for one in found.sets}
     chosen = list(known) if config.datasets is None else list(dict.fromkeys(config.datasets))
@@ -119,7 +119,7 @@ def plan_steering_bench(config: SteeringBenchConfig) -> SteeringBenchPlan:
     if config.site is not None:
         check_shape(model, Site.parse(config.site), None, "site")
     data = [(one.train.digest, one.test.digest, str(one.prompts)) for one in sets]
-    folder = run_folder(config, data=str(data), **weights_digest(model, sae))
+    folder = run_folder(config, data=str(data), **also, **weights_digest(model, sae))
     return SteeringBenchPlan(
         config=config, model=model, sae=sae, folder=folder, sets=sets, left_out=found.left_out
     )

@@ -25,7 +25,6 @@ from saesteer.experiments.patch.results import (
 )
 from saesteer.experiments.patch.settings import PatchConfig
 from saesteer.experiments.results import Results
-from saesteer.models.resolve import check_shape
 from saesteer.patching.answers import task_answers
 from saesteer.patching.batch import PairBatch, encode_pairs
 from saesteer.patching.circuits import Circuit, Node, published_ioi_circuit
@@ -38,6 +37,7 @@ from saesteer.report import Report
 from saesteer.report.patch import patch_report
 from saesteer.saes.labels import PLACE_KEY, known_descriptions, own_table
 from saesteer.steering import SteeringVector
+from saesteer.steering.apply import check_shape_of
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import (
     ConfigError,
@@ -80,7 +80,7 @@ def plan_patch(config: PatchConfig) -> PatchPlan:
     inputs = {"pairs": str(pairs), **weights_digest(model, sae)}
     if config.features.vector is not None:
         read = SteeringVector.load(Path(config.features.vector))
-        check_shape(model, read.site, read.d_model, f"vector {read.name!r}")
+        check_shape_of(read, model)
         inputs["vector"] = content_digest(Path(config.features.vector))
     folder = run_folder(config, **inputs)
     return PatchPlan(config=config, pairs=pairs, model=model, sae=sae, folder=folder)

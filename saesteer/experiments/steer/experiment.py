@@ -21,7 +21,7 @@ from saesteer.evaluation.written import (
     summarise,
 )
 from saesteer.experiments.base import Stage
-from saesteer.experiments.config import run_folder, weights_digest
+from saesteer.experiments.config import check_also, run_folder, weights_digest
 from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.results import Results, number_at
 from saesteer.experiments.steer.config import RunConfig
@@ -34,7 +34,7 @@ from saesteer.experiments.steering import (
 from saesteer.methods import ClusteredSAE, DifferenceInMeans, RandomDirection
 from saesteer.methods.features import feature_table, vector_features
 from saesteer.methods.fit_context import TRAINING_QUESTIONS
-from saesteer.methods.registry import build_method, method_entry
+from saesteer.methods.registry import method_entry
 from saesteer.models import model_info
 from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
@@ -91,7 +91,7 @@ class SteerPlan(SteeringPlan):
 def plan_run(config: RunConfig) -> SteerPlan:
     """Read the data and check every name in the settings; nothing is loaded or written."""
     check_has_strength("method", config.method.name)
-    build_method(config.method.name, config.method.settings)
+    also = check_also(config, [(config.method.name, config.method.settings)])
     settings = config.pairs
     if settings.validation + settings.test >= 1:
         raise ConfigError(
@@ -120,6 +120,7 @@ def plan_run(config: RunConfig) -> SteerPlan:
         "pairs": pairs.digest,
         **{name: str(parts[name]) for name in ("answers", "questions")},
         **({} if known is None else {"known": known.digest}),
+        **also,
     }
     if parts["training_answers"]:
         # As many as the defaults leave, so that the vector is the same where less is written.
@@ -236,7 +237,7 @@ class Steer(SteeringExperiment[SteerResults]):
         fit = context.fit(config.method.name, config.method_settings)
         vector, delta = fit.vector_, context.deltas.double().mean(dim=0)
         record = {
-            "features": len(vector.features),
+            "features": sum(len(piece.sae_features) for piece in vector.pieces),
             "cosine_to_mean_delta": float(vector.direction.double() @ delta / delta.norm()),
         }
         if isinstance(fit, ClusteredSAE):
@@ -439,7 +440,7 @@ class Steer(SteeringExperiment[SteerResults]):
             results.features,
             results.completions,
             n_pairs=len(self.plan.held_out),
-            site=str(results.vector.site),
+            site=results.vector.place,
         )
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:

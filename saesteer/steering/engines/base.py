@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from saesteer.models.tokens import TokenRow
-from saesteer.steering.strength import Unit, to_raw
+from saesteer.steering.strength import Addition, Unit, per_site
 from saesteer.steering.vector import SteeringVector
 from saesteer.utils.errors import SteeringError
 
@@ -42,11 +42,16 @@ class Requests:
     # Called with a request's number and each new piece of its text, or all of it at once.
     on_piece: Callable[[int, str], None] | None = None
 
-    def lengths(self, strength: float) -> list[tuple[SteeringVector, float]]:
-        """Return the vectors and the signed L2 length that is added of each; none at 0."""
+    def lengths(self, strength: float) -> list[Addition]:
+        """Return the vectors site by site, each with its signed L2 length; none at 0."""
         if not strength:
             return []
-        return [(vector, to_raw(strength, self.unit, vector)) for vector in self.vectors]
+        return [one for vector in self.vectors for one in per_site(vector, strength, self.unit)]
+
+    @property
+    def pieces(self) -> list[SteeringVector]:
+        """The vectors site by site."""
+        return [piece for vector in self.vectors for piece in vector.pieces]
 
     def where(self, vector: SteeringVector) -> str:
         """Return where a vector is written."""

@@ -57,7 +57,7 @@ class TransformersEngine:
     def generate(self, requests: Requests) -> list[Completion]:
         """Return one completion for each request; see `Engine`."""
         model, vectors = self._model, requests.vectors
-        runner: Any = _runner(model, vectors)
+        runner: Any = _runner(model, requests.pieces)
         tokenizer: Any = model.tokenizer
         ends = end_ids(runner, tokenizer)
         config = greedy_settings(

@@ -250,7 +250,7 @@ class OpenAIEngine:
         rows = [Request(row) for row in dict.fromkeys(one.row for one in requests.rows)]
         tried = replace(requests, temperature=0.0, max_new_tokens=_TRIED_TOKENS, on_piece=None)
         tried = replace(tried, rows=rows[:_TRIED_PROMPTS])
-        directions = tuple(v.direction.numpy().tobytes() for v in requests.vectors)
+        directions = tuple(v.direction.numpy().tobytes() for v in requests.pieces)
         for strength in {0.0 if not s else max(strengths, key=abs) for s in strengths}:
             key = (bool(strength), strength if self._settings.steering == "baked" else None)
             key += (directions, tuple(map(requests.where, requests.vectors))) if strength else ()

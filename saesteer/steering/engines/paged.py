@@ -58,7 +58,7 @@ class PagedEngine:
         """Return one completion for each request; see `Engine`."""
         requests.check_positions("the engine paged", ABLE)
         plain: Any = plain_model(self._model)
-        for vector in requests.vectors:
+        for vector in requests.pieces:
             check_belongs(self._model, vector)
             if not vector.site.between_blocks:
                 raise SteeringError(
@@ -141,13 +141,14 @@ class PagedEngine:
     def _steered(
         self, plain: Any, requests: Requests, strength: float, n_requests: int
     ) -> Iterator[None]:
-        if not strength:
+        additions = requests.lengths(strength)
+        if not additions:
             yield
             return
         packing = _Packing()
         functions = []
-        for vector in requests.vectors:
-            edit = Add(vector, strength, requests.unit)
+        for vector, length in additions:
+            edit = Add(vector, length, "raw")
             where = requests.where(vector)
             functions.append(
                 (
