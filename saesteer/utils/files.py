@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +46,12 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
             if isinstance(content, bytes):
                 draft.write_bytes(content)
             else:
+                draft.touch()
+                mode = stat.S_IMODE(draft.stat().st_mode)
                 content(draft)
+                # safetensors 0.8 lets its files be read by their owner alone.
+                if draft.is_file():
+                    draft.chmod(mode)
             if target.suffix.lower() in _TEXTS and draft.is_file():
                 redact_file(draft)
             os.replace(draft, target)

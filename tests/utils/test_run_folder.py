@@ -110,7 +110,9 @@ def killed_draft(target: Path, monkeypatch, *, host: str | None = None) -> Path:
 def test_what_is_written_is_there_whole_and_alone(tmp_path):
     path = write_atomic(tmp_path / "new" / "a.bin", b"\0whole")
     assert path.read_bytes() == b"\0whole"
-    write_atomic(str(path), lambda draft: draft.write_text("again"))
+    usual = path.stat().st_mode
+    write_atomic(str(path), lambda draft: draft.write_text("again") and draft.chmod(0o600))
+    assert path.stat().st_mode == usual
     assert path.read_text() == "again"
     assert names(tmp_path) == ["new/a.bin"]
     umask = os.umask(0)
