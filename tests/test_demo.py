@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from saesteer.experiments.steer.config import RunConfig
-from saesteer.saes import doctor, load_sae, rows_for
+from saesteer.saes import doctor, load_sae, resolve_sae, rows_for
+from saesteer.saes.labels import own_table
+from saesteer.saes.loading import BUNDLED_SAES
 from saesteer.utils.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,10 +60,12 @@ def test_held_out_pairs_move_both_ways_and_beyond_random_directions(demo):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_the_bundled_sae_belongs_to_the_bundled_model(smollm2):
+@pytest.mark.parametrize("site", BUNDLED_SAES)
+def test_the_bundled_saes_belong_to_the_bundled_model(smollm2, site):
     from saesteer.data import datasets_folder, read_texts
 
-    sae = load_sae("smollm2")
+    sae = load_sae(f"smollm2:{site}")
+    assert str(sae.site) == site and own_table(resolve_sae(sae.name)) is not None
     texts = list(read_texts(datasets_folder() / "prose.jsonl", limit=12))
     report = doctor(smollm2, sae, rows_for(smollm2, sae, texts, context=256))
     assert report.explained_variance > 0.8

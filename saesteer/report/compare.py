@@ -214,7 +214,7 @@ def _target_figure(found: Comparison) -> Drawing:
         x_title="KL(steered ‖ base) on neutral answers, nats per token, log scale",
         y_title="effect E, nats per token",
         log_x=True,
-        ticks=found.kl_targets,
+        ticks={target: f"{target:g}" for target in found.kl_targets},
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from saesteer.methods.registry import n_features_named
 from saesteer.report import plots
 from saesteer.report.comparison import EFFECT, RATIO, Comparison
 from saesteer.report.layout import Column, Figure, Remark, Section, Table, estimate
-from saesteer.report.wording import Estimate
+from saesteer.report.wording import Estimate, spoken
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Drawing
@@ -29,6 +29,9 @@ class Point(NamedTuple):
     ratio: Estimate
     judged: Estimate
     judged_ratio: Estimate
+    # Each persona's own, with intervals over its pairs and its questions.
+    effect_of: Mapping[str, Estimate]
+    judged_of: Mapping[str, Estimate]
 
 
 def feature_points(found: Comparison) -> list[Point]:
@@ -45,7 +48,11 @@ def feature_points(found: Comparison) -> list[Point]:
     def point(n: int | None, name: str) -> Point:
         row, text = found.summary[name, found.at], judged.get(name)
         both = (UNKNOWN, UNKNOWN) if text is None else (JUDGED(text), RATIO(text))
-        return Point(n, EFFECT(row), RATIO(row), *both)
+        read = found.metrics.get("generation_personas", ())
+        mine = [r for r in read if (r["method"], r["kl_target"]) == (name, found.at)]
+        own = {persona: found.persona_effect(persona, name)[0] for persona in found.personas}
+        said = {r["persona"]: JUDGED(r) for r in mine}
+        return Point(n, EFFECT(row), RATIO(row), *both, own, said)
 
     numbers = {n: name for name in found.methods if (n := n_features_named(name)) is not None}
     points = [point(n, numbers[n]) for n in sorted(numbers)]
@@ -96,10 +103,10 @@ def curve_section(found: Comparison) -> list[Section]:
             name, f"{title} by number of features", partial(_figure, points, pick, title, baseline)
         )
         for name, title, pick in (
-            ("features-effect", "effect E, nats per token", lambda point: point.effect),
-            ("features-text", "judged text", lambda point: point.judged),
+            ("features-effect", "effect E, nats per token", lambda point: point.effect_of),
+            ("features-text", "judged text", lambda point: point.judged_of),
         )
-        if any(pick(point).value is not None for point in points[:-1])
+        if any(own.value is not None for point in points[:-1] for own in pick(point).values())
     ]
     columns = [
         Column("features", lambda point: baseline if point.n is None else point.n),
@@ -111,24 +118,32 @@ def curve_section(found: Comparison) -> list[Section]:
     return [
         Section(
             "How many features",
-            f"At KL {found.at:g}, with 95% intervals over personas where there are several. The "
-            f"dotted line is {baseline}.",
+            f"At KL {found.at:g}. A line is a persona, with 95% intervals over its held-out pairs, "
+            "or over the questions that are answered; the point at its end, which stands apart, is "
+            f"{baseline}. The table is over all personas.",
             [*figures, Table.of(points, columns, printed=True)],
         )
     ]
 
 
 def _figure(
-    points: Sequence[Point], pick: Callable[[Point], Estimate], title: str, baseline: str
+    points: Sequence[Point],
+    pick: Callable[[Point], Mapping[str, Estimate]],
+    title: str,
+    baseline: str,
 ) -> Drawing:
-    there = [(point.n, *pick(point)) for point in points[:-1] if pick(point).value is not None]
-    n, value, low, high = zip(*there, strict=True)
-    level: Any = pick(points[-1]).value
+    numbers = [point.n for point in points[:-1] if point.n is not None]
+    # As far from the last number as two of them lie apart.
+    end = numbers[-1] * max(numbers[-1] / numbers[-2], 2)
+    series = []
+    for persona in dict.fromkeys(name for point in points for name in pick(point)):
+        own = [(point.n or end, *pick(point).get(persona, UNKNOWN)) for point in points]
+        n, value, low, high = zip(*own, strict=True)
+        series.append(plots.Series(spoken(persona), value, n, low, high))
     return plots.lines(
-        [plots.Series("SAE features", value, n, low, high)],
+        series,
         log_x=True,
-        ticks=n,
-        level=None if level is None else (baseline, level),
+        ticks={**{n: str(n) for n in numbers}, end: baseline},
         x_title="SAE features, log scale",
         y_title=title,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -296,14 +296,14 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
     percent: bool = False,
-    ticks: Sequence[float] = (),
+    ticks: Mapping[float, str] | None = None,
     level: tuple[str, float] | None = None,
     **titles: str,
 ) -> Figure:
     """Draw lines with their bands; those that come later lie on top.
 
-    Places along x may have `labels` in place of numbers, or be marked at `ticks` alone; `level`
-    is a dotted line across, by its name and where it lies.
+    Places along x may have `labels` in place of numbers, or be marked at `ticks` alone, by name;
+    `level` is a dotted line across, by its name and where it lies.
     """
     figure = blank(390, **titles)
     form = ".0%" if percent else "+.4f"
@@ -335,7 +335,7 @@ def lines(
         )
     where = _columns(labels) if labels else {}
     if ticks:
-        where = {"tickvals": list(ticks), "ticktext": [f"{tick:g}" for tick in ticks]}
+        where = {"tickvals": list(ticks), "ticktext": [plain(name) for name in ticks.values()]}
     figure.update_xaxes(type="log" if log_x else "linear", **where)
     figure.update_yaxes(
         type="log" if log_y else "linear",

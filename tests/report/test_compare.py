@@ -310,11 +310,15 @@ def test_the_curve_says_how_many_features_reach_the_baseline(small):
         for n, ratio in ratios.items()
         for target in small["kl_targets"]
     ]
+    ours = [row for row in small["effects"] if row["method"] == "ours"]
+    small["effects"] += [{**row, "method": name} for name in names.values() for row in ours]
     report = compare_report(small)
     said = [remark.text for remark in report.remarks]
     # That one feature did as well says nothing while two do not.
     assert "90% of the effect of difference in means takes 8 features or more." in said
     assert column(table(report, "features"), "features") == [1, 2, 8, 32, "difference in means"]
     drawn: Any = report.figures["features-effect"].data
-    assert [list(line.x) for line in drawn if line.mode == "lines+markers"] == [[1, 2, 8, 32]]
+    lines = [line for line in drawn if line.mode == "lines+markers"]
+    # A persona each, with the baseline apart at its end.
+    assert [list(line.x) for line in lines] == [[1, 2, 8, 32, 128]] * len(small["personas"])
     assert "features-effect" not in compare_report(made_up_metrics(2, 2)).figures

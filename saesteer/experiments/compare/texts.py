@@ -15,15 +15,22 @@ from saesteer.experiments.compare.grid import Grid, Row, fields_of
 SIDES = ("plus", "minus")
 
 
+# What is said of one persona's texts, with intervals over questions.
+OF_PERSONA = ("judge_range", "low", "high", "auc", "auc_low", "auc_high")
+
+
 def generation(grid: Grid) -> dict[str, list[Row]]:
-    """`generation` and `generation_summary`."""
+    """`generation`, by sign, `generation_personas`, by persona, and `generation_summary`."""
     lines: list[Row] = []
+    personas: list[Row] = []
     found: dict[tuple[str, float | None], dict[str, Row]] = {}
     for name, records in grid.written.items():
         for record in records:
             at = {key: record[key] for key in ("method", "kl_target")}
             found.setdefault((at["method"], at["kl_target"]), {})[name] = record
-            lines += [{"persona": name, **at, **s} for s in record["summary"]["signs"]]
+            of_all = record["summary"]
+            lines += [{"persona": name, **at, **s} for s in of_all["signs"]]
+            personas.append({"persona": name, **at, **{key: of_all[key] for key in OF_PERSONA}})
     read = {
         at: [_by_question(by_name.get(name)) for name in grid.names]
         for at, by_name in found.items()
@@ -51,7 +58,11 @@ def generation(grid: Grid) -> dict[str, list[Row]]:
                 "composite": float(np.mean(quality)) if quality else None,
             }
         )
-    return {"generation": lines, "generation_summary": summary}
+    return {
+        "generation": lines,
+        "generation_personas": personas,
+        "generation_summary": summary,
+    }
 
 
 def judge_rows(grid: Grid) -> list[Row]:
