@@ -111,7 +111,7 @@ class Experiment(Context, Generic[Found]):
         """What page, terminal and W&B show of the results."""
 
     def write_report(self) -> None:
-        """Write the page from what the folder holds."""
+        """Write the page from what the folder holds; last, as where it is all is there."""
         self.report(self.Results(self.folder)).write(self.folder.path / REPORT)
 
     @abstractmethod

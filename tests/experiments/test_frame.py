@@ -63,6 +63,10 @@ def refuse(*args: Any, **how: Any) -> None:
     raise AssertionError("this must not be called")
 
 
+def interrupt(*args: Any, **how: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def stored(found: Results) -> Any:
     """Return a run's metrics without its place and its times."""
     text = (found.folder.path / "metrics.json").read_text(encoding="utf-8")
@@ -119,6 +123,23 @@ def test_a_run_that_is_killed_after_each_stage_ends_with_the_same_metrics(
     assert not list((tmp_path / "runs").rglob(".saesteer-draft-*"))
     (found,) = [run for run in list_runs(tmp_path / "runs") if run.folder == folder]
     assert found.status == "finished"
+
+
+@pytest.mark.parametrize("kind", ["probe", "corrupt", "patch"])
+def test_a_run_that_is_stopped_while_it_draws_has_every_figure_afterwards(
+    kind, small, whole, monkeypatch
+):
+    settings, found = small(kind), whole(kind)
+    folder = shutil.copytree(found.folder.path, made(kind, settings).folder.path)
+    drawn = sorted(folder.rglob("*.png"))
+    assert drawn
+    for file in (*drawn, folder / found.report.name):
+        file.unlink()
+    with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+        stopping.setattr("saesteer.report.pictures.save_png", interrupt)
+        made(kind, settings).run()
+    assert made(kind, settings).run().report.is_file()
+    assert sorted(folder.rglob("*.png")) == drawn
 
 
 @each_kind

@@ -88,11 +88,11 @@ class Corrupt(Experiment[Results]):
     def write_report(self) -> None:
         from saesteer.report.corrupt import family_figures
 
-        super().write_report()
         metrics = self.folder.read_json(METRICS)
         for family in metrics["families"]:
             drawn = [figure.draw() for figure in family_figures(metrics, family)]
             write_png(self.folder, f"figures/{family.replace(' ', '_')}.png", drawn)
+        super().write_report()
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         scores = ("accuracy", "loss", "calibration_error")

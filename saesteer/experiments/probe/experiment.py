@@ -326,11 +326,11 @@ class TrainProbes(Experiment[ProbeResults]):
     def write_report(self) -> None:
         from saesteer.report.probe import confusion_figure, layer_table
 
-        super().write_report()
         metrics = self.folder.read_json(METRICS)
         if metrics["layers"]:
             self.folder.write("layers.csv", layer_table(metrics).to_csv)
             write_png(self.folder, "confusion.png", [confusion_figure(metrics)])
+        super().write_report()
 
     def headline(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         best = next((r for r in _rows(metrics) if r["layer"] == metrics["best"]), {})
