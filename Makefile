@@ -69,7 +69,7 @@ demo: $(READY)
 
 # Two processes of one thread each: sums, and with them last digits, depend on the threads.
 test: $(READY) $(BROWSER)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What each part takes alone: $(BIN)/python scripts/torture.py --only kills --count 10
 torture: $(READY)

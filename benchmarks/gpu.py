@@ -42,14 +42,14 @@ def results(model: Any, layer: int, few: bool) -> dict[str, np.ndarray]:
         "activations, in their standard deviations": values / values.std(),
         "steered next-token log-probabilities, nats": scores.cpu().numpy(),
         "steered greedy tokens, share that differs": written.cpu().numpy(),
-        "patched logit differences, residual stream": patched(model, "resid_pre", [layer])(),
-        "patched logit differences, heads": patched(model, "z", [layer])(),
+        "patched logit differences, residual stream": patched(model, "resid_pre", [layer], few)(),
+        "patched logit differences, heads": patched(model, "z", [layer], few)(),
     }
 
 
-def patched(model: Any, component: str, layers: list[int]) -> Any:
-    """Return the function that patches eight prompt pairs."""
-    batch = encode_pairs(model, eight_pairs("late"))
+def patched(model: Any, component: str, layers: list[int], few: bool) -> Any:
+    """Return the function that patches eight prompt pairs, or two."""
+    batch = encode_pairs(model, eight_pairs("late")[: 2 if few else 8])
     return own_function(model, batch, component, layers, metric_named("logit_difference"))
 
 
@@ -60,13 +60,13 @@ def gap(here: np.ndarray, there: np.ndarray) -> float:
     return float(np.abs(here - there).max())
 
 
-def time_patching(model: Any, layers: list[int], rounds: int) -> list[str]:
+def time_patching(model: Any, layers: list[int], few: bool) -> list[str]:
     """Time patching against transformer_lens on the same cells; return what to print."""
-    batch, lines = encode_pairs(model, eight_pairs("late")), []
+    batch, lines = encode_pairs(model, eight_pairs("late")[: 2 if few else 8]), []
     for component in ("resid_pre", "z"):
-        own = patched(model, component, layers)
+        own = patched(model, component, layers, few)
         lens = lens_function(model, batch, component, layers)
-        ratio = paired_ratio(own, lens, rounds)
+        ratio = paired_ratio(own, lens, 1 if few else 3)
         lines.append(
             f"patching {component}, layers {layers}: {ratio.median:.1f} times as fast as "
             f"transformer_lens ({ratio.low:.1f} to {ratio.high:.1f}), {ratio.candidate:.3f} s "
@@ -101,7 +101,7 @@ def main() -> None:
     print(f"\nto write down: {name}, torch {torch.__version__}, {options.model}")
     sizes = (1, 2) if few else (1, 8, 64, 256)
     n_layers = int(model.cfg.n_layers)
-    layers = [n_layers // 2] if few else list(range(n_layers))[4::8]
+    layers = [n_layers - 2] if few else list(range(n_layers))[4::8]
     for dtype in ("float32",) if few else ("float32", "bfloat16"):
         if dtype != "float32":
             del model
@@ -112,7 +112,7 @@ def main() -> None:
             print(*against_plain(model, vector, rows, 4 if few else 32, rounds), sep="\n")
         texts = text_rows(model, 2 if few else 64, 32 if few else 128)
         print(*against_bare(model, texts, Site(layer), rounds), sep="\n")
-        print(*time_patching(model, layers, 1 if few else 3), sep="\n")
+        print(*time_patching(model, layers, few), sep="\n")
     if not few:
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     print(f"{time.perf_counter() - started:.0f} s in all")

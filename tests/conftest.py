@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -77,6 +78,8 @@ def _clean_environment() -> None:
     for name in [n for n in os.environ if n.startswith(("WANDB_", "SAESTEER_", "NEURONPEDIA_"))]:
         del os.environ[name]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # What the libraries hold, half a million objects, is walked through by no later collection.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -258,6 +261,35 @@ def smollm2(bundled_gguf) -> Any:
     from saesteer.models import load_model
 
     return load_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_float32(smollm2) -> Any:
+    """The same in float32, whatever suits this machine."""
+    from saesteer.models import load_model
+
+    return smollm2 if smollm2.cfg.dtype == torch.float32 else load_model("smollm2", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def given_smollm2(smollm2) -> Callable[[], Any]:
+    """Return a function inside whose block whatever loads a model gets that one."""
+
+    @contextmanager
+    def given() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for place in ("models", "experiments.context"):
+                patch.setattr(f"saesteer.{place}.load_model", lambda *_, **__: smollm2)
+            yield
+
+    return given
+
+
+@pytest.fixture
+def one_smollm2(given_smollm2) -> Iterator[None]:
+    """Let the test load no model anew."""
+    with given_smollm2():
+        yield
 
 
 @pytest.fixture(scope="session")

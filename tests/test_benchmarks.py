@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,11 @@ def test_peers_fit_the_same_vector_and_write_the_same_tokens(bundled_gguf, tmp_p
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_the_script_for_a_gpu_runs_without_one(bundled_gguf):
-    said = run("gpu.py", "--cpu")
+def test_the_script_for_a_gpu_runs_without_one(smollm2_float32, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("saesteer.models.load_model", lambda *_, **__: smollm2_float32)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu", "--layer", "26"])
+    runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+    said = capsys.readouterr().out
     assert said.count("wanted at most 1e-03") == 5
     assert "to write down: cpu, torch" in said

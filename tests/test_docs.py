@@ -123,18 +123,18 @@ RUN = [page for page in sorted((ROOT / "docs").glob("*.md")) if to_run(page)]
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_smollm2")
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page, smollm2, monkeypatch, tmp_path) -> None:
     import saesteer as ss
     from saesteer.patching.pairs import load_prompt_pairs
 
-    # A few pairs and one model, in place of all and a new one each time.
+    # A few pairs in place of all.
     pairs = ss.load_pairs("agreeableness", max_pairs=40)
     for place in ("saesteer.patching", "saesteer.patching.patcher"):
         monkeypatch.setattr(
             f"{place}.load_prompt_pairs", lambda given: load_prompt_pairs(given)[:2]
         )
-    monkeypatch.setattr("saesteer.models.load_model", lambda *_, **__: smollm2)
     monkeypatch.chdir(tmp_path)
     table = pairs.table[["positive", "negative"]]
     table.to_csv("my_pairs.csv", index=False)

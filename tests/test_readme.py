@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +80,6 @@ def tiny(monkeypatch, tmp_path, roomy_model, mirror_sae) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_the_example_runs_on_a_tiny_model(monkeypatch, tmp_path):
     check(run(monkeypatch, tmp_path))
-
-
-@pytest.mark.real
-@pytest.mark.slow
-def test_the_example_runs_as_it_stands(smollm2, monkeypatch, tmp_path):
-    import saesteer as ss
-
-    # Whoever runs it gets all pairs and draws, which takes minutes; the words that run are these.
-    given = ss.load_pairs("agreeableness")
-    few = replace(given, pairs=given.pairs[:100])
-    quick = ss.ObjectiveSettings(fisher_samples=4, neutral_answers=16)
-    monkeypatch.setattr("saesteer.data.load_pairs", lambda name: few)
-    monkeypatch.setattr("saesteer.methods.fit_context.ObjectiveSettings", lambda: quick)
-    # The session's model is the one that the example would load.
-    monkeypatch.setattr("saesteer.models.load_model", lambda name: smollm2)
-    found = run(monkeypatch, tmp_path)
-    check(found)
-    table = found["shown"][1]
-    assert table["effect"][0] > 0.1 and table["low"][0] > 0
 
 
 def test_it_opens_with_the_two_commands():

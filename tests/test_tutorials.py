@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import glob
 import importlib.util
 import re
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +97,76 @@ def test_what_a_cell_shows_is_caught_and_markup_stays_text(tmp_path) -> None:
         tutorials.run('# %% language="bash"\n# exit 3\n', tmp_path)
 
 
-@pytest.mark.real
-@pytest.mark.slow
-@pytest.mark.usefixtures("bundled_gguf")
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_it_runs_and_draws(path, tmp_path, monkeypatch) -> None:
-    monkeypatch.delenv("SAESTEER_RUNS", raising=False)
+# Fewer of everything, for the test: `make tutorials` runs all of it, and the page shows what came.
+FEWER = {
+    "ioi": {
+        '("ioi-eight")[:4]': '("ioi-eight")[:1]',
+        "range(1, 30, 2)": "(9, 19)",
+        "range(14, 30)": "(22, 23)",
+        "pairs.ioi.n=8": "pairs.ioi.n=4",
+        "circuit.faithfulness=0.6": "circuit.faithfulness=0.3",
+    },
+    "layers": {
+        "tasks.max_questions=10": "tasks.max_questions=2",
+        "tasks.max_questions=6": "tasks.max_questions=2",
+        "--budget 5": "--budget 2 --set search.rungs=[1,2]",
+    },
+    "patching": {"(source)": "(source)[:2]", "range(0, 30, 6)": "(6, 18)"},
+    "persona": {
+        "max_pairs=120": "max_pairs=32",
+        "max_new_tokens=40": "max_new_tokens=8",
+        "range(2)": "range(1)",
+        "[-0.4, -0.2, 0, 0.2, 0.4]": "[-0.2, 0.2]",
+        "(vector, means, chance[0])": "(vector, chance[0])",
+        "[vector, means, *chance]": "[vector, means]",
+    },
+    "probes": {
+        "data.max_texts=800": "data.max_texts=120",
+        "[0, 3, 6, 9, 11, 12, 13, 14, 15, 18, 21, 24, 27]": "[11, 12, 13, 14]",
+        "max_new_tokens=20": "max_new_tokens=4",
+        "--max-new-tokens 16": "--max-new-tokens 2",
+        "--random 2": "--random 1",
+    },
+}
+
+
+@pytest.fixture
+def ran(run_cli, tmp_path, monkeypatch) -> Callable[[str], list[Any]]:
+    """Return a function that runs a tutorial with fewer of everything, commands in this process."""
+
+    def command(source: str) -> str:
+        # What stands behind a pipe only shortens what is shown.
+        words = shlex.split(source.replace("\\\n", " ").partition("|")[0])
+        assert words[0] == "saesteer"
+        answer = run_cli(*(found for word in words[1:] for found in glob.glob(word) or [word]))
+        assert answer.code == 0, answer.err
+        return answer.out
+
+    monkeypatch.setattr(tutorials, "_bash", command)
+    monkeypatch.delenv("SAESTEER_RUNS")
     monkeypatch.delenv("PROMPT_PAIRS", raising=False)
-    made = tutorials.run(text(path), tmp_path)
-    assert any(kind == "image" for cell in made for kind, _ in cell.outputs)
+
+    def run(name: str) -> list[Any]:
+        script = text(ROOT / "tutorials" / f"{name}.py")
+        for many, few in FEWER[name].items():
+            assert many in script, f"{many} is not in tutorials/{name}.py any more"
+            script = script.replace(many, few)
+        return tutorials.run(script, tmp_path)
+
+    return run
 
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.usefixtures("bundled_gguf")
-def test_patching_runs_on_a_file_of_the_readers_own(shared_data, tmp_path, monkeypatch) -> None:
+@pytest.mark.usefixtures("one_smollm2")
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_it_runs_and_draws(path, ran) -> None:
+    assert any(kind == "image" for cell in ran(path.stem) for kind, _ in cell.outputs)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_smollm2")
+def test_patching_runs_on_a_file_of_the_readers_own(shared_data, ran, monkeypatch) -> None:
     monkeypatch.setenv("PROMPT_PAIRS", str(shared_data / "temporal" / "clean_corrupted_pairs.json"))
-    made = tutorials.run(text(ROOT / "tutorials" / "patching.py"), tmp_path)
-    assert "Prime Minister" in str([cell.outputs for cell in made])
+    assert "Prime Minister" in str([cell.outputs for cell in ran("patching")])

@@ -218,6 +218,7 @@ def test_shipped_settings_fit_every_kind_they_name(file):
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_smollm2")
 def test_the_planted_layer_is_found_within_the_budget(smollm2, tmp_path):
     overrides = [
         "experiments.corrupt.tasks.source=[capitals]",

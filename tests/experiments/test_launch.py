@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,9 +126,32 @@ PARTS = {
 }
 
 
+@pytest.fixture
+def forked(tmp_path, monkeypatch) -> None:
+    """Let tasks be forks of a process that has imported everything."""
+    pytest.importorskip("resource", reason="processes are limited as POSIX has it")
+    from tests.torture.processes import Child
+
+    places = (tmp_path / f"fork-{number}" for number in itertools.count())
+
+    class Forked:
+        def __init__(self, command: Sequence[str], *, env: dict[str, str], **_: Any) -> None:
+            assert command[:3] == [sys.executable, "-m", "saesteer.cli.main"]
+            self._child = Child(command[3:], next(places), env=env)
+
+        def poll(self) -> int | None:
+            return self._child.code
+
+    own = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+    monkeypatch.setattr(launching, "subprocess", own)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PARTS)
-def test_two_processes_find_what_one_finds_to_the_last_bit(kind, begun, monkeypatch):
+def test_two_processes_find_what_one_finds_to_the_last_bit(kind, begun, request):
+    # One kind starts its processes as a user does, which takes each of them seconds.
+    if kind != "patch":
+        request.getfixturevalue("forked")
     shared, given = begun(kind), set[str]()
 
     def elsewhere(experiment: Any) -> None:
@@ -181,13 +208,14 @@ def test_a_job_whose_machine_is_gone_is_submitted_again(task, tmp_path):
 
 @pytest.mark.slow
 def test_a_ray_cluster_that_loses_a_node_finds_what_one_process_finds(begun, monkeypatch):
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's workers are nicer than everything else, which on a busy machine takes minutes.
     monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
-    one: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    # A GPU each, as Ray believes: no two tasks share one.
+    one: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 100 * 2**20}
     one["include_dashboard"] = False
     try:
         cluster = Cluster(initialize_head=True, head_node_args=one)
@@ -212,6 +240,7 @@ def test_a_ray_cluster_that_loses_a_node_finds_what_one_process_finds(begun, mon
     try:
         killer.start()
         results = shared.run()
+        assert not ray.is_initialized()
     finally:
         killer.join()
         cluster.shutdown()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.models import load_model, wrap_model
+from saesteer.models import wrap_model
 from saesteer.patching import eight_ioi_pairs, lens
 from saesteer.patching.answers import task_answers
 from saesteer.patching.attention import attention_page, attention_views
@@ -230,8 +230,8 @@ def _final_norm(model, arch, whole, part):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_shares_sum_to_the_logit_difference_on_the_real_model(bundled_gguf):
-    model = load_model("smollm2", device="cpu", dtype="float32")
+def test_shares_sum_to_the_logit_difference_on_the_real_model(smollm2_float32):
+    model = smollm2_float32
     found = direct_attribution(model, encode_pairs(model, eight_ioi_pairs(model)[:4]))
     summed = found.embed + found.attn.sum(axis=1) + found.mlp.sum(axis=1) + found.bias
     assert summed == pytest.approx(found.total, abs=1e-4)

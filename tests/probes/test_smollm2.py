@@ -16,7 +16,7 @@ LAYERS = [10, 12, 14]
 
 
 @pytest.fixture(scope="module")
-def probes(bundled_gguf, tmp_path_factory) -> ProbeSet:
+def probes(given_smollm2, tmp_path_factory) -> ProbeSet:
     """Probes of three layers, trained on 300 of the bundled texts."""
     settings = {
         "name": "real",
@@ -25,7 +25,8 @@ def probes(bundled_gguf, tmp_path_factory) -> ProbeSet:
         "fit": {"c": [0.001, 0.01], "resamples": 0, "control": False},
         "folder": str(tmp_path_factory.mktemp("runs")),
     }
-    run = run_experiment(parse_config(settings, kind=ProbeConfig, place="test"))
+    with given_smollm2():
+        run = run_experiment(parse_config(settings, kind=ProbeConfig, place="test"))
     assert max(r["macro_f1"]["value"] for r in run.metrics["layers"]) > 0.8
     return run.probes
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from saesteer.models import load_model, plain_model
+from saesteer.models import plain_model
 from saesteer.steering import SteeringVector, steer
 from saesteer.steering.bake import bake, bake_gguf, compare_with_hook, kl_everywhere
 from saesteer.steering.divergence import strength_at_kl
@@ -275,9 +275,11 @@ def unpacked(source: Path, target: Path) -> Path:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_llama_cpp_writes_what_transformers_writes_under_the_hook(bundled_gguf, tmp_path):
+def test_llama_cpp_writes_what_transformers_writes_under_the_hook(
+    smollm2_float32, bundled_gguf, tmp_path
+):
     xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
-    model = load_model("smollm2", device="cpu", dtype="float32")
+    model = smollm2_float32
     vector = vector_at(12, width=576, residual_norm=60.0)
     source = unpacked(bundled_gguf, tmp_path / "unpacked.gguf")
     folder = bake_gguf(source, vector, 0.3, tmp_path / "baked")

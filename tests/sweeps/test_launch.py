@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from saesteer.experiments.context import cpu_threads
 from saesteer.experiments.registry import experiment_named
 from saesteer.experiments.results import numbers_of
 from saesteer.sweeps.launch import launch_workers
@@ -25,28 +26,16 @@ from saesteer.sweeps.worker import Worker
 from saesteer.tracking import list_runs
 from saesteer.utils.errors import SaesteerError
 from tests.experiments import conftest as fixtures
-from tests.sweeps.conftest import FOUR, TWO, results, started
+from tests.sweeps.conftest import FOUR, results, started
 
 SAESTEER = (sys.executable, "-m", "saesteer.cli.main")
 compare_data, embeds, tiny_compare = fixtures.compare_data, fixtures.embeds, fixtures.tiny_compare
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds_to_the_last_bit(sweep_of, tmp_path):
-    study = started(sweep_of(parameters=TWO))
-    launch_workers(study, 2, tmp_path / "logs", threads=1).local()
-    rows = study.rows()
-    assert [row.state for row in rows] == ["done"] * 2, [row.error for row in rows]
-    assert len(list((tmp_path / "logs").iterdir())) == 2
-    alone = started(sweep_of({"overrides": [f"folder={tmp_path / 'alone'}"]}, parameters=TWO))
-    # A process too, because sums depend on how many threads share them.
-    launch_workers(alone, 1, tmp_path / "log", threads=1).local()
-    assert [row.state for row in alone.rows()] == ["done"] * 2
-    assert results(study) == results(alone)
-
-
-@pytest.mark.slow
-def test_kill_9_of_a_worker_and_its_parent_loses_nothing_and_does_nothing_twice(sweep_of, tmp_path):
+def test_kill_9_of_a_worker_and_its_parent_does_nothing_twice_and_changes_no_bit(
+    sweep_of, tmp_path
+):
     # Long completions, so that the kill falls into trials.
     long = "completions.max_new_tokens=60"
     sweep = sweep_of({"overrides": [long]}, parameters=FOUR)
@@ -62,10 +51,19 @@ def test_kill_9_of_a_worker_and_its_parent_loses_nothing_and_does_nothing_twice(
     assert again.returncode == 0
     others = "workers of an earlier call go on (process "
     assert f"{others}{workers[1]} on " in again.stdout + again.stderr
-    rows = open_study(str(sweep.folder)).rows()
+    study = open_study(str(sweep.folder))
+    rows = study.rows()
     assert [row.state for row in rows] == ["done"] * 4, [row.error for row in rows]
     assert sorted(row.attempts for row in rows) == [1, 1, 1, 2]
     assert {run.status for run in list_runs(tmp_path / "runs")} == {"finished"}
+    # One process that nobody kills finds the same.
+    alone = started(
+        sweep_of({"overrides": [long, f"folder={tmp_path / 'alone'}"]}, parameters=FOUR)
+    )
+    # Sums depend on how many threads share them.
+    with cpu_threads(1):
+        assert Worker(alone).work().done == 4
+    assert results(study) == results(alone)
 
 
 def wait_for_workers(sweep, parent) -> list[int]:
