@@ -58,7 +58,8 @@ class BiPO(Method):
         n, d_model = deltas.shape
         # The same pairs stay together, so that what lies below the site is computed once.
         parts = torch.randperm(n, generator=generator).split(self.batch_size)
-        batches = [given.statements(part.tolist()) for part in parts]
+        statements = given.statements(range(n))
+        batches = [statements.subset([*part.tolist(), *(n + part).tolist()]) for part in parts]
         given.progress.say(f"Training on the preference of {n} pairs")
         unsteered = [row_gradients(rows) for rows in batches]
         if not _differ([gradients for gradients, _ in unsteered]):

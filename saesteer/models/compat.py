@@ -13,11 +13,12 @@ import logging
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from unittest import mock
 
+import torch
 from torch import Tensor, nn
 
 from saesteer.utils.progress import Progress
@@ -72,19 +73,21 @@ def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
     return {name: cache for name in _CACHE_NAMES if name in parameters}
 
 
-def repeated_cache(cache: Any, times: int) -> Any:
-    """Return a copy of a one-row cache with its row repeated; None if it cannot be repeated.
+def selected_cache(cache: Any, rows: Sequence[int]) -> Any:
+    """Return a cache of the given rows of another, in that order; None if it has no such rows.
 
-    Layers with a convolution or a recurrent state lack the method or repeat their keys and values
-    alone (5.15 to 5.24), so what was repeated is looked at.
+    Layers with a convolution or a recurrent state lack the method or select of their keys and
+    values alone (5.15 to 5.24), so what was selected is looked at.
     """
-    repeated = copy.deepcopy(cache)
+    selected = copy.copy(cache)
     try:
-        repeated.batch_repeat_interleave(times)
-        held = [tensor for layer in repeated.layers for tensor in _tensors(vars(layer))]
+        # Selecting, and running with it, makes new tensors and writes to none.
+        selected.layers = [copy.copy(layer) for layer in cache.layers]
+        selected.batch_select_indices(torch.tensor(rows))
+        held = [tensor for layer in selected.layers for tensor in _tensors(vars(layer))]
     except (AttributeError, TypeError):
         return None
-    return repeated if {t.shape[0] for t in held if t.ndim > 1} == {times} else None
+    return selected if {t.shape[0] for t in held if t.ndim > 1} == {len(rows)} else None
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
-def position_ids(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+def position_ids(mask: Shaped[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
     """Return every token's place counted from its row's first real token; 0 at padding."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
@@ -38,16 +38,34 @@ def check_finite(values: Tensor, what: str) -> None:
 def all_logits(
     root: Any, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], **wanted: Any
 ) -> Float[Tensor, "row pos vocab"]:
-    """Run rows and return the logits behind every token.
+    """Run rows and return the logits behind every token; see `run_rows`."""
+    return run_rows(root, ids, mask, use_cache=False, **wanted).logits
+
+
+def run_rows(
+    root: Any,
+    ids: Int[Tensor, "row pos"],
+    mask: Shaped[Tensor, "row past+pos"],
+    *,
+    use_cache: bool,
+    **wanted: Any,
+) -> Any:
+    """Run rows and return what the model gives.
 
     `root` is a Hugging Face causal language model: `plain_model(model)`, or the bridge's own
-    `model.original_model`. What else is wanted is given to a model that takes it.
+    `model.original_model`. The mask covers what is in a cache too. What else is wanted is given to
+    a model that takes it.
     """
-    wanted |= {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
+    places = position_ids(mask)[:, -ids.shape[1] :]
+    wanted |= {"attention_mask": mask.long(), "position_ids": places}
     # Models with ALiBi take no position ids, and a few compute all logits or none.
-    takes = inspect.signature(root.forward).parameters
-    known = {name: value for name, value in wanted.items() if name in takes}
-    return root(input_ids=ids, use_cache=False, **known).logits
+    known = {name: value for name, value in wanted.items() if takes(root, name)}
+    return root(input_ids=ids, use_cache=use_cache, **known)
+
+
+def takes(root: Any, name: str) -> bool:
+    """Whether a model's forward has an argument of that name."""
+    return name in inspect.signature(root.forward).parameters
 
 
 def last_logits(

@@ -1,16 +1,48 @@
-"""The beginning that rows share, computed once for all of them."""
+"""What stands before all that passes change, computed once for many of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
+from saesteer.models.compat import cache_argument, find_cache, selected_cache
+from saesteer.models.forward import run_rows, takes
+from saesteer.models.tokens import TokenRow, input_device, pad_rows
 
-from saesteer.models.compat import cache_argument, find_cache, repeated_cache
-from saesteer.models.tokens import TokenRow
+SHORTEST_PREFIX = 8
+# Of prefixes that are kept, with their padding: 380 MB of SmolLM2's keys and values in float32.
+MOST_COLUMNS = 8192
 
-SHORTEST_SHARED_PREFIX = 8
+Prefix = tuple[int, ...]
+
+
+def kept_prefixes(
+    model: Any, rows: Sequence[TokenRow], pad: int, *, apart: bool
+) -> tuple[Any, list[Prefix]]:
+    """Return a cache of what stands before rows' last prompt tokens, and each row's part of that.
+
+    The cache, None where nothing is kept, has a row for each different prefix, in the order in
+    which they first occur, and padding stands before them.
+
+    Args:
+        apart: Whether each row's prefix is wanted, and not only what all rows share.
+    """
+    for prefixes in _divisions(rows, apart):
+        cache = prefix_cache(model, list(dict.fromkeys(prefixes)), pad)
+        if cache is not None:
+            return cache, prefixes
+    return None, [()] * len(rows)
+
+
+def _divisions(rows: Sequence[TokenRow], apart: bool) -> Iterator[list[Prefix]]:
+    lengths = [max(0, row.kept.index(True) - 1) for row in rows]
+    own = [row.ids[:length] for row, length in zip(rows, lengths, strict=True)]
+    different = {prefix: len(prefix) for prefix in own}
+    columns = len(different) * max(lengths)
+    # One long prefix would leave room for few rows in a batch.
+    if apart and columns <= min(MOST_COLUMNS, 2 * sum(different.values())):
+        yield own
+    yield [rows[0].ids[: shared_prefix(rows, min(lengths))]] * len(rows)
 
 
 def shared_prefix(rows: Sequence[TokenRow], limit: int) -> int:
@@ -19,13 +51,24 @@ def shared_prefix(rows: Sequence[TokenRow], limit: int) -> int:
     shared = 0
     while shared < limit and all(row.ids[shared] == first[shared] for row in rows):
         shared += 1
-    return shared if shared >= SHORTEST_SHARED_PREFIX else 0
+    return shared if shared >= SHORTEST_PREFIX else 0
 
 
-def prefix_cache(model: Any, prefix: Sequence[int], device: torch.device) -> Any:
-    """Return the cache of what rows share; None where nothing is, or it cannot be repeated."""
-    if not prefix or not cache_argument(model, None):
+def prefix_cache(model: Any, prefixes: Sequence[Prefix], pad: int = 0) -> Any:
+    """Return the cache of prefixes, a row each, left-padded.
+
+    None where there is nothing to keep, or the model's cache cannot be divided into rows or
+    continued behind padding.
+    """
+    padded = len({len(prefix) for prefix in prefixes}) > 1
+    if not any(prefixes) or not cache_argument(model, None):
         return None
-    output = model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
-    cache = find_cache(output)
-    return None if cache is None or repeated_cache(cache, 2) is None else cache
+    if padded and not takes(model, "position_ids"):
+        return None
+    rows = [TokenRow(prefix, (False,) * len(prefix)) for prefix in prefixes]
+    batch = pad_rows(rows, pad, input_device(model))
+    how = {"use_cache": True, "logits_to_keep": 1}
+    cache = find_cache(run_rows(model, batch.input_ids, batch.attention_mask, **how))
+    # More rows than there are, so that what was not selected shows.
+    more = [0] * (len(prefixes) + 1)
+    return None if cache is None or selected_cache(cache, more) is None else cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -11,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, repeated_cache
+from saesteer.models.compat import cache_argument, selected_cache
+from saesteer.models.forward import run_rows
 from saesteer.models.hooks import HookTarget, hooked, standing_in
 from saesteer.models.loading import block_name, plain_model
 from saesteer.models.placement import trim_memory
@@ -24,7 +26,7 @@ from saesteer.models.tokens import (
     padding_id,
 )
 from saesteer.steering.apply import steer
-from saesteer.steering.prefix import prefix_cache, shared_prefix
+from saesteer.steering.prefix import Prefix, kept_prefixes
 from saesteer.steering.strength import Unit
 from saesteer.utils.errors import DataError
 
@@ -58,19 +60,21 @@ class Pass(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Rows that run together behind one shared prefix."""
+    """Rows that run together behind their prefixes."""
 
     # The rows' places in the caller's order.
     index: list[int]
-    # What follows the shared prefix, right-padded.
+    # Which row of the cache holds each one's prefix.
+    prefixes: list[int]
+    # What follows the prefixes, right-padded.
     ids: Tensor
-    # 1 at the prefix and at real tokens.
+    # Over left-padded prefixes and the rest: 1 at real tokens.
     attention: Tensor
     # True where the NEXT token is one to score.
     scored: Tensor
-    # Over prefix and rest: True from the last prompt token on, never at padding.
+    # Over prefixes and rest: True from the last prompt token on, never at padding.
     steered: Tensor
-    # Each row's number of tokens before the first scored one.
+    # Each row's number of columns before the first scored one.
     prompts: Tensor
 
 
@@ -81,16 +85,17 @@ class _Reached(Exception):
 class TeacherForced:
     """Rows prepared once for many passes under different steering.
 
-    What every steered pass shares is computed once. Rows that share their beginning (a common
-    request in the chat template) share its keys and values: steering starts at the last prompt
-    token, so everything before it is the same under every vector and strength. And the blocks
-    below the steered sites see nothing of the steering, so passes start at the first of them.
+    What every steered pass shares is computed once. Steering starts at the last prompt token, so
+    the keys and values of everything before it are the same under every vector and strength: they
+    are kept, once for all rows with the same prompt. And the blocks below the steered sites see
+    nothing of the steering, so passes start at the first of them.
 
     Args:
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered, or several sites; steering below works but shares less.
+            Without one only what all rows begin with is kept, which is cheaper for a single pass.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
-        share_prefix: Whether rows may share what stands before every row's last prompt token.
+        share_prefix: Whether what stands before a row's last prompt token may be kept.
 
     Raises:
         DataError: There is no row, or one has no token to score.
@@ -110,25 +115,70 @@ class TeacherForced:
         self._sites = (site,) if isinstance(site, Site) else tuple(site or ())
         self._model: Any = self._running_at(self._sites)
         self._lower = _lower_blocks(model, self._targets(self._model))
-        self._lower_output: dict[int, Any] = {}
-        self.n_rows, self.n_sites = len(rows), len(self._sites)
+        self._max_tokens, self.n_sites = max_tokens, len(self._sites)
+        self._cache, prefixes = None, [()] * len(rows)
+        if share_prefix:
+            pad, apart = padding_id(model), bool(self._sites)
+            # Whatever mode the caller is in, gradients may pass by what is kept here.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache, prefixes = kept_prefixes(self._model, rows, pad, apart=apart)
+        self._places = {prefix: place for place, prefix in enumerate(dict.fromkeys(prefixes))}
+        self._take(rows, prefixes)
+
+    def subset(self, rows: Sequence[int]) -> TeacherForced:
+        """Return some of the rows, in the order given, on the same keys and values of prompts."""
+        part = copy.copy(self)
+        part._take([self._rows[i] for i in rows], [self._prefixes[i] for i in rows])
+        return part
+
+    def _take(self, rows: Sequence[TokenRow], prefixes: Sequence[Prefix]) -> None:
+        """Divide rows, whose prefixes are kept, into blocks."""
+        self._rows, self._prefixes = rows, prefixes
+        self.n_rows = len(rows)
         # How many tokens of each row are scored, and of all.
         self.scored = [sum(row.kept[1:]) for row in rows]
         self.n_scored = sum(self.scored)
-        device = input_device(self._model)
-        limit = min(_first_kept(row) for row in rows) - 1
-        shared = shared_prefix(rows, limit) if share_prefix else 0
-        # Whatever mode the caller is in, gradients may pass by what is kept here.
-        with torch.inference_mode(False), torch.no_grad():
-            self._cache = prefix_cache(self._model, rows[0].ids[:shared], device)
-            shared = 0 if self._cache is None else shared
-            most = MOST_LOGITS if device.type == "cpu" else MOST_LOGITS_BESIDE_A_CPU
+        device, pad = input_device(self._model), padding_id(self._bridge)
+        most = MOST_LOGITS if device.type == "cpu" else MOST_LOGITS_BESIDE_A_CPU
+        # Padding before rows, such that all prefixes end at the same column.
+        before = [max(map(len, self._places)) - len(prefix) for prefix in prefixes]
+        aligned = [
+            TokenRow((pad,) * more + row.ids, (False,) * more + row.kept)
+            for more, row in zip(before, rows, strict=True)
+        ]
+        with torch.inference_mode(False):
             self._blocks = [
-                _block(rows, part, shared, padding_id(model), device)
-                for index in length_sorted_batches(rows, max_tokens=max_tokens)
-                for part in _few_scored(rows, index, most // int(model.cfg.d_vocab))
+                self._block(aligned, before, part)
+                for index in length_sorted_batches(aligned, max_tokens=self._max_tokens)
+                for part in _few_scored(rows, index, most // int(self._bridge.cfg.d_vocab))
             ]
         self.n_passes = len(self._blocks)
+        self._lower_output: dict[int, Any] = {}
+
+    def _block(
+        self, aligned: Sequence[TokenRow], before: Sequence[int], index: list[int]
+    ) -> _Block:
+        width = max(map(len, self._places))
+        rows = [aligned[i] for i in index]
+        tokens = pad_rows(rows, padding_id(self._bridge), side="right")
+        scored = torch.roll(tokens.span, -1, dims=1)
+        scored[:, -1] = False
+        attention = tokens.attention_mask
+        steered = torch.zeros_like(tokens.span)
+        prompts = [_first_kept(row) for row in rows]
+        for place, (i, row) in enumerate(zip(index, rows, strict=True)):
+            attention[place, : before[i]] = 0
+            steered[place, max(width, prompts[place] - 1) : len(row)] = True
+        device = input_device(self._model)
+        return _Block(
+            index,
+            [self._places[self._prefixes[i]] for i in index],
+            tokens.input_ids[:, width:].to(device),
+            attention.to(device),
+            scored[:, width:].to(device),
+            steered.to(device),
+            torch.tensor(prompts),
+        )
 
     def passes(
         self,
@@ -273,11 +323,11 @@ class TeacherForced:
         return self._lower_output[place]
 
     def _forward(self, block: _Block, below: Any, model: Any) -> Tensor:
-        cache: dict[str, Any] = {"use_cache": self._cache is not None}
+        cached: dict[str, Any] = {"use_cache": self._cache is not None}
         if self._cache is not None:
-            cache |= cache_argument(model, repeated_cache(self._cache, len(block.ids)))
+            cached |= cache_argument(model, selected_cache(self._cache, block.prefixes))
         with nullcontext() if below is None else standing_in(_given(self._lower, below)):
-            return model(input_ids=block.ids, attention_mask=block.attention, **cache).logits
+            return run_rows(model, block.ids, block.attention, **cached).logits
 
 
 def _lower_blocks(model: TransformerBridge, targets: Sequence[HookTarget]) -> list[Any]:
@@ -362,26 +412,3 @@ def _check_rows(rows: Sequence[TokenRow]) -> None:
 
 def _first_kept(row: TokenRow) -> int:
     return row.kept.index(True)
-
-
-def _block(
-    rows: Sequence[TokenRow], index: list[int], shared: int, pad: int, device: torch.device
-) -> _Block:
-    rest = [TokenRow(rows[i].ids[shared:], rows[i].kept[shared:]) for i in index]
-    tokens = pad_rows(rest, pad, device, side="right")
-    prefix = torch.ones((len(index), shared), dtype=torch.long, device=device)
-    scored = torch.zeros_like(tokens.span)
-    scored[:, :-1] = tokens.span[:, 1:]
-    # The mask covers the shared prefix too, which nothing is written to.
-    steered = torch.zeros((len(index), shared + tokens.span.shape[1]), dtype=torch.bool)
-    for i, row in enumerate(rest):
-        steered[i, shared + max(0, _first_kept(row) - 1) : shared + len(row)] = True
-    prompts = torch.tensor([shared + _first_kept(row) for row in rest])
-    return _Block(
-        index,
-        tokens.input_ids,
-        torch.cat([prefix, tokens.attention_mask], dim=1),
-        scored,
-        steered.to(device),
-        prompts,
-    )

@@ -10,7 +10,7 @@ import torch
 
 from saesteer.evaluation import statement_log_likelihoods
 from saesteer.methods.objective import FisherMetric, Statements, SteeringObjective, row_gradients
-from saesteer.models import Site
+from saesteer.models import Site, encode_statements
 from saesteer.steering import DivergenceMeter, TeacherForced
 
 RAISE = ("i like the little house", "the water is good and so is the bread", "help me")
@@ -195,11 +195,17 @@ def by_autograd(run, model, row, start) -> tuple[torch.Tensor, float]:
 
 
 @pytest.mark.parametrize("length", [0.0, -4.0])
+@pytest.mark.parametrize(
+    "prompts", [None, ("who is it", "how is the dog on the hill", "cat it is")]
+)
 def test_gradients_and_values_equal_autograd_row_by_row(
-    tiny_llama, length, rows_of, vector_of, logits_by_hand, site
+    tiny_llama, length, prompts, rows_of, vector_of, logits_by_hand, site
 ):
     model = tiny_llama
     rows = rows_of(model, TEXTS)
+    if prompts:
+        turns = [prompts[place % len(prompts)] for place in range(len(TEXTS))]
+        rows = encode_statements(model.tokenizer, TEXTS, turns, chat=False)
     start = pushed(0)
     # 2 is the residual norm that `vector_of` gives, in whose units strength is.
     prepared = TeacherForced(model, rows, site=site, max_tokens=80)

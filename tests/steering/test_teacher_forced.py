@@ -20,7 +20,10 @@ from tests.hybrids import hybrid
 
 LAYERS = 3
 HYBRIDS = ("mamba", "mamba2", "lfm2", "qwen35", "falconh1", "jamba")
+# Without a place for positions, with a bias by distance, with windows.
+OTHER_PLACES = ("bloom", "falcon-alibi", "gemma2", "gemma4")
 REQUEST = "tell me about the house on the hill by the water please"
+OTHERS = ("where is it", "how is the dog on the little hill", "cat and dog, tell me about bread")
 ANSWERS = (
     "i like the little house",
     "go away",
@@ -33,12 +36,12 @@ SITES = [
 
 
 def rows_of(model, *, shared: bool = True) -> list[TokenRow]:
-    """Rows behind one request, or each behind its own, of which no two begin alike."""
+    """Rows behind one request, or behind three of other beginnings and lengths."""
     if shared:
         return encode_statements(model.tokenizer, ANSWERS, REQUEST)
-    questions = [f"{word} is it" for word in ("where", "how", "cat", "dog")]
+    questions = [OTHERS[place] for place in (0, 1, 2, 0)]
     rows = encode_statements(model.tokenizer, ANSWERS, questions, chat=False, prepend_bos=False)
-    assert len({row.ids[0] for row in rows}) == len(rows)
+    assert len({row.ids[0] for row in rows}) == len({row.kept.index(True) for row in rows}) == 3
     return rows
 
 
@@ -113,7 +116,7 @@ def counted(model):
             handle.remove()
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["prefix", "no prefix"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one prompt", "several prompts"])
 def test_starting_at_the_site_changes_no_logit(tiny_model, arch, shared):
     model = tiny_model(arch)
     rows = rows_of(model, shared=shared)
@@ -130,12 +133,15 @@ def test_starting_at_the_site_changes_no_logit(tiny_model, arch, shared):
                 assert_same(got, wanted)
             assert_same(said_open(short, vector, strength), wanted)
         assert distance(wanted, said_by(short)) > 1e-2
+        head: Any = plain_model(model).get_output_embeddings()
+        with torch.no_grad():
+            assert_same([head(states) for states in short.last_states()], reference(model, rows))
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
-def test_models_that_keep_states_beside_keys_are_scored_as_in_single_passes(name, tiny_tokenizer):
+@pytest.mark.parametrize("name", [*HYBRIDS, *OTHER_PLACES])
+def test_models_that_keep_or_place_otherwise_are_scored_as_in_single_passes(name, tiny_tokenizer):
     model = hybrid(name, tiny_tokenizer)
-    rows = rows_of(model)
+    rows = rows_of(model, shared=False)
     for site in (Site(0), Site(2), Site(1, "hook_resid_pre"), Site(3)):
         passes, vector = (
             TeacherForced(model, rows, site=site, max_tokens=60),
@@ -163,7 +169,7 @@ def test_a_vector_may_stand_at_another_site_than_was_prepared(
     tiny_llama, tiny_model, prepared, written
 ):
     for model in (tiny_llama, tiny_model("gpt2")):
-        rows, vector = rows_of(model), vector_at(model, written)
+        rows, vector = rows_of(model, shared=prepared is None), vector_at(model, written)
         passes = TeacherForced(model, rows, site=prepared)
         wanted = reference(model, rows, vector, 3.0)
         assert_same(said_by(passes), reference(model, rows))
@@ -202,6 +208,20 @@ def test_a_long_prefix_behind_a_short_sliding_window_is_kept_whole(tiny_model):
         assert (cached_length(passes._cache) or 0) > 2 * window
         for strength in (1.0, 0.0):
             assert_same(said_by(passes, vector, strength), reference(model, rows, vector, strength))
+
+
+def test_of_a_prompt_its_last_token_alone_runs_again(tiny_model, arch):
+    model = tiny_model(arch)
+    rows = rows_of(model, shared=False)
+    passes, vector = TeacherForced(model, rows, site=Site(1)), vector_at(model, Site(1))
+    said_by(passes)
+    widths: list[int] = []
+    handle = blocks_of(model)[-1].register_forward_hook(
+        lambda _m, inputs, _o: widths.append(inputs[0].shape[1])
+    )
+    said_by(passes, vector, 1.0)
+    handle.remove()
+    assert widths == [1 + max(sum(row.kept) for row in rows)]
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -261,6 +281,17 @@ def test_rows_of_many_batches_come_back_in_order_with_the_answers_tokens(tiny_ll
         for i, place in enumerate(part.index):
             said = [t for t, kept in zip(rows[place].ids, rows[place].kept, strict=True) if kept]
             assert part.after[part.row == i].tolist() == said
+
+
+def test_a_subset_says_of_its_rows_what_all_rows_say(tiny_llama):
+    rows = 2 * rows_of(tiny_llama, shared=False)
+    passes, vector = TeacherForced(tiny_llama, rows, site=Site(1)), vector_at(tiny_llama, Site(1))
+    wanted = said_by(passes, vector, 1.5)
+    for places in ([6, 1, 3], [5]):
+        part = passes.subset(places)
+        assert (part.n_rows, part.n_scored) == (len(places), sum(part.scored))
+        for say in (said_by, said_open):
+            assert_same(say(part, vector, 1.5), [wanted[place] for place in places])
 
 
 def test_the_unembedding_takes_the_scored_tokens_alone_and_few_at_a_time(tiny_llama, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, contiguous_head, repeated_cache
-from saesteer.models.forward import check_finite, greedy_settings
+from saesteer.models.compat import cache_argument, contiguous_head, selected_cache
+from saesteer.models.forward import check_finite, greedy_settings, takes
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import resolve_target
 from saesteer.models.tokens import TokenBatch, TokenRow, input_device, pad_rows, padding_id
@@ -120,7 +119,7 @@ def _batch(
     cache = None
     if shared and _counts_by_position(runner):
         with torch.no_grad():
-            cache = prefix_cache(runner, rows[0].ids[:shared], device)
+            cache = prefix_cache(runner, [rows[0].ids[:shared]])
     if cache is None:
         return pad_rows(rows, pad, device), {}
     parts = [
@@ -132,7 +131,7 @@ def _batch(
         torch.cat([part.attention_mask for part in parts], dim=1),
         torch.cat([part.span for part in parts], dim=1),
     )
-    return both, cache_argument(runner, repeated_cache(cache, len(rows)))
+    return both, cache_argument(runner, selected_cache(cache, [0] * len(rows)))
 
 
 def _counts_by_position(runner: Any) -> bool:
@@ -143,7 +142,7 @@ def _counts_by_position(runner: Any) -> bool:
     """
     config = runner.config.get_text_config()
     bounds = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return not any(bounds) and "position_ids" in inspect.signature(runner.forward).parameters
+    return not any(bounds) and takes(runner, "position_ids")
 
 
 def _together(
