@@ -401,7 +401,9 @@ class TrainingCost:
 
             if self.bundled_metric.is_file():
                 return load_file(self.bundled_metric)
-            texts = TeacherForced(self._model, self.rows, site=self._sites, max_tokens=1024)
+            # Tokens are drawn batch by batch: in these batches those of the packaged metric.
+            batches = {"max_tokens": 1024, "own_prefixes": False}
+            texts = TeacherForced(self._model, self.rows, site=self._sites, **batches)
             how = {"n_samples": self._fisher_samples, "progress": self._progress}
             found = fisher_metric(texts, **how)
             return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}

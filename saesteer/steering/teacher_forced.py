@@ -96,6 +96,8 @@ class TeacherForced:
             Without one only what all rows begin with is kept, which is cheaper for a single pass.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
         share_prefix: Whether what stands before a row's last prompt token may be kept.
+        own_prefixes: Whether all of it is, and rows are divided into batches accordingly; else what
+            all rows begin with.
 
     Raises:
         DataError: There is no row, or one has no token to score.
@@ -109,6 +111,7 @@ class TeacherForced:
         site: Site | Sequence[Site] | None = None,
         max_tokens: int = 4096,
         share_prefix: bool = True,
+        own_prefixes: bool = True,
     ) -> None:
         _check_rows(rows)
         self._bridge = model
@@ -118,7 +121,7 @@ class TeacherForced:
         self._max_tokens, self.n_sites = max_tokens, len(self._sites)
         self._cache, prefixes = None, [()] * len(rows)
         if share_prefix:
-            pad, apart = padding_id(model), bool(self._sites)
+            pad, apart = padding_id(model), own_prefixes and bool(self._sites)
             # Whatever mode the caller is in, gradients may pass by what is kept here.
             with torch.inference_mode(False), torch.no_grad():
                 self._cache, prefixes = kept_prefixes(self._model, rows, pad, apart=apart)

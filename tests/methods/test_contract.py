@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -85,10 +87,17 @@ class LikelierAlong:
     """Stands for statements of a token each, likelier the further steering goes along their text's
     activation."""
 
-    def __init__(self, activations: PairActivations, pairs: list[int]) -> None:
+    def __init__(self, activations: PairActivations, pairs: Sequence[int]) -> None:
         sides = (activations.positive, activations.negative)
-        self.means = torch.cat([pool(side, "mean")[pairs] for side in sides])
-        self.n_rows, self.scored = len(self.means), [1] * len(self.means)
+        self._take(torch.cat([pool(side, "mean")[list(pairs)] for side in sides]))
+
+    def _take(self, means: torch.Tensor) -> None:
+        self.means, self.n_rows, self.scored = means, len(means), [1] * len(means)
+
+    def subset(self, rows: Sequence[int]) -> LikelierAlong:
+        part = copy(self)
+        part._take(self.means[list(rows)])
+        return part
 
     def open_passes(self, vector: Any, strength: float, unit: str) -> Any:
         offset = torch.zeros_like(self.means, requires_grad=True)
