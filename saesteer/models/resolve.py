@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from saesteer.models.gguf_files import gguf_header
 from saesteer.models.hooks import Site
 from saesteer.utils.errors import MismatchError, ModelError, SiteError
-from saesteer.utils.limits import check_declared, read_json
+from saesteer.utils.limits import check_declared, odd_file, read_json
 from saesteer.utils.text import did_you_mean, one_line
 
 BUNDLED = "smollm2"
@@ -65,6 +65,8 @@ def resolve_model(name: str | os.PathLike[str]) -> ModelSource:
             raise ModelError(
                 f"{text} holds no config.json; give a folder written by save_pretrained."
             )
+        if (odd := odd_file(path)) is not None:
+            raise ModelError(f"{odd} is no file on a disk; copy the model's folder again.")
         return ModelSource(text, "folder", str(path.resolve()))
     if os.path.isfile(path) or not _HUB_ID.fullmatch(text):
         raise ModelError(

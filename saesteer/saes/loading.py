@@ -11,7 +11,7 @@ from saesteer.models.resolve import ModelSource, check_shape
 from saesteer.models.sites import Site
 from saesteer.saes.adapter import LensSae
 from saesteer.utils.errors import NetworkError, SaeError
-from saesteer.utils.limits import check_declared, read_json
+from saesteer.utils.limits import check_declared, odd_file, read_json
 from saesteer.utils.text import library_said, near_names
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ def load_sae(name: str | os.PathLike[str] = BUNDLED, *, device: str = "cpu") -> 
 
 
 def _check_layout(folder: Path) -> None:
+    if (odd := odd_file(folder)) is not None:
+        raise SaeError(f"{odd} is no file on a disk; copy the SAE's folder again.")
     # sae_lens takes a file that names no version for one written before 6.0, which had no
     # metadata, and drops what is there.
     config = _config(folder)

@@ -87,6 +87,11 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, most).decode("utf-8"))
 
 
+def odd_file(folder: Path) -> Path | None:
+    """Return what in a folder is neither a file nor a folder, for which a library might wait."""
+    return next((file for file in folder.iterdir() if not (file.is_file() or file.is_dir())), None)
+
+
 def check_header(path: Path) -> None:
     """Refuse a safetensors file that says more of itself than it may; see its format's first 8."""
     with path.open("rb") as stream:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import saesteer as ss
 from saesteer.data import load_pairs
 from saesteer.sweeps.sweep_file import read_sweep
 from saesteer.utils.errors import ConfigError, DataError
@@ -79,6 +80,20 @@ def test_a_name_of_a_million_letters_is_refused_at_once(tmp_path):
     assert time.process_time() - start < 1
     for error in (caught, misspelt):
         assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "settings", "weights"),
+    [
+        (ss.load_model, "config.json", "model.safetensors"),
+        (ss.load_sae, "cfg.json", "sae_weights.safetensors"),
+    ],
+)
+def test_weights_that_are_a_pipe_are_refused_and_not_waited_for(load, settings, weights, tmp_path):
+    (tmp_path / settings).write_text("{}")
+    os.mkfifo(tmp_path / weights)
+    with pytest.raises(ss.SaesteerError, match="no file on a disk"):
+        load(tmp_path)
 
 
 def test_a_pipe_that_nobody_writes_into_is_empty_and_one_that_is_written_is_read(tmp_path):
