@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "bars": bars,
     "sideways": lambda: bars(sideways=True, percent=True),
     "lines": lines,
-    "logarithmic": lambda: lines(log_x=True, log_y=True, ticks=(0.1, 1.0)),
+    "logarithmic": lambda: lines(log_x=True, log_y=True, ticks={0.1: "0.1", 1.0: "1"}),
     "labelled": lambda: plots.lines([Series("a", (1.0, 2.0))], [HOSTILE, "b"]),
     "scatter": lambda: plots.scatter([CLOUD], diagonal=True),
     "forest": lambda: plots.forest(

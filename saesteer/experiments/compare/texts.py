@@ -30,7 +30,7 @@ def generation(grid: Grid) -> dict[str, list[Row]]:
             found.setdefault((at["method"], at["kl_target"]), {})[name] = record
             of_all = record["summary"]
             lines += [{"persona": name, **at, **s} for s in of_all["signs"]]
-            personas.append({"persona": name, **at, **{key: of_all[key] for key in OF_PERSONA}})
+            personas.append({"persona": name, **at, **{key: of_all.get(key) for key in OF_PERSONA}})
     read = {
         at: [_by_question(by_name.get(name)) for name in grid.names]
         for at, by_name in found.items()
