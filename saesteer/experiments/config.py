@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,10 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from saesteer.methods.registry import build_method
-from saesteer.methods.sites import names_site
-from saesteer.models.resolve import ModelSource, check_shape, resolve_model
-from saesteer.models.sites import Site
+from saesteer.models.resolve import ModelSource, resolve_model
 from saesteer.saes.loading import check_planned, resolve_sae
 from saesteer.utils.cache import content_digest
 from saesteer.utils.errors import ConfigError, SaeError
@@ -99,24 +95,6 @@ def weights_digest(model: ModelSource, sae: SaePlace | None = None) -> dict[str,
     found = {"model": (model.sha256 or "") if known else content_digest(Path(model.location))}
     if sae is not None:
         found["sae"] = content_digest(sae) if isinstance(sae, Path) else ":".join(sae)
-    return found
-
-
-def check_also(
-    config: ExperimentConfig, methods: Iterable[tuple[str, Mapping[str, Any]]]
-) -> dict[str, str]:
-    """Check, by name and settings, the SAEs and sites that methods take beside the run's.
-
-    Returns:
-        What tells those SAEs from others under the same name or path.
-    """
-    found = {}
-    for method, settings in methods:
-        for name in getattr(build_method(method, settings), "also", ()):
-            if names_site(name):
-                check_shape(resolve_model(config.model.name), Site.parse(name), None, "also")
-            else:
-                found[f"also {name}"] = weights_digest(*sources(config, name))["sae"]
     return found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial, wraps
 from typing import Any
 
+import numpy as np
+
 from saesteer.data import PairSet
 from saesteer.evaluation import EffectMeter, VectorResult
 from saesteer.experiments.steering import SteeringExperiment
@@ -176,9 +178,10 @@ class PairsRun:
 
 
 def _identity(vector: SteeringVector) -> tuple[Any, ...]:
-    norm, (raw, *others) = (
-        vector.residual_norm,
-        [p.raw.float().cpu().numpy() for p in vector.pieces],
-    )
-    parts = zip([str(part.site) for part in vector.parts], others, strict=True)
-    return (vector.name, vector.method, vector.positions, norm, raw, *parts)
+    parts = ((str(part.site), _numbers(part)) for part in vector.parts)
+    about = (vector.name, vector.method, vector.positions, vector.residual_norm)
+    return (*about, _numbers(vector), *parts)
+
+
+def _numbers(vector: SteeringVector) -> np.ndarray:
+    return vector.raw.float().cpu().numpy()

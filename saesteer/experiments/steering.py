@@ -17,12 +17,13 @@ from saesteer.evaluation.choices import answer_cue, choice_question
 from saesteer.evaluation.embeddings import SentenceEmbedder
 from saesteer.evaluation.written import Completion, Writer, WritingSettings
 from saesteer.experiments.base import Experiment, Found
-from saesteer.experiments.config import Plan, sources
+from saesteer.experiments.config import ExperimentConfig, Plan, sources, weights_digest
 from saesteer.methods.objective import TrainingCost
-from saesteer.methods.registry import method_entry
+from saesteer.methods.registry import build_method, method_entry
+from saesteer.methods.sites import names_site
 from saesteer.models import Site, model_info
 from saesteer.models.reading import PairActivations, read_pair_activations
-from saesteer.models.resolve import check_shape
+from saesteer.models.resolve import check_shape, resolve_model
 from saesteer.models.tokens import (
     TokenRow,
     chat_prompt,
@@ -115,6 +116,24 @@ def check_has_strength(field: str, method: str) -> None:
         raise ConfigError(
             f"{field} {method!r} has no strength to match to a KL target; choose a vector's method."
         )
+
+
+def check_also(
+    config: ExperimentConfig, methods: Iterable[tuple[str, Mapping[str, Any]]]
+) -> dict[str, str]:
+    """Check, by name and settings, the SAEs and sites that methods take beside the run's.
+
+    Returns:
+        What tells those SAEs from others under the same name or path.
+    """
+    found = {}
+    for method, settings in methods:
+        for name in getattr(build_method(method, settings), "also", ()):
+            if names_site(name):
+                check_shape(resolve_model(config.model.name), Site.parse(name), None, "also")
+            else:
+                found[f"also {name}"] = weights_digest(*sources(config, name))["sae"]
+    return found
 
 
 class SteeringExperiment(Experiment[Found]):

@@ -222,6 +222,11 @@ def watching(model: nn.Module, watcher: Watcher) -> Iterator[None]:
             vars(model).update(watched.own)
 
 
+def is_watched(model: nn.Module) -> bool:
+    """Whether anybody is told of the model's passes, and so counts on whole ones."""
+    return isinstance(vars(model).get("generate"), _WatchedGenerate)
+
+
 # --- transformer_lens: the cache's old names ------------------------------------------------------
 # Its parts that compute attention or a recurrence themselves look for `past_key_values` or
 # `cache_params` (3.9 and 4.3); under transformers 5.24 they would find none, and attend to the

@@ -59,7 +59,8 @@ def run_rows(
     places = position_ids(mask)[:, -ids.shape[1] :]
     wanted |= {"attention_mask": mask.long(), "position_ids": places}
     # Models with ALiBi take no position ids, and a few compute all logits or none.
-    known = {name: value for name, value in wanted.items() if takes(root, name)}
+    taken = inspect.signature(root.forward).parameters
+    known = {name: value for name, value in wanted.items() if name in taken}
     return root(input_ids=ids, use_cache=use_cache, **known)
 
 

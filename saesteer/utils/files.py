@@ -47,11 +47,9 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Path],
                 draft.write_bytes(content)
             else:
                 draft.touch()
-                mode = stat.S_IMODE(draft.stat().st_mode)
+                usual = draft.stat().st_mode
                 content(draft)
-                # safetensors 0.8 lets its files be read by their owner alone.
-                if draft.is_file():
-                    draft.chmod(mode)
+                _open_up(draft, usual)
             if target.suffix.lower() in _TEXTS and draft.is_file():
                 redact_file(draft)
             os.replace(draft, target)
@@ -164,6 +162,12 @@ def _draft_beside(path: Path) -> Iterator[Path]:
         leave(draft)
 
 
+def _open_up(file: Path, usual: int) -> None:
+    """Let a file be read and written as usual: safetensors 0.8 makes it its owner's alone."""
+    if file.is_file():
+        file.chmod(stat.S_IMODE(file.stat().st_mode | usual & 0o666))
+
+
 def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
     """Make a folder whole or not at all, through `build`, which is given an empty one beside it.
 
@@ -175,6 +179,8 @@ def build_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
     with _draft_beside(folder) as draft:
         draft.mkdir()
         build(draft)
+        for file in draft.rglob("*"):
+            _open_up(file, draft.stat().st_mode)
         try:
             draft.rename(folder)
         except OSError:

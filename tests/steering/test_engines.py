@@ -233,6 +233,13 @@ def test_a_text_ends_at_the_end_token_or_after_the_most_tokens(llama, make_vecto
     assert engine(vector, 300.0 / vector.norm).generate(asked) == [Completion("", 0, True)]
 
 
+def test_steering_around_the_call_is_the_same_for_one_prompt_and_for_several(llama, make_vector):
+    with make_vector().steer(llama, strength=0.5):
+        together = generate(llama, PROMPTS, max_new_tokens=6)
+        alone = [generate(llama, prompt, max_new_tokens=6) for prompt in PROMPTS]
+    assert [r.text for r in together.records] == [one.records[0].text for one in alone]
+
+
 def test_no_requests_are_no_completions(make_vector, engine):
     assert engine(make_vector()).generate(Requests([])) == []
 

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from saesteer.utils import files, run_folder
 from saesteer.utils.errors import OutputError, UnwritableError
-from saesteer.utils.files import append_json, draft_of, portable_name, write_atomic
+from saesteer.utils.files import append_json, build_folder, draft_of, portable_name, write_atomic
 from saesteer.utils.run_folder import RunFolder, environment_record, finite, write_record
 
 
@@ -126,6 +128,16 @@ def test_what_is_written_is_there_whole_and_alone(tmp_path):
     # Writers of one file do not meet.
     write_atomic(path, lambda draft: draft.write_bytes(b"first") and write_atomic(path, b"second"))
     assert path.read_bytes() == b"first"
+
+
+def test_files_of_a_folder_are_readable_as_usual_whoever_makes_them(tmp_path):
+    def build(draft):
+        (draft / "in").mkdir()
+        save_file({"x": torch.zeros(1)}, draft / "in" / "x.safetensors")
+
+    made = build_folder(tmp_path / "new", build) / "in" / "x.safetensors"
+    (tmp_path / "usual").touch()
+    assert made.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path, full_disk):

@@ -11,8 +11,8 @@ from saesteer.data.pairs import Description
 from saesteer.data.splits import near_duplicate_cause
 from saesteer.experiments.base import holds_listed
 from saesteer.experiments.compare.config import CompareConfig, PersonaSettings, SplitSettings
-from saesteer.experiments.config import check_also, check_writable, weights_digest
-from saesteer.experiments.steering import SteeringPlan, check_has_strength, shared_parts
+from saesteer.experiments.config import check_writable, weights_digest
+from saesteer.experiments.steering import SteeringPlan, check_also, check_has_strength, shared_parts
 from saesteer.utils.errors import ConfigError, DataError, SaesteerError
 from saesteer.utils.run_folder import RunFolder
 from saesteer.utils.settings import short_hash

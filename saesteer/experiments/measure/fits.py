@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from saesteer.data import PairSet
 from saesteer.experiments.base import Experiment, write_table
-from saesteer.experiments.config import ExperimentConfig, check_also
+from saesteer.experiments.config import ExperimentConfig
 from saesteer.experiments.results import Results
 from saesteer.experiments.steer.config import MethodChoice
+from saesteer.experiments.steering import check_also
 from saesteer.methods.base import Method
 from saesteer.methods.fit_context import FitContext
 from saesteer.methods.registry import build_method, method_entry

@@ -21,13 +21,14 @@ from saesteer.evaluation.written import (
     summarise,
 )
 from saesteer.experiments.base import Stage
-from saesteer.experiments.config import check_also, run_folder, weights_digest
+from saesteer.experiments.config import run_folder, weights_digest
 from saesteer.experiments.pairs_run import PairsRun
 from saesteer.experiments.results import Results, number_at
 from saesteer.experiments.steer.config import RunConfig
 from saesteer.experiments.steering import (
     SteeringExperiment,
     SteeringPlan,
+    check_also,
     check_has_strength,
     shared_parts,
 )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, contiguous_head, selected_cache
+from saesteer.models.compat import cache_argument, contiguous_head, is_watched, selected_cache
 from saesteer.models.forward import check_finite, greedy_settings, takes
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import resolve_target
@@ -117,7 +117,8 @@ def _batch(
     device = input_device(runner)
     shared = shared_prefix(rows, min(map(len, rows)) - 1) if share and len(rows) > 1 else 0
     cache = None
-    if shared and _counts_by_position(runner):
+    # An edit around the call would take what is shared for a prompt of its own.
+    if shared and not is_watched(runner) and _counts_by_position(runner):
         with torch.no_grad():
             cache = prefix_cache(runner, [rows[0].ids[:shared]])
     if cache is None:
