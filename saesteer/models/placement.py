@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +62,12 @@ def choose_dtype(
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type == "mps":
         return torch.bfloat16 if _takes_bfloat16(device) else torch.float32
+    return _fastest_dtype()
+
+
+@cache
+def _fastest_dtype() -> torch.dtype:
+    # Once: on a busy machine a second answer may be another one, and so would a model's numbers.
     ratio = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
     return torch.bfloat16 if ratio > 1.2 else torch.float32
 

@@ -233,10 +233,17 @@ def test_generate_takes_what_a_tokenizer_gives(tiny_llama, hf_model):
 
 
 def test_the_device_is_the_fastest_there_is_and_half_precision_only_where_faster(monkeypatch):
+    fastest = placement._fastest_dtype.__wrapped__
     for half_seconds, wanted in ((0.2, torch.bfloat16), (5.0, torch.float32)):
         times = {torch.float32: 1.0, torch.bfloat16: half_seconds}
-        monkeypatch.setattr(placement, "_matmul_seconds", times.__getitem__)
+        measured: list[torch.dtype] = []
+        monkeypatch.setattr(
+            placement, "_matmul_seconds", lambda one, t=times: measured.append(one) or t[one]
+        )
+        monkeypatch.setattr(placement, "_fastest_dtype", cache(fastest))
         assert choose_dtype("auto", torch.device("cpu")) == wanted
+        # A busy moment later changes nothing.
+        assert choose_dtype("auto", torch.device("cpu")) == wanted and len(measured) == 2
     for known, wanted in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda known=known: known)
         monkeypatch.setattr(placement, "_takes_bfloat16", lambda _, known=known: known)
