@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from typing import Any
 
 import pytest
@@ -238,7 +239,7 @@ def test_the_device_is_the_fastest_there_is_and_half_precision_only_where_faster
         times = {torch.float32: 1.0, torch.bfloat16: half_seconds}
         measured: list[torch.dtype] = []
         monkeypatch.setattr(
-            placement, "_matmul_seconds", lambda one, t=times: measured.append(one) or t[one]
+            placement, "_matmul_seconds", lambda one, t=times, m=measured: m.append(one) or t[one]
         )
         monkeypatch.setattr(placement, "_fastest_dtype", cache(fastest))
         assert choose_dtype("auto", torch.device("cpu")) == wanted
