@@ -18,8 +18,6 @@ from saesteer.steering.teacher_forced import TeacherForced
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saesteer.models.tokens import TokenRow
-
 
 class DescribedJudge(Judge):
     """The log-likelihood of a text as one speaker's words, less that as the other's.
@@ -72,18 +70,5 @@ class DescribedJudge(Judge):
         if has_chat_template(tokenizer):
             system = f"You are {speaker}."
             rows.append(encode_statements(tokenizer, texts, questions, system=system))
-        return np.mean([self._by_prompt(own) for own in rows], axis=0)
-
-    def _by_prompt(self, rows: Sequence[TokenRow]) -> Float[np.ndarray, " text"]:
-        """Return each row's mean log-probability; rows of one prompt share its keys and values."""
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, row in enumerate(rows):
-            places.setdefault(row.ids[: row.kept.index(True)], []).append(place)
-        # A prompt that few rows share is not worth a batch of its own.
-        few = [p for own in places.values() if len(own) < 4 for p in own]
-        parts = [own for own in places.values() if len(own) >= 4] + ([few] if few else [])
-        found = np.zeros(len(rows))
-        for part in parts:
-            prepared = TeacherForced(self._model, [rows[place] for place in part])
-            found[part] = statement_log_likelihoods(prepared)
-        return found
+        prepared = [TeacherForced(self._model, own) for own in rows]
+        return np.mean([statement_log_likelihoods(own) for own in prepared], axis=0)

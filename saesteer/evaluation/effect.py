@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from saesteer.data.texts import ANSWERS_NAME, read_answers
 from saesteer.evaluation.statistics import item_interval, pair_slopes, permutation_p
+from saesteer.models.placement import by_rows
 from saesteer.models.sites import Site
 from saesteer.models.tokens import encode_statements
 from saesteer.steering import SteeringVector
@@ -40,12 +41,16 @@ def statement_log_likelihoods(
     """Return each row's mean log-probability per kept token, in nats."""
     out = np.zeros(rows.n_rows)
     for part in rows.passes(vector, strength, unit):
-        log_probs = torch.log_softmax(part.logits.float(), dim=-1)
-        said = log_probs.gather(1, part.after[:, None])[:, 0]
+        (said,) = by_rows(_log_probability, part.logits, part.after)
         counts = torch.bincount(part.row).tolist()
         for place, own in zip(part.index, said.split(counts), strict=True):
             out[place] = float(own.mean())
     return out
+
+
+def _log_probability(logits: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor]:
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return (log_probs.gather(1, said[:, None])[:, 0],)
 
 
 class PropensityMeter:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.models import model_info
+from saesteer.models.placement import by_rows
 from saesteer.steering.divergence import DivergenceMeter, match_strength
 from saesteer.steering.teacher_forced import Pass, TeacherForced
 from saesteer.utils.cache import Cache, content_key
@@ -124,21 +125,26 @@ def _squares(
     """Return the sum of h h' over the draws for one batch, and its tokens."""
     (_, logits, *_), offset = opened
     total = torch.zeros(offset.shape[1], offset.shape[1], dtype=torch.float64)
-    probabilities = torch.log_softmax(logits.detach().float(), dim=-1).exp_().cpu()
+    (probabilities,) = by_rows(_probabilities, logits.detach())
+    probabilities = probabilities.cpu()
     draws = [torch.multinomial(probabilities, 1, generator=generator) for _ in range(n_samples)]
+    chances = [probabilities.gather(1, sampled) for sampled in draws]
     # The gradient of sum log p with respect to the logits is one-hot - p: one array for all draws.
-    push = probabilities.neg_()
-    for number, sampled in enumerate(draws, start=1):
-        before = push.gather(1, sampled)
-        push.scatter_(1, sampled, before + 1)
-        (gradient,) = torch.autograd.grad(
-            logits, offset, push.to(logits), retain_graph=number < n_samples
-        )
-        push.scatter_(1, sampled, before)
+    push = probabilities.neg_().to(logits)
+    del probabilities
+    for number, (sampled, chance) in enumerate(zip(draws, chances, strict=True), start=1):
+        at = sampled.to(push.device)
+        push.scatter_(1, at, (1 - chance).to(push))
+        (gradient,) = torch.autograd.grad(logits, offset, push, retain_graph=number < n_samples)
+        push.scatter_(1, at, chance.neg().to(push))
         rows_of_h = gradient.double().cpu()
         total += rows_of_h.T @ rows_of_h
         task.advance()
     return total, len(logits)
+
+
+def _probabilities(logits: Tensor) -> tuple[Tensor]:
+    return (torch.log_softmax(logits.float(), dim=-1).exp_(),)
 
 
 def row_gradients(
@@ -169,16 +175,23 @@ def row_gradients(
 def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[list[int], Tensor, Tensor]:
     part, offset = opened
     counts = torch.bincount(part.row)
-    weights, said = (1 / counts[part.row])[:, None], part.after[:, None]
-    # The gradient of sum w log p with respect to the logits is w (one-hot - p): autograd would
-    # hold four more arrays of their size.
     with torch.no_grad():
-        push = torch.log_softmax(part.logits.float(), dim=-1)
-        each = push.gather(1, said)[:, 0]
-        push.exp_().mul_(-weights).scatter_add_(1, said, weights)
-    (gradient,) = torch.autograd.grad(part.logits, offset, push.to(part.logits.dtype))
+        push, each = by_rows(_of_tokens, part.logits, part.after, 1 / counts[part.row])
+    (gradient,) = torch.autograd.grad(part.logits, offset, push)
     means = torch.zeros(len(counts), device=each.device).index_add(0, part.row, each) / counts
     return part.index, gradient.float().cpu(), means.cpu()
+
+
+def _of_tokens(logits: Tensor, said: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of sum w log p with respect to the logits, and each log p.
+
+    It is w (one-hot - p): autograd would hold four more arrays of their size.
+    """
+    push = torch.log_softmax(logits.float(), dim=-1)
+    said, weights = said[:, None], weights[:, None]
+    each = push.gather(1, said)[:, 0]
+    push.exp_().mul_(-weights).scatter_add_(1, said, weights)
+    return push.to(logits.dtype), each
 
 
 class Contrast(Protocol):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saesteer.models.loading import plain_model
+from saesteer.models.placement import by_rows
 from saesteer.models.tokens import TokenRow, encode_statements, has_chat_template, takes_system
 from saesteer.steering.teacher_forced import Pass, TeacherForced
 
@@ -70,15 +71,20 @@ def _of_pass(opened: tuple[Pass, Tensor]) -> tuple[np.ndarray, float]:
     assert part.beside is not None
     logits = part.logits
     with torch.no_grad():
-        reward = part.beside.float()
-        if reward.dim() > logits.dim():
-            reward = _apart(reward)
-        push = torch.softmax(logits.float(), dim=-1)
-        mean = (push * reward).sum(dim=-1, keepdim=True)
-        # The gradient of sum_y p(y) r(y) with respect to the logits is p (r - mean of r).
-        push.mul_(reward.sub_(mean))
-    (gradient,) = torch.autograd.grad(logits, offset, push.to(logits.dtype))
+        others = part.beside.movedim(-2, 0)
+        push, mean = by_rows(_of_tokens, logits, others)
+    (gradient,) = torch.autograd.grad(logits, offset, push)
     return gradient.double().sum(dim=0).cpu().numpy(), float(mean.sum())
+
+
+def _of_tokens(logits: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of sum_y p(y) r(y), which is p (r - mean of r), and the mean of r."""
+    reward = beside.float()
+    if reward.dim() > logits.dim():
+        reward = _apart(reward.movedim(1, 0))
+    push = torch.softmax(logits.float(), dim=-1)
+    mean = (push * reward).sum(dim=-1, keepdim=True)
+    return push.mul_(reward.sub_(mean)).to(logits.dtype), mean
 
 
 def prompted(

@@ -11,6 +11,7 @@ import torch
 
 from saesteer.data.texts import ANSWERS_NAME, read_answers
 from saesteer.models.loading import context_length
+from saesteer.models.placement import by_rows
 from saesteer.models.tokens import TokenRow, encode_statements
 from saesteer.steering.strength import check_unit, to_raw
 from saesteer.steering.teacher_forced import TeacherForced
@@ -85,10 +86,14 @@ def divergence(
     total = 0.0
     for part in rows.passes(*steering, **editing, beside=base):
         assert part.beside is not None
-        untouched = torch.log_softmax(part.beside.float(), dim=-1)
-        changed = torch.log_softmax(part.logits.float(), dim=-1)
-        total += float((changed.exp() * (changed - untouched)).sum())
+        (of_tokens,) = by_rows(_of_tokens, part.logits, part.beside)
+        total += float(of_tokens.sum())
     return total / rows.n_scored
+
+
+def _of_tokens(changed: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor]:
+    log_p, log_q = (torch.log_softmax(logits.float(), dim=-1) for logits in (changed, base))
+    return ((log_p.exp() * (log_p - log_q)).sum(dim=-1),)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ Prefix = tuple[int, ...]
 
 
 def kept_prefixes(
-    model: Any, rows: Sequence[TokenRow], pad: int, *, apart: bool
+    model: Any, rows: Sequence[TokenRow], pad: int, *, passes: int
 ) -> tuple[Any, list[Prefix]]:
     """Return a cache of what stands before rows' last prompt tokens, and each row's part of that.
 
@@ -25,22 +25,24 @@ def kept_prefixes(
     which they first occur, and padding stands before them.
 
     Args:
-        apart: Whether each row's prefix is wanted, and not only what all rows share.
+        passes: How many are to come, roughly; with none, only what all rows share is kept.
     """
-    for prefixes in _divisions(rows, apart):
+    for prefixes in _divisions(rows, passes):
         cache = prefix_cache(model, list(dict.fromkeys(prefixes)), pad)
         if cache is not None:
             return cache, prefixes
     return None, [()] * len(rows)
 
 
-def _divisions(rows: Sequence[TokenRow], apart: bool) -> Iterator[list[Prefix]]:
+def _divisions(rows: Sequence[TokenRow], passes: int) -> Iterator[list[Prefix]]:
     lengths = [max(0, row.kept.index(True) - 1) for row in rows]
     own = [row.ids[:length] for row, length in zip(rows, lengths, strict=True)]
     different = {prefix: len(prefix) for prefix in own}
-    columns = len(different) * max(lengths)
+    tokens, columns = sum(different.values()), len(different) * max(lengths)
     # One long prefix would leave room for few rows in a batch.
-    if apart and columns <= min(MOST_COLUMNS, 2 * sum(different.values())):
+    fits = columns <= min(MOST_COLUMNS, 2 * tokens)
+    # Computing them by themselves takes a pass too.
+    if fits and 2 * tokens < passes * sum(lengths):
         yield own
     yield [rows[0].ids[: shared_prefix(rows, min(lengths))]] * len(rows)
 

@@ -93,11 +93,11 @@ class TeacherForced:
     Args:
         rows: Prompts with answers; the kept tokens are the answer's and must be its last tokens.
         site: Where passes will be steered, or several sites; steering below works but shares less.
-            Without one only what all rows begin with is kept, which is cheaper for a single pass.
+            Without one a single pass is expected, and only prompts that rows share are kept.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
         share_prefix: Whether what stands before a row's last prompt token may be kept.
-        own_prefixes: Whether all of it is, and rows are divided into batches accordingly; else what
-            all rows begin with.
+        own_prefixes: Whether all of it is where that saves more than it costs, and rows are divided
+            into batches accordingly; else what all rows begin with.
 
     Raises:
         DataError: There is no row, or one has no token to score.
@@ -121,10 +121,13 @@ class TeacherForced:
         self._max_tokens, self.n_sites = max_tokens, len(self._sites)
         self._cache, prefixes = None, [()] * len(rows)
         if share_prefix:
-            pad, apart = padding_id(model), own_prefixes and bool(self._sites)
+            # Rows that will be steered are run several times, others once.
+            passes = (3 if self._sites else 1) if own_prefixes else 0
             # Whatever mode the caller is in, gradients may pass by what is kept here.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache, prefixes = kept_prefixes(self._model, rows, pad, apart=apart)
+                self._cache, prefixes = kept_prefixes(
+                    self._model, rows, padding_id(model), passes=passes
+                )
         self._places = {prefix: place for place, prefix in enumerate(dict.fromkeys(prefixes))}
         self._take(rows, prefixes)
 

@@ -224,6 +224,20 @@ def test_of_a_prompt_its_last_token_alone_runs_again(tiny_model, arch):
     assert widths == [1 + max(sum(row.kept) for row in rows)]
 
 
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_single_pass_keeps_prompts_where_several_rows_share_each(tiny_llama, times):
+    rows = times * rows_of(tiny_llama, shared=False)
+    widths: list[int] = []
+    handle = blocks_of(tiny_llama)[-1].register_forward_hook(
+        lambda _m, inputs, _o: widths.append(inputs[0].shape[1])
+    )
+    said = said_by(TeacherForced(tiny_llama, rows))
+    handle.remove()
+    answers = 1 + max(sum(row.kept) for row in rows)
+    assert widths[-1] == (answers if times > 1 else max(map(len, rows)))
+    assert_same(said, reference(tiny_llama, rows))
+
+
 @pytest.mark.parametrize("opened", [False, True])
 def test_an_exception_under_steering_leaves_the_model_as_it_was(tiny_llama, opened):
     model = tiny_llama
