@@ -125,26 +125,29 @@ def _squares(
     """Return the sum of h h' over the draws for one batch, and its tokens."""
     (_, logits, *_), offset = opened
     total = torch.zeros(offset.shape[1], offset.shape[1], dtype=torch.float64)
-    (probabilities,) = by_rows(_probabilities, logits.detach())
-    probabilities = probabilities.cpu()
-    draws = [torch.multinomial(probabilities, 1, generator=generator) for _ in range(n_samples)]
-    chances = [probabilities.gather(1, sampled) for sampled in draws]
+    size = (n_samples, len(logits))
+    uniform = torch.rand(size, dtype=torch.float64, generator=generator).T.contiguous()
     # The gradient of sum log p with respect to the logits is one-hot - p: one array for all draws.
-    push = probabilities.neg_().to(logits)
-    del probabilities
-    for number, (sampled, chance) in enumerate(zip(draws, chances, strict=True), start=1):
-        at = sampled.to(push.device)
-        push.scatter_(1, at, (1 - chance).to(push))
-        (gradient,) = torch.autograd.grad(logits, offset, push, retain_graph=number < n_samples)
-        push.scatter_(1, at, chance.neg().to(push))
+    push, draws, chances = by_rows(_drawn, logits.detach(), uniform)
+    draws, chances = draws.to(push.device), chances.to(push)
+    for number in range(n_samples):
+        at, chance = draws[:, number, None], chances[:, number, None]
+        push.scatter_(1, at, 1 - chance)
+        (gradient,) = torch.autograd.grad(logits, offset, push, retain_graph=number + 1 < n_samples)
+        push.scatter_(1, at, -chance)
         rows_of_h = gradient.double().cpu()
         total += rows_of_h.T @ rows_of_h
         task.advance()
     return total, len(logits)
 
 
-def _probabilities(logits: Tensor) -> tuple[Tensor]:
-    return (torch.log_softmax(logits.float(), dim=-1).exp_(),)
+def _drawn(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return -p, the tokens that uniform numbers draw from p, and these tokens' p."""
+    p = torch.softmax(logits.float(), dim=-1)
+    # In double precision, so that a rare token has its place among 50,000.
+    summed = p.cpu().double().cumsum(dim=-1)
+    drawn = torch.searchsorted(summed, uniform * summed[:, -1:])
+    return p.neg().to(logits.dtype), drawn, p.cpu().gather(1, drawn)
 
 
 def row_gradients(
@@ -414,9 +417,7 @@ class TrainingCost:
 
             if self.bundled_metric.is_file():
                 return load_file(self.bundled_metric)
-            # Tokens are drawn batch by batch: in these batches those of the packaged metric.
-            batches = {"max_tokens": 1024, "own_prefixes": False}
-            texts = TeacherForced(self._model, self.rows, site=self._sites, **batches)
+            texts = TeacherForced(self._model, self.rows, site=self._sites, max_tokens=1024)
             how = {"n_samples": self._fisher_samples, "progress": self._progress}
             found = fisher_metric(texts, **how)
             return {"matrix": found.matrix, "counts": np.array([found.n_samples, found.n_tokens])}

@@ -21,8 +21,7 @@ BUNDLED = "smollm2"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 # The bundled SAEs by what stands behind the name's colon; the first one is meant without.
 BUNDLED_SAES = {
-    f"blocks.{layer}.hook_resid_post": _ASSETS / folder
-    for layer, folder in ((10, "sae-smollm2"), (15, "sae-smollm2-15"), (20, "sae-smollm2-20"))
+    f"blocks.{layer}.hook_resid_post": _ASSETS / f"sae-smollm2-{layer}" for layer in (20, 15, 10)
 }
 
 
@@ -30,7 +29,7 @@ def resolve_sae(name: str | os.PathLike[str]) -> Path | tuple[str, str]:
     """Return the folder, or the release and id, that a name points to; nothing is loaded.
 
     Args:
-        name: "smollm2" (the bundled SAE; "smollm2:blocks.20.hook_resid_post" is that of another
+        name: "smollm2" (the bundled SAE; "smollm2:blocks.10.hook_resid_post" is that of another
             site), a folder, or "release:id" of sae_lens's registry or of a Hub repository, such as
             "gpt2-small-res-jb:blocks.6.hook_resid_pre".
 

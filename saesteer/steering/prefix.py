@@ -25,7 +25,7 @@ def kept_prefixes(
     which they first occur, and padding stands before them.
 
     Args:
-        passes: How many are to come, roughly; with none, only what all rows share is kept.
+        passes: How many are to come, roughly: prompts by themselves take one more.
     """
     for prefixes in _divisions(rows, passes):
         cache = prefix_cache(model, list(dict.fromkeys(prefixes)), pad)
@@ -41,7 +41,6 @@ def _divisions(rows: Sequence[TokenRow], passes: int) -> Iterator[list[Prefix]]:
     tokens, columns = sum(different.values()), len(different) * max(lengths)
     # One long prefix would leave room for few rows in a batch.
     fits = columns <= min(MOST_COLUMNS, 2 * tokens)
-    # Computing them by themselves takes a pass too.
     if fits and 2 * tokens < passes * sum(lengths):
         yield own
     yield [rows[0].ids[: shared_prefix(rows, min(lengths))]] * len(rows)

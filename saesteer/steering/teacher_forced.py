@@ -96,8 +96,6 @@ class TeacherForced:
             Without one a single pass is expected, and only prompts that rows share are kept.
         max_tokens: The most tokens in a batch; fewer where their logits would take much memory.
         share_prefix: Whether what stands before a row's last prompt token may be kept.
-        own_prefixes: Whether all of it is where that saves more than it costs, and rows are divided
-            into batches accordingly; else what all rows begin with.
 
     Raises:
         DataError: There is no row, or one has no token to score.
@@ -111,7 +109,6 @@ class TeacherForced:
         site: Site | Sequence[Site] | None = None,
         max_tokens: int = 4096,
         share_prefix: bool = True,
-        own_prefixes: bool = True,
     ) -> None:
         _check_rows(rows)
         self._bridge = model
@@ -122,7 +119,7 @@ class TeacherForced:
         self._cache, prefixes = None, [()] * len(rows)
         if share_prefix:
             # Rows that will be steered are run several times, others once.
-            passes = (3 if self._sites else 1) if own_prefixes else 0
+            passes = 3 if self._sites else 1
             # Whatever mode the caller is in, gradients may pass by what is kept here.
             with torch.inference_mode(False), torch.no_grad():
                 self._cache, prefixes = kept_prefixes(

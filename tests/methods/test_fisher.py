@@ -134,8 +134,7 @@ def test_the_bundled_metric_is_that_of_the_bundled_model(smollm2_float32):
     bundled, rows = given.cost.metric, given.cost.rows
 
     def texts(chosen) -> TeacherForced:
-        how = {"max_tokens": 1024, "own_prefixes": False}
-        return TeacherForced(model, chosen, site=sae.site, **how)
+        return TeacherForced(model, chosen, site=sae.site, max_tokens=1024)
 
     # All draws take minutes, the first of the first pass seconds. They are among the metric's, and
     # then the others alone are a sum of squares too, which has no negative eigenvalue.

@@ -25,7 +25,7 @@ from tests.by_hand import added
 
 SITES = (Site(0), Site(2))
 TEXTS = ("i like the little house", "go away", "the water is good")
-QUICK = ObjectiveSettings(prompted=0, fisher_samples=2, neutral_answers=6, kl_target=0.05)
+QUICK = ObjectiveSettings(prompted=0, fisher_samples=8, neutral_answers=6, kl_target=0.05)
 ANY = {"max_firing": 1.0, "min_firing": 0.0}
 
 
