@@ -65,7 +65,7 @@ def test_several_data_are_one_experiment_where_a_kind_takes_several(tmp_path):
     (corrupt,) = load_experiments(["capitals", "facts"], kind="corrupt")
     assert corrupt.tasks.source == ["capitals", "facts"]
     (sae,) = load_experiments(["smollm2", "my.csv"], kind="train_sae")
-    assert [source.path for source in sae.corpus] == ["my.csv"] and sae.d_sae == 8192
+    assert [source.path for source in sae.corpus] == ["my.csv"] and sae.d_sae == 6144
     with pytest.raises(
         ConfigError, match=r"could belong to corrupt/depth or to corrupt/order; give one"
     ):

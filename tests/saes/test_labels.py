@@ -97,8 +97,8 @@ def test_one_feature_shows_what_is_known_of_it_and_an_sae_its_place(tmp_path):
     word = card.contexts[0].parts[1]
     assert f"[{word}]" in card.contexts[0].marked() and f"<b>{word}</b>" in card._repr_html_()
     assert "promotes" in card.table.index and card.promotes[0] in card._repr_html_()
-    with pytest.raises(SaeError, match="features 0 to 8191; 8192 is none"):
-        sae.feature(8192)
+    with pytest.raises(SaeError, match="features 0 to 6143; 6144 is none"):
+        sae.feature(6144)
     assert neuronpedia_id_of("gpt2-small-res-jb:blocks.6.hook_resid_pre") == "gpt2-small/6-res-jb"
     assert neuronpedia_id_of("smollm2") is None
     for metadata, found in (({"neuronpedia_id": "a/b"}, "a/b"), ({}, None), (None, None)):
