@@ -102,8 +102,9 @@ class MeasureSettings(Settings):
 class EvaluationSettings(MeasureSettings):
     """How the shift is measured."""
 
-    # KL(steered || base) on neutral text, nats per token, that every vector is given.
-    kl_target: float = Field(default=0.3, gt=0, le=20)
+    # KL(steered || base) on neutral text, nats per token, that every vector is given. At 0.15 the
+    # bundled model's text shows the persona and still reads well.
+    kl_target: float = Field(default=0.15, gt=0, le=20)
     # Five show what any push of the cost does; 19 are the fewest that can give p = 0.05.
     random_directions: int = Field(default=5, ge=0)
     # The most held-out pairs to score.
@@ -113,7 +114,8 @@ class EvaluationSettings(MeasureSettings):
 class CompletionSettings(Settings):
     """What the steered model writes, as a comparison lets it write."""
 
-    questions: Sources = Field(default=["open_questions"])
+    # Does the persona come through when asked, and unasked?
+    questions: Sources = Field(default=["open_questions", "neutral_questions"])
     # The first of each; only those that are shown where there is no judge to read the others.
     n_questions: int = Field(default=30, ge=0)
     shown: int = Field(default=6, ge=0, description="questions whose completions are shown")
