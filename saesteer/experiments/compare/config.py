@@ -118,8 +118,9 @@ class WritingChoices(Settings):
     questions: Sources = Field(default=["open_questions", "neutral_questions"])
     # Of each.
     n_questions: int = Field(default=30, ge=0)
-    # Under each seed that a method is fitted with.
-    n_samples: int = Field(default=4, ge=1)
+    # Under each seed that a method is fitted with. Further questions and personas tell more than
+    # further samples of one question, which cost as much.
+    n_samples: int = Field(default=1, ge=1)
     # Whether a model judges by the description of the two sides, where there is one: it reads
     # every text some eight times, which takes longer than to write it.
     described: bool = True
