@@ -38,7 +38,9 @@ def main() -> None:
         "methods": list(METHODS),
         "seeds": [0],
         "evaluation": {"kl_targets": [0.3]},
-        "writing": {"kl_targets": [0.3]},
+        # As the published figures are written: a judge by description would read longer than all
+        # else takes.
+        "writing": {"kl_targets": [0.3], "described": False},
         "folder": folder,
     }
     start = time.perf_counter()
