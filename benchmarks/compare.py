@@ -1,4 +1,4 @@
-"""Where the time of `saesteer compare` goes: one persona, eight methods, headline KL target.
+"""Where the time of `saesteer compare` goes: one persona, seven methods, headline KL target.
 
 Run: python benchmarks/compare.py [FOLDER]. Threads are pinned by OMP_NUM_THREADS. A folder that
 holds an earlier, unfinished benchmark is resumed, which is what the figure must not count: give a

@@ -22,6 +22,7 @@ from saesteer.evaluation.text_quality import (
     repeated_share,
     vader_compound,
 )
+from saesteer.models.placement import trim_memory
 from saesteer.steering import generate
 from saesteer.steering.engines import EngineSettings, make_engine
 
@@ -168,6 +169,8 @@ class Writer:
         nll = completion_nll(
             self._model, [self.questions[q] for q in asked], texts, chat=self._settings.chat
         )
+        # Keys and values that grew token by token leave pieces that the allocator keeps.
+        trim_memory()
         similarity = answer_similarity(questions, self.embed(texts))
         sentiment = vader_compound(texts)
         return tuple(

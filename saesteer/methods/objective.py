@@ -144,10 +144,11 @@ def _squares(
 def _drawn(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return -p, the tokens that uniform numbers draw from p, and these tokens' p."""
     p = torch.softmax(logits.float(), dim=-1)
-    # In double precision, so that a rare token has its place among 50,000.
-    summed = p.cpu().double().cumsum(dim=-1)
+    # Drawn on the CPU, in double precision, so that a rare token has its place among 50,000.
+    known = p.cpu()
+    summed = known.double().cumsum(dim=-1)
     drawn = torch.searchsorted(summed, uniform * summed[:, -1:])
-    return p.neg().to(logits.dtype), drawn, p.cpu().gather(1, drawn)
+    return p.neg().to(logits.dtype), drawn, known.gather(1, drawn)
 
 
 def row_gradients(

@@ -6,7 +6,7 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,12 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 _CACHED_ROWS, _ROWS_BESIDE_A_CPU = 16, 1024
 
 
+def few_rows(*arrays: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Divide arrays into few rows at a time, as many as a processor's cache holds logits of."""
+    few = _CACHED_ROWS if arrays[0].device.type == "cpu" else _ROWS_BESIDE_A_CPU
+    return zip(*(array.split(few) for array in arrays), strict=True)
+
+
 def by_rows(
     function: Callable[..., tuple[torch.Tensor, ...]], *arrays: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
@@ -34,9 +40,8 @@ def by_rows(
 
     Over a vocabulary this takes half the time of all rows at once, or less, and the memory of few.
     """
-    few = _CACHED_ROWS if arrays[0].device.type == "cpu" else _ROWS_BESIDE_A_CPU
-    parts = zip(*(array.split(few) for array in arrays), strict=True)
-    return tuple(map(torch.cat, zip(*(function(*part) for part in parts), strict=True)))
+    found = (function(*part) for part in few_rows(*arrays))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

@@ -17,7 +17,7 @@ Prefix = tuple[int, ...]
 
 
 def kept_prefixes(
-    model: Any, rows: Sequence[TokenRow], pad: int, *, passes: int
+    model: Any, rows: Sequence[TokenRow], pad: int, *, often: bool
 ) -> tuple[Any, list[Prefix]]:
     """Return a cache of what stands before rows' last prompt tokens, and each row's part of that.
 
@@ -25,23 +25,24 @@ def kept_prefixes(
     which they first occur, and padding stands before them.
 
     Args:
-        passes: How many are to come, roughly: prompts by themselves take one more.
+        often: Whether rows are run several times, which repays a pass over prompts that no other
+            row has; else prompts are kept apart where rows share them.
     """
-    for prefixes in _divisions(rows, passes):
+    for prefixes in _divisions(rows, often):
         cache = prefix_cache(model, list(dict.fromkeys(prefixes)), pad)
         if cache is not None:
             return cache, prefixes
     return None, [()] * len(rows)
 
 
-def _divisions(rows: Sequence[TokenRow], passes: int) -> Iterator[list[Prefix]]:
+def _divisions(rows: Sequence[TokenRow], often: bool) -> Iterator[list[Prefix]]:
     lengths = [max(0, row.kept.index(True) - 1) for row in rows]
     own = [row.ids[:length] for row, length in zip(rows, lengths, strict=True)]
     different = {prefix: len(prefix) for prefix in own}
     tokens, columns = sum(different.values()), len(different) * max(lengths)
     # One long prefix would leave room for few rows in a batch.
     fits = columns <= min(MOST_COLUMNS, 2 * tokens)
-    if fits and 2 * tokens < passes * sum(lengths):
+    if fits and (often or 2 * tokens < sum(lengths)):
         yield own
     yield [rows[0].ids[: shared_prefix(rows, min(lengths))]] * len(rows)
 

@@ -118,12 +118,10 @@ class TeacherForced:
         self._max_tokens, self.n_sites = max_tokens, len(self._sites)
         self._cache, prefixes = None, [()] * len(rows)
         if share_prefix:
-            # Rows that will be steered are run several times, others once.
-            passes = 3 if self._sites else 1
             # Whatever mode the caller is in, gradients may pass by what is kept here.
             with torch.inference_mode(False), torch.no_grad():
                 self._cache, prefixes = kept_prefixes(
-                    self._model, rows, padding_id(model), passes=passes
+                    self._model, rows, padding_id(model), often=bool(self._sites)
                 )
         self._places = {prefix: place for place, prefix in enumerate(dict.fromkeys(prefixes))}
         self._take(rows, prefixes)

@@ -37,7 +37,6 @@ from saesteer.methods.features import feature_table, vector_features
 from saesteer.methods.fit_context import TRAINING_QUESTIONS
 from saesteer.methods.registry import method_entry
 from saesteer.models import model_info
-from saesteer.models.placement import trim_memory
 from saesteer.report import Report
 from saesteer.saes.labels import PLACE_KEY, feature_url
 from saesteer.steering import SteeringVector, generate, to_raw
@@ -336,11 +335,9 @@ class Steer(SteeringExperiment[SteerResults]):
             task.advance(1, "judge")
             judges = [self._judge.name] if self._judge.verdict != "not admitted" else []
             writing = WrittenEvaluation(self.writer, [self._judge], judges)
-            trim_memory()
             task.advance(1, "unsteered")
             for file, result, vector in zip(names, self._result_names, self._vectors, strict=False):
                 self.folder.once(file, partial(self._written, writing, vector, result))
-                trim_memory()
                 task.advance(1, vector.method)
         main, own = self._result(self._result_names[0]), self.folder.read_json(names[0])
         strengths = {-1: main.minus.strength, 0: 0.0, 1: main.plus.strength}
