@@ -101,24 +101,19 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 # --- torch: logits of the last column -------------------------------------------------------------
-# generate's first pass takes the logits of each prompt's last column. On a CPU in bfloat16 torch's
-# linear then copies all weights once a row, as that is no contiguous part of the batch (2.13.0: 57
-# MB a row of SmolLM2, and seconds for 64 rows).
-# Goes: when torch folds such a batch as it does in float32.
+# generate's first pass takes the logits of each prompt's last column. That is no contiguous part of
+# the batch, so torch's linear on a CPU multiplies row by row, and in bfloat16 copies all weights
+# for each (2.13.0: 10 ms and 57 MB a row of SmolLM2), unless the weights want gradients.
+# Goes: when torch folds such a batch whatever the weights want.
 
 
-@contextmanager
-def contiguous_head(model: Any) -> Iterator[None]:
-    """Hand a model's unembedding contiguous rows inside."""
+def contiguous_head(model: Any) -> None:
+    """Hand a model's unembedding contiguous rows from now on."""
     head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+    if head is not None:
+        head.register_forward_pre_hook(
+            lambda _, args: (*(states.contiguous() for states in args[:1]), *args[1:])
+        )
 
 
 # --- transformers: continuous batching collects garbage ------------------------------------------

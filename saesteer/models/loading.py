@@ -14,6 +14,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from saesteer.models.compat import (
+    contiguous_head,
     keep_cache_names,
     nothing_started,
     quiet,
@@ -161,6 +162,8 @@ def wrap_model(
     bridge.eval()
     keep_cache_names(bridge)
     take_tokenizer_output(bridge, plain)
+    for runner in (plain, bridge.original_model):
+        contiguous_head(runner)
     where = source or ModelSource(name, "folder", name)
     info = ModelInfo(where, plain, fingerprint, own_hooks=RemovableHandle.next_id)
     bridge.saesteer = info  # type: ignore[assignment]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from saesteer.models.compat import cache_argument, contiguous_head, find_cache, selected_cache
+from saesteer.models.compat import cache_argument, find_cache, selected_cache
 from saesteer.models.forward import run_rows, takes
 from saesteer.models.tokens import TokenRow, input_device, pad_rows
 
@@ -70,8 +70,7 @@ def prefix_cache(model: Any, prefixes: Sequence[Prefix], pad: int = 0) -> Any:
     rows = [TokenRow(prefix, (False,) * len(prefix)) for prefix in prefixes]
     batch = pad_rows(rows, pad, input_device(model))
     how = {"use_cache": True, "logits_to_keep": 1}
-    with contiguous_head(model):
-        cache = find_cache(run_rows(model, batch.input_ids, batch.attention_mask, **how))
+    cache = find_cache(run_rows(model, batch.input_ids, batch.attention_mask, **how))
     # More rows than there are, so that what was not selected shows.
     more = [0] * (len(prefixes) + 1)
     return None if cache is None or selected_cache(cache, more) is None else cache

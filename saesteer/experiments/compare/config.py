@@ -121,15 +121,14 @@ class WritingChoices(Settings):
     # Under each seed that a method is fitted with. Further questions and personas tell more than
     # further samples of one question, which cost as much.
     n_samples: int = Field(default=1, ge=1)
-    # Whether a model judges by the description of the two sides, where there is one: it reads
-    # every text some eight times, which takes longer than to write it.
-    described: bool = True
-    # Which one; the steered one, unsteered, if null.
+    # Judges beside MiniLM's: wordllama, or the folder of a model for sentence-transformers.
+    embedders: list[Source] = Field(default=["wordllama"])
+    # A model that judges too, by the description of the two sides where there is one; the steered
+    # one's name is itself, unsteered. It reads every text eight times, so it takes longer than all
+    # the rest of a comparison.
     judge_model: Source | None = None
     # One behind an OpenAI-compatible endpoint that judges by it too; every text goes there.
     judge_endpoint: LlmJudgeSettings | None = None
-    # Judges beside MiniLM's: wordllama, or the folder of a model for sentence-transformers.
-    embedders: list[Source] = Field(default=[])
     # Methods that are written with once more, at the KL that a prompt among the methods costs, each
     # side at its own; headline and baseline if null, none if empty.
     at_prompt: list[str] | None = None

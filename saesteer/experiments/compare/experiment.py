@@ -189,9 +189,10 @@ class Compare(SteeringExperiment[Results]):
 
     @cached_property
     def judge_model(self) -> TransformerBridge:
-        """The model that judges by descriptions: the steered one unless another is named."""
+        """The model that judges by descriptions."""
         name = self.config.writing.judge_model
-        if name is None:
+        assert name is not None
+        if name == self.config.model.name:
             return self.model
         self.progress.say(f"Loading judge {name} ...")
         place: Any = {"device": self._device, "device_map": self.config.model.device_map}

@@ -210,6 +210,8 @@ class PersonaRun:
         for seed, run in self.seeds.items():
             for method in self.config.methods_under(seed):
                 yield f"methods, seed {seed}", method.name, partial(run.effects, method)
+        # While the pairs' activations are at hand.
+        yield "features", "features", partial(self.features, self.config.headline)
         for kind in NULLS:
             draws = self.null(kind)
             for _ in self._null_files(kind):
@@ -262,7 +264,7 @@ class PersonaRun:
             for embedder in self.experiment.embedders
         ]
         described, asked = self.persona.described, self.config.writing.judge_endpoint
-        if described is not None and self.config.writing.described:
+        if described is not None and self.config.writing.judge_model:
             made.append(DescribedJudge(self.experiment.judge_model, described))
         if described is not None and asked is not None:
             cache = self.experiment.plan.cache / "llm-sides.jsonl"

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, contiguous_head, is_watched, selected_cache
+from saesteer.models.compat import cache_argument, is_watched, selected_cache
 from saesteer.models.forward import check_finite, greedy_settings, takes
 from saesteer.models.loading import plain_model
 from saesteer.models.sites import resolve_target
@@ -87,7 +87,7 @@ class TransformersEngine:
                 requests.top_p,
                 requests.seed,
             )
-            with ExitStack() as steered, contiguous_head(runner), torch.no_grad():
+            with ExitStack() as steered, torch.no_grad():
                 for chosen, amounts in _together(vectors, part):
                     steered.enter_context(steer(model, chosen, amounts, requests.unit, **how))
                 output = runner.generate(
