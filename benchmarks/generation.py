@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)

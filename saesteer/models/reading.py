@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.forward import check_finite
+from saesteer.models.forward import check_finite, run_rows
 from saesteer.models.hooks import keeping
 from saesteer.models.loading import context_length
+from saesteer.models.prefix import behind, shared_cache
 from saesteer.models.sites import Site, resolve_target
 from saesteer.models.tokens import (
     TokenRow,
@@ -207,7 +208,8 @@ def read_rows(
     """Read the kept tokens' activations at every site in one pass.
 
     Rows run in batches of like length, of at most so many rows, and tokens with their padding; the
-    pass ends at the deepest site.
+    pass ends at the deepest site. What stands before the kept tokens of all rows alike, such as a
+    template with one request, runs once.
     """
     _check_rows(rows, context_length(model))
     if not sites:
@@ -220,11 +222,14 @@ def read_rows(
     counts = torch.tensor([sum(row.kept) for row in rows])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     stores: dict[Site, Tensor] = {}
+    shared, cache = shared_cache(runner, rows, min(row.kept.index(True) for row in rows))
+    rows = [TokenRow(row.ids[shared:], row.kept[shared:]) for row in rows]
     for batch in length_sorted_batches(rows, max_tokens=max_tokens, max_rows=max_rows):
         part = [rows[i] for i in batch]
         tokens = pad_rows(part, padding_id(model), input_device(runner), side="right")
+        mask = torch.nn.functional.pad(tokens.attention_mask, (shared, 0), value=1)
         with torch.inference_mode(), keeping(targets, stop=True) as caught:
-            runner(**tokens.inputs, use_cache=False)
+            run_rows(runner, tokens.input_ids, mask, **behind(runner, cache, [0] * len(part)))
         where = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
         for site, hidden in caught.items():
             if hidden.shape[:2] != tokens.span.shape:

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, selected_cache
 from saesteer.models.forward import run_rows
 from saesteer.models.hooks import HookTarget, hooked, standing_in
 from saesteer.models.loading import block_name, plain_model
 from saesteer.models.placement import trim_memory
+from saesteer.models.prefix import Prefix, behind, kept_prefixes
 from saesteer.models.sites import Site, resolve_target
 from saesteer.models.tokens import (
     TokenRow,
@@ -26,7 +26,6 @@ from saesteer.models.tokens import (
     padding_id,
 )
 from saesteer.steering.apply import steer
-from saesteer.steering.prefix import Prefix, kept_prefixes
 from saesteer.steering.strength import Unit
 from saesteer.utils.errors import DataError
 
@@ -324,9 +323,7 @@ class TeacherForced:
         return self._lower_output[place]
 
     def _forward(self, block: _Block, below: Any, model: Any) -> Tensor:
-        cached: dict[str, Any] = {"use_cache": self._cache is not None}
-        if self._cache is not None:
-            cached |= cache_argument(model, selected_cache(self._cache, block.prefixes))
+        cached = behind(model, self._cache, block.prefixes)
         with nullcontext() if below is None else standing_in(_given(self._lower, below)):
             return run_rows(model, block.ids, block.attention, **cached).logits
 

@@ -223,10 +223,10 @@ def tiny_compare(
     default_sae = cache(mirror_sae)
 
     def make(arch: str = "llama", *, chat: bool = True, **changes: Any) -> dict[str, Any]:
+        folder = str(tiny_model_folder(arch, chat))
         settings: dict[str, Any] = {
             "name": "tiny",
-            "model": {"name": str(tiny_model_folder(arch, chat)), "device": "cpu"}
-            | {"dtype": "float32"},
+            "model": {"name": folder, "device": "cpu", "dtype": "float32"},
             "sae": str(default_sae()),
             # Judges are admitted for the first alone.
             "personas": [
@@ -247,7 +247,8 @@ def tiny_compare(
             | {"multiples": [-1, 0, 1, 1.5], "neutral": compare_data["answers"]},
             "random": {"directions": 1, "features": 1},
             "writing": {"kl_targets": [0.05], "questions": compare_data["questions"]}
-            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 8},
+            | {"n_questions": 2 if embeds else 0, "n_samples": 1, "max_new_tokens": 8}
+            | {"embedders": [], "judge_model": folder},
             "side_effects": {"pairs": 3, "prose": compare_data["prose"], "n_prose": 4}
             | {"choices": 4},
             "folder": str(tmp_path_factory.mktemp("runs")),

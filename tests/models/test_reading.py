@@ -11,7 +11,7 @@ import torch
 
 from saesteer.data import ContrastivePair, PairSet
 from saesteer.models import Site, encode_statements, encode_texts, plain_model
-from saesteer.models.loading import load_model
+from saesteer.models.loading import block_name, load_model
 from saesteer.models.reading import (
     Activations,
     PairActivations,
@@ -56,6 +56,26 @@ def test_padded_batches_read_what_each_row_reads_alone(arch, tiny_model, hf_mode
                 out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
             wanted = out.hidden_states[2][0][list(row.kept)]
             torch.testing.assert_close(read[site].text(index), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3", "llama", "qwen3"])
+def test_what_all_rows_begin_with_runs_once_and_is_read_as_in_whole_rows(
+    arch, tiny_model, hf_model
+):
+    model, reference = tiny_model(arch), hf_model(arch)
+    said = ["I like cats", "I", "I like dogs that ran home through the garden"]
+    rows = encode_statements(model.tokenizer, said, "What would you say of animals, and of cats?")
+    site, ran = Site(2, "hook_resid_pre"), []
+    block = plain_model(model).get_submodule(block_name(model, 1))
+    handle = block.register_forward_pre_hook(lambda _, given: ran.append(given[0].shape[:2]))
+    read = read_rows(model, rows, [site])[site]
+    handle.remove()
+    assert sum(count * width for count, width in ran) < sum(map(len, rows))
+    for index, row in enumerate(rows):
+        with torch.no_grad():
+            out = reference(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
+        wanted = out.hidden_states[2][0][list(row.kept)]
+        torch.testing.assert_close(read.text(index), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_of_any_size_and_single_sites_read_the_same(tiny_model):

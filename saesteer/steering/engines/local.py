@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saesteer.models.compat import cache_argument, is_watched, selected_cache
+from saesteer.models.compat import cache_argument, selected_cache
 from saesteer.models.forward import check_finite, greedy_settings, takes
 from saesteer.models.loading import plain_model
+from saesteer.models.prefix import shared_cache
 from saesteer.models.sites import resolve_target
 from saesteer.models.tokens import TokenBatch, TokenRow, input_device, pad_rows, padding_id
 from saesteer.steering.apply import steer
@@ -27,7 +28,6 @@ from saesteer.steering.engines.base import (
     pad_id,
 )
 from saesteer.steering.positions import DEFAULT_POSITIONS
-from saesteer.steering.prefix import prefix_cache, shared_prefix
 from saesteer.steering.vector import SteeringVector
 
 if TYPE_CHECKING:
@@ -115,12 +115,8 @@ def _batch(
     Padding stands behind what they share.
     """
     device = input_device(runner)
-    shared = shared_prefix(rows, min(map(len, rows)) - 1) if share and len(rows) > 1 else 0
-    cache = None
-    # An edit around the call would take what is shared for a prompt of its own.
-    if shared and not is_watched(runner) and _counts_by_position(runner):
-        with torch.no_grad():
-            cache = prefix_cache(runner, [rows[0].ids[:shared]])
+    limit = min(map(len, rows)) - 1 if share and _counts_by_position(runner) else 0
+    shared, cache = shared_cache(runner, rows, limit)
     if cache is None:
         return pad_rows(rows, pad, device), {}
     parts = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from saesteer.models.compat import cache_argument, find_cache, selected_cache
+import torch
+
+from saesteer.models.compat import cache_argument, find_cache, is_watched, selected_cache
 from saesteer.models.forward import run_rows, takes
 from saesteer.models.tokens import TokenRow, input_device, pad_rows
 
@@ -45,6 +47,27 @@ def _divisions(rows: Sequence[TokenRow], often: bool) -> Iterator[list[Prefix]]:
     if fits and (often or 2 * tokens < sum(lengths)):
         yield own
     yield [rows[0].ids[: shared_prefix(rows, min(lengths))]] * len(rows)
+
+
+def shared_cache(model: Any, rows: Sequence[TokenRow], limit: int) -> tuple[int, Any]:
+    """Return how many first tokens all rows share, at most `limit`, and a cache of them.
+
+    0 and None where there are none, or nothing can be kept.
+    """
+    shared = shared_prefix(rows, limit) if len(rows) > 1 else 0
+    # An edit around the call would take what is shared for a prompt of its own.
+    if not shared or is_watched(model):
+        return 0, None
+    with torch.no_grad():
+        cache = prefix_cache(model, [rows[0].ids[:shared]])
+    return (0, None) if cache is None else (shared, cache)
+
+
+def behind(model: Any, cache: Any, rows: Sequence[int]) -> dict[str, Any]:
+    """Return what runs a batch behind those rows of a cache; without one if it is None."""
+    if cache is None:
+        return {"use_cache": False}
+    return {"use_cache": True, **cache_argument(model, selected_cache(cache, rows))}
 
 
 def shared_prefix(rows: Sequence[TokenRow], limit: int) -> int:
