@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from saesteer.models.loading import load_model, model_info
 from saesteer.steering import SteeredFeature, SteeringVector
+from saesteer.steering.engines.paged import PagedEngine
+from saesteer.utils.errors import ModelError
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +28,19 @@ def bf16_llama(tiny_model_folder):
 def second_llama(tiny_model_folder):
     """The same weights once more, in other modules."""
     return load_model(tiny_model_folder("llama"), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def paged() -> Callable[..., PagedEngine]:
+    """Return what makes the engine paged; the test is skipped where transformers is too old."""
+
+    def make(*given: Any) -> PagedEngine:
+        try:
+            return PagedEngine(*given)
+        except ModelError as error:
+            pytest.skip(str(error))
+
+    return make
 
 
 @pytest.fixture(scope="session")

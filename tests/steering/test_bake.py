@@ -262,8 +262,10 @@ def unpacked(source: Path, target: Path) -> Path:
     reader, writer = GGUFReader(source), GGUFWriter(target, "llama")
     for key, field in reader.fields.items():
         if key != "general.architecture" and not key.startswith("GGUF."):
-            inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], inner)
+            if field.types[0] == GGUFValueType.ARRAY:
+                writer.add_array(key, field.contents())
+            else:
+                writer.add_key_value(key, field.contents(), field.types[0])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type))
     writer.write_header_to_file()

@@ -24,7 +24,6 @@ from saesteer.steering.bake import bake_gguf
 from saesteer.steering.engines.base import Completion, Engine, Request, Requests
 from saesteer.steering.engines.local import TransformersEngine
 from saesteer.steering.engines.openai import OpenAIEngine
-from saesteer.steering.engines.paged import PagedEngine
 from saesteer.steering.engines.settings import EngineSettings
 from saesteer.steering.vllm_vectors import export_live
 from saesteer.utils.errors import MismatchError, NetworkError, SteeringError
@@ -152,14 +151,14 @@ def llama_cpp(tiny_gguf, tmp_path_factory) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(params=["transformers", "paged", "vllm-lens", "hotwire", "llama.cpp"])
-def engine(request, llama, vllm, tmp_path) -> Callable[..., Engine]:
+def engine(request, llama, vllm, paged, tmp_path) -> Callable[..., Engine]:
     """Return a function that gives an engine for a vector at a strength."""
 
     def make(vector: SteeringVector, strength: float = STRENGTH) -> Engine:
         if request.param == "transformers":
             return TransformersEngine(llama, 3)
         if request.param == "paged":
-            return PagedEngine(llama, 3)
+            return paged(llama, 3)
         if request.param == "llama.cpp":
             start = request.getfixturevalue("llama_cpp")
             return openai(llama, start(vector, strength), "baked")
@@ -246,7 +245,7 @@ def test_no_requests_are_no_completions(make_vector, engine):
 
 @pytest.mark.parametrize("where", [OWN, LATER, EVERY])
 def test_packed_requests_are_steered_where_their_own_tokens_are(
-    arch, tiny_model, make_vector, where
+    arch, tiny_model, make_vector, where, paged
 ):
     model = tiny_model(arch)
     vectors = [make_vector(arch=arch), make_vector(1, "blocks.2.hook_resid_pre", arch)]
@@ -254,7 +253,7 @@ def test_packed_requests_are_steered_where_their_own_tokens_are(
     how: dict[str, Any] = {"max_new_tokens": 7, "positions": where}
     asked = (model, PROMPTS, vectors, (0.0, 0.5, -0.5))
     wanted = generate(*asked, **how)
-    assert generate(*asked, **how, engine=PagedEngine(model, 4)) == wanted
+    assert generate(*asked, **how, engine=paged(model, 4)) == wanted
     assert wanted.texts(0.5) != wanted.texts(0.0) != wanted.texts(-0.5)
 
 
@@ -356,15 +355,15 @@ def test_what_is_no_answer_is_one_sentence(llama, http_server, answer, told):
         engine.generate(Requests([Request(rows_of(llama)[0])]))
 
 
-def test_what_an_engine_cannot_do_is_refused_before_anything_runs(llama, make_vector):
+def test_what_an_engine_cannot_do_is_refused_before_anything_runs(llama, make_vector, paged):
     two = [make_vector(), make_vector(1)]
     inside = make_vector(site="blocks.1.hook_mlp_out")
     nowhere = "http://127.0.0.1:9/v1"
-    paged, baked = PagedEngine(llama), openai(llama, nowhere, "baked")
+    packed, baked = paged(llama), openai(llama, nowhere, "baked")
     lens, hotwire = (openai(llama, nowhere, kind) for kind in ("vllm-lens", "hotwire"))
     for engine, vectors, strengths, where, told in (
-        (paged, two, 0.5, "all", "paged cannot write to positions 'all'"),
-        (paged, inside, 0.5, EVERY, "steers between blocks"),
+        (packed, two, 0.5, "all", "paged cannot write to positions 'all'"),
+        (packed, inside, 0.5, EVERY, "steers between blocks"),
         (baked, two, 0.5, None, "steering 'baked' cannot write to positions 'from_last"),
         (baked, two, [0.0, 0.5], EVERY, "has one strength and 2"),
         (lens, inside, 0.5, EVERY, "no block's output"),

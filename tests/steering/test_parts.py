@@ -21,7 +21,6 @@ from saesteer.steering import (
     steer,
 )
 from saesteer.steering.bake import bake, compare_with_hook
-from saesteer.steering.engines.paged import PagedEngine
 from saesteer.steering.vllm_vectors import export_live
 from saesteer.utils.errors import SteeringError
 
@@ -63,10 +62,10 @@ def test_it_steers_as_its_pieces_at_one_multiple_of_their_lengths(
         assert not torch.allclose(together, raw(llama, ids), atol=1e-2)
 
 
-@pytest.mark.parametrize("engine", [None, PagedEngine])
-def test_what_is_written_is_what_its_pieces_write(llama, pieces, whole, engine):
+@pytest.mark.parametrize("engine", ["transformers", "paged"])
+def test_what_is_written_is_what_its_pieces_write(llama, pieces, whole, engine, paged):
     own = pieces[0]
-    how = {"max_new_tokens": 8, "engine": engine and engine(llama)}
+    how = {"max_new_tokens": 8, "engine": paged(llama) if engine == "paged" else None}
     asked = ["i like the house", "go"]
     found = generate(llama, asked, whole, [0.0, 0.8], **how)
     # Of one length, so that a strength in its unit is the same multiple of both.

@@ -49,9 +49,19 @@ class PagedEngine:
 
     Args:
         max_requests: The most requests under way at once.
+
+    Raises:
+        ModelError: The installed transformers is too old.
     """
 
     def __init__(self, model: TransformerBridge, max_requests: int = 64) -> None:
+        from transformers import ContinuousBatchingConfig
+
+        if "auto_switch_to_flash" not in ContinuousBatchingConfig.__dataclass_fields__:
+            raise ModelError(
+                "the engine paged needs a newer transformers (5.24 was tried); upgrade it, or use "
+                "the engine transformers."
+            )
         self._model, self._max_requests = model, max_requests
 
     def generate(self, requests: Requests) -> list[Completion]:
@@ -82,11 +92,6 @@ class PagedEngine:
     def _written(self, plain: Any, requests: Requests, rows: Sequence[Request]) -> list[Completion]:
         from transformers import ContinuousBatchingConfig
 
-        if "auto_switch_to_flash" not in ContinuousBatchingConfig.__dataclass_fields__:
-            raise ModelError(
-                "the engine paged needs a newer transformers (5.24 was tried); upgrade it, or use "
-                "the engine transformers."
-            )
         tokenizer: Any = self._model.tokenizer
         ends, new = end_ids(plain, tokenizer), requests.max_new_tokens
         settings: Any = greedy_settings(new, ends=sorted(ends) or None, pad=pad_id(tokenizer, ends))
