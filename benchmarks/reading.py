@@ -23,7 +23,7 @@ def text_rows(model: Any, count: int, length: int) -> list[TokenRow]:
     """Return the first tokens of so many bundled texts."""
     texts = list(read_texts(datasets_folder() / "prose.jsonl", limit=count))
     rows = encode_texts(model.tokenizer, texts)
-    return [TokenRow(row.ids[:length], row.kept[:length]) for row in rows]
+    return [row.part(0, length) for row in rows]
 
 
 def against_bare(model: Any, rows: list[TokenRow], site: Site, rounds: int) -> list[str]:

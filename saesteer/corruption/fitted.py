@@ -62,7 +62,7 @@ def text_rows(model: TransformerBridge, texts: Sequence[str]) -> list[TokenRow]:
     """Tokenise texts, cut after 128 tokens."""
     assert model.tokenizer is not None
     rows = encode_texts(model.tokenizer, texts)
-    return [TokenRow(row.ids[:LONGEST], row.kept[:LONGEST]) for row in rows if row.ids]
+    return [row.part(0, LONGEST) for row in rows if row.ids]
 
 
 @dataclass(frozen=True, eq=False)

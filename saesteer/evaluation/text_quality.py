@@ -149,7 +149,7 @@ def _row(model: TransformerBridge, question: str, text: str, use_chat: bool) -> 
         return None
     # Text read back may take a few tokens more than were generated.
     longest = int(model.cfg.n_ctx)
-    cut = TokenRow(row.ids[:longest], row.kept[:longest])
+    cut = row.part(0, longest)
     return cut if any(cut.kept) else None
 
 

@@ -223,7 +223,7 @@ def read_rows(
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     stores: dict[Site, Tensor] = {}
     shared, cache = shared_cache(runner, rows, min(row.kept.index(True) for row in rows))
-    rows = [TokenRow(row.ids[shared:], row.kept[shared:]) for row in rows]
+    rows = [row.part(shared) for row in rows]
     for batch in length_sorted_batches(rows, max_tokens=max_tokens, max_rows=max_rows):
         part = [rows[i] for i in batch]
         tokens = pad_rows(part, padding_id(model), input_device(runner), side="right")

@@ -30,6 +30,10 @@ class TokenRow:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, start: int, end: int | None = None) -> TokenRow:
+        """Return the tokens from `start` on, up to `end`."""
+        return TokenRow(self.ids[start:end], self.kept[start:end])
+
 
 @dataclass(frozen=True)
 class TokenBatch:

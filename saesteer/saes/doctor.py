@@ -274,5 +274,5 @@ def rows_for(
     assert model.tokenizer is not None
     rows = encode_texts(model.tokenizer, texts, prepend_bos=sae.prepend_bos)
     limit = min(context, int(model.cfg.n_ctx))
-    cut = [TokenRow(row.ids[:limit], row.kept[:limit]) for row in rows]
+    cut = [row.part(0, limit) for row in rows]
     return [row for row in cut if any(row.kept)]

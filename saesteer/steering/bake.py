@@ -219,11 +219,7 @@ def compare_with_hook(
     plain: Any = plain_model(model).to(served.dtype)
     assert model.tokenizer is not None
     limit = min(context, context_length(model) or context)
-    rows = [
-        TokenRow(row.ids[:limit], row.kept[:limit])
-        for row in encode_texts(model.tokenizer, texts)
-        if row.ids
-    ]
+    rows = [row.part(0, limit) for row in encode_texts(model.tokenizer, texts) if row.ids]
     if not rows:
         raise DataError("the texts hold no token to compare logits at; give longer ones.")
 

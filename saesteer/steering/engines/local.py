@@ -120,8 +120,8 @@ def _batch(
     if cache is None:
         return pad_rows(rows, pad, device), {}
     parts = [
-        pad_rows([TokenRow(row.ids[part], row.kept[part]) for row in rows], pad, device)
-        for part in (slice(shared), slice(shared, None))
+        pad_rows([row.part(*ends) for row in rows], pad, device)
+        for ends in ((0, shared), (shared, None))
     ]
     both = TokenBatch(
         torch.cat([part.input_ids for part in parts], dim=1),
